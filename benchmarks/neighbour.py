@@ -81,7 +81,7 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     model: Any = build(config, 0).eval().requires_grad_(False)
     quantise(model, form)  # type: ignore[arg-type]
     engine, draw = Engine(model, threads=threads), random.Random(0)
-    prompts = [[draw.randrange(config.symbols) for _ in range(PROMPT)] for _ in range(rows)]
+    prompts = [[draw.randrange(config.vocab_size) for _ in range(PROMPT)] for _ in range(rows)]
     logits, start = engine.start(make_prompt(prompts, None, torch.device("cpu")), PROMPT + STEPS)
     weights = {id(weight): weight for weight in model.parameters()}.values()
     size = sum(w.packed.bytes if isinstance(w, PackedTensor) else w.nbytes for w in weights)

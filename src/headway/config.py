@@ -211,6 +211,7 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
         cls = _KINDS[cls][kind]
     else:
         settings.pop("kind", None)
+    settings = {current_name(cls, key): value for key, value in settings.items()}
     field_names = [f.name for f in dataclasses.fields(cls)]
     for key in settings:
         if key not in field_names:
@@ -332,6 +333,24 @@ def _short_json(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+# Settings that were renamed, by the class of their config: old names in recipe.json and `--set` still work.
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "TransformerConfig": {"symbols": "vocab_size"},
+    "EncoderDecoderConfig": {"symbols": "vocab_size"},
+    "TwoTowerConfig": {"symbols": "vocab_size"},
+    "CaptionerConfig": {"symbols": "vocab_size"},
+    "TrainConfig": {"keep": "keep_checkpoints"},
+    "PPOConfig": {"copies": "num_envs"},
+    "CaptionsConfig": {"longest": "max_length"},
+    "PairsConfig": {"longest": "max_length"},
+}
+
+
+def current_name(cls: type, name: str) -> str:
+    """The name of a setting of `cls` today, given its name today or before."""
+    return next((names[name] for base in cls.__mro__ if name in (names := RENAMED.get(base.__name__, {}))), name)
+
+
 def settings_of(config: Any) -> list[str]:
     """Names that `override` accepts directly under this config."""
     return sorted({f.name for f in dataclasses.fields(config)} | shortcuts(type(config)).keys())
@@ -371,6 +390,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         is_same_kind = value == getattr(config, "kind")  # noqa: B009
         family = next(base for base in type(config).__mro__ if base in _KINDS)
         return config if is_same_kind else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
+    name = current_name(type(config), name)
     if name not in settings_of(config):
         raise InapplicableError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = shortcuts(type(config)).get(name)

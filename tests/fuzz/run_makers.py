@@ -22,7 +22,7 @@ UNIT = Path(__file__).parents[1] / "unit"  # whose small data and recipes are us
 WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
 FEW: dict[str, Any] = {
     "train.steps": 4,
-    "train.keep": 2,
+    "train.keep_checkpoints": 2,
     "train.evaluate_every": 2,
     "train.evaluate_limit": 4,
     "train.precision": "fp32",

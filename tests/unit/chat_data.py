@@ -71,5 +71,5 @@ def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
 
 def train(run: Path, data: Path, recipe: Recipe, samples: int = 0, **given: Any) -> hw.Run:
     """Samples take longer than these few steps."""
-    settings = {"train.steps": 6, "train.keep": 9, "optim.lr": 0.001, **given.pop("set", {})}
+    settings = {"train.steps": 6, "train.keep_checkpoints": 9, "optim.lr": 0.001, **given.pop("set", {})}
     return hw.train(recipe, data=data, set=settings, run=run, progress=False, samples=samples, **given)

@@ -23,7 +23,7 @@ from headway.nn.models import Act, act
 REACH, LEFT = "HeadwayReach-v0", "HeadwayLeft-v0"
 SETTINGS: dict[str, Any] = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_size": 8,
     "train.precision": "fp32",
     "task.episodes": 3,

@@ -397,7 +397,13 @@ def test_a_batch_of_sequences_is_learned_by_heart(recordings: Path) -> None:
 
 
 def test_a_run_of_sequences_goes_on_bit_for_bit_and_is_shown(recordings: Path, tmp_path: Path) -> None:
-    settings = {**SMALL, "task.seconds": 1.2, "task.held_out": 2, "train.checkpoint_every": 2, "train.keep": 9}
+    settings = {
+        **SMALL,
+        "task.seconds": 1.2,
+        "task.held_out": 2,
+        "train.checkpoint_every": 2,
+        "train.keep_checkpoints": 9,
+    }
     settings |= {"train.evaluate_every": 2, "task.most": 3, "model.decoder.context": 16}
     hw.train("spoken-sequences", recordings, settings, run=tmp_path / "run", progress=False, samples=2)
     before = cut_back(tmp_path / "run", tmp_path / "again", 2)

@@ -247,7 +247,7 @@ def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that tells low tones from high ones."""
     place = tmp_path_factory.mktemp("runs")
-    settings = {**SMALL, "train.steps": 60, "train.checkpoint_every": 20, "train.keep": 9, "optim.lr": 1e-2}
+    settings = {**SMALL, "train.steps": 60, "train.checkpoint_every": 20, "train.keep_checkpoints": 9, "optim.lr": 1e-2}
     settings |= {"task.augment.time_masks": 0, "task.augment.band_masks": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWAY_CACHE", str(place / "cache"))

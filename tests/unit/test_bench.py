@@ -58,7 +58,7 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
 
 def job(kind: str, form: str, folder: Path, config: ModelConfig, rows: int) -> Job:
     context = getattr(config, "context", None)
-    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.symbols, context)  # type: ignore[arg-type]
+    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.vocab_size, context)  # type: ignore[arg-type]
 
 
 def test_a_shape_by_the_command(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +180,7 @@ def test_prompts_are_ragged_and_repeat(tmp_path: Path) -> None:
     assert many.prompts() == many.prompts()
     assert [len(row) for row in job("decode", "int8", tmp_path, LLAMA, rows=1).prompts()] == [PROMPT_TOKENS]
     sources = job("translate", "fp32", tmp_path, MARIAN, rows=4).sources()
-    assert all(row[-1] == 0 and 0 < min(row[:-1]) <= max(row) < MARIAN.symbols - 1 for row in sources)
+    assert all(row[-1] == 0 and 0 < min(row[:-1]) <= max(row) < MARIAN.vocab_size - 1 for row in sources)
 
 
 def test_peers_are_measured_in_the_nearest_form_they_have() -> None:

@@ -107,7 +107,7 @@ def write_binary(path: Path, model: Transformer, tied: bool, version: int) -> Pa
     order += [] if tied else ["lm_head.weight"]
     angles = torch.zeros(config.context or 0, 32 // heads)
     body = b"".join((angles if name is None else held[name]).numpy().tobytes() for name in order)
-    symbols = config.symbols if tied or version else -config.symbols
+    symbols = config.vocab_size if tied or version else -config.vocab_size
     numbers = struct.pack("<7i", 32, 64, 2, heads, kv, symbols, config.context)
     header = numbers if version == 0 else (struct.pack("<Ii", 0x616B3432, version) + numbers + bytes([tied]))
     path.write_bytes((header if version == 0 else header.ljust(256, b"\0")) + body)

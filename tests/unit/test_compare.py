@@ -40,7 +40,7 @@ SCENES = {
     "train.batch_size": 4,
     "train.precision": "fp32",
     "task.beam": 1,
-    "task.longest": 8,
+    "task.max_length": 8,
     "task.drop_long": True,
     "task.train": 40,
     "task.validation": 8,

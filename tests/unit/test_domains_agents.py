@@ -129,7 +129,7 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(**settings: Any) -> Recipe:
     """Periods of 8 batches of 32 steps, of 4 copies."""
     base = {
-        "task.copies": 4,
+        "task.num_envs": 4,
         "task.steps": 32,
         "task.epochs": 2,
         "task.episodes": 4,
@@ -137,7 +137,7 @@ def tiny(**settings: Any) -> Recipe:
         "train.batch_size": 32,
         "train.steps": 30,
         "train.evaluate_every": 6,
-        "train.keep": 9,
+        "train.keep_checkpoints": 9,
         "model.width": 16,
     }
     return override(find_recipe("ppo"), {**base, **settings})
@@ -366,17 +366,17 @@ def test_a_run_goes_on_bit_for_bit_and_two_are_equal(
         (
             "lamps:Light",
             63.0,
-            {"task.copies": 8, "train.steps": 160, "train.batch_size": 64, "train.evaluate_every": 80},
+            {"task.num_envs": 8, "train.steps": 160, "train.batch_size": 64, "train.evaluate_every": 80},
         ),
         (
             "lamps:Target",
             -8.0,
-            {"task.copies": 8, "train.steps": 320, "train.batch_size": 64, "train.evaluate_every": 80},
+            {"task.num_envs": 8, "train.steps": 320, "train.batch_size": 64, "train.evaluate_every": 80},
         ),
         (
             "lamps:Memory",
             0.9,
-            {"task.copies": 8, "task.context": 3, "model.mixer": "gru", "train.steps": 160, "train.batch_size": 64},
+            {"task.num_envs": 8, "task.context": 3, "model.mixer": "gru", "train.steps": 160, "train.batch_size": 64},
         ),
     ],
 )
@@ -414,7 +414,7 @@ def test_it_learns(
         ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
         ("lamps:Endless", {"task.horizon": None}, "has no step limit.*task.horizon"),
         ("lamps:Light", {"train.batch_size": 48}, "batches of 48 do not divide the 128 steps.*such as 32"),
-        ("lamps:Light", {"task.copies": 0}, "task.copies is 0; choose 1 or more"),
+        ("lamps:Light", {"task.num_envs": 0}, "task.num_envs is 0; choose 1 or more"),
         ("lamps:Light", {"task.discount": 1.1}, "task.discount is 1.1; choose a number from 0 to 1"),
         ("lamps:Light", {"task.clip": 0.0}, "choose numbers above 0"),
         ("lamps:Light", {"task.entropy": -1.0}, "choose 0 or more"),
@@ -439,7 +439,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
         out, err = capsys.readouterr()
         return (json.loads(out.splitlines()[-1]) if out and "--json" in words else out), err
 
-    few = ["train.steps=8", "task.copies=2", "task.steps=16", "train.batch_size=16", "task.episodes=2"]
+    few = ["train.steps=8", "task.num_envs=2", "task.steps=16", "train.batch_size=16", "task.episodes=2"]
     train = ["train", "ppo", "--run", "runs/a", "--json", "--set", "task.env=CartPole-v1", *few]
     found, _ = said(*train)
     assert found["scores"]["split"] == "test"

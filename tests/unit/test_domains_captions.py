@@ -314,8 +314,8 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
             )
         assert not (tmp_path / "run").exists()
 
-    refused("line 2: a caption of .* tokens exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
-    refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
+    refused("line 2: a caption of .* tokens exceeds task.max_length of 3; .* task.drop_long=true", task__max_length=3)
+    refused("the train split of 0 captions is empty; add a file named train", task__max_length=1, task__drop_long=True)
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
@@ -383,7 +383,7 @@ def test_a_tower_brings_its_images_and_a_decoder_its_tokenizer(tmp_path: Path, p
     parts = {"task.tower": str(tmp_path / "vit"), "task.decoder": str(tmp_path / "gpt"), "train.steps": 1}
     done = train("caption", tmp_path / "run", {**parts, "task.shift": 0}, data=photos)
     model: Any = done.model
-    assert model.config.symbols == codec.vocab_size + 3
+    assert model.config.vocab_size == codec.vocab_size + 3
     assert model.config.images.size == (8, 8)
     assert hw.load(done.directory).usage.processor["image_mean"] == [0.1, 0.2, 0.3]
     assert len(hw.load(done.directory).caption([str(tmp_path / "1.png")])) == 1

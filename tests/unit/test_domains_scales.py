@@ -185,7 +185,7 @@ def test_masked_texts_count_what_is_hidden(data_dir: Path, tmp_path: Path, monke
     play.write_text("\n\n".join(lines))
     recipe, task = fit(monkeypatch, "masked", play)
     assert recipe.task.size == 1000
-    assert recipe.model.symbols == 1000
+    assert recipe.model.vocab_size == 1000
     assert scale("masked").unique_targets(task) == round(0.15 * task.examples.count_tokens("train"))  # type: ignore[attr-defined]
 
 

@@ -192,7 +192,7 @@ def test_vocabularies_of_their_own(captions: list[Path], tmp_path: Path) -> None
     recipe = override(small(translation(), size=500, shared=False), {"model.tie": "head"})
     task = open_task(recipe, captions)
     model = cast(EncoderDecoderConfig, task.adapt(recipe.model))
-    assert (model.encoder.symbols, model.decoder.symbols) == (500, 500)
+    assert (model.encoder.vocab_size, model.decoder.vocab_size) == (500, 500)
     codecs = examples_of(task).codecs
     assert codecs.source.encode("Straße") != codecs.target.encode("Straße")
     task.save(tmp_path / "run")

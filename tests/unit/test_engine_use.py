@@ -218,7 +218,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
         assert re.search(message, err), err
     with pytest.raises(UserError, match="attention"):
         hw.load(tmp_path / "bare", draft=tmp_path / "bare").generate_ids([1], 3)
-    wider = replace(bare, symbols=12)
+    wider = replace(bare, vocab_size=12)
     save_model(build(wider), wider, tmp_path / "wider")
     with pytest.raises(UserError, match="12 tokens against 11"):
         hw.load(tmp_path / "bare", draft=tmp_path / "wider")

@@ -177,7 +177,7 @@ def test_settings_and_description() -> None:
         learned(), {"width": 24, "depth": [1, 3], "heads": 4, "dropout": 0.1, "symbols": 30, "context": 9}
     )
     assert [len(part.stack.blocks) for part in (config.tower, config.decoder)] == [1, 3]
-    assert (config.width, config.symbols, config.context, config.decoder.context) == (24, 30, 9, 13)
+    assert (config.width, config.vocab_size, config.context, config.decoder.context) == (24, 30, 9, 13)
     assert from_dict(ModelConfig, to_dict(config)) == config
     found = describe(config)
     assert found["parameters"] == sum(p.numel() for p in build(config).parameters())

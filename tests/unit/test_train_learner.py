@@ -21,7 +21,7 @@ pointwise_module = import_module("headway.nn.kernels.pointwise")  # the package 
 
 def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:
     """In float64, without dropout."""
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
+    recipe = counting_recipe(**{"model.vocab_size": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
     task = counting(CountingConfig(losses=losses), 1, ahead=counted)
     return Learner(build(recipe.model, 5).double(), recipe, task, Processes(torch.device("cpu")))
 
@@ -31,7 +31,9 @@ def test_large_layers_are_trained_by_compiled_gelu(monkeypatch: pytest.MonkeyPat
     loaded: list[int] = []
     load = learner_module._compiled_gelu
     monkeypatch.setattr(learner_module, "_compiled_gelu", lambda: (loaded.append(1), load())[1])
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.stack.blocks.0.feed_forward.activation": "gelu_tanh"})
+    recipe = counting_recipe(
+        **{"model.vocab_size": SYMBOLS, "model.stack.blocks.0.feed_forward.activation": "gelu_tanh"}
+    )
     task = counting(CountingConfig(), 1)
     found = []
     for most in (1 << 18, 64, 64):

@@ -41,7 +41,7 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest
     monkeypatch.setattr(precision, "this_processor", lambda: UNIT)
     losses = {}
     for name in ("fp32", "bf16"):
-        recipe = counting_recipe(optim="muon", **{"model.symbols": SYMBOLS, "model.dropout": 0.0})
+        recipe = counting_recipe(optim="muon", **{"model.vocab_size": SYMBOLS, "model.dropout": 0.0})
         task = counting(CountingConfig(), 1)
         learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), name)
         for step in range(10):
@@ -83,7 +83,7 @@ def test_bf16_that_is_set_is_computed_in_fp32_where_that_is_faster(monkeypatch: 
         assert processor.reason in reason
     assert effective_precision("bf16", torch.device("cuda"), ZEN3) == "bf16"
     monkeypatch.setattr(precision, "this_processor", lambda: ZEN3)
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS})
+    recipe = counting_recipe(**{"model.vocab_size": SYMBOLS})
     learner = Learner(build(recipe.model, 5), recipe, counting(CountingConfig(), 1), Processes(CPU), "bf16")
     assert learner.precision == "fp32"
 

@@ -75,7 +75,7 @@ def test_a_published_model_keeps_its_symbols_and_its_usage(published: Path, play
     run = train(tmp_path / "run", play, start=published)
     model = run.recipe.model
     assert isinstance(model, TransformerConfig)
-    assert model.symbols == load_codec(published).vocab_size + 7
+    assert model.vocab_size == load_codec(published).vocab_size + 7
     assert model.context == 64
     assert read_usage(run.directory).family == "gpt2"
 

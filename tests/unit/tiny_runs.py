@@ -22,7 +22,7 @@ from headway.nn.models.presets import preset
 
 SETTINGS = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_tokens": 128,
     "task.context": 16,
     "train.precision": "fp32",

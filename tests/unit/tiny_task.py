@@ -46,7 +46,7 @@ class Counts(Examples):
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         assert isinstance(model, TransformerConfig)
-        return replace(model, symbols=SYMBOLS)
+        return replace(model, vocab_size=SYMBOLS)
 
     def batch(self, k: int) -> Batch:
         generator = np.random.default_rng((self.seed, k))

@@ -18,7 +18,7 @@ from headway.nn.models.presets import decision_gym
 
 SETTINGS: dict[str, Any] = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_size": 8,
     "train.precision": "fp32",
     "task.context": 4,

@@ -21,7 +21,7 @@ COLOURS = {"red": (220, 30, 40), "green": (30, 200, 60), "blue": (40, 50, 210)}
 SETTINGS = {
     "train.steps": 6,
     "train.batch_size": 12,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.precision": "fp32",
     "task.split.validation": 0.2,
     "task.split.test": 0.2,

@@ -20,7 +20,7 @@ from headway.model_evaluation import open_task
 from headway.nn.models import ModelConfig, describe
 
 # Different values of these settings change the model size, so sizes cannot be matched.
-_SIZE_SETTINGS = ("model.symbols", "task.size", "task.codec")
+_SIZE_SETTINGS = ("model.vocab_size", "task.size", "task.codec")
 _NUM_COUNTED = 50  # batches to count tokens in
 
 

@@ -358,7 +358,7 @@ def prepare_models(kind: Kind, config: ModelConfig, seed: int, programs: Sequenc
         if isinstance(
             config, EncoderDecoderConfig
         ):  # Marian's special tokens, so that all programs start and stop alike
-            usage = Usage("marian", ends=(0,), pad=config.symbols - 1, decoder_start=config.symbols - 1)
+            usage = Usage("marian", ends=(0,), pad=config.vocab_size - 1, decoder_start=config.vocab_size - 1)
         save_published(model, config, path, usage)
     else:
         native.save_model(model, config, path)
@@ -429,7 +429,7 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
         settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
         settings["cache"] = request.cache
         settings["timeline"] = request.timeline and str(request.timeline)
-        job = Job(kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
+        job = Job(kind, "fp32", folder, rows, threads, request.seed, config.vocab_size, context, **settings)
         for program in contenders:
             if program.prepares:
                 note(f"preparing {program.title}")

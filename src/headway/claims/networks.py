@@ -244,7 +244,7 @@ def network(
     blocks = tuple(BlockConfig(mixer, feed_forward=MLPConfig(ratio=2.0), norm=RMSNormConfig()) for mixer in chain)
     return TransformerConfig(
         width=width,
-        symbols=vocab_size,
+        vocab_size=vocab_size,
         stack=StackConfig(blocks, norm=RMSNormConfig()),
         embed=NumbersEmbedConfig(channels) if channels else TokenEmbedConfig(types=types),
         heads={"answer": PooledHeadConfig(outputs, pool)},

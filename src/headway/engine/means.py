@@ -42,7 +42,7 @@ def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
         return {}
     count = min(_SAMPLE_TOKENS, model.config.context or _SAMPLE_TOKENS)
     rng = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(model.config.symbols, (count,), generator=rng).tolist()
+    ids = torch.randint(model.config.vocab_size, (count,), generator=rng).tolist()
     logits = engine.compute([RowChunk(engine.open(count=1).rows[0], 0, ids, count)])
     noise = -torch.empty_like(logits).exponential_(generator=rng).log()
     ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one sample of each distribution (Gumbel 1954)

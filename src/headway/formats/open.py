@@ -38,7 +38,7 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
     location = Path(path)
     opened_model = _OPENERS[_detect_format(location)](location, dtype)
     if isinstance(opened_model.codec, TokenizerCodec):
-        check_vocab_size(opened_model.codec, opened_model.model.config.symbols, location)  # type: ignore[union-attr,arg-type]
+        check_vocab_size(opened_model.codec, opened_model.model.config.vocab_size, location)  # type: ignore[union-attr,arg-type]
     return opened_model
 
 
@@ -127,7 +127,7 @@ def _open_llama2c(path: Path, dtype: torch.dtype | None) -> OpenedModel:
     from headway.formats.llama2c import load_llama2c, load_tokenizer
 
     model, usage = load_llama2c(path, dtype)
-    names = (f"tok{model.config.symbols}.bin", "tokenizer.bin")  # type: ignore[union-attr]
+    names = (f"tok{model.config.vocab_size}.bin", "tokenizer.bin")  # type: ignore[union-attr]
     tokenizer_path = next((candidate for name in names if (candidate := path.with_name(name)).is_file()), None)
     return OpenedModel(model, usage, None if tokenizer_path is None else load_tokenizer(tokenizer_path))
 

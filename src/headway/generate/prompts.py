@@ -31,7 +31,7 @@ def device_of(model: Generative | nn.Module) -> torch.device:
 def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
     """Raise UserError for a prompt that is empty, contains unknown ids, or leaves no position for a new token."""
     context = context_of(model)
-    check_ids("prompt", prompts, model.config.symbols)
+    check_ids("prompt", prompts, model.config.vocab_size)
     for prompt in prompts:
         if not len(prompt):
             raise UserError("a prompt of 0 tokens cannot be continued; start it with the tokenizer's bos token")
@@ -64,9 +64,9 @@ def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
     if not isinstance(model.config, EncoderDecoderConfig):
         raise UserError("this model takes no sources; remove sources")
     encoder, max_length = model.config.encoder, max(map(len, sources), default=0)
-    if not encoder.symbols:
+    if not encoder.vocab_size:
         raise UserError("this model's encoder takes audio, not token ids; use transcribe")
-    check_ids("source", sources, encoder.symbols)
+    check_ids("source", sources, encoder.vocab_size)
     if encoder.context is not None and max_length > encoder.context:
         raise UserError(
             f"a source of {max_length} tokens exceeds the context of {encoder.context}; split it into shorter ones"

@@ -72,7 +72,7 @@ class Request:
         """Raise UserError for a prompt that this model cannot process, or that leaves no position for new tokens."""
         prompt = self.prompt
         if not self.generates and len(prompt) > 1:  # the last token is only scored
-            check_ids("prompt", [prompt], model.config.symbols)
+            check_ids("prompt", [prompt], model.config.vocab_size)
             prompt = prompt[:-1]
         check_prompts(model, [prompt])
 
@@ -160,7 +160,7 @@ class Scheduler:
         """Queue a request and return its ticket. Raises UserError for an invalid request, FullError if the queue is
         full.
         """
-        vocab_size = self._engine.config.symbols
+        vocab_size = self._engine.config.vocab_size
         request.check(self._engine)
         request.sampling.check_vocab_size(vocab_size)
         if (top := max(request.top, request.prompt_top or 0)) > vocab_size:

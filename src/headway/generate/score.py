@@ -46,7 +46,7 @@ def score_ids(
     A sequence longer than the context is processed in windows of that length, which start every `stride` tokens (half
     the context by default). Each token is scored once, after at least context - stride tokens if there are that many.
     """
-    check_ids("sequence", sequences, model.config.symbols)
+    check_ids("sequence", sequences, model.config.vocab_size)
     context = context_of(model)
     if context is None:
         stride = 1  # there is no context limit
@@ -70,7 +70,7 @@ def score_prompt(model: Transformer, ids: Ids, top: int) -> list[TokenScore]:
     """Score each token but the first, with the `top` most probable ones; the log probabilities equal those of
     `score_ids`.
     """
-    check_ids("prompt", [ids], model.config.symbols)
+    check_ids("prompt", [ids], model.config.vocab_size)
     if len(ids) < 2:
         return []
     inputs, layout = pad([ids[:-1]], device_of(model))
@@ -99,7 +99,7 @@ def score_targets(
     if not all(len(source) for source in sources):
         raise UserError("a source has 0 tokens; remove it")
     check_sources(model, sources)
-    check_ids("target", targets, model.config.symbols)
+    check_ids("target", targets, model.config.vocab_size)
     context, max_length = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and max_length > context:
         raise UserError(
@@ -180,7 +180,7 @@ def strided_nats(
     """
     if len(ids) < 2:
         raise UserError(f"a sequence of {len(ids)} tokens cannot be scored; pass at least 2")
-    check_ids("sequence", [ids], model.config.symbols)
+    check_ids("sequence", [ids], model.config.vocab_size)
     limit = context_of(model)
     context = limit if context is None else context
     if context is None:

@@ -120,7 +120,7 @@ def beam_search(
     """
     if len(limits) != prompt.layout.batch or min(limits) < 1:
         raise UserError(f"limits {list(limits)} do not match {prompt.layout.batch} prompts; pass 1 or more per prompt")
-    check_ids("suppressed token", [suppressed], model.config.symbols)
+    check_ids("suppressed token", [suppressed], model.config.vocab_size)
     capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
     if context is not None and capacity > context:
         raise UserError(
@@ -358,7 +358,7 @@ def translate_ids(
     prompts = [[bos, *prefix] for prefix in forced]
     check_sources(model, sources)
     check_prompts(model, prompts)
-    check_ids("suppressed token", [suppressed], model.config.symbols)
+    check_ids("suppressed token", [suppressed], model.config.vocab_size)
     limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]

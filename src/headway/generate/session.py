@@ -221,7 +221,7 @@ class Session:
         """Yield the steps of all sequences as they happen. Raises UserError here, before the first one."""
         context = context_of(self.model)
         check_prompts(self.model, prompts)
-        sampling.check_vocab_size(self.model.config.symbols)
+        sampling.check_vocab_size(self.model.config.vocab_size)
         self._check_sources(prompts, sources)
         rows = [_Row(n, prompt, Continuation(self.codec, prompt, limits, context)) for n, prompt in enumerate(prompts)]
         return self._events(rows, sampling, sources)

@@ -203,7 +203,9 @@ def check_draft(
     config: Any = model.config
     draft_config: Any = draft.config
     different = (
-        None if config.symbols == draft_config.symbols else f"{draft_config.symbols} tokens against {config.symbols}"
+        None
+        if config.vocab_size == draft_config.vocab_size
+        else f"{draft_config.vocab_size} tokens against {config.vocab_size}"
     )
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
@@ -230,13 +232,13 @@ class Draft:
         self.ids = list(prompt)
         self._prompt, self._end = len(prompt), len(prompt) + limit
         self._context = context_of(model) or self._end
-        self._out_of_vocab = not all(token < model.config.symbols for token in prompt)
+        self._out_of_vocab = not all(token < model.config.vocab_size for token in prompt)
         if not self._out_of_vocab:
             self._prefill()
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        self._out_of_vocab |= token >= self.model.config.symbols
+        self._out_of_vocab |= token >= self.model.config.vocab_size
 
     def guess(self, max_guesses: int) -> list[int]:
         max_guesses = min(max_guesses, self._context // 2)

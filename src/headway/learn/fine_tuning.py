@@ -68,7 +68,7 @@ def _parent_names(key: str) -> Iterable[str]:
     return (".".join(words[:count]) for count in range(1, len(words) + 1))
 
 
-_SHAPE_SETTINGS = ("width", "context", "symbols")  # settings that determine the shapes of weights
+_SHAPE_SETTINGS = ("width", "context", "vocab_size")  # settings that determine the shapes of weights
 _MAX_NAMED = 3  # maximum tensors that a message names
 _POSITIONS = "embed.positions.table"  # position embeddings of images
 _POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
@@ -122,7 +122,7 @@ def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
         encoder = keep_vocabulary(model.encoder, original.encoder)
         decoder = keep_vocabulary(model.decoder, original.decoder)
         return replace(model, encoder=encoder, decoder=decoder)  # type: ignore[arg-type]
-    return override(model, {"symbols": original.symbols}) if original.symbols > model.symbols else model
+    return override(model, {"vocab_size": original.vocab_size}) if original.vocab_size > model.vocab_size else model
 
 
 def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:

@@ -59,7 +59,7 @@ class TrainConfig:
     evaluate_every: int = 0  # in steps; 0: ten times per run
     evaluate_limit: int | None = None
     checkpoint_every: int = 0  # in steps; 0: at each evaluation
-    keep: int = 2
+    keep_checkpoints: int = 2
     ema: float | None = None
     average: int = 0
     seed: int = 1234  # seed of weights, data order, dropout and all other sampling

@@ -158,7 +158,7 @@ class RunState:
         if self.metrics is not None:
             self.metrics.sync()
             train = self.recipe.train
-            self.checkpoints.save(self, max(train.keep, train.average), train.checkpoint_interval)
+            self.checkpoints.save(self, max(train.keep_checkpoints, train.average), train.checkpoint_interval)
             self._saved_step = self.progress.step
 
     def write_recipe(self) -> None:

@@ -162,7 +162,7 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
     messages = messages_of(body.messages)
     async with context.served.using(body.model) as ready:
         n = num_samples(body, 1, context)
-        sampling = sampling_of(body, ready.model.module.config.symbols)
+        sampling = sampling_of(body, ready.model.module.config.vocab_size)
         conversation = conversation_of(ready)
         limits = conversation.with_turn_end(limits_of(body, ready.model, context))
         rule = await rule_of(body, ready.model, limits.stop_ids)

@@ -218,7 +218,7 @@ async def prepare(body: CompletionBody, context: Context) -> AsyncIterator[Gener
         model = ready.model
         num_prompts = len(body.prompt) if _is_batch(body) else 1
         n = num_samples(body, num_prompts, context)
-        sampling = sampling_of(body, model.module.config.symbols)
+        sampling = sampling_of(body, model.module.config.vocab_size)
         limits = limits_of(body, model, context)
         format_rule = await rule_of(body, model, limits.stop_ids)
         context.headers |= {} if format_rule is None else format_rule.headers

@@ -116,7 +116,7 @@ def limits_of(body: GenerationBody, model: Model, context: Context) -> Limits:
 
 
 def _check_ids(ids: Sequence[int], model: Model, param: str) -> None:
-    vocab_size = model.module.config.symbols
+    vocab_size = model.module.config.vocab_size
     wrong = next((id for id in ids if not 0 <= id < vocab_size), None)
     if wrong is not None:
         raise StatusError(400, f"{param} has the id {wrong}; use ids from 0 to {vocab_size - 1}", param)
@@ -204,7 +204,7 @@ def restricted_rule(
             raise StatusError(400, "allowed_token_ids is empty; send ids, or leave it out", "allowed_token_ids")
         _check_ids(body.allowed_token_ids, model, "allowed_token_ids")
     stop_ids = limits.all_stop_ids(model.codec) if body.min_tokens else ()
-    return restrict_rule(rule, model.module.config.symbols, body.allowed_token_ids, stop_ids, body.min_tokens)
+    return restrict_rule(rule, model.module.config.vocab_size, body.allowed_token_ids, stop_ids, body.min_tokens)
 
 
 def prompt_top(body: GenerationBody) -> int | None:

@@ -329,7 +329,7 @@ class Experience:
         """Restart the running episodes and replay their actions."""
         if len(state["numbers"]) != len(self.envs):
             raise UserError(
-                f"the checkpoint has {len(state['numbers'])} environments, but task.copies is "
+                f"the checkpoint has {len(state['numbers'])} environments, but task.num_envs is "
                 f"{len(self.envs)}; resume with the original settings"
             )
         self.episodes, self.steps, counted = (int(number) for number in state["counts"])

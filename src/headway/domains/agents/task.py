@@ -77,7 +77,7 @@ class PPOConfig(TaskConfig):
     """
 
     env: str | None = None  # Gymnasium id of the environment
-    copies: int = 16  # parallel environments
+    num_envs: int = 16  # parallel environments
     steps: int = 256  # steps per environment and period
     epochs: int = 8  # epochs over the steps of a period
     discount: float = 0.995  # discount factor per step
@@ -127,7 +127,7 @@ class PPOConfig(TaskConfig):
                 f"{ENV_VARIABLE}=module:Name for your own"
             )
         with ExitStack() as stack:
-            envs = stack.enter_context(VectorEnv(name, self.copies))
+            envs = stack.enter_context(VectorEnv(name, self.num_envs))
             codec = make_codec(envs, self.context, self.horizon, self.draw)
             evaluation_envs = stack.enter_context(VectorEnv(name, min(MAX_PARALLEL, self.episodes)))
             stack.pop_all()  # closed only if an exception is raised
@@ -137,10 +137,10 @@ class PPOConfig(TaskConfig):
 
     def _rows(self, recipe: Recipe) -> int:
         """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
-        rows, total = recipe.train.rows(1), self.copies * self.steps
+        rows, total = recipe.train.rows(1), self.num_envs * self.steps
         if total % rows:
             raise ConfigError(
-                f"batches of {rows} do not divide the {total:,} steps of {self.copies} copies x {self.steps}; set "
+                f"batches of {rows} do not divide the {total:,} steps of {self.num_envs} copies x {self.steps}; set "
                 f"train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if total % d == 0)}"
             )
         return rows
@@ -168,7 +168,7 @@ class RolloutExamples(OnPolicyExamples):
     @property
     def steps_per_period(self) -> int:
         """Environment steps per period."""
-        return self.config.copies * self.config.steps
+        return self.config.num_envs * self.config.steps
 
     @property
     def rollout_batches(self) -> int:

@@ -111,7 +111,7 @@ class SpeechDataset(SourceTargetExamples):
         for split in ("train", "validation"):
             self.of(split)
         speech_model = check_speech_model(model)
-        decoder = replace(speech_model.decoder, symbols=self.codec.vocab_size)
+        decoder = replace(speech_model.decoder, vocab_size=self.codec.vocab_size)
         return replace(speech_model, encoder=with_window(speech_model.encoder, self.frames), decoder=decoder)
 
     def batch(self, sounds: Sequence[Utterance], rng_key: RngKey | None = None) -> Batch:
@@ -202,7 +202,7 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
         (audio, layout, *_), special_tokens = batch.inputs, examples.special_tokens
         capacity = cast(int, model.config.context) - len(special_tokens.prompt)
         unused_ids = range(
-            examples.codec.vocab_size, model.config.symbols
+            examples.codec.vocab_size, model.config.vocab_size
         )  # published vocabularies may exceed the tokenizer's
         ids = torch.tensor([special_tokens.prompt] * layout.batch, device=batch.targets.device)
         prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), audio, layout)

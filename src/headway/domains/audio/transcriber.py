@@ -88,7 +88,7 @@ class Transcriber:
         """`generator` generates what `model` would."""
         if not isinstance(codec, TokenizerCodec):
             raise UserError("this tokenizer does not belong to a speech model; use the one that came with the model")
-        special_tokens = WhisperTokens.of(codec, usage, model.config.symbols)
+        special_tokens = WhisperTokens.of(codec, usage, model.config.vocab_size)
         special_tokens.check(config.language, config.task)
         if config.words and not special_tokens.has_timestamps:
             raise UserError("this model does not generate timestamps, so it has no word times; leave them out")

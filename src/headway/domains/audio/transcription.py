@@ -181,7 +181,7 @@ def _language_and_tokens(
         raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a speech model")
     special = [token_id for token_id, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
     suppressed = tuple(token_id for token_id in sorted(special) if token_id != eos)
-    task, languages = codec.token_id("<|transcribe|>"), languages_of(codec, model.symbols)
+    task, languages = codec.token_id("<|transcribe|>"), languages_of(codec, model.vocab_size)
     if task is None:
         return language, SpeechSpecialTokens((start, no_timestamps), eos, suppressed)
     language = language or "en"

@@ -102,7 +102,7 @@ class InstructScale(Scale):
         reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
         contexts = {"task.context": context, "model.context": context}
         return DataSettings(
-            {"task.size": vocab_size, "model.symbols": vocab_size, **contexts, **self.held_out_shares(count)}, reason
+            {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **self.held_out_shares(count)}, reason
         )
 
     def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:

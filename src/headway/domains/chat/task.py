@@ -107,7 +107,7 @@ class Conversations(IndexedExamples):
         """`model` with the codec's vocabulary size. Raises UserError without data to train or evaluate on."""
         for split in dict.fromkeys(("train", "validation", self.final_split)):
             self.rows_of(split)
-        return override(model, {"symbols": self.codec.vocab_size})
+        return override(model, {"vocab_size": self.codec.vocab_size})
 
     def rows_of(self, split: str) -> np.ndarray:
         """The samples of a split that fit, int64 [N]; a first token is input only."""

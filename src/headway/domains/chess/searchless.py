@@ -55,7 +55,7 @@ class Fens(PositionRows):
             self.splits.rows(split)
         if not isinstance(model, TransformerConfig) or not isinstance(model.heads.get(HEAD), PooledHeadConfig):
             raise UserError("this model does not read tokens of a FEN; use chess-9m, chess-136m or chess-270m")
-        return replace(model, symbols=len(MOVES))
+        return replace(model, vocab_size=len(MOVES))
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Of several moves with values, one is selected, depending on the position's index and on the epoch (from the

@@ -164,7 +164,7 @@ class CaptionsConfig(TaskConfig):
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 4000  # maximum vocabulary size; none: no limit
     lowercase: bool = False  # whether to lower-case the captions
-    longest: int = 64  # maximum tokens per caption
+    max_length: int = 64  # maximum tokens per caption
     drop_long: bool = False  # whether to leave longer ones out of training, and count them
     smoothing: float = 0.0
     beam: int = 4  # beam size on the final split; 1 is greedy

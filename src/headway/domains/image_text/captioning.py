@@ -133,17 +133,17 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "captions", "a file")
 
     def _without_long(self, splits: SplitIndices) -> SplitIndices:
-        context, max_length = self.model.context, self.config.longest
+        context, max_length = self.model.context, self.config.max_length
         limit = max_length if context is None else min(max_length, context - 1)
         lengths = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
         too_long = np.flatnonzero(lengths > limit)
         if len(too_long) and not self.config.drop_long:
             row = int(too_long[0])
-            limit_name = "task.longest" if limit == max_length else "the model's context, without bos and eos,"
+            limit_name = "task.max_length" if limit == max_length else "the model's context, without bos and eos,"
             raise UserError(
                 f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
                 "shorten "
-                f"it, raise {'task.longest' if limit == max_length else 'model.context'}, or set task.drop_long=true, "
+                f"it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set task.drop_long=true, "
                 f"which leaves out {len(too_long):,} of {len(lengths):,}"
             )
         if len(too_long):
@@ -160,10 +160,12 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             self.splits.rows(split)
         config = self.config
         decoder_vocab_size = (
-            self.model.symbols if config.decoder is not None else 0
+            self.model.vocab_size if config.decoder is not None else 0
         )  # published vocabularies may be larger
         has_parts = config.tower is not None or config.decoder is not None  # the task's model has them
-        return override(self.model if has_parts else model, {"symbols": max(self.codec.vocab_size, decoder_vocab_size)})
+        return override(
+            self.model if has_parts else model, {"vocab_size": max(self.codec.vocab_size, decoder_vocab_size)}
+        )
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
@@ -219,7 +221,7 @@ class CaptionGeneration(SequenceGeneration[CaptionDataset]):
 
     def generate(self, model: nn.Module, examples: CaptionDataset, sources: Sources, search: SearchConfig) -> list[Ids]:
         images = (batch.inputs[0] for _, batch in evaluation_batches(model, sources.inputs))
-        max_length = examples.config.longest
+        max_length = examples.config.max_length
         hypotheses = search_captions(cast(Captioner, model), images, examples.bos, examples.eos, search, max_length)
         return [best.ids for best, *_ in hypotheses]
 

@@ -33,7 +33,7 @@ def caption(
     n_best: int | None = None,
 ) -> str | list[str] | list[list[str]]:
     task = None if model.recipe is None else model.recipe.task
-    max_length = task.longest if isinstance(task, CaptionsConfig) else MAX_CAPTION_TOKENS
+    max_length = task.max_length if isinstance(task, CaptionsConfig) else MAX_CAPTION_TOKENS
     request, search = (
         arguments.image_inputs(images),
         SearchConfig(beam, length_penalty, 1 if n_best is None else n_best),

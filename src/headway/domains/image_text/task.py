@@ -207,7 +207,7 @@ class ImageTextDataset(IndexedExamples):
         check_splits(self.splits, self.batch_size, "images")
         towers = check_towers(model)
         end = self.codec.eos_id if towers.filler is None else towers.end
-        return replace(towers, right=replace(towers.right, symbols=self.codec.vocab_size), end=end)
+        return replace(towers, right=replace(towers.right, vocab_size=self.codec.vocab_size), end=end)
 
     def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]

@@ -96,7 +96,7 @@ class MaskedScale(Scale):
         num_characters = count_characters(paths, _MAX_CHARACTERS)
         vocab_size = lookup(_VOCABULARIES, num_characters)
         reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
-        return DataSettings({"task.size": vocab_size, "model.symbols": vocab_size}, reason)
+        return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
 
     def unique_targets(self, task: Task) -> int:
         dataset = cast(MaskedDataset, cast(Task, task).examples)

@@ -126,7 +126,7 @@ class MaskedDataset(Examples):
         embed = model.embed
         if self.config.next and isinstance(embed, TokenEmbedConfig) and embed.types < 2:
             embed = replace(embed, types=2)
-        return replace(model, symbols=self.codec.vocab_size, embed=embed)
+        return replace(model, vocab_size=self.codec.vocab_size, embed=embed)
 
     def of(self, split: str) -> MaskedRowSamples:
         if split not in self._samples:

@@ -96,7 +96,7 @@ def _check_stateful(model: ModelConfig) -> None:
         raise ConfigError(
             f"task.carry_state lets documents exceed model.context {model.context}; set model.context to none"
         )
-    growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
+    growth = describe(override(model, {"vocab_size": 1}))["state_bytes_per_token"]
     if growth:
         raise ConfigError(
             f"task.carry_state needs a state of constant size, but this model's grows by {growth:,} bytes per token: "
@@ -122,7 +122,7 @@ class Documents(Examples):
         for split in ("train", "validation"):
             self.spans(split)
         self.of("train").training_order()
-        return override(model, {"symbols": self.codec.vocab_size})
+        return override(model, {"vocab_size": self.codec.vocab_size})
 
     def of(self, split: str) -> Samples:
         return TextRows(self, split)

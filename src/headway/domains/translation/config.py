@@ -61,7 +61,7 @@ class PairsConfig(TaskConfig):
     """
 
     smoothing: float = 0.1
-    longest: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
     beam: int = 5  # beam size on the test split; 1 is greedy
     length_penalty: float = 0.6  # of the beam search
     reverse_source: bool = False
@@ -71,8 +71,8 @@ class PairsConfig(TaskConfig):
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
-        if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"task.longest is {self.longest}; choose 1 or more")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"task.max_length is {self.max_length}; choose 1 or more")
 
     def prepare(self, source: str) -> str:
         """A source as its codec expects it."""
@@ -163,6 +163,6 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
 def with_vocab_sizes(model: ModelConfig, codecs: Codecs) -> ModelConfig:
     """`model` with the codecs' vocabulary sizes."""
     if codecs.source is codecs.target or not isinstance(model, EncoderDecoderConfig):
-        return override(model, {"symbols": codecs.target.vocab_size})
-    encoder = replace(model.encoder, symbols=codecs.source.vocab_size)
-    return replace(model, encoder=encoder, decoder=replace(model.decoder, symbols=codecs.target.vocab_size))
+        return override(model, {"vocab_size": codecs.target.vocab_size})
+    encoder = replace(model.encoder, vocab_size=codecs.source.vocab_size)
+    return replace(model, encoder=encoder, decoder=replace(model.decoder, vocab_size=codecs.target.vocab_size))

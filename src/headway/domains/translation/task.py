@@ -191,7 +191,7 @@ class ParallelText(SourceTargetExamples):
         if split in self._pairs:
             return self._pairs[split]
         rows = self.splits.rows(split)
-        max_length = self.config.longest if split == "train" else None
+        max_length = self.config.max_length if split == "train" else None
         batch_limit = self.batch_tokens if split == "train" else _NO_LIMIT
         limit = min(max_length or _NO_LIMIT, self._model_limit, batch_limit)
         # The eos token needs one more position.

@@ -107,7 +107,7 @@ class RelatedTextDataset(Examples):
         batch.
         """
         check_splits(self.splits, self.batch_size, "pairs")
-        return replace(check_encoder(model), symbols=self.codec.vocab_size)
+        return replace(check_encoder(model), vocab_size=self.codec.vocab_size)
 
     def batch(self, text_rows: np.ndarray, partner_rows: np.ndarray) -> Batch:
         """Tokens of the rows of texts and partners. Equal texts, and texts of one label, count as the same."""

@@ -72,7 +72,7 @@ class EncodedTextDataset(IndexedExamples):
         """`model` with the codec's vocabulary size. UserError for a split without samples."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        return replace(check_encoder(model), symbols=self.codec.vocab_size)
+        return replace(check_encoder(model), vocab_size=self.codec.vocab_size)
 
     def training_order(self, rows: np.ndarray) -> LengthBatches:
         return LengthBatches(self.rows.plan(rows, self.batch_size, self.seed), len(rows))

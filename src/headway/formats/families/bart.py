@@ -110,7 +110,7 @@ def shared_settings(config: EncoderDecoderConfig) -> dict[str, Any]:
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
     settings: dict[str, Any] = {
         "is_encoder_decoder": True,
-        "vocab_size": config.encoder.symbols,
+        "vocab_size": config.encoder.vocab_size,
         "d_model": config.width,
         "max_position_embeddings": config.context,
         "activation_function": published_activation(feed.activation),

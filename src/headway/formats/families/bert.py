@@ -142,7 +142,7 @@ def shared_settings(config: TransformerConfig) -> dict[str, Any]:
     embed = expect(config.embed, TokenEmbedConfig)
     head = config.heads.get("classes") or config.heads.get("tags")
     return {
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         **encoder_settings(config),
         "max_position_embeddings": (config.context or 0) + expect(embed.positions, LearnedConfig).offset,
         "type_vocab_size": embed.types,

@@ -109,7 +109,7 @@ def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> T
 def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerConfig:
     tower = read_tower(settings, TokenEmbedConfig(LearnedConfig()), pattern, head)
     vocab_size, context = settings.get("vocab_size", int), settings.max_positions("max_position_embeddings")
-    return replace(tower, symbols=vocab_size, context=context)
+    return replace(tower, vocab_size=vocab_size, context=context)
 
 
 def write(config: TwoTowerConfig) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def write_tower(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_text_tower(config: TransformerConfig) -> dict[str, Any]:
-    limits = {"vocab_size": config.symbols, "max_position_embeddings": config.context}
+    limits = {"vocab_size": config.vocab_size, "max_position_embeddings": config.context}
     return {**write_tower(config), **limits}
 
 

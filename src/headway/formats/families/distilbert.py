@@ -65,7 +65,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "distilbert",
         "architectures": architecture("DistilBert", config.heads),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "dim": config.width,
         "n_layers": len(config.stack.blocks),
         "n_heads": attention.heads,

@@ -55,7 +55,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         **write_heads(config, PublishedClasses("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "n_embd": config.width,
         "n_positions": config.context,
         **stack_settings(config),

@@ -58,7 +58,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt_neox",
         **write_heads(config, PublishedClasses.of("GPTNeoX")),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "num_hidden_layers": len(config.stack.blocks),
         "num_attention_heads": mixer.heads,

@@ -149,7 +149,7 @@ def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> di
     return {
         "model_type": name,
         **write_heads(config, classes),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
         "num_hidden_layers": len(config.stack.blocks),

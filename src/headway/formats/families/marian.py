@@ -39,7 +39,7 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
     if settings.get("share_encoder_decoder_embeddings", bool):
         return EncoderDecoderConfig(encoder, decoder, "all")
-    decoder = replace(decoder, symbols=settings.get("decoder_vocab_size", int, decoder.symbols))
+    decoder = replace(decoder, vocab_size=settings.get("decoder_vocab_size", int, decoder.vocab_size))
     return EncoderDecoderConfig(encoder, decoder, "head")
 
 
@@ -48,9 +48,9 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "model_type": "marian",
         "architectures": ["MarianMTModel"],
         **shared_settings(config),
-        "pad_token_id": config.symbols - 1,
-        "decoder_start_token_id": config.symbols - 1,
-        "decoder_vocab_size": config.symbols,
+        "pad_token_id": config.vocab_size - 1,
+        "decoder_start_token_id": config.vocab_size - 1,
+        "decoder_vocab_size": config.vocab_size,
         "share_encoder_decoder_embeddings": config.tie == "all",
     }
 

@@ -121,7 +121,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "modernbert",
         "architectures": architecture("ModernBert", config.heads),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
         "num_hidden_layers": len(mixers),

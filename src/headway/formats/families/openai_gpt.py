@@ -49,7 +49,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "openai-gpt",
         **write_heads(config, CLASSES),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "n_embd": config.width,
         "n_positions": config.context,
         "n_layer": len(config.stack.blocks),

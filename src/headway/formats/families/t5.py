@@ -103,7 +103,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "d_model": config.width,
         "d_kv": mixer.head_size or config.width // mixer.heads,
         "num_layers": len(encoder.blocks),

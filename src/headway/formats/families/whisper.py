@@ -96,7 +96,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "model_type": "whisper",
         "architectures": ["WhisperForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "num_mel_bins": frames.bands,
         "d_model": config.width,
         "max_source_positions": config.encoder.context,
@@ -107,7 +107,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "activation_dropout": feed.dropout,
         "scale_embedding": False,
         "tie_word_embeddings": True,
-        "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers requires a valid id
+        "pad_token_id": min(DEFAULTS["pad_token_id"], config.vocab_size - 1),  # transformers requires a valid id
     }
     return settings | stack_settings(config)
 

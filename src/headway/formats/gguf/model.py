@@ -183,7 +183,7 @@ def save_gguf(
         "general.quantization_version": _VERSION,
         **sizes,
         **{f"{architecture}.{key}": value for key, value in rotary_settings.items()},
-        **(_NO_TOKENIZER if codec is None else write_codec(codec, config.symbols, usage)),
+        **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
     draft = FileContents(values, {**tensors, **factors}, str(path))
     _check(draft, architecture, dialect, family, config)

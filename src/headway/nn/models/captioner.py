@@ -63,8 +63,8 @@ class CaptionerConfig(ModelConfig):
         return self.decoder.width
 
     @property
-    def symbols(self) -> int:
-        return self.decoder.symbols
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
 
     @property
     def images(self) -> PatchEmbedConfig:

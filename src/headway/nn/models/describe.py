@@ -167,7 +167,7 @@ def _tree(config: ModelConfig) -> list[str]:
         ]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
-    inputs = config.embed.describe_inputs(config.symbols, config.context)
+    inputs = config.embed.describe_inputs(config.vocab_size, config.context)
     lines = [f"width {config.width}, {inputs}, embed {config.embed.summary()}"]
     for block, run in groupby(config.stack.blocks):
         lines.append(f"{len(list(run))} x {_block(block)}")

@@ -202,8 +202,8 @@ class EncoderDecoderConfig(ModelConfig):
         return self.decoder.width
 
     @property
-    def symbols(self) -> int:
-        return self.decoder.symbols
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
 
     @property
     def context(self) -> int | None:
@@ -296,11 +296,11 @@ class EncoderDecoder(nn.Module):
 
 
 def _check(config: EncoderDecoderConfig) -> None:
-    same = (config.encoder.width, config.encoder.symbols) == (config.decoder.width, config.decoder.symbols)
+    same = (config.encoder.width, config.encoder.vocab_size) == (config.decoder.width, config.decoder.vocab_size)
     if config.tie in ("embeddings", "all") and not same:
         raise ConfigError(
             f"tie {config.tie} shares one table, but the encoder has width {config.encoder.width} and "
-            f"{config.encoder.symbols} tokens, the decoder {config.decoder.width} and {config.decoder.symbols}; "
+            f"{config.encoder.vocab_size} tokens, the decoder {config.decoder.width} and {config.decoder.vocab_size}; "
             "make them equal, or set tie to head"
         )
     blocks = config.decoder.stack.blocks
@@ -323,7 +323,7 @@ def _with_memory_width(config: EncoderDecoderConfig) -> TransformerConfig:
     """The decoder's configuration, with the memory's width filled in where it is unset and not the decoder's own."""
     summary = getattr(config.bridge, "summary", None)
     encoder = config.encoder
-    width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.symbols))
+    width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.vocab_size))
 
     def set_width(block: BlockConfig) -> BlockConfig:
         if block.cross is not None and block.cross.width is None and width != config.decoder.width:

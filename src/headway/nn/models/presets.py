@@ -359,7 +359,7 @@ def gpt3(width: int, depth: int, heads: int, size: int) -> TransformerConfig:
     block = config.stack.blocks[0]
     mixer = AttentionConfig(heads, head_size=size)
     blocks = cycle((BlockConfig(mixer, None, block.feed_forward, dropout=block.dropout),), depth)
-    return TransformerConfig(width, config.symbols, config.context, StackConfig(blocks), config.embed)
+    return TransformerConfig(width, config.vocab_size, config.context, StackConfig(blocks), config.embed)
 
 
 def decoder(

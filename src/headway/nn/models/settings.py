@@ -144,11 +144,13 @@ def _cross(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     return replace(model, decoder=replace(model.decoder, stack=replace(model.decoder.stack, blocks=blocks)))
 
 
-@setting(EncoderDecoderConfig, "symbols")
+@setting(EncoderDecoderConfig, "vocab_size")
 def _all_vocab_sizes(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     """Size of the vocabulary; set from the data."""
-    size = positive_int("model.symbols", value)
-    return replace(model, encoder=replace(model.encoder, symbols=size), decoder=replace(model.decoder, symbols=size))
+    size = positive_int("model.vocab_size", value)
+    return replace(
+        model, encoder=replace(model.encoder, vocab_size=size), decoder=replace(model.decoder, vocab_size=size)
+    )
 
 
 @setting(EncoderDecoderConfig, "context")
@@ -179,9 +181,9 @@ def _projecting(tower: TransformerConfig, width: int) -> TransformerConfig:
     return replace(tower, heads={**tower.heads, HEAD: replace(head, outputs=width)})
 
 
-@setting(TwoTowerConfig, "symbols")
+@setting(TwoTowerConfig, "vocab_size")
 def _text_vocab_size(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
-    return replace(model, right=replace(model.right, symbols=positive_int("model.symbols", value)))
+    return replace(model, right=replace(model.right, vocab_size=positive_int("model.vocab_size", value)))
 
 
 @setting(TwoTowerConfig, "context")
@@ -189,9 +191,9 @@ def _text_context(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
     return replace(model, right=replace(model.right, context=_context(value)))
 
 
-@setting(CaptionerConfig, "symbols")
+@setting(CaptionerConfig, "vocab_size")
 def _caption_vocab_size(model: CaptionerConfig, value: Any) -> CaptionerConfig:
-    return replace(model, decoder=replace(model.decoder, symbols=positive_int("model.symbols", value)))
+    return replace(model, decoder=replace(model.decoder, vocab_size=positive_int("model.vocab_size", value)))
 
 
 @setting(CaptionerConfig, "context")

@@ -78,7 +78,7 @@ class ModelConfig:
         return None
 
     @property
-    def symbols(self) -> int:
+    def vocab_size(self) -> int:
         """Size of the vocabulary; 0 without one."""
         return 0
 
@@ -100,7 +100,7 @@ class TransformerConfig(ModelConfig):
     """
 
     width: int = 512  # width of the model
-    symbols: int = 0  # size of the vocabulary; set from the data
+    vocab_size: int = 0  # size of the vocabulary; set from the data
     context: int | None = None  # maximum positions per row; none: no limit
     stack: StackConfig = StackConfig()  # layers
     embed: EmbedConfig = TokenEmbedConfig()  # embedding of the inputs
@@ -120,13 +120,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         _check(config)
-        self.embed = config.embed.build(config.width, config.symbols, config.context)
+        self.embed = config.embed.build(config.width, config.vocab_size, config.context)
         if table is not None:
             self.embed.table = table
-        self.stack = Stack(config.stack, config.embed.width_out(config.width, config.symbols))
+        self.stack = Stack(config.stack, config.embed.width_out(config.width, config.vocab_size))
         shared = shared_table(self.embed) if config.tie == "head" else None
         self.heads = nn.ModuleDict(
-            {name: head.build(self.stack.width, config.symbols, shared) for name, head in config.heads.items()}
+            {name: head.build(self.stack.width, config.vocab_size, shared) for name, head in config.heads.items()}
         )
         if seed is not None:
             initialise(self, config.init, len(config.stack.blocks), seed)

@@ -42,8 +42,8 @@ class TwoTowerConfig(ModelConfig):
     filler: int | None = None  # token that pads texts
 
     @property
-    def symbols(self) -> int:
-        return self.right.symbols
+    def vocab_size(self) -> int:
+        return self.right.vocab_size
 
     @property
     def context(self) -> int | None:
