@@ -27,7 +27,7 @@ _MAX_SETTINGS = {
     "batch_tokens": 1 << 24,
     "batch_size": 1 << 20,
     "accumulate": 10_000,
-    "keep": 10**6,
+    "keep_checkpoints": 10**6,
     "average": 10**6,
 }
 
@@ -73,7 +73,7 @@ class TrainConfig:
         positive = (
             "steps",
             "accumulate",
-            "keep",
+            "keep_checkpoints",
             "batch_tokens",
             "batch_size",
             "patience",

@@ -96,7 +96,7 @@ class PPOConfig(TaskConfig):
     generates_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("copies", "steps", "epochs", "context", "episodes"):
+        for name in ("num_envs", "steps", "epochs", "context", "episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more")
         if self.horizon is not None and self.horizon < 1:

@@ -179,7 +179,7 @@ class CaptionsConfig(TaskConfig):
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
-        for name, minimum in (("longest", 1), ("shift", 0)):
+        for name, minimum in (("max_length", 1), ("shift", 0)):
             if getattr(self, name) < minimum:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose {minimum} or more")
 

@@ -143,7 +143,8 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             raise UserError(
                 f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
                 "shorten "
-                f"it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set task.drop_long=true, "
+                f"it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set "
+                "task.drop_long=true, "
                 f"which leaves out {len(too_long):,} of {len(lengths):,}"
             )
         if len(too_long):
