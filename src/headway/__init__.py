@@ -25,22 +25,34 @@ if TYPE_CHECKING:
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
     from headway.attention_maps import Attention
+    from headway.codecs import Codec
+    from headway.domains.agents.acting import AgentPolicy
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
+    from headway.domains.audio.transcriber import Transcriber
+    from headway.domains.chat.predictors import Conversation
+    from headway.domains.chess.player import ChessPlayer
+    from headway.domains.forecast.predictors import Forecast
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
+    from headway.domains.robotics.policy import RobotController
     from headway.domains.understanding import RankedDocument, TaggedWords
     from headway.domains.vision import ImageAttention
     from headway.errors import ConfigError, PartialFailureError, UserError
-    from headway.generate import Completion, Limits, Sampling, SearchConfig
+    from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
     from headway.learn import Recipe, Run
     from headway.verification import Verification, verify
 
 __all__ = [
+    "AgentPolicy",
     "Attention",
     "Candidate",
+    "ChessPlayer",
+    "Codec",
     "Comparison",
     "Completion",
     "ConfigError",
+    "Conversation",
+    "Forecast",
     "ImageAttention",
     "Limits",
     "Matches",
@@ -51,11 +63,14 @@ __all__ = [
     "RankedDocument",
     "Recipe",
     "RemoteModel",
+    "RobotController",
     "Run",
     "Sampling",
     "SearchConfig",
     "Segment",
+    "Session",
     "TaggedWords",
+    "Transcriber",
     "Transcription",
     "TranscriptionOptions",
     "UserError",
@@ -85,6 +100,13 @@ lazy_exports(
             "Comparison",
             "compare",
         ),
+        ".codecs": ("Codec",),
+        ".domains.agents.acting": ("AgentPolicy",),
+        ".domains.audio.transcriber": ("Transcriber",),
+        ".domains.chat.predictors": ("Conversation",),
+        ".domains.chess.player": ("ChessPlayer",),
+        ".domains.forecast.predictors": ("Forecast",),
+        ".domains.robotics.policy": ("RobotController",),
         ".domains.audio": (
             "Segment",
             "TranscriptionOptions",
@@ -110,6 +132,7 @@ lazy_exports(
             "Limits",
             "Sampling",
             "SearchConfig",
+            "Session",
         ),
         ".app.loading": ("load",),
         ".app.model": ("Model",),

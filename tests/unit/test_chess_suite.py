@@ -22,7 +22,7 @@ from headway.domains.chess.boards import (  # noqa: E402
 )
 from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.suites import read_suite, solve_suite  # noqa: E402
 
@@ -121,7 +121,7 @@ def test_what_solves_an_exercise(tmp_path: Path) -> None:
 
 def test_a_suite_is_solved_by_search(tmp_path: Path) -> None:
     read = read_suite(suite(tmp_path, SUITE + "7k/8/8/8/8/8/8/R6K w - - bm Ra2; id none;\n"))
-    scores = solve_suite(Player(Knows(), "puct"), read, SearchLimits(nodes=60))
+    scores = solve_suite(ChessPlayer(Knows(), "puct"), read, SearchLimits(nodes=60))
     assert [row["name"] for row in scores["missed"]][-1:] == ["none"]
     assert not {row["name"] for row in scores["missed"]} & set(NAMES[:5])
     assert scores["solved"] == scores["samples"] - len(scores["missed"])
@@ -162,7 +162,7 @@ def test_files_of_no_exercise_are_told_in_a_line(
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     class Loaded:
         def player(self, search: str | None) -> Any:
-            return Player(Knows(), search)
+            return ChessPlayer(Knows(), search)
 
     monkeypatch.setattr(chess_suite, "load", lambda args: Loaded())
     words = ["chess", "suite", "tiny", str(suite(tmp_path)), "--search", "value"]

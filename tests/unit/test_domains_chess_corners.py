@@ -24,7 +24,7 @@ from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
 from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.pgn import games, openings  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
 from headway.domains.chess.position_files import unlabelled_positions  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
@@ -56,7 +56,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def session(text: str) -> list[str]:
     sink = io.StringIO()
-    Uci(lambda: Player(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
+    Uci(lambda: ChessPlayer(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
     return sink.getvalue().splitlines()
 
 
@@ -217,4 +217,4 @@ def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
     with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it, 1 were solved"):
-        solve(Player(Even(), "value"), path, SearchLimits(nodes=30))
+        solve(ChessPlayer(Even(), "value"), path, SearchLimits(nodes=30))

@@ -42,7 +42,7 @@ from headway.domains.chess.match import (  # noqa: E402
     play_match,
 )
 from headway.domains.chess.pgn import openings  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
@@ -87,19 +87,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("search", ["value", "puct"])
 def test_mate_in_one_is_found_with_an_even_policy(fen: str, search: str) -> None:
     board = board_from_fen(fen)
-    thought = Player(Even(), search).think(board, SearchLimits(nodes=200))
+    thought = ChessPlayer(Even(), search).think(board, SearchLimits(nodes=200))
     assert thought.lines[0].mates
     board.push(thought.move)
     assert board.is_checkmate()
 
 
 def test_the_tree_takes_what_hangs_and_sees_mates_in_two() -> None:
-    free = Player(Even(counts=True), "puct").think(
+    free = ChessPlayer(Even(counts=True), "puct").think(
         board_from_fen("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300)
     )
     assert free.move.uci() == "e4d5"
     assert 0.6 < expected_of(free.lines[0].outcome) < 0.7  # a pawn ahead
-    two = Player(Even(), "puct").think(board_from_fen("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
+    two = ChessPlayer(Even(), "puct").think(board_from_fen("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
     assert two.move.uci() in ("a2g2", "b1g1", "a2a7", "b1b7")  # what leaves a mate to follow
     assert expected_of(two.lines[0].outcome) > 0.6
 
@@ -166,7 +166,7 @@ def test_the_tree_is_kept_for_the_moves_that_are_played() -> None:
 
 def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
     board, ends = board_from_fen("k7/8/8/1Q6/8/8/8/K7 w - - 0 1"), []
-    for line in Player(Even(counts=True), "policy").by_policy(board):
+    for line in ChessPlayer(Even(counts=True), "policy").by_policy(board):
         after = board.copy()
         after.push(line.moves[0])
         ends.append(after.is_stalemate())
@@ -177,14 +177,14 @@ def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
 def test_only_some_moves_are_looked_at_if_asked() -> None:
     only = [chess.Move.from_uci("a2a3"), chess.Move.from_uci("h2h4")]
     for search in ("policy", "value", "puct"):
-        lines = Player(Even(), search).think(chess.Board(), SearchLimits(nodes=20), only=only).lines
+        lines = ChessPlayer(Even(), search).think(chess.Board(), SearchLimits(nodes=20), only=only).lines
         assert {line.moves[0] for line in lines} == set(only)
 
 
 def test_a_search_stops_at_once_and_keeps_to_its_time() -> None:
     limits = SearchLimits()
     threading.Timer(0.2, limits.stop.set).start()
-    Player(Even(), "puct").think(chess.Board(), limits)  # has no other end
+    ChessPlayer(Even(), "puct").think(chess.Board(), limits)  # has no other end
     assert share_of_clock(60, 0, None, 0.05) == pytest.approx(2)
     assert share_of_clock(0.06, 0, None, 0.05) <= 0.005
     assert share_of_clock(10, 1, None, 0.05) == pytest.approx(10 / 30 + 0.8)
@@ -195,16 +195,16 @@ def test_a_search_stops_at_once_and_keeps_to_its_time() -> None:
 def test_what_a_model_does_not_say_is_told() -> None:
     judge = Even()
     judge.has_value = False
-    assert Player(judge).search == "policy"
+    assert ChessPlayer(judge).search == "policy"
     with pytest.raises(UserError, match="predicts no values, which the search puct needs"):
-        Player(judge, "puct")
+        ChessPlayer(judge, "puct")
     judge.has_policy, judge.has_value = False, True
     with pytest.raises(UserError, match="use the search value or puct"):
-        Player(judge, "policy")
+        ChessPlayer(judge, "policy")
     with pytest.raises(UserError, match="there is no search 'alphabeta'"):
-        Player(Even(), "alphabeta")
+        ChessPlayer(Even(), "alphabeta")
     with pytest.raises(UserError, match="the game is over"):
-        Player(Even()).think(board_from_fen("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), SearchLimits())
+        ChessPlayer(Even()).think(board_from_fen("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), SearchLimits())
 
 
 @pytest.mark.parametrize("text", ["e2e5", "Qh5", "e7e8q", "nonsense", "O-O"])
@@ -213,9 +213,9 @@ def test_unknown_and_illegal_moves_are_told(text: str) -> None:
         parse_move(chess.Board(), text, "here")
 
 
-def session(text: str, player: Player | None = None) -> list[str]:
+def session(text: str, player: ChessPlayer | None = None) -> list[str]:
     sink = io.StringIO()
-    Uci(lambda: player or Player(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
+    Uci(lambda: player or ChessPlayer(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
     return sink.getvalue().splitlines()
 
 
@@ -270,10 +270,10 @@ def test_a_position_that_is_none_leaves_the_one_before(wrong: str) -> None:
 
 def test_the_model_is_opened_when_it_is_needed() -> None:
     """Not for `uci` and options, which are kept until then; a model that cannot be opened ends the program."""
-    opened: list[Player] = []
+    opened: list[ChessPlayer] = []
 
-    def open_player() -> Player:
-        opened.append(Player(Even()))
+    def open_player() -> ChessPlayer:
+        opened.append(ChessPlayer(Even()))
         return opened[-1]
 
     def run(text: str, opens: object = open_player) -> list[str]:
@@ -287,7 +287,7 @@ def test_the_model_is_opened_when_it_is_needed() -> None:
     assert [player.search for player in opened] == ["value"]
     assert len(opened[0].evaluator.inner.seen) >= 2  # type: ignore[attr-defined]  # warm before the clock runs
 
-    def fails() -> Player:
+    def fails() -> ChessPlayer:
         raise UserError("runs/chess does not play chess; train one")
 
     with pytest.raises(UserError, match="does not play chess"):
@@ -328,7 +328,7 @@ def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
         ends = os.pipe()
         read, write = os.fdopen(ends[0], "r"), os.fdopen(ends[1], "w")
         sink = io.StringIO()
-        thread = threading.Thread(target=Uci(lambda: Player(Even()), "tiny", source=read, sink=sink).run)
+        thread = threading.Thread(target=Uci(lambda: ChessPlayer(Even()), "tiny", source=read, sink=sink).run)
         thread.start()
         print(f"position fen {MATE}\ngo ponder wtime 300 btime 300", file=write, flush=True)
         until = time.monotonic() + 60
@@ -405,19 +405,19 @@ def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
     path = tmp_path / "puzzles.csv"
     other = "7k/8/8/3q4/4P3/8/8/7K w - - 0 1"
     path.write_text(f"position,bestmove\n{MATE},\"['a1a8',]\"\n{other},h1g1\n{other},\"['e4d5', 'h1g1']\"\n")
-    found = solve(Player(Even(counts=True), "value"), path, SearchLimits())
+    found = solve(ChessPlayer(Even(counts=True), "value"), path, SearchLimits())
     assert (found["samples"], found["puzzle_accuracy"], found["illegal_moves"]) == (3, pytest.approx(2 / 3), 0)
     own = tmp_path / "lichess.csv"
     own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/n4PPP/R5K1 b - - 0 1,a2c3 a1a8\n")
-    assert solve(Player(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
+    assert solve(ChessPlayer(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
     with pytest.raises(UserError, match=r"contains no puzzles"):
-        solve(Player(Even()), games_file(tmp_path), SearchLimits())
+        solve(ChessPlayer(Even()), games_file(tmp_path), SearchLimits())
 
 
 def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
     start = board_from_fen("k7/8/8/8/8/8/3QQ3/4K3 w - - 0 1")
     start.push_san("Kd1")
-    strong, weak = ModelOpponent(Player(Even(counts=True), "value"), "counts", None, None), RandomOpponent(0)
+    strong, weak = ModelOpponent(ChessPlayer(Even(counts=True), "value"), "counts", None, None), RandomOpponent(0)
     seen: list = []
     tally = MatchTally()
     play_match(strong, weak, [start], 2, tally, lambda tally, played: seen.append(played))

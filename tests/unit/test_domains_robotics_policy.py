@@ -15,7 +15,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
-from headway.domains.robotics.policy import Policy, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.policy import RobotController, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
 from headway.domains.robotics.robot_codec import words_of  # noqa: E402
 from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
 from headway.environments import VectorEnv  # noqa: E402
@@ -75,7 +75,7 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     given(monkeypatch, made(cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.examples.codec)
+    policy = RobotController(built(task, **settings), task.examples.codec)
     image, state = picture(np.zeros(4), (24, 24)), np.arange(4) / 4
     one = {"state": state, "cameras": {"top": image}}
     flat = {"observation.state": state, "observation.images.top": image, "task": "reach"}
@@ -111,7 +111,7 @@ def test_observations_that_do_not_fit(
     given(monkeypatch, made(("reach", "left"), cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.examples.codec)
+    policy = RobotController(built(task, **settings), task.examples.codec)
     sound = {"state": np.zeros(4), "cameras": {"top": np.zeros((24, 24, 3), np.uint8)}, "task": "reach"}
     assert policy.select_action(sound).shape == (2,)
     with pytest.raises(UserError, match=message):
@@ -121,7 +121,7 @@ def test_observations_that_do_not_fit(
 def test_the_words_of_a_task_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made(("reach it", "to the left")))
     task = opened(tmp_path)
-    policy = Policy(built(task), task.examples.codec)
+    policy = RobotController(built(task), task.examples.codec)
     chunks = [policy.predict_action_chunk({"state": np.zeros(4), "task": name}) for name in task.examples.codec.names]
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
     assert words_of("Pick_up the-CUBE!") == ["pick", "up", "the", "cube", "!"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headway.attention_maps import Attention
     from headway.data.dialogues import Message
     from headway.domains import agents, audio, chat, forecast, image_text, masked, robotics, understanding, vision
-    from headway.domains.chess.player import Player
+    from headway.domains.chess.player import ChessPlayer
     from headway.in_memory_data import Data
 
     Labels = dict[str, float]
@@ -517,7 +517,7 @@ class Model(ModelHandle):
         ...
 
     @verb
-    def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy | agents.AgentPolicy:
+    def policy(self, task: str | None = None, seed: int = 0) -> robotics.RobotController | agents.AgentPolicy:
         """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
         `predict_action_chunk(observation)`.
 
@@ -529,7 +529,7 @@ class Model(ModelHandle):
         ...
 
     @verb
-    def player(self, search: str | None = None) -> Player:
+    def player(self, search: str | None = None) -> ChessPlayer:
         """A chess player that chooses moves by the model's "policy", by the "value" of the position after each move, or
         by a tree search ("puct"). None chooses the strongest that the model supports. Needs the extra `chess`.
         """

@@ -14,7 +14,7 @@ from headway.data.array_store import column_digest
 from headway.domains.chess.boards import board_from_fen, chess, decode_move, drawing
 from headway.domains.chess.evaluator import BoardEvaluator, PositionEvaluator, position_input
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
+from headway.domains.chess.player import ChessPlayer
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
 from headway.learn import Recipe
@@ -45,7 +45,7 @@ def best_moves(evaluator: PositionEvaluator, board: chess.Board, max_moves: int)
         assert policy is not None  # because has_policy is set
         best = np.argsort(-policy, kind="stable")[:max_moves].tolist()
         return [(decode_move(inputs.moves[index], board.turn), float(policy[index])) for index in best]
-    lines = Player(evaluator, "value").think(board, SearchLimits()).lines[:max_moves]
+    lines = ChessPlayer(evaluator, "value").think(board, SearchLimits()).lines[:max_moves]
     return [(line.moves[0], expected_of(line.outcome)) for line in lines]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from headway.domains.chess.boards import Record, chess, notation, parse_move, record, repetition_key
 from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
+from headway.domains.chess.player import ChessPlayer
 from headway.errors import UserError
 from headway.metrics import elo_difference
 
@@ -36,7 +36,7 @@ class Opponent(Protocol):
 class ModelOpponent:
     """A player with a limit of time or nodes per move."""
 
-    def __init__(self, player: Player, name: str, seconds: float | None, nodes: int | None) -> None:
+    def __init__(self, player: ChessPlayer, name: str, seconds: float | None, nodes: int | None) -> None:
         self.player, self.name, self.seconds, self.nodes = player, name, seconds, nodes
         self.searched_nodes, self.seconds_spent = 0, 0.0
 

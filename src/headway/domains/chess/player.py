@@ -30,7 +30,7 @@ class SearchResult:
 Report = Callable[[list[SearchLine], int], None]
 
 
-class Player:
+class ChessPlayer:
     """Chooses moves by an evaluator's cached evaluations. `search` None selects the strongest search that the evaluator
     allows.
 

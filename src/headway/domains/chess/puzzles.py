@@ -12,7 +12,7 @@ from typing import Any
 from headway.data.input_files import expand_archives, find_files
 from headway.domains.chess.boards import board_from_fen, chess, parse_move
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
+from headway.domains.chess.player import ChessPlayer
 from headway.domains.chess.position_files import KINDS, MOVE_NAMES, POSITION_NAMES, find_moves, read_rows
 from headway.errors import UserError
 from headway.metrics import wilson_interval
@@ -51,7 +51,7 @@ def puzzles(path: Path) -> Iterator[Puzzle]:
 
 
 def solve(
-    player: Player,
+    player: ChessPlayer,
     path: Path,
     limits: SearchLimits,
     limit: int | None = None,

@@ -12,7 +12,7 @@ from typing import Any
 from headway.data.input_files import expand_archives, find_files, read_lines
 from headway.domains.chess.boards import chess, parse_epd, parse_moves, parse_operations
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
+from headway.domains.chess.player import ChessPlayer
 from headway.domains.chess.puzzles import is_alternative_mate
 from headway.errors import UserError
 from headway.metrics import wilson_interval
@@ -82,7 +82,7 @@ def _exercise(line: str, number: int, where: str) -> Exercise:
 
 
 def solve_suite(
-    player: Player, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
+    player: ChessPlayer, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Return how many exercises of a suite the player solves, within `limits` for each.
 

@@ -19,7 +19,7 @@ from headway.domains.chess.win_probability import centipawns
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from headway.domains.chess.player import Player
+    from headway.domains.chess.player import ChessPlayer
     from headway.domains.chess.puct import SearchLine
 
 
@@ -47,7 +47,7 @@ class Uci:
 
     def __init__(
         self,
-        open_player: Callable[[], Player],
+        open_player: Callable[[], ChessPlayer],
         name: str,
         search: str | None = None,
         threads: int | None = None,
@@ -67,7 +67,7 @@ class Uci:
         }
         self.options: dict[str, int] = {}
         self.shows_wdl = False
-        self._player: Player | None = None
+        self._player: ChessPlayer | None = None
         self._limits: SearchLimits | None = None
         self._thread: threading.Thread | None = None
         self._released = threading.Event()  # answers to infinite and ponder wait for stop or ponderhit
@@ -102,7 +102,7 @@ class Uci:
                 self._send(f"info string {_error_line(error)}")
         self._stop()
 
-    def _ready(self) -> Player:
+    def _ready(self) -> ChessPlayer:
         """Return the player, loaded and warmed up."""
         if self._player is None:
             try:
@@ -158,7 +158,7 @@ class Uci:
     def _value(self, name: str) -> int:
         return self.options.get(name, self.spins[name].default)
 
-    def _apply(self, player: Player) -> None:
+    def _apply(self, player: ChessPlayer) -> None:
         player.evaluator.resize(self._value("Hash"))
         if "Threads" in self.options:  # otherwise set by the command line, the environment or torch
             player.use_threads(self.options["Threads"])
@@ -227,7 +227,7 @@ class Uci:
         return share_of_clock(remaining / 1000, increment, _number(values, "movestogo", 0), margin / 1000)
 
     def _search(
-        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
+        self, player: ChessPlayer, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> None:
         try:
             best = self._best(player, board, limits, only, mate)
@@ -239,7 +239,7 @@ class Uci:
         self._send(f"bestmove {best[0].uci() if best else '(none)'}{follows}")
 
     def _best(
-        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
+        self, player: ChessPlayer, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> list[chess.Move]:
         """Return the move and the expected continuation; empty if the game is over."""
         if not any(board.generate_legal_moves()):

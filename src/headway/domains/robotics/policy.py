@@ -88,7 +88,7 @@ def ensemble_chunks(present: Float[np.ndarray, "K B A"], weight: float | None) -
     return np.tensordot(weights / weights.sum(), present, 1).astype(np.float32)
 
 
-class Policy:
+class RobotController:
     """A policy for one robot, step by step. `task` is the default if an observation has none."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:

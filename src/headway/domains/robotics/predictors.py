@@ -11,7 +11,7 @@ from typing import Any, Literal
 from headway.arguments import check_types
 from headway.data.demonstrations import task_name
 from headway.domains.robotics.lerobot_codec import load_codec
-from headway.domains.robotics.policy import Policy
+from headway.domains.robotics.policy import RobotController
 from headway.domains.robotics.robot_codec import RobotCodec
 from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
 from headway.environments import check_environment_name, check_episodes, first_seed, target_returns
@@ -22,11 +22,11 @@ from headway.nn.models import RobotPolicy
 
 
 @check_types
-def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> Policy:
+def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> RobotController:
     """Return the policy of a run, or of a published model whose `usage` has the scales. UserError for a task with only
     unknown words.
     """
-    return Policy(model.module, load_codec(model.directory, model.usage), task, seed)
+    return RobotController(model.module, load_codec(model.directory, model.usage), task, seed)
 
 
 @check_types
