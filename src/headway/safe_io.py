@@ -37,7 +37,7 @@ HUB_PREFIX, _HUB_VARIABLE = "hf:", "HEADWAY_HUB"  # prefix of hub names; the var
 
 
 class ReadLimits(NamedTuple):
-    """Limits for one file. The environment variable HEADWAY_LIMIT_NAME overrides the limit NAME."""
+    """Limits for one file; the variables of `_LIMIT_VARIABLES` override them."""
 
     expanded: int = 1 << 40  # bytes after decompression; the first 64 MiB (16 MiB of lines) are always allowed
     ratio: int = 250  # output bytes per input byte beyond that
@@ -46,27 +46,32 @@ class ReadLimits(NamedTuple):
     line: int = 1 << 26  # characters of a line
 
 
+_LIMIT_VARIABLES = {  # of the environment
+    "expanded": "HEADWAY_LIMIT_EXPANDED",
+    "ratio": "HEADWAY_LIMIT_RATIO",
+    "whole": "HEADWAY_LIMIT_WHOLE",
+    "members": "HEADWAY_LIMIT_MEMBERS",
+    "line": "HEADWAY_LIMIT_LINE",
+}
+
+
 def read_limits() -> ReadLimits:
     """The limits, with overrides from the environment. UserError for a value that is not a positive integer."""
     limits = ReadLimits()
-    for name in ReadLimits._fields:
-        setting = os.environ.get(_limit_variable(name))
+    for name, variable in _LIMIT_VARIABLES.items():
+        setting = os.environ.get(variable)
         if setting is None:
             continue
         if not setting.isdecimal() or len(setting) > 18 or int(setting) == 0:
-            raise UserError(f"{_limit_variable(name)} is {setting!r}; use an integer of 1 or more, or unset it")
+            raise UserError(f"{variable} is {setting!r}; use an integer of 1 or more, or unset it")
         limits = limits._replace(**{name: int(setting)})
     return limits
 
 
 def limit_error(source: str, finding: str, name: str) -> UserError:
     """The error for data that exceed the limit `name`."""
-    limit = f"{_limit_variable(name)}={getattr(read_limits(), name)}"
+    limit = f"{_LIMIT_VARIABLES[name]}={getattr(read_limits(), name)}"
     return UserError(f"{source} {finding}, more than {limit} allows; raise it if you trust the file")
-
-
-def _limit_variable(name: str) -> str:
-    return f"HEADWAY_LIMIT_{name.upper()}"
 
 
 def check_expansion(source: str, packed: int, size: int, allowed: int = _ALWAYS_ALLOWED) -> None:

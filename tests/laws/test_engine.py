@@ -376,22 +376,22 @@ for columns in (64, 200):
         assert (found[:, 24:] == 0).all()
 
 # Three heads over a chunk of keys and values in 8 bits, of a size that is no whole vector.
-from headway.engine import rounded_keys as rounded
-from headway.engine.softmax import soften_rounded
+from headway.engine import int8_keys as rounded
+from headway.engine.softmax import softmax_chunk_int8
 size, heads, positions = 27, 3, 64
 place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
 
 @numba.njit
 def one_chunk(queries, each, bases, keys, scales, out, pieces, weights, apart, fades, values, size, made):
     for block in range(2):
-        rounded.rounded_scores(
+        rounded.int8_scores(
             3, queries, each, 32, bases, keys + 896 * block, scales + 256 * block, out + 128 * block, 7, keys
         )
     for h in range(3):
         at, own = weights + h * apart, scales + 128
-        fades[h] = soften_rounded(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
+        fades[h] = softmax_chunk_int8(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
     far = values + 864
-    rounded.rounded_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
+    rounded.int8_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
 
 def whole(numbers, most):
     largest = abs(numbers).max(-1, keepdims=True)
@@ -408,9 +408,9 @@ numbers = room[:128].view(np.float32)
 for t in range(positions):
     block, slot = t // 32, t % 32
     numbers[:size] = k[t]
-    scales[block, 0, slot] = rounded.keep_key(place(room), size, place(keys, 896 * block), slot)
+    scales[block, 0, slot] = rounded.store_key(place(room), size, place(keys, 896 * block), slot)
     numbers[:size] = v[t]
-    scales[block, 1, slot] = rounded.keep_value(place(room), size, place(values, 864 * block), slot)
+    scales[block, 1, slot] = rounded.store_value(place(room), size, place(values, 864 * block), slot)
 each, apart = rounded.split_query_bytes(size), rounded.split_bytes(positions)
 queries, weights = np.zeros((heads, each), np.uint8), np.zeros((heads, apart), np.uint8)
 for head in range(heads):

@@ -75,7 +75,7 @@ os.environ["HEADWAY_FORM"] = "avx2"
 import numba
 import numpy as np
 from headway.engine import compiler, dots, machine, tiles
-assert (machine.FORM, machine.INSTRUCTIONS) == ("avx2", "avx2")
+assert (machine.INSTRUCTION_SET, machine.INSTRUCTIONS) == ("avx2", "avx2")
 assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
 
 def add(x, y):

@@ -119,10 +119,10 @@ import os, sys
 from headway.engine import machine
 from headway.engine.int8_keys import padded, rounding_bytes
 assert str(machine.CACHE).startswith(os.environ["NUMBA_CACHE_DIR"])
-print(padded(20), rounding_bytes(20), flush=True)
+print(padded_to_vectors(20), rounding_bytes(20), flush=True)
 child = os.fork()
 if child == 0:  # what was loaded is there
-    os._exit(0 if padded(1) == 16 and rounding_bytes(33) == 240 else 1)
+    os._exit(0 if padded_to_vectors(1) == 16 and rounding_bytes(33) == 240 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 

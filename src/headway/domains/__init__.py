@@ -1,9 +1,9 @@
-"""What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
+"""The domains of headway: one package each, imported when one of its recipes or tasks is named.
 
-A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
-that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
-`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. SCALES
-of its module `recipes` says how those that fit themselves grow with data and time.
+A package lists the names of its RECIPES, which its module `recipes` builds, and its TASKS with the module that
+registers each. VERBS are the verbs of models that it implements, each with the predicate of `headway.nn.models.kinds`
+that selects the models; its module `predictors` has a function for each verb. SCALES in its module `recipes` describes
+how auto-scaled recipes grow with data and time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.errors import UserError, logger, nearest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
+if TYPE_CHECKING:  # torch takes seconds to import, and a chess engine must answer sooner
     from headway.learn import Recipe
     from headway.learn.scaling import Scale
 
@@ -26,7 +26,7 @@ _LOG = logger(__name__)
 
 @cache
 def recipe_domains() -> dict[str, str]:
-    """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
+    """The domain of each recipe, by its name. Imports only the names of a domain."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
 
@@ -42,9 +42,7 @@ def tasks() -> dict[str, str]:
 
 
 class VerbProvider(NamedTuple):
-    """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
-    true.
-    """
+    """The module with the predictor of a verb, for models that satisfy a predicate of `headway.nn.models.kinds`."""
 
     module: str
     predicate: str
@@ -52,23 +50,23 @@ class VerbProvider(NamedTuple):
 
 @cache
 def verbs() -> dict[str, tuple[VerbProvider, ...]]:
-    """Who serves each verb of a model."""
+    """The providers of each verb of a model."""
     providers: dict[str, list[VerbProvider]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
-        for verb, question in getattr(import_module(package), "VERBS", {}).items():
-            providers.setdefault(verb, []).append(VerbProvider(f"{package}.predictors", question))
+        for verb, predicate in getattr(import_module(package), "VERBS", {}).items():
+            providers.setdefault(verb, []).append(VerbProvider(f"{package}.predictors", predicate))
     return {verb: tuple(verb_providers) for verb, verb_providers in providers.items()}
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
+    """All recipes by name, without those of domains that cannot be imported. Builds no model."""
     all_recipes: dict[str, Recipe] = {}
     for domain in _domains():
         try:
             all_recipes |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
-            _LOG.warning("the domain %s cannot be used here: %s", domain, error)
+            _LOG.warning("cannot import the domain %s: %s", domain, error)
     return all_recipes
 
 

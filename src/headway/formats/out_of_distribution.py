@@ -28,7 +28,7 @@ _MIN_VARIANCE = 1e-4  # added to the variance of each feature, whose range is 0 
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """Gaussian model of the training samples' statistics (`image_statistics`, or `glance` of a sound): their mean
+    """Gaussian model of the training samples' statistics (`image_statistics`, or `sound_statistics`): their mean
     `middle`, and the `limit` that the Mahalanobis distance of one in a thousand training samples exceeded.
 
     `scale` [F, F] whitens the statistics. `contrast`, the last statistic, is the minimum in training.

@@ -41,7 +41,7 @@ class TrainConfig:
     clip: maximum norm of the gradient.
     evaluate_every, checkpoint_every: in steps; 0 means ten evaluations per run, and a checkpoint at each.
     evaluate_limit: maximum number of samples of an evaluation.
-    keep: number of newest checkpoints to keep.
+    keep_checkpoints: number of newest checkpoints to keep.
     ema: decay of a moving average of the weights, which is then evaluated and saved.
     average: number of last checkpoints whose mean is evaluated at the end, and saved if it is better.
     precision: of matrix products in training; "auto" depends on the processor. Evaluation always uses fp32.

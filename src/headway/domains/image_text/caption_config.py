@@ -127,7 +127,7 @@ def caption_data(
 ) -> CaptionData:
     """The `selected` captions with their images.
 
-    Equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_pictures`: a corrupt
+    Equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_images`: a corrupt
     image, unless `skip` leaves such out and counts them.
     """
     decoded = decode_images(captions.images, processor, skip)
