@@ -186,9 +186,7 @@ def test_memory_is_made_by_the_least_recently_used_of_the_idle(zoo: Path, monkey
         await use(models, "minilm")
         assert set(models.batchers()) == {"stories", "minilm"}
         async with models.using("stories"), models.using("minilm"):
-            with pytest.raises(
-                StatusError, match=r"tales needs 1,040,128 bytes .* and minilm, stories is in use"
-            ) as e:
+            with pytest.raises(StatusError, match=r"tales needs 1,040,128 bytes .* and minilm, stories is in use") as e:
                 await use(models, "tales")
             assert (e.value.status, e.value.retry_after) == (503, 10)
         await use(models, "tales")
