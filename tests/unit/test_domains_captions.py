@@ -319,7 +319,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
-    refused("is empty; write something there", table(tmp_path / "empty.csv", [("1.png", " ")]))
+    refused("is empty; fill it in", table(tmp_path / "empty.csv", [("1.png", " ")]))
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:70])
     refused("3.png is truncated or corrupt")
 
