@@ -117,7 +117,7 @@ def test_code_that_asks_for_the_compiler_is_not_kept(kept: Path) -> None:
 TOGETHER = """
 import os, sys
 from headway.engine import machine
-from headway.engine.int8_keys import padded, rounding_bytes
+from headway.engine.int8_keys import padded_to_vectors, rounding_bytes
 assert str(machine.CACHE).startswith(os.environ["NUMBA_CACHE_DIR"])
 print(padded_to_vectors(20), rounding_bytes(20), flush=True)
 child = os.fork()
