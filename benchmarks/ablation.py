@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from headway.app.recipes import begin_task, configured
+from headway.app.recipes import configure_recipe, open_new_task
 from headway.config import override
 from headway.learn import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
-from headway.learn.memory import kept_heap
+from headway.learn.memory import retained_heap
 from headway.nn.models import build
 from headway.nn.models.stack import cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -90,9 +90,9 @@ VARIANTS: dict[str, Change] = {
 
 
 def opened(variant: str, seed: int, steps: int, folder: str) -> tuple[Recipe, Task]:
-    recipe = configured("shakespeare", None, {"train.steps": steps}, seed)
+    recipe = configure_recipe("shakespeare", None, {"train.steps": steps}, seed)
     recipe = VARIANTS[variant](recipe)
-    task = begin_task(recipe, Path(folder))
+    task = open_new_task(recipe, Path(folder))
     return replace(recipe, model=task.adapt(recipe.model)), task
 
 
@@ -165,7 +165,7 @@ def main() -> None:
     done = {(t["variant"], t["seed"]) for t in trials}
     # all variants with one seed before the next: a table as soon as possible
     missing = [(variant, seed) for seed in SEEDS for variant in VARIANTS if (variant, seed) not in done]
-    with kept_heap():
+    with retained_heap():
         cost = before.get("step_cost") or costs()
         write(NAME, told(cost, trials))
         for variant, seed in missing[: args.trials]:

@@ -171,7 +171,7 @@ def scenes(count: int = 4000) -> Path:
     """Drawn scenes as image files, with a table of their captions."""
     from PIL import Image
 
-    from headway.domains.image_text.scenes import draw, scene
+    from headway.domains.image_text.scenes import render, scene
 
     folder = FOLDER / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def scenes(count: int = 4000) -> Path:
         writer.writerow(("path", "caption"))
         for number in range(count):
             one = scene(0, number)
-            Image.fromarray(draw(one)).save(folder / f"{number:05}.png")
+            Image.fromarray(render(one)).save(folder / f"{number:05}.png")
             writer.writerow((f"{number:05}.png", one.caption))
     return folder / "captions.csv"
 

@@ -40,22 +40,22 @@ def speed(run: str) -> None:
     import torch
 
     import headway as hw
-    from headway.domains.chess.judge import BoardJudge, judge_of, outputs, place_of
+    from headway.domains.chess.boards import chess
+    from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, outputs, position_input
     from headway.domains.chess.limits import SearchLimits
     from headway.domains.chess.puzzles import puzzles
-    from headway.domains.chess.rules import chess
 
     found: dict[str, Any] = {}
     file = data_folder() / "chess/lichess_puzzles_8k.csv"
     boards = [puzzle.board for _, puzzle in zip(range(max(ROWS)), puzzles(file))]
     for weights in ("fp32", "int8"):
         model = hw.load(run, weights=weights)
-        judge = judge_of(model.module, model.recipe, run)
-        assert isinstance(judge, BoardJudge)
-        places = [place_of(board, judge.history) for board in boards]
+        judge = make_evaluator(model.module, model.recipe, run)
+        assert isinstance(judge, BoardEvaluator)
+        places = [position_input(board, judge.history) for board in boards]
         for rows in ROWS:
             some = places[:rows]
-            found[f"{weights}, {rows} at once"] = rate(partial(judge.judge, some), rows)
+            found[f"{weights}, {rows} at once"] = rate(partial(judge.evaluate, some), rows)
             inputs = judge.inputs(some)
             if weights == "fp32":
                 with torch.inference_mode():

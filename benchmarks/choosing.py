@@ -20,12 +20,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from headway.app.recipes import find_model
-from headway.engine import Engine, Piece, quantise
+from headway.app.recipes import find_model_config
+from headway.engine import Engine, RowChunk, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Chooser, StepChoice, choose
 from headway.generate.sampling import row_keys
+from headway.generate.sequence_sampler import SequenceSampler, StepSampling, sample_rows
 from headway.nn.models import Transformer, build
 from measure import write_of_machine
 
@@ -48,14 +48,14 @@ class Half:
     def fill(self, mask: np.ndarray) -> None:
         mask[:] = 0x55555555
 
-    def take(self, symbol: int) -> None:
+    def take(self, token: int) -> None:
         pass
 
 
-def choosers(sampling: Sampling, top: int = 0, masked: bool = False) -> list[Chooser]:
+def choosers(sampling: Sampling, top: int = 0, masked: bool = False) -> list[SequenceSampler]:
     keys = row_keys([PROMPT] * ROWS)
     samplers = [Sampler(sampling, [key], [PROMPT], SYMBOLS, pool=pool(1)) for key in keys]
-    return [Chooser(sampler, Half() if masked else None, top, SYMBOLS) for sampler in samplers]
+    return [SequenceSampler(sampler, Half() if masked else None, top, SYMBOLS) for sampler in samplers]
 
 
 def fastest(jobs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -75,16 +75,16 @@ def microseconds(seconds: float) -> dict[str, float]:
     ways = {name: choosers(sampling) for name, sampling in KINDS.items()}
     ways["the 5 likeliest"] = choosers(KINDS["greedy"], top=5)
     ways["mask"] = choosers(KINDS["greedy"], masked=True)
-    jobs = {name: lambda made=made: choose(logits, range(ROWS), made, pool(1)) for name, made in ways.items()}
+    jobs = {name: lambda made=made: sample_rows(logits, range(ROWS), made, pool(1)) for name, made in ways.items()}
     return {name: round(1e6 * least / ROWS, 1) for name, least in fastest(jobs, seconds).items()}
 
 
 def shares(seconds: float) -> dict[str, Any]:
     """Of a step, for each way to choose."""
-    engine = Engine(quantise(cast(Transformer, build(find_model(SHAPE), 0)), FORM))
+    engine = Engine(quantise(cast(Transformer, build(find_model_config(SHAPE), 0)), FORM))
     rows = engine.open(count=ROWS).rows
-    engine.compute([Piece(row, 0, [(n + 7 * symbol) % SYMBOLS for symbol in PROMPT]) for n, row in enumerate(rows)])
-    step = [Piece(row, len(PROMPT), [n]) for n, row in enumerate(rows)]
+    engine.compute([RowChunk(row, 0, [(n + 7 * symbol) % SYMBOLS for symbol in PROMPT]) for n, row in enumerate(rows)])
+    step = [RowChunk(row, len(PROMPT), [n]) for n, row in enumerate(rows)]
     ways = {name: choosers(sampling) for name, sampling in KINDS.items()}
     plain: list[float] = []
     more: dict[str, list[float]] = {name: [] for name in ways}
@@ -94,9 +94,9 @@ def shares(seconds: float) -> dict[str, Any]:
             begun = time.perf_counter()
             engine.compute(step)
             between = time.perf_counter()
-            choice = StepChoice(made, range(ROWS))
-            engine.compute(step, choice.choosing)
-            choice.found()
+            choice = StepSampling(made, range(ROWS))
+            engine.compute(step, choice.batch)
+            choice.outcomes()
             plain.append(between - begun)
             more[name].append(time.perf_counter() - between - plain[-1])
     whole = median(plain)

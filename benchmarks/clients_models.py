@@ -24,7 +24,7 @@ def caller(folder: Path, template: str) -> Path:
     """A model that writes CALL over and over: its token depends on the position alone."""
     said = f"{CALL}\n"
     codec = train_codec("byte", [said])
-    size = {"width": 128, "symbols": codec.size, "context": 512, "depth": 1, "heads": 1, "tie": "none"}
+    size = {"width": 128, "symbols": codec.vocab_size, "context": 512, "depth": 1, "heads": 1, "tie": "none"}
     config: Any = override(preset("gpt2"), size)
     model = build(config)
     with torch.no_grad():

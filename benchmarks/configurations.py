@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, ImageClassificationPipeline, TextClassificationPipeline
 
 from configuration_changes import TIED, WEIGHT_CHANGES, changes
-from headway.bench.run import machine
+from headway.bench.benchmark import machine
 from headway.errors import UserError
 from headway.formats.published import load_published
 from headway.formats.usage import named_scores
@@ -184,8 +184,8 @@ def token_rows(config: Any, lengths: list[int]) -> tuple[Tensor, Tensor, Layout]
         layout = Layout.full(len(lengths), lengths[-1])
     ids = torch.randint(5, vocab, layout.positions.shape, generator=torch.Generator().manual_seed(0))
     if pad is not None:
-        ids = torch.where(ids == pad, 4, ids).masked_fill(~layout.keep, pad)
-    return ids, layout.keep.long(), layout
+        ids = torch.where(ids == pad, 4, ids).masked_fill(~layout.mask, pad)
+    return ids, layout.mask.long(), layout
 
 
 Outputs = tuple[Tensor, Tensor | None]  # theirs or ours, and which of its positions are tokens
@@ -204,9 +204,9 @@ def run_text(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable[[A
     def run_theirs() -> Outputs:
         output = theirs(**given)
         if kind == "hidden":
-            return output.last_hidden_state, layout.keep
+            return output.last_hidden_state, layout.mask
         scores = output.prediction_logits if "prediction_logits" in output else output.logits
-        return scores, None if kind == "classes" else layout.keep
+        return scores, None if kind == "classes" else layout.mask
 
     def run_ours(ours: Any) -> Tensor:
         if kind == "decoder":
@@ -230,7 +230,7 @@ def run_seq2seq(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable
     def run_ours(ours: Any) -> Tensor:
         return ours.heads["vocabulary"](ours(source, about, target, layout).x)
 
-    return lambda: (theirs(**given).logits, layout.keep), run_ours
+    return lambda: (theirs(**given).logits, layout.mask), run_ours
 
 
 def run_images(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable[[Any], Tensor]]:

@@ -33,7 +33,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 def lay_out(fold: int, folder: Path) -> None:
     """The digits as IDX files, in which the fold is the test part."""
     from headway.data import find_set
-    from headway.domains.vision.samples import read_samples
+    from headway.domains.vision.labelled_images import read_samples
 
     samples = read_samples(find_set("digits"))
     images, classes = np.asarray(samples.grey), np.array([int(label) for label in samples.labels])

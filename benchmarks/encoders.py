@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 import headway as hw
-from headway.domains.chess.judge import BoardJudge
+from headway.domains.chess.boards import chess
+from headway.domains.chess.evaluator import BoardEvaluator
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.puct import PuctConfig, Tree
-from headway.domains.chess.rules import chess
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
 from headway.nn.models import build
@@ -183,7 +183,7 @@ def positions(repeats: int) -> dict[str, Any]:
     board = chess.Board()
 
     def search(model: Any) -> int:
-        return Tree(BoardJudge(model), PuctConfig()).search(board, SearchLimits(nodes=NODES))[1]
+        return Tree(BoardEvaluator(model), PuctConfig()).search(board, SearchLimits(nodes=NODES))[1]
 
     found, _ = timed(three_ways(*drawn(squares(width=128, depth=5, heads=4)), search), NODES, repeats)
     return found

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headway.bench.run import BenchRequest, run
+from headway.bench.benchmark import BenchRequest, run
 from measure import RESULTS, kind_of_machine, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")

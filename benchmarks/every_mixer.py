@@ -22,7 +22,7 @@ from collections import Counter
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from headway.bench.run import machine
+from headway.bench.benchmark import machine
 from headway.config import kinds
 from headway.nn.mixers import MixerConfig
 from measure import RESULTS, ROOT

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.bench.run import machine
+from headway.bench.benchmark import machine
 from measure import RESULTS, child, data_folder, report, write
 
 PENALTIES = (1.0, 10.0, 100.0)  # C of scikit-learn

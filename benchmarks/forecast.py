@@ -119,14 +119,14 @@ def train(name: str, minutes: float, seed: int) -> dict[str, Any]:
 
 def smoothing(name: str) -> dict[str, float]:
     """The scores of exponential smoothing on the windows that the model is judged on."""
-    from headway.app.recipes import configured, open_task
+    from headway.app.recipes import configure_recipe, open_task
     from headway.data.series import SeriesColumns, read_series
     from headway.domains.forecast.task import LEVELS
     from headway.metrics.forecasts import forecast_scores
 
     with tempfile.TemporaryDirectory() as folder:
         data = lay_out(name, Path(folder))
-        task: Any = open_task(configured("forecast", data, SETTINGS.get(name), None), Path(folder) / "none")
+        task: Any = open_task(configure_recipe("forecast", data, SETTINGS.get(name), None), Path(folder) / "none")
         windows, (found, _) = task.examples, read_series([data], SeriesColumns(None, None, None), fill=True)
     rows = windows.of("test").some(WINDOWS).rows
     fitted: dict[int, tuple[Any, Any]] = {}
@@ -140,7 +140,7 @@ def smoothing(name: str) -> dict[str, float]:
             fitted[number] = _fitted(values[:before], windows.codec.season)
         said.append(_quantiles(values[:step], *fitted[number], windows.horizon, LEVELS))
     known = windows.around(rows)
-    return forecast_scores(np.stack(said), known.after, known.there, known.scale, LEVELS)
+    return forecast_scores(np.stack(said), known.after, known.valid, known.scale, LEVELS)
 
 
 def _fitted(values: np.ndarray, season: int) -> tuple[dict[str, Any], Any]:

@@ -46,13 +46,13 @@ def part(form: str) -> None:
     import numpy as np
     import torch
 
-    from headway.engine.packed import pack
-    from headway.engine.products import ROOM, multiply, quantise
+    from headway.engine.packed_weights import pack
+    from headway.engine.products import SCRATCH_BYTES, multiply, quantise
     from headway.engine.tiles import GROUP
 
     found: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
-    groups, room = SIZE // GROUP, np.zeros(ROOM, np.uint8)
+    groups, room = SIZE // GROUP, np.zeros(SCRATCH_BYTES, np.uint8)
     for weights in ("int8", "int4"):
         packed = pack(torch.randn(SIZE, SIZE, generator=generator), weights)
         assert packed.scales is not None

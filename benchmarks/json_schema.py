@@ -24,7 +24,7 @@ import numpy as np
 from headway.codecs import Codec, train_codec
 from headway.errors import UserError
 from headway.generate.scheduler import Rule
-from headway.serve.rules import rule_for
+from headway.serve.structured_outputs import rule_for
 from measure import write
 
 DRAFTS = {
@@ -38,14 +38,14 @@ DRAFTS = {
 
 def accepts(rule: Rule, codec: Codec, text: str) -> bool:
     """Whether a text may be written and end there."""
-    mask = np.zeros(-(-codec.size // 32), np.int32)
+    mask = np.zeros(-(-codec.vocab_size // 32), np.int32)
     try:
         for symbol in codec.encode(text):
             rule.take(symbol)
         rule.fill(mask)
     except UserError:
         return False
-    end = codec.end or 0
+    end = codec.eos_id or 0
     return bool(mask[end // 32] >> end % 32 & 1)
 
 

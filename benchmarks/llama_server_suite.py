@@ -243,7 +243,7 @@ def main() -> None:
     place = RESULTS / "llama-server-suite.json"
     before = json.loads(place.read_text())["tests"] if place.exists() else {}
     found = {name: each for name, each in before.items() if name.partition("::")[0] not in files}
-    found = reasoned({**found, **run(args.tests.resolve(), files)})
+    found = reasoned({**found, **run(args.validation_ends.resolve(), files)})
     outcomes = [each["outcome"] for each in found.values()]
     counts = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "left out")}
     write("llama-server-suite", {"counts": counts, "not_run": NOT_RUN, "tests": found})

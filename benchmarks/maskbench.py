@@ -27,9 +27,9 @@ from llguidance import LLMatcher
 from headway.codecs import Codec, load_codec, train_codec
 from headway.errors import UserError
 from headway.generate.scheduler import Rule
-from headway.serve.compiling import answer
-from headway.serve.rules import rule_for
+from headway.serve.grammar_compiler import answer
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
+from headway.serve.structured_outputs import rule_for
 from json_schema import accepts
 from measure import data_folder, write
 
@@ -55,9 +55,9 @@ def codecs(ranks: Path) -> tuple[Codec, Codec]:
 
 def is_in_masks(rule: Rule, codec: Codec, text: str) -> bool:
     """Whether each token of a text is in the mask before it, and the end behind it."""
-    mask = np.zeros(-(-codec.size // 32), np.int32)
+    mask = np.zeros(-(-codec.vocab_size // 32), np.int32)
     try:
-        for token in (*codec.encode(text), codec.end or 0):
+        for token in (*codec.encode(text), codec.eos_id or 0):
             rule.fill(mask)
             if not mask[token // 32] >> token % 32 & 1:
                 return False

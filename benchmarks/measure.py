@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.bench.run import machine
-from headway.bench.run import spread as spread  # for all benchmarks
-from headway.engine.machine import FORM
+from headway.bench.benchmark import machine
+from headway.engine.machine import INSTRUCTION_SET
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -59,7 +58,7 @@ FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of proce
 def kind_of_machine() -> str:
     """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
     processor = machine()["processor"].lower()
-    return "-".join([*[family for family in FAMILIES if family in processor][:1], FORM])
+    return "-".join([*[family for family in FAMILIES if family in processor][:1], INSTRUCTION_SET])
 
 
 def write_of_machine(name: str, result: dict[str, Any]) -> None:

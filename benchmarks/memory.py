@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.bench.run import BenchRequest, run
+from headway.bench.benchmark import BenchRequest, run
 from measure import RESULTS, child, data_folder, report, write
 
 MOST = 1.5  # times weights, keys and values

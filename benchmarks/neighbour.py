@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from headway.app.recipes import find_model
-from headway.bench.run import seconds_of, without_dropout
+from headway.app.recipes import find_model_config
+from headway.bench.benchmark import time_call, without_dropout
 from headway.engine import Engine, PackedTensor, quantise
 from headway.engine.pool import pool
 from headway.generate.prompts import make_prompt
-from headway.generate.sampling import likeliest
+from headway.generate.sampling import argmax
 from headway.nn.models import build
 from measure import child, report, spread, write_of_machine
 
@@ -77,11 +77,11 @@ def going(process: subprocess.Popen[bytes] | None) -> Iterator[None]:
 @torch.inference_mode()
 def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(1)  # a sum is that of one thread
-    config: Any = without_dropout(find_model(SHAPE))
+    config: Any = without_dropout(find_model_config(SHAPE))
     model: Any = build(config, 0).eval().requires_grad_(False)
     quantise(model, form)  # type: ignore[arg-type]
     engine, draw = Engine(model, threads=threads), random.Random(0)
-    prompts = [[draw.randrange(config.symbols) for _ in range(PROMPT)] for _ in range(rows)]
+    prompts = [[draw.randrange(config.vocab_size) for _ in range(PROMPT)] for _ in range(rows)]
     logits, start = engine.start(make_prompt(prompts, None, torch.device("cpu")), PROMPT + STEPS)
     weights = {id(weight): weight for weight in model.parameters()}.values()
     size = sum(w.packed.bytes if isinstance(w, PackedTensor) else w.nbytes for w in weights)
@@ -94,7 +94,7 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
         said, decoding, took = logits, start, []
         for _ in range(STEPS):
             began = time.perf_counter()
-            said, decoding = engine.step(likeliest(said), decoding)
+            said, decoding = engine.step(argmax(said), decoding)
             took.append(time.perf_counter() - began)
         return took
 
@@ -102,7 +102,7 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     alone, read = [], []
     with neighbours() as others:
         for _ in range(TURNS):
-            read.append(seconds_of(lambda: pool(threads).run(read_share)))
+            read.append(time_call(lambda: pool(threads).run(read_share)))
             for place in PLACES:
                 with going(others[place]):
                     took = steps()

@@ -39,7 +39,7 @@ POINTS = 16  # of a curve
 def headway(env: str, seed: int) -> dict[str, Any]:
     """A run of the recipe, of which an episode is played at its end, and then those that it is judged by."""
     task: Any = find_recipe("ppo").task
-    steps = STEPS[env] // (task.copies * task.steps) * task.epochs * (task.copies * task.steps // ROWS)
+    steps = STEPS[env] // (task.num_envs * task.steps) * task.epochs * (task.num_envs * task.steps // ROWS)
     settings = {"task.env": env, "task.episodes": JUDGED, "train.steps": steps, "train.seed": seed}
     once = {"train.evaluate_every": steps, "train.evaluate_limit": 1, "train.batch_size": ROWS}
     recipe = override(find_recipe("ppo"), {**settings, **once})
@@ -85,7 +85,7 @@ def peer(env: str, seed: int) -> dict[str, Any]:
             self.ended = []
 
     begun, watch = time.process_time(), Curve()
-    environments = VecNormalize(make_vec_env(env, task.copies, seed=seed), gamma=task.discount)
+    environments = VecNormalize(make_vec_env(env, task.num_envs, seed=seed), gamma=task.discount)
     model = PPO(
         "MlpPolicy",
         environments,

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from headway.data.recordings import read_episodes, write_episodes
-from headway.environments import Copies, Mixture, Recorder
+from headway.data.episode_files import read_episodes, write_episodes
+from headway.environments import Mixture, Recorder, VectorEnv
 from measure import RESULTS, child, report, write
 
 NAME = "own-episodes"
@@ -79,9 +79,9 @@ def data_of(env: str, work: Path) -> Path:
     """The file of recorded episodes, made where it is not there yet."""
     path = work / f"{env}.npz"
     if not path.exists():
-        with Copies(env, 8) as copies:
+        with VectorEnv(env, 8) as copies:
             recorder = Recorder(copies, MIXTURES.get(env, [CHANCE]), seed=0, horizon=None)
-            recorder.run(RECORDED, at_once=8)
+            recorder.run(RECORDED, num_parallel=8)
             write_episodes(path, recorder.episodes())
     return path
 

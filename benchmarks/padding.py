@@ -14,10 +14,10 @@ from measure import data_folder, write
 
 def share(recipe_name: str, batches: int, data: list[Path] | None = None) -> dict[str, float]:
     """Over the first `batches` training batches of a recipe."""
-    from headway.app.recipes import configured, open_task
+    from headway.app.recipes import configure_recipe, open_task
     from headway.learn.examples import Batch
 
-    recipe = configured(recipe_name, data, None, None)
+    recipe = configure_recipe(recipe_name, data, None, None)
     with tempfile.TemporaryDirectory() as folder:
         task = open_task(recipe, Path(folder))
         kept = computed = 0

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.environments import Copies
+from headway.environments import VectorEnv
 
-_COPIES: dict[str, Copies] = {}  # of this process, made once
+_COPIES: dict[str, VectorEnv] = {}  # of this process, made once
 
 
 @dataclass
@@ -50,7 +50,7 @@ def episode(name: str, weight: np.ndarray, mean: np.ndarray, std: np.ndarray, se
     which the search leaves out lest standing still pay.
     """
     if name not in _COPIES:
-        _COPIES[name] = Copies(name, 1)
+        _COPIES[name] = VectorEnv(name, 1)
     copies = _COPIES[name]
     state, total, steps = copies.reset(0, seed), 0.0, 0
     sums, squares = np.zeros(len(state)), np.zeros(len(state))
@@ -59,7 +59,7 @@ def episode(name: str, weight: np.ndarray, mean: np.ndarray, std: np.ndarray, se
         squares += state.astype(np.float64) ** 2
         step = copies.step(0, weight @ ((state - mean) / std))
         state, total, steps = step.state, total + step.reward - bonus, steps + 1
-        if step.ended or step.cut:
+        if step.terminated or step.truncated:
             return total, steps, sums, squares
 
 
@@ -74,8 +74,8 @@ def sides(name: str, weight: np.ndarray, mean: np.ndarray, std: np.ndarray, scal
 
 
 def search(args: argparse.Namespace) -> list[dict]:
-    with Copies(args.env, 1) as copies:
-        shape, outputs = copies.spaces.shape, copies.spaces.numbers
+    with VectorEnv(args.env, 1) as copies:
+        shape, outputs = copies.spaces.shape, copies.spaces.action_size
     if outputs is None:
         raise SystemExit(f"{args.env} takes choices; this search is for actions that are numbers")
     weight = np.zeros((outputs, *shape))

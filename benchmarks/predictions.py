@@ -38,8 +38,8 @@ from scipy.stats import t as student
 import budget
 import drawn as characters
 from headway.domains import scale_of
-from headway.learn.loop import EARLY, LATE
-from headway.learn.outlook import Descent, slope_of
+from headway.learn.loop import EARLY_FRACTION, LATE_FRACTION
+from headway.learn.loss_forecast import Descent, slope_of
 from measure import RESULTS, ROOT, data_folder, machine
 from samples import drawn
 
@@ -327,7 +327,7 @@ def fit() -> None:
         if name not in SETS or run["check"] or "evaluations" not in run:
             continue
         ended = run["evaluations"][-1][1]
-        parts = [Descent.part(loss, slope, share, ended) for loss, slope, share in early(run)[:FIRST]]
+        parts = [Descent.matching_middle(loss, slope, share, ended) for loss, slope, share in early(run)[:FIRST]]
         sets.setdefault(run["recipe"], {})[name] = statistics.mean(math.log(max(part, FLAT)) for part in parts)
     middles = {recipe: statistics.mean(each.values()) for recipe, each in sets.items()}
     squares = [(part - middles[recipe]) ** 2 for recipe, each in sets.items() for part in each.values()]
@@ -344,7 +344,7 @@ def early(run: dict[str, Any]) -> list[tuple[float, float, float]]:
     found = []
     for step, loss, *_ in run.get("evaluations", ()):
         share, slope = step / run["steps"], slope_of(run["training"], step)
-        if EARLY <= share <= LATE and slope is not None:
+        if EARLY_FRACTION <= share <= LATE_FRACTION and slope is not None:
             found.append((loss, slope, share))
     return found
 
@@ -388,7 +388,7 @@ if __name__ == "__main__":
     parser.add_argument("sets", nargs="*", metavar="SET")
     parser.add_argument("--check", action="store_true", help="the sets that are kept out of the fit")
     arguments = parser.parse_args()
-    if arguments.what == "train":
+    if arguments.noun == "train":
         train(arguments.sets, arguments.check)
     else:
-        {"fit": fit, "report": report}[arguments.what]()
+        {"fit": fit, "report": report}[arguments.noun]()

@@ -71,16 +71,16 @@ def used(items: Iterable[Any]) -> None:
 
 def readings(folder: Path) -> dict[str, Callable[[], object]]:
     import headway as hw
-    from headway.codecs.published import published_codec
+    from headway.codecs.published_tokenizers import published_codec
+    from headway.data.corpus import iter_documents
     from headway.data.idx import read_idx
-    from headway.data.sources import documents
-    from headway.data.tables import read_table
-    from headway.domains.audio.sound import FileSound
+    from headway.data.table_files import read_table
+    from headway.domains.audio.sound_files import FileSound
 
     columns = {"text": "text", "label": "label"}
     return {
-        "text": lambda: used(documents([folder / "a.txt"])),
-        "JSON lines": lambda: used(documents([folder / "a.jsonl"])),
+        "text": lambda: used(iter_documents([folder / "a.txt"])),
+        "JSON lines": lambda: used(iter_documents([folder / "a.jsonl"])),
         "CSV": lambda: read_table([folder / "a.csv"], columns),
         "CSV in gzip": lambda: read_table([folder / "a.csv.gz"], columns),
         "IDX in gzip": lambda: read_idx(folder / "pixels-idx3-ubyte.gz", 3),
@@ -103,7 +103,7 @@ def part(name: str, folder: Path) -> dict[str, Any]:
 
 def call_of_a_template() -> dict[str, float]:
     """Milliseconds of the clock of one call in the process that is kept for templates: the least and the median."""
-    from headway.codecs.chat import ChatTemplate
+    from headway.codecs.chat_template import ChatTemplate
 
     template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}", source="a")
     spent = []

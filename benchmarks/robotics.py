@@ -92,14 +92,14 @@ def train(
 
 def whole(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over tasks, and the interval of all their episodes."""
-    from headway.metrics import wilson
+    from headway.metrics import wilson_interval
 
     scores = [result["test"] for result in results]
     count = sum(score["samples"] for score in scores)
     right = round(sum(score["success_rate"] * score["samples"] for score in scores))
     return {
         "success_rate": statistics.mean(score["success_rate"] for score in scores),
-        "success_rate_interval": wilson(right, count),
+        "success_rate_interval": wilson_interval(right, count),
         "episodes": count,
     }
 
@@ -174,21 +174,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236], help="of what is compared")
     args = parser.parse_args()
-    if args.what == "collect":
+    if args.noun == "collect":
         collect(args)
-    elif args.what == "part":
+    elif args.noun == "part":
         report(part(args))
-    elif args.what == "train":
+    elif args.noun == "train":
         print(run_part(args, f"task:{args.name}", args.seed))
-    elif args.what == "tasks":
+    elif args.noun == "tasks":
         results = {task: run_part(args, f"task:{task}", args.seed) for task in TASKS}
         write("robotics", {**whole(list(results.values())), "seed": args.seed, "tasks": results})
-    elif args.what == "together":
+    elif args.noun == "together":
         write("robotics-together", run_part(args, "together", args.seed))
-    elif args.what == "ablation":
+    elif args.noun == "ablation":
         chunks = {chunk: over_seeds(args, f"chunk:{args.name}:{chunk}") for chunk in CHUNKS}
         write("robotics-chunks", {"task": args.name, "chunks": chunks})
-    elif args.what == "heads":
+    elif args.noun == "heads":
         heads = {head: over_seeds(args, f"head:{args.name}:{head}") for head in HEADS}
         write("robotics-heads", {"task": args.name, "heads": heads})
     else:

@@ -62,7 +62,7 @@ def copied(model: Any) -> nn.Module:
 def unpacked(model: nn.Module, packed: nn.Module) -> nn.Module:
     """The model with the numbers that packed matrices stand for."""
     from headway.engine import PackedTensor
-    from headway.engine.packed import unpack
+    from headway.engine.packed_weights import unpack
 
     rounded = dict(packed.named_parameters(remove_duplicate=False))
     with torch.no_grad():

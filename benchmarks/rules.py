@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.published import load_codec
-from headway.serve.rules import rule_for
+from headway.codecs.published_tokenizers import load_codec
+from headway.serve.structured_outputs import rule_for
 from measure import data_folder, write
 
 PERSON = {
@@ -59,7 +59,7 @@ def measured(codec: TokenizerCodec, form: dict[str, Any], value: Any) -> dict[st
     compiled = time.process_time() - start
     assert make is not None
     symbols = codec.encode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    mask = np.zeros(-(-codec.size // 32), np.int32)
+    mask = np.zeros(-(-codec.vocab_size // 32), np.int32)
     found: list[list[float]] = []
     for _ in range(6):
         rule, times = make(), []
@@ -92,7 +92,8 @@ def main() -> None:
         print(name, result)
     versions = {"llguidance": version("llguidance")}
     write(
-        "rules", {"versions": versions, "symbols": codec.size, "first_form_seconds": round(first, 2), "forms": results}
+        "rules",
+        {"versions": versions, "symbols": codec.vocab_size, "first_form_seconds": round(first, 2), "forms": results},
     )
 
 

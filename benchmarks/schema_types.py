@@ -28,7 +28,7 @@ from pydantic import AnyUrl, BaseModel, ConfigDict, Field, StringConstraints, Ty
 
 from headway.codecs import train_codec
 from headway.errors import UserError
-from headway.serve.rules import rule_for
+from headway.serve.structured_outputs import rule_for
 from json_schema import accepts
 from measure import write
 

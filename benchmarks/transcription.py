@@ -103,8 +103,8 @@ def transformers(args: argparse.Namespace) -> Transcribe:
     assert isinstance(codec, TokenizerCodec)
     said = opened.usage.generation
     settings = {
-        "no_timestamps_token_id": codec.token("<|notimestamps|>"),
-        "prev_sot_token_id": codec.token("<|startofprev|>"),
+        "no_timestamps_token_id": codec.token_id("<|notimestamps|>"),
+        "prev_sot_token_id": codec.token_id("<|startofprev|>"),
         "decoder_start_token_id": opened.usage.decoder_start,
         "eos_token_id": opened.usage.ends[0],
         "pad_token_id": opened.usage.ends[0],

@@ -98,14 +98,14 @@ def ours(shape: str, precision: str) -> tuple[Callable[[], Any], Callable[[], An
     from headway.learn.distributed import Processes
     from headway.learn.examples import Batch
     from headway.learn.learner import Learner
-    from headway.learn.objectives.classes import Classes
+    from headway.learn.objectives.classes import Classification
     from headway.learn.precision import products
     from headway.nn.models import build
 
     many, use = SHAPES[shape]
     model: Any = build(config(shape))
     recipe = replace(find_recipe("vision"), optim=AdamWConfig(lr=1e-4))
-    task: Any = Classes("image")
+    task: Any = Classification("image")
     cpu = torch.device("cpu")
     learner = Learner(model, recipe, task, Processes(cpu), precision)
     pixels, labels = drawn(shape, many)

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.formats import native
 from headway.formats.usage import Usage
 from headway.nn.models import build
@@ -53,8 +53,8 @@ _TALL = {'"': 3.5, "}": 4.0, "]": 4.0, ",": 2.0, "<|im_end|>": 2.5, **{str(n): 1
 def chat_model(folder: Path) -> Path:
     """A model of one random layer with a chat template, which tends to end strings, lists, objects, and its turn."""
     codec = train_codec("bpe", [WORDS], 330, special=SPECIAL, fewer=True)
-    config = override(modern(width=32, depth=1, heads=2, window=CONTEXT, symbols=1), {
-        "symbols": codec.size, "context": CONTEXT
+    config = override(modern_decoder(width=32, depth=1, heads=2, window=CONTEXT, vocab_size=1), {
+        "symbols": codec.vocab_size, "context": CONTEXT
     })  # fmt: skip
     model = build(config, seed=5)
     draw = torch.Generator().manual_seed(5)
@@ -64,13 +64,13 @@ def chat_model(folder: Path) -> Path:
         project[:] = 0.25 * torch.randn(project.shape, generator=draw)
         table[:, 0], project[:, 0] = 3.0, 0.0  # the same in every token: what the weights of it add is a bias
         for name, bias in _TALL.items():
-            [token] = [codec.token(name)] if name in SPECIAL else codec.encode(name)
+            [token] = [codec.token_id(name)] if name in SPECIAL else codec.encode(name)
             project[token, 0] = bias / 2.3
         for name in ("<|im_start|>", "<|endoftext|>"):
-            project[codec.token(name), 0] = -9.0
+            project[codec.token_id(name), 0] = -9.0
     native.save_model(model, config, folder)
     codec.save(folder)
-    Usage(template=TEMPLATE, ends=(codec.token("<|im_end|>"),)).save(folder)
+    Usage(template=TEMPLATE, ends=(codec.token_id("<|im_end|>"),)).save(folder)
     return folder
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from headway.bench.run import BenchRequest, run
+from headway.bench.benchmark import BenchRequest, run
 from measure import spread, write
 
 SHAPES, REPEATS = ("gpt-1m", "gpt-10m"), 3

@@ -42,17 +42,17 @@ MODEL = {
         "device",
     ),
 }
-HIDDEN = {
+HIDDEN = {  # what a notebook shows, and what predictors call
     "card",
-    "meet",
+    "check_item_statistics",
+    "check_statistics",
+    "check_texts",
+    "has_input_statistics",
     "open_session",
-    "see",
-    "see_some",
-    "watches",
-}  # what a notebook shows, and what predictors call
+}
 FUNCTIONS = ("train", "compare", "plan", "load", "connect", "quantize", "export", "verify", "recipes", "presets")
-SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
-ERRORS = ("UserError", "ConfigError", "SomeFailedError")
+SETTINGS = ("Sampling", "Limits", "SearchConfig", "TranscriptionOptions", "Recipe")
+ERRORS = ("UserError", "ConfigError", "PartialFailureError")
 
 
 def page() -> str:
@@ -75,7 +75,7 @@ def page() -> str:
         parts += _record(name, getattr(hw, name))
     parts.append("## Errors\n")
     parts += [f"**`hw.{name}`**: {_said(getattr(hw, name))}\n" for name in ERRORS]
-    parts.append("`hw.ConfigError` and `hw.SomeFailedError` are `hw.UserError`, which is an Exception.\n")
+    parts.append("`hw.ConfigError` and `hw.PartialFailureError` are `hw.UserError`, which is an Exception.\n")
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -13,53 +13,68 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.app.api import plan, train
     from headway.app.compare import Comparison, compare
-    from headway.app.exchange import Quantized, export, quantize
-    from headway.app.fitting import Plan
+    from headway.app.conversion import QuantizationResult, export, quantize
     from headway.app.loading import load
     from headway.app.model import Model
+    from headway.app.planning import Plan
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
-    from headway.attending import Attention
-    from headway.domains.audio import Segment, Transcribing, Transcription
+    from headway.attention_maps import Attention
+    from headway.codecs import Codec
+    from headway.domains.agents.acting import AgentPolicy
+    from headway.domains.audio import Segment, Transcription, TranscriptionOptions
+    from headway.domains.audio.transcriber import Transcriber
+    from headway.domains.chat.predictors import Conversation
+    from headway.domains.chess.player import ChessPlayer
+    from headway.domains.forecast.predictors import Forecast
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
+    from headway.domains.robotics.policy import RobotController
     from headway.domains.understanding import RankedDocument, TaggedWords
-    from headway.domains.vision import Look
-    from headway.errors import ConfigError, SomeFailedError, UserError
-    from headway.generate import Completion, Limits, Sampling, SearchConfig
+    from headway.domains.vision import ImageAttention
+    from headway.errors import ConfigError, PartialFailureError, UserError
+    from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
     from headway.learn import Recipe, Run
-    from headway.verification import Verified, verify
+    from headway.verification import Verification, verify
 
 __all__ = [
+    "AgentPolicy",
     "Attention",
     "Candidate",
+    "ChessPlayer",
+    "Codec",
     "Comparison",
     "Completion",
     "ConfigError",
+    "Conversation",
+    "Forecast",
+    "ImageAttention",
     "Limits",
-    "Look",
     "Matches",
     "Model",
+    "PartialFailureError",
     "Plan",
-    "Quantized",
+    "QuantizationResult",
     "RankedDocument",
     "Recipe",
     "RemoteModel",
+    "RobotController",
     "Run",
     "Sampling",
     "SearchConfig",
     "Segment",
-    "SomeFailedError",
+    "Session",
     "TaggedWords",
-    "Transcribing",
+    "Transcriber",
     "Transcription",
+    "TranscriptionOptions",
     "UserError",
-    "Verified",
+    "Verification",
     "__version__",
     "compare",
     "connect",
@@ -74,7 +89,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-lazily(
+lazy_exports(
     __name__,
     {
         ".app.api": (
@@ -85,31 +100,39 @@ lazily(
             "Comparison",
             "compare",
         ),
+        ".codecs": ("Codec",),
+        ".domains.agents.acting": ("AgentPolicy",),
+        ".domains.audio.transcriber": ("Transcriber",),
+        ".domains.chat.predictors": ("Conversation",),
+        ".domains.chess.player": ("ChessPlayer",),
+        ".domains.forecast.predictors": ("Forecast",),
+        ".domains.robotics.policy": ("RobotController",),
         ".domains.audio": (
             "Segment",
-            "Transcribing",
+            "TranscriptionOptions",
             "Transcription",
         ),
         ".domains.image_text": ("Matches",),
         ".domains.masked": ("Candidate",),
         ".domains.understanding": ("RankedDocument", "TaggedWords"),
-        ".domains.vision": ("Look",),
+        ".domains.vision": ("ImageAttention",),
         ".errors": (
             "ConfigError",
-            "SomeFailedError",
+            "PartialFailureError",
             "UserError",
         ),
-        ".app.exchange": (
-            "Quantized",
+        ".app.conversion": (
+            "QuantizationResult",
             "export",
             "quantize",
         ),
-        ".app.fitting": ("Plan",),
+        ".app.planning": ("Plan",),
         ".generate": (
             "Completion",
             "Limits",
             "Sampling",
             "SearchConfig",
+            "Session",
         ),
         ".app.loading": ("load",),
         ".app.model": ("Model",),
@@ -125,9 +148,9 @@ lazily(
             "Recipe",
             "Run",
         ),
-        ".attending": ("Attention",),
+        ".attention_maps": ("Attention",),
         ".verification": (
-            "Verified",
+            "Verification",
             "verify",
         ),
     },

@@ -29,13 +29,15 @@ from headway.parsing import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
-_ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
-_BITS = 63  # maximum bits of an integer, as tensors and generators accept
-_SHOWN = 200  # maximum characters of a value in a message
-_LARGEST = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
+_LAZY_KINDS: dict[type, Callable[[], Mapping[str, str]]] = {}
+_MAX_BITS = 63  # maximum bits of an integer, as tensors and generators accept
+_MAX_SHOWN = 200  # maximum characters of a value in a message
+_MAX_MAGNITUDE = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
 Setter = Callable[[Any, Any], Any]
 _SETTERS: dict[type, dict[str, Setter]] = {}
-_waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are applied
+_checks_deferred: ContextVar[bool] = ContextVar(
+    "waiting", default=False
+)  # whether checks wait until all settings are applied
 
 
 def family(base: type[T]) -> type[T]:
@@ -58,9 +60,9 @@ def register(kind: str) -> Callable[[type[T]], type[T]]:
     return add
 
 
-def elsewhere(base: type, homes: Callable[[], Mapping[str, str]]) -> None:
+def register_lazily(base: type, modules: Callable[[], Mapping[str, str]]) -> None:
     """Kinds of a family whose modules are imported when a kind is used: {kind: module}."""
-    _ELSEWHERE[base] = homes
+    _LAZY_KINDS[base] = modules
 
 
 def kinds(base: type[T]) -> dict[str, type[T]]:
@@ -99,8 +101,8 @@ class Range:
 
     def __call__(self, value: float, path: str) -> None:
         if not self.low <= value <= self.high:
-            most = "or more" if self.high == math.inf else f"to {self.high:g}"
-            raise ConfigError(f"{path} is {value}; use {self.low:g} {most}")
+            upper = "or more" if self.high == math.inf else f"to {self.high:g}"
+            raise ConfigError(f"{path} is {value}; use {self.low:g} {upper}")
 
 
 def dumps(config: Any) -> str:
@@ -136,7 +138,7 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         return _read(last, data, path)
     if origin is Literal:
         if not isinstance(data, (str, int)) or data not in args:
-            raise ConfigError(f"{path} is {_shown(data)}; choose from: {', '.join(map(str, args))}")
+            raise ConfigError(f"{path} is {_format_value(data)}; choose from: {', '.join(map(str, args))}")
         return data
     if origin is tuple or origin is list:
         return _read_sequence(origin, args, data, path)
@@ -147,36 +149,36 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         return _read_typed_dict(hint, data, path)
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
-    if isinstance(data, int) and data.bit_length() > _BITS:
-        raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use one of {_BITS} bits at most")
+    if isinstance(data, int) and data.bit_length() > _MAX_BITS:
+        raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use one of {_MAX_BITS} bits at most")
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if hint is int and isinstance(data, bool):
         raise ConfigError(f"{path} is {data!r}; use an integer")
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
-    if hint is float and not -_LARGEST <= data <= _LARGEST:
-        wanted = f"number from -{_LARGEST:g} to {_LARGEST:g}" if math.isfinite(data) else "finite number"
-        raise ConfigError(f"{path} is {data}; use a {wanted}")
+    type_names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    _expect(isinstance(data, hint), path, data, type_names.get(hint, str(hint)))
+    if hint is float and not -_MAX_MAGNITUDE <= data <= _MAX_MAGNITUDE:
+        expected = f"number from -{_MAX_MAGNITUDE:g} to {_MAX_MAGNITUDE:g}" if math.isfinite(data) else "finite number"
+        raise ConfigError(f"{path} is {data}; use a {expected}")
     return data
 
 
-def _expect(truth: bool, path: str, data: Any, wanted: str) -> None:
-    if not truth:
-        raise ConfigError(f"{path} is {_shown(data)}; use {wanted}")
+def _expect(condition: bool, path: str, data: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{path} is {_format_value(data)}; use {expected}")
 
 
-def _shown(data: Any) -> str:
+def _format_value(data: Any) -> str:
     """A value for a message: only the start of a very long one."""
     text = repr(data)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _read_typed_dict(hint: Any, data: Any, path: str) -> dict[str, Any]:
     _expect(isinstance(data, dict), path, data, "a JSON object")
     hints = _hints(hint)
-    for key, wanted in hints.items():  # `__required_keys__` is wrong where annotations are strings
-        required = get_origin(wanted) is Required or (hint.__total__ and get_origin(wanted) is not NotRequired)
+    for key, annotation in hints.items():  # `__required_keys__` is wrong where annotations are strings
+        required = get_origin(annotation) is Required or (hint.__total__ and get_origin(annotation) is not NotRequired)
         if required and key not in data:
             raise ConfigError(f"{path} has no {key!r}; restore it from a copy")
     return {key: _read(hints[key], value, f"{path}: {key}") if key in hints else value for key, value in data.items()}
@@ -184,7 +186,7 @@ def _read_typed_dict(hint: Any, data: Any, path: str) -> dict[str, Any]:
 
 def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
     if not isinstance(data, (list, tuple)):
-        raise ConfigError(f"{path} is {_shown(data)}; use a list")
+        raise ConfigError(f"{path} is {_format_value(data)}; use a list")
     if origin is tuple and args[-1] is not Ellipsis:
         _expect(len(data) == len(args), path, data, f"{len(args)} values")
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
@@ -195,24 +197,25 @@ def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> An
 def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     if isinstance(data, cls):
         return data
-    short = isinstance(data, str) and cls in _KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
-    given: Any = {"kind": data} if short else data
-    _expect(isinstance(given, Mapping), path, data, 'a mapping of settings, as in {"name": value}')
-    settings: dict[str, Any] = dict(given)
+    is_shorthand = isinstance(data, str) and cls in _KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
+    mapping: Any = {"kind": data} if is_shorthand else data
+    _expect(isinstance(mapping, Mapping), path, data, 'a mapping of settings, as in {"name": value}')
+    settings: dict[str, Any] = dict(mapping)
     if cls in _KINDS:
         kind = settings.pop("kind", None)
-        others = _ELSEWHERE[cls]() if cls in _ELSEWHERE else {}
-        if isinstance(kind, str) and kind in others:
-            import_module(others[kind])
+        lazy_kinds = _LAZY_KINDS[cls]() if cls in _LAZY_KINDS else {}
+        if isinstance(kind, str) and kind in lazy_kinds:
+            import_module(lazy_kinds[kind])
         if not isinstance(kind, str) or kind not in _KINDS[cls]:
-            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**_KINDS[cls], **others})}")
+            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**_KINDS[cls], **lazy_kinds})}")
         cls = _KINDS[cls][kind]
     else:
         settings.pop("kind", None)
-    known = [f.name for f in dataclasses.fields(cls)]
+    settings = {current_name(cls, key): value for key, value in settings.items()}
+    field_names = [f.name for f in dataclasses.fields(cls)]
     for key in settings:
-        if key not in known:
-            raise ConfigError(f"{path} has no setting {key!r}; {nearest(key, known)}")
+        if key not in field_names:
+            raise ConfigError(f"{path} has no setting {key!r}; {nearest(key, field_names)}")
     hints = _hints(cls)
     values = {key: _read(hints[key], value, f"{path}.{key}") for key, value in settings.items()}
     try:
@@ -242,14 +245,14 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def checked(cls: type[T]) -> type[T]:
+def deferred_check(cls: type[T]) -> type[T]:
     """Decorate a config whose `__post_init__` compares several settings: `override` runs that check only after it has
     applied all of them.
     """
     check = cls.__post_init__  # type: ignore[attr-defined]
 
     def wait_or_check(config: Any) -> None:
-        if not _waiting.get():
+        if not _checks_deferred.get():
             check(config)
 
     cls.__post_init__ = wait_or_check  # type: ignore[attr-defined]
@@ -263,7 +266,7 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
     blocks. `schedule.kind=cosine` is short for `schedule=cosine`: another kind with its own defaults. All settings are
     applied before the result is checked. Raises ConfigError for anything else.
     """
-    with _unchecked():
+    with _deferred_checks():
         for key, value in settings.items():
             config = _replace(config, key.split("."), value, key)
     if settings:
@@ -273,7 +276,7 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
 
 def applicable(config: Any, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """The `settings` that `config` has after the `fixed` ones are set: an LSTM has no heads."""
-    with _unchecked():
+    with _deferred_checks():
         for key, value in fixed.items():
             config = _replace(config, key.split("."), value, key)
         return {key: value for key, value in settings.items() if _has(config, key, value)}
@@ -288,13 +291,13 @@ def _has(config: Any, key: str, value: Any) -> bool:
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
+def _deferred_checks() -> Iterator[None]:
     """Suspend checks inside the context, because settings may be valid only together."""
-    token = _waiting.set(True)
+    token = _checks_deferred.set(True)
     try:
         yield
     finally:
-        _waiting.reset(token)
+        _checks_deferred.reset(token)
 
 
 def _check(config: Any) -> None:
@@ -306,28 +309,46 @@ def _check(config: Any) -> None:
         if check is not None:
             check()
     elif isinstance(config, (list, tuple)):
-        for item in config:
-            _check(item)
+        for child in config:
+            _check(child)
     elif isinstance(config, Mapping):
-        for item in config.values():
-            _check(item)
+        for child in config.values():
+            _check(child)
 
 
-def differences(one: Any, two: Any, path: str) -> Iterator[str]:
+def differences(first: Any, second: Any, path: str) -> Iterator[str]:
     """The differences between two trees of plain data, each as "model.width is 64, not 128"."""
-    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
-        for key in one:
-            yield from differences(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        for i, (a, b) in enumerate(zip(one, two)):
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        for key in first:
+            yield from differences(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for i, (a, b) in enumerate(zip(first, second)):
             yield from differences(a, b, f"{path}.{i}")
-    elif one != two:
-        yield f"{path} is {_short(one)}, not {_short(two)}"
+    elif first != second:
+        yield f"{path} is {_short_json(first)}, not {_short_json(second)}"
 
 
-def _short(value: Any) -> str:
+def _short_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+# Settings that were renamed, by the class of their config: old names in recipe.json and `--set` still work.
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "TransformerConfig": {"symbols": "vocab_size"},
+    "EncoderDecoderConfig": {"symbols": "vocab_size"},
+    "TwoTowerConfig": {"symbols": "vocab_size"},
+    "CaptionerConfig": {"symbols": "vocab_size"},
+    "TrainConfig": {"keep": "keep_checkpoints"},
+    "PPOConfig": {"copies": "num_envs"},
+    "CaptionsConfig": {"longest": "max_length"},
+    "PairsConfig": {"longest": "max_length"},
+}
+
+
+def current_name(cls: type, name: str) -> str:
+    """The name of a setting of `cls` today, given its name today or before."""
+    return next((names[name] for base in cls.__mro__ if name in (names := RENAMED.get(base.__name__, {}))), name)
 
 
 def settings_of(config: Any) -> list[str]:
@@ -353,34 +374,35 @@ def shortcuts(kind: type) -> dict[str, Setter]:
 
 
 def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
-    name, rest = parts[0], parts[1:]
+    name, remaining = parts[0], parts[1:]
     if isinstance(config, tuple):
         if not name.isdigit() or int(name) >= len(config):
             raise ConfigError(f"{key}: {name!r} is not an index below {len(config)}; use a number")
         index = int(name)
-        item = _replace(config[index], rest, value, key) if rest else _read(type(config[index]), value, key)
-        return (*config[:index], item, *config[index + 1 :])
+        child = _replace(config[index], remaining, value, key) if remaining else _read(type(config[index]), value, key)
+        return (*config[:index], child, *config[index + 1 :])
     if isinstance(config, dict) and name in config:
-        item = _replace(config[name], rest, value, key) if rest else _read(type(config[name]), value, key)
-        return {**config, name: item}
+        child = _replace(config[name], remaining, value, key) if remaining else _read(type(config[name]), value, key)
+        return {**config, name: child}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
-    if name == "kind" and not rest and hasattr(config, "kind"):
-        same = value == getattr(config, "kind")  # noqa: B009
+    if name == "kind" and not remaining and hasattr(config, "kind"):
+        is_same_kind = value == getattr(config, "kind")  # noqa: B009
         family = next(base for base in type(config).__mro__ if base in _KINDS)
-        return config if same else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
+        return config if is_same_kind else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
+    name = current_name(type(config), name)
     if name not in settings_of(config):
         raise InapplicableError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = shortcuts(type(config)).get(name)
-    if setter is not None and not rest:
+    if setter is not None and not remaining:
         return setter(config, value)
-    if rest and name not in {f.name for f in dataclasses.fields(config)}:
-        whole = key.removesuffix("." + ".".join(rest))
+    if remaining and name not in {f.name for f in dataclasses.fields(config)}:
+        parent_key = key.removesuffix("." + ".".join(remaining))
         raise ConfigError(
-            f"{key}: {whole} can only be set at once; write it as JSON, with its kind: "
-            f'{whole}={{"kind": ..., "{rest[0]}": {json.dumps(value)}}}'
+            f"{key}: {parent_key} can only be set at once; write it as JSON, with its kind: "
+            f'{parent_key}={{"kind": ..., "{remaining[0]}": {json.dumps(value)}}}'
         )
-    if rest:
-        return dataclasses.replace(config, **{name: _replace(getattr(config, name), rest, value, key)})
+    if remaining:
+        return dataclasses.replace(config, **{name: _replace(getattr(config, name), remaining, value, key)})
     hint = _hints(type(config))[name]
     return dataclasses.replace(config, **{name: _read(hint, value, key)})

@@ -16,46 +16,49 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else " " if each.isspace() else _escaped(each) for each in text)
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else _escape(character)
+        for character in text
+    )
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
 def logger(name: str) -> logging.Logger:
     """The logger of a module, whose lines are `printable`."""
-    found = logging.getLogger(name)
-    found.addFilter(_one_line)
-    return found
+    named_logger = logging.getLogger(name)
+    named_logger.addFilter(_filter_record)
+    return named_logger
 
 
-def _one_line(record: logging.LogRecord) -> bool:
+def _filter_record(record: logging.LogRecord) -> bool:
     line = record.getMessage()
     if not line.isprintable():
         record.msg, record.args = printable(line), None
-    if _noticed is None:
+    if _logged_lines is None:
         return True
-    new = line not in _noticed
-    _noticed.add(line)
-    return new
+    is_new = line not in _logged_lines
+    _logged_lines.add(line)
+    return is_new
 
 
-_noticed: set[str] | None = None  # logged lines, while `deduplicated_logs` is active
+_logged_lines: set[str] | None = None  # logged lines, while `deduplicated_logs` is active
 
 
 @contextmanager
-def notices_once() -> Iterator[None]:
+def deduplicated_logs() -> Iterator[None]:
     """Inside the context each log line appears once: data are opened several times before training."""
-    global _noticed
-    if _noticed is not None:
+    global _logged_lines
+    if _logged_lines is not None:
         yield
         return
-    _noticed = set()
+    _logged_lines = set()
     try:
         yield
     finally:
-        _noticed = None
+        _logged_lines = None
 
 
 class UserError(Exception):
@@ -65,7 +68,7 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
-class SomeFailedError(UserError):
+class PartialFailureError(UserError):
     """Some of many inputs failed. `results` has the results of all inputs in order, with None (NaN in tensors) for
     those that failed; `errors` maps their indices to errors.
     """
@@ -85,12 +88,12 @@ class InapplicableError(ConfigError):
 
 
 # Maximum names to compare, which takes long; maximum names in a message; maximum characters of a name to compare.
-_COMPARED, _NAMED, _LENGTH = 1000, 100, 200
+_MAX_COMPARED, _MAX_NAMED, _MAX_LENGTH = 1000, 100, 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the most similar known name, or all of them if none is similar."""
-    names = sorted(islice(known, _COMPARED))
-    close = difflib.get_close_matches(name[:_LENGTH], names, n=1, cutoff=0.5)
-    more = f", ... ({len(names) - _NAMED} more)" if len(names) > _NAMED else ""
-    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(names[:_NAMED])}{more}"
+    names = sorted(islice(known, _MAX_COMPARED))
+    matches = difflib.get_close_matches(name[:_MAX_LENGTH], names, n=1, cutoff=0.5)
+    omitted = f", ... ({len(names) - _MAX_NAMED} more)" if len(names) > _MAX_NAMED else ""
+    return f"did you mean {matches[0]!r}?" if matches else f"choose from: {', '.join(names[:_MAX_NAMED])}{omitted}"

@@ -20,13 +20,13 @@ HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # no warnings about damaged files in addition to our errors
 # Silence its warnings about metadata. Filters are per process, so decoding threads cannot each set their own.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_SCANS = 64  # maximum scans of a JPEG file: 100 bytes can cost a pass over all pixels; encoders write 10 to 20
-_USUAL, _SCANNED = 20, 1 << 31  # scans of most files; maximum of pixels times scans
-_EXIF = 100  # maximum parts of a JPEG file's Exif data, which Pillow joins one by one
-_RUNS = 1 << 24  # maximum pixels of a compressed BMP file, which Pillow decodes in Python
+_MAX_SCANS = 64  # maximum scans of a JPEG file: 100 bytes can cost a pass over all pixels; encoders write 10 to 20
+_USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1 << 31  # scans of most files; maximum of pixels times scans
+_MAX_EXIF_PARTS = 100  # maximum parts of a JPEG file's Exif data, which Pillow joins one by one
+_MAX_RLE_PIXELS = 1 << 24  # maximum pixels of a compressed BMP file, which Pillow decodes in Python
 _JPEG, _MARKER = b"\xff\xd8", re.compile(rb"\xff([^\x00\xff])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length field
+_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers without a length field
 
 
 def pillow() -> Any:
@@ -46,12 +46,14 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
     Image = pillow()
     scans = _check_jpeg(source, name)
     with Image.open(source, formats=formats) as image:
-        (wide, high), most = image.size, Image.MAX_IMAGE_PIXELS
-        if most is not None and wide * high > most:  # Pillow only warns, up to twice as many
-            raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
-        if wide * high * scans > _SCANNED:
+        (wide, high), max_pixels = image.size, Image.MAX_IMAGE_PIXELS
+        if max_pixels is not None and wide * high > max_pixels:  # Pillow only warns, up to twice as many
+            raise UserError(
+                f"{name} has too many pixels ({wide} x {high}, more than {max_pixels:,}); make the image smaller"
+            )
+        if wide * high * scans > _MAX_SCANNED_PIXELS:
             raise UserError(f"{name} is a JPEG file of {scans} scans of {wide} x {high} pixels; save it with fewer")
-        if wide * high > _RUNS and any(tile[0] == "bmp_rle" for tile in image.tile):
+        if wide * high > _MAX_RLE_PIXELS and any(tile[0] == "bmp_rle" for tile in image.tile):
             raise UserError(f"{name} is a compressed BMP file of {wide} x {high} pixels; save it as PNG")
         yield image
 
@@ -59,43 +61,43 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
 def _check_jpeg(source: Path | io.BytesIO, name: str) -> int:
     """The number of scans of a file, 0 if it is not a JPEG file. UserError for too many scans or Exif parts."""
     if isinstance(source, io.BytesIO):
-        return _checked(source.getvalue(), name)
+        return _check_jpeg_data(source.getvalue(), name)
     with open(source, "rb") as file:
         if file.read(len(_JPEG)) != _JPEG:
             return 0
         with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
-            return _checked(data, name)
+            return _check_jpeg_data(data, name)
 
 
-def _checked(data: bytes | mmap.mmap, name: str) -> int:
+def _check_jpeg_data(data: bytes | mmap.mmap, name: str) -> int:
     if data[: len(_JPEG)] != _JPEG:
         return 0
-    if _count(data, b"Exif\0\0", _EXIF) > _EXIF:
-        raise UserError(f"{name} has over {_EXIF} parts of Exif data; save it again without them")
-    scans = _count(data, b"\xff\xda", _USUAL)
-    if scans > _USUAL:  # metadata can look like scans, so parse the markers
-        scans = _scans(data)
-    if scans > _SCANS:
-        raise UserError(f"{name} is a JPEG file of over {_SCANS} scans; save it again with fewer scans")
+    if _count_markers(data, b"Exif\0\0", _MAX_EXIF_PARTS) > _MAX_EXIF_PARTS:
+        raise UserError(f"{name} has over {_MAX_EXIF_PARTS} parts of Exif data; save it again without them")
+    scans = _count_markers(data, b"\xff\xda", _USUAL_SCANS)
+    if scans > _USUAL_SCANS:  # metadata can look like scans, so parse the markers
+        scans = _count_scans(data)
+    if scans > _MAX_SCANS:
+        raise UserError(f"{name} is a JPEG file of over {_MAX_SCANS} scans; save it again with fewer scans")
     return scans
 
 
-def _count(data: bytes | mmap.mmap, mark: bytes, most: int) -> int:
+def _count_markers(data: bytes | mmap.mmap, marker: bytes, limit: int) -> int:
     """The number of occurrences of `marker`, counted up to `limit` + 1."""
-    count, place = 0, data.find(mark)
-    while place >= 0 and count <= most:
-        count, place = count + 1, data.find(mark, place + len(mark))
+    count, position = 0, data.find(marker)
+    while position >= 0 and count <= limit:
+        count, position = count + 1, data.find(marker, position + len(marker))
     return count
 
 
-def _scans(data: bytes | mmap.mmap) -> int:
+def _count_scans(data: bytes | mmap.mmap) -> int:
     """The number of scans that libjpeg decodes, counted up to the limit + 1."""
-    place, count = len(_JPEG), 0
-    while count <= _SCANS and (found := _MARKER.search(data, place)):
-        place, marker = found.end(), found[1][0]
+    position, count = len(_JPEG), 0
+    while count <= _MAX_SCANS and (match := _MARKER.search(data, position)):
+        position, marker = match.end(), match[1][0]
         if marker == _END_OF_IMAGE and count:
             break
         count += marker == _START_OF_SCAN
-        if marker not in _ALONE and marker != _END_OF_IMAGE:
-            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+        if marker not in _MARKERS_WITHOUT_LENGTH and marker != _END_OF_IMAGE:
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
     return count

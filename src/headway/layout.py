@@ -39,22 +39,22 @@ class Layout:
     def padded(lengths: Sequence[int] | Int[Tensor, "B"], length: int | None = None) -> Layout:
         """Rows of one document each with the given lengths, padded at the end to `length`."""
         sizes = torch.as_tensor(lengths, dtype=torch.long)
-        longest = int(sizes.max()) if length is None else length
-        steps = torch.arange(longest, device=sizes.device)
+        max_length = int(sizes.max()) if length is None else length
+        steps = torch.arange(max_length, device=sizes.device)
         positions = torch.where(steps < sizes[:, None], steps, -1)
-        return Layout(positions, dense=bool((sizes == longest).all()))
+        return Layout(positions, dense=bool((sizes == max_length).all()))
 
     @staticmethod
     def packed(lengths: Sequence[Sequence[int]], length: int | None = None) -> Layout:
         """Rows of several concatenated documents each, padded at the end to `length`."""
-        longest = max(sum(row) for row in lengths) if length is None else length
-        positions = torch.full((len(lengths), longest), -1)
+        max_length = max(sum(row) for row in lengths) if length is None else length
+        positions = torch.full((len(lengths), max_length), -1)
         for row, sizes in zip(positions, lengths):
             start = 0
             for size in sizes:
                 row[start : start + size] = torch.arange(size)
                 start += size
-        return Layout(positions, dense=all(list(row) == [longest] for row in lengths))
+        return Layout(positions, dense=all(list(row) == [max_length] for row in lengths))
 
     @property
     def batch(self) -> int:
@@ -65,7 +65,7 @@ class Layout:
         return self.positions.shape[1]
 
     @cached_property
-    def keep(self) -> Bool[Tensor, "B T"]:
+    def mask(self) -> Bool[Tensor, "B T"]:
         """True at tokens, False at padding."""
         return self.positions >= 0
 
@@ -87,7 +87,7 @@ class Layout:
     @cached_property
     def lengths(self) -> Int[Tensor, "B"]:
         """Tokens per row."""
-        return self.keep.sum(1)
+        return self.mask.sum(1)
 
     def to(self, device: torch.device | str) -> Layout:
         group = None if self.group is None else self.group.to(device)
@@ -105,11 +105,11 @@ class Layout:
         return self._derived[key]
 
 
-def once_a_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
+def cached_per_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
     """Cache a function of a layout and plain values per layout, so that all layers share the result."""
 
     @wraps(compute)
-    def shared(layout: Layout, *rest: *Ts) -> R:
-        return layout.derived((compute, *rest), lambda: compute(layout, *rest))
+    def shared(layout: Layout, *args: *Ts) -> R:
+        return layout.derived((compute, *args), lambda: compute(layout, *args))
 
     return shared

@@ -16,7 +16,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy: str) -> None:
+def check_free_memory(purpose: str, parts: Mapping[str, int], device: torch.device, remedy: str) -> None:
     """Raise UserError if `parts` (bytes by name), needed by `purpose`, exceed the free memory of `device`.
 
     A device that does not report its memory is assumed to have enough.
@@ -24,10 +24,10 @@ def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy
     needed, free = sum(parts.values()), free_bytes(device)
     if free is None or needed <= free:
         return
-    shares = ", ".join(f"{name} {_human(size)}" for name, size in parts.items() if size)
+    shares = ", ".join(f"{name} {_format_bytes(size)}" for name, size in parts.items() if size)
     raise UserError(
-        f"{what} needs {needed:,} bytes ({_human(needed)}) of memory: {shares}; {device} has {free:,} bytes "
-        f"({_human(free)}) free; {remedy}"
+        f"{purpose} needs {needed:,} bytes ({_format_bytes(needed)}) of memory: {shares}; {device} has {free:,} bytes "
+        f"({_format_bytes(free)}) free; {remedy}"
     )
 
 
@@ -37,17 +37,17 @@ def free_bytes(device: torch.device) -> int | None:
     On a CPU, this is the minimum of the free memory of the machine and of its control groups (containers).
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
         return None
-    known, available = list(_groups()), _table(_MACHINE).get("MemAvailable:")
+    candidates, available = list(_groups()), _table(_MACHINE).get("MemAvailable:")
     if available is not None:  # Linux reports it; elsewhere use total memory as an upper bound
-        known.append(1024 * available)
+        candidates.append(1024 * available)
     else:
         with suppress(AttributeError, ValueError, OSError):  # outside Unix sysconf or these names may be missing
-            known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return max(0, min(known)) if known else None
+            candidates.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(0, min(candidates)) if candidates else None
 
 
 def _groups() -> Iterator[int]:
@@ -61,8 +61,8 @@ def _groups() -> Iterator[int]:
             caches = ("total_inactive_file", "total_active_file")
         else:
             continue
-        own = root / path.lstrip("/")
-        for group in (own, *own.parents):
+        group_path = root / path.lstrip("/")
+        for group in (group_path, *group_path.parents):
             sizes = [_text(group / name).strip() for name in (limit, used)]
             if all(size.isdecimal() for size in sizes):  # "max" means no limit
                 cached = _table(group / "memory.stat")
@@ -85,5 +85,5 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _human(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -24,18 +24,18 @@ def check_tree(folder: Path) -> None:
 
     The folder itself may be a link, because the user named it.
     """
-    waiting = [(folder, 1)]
-    while waiting:
-        place, depth = waiting.pop()
+    pending = [(folder, 1)]
+    while pending:
+        path, depth = pending.pop()
         try:
-            with os.scandir(place) as entries:
+            with os.scandir(path) as entries:
                 names = [entry.name for entry in entries]
             for name in names:
                 with suppress(FileNotFoundError):  # removed in the meantime
-                    found = os.lstat(place / name)
-                    check_kind(place / name, found)
-                    if stat.S_ISDIR(found.st_mode) and not (name in _FOREIGN and depth <= _FOREIGN_DEPTH):
-                        waiting.append((place / name, depth + 1))
+                    status = os.lstat(path / name)
+                    check_kind(path / name, status)
+                    if stat.S_ISDIR(status.st_mode) and not (name in _FOREIGN and depth <= _FOREIGN_DEPTH):
+                        pending.append((path / name, depth + 1))
         except (FileNotFoundError, NotADirectoryError):  # the run does not exist yet
             continue
         except OSError as error:
@@ -47,24 +47,24 @@ def check_tree(folder: Path) -> None:
 def check_folder(path: Path) -> None:
     """Raise UserError if an output folder is a link or a file; a missing folder is fine."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return
-    check_kind(path, found)
-    if not stat.S_ISDIR(found.st_mode):
+    check_kind(path, status)
+    if not stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is not a folder; remove it, or choose another folder for the run")
 
 
-def check_kind(path: Path, found: os.stat_result) -> None:
+def check_kind(path: Path, status: os.stat_result) -> None:
     """Raise UserError for anything other than a regular file or folder."""
-    if stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION:
+    if stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) == _JUNCTION:
         target = _target(path)
         raise UserError(f"{path} is a link to {target}, which must not be written to; replace the link with a copy")
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise UserError(f"{path} is a pipe, a socket or a device; remove it")
 
 
-def open_own(path: Path, *, update: bool = False) -> IO[str]:
+def open_run_file(path: Path, *, update: bool = False) -> IO[str]:
     """Open a text file that belongs to a run, to append to it or, with `update`, to read and replace it.
 
     Creates it if missing. Raises UserError for a link, a pipe, a device, a folder or a hard-linked file, without
@@ -72,16 +72,16 @@ def open_own(path: Path, *, update: bool = False) -> IO[str]:
     """
     try:
         with suppress(FileNotFoundError):
-            _check_own(path, os.lstat(path))
-        way = os.O_RDWR if update else os.O_WRONLY | os.O_APPEND
-        handle = os.open(path, way | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | _NO_WAIT, 0o666)
+            _check_run_file(path, os.lstat(path))
+        flags = os.O_RDWR if update else os.O_WRONLY | os.O_APPEND
+        handle = os.open(path, flags | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | _NO_WAIT, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:  # it became a link after the check
             raise UserError(f"{path} is a link; remove it") from error
         raise
     try:
-        found = os.fstat(handle)
-        _check_own(path, found)
+        status = os.fstat(handle)
+        _check_run_file(path, status)
         if not _NO_FOLLOW:
             check_kind(path, os.lstat(path))
         return os.fdopen(handle, "r+" if update else "a", encoding="utf-8", errors="backslashreplace", buffering=1)
@@ -90,7 +90,7 @@ def open_own(path: Path, *, update: bool = False) -> IO[str]:
         raise
 
 
-def visible_names(folder: Path, shown: int = 3) -> str:
+def visible_names(folder: Path, limit: int = 3) -> str:
     """Names in a folder for a message, without hidden files; "" for an empty or missing folder."""
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -100,7 +100,7 @@ def visible_names(folder: Path, shown: int = 3) -> str:
         raise UserError(f"{folder} is not a folder; choose another path") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}); correct its permissions") from error
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
@@ -108,34 +108,36 @@ def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
     however the paths are spelled.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return
-    if not stat.S_ISREG(found.st_mode):  # a pipe or device that the user named, or a folder for new files
+    if not stat.S_ISREG(status.st_mode):  # a pipe or device that the user named, or a folder for new files
         return
-    place = Path(os.path.realpath(path))
-    for given in inputs:
+    resolved = Path(os.path.realpath(path))
+    for source in inputs:
         try:
-            read = os.stat(Path(given).expanduser())
-            inside = stat.S_ISDIR(read.st_mode) and place.is_relative_to(os.path.realpath(Path(given).expanduser()))
+            source_status = os.stat(Path(source).expanduser())
+            inside = stat.S_ISDIR(source_status.st_mode) and resolved.is_relative_to(
+                os.path.realpath(Path(source).expanduser())
+            )
         except (OSError, ValueError, RuntimeError):  # a data set's name, or text
             continue
-        if inside or os.path.samestat(found, read):
-            raise UserError(f"{path} would overwrite the input {given}; choose another output file")
+        if inside or os.path.samestat(status, source_status):
+            raise UserError(f"{path} would overwrite the input {source}; choose another output file")
 
 
 def check_new(*paths: Path) -> None:
     """Raise UserError for an output file that already exists."""
-    taken = next((path for path in paths if os.path.lexists(path)), None)
-    if taken is not None:
-        raise UserError(f"{taken} already exists; remove it, or choose another path with --out")
+    existing = next((path for path in paths if os.path.lexists(path)), None)
+    if existing is not None:
+        raise UserError(f"{existing} already exists; remove it, or choose another path with --out")
 
 
-def _check_own(path: Path, found: os.stat_result) -> None:
-    check_kind(path, found)
-    if stat.S_ISDIR(found.st_mode):
+def _check_run_file(path: Path, status: os.stat_result) -> None:
+    check_kind(path, status)
+    if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is a folder; remove it")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         raise UserError(f"{path} is the same file as another one (a hard link); remove it")
 
 

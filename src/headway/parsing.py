@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-_LENGTH = 40  # maximum characters of a key or a value in a message
+_MAX_LENGTH = 40  # maximum characters of a key or a value in a message
 
 
 class DuplicateKeyError(ValueError):
@@ -17,10 +17,10 @@ def parse_json(text: str | bytes) -> Any:
     return DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) == len(pairs):
+        return mapping
     first: dict[str, Any] = {}
     for key, value in pairs:
         if key in first:
@@ -31,7 +31,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     text = repr(value) if not isinstance(value, (dict, list)) else "{...}" if isinstance(value, dict) else "[...]"
-    return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_once)
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from headway.arguments import check_types
 from headway.errors import UserError
-from headway.formats.digests import damage, is_sealed, sealed
+from headway.formats.digests import find_damage, is_sealed, read_digests
 from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED
 from headway.formats.open import open_config
-from headway.given import typed
 from headway.learn.run import RunDirectory
 
 
-class Verified(NamedTuple):
+class Verification(NamedTuple):
     """The result of `verify`: the number of files with digests and their bytes; one line per damaged file; and the
     folders and files without digests, which could only be opened.
     """
@@ -25,26 +25,35 @@ class Verified(NamedTuple):
     unknown: tuple[Path, ...]
 
 
-@typed
-def verify(path: str | Path) -> Verified:
+@check_types
+def verify(path: str | Path) -> Verification:
     """Compare a run and its checkpoints, or a model that headway wrote, with the stored digests.
 
     A run in training, or one that was killed, has digests of its checkpoints only. A model from elsewhere has no
     digests; opening it detects truncated files. Raises UserError for a path that is neither a run nor a model.
     """
-    place = find_folder(path)
-    run = RunDirectory(place)
-    folders = [place, *(path for part in (run.checkpoints, run.trunk) for path in sorted(part.glob("step-*")))]
-    known = [folder for folder in folders if is_sealed(folder)]
-    if not run.exists() and place not in known and not (place / QUANTISED).is_file():
-        open_config(place)
+    model_folder = find_folder(path)
+    run = RunDirectory(model_folder)
+    folders = [
+        model_folder,
+        *(
+            path
+            for checkpoint_folder in (run.checkpoints, run.pre_decay)
+            for path in sorted(checkpoint_folder.glob("step-*"))
+        ),
+    ]
+    sealed_folders = [folder for folder in folders if is_sealed(folder)]
+    if not run.exists() and model_folder not in sealed_folders and not (model_folder / QUANTISED).is_file():
+        open_config(model_folder)
     files, size, damaged = 0, 0, list[str]()
-    for folder in known:
+    for folder in sealed_folders:
         try:
-            entries = sealed(folder)
-            damaged += damage(folder)
+            entries = read_digests(folder)
+            damaged += find_damage(folder)
         except UserError as error:
             damaged.append(str(error).rpartition("; ")[0])
             continue
-        files, size = files + len(entries), size + sum(each for each, _ in entries.values())
-    return Verified(files, size, tuple(damaged), tuple(folder for folder in folders if folder not in known))
+        files, size = files + len(entries), size + sum(entry_size for entry_size, _ in entries.values())
+    return Verification(
+        files, size, tuple(damaged), tuple(folder for folder in folders if folder not in sealed_folders)
+    )

@@ -49,8 +49,8 @@ class Causal(Pattern):
             raise ConfigError(f"window is {self.window}; set an integer above 0, or none")
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
-        seen = key <= query
-        return seen if self.window is None else seen & (key > query - self.window)
+        visible = key <= query
+        return visible if self.window is None else visible & (key > query - self.window)
 
     @property
     def causal(self) -> bool:
@@ -85,13 +85,13 @@ class Prefix(Pattern):
 
 def mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
     """The attention mask between two layouts: the pattern within a document, groups in both directions, no padding."""
-    same = (query.segments[:, :, None] == key.segments[:, None, :]) & key.keep[:, None, :]
-    return same & allowed(pattern, query, key)
+    same_document = (query.segments[:, :, None] == key.segments[:, None, :]) & key.mask[:, None, :]
+    return same_document & allowed_mask(pattern, query, key)
 
 
-def allowed(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
+def allowed_mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
     """The mask if all tokens of a row are one document: by the pattern, or as members of the same group."""
-    seen = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
+    visible = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
     if query.group is None or key.group is None:
-        return seen
-    return seen | ((query.group[:, :, None] == key.group[:, None, :]) & (query.group[:, :, None] > 0))
+        return visible
+    return visible | ((query.group[:, :, None] == key.group[:, None, :]) & (query.group[:, :, None] > 0))

@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from headway.codecs import published_codec, train_codec
 from headway.codecs.base import BYTES
-from headway.codecs.processor import FORMATS, ImageProcessor, read_image
+from headway.codecs.image_processor import FORMATS, ImageProcessor, read_image
 from headway.data.idx import read_idx
-from headway.formats.llama2c import load_pieces
+from headway.formats.llama2c import load_tokenizer
 from headway.formats.published import read_processor
 
 TEXT = "the cat sat on the MAT, \u00e9 \u6771\n\n 12"
@@ -30,7 +30,7 @@ def read_codec(path: Path) -> None:
     codec = published_codec(path.parent)
     if codec is not None:
         codec.decode(codec.encode(TEXT))
-        codec.decode(range(codec.size))
+        codec.decode(range(codec.vocab_size))
 
 
 def codec_seeds(folder: Path) -> list[bytes]:
@@ -186,5 +186,5 @@ CODECS = {
     "wordpiece": Reader("vocab.txt", words_seeds, damaged, read_codec),
     "vocabulary": Reader("vocab.json", vocabulary_seeds, damaged_json, read_codec),
     "merges": Reader("merges.txt", merges_seeds, damaged, read_codec),
-    "llama2c-pieces": Reader("tokenizer.bin", piece_seeds, damaged, load_pieces),
+    "llama2c-pieces": Reader("tokenizer.bin", piece_seeds, damaged, load_tokenizer),
 }

@@ -18,12 +18,12 @@ from mutate import half_mild
 from run import Reader
 
 from headway.app.runs import read_recipe
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.config import dumps
-from headway.data.dialogues import dialogue_sources, read_chats
+from headway.data.corpus import iter_documents, iter_pairs
+from headway.data.dialogues import find_chat_files, read_chats
 from headway.data.series import SeriesColumns, read_series
-from headway.data.sources import documents, pairs
-from headway.data.tables import read_table
+from headway.data.table_files import read_table
 from headway.domains import recipes
 from headway.errors import UserError
 from headway.nn.models import describe
@@ -59,15 +59,15 @@ def read_rows(path: Path) -> None:
 def read_lines(path: Path) -> None:
     """JSON lines as texts, pairs, a table, and chats."""
     _each(
-        lambda: documents([path]),
-        lambda: pairs([path]),
+        lambda: iter_documents([path]),
+        lambda: iter_pairs([path]),
         lambda: read_table([path], {"text": "text", "label": "label"}),
-        lambda: (chat for file in dialogue_sources([path]) for chat in read_chats(file)),
+        lambda: (chat for file in find_chat_files([path]) for chat in read_chats(file)),
     )
 
 
 def _chess(path: Path) -> Iterator[Any]:
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
 
     return (found for file in chess_files([path]) for found in samples(file, 0.5, False, ReadTally()))
 
@@ -80,7 +80,7 @@ def read_epd(path: Path) -> None:
 
 
 def read_parquet(path: Path) -> None:
-    deque(documents([path]), maxlen=0)
+    deque(iter_documents([path]), maxlen=0)
 
 
 @cache

@@ -13,8 +13,8 @@ from mutate import damaged, damaged_json
 from run import Reader
 
 from headway.data.demonstrations import Demonstrations, read_demonstrations
-from headway.data.lerobot_writing import write_lerobot
-from headway.data.recordings import read_episodes
+from headway.data.episode_files import read_episodes
+from headway.data.lerobot_writer import write_lerobot
 
 
 def columns() -> dict[str, np.ndarray]:

@@ -11,19 +11,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import hostile_files as files
-from headway.codecs.processor import read_image
+from headway.codecs.image_processor import read_image
+from headway.data.corpus import iter_documents, iter_pairs
 from headway.data.demonstrations import read_demonstrations
-from headway.data.dialogues import dialogue_sources, read_chats
-from headway.data.idx import idx_files, read_parts
-from headway.data.recordings import read_episodes
+from headway.data.dialogues import find_chat_files, read_chats
+from headway.data.episode_files import read_episodes
+from headway.data.idx import idx_files, read_idx_pairs
 from headway.data.series import SeriesColumns, read_series
-from headway.data.sources import documents, pairs
-from headway.data.tables import read_conll, read_table
-from headway.domains.audio.sound import FileSound
+from headway.data.table_files import read_conll, read_table
+from headway.domains.audio.sound_files import FileSound
 
 
 def _chess(path: Path) -> Iterator[Any]:
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
 
     return (found for file in chess_files([path]) for found in samples(file, 0.5, False, ReadTally()))
 
@@ -31,7 +31,7 @@ def _chess(path: Path) -> Iterator[Any]:
 def _images(path: Path) -> Iterator[Any]:
     if path.is_dir() and not idx_files(path):
         return (read_image(file) for file in sorted(path.rglob("*.*")))
-    return iter(read_parts(idx_files(path) if path.is_dir() else [path]))
+    return iter(read_idx_pairs(idx_files(path) if path.is_dir() else [path]))
 
 
 def _sounds(path: Path) -> Iterator[Any]:
@@ -39,12 +39,12 @@ def _sounds(path: Path) -> Iterator[Any]:
 
 
 READERS: dict[files.Commands, Callable[[Path], Any]] = {
-    files.TEXTS: lambda path: documents([path]),
+    files.TEXTS: lambda path: iter_documents([path]),
     files.TABLES: lambda path: iter(read_table([path], {"text": "text", "label": "label"}).columns),
     files.TAGGED: lambda path: iter(read_conll([path])),
     files.SERIES: lambda path: iter(read_series([path], SeriesColumns(None, None, None), True)[0]),
-    files.PAIRS: lambda path: pairs([path]),
-    files.CHATS: lambda path: (chat for file in dialogue_sources([path]) for chat in read_chats(file)),
+    files.PAIRS: lambda path: iter_pairs([path]),
+    files.CHATS: lambda path: (chat for file in find_chat_files([path]) for chat in read_chats(file)),
     files.CHESS: _chess,
     files.IMAGES: _images,
     files.SOUNDS: _sounds,

@@ -16,8 +16,8 @@ from headway.formats.ctranslate2 import ModelBin
 from headway.formats.families import families, find_family
 from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
 from headway.formats.llama2c import load_llama2c
-from headway.formats.native import read_config, undrawn
-from headway.formats.published import CONFIG, INDEX, open_shards, read_marks, read_settings
+from headway.formats.native import read_config, uninitialized_model
+from headway.formats.published import CONFIG, INDEX, open_shards, read_settings, read_special_tokens
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
 from headway.nn.models import build
@@ -74,9 +74,9 @@ def read_config_file(path: Path) -> None:
     family = find_family(settings)
     settings = Settings({**family.defaults, **settings.values}, settings.source)
     config = read_config(family, settings, NAMES)
-    undrawn(config, HELD, settings.source)
+    uninitialized_model(config, HELD, settings.source)
     family.rules(config)
-    read_marks(path.parent, settings)
+    read_special_tokens(path.parent, settings)
 
 
 def tensor_seeds(folder: Path) -> list[bytes]:

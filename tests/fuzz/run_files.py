@@ -201,10 +201,10 @@ def _words(command: Command) -> list[str]:
 def _serve(command: Command) -> int:
     """What the server does with a model as it starts, and when the first request comes."""
     from headway.serve.fingerprint import fingerprint
-    from headway.serve.models import LoadOptions, known
+    from headway.serve.models import LoadOptions, summarize_model
 
     def start() -> None:
-        found = known(Path(command[1]), LoadOptions())
+        found = summarize_model(Path(command[1]), LoadOptions())
         model = hw.load(command[1])
         if "generate" in found.verbs:
             fingerprint(model)
@@ -214,8 +214,8 @@ def _serve(command: Command) -> int:
 
 def _open(command: Command) -> int:
     """A run as Python has it."""
-    from headway.learn.page import run_sections
     from headway.learn.run import open_run
+    from headway.learn.run_report import run_sections
 
     def look() -> None:
         run = open_run(Path(command[1]))

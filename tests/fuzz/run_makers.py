@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import headway as hw
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.learn import Recipe
 from headway.learn.recipe import write_recipe
 
@@ -22,7 +22,7 @@ UNIT = Path(__file__).parents[1] / "unit"  # whose small data and recipes are us
 WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
 FEW: dict[str, Any] = {
     "train.steps": 4,
-    "train.keep": 2,
+    "train.keep_checkpoints": 2,
     "train.evaluate_every": 2,
     "train.evaluate_limit": 4,
     "train.precision": "fp32",
@@ -74,7 +74,7 @@ def rows(path: Path, found: list[dict[str, Any]]) -> Path:
 def text(folder: Path) -> list[Path]:
     path = folder / "text.txt"
     path.write_text("\n\n".join(lines(200)), encoding="utf-8")
-    recipe = replace(find_recipe("text"), model=modern(width=16, depth=1, heads=2, window=16, symbols=1))
+    recipe = replace(find_recipe("text"), model=modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=1))
     return train(folder, recipe, [path], {"train.batch_tokens": 64, "task.context": 16, "task.size": 280})
 
 
@@ -91,7 +91,7 @@ def instruct(folder: Path) -> list[Path]:
         {"messages": [{"role": "user", "content": line}, {"role": "assistant", "content": line[::-1]}]}
         for line in lines()
     ]
-    model = modern(width=16, depth=1, heads=2, window=64, symbols=1)
+    model = modern_decoder(width=16, depth=1, heads=2, window=64, vocab_size=1)
     sizes = {"train.batch_tokens": 256, "task.context": 64, "task.size": 300}
     recipe = replace(find_recipe("instruct"), model=model)
     return train(folder, recipe, [rows(folder / "chats.jsonl", chats)], {**sizes, **HALVES})
@@ -179,7 +179,7 @@ def comparison(folder: Path) -> list[Path]:
     """Two variants of two steps each."""
     path = folder / "text.txt"
     path.write_text("\n\n".join(lines(200)), encoding="utf-8")
-    recipe = replace(find_recipe("text"), model=modern(width=16, depth=1, heads=2, window=16, symbols=1))
+    recipe = replace(find_recipe("text"), model=modern_decoder(width=16, depth=1, heads=2, window=16, vocab_size=1))
     recipe = override(recipe, {**FEW, "train.batch_tokens": 64, "task.context": 16, "task.size": 280})
     write_recipe(replace(recipe, data=(str(path),)), folder / "recipe.json")
     hw.compare(folder / "recipe.json", {"train.steps": [2, 3]}, run=folder / "run")

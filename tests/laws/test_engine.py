@@ -26,8 +26,8 @@ from headway.engine import (
 )
 from headway.engine.cache import Blocks
 from headway.engine.operations import BLOCK
-from headway.engine.packed import pack, unpack
-from headway.engine.rows import Row
+from headway.engine.packed_weights import pack, unpack
+from headway.engine.sequence_rows import Row
 from headway.errors import UserError
 from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED
@@ -152,8 +152,8 @@ def test_beam_search_finds_the_same_translations() -> None:
     assert isinstance(model, EncoderDecoder)
     sources = [[3, 4, 5], [6, 2, 2, 7, 9], [8]]
     search = SearchConfig(beam=4, n_best=2)
-    wanted = translate_ids(model, sources, begin=0, end=1, config=search)
-    found = translate_ids(Engine(model, threads=2), sources, begin=0, end=1, config=search)
+    wanted = translate_ids(model, sources, bos=0, eos=1, config=search)
+    found = translate_ids(Engine(model, threads=2), sources, bos=0, eos=1, config=search)
     assert [[h.ids for h in some] for some in found] == [[h.ids for h in some] for some in wanted]
 
 
@@ -212,40 +212,40 @@ def test_what_has_no_instruction_is_named() -> None:
 def test_rows_share_blocks_until_they_write() -> None:
     store = Blocks(8)
     row = Row(store, [], None, np.zeros(0, np.float32))
-    assert row.make_room(0, 1) == []
+    assert row.reserve(0, 1) == []
     store.view(row.blocks[0])[:] = 7
     both = [row.fork(), row.fork()]
     assert both[0].blocks == both[1].blocks == row.blocks
     for other in both:
-        store.copy(other.make_room(1, 2))
+        store.copy(other.reserve(1, 2))
     assert len({both[0].blocks[0], both[1].blocks[0], row.blocks[0]}) == 3
     assert all(store.view(other.blocks[0])[0] == 7 for other in both)
-    assert both[0].make_room(BLOCK, BLOCK + 1) == []
+    assert both[0].reserve(BLOCK, BLOCK + 1) == []
     assert [len(other.blocks) for other in both] == [2, 1]
     used = set(store._users)
     del both, other
-    assert store.held == 1
+    assert store.used == 1
     assert set(store._users) == set(row.blocks) < used
 
 
 def test_a_block_that_is_written_as_a_whole_is_not_copied() -> None:
     store = Blocks(8)
     row = Row(store, [], None, np.zeros(0, np.float32))
-    row.make_room(0, 2 * BLOCK)
+    row.reserve(0, 2 * BLOCK)
     other = row.fork()
-    assert len(other.make_room(BLOCK - 1, 2 * BLOCK)) == 1
+    assert len(other.reserve(BLOCK - 1, 2 * BLOCK)) == 1
     assert not set(other.blocks) & set(row.blocks)
 
 
 def test_no_more_blocks_are_taken_than_there_may_be() -> None:
     store = Blocks(8)
-    store.most = 2
+    store.max_blocks = 2
     row = Row(store, [], None, np.zeros(0, np.float32))
-    assert row.lacks(0, 3 * BLOCK) == 3
+    assert row.blocks_needed(0, 3 * BLOCK) == 3
     with pytest.raises(OutOfBlocksError, match="all 2 blocks"):
-        row.make_room(0, 3 * BLOCK)
+        row.reserve(0, 3 * BLOCK)
     row.close()
-    assert store.left == 2
+    assert store.available == 2
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
@@ -345,7 +345,7 @@ class Found(dict):
 
 binding.get_host_cpu_features = lambda: Found({features})
 from headway.engine import machine, products, tiles
-from headway.engine.packed import pack, unpack
+from headway.engine.packed_weights import pack, unpack
 import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
 assert machine.WIDE == {wide}
@@ -376,22 +376,22 @@ for columns in (64, 200):
         assert (found[:, 24:] == 0).all()
 
 # Three heads over a chunk of keys and values in 8 bits, of a size that is no whole vector.
-from headway.engine import rounded_keys as rounded
-from headway.engine.softmax import soften_rounded
+from headway.engine import int8_keys as rounded
+from headway.engine.softmax import softmax_chunk_int8
 size, heads, positions = 27, 3, 64
 place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
 
 @numba.njit
 def one_chunk(queries, each, bases, keys, scales, out, pieces, weights, apart, fades, values, size, made):
     for block in range(2):
-        rounded.rounded_scores(
+        rounded.int8_scores(
             3, queries, each, 32, bases, keys + 896 * block, scales + 256 * block, out + 128 * block, 7, keys
         )
     for h in range(3):
         at, own = weights + h * apart, scales + 128
-        fades[h] = soften_rounded(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
+        fades[h] = softmax_chunk_int8(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
     far = values + 864
-    rounded.rounded_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
+    rounded.int8_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
 
 def whole(numbers, most):
     largest = abs(numbers).max(-1, keepdims=True)
@@ -408,9 +408,9 @@ numbers = room[:128].view(np.float32)
 for t in range(positions):
     block, slot = t // 32, t % 32
     numbers[:size] = k[t]
-    scales[block, 0, slot] = rounded.keep_key(place(room), size, place(keys, 896 * block), slot)
+    scales[block, 0, slot] = rounded.store_key(place(room), size, place(keys, 896 * block), slot)
     numbers[:size] = v[t]
-    scales[block, 1, slot] = rounded.keep_value(place(room), size, place(values, 864 * block), slot)
+    scales[block, 1, slot] = rounded.store_value(place(room), size, place(values, 864 * block), slot)
 each, apart = rounded.split_query_bytes(size), rounded.split_bytes(positions)
 queries, weights = np.zeros((heads, each), np.uint8), np.zeros((heads, apart), np.uint8)
 for head in range(heads):

@@ -12,7 +12,7 @@ from cases import BIASES, HEADS, MIXERS, WIDTH, ids, seq2seq
 from test_engine import LOWERED, follow, lowered, ready
 from torch import Tensor
 
-from headway.engine import Engine, Kept, Piece, quantise
+from headway.engine import Engine, EngineDecoding, RowChunk, quantise
 from headway.engine.means import mean_by_position
 from headway.engine.operations import BLOCK
 from headway.formats.llama2c import load_llama2c
@@ -20,14 +20,22 @@ from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.mixers.attention import KeyValues, SelfAttention
-from headway.nn.mixers.cross import Remembered
-from headway.nn.models import BlockConfig, Cache, EncoderDecoder, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.mixers.cross import ProjectedMemory
+from headway.nn.models import (
+    BlockConfig,
+    CacheDtype,
+    EncoderDecoder,
+    Prompt,
+    StackConfig,
+    Transformer,
+    TransformerConfig,
+)
 from headway.nn.models.block import Block
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-CACHES: list[Cache] = ["fp32", "fp16", "int8"]
-WHOLE_AND_ROUNDED: list[Cache] = ["fp32", "int8"]
+CACHES: list[CacheDtype] = ["fp32", "fp16", "int8"]
+WHOLE_AND_ROUNDED: list[CacheDtype] = ["fp32", "int8"]
 close = torch.testing.assert_close
 
 
@@ -38,7 +46,7 @@ def attending(*mixers: AttentionConfig) -> Transformer:
     return model
 
 
-def stepped(engine: Engine, kept: Kept, tokens: Tensor) -> tuple[Tensor, Kept]:
+def stepped(engine: Engine, kept: EngineDecoding, tokens: Tensor) -> tuple[Tensor, EngineDecoding]:
     """The logits after each of `tokens` [B, T]."""
     found = []
     for column in tokens.T:
@@ -47,11 +55,11 @@ def stepped(engine: Engine, kept: Kept, tokens: Tensor) -> tuple[Tensor, Kept]:
     return torch.stack(found, 1), kept
 
 
-def kept_numbers(engine: Engine, kept: Kept, row: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
+def kept_numbers(engine: Engine, kept: EngineDecoding, row: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
     """The keys, less their mean, and values [T, G, K] of a row, of a model with one layer, from its blocks in int8."""
     keys, values = [], []
     for block in kept.rows[row].blocks:
-        room = torch.from_numpy(engine._own.view(block).copy()).view(groups, -1)
+        room = torch.from_numpy(engine._kv_blocks.view(block).copy()).view(groups, -1)
         fours = -(-size // 4)
         one, two, scales = (part.contiguous() for part in room.split([4 * fours * BLOCK, size * BLOCK, 8 * BLOCK], 1))
         scales = scales.view(torch.float32).view(groups, 2, BLOCK)
@@ -144,7 +152,9 @@ def test_fp16_keeps_the_nearest_numbers(size: int) -> None:
             kept = engine.adopt(read)
             for column in ids(1, 40, seed=3).T:
                 _, kept = engine.step(column, kept)
-            contents.append(torch.from_numpy(np.stack([engine._own.view(block) for block in kept.rows[0].blocks])))
+            contents.append(
+                torch.from_numpy(np.stack([engine._kv_blocks.view(block) for block in kept.rows[0].blocks]))
+            )
     whole, half = contents[0].view(torch.float32), contents[1].view(torch.float16)
     for group in range(2):
         each = slice(2 * group * size * BLOCK, 2 * (group + 1) * size * BLOCK)
@@ -177,7 +187,7 @@ def test_fp16_attention_is_that_to_the_rounded_numbers(heads: int, size: int) ->
             engine = Engine(model, threads=2, cache=cache)  # type: ignore[arg-type]
             found.append(stepped(engine, engine.adopt(read), tokens)[0])
             for memory in read.memories or ():
-                assert isinstance(memory, Remembered)
+                assert isinstance(memory, ProjectedMemory)
                 memory.keys.copy_(memory.keys.half().float())
                 memory.values.copy_(memory.values.half().float())
     assert torch.equal(*found)
@@ -186,12 +196,12 @@ def test_fp16_attention_is_that_to_the_rounded_numbers(heads: int, size: int) ->
 def test_what_is_kept_follows_the_weights() -> None:
     model = attending(AttentionConfig(2))
     assert Engine(model, 1).cache == "fp32"
-    sizes = {cache: Engine(model, 1, cache)._own.size for cache in CACHES}
+    sizes = {cache: Engine(model, 1, cache)._kv_blocks.size for cache in CACHES}
     assert sizes["fp16"] == sizes["fp32"] // 2
     quantise(model, "int4")
     assert Engine(model, 1).cache == "fp16"
-    assert Engine(model, 1)._own.size == sizes["fp16"]
-    assert Engine(model, 1, "fp32")._own.size == sizes["fp32"]
+    assert Engine(model, 1)._kv_blocks.size == sizes["fp16"]
+    assert Engine(model, 1, "fp32")._kv_blocks.size == sizes["fp32"]
 
 
 def test_models_without_keys_have_nothing_to_take_a_mean_of() -> None:
@@ -199,7 +209,7 @@ def test_models_without_keys_have_nothing_to_take_a_mean_of() -> None:
     engine = Engine(ready(TransformerConfig(WIDTH, 23, 20, stack)), threads=1, cache="int8")  # type: ignore[arg-type]
     assert not engine.means
     with torch.inference_mode():
-        assert engine.compute([Piece(engine.open(count=1).rows[0], 0, [1, 2])]).isfinite().all()
+        assert engine.compute([RowChunk(engine.open(count=1).rows[0], 0, [1, 2])]).isfinite().all()
 
 
 MOVED = {
@@ -260,12 +270,14 @@ def test_memories_are_kept_in_int8_too() -> None:
         block.cross.kv.bias[: block.cross.groups * block.cross.size] += 50  # which moves all scores of a query alike
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert (found - wanted).norm() < 2 * first
-    assert engines[1]._read.size <= 0.5 * engines[0]._read.size  # tiny heads: as much again for scales
+    assert (
+        engines[1]._memory_blocks.size <= 0.5 * engines[0]._memory_blocks.size
+    )  # tiny heads: as much again for scales
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rows_depend_on_neither_neighbours_nor_how_many_tokens_are_read(cache: Cache, threads: int) -> None:
+def test_rows_depend_on_neither_neighbours_nor_how_many_tokens_are_read(cache: CacheDtype, threads: int) -> None:
     """Bit for bit: six together, each alone, and each by four tokens at a time."""
     model = attending(*[AttentionConfig(6, kv_heads=2, head_size=40)] * 2)
     engine = Engine(model, threads=threads, cache=cache)
@@ -302,7 +314,7 @@ def test_many_rows_keep_int8_as_each_alone() -> None:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
+def test_blocks_that_no_window_sees_are_given_back(cache: CacheDtype) -> None:
     near, far = (replace(MIXERS["attention-window"], pattern=Causal(window=window)) for window in (3, 40))
     assert isinstance(near, AttentionConfig)
     assert isinstance(far, AttentionConfig)
@@ -311,21 +323,21 @@ def test_blocks_that_no_window_sees_are_given_back(cache: Cache) -> None:
     prompt = Prompt(ids(2, 150), Layout.padded([150, 2], 150))
     with torch.inference_mode():
         _, kept = engine.start(prompt, 400)
-        assert isinstance(kept, Kept)
-        assert engine._own.held <= 3 + 1  # the positions from 111 to 149, and two
+        assert isinstance(kept, EngineDecoding)
+        assert engine._kv_blocks.used <= 3 + 1  # the positions from 111 to 149, and two
         for column in ids(2, 200, seed=2).T:
             _, kept = stepped(engine, kept, column[:, None])
-            assert engine._own.held <= 2 * 3, "40 positions lie in three blocks at most"
+            assert engine._kv_blocks.used <= 2 * 3, "40 positions lie in three blocks at most"
         assert [len(row.blocks) for row in kept.rows] == [11, 7]
         again = kept.select(torch.tensor([0, 0, 1]))
         again.assign(torch.tensor([2]), torch.tensor([0]))
         del kept
         for row in again.rows:
-            row.make_room(350, 351)
-        assert engine._own.held <= 5
+            row.reserve(350, 351)
+        assert engine._kv_blocks.used <= 5
         del again, row
-    assert engine._own.held == 0
-    assert len(engine._own._slabs) == 1
+    assert engine._kv_blocks.used == 0
+    assert len(engine._kv_blocks._slabs) == 1
 
 
 def test_windows_step_as_their_modules_far_beyond_them() -> None:
@@ -341,12 +353,12 @@ def test_one_layer_that_sees_everything_keeps_everything() -> None:
     with torch.inference_mode():
         _, kept = engine.start(Prompt(ids(1, 150), Layout.full(1, 150)), 400)
         stepped(engine, kept, ids(1, 50))  # type: ignore[arg-type]
-    assert engine._own.held == 7
+    assert engine._kv_blocks.used == 7
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_what_is_no_number_is_seen(cache: Cache, broken: float) -> None:
+def test_what_is_no_number_is_seen(cache: CacheDtype, broken: float) -> None:
     """NaN or infinity among keys or values gives NaN, whoever wrote it."""
     mixer = AttentionConfig(HEADS)
     for row in (WIDTH, 2 * WIDTH):  # where keys and values begin
@@ -360,7 +372,7 @@ def test_what_is_no_number_is_seen(cache: Cache, broken: float) -> None:
 
 
 @pytest.mark.parametrize(("cache", "loss", "nats"), [("fp16", 0.0004, 1e-5), ("int8", 0.001, 0.0006)])
-def test_a_rounded_cache_costs_a_real_model_little(cache: Cache, loss: float, nats: float, data_dir: Path) -> None:
+def test_a_rounded_cache_costs_a_real_model_little(cache: CacheDtype, loss: float, nats: float, data_dir: Path) -> None:
     """stories260K on a story of its own: the loss in nats, and the divergence of what it expects, which is 0.0017 where
     keys are rounded to int8 as they are; int8 weights make 0.0014.
     """

@@ -67,7 +67,7 @@ def documents(lengths: list[int], seed: int = 0) -> list[Tensor]:
 def padded(parts: list[Tensor]) -> tuple[Tensor, Layout]:
     layout = Layout.padded([len(part) for part in parts])
     x = torch.full((len(parts), layout.length, WIDTH), torch.nan)
-    x[layout.keep] = torch.cat(parts)
+    x[layout.mask] = torch.cat(parts)
     return x, layout
 
 
@@ -80,8 +80,8 @@ def test_documents_are_read_as_torch_reads_them(number: int) -> None:
         wanted = stack(x.nan_to_num(), layout).x
         stack.program = StackProgram(stack)
         found = stack(x, layout).x
-    torch.testing.assert_close(found[layout.keep], wanted[layout.keep], rtol=1e-4, atol=3e-5)
-    assert not found[~layout.keep].any()
+    torch.testing.assert_close(found[layout.mask], wanted[layout.mask], rtol=1e-4, atol=3e-5)
+    assert not found[~layout.mask].any()
 
 
 def test_packed_documents_are_read_as_separate_ones() -> None:
@@ -90,9 +90,9 @@ def test_packed_documents_are_read_as_separate_ones() -> None:
     parts = documents([5, 30, 2, 9, 40])
     layout = Layout.packed([[5, 30], [2, 9, 40]])
     x = torch.zeros(2, 51, WIDTH)
-    x[layout.keep] = torch.cat(parts)
+    x[layout.mask] = torch.cat(parts)
     with torch.inference_mode():
-        found = stack(x, layout).x[layout.keep].split([5, 30, 2, 9, 40])
+        found = stack(x, layout).x[layout.mask].split([5, 30, 2, 9, 40])
         for part, said in zip(parts, found):
             assert torch.equal(stack(part[None], Layout.full(1, len(part))).x[0], said)
 
@@ -107,10 +107,10 @@ def test_rounded_documents_are_as_near_to_fp32_as_torch_brings_them(name: str) -
     x, layout = padded(documents([1, 37, 300, 600]))
     plain, rounded = (stack_of([ATTENTIONS[name]] * 2, form) for form in ("fp32", "int8"))
     with torch.inference_mode():
-        wanted = plain(x.nan_to_num(), layout).x[layout.keep]
-        by_torch = rounded(x.nan_to_num(), layout).x[layout.keep]
+        wanted = plain(x.nan_to_num(), layout).x[layout.mask]
+        by_torch = rounded(x.nan_to_num(), layout).x[layout.mask]
         rounded.program = StackProgram(rounded)
-        found = rounded(x, layout).x[layout.keep]
+        found = rounded(x, layout).x[layout.mask]
     assert distance(found, wanted) < 1.1 * distance(by_torch, wanted)
 
 

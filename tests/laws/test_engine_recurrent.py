@@ -9,9 +9,9 @@ import pytest
 import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
-from headway.engine import Engine, Format, Kept, quantise
-from headway.engine.program import NAMES, Opcode
-from headway.engine.rows import states_of
+from headway.engine import Engine, EngineDecoding, Format, quantise
+from headway.engine.interpreter import NAMES, Opcode
+from headway.engine.sequence_rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig
@@ -121,8 +121,8 @@ def test_beam_search_finds_the_same_translations(reader: str) -> None:
     model, single = translators(reader)
     sources = [[3, 4, 5], [6, 2, 2, 7, 9], [8]]
     search = SearchConfig(beam=4, n_best=2)
-    wanted = translate_ids(model, sources, begin=0, end=1, config=search)
-    found = translate_ids(Engine(single, threads=2), sources, begin=0, end=1, config=search)
+    wanted = translate_ids(model, sources, bos=0, eos=1, config=search)
+    found = translate_ids(Engine(single, threads=2), sources, bos=0, eos=1, config=search)
     assert [[h.ids for h in some] for some in found] == [[h.ids for h in some] for some in wanted]
 
 
@@ -163,8 +163,8 @@ def test_a_state_that_is_selected_is_a_copy() -> None:
     with torch.inference_mode():
         _, kept = engine.start(Prompt(ids(2, 3), Layout.full(2, 3)), 20)
         chosen = kept.select(torch.tensor([1, 0]))
-        assert isinstance(kept, Kept)
-        assert isinstance(chosen, Kept)
+        assert isinstance(kept, EngineDecoding)
+        assert isinstance(chosen, EngineDecoding)
         states = states_of(kept.rows).copy()
         engine.step(torch.tensor([1, 2]), chosen)
     assert np.array_equal(states_of(kept.rows), states)

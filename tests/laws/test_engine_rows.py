@@ -11,11 +11,11 @@ from cases import CAUSAL, FEED_FORWARDS, MIXERS, hybrid, ids, seq2seq, shake
 from test_engine import LOWERED
 
 from headway.engine import Engine, Format, quantise
-from headway.engine.decoder import Kept, Results
-from headway.engine.dots import FEW, MANY, PANEL_ROOM, TILES, few_dots, many_dots
+from headway.engine.decoder import EngineDecoding, LogitBuffers
+from headway.engine.dots import FEW, MANY, PANEL_BYTES, TILES, few_dots, many_dots
 from headway.engine.machine import HAS_MATRIX_UNIT, compiled
-from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
-from headway.engine.packed import pack, unpack
+from headway.engine.matrix_unit import CONFIGURATION, SCRATCH_BYTES, acquire, block_products, release
+from headway.engine.packed_weights import pack, unpack
 from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products
@@ -52,7 +52,7 @@ def same_alone(engine: Engine, prompt: Prompt, tokens: torch.Tensor) -> None:
         together = engine.adopt(states)
         memory = prompt.source is not None
         alone = [engine.adopt(states.select(rows[n : n + 1], rows[n : n + 1] if memory else None)) for n in rows]
-        assert isinstance(together, Kept)
+        assert isinstance(together, EngineDecoding)
         for column in tokens.T:
             logits, together = engine.step(column, together)
             for row in range(len(tokens)):
@@ -116,7 +116,7 @@ def _on_the_unit(
     kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int,
     room: int,
 ) -> None:  # fmt: skip
-    acquire(room + ROOM)
+    acquire(room + SCRATCH_BYTES)
     block_products(kind, w, ws, x, stride, xs, corr, groups, out, count, room, True)
     release()
 
@@ -134,7 +134,7 @@ def test_the_matrix_unit_gives_what_tiles_give(form: Format, columns: int, rows:
         packed.kind, x.data_ptr(), 4 * columns, columns, q.ctypes.data, xs.ctypes.data, corr.ctypes.data, 0, rows
     )
     one, two = np.zeros((rows, 16), "f4"), np.zeros((rows, 16), "f4")
-    room = np.zeros(ROOM + CONFIGURATION + 64, np.uint8)
+    room = np.zeros(SCRATCH_BYTES + CONFIGURATION + 64, np.uint8)
     fields = (packed.kind, packed.weights.data_ptr(), packed.scales.data_ptr(), q.ctypes.data, 64 * groups)
     fields = (*fields, xs.ctypes.data, corr.ctypes.data, groups)
     _on_the_unit(*fields, one.ctypes.data, rows, -(-room.ctypes.data // 64) * 64)
@@ -149,7 +149,7 @@ def dots_of(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     (rows, columns), count = w.shape, len(x)
     fields, stride = (w.ctypes.data, rows, columns, x.ctypes.data), 4 * columns
     if count > FEW:
-        out, room = np.full((TILES, MANY, 16), np.nan, "f4"), np.zeros(PANEL_ROOM, np.uint8)
+        out, room = np.full((TILES, MANY, 16), np.nan, "f4"), np.zeros(PANEL_BYTES, np.uint8)
         many_dots(*fields, stride, count, out.ctypes.data, room.ctypes.data, w.ctypes.data)
         return np.concatenate(list(out[:, :count]), 1)[:, :rows]
     out = np.full((count, 16 * TILES), np.nan, "f4")
@@ -196,7 +196,7 @@ def test_prompts_are_read_as_steps_would_read_them(form: Format, most: int) -> N
     config = replace(hybrid(), context=64)
     model = ready(replace(config, stack=replace(config.stack, blocks=blocks)))
     engine = Engine(quantise(model, form), threads=2)  # type: ignore[arg-type]
-    engine.most_rows = most
+    engine.max_rows = most
     lengths = torch.tensor([41, 1, 33, 32, 7])
     prompts = ids(5, 41)
     with torch.inference_mode():
@@ -207,18 +207,18 @@ def test_prompts_are_read_as_steps_would_read_them(form: Format, most: int) -> N
         wanted[lengths == 1] = first[lengths == 1]
         for step in range(1, 41):
             going = step < lengths
-            assert isinstance(single, Kept)
+            assert isinstance(single, EngineDecoding)
             logits, single = engine.step(prompts[:, step], single.at(torch.where(going, step, -1)))
             wanted[lengths == step + 1] = logits[lengths == step + 1]
         assert torch.equal(found, wanted)
-        assert isinstance(states, Kept)
-        assert isinstance(single, Kept)
+        assert isinstance(states, EngineDecoding)
+        assert isinstance(single, EngineDecoding)
         column = ids(5, 1, seed=9)[:, 0]
         assert torch.equal(engine.step(column, states)[0], engine.step(column, single.at(lengths))[0])
 
 
 def test_results_are_the_callers_as_long_as_these_hold_them() -> None:
-    results = Results()
+    results = LogitBuffers()
     first = results.rows(3, 5)
     part = first[1, 2:].fill_(1.0)
     again, third = results.rows(3, 5), results.rows(3, 5)

@@ -12,15 +12,15 @@ from cases import FEED_FORWARDS, MIXERS, hybrid, ids, shake
 from test_engine import LOWERED
 from test_engine_rows import translator
 
-from headway.engine import Engine, Format, Kept, OutOfBlocksError, Piece, Row, quantise
-from headway.engine.choosing import Choosing
-from headway.engine.drawing import UNIFORM
+from headway.engine import Engine, EngineDecoding, Format, OutOfBlocksError, Row, RowChunk, quantise
 from headway.engine.operations import FAR, NEAR
 from headway.engine.pool import pool
+from headway.engine.sampling_batch import SamplingBatch
+from headway.engine.sampling_kernels import UNIFORM
 from headway.generate import Sampling
-from headway.generate.tables import DrawTable
+from headway.generate.sampling_table import SamplingTable
 from headway.layout import Layout
-from headway.nn.models import BlockConfig, Cache, Transformer, build
+from headway.nn.models import BlockConfig, CacheDtype, Transformer, build
 from headway.visibility import Causal
 
 FEEDS = list(FEED_FORWARDS.values())
@@ -45,7 +45,7 @@ def alone(engine: Engine, offset: int, count: int) -> torch.Tensor:
     """The logits after each of `count` symbols of TEXT from `offset` on, of one row, symbol by symbol."""
     [row] = engine.open(count=1).rows
     said = (TEXT[(offset + n) % CONTEXT] for n in range(count))
-    return torch.cat([engine.compute([Piece(row, n, [symbol])]) for n, symbol in enumerate(said)])
+    return torch.cat([engine.compute([RowChunk(row, n, [symbol])]) for n, symbol in enumerate(said)])
 
 
 class Driver:
@@ -77,7 +77,7 @@ class Driver:
             if wrong:  # what is read beyond is read again, from where the sequence stands
                 said += [draw.randrange(11) for _ in range(draw.randint(1, 4))][: CONTEXT - place - count]
             wanted = len(said) if wrong else draw.choice([0, 1, count])
-            pieces.append(Piece(row, place, said, wanted))
+            pieces.append(RowChunk(row, place, said, wanted))
             kept = self.wanted[offset][place : place + count]
             expected.append((kept[len(kept) - wanted :] if not wrong else kept, wanted))
             one[2] += count
@@ -85,13 +85,13 @@ class Driver:
             self.rows.clear()
             return
         count = sum(wanted for _, wanted in expected)
-        table, places = DrawTable(Sampling(0.9, top_k=7), [()] * count), list(range(count))
+        table, places = SamplingTable(Sampling(0.9, top_k=7), [()] * count), list(range(count))
         self.other.shuffle(places)
         uniform = np.array([self.other.random() for _ in places])
-        table.numbers[:, UNIFORM] = uniform
-        choosing = Choosing(list(zip(table.addresses, places)))
+        table.floats[:, UNIFORM] = uniform
+        choosing = SamplingBatch(list(zip(table.addresses, places)))
         logits, end = self.engine.compute(pieces, choosing), 0
-        for chosen, behind in zip(choosing.choices, table.choose(logits[places], uniform, pool(1))):
+        for chosen, behind in zip(choosing.choices, table.sample(logits[places], uniform, pool(1))):
             assert (chosen == behind).all(), "a step chooses otherwise than is chosen behind it"
         for kept, wanted in expected:
             begin, end = end, end + wanted
@@ -104,7 +104,7 @@ class Driver:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("form", "cache"), [("fp32", "fp32"), ("fp32", "int8"), ("int8", "int8"), ("int4", "fp16")])
-def test_rows_that_come_and_go_say_what_they_say_alone(form: Format, cache: Cache, threads: int) -> None:
+def test_rows_that_come_and_go_say_what_they_say_alone(form: Format, cache: CacheDtype, threads: int) -> None:
     """With every kind of attention, windows among them, wrong guesses, forks, and up to 65 rows."""
     with torch.inference_mode():
         model = model_of(LOWERED, form)
@@ -115,12 +115,12 @@ def test_rows_that_come_and_go_say_what_they_say_alone(form: Format, cache: Cach
         for most in (1, 2, 4, 17, 65, 9, 3, 30, 1, 12):
             driver.step(most)
         driver.rows.clear()
-        assert engine._own.held == 0
+        assert engine._kv_blocks.used == 0
 
 
 @pytest.mark.parametrize(("cache", "near"), [("fp32", 1e-5), ("fp16", 0.002), ("int8", 0.02)])
 def test_far_positions_do_not_hang_on_how_they_are_reached(
-    cache: Cache, near: float, monkeypatch: pytest.MonkeyPatch
+    cache: CacheDtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where pieces of a context have become long: read at once, in parts, symbol by symbol, beside twenty others, and
     with any number of threads, bit for bit; near to what torch says.
@@ -133,7 +133,7 @@ def test_far_positions_do_not_hang_on_how_they_are_reached(
         model = model_of(["attention-grouped", "attention-window"], "fp32", 2048)
         engine, last = Engine(model, threads=2, cache=cache), text[-20:]
         [row] = engine.open(count=1).rows
-        wanted = engine.compute([Piece(row, 0, text, 20)]).clone()
+        wanted = engine.compute([RowChunk(row, 0, text, 20)]).clone()
         exact = model.logits(torch.tensor([text]))[0, -20:]
         assert (wanted - exact).norm() < near * exact.norm()
         start = length - 20
@@ -141,11 +141,11 @@ def test_far_positions_do_not_hang_on_how_they_are_reached(
             engine = Engine(model, threads=threads, cache=cache)
             [row] = engine.open(count=1).rows
             for begin, end in ((0, 90), (90, 1100), (1100, 1107), (1107, start)):
-                engine.compute([Piece(row, begin, text[begin:end])])
-            others = [Piece(one, 0, text[:n]) for n, one in enumerate(engine.open(count=20).rows, start=1)]
-            found = engine.compute([*others, Piece(row.fork(), start, last, 20)])
+                engine.compute([RowChunk(row, begin, text[begin:end])])
+            others = [RowChunk(one, 0, text[:n]) for n, one in enumerate(engine.open(count=20).rows, start=1)]
+            found = engine.compute([*others, RowChunk(row.fork(), start, last, 20)])
             assert torch.equal(found[-20:], wanted)
-            singly = [engine.compute([Piece(row, start + n, [symbol])]) for n, symbol in enumerate(last)]
+            singly = [engine.compute([RowChunk(row, start + n, [symbol])]) for n, symbol in enumerate(last)]
             assert torch.equal(torch.cat(singly), wanted)
 
 
@@ -174,16 +174,16 @@ def test_sources_of_any_length_are_read_in_one_step() -> None:
     lengths, said = [70, 1, 33], TEXT[:9]
     engine = Engine(model, threads=2)
     with torch.inference_mode():
-        heard = [model.hear(sources[n : n + 1, :length], Layout.full(1, length)) for n, length in enumerate(lengths)]
+        heard = [model.encode(sources[n : n + 1, :length], Layout.full(1, length)) for n, length in enumerate(lengths)]
         whole = [Layout.full(1, length) for length in lengths]
 
         def opened(number: int) -> Row:
             return engine.open(heard[number], whole[number]).rows[0]
 
-        wanted = [engine.compute([Piece(opened(number), 0, said, 9)]) for number in range(3)]
+        wanted = [engine.compute([RowChunk(opened(number), 0, said, 9)]) for number in range(3)]
         first = opened(0)
         rows = [first.fork(), first.fork(), opened(2), first, opened(1)]
-        found = engine.compute([Piece(row, 0, said, 1 + n) for n, row in enumerate(rows)])
+        found = engine.compute([RowChunk(row, 0, said, 1 + n) for n, row in enumerate(rows)])
         for n, number in enumerate((0, 0, 2, 0, 1)):
             begin = n * (n + 1) // 2
             assert torch.equal(found[begin : begin + n + 1], wanted[number][9 - n - 1 :])
@@ -193,14 +193,14 @@ def test_a_cache_that_is_full_is_said_before_anything_is_written() -> None:
     with torch.inference_mode():
         engine = Engine(model_of(["attention"], "fp32"), threads=1)
         kept = engine.open(count=2)
-        assert isinstance(kept, Kept)
-        engine.limit_cache(3 * engine._own.size)
+        assert isinstance(kept, EngineDecoding)
+        engine.limit_cache(3 * engine._kv_blocks.size)
         first, second = kept.rows
-        engine.compute([Piece(first, 0, TEXT[:40])])
+        engine.compute([RowChunk(first, 0, TEXT[:40])])
         with pytest.raises(OutOfBlocksError, match="1 blocks of keys and values are missing"):
-            engine.compute([Piece(first, 40, [1]), Piece(second, 0, TEXT[:40])])
+            engine.compute([RowChunk(first, 40, [1]), RowChunk(second, 0, TEXT[:40])])
         assert [len(row.blocks) for row in kept.rows] == [2, 0]
-        assert engine.lacking([Piece(second, 0, TEXT[:32])]) == 0
-        first.keep(32)
-        engine.compute([Piece(first, 32, [1]), Piece(second, 0, TEXT[:32])])
-        assert engine.lacking([Piece(second, 32, [1])]) == 1
+        assert engine.lacking([RowChunk(second, 0, TEXT[:32])]) == 0
+        first.truncate(32)
+        engine.compute([RowChunk(first, 32, [1]), RowChunk(second, 0, TEXT[:32])])
+        assert engine.lacking([RowChunk(second, 32, [1])]) == 1

@@ -17,6 +17,7 @@ from headway.nn.kernels import (
     View,
     attend,
     attend_reference,
+    bf16_attention,
     convolve,
     convolve_reference,
     deterministic,
@@ -38,7 +39,6 @@ from headway.nn.kernels import (
     rms_norm_reference,
     rotate,
     rotate_reference,
-    rough_attention,
 )
 from headway.visibility import Causal, Full, Local, Pattern, Prefix
 
@@ -81,7 +81,7 @@ def test_attend(layout: str, pattern: str, extra: str) -> None:
         "scale": {"scale": 0.3},
     }[extra]
     view = View(PATTERNS[pattern], where, where)
-    kept = where.keep[..., None, None]
+    kept = where.mask[..., None, None]
     fast, plain = (f(q, k, v, view, **options) * kept for f in (attend, attend_reference))
     close(fast, plain)
     for got, wanted in zip(gradients(fast, [q, k, v]), gradients(plain, [q, k, v])):
@@ -309,10 +309,10 @@ def test_rough_attention_rounds_what_has_no_mask_and_nothing_else() -> None:
     for layout, rounded in ((dense, True), (ragged, False)):
         view = View(Full(), layout, layout)
         exact = attend(q, k, v, view)
-        with rough_attention(True):
+        with bf16_attention(True):
             rough = attend(q, k, v, view)
         assert rough.dtype == exact.dtype
         assert torch.equal(rough, exact) is not rounded
-        assert (rough - exact)[layout.keep].abs().max() < 0.03
-    with rough_attention(False):
+        assert (rough - exact)[layout.mask].abs().max() < 0.03
+    with bf16_attention(False):
         assert torch.equal(attend(q, k, v, View(Full(), dense, dense)), attend(q, k, v, View(Full(), dense, dense)))

@@ -84,7 +84,7 @@ def test_a_stream_of_documents_in_pieces_is_the_stream(name: str) -> None:
     for columns in (slice(0, 4), slice(4, 5), slice(5, 11)):
         y, state = mixer.recurrent(x[:, columns], Layout(layout.positions[:, columns]), mixer.carry(state))
         parts.append(y)
-    close((torch.cat(parts, 1) - whole)[layout.keep], torch.zeros_like(whole[layout.keep]), **TOLERANCE)
+    close((torch.cat(parts, 1) - whole)[layout.mask], torch.zeros_like(whole[layout.mask]), **TOLERANCE)
 
 
 @causal
@@ -170,7 +170,7 @@ def test_gradients(name: str) -> None:
     mixer, x = make_mixer(name), inputs(2, 5, WIDTH).requires_grad_()
     layout = Layout.packed([[2, 3], [4]], 5)
     weights = [p for p in mixer.parameters() if p.requires_grad]
-    kept = layout.keep[..., None]
+    kept = layout.mask[..., None]
     assert torch.autograd.gradcheck(lambda x, *_: mixer.parallel(x, layout) * kept, (x, *weights[:2]), fast_mode=True)
 
 

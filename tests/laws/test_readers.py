@@ -119,7 +119,7 @@ def test_beams_read_the_memory_of_their_sentence(name: str) -> None:
 def test_gradients(name: str) -> None:
     mixer, x = make_reader(name), inputs(2, 4, WIDTH).requires_grad_()
     encoded, target = inputs(2, 5, 6, seed=8).requires_grad_(), Layout.padded([4, 3], 4)
-    kept, weights = target.keep[..., None], [p for p in mixer.parameters() if p.dim() > 1]
+    kept, weights = target.mask[..., None], [p for p in mixer.parameters() if p.dim() > 1]
 
     def run(x: torch.Tensor, encoded: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return mixer(x, target, None, mixer.remember(encoded, Layout.padded([5, 2], 5)))[0] * kept
@@ -149,7 +149,7 @@ def test_the_cell_is_that_of_the_papers() -> None:
 
 
 def test_deterministic_weights_are_the_fast_ones() -> None:
-    given = inputs(3, 4), inputs(3, 5, 4, seed=1), inputs(3, 5, 6, seed=2), SOURCE.keep, inputs(1, 4, seed=3)
+    given = inputs(3, 4), inputs(3, 5, 4, seed=1), inputs(3, 5, 6, seed=2), SOURCE.mask, inputs(1, 4, seed=3)
     fast = additive(*given)
     with deterministic():
         slow = additive(*given)

@@ -61,7 +61,7 @@ def results(form: Form, layout: str, decay: bool, carried: bool, beta: bool, **o
         state=state if carried else None,
         **options,
     )
-    out = out * where.keep[..., None, None]
+    out = out * where.mask[..., None, None]
     total = (out * inputs(*out.shape, seed=8)).sum() + (last * inputs(*last.shape, seed=9)).sum()
     leaves = [q, k, v, *gates, state]
     return [out, last, *(g for g in torch.autograd.grad(total, leaves, materialize_grads=True))]
@@ -93,7 +93,7 @@ def test_links(layout: str, carried: bool) -> None:
 
     def both(form: Form, **options: int) -> list[torch.Tensor]:
         y, last = form(drive, x, where, decay=0.8, rate=0.3, state=state if carried else None, **options)
-        y = y * where.keep[..., None]
+        y = y * where.mask[..., None]
         total = (y * inputs(*y.shape, seed=8)).sum() + (last * inputs(*last.shape, seed=9)).sum()
         return [y, last, *torch.autograd.grad(total, [drive, x, state], materialize_grads=True)]
 

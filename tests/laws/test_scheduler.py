@@ -13,17 +13,17 @@ import pytest
 from cases import FEED_FORWARDS, HEADS, MIXERS, WIDTH
 from test_engine_rows import ready
 
-from headway.engine import Engine, Piece, quantise
+from headway.engine import Engine, RowChunk, quantise
 from headway.engine.operations import BLOCK
 from headway.errors import UserError
-from headway.formats.llama2c import load_llama2c, load_pieces
+from headway.formats.llama2c import load_llama2c, load_tokenizer
 from headway.generate import Limits, Sampling, Session
-from headway.generate.choosing import score_tokens
-from headway.generate.scheduler import FullError, Request, Said, Scheduler
+from headway.generate.scheduler import FullError, Request, SampleOutput, Scheduler
 from headway.generate.score import score_ids, score_prompt
-from headway.generate.speculation import Prudence
+from headway.generate.sequence_sampler import score_tokens
+from headway.generate.speculation import CountedGuessLength
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import BlockConfig, Cache, StackConfig, Transformer, TransformerConfig
+from headway.nn.models import BlockConfig, CacheDtype, StackConfig, Transformer, TransformerConfig
 from headway.visibility import Causal
 
 SYMBOLS = 23
@@ -51,12 +51,12 @@ def recurrent(*names: str) -> Transformer:
     return model
 
 
-Told = dict[tuple[int, int], list[Said]]
+Told = dict[tuple[int, int], list[SampleOutput]]
 
 
 def alone(engine: Engine, request: Request) -> list[tuple[list[int], list[float], str]]:
     """What each copy of a request is by a session."""
-    found = Session(engine).generate([request.prompt] * request.copies, request.sampling, request.limits)
+    found = Session(engine).generate([request.prompt] * request.n, request.sampling, request.limits)
     return [(one.ids, one.logprobs, one.finish_reason) for one in found]
 
 
@@ -65,11 +65,11 @@ def finished(scheduler: Scheduler) -> Told:
     told: Told = {}
     while scheduler.state().waiting or scheduler.state().running:
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.copy), []).append(said)
+            told.setdefault((said.ticket, said.sample), []).append(said)
     return told
 
 
-def said_of(parts: Iterable[Said]) -> tuple[list[int], list[float], str | None]:
+def said_of(parts: Iterable[SampleOutput]) -> tuple[list[int], list[float], str | None]:
     new = [said for said in parts if said.id is not None]
     return [said.id for said in new if said.id is not None], [said.logprob for said in new], list(parts)[-1].reason
 
@@ -104,17 +104,17 @@ def drive(
             scheduler.cancel(gone)
             del asked[gone]
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.copy), []).append(said)
+            told.setdefault((said.ticket, said.sample), []).append(said)
     return asked, told
 
 
 def free_of_leaks(scheduler: Scheduler, engine: Engine) -> None:
     if scheduler._prefixes is not None:
-        assert scheduler._prefixes.loose() == engine._own.held
-        scheduler._prefixes.drop(float("inf"))
+        assert scheduler._prefixes.evictable() == engine._kv_blocks.used
+        scheduler._prefixes.evict(float("inf"))
         assert not scheduler._prefixes._trees
-    assert engine._own.held == 0
-    assert not scheduler._turns._served
+    assert engine._kv_blocks.used == 0
+    assert not scheduler._queue._served
 
 
 CASES = [  # form, cache, threads, blocks of the cache, tokens of prompts in a step
@@ -127,18 +127,18 @@ CASES = [  # form, cache, threads, blocks of the cache, tokens of prompts in a s
 
 @pytest.mark.parametrize(("form", "cache", "threads", "blocks", "step_tokens"), CASES)
 def test_a_request_gets_what_it_would_get_alone(
-    form: str, cache: Cache, threads: int, blocks: int, step_tokens: int
+    form: str, cache: CacheDtype, threads: int, blocks: int, step_tokens: int
 ) -> None:
     chance, count = random.Random(f"{form} {cache}"), 24 // threads
     model = quantise(attending(None, None), form)  # type: ignore[arg-type]
     engine, plain = (Engine(model, threads, cache) for _ in range(2))  # type: ignore[arg-type]
-    memory = blocks * engine._own.size
+    memory = blocks * engine._kv_blocks.size
     scheduler = Scheduler(engine, slots=5, cache_memory=memory, step_tokens=step_tokens)
     asked, told = drive(scheduler, requests_of(chance, count), chance, cancels=0.06)
     for ticket, request in asked.items():
         for copy, wanted in enumerate(alone(plain, request)):
             assert said_of(told[ticket, copy]) == wanted
-            known = [said.known for said in told[ticket, copy]]
+            known = [said.cached_tokens for said in told[ticket, copy]]
             assert known == sorted(known, reverse=True), "what was read once is not known from others any more"
             assert all(count % BLOCK == 0 and count < len(request.prompt) for count in known)
     state = scheduler.state()
@@ -151,12 +151,12 @@ def test_a_request_gets_what_it_would_get_alone(
 
 @pytest.mark.parametrize(("form", "cache", "threads", "blocks", "step_tokens"), CASES)
 def test_scores_of_a_prompt_depend_on_nothing_else(
-    form: str, cache: Cache, threads: int, blocks: int, step_tokens: int
+    form: str, cache: CacheDtype, threads: int, blocks: int, step_tokens: int
 ) -> None:
     chance = random.Random(f"scores {form} {cache}")
     model = quantise(attending(None, None), form)  # type: ignore[arg-type]
     engine, plain = (Engine(model, threads, cache) for _ in range(2))  # type: ignore[arg-type]
-    scheduler = Scheduler(engine, slots=5, cache_memory=blocks * engine._own.size, step_tokens=step_tokens)
+    scheduler = Scheduler(engine, slots=5, cache_memory=blocks * engine._kv_blocks.size, step_tokens=step_tokens)
     requests = [
         replace(request, prompt_top=chance.choice([None, 0, 3]), generates=chance.random() < 0.6)
         for request in requests_of(chance, 24 // threads)
@@ -165,7 +165,7 @@ def test_scores_of_a_prompt_depend_on_nothing_else(
     for ticket, request in asked.items():
         prompt, top = list(request.prompt), request.prompt_top or 0
         [row] = plain.open(count=1).rows
-        logits = plain.compute([Piece(row, 0, prompt, len(prompt))])
+        logits = plain.compute([RowChunk(row, 0, prompt, len(prompt))])
         wanted = score_tokens(logits, range(len(prompt) - 1), prompt[1:], top, plain.pool) if len(prompt) > 1 else []
         row.close()
         for copy, texts in enumerate(alone(plain, request)):
@@ -198,7 +198,7 @@ def test_a_prompt_is_scored_as_it_would_be_generated() -> None:
 
 def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
     scheduler = Scheduler(Engine(attending(None), threads=1))
-    scheduler.submit(Request([2] * 160, copies=2, prompt_top=0, generates=False))
+    scheduler.submit(Request([2] * 160, n=2, prompt_top=0, generates=False))
     told = finished(scheduler)
     assert [len(said.scores) for [said] in told.values()] == [159, 159]
 
@@ -206,7 +206,7 @@ def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
 def test_more_copies_than_sequences_wait() -> None:
     engine = Engine(attending(None), threads=1)
     scheduler = Scheduler(engine, slots=2)
-    request = Request([1, 2, 3], Sampling(0.9, seed=4), Limits(6), copies=7)
+    request = Request([1, 2, 3], Sampling(0.9, seed=4), Limits(6), n=7)
     scheduler.submit(request)
     told = finished(scheduler)
     assert [said_of(told[1, copy]) for copy in range(7)] == alone(engine, request)
@@ -217,7 +217,7 @@ def test_states_are_those_of_a_sequence_alone(names: tuple[str, ...]) -> None:
     """Of rows that are cut, forked, given up and read again."""
     chance = random.Random(4)
     engine, plain = (Engine(recurrent(*names), threads=1) for _ in range(2))
-    scheduler = Scheduler(engine, slots=4, cache_memory=max(1, 6 * engine._own.size), step_tokens=9)
+    scheduler = Scheduler(engine, slots=4, cache_memory=max(1, 6 * engine._kv_blocks.size), step_tokens=9)
     asked, told = drive(scheduler, requests_of(chance, 8), chance, cancels=0.02)
     for ticket, request in asked.items():
         for copy, wanted in enumerate(alone(plain, request)):
@@ -229,7 +229,7 @@ def test_states_are_those_of_a_sequence_alone(names: tuple[str, ...]) -> None:
 def test_windows_give_back_what_is_not_seen() -> None:
     chance = random.Random(5)
     engine, plain = (Engine(attending(3, 20), threads=1) for _ in range(2))
-    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._own.size, step_tokens=16)
+    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._kv_blocks.size, step_tokens=16)
     asked, told = drive(scheduler, requests_of(chance, 12), chance, cancels=0.0)
     for ticket, request in asked.items():
         for copy, wanted in enumerate(alone(plain, request)):
@@ -239,8 +239,8 @@ def test_windows_give_back_what_is_not_seen() -> None:
 
 def test_copies_share_what_is_read_and_differ_in_what_they_write() -> None:
     engine, plain = (Engine(attending(None), threads=1) for _ in range(2))
-    request = Request([3] * 70 + [4, 5], Sampling(1.0, seed=1), Limits(12), copies=4)
-    scheduler = Scheduler(engine, slots=4, cache_memory=20 * engine._own.size)
+    request = Request([3] * 70 + [4, 5], Sampling(1.0, seed=1), Limits(12), n=4)
+    scheduler = Scheduler(engine, slots=4, cache_memory=20 * engine._kv_blocks.size)
     ticket = scheduler.submit(request)
     told = finished(scheduler)
     found = [said_of(told[ticket, copy]) for copy in range(4)]
@@ -250,20 +250,20 @@ def test_copies_share_what_is_read_and_differ_in_what_they_write() -> None:
     again = scheduler.submit(request)
     told = finished(scheduler)
     assert [said_of(told[again, copy]) for copy in range(4)] == found
-    assert [told[again, copy][-1].known for copy in range(4)] == [2 * BLOCK] * 4
+    assert [told[again, copy][-1].cached_tokens for copy in range(4)] == [2 * BLOCK] * 4
     assert scheduler.state().prompt_tokens == 72 + 72 - 2 * BLOCK
     other = scheduler.submit(Request(request.prompt, request.sampling, request.limits, owner="other"))
     told = finished(scheduler)
     assert said_of(told[other, 0]) == found[0]
-    assert told[other, 0][-1].known == 0
+    assert told[other, 0][-1].cached_tokens == 0
     assert scheduler.state().prompt_tokens == 2 * 72 - 2 * BLOCK + 72, "prefixes are known to their owner alone"
 
 
 def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
     engine, plain = (Engine(attending(None), threads=1) for _ in range(2))
-    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._own.size, step_tokens=1)
+    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._kv_blocks.size, step_tokens=1)
     first = Request([1], Sampling(9.0, seed=1), Limits(120))
-    second = Request([3] * 62, Sampling(1.0, seed=1), Limits(9), copies=3)
+    second = Request([3] * 62, Sampling(1.0, seed=1), Limits(9), n=3)
     requests = {scheduler.submit(first): first}
     for _ in range(60):  # until three blocks are just enough for both
         scheduler.step()
@@ -272,7 +272,7 @@ def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
     following = 0
     while scheduler.state().waiting or scheduler.state().running:
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.copy), []).append(said)
+            told.setdefault((said.ticket, said.sample), []).append(said)
         before = following
         following = sum(len(copy.followers) for copy in scheduler._running)
         assert len(set(scheduler._running)) == len(scheduler._running) <= 4
@@ -284,14 +284,16 @@ def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
         told.setdefault(key, []).extend(more)
     found = [said_of(told[2, copy]) for copy in range(3)]
     assert found == alone(plain, second)
-    assert [told[2, copy][-1].known for copy in range(3)] == [0] * 3, "what it had read itself is not known from others"
+    assert [told[2, copy][-1].cached_tokens for copy in range(3)] == [0] * 3, (
+        "what it had read itself is not known from others"
+    )
     free_of_leaks(scheduler, engine)
 
 
 def test_what_is_read_again_counts_as_read() -> None:
     """A beginning that was known, and is dropped while the one who began with it gives way."""
     engine = Engine(attending(None), threads=1)
-    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._own.size)
+    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._kv_blocks.size)
     prompt = [3, 4] * 20
     scheduler.submit(Request(prompt, Sampling(0.0), Limits(1)))
     finished(scheduler)
@@ -301,14 +303,14 @@ def test_what_is_read_again_counts_as_read() -> None:
     ticket = scheduler.submit(Request(prompt, Sampling(9.0, seed=2), Limits(100)))
     told = finished(scheduler)[ticket, 0]
     assert scheduler.state().preemptions > 0
-    assert {said.known for said in told} == {BLOCK, 0}
-    assert [said.known for said in told] == sorted((said.known for said in told), reverse=True)
+    assert {said.cached_tokens for said in told} == {BLOCK, 0}
+    assert [said.cached_tokens for said in told] == sorted((said.cached_tokens for said in told), reverse=True)
     free_of_leaks(scheduler, engine)
 
 
 def test_the_likeliest_symbols_are_told() -> None:
     engine = Engine(attending(None), threads=1)
-    scheduler = Scheduler(engine, cache_memory=20 * engine._own.size)
+    scheduler = Scheduler(engine, cache_memory=20 * engine._kv_blocks.size)
     scheduler.submit(Request([3, 4], Sampling(0.0), Limits(8), top=5))
     [told] = finished(scheduler).values()
     for said in told:
@@ -334,9 +336,9 @@ class Even:
         else:
             mask[0] = 1 << SYMBOLS
 
-    def take(self, symbol: int) -> None:
-        self.taken.append(symbol)
-        if symbol == 20:
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+        if token == 20:
             raise UserError("20 is too much")
 
 
@@ -344,11 +346,11 @@ class Even:
 def test_rules_leave_only_what_they_allow(sampling: Sampling) -> None:
     """Also where guesses are checked; and log probabilities are those of the model without a rule."""
     engine, plain = (Engine(attending(None), threads=1) for _ in range(2))
-    scheduler = Scheduler(engine, cache_memory=20 * engine._own.size)
+    scheduler = Scheduler(engine, cache_memory=20 * engine._kv_blocks.size)
     prompt, rules = [2, 4, 6, 8] * 5, [Even(30, 20), Even(30, 20)]
     left = list(rules)
     free = Request(prompt, sampling, Limits(40))
-    bound = Request(prompt, sampling, Limits(40), copies=2, rule=lambda: left.pop(0))
+    bound = Request(prompt, sampling, Limits(40), n=2, rule=lambda: left.pop(0))
     tickets = [scheduler.submit(free), scheduler.submit(bound)]
     told = finished(scheduler)
     assert [said_of(told[tickets[0], 0])] == alone(plain, free)
@@ -364,7 +366,7 @@ def test_rules_leave_only_what_they_allow(sampling: Sampling) -> None:
 
 def test_a_rule_that_fails_ends_its_own_copy_alone() -> None:
     engine, plain = (Engine(attending(None), threads=1) for _ in range(2))
-    scheduler = Scheduler(engine, cache_memory=20 * engine._own.size)
+    scheduler = Scheduler(engine, cache_memory=20 * engine._kv_blocks.size)
     sampling = Sampling(0.0, logit_bias={20: 100.0})
     failing = scheduler.submit(Request([3, 4], sampling, Limits(9), rule=lambda: Even(9)))
     other = Request([3, 4], Sampling(0.0), Limits(9))
@@ -379,7 +381,7 @@ def test_a_rule_that_fails_ends_its_own_copy_alone() -> None:
 def test_nobody_waits_for_a_long_prompt_nor_for_a_busy_owner() -> None:
     """Who writes gets a symbol in every step, and an owner with one request begins while another has many."""
     engine = Engine(attending(None), threads=1)
-    scheduler = Scheduler(engine, slots=4, cache_memory=60 * engine._own.size, step_tokens=8)
+    scheduler = Scheduler(engine, slots=4, cache_memory=60 * engine._kv_blocks.size, step_tokens=8)
     writing = scheduler.submit(Request([1], Sampling(9.0, seed=1), Limits(140), owner="first"))
     scheduler.step()
     chance = random.Random(1)
@@ -403,7 +405,7 @@ def test_nobody_waits_for_a_long_prompt_nor_for_a_busy_owner() -> None:
 
 def test_requests_that_cannot_be_are_refused_at_once() -> None:
     engine = Engine(attending(None), threads=1)
-    scheduler = Scheduler(engine, slots=2, waiting=2, cache_memory=3 * engine._own.size)
+    scheduler = Scheduler(engine, slots=2, waiting=2, cache_memory=3 * engine._kv_blocks.size)
     for request, message in [
         (Request([]), "prompt of 0 tokens"),
         (Request([2] * 160), "fills the context of 160"),
@@ -418,7 +420,7 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
         with pytest.raises(UserError, match=message):
             scheduler.submit(request)
     with pytest.raises(UserError, match="n is 0"):
-        Request([1], copies=0)
+        Request([1], n=0)
     with pytest.raises(UserError, match="step_tokens is 0"):
         Scheduler(engine, step_tokens=0)
     assert scheduler.step() == []
@@ -434,7 +436,7 @@ def test_a_model_that_gives_no_numbers_ends_its_requests() -> None:
     model = attending(None)
     engine = Engine(model, threads=1)
     model.embed.table[3] = float("nan")
-    scheduler = Scheduler(engine, cache_memory=20 * engine._own.size)
+    scheduler = Scheduler(engine, cache_memory=20 * engine._kv_blocks.size)
     broken, sound = scheduler.submit(Request([3])), scheduler.submit(Request([4], limits=Limits(2, stop_ids=(3,))))
     told = finished(scheduler)
     assert "NaN" in str(told[broken, 0][0].error)
@@ -447,17 +449,17 @@ def test_real_stories_with_texts_and_stop_strings(data_dir: Path) -> None:
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     model, usage = load_llama2c(path)
-    codec = load_pieces(path.parent / "tok512.bin")
+    codec = load_tokenizer(path.parent / "tok512.bin")
     assert isinstance(model, Transformer)
     assert usage.begin is not None
     quantise(model, "int8")
     engine, plain = (Engine(model, 1, "int8") for _ in range(2))
-    scheduler = Scheduler(engine, codec, slots=3, cache_memory=14 * engine._own.size, step_tokens=32)
+    scheduler = Scheduler(engine, codec, slots=3, cache_memory=14 * engine._kv_blocks.size, step_tokens=32)
     opening = [usage.begin, *codec.encode(" ".join(3 * ["Once upon a time, there was a girl named Lily."]))]
     asked = {}
     for n, end in enumerate(["One day", "Her mom said", "Tim and Lily", ""]):
         limits = Limits(60, stop=(".", "mom"))
-        request = Request([*opening, *codec.encode(end)], Sampling(0.8, seed=n), limits, copies=2)
+        request = Request([*opening, *codec.encode(end)], Sampling(0.8, seed=n), limits, n=2)
         asked[scheduler.submit(request)] = request
     told = finished(scheduler)
     for ticket, request in asked.items():
@@ -471,17 +473,17 @@ def test_real_stories_with_texts_and_stop_strings(data_dir: Path) -> None:
 
 
 def test_guesses_rest_when_they_do_not_come_true() -> None:
-    pace = Prudence()
-    assert pace.most() == 4
-    pace.judge(4, 4)
-    assert pace.most() == 8
+    pace = CountedGuessLength()
+    assert pace.next_length() == 4
+    pace.update(4, 4)
+    assert pace.next_length() == 8
     pauses = []
     for _ in range(6):
-        while pace.most():
-            pace.judge(pace.most(), 0)
+        while pace.next_length():
+            pace.update(pace.next_length(), 0)
         steps = 0
-        while not pace.most():
-            pace.judge(0, 0)
+        while not pace.next_length():
+            pace.update(0, 0)
             steps += 1
         pauses.append(steps)
     assert pauses == [16, 32, 64, 128, 256, 256]

@@ -10,7 +10,7 @@ import pytest
 from chat_templates import CALLS, CHATML_BLOCKS, CHATS, STYLES, SYSTEM, TOOL, say, tokenizer_of
 
 from headway.codecs import TokenizerCodec, load_codec
-from headway.codecs.chat import ChatTemplate, read_template
+from headway.codecs.chat_template import ChatTemplate, read_template
 from headway.errors import UserError
 
 T = pytest.importorskip("transformers")
@@ -34,7 +34,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         theirs.save_pretrained(folder)
         codec, text = load_codec(folder), read_template(folder)
         assert text == style.template
-        found[name] = Pair(T.AutoTokenizer.from_pretrained(folder), codec, ChatTemplate(text, codec.marks))
+        found[name] = Pair(T.AutoTokenizer.from_pretrained(folder), codec, ChatTemplate(text, codec.special_tokens))
     return found
 
 
@@ -108,22 +108,22 @@ def test_what_is_marked_is_what_was_said(pairs: dict[str, Pair], style: str) -> 
         found = pair.ours.encode(pair.codec, CHATS[name])
         said = [m["content"] for m in CHATS[name] if m["role"] == "assistant"]
         assert [pair.codec.decode(found.ids[a:b]).strip() for a, b in found.spans] == said
-        ends = pair.ours.ends(pair.codec)
+        ends = pair.ours.stop_sequences(pair.codec)
         assert {found.ids[b - 1] for _, b in found.spans} <= set(ends.ids)
-        assert ends.texts == ()
+        assert ends.strings == ()
 
 
 def test_an_end_behind_a_block_is_learnt_too(pairs: dict[str, Pair]) -> None:
     """Here we mark more than transformers does: a model that never learns to end its turn does not end it."""
     text = CHATML_BLOCKS.replace('+ "<|im_end|>" }}{% endgeneration %}', "}}{% endgeneration %}<|im_end|>")
     theirs, codec, _ = pairs["chatml-blocks"]
-    pair = Pair(theirs, codec, ChatTemplate(text, codec.marks))
+    pair = Pair(theirs, codec, ChatTemplate(text, codec.special_tokens))
     messages = CHATS["turns"]
     wanted = theirs.apply_chat_template(
         messages, chat_template=text, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, marks = wanted["input_ids"], wanted["assistant_masks"]
-    end = codec.token("<|im_end|>")
+    end = codec.token_id("<|im_end|>")
     more = [a or int(i > 0 and marks[i - 1] == 1 and ids[i] == end) for i, a in enumerate(marks)]
     assert sum(more) == sum(marks) + 3
     assert pair.ours.encode(codec, messages).ids == ids
@@ -146,7 +146,7 @@ def test_what_people_say_is_never_a_mark(pairs: dict[str, Pair], style: str) -> 
     """transformers reads the marks that a message spells; here they stay text, and nothing else changes."""
     pair, marks = pairs[style], STYLES[style].marks
     plain = pair.ours.encode(pair.codec, say("x", "y", "z", "w")).ids
-    special = {pair.codec.token(mark) for mark in marks}
+    special = {pair.codec.token_id(mark) for mark in marks}
     counts = [plain.count(i) for i in special]
     for mark in marks:
         for text in (mark, f"a{mark}b", f"{mark}{mark}", mark + "\n", f" {mark} ", f"{mark[:2]}{mark}{mark[2:]}"):
@@ -157,8 +157,8 @@ def test_what_people_say_is_never_a_mark(pairs: dict[str, Pair], style: str) -> 
             # What the symbols stand for is what a text that was never cut into symbols has.
             assert pair.ours.render(messages) == pair.theirs.apply_chat_template(messages, tokenize=False)
     seen = pair.theirs.apply_chat_template(say(marks[-1], "y"), return_dict=True)["input_ids"]
-    assert seen.count(pair.codec.token(marks[-1])) > pair.ours.prompt(pair.codec, say(marks[-1], "y")).count(
-        pair.codec.token(marks[-1])
+    assert seen.count(pair.codec.token_id(marks[-1])) > pair.ours.prompt(pair.codec, say(marks[-1], "y")).count(
+        pair.codec.token_id(marks[-1])
     )
 
 

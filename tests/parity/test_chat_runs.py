@@ -61,7 +61,9 @@ def test_taught_here_used_there(
     recipe: str, lora: tuple[str, ...], start: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headway.app.api.available", lambda: False)  # pages have tests of their own
-    monkeypatch.setattr("headway.domains.chat.task._REPLY", 4)  # and what they show takes longer than a few steps
+    monkeypatch.setattr(
+        "headway.domains.chat.task._MAX_REPLY_TOKENS", 4
+    )  # and what they show takes longer than a few steps
     data, run, out = (
         write(tmp_path / "data.jsonl", data_dir, recipe == "preference"),
         tmp_path / "run",

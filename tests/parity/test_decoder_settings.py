@@ -15,7 +15,7 @@ from twins import Twins, batch, difference, twins
 from headway.config import override
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import computed, load_published, save_published
+from headway.formats.published import load_published, resolve_defaults, save_published
 from headway.formats.settings import Settings
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.models.presets import decoder, gpt
@@ -98,12 +98,12 @@ def test_old_settings_mean_the_same(old: str, tmp_path: Path) -> None:
     again = load_published(copied(pair.folder, tmp_path / "old", **settings))
     assert again.model.config == pair.ours.config
     theirs = type(pair.theirs).from_pretrained(tmp_path / "old").eval()
-    assert difference(logits(theirs, GIVEN), ours_of(again.model, GIVEN), GIVEN.layout.keep) < 1e-5
+    assert difference(logits(theirs, GIVEN), ours_of(again.model, GIVEN), GIVEN.layout.mask) < 1e-5
     save_published(again.model, again.model.config, tmp_path / "back", again.usage)
     said = json.loads((tmp_path / "back" / "config.json").read_text())
     assert not said.keys() & {"rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "rope_local_base_freq"}
     back = type(pair.theirs).from_pretrained(tmp_path / "back").eval()
-    assert difference(logits(back, GIVEN), ours_of(again.model, GIVEN), GIVEN.layout.keep) < 1e-5
+    assert difference(logits(back, GIVEN), ours_of(again.model, GIVEN), GIVEN.layout.mask) < 1e-5
 
 
 def test_null_means_what_follows_from_the_rest(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_base_models_have_a_head_where_it_is_tied(stem: str, key: tuple[str, str
     with torch.inference_mode():
         wanted = pair.theirs(GIVEN.ids, attention_mask=GIVEN.mask).last_hidden_state
         ours = pair.ours(GIVEN.ids, GIVEN.layout).x
-    assert difference(ours, wanted, GIVEN.layout.keep) < 2e-5
+    assert difference(ours, wanted, GIVEN.layout.mask) < 2e-5
     save_published(pair.ours, pair.ours.config, tmp_path / "b", pair.usage)
     back = type(pair.theirs).from_pretrained(tmp_path / "b").state_dict()
     assert all(torch.equal(tensor, back[name]) for name, tensor in pair.theirs.state_dict().items())
@@ -200,7 +200,7 @@ def test_models_of_our_own_are_exported(tmp_path: Path) -> None:
         model = build(config, seed=3).eval()
         assert save_published(model, config, tmp_path / family) == family
         theirs = T.AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
-        assert difference(ours_of(model, GIVEN), logits(theirs, GIVEN), GIVEN.layout.keep) < 1e-5
+        assert difference(ours_of(model, GIVEN), logits(theirs, GIVEN), GIVEN.layout.mask) < 1e-5
 
 
 def test_a_head_of_its_own_and_its_copy(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_each_setting_left_out_has_their_default(key: tuple[str, str]) -> None:
     family = families()[config.model_type]
 
     def read(values: dict[str, Any]) -> Any:
-        return computed(family.read(Settings({**family.defaults, **values}, key[0]), ()))
+        return resolve_defaults(family.read(Settings({**family.defaults, **values}, key[0]), ()))
 
     values = config.to_dict()
     needed = {"use_sliding_window"} if values.get("use_sliding_window") else set()

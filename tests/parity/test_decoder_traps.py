@@ -17,7 +17,7 @@ from twins import Twins, batch, difference, rows, twins
 
 from headway.errors import UserError
 from headway.formats.published import load_published, save_published
-from headway.formats.rules import Interleaved, PerHead
+from headway.formats.tensor_rules import Interleaved, PerHead
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
@@ -132,11 +132,11 @@ def test_each_trap_matters(trap: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     pair = twins(make(*key), tmp_path, noise=0.1)
     wanted = logits(pair.theirs, GIVEN)
-    assert difference(ours_of(pair.ours, GIVEN), wanted, GIVEN.layout.keep) < 1e-5
+    assert difference(ours_of(pair.ours, GIVEN), wanted, GIVEN.layout.mask) < 1e-5
     sprung = build(spring(pair.ours.config)).eval()
     lost = sprung.load_state_dict(pair.ours.state_dict(), strict=False)
     assert not lost.missing_keys
-    assert difference(ours_of(sprung, GIVEN), wanted, GIVEN.layout.keep) > 5e-5
+    assert difference(ours_of(sprung, GIVEN), wanted, GIVEN.layout.mask) > 5e-5
 
 
 def test_conv1d_is_transposed_and_masks_are_skipped(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_short_factors_serve_the_original_length(long: Twins) -> None:
     scaling = long.ours.config.stack.blocks[0].mixer.rotary.scaling
     assert (scaling.length, long.ours.config.context) == (40, 40)
     given = batch([40, 12], SYMBOLS)
-    assert difference(ours_of(long.ours, given), logits(long.theirs, given), given.layout.keep) < 1e-5
+    assert difference(ours_of(long.ours, given), logits(long.theirs, given), given.layout.mask) < 1e-5
     with pytest.raises(UserError, match=r"70 tokens exceeds the limit of 40"):
         greedy(long.ours, batch([70], SYMBOLS))
 
@@ -218,8 +218,8 @@ def test_long_factors_serve_a_longer_context(long: Twins, tmp_path: Path) -> Non
     assert ours.config.context == 80
     given = batch([60, 41], SYMBOLS)
     wanted = logits(long.theirs, given)
-    assert difference(ours_of(ours, given), wanted, given.layout.keep) < 1e-5
-    assert difference(ours_of(long.ours, given), wanted, given.layout.keep) > 1e-3
+    assert difference(ours_of(ours, given), wanted, given.layout.mask) < 1e-5
+    assert difference(ours_of(long.ours, given), wanted, given.layout.mask) > 1e-3
     for prompt, tokens in zip(rows(given), greedy(ours, given)):
         assert their_greedy(long.theirs, prompt) == tokens.tolist()
     save_published(ours, ours.config, tmp_path / "back", usage)
@@ -227,7 +227,7 @@ def test_long_factors_serve_a_longer_context(long: Twins, tmp_path: Path) -> Non
     back = T.Phi3ForCausalLM.from_pretrained(tmp_path / "back").eval()
     for lengths in ([60, 41], [30, 7]):
         both = batch(lengths, SYMBOLS)
-        assert difference(logits(back, both), logits(long.theirs, both), both.layout.keep) < 1e-5
+        assert difference(logits(back, both), logits(long.theirs, both), both.layout.mask) < 1e-5
 
 
 def test_a_context_beyond_the_model_is_refused(long: Twins, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_dynamic_scaling_is_made_for_the_context(tmp_path: Path) -> None:
     for length, context in ((20, None), (33, 33)):
         ours, usage = load_published(pair.folder, context=context)
         given = batch([length, 4], SYMBOLS)
-        assert difference(ours_of(ours, given), logits(pair.theirs, given), given.layout.keep) < 1e-5
+        assert difference(ours_of(ours, given), logits(pair.theirs, given), given.layout.mask) < 1e-5
         save_published(ours, ours.config, tmp_path / str(length), usage)
         assert load_published(tmp_path / str(length), context=context).model.config == ours.config
 

@@ -27,7 +27,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_logits_of_ragged_rows(pair: Twins) -> None:
     """Rows are longer than the windows, and one is a single token."""
     given = batch(LENGTHS, SYMBOLS)
-    assert difference(ours_of(pair.ours, given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+    assert difference(ours_of(pair.ours, given), logits(pair.theirs, given), given.layout.mask) < TOLERANCE
 
 
 def test_every_layer(pair: Twins) -> None:
@@ -36,7 +36,7 @@ def test_every_layer(pair: Twins) -> None:
     ours = outputs_of(list(pair.ours.stack.blocks), lambda: pair.ours(given.ids, given.layout))
     assert len(ours) == len(theirs) == len(pair.ours.config.stack.blocks)
     for mine, other in zip(ours, theirs):
-        assert difference(mine, other, given.layout.keep) < INNER
+        assert difference(mine, other, given.layout.mask) < INNER
 
 
 def test_greedy_tokens(pair: Twins) -> None:
@@ -56,7 +56,7 @@ def test_export_with_usage(pair: Twins, tmp_path: Path) -> None:
     assert state.keys() == saved.keys()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in state.items())
     given = batch(LENGTHS, SYMBOLS)
-    assert difference(logits(back.eval(), given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+    assert difference(logits(back.eval(), given), logits(pair.theirs, given), given.layout.mask) < TOLERANCE
 
 
 def test_export_by_finding_the_family(pair: Twins, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_export_by_finding_the_family(pair: Twins, tmp_path: Path) -> None:
     assert family == pair.theirs.config.model_type or family == "llama"
     back = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     given = batch(LENGTHS, SYMBOLS)
-    assert difference(logits(back, given), logits(pair.theirs, given), given.layout.keep) < TOLERANCE
+    assert difference(logits(back, given), logits(pair.theirs, given), given.layout.mask) < TOLERANCE
     again = load_published(tmp_path).model.state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in pair.ours.state_dict().items())
 

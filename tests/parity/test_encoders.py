@@ -16,7 +16,7 @@ from twins import Batch, Twins, batch, check_export, difference, outputs_of, per
 
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published, says
+from headway.formats.published import can_express, load_published, save_published
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import PooledHeadConfig, TokenInputs
 from headway.nn.models.presets import preset
@@ -138,7 +138,7 @@ def heads_of(stem: str, head: str) -> dict[str, str]:
 def test_every_layer_and_output_is_theirs_and_so_is_the_export(stem: str, head: str, size: str, tmp_path: Path) -> None:
     pair = twins(model(stem, head, size), tmp_path / "theirs")
     b, given, ours_given = inputs(pair.theirs)
-    keep = b.layout.keep
+    keep = b.layout.mask
     said: dict[str, Any] = {}
     theirs = outputs_of(layers_of(pair.theirs), lambda: said.update(pair.theirs(**given)))
     ours = outputs_of(pair.ours.stack.blocks, lambda: pair.ours(ours_given, b.layout))
@@ -178,7 +178,7 @@ def test_gelu_is_the_one_that_the_settings_name(tmp_path: Path) -> None:
         with torch.inference_mode():
             wanted = theirs(input_ids=b.ids, attention_mask=b.mask).logits
         found[name] = logits(load_published(tmp_path / name).model, b)
-        assert difference(wanted, found[name], b.layout.keep) < TOLERANCE
+        assert difference(wanted, found[name], b.layout.mask) < TOLERANCE
     assert torch.equal(found["gelu_new"], found["gelu_pytorch_tanh"])
     assert difference(found["gelu"], found["gelu_new"]) > 2 * TOLERANCE
 
@@ -192,7 +192,7 @@ def test_positions_of_roberta_follow_that_of_the_padding(pad: int, tmp_path: Pat
     b, given, ours_given = inputs(theirs)
     with torch.inference_mode():
         wanted = theirs(**given).last_hidden_state
-        assert difference(wanted, pair.ours(ours_given, b.layout).x, b.layout.keep) < TOLERANCE
+        assert difference(wanted, pair.ours(ours_given, b.layout).x, b.layout.mask) < TOLERANCE
 
 
 def rewritten(theirs: Any, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
@@ -216,7 +216,7 @@ def test_old_names_of_norms_and_saved_position_numbers_are_read(tmp_path: Path) 
     b, _, _ = inputs(theirs)
     with torch.inference_mode():
         wanted = theirs(input_ids=b.ids, attention_mask=b.mask).logits
-    assert difference(wanted, logits(ours, b), b.layout.keep) < TOLERANCE
+    assert difference(wanted, logits(ours, b), b.layout.mask) < TOLERANCE
 
 
 @pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert"])
@@ -303,7 +303,7 @@ def test_modernbert_by_its_older_settings(tmp_path: Path) -> None:
 def test_presets_are_the_published_configurations(name: str, family: str, settings: dict[str, Any]) -> None:
     """Where nothing is said, the settings of transformers are those of the base models."""
     known, ours = families()[family], preset(name)
-    assert says(known, ours)
+    assert can_express(known, ours)
     written = known.write(ours)
     theirs = T.AutoConfig.for_model(family, **settings).to_dict()
     theirs |= {"intermediate_size": 4096} if name == "bert-large" else {}
@@ -331,7 +331,7 @@ def test_a_regression_in_its_own_unit_is_exported(stem: str, tmp_path: Path) -> 
     config = replace(pair.ours.config, heads={"number": head})
     ours = config.build().eval()
     perturb(ours, 0.2, 3)
-    save_published(ours, config, tmp_path / "out", pair.usage.for_problem("regression"))
+    save_published(ours, config, tmp_path / "out", pair.usage.with_problem_type("regression"))
     back = T.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert (back.config.problem_type, back.config.num_labels) == ("regression", 1)
     b, given, ours_given = inputs(back)
@@ -345,7 +345,7 @@ def test_a_regression_in_its_own_unit_is_exported(stem: str, tmp_path: Path) -> 
 
 def test_thresholds_of_labels_travel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pair = twins(model("Bert", "ForSequenceClassification", "small"), tmp_path / "theirs")
-    usage = pair.usage.for_problem("multi_label_classification", pair.usage.labels)
+    usage = pair.usage.with_problem_type("multi_label_classification", pair.usage.labels)
     usage = replace(usage, thresholds=(0.2, 0.5, 0.75))
     save_published(pair.ours, pair.ours.config, tmp_path / "out", usage)
     back = T.BertForSequenceClassification.from_pretrained(tmp_path / "out")

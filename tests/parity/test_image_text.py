@@ -17,11 +17,11 @@ from torch import Tensor
 from twins import Twins, check_export, difference, outputs_of, twins
 
 from headway.codecs import load_codec
-from headway.codecs.processor import ImageProcessor
-from headway.codecs.tokenizer import frame_of
+from headway.codecs.image_processor import ImageProcessor
+from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, says
+from headway.formats.published import can_express, load_published
 from headway.layout import Layout
 from headway.nn.models.presets import preset, siglip
 
@@ -88,7 +88,7 @@ def test_both_towers_and_their_logits_are_theirs_and_so_is_the_export(stem: str,
         own = list(getattr(pair.ours, side).stack.blocks)
         found = outputs_of(own, lambda: pair.ours(x, ids))
         for a, b in zip(found, outputs_of(tower.encoder.layers, lambda: pair.theirs(input_ids=ids, pixel_values=x))):
-            keep = pair.ours.layout(ids).keep if side == "right" else None
+            keep = pair.ours.layout(ids).mask if side == "right" else None
             assert difference(a, b, keep) < TOLERANCE
     check_export(pair, type(pair.theirs).from_pretrained, said(x), tmp_path / "ours")
 
@@ -144,11 +144,11 @@ def test_files_of_every_age_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["clip-b32", "clip-b16", "clip-l14"])
 def test_presets_have_a_published_form(name: str) -> None:
-    assert [each.name for each in families().values() if says(each, preset(name))] == ["clip"]
+    assert [each.name for each in families().values() if can_express(each, preset(name))] == ["clip"]
 
 
 def test_the_size_of_siglip_has_a_published_form() -> None:
-    assert [each.name for each in families().values() if says(each, siglip((768, 12, 12)))] == ["siglip"]
+    assert [each.name for each in families().values() if can_express(each, siglip((768, 12, 12)))] == ["siglip"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_siglips_tokens_are_theirs_without_case_and_marks(data_dir: Path, tmp_pa
         "Ünïcode – dash…",
         "_a_",
     ):
-        assert frame_of(ours).around(ours.encode(text)) == theirs(text).input_ids, text
+        assert sequence_template(ours).add_special_tokens(ours.encode(text)) == theirs(text).input_ids, text
     ours.save(tmp_path / "again")
     assert load_codec(tmp_path / "again").encode("A Cat!") == ours.encode("a cat")
 

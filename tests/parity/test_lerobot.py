@@ -22,10 +22,18 @@ import headway as hw
 from headway.app.cli.main import main as cli
 from headway.data.demonstrations import Demonstrations
 from headway.domains.robotics import task as robotics_task
-from headway.domains.robotics.policy import Acting
+from headway.domains.robotics.policy import PolicyRunner
 from headway.errors import UserError
 from headway.formats.open import open_config, open_model
-from headway.nn.models import ActConfig, Chunks, Drawn, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
+from headway.nn.models import (
+    ActConfig,
+    ChunkNoise,
+    Chunks,
+    Observations,
+    SceneEmbedConfig,
+    UNetPolicy,
+    UNetPolicyConfig,
+)
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))
@@ -49,7 +57,7 @@ def done(folder: Path, case: str) -> np.ndarray:
     for parameter in policy.model.parameters():
         parameter.data = parameter.data.clone()
     if isinstance(policy.model, UNetPolicy):
-        policy.model.draw = Chance(policy.model.config)  # type: ignore[method-assign]
+        policy.model.sample_noise = Chance(policy.model.config)  # type: ignore[method-assign]
     return np.stack([policy.select_action(each) for each in policies.observations(policies.CASES[case][1])])
 
 
@@ -60,9 +68,9 @@ class Chance:
         self.numbers, self.shape = count(), (1, config.horizon, config.actions)
         self.draws = config.head.sampled if config.head.sampler == "ddpm" else 0
 
-    def __call__(self, random: np.random.Generator, rows: int) -> Drawn:
+    def __call__(self, random: np.random.Generator, rows: int) -> ChunkNoise:
         each = [policies.drawn(next(self.numbers), self.shape) for _ in range(self.draws or 1)]
-        return Drawn(torch.stack(each, 1) if self.draws else each[0])
+        return ChunkNoise(torch.stack(each, 1) if self.draws else each[0])
 
 
 @every
@@ -187,7 +195,7 @@ def test_what_a_diffusion_learns(says: str, tmp_path: Path, monkeypatch: pytest.
     model: Any = open_model(tmp_path / "policy").model
     actions = policies.drawn(100, (3, 8, policies.ACTIONS))
     keep = torch.arange(8) >= torch.tensor([[0], [1], [1]])
-    drawn = Drawn(policies.drawn(0, (3, 20, 8, policies.ACTIONS)), torch.tensor([0, 7, 19]))
+    drawn = ChunkNoise(policies.drawn(0, (3, 20, 8, policies.ACTIONS)), torch.tensor([0, 7, 19]))
     batch = {"observation.state": torch.randn(3, 2, 4), "observation.environment_state": torch.randn(3, 2, 7)}
     seen = Observations(torch.cat([batch["observation.state"], batch["observation.environment_state"]], -1))
     found = model.losses(seen, Chunks(actions, keep), drawn)["actions"]
@@ -257,10 +265,10 @@ def test_side_by_side_as_alone(folders: Callable[[str], Path]) -> None:
 
     def played(rows: list[int], over: int | None = None) -> np.ndarray:
         """The actions of rows; that of `over` ends before the fourth step."""
-        acting, found, here = Acting(policy.model, policy.codec, rows), [], list(rows)
+        acting, found, here = PolicyRunner(policy.model, policy.codec, rows), [], list(rows)
         for step, state in enumerate(states):
             if step == 3 and over is not None:
-                acting.select(np.array([place for place, row in enumerate(here) if row != over]))
+                acting.keep_rows(np.array([place for place, row in enumerate(here) if row != over]))
                 here.remove(over)
             seen = Observations(torch.from_numpy(state[here]))
             found.append(acting.act(lambda seen=seen: seen)[here.index(2)])

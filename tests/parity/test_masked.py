@@ -14,7 +14,7 @@ from tokenizers.normalizers import BertNormalizer
 import headway as hw
 from headway.codecs import load_codec
 from headway.config import override
-from headway.data import IGNORED
+from headway.data import IGNORE_INDEX
 from headway.domains.masked import fill
 from headway.domains.masked.recipes import masked
 from headway.learn import TrainConfig
@@ -103,8 +103,8 @@ def test_the_losses_of_pre_training_are_those_of_transformers(tmp_path: Path, pl
         wanted = theirs(
             input_ids=inputs.ids,
             token_type_ids=inputs.types,
-            attention_mask=layout.keep.long(),
-            labels=torch.where(labels == IGNORED, -100, labels),
+            attention_mask=layout.mask.long(),
+            labels=torch.where(labels == IGNORE_INDEX, -100, labels),
             next_sentence_label=unrelated,
         )
         losses = task.loss(model, batch)

@@ -88,7 +88,7 @@ def test_starts_that_are_handed_over(name: str) -> None:
     ours, theirs = twins(name)
     x = torch.randn(2, 4, 5, dtype=torch.float64)
     vectors = tuple(torch.randn(2, size, dtype=torch.float64) for size in ours.state_sizes)
-    state = ours.begin(vectors, 4, like=x)
+    state = ours.state_from(vectors, 4, like=x)
     y, _ = ours.recurrent(x, Layout.full(2, 4), state)
     theirs_start = tuple(v[None] for v in vectors)
     close(y, theirs(x, theirs_start if name == "lstm" else theirs_start[0])[0], **TOLERANCE)

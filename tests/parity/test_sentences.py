@@ -138,7 +138,7 @@ def tokenized(folder: Path, texts: list[str]) -> Batch:
     ids = [each.ids for each in tokenizer.encode_batch(texts)]
     layout = Layout.padded([len(row) for row in ids])
     rows = torch.tensor([[*row, *[0] * (layout.length - len(row))] for row in ids])
-    return Batch(rows, layout.keep.long(), layout)
+    return Batch(rows, layout.mask.long(), layout)
 
 
 def test_minilm_embeds_as_transformers_does(minilm: Path, data_dir: Path) -> None:

@@ -144,10 +144,10 @@ def test_every_layer_and_output_is_theirs_and_so_is_the_export(name: str, size: 
     depth = len(pair.ours.encoder.stack.blocks)
     assert len(ours) == len(theirs)
     for i, (a, c) in enumerate(zip(theirs, ours)):
-        assert difference(a, c, (source if i < depth else target).layout.keep) < TOLERANCE, f"layer {i}"
+        assert difference(a, c, (source if i < depth else target).layout.mask) < TOLERANCE, f"layer {i}"
     with torch.inference_mode():
         wanted = pair.theirs(**given).logits
-    assert difference(wanted, logits(pair.ours, source, target), target.layout.keep) < TOLERANCE
+    assert difference(wanted, logits(pair.ours, source, target), target.layout.mask) < TOLERANCE
     check_export(pair, type(pair.theirs).from_pretrained, lambda m: m(**given).logits, tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_beams_are_worth_the_same(name: str, tmp_path: Path) -> None:
     end = usage.ends[0]
     theirs = [(cut(row, end), end in row[1:]) for row in said.sequences.tolist()]
     sources = [row for row in rows(source) for _ in range(4)]
-    totals = score_targets(pair.ours, sources, [ids for ids, _ in theirs], begin=usage.decoder_start, end=end)
+    totals = score_targets(pair.ours, sources, [ids for ids, _ in theirs], bos=usage.decoder_start, eos=end)
     for (_, finished), total, score in zip(theirs, totals, said.sequences_scores.tolist()):
         assert sum(total if finished else total[:-1]) == pytest.approx(score, abs=1e-4, rel=1e-4)
     found = translated(pair, source, BEAM)
@@ -301,7 +301,7 @@ def test_the_head_of_t5_is_tied_and_scaled_or_neither(
     source, target, given = pairs(pair.theirs)
     with torch.inference_mode():
         wanted = pair.theirs(**given).logits
-    assert difference(wanted, logits(ours, source, target), target.layout.keep) < TOLERANCE
+    assert difference(wanted, logits(ours, source, target), target.layout.mask) < TOLERANCE
 
 
 def test_an_unused_bias_and_copies_of_the_table_in_older_t5_files_are_read(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_bart_counts_positions_from_2_and_norms_its_embeddings(tmp_path: Path) -
         side.embed.positions.table.data[:2] = torch.nan  # rows that no token has
     with torch.inference_mode():
         wanted = pair.theirs(**given).logits
-    assert difference(wanted, logits(pair.ours, source, target), target.layout.keep) < TOLERANCE
+    assert difference(wanted, logits(pair.ours, source, target), target.layout.mask) < TOLERANCE
 
 
 def test_a_bart_without_bias_or_prefix_is_read(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_bart_without_bias_or_prefix_is_read(tmp_path: Path) -> None:
     source, target, given = pairs(pair.theirs)
     with torch.inference_mode():
         wanted = whole(**given).logits
-    assert difference(wanted, logits(ours, source, target), target.layout.keep) < TOLERANCE
+    assert difference(wanted, logits(ours, source, target), target.layout.mask) < TOLERANCE
 
 
 def test_marian_has_sines_before_cosines_scaled_embeddings_a_bias_and_starts_with_padding(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def same(theirs: Any, folder: Path) -> bool:
     """Whether a folder means the same to both, by logits; `theirs` says by which class."""
     found = type(theirs).from_pretrained(folder).eval()
     ours = load_published(folder).model
-    return difference(ours_of(ours, GIVEN), logits(found, GIVEN), GIVEN.layout.keep) < 1e-5
+    return difference(ours_of(ours, GIVEN), logits(found, GIVEN), GIVEN.layout.mask) < 1e-5
 
 
 LABELS = {"id2label": {0: "no", 1: "yes", 2: "perhaps"}, "label2id": {"no": 0, "yes": 1, "perhaps": 2}}
@@ -60,13 +60,17 @@ def test_scores_are_those_of_the_pipeline(labels: dict[str, Any], problem: str |
     """Softmax, a sigmoid for each label, or the number as it is: as problem_type says."""
     codec = train_codec("char", iter(["abc "]), special=("[PAD]", "[CLS]", "[SEP]"))
     torch.manual_seed(0)
-    config = T.BertConfig(vocab_size=codec.size, max_position_embeddings=24, problem_type=problem, **TINY, **labels)
+    config = T.BertConfig(
+        vocab_size=codec.vocab_size, max_position_embeddings=24, problem_type=problem, **TINY, **labels
+    )
     theirs = T.BertForSequenceClassification(config)
     perturb(theirs.eval(), 0.3, 1)
     theirs.save_pretrained(tmp_path)
     codec.save(tmp_path)
     texts = ["abc", "c ab"]
-    rows = [[codec.size - 2, *codec.encode(text), codec.size - 1] for text in texts]  # [CLS] and [SEP] around it
+    rows = [
+        [codec.vocab_size - 2, *codec.encode(text), codec.vocab_size - 1] for text in texts
+    ]  # [CLS] and [SEP] around it
     with torch.inference_mode():
         wanted = [theirs(torch.tensor([row])).logits[0] for row in rows]
     if problem == "multi_label_classification":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from headway.codecs.published import published_codec
+from headway.codecs.published_tokenizers import published_codec
 from headway.codecs.tokenizer import TokenizerCodec
 
 T = pytest.importorskip("transformers")
@@ -61,7 +61,7 @@ def check(codec: TokenizerCodec, theirs: Any, texts: Sequence[str], pair: bool =
         assert found.ids == both["input_ids"]
         if "token_type_ids" in theirs.model_input_names:
             assert found.type_ids == both["token_type_ids"]
-    for role, ours in (("pad", codec.pad), ("mask", codec.mask), ("eos", codec.end), ("bos", codec.begin)):
+    for role, ours in (("pad", codec.pad), ("mask", codec.mask), ("eos", codec.eos_id), ("bos", codec.bos_id)):
         wanted = getattr(theirs, f"{role}_token_id", None)
         if wanted is not None:
             assert ours == wanted, role
@@ -209,7 +209,7 @@ def test_a_published_model_of_sentencepiece(data_dir: Path, lines: list[str]) ->
 def check_pieces(path: Path, texts: Sequence[str]) -> None:
     library = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
     theirs, codec = library.SentencePieceProcessor(model_file=str(path)), read(path)
-    assert codec.size == theirs.vocab_size()
+    assert codec.vocab_size == theirs.vocab_size()
     for text in texts:
         wanted = theirs.encode(text)
         assert codec.encode(text) == wanted, text
@@ -237,7 +237,7 @@ def test_families_that_number_pieces_anew(case: str, spm: Spm, lines: list[str],
     check(read(tmp_path), theirs, [PLAIN, OTHER, *lines[::5]])
     if name == "T5Tokenizer":
         codec = read(tmp_path)
-        assert codec.token("<extra_id_0>") == theirs.convert_tokens_to_ids("<extra_id_0>") == codec.size - 1
+        assert codec.token_id("<extra_id_0>") == theirs.convert_tokens_to_ids("<extra_id_0>") == codec.vocab_size - 1
 
 
 def test_languages_of_nllb(spm: Spm, lines: list[str], tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_marian(spm: Spm, lines: list[str], tmp_path: Path) -> None:
         wanted = theirs(text_target=text)["input_ids"]
         assert other.tokenizer.encode(text).ids == wanted
         assert other.decode(wanted) == theirs.decode(wanted, skip_special_tokens=True)
-    assert (ours.end, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id)
+    assert (ours.eos_id, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id)
 
 
 RANKS = {"r50k_base": 50257, "cl100k_base": 100277}
@@ -309,8 +309,8 @@ def test_ranks_of_tiktoken(name: str, data_dir: Path, lines: list[str], monkeypa
     for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(public, load, lambda *files, **options: ranks)
     theirs, codec = library.Encoding(**getattr(public, name)()), read(path)
-    assert codec.size == theirs.n_vocab == RANKS[name]
-    assert {text: codec.token(text) for text in theirs.special_tokens_set} == theirs._special_tokens
+    assert codec.vocab_size == theirs.n_vocab == RANKS[name]
+    assert {text: codec.token_id(text) for text in theirs.special_tokens_set} == theirs._special_tokens
     for text in [*TRICKY, *lines]:
         wanted = theirs.encode_ordinary(text)
         assert codec.encode(text) == wanted, text

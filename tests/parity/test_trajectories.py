@@ -12,7 +12,7 @@ from twins import check_export, difference, outputs_of, twins
 
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published, says
+from headway.formats.published import can_express, load_published, save_published
 from headway.layout import Layout
 from headway.nn.models import TrajectoryInputs, build
 from headway.nn.models.presets import preset
@@ -54,7 +54,7 @@ def run(theirs: Any, inputs: TrajectoryInputs, layout: Layout) -> Any:
         rewards=None,
         returns_to_go=inputs.returns[..., None],
         timesteps=inputs.timesteps,
-        attention_mask=layout.keep.long(),
+        attention_mask=layout.mask.long(),
     )
 
 
@@ -70,8 +70,8 @@ def test_every_layer_and_head_is_theirs_and_so_is_the_export(size: str, tmp_path
             ("states", theirs.state_preds),
             ("returns", theirs.return_preds),
         ):
-            assert difference(pair.ours.heads[name](encoded.x, encoded.layout), said, layout.keep) < TOLERANCE
-    keep = encoded.layout.keep
+            assert difference(pair.ours.heads[name](encoded.x, encoded.layout), said, layout.mask) < TOLERANCE
+    keep = encoded.layout.mask
     layers = zip(
         outputs_of(list(pair.ours.stack.blocks), lambda: pair.ours(inputs, layout)),
         outputs_of(pair.theirs.encoder.h, lambda: run(pair.theirs, inputs, layout)),
@@ -91,7 +91,7 @@ def test_every_layer_and_head_is_theirs_and_so_is_the_export(size: str, tmp_path
 def test_a_model_made_here_is_theirs_when_it_is_exported(tmp_path: Path) -> None:
     """It has neither of their tables: the export has one row of zeros for each."""
     config = preset("decision-hopper")
-    assert [family.name for family in families().values() if says(family, config)] == ["decision_transformer"]
+    assert [family.name for family in families().values() if can_express(family, config)] == ["decision_transformer"]
     ours = build(config).eval()
     save_published(ours, config, tmp_path)
     theirs = T.DecisionTransformerModel.from_pretrained(tmp_path).eval()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import check_export, difference, outputs_of, twins
 
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, says
+from headway.formats.published import can_express, load_published
 from headway.nn.models.presets import preset
 
 T = pytest.importorskip("transformers")
@@ -163,7 +163,7 @@ def test_exports_have_the_names_that_models_were_published_with(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["vit-ti16", "vit-b32", "vit-h14", "deit-s16"])
 def test_presets_have_a_published_form(name: str) -> None:
-    fitting = [each.name for each in families().values() if says(each, preset(name))]
+    fitting = [each.name for each in families().values() if can_express(each, preset(name))]
     assert fitting == [name.split("-")[0]]
 
 

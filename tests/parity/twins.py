@@ -52,7 +52,7 @@ def batch(lengths: Sequence[int], symbols: int, pad: int = 0, low: int = 4, seed
     layout = Layout.padded(lengths)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(low, symbols, layout.positions.shape, generator=generator)
-    return Batch(ids.masked_fill(~layout.keep, pad), layout.keep.long(), layout)
+    return Batch(ids.masked_fill(~layout.mask, pad), layout.mask.long(), layout)
 
 
 def rows(batch: Batch) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import headway as hw
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.learn import Recipe
 
 SYSTEM = {"role": "system", "content": "Say what the customer wants."}
@@ -59,7 +59,7 @@ SIZES = {"task.size": 300, "task.context": 160, "train.batch_tokens": 640, "trai
 
 
 def small(recipe: Recipe, **settings: Any) -> Recipe:
-    model = modern(width=32, depth=2, heads=2, window=160, symbols=1)
+    model = modern_decoder(width=32, depth=2, heads=2, window=160, vocab_size=1)
     task = replace(recipe.task, split=SplitConfig(validation=0.2, test=0.2))
     return override(replace(recipe, model=model, task=task), {**SIZES, **settings})
 
@@ -71,5 +71,5 @@ def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
 
 def train(run: Path, data: Path, recipe: Recipe, samples: int = 0, **given: Any) -> hw.Run:
     """Samples take longer than these few steps."""
-    settings = {"train.steps": 6, "train.keep": 9, "optim.lr": 0.001, **given.pop("set", {})}
+    settings = {"train.steps": 6, "train.keep_checkpoints": 9, "optim.lr": 0.001, **given.pop("set", {})}
     return hw.train(recipe, data=data, set=settings, run=run, progress=False, samples=samples, **given)

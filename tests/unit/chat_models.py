@@ -9,7 +9,7 @@ import torch
 
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.formats import native
 from headway.formats.usage import Usage
 from headway.nn.models import build
@@ -25,10 +25,10 @@ SPECIAL = ("<|user|>", "<|assistant|>", "<|stop|>", "<|endoftext|>")
 def echo_model(folder: Path, context: int = 48, template: str | None = TEMPLATE) -> Path:
     """A model that says "abc" and ends its turn, whatever it is asked: each symbol has a place that tells the next."""
     codec = train_codec("byte", ["any"], special=SPECIAL)
-    size = {"symbols": codec.size, "context": context}
-    config = override(modern(width=8, depth=1, heads=1, window=64, symbols=1), size)
+    size = {"symbols": codec.vocab_size, "context": context}
+    config = override(modern_decoder(width=8, depth=1, heads=1, window=64, vocab_size=1), size)
     model = build(config)
-    said = [codec.token("<|assistant|>"), *codec.encode("abc"), codec.token("<|stop|>")]
+    said = [codec.token_id("<|assistant|>"), *codec.encode("abc"), codec.token_id("<|stop|>")]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

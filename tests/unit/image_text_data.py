@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.app.recipes import configured, open_task
+from headway.app.recipes import configure_recipe, open_task
 
 Image = pytest.importorskip("PIL.Image")
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
@@ -40,4 +40,4 @@ def draw(folder: Path, named: str | None = None) -> Path:
 
 
 def task(table: Path, **settings: Any) -> Any:
-    return open_task(configured("image-text", table, {**TINY, **settings}, None), table.parent / "none")
+    return open_task(configure_recipe("image-text", table, {**TINY, **settings}, None), table.parent / "none")

@@ -24,7 +24,7 @@ class Held:
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
-        self.size = self.recorded = pixels.shape[1:3]
+        self.size = self.recorded_size = pixels.shape[1:3]
 
     def __len__(self) -> int:
         return len(self.pixels)

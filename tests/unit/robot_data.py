@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_models import stirred
 
-from headway.app.recipes import configured, open_task
+from headway.app.recipes import configure_recipe, open_task
 from headway.config import override
 from headway.data.demonstrations import Demonstrations
 from headway.domains import recipe as find_recipe
@@ -23,7 +23,7 @@ from headway.nn.models import Act, act
 REACH, LEFT = "HeadwayReach-v0", "HeadwayLeft-v0"
 SETTINGS: dict[str, Any] = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_size": 8,
     "train.precision": "fp32",
     "task.episodes": 3,
@@ -81,8 +81,8 @@ class Pictures:
 
     content = "drawn"
 
-    def __init__(self, states: np.ndarray, size: tuple[int, int], recorded: tuple[int, int] | None = None) -> None:
-        self.states, self.size, self.recorded = states, size, recorded or size
+    def __init__(self, states: np.ndarray, size: tuple[int, int], recorded_size: tuple[int, int] | None = None) -> None:
+        self.states, self.size, self.recorded_size = states, size, recorded_size or size
 
     def __len__(self) -> int:
         return len(self.states)
@@ -142,7 +142,7 @@ def tiny(name: str = "metaworld", **settings: Any) -> Recipe:
 
 
 def opened(workspace: Path, **settings: Any) -> Any:
-    return open_task(configured(tiny(**settings), str(workspace / "any.npz"), {}, None), workspace)
+    return open_task(configure_recipe(tiny(**settings), str(workspace / "any.npz"), {}, None), workspace)
 
 
 def built(task: Any, **settings: Any) -> Act:

@@ -16,12 +16,12 @@ from starlette.testclient import TestClient
 
 import headway as hw
 from headway.errors import UserError
-from headway.generate.scheduler import FullError, Request, Said
+from headway.generate.scheduler import FullError, Request, SampleOutput
 from headway.serve.app import create_app
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
+from headway.serve.engine_loop import EngineLoop, Steps, open_engine_loop
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import Ready, ServerSettings
-from headway.serve.loop import EngineLoop, Steps, open_loop
+from headway.serve.interfaces import ReadyModel, ServerSettings
 
 
 def stories(data_dir: Path) -> Path:
@@ -32,15 +32,15 @@ def stories(data_dir: Path) -> Path:
     return path
 
 
-def ready(path: Path, name: str, steps: Steps | None = None) -> Ready:
+def ready(path: Path, name: str, steps: Steps | None = None) -> ReadyModel:
     """A model that torch runs, written by `steps` or else one request after the other."""
     model = hw.load(path, "cpu", backend="torch")
-    loop = open_loop(model, name) if steps is None else EngineLoop(steps, name)
-    return Ready(name, model, loop, Batcher(name), fingerprint(model))
+    loop = open_engine_loop(model, name) if steps is None else EngineLoop(steps, name)
+    return ReadyModel(name, model, loop, Batcher(name), fingerprint(model))
 
 
 @contextmanager
-def asking(*models: Ready, **settings: Any) -> Iterator[TestClient]:
+def asking(*models: ReadyModel, **settings: Any) -> Iterator[TestClient]:
     """A client of a server with these models."""
     app = create_app(Resident(models), ServerSettings(**settings))
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
@@ -82,7 +82,7 @@ class Script:
         self.cancelled.append(ticket)
         self.under_way.pop(ticket, None)
 
-    def step(self) -> list[Said]:
+    def step(self) -> list[SampleOutput]:
         self.threads.add(threading.get_ident())
         time.sleep(self._wait)
         self.steps += 1
@@ -91,10 +91,10 @@ class Script:
         said = []
         for ticket, (request, place) in list(self.under_way.items()):
             last = place + 1 == len(request.prompt)
-            for copy in range(request.copies):
+            for copy in range(request.n):
                 text, reason = self._spell(request.prompt[place]), "stop" if last else None
                 top = [(request.prompt[place] + more, -1.0 - more) for more in range(request.top)]
-                said.append(Said(ticket, copy, request.prompt[place], text, -1.0, top, reason))
+                said.append(SampleOutput(ticket, copy, request.prompt[place], text, -1.0, top, reason))
             self.under_way[ticket] = (request, place + 1)
             if last:
                 del self.under_way[ticket]

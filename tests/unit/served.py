@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager
 from headway.app.predictors import verbs
 from headway.errors import nearest
 from headway.nn.models import describe, kinds
-from headway.serve.errors import StatusError
-from headway.serve.frame import Known, Ready
-from headway.serve.loop import EngineLoop
+from headway.serve.engine_loop import EngineLoop
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ModelSummary, ReadyModel
 
 
 class Resident:
     """Models that stay loaded, by their names."""
 
-    def __init__(self, models: Sequence[Ready]) -> None:
-        self._models: Mapping[str, Ready] = {model.name: model for model in models}
+    def __init__(self, models: Sequence[ReadyModel]) -> None:
+        self._models: Mapping[str, ReadyModel] = {model.name: model for model in models}
         self._closed = False
 
     @asynccontextmanager
-    async def using(self, name: str) -> AsyncIterator[Ready]:
+    async def using(self, name: str) -> AsyncIterator[ReadyModel]:
         """As `Served.using`."""
         if not name and len(self._models) == 1:
             name = next(iter(self._models))
@@ -32,11 +32,11 @@ class Resident:
             raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
         yield self._models[name]
 
-    def listed(self) -> Mapping[str, Known]:
+    def listed(self) -> Mapping[str, ModelSummary]:
         """As `Served.listed`."""
         return {name: _known(ready) for name, ready in self._models.items()}
 
-    def known(self, name: str) -> Known:
+    def summary(self, name: str) -> ModelSummary:
         """As `Served.known`."""
         if name not in self._models:
             raise StatusError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
@@ -59,8 +59,10 @@ class Resident:
         await asyncio.gather(*(loop.close(seconds) for loop in self.loops().values()))
 
 
-def _known(ready: Ready) -> Known:
+def _known(ready: ReadyModel) -> ModelSummary:
     model, config = ready.model, ready.model.module.config
     can = verbs(config, model.usage, model.recipe is not None)
     count = describe(config)["parameters"]
-    return Known(kinds.kind_of(config), can, kinds.reads(config), config.context, count, 1_700_000_000, None)
+    return ModelSummary(
+        kinds.kind_of(config), can, kinds.input_kinds(config), config.context, count, 1_700_000_000, None
+    )

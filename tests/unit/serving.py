@@ -11,12 +11,12 @@ import uvicorn
 
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.connection import Connection
-from headway.serve.frame import Endpoint, Served, ServerSettings
+from headway.serve.interfaces import Endpoint, ModelRegistry, ServerSettings
 
 
 @contextmanager
 def server(
-    served: Served, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS, loop: str = "auto"
+    served: ModelRegistry, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS, loop: str = "auto"
 ) -> Iterator[str]:
     """The URL of a server of these models, which `loop` runs: auto, asyncio or uvloop."""
     app = create_app(served, settings, endpoints)

@@ -17,7 +17,7 @@ import torch
 import headway as hw
 from headway.app.cli.compare import parse_grid
 from headway.app.cli.main import main
-from headway.app.recipes import configured
+from headway.app.recipes import configure_recipe
 from headway.app.variants import matching_width, variants
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
@@ -164,7 +164,7 @@ def test_a_language_model_continues_scores_and_shows_its_attention(text_run: Pat
     new = model.generate_ids(ids, max_new_tokens=12, temperature=0, ignore_end=True)
     assert len(new) == 12
     logits = model.logits([ids])
-    assert logits.shape == (1, 6, model.codec.size)
+    assert logits.shape == (1, 6, model.codec.vocab_size)
     assert int(logits[0, -1].argmax()) == new[0]
     [scores] = model.score(["ROMEO:"])
     expected = logits[0].log_softmax(-1)[torch.arange(5), ids[1:]]
@@ -228,7 +228,7 @@ def test_translations_are_sampled(word_run: Path) -> None:
     assert found.symbols == ["<begin>", "HH", "EH", "D"]
     assert found.maps["decoder.stack.blocks.0.cross"].shape == (4, 4, 5)
     assert found.across[0] == "decoder.stack.blocks.0.cross"
-    assert model.logits([[0, 1]], source=[[2, 3, 4]]).shape == (1, 2, model.codec.size)
+    assert model.logits([[0, 1]], source=[[2, 3, 4]]).shape == (1, 2, model.codec.vocab_size)
     for impossible in (lambda: model.generate("a"), lambda: model.score(["a"]), lambda: model.logits([[1]])):
         with pytest.raises(hw.UserError):
             impossible()
@@ -341,7 +341,7 @@ def test_recipes_lists_names_sizes_data_and_scores(capsys: pytest.CaptureFixture
     } <= set(listed)
     assert all({"domain", "parameters", "data", "expected"} <= set(recipe) for recipe in listed.values())
     told = [listed[name][what] for name in ("scenes", "text") for what in ("makes_data", "data")]
-    assert told == [True, "makes its own", False, "yours (--data)"]
+    assert told == [True, "generated", False, "yours (--data)"]
 
 
 def test_a_tokenizer_is_trained_from_text(plays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -447,7 +447,7 @@ def test_values_of_a_grid_may_hold_commas() -> None:
 
 
 def test_data_and_settings_are_written_into_the_recipe(plays: Path) -> None:
-    recipe = configured("text", plays, {"model.width": 64}, 7)
+    recipe = configure_recipe("text", plays, {"model.width": 64}, 7)
     assert (recipe.data, recipe.train.seed) == ((str(plays),), 7)
     assert set(recipes()) >= {"text", "shakespeare"}
 

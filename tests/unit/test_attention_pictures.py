@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headway.app.cli import main as cli
-from headway.attending import Attention
+from headway.attention_maps import Attention
 from headway.errors import UserError
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

@@ -11,9 +11,9 @@ from sound_files import tone
 from whisper_models import time, transcriber
 
 from headway.domains.audio import read_sound
-from headway.domains.audio.activity import Speech, Timeline, speech_of
 from headway.domains.audio.mel import RATE
-from headway.domains.audio.sound import BLOCK, ArraySound
+from headway.domains.audio.sound_files import BLOCK, ArraySound
+from headway.domains.audio.voice_activity import DetectedSpeech, Timeline, detect_speech
 from headway.errors import UserError
 
 RANDOM = np.random.default_rng
@@ -51,8 +51,8 @@ def syllables(count: float, seed: int = 0) -> np.ndarray:
     return 0.05 * np.concatenate(pieces)
 
 
-def found(*pieces: np.ndarray) -> Speech:
-    return speech_of(ArraySound(np.concatenate(pieces).astype(np.float32)))
+def found(*pieces: np.ndarray) -> DetectedSpeech:
+    return detect_speech(ArraySound(np.concatenate(pieces).astype(np.float32)))
 
 
 NOTES = (220, 330, 262, 392, 294, 440)
@@ -114,21 +114,23 @@ def test_speech_in_sounds_of_all_lengths() -> None:
 
 def test_a_sound_without_its_long_pauses() -> None:
     sound = ArraySound(torch.arange(40 * RATE) / (40.0 * RATE))
-    timeline = Timeline(Speech(40 * RATE, np.array([[10.0, 11.0], [11.9, 13.0], [33.0, 34.0]])))
-    heard = torch.cat(list(timeline.heard(sound).blocks()))
+    timeline = Timeline(DetectedSpeech(40 * RATE, np.array([[10.0, 11.0], [11.9, 13.0], [33.0, 34.0]])))
+    heard = torch.cat(list(timeline.audible(sound).blocks()))
     whole = torch.cat(list(sound.blocks()))
     kept = [(9.6, 13.4), (32.6, 34.4)]
     assert torch.equal(heard, torch.cat([whole[round(a * RATE) : round(b * RATE)] for a, b in kept]))
     assert 40 * RATE > 2 * BLOCK  # parts lie within and across the pieces of a sound
-    assert timeline.placed(0.4, 1.4) == pytest.approx((10.0, 11.0))
-    assert timeline.placed(0.0, 3.7) == pytest.approx((10.0, 13.0))  # from pause to pause
-    assert timeline.placed(3.8, 4.6) == pytest.approx((33.0, 33.4))  # from the joint on
-    assert timeline.placed(5.0, 9.9) == pytest.approx((33.8, 34.0))
-    assert timeline.placed(3.75, 3.85) == pytest.approx((13.35, 13.4))  # nothing is spoken, so there is no way across
-    assert timeline.in_one(10.8, 12.9) == pytest.approx((11.9, 12.9))
-    assert timeline.in_one(11.2, 11.5) == (11.2, 11.5)
+    assert timeline.original_times(0.4, 1.4) == pytest.approx((10.0, 11.0))
+    assert timeline.original_times(0.0, 3.7) == pytest.approx((10.0, 13.0))  # from pause to pause
+    assert timeline.original_times(3.8, 4.6) == pytest.approx((33.0, 33.4))  # from the joint on
+    assert timeline.original_times(5.0, 9.9) == pytest.approx((33.8, 34.0))
+    assert timeline.original_times(3.75, 3.85) == pytest.approx(
+        (13.35, 13.4)
+    )  # nothing is spoken, so there is no way across
+    assert timeline.within_speech(10.8, 12.9) == pytest.approx((11.9, 12.9))
+    assert timeline.within_speech(11.2, 11.5) == (11.2, 11.5)
     for spans in ([[0.5, 39.5]], [[0.0, 20.0], [21.1, 40.0]]):
-        assert Timeline(Speech(40 * RATE, np.array(spans))).heard(sound) is sound
+        assert Timeline(DetectedSpeech(40 * RATE, np.array(spans))).audible(sound) is sound
 
 
 def test_words_after_silence_begin_where_they_are_spoken() -> None:

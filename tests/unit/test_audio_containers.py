@@ -11,9 +11,9 @@ from sound_files import tone, write
 from whisper_models import folder
 
 from headway.app.cli.main import main
-from headway.domains.audio import FileSound, read_sound, sound
-from headway.domains.audio.sound import ArraySound
-from headway.domains.audio.store import open_sounds
+from headway.domains.audio import FileSound, read_sound, sound_files
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_files import ArraySound
 from headway.errors import UserError
 
 av = pytest.importorskip("av")
@@ -95,7 +95,7 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match=message) as told:
             read_sound(tmp_path / name)
         assert len(str(told.value).splitlines()) == 1
-    monkeypatch.setattr(sound, "LONGEST", 1)
+    monkeypatch.setattr(sound_files, "MAX_SECONDS", 1)
     for name in ("a.m4a", "a.mkv"):
         with pytest.raises(UserError, match="is longer than"):
             FileSound(tmp_path / name)

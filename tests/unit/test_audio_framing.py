@@ -14,7 +14,7 @@ from whisper_models import BANDS, USAGE, noise, time, transcriber
 
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.mel import RATE, Resampler, log_mel, resample
-from headway.domains.audio.sound import ArraySound
+from headway.domains.audio.sound_files import ArraySound
 from headway.errors import UserError
 from headway.formats.usage import Usage
 
@@ -60,9 +60,9 @@ def test_long_sounds_are_held_in_part_only() -> None:
     held = []
     for start in range(0, windows.frames, 2900):
         windows.window(start)
-        held.append(len(windows._framed._held))
+        held.append(len(windows._framed._buffer))
     assert max(held) < 100 * RATE
-    assert len(windows._framed._held) < 40 * RATE
+    assert len(windows._framed._buffer) < 40 * RATE
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 16000])

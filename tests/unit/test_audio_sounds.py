@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from headway.domains.audio.mel import RATE, SHORTEST, log_mel, mel_filters, pad, resample
-from headway.domains.audio.sound import read_sound
+from headway.domains.audio.mel import MIN_SAMPLES, RATE, log_mel, mel_filters, pad, resample
+from headway.domains.audio.sound_files import read_sound
 from headway.errors import UserError
 
 
@@ -32,7 +32,7 @@ def test_filters_are_whispers(bands: int, data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("bands", [80, 128])
-@pytest.mark.parametrize("count", [SHORTEST, 16000, 16160, 37123])
+@pytest.mark.parametrize("count", [MIN_SAMPLES, 16000, 16160, 37123])
 def test_frames_are_those_of_transformers(bands: int, count: int) -> None:
     peer = pytest.importorskip("transformers").WhisperFeatureExtractor(feature_size=bands)
     sound = noise(count)
@@ -53,7 +53,7 @@ def test_each_sound_of_a_batch_is_scaled_by_its_own_loudest() -> None:
 def test_what_has_no_frames_is_refused() -> None:
     for sound, message in (
         (torch.zeros(0), "0 samples is shorter than one frame"),
-        (torch.zeros(SHORTEST - 1), "200 samples"),
+        (torch.zeros(MIN_SAMPLES - 1), "200 samples"),
         (torch.full((8000,), torch.nan), "NaN or infinite"),
     ):
         with pytest.raises(UserError, match=message):

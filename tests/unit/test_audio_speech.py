@@ -20,23 +20,23 @@ from tiny_runs import cut_back, weights
 from whisper_models import folder as whisper_folder
 
 import headway as hw
-from headway.app.exchange import export_model
-from headway.app.recipes import begin_task, configured, open_task
+from headway.app.conversion import export_model
+from headway.app.recipes import configure_recipe, open_new_task, open_task
 from headway.config import override
-from headway.data.packing import IGNORED
+from headway.data.packing import IGNORE_INDEX
 from headway.domains import recipe as find_recipe
-from headway.domains.audio import FileSound, Transcribing
+from headway.domains.audio import FileSound, TranscriptionOptions
 from headway.domains.audio.framing import FramedWindows
-from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matched
-from headway.domains.audio.sound import read_sound
-from headway.domains.audio.speech import words
-from headway.domains.audio.store import read_transcripts
-from headway.domains.audio.transcription import SpokenTexts, TranscriptText
+from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matching_words
+from headway.domains.audio.sound_cache import read_transcripts
+from headway.domains.audio.sound_files import read_sound
+from headway.domains.audio.speech_task import normalize_words
+from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRecognition
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
-from headway.learn.examples import Batch, Selected
+from headway.learn.examples import Batch, RowSubset
 from headway.learn.report.confusion import Span, spectrogram
-from headway.learn.report.page import png
+from headway.learn.report.rendering import png
 from headway.learn.task import Task
 from headway.nn.models import build
 
@@ -52,18 +52,20 @@ SMALL = {
 SPLIT = {"task.split.validation": 0.2, "task.split.test": 0.2}
 
 
-def transcription(data: Path, settings: dict[str, Any] | None = None) -> tuple[SpokenTexts, TranscriptText]:
+def transcription(
+    data: Path, settings: dict[str, Any] | None = None
+) -> tuple[TranscribedSpeech, TranscriptRecognition]:
     recipe = override(find_recipe("transcription"), {**SMALL, **SPLIT, **(settings or {})})
     return parts(open_task(recipe, Path("/nowhere"), data))
 
 
-def parts(task: Any) -> tuple[SpokenTexts, TranscriptText]:
-    assert isinstance(task.examples, SpokenTexts)
-    assert isinstance(task.objective, TranscriptText)
+def parts(task: Any) -> tuple[TranscribedSpeech, TranscriptRecognition]:
+    assert isinstance(task.examples, TranscribedSpeech)
+    assert isinstance(task.objective, TranscriptRecognition)
     return task.examples, task.objective
 
 
-def batch_of(examples: SpokenTexts, *rows: int) -> Batch:
+def batch_of(examples: TranscribedSpeech, *rows: int) -> Batch:
     return examples.take(np.array(rows))
 
 
@@ -163,18 +165,18 @@ def test_what_is_judged_has_words(tmp_path: Path) -> None:
 def test_the_prompt_is_read_and_not_foretold(tmp_path: Path) -> None:
     examples, objective = transcription(prompts(tmp_path / "data"), {"task.augment": {}})
     codec = examples.codec
-    start, plain, end = (codec.token(f"<|{n}|>") for n in ("startoftranscript", "notimestamps", "endoftext"))
-    assert examples.marks == ((start, plain), end, (start, plain))
+    start, plain, end = (codec.token_id(f"<|{n}|>") for n in ("startoftranscript", "notimestamps", "endoftext"))
+    assert examples.special_tokens == ((start, plain), end, (start, plain))
     batch = batch_of(examples, 0, 1)
     frames, _, read, _ = batch.inputs
     assert frames.shape == (2, 26, 80)  # whole pairs of frames
     assert read[0].tolist() == [start, plain, *codec.encode(" a j")]
-    assert batch.targets[0].tolist() == [IGNORED, *codec.encode(" a j"), end]
+    assert batch.targets[0].tolist() == [IGNORE_INDEX, *codec.encode(" a j"), end]
     assert batch.tokens == 10
-    sources = examples.told(Selected(examples, np.array([0, 1])))
+    sources = examples.with_transcripts(RowSubset(examples, np.array([0, 1])))
     scores = objective.scores(examples, sources, [codec.encode(" a j"), codec.encode(" b j")])
     assert scores["wer"] == 0.25
-    assert words("Don't stop_it,  NOW.") == "don't stop it now"
+    assert normalize_words("Don't stop_it,  NOW.") == "don't stop it now"
     said = [objective.sample(examples, "", codec.encode(f" {text}"), ["a j"]) for text in ("a j", "a b")]
     assert [row[""] for row in said] == ["✓", "✗"]
 
@@ -187,11 +189,11 @@ def test_english_is_compared_by_whispers_normaliser(whisper: Path, tmp_path: Pat
     said = " mister li is color is 21"
     plain, told = transcription(folder), transcription(folder, {"task.language": "en"})
     german = transcription(folder, {"task.language": "de"})
-    recipe = configured("transcription", folder, SPLIT, None, start=whisper)
-    published = parts(begin_task(recipe, tmp_path / "run"))
+    recipe = configure_recipe("transcription", folder, SPLIT, None, start=whisper)
+    published = parts(open_new_task(recipe, tmp_path / "run"))
     for task, language in ((plain, None), (german, "de"), (told, "en"), (published, "en")):
         examples, objective = task
-        sources = examples.told(Selected(examples, np.array([0])))
+        sources = examples.with_transcripts(RowSubset(examples, np.array([0])))
         written = examples.codec.encode(said) if task is published else []
         scores = objective.scores(examples, sources, [written])
         assert examples.language == language
@@ -199,8 +201,8 @@ def test_english_is_compared_by_whispers_normaliser(whisper: Path, tmp_path: Pat
             "normalizer:whisper-english" if language == "en" else "case:lower|punctuation:no"
         )
         assert scores["wer"] == (0 if task is published else 1)
-    assert told[1].compared("twenty-one, um") == "21"
-    assert plain[1].compared("twenty-one, um") == "twenty one um"
+    assert told[1].normalize("twenty-one, um") == "21"
+    assert plain[1].normalize("twenty-one, um") == "twenty one um"
 
 
 def test_augmented_speech_is_a_function_of_seed_and_place(tmp_path: Path) -> None:
@@ -224,26 +226,26 @@ def test_fine_tuning_keeps_the_models_symbols(tmp_path: Path) -> None:
     assert "Alignment" in page
     usage = json.loads((tmp_path / "first" / "usage.json").read_text())
     short = prompts(tmp_path / "short", 5)
-    recipe = configured("transcription", short, {"train.steps": 2, **SPLIT}, None, start=tmp_path / "first")
-    task = begin_task(recipe, tmp_path / "second")
+    recipe = configure_recipe("transcription", short, {"train.steps": 2, **SPLIT}, None, start=tmp_path / "first")
+    task = open_new_task(recipe, tmp_path / "second")
     examples, _ = parts(task)
     assert examples.codec.fingerprint() == parts(first.task)[0].codec.fingerprint()
-    assert usage["ends"] == [examples.marks.end]
+    assert usage["ends"] == [examples.special_tokens.eos]
     assert task.adapt(recipe.model) == first.recipe.model
 
 
 def test_a_real_whisper_starts_as_it_is(whisper: Path, tmp_path: Path) -> None:
-    recipe = configured("transcription", prompts(tmp_path / "data"), SPLIT, None, start=whisper)
-    examples, _ = parts(begin_task(recipe, tmp_path / "run"))
+    recipe = configure_recipe("transcription", prompts(tmp_path / "data"), SPLIT, None, start=whisper)
+    examples, _ = parts(open_new_task(recipe, tmp_path / "run"))
     assert examples.frames == 3000
     batch = batch_of(examples, 0)
     both = batch.inputs[2][0].tolist(), batch.targets[0, 1:].tolist()
     read, said = ([examples.codec.tokenizer.id_to_token(i) for i in ids] for ids in both)
     assert read == ["<|startoftranscript|>", "<|notimestamps|>", "Ġa", "Ġj"]
     assert said == ["Ġa", "Ġj", "<|endoftext|>"]
-    assert examples.marks.end not in examples.marks.never
+    assert examples.special_tokens.eos not in examples.special_tokens.suppressed
     with pytest.raises(ConfigError, match="supports English only, not 'de'"):
-        begin_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
+        open_new_task(override(recipe, {"task.language": "de"}), tmp_path / "run")
 
 
 def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
@@ -257,15 +259,15 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     run = hw.train("transcription", folder, settings, run=tmp_path / "run", progress=False, samples=0)
     (examples, objective), model = parts(run.task), hw.load(tmp_path / "run")
     assert model.usage.settings == {"sound_padding": "silence"}
-    transcriber = model.transcriber(Transcribing(beam=1, temperatures=(0.0,), vad=False))  # its words are tones
+    transcriber = model.transcriber(TranscriptionOptions(beam=1, temperatures=(0.0,), vad=False))  # its words are tones
     texts = set[str]()
     for row in examples.of("all").rows.tolist():
         frames = batch_of(examples, row).inputs[0]
         sound = FileSound(examples.rows.files[row])
         window = FramedWindows(sound, examples.bands, examples.frames, transcriber.padding).window(0)
         torch.testing.assert_close(window, frames, rtol=0, atol=2e-5)
-        alone = examples.told(Selected(examples, np.array([row])))
-        [wanted] = examples.texts(objective.write(model.module, examples, alone, objective.search))
+        alone = examples.with_transcripts(RowSubset(examples, np.array([row])))
+        [wanted] = examples.decode_all(objective.generate(model.module, examples, alone, objective.search))
         wanted = wanted.strip()
         assert transcriber.transcribe(sound.path).text == wanted
         texts.add(wanted)
@@ -315,7 +317,9 @@ def test_between_digits_there_is_silence_and_in_them_the_recording(recordings: P
         assert all(0.05 - 1e-4 <= gap <= 0.2 + 1e-4 for gap in gaps)
         for start, end in zip(edges[1::2], edges[2::2]):
             assert any(
-                torch.equal(window[start:end], task.sounds[row]) for voice in task.voices["test"] for row in voice
+                torch.equal(window[start:end], task.sounds[row])
+                for voice in task.rows_by_speaker["test"]
+                for row in voice
             )
         seen += len(spans)
     assert seen > 24
@@ -323,7 +327,7 @@ def test_between_digits_there_is_silence_and_in_them_the_recording(recordings: P
 
 def test_no_recording_is_in_two_splits(recordings: Path) -> None:
     task = sequences(recordings)
-    rows = {split: {int(row) for voice in voices for row in voice} for split, voices in task.voices.items()}
+    rows = {split: {int(row) for voice in voices for row in voice} for split, voices in task.rows_by_speaker.items()}
     assert rows.pop("all") == set.union(*rows.values())
     assert sum(map(len, rows.values())) == len(set.union(*rows.values())) == 240
     assert {task.takes.takes[row] for row in rows["test"]} == {0, 1, 2, 3, 4}
@@ -360,15 +364,15 @@ def test_what_is_right_has_no_errors_but_those_of_the_step(recordings: Path) -> 
     examples, objective = sequences(recordings), task.objective
     assert isinstance(objective, TimedDigits)
     sources = examples.sources("test")
-    right = [examples.ids(spans) for spans in sources.given.spans()]
+    right = [examples.ids(spans) for spans in sources.inputs.spans()]
     scores = objective.scores(examples, sources, right)
     assert scores["wer"] == 0
     assert 0 < scores["boundary_error_ms"] <= 10
-    late = [[i + 1 if i in examples.places and i + 1 in examples.places else i for i in ids] for ids in right]
+    late = [[i + 1 if i in examples.time_index and i + 1 in examples.time_index else i for i in ids] for ids in right]
     assert objective.scores(examples, sources, late)["boundary_error_ms"] == pytest.approx(20, abs=6)
     assert objective.scores(examples, sources, [[] for _ in right])["wer"] == 1
     true = [Span(word, i, i + 0.5) for i, word in enumerate(("one", "two", "three"))]
-    pairs = matched(true, [Span("one", 0.1, 0.4), Span("nine", 1, 1.5), Span("three", 2, 2.5)])
+    pairs = matching_words(true, [Span("one", 0.1, 0.4), Span("nine", 1, 1.5), Span("three", 2, 2.5)])
     assert [one.text for one, _ in pairs] == ["one", "three"]
 
 
@@ -388,12 +392,18 @@ def test_a_batch_of_sequences_is_learned_by_heart(recordings: Path) -> None:
     assert float(loss.total.detach()) / loss.count < 0.1
     wanted = [examples.spans(row) for row in batch.inputs[2].tolist()]
     first = SequenceSamples(examples, "train", np.arange(len(wanted)))
-    written = objective.write(model, examples, examples.told(first), objective.search)
+    written = objective.generate(model, examples, examples.with_transcripts(first), objective.search)
     assert [examples.spans(ids) for ids in written] == wanted
 
 
 def test_a_run_of_sequences_goes_on_bit_for_bit_and_is_shown(recordings: Path, tmp_path: Path) -> None:
-    settings = {**SMALL, "task.seconds": 1.2, "task.held_out": 2, "train.checkpoint_every": 2, "train.keep": 9}
+    settings = {
+        **SMALL,
+        "task.seconds": 1.2,
+        "task.held_out": 2,
+        "train.checkpoint_every": 2,
+        "train.keep_checkpoints": 9,
+    }
     settings |= {"train.evaluate_every": 2, "task.most": 3, "model.decoder.context": 16}
     hw.train("spoken-sequences", recordings, settings, run=tmp_path / "run", progress=False, samples=2)
     before = cut_back(tmp_path / "run", tmp_path / "again", 2)

@@ -24,14 +24,22 @@ from headway.app.cli import main as cli
 from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.augment import SoundAugmentConfig, chance, delayed, masked, noisy, placed, varied
-from headway.domains.audio.classification import LabelledSounds, windowed
+from headway.domains.audio.augment import (
+    SoundAugmentConfig,
+    add_noise,
+    augmentation_rng,
+    change_speed_and_gain,
+    delay,
+    fit_to_window,
+    mask_spectrogram,
+)
+from headway.domains.audio.classification import SoundDataset, inference_frames
 from headway.domains.audio.sequences import read_takes
-from headway.domains.audio.sound import read_sound
-from headway.domains.audio.store import open_sounds
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_files import read_sound
 from headway.errors import ConfigError, UserError
 from headway.learn import Shard
-from headway.learn.examples import Chance
+from headway.learn.examples import RngKey
 from headway.nn.models import build
 
 SMALL = {
@@ -46,16 +54,16 @@ SMALL = {
 }
 
 
-def task_of(data: Path | list[Path], settings: dict[str, Any] | None = None, name: str = "audio") -> LabelledSounds:
+def task_of(data: Path | list[Path], settings: dict[str, Any] | None = None, name: str = "audio") -> SoundDataset:
     recipe = override(find_recipe(name), {**SMALL, **(settings or {})})
     task = open_task(recipe, Path("/nowhere"), data)  # type: ignore[arg-type]
-    assert isinstance(task.examples, LabelledSounds)
+    assert isinstance(task.examples, SoundDataset)
     return task.examples
 
 
-def seen(sounds: LabelledSounds, rows: list[int], places: list[int] | None = None) -> torch.Tensor:
+def seen(sounds: SoundDataset, rows: list[int], places: list[int] | None = None) -> torch.Tensor:
     """What a model hears of rows; of training where places in its stream are given."""
-    return sounds.take(np.array(rows), None if places is None else Chance(0, np.array(places))).inputs[0]
+    return sounds.take(np.array(rows), None if places is None else RngKey(0, np.array(places))).inputs[0]
 
 
 def test_the_cache_holds_what_files_of_every_kind_say(tmp_path: Path) -> None:
@@ -90,10 +98,10 @@ def test_what_is_no_sound_is_an_error_or_is_skipped_and_counted(
         task = task_of(folder, {"task.skip_bad": True})
     assert "left out 2 of 18 sounds, which cannot be read" in caplog.text
     assert len(task.files) == len(good.files) == 16
-    assert not {"broken.wav", "empty.wav"} & {task.shown(row) for row in range(16)}
+    assert not {"broken.wav", "empty.wav"} & {task.describe_row(row) for row in range(16)}
     for row, path in enumerate(task.files):  # what is left out does not move the others
         assert task.labels[task.classes[row]] == path.parent.name
-        wanted = windowed(read_sound(path), task.frames, 80)
+        wanted = inference_frames(read_sound(path), task.frames, 80)
         torch.testing.assert_close(seen(task, [row])[0], wanted)
     with pytest.raises(UserError, match=r"is not a readable sound file|0 samples"):  # also where the cache knows it
         task_of(folder)
@@ -122,7 +130,7 @@ def test_the_window_is_that_of_the_longest_sound(tmp_path: Path) -> None:
     cut = task_of(folder, {"task.seconds": 0.3, "task.crop": True})
     row = cut.files.index(longest)
     middle = read_sound(longest)[1600:6400]
-    torch.testing.assert_close(seen(cut, [row])[0], windowed(middle, 30, 80))
+    torch.testing.assert_close(seen(cut, [row])[0], inference_frames(middle, 30, 80))
 
 
 def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
@@ -152,24 +160,30 @@ def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
 
 def test_what_augmentation_changes() -> None:
     sound, none = torch.from_numpy(tone(300, rate=16000)), SoundAugmentConfig()
-    assert torch.equal(noisy(varied(sound, none, chance(0, 1)), none, chance(0, 1)), sound)
-    slow = varied(sound, SoundAugmentConfig(speeds=(0.5,)), chance(0, 1))
+    assert torch.equal(
+        add_noise(change_speed_and_gain(sound, none, augmentation_rng(0, 1)), none, augmentation_rng(0, 1)), sound
+    )
+    slow = change_speed_and_gain(sound, SoundAugmentConfig(speeds=(0.5,)), augmentation_rng(0, 1))
     assert len(slow) == 2 * len(sound)
-    louder = varied(sound, SoundAugmentConfig(gain=6.0), chance(0, 1))
+    louder = change_speed_and_gain(sound, SoundAugmentConfig(gain=6.0), augmentation_rng(0, 1))
     ratio = float(louder.std() / sound.std())
     assert ratio != 1
     assert 10 ** (-6 / 20) <= ratio <= 10 ** (6 / 20)
-    noise = noisy(sound, SoundAugmentConfig(noise=(20.0, 20.0)), chance(0, 1)) - sound
+    noise = add_noise(sound, SoundAugmentConfig(noise=(20.0, 20.0)), augmentation_rng(0, 1)) - sound
     assert float(noise.std() / sound.square().mean().sqrt()) == pytest.approx(0.1, rel=0.05)
-    assert torch.equal(placed(sound, len(sound) + 100)[50:-50], sound)
-    starts = {int((placed(sound, len(sound) + 400, 0.01, chance(0, i)) != 0).nonzero()[0]) for i in range(30)}
+    assert torch.equal(fit_to_window(sound, len(sound) + 100)[50:-50], sound)
+    starts = {
+        int((fit_to_window(sound, len(sound) + 400, 0.01, augmentation_rng(0, i)) != 0).nonzero()[0]) for i in range(30)
+    }
     assert len(starts) > 5
     assert 40 <= min(starts) <= max(starts) <= 360  # at most 160 samples from the middle
-    later = [delayed(sound, len(sound) + 9, SoundAugmentConfig(shift=0.2), chance(0, i)) for i in range(99)]
+    later = [delay(sound, len(sound) + 9, SoundAugmentConfig(shift=0.2), augmentation_rng(0, i)) for i in range(99)]
     assert {len(x) - len(sound) for x in later} == set(range(10))
     assert all(torch.equal(x[-len(sound) :], sound) and not x[: -len(sound)].any() for x in later)
     frames = torch.randn(50, 80)
-    marked = masked(frames, SoundAugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), chance(0, 3))
+    marked = mask_spectrogram(
+        frames, SoundAugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), augmentation_rng(0, 3)
+    )
     hidden = marked != frames
     assert torch.all(marked[hidden] == frames.mean())
     assert hidden.all(1).sum() <= 10
@@ -195,15 +209,17 @@ def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:
     assert len(found[0].files) == 140
     settings = {"task.seconds": 0.3, "task.split.test": 0.0}
     task = task_of(folder, settings, "spoken-digits")
-    assert {int(task.files[row].stem[-1]) for row in task.splits.sides["test"]} == {0, 1, 2, 3, 4}
-    assert {int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.splits.sides[split]} == {
+    assert {int(task.files[row].stem[-1]) for row in task.splits.indices["test"]} == {0, 1, 2, 3, 4}
+    assert {
+        int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.splits.indices[split]
+    } == {
         5,
         6,
     }
     out = task_of(folder, {**settings, "task.hold_out": "bert"}, "spoken-digits")
-    assert {task.files[row].stem.split("_")[1] for row in out.splits.sides["test"]} == {"bert"}
-    assert len(out.splits.sides["test"]) == 70
-    assert {task.files[row].stem.split("_")[1] for row in out.splits.sides["train"]} == {"anna"}
+    assert {task.files[row].stem.split("_")[1] for row in out.splits.indices["test"]} == {"bert"}
+    assert len(out.splits.indices["test"]) == 70
+    assert {task.files[row].stem.split("_")[1] for row in out.splits.indices["train"]} == {"anna"}
     with pytest.raises(UserError, match=r"no speaker 'berd'; did you mean 'bert'"):
         task_of(folder, {"task.hold_out": "berd"}, "spoken-digits")
     with pytest.raises(UserError, match="has no recordings named"):
@@ -231,7 +247,7 @@ def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that tells low tones from high ones."""
     place = tmp_path_factory.mktemp("runs")
-    settings = {**SMALL, "train.steps": 60, "train.checkpoint_every": 20, "train.keep": 9, "optim.lr": 1e-2}
+    settings = {**SMALL, "train.steps": 60, "train.checkpoint_every": 20, "train.keep_checkpoints": 9, "optim.lr": 1e-2}
     settings |= {"task.augment.time_masks": 0, "task.augment.band_masks": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWAY_CACHE", str(place / "cache"))

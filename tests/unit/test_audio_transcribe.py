@@ -33,27 +33,34 @@ import headway as hw
 from headway.app.cli.main import main
 from headway.app.model import Model
 from headway.domains.audio import (
-    TOGETHER,
+    MAX_PARALLEL_SOUNDS,
     SubtitleLines,
-    Telling,
     Transcriber,
-    Transcribing,
     Transcription,
+    TranscriptionOptions,
+    TranscriptionStream,
     Word,
-    listener,
-    tell_on,
-    written,
+    advance_together,
+    format_transcript,
+    window_transcriber,
 )
-from headway.domains.audio.activity import Speech
-from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, parts
 from headway.domains.audio.mel import RATE, log_mel
-from headway.domains.audio.sound import open_sound
-from headway.domains.audio.transcribe import Segment, tell_all
-from headway.domains.audio.words import align, between_pauses, merged, split_ids, split_words, warp
+from headway.domains.audio.sound_files import open_sound
+from headway.domains.audio.transcriber import Segment, transcribe_all
+from headway.domains.audio.voice_activity import DetectedSpeech
+from headway.domains.audio.window_transcriber import WhisperRule, WhisperTokens, compression_ratio, split_segments
+from headway.domains.audio.word_times import (
+    align,
+    between_pauses,
+    dynamic_time_warping,
+    merge_punctuation,
+    split_ids,
+    split_words,
+)
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
-from headway.formats.open import Opened
-from headway.generate.courses import follow
+from headway.formats.open import OpenedModel
+from headway.generate.coroutines import run_coroutine
 from headway.layout import Layout
 from headway.nn.models import EncoderDecoder
 
@@ -61,13 +68,13 @@ MARKS = WhisperTokens.of(codec(), USAGE, SYMBOLS)
 
 
 def test_marks() -> None:
-    assert (MARKS.end, MARKS.start, MARKS.first_time) == (END, END + 1, FIRST_TIME)
-    assert MARKS.opening("de", "translate") == [END + 1, END + 3, END + 4]
-    assert set(range(END + 1, FIRST_TIME)) == set(MARKS.never)
+    assert (MARKS.eos, MARKS.start, MARKS.first_time) == (END, END + 1, FIRST_TIME)
+    assert MARKS.initial_ids("de", "translate") == [END + 1, END + 3, END + 4]
+    assert set(range(END + 1, FIRST_TIME)) == set(MARKS.suppressed)
     with pytest.raises(UserError, match="language 'fr' is not among"):
         MARKS.check("fr", "transcribe")
     english = WhisperTokens.of(codec(), USAGE, 51864)
-    assert english.opening("en", "transcribe") == [END + 1]
+    assert english.initial_ids("en", "transcribe") == [END + 1]
     for language, task, message in (("de", "transcribe", "not language 'de'"), (None, "translate", "task translate")):
         with pytest.raises(UserError, match=message):
             english.check(language, task)  # type: ignore[arg-type]
@@ -92,21 +99,23 @@ def histories(length: int) -> Iterator[list[int]]:
 def test_the_rule_is_that_of_transformers(
     length: int, towards: float, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_FIRST", first)
+    monkeypatch.setattr(window_transcriber, "_FREQUENT_TOKENS", first)
     logits_process = pytest.importorskip("transformers.generation.logits_process")
     rows = list(histories(length)) if length else [[]] * 8
     logits = torch.randn(8, SYMBOLS, generator=torch.Generator().manual_seed(length))
     logits[:, FIRST_TIME:] += towards
 
     class Told:
-        no_timestamps_token_id, eos_token_id, bos_token_id = MARKS.plain, END, END
+        no_timestamps_token_id, eos_token_id, bos_token_id = MARKS.no_timestamps, END, END
         max_initial_timestamp_index = 5
 
     theirs = logits_process.WhisperTimeStampLogitsProcessor(Told(), begin_index=1)
     starts = torch.tensor([[MARKS.start, *row] for row in rows])
     wanted = theirs(starts, logits.clone())
     found = logits.clone()
-    never = WhisperTokens(SYMBOLS, END, MARKS.start, MARKS.plain, None, None, {}, {}, (MARKS.plain,), ())
+    never = WhisperTokens(
+        SYMBOLS, END, MARKS.start, MARKS.no_timestamps, None, None, {}, {}, (MARKS.no_timestamps,), ()
+    )
     WhisperRule(never, latest=0.1)(found, torch.tensor(rows, dtype=torch.long).view(8, length))
     assert torch.equal(found, wanted)
 
@@ -114,7 +123,7 @@ def test_the_rule_is_that_of_transformers(
 def test_the_rule_forbids_what_the_files_say_and_all_times_if_asked() -> None:
     logits = torch.zeros(2, SYMBOLS)
     WhisperRule(MARKS, timed=False)(logits, torch.zeros(2, 0, dtype=torch.long))
-    assert logits[:, list(MARKS.never)].eq(-torch.inf).all()
+    assert logits[:, list(MARKS.suppressed)].eq(-torch.inf).all()
     assert logits[:, [32, END, *range(FIRST_TIME, SYMBOLS)]].eq(-torch.inf).all()
     assert logits.isfinite().sum() == 2 * 255
 
@@ -135,7 +144,7 @@ TEXT = tuple(b" a b.")
     ],
 )
 def test_segments_of_a_window(ids: Sequence[int], spans: list[tuple[float, float]], done: int) -> None:
-    found, frames = parts(ids, MARKS, 100)
+    found, frames = split_segments(ids, MARKS, 100)
     assert [(pytest.approx(part.start), pytest.approx(part.end)) for part in found] == spans
     assert frames == done
 
@@ -181,13 +190,15 @@ def test_silence_is_left_out_and_doubt_is_tried_again() -> None:
 
 def test_a_random_model_comes_to_an_end_and_repeats_itself_only_by_seed() -> None:
     real = model()
-    made = Transcriber(real, real, codec(), USAGE, Transcribing(beam=2, temperatures=(0.0, 1.0), words=True, vad=False))
+    made = Transcriber(
+        real, real, codec(), USAGE, TranscriptionOptions(beam=2, temperatures=(0.0, 1.0), words=True, vad=False)
+    )
     one, two = made.transcribe(noise(3 * RATE)), made.transcribe(noise(3 * RATE))
     assert one == two
     assert one.language in ("en", "de")
     assert all(0 <= s.start < s.end <= 3 for s in one.segments)
     assert all(0 <= w.start <= w.end <= 3 for s in one.segments for w in s.words)
-    told = made.listener.languages(made.listener.encode(log_mel(noise(RATE), BANDS)[None]))
+    told = made.window_transcriber.languages(made.window_transcriber.encode(log_mel(noise(RATE), BANDS)[None]))
     assert sum(told.values()) == pytest.approx(1)
 
 
@@ -197,23 +208,24 @@ def test_sounds_told_together_are_those_told_alone_whenever_they_join() -> None:
     engine = Engine(real, threads=1)
     hows = [{"beam": 2, "temperatures": (0.0, 1.0)}, {"language": "de", "beam": 3, "initial": "So"}, {"words": True}]
     by = [
-        Transcriber(real, engine, codec(), USAGE, Transcribing(**{"vad": False, "best_of": 2, **how})) for how in hows
+        Transcriber(real, engine, codec(), USAGE, TranscriptionOptions(**{"vad": False, "best_of": 2, **how}))
+        for how in hows
     ]
     sounds = [open_sound(noise(length * RATE // 2, seed)) for seed, length in enumerate((3, 5, 2))]
     alone = [each.transcribe(sound) for each, sound in zip(by, sounds)]
-    going = [Telling(by[0], sounds[0])]
+    going = [TranscriptionStream(by[0], sounds[0])]
 
     def fails(done: float, whole: float) -> None:
         raise UserError("it is not whole; make it again")
 
-    broken = Telling(by[0], sounds[0], fails)
-    for join in (Telling(by[1], sounds[1]), Telling(by[2], sounds[2]), broken):
+    broken = TranscriptionStream(by[0], sounds[0], fails)
+    for join in (TranscriptionStream(by[1], sounds[1]), TranscriptionStream(by[2], sounds[2]), broken):
         for _ in range(7):
-            tell_on(going)
+            advance_together(going)
         going.append(join)
-    assert not any(telling.ended for telling in going)
-    while not all(telling.ended for telling in going):
-        tell_on(going)
+    assert not any(telling.is_finished for telling in going)
+    while not all(telling.is_finished for telling in going):
+        advance_together(going)
     assert [telling.transcription() for telling in going[:3]] == alone
     assert len({found.text for found in alone}) == 3
     with pytest.raises(UserError, match="not whole"):
@@ -222,13 +234,13 @@ def test_sounds_told_together_are_those_told_alone_whenever_they_join() -> None:
 
 def test_several_sounds_are_those_one_by_one_and_what_fails_is_named(tmp_path: Path) -> None:
     real = model(3)
-    config = Transcribing("en", beam=2, temperatures=(0.0,), vad=False)
+    config = TranscriptionOptions("en", beam=2, temperatures=(0.0,), vad=False)
     by = Transcriber(real, Engine(real, threads=1), codec(), USAGE, config)
-    sounds = [noise(RATE + 1000 * seed, seed) for seed in range(TOGETHER + 2)]
+    sounds = [noise(RATE + 1000 * seed, seed) for seed in range(MAX_PARALLEL_SOUNDS + 2)]
     alone = [by.transcribe(sound) for sound in sounds]
     failed: dict[int, UserError] = {}
     missing = tmp_path / "missing.wav"
-    assert tell_all(by, [*sounds[:1], missing, *sounds[1:], noise(10)], failed) == alone
+    assert transcribe_all(by, [*sounds[:1], missing, *sounds[1:], noise(10)], failed) == alone
     assert sorted(failed) == [1, len(sounds) + 1]
 
 
@@ -238,10 +250,14 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
     real = quantise(model(2), form)
     assert isinstance(real, EncoderDecoder)
     engine = Engine(real, threads=1)
-    sides = [Transcriber(real, side, codec(), USAGE, Transcribing("de", beam=3)) for side in (real, engine)]
-    ours = engine.hear(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
+    sides = [Transcriber(real, side, codec(), USAGE, TranscriptionOptions("de", beam=3)) for side in (real, engine)]
+    ours = engine.encode(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
     first, second = (
-        follow(side.listener.generator, side.listener.writing(ours, tuple(b" before"), side.config)) for side in sides
+        run_coroutine(
+            side.window_transcriber.generator,
+            side.window_transcriber.decode_steps(ours, tuple(b" before"), side.config),
+        )
+        for side in sides
     )
     assert first.ids == second.ids
     assert first.logprob == pytest.approx(second.logprob, abs=0.03 if form == "int8" else 1e-4)
@@ -251,7 +267,7 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
 def test_models_that_hear_nothing() -> None:
     for made in (language_model(), translator()):
         with pytest.raises(UserError, match=r"cannot transcribe sounds; .*use a speech model"):
-            Model(Opened(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
+            Model(OpenedModel(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
 
 
 def test_settings_that_cannot_be() -> None:
@@ -263,7 +279,7 @@ def test_settings_that_cannot_be() -> None:
         ({"words": True, "timestamps": False}, "word times need segment times"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Transcribing(**settings)  # type: ignore[arg-type]
+            TranscriptionOptions(**settings)  # type: ignore[arg-type]
 
 
 def test_words_and_their_marks() -> None:
@@ -273,7 +289,7 @@ def test_words_and_their_marks() -> None:
     assert sum(count for _, count in found) == len(text.encode())
     assert [word for word, _ in found if word not in "."] == [" He", " said", ",", " «né»", " ", "你", "好"]
     spoken = [Word(word, float(n), n + 1.0, 1.0) for n, word in enumerate([' "', "Yes", ",", " she", "!"])]
-    assert [word.word for word in merged(spoken)] == [' "Yes,', " she!"]
+    assert [word.word for word in merge_punctuation(spoken)] == [' "Yes,', " she!"]
 
 
 def test_a_segment_is_split_at_pauses() -> None:
@@ -304,7 +320,7 @@ def test_segments_end_with_speech_and_music_has_none(whisper: Path, data_dir: Pa
     name = "sense_and_sensibility_01_austen_64kb-0880.wav"
     said = torch.from_numpy(soundfile.read(data_dir / "speech" / "pocketsphinx" / name, dtype="float32")[0])
     pause, length = torch.zeros(5 * RATE), len(said) / RATE
-    made = hw.load(whisper, "cpu", "int8").transcriber(Transcribing(beam=1, temperatures=(0.0,)))
+    made = hw.load(whisper, "cpu", "int8").transcriber(TranscriptionOptions(beam=1, temperatures=(0.0,)))
     found = made.transcribe(torch.cat([pause, said, pause, said, pause])).segments
     starts = (5.0, 10.0 + length)
     shown = sum(segment.end - segment.start for segment in found)
@@ -320,11 +336,13 @@ def test_segments_end_with_speech_and_music_has_none(whisper: Path, data_dir: Pa
 def test_a_model_without_times_hears_up_to_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each window is one segment, so a pause ends it."""
     spans = np.array([[0.1, 0.4], [1.0, 1.3], [1.5, 1.8]])  # the last pause is too short
-    monkeypatch.setattr("headway.domains.audio.transcribe.speech_of", lambda sound: Speech(2 * RATE, spans))
+    monkeypatch.setattr(
+        "headway.domains.audio.transcriber.detect_speech", lambda sound: DetectedSpeech(2 * RATE, spans)
+    )
     made, _ = transcriber([list(b" one"), list(b" two"), list(b" no")], vad=True)
-    made.marks = replace(made.marks, symbols=made.marks.first_time)  # writes no times
+    made.special_tokens = replace(made.special_tokens, symbols=made.special_tokens.first_time)  # writes no times
     made.config = replace(made.config, timestamps=False)
-    made.listener.marks, made.words = made.marks, None
+    made.window_transcriber.special_tokens, made.words = made.special_tokens, None
     found = made.transcribe(noise(2 * RATE)).segments
     assert [(one.start, one.end, one.text) for one in found] == [
         (0.1, 0.4, "one"),
@@ -341,7 +359,7 @@ def test_the_path_of_least_cost() -> None:
         before = [best(a, b) for a, b in ways if a >= 0 and b >= 0]
         return cost[i, j] + min(before, default=0.0)
 
-    rows, columns = warp(cost)
+    rows, columns = dynamic_time_warping(cost)
     assert cost[rows, columns].sum() == pytest.approx(best(3, 5))
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, 3, 5)
     assert all(abs(np.diff(side)).max() <= 1 for side in (rows, columns))
@@ -349,12 +367,12 @@ def test_the_path_of_least_cost() -> None:
 
 def test_alignment_of_a_random_model() -> None:
     made = model()
-    heard = made.hear(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
+    heard = made.encode(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
     spoken = align(made, heard, MARKS, [MARKS.start], list(b" abc"), 100)
     assert len(spoken.seconds) == 5
     assert (np.diff(spoken.seconds) >= 0).all()
     assert spoken.seconds[-1] <= 1.0
-    ids = torch.tensor([[MARKS.start, MARKS.plain, *b" abc"]])
+    ids = torch.tensor([[MARKS.start, MARKS.no_timestamps, *b" abc"]])
     logits = made.heads["vocabulary"](made(heard, Layout.full(1, 100), ids, Layout.full(1, 6)).x)
     wanted = logits[0, 1:-1, :END].softmax(-1).gather(1, torch.tensor([list(b" abc")]).T)[:, 0]
     np.testing.assert_allclose(spoken.probabilities, wanted.detach().numpy(), rtol=1e-4)
@@ -368,12 +386,14 @@ SEGMENTS = [
 
 def test_files_of_subtitles() -> None:
     found = Transcription("One --> two Three", "en", 3700.0, SEGMENTS)
-    assert written(found, "txt") == "One --> two\nThree\n"
-    assert written(found, "srt") == (
+    assert format_transcript(found, "txt") == "One --> two\nThree\n"
+    assert format_transcript(found, "srt") == (
         "1\n00:00:00,000 --> 00:00:03,500\nOne -> two\n\n2\n01:01:01,250 --> 01:01:02,000\nThree\n\n"
     )
-    assert written(found, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:03.500\nOne -> two\n\n01:01:01.250")
-    read = json.loads(written(found, "json"))
+    assert format_transcript(found, "vtt").startswith(
+        "WEBVTT\n\n00:00:00.000 --> 00:00:03.500\nOne -> two\n\n01:01:01.250"
+    )
+    read = json.loads(format_transcript(found, "json"))
     assert read["segments"][1]["words"] == [{"word": " Three", "start": 3661.3, "end": 3662.0, "probability": 0.9}]
     assert "words" not in read["segments"][0]
 
@@ -384,7 +404,7 @@ def cues(lines: SubtitleLines, form: Any = "srt") -> list[tuple[str, str]]:
     spoken = [Word(word, at, at + 0.5, 1.0) for word, at in zip(SPOKEN, times)]
     pieces = (spoken[:4], spoken[4:])  # segments end anywhere, and lines go on
     segments = [Segment(0.0, 6.5, "...", [1], -0.1, 1.0, 0.0, 0.0, tuple(piece)) for piece in pieces]
-    text = written(Transcription("", "en", 7.0, segments), form, lines)
+    text = format_transcript(Transcription("", "en", 7.0, segments), form, lines)
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     assert [block[0] for block in blocks] == [str(n) for n in range(1, len(blocks) + 1)]
     return [(block[1], "|".join(block[2:])) for block in blocks]
@@ -412,10 +432,10 @@ def test_subtitles_by_words() -> None:
         with pytest.raises(ConfigError, match=message):
             SubtitleLines(**given)
     lines = SubtitleLines(40)
-    for form, message in (("txt", "not in txt"), ("srt", "need word times")):
+    for form, message in (("txt", "not txt"), ("srt", "need word times")):
         with pytest.raises(UserError, match=message):
-            written(Transcription("One", "en", 1.0, SEGMENTS[:1]), form, lines)  # type: ignore[arg-type]
-    assert written(Transcription("", "en", 1.0, []), "vtt", lines) == "WEBVTT\n\n"
+            format_transcript(Transcription("One", "en", 1.0, SEGMENTS[:1]), form, lines)  # type: ignore[arg-type]
+    assert format_transcript(Transcription("", "en", 1.0, []), "vtt", lines) == "WEBVTT\n\n"
 
 
 def test_texts_that_repeat_themselves() -> None:
@@ -481,11 +501,11 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 def test_pairs_of_times_come_in_order_in_what_a_model_writes() -> None:
     """A random model under the rule writes what the rule says, whatever its weights."""
     real = model(3)
-    made = Transcriber(real, real, codec(), USAGE, Transcribing("en", beam=3, temperatures=(0.0,)))
-    heard = made.listener.encode(log_mel(noise(RATE), BANDS)[None])
-    ids = follow(real, made.listener.writing(heard, (), made.config)).ids
+    made = Transcriber(real, real, codec(), USAGE, TranscriptionOptions("en", beam=3, temperatures=(0.0,)))
+    heard = made.window_transcriber.encode(log_mel(noise(RATE), BANDS)[None])
+    ids = run_coroutine(real, made.window_transcriber.decode_steps(heard, (), made.config)).ids
     times = [symbol for symbol in ids if symbol >= FIRST_TIME]
     assert ids[0] >= FIRST_TIME
     assert times == sorted(times)
-    assert not set(ids) & set(MARKS.never)
+    assert not set(ids) & set(MARKS.suppressed)
     assert all(len(list(run)) <= 2 for is_time, run in itertools.groupby(ids, lambda s: s >= FIRST_TIME) if is_time)

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from headway.app.cli import main as cli
-from headway.bench import ours, run
-from headway.bench.run import (
-    NEW,
+from headway.bench import benchmark, headway_runner
+from headway.bench.benchmark import (
+    NEW_TOKENS,
     PEERS,
-    PROMPT,
+    PROMPT_TOKENS,
     BenchRequest,
     Contender,
     Job,
     check_space,
     comparisons,
-    prepare_ours,
-    programs,
+    list_contenders,
+    prepare_models,
     without_dropout,
 )
 from headway.errors import UserError
@@ -32,9 +32,9 @@ from headway.nn.models import ModelConfig, build
 from headway.nn.models.presets import decoder, gpt, marian, preset
 
 LLAMA = decoder(64, 2, 4, 2, 128, 96, context=1024)
-GPT = gpt(32, 1, 2, symbols=40, context=16)
+GPT = gpt(32, 1, 2, vocab_size=40, context=16)
 MARIAN = marian(64, 1, 4, 128, 60)
-SOURCE = Path(run.__file__).parents[1]
+SOURCE = Path(benchmark.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.run._LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.0)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
@@ -58,7 +58,7 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
 
 def job(kind: str, form: str, folder: Path, config: ModelConfig, rows: int) -> Job:
     context = getattr(config, "context", None)
-    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.symbols, context)  # type: ignore[arg-type]
+    return Job(kind, form, str(folder), rows, torch.get_num_threads(), 0, config.vocab_size, context)  # type: ignore[arg-type]
 
 
 def test_a_shape_by_the_command(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,7 @@ def test_programs_run_in_turn(
 ) -> None:
     told: list[tuple[str, str, str]] = []
     speeds = {
-        "headway.bench.ours": iter((30.0, 60.0, 90.0)),
+        "headway.bench.headway_runner": iter((30.0, 60.0, 90.0)),
         "headway.bench.peers.ctranslate2": iter((1.0, 40.0, 20.0)),
     }
 
@@ -93,8 +93,8 @@ def test_programs_run_in_turn(
         speed = next(speeds[module])
         return {"sentences_per_second": speed, "tokens_per_second": 32 * speed, "peak_bytes": 1000 * speed}
 
-    monkeypatch.setattr(run, "_process", process)
-    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: name)
+    monkeypatch.setattr(benchmark, "_run_process", process)
+    monkeypatch.setattr("headway.bench.benchmark.find_spec", lambda name: name)
     words = ("--shape", shapes / "marian", "--weights", "int4", "--against", "ctranslate2")
     code, out, err = ask(capsys, "translate", *words)
     assert code == 0
@@ -121,8 +121,8 @@ def test_programs_run_in_turn(
 )
 def test_each_kind(tmp_path: Path, kind: str, config: ModelConfig, form: str, value: str) -> None:
     threads = torch.get_num_threads()
-    prepare_ours(kind, without_dropout(config), 0, [Contender("headway", form)], tmp_path)  # type: ignore[arg-type]
-    found = ours.measure(job(kind, form, tmp_path, config, rows=2))
+    prepare_models(kind, without_dropout(config), 0, [Contender("headway", form)], tmp_path)  # type: ignore[arg-type]
+    found = headway_runner.measure(job(kind, form, tmp_path, config, rows=2))
     assert found[value] > 0
     assert torch.get_num_threads() == threads
 
@@ -133,7 +133,7 @@ def test_transformers_does_each_kind(tmp_path: Path, kind: str, config: ModelCon
     from headway.bench.peers import transformers  # the rest of the package never does that
 
     program = Contender("transformers", "fp32")
-    prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
+    prepare_models(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
     found = transformers.measure(job(kind, "fp32", tmp_path, config, rows=2))
     assert all(value > 0 for value in found.values())
 
@@ -152,11 +152,11 @@ def test_the_other_peers_where_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, config: ModelConfig, form: str
 ) -> None:
     # Two times are subtracted, which must not drown in what other programs do.
-    monkeypatch.setattr("headway.bench.run._LEAST_SECONDS", 0.2)
+    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.2)
     program = Contender(name, form)
     pytest.importorskip(PEERS[name].module)
     peer = import_module(program.module)
-    prepare_ours(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
+    prepare_models(kind, without_dropout(config), 0, [program], tmp_path)  # type: ignore[arg-type]
     asked = job(kind, form, tmp_path, config, rows=2)
     peer.prepare(asked)
     assert all(value > 0 for value in peer.measure(asked).values())
@@ -167,24 +167,24 @@ def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
     for tie, tables in ((True, 1), (False, 1)):
         config = decoder(64, 1, 4, 4, 128, 96, tie=tie)
         folder = tmp_path / str(tie)
-        prepare_ours("decode", config, 0, [Contender("headway", "fp32")], folder)
+        prepare_models("decode", config, 0, [Contender("headway", "fp32")], folder)
         block = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
-        weights = ours.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
+        weights = headway_runner.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
         assert weights == 4 * (block + 64 + tables * 96 * 64)
 
 
 def test_prompts_are_ragged_and_repeat(tmp_path: Path) -> None:
     many = job("decode", "fp32", tmp_path, LLAMA, rows=8)
     lengths = sorted(map(len, many.prompts()))
-    assert (lengths[0], lengths[-1], len(set(lengths))) == (PROMPT // 2, PROMPT, 8)
+    assert (lengths[0], lengths[-1], len(set(lengths))) == (PROMPT_TOKENS // 2, PROMPT_TOKENS, 8)
     assert many.prompts() == many.prompts()
-    assert [len(row) for row in job("decode", "int8", tmp_path, LLAMA, rows=1).prompts()] == [PROMPT]
+    assert [len(row) for row in job("decode", "int8", tmp_path, LLAMA, rows=1).prompts()] == [PROMPT_TOKENS]
     sources = job("translate", "fp32", tmp_path, MARIAN, rows=4).sources()
-    assert all(row[-1] == 0 and 0 < min(row[:-1]) <= max(row) < MARIAN.symbols - 1 for row in sources)
+    assert all(row[-1] == 0 and 0 < min(row[:-1]) <= max(row) < MARIAN.vocab_size - 1 for row in sources)
 
 
 def test_peers_are_measured_in_the_nearest_form_they_have() -> None:
-    found = programs("decode", ("fp32", "int4"), ("transformers", "ctranslate2", "llama.cpp"))
+    found = list_contenders("decode", ("fp32", "int4"), ("transformers", "ctranslate2", "llama.cpp"))
     assert [program.title for program in found] == [
         "headway fp32", "headway int4", "transformers fp32", "ctranslate2 fp32", "ctranslate2 int8", "llama.cpp F32",
         "llama.cpp Q4_0",
@@ -205,7 +205,10 @@ def test_dropout_is_left_out() -> None:
         (("decod",), "invalid choice: 'decod'"),
         (("decode", "--shape", "llama-136m"), "'llama-136m' is not a recipe, preset, run or model; did you mean"),
         (("decode", "--shape", "bert-base"), "shape 'bert-base' is not a language model, which decode needs"),
-        (("decode", "--shape", "gpt-1m"), f"a context of 64, but decode generates up to {PROMPT + NEW} tokens"),
+        (
+            ("decode", "--shape", "gpt-1m"),
+            f"a context of 64, but decode generates up to {PROMPT_TOKENS + NEW_TOKENS} tokens",
+        ),
         (("translate", "--shape", "gpt2"), "shape 'gpt2' is not an encoder-decoder and cannot translate"),
         (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no context limit to fill"),
         (("train", "--weights", "int8"), "training needs weights in fp32, not in int8; remove --weights"),
@@ -230,7 +233,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, .
 
 
 def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: None)
+    monkeypatch.setattr("headway.bench.benchmark.find_spec", lambda name: None)
     code, _, err = ask(capsys, "decode", "--against", "transformers,llama.cpp")
     assert code == 2
     assert err == ("headway: transformers is not installed; pip install 'transformers>=5'\n")
@@ -244,7 +247,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing ended with 1: .*No module named"):
-        run._process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,7 @@ def test_what_a_process_says_is_for_the_user(
     done = SimpleNamespace(returncode=code, stdout=out, stderr="")
     monkeypatch.setattr("subprocess.run", lambda *words, **settings: done)
     with pytest.raises(UserError, match=message):
-        run._process("headway.bench.ours", "measure", job("train", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.headway_runner", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +274,7 @@ def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkey
     for form in (None, "avx2"):
         if form is not None:
             monkeypatch.setenv("HEADWAY_FORM", form)
-        run._process("headway.bench.probe", "measure", job("decode", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.probe", "measure", job("decode", "fp32", tmp_path, GPT, 1))
     whole, lesser = found
     assert "ONEDNN_MAX_CPU_ISA" not in whole
     told = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -294,6 +297,6 @@ def test_the_peers_are_imported_by_nothing() -> None:
 
 
 def test_requests_have_the_kind_s_own_shape() -> None:
-    for kind, name in run.SHAPES.items():
-        run.check_shape(kind, name, preset(name))
+    for kind, name in benchmark.SHAPES.items():
+        benchmark.check_shape(kind, name, preset(name))
     assert BenchRequest("train").repeats == 3

@@ -41,7 +41,7 @@ def test_whispers_tokenizer_is_a_codec(whisper: Path) -> None:
     for text in ("She sells sea-shells, naïvely: 2024!", " \u2603 and \U0001f600\n"):
         assert codec.decode(codec.encode(text)) == text
     rows = ModelBin(whisper / FILE).get("decoder/embeddings/weight").shape[0]
-    assert codec.size <= rows == len((whisper / "vocabulary.txt").read_text().splitlines())
+    assert codec.vocab_size <= rows == len((whisper / "vocabulary.txt").read_text().splitlines())
 
 
 def test_open_says_what_is_not_read(whisper: Path, tmp_path: Path) -> None:

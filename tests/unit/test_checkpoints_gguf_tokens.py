@@ -12,12 +12,12 @@ from tokenizers import pre_tokenizers
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.bytepairs import byte_pairs
-from headway.codecs.marks import frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
+from headway.codecs.special_tokens import set_post_processor
 from headway.errors import UserError
 from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
-from headway.formats.gguf.tokens import WORDS, read_codec, read_marks
-from headway.formats.llama2c import load_llama2c, load_pieces
+from headway.formats.gguf.tokens import WORDS, read_codec, read_special_tokens
+from headway.formats.llama2c import load_llama2c, load_tokenizer
 from headway.formats.usage import Usage
 from headway.generate import GREEDY, Limits, Session
 from headway.nn.models import Transformer
@@ -39,7 +39,7 @@ def text(data_dir: Path) -> str:
 
 
 def round_trip(codec: TokenizerCodec, path: Path, usage: Usage | None = None) -> TokenizerCodec:
-    config = published_config(LLAMA, vocab_size=codec.size + 3)
+    config = published_config(LLAMA, vocab_size=codec.vocab_size + 3)
     save_gguf(drawn(config), config, path, codec, usage)
     found = load_gguf_codec(path)
     assert found is not None
@@ -54,8 +54,8 @@ def framed(codec: TokenizerCodec, text: str) -> list[int]:
 def test_bytes_come_back(tmp_path: Path, text: str) -> None:
     codec = train_codec("bpe", [text], 400)
     found = round_trip(codec, tmp_path / "a.gguf")
-    assert (found.begin, found.end) == (codec.begin, codec.end)
-    assert found.size == codec.size + 3  # the model's symbols, with three that are unused
+    assert (found.bos_id, found.eos_id) == (codec.bos_id, codec.eos_id)
+    assert found.vocab_size == codec.vocab_size + 3  # the model's symbols, with three that are unused
     for each in (*TEXTS, text):
         assert found.encode(each) == codec.encode(each)
         assert found.decode(found.encode(each)) == each
@@ -66,7 +66,9 @@ def test_real_ranks_come_back(tmp_path: Path, data_dir: Path, text: str) -> None
     if not file.is_file():
         pytest.skip(f"{file} is not there")
     codec = load_codec(file)
-    config = published_config(LLAMA, vocab_size=codec.size, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    config = published_config(
+        LLAMA, vocab_size=codec.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1
+    )
     save_gguf(drawn(config), config, tmp_path / "a.gguf", codec)
     found = load_gguf_codec(tmp_path / "a.gguf")
     assert found is not None
@@ -79,7 +81,7 @@ def test_stories_come_back_with_their_tokenizer(tmp_path: Path, data_dir: Path, 
     if not (folder / "stories260K.bin").is_file():
         pytest.skip(f"{folder} lacks stories260K.bin")
     model, usage = load_llama2c(folder / "stories260K.bin")
-    codec = load_pieces(folder / "tok512.bin")
+    codec = load_tokenizer(folder / "tok512.bin")
     assert isinstance(model, Transformer)
     path = tmp_path / "stories.gguf"
     save_gguf(model, model.config, path, codec, usage)
@@ -99,12 +101,12 @@ def test_stories_come_back_with_their_tokenizer(tmp_path: Path, data_dir: Path, 
 
 def test_marks_and_template(tmp_path: Path, text: str) -> None:
     codec = train_codec("bpe", [text], 300, special=("<s>", "</s>", "<|end|>"))
-    begin, end, turn = (codec.token(name) for name in ("<s>", "</s>", "<|end|>"))
+    begin, end, turn = (codec.token_id(name) for name in ("<s>", "</s>", "<|end|>"))
     assert begin is not None
     assert end is not None
     assert turn is not None
     usage = Usage(begin=begin, ends=(end, turn), template="{{ messages }}")
-    frame(codec.tokenizer, "", codec.marks, {"add_bos_token": True})
+    set_post_processor(codec.tokenizer, "", codec.special_tokens, {"add_bos_token": True})
     round_trip(codec, tmp_path / "a.gguf", usage)
     said = load_gguf(tmp_path / "a.gguf")[1]
     assert (said.begin, said.ends, said.template) == (begin, (end, turn), "{{ messages }}")
@@ -142,20 +144,20 @@ def test_marks_stand_around_a_prompt_as_llama_cpp_puts_them(
     codec = read_codec(values, "here")
     assert codec is not None
     assert framed(codec, "a") == [*before, *codec.encode("a"), *after]
-    assert read_marks(values, "here")["begin"] == (BEGIN if before else None)
+    assert read_special_tokens(values, "here")["begin"] == (BEGIN if before else None)
 
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (True, False), (True, True)])
 def test_what_a_tokenizer_puts_around_a_text_is_said(tmp_path: Path, text: str, before: bool, after: bool) -> None:
     """And not what config.json names: Qwen 2's has a begin that no prompt gets."""
     codec = train_codec("bpe", [text], 300, special=("<s>", "</s>", "<|end|>"))
-    frame(codec.tokenizer, "", codec.marks, {"add_bos_token": before, "add_eos_token": after})
-    turn = codec.token("<|end|>")
+    set_post_processor(codec.tokenizer, "", codec.special_tokens, {"add_bos_token": before, "add_eos_token": after})
+    turn = codec.token_id("<|end|>")
     assert turn is not None
-    found = round_trip(codec, tmp_path / "a.gguf", Usage(begin=codec.begin, ends=(turn,)))
+    found = round_trip(codec, tmp_path / "a.gguf", Usage(begin=codec.bos_id, ends=(turn,)))
     values = GgufFile(tmp_path / "a.gguf").values
     assert values["tokenizer.ggml.add_bos_token"] == before
-    assert values["tokenizer.ggml.bos_token_id"] == codec.begin
+    assert values["tokenizer.ggml.bos_token_id"] == codec.bos_id
     assert framed(found, "a") == framed(codec, "a")
     assert turn in load_gguf(tmp_path / "a.gguf")[1].ends
 
@@ -184,10 +186,10 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
 @pytest.mark.parametrize("kind", ["word", "char", "unigram", "wordpiece"])
 def test_what_gguf_cannot_say_is_not_written(tmp_path: Path, text: str, kind: str) -> None:
     codec = train_codec(kind, [text], 400 if kind in ("unigram", "wordpiece") else None)  # type: ignore[arg-type]
-    config = published_config(LLAMA, vocab_size=codec.size)
+    config = published_config(LLAMA, vocab_size=codec.vocab_size)
     with pytest.raises(UserError, match="export without"):
         save_gguf(drawn(config), config, tmp_path / "a.gguf", codec)
-    small = published_config(LLAMA, vocab_size=codec.size - 1)
+    small = published_config(LLAMA, vocab_size=codec.vocab_size - 1)
     with pytest.raises(UserError, match="does not fit a model"):
         save_gguf(drawn(small), small, tmp_path / "a.gguf", codec)
     assert not (tmp_path / "a.gguf").exists()

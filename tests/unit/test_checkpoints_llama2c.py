@@ -13,8 +13,8 @@ from format_models import LLAMA, drawn, published_config
 from headway.codecs import TokenizerCodec
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.llama2c import Binary, interleaved, is_llama2c, load_llama2c, load_pieces
-from headway.formats.weights import unfilled
+from headway.formats.llama2c import Binary, interleaved, is_llama2c, load_llama2c, load_tokenizer
+from headway.formats.weights import published_tensors
 from headway.generate import GREEDY, Limits, Session
 from headway.nn.models import Transformer
 
@@ -31,7 +31,7 @@ def weights(data_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(weights: Path) -> TokenizerCodec:
-    return load_pieces(weights / "tok512.bin")
+    return load_tokenizer(weights / "tok512.bin")
 
 
 def golden(weights: Path) -> str:
@@ -87,14 +87,14 @@ def test_the_tokenizer_joins_as_the_c_program_does(weights: Path, codec: Tokeniz
     for case in cases:
         assert codec.encode(case) == greedy(case, pieces), case
         assert codec.decode(codec.encode(case)) == case
-    assert (codec.size, codec.begin, codec.end, codec.unknown) == (512, 1, 2, 0)
+    assert (codec.vocab_size, codec.bos_id, codec.eos_id, codec.unk_id) == (512, 1, 2, 0)
 
 
 def write_binary(path: Path, model: Transformer, tied: bool, version: int) -> Path:
     """The format, written from its description."""
     config = model.config
     heads, kv = 4, 2
-    held = unfilled(model, interleaved(families()["llama"].rules(config), heads, kv))
+    held = published_tensors(model, interleaved(families()["llama"].rules(config), heads, kv))
     layer = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     feed = ["mlp.gate_proj", "mlp.down_proj", "mlp.up_proj"]
     norms = ["input_layernorm", "post_attention_layernorm"]
@@ -107,7 +107,7 @@ def write_binary(path: Path, model: Transformer, tied: bool, version: int) -> Pa
     order += [] if tied else ["lm_head.weight"]
     angles = torch.zeros(config.context or 0, 32 // heads)
     body = b"".join((angles if name is None else held[name]).numpy().tobytes() for name in order)
-    symbols = config.symbols if tied or version else -config.symbols
+    symbols = config.vocab_size if tied or version else -config.vocab_size
     numbers = struct.pack("<7i", 32, 64, 2, heads, kv, symbols, config.context)
     header = numbers if version == 0 else (struct.pack("<Ii", 0x616B3432, version) + numbers + bytes([tied]))
     path.write_bytes((header if version == 0 else header.ljust(256, b"\0")) + body)
@@ -163,4 +163,4 @@ def test_damaged_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
     for message, data in cases.items():
         (tmp_path / "t.bin").write_bytes(data)
         with pytest.raises(UserError, match=message):
-            load_pieces(tmp_path / "t.bin")
+            load_tokenizer(tmp_path / "t.bin")

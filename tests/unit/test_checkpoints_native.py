@@ -16,7 +16,7 @@ from headway.nn.models import ModelConfig, build
 
 
 def _config(**settings: object) -> ModelConfig:
-    return counting_recipe(**{"model.symbols": SYMBOLS, **settings}).model
+    return counting_recipe(**{"model.vocab_size": SYMBOLS, **settings}).model
 
 
 def test_a_model_comes_back_with_its_configuration(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from headway.errors import UserError
 chess = pytest.importorskip("chess")
 
 from headway.app.cli import chess_suite  # noqa: E402
-from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
-from headway.domains.chess.limits import SearchLimits  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
-from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.rules import (  # noqa: E402
-    board_of,
-    moves_of,
-    operations_of,
+from headway.domains.chess.boards import (  # noqa: E402
+    board_from_fen,
+    parse_moves,
+    parse_operations,
 )
+from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
+from headway.domains.chess.limits import SearchLimits  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
+from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.suites import read_suite, solve_suite  # noqa: E402
 
 SUITE = """\
@@ -47,9 +47,9 @@ class Knows:
     has_policy = has_value = True
     history = 0
 
-    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
+    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
         counts = [len(place.moves) for place in places]
-        return [Opinion(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
+        return [Evaluation(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
 
 
 def suite(folder: Path, text: str = SUITE) -> Path:
@@ -76,18 +76,18 @@ def suite(folder: Path, text: str = SUITE) -> Path:
     ],
 )
 def test_old_notations_are_read(fen: str, words: str, wanted: str) -> None:
-    assert [move.uci() for move in moves_of(board_of(fen), words, "here")] == wanted.split()
+    assert [move.uci() for move in parse_moves(board_from_fen(fen), words, "here")] == wanted.split()
 
 
 def test_operations_are_told_apart() -> None:
     text = 'bm Qh7+ ; id "a; b"; c0 "am e4;" ;D1 20 ;D2 400; am f3 g4'
-    assert operations_of(text, "here") == {
+    assert parse_operations(text, "here") == {
         "bm": "Qh7+", "id": "a; b", "c0": "am e4;", "D1": "20", "D2": "400", "am": "f3 g4"
     }  # fmt: skip
-    assert operations_of('id "never closed', "here") == {"id": "never closed"}
-    assert operations_of(" ", "here") == {}
+    assert parse_operations('id "never closed', "here") == {"id": "never closed"}
+    assert parse_operations(" ", "here") == {}
     with pytest.raises(UserError, match="here: '-x' is not an operation"):
-        operations_of("bm e4; -x", "here")
+        parse_operations("bm e4; -x", "here")
 
 
 def test_a_suite_is_read_and_bad_lines_are_named(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_solves_an_exercise(tmp_path: Path) -> None:
 
 def test_a_suite_is_solved_by_search(tmp_path: Path) -> None:
     read = read_suite(suite(tmp_path, SUITE + "7k/8/8/8/8/8/8/R6K w - - bm Ra2; id none;\n"))
-    scores = solve_suite(Player(Knows(), "puct"), read, SearchLimits(nodes=60))
+    scores = solve_suite(ChessPlayer(Knows(), "puct"), read, SearchLimits(nodes=60))
     assert [row["name"] for row in scores["missed"]][-1:] == ["none"]
     assert not {row["name"] for row in scores["missed"]} & set(NAMES[:5])
     assert scores["solved"] == scores["samples"] - len(scores["missed"])
@@ -162,7 +162,7 @@ def test_files_of_no_exercise_are_told_in_a_line(
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     class Loaded:
         def player(self, search: str | None) -> Any:
-            return Player(Knows(), search)
+            return ChessPlayer(Knows(), search)
 
     monkeypatch.setattr(chess_suite, "load", lambda args: Loaded())
     words = ["chess", "suite", "tiny", str(suite(tmp_path)), "--search", "value"]
@@ -172,7 +172,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (scores["samples"], scores["skipped"], scores["search"]) == (6, 3, "value")
     assert told.err.count("skipped: ") == 3
     for row in scores["missed"]:
-        board_of(row["position"]).parse_san(row["played"])
+        board_from_fen(row["position"]).parse_san(row["played"])
     assert cli.main([*words[:-1], "policy"]) == 0
     table = capsys.readouterr().out
     assert "samples: 6" in table

@@ -30,14 +30,24 @@ from headway.claims.claim import (
     student_cdf,
     student_quantile,
 )
-from headway.claims.experiments import chosen, claims
-from headway.claims.page import lines, svg
-from headway.claims.runner import _code, record, reread, run_claim
-from headway.claims.sequences import WITHOUT_ORDER, Budget, opened, seconds_to, size, sized, small, symbols_of, tuned
+from headway.claims.experiments import claims, select_claims
+from headway.claims.page import plot_lines, render_svg
+from headway.claims.runner import _code_digest, load_evidence, record, run_claim
+from headway.claims.sequences import (
+    WITHOUT_ORDER,
+    Budget,
+    config_of_size,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    time_to_target,
+    train_tuned,
+)
 from headway.config import override
-from headway.data import pairs
+from headway.data import iter_pairs
 from headway.errors import UserError
-from headway.nn.models.ancestors import rnnenc, rnnsearch
+from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(
@@ -98,11 +108,13 @@ def fake(calls: list[tuple[str, int]], stop_at: int | None = None) -> Claim:
         return {"value": settings.height + seed + (variant == "b"), "series": [1.0, math.nan]}
 
     def judge(settings: Fake, trials: Trials) -> Finding:
-        gain = difference(trials.of("b", "value"), trials.of("a", "value"))
+        gain = difference(trials.collect("b", "value"), trials.collect("a", "value"))
         return Finding([Number("b over a", gain)], gain.low > 0.5, settings.height < 5, ["a < b & <b>"])
 
     def draw(figure: Any, settings: Fake, trials: Trials) -> None:
-        lines(figure.subplots(), settings.sizes, {v: trials.of(v, "series") for v in "ab"}, title="t", chance=0.5)
+        plot_lines(
+            figure.subplots(), settings.sizes, {v: trials.collect(v, "series") for v in "ab"}, title="t", chance=0.5
+        )
 
     return Claim(
         number=99,
@@ -120,7 +132,7 @@ def fake(calls: list[tuple[str, int]], stop_at: int | None = None) -> Claim:
         full_seeds=4,
         variants=lambda settings: ["a", "b"],
         measure=measure,
-        judge=judge,
+        apply_rule=judge,
         draw=draw,
     )
 
@@ -138,10 +150,10 @@ def test_a_claim_is_run_judged_and_kept(tmp_path: Path) -> None:
     assert saved["verdict"] == "holds"
     assert saved["numbers"] == [{"name": "b over a", "value": 1.0, "low": 1.0, "high": 1.0, "of": "seeds"}]
     assert saved["trials"][0]["values"]["series"] == [1.0, None]
-    again = reread(claim, tmp_path)
+    again = load_evidence(claim, tmp_path)
     assert again is not None
     assert record(again) == record(evidence)
-    assert reread(replace(claim, settings=Fake(height=2.0)), tmp_path) is None
+    assert load_evidence(replace(claim, settings=Fake(height=2.0)), tmp_path) is None
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
@@ -157,13 +169,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_change_of_what_an_experiment_imports_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, before = claims()["multiplicative-units"], _code(claims()["multiplicative-units"])
+    claim, before = claims()["multiplicative-units"], _code_digest(claims()["multiplicative-units"])
     for name in ("problems", "networks", "page"):
         changed = tmp_path / f"{name}.py"
         changed.write_text("other", encoding="utf-8")
         with monkeypatch.context() as patch:
             patch.setattr(f"headway.claims.{name}.__file__", str(changed))
-            assert (_code(claim) == before) == (name == "page"), "pictures measure nothing"
+            assert (_code_digest(claim) == before) == (name == "page"), "pictures measure nothing"
 
 
 def test_a_control_that_does_not_fail_takes_the_verdict_away(tmp_path: Path) -> None:
@@ -181,7 +193,7 @@ def test_the_page_holds_all_evidence_and_needs_nothing_from_outside(
     claim = fake([])
     monkeypatch.setattr(runner, "claims", lambda: {"fake": claim})
     run_claim(claim, tmp_path, lambda text: None)
-    page = runner.gather(tmp_path, lambda text: None)
+    page = runner.present_results(tmp_path, lambda text: None)
     assert page == tmp_path / "claims.html"
     text = page.read_text(encoding="utf-8")
     without = re.sub(r"xmlns(:xlink)?=\"[^\"]*\"|<!DOCTYPE svg[^>]*>", "", text)
@@ -199,7 +211,7 @@ def test_without_matplotlib_the_results_stay(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     run_claim(claim, tmp_path, lambda text: None)
     notes: list[str] = []
-    assert runner.gather(tmp_path, notes.append) is None
+    assert runner.present_results(tmp_path, notes.append) is None
     assert "pip install 'headway[report]'" in notes[0]
 
 
@@ -218,11 +230,11 @@ def test_claims_say_what_they_do() -> None:
 
 
 def test_claims_are_found_by_name_and_number() -> None:
-    (claim,) = chosen(["4"])
-    assert chosen([claim.name, "4"]) == [claim]
-    assert chosen([]) == list(claims().values())
+    (claim,) = select_claims(["4"])
+    assert select_claims([claim.name, "4"]) == [claim]
+    assert select_claims([]) == list(claims().values())
     with pytest.raises(UserError, match="unknown claim 'fast-wights'; did you mean 'fast-weights'"):
-        chosen(["fast-wights"])
+        select_claims(["fast-wights"])
 
 
 # Sizes that only show that all runs; their verdicts mean nothing.
@@ -265,9 +277,11 @@ def few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -> None:
     budget = Budget(steps=3, trial_steps=2, rates=(1e-9, 1e-2), evaluations=2, judged=2, batch_tokens=64)
-    with opened("pronounce", budget, seed=1) as task:
-        course = tuned(budget, task, small(task, "pronounce", width=8, depth=1), seed=1)
-        again = tuned(replace(budget, rates=(course.rate,)), task, small(task, "pronounce", width=8, depth=1), seed=1)
+    with open_recipe_task("pronounce", budget, seed=1) as task:
+        course = train_tuned(budget, task, small_model(task, "pronounce", width=8, depth=1), seed=1)
+        again = train_tuned(
+            replace(budget, rates=(course.rate,)), task, small_model(task, "pronounce", width=8, depth=1), seed=1
+        )
     assert course.rate == 1e-2 == min(course.tried, key=lambda rate: course.tried[rate])
     assert course.steps == [2, 3]
     assert 0 < course.seconds[0] < course.seconds[1]
@@ -277,19 +291,19 @@ def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -
 
 def test_the_other_models_are_as_large(few_words: None) -> None:
     mixers = ("lstm", "gru", "elman", "conditional_gru")
-    with opened("pronounce", Budget(), seed=1) as task:
-        own, symbols = size(small(task, "pronounce", width=64, depth=1)), symbols_of(task)
-        others = [small(task, "pronounce", 64, 1, mixer) for mixer in (*mixers, WITHOUT_ORDER)]
+    with open_recipe_task("pronounce", Budget(), seed=1) as task:
+        own, symbols = num_parameters(small_model(task, "pronounce", width=64, depth=1)), target_vocab_size(task)
+        others = [small_model(task, "pronounce", 64, 1, mixer) for mixer in (*mixers, WITHOUT_ORDER)]
     for build in (rnnenc, rnnsearch):
-        others.append(sized(lambda width, build=build: build(width, width, symbols, width // 2), own))
-    assert all(abs(size(model) / own - 1) < 0.05 for model in others)
+        others.append(config_of_size(lambda width, build=build: build(width, width, symbols, width // 2), own))
+    assert all(abs(num_parameters(model) / own - 1) < 0.05 for model in others)
 
 
 def test_when_a_score_is_reached() -> None:
     values = {"seconds": [1.0, 2.0, 3.0, 4.0], "per": [0.8, 0.6, 0.2, 0.3]}
-    assert seconds_to(values, "per", 0.5) == (pytest.approx(2.25), True)
-    assert seconds_to(values, "per", 0.8) == (1.0, True)
-    assert seconds_to(values, "per", 0.1) == (4.0, False)
+    assert time_to_target(values, "per", 0.5) == (pytest.approx(2.25), True)
+    assert time_to_target(values, "per", 0.8) == (1.0, True)
+    assert time_to_target(values, "per", 0.1) == (4.0, False)
 
 
 def test_lists_of_words(few_words: None, tmp_path: Path) -> None:
@@ -298,7 +312,7 @@ def test_lists_of_words(few_words: None, tmp_path: Path) -> None:
         for found in (sequences.write_lists(tmp_path, 3, 4, 2, last_only) for last_only in (False, True))
     )
     train, held_out = whole
-    assert [sequences.words_of(source) for source, _ in train] == [1, 2, 3] * 4
+    assert [sequences.count_words(source) for source, _ in train] == [1, 2, 3] * 4
     assert [len(target.split(" _ ")) for _, target in train] == [1, 2, 3] * 4
     assert [[source, target.split(" _ ")[-1]] for source, target in train] == last[0]
     assert not {w for source, _ in train for w in source.split("_")} & {w for s, _ in held_out for w in s.split("_")}
@@ -306,7 +320,7 @@ def test_lists_of_words(few_words: None, tmp_path: Path) -> None:
 
 def test_phonemes_backwards(few_words: None, tmp_path: Path) -> None:
     (path,) = sequences.write_backwards(tmp_path)
-    for turned, pair in zip(pairs([path]), pairs(sequences.find_set("cmudict")), strict=True):
+    for turned, pair in zip(iter_pairs([path]), iter_pairs(sequences.find_set("cmudict")), strict=True):
         assert turned.source == pair.source
         assert turned.target.split() == pair.target.split()[::-1]
 
@@ -327,7 +341,7 @@ def test_every_experiment_runs_and_draws(name: str, tmp_path: Path, request: pyt
     small = replace(claim, settings=override(claim.settings, TINY[name]), seeds=2)
     evidence = run_claim(small, tmp_path, lambda text: None)
     assert evidence.finding.numbers
-    assert svg(evidence).startswith("<svg")
+    assert render_svg(evidence).startswith("<svg")
     if name == "fast-weights":  # nothing is trained here: what is tiny holds too
         assert evidence.finding.holds
     elif name not in ("one-after-the-other", "cost-of-context"):  # times are what they are
@@ -344,9 +358,9 @@ def test_an_experiment_gives_the_same_numbers_again(tmp_path: Path) -> None:
 
 def test_trials_pair_up() -> None:
     trials = Trials([Trial("a", s, {"x": float(s), "y": [s, None]}, 0.1) for s in (1, 2)])
-    assert trials.of("a", "x") == [1.0, 2.0]
-    assert trials.at("a", "y", 0) == [1, 2]
-    assert math.isnan(trials.at("a", "y", 1)[0])
+    assert trials.collect("a", "x") == [1.0, 2.0]
+    assert trials.collect_point("a", "y", 0) == [1, 2]
+    assert math.isnan(trials.collect_point("a", "y", 1)[0])
     assert trials.share("a", "x").high == 1
     assert Interval(0.5, -1, 2).within(0, 1) == (0.5, 0, 1)
 

@@ -13,7 +13,7 @@ import pytest
 from chat_models import TEMPLATE, echo_model
 
 import headway as hw
-from headway.app.cli.chat import answer, dialogue, fit
+from headway.app.cli.chat import dialogue, fit_context, print_reply
 from headway.app.cli.main import main
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
@@ -38,7 +38,7 @@ def test_a_dialogue_is_text_that_ends_where_the_answer_begins() -> None:
 
 @pytest.mark.parametrize(("context", "dropped"), [(None, 0), (13, 0), (12, 1), (2, 1)])
 def test_the_first_turns_go_where_the_context_is_full(context: int | None, dropped: int) -> None:
-    assert fit(Words(context), "", TURNS, room=5) == (dialogue("", TURNS[dropped:]), dropped)
+    assert fit_context(Words(context), "", TURNS, max_new_tokens=5) == (dialogue("", TURNS[dropped:]), dropped)
 
 
 def test_an_answer_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_an_answer_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
         yield "was"
         raise KeyboardInterrupt
 
-    assert answer(pieces(), Terminal()) == "It was"
+    assert print_reply(pieces(), Terminal()) == "It was"
     out, err = capsys.readouterr()
     assert out == "It was\n"
     assert "(stopped)" in err

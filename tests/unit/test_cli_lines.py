@@ -11,7 +11,7 @@ import understanding_data
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.cli.answers import Failures, answers
+from headway.app.cli.inputs import Failures, predict_each
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
 
@@ -69,11 +69,11 @@ def test_what_is_wrong_with_all_lines_names_none_of_them() -> None:
 
     failures: Failures = []
     with pytest.raises(UserError, match=r"^this model has no classes$"):
-        list(answers(["a", "", "b"], refuse, failures, first=1))
+        list(predict_each(["a", "", "b"], refuse, failures, first=1))
     with pytest.raises(UserError, match=r"^this model has no classes$"):
-        list(answers(["a"], refuse, failures, first=1))
+        list(predict_each(["a"], refuse, failures, first=1))
     with pytest.raises(UserError, match=r"^this model has no classes$"):
-        list(answers(["a", "b"], refuse, failures))
+        list(predict_each(["a", "b"], refuse, failures))
 
 
 def test_a_file_that_is_given_as_a_text_is_refused(

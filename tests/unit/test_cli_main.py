@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from headway.app.cli import main as cli
-from headway.app.cli.options import number, whole
-from headway.app.cli.terminal import Terminal, columns
+from headway.app.cli.options import integer, number
+from headway.app.cli.terminal import Terminal, format_table
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -136,20 +136,20 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 def test_json_is_one_object_on_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(json=True)
-    terminal.say("for people")
+    terminal.print("for people")
     terminal.note("progress")
-    terminal.result({"loss": float("nan"), "values": (1, 2.5)})
+    terminal.print_result({"loss": float("nan"), "values": (1, 2.5)})
     out, err = capsys.readouterr()
     assert json.loads(out) == {"loss": None, "values": [1, 2.5]}
     assert err == "progress\n"
 
 
 def test_columns_are_aligned_and_numbers_stand_right() -> None:
-    text = columns([{"name": "a", "parameters": 1200}, {"name": "long name", "parameters": 3}])
+    text = format_table([{"name": "a", "parameters": 1200}, {"name": "long name", "parameters": 3}])
     assert text.splitlines() == ["name       parameters", "a               1,200", "long name           3"]
 
 
 def test_types_of_numbers() -> None:
-    assert whole(1)("3") == 3
+    assert integer(1)("3") == 3
     assert number(0)("0") == 0.0
     assert number(0, 1, above=True)("1") == 1.0

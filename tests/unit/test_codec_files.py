@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from headway.data.calendar import Calendar
-from headway.domains.agents.codec import read_codec as read_agent
+from headway.domains.agents.agent_codec import read_codec as read_agent
 from headway.domains.forecast.task import read_codec as read_windows
-from headway.domains.robotics.codec import read_codec as read_robot
-from headway.domains.trajectories.codec import read_codec as read_trajectories
+from headway.domains.robotics.robot_codec import read_codec as read_robot
+from headway.domains.trajectories.trajectory_codec import read_codec as read_trajectories
 from headway.errors import UserError
-from headway.formats.familiar import read_familiar
+from headway.formats.out_of_distribution import read_training_statistics
 
 
 def _windows(folder: Path) -> Any:
@@ -47,7 +47,7 @@ FILES: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     "robotics.json": (ROBOT, read_robot),
     "trajectories.json": (TRAJECTORIES, read_trajectories),
     "agent.json": (AGENT, read_agent),
-    "familiar.json": (FAMILIAR, read_familiar),
+    "familiar.json": (FAMILIAR, read_training_statistics),
 }
 
 

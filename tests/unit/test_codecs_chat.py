@@ -14,11 +14,11 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from headway.codecs import TokenizerCodec, chat, helper, sandbox, train_codec
-from headway.codecs.chat import Chat, ChatTemplate, default_template, read_template
+from headway.codecs import TokenizerCodec, chat_template, helper, sandbox, train_codec
+from headway.codecs.chat_spans import CLOSE, OPEN
+from headway.codecs.chat_template import Chat, ChatTemplate, default_template, read_template
 from headway.codecs.guard import GUARD, RESERVED, Guard
-from headway.codecs.marks import RoleTokens
-from headway.codecs.turns import CLOSE, OPEN
+from headway.codecs.special_tokens import SpecialTokens
 from headway.errors import UserError
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -52,14 +52,14 @@ def test_a_conversation_as_text_and_as_ids(codec: TokenizerCodec) -> None:
     assert template.render(ASKED, add_generation_prompt=True) == (
         "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     )
-    start, end = codec.token("<|im_start|>"), codec.token("<|im_end|>")
+    start, end = codec.token_id("<|im_start|>"), codec.token_id("<|im_end|>")
     found = template.encode(codec, TOLD)
     question, answer = codec.encode("user\nWho?"), codec.encode("assistant\n")
     line = codec.encode("\n")
     assert found.ids == [start, *question, end, *line, start, *answer, *codec.encode("I."), end, *line]
     assert template.prompt(codec, ASKED) == [start, *question, end, *line, start, *answer]
     assert spoken(codec, found) == ["I.<|im_end|>"]
-    assert template.ends(codec).ids == (end, codec.end)
+    assert template.stop_sequences(codec).ids == (end, codec.eos_id)
 
 
 def test_the_last_message_is_continued_within_its_turn(codec: TokenizerCodec) -> None:
@@ -74,7 +74,7 @@ def test_the_last_message_is_continued_within_its_turn(codec: TokenizerCodec) ->
         assert found[-2:] == codec.encode("I.")
     said = [*ASKED, {"role": "assistant", "content": "<|im_end|>\n<|im_start|>I say <|im"}]
     found = ChatTemplate(CHATML).prompt(codec, said, continue_final_message=True)
-    assert found.count(codec.token("<|im_end|>")) == 1  # what a message holds is no mark
+    assert found.count(codec.token_id("<|im_end|>")) == 1  # what a message holds is no mark
     assert codec.decode(found).endswith("<|im_end|>\n<|im_start|>I say <|im")
 
 
@@ -133,7 +133,7 @@ def test_no_message_makes_a_mark(codec: TokenizerCodec, text: str, form: str) ->
     found = template.encode(codec, messages).ids
     harmless = template.encode(codec, [{"role": "user", "content": "x"}]).ids
     for mark in MARKS:
-        assert found.count(codec.token(mark)) == harmless.count(codec.token(mark))
+        assert found.count(codec.token_id(mark)) == harmless.count(codec.token_id(mark))
     assert codec.tokenizer.decode(found, skip_special_tokens=False) == template.render(messages)
 
 
@@ -143,7 +143,7 @@ def test_marks_of_one_character() -> None:
     template = ChatTemplate("☃{{ messages[0].content }}☃<☃>")
     for text in ("☃", "☃☃", "a☃b", "<", "<☃>", "☃>", "x"):
         ids = template.encode(codec, [{"role": "user", "content": text}]).ids
-        assert (ids.count(codec.token("☃")), ids.count(codec.token("<☃>"))) == (2, 1)
+        assert (ids.count(codec.token_id("☃")), ids.count(codec.token_id("<☃>"))) == (2, 1)
         assert codec.decode(ids) == text
 
 
@@ -153,7 +153,7 @@ def test_marks_in_calls_tools_and_roles_are_text_too(codec: TokenizerCodec) -> N
     )
     call = {"role": "user", "call": {"args": ["<|im_end|>"]}}
     ids = template.encode(codec, [call], tools=[{"<|im_end|>": "<|im_start|>"}]).ids
-    assert not {codec.token(mark) for mark in MARKS} & set(ids)
+    assert not {codec.token_id(mark) for mark in MARKS} & set(ids)
     assert codec.decode(ids).endswith('<|im_end|>[{"<|im_end|>": "<|im_start|>"}]')
     with pytest.raises(UserError, match=r"message 0 has the role '<\|im_end\|>'"):
         template.encode(codec, [{"role": "<|im_end|>", "content": ""}])
@@ -198,7 +198,7 @@ GROWING = (
     ],
 )
 def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match="fails: it takes too long"):
         ChatTemplate(text).render(ASKED)
@@ -235,7 +235,7 @@ def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest
 )
 def test_templates_that_write_too_much_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the memory is taken: each of these would fill any machine."""
-    monkeypatch.setattr(chat, "SECONDS", 1.0)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 1.0)
     with pytest.raises(UserError, match=r"chat template (fails: it|is not a template: No filter named 'sum')"):
         ChatTemplate(text).render(ASKED)
 
@@ -254,7 +254,7 @@ LONG = "{% set t = ('a' * 1000) * 4000 %}"
     ],
 )
 def test_one_call_that_takes_too_long_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.3)
     with pytest.raises(UserError, match=r"fails: it (takes too long|takes more than 512 MB|makes a (value|list))"):
         ChatTemplate(text).render(ASKED)
 
@@ -272,7 +272,7 @@ def test_a_helper_that_has_ended_is_begun_anew() -> None:
     """It may have been killed, and so may the next that is asked."""
     template = ChatTemplate("{{ messages[0].content }}")
     for content in "ab":
-        process = chat._helper._process
+        process = chat_template._helper._process
         assert process is not None
         process.kill()
         process.wait()
@@ -287,15 +287,15 @@ def test_threads_and_forked_children_ask_for_themselves() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(written, range(64))) == [f"{number}" * 999 for number in range(64)]
-    parents = chat._helper._process
+    parents = chat_template._helper._process
     child = os.fork()
     if not child:
-        good = chat._helper._process is None and written(1000) == "1000" * 999
-        chat._helper.end()
+        good = chat_template._helper._process is None and written(1000) == "1000" * 999
+        chat_template._helper.stop()
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert written(1001) == "1001" * 999
-    assert chat._helper._process is parents
+    assert chat_template._helper._process is parents
 
 
 def test_an_interrupt_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_a_helper_that_cannot_begin_says_why(
     code = "import sys; sys.modules['jinja2'] = None; exec(sys.argv[1])"
     wrapped.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S -c "{code}" "$4"\n')
     wrapped.chmod(0o755)
-    chat._helper.end()
+    chat_template._helper.stop()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", program.format(none=tmp_path / "none", wrapped=wrapped))
         with pytest.raises(UserError, match=f"cannot start the helper process for untrusted files .*{said}"):
@@ -335,9 +335,9 @@ def test_a_helper_that_cannot_begin_says_why(
 def test_a_helper_sees_no_environment_and_imports_no_torch() -> None:
     code = "import sys; from headway.codecs import sandbox; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    chat._helper.end()
+    chat_template._helper.stop()
     ChatTemplate("{{ 'a new process' }}")
-    process = chat._helper._process
+    process = chat_template._helper._process
     assert process is not None
     environment = Path(f"/proc/{process.pid}/environ")
     if environment.exists():
@@ -359,15 +359,15 @@ def test_what_is_asked_again_is_not_written_again(monkeypatch: pytest.MonkeyPatc
     first = template.render(ASKED)
     timed.render(ASKED)
     asked: list[object] = []
-    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or {"written": "new"})
+    monkeypatch.setattr(chat_template._helper, "ask", lambda *request: asked.append(request) or {"written": "new"})
     assert (template.render(ASKED), timed.render(ASKED), len(asked)) == (first, "new", 1)
 
 
 def test_answers_are_kept_while_there_is_room() -> None:
-    answers = chat.Answers(room=1000)
+    answers = chat_template.ReplyCache(capacity=1000)
     for number in range(50):
-        assert answers.of(f"{number}", lambda: {"written": "x" * 300}) == {"written": "x" * 300}
-    assert len(answers._known) == 2
+        assert answers.get_or_compute(f"{number}", lambda: {"written": "x" * 300}) == {"written": "x" * 300}
+    assert len(answers._replies) == 2
 
 
 def test_marks_of_noncharacters_and_names_inside_names() -> None:
@@ -377,7 +377,7 @@ def test_marks_of_noncharacters_and_names_inside_names() -> None:
         guard = Guard(names)
         for text in map("".join, product("ab<|>", repeat=5)):
             told = guard.messages([{"role": "user", "content": text}])[0]["content"]
-            assert not list(guard.spellings.find(told))
+            assert not list(guard.spellings.find_names(told))
             assert RESERVED.sub("", told) == text
 
 
@@ -426,7 +426,7 @@ def test_what_published_templates_rely_on() -> None:
     template = ChatTemplate(
         "{% for m in messages %}\n    {% if loop.index > 1 %}\n        {% break %}\n    {% endif %}\n{{ m|tojson }}\n"
         "{% endfor %}\n{{ strftime_now('%Y')|length }}{{ bos_token }}{{ eos_token is defined }}",
-        RoleTokens(bos="<s>"),
+        SpecialTokens(bos="<s>"),
     )
     messages = [{"role": "user", "content": "<é & 'x'>"}, *ASKED]
     assert template.render(messages) == '{"role": "user", "content": "<é & \'x\'>"}\n4<s>False'
@@ -442,17 +442,17 @@ def test_refusals_and_failures_are_one_line() -> None:
 
 def test_the_default_template(codec: TokenizerCodec) -> None:
     """Any tokenizer can write it; where it has marks for roles, they are marks."""
-    template = default_template(codec.marks)
+    template = default_template(codec.special_tokens)
     messages = [{"role": "system", "content": "Be brief."}, *TOLD]
     text = "<|endoftext|><|system|>\nBe brief.\n<|user|>\nWho?\n<|assistant|>\nI.<|endoftext|>\n"
     assert template.render(messages) == text
     assert template.render(ASKED, True) == "<|endoftext|><|user|>\nWho?\n<|assistant|>\n"
     assert spoken(codec, template.encode(codec, messages)) == ["I.<|endoftext|>"]
-    assert template.ends(codec).ids == (codec.end,)
+    assert template.stop_sequences(codec).ids == (codec.eos_id,)
     plain = train_codec("byte", ["any"], special=())
-    bare = default_template(plain.marks)
+    bare = default_template(plain.special_tokens)
     assert spoken(plain, bare.encode(plain, TOLD)) == ["I.<|end|>"]
-    assert bare.ends(plain) == ((), ("<|end|>",))
+    assert bare.stop_sequences(plain) == ((), ("<|end|>",))
 
 
 def test_old_turns_go_where_the_context_is_full(codec: TokenizerCodec) -> None:
@@ -461,12 +461,12 @@ def test_old_turns_go_where_the_context_is_full(codec: TokenizerCodec) -> None:
     asked = {"role": "user", "content": "Again?"}
     long = [system, *TOLD, *TOLD, asked]
     whole = template.prompt(codec, long)
-    assert template.fitting(codec, long, None) == (whole, 0)
-    assert template.fitting(codec, long, len(whole)) == (whole, 0)
-    assert template.fitting(codec, long, len(whole) - 1) == (template.prompt(codec, [system, *TOLD, asked]), 1)
-    assert template.fitting(codec, long, 1) == (template.prompt(codec, [system, asked]), 2)
+    assert template.truncated_prompt(codec, long, None) == (whole, 0)
+    assert template.truncated_prompt(codec, long, len(whole)) == (whole, 0)
+    assert template.truncated_prompt(codec, long, len(whole) - 1) == (template.prompt(codec, [system, *TOLD, asked]), 1)
+    assert template.truncated_prompt(codec, long, 1) == (template.prompt(codec, [system, asked]), 2)
     with pytest.raises(UserError, match="conversation has no messages"):
-        template.fitting(codec, [], None)
+        template.truncated_prompt(codec, [], None)
 
 
 def test_where_a_template_is_read_from(tmp_path: Path) -> None:
@@ -506,11 +506,11 @@ def test_a_template_that_has_used_up_its_time_is_not_asked_again(
     codec: TokenizerCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others that fail are asked in another way."""
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.2)
     template, asked = ChatTemplate(ENDLESS), []
-    ask = chat._helper.ask
-    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or ask(*request))
-    for use in (template.ends, lambda codec: template.encode(codec, TOLD)):
+    ask = chat_template._helper.ask
+    monkeypatch.setattr(chat_template._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    for use in (template.stop_sequences, lambda codec: template.encode(codec, TOLD)):
         with pytest.raises(UserError, match="it takes too long"):
             use(codec)
     assert len(asked) == 2

@@ -7,25 +7,25 @@ import random
 import numpy as np
 import pytest
 
-from headway.codecs.boards import (
+from headway.codecs.chess_boards import (
     ATTACK_PLANES,
-    CHARACTERS,
-    FLIP,
-    MIRROR,
-    MOVERS,
+    FEN_CHARACTERS,
+    FEN_TOKENS,
+    FLIPPED_MOVES,
+    MIRRORED_MOVES,
+    MOVE_INDEX,
+    MOVE_PARTS,
     MOVES,
-    NUMBERS,
-    PARTS,
     PIECE_PLANES,
-    POSITION,
-    TOKENS,
-    attackers,
-    fens,
-    parse,
-    planes,
-    planes_for,
-    seen,
-    tokens,
+    POSITION_DTYPE,
+    UPWARD_MOVES,
+    attack_counts,
+    board_planes,
+    fen_tokens,
+    from_mover,
+    num_planes,
+    parse_fen,
+    to_fens,
 )
 from headway.errors import UserError
 
@@ -44,7 +44,7 @@ def played(games: int = 6, seed: int = 0) -> list:
 
 
 BOARDS = played()
-POSITIONS = np.array([parse(board.fen()) for board in BOARDS])
+POSITIONS = np.array([parse_fen(board.fen()) for board in BOARDS])
 
 
 def test_the_moves_are_those_of_queens_and_knights_and_promotions() -> None:
@@ -60,36 +60,36 @@ def test_the_moves_are_those_of_queens_and_knights_and_promotions() -> None:
                 found |= {move + piece for piece in "nbrq"}
     assert len(MOVES) == len(set(MOVES)) == 1968
     assert set(MOVES) == found
-    assert all(move[1] != "2" or len(move) == 4 for move in MOVES[:MOVERS])
-    assert all(move[1] == "2" and len(move) == 5 for move in MOVES[MOVERS:])
+    assert all(move[1] != "2" or len(move) == 4 for move in MOVES[:UPWARD_MOVES])
+    assert all(move[1] == "2" and len(move) == 5 for move in MOVES[UPWARD_MOVES:])
 
 
 def test_mirrored_moves_are_their_own_inverse_and_what_the_other_side_plays() -> None:
-    assert (MIRROR[MIRROR] == np.arange(1968)).all()
+    assert (MIRRORED_MOVES[MIRRORED_MOVES] == np.arange(1968)).all()
     for board in BOARDS[::40]:
-        legal = {NUMBERS[move.uci()] for move in board.legal_moves}
-        other = {NUMBERS[move.uci()] for move in board.mirror().legal_moves}
-        assert {int(MIRROR[number]) for number in legal} == other
-    assert PARTS.source[NUMBERS["b7a8r"]] == chess.B7
-    assert PARTS.target[NUMBERS["b7a8r"]] == chess.A8
-    assert PARTS.promotion[NUMBERS["b7a8r"]] == 2
+        legal = {MOVE_INDEX[move.uci()] for move in board.legal_moves}
+        other = {MOVE_INDEX[move.uci()] for move in board.mirror().legal_moves}
+        assert {int(MIRRORED_MOVES[number]) for number in legal} == other
+    assert MOVE_PARTS.source[MOVE_INDEX["b7a8r"]] == chess.B7
+    assert MOVE_PARTS.target[MOVE_INDEX["b7a8r"]] == chess.A8
+    assert MOVE_PARTS.promotion[MOVE_INDEX["b7a8r"]] == 2
 
 
 def test_flipped_moves_are_those_of_the_flipped_board() -> None:
-    assert (FLIP[FLIP] == np.arange(1968)).all()
-    assert (FLIP[:MOVERS] < MOVERS).all()
+    assert (FLIPPED_MOVES[FLIPPED_MOVES] == np.arange(1968)).all()
+    assert (FLIPPED_MOVES[:UPWARD_MOVES] < UPWARD_MOVES).all()
     free = [board for board in BOARDS if not board.castling_rights]
     for board in free[::40]:
         other = board.transform(chess.flip_horizontal)
-        legal = {int(FLIP[NUMBERS[move.uci()]]) for move in board.legal_moves}
-        assert legal == {NUMBERS[move.uci()] for move in other.legal_moves}
+        legal = {int(FLIPPED_MOVES[MOVE_INDEX[move.uci()]]) for move in board.legal_moves}
+        assert legal == {MOVE_INDEX[move.uci()] for move in other.legal_moves}
 
 
 def test_a_fen_comes_back() -> None:
-    assert POSITIONS.dtype == POSITION
-    assert POSITION.itemsize == 38
-    assert fens(POSITIONS) == [board.fen() for board in BOARDS]
-    assert fens(parse("8/8/8/8/8/k7/8/K1q5 w - -")[None]) == ["8/8/8/8/8/k7/8/K1q5 w - - 0 1"]
+    assert POSITIONS.dtype == POSITION_DTYPE
+    assert POSITION_DTYPE.itemsize == 38
+    assert to_fens(POSITIONS) == [board.fen() for board in BOARDS]
+    assert to_fens(parse_fen("8/8/8/8/8/k7/8/K1q5 w - -")[None]) == ["8/8/8/8/8/k7/8/K1q5 w - - 0 1"]
 
 
 def test_tokens_are_the_77_of_the_paper() -> None:
@@ -97,17 +97,17 @@ def test_tokens_are_the_77_of_the_paper() -> None:
         board, side, castling, passed, clock, number = fen.split()
         text = side + "".join("." * int(c) if c.isdigit() else c for c in board.replace("/", ""))
         text += castling.replace("-", "").ljust(4, ".") + passed.replace("-", "").ljust(2, ".")
-        return [CHARACTERS.index(c) for c in text + clock.ljust(3, ".") + number.ljust(3, ".")]
+        return [FEN_CHARACTERS.index(c) for c in text + clock.ljust(3, ".") + number.ljust(3, ".")]
 
-    found = tokens(POSITIONS)
-    assert found.shape == (len(BOARDS), TOKENS) == (len(BOARDS), 77)
+    found = fen_tokens(POSITIONS)
+    assert found.shape == (len(BOARDS), FEN_TOKENS) == (len(BOARDS), 77)
     assert found.tolist() == [slow(board.fen()) for board in BOARDS]
-    assert len(CHARACTERS) == 31
+    assert len(FEN_CHARACTERS) == 31
 
 
 def test_what_is_seen_and_who_attacks_is_what_python_chess_says() -> None:
-    board = seen(POSITIONS)
-    counts = attackers(board)
+    board = from_mover(POSITIONS)
+    counts = attack_counts(board)
     for row, real in list(enumerate(BOARDS))[::23]:
         turned = real if real.turn else real.mirror()
         for square in chess.SQUARES:
@@ -119,23 +119,23 @@ def test_what_is_seen_and_who_attacks_is_what_python_chess_says() -> None:
 
 
 def test_a_position_seen_from_black_is_its_mirror_seen_from_white() -> None:
-    mirrored = np.array([parse(board.mirror().fen()) for board in BOARDS])
+    mirrored = np.array([parse_fen(board.mirror().fen()) for board in BOARDS])
     none = np.zeros((len(BOARDS), 0), bool)
-    assert (planes([POSITIONS], none) == planes([mirrored], none)).all()
+    assert (board_planes([POSITIONS], none) == board_planes([mirrored], none)).all()
 
 
 def test_planes_hold_castling_en_passant_the_clock_and_the_past() -> None:
     board = chess.Board("r3k3/8/8/3Pp3/8/8/8/4K2R w Kq e6 7 9")
-    now = parse(board.fen())[None]
-    found = planes([now, now], np.array([[False]]))[0]
-    assert found.shape == (64, planes_for(1))
+    now = parse_fen(board.fen())[None]
+    found = board_planes([now, now], np.array([[False]]))[0]
+    assert found.shape == (64, num_planes(1))
     assert not found[:, PIECE_PLANES : 2 * PIECE_PLANES].any()
     state = found[:, 2 * PIECE_PLANES + ATTACK_PLANES :]
     assert state[0, :4].tolist() == [1, 0, 0, 1]
     assert np.flatnonzero(state[:, 4]).tolist() == [chess.E6]
     assert state[0, 5] == 7
     board.push_uci("d5e6")
-    after = planes([parse(board.fen())[None], now], np.array([[True]]))[0]
+    after = board_planes([parse_fen(board.fen())[None], now], np.array([[True]]))[0]
     assert after[chess.D5 ^ 56, PIECE_PLANES + 6] == 1  # my opponent's pawn stood there
     assert after[:, PIECE_PLANES : 2 * PIECE_PLANES].sum() == 6
 
@@ -155,4 +155,4 @@ def test_planes_hold_castling_en_passant_the_clock_and_the_past() -> None:
 )
 def test_what_is_no_fen_is_told(fen: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse(fen)
+        parse_fen(fen)

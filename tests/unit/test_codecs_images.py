@@ -14,8 +14,8 @@ import pytest
 
 import headway
 from headway import images
-from headway.codecs import processor as module
-from headway.codecs.processor import ImageProcessor, decode_image, read_image
+from headway.codecs import image_processor as module
+from headway.codecs.image_processor import ImageProcessor, decode_image, read_image
 from headway.errors import UserError
 from headway.images import HOW_TO_INSTALL
 
@@ -153,7 +153,7 @@ def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path, monkey
     hidden = segment(0xE5, b"\xff\xd9" * 9)  # what looks like the end is in a part that is passed over
     with pytest.raises(UserError, match=message):
         decode_image(progressive(100, before=hidden), "a.jpg")
-    monkeypatch.setattr(images, "_SCANNED", 16 * 16 * 40)
+    monkeypatch.setattr(images, "_MAX_SCANNED_PIXELS", 16 * 16 * 40)
     with pytest.raises(UserError, match=r"a.jpg is a JPEG file of 4\d scans of 16 x 16 pixels; save it with fewer"):
         decode_image(progressive(35), "a.jpg")
     assert decode_image(progressive(10), "a.jpg").shape == (16, 16, 3)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from headway.codecs import check_fits, load_codec, published_codec, tries
+from headway.codecs import check_vocab_size, load_codec, published_codec, regex_timing
 from headway.codecs.base import BYTES
-from headway.codecs.patterns import KNOWN, is_simple
+from headway.codecs.regex_check import KNOWN_PATTERNS, is_simple
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.errors import UserError
 
@@ -39,8 +39,8 @@ def test_whispers_symbols_from_its_ranks(data_dir: Path) -> None:
     names = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|su|>", "<|translate|>", "<|transcribe|>")
     names += ("<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", "<|0.00|>", "<|30.00|>")
     known = (50257, 50258, 50259, 50357, 50358, 50359, 50360, 50361, 50362, 50363, 50364, 51864)
-    assert tuple(map(codec.token, names)) == known
-    assert (codec.size, codec.end) == (51865, 50257)
+    assert tuple(map(codec.token_id, names)) == known
+    assert (codec.vocab_size, codec.eos_id) == (51865, 50257)
     assert codec.encode(" Hello") == [2425]
     assert codec.decode([50258, 50259, 50359, 50363, *codec.encode(" Grüße, 東京 👍🏽"), 50257]) == " Grüße, 東京 👍🏽"
 
@@ -75,11 +75,11 @@ def test_added_tokens_keep_their_ids(tmp_path: Path) -> None:
     added = {"300": {"content": "<|im_start|>", "special": True}, "258": {"content": "  ", "special": False}}
     config = {"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": added, "eos_token": "<|im_start|>"}
     codec = load_codec(write(tmp_path, {**PAIR, "tokenizer_config.json": config, "added_tokens.json": {"<x>": 257}}))
-    assert (codec.size, codec.end, codec.token("<x>"), codec.token("  ")) == (301, 300, 257, 258)
+    assert (codec.vocab_size, codec.eos_id, codec.token_id("<x>"), codec.token_id("  ")) == (301, 300, 257, 258)
     assert codec.encode("a  b<x><|im_start|>")[:5] == [97, 258, 98, 257, ord("<")]
     codec.save(tmp_path / "again")
     again = load_codec(tmp_path / "again")
-    assert (again.size, again.end, again.encode("a  b<x>")) == (301, 300, [97, 258, 98, 257])
+    assert (again.vocab_size, again.eos_id, again.encode("a  b<x>")) == (301, 300, [97, 258, 98, 257])
 
 
 def gaps(*ids: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def gaps(*ids: int) -> dict[str, Any]:
 
 def test_gaps_between_added_tokens_of_a_file_stay(tmp_path: Path) -> None:
     codec = load_codec(write(tmp_path, {"tokenizer.json": gaps(2, 7)}))
-    assert (codec.size, codec.token("<2>"), codec.token("<7>")) == (8, 2, 7)
+    assert (codec.vocab_size, codec.token_id("<2>"), codec.token_id("<7>")) == (8, 2, 7)
 
 
 PIECES = b"\x0a\x0a\x0a\x03abc\x15\x00\x00\x80\xbf"  # one piece and its score
@@ -198,9 +198,9 @@ def test_a_text_without_symbols_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     codec = load_codec(write(tmp_path, PAIR))
-    check_fits(codec, 256, "here")
+    check_vocab_size(codec, 256, "here")
     with pytest.raises(UserError, match=r"^here: the tokenizer has 256 tokens but the model's embedding only 255"):
-        check_fits(codec, 255, "here")
+        check_vocab_size(codec, 255, "here")
 
 
 def letters(**parts: Any) -> dict[str, Any]:
@@ -322,8 +322,8 @@ def test_simple_patterns_take_a_step_a_character(pattern: str, simple: bool) -> 
 
 @pytest.mark.parametrize("pattern", ["a*a*a*b", "(a|aa)+b", r"(\w+\s?)*\d$", "("])
 def test_patterns_that_backtrack_are_found_by_trying(pattern: str) -> None:
-    assert tries.answer(pattern) is not None
+    assert regex_timing.answer(pattern) is not None
 
 
 def test_known_patterns_stand_the_tries() -> None:
-    assert [tries.answer(pattern) for pattern in sorted(KNOWN)] == [None] * len(KNOWN)
+    assert [regex_timing.answer(pattern) for pattern in sorted(KNOWN_PATTERNS)] == [None] * len(KNOWN_PATTERNS)

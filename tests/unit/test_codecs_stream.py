@@ -49,10 +49,10 @@ def test_stream_is_the_whole(kind: str, prefix_space: bool, captions: list[str])
     codec = train_codec(kind, iter(captions), SIZES[kind], prefix_space=prefix_space)  # type: ignore[arg-type]
     for text in (*TEXTS, *captions[::20]):
         ids = codec.encode(text)
-        check_stream(codec, [codec.begin, *ids, codec.end] if codec.begin is not None else ids)
+        check_stream(codec, [codec.bos_id, *ids, codec.eos_id] if codec.bos_id is not None else ids)
     generator = random.Random(7)
     for _ in range(20):  # what an untrained model says: any ids, so bytes that are no characters
-        check_stream(codec, [generator.randrange(codec.size) for _ in range(60)], valid=False)
+        check_stream(codec, [generator.randrange(codec.vocab_size) for _ in range(60)], valid=False)
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
@@ -82,7 +82,7 @@ def test_gpt2_as_published(data_dir: Path, tmp_path: Path) -> None:
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])
     tokenizer.enable_truncation(8)
     codec = saved(tokenizer, tmp_path)
-    assert (codec.size, codec.begin, codec.end, codec.unknown) == (50257, 50256, 50256, None)
+    assert (codec.vocab_size, codec.bos_id, codec.eos_id, codec.unk_id) == (50257, 50256, 50256, None)
     prompts = (data_dir / "conformance/ggml-prompts-gpt-2.txt").read_text(encoding="utf-8").splitlines()
     known = [line.rsplit(" => ", 1) for line in prompts if " => " in line]
     assert len(known) > 50
@@ -123,7 +123,7 @@ def test_bert_as_published(tmp_path: Path) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     codec = saved(tokenizer, tmp_path)
-    assert (codec.size, codec.begin, codec.end, codec.unknown) == (14, 2, 3, 1)
+    assert (codec.vocab_size, codec.bos_id, codec.eos_id, codec.unk_id) == (14, 2, 3, 1)
     ids = codec.encode("The cat, playing.")
     assert ids == [5, 9, 10, 6, 7, 11]
     assert codec.decode([2, *ids, 3]) == "the cat, playing."
@@ -142,7 +142,7 @@ def test_llama_as_published(tmp_path: Path) -> None:
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     codec = saved(tokenizer, tmp_path)
-    assert (codec.begin, codec.end, codec.unknown) == (1, 2, 0)
+    assert (codec.bos_id, codec.eos_id, codec.unk_id) == (1, 2, 0)
     for text in ("a b", "  aé 東京 👍🏽b", "👍", "東b 京"):
         ids = codec.encode(text)
         assert codec.decode(ids) == text
@@ -166,7 +166,7 @@ def test_metaspace_and_end_of_word_as_published(tmp_path: Path) -> None:
     unigram.decoder = decoders.Metaspace()
     unigram.add_special_tokens(["</s>", "<unk>"])
     codec = saved(unigram, tmp_path)
-    assert (codec.begin, codec.end, codec.unknown) == (None, 1, 0)
+    assert (codec.bos_id, codec.eos_id, codec.unk_id) == (None, 1, 0)
     ids = codec.encode("the cat. the")
     assert codec.decode(ids) == "the cat. the"
     check_stream(codec, ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
-from headway.codecs.tokenizer import SECTION
+from headway.codecs.tokenizer import SECTION_LENGTH
 from headway.errors import UserError
 
 SIZES = {"word": None, "byte": None, "char": None, "bpe": 2000, "wordpiece": 2000, "unigram": 2000}
@@ -64,9 +64,9 @@ def test_what_it_was_trained_on_comes_back(kind: str, codecs: dict, lines: list[
     codec = codecs[kind]
     ids = codec.encode_batch(lines)
     assert ids[:20] == [codec.encode(line) for line in lines[:20]]
-    assert max(map(max, ids)) < codec.size
+    assert max(map(max, ids)) < codec.vocab_size
     if SIZES[kind] is not None:
-        assert codec.size == SIZES[kind]
+        assert codec.vocab_size == SIZES[kind]
     assert [codec.decode(some) for some in ids] == lines
 
 
@@ -75,7 +75,7 @@ def test_what_it_was_trained_on_comes_back(kind: str, codecs: dict, lines: list[
 )
 def test_any_text_comes_back_from_bytes(kind: str, prefix_space: bool, lines: list[str], encyclopedia: str) -> None:
     codec = train_codec(kind, iter(lines), SIZES[kind], prefix_space=prefix_space)  # type: ignore[arg-type]
-    assert codec.unknown is None
+    assert codec.unk_id is None
     for text in (*AWKWARD, encyclopedia[:50_000], "".join(map(chr, range(0x3100)))):
         assert codec.decode(codec.encode(text)) == text
 
@@ -83,7 +83,7 @@ def test_any_text_comes_back_from_bytes(kind: str, prefix_space: bool, lines: li
 def test_bytes_are_their_own_symbols(codecs: dict) -> None:
     text = AWKWARD[7]
     assert codecs["byte"].encode(text) == list(text.encode())
-    assert codecs["byte"].size == 258
+    assert codecs["byte"].vocab_size == 258
 
 
 @pytest.mark.parametrize("kind", ["char", "word"])
@@ -95,7 +95,7 @@ def test_spaces_and_lines_come_back(kind: str) -> None:
 
 def test_characters_of_a_play(play: str) -> None:
     codec = train_codec("char", [play])
-    assert codec.size == 65 + 2  # the characters of the play, the unknown, the end of the text
+    assert codec.vocab_size == 65 + 2  # the characters of the play, the unknown, the end of the text
     ids = codec.encode(play)
     assert len(ids) == len(play)
     assert codec.decode(ids) == play
@@ -105,8 +105,8 @@ def test_what_is_unknown_stays_visible(codecs: dict, lines: list[str]) -> None:
     assert codecs["word"].decode(codecs["word"].encode("A xyzzy in a boat.")) == "A <unk> in a boat."
     assert codecs["char"].decode(codecs["char"].encode("a 東 b")) == "a \ufffd b"
     small = train_codec("char", iter(lines), 12)
-    assert small.size == 12
-    assert small.unknown in small.encode(lines[0])
+    assert small.vocab_size == 12
+    assert small.unk_id in small.encode(lines[0])
 
 
 def test_words_keep_their_case_or_lose_it(lines: list[str]) -> None:
@@ -124,7 +124,7 @@ def test_a_word_is_one_symbol_at_the_start_and_within(kind: str, lines: list[str
 
 def test_phonemes_between_spaces() -> None:
     codec = train_codec("word", ["HH AH L OW", "W ER L D"], split="space", special=PAIR)
-    assert codec.size == 7 + 1 + 2
+    assert codec.vocab_size == 7 + 1 + 2
     assert codec.decode(codec.encode("D L ER AH HH")) == "D L ER AH HH"
     assert codec.decode(codec.encode("D ZH")) == "D <unk>"
     stream = codec.stream()
@@ -134,15 +134,15 @@ def test_phonemes_between_spaces() -> None:
 @pytest.mark.parametrize("kind", SIZES)
 def test_special_symbols_are_never_in_the_text(kind: str, codecs: dict) -> None:
     codec = codecs[kind]
-    assert (codec.begin, codec.end) == (codec.size - 2, codec.size - 1)
-    assert not {codec.begin, codec.end} & set(codec.encode("<s>a man</s>"))
+    assert (codec.bos_id, codec.eos_id) == (codec.vocab_size - 2, codec.vocab_size - 1)
+    assert not {codec.bos_id, codec.eos_id} & set(codec.encode("<s>a man</s>"))
     ids = codec.encode("A man")
-    assert codec.decode([codec.begin, *ids, codec.end]) == "A man"
+    assert codec.decode([codec.bos_id, *ids, codec.eos_id]) == "A man"
 
 
 def test_one_symbol_is_begin_and_end_of_language_models(lines: list[str]) -> None:
     codec = train_codec("byte", iter(lines))
-    assert codec.begin == codec.end == 256
+    assert codec.bos_id == codec.eos_id == 256
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -155,11 +155,11 @@ def test_saved_and_loaded_it_is_the_same(kind: str, codecs: dict, lines: list[st
         again = load_codec(path)
         assert again.fingerprint() == codec.fingerprint()
         assert again.encode_batch(lines[:100]) == codec.encode_batch(lines[:100])
-        assert (again.size, again.begin, again.end, again.unknown) == (
-            codec.size,
-            codec.begin,
-            codec.end,
-            codec.unknown,
+        assert (again.vocab_size, again.bos_id, again.eos_id, again.unk_id) == (
+            codec.vocab_size,
+            codec.bos_id,
+            codec.eos_id,
+            codec.unk_id,
         )
 
 
@@ -173,7 +173,7 @@ def test_equal_data_give_an_equal_codec(kind: str, codecs: dict, lines: list[str
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_long_text_in_sections_is_the_whole(kind: str, codecs: dict, play: str) -> None:
-    codec, text = codecs[kind], play[: 3 * SECTION]
+    codec, text = codecs[kind], play[: 3 * SECTION_LENGTH]
     sections = list(codec.sections(text))
     assert len(sections) > 1
     assert "".join(sections) == text

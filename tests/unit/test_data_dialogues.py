@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from chat_data import chats, choices, opened, questions, say, small, write
 
-from headway.data.dialogues import dialogue_sources, read_chats, read_choices
+from headway.data.dialogues import find_chat_files, read_chats, read_preferences
 from headway.domains import recipe as find_recipe
 from headway.domains.chat.recipes import instruct, preference
 from headway.errors import ConfigError, UserError
@@ -24,7 +24,7 @@ def told(data_dir: Path, tmp_path: Path) -> Path:
 
 def test_conversations_and_choices_are_read(data_dir: Path, tmp_path: Path) -> None:
     rows = chats(data_dir, 4)
-    file = dialogue_sources([write(tmp_path / "a.jsonl", rows)])[0]
+    file = find_chat_files([write(tmp_path / "a.jsonl", rows)])[0]
     assert [list(chat.messages) for chat in read_chats(file)] == [row["messages"] for row in rows]
     assert [chat.line for chat in read_chats(file)] == [1, 2, 3, 4]
     question, answer = [{"role": "user", "content": "Who?"}], [{"role": "assistant", "content": "I."}]
@@ -35,8 +35,8 @@ def test_conversations_and_choices_are_read(data_dir: Path, tmp_path: Path) -> N
         {"chosen": question + answer, "rejected": question + other},
         {"prompt": None, "chosen": question + answer, "rejected": question + other, "score": 3},
     ]
-    file = dialogue_sources([write(tmp_path / "b.jsonl", forms)])[0]
-    for line, choice in enumerate(read_choices(file), 1):
+    file = find_chat_files([write(tmp_path / "b.jsonl", forms)])[0]
+    for line, choice in enumerate(read_preferences(file), 1):
         assert choice == (line, tuple(question), tuple(answer), tuple(other))
 
 

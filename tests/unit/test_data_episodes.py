@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.data.episodes import Episode, Episodes, joined, together
-from headway.data.recordings import read_episodes, write_episodes
+from headway.data.episode_files import read_episodes, write_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.errors import UserError
 
 LENGTHS = (3, 1, 5)
@@ -36,7 +36,7 @@ def same(one: Episodes, other: Episodes) -> None:
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_returns_to_go_are_the_sums_of_what_is_to_come(discrete: bool) -> None:
-    episodes = together(some(discrete), "here")
+    episodes = collate_episodes(some(discrete), "here")
     assert episodes.discrete == discrete
     found = episodes.returns_to_go()
     for start, end, whole in zip(episodes.starts, episodes.ends, episodes.returns):
@@ -51,7 +51,7 @@ def test_returns_to_go_are_the_sums_of_what_is_to_come(discrete: bool) -> None:
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_what_is_written_is_read_again(discrete: bool, tmp_path: Path) -> None:
-    episodes = together(some(discrete), "here", environment="CartPole-v1")
+    episodes = collate_episodes(some(discrete), "here", environment="CartPole-v1")
     write_episodes(tmp_path / "sub" / "a.npz", episodes)
     again = read_episodes([tmp_path / "sub"])
     same(again, episodes)
@@ -134,7 +134,7 @@ def test_files_of_all_kinds_hold_the_same(
 ) -> None:
     episodes = some(discrete)
     found = read_episodes([write(tmp_path, episodes)])
-    same(found, together(episodes, "here"))
+    same(found, collate_episodes(episodes, "here"))
     assert found.environment == ("Hopper-v5" if write is as_minari else "")
 
 
@@ -157,7 +157,7 @@ def test_minaris_own_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
     minari.create_dataset_from_buffers("cartpole/test-v0", buffers, env=gymnasium.make("CartPole-v1"))
     found = read_episodes([tmp_path / "cartpole" / "test-v0"])
-    wanted = together([each._replace(actions=each.actions % 2) for each in some(discrete=True)], "here")
+    wanted = collate_episodes([each._replace(actions=each.actions % 2) for each in some(discrete=True)], "here")
     same(found, wanted)
     assert found.environment == "CartPole-v1"
 
@@ -173,11 +173,14 @@ def test_a_recording_that_stopped_within_an_episode_keeps_it(tmp_path: Path) -> 
 
 def test_several_files_are_one_and_sides_are_kept(tmp_path: Path) -> None:
     for name, seed in (("train.npz", 1), ("val.npz", 2)):
-        write_episodes(tmp_path / name, together(some(seed=seed), name))
+        write_episodes(tmp_path / name, collate_episodes(some(seed=seed), name))
     found = read_episodes([tmp_path])
-    assert found.named.tolist() == [1, 1, 1, 2, 2, 2]
+    assert found.named_splits.tolist() == [1, 1, 1, 2, 2, 2]
     assert found.lengths.tolist() == [*LENGTHS, *LENGTHS]
-    same(found, joined([together(some(seed=1), "a"), together(some(seed=2), "b")], ["a", "b"]))
+    same(
+        found,
+        concatenate_episodes([collate_episodes(some(seed=1), "a"), collate_episodes(some(seed=2), "b")], ["a", "b"]),
+    )
 
 
 def test_real_episodes_of_experts(data_dir: Path) -> None:
@@ -270,17 +273,17 @@ def test_hdf5_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_files_of_several_environments_do_not_go_together(tmp_path: Path) -> None:
-    write_episodes(tmp_path / "a.npz", together(some(), "a"))
+    write_episodes(tmp_path / "a.npz", collate_episodes(some(), "a"))
     other = [each._replace(states=each.states[:, :2]) for each in some()]
-    write_episodes(tmp_path / "b.npz", together(other, "b"))
+    write_episodes(tmp_path / "b.npz", collate_episodes(other, "b"))
     with pytest.raises(UserError, match=r"has states of 2 numbers, but .* has 4 numbers"):
         read_episodes([tmp_path])
-    write_episodes(tmp_path / "b.npz", together(some(discrete=True), "b"))
-    with pytest.raises(UserError, match=r"has actions of choices, and .* of 2 numbers"):
+    write_episodes(tmp_path / "b.npz", collate_episodes(some(discrete=True), "b"))
+    with pytest.raises(UserError, match=r"has actions of discrete values, but .* has 2 numbers"):
         read_episodes([tmp_path])
     uneven = [some()[0], some()[1]._replace(states=np.zeros((1, 2), np.float32))]
     with pytest.raises(UserError, match="episode 1 has states of shape"):
-        together(uneven, "here")
+        collate_episodes(uneven, "here")
 
 
 def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +295,7 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_images_stay_bytes(tmp_path: Path) -> None:
     images = [each._replace(states=np.zeros((len(each.rewards), 8, 8, 3), np.uint8)) for each in some(discrete=True)]
-    write_episodes(tmp_path / "a.npz", together(images, "a"))
+    write_episodes(tmp_path / "a.npz", collate_episodes(images, "a"))
     found = read_episodes([tmp_path / "a.npz"])
     assert (found.states.dtype, found.states.shape) == (np.uint8, (9, 8, 8, 3))
     assert replace(found, environment="x").returns.shape == (3,)

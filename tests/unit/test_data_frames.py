@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from lerobot_data import SIZE, made, pictures
 
-from headway.data.demonstrations import join_demonstrations
-from headway.data.store import Columns
+from headway.data.array_store import ColumnWriter
+from headway.data.demonstrations import concatenate_demonstrations
 from headway.data.video import JoinedFrames, MappedFrames
 from headway.errors import UserError
 
 
 def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
     parts = [pictures(4, 0), pictures(2, 90), pictures(3, 140)]
-    with Columns(tmp_path, dict.fromkeys("abc", np.uint8)) as columns:
+    with ColumnWriter(tmp_path, dict.fromkeys("abc", np.uint8)) as columns:
         for name, part in zip("abc", parts):
             columns.append(name, part)
     joined = JoinedFrames([MappedFrames(tmp_path, name, len(part), SIZE) for name, part in zip("abc", parts)])
@@ -27,4 +27,4 @@ def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
 
 def test_joining_names_both_sources() -> None:
     with pytest.raises(UserError, match="two has states of 3 numbers, and one of 6"):
-        join_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])
+        concatenate_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])

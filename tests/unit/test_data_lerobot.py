@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from lerobot_data import KEY, LENGTHS, SIZE, Held, made, pictures
 
-from headway.data.demonstrations import Demonstrations, read_demonstrations, task_of
-from headway.data.episodes import Episode, together
-from headway.data.lerobot_writing import write_lerobot
-from headway.data.recordings import write_episodes
-from headway.data.splits import side_number
-from headway.data.video import Film, read_frames
+from headway.data.demonstrations import Demonstrations, read_demonstrations, task_name
+from headway.data.episode_files import write_episodes
+from headway.data.episodes import Episode, collate_episodes
+from headway.data.lerobot_writer import write_lerobot
+from headway.data.splits import split_code
+from headway.data.video import VideoWriter, read_frames
 from headway.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
@@ -28,7 +28,7 @@ import pyarrow.parquet as parquet  # noqa: E402
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_lerobot(tmp_path / "set", made(), robot=4)
+    write_lerobot(tmp_path / "set", made(), robot_size=4)
     return tmp_path / "set"
 
 
@@ -39,7 +39,7 @@ def of(path: Path, **given: Any) -> Demonstrations:
 def check_same(found: Demonstrations, wanted: Demonstrations) -> None:
     for name in ("states", "actions", "ends", "tasks"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-    assert (found.names, found.environments, found.rate) == (wanted.names, wanted.environments, wanted.rate)
+    assert (found.task_names, found.environments, found.rate) == (wanted.task_names, wanted.environments, wanted.rate)
     assert found.keys() == wanted.keys()
     for name, frames in wanted.cameras.items():
         places = np.array([14, 0, 7, 7])
@@ -76,7 +76,7 @@ def older(folder: Path, version: str) -> None:
     for row in noted:
         begin, end, name = row["dataset_from_index"], row["dataset_to_index"], f"episode_{row['episode_index']:06d}"
         parquet.write_table(rows.slice(begin, end - begin), folder / f"data/chunk-000/{name}.parquet")
-        with Film(folder / f"videos/chunk-000/{KEY}/{name}.mp4", 10.0) as video:
+        with VideoWriter(folder / f"videos/chunk-000/{KEY}/{name}.mp4", 10.0) as video:
             for frame in frames[begin:end]:
                 video.add(frame)
     lines = [{name: row[name] for name in ("episode_index", "tasks", "length")} for row in noted]
@@ -115,7 +115,7 @@ def test_films_of_several_cameras_come_back_in_place_and_colour(tmp_path: Path) 
             row, column = (16, 4 * step) if place else (2 * step, 64)
             film[step, row : row + 16, column : column + 16] = (230, 220, 60)
         films[name] = Held(film)
-    write_lerobot(tmp_path / "set", replace(made(), cameras=films), robot=4)
+    write_lerobot(tmp_path / "set", replace(made(), cameras=films), robot_size=4)
     found = of(tmp_path / "set").cameras
     assert set(found) == set(films)
     for name, film in films.items():
@@ -174,7 +174,7 @@ def test_cameras_that_are_not_read_are_not_decoded(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "two", made(cameras=("front", "wrist")))
     found = of(tmp_path / "two", cameras=["wrist"], size=(8, 12))
     assert list(found.cameras) == ["wrist"]
-    assert (found.cameras["wrist"].size, found.cameras["wrist"].recorded) == ((8, 12), SIZE)
+    assert (found.cameras["wrist"].size, found.cameras["wrist"].recorded_size) == ((8, 12), SIZE)
     sizes = [file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert sum(sizes) < 1.5 * len(found.actions) * 8 * 12 * 3
     with pytest.raises(UserError, match="has no camera 'rist'; did you mean 'wrist'"):
@@ -198,15 +198,15 @@ def test_several_sources_are_joined(tmp_path: Path, folder: Path) -> None:
     write_lerobot(tmp_path / "more" / "test", made(seed=9))
     write_lerobot(tmp_path / "more" / "other", made(seed=5))
     found = read_demonstrations([folder, tmp_path / "more"], tmp_path / "cache")
-    assert (len(found), found.names, found.tasks.tolist()) == (9, ("reach", "open the door"), [0, 1, 0] * 3)
+    assert (len(found), found.task_names, found.tasks.tolist()) == (9, ("reach", "open the door"), [0, 1, 0] * 3)
     assert found.environments == ("metaworld/reach-v3", "")
-    assert found.named.tolist() == [0] * 6 + [side_number("test")] * 3
+    assert found.named_splits.tolist() == [0] * 6 + [split_code("test")] * 3
     np.testing.assert_array_equal(found.actions[30:], made(seed=9).actions)
     seen = found.cameras["front"].read(np.array([44, 0, 30]))
     wanted = np.stack([pictures(15, 9)[14], pictures(15)[0], pictures(15, 9)[0]])
     assert np.abs(seen.astype(int) - wanted).max() <= 3
     lone = read_demonstrations([tmp_path / "more" / "test"], tmp_path / "cache")
-    assert lone.named.tolist() == [0] * 3  # nothing else would be left to train on
+    assert lone.named_splits.tolist() == [0] * 3  # nothing else would be left to train on
 
 
 def test_sets_are_found_however_deep_and_files_beside_them(tmp_path: Path) -> None:
@@ -217,43 +217,43 @@ def test_sets_are_found_however_deep_and_files_beside_them(tmp_path: Path) -> No
     (mine / "robot" / "round").symlink_to(mine, target_is_directory=True)
     episodes = [Episode(np.zeros((4, 6)), np.full((4, 2), 0.5), np.zeros(4))]
     for place in ("open.npz", "robot/a/g.npz", "robot/.h.npz"):
-        write_episodes(mine / place, together(episodes, place, environment="mine:Open-v0"))
+        write_episodes(mine / place, collate_episodes(episodes, place, environment="mine:Open-v0"))
     found = read_demonstrations([mine], tmp_path / "cache")
     wanted = [made(seed=1).actions, made(seed=2).actions, np.full((4, 2), 0.5, np.float32)]
     np.testing.assert_array_equal(found.actions, np.concatenate(wanted))
-    assert found.names == ("reach", "open the door", "mine Open")
-    assert found.named.tolist() == [0] * 3 + [side_number("test")] * 3 + [0]
+    assert found.task_names == ("reach", "open the door", "mine Open")
+    assert found.named_splits.tolist() == [0] * 3 + [split_code("test")] * 3 + [0]
 
 
 def test_a_file_beside_a_set_that_it_does_not_fit_is_told(tmp_path: Path, folder: Path) -> None:
     episodes = [Episode(np.zeros((4, 6)), np.zeros((4, 2)), np.zeros(4))]
-    write_episodes(tmp_path / "b.npz", together(episodes, "b"))
+    write_episodes(tmp_path / "b.npz", collate_episodes(episodes, "b"))
     with pytest.raises(UserError, match=r"b\.npz has no cameras, but .*set has the cameras front"):
         read_demonstrations([tmp_path], tmp_path / "cache")
 
 
 def test_splits_of_a_folder_are_kept(folder: Path) -> None:
     edit(folder / "meta/info.json", lambda said: said.update(splits={"train": "0:2", "val": "2:3"}))
-    assert of(folder).named.tolist() == [side_number("train")] * 2 + [side_number("validation")]
+    assert of(folder).named_splits.tolist() == [split_code("train")] * 2 + [split_code("validation")]
 
 
 def test_files_of_episodes_are_demonstrations(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     found = [Episode(random.normal(size=(4, 3)), random.normal(size=(4, 2)), np.zeros(4)) for _ in range(2)]
-    write_episodes(tmp_path / "a.npz", together(found, "a", environment="metaworld/door-open-v3"))
-    write_episodes(tmp_path / "stacked.npz", together(found, "b"))
+    write_episodes(tmp_path / "a.npz", collate_episodes(found, "a", environment="metaworld/door-open-v3"))
+    write_episodes(tmp_path / "stacked.npz", collate_episodes(found, "b"))
     both = read_demonstrations([tmp_path / "a.npz", tmp_path / "stacked.npz"], tmp_path / "cache")
-    assert (both.names, both.environments) == (("door open", "stacked"), ("metaworld/door-open-v3", ""))
+    assert (both.task_names, both.environments) == (("door open", "stacked"), ("metaworld/door-open-v3", ""))
     assert (both.states.shape, both.lengths.tolist(), both.rate, dict(both.cameras)) == ((16, 3), [4] * 4, None, {})
     choices = [Episode(np.zeros((4, 3)), np.zeros(4, int), np.zeros(4))]
-    write_episodes(tmp_path / "c.npz", together(choices, "c"))
+    write_episodes(tmp_path / "c.npz", collate_episodes(choices, "c"))
     with pytest.raises(UserError, match=r"c.npz has discrete actions"):
         read_demonstrations([tmp_path / "c.npz"], tmp_path / "cache")
 
 
 def test_names_of_tasks() -> None:
     names = ("metaworld/door-open-v3", "Hopper-v5", "walks:Walk", "")
-    assert [task_of(name) for name in names] == ["door open", "Hopper", "walks Walk", ""]
+    assert [task_name(name) for name in names] == ["door open", "Hopper", "walks Walk", ""]
 
 
 ROWS, NOTES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
@@ -291,7 +291,7 @@ def feature(name: str, **changes: Any) -> Callable[[Path], None]:
 
 
 def shorter_film(folder: Path) -> None:
-    with Film(folder / FILM, 10.0) as film:
+    with VideoWriter(folder / FILM, 10.0) as film:
         for frame in pictures(9):
             film.add(frame)
 

@@ -16,12 +16,12 @@ from headway.data import (
     PairBatches,
     Spans,
     SplitConfig,
-    fraction,
-    pairs,
-    permuted,
-    sample_at,
+    hash_fraction,
+    iter_pairs,
+    permute,
+    shuffled_indices,
 )
-from headway.data.splits import assign, fractions, key_of
+from headway.data.splits import assign_splits, hash_fractions, text_key
 from headway.errors import ConfigError, UserError
 
 
@@ -33,51 +33,51 @@ def spans_of(lengths: np.ndarray) -> Spans:
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 256, 257, 1000, 99_991])
 @pytest.mark.parametrize("seed", [0, 1, -5, 1 << 70])
 def test_permuted_is_a_permutation_index_by_index(size: int, seed: int) -> None:
-    whole = permuted(np.arange(size), size, seed)
+    whole = permute(np.arange(size), size, seed)
     assert np.array_equal(np.sort(whole), np.arange(size))
-    assert [permuted(i, size, seed) for i in range(min(size, 20))] == whole[:20].tolist()
+    assert [permute(i, size, seed) for i in range(min(size, 20))] == whole[:20].tolist()
 
 
 def test_permutations_of_few_are_all_alike_frequent() -> None:
-    seen = Counter(tuple(permuted(np.arange(4), 4, seed).tolist()) for seed in range(2400))
+    seen = Counter(tuple(permute(np.arange(4), 4, seed).tolist()) for seed in range(2400))
     assert len(seen) == 24
     assert sum((count - 100) ** 2 / 100 for count in seen.values()) < 50  # chi-square, 23 degrees: p = 0.001
 
 
 def test_places_in_a_permutation_are_all_alike_likely() -> None:
-    firsts = np.bincount([permuted(0, 300, seed) for seed in range(6000)], minlength=300)
+    firsts = np.bincount([permute(0, 300, seed) for seed in range(6000)], minlength=300)
     assert ((firsts - 20) ** 2 / 20).sum() < 380  # chi-square, 299 degrees: p = 0.001
 
 
 def test_neighbours_of_a_permutation_are_far_apart() -> None:
-    steps = np.abs(np.diff(permuted(np.arange(100_000), 100_000, 7)))
+    steps = np.abs(np.diff(permute(np.arange(100_000), 100_000, 7)))
     assert abs(steps.mean() / 100_000 - 1 / 3) < 0.01
 
 
 def test_a_permutation_outside_its_range_is_an_error() -> None:
     with pytest.raises(ValueError, match="index 5 is outside"):
-        permuted(5, 5, 0)
+        permute(5, 5, 0)
 
 
 def test_samples_are_epochs_of_permutations() -> None:
-    drawn = sample_at(np.arange(300), 100, seed=3).reshape(3, 100)
+    drawn = shuffled_indices(np.arange(300), 100, seed=3).reshape(3, 100)
     assert all(np.array_equal(np.sort(epoch), np.arange(100)) for epoch in drawn)
     assert not np.array_equal(drawn[0], drawn[1])
-    assert np.array_equal(sample_at(np.array([250, 7]), 100, 3), drawn.reshape(-1)[[250, 7]])
+    assert np.array_equal(shuffled_indices(np.array([250, 7]), 100, 3), drawn.reshape(-1)[[250, 7]])
 
 
 def test_fractions_are_stable_and_even() -> None:
-    assert fraction("the cat sat", 1) == pytest.approx(0.9255976197843147)  # a split never moves between versions
-    keys = np.array([key_of(f"sentence {i}") for i in range(20_000)], np.uint64)
-    counts, _ = np.histogram(fractions(keys, 5), bins=20, range=(0, 1))
+    assert hash_fraction("the cat sat", 1) == pytest.approx(0.9255976197843147)  # a split never moves between versions
+    keys = np.array([text_key(f"sentence {i}") for i in range(20_000)], np.uint64)
+    counts, _ = np.histogram(hash_fractions(keys, 5), bins=20, range=(0, 1))
     assert ((counts - 1000) ** 2 / 1000).sum() < 44  # chi-square, 19 degrees: p = 0.001
-    assert abs(np.corrcoef(fractions(keys, 5), fractions(keys, 6))[0, 1]) < 0.03
+    assert abs(np.corrcoef(hash_fractions(keys, 5), hash_fractions(keys, 6))[0, 1]) < 0.03
 
 
 def test_named_sides_are_kept_and_missing_ones_drawn_from_training() -> None:
-    keys = np.array([key_of(str(i)) for i in range(1000)], np.uint64)
+    keys = np.array([text_key(str(i)) for i in range(1000)], np.uint64)
     named = np.repeat(np.array([1, 3], np.uint8), 500)
-    sides = assign(keys, named, {1, 3}, SplitConfig(validation=0.1, test=0.5))
+    sides = assign_splits(keys, named, {1, 3}, SplitConfig(validation=0.1, test=0.5))
     assert (sides[500:] == 3).all()
     assert Counter(sides[:500].tolist()).keys() == {1, 2}
     assert 30 < (sides == 2).sum() < 70
@@ -132,7 +132,7 @@ def test_short_documents_are_not_cut_where_they_fit() -> None:
 def test_a_window_is_the_same_whoever_asks() -> None:
     spans = spans_of(lengths_of("mixed", 100))
     packing = Packing(np.arange(spans.tokens), spans, 100)
-    chosen = sample_at(np.arange(64), len(packing), 9)
+    chosen = shuffled_indices(np.arange(64), len(packing), 9)
     whole = packing.windows(chosen)
     for place in (0, 31, 63):
         alone = packing.windows(chosen[place : place + 1])
@@ -161,7 +161,7 @@ def test_nothing_to_predict_is_an_error() -> None:
 @pytest.fixture(scope="module")
 def lengths(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Multi30k's training side in tokens of an 8,000-symbol BPE, end symbols included."""
-    found = list(pairs(data_dir / f"translation/multi30k-train.{language}.gz" for language in ("en", "de")))
+    found = list(iter_pairs(data_dir / f"translation/multi30k-train.{language}.gz" for language in ("en", "de")))
     codec = train_codec("bpe", (text for pair in found for text in pair), 8000)
     sides = [codec.encode_batch(side) for side in zip(*found)]
     source, target = (np.array([len(ids) + 1 for ids in side]) for side in sides)

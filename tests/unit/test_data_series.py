@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.data.calendar import Calendar, read_time
+from headway.data.calendar import Calendar, parse_time
 from headway.data.series import Series, SeriesColumns, read_series
 from headway.errors import UserError
 
@@ -59,13 +59,13 @@ ENDS = ["2023-12-31", "2024-01-31", "2024-02-29"]
 def test_times_tell_the_season_and_what_comes_next(tmp_path: Path, times: list[str], season: int, after: str) -> None:
     found = calendar(tmp_path, times)
     series = read_series([tmp_path / "x.csv"], OPEN, False)[0][0]
-    assert found.season == season
-    assert found.text(series.start + len(times) * found.step) == after
+    assert found.season_length == season
+    assert found.format(series.start + len(times) * found.step) == after
 
 
 def test_a_time_is_read_as_datetime_reads_it() -> None:
-    assert read_time("2024-05-01T12:00:00Z") == ("microsecond", 1714564800_000000)
-    assert read_time("2024-13") is read_time("soon") is read_time("2024Q5") is None
+    assert parse_time("2024-05-01T12:00:00Z") == ("microsecond", 1714564800_000000)
+    assert parse_time("2024-13") is parse_time("soon") is parse_time("2024Q5") is None
     assert dt.datetime.fromtimestamp(1714564800, dt.UTC).hour == 12
 
 
@@ -175,7 +175,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
 
 def test_years_after_9999_cannot_be_written() -> None:
     with pytest.raises(UserError, match="request fewer steps"):
-        Calendar("month", 12, "2024-01-01").text(200_000)
+        Calendar("month", 12, "2024-01-01").format(200_000)
 
 
 def test_many_rows_are_read_in_seconds(tmp_path: Path) -> None:

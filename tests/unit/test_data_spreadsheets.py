@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headway.data import read_table
-from headway.data.files import File, find_files
-from headway.data.tables import table_rows
+from headway.data.input_files import File, find_files
+from headway.data.table_files import read_table_rows
 from headway.domains.text.recipes import shakespeare
 from headway.errors import UserError
 
@@ -47,8 +47,8 @@ def test_the_first_sheet_is_read_like_a_csv(workbook: Path) -> None:
         "text": ["a red one, “quoted”", "a blue one\nin two lines", "true"],
         "label": ["1", "2", "true"],
     }
-    assert found.place(1) == f"{workbook}, line 4"
-    times = [row.values["when"] for row in table_rows([workbook])]
+    assert found.location(1) == f"{workbook}, line 4"
+    times = [row.values["when"] for row in read_table_rows([workbook])]
     assert times == ["2012-01-01", "2012-01-02 03:04:00", ""]
     assert [str(file) for file in find_files(workbook.parent, (".csv", ".xlsx"))] == [str(workbook)]
 

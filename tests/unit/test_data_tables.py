@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.data import SplitConfig, find_set, pairs, read_conll, read_table, sides_of
-from headway.data.delimited import delimited
-from headway.data.files import File
-from headway.data.spellings import join_spellings
+from headway.data import SplitConfig, find_set, iter_pairs, read_conll, read_table, split_by_text
+from headway.data.delimited import read_delimited
+from headway.data.input_files import File
+from headway.data.label_spellings import merge_spellings
 from headway.errors import UserError
 
 COLUMNS = {"text": "text", "label": "label"}
@@ -31,9 +31,9 @@ def test_banking77_is_read_whole(data_dir: Path, monkeypatch: pytest.MonkeyPatch
     table = read_table(find_set("banking77"), {"text": "text", "label": "category"})
     assert len(table) == 10_003 + 3_080
     assert len(set(table.columns["label"])) == 77
-    assert np.bincount(table.named).tolist() == [0, 10_003, 0, 3_080]
+    assert np.bincount(table.named_splits).tolist() == [0, 10_003, 0, 3_080]
     assert any("\n" in text for text in table.columns["text"])  # quoted line breaks stay
-    sides = sides_of(table.columns["text"], table.named, SplitConfig(validation=0.1, test=0.0))
+    sides = split_by_text(table.columns["text"], table.named_splits, SplitConfig(validation=0.1, test=0.0))
     assert [len(sides[side]) for side in ("train", "validation", "test")] == [8_970, 1_033, 3_080]
 
 
@@ -47,7 +47,7 @@ def test_one_table_in_every_form(tmp_path: Path) -> None:
         table = read_table([tmp_path / name], COLUMNS)
         assert list(zip(table.columns["text"], table.columns["label"])) == rows, name
     assert len(read_table([tmp_path], COLUMNS)) == 8
-    assert table.place(1).endswith("b.csv.gz, line 3")
+    assert table.location(1).endswith("b.csv.gz, line 3")
 
 
 def test_numbers_and_truths_of_json_are_labels(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_no_text_is_on_two_sides(data_dir: Path) -> None:
         lines = archive.read(name).decode().splitlines()[:5000]
     keys = [line.split("\t")[0] for line in lines]  # English sentences repeat
     assert len(set(keys)) < len(keys)
-    sides = sides_of(keys, np.zeros(len(keys), np.uint8), SplitConfig(0.1, 0.1))
+    sides = split_by_text(keys, np.zeros(len(keys), np.uint8), SplitConfig(0.1, 0.1))
     held = [{keys[row] for row in sides[side]} for side in ("train", "validation", "test")]
     assert not held[0] & held[1]
     assert not held[2] & (held[0] | held[1])
@@ -104,7 +104,7 @@ def test_no_text_is_on_two_sides(data_dir: Path) -> None:
 
 def test_what_a_named_file_holds_out_is_not_trained_on() -> None:
     keys, named = ["a", "b", "c", "b"], np.array([1, 1, 1, 3], np.uint8)
-    sides = sides_of(keys, named, SplitConfig(0.0, 0.0))
+    sides = split_by_text(keys, named, SplitConfig(0.0, 0.0))
     assert sides["train"].tolist() == [0, 2]
     assert sides["test"].tolist() == [3]
 
@@ -117,7 +117,7 @@ def test_conll_columns(tmp_path: Path) -> None:
     found = read_conll([tmp_path / name for name in ("eng.train", "eng.testa", "eng.testb")])
     assert [one.words for one in found.sentences] == [("Angela", "Merkel"), ("runs",), ("Hamburg",), ("Rome",)]
     assert found.sentences[0].tags == ("B-PER", "I-PER")
-    assert found.named.tolist() == [1, 1, 2, 3]
+    assert found.named_splits.tolist() == [1, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_table_of_one_column_has_commas(tmp_path: Path) -> None:
 
 
 def fields_of(path: Path) -> list[list[str]]:
-    return [fields for _, fields in delimited(File(path))]
+    return [fields for _, fields in read_delimited(File(path))]
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_lone_quotes_of_a_tsv_are_text(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join("\t".join(row) + "\n" for row in rows))
     assert fields_of(path)[1:] == rows
-    assert read_table([path], COLUMNS).places[-1][1] == len(rows) + 1
+    assert read_table([path], COLUMNS).locations[-1][1] == len(rows) + 1
     write(tmp_path / "pairs.tsv", "".join("\t".join(row) + "\n" for row in rows) + '"say ""so"""\t"CC\nBY"\n')
-    assert [list(pair) for pair in pairs([tmp_path / "pairs.tsv"])] == [*rows, ['say "so"', "CC\nBY"]]
+    assert [list(pair) for pair in iter_pairs([tmp_path / "pairs.tsv"])] == [*rows, ['say "so"', "CC\nBY"]]
 
 
 def test_lines_that_quotes_might_join_are_looked_at_once(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_field_longer_than_csv_reads_by_itself(tmp_path: Path, name: str, monk
         csv.writer(file, delimiter=mark).writerows([("text", "label"), (text, "y"), ("short", "z")])
     assert read_table([tmp_path / name], COLUMNS).columns == {"text": [text, "short"], "label": ["y", "z"]}
     assert csv.field_size_limit() == before
-    reading = delimited(File(tmp_path / name))
+    reading = read_delimited(File(tmp_path / name))
     next(reading)
     reading.close()
     monkeypatch.setenv("HEADWAY_LIMIT_LINE", "200000")
@@ -251,11 +251,11 @@ def test_a_field_longer_than_csv_reads_by_itself(tmp_path: Path, name: str, monk
 
 def test_samples_that_are_held_out_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     keys, named = ["a", "b", "c", "b", "b"], np.array([1, 1, 1, 3, 1], np.uint8)
-    sides = sides_of(keys, named, SplitConfig(0.0, 0.0))
+    sides = split_by_text(keys, named, SplitConfig(0.0, 0.0))
     assert (sides.removed, sides["train"].tolist()) == (2, [0, 2])
     assert "dropped 2 of 4 training samples, because validation or test files contain the same" in caplog.text
     caplog.clear()
-    assert sides_of(keys[:3], named[:3], SplitConfig(0.3, 0.3)).removed == 0
+    assert split_by_text(keys[:3], named[:3], SplitConfig(0.3, 0.3)).removed == 0
     assert not caplog.text
 
 
@@ -273,13 +273,13 @@ def test_samples_that_are_held_out_are_counted(caplog: pytest.LogCaptureFixture)
     ],
 )
 def test_spellings_of_a_label_are_one(given: list[str], joined: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    found = join_spellings(given)
+    found = merge_spellings(given)
     assert found.labels == joined
-    assert bool(found.remarks) == (len(set(given)) > len(set(joined)))
-    assert bool(found.remarks) == ("labels that differ only in spelling are merged" in caplog.text)
-    assert join_spellings(found.labels) == (joined, ())
+    assert bool(found.notes) == (len(set(given)) > len(set(joined)))
+    assert bool(found.notes) == ("labels that differ only in spelling are merged" in caplog.text)
+    assert merge_spellings(found.labels) == (joined, ())
 
 
 def test_labels_keep_the_spelling_of_a_run() -> None:
-    assert join_spellings(["1.0", "2", "x\u00a0"], ("1", "2", "x")).labels == ["1", "2", "x"]
-    assert join_spellings(["1", "1.0"], ("1", "1.0")).labels == ["1", "1.0"]  # of a run that has both
+    assert merge_spellings(["1.0", "2", "x\u00a0"], ("1", "2", "x")).labels == ["1", "2", "x"]
+    assert merge_spellings(["1", "1.0"], ("1", "1.0")).labels == ["1", "1.0"]  # of a run that has both

@@ -18,15 +18,15 @@ import headway as hw
 from headway.app import api
 from headway.app.cli import main as cli
 from headway.config import override
-from headway.data.recordings import read_episodes
+from headway.data.episode_files import read_episodes
 from headway.domains import recipe as find_recipe
 from headway.domains.agents import acting
-from headway.domains.agents.codec import AgentCodec, read_codec
-from headway.domains.agents.distributions import Categorical, Normal, chances, drawn, likeliest
+from headway.domains.agents.agent_codec import AgentCodec, read_codec
+from headway.domains.agents.agent_plots import learning_curve
+from headway.domains.agents.distributions import Categorical, Normal, most_probable, sample_actions, sample_noise
 from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
-from headway.domains.agents.pictures import learning_curve
-from headway.domains.agents.task import PPOConfig, batch_of, surrogate, value_error
-from headway.environments import Copies
+from headway.domains.agents.task import PPOConfig, make_batch, surrogate, value_error
+from headway.environments import VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe
 from headway.learn.task import Task
@@ -129,7 +129,7 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(**settings: Any) -> Recipe:
     """Periods of 8 batches of 32 steps, of 4 copies."""
     base = {
-        "task.copies": 4,
+        "task.num_envs": 4,
         "task.steps": 32,
         "task.epochs": 2,
         "task.episodes": 4,
@@ -137,7 +137,7 @@ def tiny(**settings: Any) -> Recipe:
         "train.batch_size": 32,
         "train.steps": 30,
         "train.evaluate_every": 6,
-        "train.keep": 9,
+        "train.keep_checkpoints": 9,
         "model.width": 16,
     }
     return override(find_recipe("ppo"), {**base, **settings})
@@ -178,21 +178,21 @@ def test_a_limit_of_time_is_not_an_end() -> None:
 
 
 def test_the_value_after_a_cut_is_that_of_the_last_state_and_not_of_the_next_start(own: Path) -> None:
-    copies, task = Copies("lamps:Target", 2), PPOConfig()
+    copies, task = VectorEnv("lamps:Target", 2), PPOConfig()
     codec = AgentCodec(1, None, 0, (-4.0,), (4.0,), (1, 1), 1, "lamps:Target", 20)
     model = build(actor_critic(1, 1, discrete=False, width=8), 0)
     assert isinstance(model, Transformer)
     torch.nn.init.normal_(model.heads["value"].project.weight)
     experience = Experience(model, copies, codec, Estimation(0.9, 0.0, False), 0)
     found = experience.gather(8)
-    again = Copies("lamps:Target", 1)
+    again = VectorEnv("lamps:Target", 1)
     seen = [again.reset(0, experience._start(0))]
     rewards = []
     for action in found.actions[::2].numpy():
-        step = again.step(0, codec.done(action))
+        step = again.step(0, codec.to_environment(action))
         seen.append(step.state)
         rewards.append(step.reward)
-    assert step.cut
+    assert step.truncated
     windows = torch.from_numpy(np.stack(seen))[:, None]
     values = model.output("value", windows)[:, 0].detach()
     wanted = torch.tensor(rewards) + 0.9 * values[1:] - values[:-1]
@@ -245,19 +245,19 @@ def test_distributions_are_those_of_torch() -> None:
 def test_actions_are_drawn_as_often_as_they_are_probable() -> None:
     generator = np.random.default_rng(0)
     said = np.tile(np.log([0.2, 0.5, 0.3]).astype(np.float32), (20_000, 1))
-    found = drawn(said, True, chances(generator, (20_000,), True, 3))
+    found = sample_actions(said, True, sample_noise(generator, (20_000,), True, 3))
     np.testing.assert_allclose(np.bincount(found) / 20_000, [0.2, 0.5, 0.3], atol=0.02)
-    assert likeliest(said[:1], True).tolist() == [1]
-    numbers = drawn(
-        np.tile(np.float32([1.0, math.log(2)]), (20_000, 1)), False, chances(generator, (20_000,), False, 1)
+    assert most_probable(said[:1], True).tolist() == [1]
+    numbers = sample_actions(
+        np.tile(np.float32([1.0, math.log(2)]), (20_000, 1)), False, sample_noise(generator, (20_000,), False, 1)
     )
     assert (numbers.mean(), numbers.std()) == pytest.approx((1.0, 2.0), abs=0.05)
-    assert likeliest(np.float32([[1.0, 9.0]]), False).tolist() == [[1.0]]
+    assert most_probable(np.float32([[1.0, 9.0]]), False).tolist() == [[1.0]]
 
 
 def test_numbers_reach_their_bounds_and_no_farther() -> None:
     codec = AgentCodec(1, None, 0, (-1.0, 2.0, None, 0.0), (3.0, 2.5, None, None), (4,), 1, "")
-    found = codec.done(np.array([[0.0, 0.0, 0.0, 0.5], [1.0, -1.0, 7.0, -2.0], [-9.0, 9.0, -7.0, 9.0]]))
+    found = codec.to_environment(np.array([[0.0, 0.0, 0.0, 0.5], [1.0, -1.0, 7.0, -2.0], [-9.0, 9.0, -7.0, 9.0]]))
     np.testing.assert_allclose(found, [[1, 2.25, 0, 0.5], [3, 2, 7, 0], [-1, 2.5, -7, 9]])
 
 
@@ -266,7 +266,7 @@ def test_a_scale_knows_all_that_it_saw() -> None:
     parts = [random.normal(3, 2, (size, 4)).astype(np.float32) for size in (1, 7, 500)]
     norm, whole = RunningNorm(4), np.concatenate(parts)
     for part in parts:
-        norm.see(torch.from_numpy(part))
+        norm.update(torch.from_numpy(part))
     np.testing.assert_allclose(norm.mean, whole.mean(0), rtol=1e-4)
     np.testing.assert_allclose(norm.variance, whole.var(0), rtol=1e-4)
     assert float(norm(torch.full((1, 4), 1e6)).max()) == 10.0
@@ -281,20 +281,20 @@ def test_rewards_are_divided_by_how_far_returns_differ() -> None:
         known.append(sums)
         sums = np.where(end, 0.0, sums)
     scale = ReturnScale(3, 0.9)
-    parts = [scale.scaled(rewards[:15], over[:15]), scale.scaled(rewards[15:], over[15:])]
+    parts = [scale.scale_rewards(rewards[:15], over[:15]), scale.scale_rewards(rewards[15:], over[15:])]
     np.testing.assert_allclose(parts[0], rewards[:15] / np.std(known[:15]), rtol=1e-6)
     np.testing.assert_allclose(parts[1], rewards[15:] / np.std(known), rtol=1e-6)
 
 
 def test_the_last_states_move_on() -> None:
     last = LastStates(1, 2, 1)
-    last.begin(0, np.float32([1]))
-    assert (last.seen[0, 0].tolist(), last.lengths.tolist()) == ([1.0], [1])
+    last.start(0, np.float32([1]))
+    assert (last.states[0, 0].tolist(), last.lengths.tolist()) == ([1.0], [1])
     for number in (2, 3):
         last.add(0, np.float32([number]))
-    assert (last.seen[0].ravel().tolist(), last.lengths.tolist()) == ([2.0, 3.0], [2])
-    last.begin(0, np.float32([9]))
-    assert (last.seen[0, 0].tolist(), last.lengths.tolist()) == ([9.0], [1])
+    assert (last.states[0].ravel().tolist(), last.lengths.tolist()) == ([2.0, 3.0], [2])
+    last.start(0, np.float32([9]))
+    assert (last.states[0, 0].tolist(), last.lengths.tolist()) == ([9.0], [1])
 
 
 def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Task, Transformer]:
@@ -310,10 +310,10 @@ def opened(tmp_path: Path, **settings: Any) -> tuple[Recipe, Task, Transformer]:
 def test_each_step_comes_once_in_an_epoch_and_ratios_begin_at_1(tmp_path: Path) -> None:
     _, task, model = opened(tmp_path, **{"task.env": "CartPole-v1"})
     examples: Any = task.examples
-    examples.explore(model)
+    examples.start_exploring(model)
     stream = task.batches("train")
-    batches = [next(stream) for _ in range(examples.period)]
-    assert (examples.period, examples.gathered) == (8, 128)
+    batches = [next(stream) for _ in range(examples.rollout_batches)]
+    assert (examples.rollout_batches, examples.steps_per_period) == (8, 128)
     latest = examples.experience.latest
     for epoch in (batches[:4], batches[4:]):
         seen = torch.cat([batch.targets.returns for batch in epoch])
@@ -329,9 +329,9 @@ def test_each_step_comes_once_in_an_epoch_and_ratios_begin_at_1(tmp_path: Path) 
 
 def test_normalised_advantages() -> None:
     steps = [torch.zeros(6, 1, 1), torch.ones(6, dtype=torch.long), torch.zeros(6), torch.zeros(6), torch.arange(6.0)]
-    from headway.domains.agents.experience import DoneSteps
+    from headway.domains.agents.experience import PolicySteps
 
-    batch = batch_of(DoneSteps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
+    batch = make_batch(PolicySteps(*steps, torch.arange(6.0)), torch.tensor([0, 2, 4]))
     assert batch.targets.advantages.tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
     assert batch.targets.returns.tolist() == [0.0, 4.0, 8.0]
 
@@ -366,17 +366,17 @@ def test_a_run_goes_on_bit_for_bit_and_two_are_equal(
         (
             "lamps:Light",
             63.0,
-            {"task.copies": 8, "train.steps": 160, "train.batch_size": 64, "train.evaluate_every": 80},
+            {"task.num_envs": 8, "train.steps": 160, "train.batch_size": 64, "train.evaluate_every": 80},
         ),
         (
             "lamps:Target",
             -8.0,
-            {"task.copies": 8, "train.steps": 320, "train.batch_size": 64, "train.evaluate_every": 80},
+            {"task.num_envs": 8, "train.steps": 320, "train.batch_size": 64, "train.evaluate_every": 80},
         ),
         (
             "lamps:Memory",
             0.9,
-            {"task.copies": 8, "task.context": 3, "model.mixer": "gru", "train.steps": 160, "train.batch_size": 64},
+            {"task.num_envs": 8, "task.context": 3, "model.mixer": "gru", "train.steps": 160, "train.batch_size": 64},
         ),
     ],
 )
@@ -395,7 +395,7 @@ def test_it_learns(
         model.rollout()
     again = model.rollout(env, episodes=32)
     assert again["return_mean"] == scores["return_mean"]
-    policy, environment = model.policy(), gymnasium.wrappers.FlattenObservation(Copies(env, 1)._each[0])
+    policy, environment = model.policy(), gymnasium.wrappers.FlattenObservation(VectorEnv(env, 1)._environments[0])
     total, over, (seen, _) = 0.0, False, environment.reset(seed=again["seed"])
     while not over:
         seen, reward, ended, cut, _ = environment.step(policy.select_action(seen))
@@ -414,7 +414,7 @@ def test_it_learns(
         ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
         ("lamps:Endless", {"task.horizon": None}, "has no step limit.*task.horizon"),
         ("lamps:Light", {"train.batch_size": 48}, "batches of 48 do not divide the 128 steps.*such as 32"),
-        ("lamps:Light", {"task.copies": 0}, "task.copies is 0; choose 1 or more"),
+        ("lamps:Light", {"task.num_envs": 0}, "task.num_envs is 0; choose 1 or more"),
         ("lamps:Light", {"task.discount": 1.1}, "task.discount is 1.1; choose a number from 0 to 1"),
         ("lamps:Light", {"task.clip": 0.0}, "choose numbers above 0"),
         ("lamps:Light", {"task.entropy": -1.0}, "choose 0 or more"),
@@ -439,7 +439,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
         out, err = capsys.readouterr()
         return (json.loads(out.splitlines()[-1]) if out and "--json" in words else out), err
 
-    few = ["train.steps=8", "task.copies=2", "task.steps=16", "train.batch_size=16", "task.episodes=2"]
+    few = ["train.steps=8", "task.num_envs=2", "task.steps=16", "train.batch_size=16", "task.episodes=2"]
     train = ["train", "ppo", "--run", "runs/a", "--json", "--set", "task.env=CartPole-v1", *few]
     found, _ = said(*train)
     assert found["scores"]["split"] == "test"
@@ -448,7 +448,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
     found, _ = said("evaluate", "runs/a", "--json")
     assert found["return_mean"] > 0
     rows, _ = said("recipes", "--json")
-    assert next(row for row in rows["recipes"] if row["name"] == "ppo")["data"] == "makes its own"
+    assert next(row for row in rows["recipes"] if row["name"] == "ppo")["data"] == "generated"
     for words, message in (
         (["rollout", "runs/a", "--target-return", "5"], "an agent without target returns"),
         (["rollout", "runs/a", "--env", "Acrobot-v1"], "has states of 6 numbers, but this agent takes 4"),
@@ -474,7 +474,7 @@ def test_the_agent_of_a_run_records_the_episodes_that_it_plays(
     run = hw.train(recipe, run=own / "run", progress=False, samples=0)
     command = ["data", "collect", "CartPole-v1", "--policy", "run", "--seed", "5", "--horizon", "20"]
     assert cli.main([*command, "--episodes", "5", "--at-once", "2", "--out", "own.npz"]) == 0
-    with Copies("CartPole-v1", 2) as copies:
+    with VectorEnv("CartPole-v1", 2) as copies:
         played = acting.play(cast(Any, run.model), read_codec(run.directory), copies, range(5, 10))
     recorded = read_episodes([Path("own.npz")])
     np.testing.assert_array_equal(recorded.returns, played.returns)

@@ -19,13 +19,13 @@ from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
-from headway.domains.image_text.captioning import CaptionText, ImagesToCaption, moved
+from headway.domains.image_text.captioning import CaptionDataset, CaptionGeneration, shift_images
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
-from headway.learn.objectives.written import shifted
+from headway.learn.objectives.sequences import teacher_forcing
 from headway.nn.models import Captioner
 
 Image = pytest.importorskip("PIL.Image")
@@ -58,8 +58,8 @@ def train(name: str, folder: Path, set: dict[str, Any] | None = None, samples: i
     return hw.train(tiny(name), set=wanted, run=folder, progress=False, samples=samples, device="cpu", **given)
 
 
-def examples_of(task: Any) -> ImagesToCaption:
-    assert isinstance(task.examples, ImagesToCaption)
+def examples_of(task: Any) -> CaptionDataset:
+    assert isinstance(task.examples, CaptionDataset)
     return task.examples
 
 
@@ -75,7 +75,7 @@ def photos(tmp_path: Path) -> Path:
     rows = []
     for number in range(40):
         scene = scenes.scene(3, number)
-        picture = Image.fromarray(scenes.draw(scene))
+        picture = Image.fromarray(scenes.render(scene))
         picture.resize((50 + number, 70)).save(tmp_path / f"{number}.png")
         rows += [(f"{number}.png", scene.caption), (f"{number}.png", f"this is {scene.caption}")]
     return table(tmp_path / "captions.csv", rows)
@@ -105,9 +105,9 @@ def test_captions_say_what_the_picture_shows(novel: bool) -> None:
     """Each caption is read back and held to the pixels: colours, sizes that fall, sides that are right."""
     for number in range(150):
         scene = scenes.scene(7, number, novel)
-        picture, (things, relations) = scenes.draw(scene).astype(int), parsed(scene.caption)
+        picture, (things, relations) = scenes.render(scene).astype(int), parsed(scene.caption)
         assert scene.novel == novel
-        assert [(thing.colour, thing.shape) for thing in scene.things] == things
+        assert [(thing.colour, thing.shape) for thing in scene.shapes] == things
         masses = []
         for colour, _ in things:
             distance = abs(picture - np.array(scenes.COLOURS[colour])).sum(-1)
@@ -125,7 +125,7 @@ def test_scenes_are_functions_of_seed_and_number() -> None:
     first = scenes.scene(1, 5)
     assert scenes.scene(1, 5) == first
     assert len({scenes.scene(seed, number) for seed in (1, 2) for number in range(20)}) == 40
-    assert np.array_equal(scenes.draw(first), scenes.draw(first))
+    assert np.array_equal(scenes.render(first), scenes.render(first))
     named = [pair for number in range(300) for pair in parsed(scenes.scene(1, number).caption)[0]]
     assert not scenes.NOVEL & set(named)
     assert len(set(named)) == len(scenes.COLOURS) * len(scenes.SHAPES) - len(scenes.NOVEL)
@@ -135,15 +135,15 @@ def test_shapes_are_what_they_are_called() -> None:
     """The share of its box that a shape fills tells it from the others."""
     shares = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 1 - 4 * 0.34**2}
     for shape, share in shares.items():
-        thing = scenes.Thing("red", shape, 32.0, 32.0, 14.0)
-        inside = (scenes.draw(scenes.Scene((thing,), 255)) == scenes.COLOURS["red"]).all(-1)
+        thing = scenes.SceneShape("red", shape, 32.0, 32.0, 14.0)
+        inside = (scenes.render(scenes.Scene((thing,), 255)) == scenes.COLOURS["red"]).all(-1)
         box = np.ptp(np.argwhere(inside), axis=0) + 1
         assert inside.sum() / box.prod() == pytest.approx(share, abs=0.06)
 
 
 def test_splits_of_scenes_share_nothing() -> None:
     examples = examples_of(open_task(override(tiny(), settings("scenes")), Path()))
-    sides = {name: set(rows.tolist()) for name, rows in examples.splits.sides.items()}
+    sides = {name: set(rows.tolist()) for name, rows in examples.splits.indices.items()}
     assert {name: len(rows) for name, rows in sides.items()} == {"train": 40, "validation": 6, "test": 6, "novel": 6}
     assert len(set.union(*sides.values())) == 58
     for row in sides["novel"]:
@@ -156,7 +156,7 @@ def test_splits_of_scenes_share_nothing() -> None:
 def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))
     examples = examples_of(open_task(find_recipe("emoji-caption"), Path()))
-    sides = examples.splits.sides
+    sides = examples.splits.indices
     found = read_emoji([data_dir / "emoji/captions.json", data_dir / "emoji/noto-emoji-64px.zip"])
     assert len(examples.captions) == len(found.images) == 1546  # a row is an emoji, in the order of the file
     keys = {side: {found.groups[row] for row in rows.tolist()} for side, rows in sides.items()}  # type: ignore[index]
@@ -165,7 +165,7 @@ def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyP
     assert 0.08 < len(sides["test"]) / 1546 < 0.12
     czech = override(find_recipe("emoji-caption"), {"task.language": "cs", "task.size": 500})
     again = examples_of(open_task(czech, Path()))
-    assert all(np.array_equal(sides[side], again.splits.sides[side]) for side in sides)
+    assert all(np.array_equal(sides[side], again.splits.indices[side]) for side in sides)
     assert again.captions[0] == "mřížka"
 
 
@@ -173,7 +173,7 @@ def test_emoji_are_split_by_variants(data_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_texts_in_batches() -> None:
-    ids, layout, labels = shifted([[5, 6], [], [7]], prompt=(1,), end=2)
+    ids, layout, labels = teacher_forcing([[5, 6], [], [7]], prompt=(1,), eos=2)
     assert ids.tolist() == [[1, 5, 6], [1, 0, 0], [1, 7, 0]]
     assert labels.tolist() == [[5, 6, 2], [2, -100, -100], [7, 2, -100]]
     assert layout.positions.tolist() == [[0, 1, 2], [0, -1, -1], [0, 1, -1]]
@@ -181,12 +181,12 @@ def test_texts_in_batches() -> None:
 
 def test_training_shifts_images_by_their_place_in_the_stream() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
-    shown = moved(images, 2, 1, np.array([4, 5, 6]))
-    assert np.array_equal(shown[1:], moved(images[1:], 2, 1, np.array([5, 6])))
+    shown = shift_images(images, 2, 1, np.array([4, 5, 6]))
+    assert np.array_equal(shown[1:], shift_images(images[1:], 2, 1, np.array([5, 6])))
     wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     for image, whole in zip(shown, wide):
         assert any(np.array_equal(image, whole[y : y + 6, x : x + 6]) for y in range(5) for x in range(5))
-    assert np.array_equal(moved(images, 0, 1, np.array([4, 5, 6])), images)
+    assert np.array_equal(shift_images(images, 0, 1, np.array([4, 5, 6])), images)
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
@@ -194,10 +194,10 @@ def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
     few |= {"optim.lr": 0.02, "optim.adam_lr": 0.004}
     done = train("scenes", tmp_path / "run", few)
     examples, objective = examples_of(done.task), done.task.objective  # type: ignore[union-attr]
-    assert isinstance(objective, CaptionText)
+    assert isinstance(objective, CaptionGeneration)
     sources = examples.sources("train")
-    written = objective.write(done.model, examples, sources, objective.search)
-    assert [[text] for text in examples.texts(written)] == sources.references
+    written = objective.generate(done.model, examples, sources, objective.search)
+    assert [[text] for text in examples.decode_all(written)] == sources.references
     assert done.metrics[-1]["split"] == "validation"
 
 
@@ -222,7 +222,7 @@ def test_a_run_is_judged_and_shown(run: Path) -> None:
 def test_the_command_line_writes_captions(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i, file in enumerate(files):
-        Image.fromarray(scenes.draw(scenes.scene(9, i))).resize((90, 80)).save(file)
+        Image.fromarray(scenes.render(scenes.scene(9, i))).resize((90, 80)).save(file)
     assert cli.main(["caption", str(run), *files, "--beam", "2", "--n-best", "2", "--json"]) == cli.DONE
     out = capsys.readouterr().out.splitlines()
     found = json.loads(out[-1])
@@ -244,7 +244,7 @@ def test_the_command_line_writes_captions(run: Path, tmp_path: Path, capsys: pyt
 
 def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, cut = tmp_path / "good.png", tmp_path / "cut.png"
-    Image.fromarray(scenes.draw(scenes.scene(9, 1))).save(good)
+    Image.fromarray(scenes.render(scenes.scene(9, 1))).save(good)
     cut.write_bytes(good.read_bytes()[:80])
     for name, message in (
         (cut, "truncated or corrupt"),
@@ -292,7 +292,7 @@ def test_own_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     done = train("caption", tmp_path / "run", data=photos)
     examples = examples_of(done.task)
     assert examples.final_split == "test"
-    sides, images = examples.splits.sides, examples.data.images
+    sides, images = examples.splits.indices, examples.samples.images
     for rows in sides.values():
         assert all((images[rows] == image).sum() == 2 for image in np.unique(images[rows]))
     assert done.summary["scores"]["samples"] == len(sides["test"]) / 2
@@ -314,12 +314,12 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
             )
         assert not (tmp_path / "run").exists()
 
-    refused("line 2: a caption of .* tokens exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
-    refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
+    refused("line 2: a caption of .* tokens exceeds task.max_length of 3; .* task.drop_long=true", task__max_length=3)
+    refused("the train split of 0 captions is empty; add a file named train", task__max_length=1, task__drop_long=True)
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
-    refused("is empty; write something there", table(tmp_path / "empty.csv", [("1.png", " ")]))
+    refused("is empty; fill it in", table(tmp_path / "empty.csv", [("1.png", " ")]))
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:70])
     refused("3.png is truncated or corrupt")
 
@@ -335,7 +335,7 @@ def test_corrupt_images_are_counted_where_that_is_asked(
         examples = examples_of(open_task(skipping, tmp_path / "run", photos))
         assert len(examples.captions) == 76
         assert "skipped 2 of 40 images that cannot be read" in caplog.text
-    assert not any(examples.shown(row) == "0.png" for row in range(76))
+    assert not any(examples.describe_row(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
     with pytest.raises(UserError, match="none of 1 captions has a valid image"):
         open_task(override(tiny("caption"), {"task.skip_bad": True}), tmp_path / "run", only)
@@ -377,13 +377,13 @@ def test_a_tower_brings_its_images_and_a_decoder_its_tokenizer(tmp_path: Path, p
         build(config), config, tmp_path / "vit", Usage(processor={**processor, "image_mean": [0.1, 0.2, 0.3]})
     )
     codec = train_codec("bpe", iter(["a red circle above a blue square"] * 9), 300, fewer=True)
-    words = gpt(16, 2, 2, symbols=codec.size + 3, context=80)
+    words = gpt(16, 2, 2, vocab_size=codec.vocab_size + 3, context=80)
     save_published(build(words), words, tmp_path / "gpt")
     codec.save(tmp_path / "gpt")
     parts = {"task.tower": str(tmp_path / "vit"), "task.decoder": str(tmp_path / "gpt"), "train.steps": 1}
     done = train("caption", tmp_path / "run", {**parts, "task.shift": 0}, data=photos)
     model: Any = done.model
-    assert model.config.symbols == codec.size + 3
+    assert model.config.vocab_size == codec.vocab_size + 3
     assert model.config.images.size == (8, 8)
     assert hw.load(done.directory).usage.processor["image_mean"] == [0.1, 0.2, 0.3]
     assert len(hw.load(done.directory).caption([str(tmp_path / "1.png")])) == 1

@@ -17,7 +17,7 @@ from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 from headway.codecs import load_codec
-from headway.data import IGNORED
+from headway.data import IGNORE_INDEX
 from headway.domains.chat.recipes import SCALES, instruct, preference
 from headway.domains.chat.task import replies
 from headway.formats.open import open_model
@@ -48,7 +48,7 @@ def test_only_what_the_assistant_says_is_learnt(told: Path, data_dir: Path) -> N
     rows, examples = chats(data_dir), task.examples
     batch = next(task.batches("train"))
     inputs, layout = batch.inputs
-    learnt = (batch.targets != IGNORED).nonzero()
+    learnt = (batch.targets != IGNORE_INDEX).nonzero()
     assert batch.tokens == len(learnt) > 0
     for row, place in learnt[learnt[:, 1] < inputs.shape[1] - 1].tolist():
         ends = layout.positions[row, place + 1] < 1  # the last symbol of a conversation is no input
@@ -121,7 +121,7 @@ def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path
     run = train(tmp_path / "run", told, small(instruct()), samples=2)
     usage = read_usage(run.directory)
     codec = load_codec(run.directory)
-    assert codec.end in usage.ends
+    assert codec.eos_id in usage.ends
     assert "<|" in (usage.template or "")
     copy = cut_back(run.directory, tmp_path / "copy", 3)
     train(copy, told, small(instruct()), resume=True)
@@ -165,7 +165,7 @@ def test_few_conversations_from_a_model_get_rows_that_hold_them_and_a_validation
     rows = chats(data_dir, 50) if recipe.name == "instruct" else choices(data_dir, 50)
     known = small(recipe, **{"task.context": 160})
     task = opened(known, write(tmp_path / "few.jsonl", rows))
-    settings = SCALES[recipe.name].settle_start(known, task)
+    settings = SCALES[recipe.name].tuning_data_settings(known, task)
     longest = int(task.examples.cache.lengths.max()) - 1
     assert settings["task.context"] == next(size for size in (128, 256) if longest <= size)
     assert settings["task.split.validation"] == 0.15

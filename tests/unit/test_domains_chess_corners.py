@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.codecs.boards import NUMBERS
+from headway.codecs.chess_boards import MOVE_INDEX
 from headway.config import override
 from headway.data import SplitConfig
-from headway.data.files import File
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
 
@@ -19,16 +19,16 @@ chess = pytest.importorskip("chess")
 
 from chess_data import MATE  # noqa: E402
 
+from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E402
 from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
-from headway.domains.chess.judge import JudgedPosition, Opinion  # noqa: E402
+from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.pgn import games, openings  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
+from headway.domains.chess.position_files import unlabelled_positions  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
 from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
-from headway.domains.chess.rules import board_of, move_named  # noqa: E402
-from headway.domains.chess.sources import bare_positions  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 
 CASTLES = "r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1"
@@ -41,11 +41,11 @@ class Even:
     history = 0
     fails = False
 
-    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
+    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
         if self.fails:
             raise MemoryError("no room")
         counts = [len(place.moves) for place in places]
-        return [Opinion(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
+        return [Evaluation(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -56,23 +56,23 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def session(text: str) -> list[str]:
     sink = io.StringIO()
-    Uci(lambda: Player(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
+    Uci(lambda: ChessPlayer(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
     return sink.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("e1h1", "e1g1"), ("e1a1", "e1c1"), ("O-O", "e1g1"), ("e1g1", "e1g1")])
 def test_castling_is_one_move_however_it_is_written(text: str, wanted: str, tmp_path: Path) -> None:
-    assert move_named(board_of(CASTLES), text).uci() == wanted
+    assert parse_move(board_from_fen(CASTLES), text).uci() == wanted
     labels = f"position,bestmove,scores,wdl\n{CASTLES},{text},{text}:20,0 1000 0\n"
     if not text.startswith("O"):
         found = open_positions([write(tmp_path, "a.csv", labels)], 0.5, False).targets(np.arange(1))
-        assert found.moves[0, 0] == NUMBERS[wanted]
+        assert found.moves[0, 0] == MOVE_INDEX[wanted]
 
 
 @pytest.mark.parametrize("text", ["--", "0000", "Z0", "e1e1"])
 def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a chess move|not a legal move"):
-        move_named(board_of(CASTLES), text)
+        parse_move(board_from_fen(CASTLES), text)
     if text in ("--", "Z0"):
         game = write(tmp_path, "a.pgn", f'[Result "1-0"]\n\n1. e4 {text} 2. d4 d5 1-0\n')
         with pytest.raises(UserError, match="is a null move, which is not a chess move"):
@@ -89,7 +89,7 @@ def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
 )
 def test_positions_that_are_none_are_told_and_the_program_goes_on(fen: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        board_of(fen)
+        board_from_fen(fen)
     said = session(f"position fen {fen}\nposition startpos\ngo nodes 3\n")
     assert said[0].startswith("info string ")
     assert said[-1].startswith("bestmove ")
@@ -124,7 +124,7 @@ def test_lists_with_counters_keep_their_best_moves(tmp_path: Path) -> None:
     start = chess.STARTING_FEN
     text = f"{start} bm e4; ce 35;\n{' '.join(start.split()[:4])} bm d4\n"
     found = open_positions([write(tmp_path, "a.epd", text)], 0.5, False).targets(np.arange(2))
-    assert found.moves[:, 0].tolist() == [NUMBERS["e2e4"], NUMBERS["d2d4"]]
+    assert found.moves[:, 0].tolist() == [MOVE_INDEX["e2e4"], MOVE_INDEX["d2d4"]]
     assert found.values[0, 0] > found.values[0, 2]
 
 
@@ -141,14 +141,14 @@ def test_a_search_that_fails_leaves_nothing_half_counted() -> None:
 
 
 def test_a_tree_that_is_kept_stays_within_its_nodes() -> None:
-    tree = Tree(Even(), PuctConfig(most=100))
+    tree = Tree(Even(), PuctConfig(max_nodes=100))
     looked = [tree.search(chess.Board(), SearchLimits(nodes=70))[1] for _ in range(3)]
     assert looked == [70, 30, 0]
 
 
 def test_positions_of_one_game_stand_on_one_side(tmp_path: Path) -> None:
     text = '[Result "1-0"]\n\n1. e4 e5 2. Nf3 1-0\n\n[Result "0-1"]\n\n1. d4 d5 0-1\n'
-    names = [name for _, name in bare_positions(File(write(tmp_path, "a.pgn", text)))]
+    names = [name for _, name in unlabelled_positions(File(write(tmp_path, "a.pgn", text)))]
     assert names[0] == names[2] != names[3] == names[4]
     rows = "position,bestmove,scores,wdl,game\n"
     rows += "".join(f"{chess.STARTING_FEN},e2e4,e2e4:{n},0 1000 0,{n % 2}\n" for n in range(6))
@@ -172,11 +172,11 @@ def test_games_that_are_held_out_are_not_trained_on(tmp_path: Path) -> None:
 
 def test_tables_of_positions_alone_are_labelled(tmp_path: Path) -> None:
     table = write(tmp_path, "a.csv", f"id,FEN\n1,{CASTLES}\n2,{MATE}\n")
-    assert [board.fen() for board, _ in bare_positions(File(table))] == [CASTLES, MATE]
+    assert [board.fen() for board, _ in unlabelled_positions(File(table))] == [CASTLES, MATE]
     with pytest.raises(UserError, match="no column 'bestmove' or 'moves'"):
         open_positions([table], 0.5, False)
     with pytest.raises(UserError, match="no column 'position' or 'fen'"):
-        list(bare_positions(File(write(tmp_path, "b.csv", "id,board\n"))))
+        list(unlabelled_positions(File(write(tmp_path, "b.csv", "id,board\n"))))
 
 
 def test_all_moves_with_values_are_learnt_from_in_the_first_epoch(tmp_path: Path) -> None:
@@ -217,4 +217,4 @@ def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
     with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it, 1 were solved"):
-        solve(Player(Even(), "value"), path, SearchLimits(nodes=30))
+        solve(ChessPlayer(Even(), "value"), path, SearchLimits(nodes=30))

@@ -12,10 +12,10 @@ import torch
 from chess_data import game, games_file, recipe, train
 
 import headway as hw
-from headway.codecs.boards import MIRROR, NUMBERS
+from headway.codecs.chess_boards import MIRRORED_MOVES, MOVE_INDEX
 from headway.config import override
 from headway.data import SplitConfig
-from headway.data.files import File
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import ConfigError, UserError
 from headway.nn.models import build
@@ -23,12 +23,12 @@ from headway.nn.models import build
 chess = pytest.importorskip("chess")
 
 from headway.domains.chess.config import ChessConfig  # noqa: E402
-from headway.domains.chess.judge import BoardJudge, judge_of, place_of  # noqa: E402
+from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, position_input  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.task import Boards  # noqa: E402
-from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
-from headway.learn.examples import Chance  # noqa: E402
+from headway.domains.chess.win_probability import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
+from headway.learn.examples import RngKey  # noqa: E402
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -40,11 +40,13 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_a_game_has_its_moves_its_result_and_the_engines_judgement(tmp_path: Path) -> None:
     (found,) = games(File(write(tmp_path, "a.pgn", game())))
     played = ["e2e4", "e7e5", "d1h5", "b8c6", "f1c4", "g8f6", "h5f7"]
-    sides = [NUMBERS[move] if at % 2 == 0 else int(MIRROR[NUMBERS[move]]) for at, move in enumerate(played)]
+    sides = [
+        MOVE_INDEX[move] if at % 2 == 0 else int(MIRRORED_MOVES[MOVE_INDEX[move]]) for at, move in enumerate(played)
+    ]
     assert found.moves == sides
     assert found.result is not None
     assert found.result.tolist() == [1, 0, 0]
-    assert [judged is not None for judged in found.judged] == [True, True, False, True, False, True, False]
+    assert [judged is not None for judged in found.evaluations] == [True, True, False, True, False, True, False]
     source = open_positions([tmp_path / "a.pgn"], 0.5, False)
     targets = source.targets(np.arange(7))
     assert targets.moves[:, 0].tolist() == sides
@@ -95,11 +97,13 @@ def test_forms_of_lists(tmp_path: Path) -> None:
     start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
     epd = write(tmp_path, "a.epd", f'{start} bm e4 d4; ce 35; id "one";\n{start} ce -20;\n\n')
     found = open_positions([epd], 0.5, False).targets(np.arange(2))
-    assert found.moves.tolist() == [[NUMBERS["e2e4"], NUMBERS["d2d4"]], [-1, -1]]
+    assert found.moves.tolist() == [[MOVE_INDEX["e2e4"], MOVE_INDEX["d2d4"]], [-1, -1]]
     np.testing.assert_allclose(found.values[1], outcome(-20.0), atol=1e-3)
     own = "PuzzleId,FEN,Moves,Rating\n1,r6k/pp2r2p/4Rp1Q/3p4/8/1N1P2R1/PqP2bPP/7K b - - 0 24,f2g3 e6e7 b2b1 b3c1,1900\n"
     lichess = open_positions([write(tmp_path, "own.csv", own)], 0.5, False)
-    moves = [MIRROR[NUMBERS[m]] if black else NUMBERS[m] for m, black in (("e6e7", False), ("b3c1", False))]
+    moves = [
+        MIRRORED_MOVES[MOVE_INDEX[m]] if black else MOVE_INDEX[m] for m, black in (("e6e7", False), ("b3c1", False))
+    ]
     assert lichess.targets(np.arange(2)).moves[:, 0].tolist() == moves
     labels = "position,bestmove,scores,wdl\n" + f"{start} 0 1,e2e4,e2e4:35 d2d4:#3,900 50 50\n"
     found = open_positions([write(tmp_path, "labels.csv", labels)], 0.5, False).targets(np.arange(1))
@@ -178,10 +182,10 @@ def test_a_model_of_single_positions_reads_nothing_into_earlier_ones(tmp_path: P
         rows.append(f"{board.fen()},{move}")
         board.push(move)
     run = train(tmp_path / "run", write(tmp_path, "labels.csv", "\n".join(rows) + "\n"))
-    judge = judge_of(run.model, run.recipe, "run")
-    assert isinstance(judge, BoardJudge)
+    judge = make_evaluator(run.model, run.recipe, "run")
+    assert isinstance(judge, BoardEvaluator)
     assert judge.history == 1
-    alone, after = (judge.judge([place_of(some, 1)])[0] for some in (chess.Board(board.fen()), board))
+    alone, after = (judge.evaluate([position_input(some, 1)])[0] for some in (chess.Board(board.fen()), board))
     assert np.array_equal(alone.policy, after.policy)
     assert np.array_equal(alone.outcome, after.outcome)
 
@@ -192,7 +196,7 @@ def test_left_and_right_are_exchanged_where_no_one_may_castle(tmp_path: Path) ->
     text = f"position,bestmove\n{free},a1a8\n{bound},h1h8\n{other},h1h8\n"
     source = open_positions([write(tmp_path, "a.csv", text)], 0.5, False)
     rows, tasks = np.arange(3), (ChessConfig(forget=0, turn=share) for share in (0, 1))
-    plain, turned = (Boards(task, recipe(), source).take(rows, Chance(0, rows)) for task in tasks)
+    plain, turned = (Boards(task, recipe(), source).take(rows, RngKey(0, rows)) for task in tasks)
     for first, second in ((0, 2), (1, 1), (2, 0)):
         assert torch.equal(turned.inputs[0][first], plain.inputs[0][second])
         assert torch.equal(turned.targets.moves[first], plain.targets.moves[second])

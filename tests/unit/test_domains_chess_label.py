@@ -19,7 +19,7 @@ from processes import Program
 chess = pytest.importorskip("chess")
 
 from headway.domains.chess.engines import LabelConfig, UciEngine, find_engine, label  # noqa: E402  # noqa: E402
-from headway.domains.chess.match import EngineSide  # noqa: E402
+from headway.domains.chess.match import EngineOpponent  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 
 FAKE = """#!{python}
@@ -134,7 +134,7 @@ def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str,
     with UciEngine(fake(tmp_path, go), patience=20) as engine:
         engine.patience = patience
         with pytest.raises(UserError, match=message):
-            engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
+            engine.analyse(chess.STARTING_FEN, (), "nodes 1", 0.0)
         assert engine._process.wait(5) is not None
 
 
@@ -142,7 +142,7 @@ def test_a_program_that_tells_of_its_thinking_is_waited_for(tmp_path: Path) -> N
     thinks = f'[(print("info depth 1", flush=True), time.sleep(0.1)) for _ in range(25)]; {ANSWER}'
     with UciEngine(fake(tmp_path, thinks), patience=20) as engine:
         engine.patience = 2.0  # less than it thinks
-        assert engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0).best == "a2a3"
+        assert engine.analyse(chess.STARTING_FEN, (), "nodes 1", 0.0).best == "a2a3"
 
 
 def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
     with UciEngine(str(script), patience=20) as engine:
         engine.patience = 0.5
         with pytest.raises(UserError, match=r"was silent for 0\.5 s and was ended"):
-            engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
+            engine.analyse(chess.STARTING_FEN, (), "nodes 1", 0.0)
         asked = time.monotonic()
     idle = UciEngine(str(script), patience=20)
-    idle._say("go")
+    idle._send("go")
     idle.close()
     assert time.monotonic() - asked < 20
-    assert not engine._listener.is_alive()  # no one is left who could speak
-    assert not idle._listener.is_alive()
+    assert not engine._reader.is_alive()  # no one is left who could speak
+    assert not idle._reader.is_alive()
 
 
 def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:
@@ -198,15 +198,15 @@ def test_labels_go_on_with_the_positions_that_they_were_begun_with(tmp_path: Pat
 
 def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
     with pytest.raises(UserError, match="at an Elo from 1320 to 3190, not 5"):
-        EngineSide(fake(tmp_path), None, 5, 0.1)
-    side = EngineSide(fake(tmp_path), 10, None, 0.1)
+        EngineOpponent(fake(tmp_path), None, 5, 0.1)
+    side = EngineOpponent(fake(tmp_path), 10, None, 0.1)
     board = chess.Board()
     assert side.move(board).uci() == "a2a3"
     board.push_uci("a2a3")
     with pytest.raises(UserError, match="engine at nodes 10: 'a2a3' is not a legal move"):
         side.move(board)
     side.close()
-    real = EngineSide(stockfish, None, 1320, 0.02)
+    real = EngineOpponent(stockfish, None, 1320, 0.02)
     assert real.name == "stockfish at Elo 1320, 0.02 s per move"
     assert board.is_legal(real.move(board))
     real.close()

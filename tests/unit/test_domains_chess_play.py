@@ -24,20 +24,27 @@ from headway.nn.kernels import deterministic
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
 
-from headway.domains.chess.judge import (  # noqa: E402
-    JudgedPosition,
-    Opinion,
-    OpinionCache,
-    place_of,
+from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E402
+from headway.domains.chess.evaluator import (  # noqa: E402
+    Evaluation,
+    EvaluationCache,
+    PositionInput,
+    position_input,
     repetitions,
 )
 from headway.domains.chess.limits import SearchLimits, share_of_clock  # noqa: E402
-from headway.domains.chess.match import EngineSide, MatchTally, ModelSide, RandomSide, play_match, rungs  # noqa: E402
+from headway.domains.chess.match import (  # noqa: E402
+    EngineOpponent,
+    MatchTally,
+    ModelOpponent,
+    RandomOpponent,
+    ladder_steps,
+    play_match,
+)
 from headway.domains.chess.pgn import openings  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.player import ChessPlayer  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
-from headway.domains.chess.rules import board_of, move_named  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 
 
@@ -50,11 +57,11 @@ class Even:
     def __init__(self, counts: bool = False) -> None:
         self.counts, self.seen = counts, []
 
-    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
+    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
         self.seen += places
         return [self._opinion(place) for place in places]
 
-    def _opinion(self, place: JudgedPosition) -> Opinion:
+    def _opinion(self, place: PositionInput) -> Evaluation:
         policy = np.full(len(place.moves), 1 / len(place.moves), np.float32)
         outcome = np.array([0.0, 1.0, 0.0])
         if self.counts:
@@ -65,7 +72,7 @@ class Even:
             )
             share = 1 / (1 + 10 ** (-(-worth if record[8] & 1 else worth) / 4))
             outcome = np.array([share, 0.0, 1 - share])
-        return Opinion(policy, outcome)
+        return Evaluation(policy, outcome)
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +86,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("fen", [MATE, chess.Board(MATE).mirror().fen(), "7k/P5pp/8/8/8/8/6PP/7K w - - 0 1"])
 @pytest.mark.parametrize("search", ["value", "puct"])
 def test_mate_in_one_is_found_with_an_even_policy(fen: str, search: str) -> None:
-    board = board_of(fen)
-    thought = Player(Even(), search).think(board, SearchLimits(nodes=200))
+    board = board_from_fen(fen)
+    thought = ChessPlayer(Even(), search).think(board, SearchLimits(nodes=200))
     assert thought.lines[0].mates
     board.push(thought.move)
     assert board.is_checkmate()
 
 
 def test_the_tree_takes_what_hangs_and_sees_mates_in_two() -> None:
-    free = Player(Even(counts=True), "puct").think(board_of("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300))
+    free = ChessPlayer(Even(counts=True), "puct").think(
+        board_from_fen("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300)
+    )
     assert free.move.uci() == "e4d5"
     assert 0.6 < expected_of(free.lines[0].outcome) < 0.7  # a pawn ahead
-    two = Player(Even(), "puct").think(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
+    two = ChessPlayer(Even(), "puct").think(board_from_fen("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
     assert two.move.uci() in ("a2g2", "b1g1", "a2a7", "b1b7")  # what leaves a mate to follow
     assert expected_of(two.lines[0].outcome) > 0.6
 
 
 def test_batches_find_what_single_looks_find_and_leave_no_virtual_visits() -> None:
-    board = board_of("r1bqkbnr/pppp1ppp/2n5/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR b KQkq - 3 3")
+    board = board_from_fen("r1bqkbnr/pppp1ppp/2n5/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR b KQkq - 3 3")
     moves = set()
     for batch in (1, 16):
         tree = Tree(Even(counts=True), PuctConfig(batch=batch))
@@ -116,20 +125,20 @@ def test_batches_find_what_single_looks_find_and_leave_no_virtual_visits() -> No
 
 def test_the_rules_end_a_line() -> None:
     tree = Tree(Even(counts=True), PuctConfig())
-    lost = board_of("7k/8/8/8/8/q7/8/K7 w - - 99 80")  # the last move before the fifty-move rule
+    lost = board_from_fen("7k/8/8/8/8/q7/8/K7 w - - 99 80")  # the last move before the fifty-move rule
     lines, _ = tree.search(lost, SearchLimits(nodes=60))
     assert expected_of(lines[0].outcome) == 0.5
-    board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
+    board = board_from_fen("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
     for text in ("a2b3", "g1f1", "b3a2"):
         board.push_uci(text)
     lines, _ = Tree(Even(counts=True), PuctConfig()).search(board, SearchLimits(nodes=60))
     before = next(line for line in lines if line.moves[0].uci() == "f1g1")
     assert expected_of(before.outcome) == 0.5  # it stood there before
-    board = board_of("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
+    board = board_from_fen("7k/8/8/8/8/8/q7/6K1 b - - 0 1")
     for text in ("a2b3", "g1f1", "b3a2", "f1g1", "a2b3", "g1f1", "b3a2", "f1g1"):
         board.push_uci(text)
     assert repetitions(board) == 2
-    place = place_of(board, 1)
+    place = position_input(board, 1)
     assert place.records[0][11] == 2
     assert len(place.records) == 2
     again = board.copy()
@@ -156,8 +165,8 @@ def test_the_tree_is_kept_for_the_moves_that_are_played() -> None:
 
 
 def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
-    board, ends = board_of("k7/8/8/1Q6/8/8/8/K7 w - - 0 1"), []
-    for line in Player(Even(counts=True), "policy").by_policy(board):
+    board, ends = board_from_fen("k7/8/8/1Q6/8/8/8/K7 w - - 0 1"), []
+    for line in ChessPlayer(Even(counts=True), "policy").by_policy(board):
         after = board.copy()
         after.push(line.moves[0])
         ends.append(after.is_stalemate())
@@ -168,14 +177,14 @@ def test_a_policy_avoids_draws_by_the_rules_while_it_hopes_for_more() -> None:
 def test_only_some_moves_are_looked_at_if_asked() -> None:
     only = [chess.Move.from_uci("a2a3"), chess.Move.from_uci("h2h4")]
     for search in ("policy", "value", "puct"):
-        lines = Player(Even(), search).think(chess.Board(), SearchLimits(nodes=20), only=only).lines
+        lines = ChessPlayer(Even(), search).think(chess.Board(), SearchLimits(nodes=20), only=only).lines
         assert {line.moves[0] for line in lines} == set(only)
 
 
 def test_a_search_stops_at_once_and_keeps_to_its_time() -> None:
     limits = SearchLimits()
     threading.Timer(0.2, limits.stop.set).start()
-    Player(Even(), "puct").think(chess.Board(), limits)  # has no other end
+    ChessPlayer(Even(), "puct").think(chess.Board(), limits)  # has no other end
     assert share_of_clock(60, 0, None, 0.05) == pytest.approx(2)
     assert share_of_clock(0.06, 0, None, 0.05) <= 0.005
     assert share_of_clock(10, 1, None, 0.05) == pytest.approx(10 / 30 + 0.8)
@@ -186,27 +195,27 @@ def test_a_search_stops_at_once_and_keeps_to_its_time() -> None:
 def test_what_a_model_does_not_say_is_told() -> None:
     judge = Even()
     judge.has_value = False
-    assert Player(judge).search == "policy"
+    assert ChessPlayer(judge).search == "policy"
     with pytest.raises(UserError, match="predicts no values, which the search puct needs"):
-        Player(judge, "puct")
+        ChessPlayer(judge, "puct")
     judge.has_policy, judge.has_value = False, True
     with pytest.raises(UserError, match="use the search value or puct"):
-        Player(judge, "policy")
+        ChessPlayer(judge, "policy")
     with pytest.raises(UserError, match="there is no search 'alphabeta'"):
-        Player(Even(), "alphabeta")
+        ChessPlayer(Even(), "alphabeta")
     with pytest.raises(UserError, match="the game is over"):
-        Player(Even()).think(board_of("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), SearchLimits())
+        ChessPlayer(Even()).think(board_from_fen("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), SearchLimits())
 
 
 @pytest.mark.parametrize("text", ["e2e5", "Qh5", "e7e8q", "nonsense", "O-O"])
 def test_unknown_and_illegal_moves_are_told(text: str) -> None:
     with pytest.raises(UserError, match=repr(text)):
-        move_named(chess.Board(), text, "here")
+        parse_move(chess.Board(), text, "here")
 
 
-def session(text: str, player: Player | None = None) -> list[str]:
+def session(text: str, player: ChessPlayer | None = None) -> list[str]:
     sink = io.StringIO()
-    Uci(lambda: player or Player(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
+    Uci(lambda: player or ChessPlayer(Even()), "tiny", source=io.StringIO(text), sink=sink).run()
     return sink.getvalue().splitlines()
 
 
@@ -261,10 +270,10 @@ def test_a_position_that_is_none_leaves_the_one_before(wrong: str) -> None:
 
 def test_the_model_is_opened_when_it_is_needed() -> None:
     """Not for `uci` and options, which are kept until then; a model that cannot be opened ends the program."""
-    opened: list[Player] = []
+    opened: list[ChessPlayer] = []
 
-    def open_player() -> Player:
-        opened.append(Player(Even()))
+    def open_player() -> ChessPlayer:
+        opened.append(ChessPlayer(Even()))
         return opened[-1]
 
     def run(text: str, opens: object = open_player) -> list[str]:
@@ -276,9 +285,9 @@ def test_the_model_is_opened_when_it_is_needed() -> None:
     assert not opened
     assert run("setoption name Search value value\nisready\nisready\ngo depth 1\nquit\n")[:2] == ["readyok"] * 2
     assert [player.search for player in opened] == ["value"]
-    assert len(opened[0].judge.inner.seen) >= 2  # type: ignore[attr-defined]  # warm before the clock runs
+    assert len(opened[0].evaluator.inner.seen) >= 2  # type: ignore[attr-defined]  # warm before the clock runs
 
-    def fails() -> Player:
+    def fails() -> ChessPlayer:
         raise UserError("runs/chess does not play chess; train one")
 
     with pytest.raises(UserError, match="does not play chess"):
@@ -319,7 +328,7 @@ def test_uci_waits_for_the_end_of_pondering_and_of_endless_searches() -> None:
         ends = os.pipe()
         read, write = os.fdopen(ends[0], "r"), os.fdopen(ends[1], "w")
         sink = io.StringIO()
-        thread = threading.Thread(target=Uci(lambda: Player(Even()), "tiny", source=read, sink=sink).run)
+        thread = threading.Thread(target=Uci(lambda: ChessPlayer(Even()), "tiny", source=read, sink=sink).run)
         thread.start()
         print(f"position fen {MATE}\ngo ponder wtime 300 btime 300", file=write, flush=True)
         until = time.monotonic() + 60
@@ -365,10 +374,10 @@ def test_games_of_the_command_in_a_match_of_programs(run: Path) -> None:
     """Whole games as a tournament plays them: a new game is told, moves are sent one by one, the rules end it."""
     code = "import sys; from headway.app.cli.main import main; sys.exit(main())"
     command = shlex.join([sys.executable, "-c", code, "chess", "uci", str(run), "--threads", "1"])
-    with closing(EngineSide(command, 8, None, 0.1)) as side:
+    with closing(EngineOpponent(command, 8, None, 0.1)) as side:
         side.engine.patience = 120
         tally = MatchTally()
-        play_match(side, RandomSide(0), [board_of("8/7k/8/8/8/8/QQ6/K7 w - - 90 1")], 2, tally)
+        play_match(side, RandomOpponent(0), [board_from_fen("8/7k/8/8/8/8/QQ6/K7 w - - 90 1")], 2, tally)
     ends = tally.scores()
     assert ends["games"] == 2
     assert ends["illegal_moves"] == 0
@@ -385,30 +394,30 @@ def test_an_analysis_through_python_chess(engine: object) -> None:
         endless.stop()
         assert endless.wait().move in chess.Board().legal_moves
     engine.configure({"Hash": 32, "Threads": 1})  # type: ignore[attr-defined]
-    two = engine.analyse(board_of("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), clients.Limit(mate=2))  # type: ignore[attr-defined]
+    two = engine.analyse(board_from_fen("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), clients.Limit(mate=2))  # type: ignore[attr-defined]
     assert two["score"].white() == clients.Mate(2)
-    mated = board_of("7k/5QQ1/6K1/8/8/8/8/8 b - - 0 1")
+    mated = board_from_fen("7k/5QQ1/6K1/8/8/8/8/8 b - - 0 1")
     assert engine.analyse(mated, clients.Limit(time=0.1))["score"].relative == clients.Mate(0)  # type: ignore[attr-defined]
-    assert engine.play(board_of("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), clients.Limit(nodes=5)).move is None  # type: ignore[attr-defined]
+    assert engine.play(board_from_fen("7k/5Q2/6K1/8/8/8/8/8 b - - 0 1"), clients.Limit(nodes=5)).move is None  # type: ignore[attr-defined]
 
 
 def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
     path = tmp_path / "puzzles.csv"
     other = "7k/8/8/3q4/4P3/8/8/7K w - - 0 1"
     path.write_text(f"position,bestmove\n{MATE},\"['a1a8',]\"\n{other},h1g1\n{other},\"['e4d5', 'h1g1']\"\n")
-    found = solve(Player(Even(counts=True), "value"), path, SearchLimits())
+    found = solve(ChessPlayer(Even(counts=True), "value"), path, SearchLimits())
     assert (found["samples"], found["puzzle_accuracy"], found["illegal_moves"]) == (3, pytest.approx(2 / 3), 0)
     own = tmp_path / "lichess.csv"
     own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/n4PPP/R5K1 b - - 0 1,a2c3 a1a8\n")
-    assert solve(Player(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
+    assert solve(ChessPlayer(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
     with pytest.raises(UserError, match=r"contains no puzzles"):
-        solve(Player(Even()), games_file(tmp_path), SearchLimits())
+        solve(ChessPlayer(Even()), games_file(tmp_path), SearchLimits())
 
 
 def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
-    start = board_of("k7/8/8/8/8/8/3QQ3/4K3 w - - 0 1")
+    start = board_from_fen("k7/8/8/8/8/8/3QQ3/4K3 w - - 0 1")
     start.push_san("Kd1")
-    strong, weak = ModelSide(Player(Even(counts=True), "value"), "counts", None, None), RandomSide(0)
+    strong, weak = ModelOpponent(ChessPlayer(Even(counts=True), "value"), "counts", None, None), RandomOpponent(0)
     seen: list = []
     tally = MatchTally()
     play_match(strong, weak, [start], 2, tally, lambda tally, played: seen.append(played))
@@ -422,8 +431,8 @@ def test_games_of_a_match_swap_colours_and_end_by_the_rules() -> None:
     scores = tally.scores()
     assert scores["illegal_moves"] == 0
     assert scores["games"] == scores["wins"] + scores["draws"] + scores["losses"]
-    assert list(rungs([1, 10], [1320])) == [(1, None), (10, None), (None, 1320)]
-    assert list(rungs([], [])) == [(None, None)]
+    assert list(ladder_steps([1, 10], [1320])) == [(1, None), (10, None), (None, 1320)]
+    assert list(ladder_steps([], [])) == [(None, None)]
 
 
 def test_openings(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,10 +481,10 @@ def test_opinions_are_kept_and_change_nothing(run: Path) -> None:
     model, found, asked = hw.load(run), [], []
     for megabytes in (0, 4):
         player = model.player("puct")
-        player.judge.resize(megabytes)
+        player.evaluator.resize(megabytes)
         rows: list[int] = []
-        player.judge.inner = Counting(player.judge.inner, rows)
-        board, told = board_of("7k/p7/8/8/8/8/P7/K7 w - - 0 1"), []
+        player.evaluator.inner = Counting(player.evaluator.inner, rows)
+        board, told = board_from_fen("7k/p7/8/8/8/8/P7/K7 w - - 0 1"), []
         with deterministic():
             for moves in ([], ["a1b1", "h8g8"], ["a1b1", "h8g8", "b1c1", "g8f8"], []):
                 now = board.copy()
@@ -495,32 +504,34 @@ class Counting:
     def __init__(self, inner: object, rows: list[int]) -> None:
         self.inner, self.rows = inner, rows
 
-    def judge(self, places: list[JudgedPosition]) -> list[Opinion]:
+    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
         self.rows.append(len(places))
-        return self.inner.judge(places)  # type: ignore[attr-defined]
+        return self.inner.evaluate(places)  # type: ignore[attr-defined]
 
 
 def test_the_cache_keeps_apart_what_differs_and_stays_in_its_room() -> None:
     judge = Even(counts=True)
-    cache = OpinionCache(judge)
+    cache = EvaluationCache(judge)
     board = chess.Board()
-    first = place_of(board, 1)
-    once = cache.judge([first, first])
+    first = position_input(board, 1)
+    once = cache.evaluate([first, first])
     assert len(judge.seen) == 1
-    assert once[0] is once[1] is cache.judge([first])[0]
+    assert once[0] is once[1] is cache.evaluate([first])[0]
     for text in ("g1f3", "g8f6", "f3g1", "f6g8"):
         board.push_uci(text)
-    cache.judge([place_of(board, 1), place_of(board, 0)])  # the same squares, with a clock and with a past
+    cache.evaluate(
+        [position_input(board, 1), position_input(board, 0)]
+    )  # the same squares, with a clock and with a past
     assert len(judge.seen) == 3
     cache.resize(0)
-    cache.judge([first])
-    cache.judge([first])
+    cache.evaluate([first])
+    cache.evaluate([first])
     assert len(judge.seen) == 5
     cache.resize(1)
     for number in range(3000):
-        cache.judge([JudgedPosition(((*first.records[0][:12], number),), first.moves)])
+        cache.evaluate([PositionInput(((*first.records[0][:12], number),), first.moves)])
     judge.seen.clear()
-    cache.judge([JudgedPosition(((*first.records[0][:12], 2999),), first.moves)])
+    cache.evaluate([PositionInput(((*first.records[0][:12], 2999),), first.moves)])
     assert not judge.seen  # the newest are kept
-    cache.judge([JudgedPosition(((*first.records[0][:12], 0),), first.moves)])
+    cache.evaluate([PositionInput(((*first.records[0][:12], 0),), first.moves)])
     assert len(judge.seen) == 1  # the oldest are gone

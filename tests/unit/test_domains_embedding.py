@@ -13,7 +13,7 @@ from understanding_data import opened, small, write_questions, write_sentences
 
 from headway.domains.understanding.recipes import embedding
 from headway.errors import UserError
-from headway.learn.objectives.contrast import softmax_contrast
+from headway.learn.objectives.contrastive import softmax_contrast
 from headway.nn.models import PooledHeadConfig
 
 
@@ -33,7 +33,7 @@ def test_embedding_overfits_one_batch_and_finds_partners(sentences: Path) -> Non
     batch = next(task.batches("train"))
     assert batch.tokens == 16
     (texts,) = batch.inputs
-    kept = sum(int(part.layout.keep.sum()) for part in texts.parts)
+    kept = sum(int(part.layout.mask.sum()) for part in texts.chunks)
     assert kept / batch.computed > 0.9
     model, _, loss = overfit(task, recipe, steps=60)
     assert loss < 0.05
@@ -77,10 +77,10 @@ def test_every_text_of_a_label_is_the_partner_of_one_other(questions: Path) -> N
 
 def test_what_is_judged_are_the_first_texts_and_their_partners_are_of_the_whole_split(questions: Path) -> None:
     samples = opened(small(embedding()), questions).examples.of("train")
-    first = samples.some(3)
+    first = samples.limited_to(3)
     assert first.rows.tolist() == samples.rows[:3].tolist()
     (texts,), (other,) = first.take(np.arange(3)).inputs, samples.take(np.arange(3)).inputs
-    assert [part.tokens.ids.tolist() for part in texts.parts] == [part.tokens.ids.tolist() for part in other.parts]
+    assert [part.tokens.ids.tolist() for part in texts.chunks] == [part.tokens.ids.tolist() for part in other.chunks]
     assert first.take(np.arange(3)).targets[1].shape == (3, 3)
 
 

@@ -14,10 +14,10 @@ import headway as hw
 from headway.app.cli.main import main
 from headway.codecs import Codec, load_codec, train_codec
 from headway.domains.masked import fill
-from headway.domains.masked.fill import SPECIAL, mask_of, masked_ids
-from headway.domains.masked.recipes import encoder
+from headway.domains.masked.fill import SPECIAL, mask_id, masked_ids
+from headway.domains.masked.recipes import modern_encoder
 from headway.errors import UserError
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import Transformer, build
 from headway.nn.models.presets import preset
@@ -36,7 +36,7 @@ def codec(play: str) -> Codec:
 
 
 def model_of(codec: Codec) -> Transformer:
-    model = build(encoder(32, 2, 2, codec.size, 32))
+    model = build(modern_encoder(32, 2, 2, codec.vocab_size, 32))
     assert isinstance(model, Transformer)
     return model
 
@@ -48,10 +48,10 @@ def test_a_mask_stands_where_the_word_stood(play: str, kind: str, spaced: bool, 
     """The model reads the ids of the whole text, with the word's own replaced: no space is added or lost."""
     size, spaced = (None, False) if kind == "word" else (1500, spaced)
     codec = train_codec(kind, [play], size, prefix_space=spaced, special=SPECIAL)  # type: ignore[arg-type]
-    whole = [codec.begin, *codec.encode(TEXT), codec.end]
+    whole = [codec.bos_id, *codec.encode(TEXT), codec.eos_id]
     found = masked_ids(codec, TEXT.replace(word, "[MASK]"))
     assert found == masked_ids(codec, TEXT.replace(word, "<mask>"))
-    places = [i for i, symbol in enumerate(found) if symbol == mask_of(codec)]
+    places = [i for i, symbol in enumerate(found) if symbol == mask_id(codec)]
     assert len(places) == 1
     if len(found) == len(whole):  # the word is one symbol
         assert [i for i in range(len(whole)) if found[i] != whole[i]] == places
@@ -63,13 +63,13 @@ def test_a_mask_stands_where_the_word_stood(play: str, kind: str, spaced: bool, 
 
 def test_what_was_learned_is_filled_in(codec: Codec) -> None:
     model = model_of(codec)
-    ids = torch.tensor([[codec.begin, *codec.encode(TEXT), codec.end]])
+    ids = torch.tensor([[codec.bos_id, *codec.encode(TEXT), codec.eos_id]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(150):
         hidden = torch.rand((8, ids.shape[1]), generator=generator) < 0.3
         hidden[:, [0, -1]] = False
-        x = model(torch.where(hidden, mask_of(codec), ids)).x
+        x = model(torch.where(hidden, mask_id(codec), ids)).x
         optimizer.zero_grad()
         model.heads["vocabulary"].loss(x, torch.where(hidden, ids, -100)).total.backward()  # type: ignore[operator]
         optimizer.step()
@@ -85,7 +85,7 @@ def test_what_was_learned_is_filled_in(codec: Codec) -> None:
 
 def test_probabilities_are_those_of_the_whole_vocabulary(codec: Codec) -> None:
     found = fill(model_of(codec), codec, "I am [MASK].", top=10_000)[0]
-    assert len(found) == codec.size
+    assert len(found) == codec.vocab_size
     assert sum(candidate.probability for candidate in found) == pytest.approx(1, abs=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_filled_in_is_refused(codec: Codec) -> None:
     bare = build(replace(model.config, heads={}, tie="none"))
     for other, kind in ((build(preset("gpt-1m")), "a language model"), (bare, r"a model of texts \(its heads: none\)")):
         with pytest.raises(UserError, match=f"m is {kind}, which cannot fill in masks"):
-            hw.Model(Opened(other, Usage(), codec), Path("m")).fill("[MASK]")
+            hw.Model(OpenedModel(other, Usage(), codec), Path("m")).fill("[MASK]")
 
 
 def test_a_run_fills_in_masks(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -109,7 +109,7 @@ def test_a_run_fills_in_masks(data_dir: Path, tmp_path: Path, capsys: pytest.Cap
     settings = {"task.size": 400, "task.context": 32, "train.steps": 2, "train.batch_tokens": 64, "model.depth": 1}
     run = hw.train("masked", path, {**settings, "model.width": 16, "model.heads": 2}, run=tmp_path / "run")
     assert run.summary["scores"]["split"] == "test"
-    assert mask_of(load_codec(run.directory)) == 399
+    assert mask_id(load_codec(run.directory)) == 399
     text = "I am the [MASK] of [MASK]."
     found = hw.load(run.directory).fill(text, top=2)
     assert [len(mask) for mask in found] == [2, 2]

@@ -16,17 +16,17 @@ from tiny_runs import weights
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.recipes import configured, open_task
-from headway.data.calendar import axis
+from headway.app.recipes import configure_recipe, open_task
+from headway.data.calendar import plot_axis
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
-from headway.learn.report.charts import Panel, fans
-from headway.learn.report.page import shortfalls
-from headway.learn.scale import Pace, choose, computing
+from headway.learn.report.charts import Panel, forecast_figure
+from headway.learn.report.rendering import explain_low_scores
+from headway.learn.scaling import Throughput, active_parameters, choose_size
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
@@ -47,7 +47,7 @@ def table(path: Path, days: int = 200, **series: Any) -> Path:
 
 
 def windows(path: Path, **settings: Any) -> Any:
-    return open_task(configured("forecast", path, {**TINY, **settings}, None), path.parent / "none")
+    return open_task(configure_recipe("forecast", path, {**TINY, **settings}, None), path.parent / "none")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,8 @@ def test_what_is_judged_lies_after_what_is_trained_on(data: Path) -> None:
     found, codec = task.examples, task.examples.codec
     assert (codec.season, codec.horizon, codec.context, codec.patch) == (7, 14, 56, 2)
     reach = {
-        side: (found.at.steps[rows].min(), found.at.steps[rows].max() + 14) for side, rows in found.splits.sides.items()
+        side: (found.windows.steps[rows].min(), found.windows.steps[rows].max() + 14)
+        for side, rows in found.splits.indices.items()
     }
     assert reach == {"train": (56, 140), "validation": (140, 170), "test": (170, 200)}
     for split in ("train", "validation", "test"):
@@ -94,14 +95,16 @@ def test_a_window_knows_nothing_of_what_follows(data: Path, tmp_path: Path) -> N
 
 def test_an_untrained_model_says_the_simple_forecast_with_the_errors_it_had(data: Path) -> None:
     task = windows(data)
-    model = task.adapt(configured("forecast", data, TINY, None).model).build(0)
+    model = task.adapt(configure_recipe("forecast", data, TINY, None).model).build(0)
     codec, rows = task.examples.codec, task.examples.splits.rows("train")
-    said = task.objective.foretold(model, task.examples.of("train"))[0]
-    line = simple_forecasts(task.examples.around(rows).before, 14, 7)[codec.line]
+    said = task.objective.predict_quantiles(model, task.examples.of("train"))[0]
+    line = simple_forecasts(task.examples.forecast_window(rows).before, 14, 7)[codec.line]
     near = np.abs(said[..., 4] - line).mean()
     assert codec.line == "season and drift"
-    assert near < np.abs(task.examples.around(rows).after - line).mean()
-    inside = (said[..., 0] <= task.examples.around(rows).after) & (task.examples.around(rows).after <= said[..., -1])
+    assert near < np.abs(task.examples.forecast_window(rows).after - line).mean()
+    inside = (said[..., 0] <= task.examples.forecast_window(rows).after) & (
+        task.examples.forecast_window(rows).after <= said[..., -1]
+    )
     assert inside.mean() == pytest.approx(0.8, abs=0.1)
 
 
@@ -143,7 +146,9 @@ def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
 def test_it_overfits_one_batch(data: Path) -> None:
     task = windows(data)
     batch = next(task.batches("train"))
-    model = task.adapt(configured("forecast", data, {**TINY, "model.width": 64, "model.heads": 4}, None).model).build(0)
+    model = task.adapt(
+        configure_recipe("forecast", data, {**TINY, "model.width": 64, "model.heads": 4}, None).model
+    ).build(0)
     optim = torch.optim.Adam(model.parameters(), 0.02)
     losses = []
     for _ in range(60):
@@ -227,7 +232,7 @@ def test_the_command_writes_a_table_and_a_picture(run: Any, tmp_path: Path, caps
 
 def test_a_report_names_the_better_simple_forecast() -> None:
     scores = {"mase": 1.2, "mase_naive": 1.0, "mase_smoothing": 1.3}
-    (line,) = shortfalls(scores, ())
+    (line,) = explain_low_scores(scores, ())
     assert line == (
         "The seasonal naive forecast is better on this split: its mean absolute scaled error is 1, "
         "compared with 1.2 for the model."
@@ -237,8 +242,8 @@ def test_a_report_names_the_better_simple_forecast() -> None:
 def test_pictures_have_dates_a_legend_and_no_empty_panel() -> None:
     pytest.importorskip("matplotlib")
     days = [f"{day:02}.01.2024" for day in range(1, 11)]
-    panels = [Panel(name, axis(days), np.arange(8.0), np.zeros((2, 9)), np.ones(2)) for name in "abc"]
-    figure = fans(panels)
+    panels = [Panel(name, plot_axis(days), np.arange(8.0), np.zeros((2, 9)), np.ones(2)) for name in "abc"]
+    figure = forecast_figure(panels)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b", "c"]
     assert type(figure.axes[0].xaxis.get_major_formatter()).__name__ == "ConciseDateFormatter"
     told = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -247,13 +252,13 @@ def test_pictures_have_dates_a_legend_and_no_empty_panel() -> None:
 
 def test_each_series_has_a_panel(tmp_path: Path) -> None:
     several = windows(table(tmp_path / "x.csv", 120, x=lambda n: float(n), y=lambda n: n % 7 + 1.0)).examples
-    rows = several.latest(6)
-    assert [several.found[n].name for n in several.at.series[rows]] == ["x", "y"]
-    assert (several.at.steps[rows] == 106).all()
+    rows = several.latest_rows(6)
+    assert [several.series[n].name for n in several.windows.series[rows]] == ["x", "y"]
+    assert (several.windows.steps[rows] == 106).all()
     times = several.times(int(rows[0])).astype("datetime64[D]").astype(str)
     assert (times[several.codec.context], times[-1]) == ("2023-04-17", "2023-04-30")
     alone = windows(table(tmp_path / "y.csv", 400, x=lambda n: float(n))).examples
-    assert np.diff(alone.at.steps[alone.latest(6)]).tolist() == [14] * 3
+    assert np.diff(alone.windows.steps[alone.latest_rows(6)]).tolist() == [14] * 3
 
 
 def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +270,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
         (["--data", str(monthly)], "steps of 1 months"),
         (["--picture", "x.bmp"], "is not a supported image file"),
         (["--out", str(tmp_path / "no" / "x.csv")], "not a folder"),
-        (["--steps", "0"], "whole number from 1"),
+        (["--steps", "0"], "is not an integer of at least 1"),
     ):
         assert cli.main(["forecast", str(run.directory), *arguments]) == cli.USER_ERROR
         told = capsys.readouterr().err.strip()
@@ -291,7 +296,7 @@ def test_too_little_to_train_on(tmp_path: Path, days: int, settings: dict[str, A
 
 def test_constant_series_and_the_last_season(tmp_path: Path) -> None:
     found = windows(table(tmp_path / "x.csv", 99, x=lambda n: 3.0, y=lambda n: float(n % 7)))
-    model = found.adapt(configured("forecast", tmp_path / "x.csv", TINY, None).model).build(0)
+    model = found.adapt(configure_recipe("forecast", tmp_path / "x.csv", TINY, None).model).build(0)
     scores = found.evaluate(model, "test")
     assert math.isfinite(scores["loss"])
     assert "mase" not in scores  # neither has an error of the seasonal naive forecast
@@ -301,7 +306,7 @@ def test_constant_series_and_the_last_season(tmp_path: Path) -> None:
 def test_any_mixer(data: Path, mixer: str) -> None:
     settings = {**TINY, "model.mixer": mixer}
     task = windows(data)
-    model = task.adapt(configured("forecast", data, settings, None).model).build(0)
+    model = task.adapt(configure_recipe("forecast", data, settings, None).model).build(0)
     loss = task.loss(model, next(task.batches("train")))["loss"]
     loss.total.backward()
     assert torch.isfinite(loss.total)
@@ -321,22 +326,22 @@ def test_the_same_bits_twice_and_a_start_from_a_run(run: Any, data: Path, tmp_pa
 
 def test_a_codec_is_what_it_was() -> None:
     codec = WindowCodec(8, 2, 1, 2, "number", 1, errors=((0.0,) * 9,) * 2)
-    read = codec.read(np.arange(8.0)[None], np.array([8]), np.array([0.1]))
+    read = codec.encode(np.arange(8.0)[None], np.array([8]), np.array([0.1]))
     assert read.inputs.shape == (1, 4, 2)
     assert float(read.inputs.mean()) == pytest.approx(0, abs=1e-6)
-    assert read.scaled(np.zeros((1, 2, 9))).tolist() == [[[7.0] * 9] * 2]
+    assert read.unscale(np.zeros((1, 2, 9))).tolist() == [[[7.0] * 9] * 2]
 
 
 def test_more_data_and_time_make_a_larger_model() -> None:
     recipe, scale = find_recipe("forecast"), scale_of("forecast")
     assert scale is not None
 
-    def pace(sized: Recipe) -> Pace:
-        return Pace(3e8 / computing(sized.model), 0.002)
+    def pace(sized: Recipe) -> Throughput:
+        return Throughput(3e8 / active_parameters(sized.model), 0.002)
 
     found = [
-        choose(recipe, scale, {}, unique, seconds, pace)[0].parameters
+        choose_size(recipe, scale, {}, unique, seconds, pace)[0].parameters
         for unique, seconds in ((400, 50.0), (100_000, 600.0), (5_000_000, 7200.0))
     ]
     assert found == sorted(set(found))
-    assert scale.rates(recipe, 64, 4, 32) == {"optim.lr": 0.01}
+    assert scale.learning_rates(recipe, 64, 4, 32) == {"optim.lr": 0.01}

@@ -13,13 +13,13 @@ from image_text_data import TINY, draw, task
 from torch import Tensor
 
 from headway.app.cli import main as cli
-from headway.app.recipes import configured, open_task
-from headway.domains.image_text.emoji import ComparedImages, baselines
-from headway.domains.image_text.recall import recall
+from headway.app.recipes import configure_recipe, open_task
+from headway.domains.image_text.emoji import ComparedImages, recall_baselines
+from headway.domains.image_text.recall import retrieval_recall
 from headway.domains.image_text.recipes import towers
-from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
+from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import ConfigError, UserError
-from headway.learn.objectives.contrast import of_parts, sigmoid_contrast, softmax_contrast
+from headway.learn.objectives.contrastive import encode_chunks, sigmoid_contrast, softmax_contrast
 from headway.nn.models import TwoTower, build
 from headway.nn.models.presets import clip
 from headway.nn.parts.dropout import attach_generator
@@ -68,7 +68,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(loss: str, tmp_path: Pat
         towers_of = {"model.bias": -10.0, "model.scale": 2.3} if loss == "sigmoid" else {}
         chosen = {"task.loss": loss, "task.captions": 2, "task.at_once": at_once, "train.batch_size": 7, **towers_of}
         here = task(table, **chosen)
-        model = here.adapt(configured("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
+        model = (
+            here.adapt(configure_recipe("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
+        )
         batch = next(here.batches("train"))
         pixels, texts = batch.inputs
         total = here.loss(model, batch._replace(inputs=(pixels.double(), texts)))["loss"].total
@@ -90,7 +92,7 @@ def test_what_is_computed_again_drops_the_same(tmp_path: Path) -> None:
     for again in (None, model):
         generator.manual_seed(1)
         model.zero_grad()
-        vectors = of_parts(lambda part: model.vectors("left", part), images.split(2), again)
+        vectors = encode_chunks(lambda part: model.vectors("left", part), images.split(2), again)
         vectors.square().mul(torch.arange(16.0)).sum().backward()
         found.append((vectors.detach(), [p.grad for p in model.left.parameters()], generator.get_state()))
     torch.testing.assert_close(found[0][0], found[1][0])
@@ -100,7 +102,7 @@ def test_what_is_computed_again_drops_the_same(tmp_path: Path) -> None:
 
 def test_the_scale_is_held(tmp_path: Path) -> None:
     here = task(draw(tmp_path), **{"task.scale_limit": 50.0})
-    model = here.adapt(configured("image-text", tmp_path / "captions.csv", TINY, None).model).build(0)
+    model = here.adapt(configure_recipe("image-text", tmp_path / "captions.csv", TINY, None).model).build(0)
     with torch.no_grad():
         model.scale.fill_(9.0)
     here.loss(model, next(here.batches("train")))["loss"].total.backward()
@@ -121,44 +123,46 @@ def test_batches_are_a_pure_function_and_no_image_is_on_two_sides(tmp_path: Path
     (pixels, texts), (others, again) = batches[4].inputs, later.inputs
     torch.testing.assert_close(pixels, others, rtol=0, atol=0)
     assert torch.equal(batches[4].targets[1], later.targets[1])
-    assert [part.tokens.ids.tolist() for part in texts.parts] == [part.tokens.ids.tolist() for part in again.parts]
+    assert [part.tokens.ids.tolist() for part in texts.chunks] == [part.tokens.ids.tolist() for part in again.chunks]
     images = here.examples
-    sides = [{images.pictures.keys[n] for n in numbers.tolist()} for numbers in images.splits.sides.values()]
+    sides = [{images.decoded.keys[n] for n in numbers.tolist()} for numbers in images.splits.indices.values()]
     assert sum(map(len, sides)) == len(set().union(*sides))
     _, same = images.take(np.array([0, 12, 5])).targets
     assert same.tolist() == [[True, True, True, True, False, False]] * 2 + [[False] * 4 + [True] * 2]
     held = tmp_path / "test.csv"  # names one of the pictures as a test
     held.write_text("path,caption,language\ndark-red.png,held out,en\n", encoding="utf-8")
-    both: Any = open_task(configured("image-text", [table, held], TINY, None), tmp_path / "none")
-    assert [both.examples.shown(n) for n in both.examples.splits.rows("test")] == ["dark-red.png"]
+    both: Any = open_task(configure_recipe("image-text", [table, held], TINY, None), tmp_path / "none")
+    assert [both.examples.describe_row(n) for n in both.examples.splits.rows("test")] == ["dark-red.png"]
     assert not {0, 12, 13} & {*both.examples.splits.rows("train").tolist()}
 
 
 def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert ImageMovesConfig()(images, 3) is images
-    moved = ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
+    assert ImageTextAugmentConfig()(images, 3) is images
+    moved = ImageTextAugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
     assert moved.shape == images.shape
     assert not torch.equal(moved, images)
-    torch.testing.assert_close(moved, ImageMovesConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
-    mirrored = ImageMovesConfig(flip=True)(images, 1)
+    torch.testing.assert_close(
+        moved, ImageTextAugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
+    )
+    mirrored = ImageTextAugmentConfig(flip=True)(images, 1)
     for one, other in zip(images, mirrored):
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one.flip(2), other, atol=1e-5)
     with pytest.raises(ConfigError, match=r"shift is 1\.5"):
-        ImageMovesConfig(shift=1.5)
+        ImageTextAugmentConfig(shift=1.5)
 
 
 def test_recall_is_counted_as_by_hand() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = np.array([[1, 0, 0], [0.9, 0.1, 0], [0.6, 0.5, 0.7], [1, 0, 0]], np.float32)
     of = np.array([0, 1, 2, 0])
-    found = recall(images, texts, of)
+    found = retrieval_recall(images, texts, of)
     # Image 0 finds its own; image 1 finds text 2 before its own; image 2 its own.
     assert found["recall_at_1"] == pytest.approx(2 / 3)
     assert found["recall_at_5"] == 1.0
     assert found["image_recall_at_1"] == pytest.approx(3 / 4)  # text 1 is nearer to image 0
     assert found["samples"] == 3
-    by = recall(images, texts, of, ["a", "a", "b", "b"])
+    by = retrieval_recall(images, texts, of, ["a", "a", "b", "b"])
     assert (by["recall_at_1_a"], by["recall_at_1_b"]) == (1.0, 1.0)
     assert by["recall_at_1"] == 1.0
 
@@ -166,14 +170,14 @@ def test_recall_is_counted_as_by_hand() -> None:
 def test_the_best_model_finds_most_in_both_directions(tmp_path: Path) -> None:
     """The goal is the mean of both; the loss of all held-out texts breaks its ties."""
     here = task(draw(tmp_path), **{"task.split.validation": 0.4, "train.batch_size": 2})
-    model = here.adapt(configured("image-text", tmp_path, TINY, None).model).build(0).eval()
+    model = here.adapt(configure_recipe("image-text", tmp_path, TINY, None).model).build(0).eval()
     scores = here.evaluate(model)
     assert (here.goal, here.goal_better) == ("mean_recall_at_1", "max")
     assert scores[here.goal] == (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
     images = here.examples.splits.rows("validation")
-    texts, of = here.examples.asked(images)
-    left = torch.from_numpy(here.objective.images(model, here.examples, images))
-    right = torch.from_numpy(here.objective.texts(model, here.examples, texts))
+    texts, of = here.examples.query_rows(images)
+    left = torch.from_numpy(here.objective.embed_images(model, here.examples, images))
+    right = torch.from_numpy(here.objective.embed_texts(model, here.examples, texts))
     same = torch.from_numpy(here.examples.same(images, texts))
     assert same[torch.from_numpy(of), torch.arange(len(of))].all()
     losses = [plain_clip(2**power * left @ right.T, torch.from_numpy(of), same) / len(of) for power in range(8)]
@@ -188,7 +192,7 @@ def test_baselines_know_what_chance_gives() -> None:
     pixels[1] += 100
     pixels[2] += 200
     names, of, one = ["red cat", "blue dog", "green owl"], np.arange(3), ["en"] * 3
-    found = baselines(
+    found = recall_baselines(
         ComparedImages(pixels, names, of, one), ComparedImages(pixels, ["a cat", "a dog", "nothing"], of, one)
     )
     assert found["chance_at_1"] == pytest.approx(1 / 3)
@@ -211,7 +215,7 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"train.accumulate": 2}, "set train.accumulate to 1, and task.at_once"),
         ({"train.batch_size": 1}, "train.batch_size is 1"),
-        ({"train.batch_size": 60}, "exceeds the .* images to train on"),
+        ({"train.batch_size": 60}, "exceeds the .* images for training"),
         ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; give tables named validation"),
         ({"task.loss": "sigmoid"}, "needs a bias, but the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
@@ -226,7 +230,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
     table = draw(tmp_path)
 
     def begin() -> None:
-        chosen = configured("image-text", table, {**({} if "model" in settings else TINY), **settings}, None)
+        chosen = configure_recipe("image-text", table, {**({} if "model" in settings else TINY), **settings}, None)
         open_task(chosen, tmp_path / "none").adapt(chosen.model).build(0)
 
     with pytest.raises(UserError, match=message):

@@ -14,11 +14,11 @@ import torch
 
 from headway.codecs import Codec, train_codec
 from headway.config import override
-from headway.data import IGNORED, SplitConfig
-from headway.domains.masked.fill import SPECIAL, Symbols, symbols_of
-from headway.domains.masked.recipes import encoder, masked
-from headway.domains.masked.rows import Masking, MaskingConfig
-from headway.domains.masked.task import MaskedTexts
+from headway.data import IGNORE_INDEX, SplitConfig
+from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
+from headway.domains.masked.masking import Masking, MaskingConfig
+from headway.domains.masked.recipes import masked, modern_encoder
+from headway.domains.masked.task import MaskedDataset
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import Recipe, Shard, TrainConfig
@@ -50,12 +50,12 @@ def codec(play: str) -> Codec:
 
 
 @pytest.fixture(scope="module")
-def symbols(codec: Codec) -> Symbols:
-    return symbols_of(codec)
+def symbols(codec: Codec) -> TokenTables:
+    return token_tables(codec)
 
 
 def small(**settings: object) -> Recipe:
-    model = encoder(width=32, depth=2, heads=2, symbols=1, context=64)
+    model = modern_encoder(width=32, depth=2, heads=2, vocab_size=1, context=64)
     recipe = replace(masked(), model=model, train=TrainConfig(batch_tokens=512, precision="fp32"))
     return override(recipe, {"task.size": 500, "task.split": {"validation": 0.2, "test": 0.1}, **settings})
 
@@ -66,8 +66,8 @@ def open_task(recipe: Recipe, path: Path) -> Task:
     return task
 
 
-def texts_of(task: Task) -> MaskedTexts:
-    assert isinstance(task.examples, MaskedTexts)
+def texts_of(task: Task) -> MaskedDataset:
+    assert isinstance(task.examples, MaskedDataset)
     return task.examples
 
 
@@ -87,10 +87,10 @@ def text_rows(codec: Codec, play: str, length: int = 100) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.3])
-def test_shares_are_those_of_the_paper(codec: Codec, symbols: Symbols, play: str, rate: float) -> None:
+def test_shares_are_those_of_the_paper(codec: Codec, symbols: TokenTables, play: str, rate: float) -> None:
     ids, positions = text_rows(codec, play)
     inputs, labels = Masking(MaskingConfig(rate), symbols)(ids, positions, np.arange(len(ids)), seed=1)
-    hidden = labels != IGNORED
+    hidden = labels != IGNORE_INDEX
     assert (hidden.sum(1) == round(rate * ids.shape[1])).all()
     assert (labels[hidden] == ids[hidden]).all()
     assert (inputs[~hidden] == ids[~hidden]).all()
@@ -102,15 +102,15 @@ def test_shares_are_those_of_the_paper(codec: Codec, symbols: Symbols, play: str
     assert symbols.text[inputs[hidden & (inputs != symbols.mask)]].all()  # no special symbol comes by chance
 
 
-def test_special_symbols_and_padding_are_never_hidden(codec: Codec, symbols: Symbols, play: str) -> None:
+def test_special_symbols_and_padding_are_never_hidden(codec: Codec, symbols: TokenTables, play: str) -> None:
     ids, positions = (rows.copy() for rows in text_rows(codec, play))
-    ids[:, 0], ids[:, 49], ids[:, 90:], positions[:, 90:] = codec.begin, codec.end, 0, -1
+    ids[:, 0], ids[:, 49], ids[:, 90:], positions[:, 90:] = codec.bos_id, codec.eos_id, 0, -1
     _, labels = Masking(MaskingConfig(0.9), symbols)(ids, positions, np.arange(len(ids)), seed=1)
-    assert (labels[:, [0, 49, *range(90, 100)]] == IGNORED).all()
-    assert ((labels != IGNORED).sum(1) == round(0.9 * 88)).all()
+    assert (labels[:, [0, 49, *range(90, 100)]] == IGNORE_INDEX).all()
+    assert ((labels != IGNORE_INDEX).sum(1) == round(0.9 * 88)).all()
 
 
-def test_masks_are_a_pure_function_of_seed_and_sample(codec: Codec, symbols: Symbols, play: str) -> None:
+def test_masks_are_a_pure_function_of_seed_and_sample(codec: Codec, symbols: TokenTables, play: str) -> None:
     ids, positions = text_rows(codec, play)
     masking, numbers = Masking(MaskingConfig(unit="spans"), symbols), np.arange(len(ids))
     both = np.stack(masking(ids, positions, numbers, seed=1))
@@ -123,17 +123,17 @@ def test_masks_are_a_pure_function_of_seed_and_sample(codec: Codec, symbols: Sym
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_whole_words_are_never_split(play: str, kind: str) -> None:
     codec = train_codec(kind, [play], 500, special=SPECIAL)  # type: ignore[arg-type]
-    symbols = symbols_of(codec)
+    symbols = token_tables(codec)
     ids, positions = text_rows(codec, play)
     _, labels = Masking(MaskingConfig(unit="words"), symbols)(ids, positions, np.arange(len(ids)), seed=1)
-    hidden = labels != IGNORED
+    hidden = labels != IGNORE_INDEX
     inside = ~symbols.word_starts(ids)[:, 1:]
     assert inside.mean() > 0.2  # there are words of several symbols
     assert (hidden[:, 1:] == hidden[:, :-1])[inside].all()
     assert hidden.mean() == pytest.approx(0.15, abs=0.005)
 
 
-def test_words_start_where_the_tokenizer_splits(codec: Codec, symbols: Symbols, play: str) -> None:
+def test_words_start_where_the_tokenizer_splits(codec: Codec, symbols: TokenTables, play: str) -> None:
     """The pre-tokenizer itself says where words start, in text of many lines and marks."""
     encoding = codec.tokenizer.encode(play[:20_000])  # type: ignore[attr-defined]
     words = np.array(encoding.word_ids)
@@ -158,22 +158,22 @@ def test_a_published_wordpiece_marks_what_goes_on_a_word() -> None:
     codec = TokenizerCodec(tokenizer)
     ids = np.array([codec.encode("playing, the plays nothing")])
     assert ids.tolist() == [[1, 2, 4, 5, 1, 3, 0]]
-    assert symbols_of(codec).word_starts(ids)[0, :6].tolist() == [True, False, True, True, True, False]
-    assert not symbols_of(codec).text[[0, 6, 7, 8]].any()
+    assert token_tables(codec).word_starts(ids)[0, :6].tolist() == [True, False, True, True, True, False]
+    assert not token_tables(codec).text[[0, 6, 7, 8]].any()
 
 
-def test_spans_are_geometric_and_replaced_as_one(codec: Codec, symbols: Symbols, play: str) -> None:
+def test_spans_are_geometric_and_replaced_as_one(codec: Codec, symbols: TokenTables, play: str) -> None:
     ids, positions = text_rows(codec, play, 400)
     masking = Masking(MaskingConfig(unit="spans"), symbols)
     inputs, labels = masking(ids, positions, np.arange(len(ids)), seed=1)
-    assert (labels != IGNORED).mean() == pytest.approx(0.15, abs=0.005)
+    assert (labels != IGNORE_INDEX).mean() == pytest.approx(0.15, abs=0.005)
     units = masking._units(ids, positions, np.arange(len(ids)), 1)
     starts, lengths = symbols.word_starts(ids), []
     for row in range(len(ids)):
         for unit in range(units[row].max()):  # the last is cut by the row's end
             places = units[row] == unit
             lengths.append(int(starts[row, places].sum()))
-            hidden, masks = labels[row, places] != IGNORED, inputs[row, places] == symbols.mask
+            hidden, masks = labels[row, places] != IGNORE_INDEX, inputs[row, places] == symbols.mask
             assert hidden.all() or not hidden.any()
             assert masks.all() or not masks.any()
     assert max(lengths) <= 10
@@ -183,11 +183,11 @@ def test_spans_are_geometric_and_replaced_as_one(codec: Codec, symbols: Symbols,
     assert np.mean(np.array(lengths) == 1) == pytest.approx(wanted[0], abs=0.04)
 
 
-def test_a_row_of_one_long_word_is_still_learned_from(codec: Codec, symbols: Symbols) -> None:
+def test_a_row_of_one_long_word_is_still_learned_from(codec: Codec, symbols: TokenTables) -> None:
     ids = np.array([codec.encode("honorificabilitudinitatibus")])
     positions = np.arange(ids.shape[1])[None]
     _, labels = Masking(MaskingConfig(unit="words"), symbols)(ids, positions, np.arange(1), seed=1)
-    assert (labels != IGNORED).all()
+    assert (labels != IGNORE_INDEX).all()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_rows_hold_every_document_once_and_framed(speeches: Path, play: str) -> 
             starts = (positions == 0).nonzero()[:, 0].tolist()
             length = int((positions >= 0).sum())
             for first, last in zip(starts, [*starts[1:], length]):
-                assert (ids[first], ids[last - 1]) == (codec.begin, codec.end)
+                assert (ids[first], ids[last - 1]) == (codec.bos_id, codec.eos_id)
                 assert positions[first:last].tolist() == list(range(last - first))
                 found.append(ids[first + 1 : last - 1].tolist())
     whole = [codec.encode(speech) for speech in play.split("\n\n")]
@@ -277,7 +277,7 @@ def test_half_of_the_pairs_follow_and_the_others_are_of_other_documents(speeches
             ids, types = inputs.ids[row, :length].tolist(), inputs.types[row, :length].tolist()
             cut = types.index(1)
             assert types == [0] * cut + [1] * (length - cut)
-            assert (ids[0], ids[cut - 1], ids[-1]) == (codec.begin, codec.end, codec.end)
+            assert (ids[0], ids[cut - 1], ids[-1]) == (codec.bos_id, codec.eos_id, codec.eos_id)
             first, second = (" ".join(map(str, part)) for part in (ids[1 : cut - 1], ids[cut:-1]))
             if unrelated[row] == 0:
                 assert any(f"{first} {second}" in text for text in texts)
@@ -291,7 +291,7 @@ def test_wrong_pairs_come_from_elsewhere(speeches: Path, play: str, tmp_path: Pa
         source = texts_of(open_task(small(**{"task.next": True}), path)).of("train").source
         numbers = np.arange(2000)
         first = source._pairs[numbers % len(source)]  # type: ignore[attr-defined]
-        others = source._others(first, np.linspace(0, 1, 2000, endpoint=False))  # type: ignore[attr-defined]
+        others = source._unrelated(first, np.linspace(0, 1, 2000, endpoint=False))  # type: ignore[attr-defined]
         assert ((others >= 0) & (others < len(source._starts))).all()  # type: ignore[attr-defined]
         if path == one:
             assert ((others != first) & (others != first + 1)).all()
@@ -363,7 +363,7 @@ def test_the_codec_of_a_run_is_kept_and_has_a_mask(speeches: Path, tmp_path: Pat
     again = open_task(small(), speeches)
     codec = texts_of(task).codec
     assert texts_of(again).codec.encode("First Citizen") == codec.encode("First Citizen")
-    assert [codec.decode([i]) for i in (codec.begin, codec.end)] == ["", ""]  # type: ignore[list-item]
+    assert [codec.decode([i]) for i in (codec.bos_id, codec.eos_id)] == ["", ""]  # type: ignore[list-item]
 
 
 def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path: Path) -> None:

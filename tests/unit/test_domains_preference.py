@@ -17,9 +17,9 @@ from tiny_models import overfit
 from tiny_runs import cut_back, publish, weights
 
 import headway as hw
-from headway.data import IGNORED
+from headway.data import IGNORE_INDEX
 from headway.domains.chat import preference as choosing
-from headway.domains.chat.answers import answer_scores, fault
+from headway.domains.chat.answer_scores import answer_scores, failure_reason
 from headway.domains.chat.recipes import instruct, preference
 from headway.formats.usage import read_usage
 from headway.generate.session import Completion
@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_the_paper(chosen: Path) -> None:
     model.zero_grad()
     logs = model.heads["vocabulary"](model(inputs, layout).x).log_softmax(-1)
     picked = logs.gather(2, labels.clamp(min=0)[..., None])[..., 0]
-    totals = (picked * (labels != IGNORED)).sum(1).view(2, -1)
+    totals = (picked * (labels != IGNORE_INDEX)).sum(1).view(2, -1)
     ratio = (totals - reference).detach()
     weight = 0.1 * torch.sigmoid(-0.1 * (ratio[0] - ratio[1]))
     (-(weight * (totals[0] - totals[1])).sum()).backward()
@@ -169,8 +169,8 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
 ) -> None:
     taught = train(tmp_path / "taught", told, small(instruct()))
     computed = []
-    original = choosing._build
-    monkeypatch.setattr(choosing, "_build", lambda *given: (computed.append(1), original(*given))[1])
+    original = choosing._write_reference
+    monkeypatch.setattr(choosing, "_write_reference", lambda *given: (computed.append(1), original(*given))[1])
     recipe = small(preference())
     run = train(tmp_path / "run", chosen, recipe, start=taught.directory, samples=2)
     train(tmp_path / "again", chosen, recipe, start=taught.directory)  # from the cache
@@ -208,7 +208,7 @@ def test_the_anchor_is_the_cross_entropy_of_the_chosen_endings(chosen: Path) -> 
     with torch.no_grad():
         found = task.loss(model, batch)
         logits = model.heads["vocabulary"](model(inputs, layout).x)[:rows]
-    wanted = F.cross_entropy(logits.flatten(0, 1), labels[:rows].flatten(), ignore_index=IGNORED)
+    wanted = F.cross_entropy(logits.flatten(0, 1), labels[:rows].flatten(), ignore_index=IGNORE_INDEX)
     assert float(found["anchor"].total) / found["anchor"].count == pytest.approx(0.5 * float(wanted), rel=1e-4)
     assert set(task.loss(model, batch)) == {"loss", "anchor"}
     alone = opened(small(preference(), **{"task.anchor": 0.0}), chosen)
@@ -229,10 +229,10 @@ GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_
     ],
 )
 def test_answers_that_got_worse_are_a_fault(name: str, value: float, said: str) -> None:
-    assert fault(GOOD, GOOD) is None
-    assert fault({**GOOD, name: value}, GOOD) == said
+    assert failure_reason(GOOD, GOOD) is None
+    assert failure_reason({**GOOD, name: value}, GOOD) == said
     known = name != "perplexity_change"  # what the start has already is not the training's fault
-    assert (fault({**GOOD, name: value}, {**GOOD, name: value}) is None) == known
+    assert (failure_reason({**GOOD, name: value}, {**GOOD, name: value}) is None) == known
 
 
 def test_answers_are_compared_with_both_endings(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_answers_are_compared_with_both_endings(chosen: Path, monkeypatch: pytes
             texts = [f" {task.examples.reply(row, part)}\n" if part is not None else " " for row in some]
             return [Completion([], text, [], reason, 1.0) for text in texts]  # type: ignore[arg-type]
 
-        monkeypatch.setattr("headway.domains.chat.answers.completions", completions)
+        monkeypatch.setattr("headway.domains.chat.answer_scores.completions", completions)
         return answer_scores(model, task.examples, rows)
 
     assert answering(0)["win_rate"] == 1.0
@@ -281,10 +281,10 @@ def test_a_start_that_never_learned_to_answer_is_reported(
 
 def test_training_ends_when_the_margin_is_enough_and_the_answers_win() -> None:
     objective = choosing.DirectPreference(0.1, 0.0, enough=2.0)
-    assert objective.finished({"margin": 1.9, "win_rate": 1.0}) is None
-    assert objective.finished({"margin": 2.1, "win_rate": 0.5}) is None
-    assert objective.finished({"margin": 2.1, "win_rate": 1.0}) == (
+    assert objective.stop_reason({"margin": 1.9, "win_rate": 1.0}) is None
+    assert objective.stop_reason({"margin": 2.1, "win_rate": 0.5}) is None
+    assert objective.stop_reason({"margin": 2.1, "win_rate": 1.0}) == (
         "the margin of the rewards is 2.1 and 100% of its answers resemble the chosen one"
     )
-    assert objective.finished({"margin": 8.1, "win_rate": 0.5}) is not None
-    assert choosing.DirectPreference(0.1, 0.0).finished({"margin": 9.0, "win_rate": 1.0}) is None
+    assert objective.stop_reason({"margin": 8.1, "win_rate": 0.5}) is not None
+    assert choosing.DirectPreference(0.1, 0.0).stop_reason({"margin": 9.0, "win_rate": 1.0}) is None

@@ -37,7 +37,7 @@ def test_a_gpt2_from_scratch_with_its_own_tokenizer(play: Path, data_dir: Path, 
     run = hw.train("text", play, settings, run=tmp_path / "run", samples=0, progress=False)
     config = run.recipe.model
     assert isinstance(config, TransformerConfig)
-    assert (config.width, config.context, config.symbols) == (16, 1024, 50257)
+    assert (config.width, config.context, config.vocab_size) == (16, 1024, 50257)
     assert config.embed.positions == LearnedConfig()  # type: ignore[attr-defined]
     assert config.stack.blocks[0].mixer == AttentionConfig(2)
     assert load_codec(run.directory).encode("First Citizen") == load_codec(ranks).encode("First Citizen")

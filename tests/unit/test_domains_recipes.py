@@ -11,7 +11,7 @@ import pytest
 from headway import domains
 from headway.config import from_dict, kinds, override, to_dict
 from headway.data import known_set
-from headway.domains import homes, recipe, recipes, tasks
+from headway.domains import recipe, recipe_domains, recipes, tasks
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, TaskConfig
 from headway.nn.models import describe
@@ -52,7 +52,7 @@ def test_the_numbers_of_2017() -> None:
 
 
 def test_a_domain_says_what_it_holds_before_it_is_imported() -> None:
-    assert homes() == {one.name: one.domain for one in recipes().values()}
+    assert recipe_domains() == {one.name: one.domain for one in recipes().values()}
     for kind, module in tasks().items():
         import_module(module)
         assert kinds(TaskConfig)[kind].__module__ == module

@@ -14,10 +14,10 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import OFFLINE, PATCHES, Pictures, built, given, made, opened, picture, tiny  # noqa: E402
 
-from headway.domains.robotics.codec import read_codec  # noqa: E402
+from headway.domains.robotics.robot_codec import read_codec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
-from headway.learn import WHOLE, Shard  # noqa: E402
-from headway.learn.examples import Chance  # noqa: E402
+from headway.learn import FULL_SHARD, Shard  # noqa: E402
+from headway.learn.examples import RngKey  # noqa: E402
 from headway.nn.models import build  # noqa: E402
 from headway.nn.models.presets import preset  # noqa: E402
 
@@ -30,17 +30,17 @@ def test_a_window_holds_the_actions_from_a_step_on(tmp_path: Path, monkeypatch: 
     given(monkeypatch, data)
     task = opened(tmp_path, **{"task.noise": 0.0})
     steps = np.arange(len(data.actions))
-    batch = task.examples.of("train").take(steps, Chance(0, steps))
+    batch = task.examples.of("train").take(steps, RngKey(0, steps))
     (seen, _), chunks = batch.inputs, batch.targets
-    assert (batch.tokens, batch.computed) == (int(chunks.keep.sum()), 5 * len(steps))
+    assert (batch.tokens, batch.computed) == (int(chunks.mask.sum()), 5 * len(steps))
     mean, std = data.states.mean(0), data.states.std(0)
     for step in steps.tolist():
         end = int(data.ends[data.ends > step][0])
         close(seen.states[step].numpy(), (data.states[step] - mean) / std, rtol=1e-4, atol=1e-4)
         for place in range(5):
-            assert bool(chunks.keep[step, place]) == (step + place < end)
+            assert bool(chunks.mask[step, place]) == (step + place < end)
             if step + place < end:
-                said = task.examples.codec.said_actions(chunks.actions[step, place].numpy())
+                said = task.examples.codec.decode_actions(chunks.actions[step, place].numpy())
                 np.testing.assert_allclose(said, data.actions[step + place], atol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path, monkeypa
     given(monkeypatch, made(("reach", "left")))
     task = opened(tmp_path)
 
-    def some(start: int, count: int, shard: Shard = WHOLE) -> list[torch.Tensor]:
+    def some(start: int, count: int, shard: Shard = FULL_SHARD) -> list[torch.Tensor]:
         batches = [batch for batch, _ in zip(task.batches("train", shard, start), range(count))]
         return [torch.cat([each.inputs[0].states.flatten(), each.inputs[1].noise.flatten()]) for each in batches]
 
@@ -81,13 +81,13 @@ def test_tasks_are_seen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         {},
         np.concatenate([one.tasks, two.tasks + 1]),
         ("reach", "left"),
-        np.concatenate([one.named, two.named]),
+        np.concatenate([one.named_splits, two.named_splits]),
         (*one.environments, *two.environments),
         None,
     )
     given(monkeypatch, data)
     task = opened(tmp_path)
-    stream = task.examples.of("train").training()._replace(size=10, seed=7).endless(WHOLE, 0)
+    stream = task.examples.of("train").training_order()._replace(size=10, seed=7).endless(FULL_SHARD, 0)
     seen = np.concatenate([next(stream)[1] for _ in range(40)])
     second = seen >= len(one.actions)
     assert second.sum() == 200
@@ -110,7 +110,9 @@ def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         codec = opened(tmp_path, **{"task.scaling": scaling}).examples.codec
         assert codec.shift == pytest.approx([shift, 0.25], rel=1e-5)
         assert codec.scale == pytest.approx([scale, 1.0], rel=1e-5)
-        assert codec.said_actions(codec.read_actions(np.array([[0.5, 9.0]]))) == pytest.approx(np.array([[0.5, 9.0]]))
+        assert codec.decode_actions(codec.encode_actions(np.array([[0.5, 9.0]]))) == pytest.approx(
+            np.array([[0.5, 9.0]])
+        )
     assert abs(codec.states(np.full((1, 4), 1e9))).max() == 10
     codec.save(tmp_path)
     assert read_codec(tmp_path) == codec
@@ -160,7 +162,7 @@ def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pyt
     batch = next(task.batches("train"))
     assert [tuple(each.shape) for each in batch.inputs[0].images] == [(8, 3, 16, 24)] * 2
     plain = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.cameras": ["top"]})
-    seen = plain.examples.seen(np.array([3]))
+    seen = plain.examples.observations(np.array([3]))
     assert len(seen.images) == 1
     wanted = (picture(data.states[3], (32, 48)).astype(np.float32) - 127.5) / 64
     np.testing.assert_allclose(seen.images[0][0].permute(1, 2, 0).numpy(), wanted)

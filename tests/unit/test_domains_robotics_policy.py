@@ -15,12 +15,12 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
-from headway.domains.robotics.codec import words_of  # noqa: E402
-from headway.domains.robotics.policy import Acting, Policy, ensembled, structured  # noqa: E402
-from headway.domains.robotics.rollout import PlayedEpisodes, play, together, worth  # noqa: E402
-from headway.environments import Copies  # noqa: E402
+from headway.domains.robotics.policy import RobotController, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.robot_codec import words_of  # noqa: E402
+from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
+from headway.environments import VectorEnv  # noqa: E402
 from headway.errors import UserError  # noqa: E402
-from headway.learn.report.films import Reel  # noqa: E402
+from headway.learn.report.film_strips import FrameSampler  # noqa: E402
 from headway.nn.models import Observations  # noqa: E402
 
 
@@ -29,9 +29,9 @@ def test_ensembling_by_hand() -> None:
     said = np.array([[[1.0]], [[2.0]], [[4.0]]])
     weights = [1.0, math.exp(-0.3), math.exp(-0.6)]
     wanted = (1 * weights[0] + 2 * weights[1] + 4 * weights[2]) / sum(weights)
-    assert ensembled(said, 0.3)[0, 0] == pytest.approx(wanted)
-    assert ensembled(said, 0.0)[0, 0] == pytest.approx(7 / 3)
-    assert ensembled(said, None)[0, 0] == 4.0
+    assert ensemble_chunks(said, 0.3)[0, 0] == pytest.approx(wanted)
+    assert ensemble_chunks(said, 0.0)[0, 0] == pytest.approx(7 / 3)
+    assert ensemble_chunks(said, None)[0, 0] == 4.0
 
 
 @pytest.mark.parametrize(("execute", "ensemble"), [(1, 0.5), (1, None), (3, None), (2, 0.5), (5, 0.1)])
@@ -44,14 +44,16 @@ def test_an_actor_does_what_its_chunks_say(
     model = built(task)
     random = np.random.default_rng(0)
     states = [task.examples.codec.states(random.normal(size=(3, 4))) for _ in range(9)]
-    acting, table, rows = Acting(model, task.examples.codec, [1, 2, 3]), {}, np.arange(3)
+    acting, table, rows = PolicyRunner(model, task.examples.codec, [1, 2, 3]), {}, np.arange(3)
     for step, seen in enumerate(states):
         if step == 6:
-            acting.select(np.array([0, 2]))
+            acting.keep_rows(np.array([0, 2]))
             rows = np.array([0, 2])
         found = acting.act(lambda now=seen[rows]: Observations(torch.from_numpy(now)))
         if step % execute == 0:
-            table[step] = Acting(model, task.examples.codec, [1, 2, 3]).chunk(Observations(torch.from_numpy(seen)))
+            table[step] = PolicyRunner(model, task.examples.codec, [1, 2, 3]).chunk(
+                Observations(torch.from_numpy(seen))
+            )
         live = [table[first][:, step - first] for first in sorted(table) if step - first < 5]
         weights = np.exp(-(ensemble or 0.0) * np.arange(len(live)))
         wanted = live[-1] if ensemble is None else sum(w * x for w, x in zip(weights / weights.sum(), live))
@@ -63,8 +65,8 @@ def test_what_diffusion_draws_is_each_rows_own(tmp_path: Path, monkeypatch: pyte
     settings = {"model.head": {"kind": "diffusion", "steps": 10, "sampled": 3}}
     task = opened(tmp_path, **settings)
     model, seen = built(task, **settings), torch.zeros(2, 4)
-    both = Acting(model, task.examples.codec, [1, 2]).chunk(Observations(seen))
-    alone = Acting(model, task.examples.codec, [2]).chunk(Observations(seen[:1]))
+    both = PolicyRunner(model, task.examples.codec, [1, 2]).chunk(Observations(seen))
+    alone = PolicyRunner(model, task.examples.codec, [2]).chunk(Observations(seen[:1]))
     np.testing.assert_allclose(both[1], alone[0], rtol=1e-4, atol=1e-5)
     assert np.abs(both[0] - both[1]).max() > 1e-3
 
@@ -73,7 +75,7 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     given(monkeypatch, made(cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.examples.codec)
+    policy = RobotController(built(task, **settings), task.examples.codec)
     image, state = picture(np.zeros(4), (24, 24)), np.arange(4) / 4
     one = {"state": state, "cameras": {"top": image}}
     flat = {"observation.state": state, "observation.images.top": image, "task": "reach"}
@@ -86,7 +88,7 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     policy.reset()
     np.testing.assert_array_equal(policy.select_action(flat), first)
     parts = {"observation.state": state[:1], "observation.environment_state": state[1:], "observation.image": image}
-    found = structured(parts)
+    found = structure_observation(parts)
     assert (found["state"].tolist(), list(found["cameras"])) == (state.tolist(), ["image"])
 
 
@@ -109,7 +111,7 @@ def test_observations_that_do_not_fit(
     given(monkeypatch, made(("reach", "left"), cameras=("top",)))
     settings = {"task.episodes": 0, "task.split.validation": 0.3, **PATCHES}
     task = opened(tmp_path, **settings)
-    policy = Policy(built(task, **settings), task.examples.codec)
+    policy = RobotController(built(task, **settings), task.examples.codec)
     sound = {"state": np.zeros(4), "cameras": {"top": np.zeros((24, 24, 3), np.uint8)}, "task": "reach"}
     assert policy.select_action(sound).shape == (2,)
     with pytest.raises(UserError, match=message):
@@ -119,12 +121,12 @@ def test_observations_that_do_not_fit(
 def test_the_words_of_a_task_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made(("reach it", "to the left")))
     task = opened(tmp_path)
-    policy = Policy(built(task), task.examples.codec)
+    policy = RobotController(built(task), task.examples.codec)
     chunks = [policy.predict_action_chunk({"state": np.zeros(4), "task": name}) for name in task.examples.codec.names]
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
     assert words_of("Pick_up the-CUBE!") == ["pick", "up", "the", "cube", "!"]
-    assert task.examples.codec.text("reach the unknown") == [3, 4, 0]
-    assert opened(tmp_path, **{"task.text": False}).examples.codec.symbols == 0
+    assert task.examples.codec.word_ids("reach the unknown") == [3, 4, 0]
+    assert opened(tmp_path, **{"task.text": False}).examples.codec.vocab_size == 0
 
 
 def expert(codec: Any) -> Any:
@@ -136,15 +138,15 @@ def expert(codec: Any) -> Any:
         def parameters(self) -> Any:
             return iter([torch.zeros(1)])
 
-        def draw(self, random: Any, rows: int) -> Any:
-            from headway.nn.models import Drawn
+        def sample_noise(self, random: Any, rows: int) -> Any:
+            from headway.nn.models import ChunkNoise
 
-            return Drawn(torch.zeros(rows, 0))
+            return ChunkNoise(torch.zeros(rows, 0))
 
         def __call__(self, seen: Observations, drawn: Any) -> torch.Tensor:
             places = seen.states.numpy() * np.array(codec.std) + np.array(codec.mean)
             action = np.clip(5 * (places[:, 2:] - places[:, :2]), -1, 1)
-            said = codec.read_actions(action)
+            said = codec.encode_actions(action)
             return torch.from_numpy(said)[:, None].expand(-1, 5, -1)
 
         training = False
@@ -159,8 +161,8 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     """Side by side as alone; the film sees every step of the first episode."""
     given(monkeypatch, made(("reach", "left")))
     codec = opened(tmp_path, **{"task.ensemble": None}).examples.codec
-    reel = Reel(most=1000)
-    with Copies(codec.environments[0], 3, drawn=True) as copies:
+    reel = FrameSampler(max_frames=1000)
+    with VectorEnv(codec.environments[0], 3, render=True) as copies:
         played = play(expert(codec), codec, copies, "reach", range(7), reel)
         one = play(expert(codec), codec, copies, "reach", [4])
     assert played.succeeded is not None
@@ -169,18 +171,18 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     assert one.succeeded[0] == played.succeeded[4]
     assert len(reel.frames) == played.lengths[0] == played.succeeded[0]
     assert played.returns.tolist() == [-float(length) for length in played.lengths]
-    with Copies(codec.environments[1], 3) as copies:  # where the same actions lead away
-        lost = worth(play(expert(codec), codec, copies, "left", range(6)), 30)
+    with VectorEnv(codec.environments[1], 3) as copies:  # where the same actions lead away
+        lost = success_scores(play(expert(codec), codec, copies, "left", range(6)), 30)
     assert lost["success_rate"] < 0.5
-    found = worth(played, 30)
+    found = success_scores(played, 30)
     assert (found["success_rate"], found["samples"]) == (1.0, 7)
     assert found["success_rate_interval"][0] == pytest.approx(0.6457, abs=1e-3)
-    both = together([found, lost], [played, played])
+    both = combine_scores([found, lost], [played, played])
     assert both["samples"] == 13
     assert both["success_rate"] == pytest.approx((7 + 6 * lost["success_rate"]) / 13)
-    silent = worth(PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
+    silent = success_scores(PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
     assert (silent["return_mean"], silent["samples"]) == (1.5, 2)
-    mixed = together([found, silent], [played, PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0]))])
+    mixed = combine_scores([found, silent], [played, PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0]))])
     assert mixed["return_mean"] == pytest.approx((played.returns.sum() + 3) / 9)
     low, high = mixed["return_mean_interval"]
     assert low < mixed["return_mean"] < high
@@ -195,7 +197,7 @@ def test_who_ends_without_a_word_has_not_succeeded(
     given(monkeypatch, made())
     codec = opened(tmp_path).examples.codec
 
-    class Telling(Copies):
+    class Telling(VectorEnv):
         def reset(self, row: int, seed: int) -> Any:
             self.ends = {**getattr(self, "ends", {}), row: seed == 0}
             return super().reset(row, seed)
@@ -219,14 +221,14 @@ def test_any_success_is_better_than_returns_alone(tmp_path: Path, monkeypatch: p
 def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
 
-    class Seen(Copies):
+    class Seen(VectorEnv):
         def __init__(self, name: str, count: int, *, drawn: bool = False, cameras: Any = (), size: Any = ()) -> None:
             assert (list(cameras), size) == (["top"], (24, 24))
-            super().__init__(name, count, drawn=drawn)
+            super().__init__(name, count, render=drawn)
 
-        def pictures(self, row: int) -> dict[str, np.ndarray]:
+        def images(self, row: int) -> dict[str, np.ndarray]:
             looked.append(row)
-            return {"top": picture(self._each[row].unwrapped.places, (24, 24))}
+            return {"top": picture(self._environments[row].unwrapped.places, (24, 24))}
 
     monkeypatch.setattr(import_module("headway.domains.robotics.rollout"), "Copies", Seen)
     given(monkeypatch, made(cameras=("top",)))

@@ -13,8 +13,8 @@ import sound_files
 import torch
 from understanding_data import write_questions, write_sentences
 
-from headway.app.fitting import fitting
-from headway.app.recipes import configured
+from headway.app.planning import size_planner
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
@@ -22,9 +22,9 @@ from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
 from headway.learn.budget import Clock
-from headway.learn.scale import Pace, Scale, choose, computing
+from headway.learn.scaling import Scale, Throughput, active_parameters, choose_size
 
-PACE = Pace(2000.0, 0.002)
+PACE = Throughput(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
 
 
@@ -36,16 +36,18 @@ def scale(name: str) -> Scale:
 
 def settled(name: str, *paths: Path, **task: Any) -> dict[str, Any]:
     recipe = override(find_recipe(name), {f"task.{key}": value for key, value in task.items()})
-    return dict(scale(name).settle(recipe, paths, 1.0).settings)
+    return dict(scale(name).data_settings(recipe, paths, 1.0).settings)
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Pace = PACE, **user: Any) -> tuple[Recipe, Any]:
+def fit(
+    monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any
+) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
-    monkeypatch.setattr("headway.app.fitting.Fitting._measured", lambda self, recipe: pace)
-    found = fitting(configured(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
+    monkeypatch.setattr("headway.app.planning.SizePlanner._measured", lambda self, recipe: pace)
+    found = size_planner(configure_recipe(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
     assert found is not None
     with found:
-        done = found.fit()
+        done = found.choose_setup()
         return done.recipe, done.task
 
 
@@ -70,8 +72,13 @@ def _meta(model: Any) -> torch.nn.Module:
 def test_more_time_and_more_data_make_a_larger_model(name: str) -> None:
     recipe, found = override(find_recipe(name), {"model.context": 50}), []
     for unique, seconds in ((50, 10.0), (5000, 60.0), (500_000, 7200.0)):
-        best, _ = choose(
-            recipe, scale(name), {}, unique, seconds, lambda sized: Pace(2e8 / computing(sized.model), 0.002)
+        best, _ = choose_size(
+            recipe,
+            scale(name),
+            {},
+            unique,
+            seconds,
+            lambda sized: Throughput(2e8 / active_parameters(sized.model), 0.002),
         )
         found.append(best.parameters)
     assert found == sorted(found)
@@ -80,14 +87,16 @@ def test_more_time_and_more_data_make_a_larger_model(name: str) -> None:
 
 def test_a_batch_is_no_larger_than_the_data() -> None:
     recipe = find_recipe("embedding")
-    best, _ = choose(recipe, scale("embedding"), {}, 40, 60.0, lambda sized: Pace(1e5, 0.01))
+    best, _ = choose_size(recipe, scale("embedding"), {}, 40, 60.0, lambda sized: Throughput(1e5, 0.01))
     assert best.batch == 32
 
 
 def test_the_steps_of_batches_whose_units_are_not_all_targets_are_counted() -> None:
     recipe = find_recipe("classification")
-    best, _ = choose(recipe, scale("classification"), {}, 9000, 100.0, lambda sized: Pace(1000.0, 0.0, 1 / 16))
-    assert best.seen == pytest.approx(100_000)
+    best, _ = choose_size(
+        recipe, scale("classification"), {}, 9000, 100.0, lambda sized: Throughput(1000.0, 0.0, 1 / 16)
+    )
+    assert best.targets == pytest.approx(100_000)
     assert best.steps == int(100_000 / (best.batch / 16))
 
 
@@ -110,12 +119,14 @@ def test_the_window_holds_most_sounds_and_the_rest_is_cut(tmp_path: Path) -> Non
 
 def test_sounds_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sound_files.classes(tmp_path / "sounds", each=20)
-    recipe, task = fit(monkeypatch, "audio", folder, Pace(200.0, 0.002))
+    recipe, task = fit(monkeypatch, "audio", folder, Throughput(200.0, 0.002))
     assert recipe.train.batch_size == 16
     assert recipe.model.context == 15
     assert recipe.reasons
     assert task.count("test") > 0
-    own, _ = fit(monkeypatch, "audio", folder, Pace(200.0, 0.002), **{"task.split.test": 0.0, "train.batch_size": 4})
+    own, _ = fit(
+        monkeypatch, "audio", folder, Throughput(200.0, 0.002), **{"task.split.test": 0.0, "train.batch_size": 4}
+    )
     assert own.train.batch_size == 4
     assert own.task.split.test == 0.0
 
@@ -150,7 +161,7 @@ def test_labelled_texts_are_fitted(
     name: str, unit: int, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, task = fit(monkeypatch, name, write_questions(data_dir, tmp_path))
-    trained = scale(name).amount(task)
+    trained = scale(name).unique_targets(task)
     assert 80 < trained < unit
     assert recipe.model.embed.dropout == 0.3  # type: ignore[attr-defined]
 
@@ -165,7 +176,7 @@ def test_pairs_and_tags_are_fitted(data_dir: Path, tmp_path: Path, monkeypatch: 
     tagged = tmp_path / "tagged.conll"
     tagged.write_text("".join(f"word{i % 30} X\nnext{i % 7} Y\n\n" for i in range(200)))
     recipe, task = fit(monkeypatch, "tagging", tagged)
-    assert scale("tagging").amount(task) == 2 * task.count("train")  # type: ignore[attr-defined]
+    assert scale("tagging").unique_targets(task) == 2 * task.count("train")  # type: ignore[attr-defined]
 
 
 def test_masked_texts_count_what_is_hidden(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,20 +185,20 @@ def test_masked_texts_count_what_is_hidden(data_dir: Path, tmp_path: Path, monke
     play.write_text("\n\n".join(lines))
     recipe, task = fit(monkeypatch, "masked", play)
     assert recipe.task.size == 1000
-    assert recipe.model.symbols == 1000
-    assert scale("masked").amount(task) == round(0.15 * task.examples.tokens("train"))  # type: ignore[attr-defined]
+    assert recipe.model.vocab_size == 1000
+    assert scale("masked").unique_targets(task) == round(0.15 * task.examples.count_tokens("train"))  # type: ignore[attr-defined]
 
 
 def test_conversations_get_rows_that_hold_the_longest(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = chat_data.write(tmp_path / "chats.jsonl", chat_data.chats(data_dir, 120))
-    recipe, task = fit(monkeypatch, "instruct", told, Pace(20_000.0, 0.002))
+    recipe, task = fit(monkeypatch, "instruct", told, Throughput(20_000.0, 0.002))
     assert recipe.task.context == recipe.model.context == 256  # type: ignore[attr-defined]
     assert recipe.train.batch_tokens == 2048
     chats = task.examples  # type: ignore[attr-defined]
     said = sum(int(chats.cache.part(i)[1].sum()) for i in chats.numbers("train").tolist())
-    assert scale("instruct").amount(task) == said > 0
+    assert scale("instruct").unique_targets(task) == said > 0
 
 
 def test_a_preference_needs_a_model_that_answers(data_dir: Path, tmp_path: Path) -> None:
@@ -201,14 +212,14 @@ def test_data_of_few_symbols_fill_fewer(tmp_path: Path, monkeypatch: pytest.Monk
     rows = ({"text": f"it is {'good' if i % 2 else 'bad'} number {i}", "label": str(i % 2)} for i in range(300))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe, task = fit(monkeypatch, "classification", path)
-    assert recipe.task.size == 1000 > task.examples.codec.size  # type: ignore[attr-defined]
+    assert recipe.task.size == 1000 > task.examples.codec.vocab_size  # type: ignore[attr-defined]
 
 
 def test_named_recipes_are_not_fitted_nor_are_models_of_the_user() -> None:
     assert scale_of("banking77") is None
     assert scale_of("spoken-digits") is None
     recipe: Recipe = replace(find_recipe("classification"), start="somewhere")
-    assert fitting(recipe, {}, 1.0, Clock(), torch.device("cpu")) is None
+    assert size_planner(recipe, {}, 1.0, Clock(), torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(

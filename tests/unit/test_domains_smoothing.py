@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
-from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Smoothed, best_forms, smoothed
+from headway.domains.forecast.exponential_smoothing import LAST, LAST_SEASON, SmoothedSeries, select_params, smooth
+from headway.domains.forecast.forecast_mixture import ForecastMixture, Forecasts, Observed, choose_mixture
 from headway.domains.forecast.task import LEVELS
 from headway.errors import ConfigError
 from headway.metrics.forecasts import simple_forecasts
@@ -17,9 +17,9 @@ STEPS = np.arange(120)
 YEAR = 10 + 0.1 * STEPS + 3 * np.sin(2 * np.pi * STEPS / 12)
 
 
-def best(values: np.ndarray, season: int, end: int | None = None) -> Smoothed:
-    (form,) = best_forms([values[:end]], season)
-    return smoothed(values, end or len(values), form, season)
+def best(values: np.ndarray, season: int, end: int | None = None) -> SmoothedSeries:
+    (form,) = select_params([values[:end]], season)
+    return smooth(values, end or len(values), form, season)
 
 
 def test_the_naive_forms_are_the_naive_forecasts() -> None:
@@ -28,7 +28,7 @@ def test_the_naive_forms_are_the_naive_forecasts() -> None:
     windows = np.stack([values[n - 24 : n] for n in at])
     known = simple_forecasts(windows, 15, 7)
     for form, name in ((LAST, "last"), (LAST_SEASON, "season")):
-        middle = smoothed(values, 40, form, 7).quantiles(at, 15, (0.5,))[..., 0]
+        middle = smooth(values, 40, form, 7).quantiles(at, 15, (0.5,))[..., 0]
         np.testing.assert_allclose(middle, known[name])
 
 
@@ -39,9 +39,9 @@ def test_trends_seasons_and_growth_go_on() -> None:
         (np.exp(0.03 * STEPS + 0.3 * np.sin(2 * np.pi * STEPS / 12) + rng.normal(0, 0.01, 120)), True),
     ):
         found = best(values, 12, 108)
-        assert found.form.seasonal
-        assert found.form.has_trend
-        assert found.form.of_logarithms == of_logarithms
+        assert found.params.seasonal
+        assert found.params.has_trend
+        assert found.params.of_logarithms == of_logarithms
         middle = found.quantiles(np.array([108]), 12, (0.5,))[0, :, 0]
         np.testing.assert_allclose(middle, values[108:], rtol=0.06)
 
@@ -49,13 +49,13 @@ def test_trends_seasons_and_growth_go_on() -> None:
 def test_series_together_have_the_forms_that_they_have_alone() -> None:
     rng = np.random.default_rng(2)
     series = [rng.normal(size=40).cumsum(), YEAR, rng.normal(size=90), np.full(30, 4.0), np.array([1.0, 2.0])]
-    assert best_forms(series, 12) == [best_forms([values], 12)[0] for values in series]
+    assert select_params(series, 12) == [select_params([values], 12)[0] for values in series]
 
 
 def test_a_forecast_depends_on_nothing_later() -> None:
     later = YEAR.copy()
     later[90:] = 1000.0
-    one, two = (smoothed(values, 80, best_forms([YEAR[:80]], 12)[0], 12) for values in (YEAR, later))
+    one, two = (smooth(values, 80, select_params([YEAR[:80]], 12)[0], 12) for values in (YEAR, later))
     at = np.array([70, 90])
     np.testing.assert_array_equal(one.quantiles(at, 5, LEVELS), two.quantiles(at, 5, LEVELS))
 
@@ -98,7 +98,7 @@ def test_widths_are_those_of_the_errors(spread: float) -> None:
     found = choose_mixture(said[1:], zeros(400), said, zeros(400))
     assert found.widths == pytest.approx((1 / spread, 1 / spread), rel=0.1)
     one = np.linspace(0, 8, 9)[None, None]
-    wide = replace(found, shares=(1.0, 0.0, 0.0), widths=(0.5, 2.0)).mixed(Forecasts(one, one, one))
+    wide = replace(found, shares=(1.0, 0.0, 0.0), widths=(0.5, 2.0)).mix(Forecasts(one, one, one))
     assert wide[0, 0].tolist() == [2, 2.5, 3, 3.5, 4, 6, 8, 10, 12]
 
 

@@ -23,7 +23,7 @@ from headway.domains.text.task import CarriedNextToken, StreamedDocuments, Strea
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import Recipe, Shard
-from headway.learn.distributed import Carried, Processes
+from headway.learn.distributed import CarriedStates, Processes
 from headway.learn.learner import Learner
 from headway.learn.task import Task
 from headway.nn.models import ModelConfig, build
@@ -92,7 +92,7 @@ def test_streams_hold_each_prediction_once_and_rows_go_on() -> None:
 
 def test_batches_are_a_pure_function_of_their_number(speeches: Path) -> None:
     task, texts, _ = open_task(small(**{"train.accumulate": 2}), speeches)
-    first = [(b.inputs[0].tolist(), b.begins) for b in islice(task.batches("train"), 400)]
+    first = [(b.inputs[0].tolist(), b.starts_epoch) for b in islice(task.batches("train"), 400)]
     epoch = 2 * len(texts.streams.source)
     assert [k for k, (_, begins) in enumerate(first) if begins] == [k for k in range(400) if k % epoch < 2]
     assert [b.inputs[0].tolist() for b in islice(task.batches("train", start=260), 140)] == [i for i, _ in first[260:]]
@@ -111,7 +111,7 @@ def test_losses_without_learning_are_those_of_whole_streams(speeches: Path, mixe
     whole = Streams(texts.cache.ids, texts.spans("train"), source.targets, 6).windows(slice(0, 6), 0)
     inputs, labels, positions = map(torch.from_numpy, whole)
     with torch.no_grad():
-        x = model(inputs, Layout(positions), objective.begin(model, 6)).x
+        x = model(inputs, Layout(positions), objective.initial_state(model, 6)).x
         nats = torch.nn.functional.cross_entropy(model.heads["vocabulary"](x).mT, labels, reduction="none")
     stream, start = task.batches("train"), 0
     for step in range(len(source) + 3):
@@ -130,17 +130,17 @@ def test_evaluation_reads_streams_too(speeches: Path) -> None:
     recipe = small()
     task, texts, objective = open_task(recipe, speeches)
     model = shaken(task.adapt(recipe.model))
-    lanes = StreamedRows(texts, "validation").judged
+    lanes = StreamedRows(texts, "validation").evaluation_streams
     assert lanes.rows == 3
     assert len(lanes.source) > 8
     whole = Streams(texts.cache.ids, texts.spans("validation"), lanes.source.targets, lanes.rows)
     inputs, labels, positions = map(torch.from_numpy, whole.windows(slice(0, lanes.rows), 0))
     with torch.no_grad():
-        x = model(inputs, Layout(positions), objective.begin(model, lanes.rows)).x
+        x = model(inputs, Layout(positions), objective.initial_state(model, lanes.rows)).x
         nats = torch.nn.functional.cross_entropy(model.heads["vocabulary"](x).mT, labels)
     assert task.evaluate(model)["loss"] == pytest.approx(float(nats), rel=1e-9)
     some = StreamedRows(texts, "validation", 4)
-    assert sum(some.take(numbers).tokens for numbers in some.judging().once()) == 28
+    assert sum(some.take(numbers).tokens for numbers in some.evaluation_order().single_pass()) == 28
 
 
 @pytest.mark.parametrize("carried", [True, False])
@@ -192,7 +192,7 @@ def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeyp
     model = build(task.adapt(recipe.model))
     processes = Processes(torch.device("cpu"))
     processes.rank, processes.world = 1, 2
-    carried = Carried(objective, processes, 4)
+    carried = CarriedStates(objective, processes, 4)
     saved = {f"carried.{lane}.{n}": torch.full((3, 32), float(lane)) for lane in range(4) for n in range(8)}
     carried.load_state_dict(model, saved)
     assert [state[0].now[0][0, 0].item() for state in carried._states] == [1, 3]

@@ -14,7 +14,7 @@ import torch
 from headway.app.cli.main import main
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.text.recipes import modern, shakespeare, text
+from headway.domains.text.recipes import modern_decoder, shakespeare, text
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Shard, TrainConfig
@@ -32,7 +32,7 @@ def play(data_dir: Path, tmp_path: Path) -> Path:
 
 
 def small(recipe: Recipe, **task: object) -> Recipe:
-    model = modern(width=32, depth=2, heads=2, window=32, symbols=1)
+    model = modern_decoder(width=32, depth=2, heads=2, window=32, vocab_size=1)
     config = replace(recipe.task, **{"context": 32, **task})
     return replace(recipe, model=model, task=config, train=TrainConfig(batch_tokens=256))
 
@@ -97,7 +97,7 @@ def test_documents_are_on_one_side_and_kept_apart(data_dir: Path, tmp_path: Path
     assert not sides[0] & sides[1]
     batch = next(task.batches("train"))
     inputs, layout = batch.inputs
-    ends = inputs == texts.codec.end
+    ends = inputs == texts.codec.eos_id
     assert (batch.targets[ends & (layout.positions > 0)] < 0).all()  # nothing is foretold past an end
 
 
@@ -163,7 +163,7 @@ def test_data_that_do_not_fit_are_errors(play: Path, tmp_path: Path) -> None:
     task = open_task(recipe, play)
     with pytest.raises(UserError, match="validation split"):
         task.adapt(recipe.model)
-    assert texts_of(open_task(small(text(), size=8000), play)).codec.size < 8000  # the most: the data fill less
+    assert texts_of(open_task(small(text(), size=8000), play)).codec.vocab_size < 8000  # the most: the data fill less
     with pytest.raises(UserError, match="no file or folder"):
         open_task(small(text()), tmp_path / "none.txt")
 

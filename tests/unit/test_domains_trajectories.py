@@ -13,17 +13,17 @@ from tiny_models import stirred
 from torch import nn
 from trajectory_data import SETTINGS, made, opened, saved, tiny
 
-from headway.app.recipes import configured, open_task
-from headway.data.recordings import write_episodes
+from headway.app.recipes import configure_recipe, open_task
+from headway.data.episode_files import write_episodes
 from headway.domains.trajectories.acting import Actor, RecordingActors, play
-from headway.domains.trajectories.asking import by_returns
-from headway.domains.trajectories.codec import read_codec
-from headway.domains.trajectories.pictures import Point
+from headway.domains.trajectories.target_effect import return_effect
+from headway.domains.trajectories.trajectory_codec import read_codec
+from headway.domains.trajectories.trajectory_plots import Point
 from headway.environments import Mixture, Recorder
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.learn import WHOLE, Shard
-from headway.learn.examples import Chance
+from headway.learn import FULL_SHARD, Shard
+from headway.learn.examples import RngKey
 from headway.nn.models import PatchesConfig, TrajectoryInputs, Transformer, build
 from headway.nn.models.presets import preset
 
@@ -40,11 +40,11 @@ def test_a_window_holds_the_steps_that_an_agent_sees(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **OFFLINE)
     episodes, codec = task.examples.episodes, task.examples.codec
     windows = task.examples.of("train")
-    batch = windows.take(np.arange(windows.training().samples), Chance(0, np.arange(1)))
+    batch = windows.take(np.arange(windows.training_order().samples), RngKey(0, np.arange(1)))
     (inputs, layout), (actions, following) = batch.inputs, batch.targets
     assert (inputs.actions is actions, following) == (True, None)
     to_go, row = episodes.returns_to_go(), 0
-    for number in task.examples.splits.sides["train"]:
+    for number in task.examples.splits.indices["train"]:
         start, end = int(episodes.starts[number]), int(episodes.ends[number])
         for last in range(start, end):
             first = max(start, last - 3)
@@ -57,14 +57,14 @@ def test_a_window_holds_the_steps_that_an_agent_sees(tmp_path: Path) -> None:
                 wanted = (episodes.states[step] - np.array(codec.mean)) / np.array(codec.std)
                 np.testing.assert_allclose(inputs.states[row, place], wanted, rtol=1e-4, atol=1e-5)
             row += 1
-    assert row == windows.training().samples
+    assert row == windows.training_order().samples
     assert sum(batch.tokens for batch in task.batches("all")) == len(episodes.rewards)  # each step, once
 
 
 def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **OFFLINE)
 
-    def some(start: int, count: int, shard: Shard = WHOLE) -> list[torch.Tensor]:
+    def some(start: int, count: int, shard: Shard = FULL_SHARD) -> list[torch.Tensor]:
         stream = task.batches("train", shard, start)
         return [next(stream).inputs[0].states for _ in range(count)]
 
@@ -76,13 +76,15 @@ def test_batches_are_a_pure_function_of_seed_and_number(tmp_path: Path) -> None:
 
 
 def test_equal_episodes_are_never_on_two_sides(tmp_path: Path) -> None:
-    from headway.data.episodes import joined
+    from headway.data.episodes import concatenate_episodes
 
-    twice = joined([made(), made()], ["a", "b"])
+    twice = concatenate_episodes([made(), made()], ["a", "b"])
     write_episodes(tmp_path / "a.npz", twice)
     task = opened(tmp_path / "a.npz", tmp_path, **OFFLINE)
     keys = task.examples.episodes.keys()
-    sides = [{keys[number] for number in task.examples.splits.sides[side]} for side in ("train", "validation", "test")]
+    sides = [
+        {keys[number] for number in task.examples.splits.indices[side]} for side in ("train", "validation", "test")
+    ]
     assert all(sides)
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
 
@@ -121,7 +123,7 @@ def test_losses_are_those_of_the_steps_alone(tmp_path: Path) -> None:
     settings = {"task.states": 2.0, "task.returns": 0.5, **OFFLINE}
     task = opened(saved(tmp_path, discrete=False), tmp_path, **settings)
     model, windows = built(task, **settings), task.examples.of("train")
-    batch = windows.take(np.arange(20), Chance(0, np.arange(1)))
+    batch = windows.take(np.arange(20), RngKey(0, np.arange(1)))
     losses = task.loss(model, batch)
     with torch.no_grad():
         encoded, layout = model(*batch.inputs), batch.inputs[1]
@@ -137,7 +139,7 @@ def test_losses_are_those_of_the_steps_alone(tmp_path: Path) -> None:
             if layout.positions[row, place] < 0:
                 continue
             step = order[row] - 3 + place
-            target = codec.read_actions(episodes.actions[step])
+            target = codec.encode_actions(episodes.actions[step])
             total["actions"] += float(((said["actions"][row, place].numpy() - target) ** 2).mean())
             if step not in lasts:
                 count += 1
@@ -163,7 +165,7 @@ class Plain:
         now, rows = len(self.states) - 1, len(states)
         first = max(0, now - self.codec.context + 1)
         returns = [self.targets - sum(self.rewards[:step], np.zeros(rows)) for step in range(first, now + 1)]
-        actions = [torch.from_numpy(self.codec.read_actions(self.actions[step])) for step in range(first, now)]
+        actions = [torch.from_numpy(self.codec.encode_actions(self.actions[step])) for step in range(first, now)]
         actions.append(torch.zeros_like(actions[0]) if actions else self._nothing(rows))
         inputs = TrajectoryInputs(
             torch.stack([torch.from_numpy(self.codec.returns(each)) for each in returns], 1),
@@ -192,7 +194,7 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
     model = built(task, **settings)
     said: list[np.ndarray] = []
     head: Any = model.heads["actions"]
-    plain_said = head.said
+    plain_said = head.predict
 
     def note(x: torch.Tensor) -> torch.Tensor:
         found = plain_said(x)
@@ -211,12 +213,12 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
         action = actor.act(states)
         monkeypatch.setattr(head, "said", plain_said)
         np.testing.assert_allclose(said[-1], plain.say(states), rtol=1e-4, atol=1e-5)
-        actor.take(rewards)
+        actor.observe_rewards(rewards)
         plain.actions.append(action)
         plain.rewards.append(rewards)
         if step in (1, 6):  # an episode ends
             going = np.array([0, 2]) if step == 1 else np.array([1])
-            actor.select(going)
+            actor.keep_rows(going)
             plain.targets = plain.targets[going]
             for kept in (plain.states, plain.actions, plain.rewards):
                 kept[:] = [each[going] for each in kept]
@@ -226,9 +228,9 @@ def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
     """And for each episode from its own seed, whoever plays beside it."""
     task = opened(saved(tmp_path), tmp_path, **OFFLINE, **{"task.draw": True})
     logits = np.log(np.array([[0.2, 0.5, 0.3]])).repeat(20_000, 0)
-    drawn = task.examples.codec.said_actions(logits, np.random.default_rng(0).random(20_000))
+    drawn = task.examples.codec.decode_actions(logits, np.random.default_rng(0).random(20_000))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
-    assert task.examples.codec.said_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
+    assert task.examples.codec.decode_actions(logits[:2], np.array([0.0, 1.0 - 1e-9])).tolist() == [0, 2]
     model, states = built(task), np.random.default_rng(1).normal(size=(9, 1, 4))
     alone = Actor(model, task.examples.codec, [1.0], [5])
     beside = Actor(model, task.examples.codec, [1.0, 1.0, 1.0], [4, 5, 6])
@@ -238,13 +240,13 @@ def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
 
 def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
     task = opened(saved(tmp_path, discrete=False), tmp_path, **OFFLINE)
-    episodes, codec, training = task.examples.episodes, task.examples.codec, task.examples.splits.sides["train"]
+    episodes, codec, training = task.examples.episodes, task.examples.codec, task.examples.splits.indices["train"]
     steps = np.concatenate([np.arange(episodes.starts[n], episodes.ends[n]) for n in training])
     np.testing.assert_allclose(codec.mean, episodes.states[steps].mean(0), rtol=1e-4, atol=1e-6)
     assert codec.scale == pytest.approx(np.abs(episodes.returns_to_go()[steps]).max())
     assert codec.target == pytest.approx(episodes.returns[training].max())
     assert codec.reach == pytest.approx((float(np.abs(episodes.actions[steps]).max()),))
-    assert np.abs(codec.read_actions(episodes.actions[steps])).max() <= 1
+    assert np.abs(codec.encode_actions(episodes.actions[steps])).max() <= 1
     task.save(tmp_path)
     assert read_codec(tmp_path) == codec
     with pytest.raises(UserError, match=r"has no trajectories\.json"):
@@ -254,11 +256,11 @@ def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
 def test_the_best_episodes_alone_are_learnt_from(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole, best = (opened(path, tmp_path, **OFFLINE, **{"task.best": share}) for share in (1.0, 0.25))
-    assert len(best.examples.splits.sides["train"]) == round(0.25 * len(whole.examples.splits.sides["train"]))
-    left = set(whole.examples.splits.sides["train"]) - set(best.examples.splits.sides["train"])
+    assert len(best.examples.splits.indices["train"]) == round(0.25 * len(whole.examples.splits.indices["train"]))
+    left = set(whole.examples.splits.indices["train"]) - set(best.examples.splits.indices["train"])
     returns = whole.examples.episodes.returns
-    assert min(returns[list(best.examples.splits.sides["train"])]) >= max(returns[list(left)])
-    assert best.examples.splits.sides["validation"].tolist() == whole.examples.splits.sides["validation"].tolist()
+    assert min(returns[list(best.examples.splits.indices["train"])]) >= max(returns[list(left)])
+    assert best.examples.splits.indices["validation"].tolist() == whole.examples.splits.indices["validation"].tolist()
 
 
 def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_what_does_not_fit_is_told_before_any_work(
     every = {**SETTINGS, **OFFLINE, **settings}
 
     def begin() -> None:
-        chosen = configured(recipe, str(path), every, None)
+        chosen = configure_recipe(recipe, str(path), every, None)
         open_task(chosen, tmp_path).adapt(chosen.model)
 
     with pytest.raises(UserError, match=message):
@@ -343,7 +345,7 @@ def test_what_does_not_fit_is_told_before_any_work(
 def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Where nothing is started from, a model takes the sizes of the data."""
     path, model = saved(tmp_path, **given), preset("decision-hopper")
-    recipe = replace(configured(tiny(**OFFLINE), str(path), {}, None), model=model)
+    recipe = replace(configure_recipe(tiny(**OFFLINE), str(path), {}, None), model=model)
     task: Any = open_task(recipe, tmp_path)
     assert task.adapt(model).embed.states.size == task.examples.codec.shape[0]
     with pytest.raises(ConfigError, match=message):
@@ -367,9 +369,9 @@ def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
 
 def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **{"model.embed.timesteps": 500})
-    model, codec, copies = built(task), task.examples.codec, task.objective.copies
+    model, codec, copies = built(task), task.examples.codec, task.objective.envs
     recorder = Recorder(copies, [Mixture(RecordingActors(model, codec), 0.0)], seed=3, horizon=None)
-    recorder.run(3, at_once=2)
+    recorder.run(3, num_parallel=2)
     played = play(model, codec, copies, codec.target, range(3, 6))
     np.testing.assert_array_equal(recorder.episodes().returns, played.returns)
 
@@ -377,10 +379,10 @@ def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> Non
 def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path)
     actors = RecordingActors(built(task), task.examples.codec)
-    actors.begin(0, 7)
+    actors.start_episode(0, 7)
     first = np.zeros((1, 4), np.float32)
     other = 1 - int(actors.act([0], first)[0])
-    actors.took(0, other, 2.5)
+    actors.observe_step(0, other, 2.5)
     actor = actors._actors[0]
     assert int(actor._actions[-1]) == other
     assert actor.to_go.tolist() == [task.examples.codec.target - 2.5]
@@ -397,10 +399,10 @@ def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None
 )
 def test_what_is_reached_is_set_beside_what_was_asked_for(reached: tuple[float, ...], said: str) -> None:
     points = [Point(target, np.array([mean - 1, mean + 1])) for target, mean in zip((-200.0, -150.0, -110.0), reached)]
-    found = by_returns(points)
+    found = return_effect(points)
     assert found.startswith("For target returns from -200 to -110, the model achieved")
     assert said in found
-    assert by_returns(points[:1]) == ""
+    assert return_effect(points[:1]) == ""
 
 
 @pytest.mark.parametrize("discrete", [True, False])
@@ -435,9 +437,9 @@ def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.
     task = opened(saved(tmp_path), tmp_path)
     model = built(task)
     seen: list[int] = []
-    assert task.objective.copies is not None
-    reset = task.objective.copies.reset
-    monkeypatch.setattr(task.objective.copies, "reset", lambda row, seed: seen.append(seed) or reset(row, seed))
+    assert task.objective.envs is not None
+    reset = task.objective.envs.reset
+    monkeypatch.setattr(task.objective.envs, "reset", lambda row, seed: seen.append(seed) or reset(row, seed))
     scores = task.evaluate(model)
     assert seen == [1_000_000, 1_000_001]
     task.evaluate(model, "test")
@@ -451,6 +453,6 @@ def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.
 def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
     task = opened(tmp_path / "a.npz", tmp_path)
-    assert (task.objective.copies, task.goal) == (None, "loss")
+    assert (task.objective.envs, task.goal) == (None, "loss")
     assert "os:getcwd, whose code headway does not run" in caplog.text
     assert isinstance(built(task), nn.Module)

@@ -16,7 +16,14 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.translation import PairMarks, ParallelText, PronounceConfig, SentencePairs, Sentences, TargetText
+from headway.domains.translation import (
+    PairSpecialTokens,
+    ParallelText,
+    PronounceConfig,
+    SentencePairs,
+    TargetText,
+    TokenSequences,
+)
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
 from headway.domains.translation.task import alignment
 from headway.domains.translation.translator import Translator, source_ids
@@ -24,7 +31,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
 from headway.learn import Recipe, Shard, TrainConfig
 from headway.learn.examples import Batch
-from headway.learn.objectives.written import Sources
+from headway.learn.objectives.sequences import Sources
 from headway.learn.task import Task
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, build
 
@@ -53,7 +60,7 @@ def dictionary(tmp_path: Path) -> Path:
 
 
 def small(recipe: Recipe, **task: object) -> Recipe:
-    model = encoder_decoder(width=32, depth=1, heads=2, hidden=64, symbols=1, dropout=0.0)
+    model = encoder_decoder(width=32, depth=1, heads=2, hidden=64, vocab_size=1, dropout=0.0)
     return replace(recipe, model=model, task=replace(recipe.task, **task), train=TrainConfig(batch_tokens=512))
 
 
@@ -81,13 +88,13 @@ def rows(batch: Batch) -> list[list[int]]:
     return source.tolist() + target.tolist() + batch.targets.tolist()
 
 
-def sentences(rows: list[list[int]]) -> Sentences:
+def sentences(rows: list[list[int]]) -> TokenSequences:
     lengths = np.array([len(row) for row in rows])
-    return Sentences(np.array([symbol for row in rows for symbol in row]), np.cumsum(lengths) - lengths, lengths)
+    return TokenSequences(np.array([symbol for row in rows for symbol in row]), np.cumsum(lengths) - lengths, lengths)
 
 
 def test_a_batch_in_full() -> None:
-    pairs = SentencePairs(sentences([[5, 6], [7], [8, 9, 5]]), sentences([[3], [4, 5], []]), PairMarks(1, 2, 4))
+    pairs = SentencePairs(sentences([[5, 6], [7], [8, 9, 5]]), sentences([[3], [4, 5], []]), PairSpecialTokens(1, 2, 4))
     batch = pairs.take(np.array([2, 0]))
     source, source_layout, target, target_layout = batch.inputs
     assert source.tolist() == [[8, 9, 5, 4], [5, 6, 4, 0]]
@@ -99,7 +106,7 @@ def test_a_batch_in_full() -> None:
 
 
 def test_a_source_backwards_keeps_its_end_and_padding_last() -> None:
-    marks = PairMarks(1, 2, 4)
+    marks = PairSpecialTokens(1, 2, 4)
     pairs = SentencePairs(sentences([[5, 6], [], [8, 9, 5]]), sentences([[3], [4, 5], [6]]), marks, True)
     batch = pairs.take(np.array([2, 0, 1]))
     assert batch.inputs[0].tolist() == [[5, 9, 8, 4], [6, 5, 4, 0], [4, 0, 0, 0]]
@@ -118,14 +125,14 @@ def test_what_is_translated_is_read_backwards_as_in_training(
     examples = examples_of(task)
     codec, config = examples.codecs.source, examples.config
     [batch] = islice(task.batches("train"), 1)
-    rows = [row[keep].tolist() for row, keep in zip(batch.inputs[0], batch.inputs[1].keep)]
+    rows = [row[keep].tolist() for row, keep in zip(batch.inputs[0], batch.inputs[1].mask)]
     texts = [codec.decode(row[-2::-1]) for row in rows]
     if kind == "pronounce":
         texts = [text.replace(" ", "") for text in texts]
     assert source_ids(texts, codec, config) == rows
     task.save(tmp_path / "saved")
     model = cast(EncoderDecoder, build(task.adapt(small(translation()).model)))
-    assert Translator.of_run(model, config, tmp_path / "saved", model, lambda *_: None).read(texts) == rows
+    assert Translator.of_run(model, config, tmp_path / "saved", model, lambda *_: None).to_source_ids(texts) == rows
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(captions: list[Path]) -> None:
@@ -147,13 +154,13 @@ def test_every_pair_is_in_an_epoch_once(captions: list[Path]) -> None:
     labels = sorted(
         tuple(row[row >= 0].tolist()) for b in islice(examples.batches("train"), count) for row in b.targets
     )
-    assert labels == sorted((*pairs.target.row(i), examples.codec.end) for i in range(len(pairs)))
+    assert labels == sorted((*pairs.target.row(i), examples.codec.eos_id) for i in range(len(pairs)))
 
 
 def test_text_comes_back(captions: list[Path]) -> None:
     examples = captions_examples(captions)
     sources, pairs = examples.sources("validation"), examples.of("validation")
-    assert [examples.codecs.source.decode(pairs.source.row(i)) for i in range(len(pairs))] == sources.given
+    assert [examples.codecs.source.decode(pairs.source.row(i)) for i in range(len(pairs))] == sources.inputs
     assert [[examples.codec.decode(pairs.target.row(i))] for i in range(len(pairs))] == sources.references
 
 
@@ -176,7 +183,7 @@ def test_no_source_is_on_two_sides(data_dir: Path, tmp_path: Path, reverse: bool
 
 def test_reverse_swaps_the_languages(captions: list[Path]) -> None:
     forward, backward = captions_examples(captions), captions_examples(captions, reverse=True)
-    assert forward.sources("test").given == [ref for (ref,) in backward.sources("test").references]
+    assert forward.sources("test").inputs == [ref for (ref,) in backward.sources("test").references]
     pairs = backward.of("train")
     assert backward.codecs.source.decode(pairs.source.row(0)) in captions[1].read_text(encoding="utf-8")
 
@@ -185,7 +192,7 @@ def test_vocabularies_of_their_own(captions: list[Path], tmp_path: Path) -> None
     recipe = override(small(translation(), size=500, shared=False), {"model.tie": "head"})
     task = open_task(recipe, captions)
     model = cast(EncoderDecoderConfig, task.adapt(recipe.model))
-    assert (model.encoder.symbols, model.decoder.symbols) == (500, 500)
+    assert (model.encoder.vocab_size, model.decoder.vocab_size) == (500, 500)
     codecs = examples_of(task).codecs
     assert codecs.source.encode("Straße") != codecs.target.encode("Straße")
     task.save(tmp_path / "run")
@@ -275,14 +282,14 @@ def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:
     assert task.evaluate(model, "validation", limit=4)["beam"] == 1
     samples = task.samples(model, 3)
     sources = examples.sources("test")
-    texts = sources.given
+    texts = sources.inputs
     assert [s["source"] for s in samples] == [texts[0], texts[(len(texts) - 1) // 2], texts[-1]]
     assert samples[0]["reference"] == sources.references[0][0]
     batch = next(task.batches("train"))
     known = [
-        examples.codecs.source.decode(row[keep].tolist()) for row, keep in zip(batch.inputs[0], batch.inputs[1].keep)
+        examples.codecs.source.decode(row[keep].tolist()) for row, keep in zip(batch.inputs[0], batch.inputs[1].mask)
     ]
-    written = objective.write(model, examples, Sources(known, [], known), SearchConfig(beam=2))
+    written = objective.generate(model, examples, Sources(known, [], known), SearchConfig(beam=2))
     assert written == [row[row >= 0].tolist()[:-1] for row in batch.targets]
     [picture] = task.pictures(model)
     assert str(picture.figure).startswith("<svg")
@@ -290,14 +297,14 @@ def test_a_trained_model_is_judged_and_shown(captions: list[Path]) -> None:
 
 def test_all_is_every_pair(captions: list[Path]) -> None:
     examples = captions_examples(captions)
-    assert len(examples.of("all")) == len(examples.sources("all").given) == LINES
+    assert len(examples.of("all")) == len(examples.sources("all").inputs) == LINES
 
 
 def test_words_are_spelt_and_grouped(dictionary: Path) -> None:
     examples = examples_of(open_task(small(pronounce(), split=SplitConfig(0.1, 0.1)), [dictionary]))
     assert isinstance(examples.config, PronounceConfig)
     everything = [examples.sources(split) for split in ("train", "validation", "test")]
-    words = [word for sources in everything for word in sources.given]
+    words = [word for sources in everything for word in sources.inputs]
     assert len(words) == len(set(words))
     said = dict(zip(words, (r for sources in everything for r in sources.references)))
     assert said["read"] == ["R EH D", "R IY D"]
@@ -311,8 +318,8 @@ def test_odd_words(dictionary: Path) -> None:
     examples = examples_of(open_task(small(pronounce()), [dictionary]))
     codec, config = examples.codecs.source, examples.config
     assert codec.encode(config.prepare(" Data ")) == codec.encode("d a t a")
-    assert codec.unknown is not None
-    assert codec.encode(config.prepare("naïve")).count(codec.unknown) == 1
+    assert codec.unk_id is not None
+    assert codec.encode(config.prepare("naïve")).count(codec.unk_id) == 1
     assert codec.encode(config.prepare("")) == []
 
 
@@ -331,5 +338,5 @@ def test_padding_is_under_five_percent(data_dir: Path, tmp_path: Path, monkeypat
     examples = examples_of(cast(Task, recipe.task.open(recipe, None, tmp_path)))
     plan = examples.of("train").plan(recipe.train.batch_tokens or 0, 0)
     batches = list(islice(examples.batches("train"), len(plan)))
-    kept = sum(int(b.inputs[1].keep.sum()) + b.tokens for b in batches)
+    kept = sum(int(b.inputs[1].mask.sum()) + b.tokens for b in batches)
     assert 1 - kept / sum(b.computed for b in batches) < 0.05

@@ -19,18 +19,18 @@ from understanding_data import opened, small, write_questions, write_sentences
 
 import headway as hw
 from headway.codecs import train_codec
-from headway.codecs.tokenizer import frame_of, word_pieces
+from headway.codecs.tokenizer import sequence_template, tokenize_words
 from headway.config import override
-from headway.data import IGNORED
+from headway.data import IGNORE_INDEX
 from headway.domains.understanding import classify, embed, tag
 from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage, read_usage
 from headway.learn import Shard, unit_of
-from headway.learn.page import notes
 from headway.learn.report.confusion import tag_confusions
-from headway.learn.rows import Limit, framed
+from headway.learn.run_report import notes
+from headway.learn.token_rows import LengthLimit, frame_rows
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.parts.norm import RMSNormConfig
 
@@ -81,7 +81,7 @@ def test_hardly_anything_is_padding(data_dir: Path, tmp_path: Path, monkeypatch:
     recipe = override(banking77(), {"task.codec": "char", "task.size": None})
     task: Any = recipe.task.open(recipe, None, tmp_path)
     batches = list(islice(task.batches("train"), 100))
-    kept = sum(int(batch.inputs.layout.keep.sum()) for batch in batches)
+    kept = sum(int(batch.inputs.layout.mask.sum()) for batch in batches)
     assert kept / sum(batch.computed for batch in batches) > 0.95
     assert task.final_split == "test"
     assert len(task.examples.labels) == 77
@@ -98,7 +98,7 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     task.save(tmp_path)
     texts = task.examples
     assert read_usage(tmp_path).labels == texts.labels
-    first = texts.of("train").some(1)
+    first = texts.of("train").limited_to(1)
     text = texts.table.columns["text"][first.rows[0]]
     found = classify(model, texts.codec, Usage(labels=texts.labels), [text, "hello"])
     assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
@@ -147,9 +147,9 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
     task = opened(recipe, path)
     batch = next(task.batches("train"))
     ids, types = batch.inputs.tokens
-    marks = ids == task.examples.codec.end
+    marks = ids == task.examples.codec.eos_id
     assert torch.equal(marks.sum(1), torch.full((len(ids),), 2))
-    assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.keep).long())
+    assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.mask).long())
     model, _, loss = overfit(task, recipe)
     assert loss < 0.05
     usage, given = Usage(labels=task.examples.labels), [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")]
@@ -166,7 +166,7 @@ def test_numbers_of_pairs_are_predicted_as_numbers(sentences: Path) -> None:
     assert task.reasons == (
         "predicts a number for each pair, as all labels are numbers (task.target=number; otherwise set class)",
     )
-    assert task.settled(recipe).task.target == "number"
+    assert task.resolve_settings(recipe).task.target == "number"
     assert task.goal == "spearman"
     model, _, loss = overfit(task, recipe)
     assert loss < 0.1
@@ -210,7 +210,7 @@ def test_a_page_has_the_scores_of_each_kind_of_entity_and_says_what_was_done(spe
     table = page[page.index("<b>Entities</b>") :]
     assert re.search(r'<td class="label">WHO</td><td class="short">\d+</td>(<td class="short">[\d.]+ %</td>|-)', table)
     assert "outside" in page[page.index("<b>Confusions</b>") :]
-    batches = len(run.task.examples.of("train").training().plan)
+    batches = len(run.task.examples.of("train").training_order().plan)
     assert run.summary["epochs"] == pytest.approx(5 / batches)
     done = f"Trained for 5 steps ({run.summary['tokens']:,} words, {5 / batches:.1f} epochs)"
     assert done in page
@@ -230,11 +230,11 @@ def test_words_without_entities_are_confused_by_their_tags() -> None:
 def test_only_first_symbols_of_words_are_labelled(speeches: Path) -> None:
     task = opened(small(tagging()), speeches)
     batch = next(task.batches("train"))
-    assert batch.tokens == int((batch.targets != IGNORED).sum())
-    first = task.examples.of("train").some(1)
+    assert batch.tokens == int((batch.targets != IGNORE_INDEX).sum())
+    first = task.examples.of("train").limited_to(1)
     words, tags = task.examples.sentences[first.rows[0]]
     one = first.take(np.array([0]))
-    kept = one.targets[0] != IGNORED
+    kept = one.targets[0] != IGNORE_INDEX
     assert int(kept.sum()) == len(words)
     starts = one.inputs.tokens.ids[0][kept].tolist()
     for word, label, start in zip(words, one.targets[0][kept].tolist(), starts):
@@ -249,10 +249,10 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
     spaced = kind in ("bpe", "wordpiece", "unigram")
     codec = train_codec(kind, [text], size, prefix_space=spaced)
     words = ["First", "Citizen", ":", "Before", "proceed", "\u200d"]
-    pieces = word_pieces(codec, [words])[0]
-    assert None not in pieces.first[:5]
-    assert len(set(pieces.first[:5])) == 5
-    for word, first in zip(words[:5], pieces.first):
+    pieces = tokenize_words(codec, [words])[0]
+    assert None not in pieces.first_tokens[:5]
+    assert len(set(pieces.first_tokens[:5])) == 5
+    for word, first in zip(words[:5], pieces.first_tokens):
         assert first is not None
         assert word.startswith(codec.decode([pieces.ids[first]]).strip())
 
@@ -263,7 +263,7 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
         (embedding, {"train.accumulate": 2}, "train.accumulate is 2, but a contrastive loss needs all pairs"),
         (embedding, {"train.batch_size": None}, "train.batch_size is None"),
         (embedding, {"task.temperature": 0}, "task.temperature is 0"),
-        (embedding, {"train.batch_size": 500}, "exceeds the .* pairs to train on"),
+        (embedding, {"train.batch_size": 500}, "exceeds the .* pairs for training"),
         (classification, {"train.batch_size": 8}, "counted in tokens: set only train.batch_tokens"),
         (classification, {"task.label": "category"}, "no column 'category'.*did you mean 'label'.*task.label=label"),
         (classification, {"model.context": 8}, "tokens, but the model reads at most 8; shorten it, or allow"),
@@ -300,13 +300,13 @@ def test_long_texts_are_cut_where_that_is_asked_for(questions: Path) -> None:
 
 def test_the_longer_of_two_texts_is_cut_first() -> None:
     codec = train_codec("char", ["abcdefgh xyz"], special=("[CLS]", "[SEP]"))
-    frame = frame_of(codec)
+    frame = sequence_template(codec)
     encoded = codec.encode_batch(["abcdefgh", "xyz"])
-    rows = framed(frame, encoded[:1], encoded[1:], Limit(9, truncate=True))
+    rows = frame_rows(frame, encoded[:1], encoded[1:], LengthLimit(9, truncate=True))
     assert codec.decode(rows.ids.tolist()) == "abcxyz"
-    assert rows.seconds is not None
-    assert rows.seconds.tolist() == [5]
-    rows = framed(frame, encoded[:1], encoded[1:], Limit(6, truncate=True))
+    assert rows.second_starts is not None
+    assert rows.second_starts.tolist() == [5]
+    rows = frame_rows(frame, encoded[:1], encoded[1:], LengthLimit(6, truncate=True))
     assert codec.decode(rows.ids.tolist()) == "abx"
 
 
@@ -350,7 +350,7 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     model = build(task.adapt(recipe.model))
     said = r"\(its heads: classes\), which cannot tag words; use classify or embed with it, .*headway train tagging"
     with pytest.raises(UserError, match=said):
-        hw.Model(Opened(model, Usage(), task.examples.codec), Path("m")).tag("a text")
+        hw.Model(OpenedModel(model, Usage(), task.examples.codec), Path("m")).tag("a text")
     with pytest.raises(UserError, match="outputs 6 classes but 2 have names"):
         classify(model, task.examples.codec, Usage(labels=("a", "b")), ["a text"])
     with pytest.raises(UserError, match="text 2 of 2 is empty"):

@@ -14,7 +14,7 @@ import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.domains import vision
 from headway.errors import UserError
 from headway.formats.published import save_published
@@ -142,7 +142,7 @@ def test_attention_is_drawn_at_a_size_one_can_see(
         height, width, _ = read_image(str(tmp_path / "drawn.png")).shape
         assert min(height, width // 2) >= 448
     pixels, weights = np.zeros((8, 8, 3), np.uint8), np.ones((2, 2))
-    assert vision.Look(pixels, weights).beside(["label " * 40]).shape[1] > width
+    assert vision.ImageAttention(pixels, weights).side_by_side(["label " * 40]).shape[1] > width
     assert cli.main(["classify", str(folder), *files[:2], "--attention", str(tmp_path / "two.png")]) == cli.USER_ERROR
     assert "--attention takes one image, not 2; pass a single image" in capsys.readouterr().err
 

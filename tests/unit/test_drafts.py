@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from headway.drafts import clean, draft_of
+from headway.temporary_files import clean, temporary_path
 
 _BEGIN = """
 import sys
 from pathlib import Path
-from headway.drafts import draft_of
+from headway.temporary_files import draft_of
 for name in ("run.json", "out"):
     draft = draft_of(Path(sys.argv[1]) / name)
     draft.mkdir() if name == "out" else draft.touch()
@@ -38,7 +38,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         assert len(list(tmp_path.iterdir())) == 4
         killed.kill()
         killed.wait()
-        draft_of(tmp_path / "another.json")
+        temporary_path(tmp_path / "another.json")
         left = sorted(path.name for path in tmp_path.iterdir())
         assert len(left) == 2
         assert all(f".{living.pid}-" in name for name in left)
@@ -65,7 +65,9 @@ def test_only_drafts_are_removed_and_links_are_not_followed(tmp_path: Path) -> N
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "text.txt").write_text("mine")
-    link = draft_of(tmp_path / "a").with_name(draft_of(tmp_path / "a").name.replace(str(os.getpid()), "999999999"))
+    link = temporary_path(tmp_path / "a").with_name(
+        temporary_path(tmp_path / "a").name.replace(str(os.getpid()), "999999999")
+    )
     link.symlink_to(kept, target_is_directory=True)
     others = [".a.draft", "a.7.draft", ".a.7.draft.txt~", ".hidden"]
     for name in others:
@@ -77,7 +79,7 @@ def test_only_drafts_are_removed_and_links_are_not_followed(tmp_path: Path) -> N
 
 def test_every_name_that_a_file_can_have_has_a_draft(tmp_path: Path) -> None:
     names = ["z" * 254 + end for end in "ab"] + ["\U0001f600" * 63, "a.json"]
-    found = [draft_of(tmp_path / name) for name in names]
+    found = [temporary_path(tmp_path / name) for name in names]
     assert len(set(found)) == len(names)
     for path in found:
         path.touch()

@@ -10,8 +10,8 @@ import whisper_models
 from torch import Tensor
 
 import headway as hw
-from headway.domains.chess.judge import BoardJudge, place_of
-from headway.domains.chess.rules import chess
+from headway.domains.chess.boards import chess
+from headway.domains.chess.evaluator import BoardEvaluator, position_input
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
 from headway.nn.models import Transformer, TwoTower, build
@@ -101,8 +101,8 @@ def test_boards_are_judged_as_in_fp32() -> None:
     assert isinstance(rounded, Transformer)
     assert rounded.stack.program is not None
     boards = [chess.Board(), chess.Board("r1bqkb1r/pppp1ppp/2n2n2/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq - 4 4")]
-    places = [place_of(board, 1) for board in boards]
-    for wanted, found in zip(BoardJudge(plain).judge(places), BoardJudge(rounded).judge(places)):
+    places = [position_input(board, 1) for board in boards]
+    for wanted, found in zip(BoardEvaluator(plain).evaluate(places), BoardEvaluator(rounded).evaluate(places)):
         assert wanted.policy is not None
         assert found.policy is not None
         assert abs(wanted.policy - found.policy).max() < 0.02

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headway.engine import pool
-from headway.engine.machine import FORM, barrier, compiled, i64, meetings, take
+from headway.engine.machine import INSTRUCTION_SET, barrier, barriers_passed, claim_part, compiled, i64
 from processes import Program
 
 
@@ -65,8 +65,8 @@ def test_no_more_threads_than_the_quota_feeds(
     quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(pool, "_own_quota", lambda: quota)
-    assert pool.most_threads() == threads
+    monkeypatch.setattr(pool, "_process_quota", lambda: quota)
+    assert pool.max_threads() == threads
 
 
 LESSER = """
@@ -75,7 +75,7 @@ os.environ["HEADWAY_FORM"] = "avx2"
 import numba
 import numpy as np
 from headway.engine import compiler, dots, machine, tiles
-assert (machine.FORM, machine.INSTRUCTIONS) == ("avx2", "avx2")
+assert (machine.INSTRUCTION_SET, machine.INSTRUCTIONS) == ("avx2", "avx2")
 assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
 
 def add(x, y):
@@ -91,7 +91,7 @@ assert "ymm" in code and "zmm" not in code
 """
 
 
-@pytest.mark.skipif(FORM not in ("vnni", "amx"), reason="this processor is no better than the lesser one")
+@pytest.mark.skipif(INSTRUCTION_SET not in ("vnni", "amx"), reason="this processor is no better than the lesser one")
 def test_the_engine_runs_as_on_a_lesser_processor(tmp_path: Path) -> None:
     program = Program(tmp_path, LESSER, NUMBA_CACHE_DIR=str(tmp_path))
     _, err = program.wait()
@@ -111,7 +111,9 @@ for form in ("avx512", "{more}"):
 
 
 def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    out, _ = Program(tmp_path, REFUSED.replace("{more}", "vnni" if FORM in ("avx2", "portable") else "vmx")).wait()
+    out, _ = Program(
+        tmp_path, REFUSED.replace("{more}", "vnni" if INSTRUCTION_SET in ("avx2", "portable") else "vmx")
+    ).wait()
     said = out.strip().splitlines()
     assert len(said) == 2
     assert all(line.startswith("HEADWAY_FORM=") for line in said)
@@ -120,7 +122,7 @@ def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
 LIGHT = """
 import sys
 import torch
-from headway.engine.packed import PackedMatrix, PackedTensor, parameter_of
+from headway.engine.packed_weights import PackedMatrix, PackedTensor, parameter_of
 from headway.engine.tiles import INT8, TILE8
 from headway.formats.native import named_tensors
 
@@ -152,13 +154,13 @@ def _meet_often(seen: int, made: int, rounds: int, parts: int, counter: int, thr
             wrong += mine[other] != number
         barrier(counter, threads)
         if number % 2 == 0:
-            met = meetings(counter, threads)
+            met = barriers_passed(counter, threads)
             for turn in range(threads):
                 owner = (thread + turn) % threads
-                part = take(counter, owner, met, parts)
+                part = claim_part(counter, owner, met, parts)
                 while part < parts:
                     i64(made)[(number * threads + owner) * parts + part] += 1
-                    part = take(counter, owner, met, parts)
+                    part = claim_part(counter, owner, met, parts)
     return wrong
 
 

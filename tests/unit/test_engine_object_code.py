@@ -10,9 +10,9 @@ import pytest
 import tiny_runs
 
 from headway.engine import compiler, machine
+from headway.engine.int8_keys import padded_to_vectors, rounding_bytes, store_key
 from headway.engine.machine import CompiledFunction, f32, i64
 from headway.engine.object_code import read_object
-from headway.engine.rounded_keys import keep_key, padded, rounding_bytes
 from processes import Program
 
 
@@ -48,7 +48,7 @@ def test_arrays_and_numbers_come_as_they_are_and_results_too() -> None:
         function(table[:, 1:], numbers[:, 1:], out.ctypes.data, np.float32(1))
     x, keys = np.zeros(rounding_bytes(27), np.uint8), np.zeros((7, 32, 4), np.int8)
     x[:108].view(np.float32)[:] = drawn.standard_normal(27)
-    scale = keep_key(x.ctypes.data, 27, keys.ctypes.data, 3)
+    scale = store_key(x.ctypes.data, 27, keys.ctypes.data, 3)
     assert scale == pytest.approx(np.abs(x[:108].view(np.float32)).max() / 127, rel=1e-6)
 
 
@@ -86,20 +86,20 @@ def test_what_is_kept_is_run_without_the_compiler(data_dir: Path, tmp_path: Path
 def test_what_is_damaged_is_made_anew(
     damage: Callable[[bytes], bytes], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert CompiledFunction(padded.function)(20) == 32
+    assert CompiledFunction(padded_to_vectors.function)(20) == 32
     [path] = kept.glob("*.object")
     path.write_bytes(damage(path.read_bytes()))
     assert read_object(path) is None
-    assert CompiledFunction(padded.function)(33) == 48
+    assert CompiledFunction(padded_to_vectors.function)(33) == 48
     assert read_object(path) is not None
     monkeypatch.setattr(compiler, "compile_object", None)  # from here on nothing is compiled
-    assert CompiledFunction(padded.function)(1) == 16
+    assert CompiledFunction(padded_to_vectors.function)(1) == 16
 
 
 @pytest.mark.parametrize("place", [None, "nowhere"])
 def test_where_nothing_can_be_kept(place: str | None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CACHE", place and kept / place)
-    assert CompiledFunction(padded.function)(20) == 32
+    assert CompiledFunction(padded_to_vectors.function)(20) == 32
     assert not list(kept.iterdir())
 
 
@@ -117,12 +117,12 @@ def test_code_that_asks_for_the_compiler_is_not_kept(kept: Path) -> None:
 TOGETHER = """
 import os, sys
 from headway.engine import machine
-from headway.engine.rounded_keys import padded, rounding_bytes
+from headway.engine.int8_keys import padded_to_vectors, rounding_bytes
 assert str(machine.CACHE).startswith(os.environ["NUMBA_CACHE_DIR"])
-print(padded(20), rounding_bytes(20), flush=True)
+print(padded_to_vectors(20), rounding_bytes(20), flush=True)
 child = os.fork()
 if child == 0:  # what was loaded is there
-    os._exit(0 if padded(1) == 16 and rounding_bytes(33) == 240 else 1)
+    os._exit(0 if padded_to_vectors(1) == 16 and rounding_bytes(33) == 240 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 

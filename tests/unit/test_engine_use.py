@@ -218,7 +218,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
         assert re.search(message, err), err
     with pytest.raises(UserError, match="attention"):
         hw.load(tmp_path / "bare", draft=tmp_path / "bare").generate_ids([1], 3)
-    wider = replace(bare, symbols=12)
+    wider = replace(bare, vocab_size=12)
     save_model(build(wider), wider, tmp_path / "wider")
     with pytest.raises(UserError, match="12 tokens against 11"):
         hw.load(tmp_path / "bare", draft=tmp_path / "wider")
@@ -272,12 +272,12 @@ def test_compiling_is_said_before_it_begins_and_only_then(
 
     function = machine.CompiledFunction(run)
     monkeypatch.setattr(machine, "CACHE", tmp_path)
-    with machine.announced(function):
+    with machine.announce_compilation(function):
         assert "compiling the CPU engine" in capsys.readouterr().err
         function()
-    with machine.announced(machine.CompiledFunction(run)):  # as another process finds it
+    with machine.announce_compilation(machine.CompiledFunction(run)):  # as another process finds it
         pass
     monkeypatch.setattr(machine, "CACHE", None)
-    with machine.announced(function):
+    with machine.announce_compilation(function):
         pass
     assert capsys.readouterr().err == ""

@@ -17,11 +17,11 @@ from trajectory_data import made, saved, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.data import recordings
-from headway.data.episodes import joined
-from headway.data.recordings import read_episodes, write_episodes
-from headway.domains.trajectories.pictures import film_strips
-from headway.environments import SEEDS, Copies, Demonstrating, Mixture, Recorder, Shots, Step, start_of
+from headway.data import episode_files
+from headway.data.episode_files import read_episodes, write_episodes
+from headway.data.episodes import concatenate_episodes
+from headway.domains.trajectories.trajectory_plots import film_strips
+from headway.environments import SEEDS, EpisodeImages, Mixture, Recorder, Step, SuccessFilter, VectorEnv, first_seed
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -135,15 +135,15 @@ def test_what_cannot_be_recorded_is_told_before(
     words: tuple[str, ...], message: str, own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
-    monkeypatch.setattr(Copies, "reset", lambda *given: pytest.fail("an episode was begun"))
+    monkeypatch.setattr(VectorEnv, "reset", lambda *given: pytest.fail("an episode was begun"))
     assert collect(*words) == 2
     assert message in capsys.readouterr().err
 
 
 def test_episodes_in_place_of_failures_are_so_many_at_most(own: Path) -> None:
     """Their numbers, and so their seeds, are below four times the episodes that are asked for."""
-    with Copies("canvas:Once", 1) as copies:
-        recorder = Recorder(copies, [Mixture(None, 0.0)], 0, 2, Demonstrating())
+    with VectorEnv("canvas:Once", 1) as copies:
+        recorder = Recorder(copies, [Mixture(None, 0.0)], 0, 2, SuccessFilter())
         with pytest.raises(UserError, match="in 1 of 12 episodes"):
             recorder.run(3, 1)
     assert (list(recorder.finished), recorder.failed) == ([0], 11)
@@ -157,7 +157,7 @@ def test_environments_of_copies_that_cannot_be_are_closed(
     name: str, cameras: tuple[str, ...], message: str, own: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Copies(name, 3, cameras=cameras)
+        VectorEnv(name, 3, cameras=cameras)
     assert getattr(sys.modules["canvas"], name.partition(":")[2]).closed == 3
 
 
@@ -166,17 +166,17 @@ def test_a_registered_environment_needs_no_render_mode(
 ) -> None:
     """One that cannot be drawn, or made, is told, and a finished run goes on to its report."""
     own_module(own, "registered", REGISTERED, monkeypatch)
-    with Copies("registered:HeadwayBare-v0", 1) as copies:
+    with VectorEnv("registered:HeadwayBare-v0", 1) as copies:
         assert copies.reset(0, 0).tolist() == [0, 0]
     with pytest.raises(UserError, match=r"'HeadwayBare-v0' cannot be created .TypeError: .*render_mode"):
-        Copies("HeadwayBare-v0", 1, drawn=True)
+        VectorEnv("HeadwayBare-v0", 1, render=True)
     with pytest.raises(UserError, match=r"'HeadwayLost-v0' cannot be created .KeyError: 'a map'.; correct its code"):
-        Copies("HeadwayLost-v0", 1)
+        VectorEnv("HeadwayLost-v0", 1)
     assert film_strips(None, None, "HeadwayBare-v0", [1.0]) == []  # type: ignore[arg-type]
     assert "the report has no pictures of episodes" in caplog.text
     (own / "spoilt.py").write_text("nothing.at_all\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"the module 'spoilt' cannot be imported .name 'nothing' is not defined"):
-        Copies("spoilt:Any", 1)
+        VectorEnv("spoilt:Any", 1)
 
 
 def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None
     with open(os.devnull) as file:
         few = file.fileno() + 64  # beside those that other tests have left open
     pictures = {number: np.full((2, 4, 6, 3), number, np.uint8) for number in range(100)}
-    with Shots(tmp_path) as shots:
+    with EpisodeImages(tmp_path) as shots:
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
         try:
             for number, each in pictures.items():
-                shots.keep(0, number, {"front": each, "side": each + 100})
+                shots.add(0, number, {"front": each, "side": each + 100})
             frames = [shots.frames(0, dict.fromkeys(pictures, 2), camera) for camera in ("front", "side")]
             seen = [each.read(np.arange(200)[::-1]) for each in frames]
         finally:
@@ -203,7 +203,7 @@ def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None
 def test_what_its_place_does_not_take_is_written_elsewhere(
     kind: type[Exception], own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recordings.write_episodes
+    real = episode_files.write_episodes
 
     def full(path: Path, episodes: Any) -> None:
         if path == Path("a.npz"):
@@ -211,7 +211,7 @@ def test_what_its_place_does_not_take_is_written_elsewhere(
         real(path, episodes)
 
     monkeypatch.setattr(tempfile, "tempdir", str(own))
-    monkeypatch.setattr(recordings, "write_episodes", full)
+    monkeypatch.setattr(episode_files, "write_episodes", full)
     assert collect("canvas:Canvas", "--episodes", "3", "--horizon", "9", "--out", "a.npz") == 2
     said = capsys.readouterr().err
     assert "No space left" in said
@@ -220,20 +220,20 @@ def test_what_its_place_does_not_take_is_written_elsewhere(
 
 
 def test_seeds_of_recordings_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert start_of(None) == SEEDS["test"]
-    assert start_of(SEEDS["validation"]) == SEEDS["validation"]
+    assert first_seed(None) == SEEDS["test"]
+    assert first_seed(SEEDS["validation"]) == SEEDS["validation"]
     assert not caplog.records
-    assert start_of(0) == 0
+    assert first_seed(0) == 0
     assert "may have been trained on these episodes" in caplog.text
 
 
 def test_episodes_of_two_environments_are_not_one_set() -> None:
     one, other = made(), made()
     object.__setattr__(other, "environment", "CartPole-v0")
-    assert len(joined([one, other], ["a", "b"])) == 60  # versions of one
+    assert len(concatenate_episodes([one, other], ["a", "b"])) == 60  # versions of one
     object.__setattr__(other, "environment", "Acrobot-v1")
     with pytest.raises(UserError, match="b was recorded in Acrobot-v1, and a in CartPole-v1"):
-        joined([one, other], ["a", "b"])
+        concatenate_episodes([one, other], ["a", "b"])
 
 
 def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

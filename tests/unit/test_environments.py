@@ -12,21 +12,29 @@ import numpy as np
 import pytest
 from own_module import own_module
 
-from headway.data.recordings import read_episodes
-from headway.data.video import Film, check_film
+from headway.data.episode_files import read_episodes
+from headway.data.video import VideoWriter, check_video_path
 from headway.environments import (
-    Copies,
     Mixture,
     Recorder,
-    check_stored,
+    VectorEnv,
+    check_environment_name,
     make_environment,
-    normalised,
+    normalised_return,
     open_policy,
     spaces_of,
 )
-from headway.environments.playing import FilmConfig, film_of, filming, labelled, played, shown_of, side_by_side
+from headway.environments.rollouts import (
+    FilmConfig,
+    film_config,
+    frame_sampling,
+    open_film,
+    parallel_groups,
+    play_episodes,
+    with_caption,
+)
 from headway.errors import UserError
-from headway.learn.report.films import Reel, strip
+from headway.learn.report.film_strips import FrameSampler, strip
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
@@ -95,7 +103,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recorded(name: str, mixtures: list[Mixture], episodes: int = 7, at_once: int = 3, **given: Any) -> Any:
-    with Copies(name, at_once) as copies:
+    with VectorEnv(name, at_once) as copies:
         recorder = Recorder(copies, mixtures, given.get("seed", 0), given.get("horizon"))
         recorder.run(episodes, at_once)
     return recorder.episodes()
@@ -127,7 +135,7 @@ def test_recording_hangs_on_the_seed_and_the_number_alone() -> None:
 
 
 def test_policies_take_turns_with_their_share_of_chance(tmp_path: Path) -> None:
-    with Copies("CartPole-v1", 2) as copies:
+    with VectorEnv("CartPole-v1", 2) as copies:
         policy = open_policy(str(network(tmp_path / "net.npz")), copies.spaces)
     found = recorded("CartPole-v1", [Mixture(policy, 0.0), Mixture(policy, 0.5), Mixture(None, 0.0)], 9)
     assert policy is not None
@@ -140,9 +148,9 @@ def test_policies_take_turns_with_their_share_of_chance(tmp_path: Path) -> None:
 
 
 def test_numbers_stay_within_bounds_and_are_kept_as_they_were_taken() -> None:
-    with Copies("Pendulum-v1", 1) as copies:
+    with VectorEnv("Pendulum-v1", 1) as copies:
         spaces = copies.spaces
-    assert (spaces.numbers, spaces.choices, spaces.low.tolist(), spaces.high.tolist()) == (1, None, [-2.0], [2.0])
+    assert (spaces.action_size, spaces.n_actions, spaces.low.tolist(), spaces.high.tolist()) == (1, None, [-2.0], [2.0])
     found = recorded("Pendulum-v1", [Mixture(lambda states: np.full((len(states), 1), 9.0), 0.0)], 2, horizon=5)
     assert found.actions.dtype == np.float32
     assert set(found.actions.ravel().tolist()) == {2.0}
@@ -151,8 +159,8 @@ def test_numbers_stay_within_bounds_and_are_kept_as_they_were_taken() -> None:
 
 def test_an_environment_of_the_users_own(own: Path) -> None:
     """Parts are laid flat, choices may start anywhere, and an episode without a limit needs one."""
-    with Copies("walks:Walk", 1) as copies:
-        assert (copies.spaces.shape, copies.spaces.choices, copies.frame_rate) == ((6,), 2, 5)
+    with VectorEnv("walks:Walk", 1) as copies:
+        assert (copies.spaces.shape, copies.spaces.n_actions, copies.frame_rate) == ((6,), 2, 5)
         act = open_policy("walks:act", copies.spaces)
     with pytest.raises(UserError, match=r"has no step limit.*--horizon"):
         recorded("walks:Walk", [Mixture(act, 0.0)])
@@ -170,7 +178,7 @@ def test_what_is_finished_outlives_an_error(own: Path) -> None:
             raise UserError("enough")
         return np.ones(len(states), int)
 
-    with Copies("walks:Walk", 2) as copies:
+    with VectorEnv("walks:Walk", 2) as copies:
         recorder = Recorder(copies, [Mixture(act, 0.0)], 0, 5)
         with pytest.raises(UserError, match="enough"):
             recorder.run(50, 2)
@@ -193,7 +201,7 @@ def test_what_is_finished_outlives_an_error(own: Path) -> None:
 )
 def test_environments_that_there_are_not(name: str, message: str, own: Path) -> None:
     with pytest.raises(UserError, match=message):
-        Copies(name, 1)
+        VectorEnv(name, 1)
 
 
 def test_a_reward_that_is_no_number_is_told(own: Path) -> None:
@@ -202,9 +210,9 @@ def test_a_reward_that_is_no_number_is_told(own: Path) -> None:
 
 
 def test_no_file_may_name_code(own: Path) -> None:
-    assert check_stored("CartPole-v1") == "CartPole-v1"
+    assert check_environment_name("CartPole-v1") == "CartPole-v1"
     with pytest.raises(UserError, match=r"its own code.*--env walks:Walk"):
-        check_stored("walks:Walk")
+        check_environment_name("walks:Walk")
 
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +231,7 @@ def test_without_mujoco_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_policies_that_do_not_fit(own: Path) -> None:
-    with Copies("CartPole-v1", 1) as copies:
+    with VectorEnv("CartPole-v1", 1) as copies:
         spaces = copies.spaces
     for name, message in (
         (str(network(own / "a.npz", outputs=3)), "outputs 3 numbers, but the environment has 2 choices"),
@@ -252,7 +260,7 @@ def test_spaces_of_images_and_matrices() -> None:
         action_space = box(-1, 1, (2, 2), np.float32)
 
     found = spaces_of(Shown, "shown")
-    assert (found.shape, found.image, found.numbers) == ((8, 9, 3), True, 4)
+    assert (found.shape, found.image, found.action_size) == ((8, 9, 3), True, 4)
     assert found.action(np.array([5, 0, 0, 0])).tolist() == [[1.0, 0.0], [0.0, 0.0]]
     Shown.observation_space, Shown.action_space = box(0, 1, (2, 3), np.float64), discrete(3)
     found = spaces_of(Shown, "shown")
@@ -260,15 +268,15 @@ def test_spaces_of_images_and_matrices() -> None:
 
 
 def test_scores_of_d4rl() -> None:
-    assert normalised("Hopper-v5", 3234.3) == pytest.approx(100)
-    assert normalised("HalfCheetah-v4", -280.178953) == pytest.approx(0)
-    assert normalised("CartPole-v1", 3.0) is None
+    assert normalised_return("Hopper-v5", 3234.3) == pytest.approx(100)
+    assert normalised_return("HalfCheetah-v4", -280.178953) == pytest.approx(0)
+    assert normalised_return("CartPole-v1", 3.0) is None
 
 
 def test_a_film_holds_its_frames(own: Path) -> None:
     av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
     frames = [np.full((21, 31, 3), value, np.uint8) for value in (0, 100, 250)]
-    with Film(own / "a.mp4", rate=5) as made:
+    with VideoWriter(own / "a.mp4", rate=5) as made:
         for frame in frames:
             made.add(frame)
     with av.open(str(own / "a.mp4")) as film:
@@ -280,8 +288,8 @@ def test_a_film_holds_its_frames(own: Path) -> None:
     assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
     for path, message in ((own / "a.gif", "a video's extension"), (own / "no" / "a.mp4", "there is no folder")):
         with pytest.raises(UserError, match=message):
-            check_film(path)
-    with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:
+            check_video_path(path)
+    with pytest.raises(AttributeError), VideoWriter(own / "b.mp4", rate=5) as made:
         made.add(frames[0].tolist())
     assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
 
@@ -290,7 +298,7 @@ def test_a_film_holds_its_frames(own: Path) -> None:
     ("rate", "every", "shown"), [(30, 1, 30), (20, 1, 20), (50, 2, 25), (80, 3, Fraction(80, 3)), (125, 5, 25)]
 )
 def test_a_film_shows_at_most_thirty_frames_a_second(rate: float, every: int, shown: Fraction) -> None:
-    assert shown_of(rate) == (every, shown)
+    assert frame_sampling(rate) == (every, shown)
 
 
 def test_only_what_a_film_shows_is_drawn(own: Path) -> None:
@@ -306,7 +314,7 @@ def test_only_what_a_film_shows_is_drawn(own: Path) -> None:
 
     for name in ("a.mp4", "b.mp4"):
         drawn.clear()
-        with filming(FilmConfig(own / name), 80.0) as watch:
+        with open_film(FilmConfig(own / name), 80.0) as watch:
             assert watch is not None
             for step in range(80):
                 watch.step(partial(shown, step), 0, 0.0)
@@ -342,10 +350,10 @@ class Right:
 def test_a_film_shows_several_episodes_at_its_speed(own: Path, speed: float) -> None:
     """One after the other, in steps of a fifth of a second, each with its end; what is played stays the same."""
     av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
-    with Copies("walks:Walk", 3, drawn=True) as copies:
-        plain = played(Right, copies, range(5))  # type: ignore[arg-type]
-        with filming(film_of(own / "a.mp4", 2, speed), copies.frame_rate) as watch:
-            found = played(Right, copies, range(5), watch)  # type: ignore[arg-type]
+    with VectorEnv("walks:Walk", 3, render=True) as copies:
+        plain = play_episodes(Right, copies, range(5))  # type: ignore[arg-type]
+        with open_film(film_config(own / "a.mp4", 2, speed), copies.frame_rate) as watch:
+            found = play_episodes(Right, copies, range(5), watch)  # type: ignore[arg-type]
     for name in ("returns", "lengths"):
         np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
     assert plain.lengths.tolist() == [3, 4, 3, 3, 3]
@@ -358,14 +366,14 @@ def test_a_film_shows_several_episodes_at_its_speed(own: Path, speed: float) -> 
 
 
 def test_episodes_that_are_watched_come_first_in_their_groups() -> None:
-    assert side_by_side(5, 3, None) == [[0, 1, 2], [3, 4]]
-    assert side_by_side(6, 3, Reel()) == [[0, 1, 2], [3, 4, 5]]
-    assert side_by_side(1, 3, Reel()) == [[0]]
+    assert parallel_groups(5, 3, None) == [[0, 1, 2], [3, 4]]
+    assert parallel_groups(6, 3, FrameSampler()) == [[0, 1, 2], [3, 4, 5]]
+    assert parallel_groups(1, 3, FrameSampler()) == [[0]]
 
 
 def test_the_line_below_a_picture_says_what_it_shows() -> None:
     frame = np.full((40, 300, 3), 90, np.uint8)
-    one, other = labelled(frame, "episode 1 of 2   return 5"), labelled(frame, "episode 2 of 2   return 5")
+    one, other = with_caption(frame, "episode 1 of 2   return 5"), with_caption(frame, "episode 2 of 2   return 5")
     assert one.shape == (64, 300, 3)
     np.testing.assert_array_equal(one[:40], frame)
     assert (one[40:] < 128).any()
@@ -375,7 +383,7 @@ def test_the_line_below_a_picture_says_what_it_shows() -> None:
 @pytest.mark.parametrize(("episodes", "speed"), [(0, 1.0), (2, 0.0), (2, float("inf"))])
 def test_a_film_of_nothing_is_told(episodes: int, speed: float, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="use 1 episode or more, and a speed above 0"):
-        film_of(tmp_path / "a.mp4", episodes, speed)
+        film_config(tmp_path / "a.mp4", episodes, speed)
 
 
 def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +391,7 @@ def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.
     pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
 
     def filmed(steps: int, error: BaseException | None = None) -> None:
-        with filming(FilmConfig(own / "a.mp4"), 30.0) as watch:
+        with open_film(FilmConfig(own / "a.mp4"), 30.0) as watch:
             assert watch is not None
             for _ in range(steps):
                 watch.step(lambda: np.zeros((32, 48, 3), np.uint8), 0, 0.0)
@@ -392,7 +400,7 @@ def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.
 
     with pytest.raises(KeyboardInterrupt):
         filmed(1, KeyboardInterrupt())
-    monkeypatch.setattr(Film, "add", lambda self, frame: (_ for _ in ()).throw(UserError("the disk is full")))
+    monkeypatch.setattr(VideoWriter, "add", lambda self, frame: (_ for _ in ()).throw(UserError("the disk is full")))
     for steps in (1, 40):
         with pytest.raises(UserError, match="the disk is full"):
             filmed(steps)
@@ -402,7 +410,7 @@ def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.
 def test_a_reel_is_never_long() -> None:
     """Whatever the episode's length, its frames are evenly apart and the last is near the end."""
     for length in (1, 7, 8, 100, 1000):
-        reel = Reel(most=8)
+        reel = FrameSampler(max_frames=8)
         for _ in range(length):
             reel.step(lambda: np.zeros((4, 6, 3), np.uint8))
         steps = [step for step, _ in reel.frames]
@@ -414,7 +422,7 @@ def test_a_reel_is_never_long() -> None:
 
 def test_cartpole_is_drawn_without_a_screen() -> None:
     pytest.importorskip("pygame", reason="pygame is not installed: pip install 'headway[rl]'")
-    with Copies("CartPole-v1", 1, drawn=True) as copies:
+    with VectorEnv("CartPole-v1", 1, render=True) as copies:
         copies.reset(0, 0)
         frame = copies.frame()
     assert frame.dtype == np.uint8
@@ -423,7 +431,7 @@ def test_cartpole_is_drawn_without_a_screen() -> None:
 
 def test_mujoco_is_drawn_without_a_screen() -> None:
     pytest.importorskip("mujoco", reason="mujoco is not installed: pip install 'headway[rl]'")
-    with Copies("Hopper-v5", 1, drawn=True) as copies:
+    with VectorEnv("Hopper-v5", 1, render=True) as copies:
         copies.reset(0, 0)
         try:
             frame = copies.frame()
@@ -434,18 +442,18 @@ def test_mujoco_is_drawn_without_a_screen() -> None:
 
 def test_what_cannot_be_drawn_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="has no parameter render_mode"):
-        Copies("walks:Plain", 1, drawn=True)
-    with Copies("CartPole-v1", 1) as copies:  # not made to be drawn
+        VectorEnv("walks:Plain", 1, render=True)
+    with VectorEnv("CartPole-v1", 1) as copies:  # not made to be drawn
         copies.reset(0, 0)
         with pytest.raises(UserError, match=r"renders NoneType|cannot be rendered"):
             copies.frame()
-        monkeypatch.setattr(copies._each[0], "render", lambda: 1 / 0)
+        monkeypatch.setattr(copies._environments[0], "render", lambda: 1 / 0)
         with pytest.raises(UserError, match=r"cannot be rendered .division by zero.*MUJOCO_GL=egl"):
             copies.frame()
 
 
 def test_recorded_episodes_are_data(tmp_path: Path) -> None:
-    from headway.data.recordings import write_episodes
+    from headway.data.episode_files import write_episodes
 
     found = recorded("CartPole-v1", [Mixture(None, 0.0)], 4)
     write_episodes(tmp_path / "a.npz", found)

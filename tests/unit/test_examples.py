@@ -31,10 +31,10 @@ def test_search_finds_what_is_meant(
 def test_the_policy_by_hand_balances() -> None:
     """Two episodes of CartPole, to their end at 500 steps."""
     pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
-    from headway.environments import Copies, Mixture, Recorder
+    from headway.environments import Mixture, Recorder, VectorEnv
 
     act = run_path(str(EXAMPLES / "balance.py"))["act"]
-    with Copies("CartPole-v1", 2) as copies:
+    with VectorEnv("CartPole-v1", 2) as copies:
         recorder = Recorder(copies, [Mixture(act, 0.0)], seed=5, horizon=None)
         recorder.run(2, 2)
     assert recorder.episodes().returns.tolist() == [500.0, 500.0]

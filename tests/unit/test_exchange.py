@@ -12,13 +12,13 @@ from tiny_runs import play_file, train
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.exchange import export_model
+from headway.app.conversion import export_model
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import recipe
 from headway.formats.gguf import GgufFile
-from headway.formats.open import Opened, open_model
-from headway.formats.published import nearest_form, save_published
+from headway.formats.open import OpenedModel, open_model
+from headway.formats.published import nearest_family, save_published
 from headway.formats.usage import Usage
 from headway.nn.models import build
 from processes import Program
@@ -38,10 +38,10 @@ def folder(tmp_path: Path) -> Path:
 def test_an_export_says_what_ends_a_text(folder: Path, usage: Usage) -> None:
     """The model's own ends, and where nobody named any those of its tokenizer."""
     codec = train_codec("char", iter(["abc"]))
-    assert codec.end not in (None, 7)
-    export_model(Opened(open_model(folder).model, usage, codec), folder / "out")
-    said, wanted = json.loads((folder / "out/config.json").read_text()), usage.ends or (codec.end,)
-    assert (said["bos_token_id"], said["eos_token_id"]) == (codec.begin, wanted[0])
+    assert codec.eos_id not in (None, 7)
+    export_model(OpenedModel(open_model(folder).model, usage, codec), folder / "out")
+    said, wanted = json.loads((folder / "out/config.json").read_text()), usage.ends or (codec.eos_id,)
+    assert (said["bos_token_id"], said["eos_token_id"]) == (codec.bos_id, wanted[0])
     assert open_model(folder / "out").usage.ends == wanted
 
 
@@ -93,7 +93,7 @@ def test_what_the_recipe_text_trains_is_exported(tmp_path: Path) -> None:
     """As Qwen3 and, as far back as its windows see, in GGUF."""
     size = {"width": 16, "heads": 2, "depth": 2, "symbols": 20}
     model = build(override(recipe("text").model, size)).eval()
-    opened = Opened(model, Usage(), None)
+    opened = OpenedModel(model, Usage(), None)
     assert export_model(opened, tmp_path / "hf") == "qwen3"
     assert export_model(opened, tmp_path / "a.gguf", "gguf") == "qwen3"
     assert open_model(tmp_path / "a.gguf").model.config.context == 256
@@ -103,10 +103,10 @@ def test_what_the_recipe_text_trains_is_exported(tmp_path: Path) -> None:
 
 
 def test_what_keeps_a_model_from_a_published_form_is_named() -> None:
-    assert nearest_form(recipe("text").model) is None
+    assert nearest_family(recipe("text").model) is None
     plain = override(recipe("text").model, {"stack.norm.weight": False})
-    assert "stack.norm.weight" in (nearest_form(plain) or "")
-    assert "MLPConfig" in (nearest_form(recipe("shakespeare").model) or "")
+    assert "stack.norm.weight" in (nearest_family(plain) or "")
+    assert "MLPConfig" in (nearest_family(recipe("shakespeare").model) or "")
 
 
 def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import headway as hw
-from headway.app.compare import ComparedRun, Result
+from headway.app.compare import ComparedRun, VariantResult
 from headway.app.variants import Variant
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import build
 from headway.nn.models.presets import preset
@@ -49,7 +49,7 @@ def test_a_start_has_one_name() -> None:
     [
         ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; pass a list of values to compare"),
         ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
-        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; give 1 or more"),
+        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; pass 1 or more"),
         ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume without --run would use a new directory"),
         ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),
     ],
@@ -68,7 +68,9 @@ def comparison() -> hw.Comparison:
     for name, loss in (("<lstm>", 2.0), ("attention", 1.5)):
         scores = {"split": "test", "loss": loss}
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
-        results.append(Result(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
+        results.append(
+            VariantResult(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])])
+        )
     return hw.Comparison(
         Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats per token", results, [], Path("c/report.html")
     )
@@ -85,7 +87,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
     size = sum(parameter.numel() for parameter in module.parameters())
     return {
         "model": (
-            hw.Model(Opened(module, Usage(), None), Path("m")),
+            hw.Model(OpenedModel(module, Usage(), None), Path("m")),
             f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu, can generate, embed, "
             "score, attention, logits, evaluate",
             ">Transformer</td>",
@@ -123,7 +125,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
             "&lt;self&gt;",
         ),
         "look": (
-            hw.Look(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),
+            hw.ImageAttention(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),
             "ImageAttention: pixels 8 x 9, patches 2 x 3, shown by picture()",
             "picture()",
         ),
@@ -141,7 +143,7 @@ def test_results_show_themselves_in_a_line_and_a_table() -> None:
 def test_one_match_and_a_refused_plan_show_themselves() -> None:
     one = torch.tensor(0.5)
     assert repr(hw.Matches(one, one)) == "Matches: of one image and one text, best text of each image [1]"
-    assert repr(hw.Plan(1.0, ("too few",))) == "Plan of 1 minutes: refused as too few"
+    assert repr(hw.Plan(1.0, ("too few",))) == "Plan of 1 minutes: refused because too few"
     assert '<a href="a%20b/report.html">report</a>' in shown()["run"][0]._repr_html_()
     many = hw.Transcription("a", None, 1.0, [hw.Segment(0.0, 1.0, "a", [], 0.0, 0.0, 0.0, 0.0)] * 51)
     assert "and 1 more" in many._repr_html_()

@@ -15,24 +15,30 @@ import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import write_image
+from headway.codecs.image_processor import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.classification import glance, middle_of
+from headway.domains.audio.classification import crop_to_window, sound_statistics
 from headway.domains.vision.recipes import small_vit
-from headway.formats.familiar import Alike, Familiar, look, looks, read_familiar
+from headway.formats.out_of_distribution import (
+    SampleStatistics,
+    TrainingStatistics,
+    image_statistics,
+    read_training_statistics,
+    stack_image_statistics,
+)
 
 
 def test_unseen_symbols_and_longer_texts() -> None:
-    met = Familiar.of(np.array([0, 1, 2, 2]), 8, longest=3, marks=(7, None))
+    met = TrainingStatistics.from_ids(np.array([0, 1, 2, 2]), 8, max_length=3, special_tokens=(7, None))
     assert met.unseen == (3, 4, 5, 6)
-    assert met.beyond(["a", "b"], [[0, 1, 7], [2, 2, 1]]) == []
-    long, strange = met.beyond(["a", "b b b b", "c"], [[0, 1], [2, 2, 2, 2], [3, 0, 1]])
+    assert met.unexpected_texts(["a", "b"], [[0, 1, 7], [2, 2, 1]]) == []
+    long, strange = met.unexpected_texts(["a", "b b b b", "c"], [[0, 1], [2, 2, 2, 2], [3, 0, 1]])
     assert long.startswith("longer than any text in training: 1 of 3, with up to 4 tokens")
     assert "1 of 3, such as 'c'" in strange
-    assert met.beyond(["six"], [[3, *[0] * 2]])  # a third of them
-    assert Familiar(None, (3,)).beyond(["rare"], [[3, *[0] * 9]]) == []  # a tenth: one rare word
-    assert Familiar().beyond(["any"], [[1] * 1000]) == []
+    assert met.unexpected_texts(["six"], [[3, *[0] * 2]])  # a third of them
+    assert TrainingStatistics(None, (3,)).unexpected_texts(["rare"], [[3, *[0] * 9]]) == []  # a tenth: one rare word
+    assert TrainingStatistics().unexpected_texts(["any"], [[1] * 1000]) == []
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_translator_says_so_once(
     translator: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert read_familiar(translator).longest
+    assert read_training_statistics(translator).longest
     ask = ["translate", str(translator), "--beam", "1", "--json"]
     monkeypatch.setattr("sys.stdin", StringIO("one two\nthree one\n"))
     assert cli.main(ask) == cli.DONE
@@ -71,10 +77,10 @@ def test_a_language_model_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     hw.train("text", data=book, set=settings, run=tmp_path / "run", samples=0, progress=False)
     model = hw.load(tmp_path / "run", backend="torch")
     model.generate("12 birds sang", max_new_tokens=1)
-    assert not model.beyond
+    assert not model.unexpected
     model.generate("世界你好", max_new_tokens=1)
     model.generate("世界你好", max_new_tokens=1)
-    assert len(model.beyond) == 1
+    assert len(model.unexpected) == 1
     assert sum("no text in training had" in record.message for record in caplog.records) == 1
 
 
@@ -88,18 +94,18 @@ def texture(rng: np.random.Generator, size: int = 12) -> np.ndarray:
 
 def test_what_looks_like_no_training_image_is_told() -> None:
     rng = np.random.default_rng(0)
-    alike = Alike.of(looks(texture(rng) for _ in range(600)))
+    alike = SampleStatistics.fit(stack_image_statistics(texture(rng) for _ in range(600)))
     assert alike is not None
-    assert alike.beyond(looks(texture(rng) for _ in range(1000))).mean() < 0.01
+    assert alike.find_outliers(stack_image_statistics(texture(rng) for _ in range(1000))).mean() < 0.01
     noise = rng.integers(0, 256, (20, 12, 12, 1), dtype=np.uint8)
     blank = [np.full((12, 12, 1), level, np.uint8) for level in (0, 10, 128, 255)]
     inverted = [255 - texture(rng) for _ in range(20)]
     for strange in (noise, blank, inverted):
-        assert alike.beyond(looks(strange)).all()
-    assert Alike.of(np.stack([look(texture(rng))] * 99)) is None
-    met = Familiar(alike=alike)
-    assert met.strange(["a"], looks([texture(rng)])) == []
-    assert met.strange(["a", "b"], looks([texture(rng), noise[0]]))[0].startswith(
+        assert alike.find_outliers(stack_image_statistics(strange)).all()
+    assert SampleStatistics.fit(np.stack([image_statistics(texture(rng))] * 99)) is None
+    met = TrainingStatistics(alike=alike)
+    assert met.unexpected_samples(["a"], stack_image_statistics([texture(rng)])) == []
+    assert met.unexpected_samples(["a", "b"], stack_image_statistics([texture(rng), noise[0]]))[0].startswith(
         "unlike the images in training: 1 of 2, such as b"
     )
 
@@ -165,24 +171,24 @@ def test_what_sounds_like_no_training_sound_is_told() -> None:
     rng, time = np.random.default_rng(0), np.arange(8000) / 16000
 
     def glances(sounds: Iterable[np.ndarray]) -> np.ndarray:
-        return np.stack([glance(torch.from_numpy(each).float()) for each in sounds])
+        return np.stack([sound_statistics(torch.from_numpy(each).float()) for each in sounds])
 
-    alike = Alike.of(glances(spoken(rng) for _ in range(200)))
+    alike = SampleStatistics.fit(glances(spoken(rng) for _ in range(200)))
     assert alike is not None
     held_out = [spoken(rng) for _ in range(100)]
     for loudness in (1.0, 0.5):
-        assert alike.beyond(glances(loudness * each for each in held_out)).mean() <= 0.02
+        assert alike.find_outliers(glances(loudness * each for each in held_out)).mean() <= 0.02
     tone = [np.sin(2 * np.pi * pitch * time) for pitch in (220, 1000, 3000)]
     chord = [sum(np.sin(2 * np.pi * pitch * time) for pitch in (262, 330, 392)) * np.exp(-3 * time)]
     noise = [rng.normal(0, size, 8000) for size in (1e-4, 0.01, 0.3)]
-    assert alike.beyond(glances([*tone, *chord, *noise, np.zeros(8000)])).all()
+    assert alike.find_outliers(glances([*tone, *chord, *noise, np.zeros(8000)])).all()
     assert glances([np.zeros(3)]).shape == glances([np.zeros(8000)]).shape  # shorter than a frame
 
 
 def test_a_long_sound_is_heard_in_its_middle() -> None:
     sound = torch.arange(1000.0)
-    assert middle_of(sound, 10).equal(sound)
-    assert middle_of(sound, 2).equal(sound[340:660])
+    assert crop_to_window(sound, 10).equal(sound)
+    assert crop_to_window(sound, 2).equal(sound[340:660])
 
 
 def test_a_classifier_of_sounds_says_so(
@@ -206,7 +212,7 @@ def test_a_classifier_of_sounds_says_so(
     assert [record.message for record in caplog.records].count(line) == 1
     model = hw.load(tmp_path / "run")
     model.classify([spoken(rng), np.zeros(8000, np.float32)])
-    assert model.beyond == ["unlike the sounds in training: 1 of 2, such as sound 2; do not trust the labels"]
+    assert model.unexpected == ["unlike the sounds in training: 1 of 2, such as sound 2; do not trust the labels"]
 
 
 def test_a_classifier_of_texts_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,10 +224,10 @@ def test_a_classifier_of_texts_says_so(tmp_path: Path, caplog: pytest.LogCapture
     hw.train("classification", tmp_path / "texts.csv", settings, run=tmp_path / "run", samples=0, progress=False)
     model = hw.load(tmp_path / "run")
     model.classify("birds sang birds sang birds sang birds sang birds sang birds sang")
-    assert not model.beyond  # a longer text is nothing strange
+    assert not model.unexpected  # a longer text is nothing strange
     model.classify(["3 birds", "世界你好"])
     model.classify("世界你好")
-    assert [line[:46] for line in model.beyond] == ["with tokens that no text in training had: 1 of"]
+    assert [line[:46] for line in model.unexpected] == ["with tokens that no text in training had: 1 of"]
     assert sum("no text in training had" in record.message for record in caplog.records) == 1
 
 

@@ -9,8 +9,8 @@ import torch
 from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Chooser, Chosen, choose
 from headway.generate.sampling import row_keys
+from headway.generate.sequence_sampler import SampledToken, SequenceSampler, sample_rows
 
 SAMPLINGS = [
     Sampling(0.0),
@@ -34,16 +34,16 @@ def test_each_row_gets_what_its_sampler_alone_picks(symbols: int) -> None:
         keys = row_keys(PROMPTS)
         return [Sampler(s, [key], [prompt], symbols, pool=pool(1)) for s, key, prompt in zip(SAMPLINGS, keys, PROMPTS)]
 
-    plain, choosers = samplers(), [Chooser(sampler, None, 3, symbols) for sampler in samplers()]
+    plain, choosers = samplers(), [SequenceSampler(sampler, None, 3, symbols) for sampler in samplers()]
     for step in range(12):
         logits = 2 * torch.randn(len(SAMPLINGS), symbols, generator=generator)
         logits[:, :3] = 9.0  # equal ones
         exact = logits.double().log_softmax(-1)
-        found = choose(logits, places, choosers, pool(1))
-        assert choose(logits, places, choosers, pool(3)) == found
+        found = sample_rows(logits, places, choosers, pool(1))
+        assert sample_rows(logits, places, choosers, pool(3)) == found
         for n, (place, choice) in enumerate(zip(places, found)):
             chosen, logprob = plain[n].pick(logits[place : place + 1], step)
-            assert isinstance(choice, Chosen)
+            assert isinstance(choice, SampledToken)
             assert (choice.id, choice.logprob) == (int(chosen), float(logprob))
             assert choice.logprob == pytest.approx(float(exact[place, choice.id]), abs=1e-6)
             ordered = exact[place].sort(descending=True, stable=True)
@@ -57,9 +57,11 @@ def test_as_many_of_the_likeliest_are_told_as_are_asked_for() -> None:
     logits = torch.randn(4, symbols, generator=torch.Generator().manual_seed(3)).mul(4).round()  # with many equal ones
     logits[3, 5:] = -torch.inf
     wanted = [0, 1, 20, symbols]
-    choosers = [Chooser(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted]
-    for row, count, choice in zip(logits, wanted, choose(logits, range(4), choosers, pool(1))):
-        assert isinstance(choice, Chosen)
+    choosers = [
+        SequenceSampler(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted
+    ]
+    for row, count, choice in zip(logits, wanted, sample_rows(logits, range(4), choosers, pool(1))):
+        assert isinstance(choice, SampledToken)
         ordered = row.double().log_softmax(0).sort(descending=True, stable=True)
         assert [symbol for symbol, _ in choice.top] == ordered.indices[:count].tolist()
         assert [value for _, value in choice.top] == pytest.approx(ordered.values[:count].tolist(), abs=1e-5)
@@ -77,8 +79,8 @@ class Allowing:
         for symbol in self.allowed:
             mask.view(np.uint32)[symbol // 32] |= np.uint32(1 << symbol % 32)
 
-    def take(self, symbol: int) -> None:
-        assert symbol in self.allowed
+    def take(self, token: int) -> None:
+        assert token in self.allowed
 
 
 @pytest.mark.parametrize("symbols", [40, 3001])
@@ -88,12 +90,13 @@ def test_masks_leave_the_allowed_symbols(symbols: int, temperature: float) -> No
     rules = [None, Allowing([0, 31, 32, 39]), Allowing([symbols - 1]), Allowing([symbols]), Allowing([])]
     sampling = Sampling(temperature, seed=1)
     choosers = [
-        Chooser(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols) for n, rule in enumerate(rules)
+        SequenceSampler(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols)
+        for n, rule in enumerate(rules)
     ]
-    free, some, last, nothing, failed = choose(logits, range(5), choosers, pool(1))
-    assert isinstance(free, Chosen)
-    assert isinstance(some, Chosen)
-    assert isinstance(last, Chosen)
+    free, some, last, nothing, failed = sample_rows(logits, range(5), choosers, pool(1))
+    assert isinstance(free, SampledToken)
+    assert isinstance(some, SampledToken)
+    assert isinstance(last, SampledToken)
     assert free.id == int(Sampler(sampling, [0], [[]], symbols, pool=pool(1)).pick(logits[:1], 0)[0])
     assert some.id in (0, 31, 32, 39)
     assert temperature > 0 or some.id == max((0, 31, 32, 39), key=lambda symbol: float(logits[1, symbol]))

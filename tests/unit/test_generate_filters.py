@@ -10,8 +10,8 @@ import torch
 
 from headway.engine.pool import pool
 from headway.generate import Sampling
-from headway.generate.sampling import draw, weigh
-from headway.generate.tables import DrawTable
+from headway.generate.sampling import sample, weigh
+from headway.generate.sampling_table import SamplingTable
 
 SIZES = (5, 300, 5000)
 SETTINGS = [
@@ -67,8 +67,8 @@ def by_full_sort(logits: torch.Tensor, sampling: Sampling) -> set[int]:
 
 def by_engine(logits: torch.Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]:
     """What one row's logits give at each of some numbers."""
-    table = DrawTable(sampling, [()] * len(uniform))
-    return table.choose(logits.expand(len(uniform), -1), uniform, pool(1)).symbols.tolist()
+    table = SamplingTable(sampling, [()] * len(uniform))
+    return table.sample(logits.expand(len(uniform), -1), uniform, pool(1)).tokens.tolist()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -104,12 +104,12 @@ def test_both_forms_draw_the_same(settings: dict[str, float]) -> None:
     generator = torch.Generator().manual_seed(1)
     logits, uniform = torch.randn(40, 3000, generator=generator) * 2, torch.rand(40, generator=generator)
     sampling = Sampling(0.8, **settings)  # type: ignore[arg-type]
-    chosen = draw(logits, sampling, uniform)
-    few = torch.cat([draw(half, sampling, numbers) for half, numbers in zip(logits.split(7), uniform.split(7))])
+    chosen = sample(logits, sampling, uniform)
+    few = torch.cat([sample(half, sampling, numbers) for half, numbers in zip(logits.split(7), uniform.split(7))])
     assert torch.equal(chosen, few), "a draw depends on the batch"
-    table = DrawTable(sampling, [()] * 40)
-    by_table = table.choose(logits, uniform.numpy(), pool(1)).symbols
-    assert (table.choose(logits, uniform.numpy(), pool(2)).symbols == by_table).all(), "a draw depends on threads"
+    table = SamplingTable(sampling, [()] * 40)
+    by_table = table.sample(logits, uniform.numpy(), pool(1)).tokens
+    assert (table.sample(logits, uniform.numpy(), pool(2)).tokens == by_table).all(), "a draw depends on threads"
     heights = weigh(logits, sampling).double().cumsum(-1)
     heights = torch.cat([torch.zeros(40, 1, dtype=torch.float64), heights], -1) / heights[:, -1:]
     for drawn in (chosen, torch.from_numpy(by_table)):
@@ -125,7 +125,7 @@ def test_the_ends_of_the_range_draw_what_has_weight(size: int) -> None:
         logits = rows(size)[name]
         for temperature in (1e-40, 1.0, 1e40):
             ends = np.array([0.0, 1 - 2.0**-24])
-            together = draw(logits.expand(2, -1), Sampling(temperature), torch.from_numpy(ends).float())
+            together = sample(logits.expand(2, -1), Sampling(temperature), torch.from_numpy(ends).float())
             for chosen in (*by_engine(logits, Sampling(temperature), ends), *together.tolist()):
                 assert logits[chosen] > -math.inf, (name, temperature)
 
@@ -136,7 +136,7 @@ def test_a_temperature_near_zero_takes_the_likeliest() -> None:
         logits = rows(size)["smooth"]
         for temperature in (5e-324, 1e-40, 1e-20):
             sampling, uniform = Sampling(temperature), torch.tensor([0.999])
-            drawn = [int(draw(logits[None], sampling, uniform)), *by_engine(logits, sampling, uniform.numpy())]
+            drawn = [int(sample(logits[None], sampling, uniform)), *by_engine(logits, sampling, uniform.numpy())]
             assert drawn == [int(logits.argmax())] * 2
 
 
@@ -151,7 +151,7 @@ def test_no_distribution_gives_some_symbol_and_no_error(size: int) -> None:
         )
         for settings in SETTINGS:
             sampling, uniform = Sampling(**settings), torch.tensor([0.4])  # type: ignore[arg-type]
-            found = DrawTable(sampling, [()]).choose(logits[None], uniform.numpy(), pool(1))
+            found = SamplingTable(sampling, [()]).sample(logits[None], uniform.numpy(), pool(1))
             assert math.isnan(found.logprobs[0])
-            for chosen in (int(draw(logits[None], sampling, uniform)), int(found.symbols[0])):
+            for chosen in (int(sample(logits[None], sampling, uniform)), int(found.tokens[0])):
                 assert 0 <= chosen < size

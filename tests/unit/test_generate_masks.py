@@ -15,8 +15,8 @@ from headway.engine import Engine
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, masks
 from headway.generate.masks import MaskBudget, fill_masks
-from headway.generate.scheduler import Request, Said, Scheduler
-from headway.serve.rules import rule_for
+from headway.generate.scheduler import Request, SampleOutput, Scheduler
+from headway.serve.structured_outputs import rule_for
 
 
 def test_a_mask_that_is_late_fails_alone() -> None:
@@ -76,9 +76,9 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pyt
     prompt = list(model.codec.encode("Once upon a time"))
     plain = Request(prompt, Sampling(temperature=0.0), Limits(20))
 
-    def texts(*requests: Request) -> list[list[Said]]:
+    def texts(*requests: Request) -> list[list[SampleOutput]]:
         tickets = [scheduler.submit(request) for request in requests]
-        said: dict[int, list[Said]] = {ticket: [] for ticket in tickets}
+        said: dict[int, list[SampleOutput]] = {ticket: [] for ticket in tickets}
         while steps := scheduler.step():
             for each in steps:
                 said[each.ticket].append(each)
@@ -101,15 +101,15 @@ def test_the_first_token_of_a_form_is_found_in_time(data_dir: Path) -> None:
 def test_a_long_text_without_a_choice_is_tokenized_in_part_alone(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headway.serve import symbols
+    from headway.serve import token_bytes
 
     model = hw.load(stories(data_dir), "cpu")
     assert isinstance(model.codec, TokenizerCodec)
     text = "once upon a time été ☃ dog " * 30
-    ends = (model.codec.end or 2,)
-    wrapped = symbols._Wrapped(model.codec.tokenizer, symbols._bytes_of(model.codec), ends[0])
+    ends = (model.codec.eos_id or 2,)
+    wrapped = token_bytes._TokenizerAdapter(model.codec.tokenizer, token_bytes._bytes_per_token(model.codec), ends[0])
     first = wrapped(text)
-    monkeypatch.setattr(symbols, "_FORCED", len(text))
+    monkeypatch.setattr(token_bytes, "_MAX_FORCED", len(text))
     whole = wrapped(text)
     assert 50 < len(first) < len(whole)
     assert whole[: len(first)] == first

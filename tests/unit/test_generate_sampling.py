@@ -139,7 +139,7 @@ def test_biases_are_of_single_symbols_and_rows_have_counts_of_their_own(threads:
     logits = torch.tensor([[1.0, 0.0], [9.0, 0.0]])
     chosen = [sampler.pick(logits, step)[0].tolist() for step in range(2)]
     assert chosen == [[0, 0], [1, 0]]
-    assert sampler.foresee(logits[:1], 2, [1, 1]) == 0
+    assert sampler.sample_ahead(logits[:1], 2, [1, 1]) == 0
     sampler.select(torch.tensor([1]))
     assert [sampler.pick(logits[1:], step)[0].tolist() for step in range(4)] == [[0], [0], [0], [1]]
 
@@ -159,7 +159,7 @@ def test_both_forms_count_the_same() -> None:
                 sampler.select(torch.tensor([1]))
             logits = logits[:1]
         if step >= 40:
-            ahead, same = (sampler.foresee(logits[:, :50], step + 2, [5, 5]) for sampler in forms)
+            ahead, same = (sampler.sample_ahead(logits[:, :50], step + 2, [5, 5]) for sampler in forms)
             assert ahead == same
         (chosen, logprobs), (other, values) = (sampler.pick(logits, step) for sampler in forms)
         assert torch.equal(chosen, other)

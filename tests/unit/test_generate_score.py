@@ -43,7 +43,7 @@ def test_long_texts_are_scored_in_windows() -> None:
 
 def test_targets_are_scored_with_their_end() -> None:
     model, sources, targets = translator(), random_rows([4, 2, 7], 23), random_rows([3, 0, 6], 23, seed=1)
-    found = score_targets(model, sources, targets, begin=BEGIN, end=END)
+    found = score_targets(model, sources, targets, bos=BEGIN, eos=END)
     for source, target, row in zip(sources, targets, found):
         with torch.inference_mode():
             layouts = Layout.full(1, len(source)), Layout.full(1, len(target) + 1)
@@ -58,13 +58,13 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UserError, match="sequence contains the id 99"):
         score_ids(language_model(), [[2, 99]])
     with pytest.raises(UserError, match="1 sources do not match 2 targets"):
-        score_targets(translator(), [[2]], [[2], [3]], begin=BEGIN, end=END)
+        score_targets(translator(), [[2]], [[2], [3]], bos=BEGIN, eos=END)
     with pytest.raises(UserError, match="target of 41 tokens, its end included, exceeds the context of 40"):
-        score_targets(translator(), [[2]], [[2] * 40], begin=BEGIN, end=END)
+        score_targets(translator(), [[2]], [[2] * 40], bos=BEGIN, eos=END)
     with pytest.raises(UserError, match="source has 0 tokens"):
-        score_targets(translator(), [[]], [[2]], begin=BEGIN, end=END)
+        score_targets(translator(), [[]], [[2]], bos=BEGIN, eos=END)
 
 
 def test_nothing_to_score() -> None:
     assert score_ids(language_model(), []) == []
-    assert score_targets(translator(), [], [], begin=BEGIN, end=END) == []
+    assert score_targets(translator(), [], [], bos=BEGIN, eos=END) == []

@@ -15,13 +15,13 @@ from headway.generate import (
     Sampling,
     SearchConfig,
     beam_search,
-    drawing,
+    sample_steps,
     score_ids,
     score_targets,
-    searching,
+    search_steps,
     translate_ids,
 )
-from headway.generate.courses import follow
+from headway.generate.coroutines import run_coroutine
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
 from headway.layout import Layout
@@ -32,7 +32,7 @@ SOURCES = random_rows([5, 2, 7, 3, 3, 6, 1, 4], 23, seed=5)
 
 
 def translate(config: SearchConfig, sources=SOURCES, **options) -> list[list[Hypothesis]]:
-    return translate_ids(translator(), sources, begin=BEGIN, end=END, config=config, **options)
+    return translate_ids(translator(), sources, bos=BEGIN, eos=END, config=config, **options)
 
 
 def naive_greedy(source: list[int], limit: int) -> tuple[list[int], bool]:
@@ -67,12 +67,12 @@ def test_a_beam_that_holds_everything_finds_the_best(alpha: float, seed: int) ->
     model = translator(symbols, seed=seed, gain=0.5)
     sources = [[2, 3], [3], [2, 2, 3]]
     config = SearchConfig(beam=symbols**most, length_penalty=alpha, n_best=3, most_ratio=0.0, most_extra=most)
-    found = translate_ids(model, sources, begin=BEGIN, end=END, config=config)
+    found = translate_ids(model, sources, bos=BEGIN, eos=END, config=config)
     others = [s for s in range(symbols) if s != END]
     every = [list(ids) for n in range(most) for ids in itertools.product(others, repeat=n)]
     for source, hypotheses in zip(sources, found):
-        totals = [sum(row) for row in score_targets(model, [source] * len(every), every, begin=BEGIN, end=END)]
-        worths = [config.worth(total, len(ids) + 1) for total, ids in zip(totals, every)]
+        totals = [sum(row) for row in score_targets(model, [source] * len(every), every, bos=BEGIN, eos=END)]
+        worths = [config.normalised_score(total, len(ids) + 1) for total, ids in zip(totals, every)]
         order = sorted(range(len(every)), key=lambda i: -worths[i])[:3]
         assert [h.ids for h in hypotheses] == [every[i] for i in order]
         assert [h.score for h in hypotheses] == pytest.approx([worths[i] for i in order], abs=1e-4)
@@ -88,11 +88,11 @@ def test_scores_are_those_of_teacher_forcing(beam: int) -> None:
             ((h.finished, h.score) for h in hypotheses), reverse=True
         )
         assert len({tuple(h.ids) for h in hypotheses}) == len(hypotheses) == beam
-        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], begin=BEGIN, end=END)
+        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], bos=BEGIN, eos=END)
         for row, h in zip(rows, hypotheses):
             total, length = (sum(row), len(row)) if h.finished else (sum(row[:-1]), len(row) - 1)
             assert h.log_probability == pytest.approx(total, abs=1e-4)
-            assert h.score == pytest.approx(config.worth(total, length), abs=1e-4)
+            assert h.score == pytest.approx(config.normalised_score(total, length), abs=1e-4)
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -126,17 +126,17 @@ def test_suppressed_symbols_are_never_written_and_change_no_probability(beam: in
     common = sorted(set(free), key=lambda symbol: -free.count(symbol))[:3]
     for source, hypotheses in zip(SOURCES, translate(config, suppressed=common)):
         assert not {symbol for h in hypotheses for symbol in h.ids} & set(common)
-        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], begin=BEGIN, end=END)
+        rows = score_targets(translator(), [source] * beam, [h.ids for h in hypotheses], bos=BEGIN, eos=END)
         totals = [sum(row if h.finished else row[:-1]) for row, h in zip(rows, hypotheses)]
         assert [h.log_probability for h in hypotheses] == pytest.approx(totals, abs=1e-4)
     assert not any(h.finished for hypotheses in translate(config, suppressed=[END]) for h in hypotheses)
 
 
 def test_decoding_may_start_with_any_symbol() -> None:
-    found = translate_ids(translator(), SOURCES, begin=5, end=END, config=SearchConfig(beam=1))
+    found = translate_ids(translator(), SOURCES, bos=5, eos=END, config=SearchConfig(beam=1))
     forced = translate(SearchConfig(beam=1), prefixes=[[5]] * len(SOURCES))
     assert [best.ids for (best,) in found] != [best.ids[1:] for (best,) in forced]  # no symbol stands before it
-    totals = score_targets(translator(), SOURCES, [best.ids for (best,) in found], begin=5, end=END)
+    totals = score_targets(translator(), SOURCES, [best.ids for (best,) in found], bos=5, eos=END)
     for row, (best,) in zip(totals, found):
         assert best.log_probability == pytest.approx(sum(row if best.finished else row[:-1]), abs=1e-4)
 
@@ -145,7 +145,7 @@ def test_limits_are_kept() -> None:
     config = SearchConfig(beam=4, most_ratio=1.0, most_extra=1)
     for source, (best,) in zip(SOURCES, translate(config)):
         assert len(best.ids) <= len(source) + 1
-    near = translate_ids(translator(context=7), SOURCES, begin=BEGIN, end=END, prefixes=[[2, 3]] * len(SOURCES))
+    near = translate_ids(translator(context=7), SOURCES, bos=BEGIN, eos=END, prefixes=[[2, 3]] * len(SOURCES))
     assert all(len(best.ids) <= 6 for (best,) in near)
 
 
@@ -169,7 +169,7 @@ def test_language_models_search_too() -> None:
 
 def test_the_model_keeps_its_mode() -> None:
     model = translator().train()
-    translate_ids(model, SOURCES[:1], begin=BEGIN, end=END)
+    translate_ids(model, SOURCES[:1], bos=BEGIN, eos=END)
     assert model.training
 
 
@@ -215,7 +215,7 @@ def test_damaged_weights_are_an_error() -> None:
     with torch.no_grad():
         model.decoder.embed.table.fill_(math.nan)
     with pytest.raises(UserError, match="NaN"):
-        translate_ids(model, SOURCES, begin=BEGIN, end=END)
+        translate_ids(model, SOURCES, bos=BEGIN, eos=END)
 
 
 def test_a_rule_forbids_before_probabilities_are_made() -> None:
@@ -232,14 +232,14 @@ def test_a_rule_forbids_before_probabilities_are_made() -> None:
         logits, decoding = model.start(prompt, 20)
         wanted = logits.clone()
         wanted[:, forbidden] = -torch.inf
-        found = follow(model, searching(logits, decoding, [1], END, SearchConfig(beam=1), rule=rule))
+        found = run_coroutine(model, search_steps(logits, decoding, [1], END, SearchConfig(beam=1), rule=rule))
     assert found[0][0].log_probability == pytest.approx(float(wanted.log_softmax(-1).max()), abs=1e-5)
 
 
 def test_a_mean_of_each_symbol_is_a_worth_too() -> None:
     config = SearchConfig(length_penalty=1.0, length_offset=0.0)
-    assert config.worth(-12.0, 4) == -3.0
-    assert SearchConfig(length_penalty=0.6).worth(-12.0, 1) == -12.0
+    assert config.normalised_score(-12.0, 4) == -3.0
+    assert SearchConfig(length_penalty=0.6).normalised_score(-12.0, 1) == -12.0
     with pytest.raises(ConfigError, match="length_offset is -1"):
         SearchConfig(length_offset=-1.0)
 
@@ -254,7 +254,7 @@ def test_texts_are_drawn_by_their_seed_and_under_a_rule() -> None:
     def drawn(seed: int) -> list[Hypothesis]:
         with torch.inference_mode():
             logits, decoding = model.start(prompt, 20)
-            return follow(model, drawing(logits, decoding, 4, 6, (END,), Sampling(1.0, seed=seed), rule))
+            return run_coroutine(model, sample_steps(logits, decoding, 4, 6, (END,), Sampling(1.0, seed=seed), rule))
 
     found = drawn(1)
     assert found == drawn(1) != drawn(2)

@@ -85,8 +85,8 @@ def test_the_context_ends_a_sequence() -> None:
 
 def test_ends(codec: TokenizerCodec) -> None:
     """The codec's end symbol, stop ids, and neither of them in what is given back."""
-    model = language_model(codec.size, context=None)
-    assert codec.end is not None
+    model = language_model(codec.vocab_size, context=None)
+    assert codec.eos_id is not None
     with torch.no_grad():
         model.heads["vocabulary"].project.weight.zero_()  # all symbols alike, so that draws are by the seed alone
     flat = Sampling(seed=0)
@@ -94,10 +94,10 @@ def test_ends(codec: TokenizerCodec) -> None:
     plain = session.generate(many, flat, Limits(200))
     ended = [c for c in plain if c.finish_reason == "stop"]
     assert ended
-    assert all(codec.end not in c.ids for c in plain)
+    assert all(codec.eos_id not in c.ids for c in plain)
     ignored = session.generate(many, flat, Limits(200, ignore_end=True))
     assert all(len(c.ids) == 200 and c.finish_reason == "length" for c in ignored)
-    assert any(codec.end in c.ids for c in ignored)
+    assert any(codec.eos_id in c.ids for c in ignored)
     for one, other in zip(plain, ignored):
         assert one.ids == other.ids[: len(one.ids)]
     stopped = session.generate(many, flat, Limits(200, stop_ids=(65, 66), ignore_end=True))
@@ -107,12 +107,12 @@ def test_ends(codec: TokenizerCodec) -> None:
 
 
 def test_stop_strings_never_show(codec: TokenizerCodec) -> None:
-    model = language_model(codec.size, context=None)
+    model = language_model(codec.vocab_size, context=None)
     with torch.no_grad():  # two letters, alike
         head = model.heads["vocabulary"].project.weight
         head.zero_()
         a, b = codec.encode("ab")
-    logits = torch.full((codec.size,), -100.0)
+    logits = torch.full((codec.vocab_size,), -100.0)
     logits[[a, b]] = 0.0
     head_forward = model.heads["vocabulary"].forward
     model.heads["vocabulary"].forward = lambda x: head_forward(x) + logits  # type: ignore[method-assign]
@@ -154,7 +154,7 @@ def test_half_characters_wait(codec: TokenizerCodec) -> None:
 
 
 def test_events_tell_every_step(codec: TokenizerCodec) -> None:
-    session = Session(language_model(codec.size), codec)
+    session = Session(language_model(codec.vocab_size), codec)
     events = list(session.events(PROMPTS, SAMPLED, Limits(12)))
     for number, completion in enumerate(session.generate(PROMPTS, SAMPLED, Limits(12))):
         own = [event for event in events if event.sequence == number]
@@ -165,7 +165,7 @@ def test_events_tell_every_step(codec: TokenizerCodec) -> None:
 
 
 def test_a_stream_may_be_left_and_leaves_no_mode_behind(codec: TokenizerCodec) -> None:
-    model = language_model(codec.size).train()
+    model = language_model(codec.vocab_size).train()
     stream = Session(model, codec).stream([2, 3], Sampling(seed=0), Limits(20, ignore_end=True))
     next(stream)
     assert not torch.is_inference_mode_enabled()

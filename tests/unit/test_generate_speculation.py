@@ -9,9 +9,9 @@ from generate_models import language_model, translator
 from headway.engine import Engine, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
-from headway.generate.speculation import Boldness, Lookup
+from headway.generate.speculation import Lookup, TimedGuessLength
 from headway.nn.mixers import GRUConfig
-from headway.nn.models import BlockConfig, Cache, Generative, StackConfig, Transformer, TransformerConfig, build
+from headway.nn.models import BlockConfig, CacheDtype, Generative, StackConfig, Transformer, TransformerConfig, build
 
 PROMPT = [2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7, 2, 3]
 SAMPLINGS = [
@@ -34,7 +34,7 @@ class Plain:
         return getattr(self.engine, name)
 
 
-def model(form: str, context: int | None = 200, threads: int = 1, cache: Cache = "fp32") -> Engine:
+def model(form: str, context: int | None = 200, threads: int = 1, cache: CacheDtype = "fp32") -> Engine:
     return Engine(quantise(language_model(context=context), form), threads, cache)  # type: ignore[arg-type]
 
 
@@ -51,14 +51,14 @@ def noisy(form: str, amount: float, context: int | None = 200) -> Transformer:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """How many tokens were guessed each time, and how many of them were right. All guessing seems to pay."""
     seen: list[tuple[int, int]] = []
-    judge = Boldness.judge
+    judge = TimedGuessLength.update
 
-    def noted(self: Boldness, guessed: int, right: int, seconds: float) -> None:
+    def noted(self: TimedGuessLength, guessed: int, right: int, seconds: float) -> None:
         if guessed:
             seen.append((guessed, right))
         judge(self, guessed, right, 1e-9 if guessed else 1.0)
 
-    monkeypatch.setattr(Boldness, "judge", noted)
+    monkeypatch.setattr(TimedGuessLength, "update", noted)
     return seen
 
 
@@ -75,7 +75,7 @@ def same(
 
 @pytest.mark.parametrize(("form", "cache"), [("fp32", "fp32"), ("int8", "fp32"), ("int8", "int8")])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_tokens_and_probabilities_are_those_of_single_steps(form: str, cache: Cache, sampling: Sampling) -> None:
+def test_tokens_and_probabilities_are_those_of_single_steps(form: str, cache: CacheDtype, sampling: Sampling) -> None:
     engine = model(form, threads=2, cache=cache)
     counts: list[int] = []
     extend = engine.extend
@@ -162,35 +162,35 @@ def test_guesses_are_what_followed_before() -> None:
     assert Lookup([7, 1, 2, 1, 2]).guess(4) == [1, 2, 1, 2]
 
 
-def rested(pace: Boldness) -> int:
+def rested(pace: TimedGuessLength) -> int:
     """How many steps it waits."""
     count = 0
-    while not pace.most():
+    while not pace.next_length():
         count += 1
     return count
 
 
 def test_guesses_grow_while_right_and_rest_when_they_do_not_pay() -> None:
-    pace = Boldness()
+    pace = TimedGuessLength()
     assert rested(pace) == 2
     for seconds in (9.0, 1.0, 1.0):  # the first has the compiling in it
-        pace.judge(0, 0, seconds)
-    pace.judge(4, 4, 1.5)
-    assert pace.most() == 8
-    pace.judge(8, 8, 1.5)
-    assert pace.most() == 15
-    pace.judge(15, 3, 1.5)
-    assert pace.most() == 4
+        pace.update(0, 0, seconds)
+    pace.update(4, 4, 1.5)
+    assert pace.next_length() == 8
+    pace.update(8, 8, 1.5)
+    assert pace.next_length() == 15
+    pace.update(15, 3, 1.5)
+    assert pace.next_length() == 4
     pauses = []
     for _ in range(6):  # one bad time after another; the first of each is not counted
         while True:
-            pace.judge(15, 0, 2.5)
-            if not pace.most():
+            pace.update(15, 0, 2.5)
+            if not pace.next_length():
                 break
         pauses.append(1 + rested(pace))
     assert pauses == [16, 32, 64, 128, 256, 256]
     for _ in range(3):
-        pace.judge(4, 4, 1.0)
-    while pace.most():
-        pace.judge(15, 0, 9.0)
+        pace.update(4, 4, 1.0)
+    while pace.next_length():
+        pace.update(15, 0, 9.0)
     assert 1 + rested(pace) == 16, "what paid again is tried as soon as at first"

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import headway as hw
-from headway import given
+from headway import arguments
 from headway.app.model import Model
-from headway.app.recipes import _still
+from headway.app.recipes import _applicable_settings
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import audio, recipe
-from headway.domains.understanding import use
+from headway.domains.understanding import encoder_inference
 from headway.errors import ConfigError, UserError
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, SearchConfig
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
@@ -36,21 +36,21 @@ GREEDY, FEW = Sampling(temperature=0), Limits(4, ignore_end=True)
 def model() -> Model:
     """A small language model as it is drawn."""
     codec = train_codec("byte", iter(["a text"]))
-    module = build(override(preset("gpt2"), {**SIZES, "symbols": codec.size}), seed=1)
-    return Model(Opened(module, Usage(), codec), Path("drawn"), backend="torch")
+    module = build(override(preset("gpt2"), {**SIZES, "symbols": codec.vocab_size}), seed=1)
+    return Model(OpenedModel(module, Usage(), codec), Path("drawn"), backend="torch")
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Model:
     codec = train_codec("byte", iter(["a text"]))
-    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.size})
+    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.vocab_size})
     heads = {
         "vocabulary": VocabularyHeadConfig(),
         "classes": PooledHeadConfig(2),
         "tags": PooledHeadConfig(2, pool="tokens"),
     }
     module = build(replace(config, heads={**config.heads, **heads}), seed=1)
-    return Model(Opened(module, Usage(), codec), Path("drawn"), backend="torch")
+    return Model(OpenedModel(module, Usage(), codec), Path("drawn"), backend="torch")
 
 
 class Column(list):
@@ -70,69 +70,72 @@ class Column(list):
     ids=["list", "tuple", "iterator", "array", "objects", "column"],
 )
 def test_texts_of_any_iterable(many: Any) -> None:
-    found = given.texts(many)
-    assert (found.items, found.one) == (["ab", "c"], False)
-    assert found.answer([1, 2]) == [1, 2]
+    found = arguments.text_inputs(many)
+    assert (found.items, found.is_single) == (["ab", "c"], False)
+    assert found.unwrap([1, 2]) == [1, 2]
 
 
 def test_one_of_each_kind() -> None:
     pixels, sound = np.zeros((4, 5, 3), np.uint8), np.zeros(7, np.float32)
     for found in (
-        given.texts("ab"),
-        given.texts_or_pairs(("ab", "c")),
-        given.texts_or_words("ab"),
-        given.images("a.png"),
-        given.images(Path("a.png")),
-        given.images(pixels),
-        given.images(torch.zeros(4, 5, dtype=torch.uint8)),
-        given.sounds("a.wav"),
-        given.sounds(sound),
-        given.sounds(torch.zeros(7, 2)),
-        given.sounds([0.5, 0.25]),
-        given.rows_of_ids([1, 2]),
-        given.rows_of_ids(np.array([1, 2])),
+        arguments.text_inputs("ab"),
+        arguments.text_or_pair_inputs(("ab", "c")),
+        arguments.text_or_word_inputs("ab"),
+        arguments.image_inputs("a.png"),
+        arguments.image_inputs(Path("a.png")),
+        arguments.image_inputs(pixels),
+        arguments.image_inputs(torch.zeros(4, 5, dtype=torch.uint8)),
+        arguments.audio_inputs("a.wav"),
+        arguments.audio_inputs(sound),
+        arguments.audio_inputs(torch.zeros(7, 2)),
+        arguments.audio_inputs([0.5, 0.25]),
+        arguments.id_row_inputs([1, 2]),
+        arguments.id_row_inputs(np.array([1, 2])),
     ):
-        assert found.one
+        assert found.is_single
         assert len(found.items) == 1
-        assert found.answer(["answer"]) == "answer"
-    assert given.rows_of_ids(np.array([3, 1])).items == [[3, 1]]
+        assert found.unwrap(["answer"]) == "answer"
+    assert arguments.id_row_inputs(np.array([3, 1])).items == [[3, 1]]
 
 
 def test_many_of_each_kind() -> None:
     pixels, sound = np.zeros((2, 4, 5, 3), np.uint8), np.zeros(7, np.float32)
     for found in (
-        given.texts_or_pairs(["ab", "c"]),
-        given.texts_or_pairs([("ab", "c"), ("d", "e")]),
-        given.texts_or_words([["ab", "c"], "d"]),
-        given.images(pixels),
-        given.images(["a.png", pixels[0]]),
-        given.images(("a.png", "b.png")),
-        given.sounds([sound, "a.wav"]),
-        given.sounds([[0.5, 0.25], [0.5]]),
-        given.rows_of_ids([[1, 2], (3,)]),
-        given.rows_of_ids(torch.ones(2, 3, dtype=torch.long)),
+        arguments.text_or_pair_inputs(["ab", "c"]),
+        arguments.text_or_pair_inputs([("ab", "c"), ("d", "e")]),
+        arguments.text_or_word_inputs([["ab", "c"], "d"]),
+        arguments.image_inputs(pixels),
+        arguments.image_inputs(["a.png", pixels[0]]),
+        arguments.image_inputs(("a.png", "b.png")),
+        arguments.audio_inputs([sound, "a.wav"]),
+        arguments.audio_inputs([[0.5, 0.25], [0.5]]),
+        arguments.id_row_inputs([[1, 2], (3,)]),
+        arguments.id_row_inputs(torch.ones(2, 3, dtype=torch.long)),
     ):
-        assert not found.one
+        assert not found.is_single
         assert len(found.items) == 2
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: given.texts(3), "the input is 3; pass a text, or a list of these"),
-        (lambda: given.texts(None), "the input is None"),
-        (lambda: given.texts(b"ab"), "the input is b'ab'"),
-        (lambda: given.texts({"ab"}), "the input is a set"),
-        (lambda: given.texts({"text": "ab"}), "the input is a dict"),
-        (lambda: given.texts(np.array("ab")), "the input is a ndarray"),
-        (lambda: given.texts(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
-        (lambda: given.texts(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
-        (lambda: given.texts_or_pairs([("a", "b", "c")]), "text 1 is a tuple; pass strings, or tuples of two strings"),
-        (lambda: given.texts_or_words([["ab", 3]]), "text 1: word 2 of 2 is 3"),
-        (lambda: given.images(3), "the input is 3; pass an image"),
-        (lambda: given.sounds([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),
-        (lambda: given.rows_of_ids("ab"), "the input is 'ab'; pass a list of ids"),
-        (lambda: given.rows_of_ids([[1, 0.5]]), "id 2 of 2 is 0.5; pass ids as integers"),
+        (lambda: arguments.text_inputs(3), "the input is 3; pass a text, or a list of these"),
+        (lambda: arguments.text_inputs(None), "the input is None"),
+        (lambda: arguments.text_inputs(b"ab"), "the input is b'ab'"),
+        (lambda: arguments.text_inputs({"ab"}), "the input is a set"),
+        (lambda: arguments.text_inputs({"text": "ab"}), "the input is a dict"),
+        (lambda: arguments.text_inputs(np.array("ab")), "the input is a ndarray"),
+        (lambda: arguments.text_inputs(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
+        (lambda: arguments.text_inputs(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
+        (
+            lambda: arguments.text_or_pair_inputs([("a", "b", "c")]),
+            "text 1 is a tuple; pass strings, or tuples of two strings",
+        ),
+        (lambda: arguments.text_or_word_inputs([["ab", 3]]), "text 1: word 2 of 2 is 3"),
+        (lambda: arguments.image_inputs(3), "the input is 3; pass an image"),
+        (lambda: arguments.audio_inputs([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),
+        (lambda: arguments.id_row_inputs("ab"), "the input is 'ab'; pass a list of ids"),
+        (lambda: arguments.id_row_inputs([[1, 0.5]]), "id 2 of 2 is 0.5; pass ids as integers"),
     ],
 )
 def test_what_is_neither_is_one_line(ask: Callable[[], Any], message: str) -> None:
@@ -162,11 +165,11 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
     torch.testing.assert_close(encoder.embed(np.array(["a text", "e"]))[0], vector, rtol=1e-5, atol=1e-6)
     assert encoder.embed([]).shape == (0, 16)
     say = lambda module, codec, labels, texts, truncate: [{"a": len(text)} for text in texts]  # noqa: E731
-    monkeypatch.setattr(use, "classify", say)
+    monkeypatch.setattr(encoder_inference, "classify", say)
     assert encoder.classify("abc") == {"a": 3}
     assert encoder.classify(("abc", "d")) == {"a": 2}  # a pair
     assert encoder.classify(["abc", "d"]) == [{"a": 3}, {"a": 1}]
-    monkeypatch.setattr(use, "tag", say)
+    monkeypatch.setattr(encoder_inference, "tag", say)
     assert encoder.tag("abc") == {"a": 3}
     assert encoder.tag([["a", "b"], "c"]) == [{"a": 2}, {"a": 1}]
     monkeypatch.setattr("headway.domains.masked.predictors.fill_one", lambda module, codec, text, top: [text, top])
@@ -183,7 +186,7 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
         (lambda: Limits("3"), "max_new_tokens is '3'; pass an integer"),  # type: ignore[arg-type]
         (lambda: Limits(stop=["a", 3]), "stop is a list; give a tuple of texts"),  # type: ignore[arg-type]
         (lambda: SearchConfig(beam="4"), "beam is '4'; pass an integer"),  # type: ignore[arg-type]
-        (lambda: audio.Transcribing(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
+        (lambda: audio.TranscriptionOptions(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; pass a number or None"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; pass an integer or None"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; pass a mapping"),  # type: ignore[arg-type]
@@ -206,7 +209,7 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
         (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
         (lambda: ask.generate("a", stop=3), "the input is 3; pass a stop, or a list of these"),
         (lambda: ask.stream(["a"]), "prompt is a list; pass a string"),
-        (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
+        (lambda: ask.complete("a", 0.7), "sampling is 0.7; pass a Sampling"),
         (lambda: ask.translate("a", beam="4"), "is a language model, which cannot translate; use generate or embed"),
         (lambda: ask.chat(3), "3 is not a conversation; pass a string, or messages as"),
         (lambda: ask.chat(["hi"]), "a list is not a conversation"),
@@ -251,13 +254,13 @@ def test_what_cannot_be_a_path_or_a_text_is_refused_in_a_line(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"an unknown user name|cannot be reached \(File name too long\)"):
             hw.train("text", data=data, run=tmp_path / "run")
     with pytest.raises(UserError, match=r"text 2 of 2 is 'a\\udcff', which is not valid Unicode; decode it as UTF-8"):
-        given.texts(["b", "a\udcff"])
+        arguments.text_inputs(["b", "a\udcff"])
 
 
 def test_a_setting_that_another_replaced_is_no_hindrance_to_resume() -> None:
     base, settings = recipe("shakespeare"), {"model.heads": 2, "model.mixer": "lstm"}
     found = override(base, settings)
-    assert _still(found, base, settings) == {"model.mixer": "lstm"}
-    assert _still(found, base, {"train.steps": 5}) == {"train.steps": 5}
+    assert _applicable_settings(found, base, settings) == {"model.mixer": "lstm"}
+    assert _applicable_settings(found, base, {"train.steps": 5}) == {"train.steps": 5}
     with pytest.raises(ConfigError, match="no setting 'headz'"):
-        _still(found, base, {"model.headz": 2})
+        _applicable_settings(found, base, {"model.headz": 2})

@@ -63,7 +63,7 @@ def test_rolling_scores_every_token_once(model: HarnessModel) -> None:
     [found] = model.loglikelihood_rolling([asked(short)])
     assert found == pytest.approx(sum(model.model.score([short])[0]), abs=1e-3)
     ids = model.model.codec.encode(short * 40)
-    parts = model._rolling(ids)
+    parts = model._rolling_windows(ids)
     assert [i for _, after in parts for i in after] == ids
     assert len(parts) > 1
     assert max(len(before) + len(after) - 1 for before, after in parts) <= (model.model.context or 0)

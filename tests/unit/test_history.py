@@ -15,8 +15,8 @@ import pytest
 from headway.app.cli.compare import parse_grid
 from headway.app.cli.main import _find, module_of
 from headway.app.cli.options import Parser, add_common
-from headway.app.recipes import configured, find_model
-from headway.claims.experiments import chosen, claims
+from headway.app.recipes import configure_recipe, find_model_config
+from headway.claims.experiments import claims, select_claims
 from headway.config import parse_settings
 
 ROOT = Path(__file__).parents[2]
@@ -42,16 +42,16 @@ def test_a_command_means_something(line: str) -> None:
     name, args = parsed(line)
     made = {str(parsed(other)[1].run) for other in COMMANDS[: COMMANDS.index(line)] if " --run " in other}
     if name == "train":
-        find_model(args.recipe)
-        configured(args.recipe, None, parse_settings(args.set), None)
+        find_model_config(args.recipe)
+        configure_recipe(args.recipe, None, parse_settings(args.set), None)
     elif name == "compare":
         grid = parse_grid(args.set)
         for values in product(*grid.values()):
-            configured(args.recipe, None, dict(zip(grid, values)), None)
+            configure_recipe(args.recipe, None, dict(zip(grid, values)), None)
     elif name == "claims":
-        chosen(args.names)
+        select_claims(args.names)
     elif name == "show":
-        assert args.name in made or find_model(args.name)
+        assert args.name in made or find_model_config(args.name)
     else:
         assert name == "generate"
         assert str(args.model) in made

@@ -11,10 +11,10 @@ import pytest
 from image_text_data import TINY, draw, task
 
 from headway.app.cli import main as cli
-from headway.app.recipes import configured
-from headway.codecs.processor import ImageProcessor
-from headway.data.files import File
-from headway.domains.image_text.data import open_pictures, read_captions
+from headway.app.recipes import configure_recipe
+from headway.codecs.image_processor import ImageProcessor
+from headway.data.input_files import File
+from headway.domains.image_text.captioned_images import decode_images, read_captions
 from headway.domains.image_text.emoji import group_of, read_emoji
 from headway.errors import UserError
 
@@ -25,10 +25,10 @@ PROCESSOR = ImageProcessor(size=(8, 8))
 def test_tables_are_read_and_images_counted_once(tmp_path: Path) -> None:
     found = read_captions([draw(tmp_path)])
     assert (len(found.images), len(found.texts)) == (12, 24)
-    assert found.of[:4].tolist() == [0, 0, 1, 1]
+    assert found.image_of[:4].tolist() == [0, 0, 1, 1]
     assert found.languages is not None
     assert set(found.languages) == {"en", "xx"}
-    assert found.places[0].endswith("captions.csv, line 2")
+    assert found.locations[0].endswith("captions.csv, line 2")
     lines = [{"path": "dark-red.png", "caption": "a"}, {"path": str(tmp_path / "dark-red.png"), "caption": "b"}]
     (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     again = read_captions([tmp_path / "some.jsonl"])
@@ -58,20 +58,20 @@ def test_images_of_any_kind_are_decoded_once(tmp_path: Path, monkeypatch: pytest
     files = [File(tmp_path / name) for name in ("a.png", "b.png", "c.png", "d.bmp")] + [
         File(tmp_path / "z.zip", "in/a.png")
     ]
-    found = open_pictures(files, PROCESSOR, False)
+    found = decode_images(files, PROCESSOR, False)
     assert found.pixels.shape == (5, 8, 8, 3)
     np.testing.assert_array_equal(found.pixels[0], PROCESSOR.pixels(pixels))
     wide = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
     np.testing.assert_array_equal(found.pixels[2], PROCESSOR.pixels(np.repeat(wide[:, :, None], 3, 2)))
     assert found.keys[0] == found.keys[3] == found.keys[4] != found.keys[2]
-    monkeypatch.setattr("headway.domains.image_text.data.decode_image", None)  # from the cache
-    np.testing.assert_array_equal(open_pictures(files, PROCESSOR, False).pixels, found.pixels)
+    monkeypatch.setattr("headway.domains.image_text.captioned_images.decode_image", None)  # from the cache
+    np.testing.assert_array_equal(decode_images(files, PROCESSOR, False).pixels, found.pixels)
 
 
 def test_few_texts_fill_a_small_codec(tmp_path: Path) -> None:
     """A size is the most that there may be: nothing stops who has a hundred captions."""
     here = task(draw(tmp_path), **{"task.size": 2000})
-    assert here.examples.codec.size < 600
+    assert here.examples.codec.vocab_size < 600
 
 
 def test_bad_images_are_an_error_or_counted(
@@ -84,9 +84,9 @@ def test_bad_images_are_an_error_or_counted(
         task(table)
     here = task(table, **{"task.skip_bad": True})
     assert "skipped 2 of 12 images that cannot be read" in caplog.text
-    assert sorted(here.examples.pictures.wrong) == [0, 7]
+    assert sorted(here.examples.decoded.errors) == [0, 7]
     assert here.count("all") == 10
-    model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
+    model = here.adapt(configure_recipe("image-text", table, TINY, None).model).build(0)
     assert here.evaluate(model, "all")["skipped_images"] == 2
     with pytest.raises(UserError, match="truncated or corrupt"):  # though the cache has them
         task(table)
@@ -94,7 +94,7 @@ def test_bad_images_are_an_error_or_counted(
     bomb = tmp_path / "bomb.png"
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(bomb)
     with pytest.raises(UserError, match=r"bomb\.png has too many pixels"):
-        open_pictures([File(bomb)], PROCESSOR, False)
+        decode_images([File(bomb)], PROCESSOR, False)
 
 
 def test_variants_of_an_emoji_are_one_group() -> None:
@@ -116,7 +116,7 @@ def test_variants_of_an_emoji_are_one_group() -> None:
 def test_emoji_are_all_read(data_dir: Path) -> None:
     found = read_emoji([data_dir / "emoji" / "noto-emoji-64px.zip", data_dir / "emoji" / "captions.json"])
     assert len(found.images) == len(found.groups or ()) == 1546
-    assert found.asked.sum() == 5 * 1546
+    assert found.is_query.sum() == 5 * 1546
     with pytest.raises(UserError, match=r"0 of 1 files are \.json"):
         read_emoji([data_dir / "emoji" / "noto-emoji-64px.zip"])
 

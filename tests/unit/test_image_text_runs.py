@@ -134,7 +134,7 @@ def test_a_model_that_matches_refuses_other_uses(run: Path) -> None:
 def test_a_published_siglip_fills_its_texts_and_is_judged_on_captions(tmp_path: Path) -> None:
     """Its tokens see the filling, so a text alone and beside longer ones must be the same."""
     codec = train_codec("bpe", ["red green blue white dark pale bright a picture"] * 4, 270, special=SPECIAL)
-    config = siglip((16, 1, 2), 8, 16, codec.size, 20)
+    config = siglip((16, 1, 2), 8, 16, codec.vocab_size, 20)
     assert isinstance(config.left.heads["embedding"], ProbeHeadConfig)
     processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
     save_published(build(config), config, tmp_path / "model", Usage(processor=processor))

@@ -13,8 +13,8 @@ import pytest
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.data import documents, read_table
-from headway.in_memory import kept
+from headway.data import iter_documents, read_table
+from headway.in_memory_data import data_paths
 from headway.learn.run import RunDirectory
 
 ROWS = [{"text": "ein Satz", "label": "de"}, {"text": "a sentence", "label": 3}]
@@ -46,7 +46,7 @@ class Dataset(list):
 
 @pytest.mark.parametrize("data", [ROWS, tuple(ROWS), iter(ROWS), Pandas(), Polars(), Dataset(ROWS)])
 def test_rows_of_every_kind_are_one_table(data: Any) -> None:
-    with kept(data, "understanding") as path:
+    with data_paths(data, "understanding") as path:
         table = read_table([path], {"text": "text", "label": "label"})  # type: ignore[list-item]
     assert table.columns == {"text": ["ein Satz", "a sentence"], "label": ["de", "3"]}
     assert not Path(str(path)).exists()
@@ -55,8 +55,8 @@ def test_rows_of_every_kind_are_one_table(data: Any) -> None:
 @pytest.mark.parametrize("kind", [list, tuple, iter, np.array])
 def test_texts_are_documents(kind: Callable[[list[str]], Any]) -> None:
     texts = ["One line.\nAnother.", "word", "größer als 1/2", "see notes.txt or not"]
-    with kept(kind(texts), "text") as path:
-        assert list(documents([path])) == texts  # type: ignore[list-item]
+    with data_paths(kind(texts), "text") as path:
+        assert list(iter_documents([path])) == texts  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_texts_are_documents(kind: Callable[[list[str]], Any]) -> None:
     ],
 )
 def test_paths_stay_paths(data: Any, domain: str) -> None:
-    with kept(data, domain) as paths:
+    with data_paths(data, domain) as paths:
         assert paths == data
-    with kept(iter([Path("a"), Path("b")]), "chess") as paths:
+    with data_paths(iter([Path("a"), Path("b")]), "chess") as paths:
         assert paths == [Path("a"), Path("b")]
 
 
 def test_strings_that_are_there_are_paths(tmp_path: Path) -> None:
     (tmp_path / "my notes").mkdir()
     names = [str(tmp_path / "my notes"), "and so on and on"]
-    with kept(names, "text") as paths:
+    with data_paths(names, "text") as paths:
         assert paths == names
 
 
@@ -92,7 +92,7 @@ def test_values_are_as_json_has_them(tmp_path: Path) -> None:
         "deep": [{"role": Path("b")}],
         "no": None,
     }
-    with kept([row], "vision", tmp_path) as path:
+    with data_paths([row], "vision", tmp_path) as path:
         found = json.loads(Path(str(path)).read_text(encoding="utf-8"))
     assert found == {
         "path": str(Path("a.png").absolute()),
@@ -117,7 +117,7 @@ def test_values_are_as_json_has_them(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_data_is_one_line_and_leaves_nothing(data: Any, domain: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(hw.UserError) as caught, kept(data, domain, tmp_path / "run"):
+    with pytest.raises(hw.UserError) as caught, data_paths(data, domain, tmp_path / "run"):
         pass
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -125,14 +125,14 @@ def test_what_is_no_data_is_one_line_and_leaves_nothing(data: Any, domain: str, 
 
 def test_a_file_stays_where_a_run_begins(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with kept(ROWS, "text", run) as path:
+    with data_paths(ROWS, "text", run) as path:
         assert Path(str(path)).parent == run / "data"
     assert not run.exists()
     for _ in range(2):
-        with kept(iter(ROWS), "text", run) as path:
+        with data_paths(iter(ROWS), "text", run) as path:
             RunDirectory(run).recipe.write_text(json.dumps({"data": [str(path)]}))
         assert list((run / "data").iterdir()) == [path]
-    with kept(ROWS[:1], "text", run) as other:
+    with data_paths(ROWS[:1], "text", run) as other:
         assert other != path
     assert list((run / "data").iterdir()) == [path]
 

@@ -16,7 +16,7 @@ from tiny_runs import play_file, publish
 import headway as hw
 from headway import memory
 from headway.app.cli.main import main
-from headway.app.recipes import find_model
+from headway.app.recipes import find_model_config
 from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
@@ -93,19 +93,19 @@ def test_all_forms_of_a_model_are_told_without_their_weights(
     assert main(["export", str(published), str(tmp_path / "model.gguf"), "--format", "gguf"]) == 0
     expected = hw.load(published).module.config
     have(monkeypatch, 0)
-    found = [find_model(str(path)) for path in (published, tmp_path / "model.gguf", tmp_path / "own")]
+    found = [find_model_config(str(path)) for path in (published, tmp_path / "model.gguf", tmp_path / "own")]
     assert [each.width for each in found] == [expected.width] * 3  # type: ignore[attr-defined]
     assert found[0] == found[2] == expected
     with pytest.raises(UserError, match="has no model"):
-        find_model(str(tmp_path))
+        find_model_config(str(tmp_path))
 
 
 def test_a_model_of_the_hub_is_told_by_its_name(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = SimpleNamespace(snapshot_download=lambda name, **_: {"owner/name": str(published)}[name])
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert find_model("hf:owner/name") == hw.load(published).module.config
+    assert find_model_config("hf:owner/name") == hw.load(published).module.config
     with pytest.raises(UserError, match="the hub failed"):
-        find_model("hf:owner/other")
+        find_model_config("hf:owner/other")
 
 
 def test_a_mistyped_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,9 @@ def test_control_groups_bound_what_is_free(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_fits_or_is_not_known_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 8)
-    memory.check_room("a model", {"weights": 5, "gradients": 3}, CPU, "leave it")
+    memory.check_free_memory("a model", {"weights": 5, "gradients": 3}, CPU, "leave it")
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    memory.check_room("a model", {"weights": 1 << 60}, CPU, "leave it")
+    memory.check_free_memory("a model", {"weights": 1 << 60}, CPU, "leave it")
     monkeypatch.undo()
     assert memory.free_bytes(torch.device("meta")) is None
     assert (memory.free_bytes(CPU) or 1 << 20) > 1 << 19

@@ -14,10 +14,10 @@ import pytest
 from headway.app.cli import main as cli
 from headway.data.demonstrations import read_demonstrations
 from headway.environments import (
-    Copies,
-    Demonstrating,
     Mixture,
     Recorder,
+    SuccessFilter,
+    VectorEnv,
     default_policy,
     make_environment,
     open_policy,
@@ -28,7 +28,7 @@ pytest.importorskip("metaworld", reason="metaworld is not installed: pip install
 REACH = "metaworld/reach-v3"
 
 
-def played(copies: Copies, seed: int, steps: int, row: int = 0) -> list[np.ndarray]:
+def played(copies: VectorEnv, seed: int, steps: int, row: int = 0) -> list[np.ndarray]:
     """States of an episode: half of it the expert's, half of it random."""
     expert, random = open_policy("expert", copies.spaces, copies.name), np.random.default_rng(seed)
     assert expert is not None
@@ -42,8 +42,13 @@ def played(copies: Copies, seed: int, steps: int, row: int = 0) -> list[np.ndarr
 @pytest.mark.parametrize("name", ["reach", "drawer-open", "door-open", "button-press-topdown", "window-open"])
 def test_a_seed_fixes_start_and_goal_bit_for_bit(name: str) -> None:
     """Whatever was played before; and seeds that differ are other starts, which are drawn anew without end."""
-    with Copies(f"metaworld/{name}-v3", 2) as copies:
-        assert (copies.spaces.shape, copies.spaces.numbers, copies.horizon, copies.frame_rate) == ((39,), 4, 500, 80)
+    with VectorEnv(f"metaworld/{name}-v3", 2) as copies:
+        assert (copies.spaces.shape, copies.spaces.action_size, copies.horizon, copies.frame_rate) == (
+            (39,),
+            4,
+            500,
+            80,
+        )
         fresh = played(copies, 7, 30)
         played(copies, 1, 40, row=1)
         np.testing.assert_array_equal(played(copies, 7, 30, row=1), fresh)
@@ -59,7 +64,7 @@ def test_the_goal_is_part_of_the_state() -> None:
 
 
 def test_experts_do_their_tasks_and_say_so() -> None:
-    with Copies(REACH, 1) as copies:
+    with VectorEnv(REACH, 1) as copies:
         expert = open_policy("expert", copies.spaces, REACH)
         assert expert is not None
         state, successes = copies.reset(0, 11), list[bool | None]()
@@ -68,7 +73,7 @@ def test_experts_do_their_tasks_and_say_so() -> None:
             state, successes = step.state, [*successes, step.success]
     assert successes[0] is False
     assert successes[-1] is True
-    with Copies("CartPole-v1", 1) as copies:
+    with VectorEnv("CartPole-v1", 1) as copies:
         copies.reset(0, 0)
         assert copies.step(0, 1).success is None
 
@@ -91,7 +96,7 @@ def test_all_fifty_tasks_have_an_expert() -> None:
 )
 def test_tasks_that_there_are_not(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Copies(name, 1)
+        VectorEnv(name, 1)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +106,16 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_environments_have_no_expert() -> None:
-    with Copies("CartPole-v1", 1) as copies, pytest.raises(UserError, match="there is no expert for 'CartPole-v1'"):
+    with VectorEnv("CartPole-v1", 1) as copies, pytest.raises(UserError, match="there is no expert for 'CartPole-v1'"):
         open_policy("expert", copies.spaces, "CartPole-v1")
     assert (default_policy("CartPole-v1"), default_policy(REACH)) == ("random", "expert")
 
 
 def test_only_successes_are_kept_and_failures_are_replaced() -> None:
     """Half of the actions by chance, within few steps: some episodes fail, and others are played in their place."""
-    with Copies(REACH, 1) as copies:
+    with VectorEnv(REACH, 1) as copies:
         expert = open_policy("expert", copies.spaces, REACH)
-        recorder = Recorder(copies, [Mixture(expert, 0.5)], 3, 75, Demonstrating(after=4))
+        recorder = Recorder(copies, [Mixture(expert, 0.5)], 3, 75, SuccessFilter(after=4))
         recorder.run(4, 1)
         assert (len(recorder.finished), len(recorder.episodes())) == (4, 4)
         assert recorder.failed > 0
@@ -120,15 +125,15 @@ def test_only_successes_are_kept_and_failures_are_replaced() -> None:
             done = [copies.step(0, action).success for action in episode.actions]
             after = len(done) - 1 - done.index(True)
             assert after == 4 or (after < 4 and len(done) == 75)
-        hopeless = Recorder(copies, [Mixture(None, 0.0)], 0, 2, Demonstrating())
+        hopeless = Recorder(copies, [Mixture(None, 0.0)], 0, 2, SuccessFilter())
         with pytest.raises(UserError, match="in 0 of 4 episodes; use a better policy"):
             hopeless.run(1, 1)
     assert hopeless.failed == 4
 
 
-def drawn_or_skipped(name: str, **given: Any) -> Copies:
+def drawn_or_skipped(name: str, **given: Any) -> VectorEnv:
     try:
-        return Copies(name, 2, **given)
+        return VectorEnv(name, 2, **given)
     except UserError as error:
         pytest.skip(f"no graphics library for MuJoCo here: {error}")
 
@@ -138,8 +143,8 @@ def test_cameras_show_each_copy() -> None:
     with drawn_or_skipped(REACH, cameras=cameras, size=(32, 48)) as copies:
         copies.reset(0, 0)
         copies.reset(1, 1)
-        one, other = copies.pictures(0), copies.pictures(1)
-        again = copies.pictures(0)
+        one, other = copies.images(0), copies.images(1)
+        again = copies.images(0)
     for name in cameras:
         assert (one[name].shape, one[name].dtype) == ((32, 48, 3), np.uint8)
         assert one[name].std() > 10
@@ -147,14 +152,14 @@ def test_cameras_show_each_copy() -> None:
         np.testing.assert_array_equal(one[name], again[name])
     with drawn_or_skipped(REACH, cameras=cameras[:1], size=(32, 48)) as later:  # while `copies` is still alive
         later.reset(0, 0)
-        np.testing.assert_array_equal(later.pictures(0)["corner2"], one["corner2"])
+        np.testing.assert_array_equal(later.images(0)["corner2"], one["corner2"])
 
 
 def test_the_robot_is_shown_the_right_way_up() -> None:
     """Above the table there is a wall of one grey, below it a floor of tiles."""
     with drawn_or_skipped(REACH, cameras=("corner2",), size=(64, 64)) as copies:
         copies.reset(0, 0)
-        seen = copies.pictures(0)["corner2"]
+        seen = copies.images(0)["corner2"]
     above, below = (part.std(axis=(0, 1)).max() for part in (seen[:8], seen[-8:]))
     assert (above, below > 10) == (0, True)
 
@@ -166,14 +171,14 @@ def test_cameras_that_there_are_not() -> None:
         ("CartPole-v1", ("corner2",), (32, 32), "'CartPole-v1' does not use MuJoCo and has no cameras"),
     ):
         with pytest.raises(UserError, match=message):
-            Copies(name, 1, cameras=cameras, size=size)
+            VectorEnv(name, 1, cameras=cameras, size=size)
 
 
 def test_mujoco_warns_in_the_log_and_litters_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with caplog.at_level(logging.DEBUG, "headway.environments.making"):
+    with caplog.at_level(logging.DEBUG, "headway.environments.factory"):
         for name in ("Hopper-v5", REACH):
             environment = make_environment(name)
             environment.reset(seed=0)
@@ -198,27 +203,27 @@ def test_collecting_several_tasks_with_pictures(tmp_path: Path, capsys: pytest.C
         ("metaworld/window-open-v3", 2, True),
     ]
     found = read_demonstrations([tmp_path / "arm"], tmp_path / "cache")
-    assert (found.names, found.tasks.tolist(), found.rate) == (("reach", "window open"), [0, 0, 1, 1], 80.0)
+    assert (found.task_names, found.tasks.tolist(), found.rate) == (("reach", "window open"), [0, 0, 1, 1], 80.0)
     assert found.environments == (REACH, "metaworld/window-open-v3")
     assert len(found.actions) == sum(row["steps"] for row in rows)
-    with Copies(REACH, 1, cameras=("gripperPOV",), size=(16, 24)) as copies:
+    with VectorEnv(REACH, 1, cameras=("gripperPOV",), size=(16, 24)) as copies:
         np.testing.assert_array_equal(copies.reset(0, 1), found.states[found.starts[1]])
         seen = found.cameras["gripperPOV"].read(found.starts[1:2])[0].astype(int)
-        assert np.abs(seen - copies.pictures(0)["gripperPOV"]).mean() < 12
+        assert np.abs(seen - copies.images(0)["gripperPOV"]).mean() < 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "cache"]
 
 
 def test_an_interrupt_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step, calls = Copies.step, iter(range(10_000))
+    step, calls = VectorEnv.step, iter(range(10_000))
 
-    def interrupted(self: Copies, row: int, action: Any) -> Any:
+    def interrupted(self: VectorEnv, row: int, action: Any) -> Any:
         if next(calls) == 250:
             raise KeyboardInterrupt
         return step(self, row, action)
 
-    monkeypatch.setattr(Copies, "step", interrupted)
+    monkeypatch.setattr(VectorEnv, "step", interrupted)
     out = tmp_path / "arm"
     assert cli.main(["data", "collect", REACH, "--episodes", "50", "--out", str(out)]) == cli.INTERRUPTED
     found = read_demonstrations([out], tmp_path / "cache")
@@ -231,7 +236,7 @@ def test_packages_are_asked_for_before_work(
     package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(Copies, "step", lambda *given: 1 / 0)
+    monkeypatch.setattr(VectorEnv, "step", lambda *given: 1 / 0)
     out = tmp_path / "arm"
     assert cli.main(["data", "collect", REACH, "--cameras", "corner2", "--out", str(out)]) == cli.USER_ERROR
     assert f"pip install 'headway[{extra}]'" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import accuracy, class_scores, correlation_scores, f1_score, nearest_centroid, partner_recall
+from headway.metrics import accuracy, class_scores, correlation_scores, f1_score, nearest_centroid, paired_recall
 
 
 def test_accuracy_and_macro_f1_by_hand() -> None:
@@ -39,7 +39,7 @@ def test_no_samples_are_an_error() -> None:
         with pytest.raises(UserError, match="0 samples"):
             measure([], [])
     with pytest.raises(UserError, match="0 pairs"):
-        partner_recall(np.zeros((0, 3)), np.zeros((0, 3)))
+        paired_recall(np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 def test_correlations_by_hand() -> None:
@@ -83,11 +83,11 @@ def test_a_side_that_never_changes_has_no_correlation() -> None:
 def test_recall_counts_partners_that_are_nearer() -> None:
     queries = np.eye(4)
     partners = np.eye(4)[[0, 1, 3, 2]]
-    scores = partner_recall(queries, partners, at=(1, 2, 4))
+    scores = paired_recall(queries, partners, at=(1, 2, 4))
     assert scores["recall_at_1"] == 0.5
     assert scores["recall_at_4"] == 1.0
     twins = np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert partner_recall(twins, twins)["recall_at_1"] == 1.0  # an equal partner is no rival
+    assert paired_recall(twins, twins)["recall_at_1"] == 1.0  # an equal partner is no rival
 
 
 def test_recall_in_parts_is_recall_at_once() -> None:
@@ -96,7 +96,7 @@ def test_recall_in_parts_is_recall_at_once() -> None:
     other = one + 2 * generator.normal(size=one.shape)
     similar = one @ other.T
     plain = np.mean((similar > np.diag(similar)[:, None]).sum(1) < 5)
-    assert partner_recall(one, other)["recall_at_5"] == pytest.approx(plain)
+    assert paired_recall(one, other)["recall_at_5"] == pytest.approx(plain)
 
 
 def test_the_nearest_centre_names_the_class() -> None:

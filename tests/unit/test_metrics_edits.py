@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import edit_distance, fewest_edits, pronunciation_error_rates, word_error_rate
+from headway.metrics import edit_distance, min_edits, pronunciation_error_rates, word_error_rate
 
 
 def table_distance(first, second) -> int:
@@ -48,8 +48,8 @@ def test_distance_of_real_sentences(data_dir: Path) -> None:
 
 
 def test_the_nearest_reference_counts() -> None:
-    assert fewest_edits("abc", ["xy", "abd"]) == (1, 3)
-    assert fewest_edits("ab", ["a", "abc"]) == (1, 3)  # equally near: the longest
+    assert min_edits("abc", ["xy", "abd"]) == (1, 3)
+    assert min_edits("ab", ["a", "abc"]) == (1, 3)  # equally near: the longest
 
 
 def test_word_error_rate() -> None:

@@ -21,7 +21,7 @@ from headway.metrics import (
     language_scores,
     perplexity,
     translation_scores,
-    wilson,
+    wilson_interval,
 )
 
 
@@ -102,12 +102,12 @@ def test_perplexity_and_bits() -> None:
 
 
 def test_wilson() -> None:
-    assert wilson(5, 10) == pytest.approx([0.2366, 0.7634], abs=1e-4)
-    assert wilson(0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
-    assert wilson(10, 10) == pytest.approx([0.7225, 1], abs=1e-4)
+    assert wilson_interval(5, 10) == pytest.approx([0.2366, 0.7634], abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx([0.7225, 1], abs=1e-4)
     for wrong in ((1, 0), (3, 2), (-1, 2)):
         with pytest.raises(UserError, match="not a proportion"):
-            wilson(*wrong)
+            wilson_interval(*wrong)
 
 
 def test_bootstrap_is_near_the_normal_interval() -> None:
@@ -122,7 +122,7 @@ def test_bootstrap_is_near_the_normal_interval() -> None:
 
 def test_bootstrap_of_repeated_counts() -> None:
     low, high = bootstrap_ratio([0, 1] * 5000, [1, 1] * 5000)
-    assert [low, high] == pytest.approx(wilson(5000, 10_000), abs=2e-3)
+    assert [low, high] == pytest.approx(wilson_interval(5000, 10_000), abs=2e-3)
 
 
 @pytest.mark.parametrize("samples", [([], []), ([1.0], [0.0])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import EntitySpan, entity_scores, has_spans, spans, tag_scores
+from headway.metrics import EntitySpan, entity_scores, entity_spans, has_spans, tag_scores
 from headway.metrics.classification import entity_counts
 
 
@@ -28,7 +28,7 @@ from headway.metrics.classification import entity_counts
     ],
 )
 def test_entities(tags: str, found: list[tuple[str, int, int]]) -> None:
-    assert spans(tags.split()) == [EntitySpan(*each) for each in found]
+    assert entity_spans(tags.split()) == [EntitySpan(*each) for each in found]
 
 
 def test_scores_by_hand() -> None:

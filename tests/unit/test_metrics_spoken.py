@@ -11,7 +11,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.metrics import word_error_rate
-from headway.metrics.errors import english_normalizer, english_words
+from headway.metrics.error_rates import english_normalizer, english_words
 
 WORDS = (
     "one two three oh zero twenty thirty hundred thousand million and a half point double triple dollars cents percent "

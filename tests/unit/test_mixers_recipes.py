@@ -91,7 +91,7 @@ def test_every_mixer_trains_in_every_domain(kind: str, name: str, tmp_path: Path
         ({"model.mixer": "lsmt"}, "text", "model.mixer.kind is 'lsmt'; did you mean 'lstm'"),
         ({"model.mixer": "bidirectional"}, "text", "sees later tokens"),
         ({"model.mixer": "conditional_gru"}, "text", "reads the output of an encoder, and this model has no encoder"),
-        ({"model.mixer": "conditional_gru"}, "classification", "reads the output of an encoder"),
+        ({"model.mixer": "conditional_gru"}, "classification", "needs the output of an encoder"),
         ({"model.mixer.forget_gate": False}, "text", "model.mixer can only be set at once; write it as JSON"),
     ],
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from headway.config import override
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.adapters import LoRAConfig, adapted, merged
+from headway.learn.adapters import LoRAConfig, merged, with_adapter
 from headway.nn.kernels import deterministic, products
 from headway.nn.mixers import (
     AttentionConfig,
@@ -133,7 +133,7 @@ def test_factors_are_the_full_tensor() -> None:
         full.start[0].copy_(factored.start[0])  # type: ignore[operator, index]
         full.out.load_state_dict(factored.out.state_dict())  # type: ignore[operator, union-attr]
     where = Layout.packed([[4, 2], [5]], 6)
-    kept = where.keep
+    kept = where.mask
     close(factored.parallel(x, where)[kept], full.parallel(x, where)[kept], rtol=1e-12, atol=1e-12)  # type: ignore[operator]
 
 
@@ -168,7 +168,7 @@ def test_both_directions_are_those_of_torch() -> None:
     assert ours.out is not None
     with torch.no_grad():
         close(ours.parallel(x, where), ours.out(y))
-        found, ends = ours.read(x, where)
+        found, ends = ours.encode(x, where)
         close(found, ours.out(y))
         for (our_h, our_c), their_h, their_c in zip(ends, h, c):
             close(our_h, their_h)
@@ -181,7 +181,7 @@ def test_both_directions_are_those_of_torch() -> None:
 def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     mixer, x = made(GRUConfig()), drawn(2, 5, WIDTH)
     vectors = (drawn(2, WIDTH, seed=8),)
-    state = mixer.begin(vectors, 5, like=x)  # type: ignore[operator]
+    state = mixer.state_from(vectors, 5, like=x)  # type: ignore[operator]
     first, state = mixer.recurrent(x[:, :3], Layout.full(2, 3), state)  # type: ignore[operator]
     again, _ = mixer.recurrent(x[:, :3], Layout.full(2, 3), state)  # type: ignore[operator]
     close(first, again)
@@ -189,7 +189,7 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     close(one, first[:, :1])
     assert mixer.final(state)[0].shape == (2, WIDTH)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot start a GRU, whose state has \(4,\)"):
-        mixer.begin((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
+        mixer.state_from((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
     with pytest.raises(ConfigError, match="the state of SelfAttention is not a set of vectors"):
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)
 
@@ -203,7 +203,7 @@ def test_a_state_takes_documents_one_after_the_other(kind: type[MixerConfig]) ->
     for columns in (slice(0, 3), slice(3, 4), slice(4, 9)):
         y, state = mixer.recurrent(x[:, columns], Layout(where.positions[:, columns]), state)  # type: ignore[operator]
         parts.append(y)
-    kept = where.keep
+    kept = where.mask
     close(torch.cat(parts, 1)[kept], mixer.parallel(x, where)[kept])  # type: ignore[operator]
 
 
@@ -212,7 +212,7 @@ def test_gradients_reach_what_handed_the_start_over() -> None:
     vectors = tuple(drawn(2, WIDTH, seed=seed).requires_grad_() for seed in (1, 2))
 
     def features(*start: Tensor) -> Tensor:
-        state = mixer.begin(start, 3, like=x)  # type: ignore[operator]
+        state = mixer.state_from(start, 3, like=x)  # type: ignore[operator]
         return mixer.recurrent(x, Layout.padded([3, 2], 3), state)[0]  # type: ignore[operator]
 
     assert torch.autograd.gradcheck(features, vectors)
@@ -220,7 +220,7 @@ def test_gradients_reach_what_handed_the_start_over() -> None:
 
 def test_rows_of_nothing_change_nothing() -> None:
     mixer, x = made(LSTMConfig()), drawn(2, 3, WIDTH)
-    state = mixer.begin((drawn(2, WIDTH), drawn(2, WIDTH)), 5, like=x)  # type: ignore[operator]
+    state = mixer.state_from((drawn(2, WIDTH), drawn(2, WIDTH)), 5, like=x)  # type: ignore[operator]
     empty = Layout(torch.full((2, 3), -1))
     assert mixer.parallel(x, empty).shape == x.shape  # type: ignore[operator]
     _, after = mixer.recurrent(x, empty, state)  # type: ignore[operator]
@@ -319,7 +319,7 @@ def test_low_precision_stays_close(mixer: str, how: str) -> None:
 @pytest.mark.parametrize("mixer", ["lstm", "gru", {"kind": "lstm", "forget_gate": False}])
 def test_adapters_reach_recurrent_weights(mixer: object) -> None:
     config = small("gpt2", mixer)
-    model = adapted(build(config).eval(), LoRAConfig(rank=2), (), 1)
+    model = with_adapter(build(config).eval(), LoRAConfig(rank=2), (), 1)
     plain = build(config).eval()
     tokens = torch.randint(0, 50, (2, 7))
     close(model(tokens).x, plain(tokens).x, rtol=1e-4, atol=1e-5)

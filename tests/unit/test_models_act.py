@@ -25,7 +25,7 @@ from headway.nn.models import (
     build,
     describe,
 )
-from headway.nn.models.chunks import Noised, ddim, ddpm, kept_signal, places_of
+from headway.nn.models.chunks import NoisyChunks, alphas_cumprod, ddim, ddpm, sampling_steps
 
 close = torch.testing.assert_close
 HEADS: list[Any] = [
@@ -76,7 +76,7 @@ def test_every_weight_learns(head: Any) -> None:
     images = (normal(3, 3, 32, 16), normal(3, 3, 16, 16))
     words = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 6]])
     seen = seen._replace(images=images, words=words, lengths=torch.tensor([2, 1, 3]))
-    losses = model.losses(seen, chunks, model.draw(np.random.default_rng(0), 3))
+    losses = model.losses(seen, chunks, model.sample_noise(np.random.default_rng(0), 3))
     sum((loss.total for loss in losses.values()), torch.zeros(())).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
@@ -85,19 +85,19 @@ def test_every_weight_learns(head: Any) -> None:
 def test_the_latent_is_zero_in_use() -> None:
     """The posterior is never asked, and what chance draws changes nothing."""
     model, (seen, _) = built(config()), shown()
-    said = model(seen, model.draw(np.random.default_rng(0), 3))
-    close(said, model(seen._replace(latent=torch.zeros(3, 4)), model.draw(np.random.default_rng(1), 3)))
+    said = model(seen, model.sample_noise(np.random.default_rng(0), 3))
+    close(said, model(seen._replace(latent=torch.zeros(3, 4)), model.sample_noise(np.random.default_rng(1), 3)))
     assert not torch.allclose(
-        said, model(seen._replace(latent=torch.ones(3, 4)), model.draw(np.random.default_rng(0), 3))
+        said, model(seen._replace(latent=torch.ones(3, 4)), model.sample_noise(np.random.default_rng(0), 3))
     )
     model.posterior = None
-    close(model(seen, model.draw(np.random.default_rng(0), 3)), said)
+    close(model(seen, model.sample_noise(np.random.default_rng(0), 3)), said)
 
 
 def test_losses_of_regression_by_hand() -> None:
     """Zhao et al. 2023, algorithm 1."""
     model, (seen, chunks) = built(config(RegressionConfig(latent=4, beta=3.0))), shown()
-    drawn = model.draw(np.random.default_rng(0), 3)
+    drawn = model.sample_noise(np.random.default_rng(0), 3)
     losses = model.losses(seen, chunks, drawn)
     mean, log_variance = model.infer(seen, chunks)
     divergence = 0.0
@@ -110,7 +110,7 @@ def test_losses_of_regression_by_hand() -> None:
         float((said[row, place] - chunks.actions[row, place]).abs().mean())
         for row in range(3)
         for place in range(6)
-        if chunks.keep[row, place]
+        if chunks.mask[row, place]
     )
     assert losses["actions"].count == 11
     assert float(losses["actions"].total) == pytest.approx(error, rel=1e-4)
@@ -119,10 +119,10 @@ def test_losses_of_regression_by_hand() -> None:
 @pytest.mark.parametrize("head", [HEADS[0], HEADS[1]])
 def test_actions_after_the_end_teach_nothing(head: Any) -> None:
     model, (seen, chunks) = built(config(head)), shown()
-    drawn = model.draw(np.random.default_rng(0), 3)
-    other = torch.where(chunks.keep[..., None], chunks.actions, 99.0)
+    drawn = model.sample_noise(np.random.default_rng(0), 3)
+    other = torch.where(chunks.mask[..., None], chunks.actions, 99.0)
     for name, loss in model.losses(seen, chunks, drawn).items():
-        close(model.losses(seen, Chunks(other, chunks.keep), drawn)[name].total, loss.total)
+        close(model.losses(seen, Chunks(other, chunks.mask), drawn)[name].total, loss.total)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -131,7 +131,7 @@ def test_rows_are_alone(head: Any) -> None:
     model = built(config(head, words=7))
     words, lengths = torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0]]), torch.tensor([3, 1, 2])
     seen = shown()[0]._replace(words=words, lengths=lengths)
-    drawn = model.draw(np.random.default_rng(0), 3)
+    drawn = model.sample_noise(np.random.default_rng(0), 3)
     whole = model(seen, drawn)
     for row in range(3):
         one = Observations(seen.states[row : row + 1], (), words[row : row + 1, : lengths[row]], lengths[row : row + 1])
@@ -141,36 +141,36 @@ def test_rows_are_alone(head: Any) -> None:
 
 
 def test_the_schedule_is_a_squared_cosine() -> None:
-    kept = kept_signal(100)
+    kept = alphas_cumprod(100)
     wanted = [math.cos((t / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(101)]
     for step in (0, 30, 80):
         assert float(kept[step]) == pytest.approx(wanted[step + 1] / wanted[0], rel=1e-5)
     assert bool((kept[1:] < kept[:-1]).all())
     assert float(kept[-1]) > 0
-    assert places_of(100, 10) == [99, 89, 79, 69, 59, 49, 39, 29, 19, 9]
-    assert places_of(3, 3) == [2, 1, 0]
+    assert sampling_steps(100, 10) == [99, 89, 79, 69, 59, 49, 39, 29, 19, 9]
+    assert sampling_steps(3, 3) == [2, 1, 0]
 
 
 @pytest.mark.parametrize("says", ["noise", "sample"])
 def test_with_a_perfect_denoiser_the_sample_comes_back(says: Any) -> None:
     """Whatever the noise and the number of steps, and also where the model says the noise."""
-    truth, kept = normal(2, 6, 3, seed=3).clamp(-1, 1), kept_signal(50)
+    truth, kept = normal(2, 6, 3, seed=3).clamp(-1, 1), alphas_cumprod(50)
 
     class Perfect:
-        def look(self, seen: Observations) -> Any:
+        def encode(self, observations: Observations) -> Any:
             return None, {}
 
-        def say(self, heard: Any, noised: Any) -> Tensor:
-            left = kept[noised.steps][:, None, None]
-            return truth if says == "sample" else (noised.actions - left.sqrt() * truth) / (1 - left).sqrt()
+        def decode_chunk(self, encoded: Any, noisy: Any) -> Tensor:
+            left = kept[noisy.steps][:, None, None]
+            return truth if says == "sample" else (noisy.actions - left.sqrt() * truth) / (1 - left).sqrt()
 
-        def infer(self, seen: Observations, chunks: Chunks) -> Any:
+        def infer(self, observations: Observations, chunks: Chunks) -> Any:
             raise AssertionError
 
     for sampled in (1, 4, 50):
         head = DiffusionConfig(50, sampled, says, clip=1.0)
-        drawn = head.draw(np.random.default_rng(5), 2, 6, 3)
-        close(head.said(Perfect(), Observations(), drawn), truth, rtol=1e-3, atol=1e-3)
+        drawn = head.sample_noise(np.random.default_rng(5), 2, 6, 3)
+        close(head.predict(Perfect(), Observations(), drawn), truth, rtol=1e-3, atol=1e-3)
 
 
 def test_ddim_takes_noise_away_by_its_equation() -> None:
@@ -207,19 +207,19 @@ def test_ddpm_adds_noise_by_its_equation() -> None:
 
 
 def test_steps_that_end_at_the_first() -> None:
-    assert places_of(100, 10, "leading") == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
-    assert places_of(20, 6, "leading") == [15, 12, 9, 6, 3, 0]
+    assert sampling_steps(100, 10, "leading") == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+    assert sampling_steps(20, 6, "leading") == [15, 12, 9, 6, 3, 0]
 
 
 def test_diffusion_learns_what_it_says() -> None:
     """Noise of the drawn step on the actions, and the error of what is wanted, over the actions that there are."""
     for says in ("noise", "sample"):
         model, (seen, chunks) = built(config(DiffusionConfig(10, 4, says, clip=1.0))), shown()
-        drawn = model.draw(np.random.default_rng(0), 3)
-        kept = kept_signal(10)[drawn.steps][:, None, None]
-        noised = Noised(kept.sqrt() * chunks.actions + (1 - kept).sqrt() * drawn.noise, drawn.steps)
-        error = model.say(model.look(seen)[0], noised) - (drawn.noise if says == "noise" else chunks.actions)
-        wanted = error.square().mean(-1)[chunks.keep].sum()
+        drawn = model.sample_noise(np.random.default_rng(0), 3)
+        kept = alphas_cumprod(10)[drawn.steps][:, None, None]
+        noised = NoisyChunks(kept.sqrt() * chunks.actions + (1 - kept).sqrt() * drawn.noise, drawn.steps)
+        error = model.decode_chunk(model.encode(seen)[0], noised) - (drawn.noise if says == "noise" else chunks.actions)
+        wanted = error.square().mean(-1)[chunks.mask].sum()
         found = model.losses(seen, chunks, drawn)["actions"]
         assert found.count == 11
         close(found.total, wanted)
@@ -229,10 +229,10 @@ def test_settings_reach_all_stacks() -> None:
     one = override(config(), {"depth": [3, 2], "heads": 4, "width": 32, "dropout": 0.2})
     assert [len(stack.blocks) for stack in (one.encoder, one.decoder, one.posterior)] == [3, 2, 3]
     assert one.observation.dropout == one.decoder.blocks[0].dropout == 0.2
-    assert built(one)(shown()[0], built(one).draw(np.random.default_rng(0), 3)).shape == (3, 6, 3)
+    assert built(one)(shown()[0], built(one).sample_noise(np.random.default_rng(0), 3)).shape == (3, 6, 3)
     assert override(one, {"depth": [1, 1, 4]}).posterior.blocks[3:]
     lstm = built(override(config(), {"mixer": "lstm"}))
-    assert lstm(shown()[0], lstm.draw(np.random.default_rng(0), 3)).shape == (3, 6, 3)
+    assert lstm(shown()[0], lstm.sample_noise(np.random.default_rng(0), 3)).shape == (3, 6, 3)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_models_that_cannot_be(settings: dict[str, Any], message: str) -> None:
 
 def test_observations_that_do_not_fit() -> None:
     model, (seen, _) = built(config(words=7)), shown()
-    drawn = model.draw(np.random.default_rng(0), 3)
+    drawn = model.sample_noise(np.random.default_rng(0), 3)
     with pytest.raises(UserError, match="needs the words of the task"):
         model(seen, drawn)
     with pytest.raises(UserError, match="states have size 4, not this model's 5"):

@@ -34,7 +34,7 @@ TOWER = vit(16, 2, 2, 4, size=8)
 
 def learned() -> CaptionerConfig:
     """GPT-2's positions, and a tower with a class token, which the decoder does not read."""
-    return CaptionerConfig(TOWER, gpt(16, 2, 2, symbols=11, context=20))
+    return CaptionerConfig(TOWER, gpt(16, 2, 2, vocab_size=11, context=20))
 
 
 def rotary() -> CaptionerConfig:
@@ -177,7 +177,7 @@ def test_settings_and_description() -> None:
         learned(), {"width": 24, "depth": [1, 3], "heads": 4, "dropout": 0.1, "symbols": 30, "context": 9}
     )
     assert [len(part.stack.blocks) for part in (config.tower, config.decoder)] == [1, 3]
-    assert (config.width, config.symbols, config.context, config.decoder.context) == (24, 30, 9, 13)
+    assert (config.width, config.vocab_size, config.context, config.decoder.context) == (24, 30, 9, 13)
     assert from_dict(ModelConfig, to_dict(config)) == config
     found = describe(config)
     assert found["parameters"] == sum(p.numel() for p in build(config).parameters())
@@ -188,7 +188,7 @@ def test_settings_and_description() -> None:
 
 
 def test_what_makes_no_captioner_is_refused() -> None:
-    text = gpt(16, 1, 2, symbols=11, context=20)
+    text = gpt(16, 1, 2, vocab_size=11, context=20)
     for config, message in (
         (CaptionerConfig(text, text), "model.tower has the embed tokens, not images"),
         (CaptionerConfig(TOWER, TOWER), "model.decoder has no token embedding"),
@@ -210,7 +210,7 @@ def test_what_makes_no_captioner_is_refused() -> None:
 def test_blocks_of_attention_keep_groups_in_a_state() -> None:
     """What a prefix that is read into a state comes to is what it comes to in parallel."""
     block = BlockConfig(AttentionConfig(2), None, None)
-    stack = build(replace(gpt(16, 1, 2, symbols=3, context=9), stack=StackConfig((block,)))).double().stack
+    stack = build(replace(gpt(16, 1, 2, vocab_size=3, context=9), stack=StackConfig((block,)))).double().stack
     x = torch.randn(2, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, -1, -1]])
     layout = Layout(positions, group=torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]))
@@ -218,5 +218,5 @@ def test_blocks_of_attention_keep_groups_in_a_state() -> None:
         whole = stack(x, layout).x
         stated = stack(x, layout, stack.initial_states(2, 9, like=x)).x
         causal = stack(x, Layout(positions)).x
-    close(stated[layout.keep], whole[layout.keep], **TOLERANCE)
+    close(stated[layout.mask], whole[layout.mask], **TOLERANCE)
     assert not torch.allclose(causal[:, 0], whole[:, 0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headway.codecs.boards import MOVERS, MOVES, NUMBERS, parse, planes
+from headway.codecs.chess_boards import MOVE_INDEX, MOVES, UPWARD_MOVES, board_planes, parse_fen
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.kernels import View, attend, attend_reference
@@ -20,8 +20,8 @@ FEN = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
 
 
 def read(*fens: str) -> torch.Tensor:
-    positions = np.array([parse(fen) for fen in fens])
-    return torch.from_numpy(planes([positions, positions], np.zeros((len(fens), 1), bool)))
+    positions = np.array([parse_fen(fen) for fen in fens])
+    return torch.from_numpy(board_planes([positions, positions], np.zeros((len(fens), 1), bool)))
 
 
 def test_the_from_to_head_is_a_query_and_a_key_and_what_a_pawn_becomes() -> None:
@@ -30,14 +30,14 @@ def test_the_from_to_head_is_a_query_and_a_key_and_what_a_pawn_becomes() -> None
     initialise(head, InitConfig(std=1.0), 1, 0)
     with torch.no_grad():
         found = head(x, Layout.full(2, 64))
-    assert found.shape == (2, MOVERS)
+    assert found.shape == (2, UPWARD_MOVES)
     query, key = (x @ head.ends.weight.T + head.ends.bias).detach().chunk(2, -1)
     become = (x @ head.promote.weight.T + head.promote.bias).detach()
     plain = (query[1, 12] @ key[1, 28]) / 2  # e2 to e4
-    assert found[1, NUMBERS["e2e4"]] == pytest.approx(float(plain), abs=1e-5)
+    assert found[1, MOVE_INDEX["e2e4"]] == pytest.approx(float(plain), abs=1e-5)
     pawn = (query[1, 49] @ key[1, 56]) / 2 + become[1, 56, 2]  # b7 takes on a8 and becomes a rook
-    assert found[1, NUMBERS["b7a8r"]] == pytest.approx(float(pawn), abs=1e-5)
-    assert MOVES[NUMBERS["b7a8r"]] == "b7a8r"
+    assert found[1, MOVE_INDEX["b7a8r"]] == pytest.approx(float(pawn), abs=1e-5)
+    assert MOVES[MOVE_INDEX["b7a8r"]] == "b7a8r"
 
 
 def test_smolgen_depends_on_the_position_and_refuses_other_lengths() -> None:
@@ -72,7 +72,7 @@ def test_the_model_thinks_of_a_mirrored_position_as_of_the_position() -> None:
     model = build(squares(16, 2, 2))
     inputs = read(FEN, chess.Board(FEN).mirror().fen())
     encoded = model(inputs)
-    for name, shape in (("policy", (2, MOVERS)), ("value", (2, 3))):
+    for name, shape in (("policy", (2, UPWARD_MOVES)), ("value", (2, 3))):
         said = model.heads[name](encoded.x, encoded.layout)  # type: ignore[index,operator]
         assert said.shape == shape
         torch.testing.assert_close(said[0], said[1])

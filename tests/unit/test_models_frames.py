@@ -45,7 +45,7 @@ def test_padding_changes_nothing() -> None:
     assert layout.lengths.tolist() == [6, 4, 1, 4]
     for row, length in enumerate(lengths):
         alone = x[row : row + 1, :length]
-        wanted, where = module(alone, module.whole(alone))  # type: ignore[operator]
+        wanted, where = module(alone, module.default_layout(alone))  # type: ignore[operator]
         assert where.dense
         torch.testing.assert_close(found[row : row + 1, : wanted.shape[1]], wanted)
 

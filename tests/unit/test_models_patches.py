@@ -44,7 +44,7 @@ def images(*shape: int) -> Tensor:
 
 
 def embedded(model: Any, x: Tensor) -> Tensor:
-    found, layout = model.embed(x, model.embed.whole(x))
+    found, layout = model.embed(x, model.embed.default_layout(x))
     assert found.shape[:2] == layout.positions.shape
     assert layout.dense
     return found

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from headway.errors import ConfigError, UserError
 from headway.nn.models import SpectrogramEmbedConfig, build, describe
-from headway.nn.models.presets import ast, kwt, listener
+from headway.nn.models.presets import ast, kwt, whisper_classifier
 
 
 def test_patches_are_those_of_a_convolution() -> None:
@@ -17,7 +17,7 @@ def test_patches_are_those_of_a_convolution() -> None:
     for parameter in embed.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
     frames = torch.randn(2, 46, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x, layout = embed(frames, embed.whole(frames))
+    x, layout = embed(frames, embed.default_layout(frames))
     kernel = embed.project.weight.view(8, 1, 16, 16)
     wanted = F.conv2d(frames[:, None], kernel, embed.project.bias, stride=10).flatten(2).transpose(1, 2)
     assert x.shape == (2, config.length, 8) == (2, layout.length, 8)
@@ -27,15 +27,15 @@ def test_patches_are_those_of_a_convolution() -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     config = SpectrogramEmbedConfig(100, 80, (16, 16), (10, 10))
-    assert config.fitting(100) == 106
-    assert config.fitting(3) == 16
+    assert config.padded_frames(100) == 106
+    assert config.padded_frames(3) == 16
     with pytest.raises(ConfigError, match="smaller than a patch"):
         SpectrogramEmbedConfig(10, 80, (16, 16), (10, 10))
     embed = config.build(8, 0, None)
     with pytest.raises(UserError, match="40 mel bands; compute 80 bands"):
-        embed.whole(torch.zeros(1, 100, 40))
+        embed.default_layout(torch.zeros(1, 100, 40))
     with pytest.raises(UserError, match="12 frames is shorter than a patch of 16"):
-        embed.whole(torch.zeros(1, 12, 80))
+        embed.default_layout(torch.zeros(1, 12, 80))
 
 
 def test_the_published_sizes() -> None:
@@ -49,7 +49,9 @@ def test_the_published_sizes() -> None:
         assert describe(config)["parameters"] == pytest.approx(count, rel=0.01)
 
 
-@pytest.mark.parametrize("config", [ast(16, 1, 2, 3, 36, 26), kwt(16, 1, 2, 3, 20, 8), listener(16, 1, 2, 3, 10, 8)])
+@pytest.mark.parametrize(
+    "config", [ast(16, 1, 2, 3, 36, 26), kwt(16, 1, 2, 3, 20, 8), whisper_classifier(16, 1, 2, 3, 10, 8)]
+)
 def test_each_says_something_of_sounds(config) -> None:
     model = build(config)
     embed = config.embed

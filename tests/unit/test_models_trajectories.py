@@ -15,8 +15,8 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models import (
     ConvolutionsConfig,
-    NumbersConfig,
     PatchesConfig,
+    StateVectorConfig,
     TrajectoryInputs,
     Transformer,
     TransformerConfig,
@@ -86,12 +86,12 @@ def differs(a: Tensor, b: Tensor) -> list[int]:
 def test_tokens_stand_in_the_order_of_the_paper(name: str) -> None:
     built = model(name)
     inputs = inputs_of(built)
-    x, layout = built.embed(inputs, built.embed.whole(inputs))
+    x, layout = built.embed(inputs, built.embed.default_layout(inputs))
     assert x.shape[:2] == layout.positions.shape == (2, 3 * STEPS)
     for place, part in enumerate(("returns", "states", "actions")):
-        other, _ = built.embed(changed(inputs, part, 2), built.embed.whole(inputs))
+        other, _ = built.embed(changed(inputs, part, 2), built.embed.default_layout(inputs))
         assert differs(x, other) == [3 * 2 + place]
-    other, _ = built.embed(inputs._replace(timesteps=inputs.timesteps + 7), layout=built.embed.whole(inputs))
+    other, _ = built.embed(inputs._replace(timesteps=inputs.timesteps + 7), layout=built.embed.default_layout(inputs))
     assert differs(x, other) == list(range(3 * STEPS))  # all tokens have their timestep
 
 
@@ -145,7 +145,7 @@ def test_step_by_step_is_the_whole(name: str) -> None:
         for step in range(STEPS):
             if step:
                 here = TrajectoryInputs(*(part[:, step : step + 1] for part in inputs))  # type: ignore[index]
-                x, layout = built.embed.following(inputs.actions[:, step - 1], here, Layout.full(2, 1, step))  # type: ignore[operator]
+                x, layout = built.embed.step_tokens(inputs.actions[:, step - 1], here, Layout.full(2, 1, step))  # type: ignore[operator]
             x, states, _ = built.stack(x, layout, states)
             pieces.append(x)
         torch.testing.assert_close(torch.cat(pieces, 1), whole[:, :-1], rtol=1e-4, atol=1e-5)
@@ -192,7 +192,7 @@ def test_the_atari_model_is_of_the_size_by_hand() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": NumbersConfig(0)}, "model.embed.states.size is 0"),
+        ({"states": StateVectorConfig(0)}, "model.embed.states.size is 0"),
         ({"actions": 0}, "0 actions"),
         ({"timesteps": 0}, "0 timesteps"),
         ({"states": ConvolutionsConfig((20, 20), 1)}, "20 x 20 are too small"),

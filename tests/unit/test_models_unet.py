@@ -12,7 +12,7 @@ from torch import nn
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.nn.models import Chunks, DiffusionConfig, KeypointsConfig, Observations, UNetConfig, UNetPolicyConfig
-from headway.nn.models.unet_policy import PointingEye, SpatialSoftmax, UNet, places
+from headway.nn.models.unet_policy import KeypointEncoder, SpatialSoftmax, UNet, grid_coordinates
 from headway.nn.parts.convolution import DoublingConvolution
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
@@ -47,11 +47,11 @@ def test_a_bright_spot_is_found_where_it_is() -> None:
     x = torch.zeros(1, 3, 5, 1)
     x[0, 2, 1] = 60.0
     torch.testing.assert_close(softmax(x), torch.tensor([[[-0.5, 1.0]]]))
-    assert places((1, 2)).tolist() == [[-1.0, -1.0], [1.0, -1.0]]
+    assert grid_coordinates((1, 2)).tolist() == [[-1.0, -1.0], [1.0, -1.0]]
 
 
 def test_the_middle_of_a_picture_is_read() -> None:
-    eye = PointingEye(KeypointsConfig(cameras=((40, 50),), crop=(32, 32), points=2))
+    eye = KeypointEncoder(KeypointsConfig(cameras=((40, 50),), crop=(32, 32), points=2))
     initialise(eye, InitConfig("fan_in"), 1, 0)
     image = normal(1, 3, 40, 50)
     border = image.clone()
@@ -88,12 +88,12 @@ def test_it_learns_what_to_do_where() -> None:
     for _ in range(180):
         rows = torch.from_numpy(random.integers(0, 2, 32))
         chunks = Chunks(shown[rows], torch.ones(32, 4, dtype=torch.bool))
-        total, count = model.losses(Observations(states[rows]), chunks, model.draw(random, 32))["actions"]
+        total, count = model.losses(Observations(states[rows]), chunks, model.sample_noise(random, 32))["actions"]
         optimiser.zero_grad()
         (total / count).backward()
         optimiser.step()
     with torch.no_grad():
-        found = model(Observations(states), model.draw(random, 2))
+        found = model(Observations(states), model.sample_noise(random, 2))
     assert found.shape == (2, 3, 2)  # from the present on
     assert float((found - shown[:, 1:]).abs().max()) < 0.4
 
@@ -105,14 +105,14 @@ def test_a_config_is_data() -> None:
 
 def test_sizes_are_those_of_the_data() -> None:
     kept = KeypointsConfig(2, 1, ((40, 40),))
-    assert kept.fitted(3, ((40, 40),)) == kept
-    assert kept.fitted(5, ()) == KeypointsConfig(5)
+    assert kept.with_inputs(3, ((40, 40),)) == kept
+    assert kept.with_inputs(5, ()) == KeypointsConfig(5)
 
 
 def test_what_is_not_seen_is_said() -> None:
     model = policy(observation=KeypointsConfig(2)).build()
     with pytest.raises(UserError, match="states have size 3, not this model's 2"):
-        model(Observations(normal(1, 2, 3)), model.draw(np.random.default_rng(0), 1))
+        model(Observations(normal(1, 2, 3)), model.sample_noise(np.random.default_rng(0), 1))
 
 
 @pytest.mark.parametrize(

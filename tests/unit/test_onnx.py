@@ -18,8 +18,8 @@ from vision_data import colours, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import ImageProcessor, read_image
-from headway.codecs.tokenizer import frame_of
+from headway.codecs.image_processor import ImageProcessor, read_image
+from headway.codecs.tokenizer import sequence_template
 from headway.config import override
 from headway.domains.masked.recipes import masked
 from headway.domains.understanding.recipes import classification, embedding, pairs
@@ -70,8 +70,10 @@ def told(model: hw.Model, text: str | tuple[str, str], head: str) -> np.ndarray:
     """What headway says of one text, without padding."""
     module, codec = cast(Transformer, model.module), model.codec
     first, second = (text, None) if isinstance(text, str) else text
-    ids = frame_of(codec).around(codec.encode(first), None if second is None else codec.encode(second))
-    start = len(frame_of(codec).around(codec.encode(first))) if second is not None else len(ids)
+    ids = sequence_template(codec).add_special_tokens(
+        codec.encode(first), None if second is None else codec.encode(second)
+    )
+    start = len(sequence_template(codec).add_special_tokens(codec.encode(first))) if second is not None else len(ids)
     types = torch.tensor([[int(place >= start) for place in range(len(ids))]])
     with torch.inference_mode():
         return module.output(head, TokenInputs(torch.tensor([ids]), types))[0].numpy()
@@ -137,7 +139,7 @@ def test_a_language_model(data_dir: Path, tmp_path: Path) -> None:
     inputs = fed(made, Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")), ["To be, or", "Go"])
     assert inputs["input_ids"][0].tolist() == model.prompt_ids("To be, or")
     for rows, length in ((1, 1), (5, 3), (2, 16)):
-        ids = np.arange(rows * length).reshape(rows, length) % model.codec.size
+        ids = np.arange(rows * length).reshape(rows, length) % model.codec.vocab_size
         logits = made.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
         np.testing.assert_allclose(logits, model.logits(ids).numpy(), atol=1e-4)
 
@@ -146,7 +148,7 @@ def test_a_classifier_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "data").mkdir()
     folder = colours(tmp_path / "data")
     run = trained(tiny(), folder, tmp_path / "run")
-    monkeypatch.setattr(onnx, "_ONE_FILE", 0)  # weights in a file of their own, as large ones are
+    monkeypatch.setattr(onnx, "_MAX_FILE_BYTES", 0)  # weights in a file of their own, as large ones are
     made, model = exported(run, tmp_path / "out" / "colours.onnx"), hw.load(run)
     assert (tmp_path / "out" / "colours.onnx.data").stat().st_size > 1000
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())

@@ -22,18 +22,18 @@ from tiny_runs import SETTINGS, cut_back, play_file, small, train
 import headway as hw
 from headway import domains
 from headway.app.cli.main import INTERRUPTED, USER_ERROR, main
-from headway.app.recipes import configured, open_task
-from headway.data.fingerprint import digest_of
-from headway.data.recordings import write_episodes
-from headway.data.store import column_digest
+from headway.app.recipes import configure_recipe, open_task
+from headway.data.array_store import column_digest
+from headway.data.content_hash import content_digest
+from headway.data.episode_files import write_episodes
 from headway.errors import UserError
 from headway.learn import Recipe
-from headway.learn.examples import Examples, Explored, Numbered
-from headway.learn.fingerprint import agreed, differences, fingerprint
-from headway.learn.objectives.classes import Classified
-from headway.learn.objectives.quantiles import Continued
-from headway.learn.objectives.regression import Valued
-from headway.learn.objectives.written import Sourced
+from headway.learn.examples import Examples, IndexedExamples, OnPolicyExamples
+from headway.learn.fingerprint import check_equal_data, differences, fingerprint
+from headway.learn.objectives.classes import ClassifiedExamples
+from headway.learn.objectives.quantiles import ForecastSamples
+from headway.learn.objectives.regression import NumberSamples
+from headway.learn.objectives.sequences import SourceTargetExamples
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -191,7 +191,7 @@ def test_the_same_data_elsewhere_are_the_same_and_changed_ones_are_not(case: str
 
     def opened(place: str, changed: bool) -> dict[str, int | str]:
         (tmp_path / place).mkdir(parents=True)
-        chosen = configured(recipe, write(tmp_path / place, changed), {**sides, **settings}, None)
+        chosen = configure_recipe(recipe, write(tmp_path / place, changed), {**sides, **settings}, None)
         task = open_task(chosen, tmp_path / "run")
         if place == "here":
             (tmp_path / "run").mkdir()
@@ -217,7 +217,15 @@ def test_all_examples_of_all_domains_say_what_they_read() -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*(below(each) for each in kind.__subclasses__()))
 
-    bases = (Examples, Numbered, Explored, Sourced, Continued, Classified, Valued)
+    bases = (
+        Examples,
+        IndexedExamples,
+        OnPolicyExamples,
+        SourceTargetExamples,
+        ForecastSamples,
+        ClassifiedExamples,
+        NumberSamples,
+    )
     silent = {
         each.__name__
         for each in below(Examples)
@@ -318,11 +326,11 @@ def test_all_processes_read_the_same_data() -> None:
 
     one: dict[str, int | str] = {"version": 1, "samples": 10, "texts": "a"}
     other: dict[str, int | str] = {**one, "samples": 11}
-    assert agreed(one, Two(1, one, 0)) == one  # type: ignore[arg-type]
+    assert check_equal_data(one, Two(1, one, 0)) == one  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"process 1 has 11 samples, not 10; pass the same data to all processes"):
-        agreed(other, Two(1, one, 0))  # type: ignore[arg-type]
+        check_equal_data(other, Two(1, one, 0))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another process has other data"):
-        agreed(one, Two(0, one, 1))  # type: ignore[arg-type]
+        check_equal_data(one, Two(0, one, 1))  # type: ignore[arg-type]
 
 
 def test_a_digest_of_columns_is_made_once(tmp_path: Path) -> None:
@@ -373,5 +381,5 @@ def test_a_comparison_goes_on_with_no_other_data(
 def test_what_differs_in_type_shape_or_limits_has_another_digest() -> None:
     found = [np.zeros(4), np.zeros((2, 2)), np.zeros(4, np.float32), ["", "0"], ["0", ""], ["0"], [], np.zeros(0)]
     many = [["ab"] * 5000, ["ab"] * 4095 + ["abab"] + ["ab"] * 903, ["\ud800"]]
-    digests = {digest_of([values]) for values in [*found, *many]}
+    digests = {content_digest([values]) for values in [*found, *many]}
     assert len(digests) == len(found) + len(many)

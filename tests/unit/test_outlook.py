@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import headway as hw
-from headway.app.fitting import foretelling
+from headway.app.planning import loss_predictor
 from headway.config import override
-from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
-from headway.learn.outlook import Descent, slope_of
+from headway.domains import recipe_domains, scale_of
+from headway.learn.loss_forecast import Descent, slope_of
 
 
 def test_the_slope_is_that_of_a_power_of_the_steps() -> None:
@@ -24,33 +24,33 @@ def test_the_slope_is_that_of_a_power_of_the_steps() -> None:
 
 
 def test_an_interval_has_two_sides() -> None:
-    descent = Descent(least=-0.5, middle=1.0, most=2.0)
+    descent = Descent(low=-0.5, middle=1.0, high=2.0)
     low, loss, high = descent.forecast(4.0, 0.08, 0.25)
     assert loss == pytest.approx(4.0 * 0.25**0.1)
     assert (low, high) == (pytest.approx(4.0 * 0.25**0.2), pytest.approx(4.0 * 0.25**-0.05))
     assert descent.forecast(4.0, 0.1, 1.0) == (4.0, 4.0, 4.0)
     assert descent.forecast(4.0, -0.3, 0.5) == descent.forecast(4.0, 0.0, 0.5)  # it may fall later
     for ended in (1.5, 3.9, 4.4):
-        part = Descent.part(4.0, 0.08, 0.3, ended)
+        part = Descent.matching_middle(4.0, 0.08, 0.3, ended)
         assert Descent(part, part, part).forecast(4.0, 0.08, 0.3).loss == pytest.approx(ended)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in homes() if scale_of(name) is not None))
+@pytest.mark.parametrize("name", sorted(name for name in recipe_domains() if scale_of(name) is not None))
 def test_only_what_was_fitted_predicts(name: str) -> None:
     scale = scale_of(name)
     assert scale is not None
     recipe = find_recipe(name)
-    assert (foretelling(recipe) is None) == (scale.descent is None)
+    assert (loss_predictor(recipe) is None) == (scale.descent is None)
     if scale.descent is not None:
-        assert scale.descent.least < scale.descent.middle < scale.descent.most
-        assert foretelling(override(recipe, {"start": "runs/other"})) is None
+        assert scale.descent.low < scale.descent.middle < scale.descent.high
+        assert loss_predictor(override(recipe, {"start": "runs/other"})) is None
 
 
 def test_a_run_predicts_once_from_its_first_early_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descent = Descent(0.5, 1.0, 2.0)
-    monkeypatch.setattr("headway.app.api.foretelling", lambda recipe: descent.forecast)
+    monkeypatch.setattr("headway.app.api.loss_predictor", lambda recipe: descent.forecast)
     monkeypatch.setattr("headway.app.api.available", lambda: False)
     text = tmp_path / "a.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 300, encoding="utf-8")

@@ -85,7 +85,7 @@ def test_sinusoids_are_those_of_the_paper() -> None:
 
 
 def test_initial_weights() -> None:
-    module = nn.ModuleDict({"a": Projection(256, (128, 512)), "b": Projection(256, 256, writes=True)})
+    module = nn.ModuleDict({"a": Projection(256, (128, 512)), "b": Projection(256, 256, residual=True)})
     initialise(module, InitConfig("xavier", residual="zero"), 2, 0)
     first, second = module["a"].weight.split((128, 512))  # type: ignore[operator]
     assert first.std().item() == pytest.approx(math.sqrt(2 / (256 + 128)), rel=0.02)
@@ -114,13 +114,13 @@ def test_recurrent_matrices_start_orthogonal_where_asked(uniform: float | None) 
 
 def test_untrained_models_know_nothing() -> None:
     """The loss of fresh weights is close to that of guessing."""
-    model = build(gpt(64, 2, 4, symbols=101, context=32)).eval()
+    model = build(gpt(64, 2, 4, vocab_size=101, context=32)).eval()
     ids = torch.arange(64).view(2, 32)
     loss = model.heads["vocabulary"].loss(model(ids).x, ids.flip(1))  # type: ignore[union-attr,operator]
     assert loss.total.item() / loss.count == pytest.approx(math.log(101), abs=0.1)
 
 
 def test_shared_table_is_one_parameter() -> None:
-    model = build(transformer_2017(32, 1, 2, 64, symbols=50))
+    model = build(transformer_2017(32, 1, 2, 64, vocab_size=50))
     tables = [p for p in model.parameters() if p.shape == (50, 32)]
     assert len(tables) == 1

@@ -17,7 +17,7 @@ import headway as hw
 from headway import domains
 from headway.app import predictors
 from headway.formats.native import save_model
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import ModelConfig, build, kinds
 from headway.nn.models.presets import PRESETS, preset
@@ -42,13 +42,13 @@ def configs() -> dict[str, ModelConfig]:
 
 def test_every_verb_is_a_method_and_a_row_of_the_table() -> None:
     assert set(methods()) == set(predictors.VERBS) == set(SERVED)
-    assert {verb.form_of for verb in predictors.VERBS.values()} - {None} <= set(predictors.VERBS)
+    assert {verb.variant_of for verb in predictors.VERBS.values()} - {None} <= set(predictors.VERBS)
 
 
 @pytest.mark.parametrize("name", [*SERVED])
 def test_a_predictor_takes_what_the_method_takes(name: str) -> None:
     method = list(inspect.signature(methods()[name]).parameters.values())[1:]
-    for module in [*SERVED[name], *(["headway.evaluation"] if name == "evaluate" else [])]:
+    for module in [*SERVED[name], *(["headway.model_evaluation"] if name == "evaluate" else [])]:
         if module.endswith("chess.predictors"):
             pytest.importorskip("chess")
         taken = list(inspect.signature(getattr(import_module(module), name)).parameters.values())[1:]
@@ -58,27 +58,31 @@ def test_a_predictor_takes_what_the_method_takes(name: str) -> None:
 def test_a_verb_is_served_once() -> None:
     for name, config in configs().items():
         for verb, serving in domains.verbs().items():
-            serves = [each for each in serving if getattr(kinds, each.question)(config)]
+            serves = [each for each in serving if getattr(kinds, each.predicate)(config)]
             assert len(serves) < 2, (name, verb, serves)
 
 
 def test_every_model_has_a_kind_and_something_that_it_can() -> None:
     for name, config in configs().items():
-        kind, known = kinds.kind_of(config), predictors.verbs(config, Usage(), run=False)
+        kind, known = kinds.kind_of(config), predictors.verbs(config, Usage(), is_run=False)
         assert kind.split()[1] not in {type(config).__name__.removesuffix("Config")}, name
         assert known, name
         assert ("generate" in known) == (kind == "a language model"), name
         assert "chat" not in known
-    talks = predictors.verbs(preset("gpt2"), Usage(template="{{ messages }}"), run=True)
+    talks = predictors.verbs(preset("gpt2"), Usage(template="{{ messages }}"), is_run=True)
     assert talks[:2] == ["generate", "chat"]
-    assert "evaluate" in predictors.verbs(preset("bert-base"), Usage(), run=True)
+    assert "evaluate" in predictors.verbs(preset("bert-base"), Usage(), is_run=True)
 
 
 @pytest.mark.parametrize(
     ("name", "ask", "message"),
     [
         ("gpt-1m", lambda model: model.translate("a"), "is a language model, which cannot translate; use generate or"),
-        ("gpt-1m", lambda model: model.look("a.png"), "is a language model, which cannot read images; use attention"),
+        (
+            "gpt-1m",
+            lambda model: model.look("a.png"),
+            "is a language model, which cannot show its attention to an image; use attention",
+        ),
         (
             "gpt-1m",
             lambda model: model.player(),
@@ -105,7 +109,7 @@ def test_every_model_has_a_kind_and_something_that_it_can() -> None:
 def test_what_a_model_cannot_do_is_one_line(name: str, ask: Any, message: str) -> None:
     with torch.device("meta"):
         module = build(configs()[name], seed=None)
-    model = hw.Model(Opened(module, Usage(), None), Path("m"))
+    model = hw.Model(OpenedModel(module, Usage(), None), Path("m"))
     with pytest.raises(hw.UserError, match=f"^m {message}" if message.startswith("is ") else message) as caught:
         ask(model)
     assert "\n" not in str(caught.value)

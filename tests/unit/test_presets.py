@@ -105,7 +105,7 @@ def test_a_mixer_that_reads_takes_the_place_of_the_cross_attention() -> None:
 
 def test_an_outline_has_all_that_no_file_holds() -> None:
     """So that a file makes a model of it."""
-    symbols = replace(recipe("shakespeare").model, symbols=128, embed=OneHotEmbedConfig(), tie="none")
+    symbols = replace(recipe("shakespeare").model, vocab_size=128, embed=OneHotEmbedConfig(), tie="none")
     found = []
     for config in (symbols, *(recipe(name).model for name in ("robotics", "metaworld", "chess"))):
         model = outline(config)

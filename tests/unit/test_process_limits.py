@@ -33,7 +33,7 @@ def no_more_files() -> Iterator[int]:
 
 
 def test_recipes_that_cannot_be_listed_are_not_unknown(capsys: pytest.CaptureFixture[str]) -> None:
-    caches = (domains.homes, domains._domains)
+    caches = (domains.recipe_domains, domains._domains)
     for found in caches:
         found.cache_clear()
     try:

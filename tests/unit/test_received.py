@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import headway
-from headway import received
-from headway.data.files import File, blocks, lines, members
+from headway import safe_io
+from headway.data.input_files import File, archive_members, read_blocks, read_lines
 from headway.errors import UserError
 from headway.formats.hub import find_folder, named_folder
-from headway.received import ReadLimits, check_whole, expanded, limits, opened, place_of
+from headway.safe_io import ReadLimits, check_in_memory, expand, open_file, read_limits, user_path
 
 
 def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
@@ -27,13 +27,13 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero", "."):
         with pytest.raises(UserError, match="is not a regular file"):
-            opened(tmp_path / name)
+            open_file(tmp_path / name)
     for name in ("pipe", "zero"):
-        for look in (place_of, find_folder, named_folder):
+        for look in (user_path, find_folder, named_folder):
             with pytest.raises(UserError, match="is a pipe or a device, not a regular file"):
                 look(str(tmp_path / name))
     with pytest.raises(UserError, match="cannot be read"):
-        opened(tmp_path / "none")
+        open_file(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     [("~nobody-here/a", "unknown user name"), ("a\0b", "file name"), ("x" * 5000, "name too long")],
 )
 def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
-    for look in (place_of, find_folder, named_folder):
+    for look in (user_path, find_folder, named_folder):
         with pytest.raises(UserError, match=f"(?i){said}"):
             look(given)
 
@@ -49,41 +49,41 @@ def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
 def test_a_home_is_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
-    assert find_folder("~/model") == place_of("~/model") == tmp_path / "model"
-    assert place_of("~/none/a") == tmp_path / "none" / "a"
+    assert find_folder("~/model") == user_path("~/model") == tmp_path / "model"
+    assert user_path("~/none/a") == tmp_path / "none" / "a"
 
 
 def test_limits_are_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits() == ReadLimits()
+    assert read_limits() == ReadLimits()
     monkeypatch.setenv("HEADWAY_LIMIT_RATIO", "2000")
-    assert limits() == ReadLimits(ratio=2000)
+    assert read_limits() == ReadLimits(ratio=2000)
     for wrong in ("", "x", "0", "-1", "1" * 30):
         monkeypatch.setenv("HEADWAY_LIMIT_RATIO", wrong)
         with pytest.raises(UserError, match="HEADWAY_LIMIT_RATIO is"):
-            limits()
+            read_limits()
 
 
 def test_an_expansion_is_refused_by_its_ratio_unless_that_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = gzip.compress(bytes(66 << 20), 6)
     with pytest.raises(UserError, match="HEADWAY_LIMIT_RATIO=250 allows"):
-        sum(map(len, expanded(io.BytesIO(packed), ".gz", len(packed), "a")))
+        sum(map(len, expand(io.BytesIO(packed), ".gz", len(packed), "a")))
     monkeypatch.setenv("HEADWAY_LIMIT_RATIO", "2000")
-    assert sum(map(len, expanded(io.BytesIO(packed), ".gz", len(packed), "a"))) == 66 << 20
+    assert sum(map(len, expand(io.BytesIO(packed), ".gz", len(packed), "a"))) == 66 << 20
 
 
 def test_what_is_held_at_once_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_whole("a", 1 << 30, 1 << 32)
+    check_in_memory("a", 1 << 30, 1 << 32)
     monkeypatch.setenv("HEADWAY_LIMIT_WHOLE", "1000")
     with pytest.raises(UserError, match="HEADWAY_LIMIT_WHOLE=1000"):
-        check_whole("a", 1 << 30, 1001)
+        check_in_memory("a", 1 << 30, 1001)
 
 
 def test_a_long_line_is_refused_by_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("short\n" + "x" * (3 << 20) + "\nshort\n")
-    assert [len(line) for line in lines(File(tmp_path / "a.txt"))] == [5, 3 << 20, 5]
+    assert [len(line) for line in read_lines(File(tmp_path / "a.txt"))] == [5, 3 << 20, 5]
     monkeypatch.setenv("HEADWAY_LIMIT_LINE", "1000000")
     with pytest.raises(UserError, match="HEADWAY_LIMIT_LINE=1000000"):
-        list(lines(File(tmp_path / "a.txt")))
+        list(read_lines(File(tmp_path / "a.txt")))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -100,20 +100,20 @@ def test_members_are_counted_and_read_in_any_order(kind: str, tmp_path: Path, mo
                 entry = tarfile.TarInfo(name)
                 entry.size = len(text)
                 packed.addfile(entry, io.BytesIO(text))
-    found = members(path)
-    assert {file.name: b"".join(blocks(file)) for file in reversed(found)} == texts
-    both = zip(*(blocks(file) for file in found[:2]))
+    found = archive_members(path)
+    assert {file.name: b"".join(read_blocks(file)) for file in reversed(found)} == texts
+    both = zip(*(read_blocks(file) for file in found[:2]))
     assert [*both] == [(texts["0.txt"], texts["1.txt"])]
     os.utime(path, (1, 1))  # another archive, as far as one can tell
     monkeypatch.setenv("HEADWAY_LIMIT_MEMBERS", "29")
     with pytest.raises(UserError, match="HEADWAY_LIMIT_MEMBERS=29"):
-        members(path)
+        archive_members(path)
 
 
 _ROOMS = ("data", "codecs", "formats", "domains")
 _OWN = {  # what the same program wrote: the cache's notes, and labels that it goes on with
     "data/spreadsheets.py": {"sheet_rows"},  # the bytes of a workbook, which were read through `received`
-    "data/store.py": {"column_digest", "read_info"},
+    "data/array_store.py": {"column_digest", "read_info"},
     "domains/chess/engines.py": {"_begin"},
 }
 _ARCHIVES = {"ZipFile", "TarFile", "GzipFile", "LZMAFile", "BZ2File"}
@@ -148,7 +148,7 @@ def test_readers_open_what_they_are_given_through_received() -> None:
     for room in _ROOMS:
         for path in sorted((root / room).rglob("*.py")):
             name = str(path.relative_to(root))
-            if (openers := _openers(path.read_text())) and name != "data/packed.py":
+            if (openers := _openers(path.read_text())) and name != "data/archives.py":
                 found[name] = openers
     assert found == _OWN
     assert _openers("def f(p):\n open(p)\ndef g(p):\n p.open('rb')\ndef h(p):\n p.read_text()") == {"f", "g", "h"}
@@ -156,10 +156,10 @@ def test_readers_open_what_they_are_given_through_received() -> None:
 
 def test_millions_of_blank_lines_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n" + "\n" * 3_000_000 + "two\n")
-    assert sum(bool(line) for line in lines(File(tmp_path / "a.txt"))) == 2
+    assert sum(bool(line) for line in read_lines(File(tmp_path / "a.txt"))) == 2
     (tmp_path / "a.txt").write_text("one\n" + "\n" * 8_000_000 + "two\n")
     with pytest.raises(UserError, match="over 4,000,000 consecutive blank lines; remove them"):
-        list(lines(File(tmp_path / "a.txt")))
+        list(read_lines(File(tmp_path / "a.txt")))
 
 
 EMPTY = {
@@ -174,8 +174,8 @@ EMPTY = {
 def test_frames_that_hold_nothing_are_counted(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if suffix == ".zst":
         pytest.importorskip("zstandard", reason="zstandard is not installed: pip install 'headway[data]'")
-    monkeypatch.setattr(received, "_FRAMES", 50)
-    read = lambda packed: b"".join(expanded(io.BytesIO(packed), suffix, len(packed), "a"))  # noqa: E731
+    monkeypatch.setattr(safe_io, "_FREE_FRAMES", 50)
+    read = lambda packed: b"".join(expand(io.BytesIO(packed), suffix, len(packed), "a"))  # noqa: E731
     assert read(EMPTY[suffix] * 50) == b""
     with pytest.raises(UserError, match="a has 51 compressed frames in its first 0 bytes; compress it again as one"):
         read(EMPTY[suffix] * 60)
@@ -191,14 +191,14 @@ def test_damage_of_compressed_streams_is_told(kind: str, tmp_path: Path) -> None
     for content in (packed[:3000], packed[:-3], bent, *([packed + b"garbage"] if kind == "gz" else [])):
         (tmp_path / f"a.txt.{kind}").write_bytes(content)
         with pytest.raises(UserError, match="is damaged"):
-            list(blocks(File(tmp_path / f"a.txt.{kind}")))
+            list(read_blocks(File(tmp_path / f"a.txt.{kind}")))
     for content in (packed + bytes(600), packed + packed, *([packed + b"garbage"] if kind != "gz" else [])):
         (tmp_path / f"a.txt.{kind}").write_bytes(content)
-        assert sum(map(len, blocks(File(tmp_path / f"a.txt.{kind}")))) == 5000 * content.count(packed)
+        assert sum(map(len, read_blocks(File(tmp_path / f"a.txt.{kind}")))) == 5000 * content.count(packed)
 
 
 def test_frames_of_an_archive_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(received, "_FRAMES", 50)
+    monkeypatch.setattr(safe_io, "_FREE_FRAMES", 50)
     with tarfile.open(tmp_path / "b.tar", "w") as packed:
         entry = tarfile.TarInfo("a.txt")
         entry.size = 4
@@ -208,4 +208,4 @@ def test_frames_of_an_archive_are_counted(tmp_path: Path, monkeypatch: pytest.Mo
             continue
         (tmp_path / f"a.tar{suffix}").write_bytes(empty * 60)
         with pytest.raises(UserError, match="51 compressed frames"):
-            members(tmp_path / f"a.tar{suffix}")
+            archive_members(tmp_path / f"a.tar{suffix}")

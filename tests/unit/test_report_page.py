@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.learn.page import curves, families, figure, is_rate, notes
 from headway.learn.report import (
     Picture,
     Sections,
@@ -22,11 +21,12 @@ from headway.learn.report import (
     charts,
     heatmap,
     line_chart,
-    tiled,
+    tile_grid,
     write_report,
 )
-from headway.learn.report.charts import WIDTH, Axis, short, thin
-from headway.learn.report.page import branches, value
+from headway.learn.report.charts import WIDTH, Axis, compact_number, thin
+from headway.learn.report.rendering import branches, format_setting
+from headway.learn.run_report import curves, format_metric, is_rate, metric_families, notes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -144,7 +144,11 @@ def test_a_chart_without_points_is_nothing() -> None:
 
 
 def test_counts_are_exact_and_rates_in_per_cent() -> None:
-    assert [figure("words", 23_394), figure("loss", 23_394.4), figure("f1", 0.4323)] == ["23,394", "23.39k", "43.2 %"]
+    assert [format_metric("words", 23_394), format_metric("loss", 23_394.4), format_metric("f1", 0.4323)] == [
+        "23,394",
+        "23.39k",
+        "43.2 %",
+    ]
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -191,7 +195,7 @@ def test_a_pair_of_curves_has_one_colour() -> None:
 
 def test_an_image_and_what_is_beside_it_are_one_tile() -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
-    found = tiled([Tile(pixels, "cat", beside=pixels), Tile(pixels, "dog")])
+    found = tile_grid([Tile(pixels, "cat", companion=pixels), Tile(pixels, "dog")])
     assert re.fullmatch(
         '<div class="tiles"><div class="pair"><img[^>]*><img[^>]*><p><span>cat</span></p></div>'
         "<div><img[^>]*><span>dog</span></div></div>",
@@ -227,7 +231,7 @@ def test_thinning_keeps_the_mean() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [short(x) for x in (0, 0.25, 1234, 12350, 1.2e6, 3e9, 2.5e-4)] == [
+    assert [compact_number(x) for x in (0, 0.25, 1234, 12350, 1.2e6, 3e9, 2.5e-4)] == [
         "0",
         "0.25",
         "1234",
@@ -236,7 +240,7 @@ def test_numbers_are_short() -> None:
         "3G",
         "2.5e-4",
     ]
-    assert [value(x) for x in (None, True, 1234, (1, 2))] == ["none", "yes", "1,234", "1, 2"]
+    assert [format_setting(x) for x in (None, True, 1234, (1, 2))] == ["none", "yes", "1,234", "1, 2"]
 
 
 def test_equal_neighbours_are_one_branch() -> None:
@@ -246,7 +250,7 @@ def test_equal_neighbours_are_one_branch() -> None:
 
 def test_parts_of_a_metric_share_its_chart_and_rates_are_in_per_cent() -> None:
     names = {"recall_at_1", "recall_at_1_de", "recall_at_5", "exact_match", "exact_match_novel", "f1"}
-    assert families(names) == {
+    assert metric_families(names) == {
         "exact_match": ["exact_match", "exact_match_novel"],
         "f1": ["f1"],
         "recall_at_1": ["recall_at_1", "recall_at_1_de"],
@@ -265,16 +269,16 @@ def test_parts_of_a_metric_share_its_chart_and_rates_are_in_per_cent() -> None:
 def test_long_names_are_shortened_in_the_middle() -> None:
     """Where they often agree at the start and differ at the end."""
     names = [f"balance_not_updated_after_{kind}_deposit" for kind in ("cheque", "cash")]
-    assert charts.shorten(names[0], 22) == "balance_not…ue_deposit"
-    assert [len(charts.shorten(name, 22)) for name in names] == [22, 22]
-    assert charts.shorten("short", 5) == "short"
-    assert [charts.shorten("longer", most) for most in (1, 2, 5)] == ["…", "l…", "lo…er"]
+    assert charts.ellipsize(names[0], 22) == "balance_not…ue_deposit"
+    assert [len(charts.ellipsize(name, 22)) for name in names] == [22, 22]
+    assert charts.ellipsize("short", 5) == "short"
+    assert [charts.ellipsize("longer", most) for most in (1, 2, 5)] == ["…", "l…", "lo…er"]
 
 
 def test_intervals_have_the_digits_of_their_width() -> None:
-    assert charts.between(0.8650999765351874, 0.9179936473489658) == "0.865 to 0.918"
-    assert charts.between(0.8650999765351874, 0.9179936473489658, share=True) == "86.5 to 91.8 %"
-    assert charts.between(0.3, 0.72, share=True) == "30 to 72 %"
-    assert charts.between(1234.5, 2345.6) == "1,234 to 2,346"
-    assert charts.between(0.41234567, 0.41236789) == "0.412346 to 0.412368"
-    assert charts.between(0.5, 0.5, share=True) == "50 %"
+    assert charts.format_interval(0.8650999765351874, 0.9179936473489658) == "0.865 to 0.918"
+    assert charts.format_interval(0.8650999765351874, 0.9179936473489658, share=True) == "86.5 to 91.8 %"
+    assert charts.format_interval(0.3, 0.72, share=True) == "30 to 72 %"
+    assert charts.format_interval(1234.5, 2345.6) == "1,234 to 2,346"
+    assert charts.format_interval(0.41234567, 0.41236789) == "0.412346 to 0.412368"
+    assert charts.format_interval(0.5, 0.5, share=True) == "50 %"

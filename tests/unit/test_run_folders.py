@@ -17,13 +17,13 @@ from tiny_task import train as count
 
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
-from headway.app.exchange import import_model
+from headway.app.conversion import import_model
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import beside, remove
+from headway.formats.durable import atomic_write, remove
 from headway.formats.open import open_model
 from headway.learn import read_recipe
 from headway.learn.run import RunDirectory
-from headway.outputs import open_own
+from headway.outputs import open_run_file
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_link_that_takes_the_place_of_a_file_while_it_is_opened_is_refused(
 
     monkeypatch.setattr(os, "open", swapped)
     with pytest.raises(UserError, match="is a link"):
-        open_own(tmp_path / ".lock", update=True)
+        open_run_file(tmp_path / ".lock", update=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -261,7 +261,7 @@ def test_a_folder_of_the_users_is_left_as_it_was_where_no_run_begins(tmp_path: P
         with pytest.raises(UserError, match="nowhere"):
             hw.train("text", tmp_path / "nowhere.txt", run=tmp_path / name, progress=False)
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
-    with suppress(UserError), RunDirectory(tmp_path / "empty").holding():
+    with suppress(UserError), RunDirectory(tmp_path / "empty").locked():
         (tmp_path / "empty" / "tokenizer.json").write_text("{}")
         raise UserError("wrong")
     assert (tmp_path / "empty" / ".lock").is_file()  # so that the run can begin here
@@ -269,7 +269,7 @@ def test_a_folder_of_the_users_is_left_as_it_was_where_no_run_begins(tmp_path: P
 
 def test_what_is_written_meanwhile_is_not_replaced(model: Path, tmp_path: Path) -> None:
     def write() -> None:
-        with beside(tmp_path / "out", new=True) as draft:
+        with atomic_write(tmp_path / "out", new=True) as draft:
             draft.mkdir()
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "file").write_text("mine")

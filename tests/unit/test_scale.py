@@ -13,12 +13,23 @@ import pytest
 import headway as hw
 from headway.app.cli import main as cli
 from headway.config import kinds, override
-from headway.domains import homes, scale_of
 from headway.domains import recipe as named
+from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
-from headway.learn import scale as scales
-from headway.learn.scale import Fit, Law, Pace, Scale, choose, computing, settled, shape_of, taken, with_user
+from headway.learn import scaling as scales
+from headway.learn.scaling import (
+    Scale,
+    ScalingLaw,
+    SizePlan,
+    Throughput,
+    active_parameters,
+    choose_size,
+    shape_of,
+    with_size,
+    with_user_settings,
+    without_user_settings,
+)
 from headway.nn.mixers import MixerConfig
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
@@ -26,13 +37,15 @@ TEXT = scale_of("text")
 assert TEXT is not None
 
 
-def paced(rate: float = 1e10) -> Callable[[Recipe], Pace]:
+def paced(rate: float = 1e10) -> Callable[[Recipe], Throughput]:
     """A machine that does so many multiplications a second, and three optimiser steps of a million weights in 10 ms."""
-    return lambda recipe: Pace(rate / (3 * computing(recipe.model)), computing(recipe.model) * 1e-8)
+    return lambda recipe: Throughput(
+        rate / (3 * active_parameters(recipe.model)), active_parameters(recipe.model) * 1e-8
+    )
 
 
-def chosen(minutes: float, unique: float, user: dict[str, object] | None = None) -> tuple[Fit, list[Fit]]:
-    return choose(named("text"), TEXT, user or {}, int(unique), 60 * minutes, paced())  # type: ignore[arg-type]
+def chosen(minutes: float, unique: float, user: dict[str, object] | None = None) -> tuple[SizePlan, list[SizePlan]]:
+    return choose_size(named("text"), TEXT, user or {}, int(unique), 60 * minutes, paced())  # type: ignore[arg-type]
 
 
 def test_more_time_takes_a_larger_model_and_more_of_the_same_text_does_too() -> None:
@@ -48,11 +61,11 @@ def test_the_chosen_size_is_the_best_of_all_and_only_a_few_are_timed() -> None:
     timed = []
     pace = paced()
 
-    def noted(recipe: Recipe) -> Pace:
+    def noted(recipe: Recipe) -> Throughput:
         timed.append(recipe)
         return pace(recipe)
 
-    best, fits = choose(named("text"), TEXT, {}, 10**8, 300.0, noted)  # type: ignore[arg-type]
+    best, fits = choose_size(named("text"), TEXT, {}, 10**8, 300.0, noted)  # type: ignore[arg-type]
     assert best.loss == min(fit.loss for fit in fits)
     assert len(timed) == len(fits) < len(TEXT.sizes(named("text")))  # type: ignore[union-attr]
 
@@ -60,14 +73,16 @@ def test_the_chosen_size_is_the_best_of_all_and_only_a_few_are_timed() -> None:
 def test_what_the_user_sets_is_not_chosen() -> None:
     user = {"model.width": 96, "model.heads": 3, "optim.lr": 0.5}
     fit, fits = chosen(5, 1e7, user)
-    recipe = settled(named("text"), fit, TEXT, 10**7, user)  # type: ignore[arg-type]
+    recipe = with_size(named("text"), fit, TEXT, 10**7, user)  # type: ignore[arg-type]
     assert {one.model.width for one in fits} == {96}  # type: ignore[attr-defined]
     assert len({len(one.model.stack.blocks) for one in fits}) > 1  # type: ignore[attr-defined]
     assert recipe.optim.lr == 0.5
     assert recipe.optim.head_lr == pytest.approx(0.003 * 128 / 96)  # type: ignore[attr-defined]
-    assert taken({"optim.lr": 1, "optim.head_lr": 2, "model.width": 3}, {"optim": "adamw"}) == {"model.width": 3}
-    assert taken({"model.width": 3}, {"model.width.x": 1}) == {}
-    kept = with_user(named("text"), {"model.width": 64, "optim.head_lr": 1e-3}, {"optim": "adamw"})
+    assert without_user_settings({"optim.lr": 1, "optim.head_lr": 2, "model.width": 3}, {"optim": "adamw"}) == {
+        "model.width": 3
+    }
+    assert without_user_settings({"model.width": 3}, {"model.width.x": 1}) == {}
+    kept = with_user_settings(named("text"), {"model.width": 64, "optim.head_lr": 1e-3}, {"optim": "adamw"})
     assert isinstance(kept.optim, AdamWConfig)
 
 
@@ -75,7 +90,7 @@ def test_too_little_time_says_how_much_would_do() -> None:
     with pytest.raises(UserError, match=r"the smallest model makes only \d+ steps; increase --minutes by "):
         chosen(0.001, 1e6)
     with pytest.raises(UserError, match=r"-?\d+ s are left for training, in which a model of this size"):
-        choose(
+        choose_size(
             named("text"),
             TEXT,  # type: ignore[arg-type]
             {"model.width": 4096, "model.depth": 24, "model.heads": 32},
@@ -86,13 +101,13 @@ def test_too_little_time_says_how_much_would_do() -> None:
 
 
 def test_numbers_are_told_without_exponents() -> None:
-    told = [scales.digits(number) for number in (430.4, 1234567, 9.94, 9.96, 0.3, 0.0000231, 0.0)]
+    told = [scales.format_number(number) for number in (430.4, 1234567, 9.94, 9.96, 0.3, 0.0000231, 0.0)]
     assert told == ["430", "1,234,567", "9.9", "10", "0.3", "0.000023", "0"]
-    assert [scales.span(seconds) for seconds in (0.41, 41.3, 108.0)] == ["0.41 s", "41 s", "1.8 minutes"]
+    assert [scales.format_seconds(seconds) for seconds in (0.41, 41.3, 108.0)] == ["0.41 s", "41 s", "1.8 minutes"]
 
 
 def test_repeats_are_worth_less_and_less() -> None:
-    law = Law()
+    law = ScalingLaw()
     once = [law.loss(1e6, 1e6, unique) for unique in (1e6, 1e5, 1e4)]
     assert once == sorted(once)
     assert law.loss(1e6, 1e9, 1e5) == pytest.approx(law.loss(1e6, 1e10, 1e5), rel=1e-3)
@@ -102,7 +117,7 @@ def test_repeats_are_worth_less_and_less() -> None:
 
 @pytest.mark.parametrize(("samples", "share"), [(100, 0.2), (1000, 0.1), (10_000, 0.05), (1_000_000, 0.001)])
 def test_enough_is_held_out_and_no_more(samples: int, share: float) -> None:
-    assert Scale().held_out(samples) == {"task.split.validation": share, "task.split.test": share}
+    assert Scale().held_out_shares(samples) == {"task.split.validation": share, "task.split.test": share}
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +138,13 @@ def leaflet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_minutes_choose_and_the_recipe_repeats_the_bits(
     leaflet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_FEWEST", 1)
+    monkeypatch.setattr(scales, "_MIN_STEPS_FACTOR", 1)
     user = {"model.width": 32, "model.heads": 2, "model.depth": 1}
     quiet = {"threads": 1, "samples": 0, "progress": False}
     run = hw.train("text", data=leaflet, set=user, minutes=0.5, run=tmp_path / "a", **quiet)  # type: ignore[arg-type]
     recipe = run.recipe
     assert len(recipe.reasons) >= 2
-    assert recipe.reasons[1].startswith(f"{scales._count(run.summary['parameters'])} parameters (width")
+    assert recipe.reasons[1].startswith(f"{scales._format_count(run.summary['parameters'])} parameters (width")
     assert recipe.schedule.factor(recipe.train.steps - 1, recipe.train.steps) < 0.1
     assert any("more while validation improves" in reason for reason in recipe.reasons)
     assert run.summary["elapsed"] < 35
@@ -166,7 +181,7 @@ def test_generic_recipes_are_flat_and_end_at_zero() -> None:
         if scale_of(name) is not None:
             planned = recipe.schedule.planned(500)
             assert planned.factor(499, 500) < 0.02, name
-            assert planned.flat(500) is not None, name
+            assert planned.decay_start(500) is not None, name
             assert planned.warmup <= 50, name
             assert isinstance(recipe.optim, MuonConfig) or name == "preference", name  # its start has learnt before
 
@@ -174,8 +189,8 @@ def test_generic_recipes_are_flat_and_end_at_zero() -> None:
 def test_a_finished_run_goes_on(
     leaflet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_ENOUGH", 0.1)  # the first run is soon over
-    monkeypatch.setattr(scales, "_FEWEST", 1)
+    monkeypatch.setattr(scales, "_MAX_REPEATS", 0.1)  # the first run is soon over
+    monkeypatch.setattr(scales, "_MIN_STEPS_FACTOR", 1)
     begin = ["train", "text", "--data", str(leaflet), "--run", str(tmp_path / "r"), "--threads", "1", "--json"]
     begin += ["--set", "model.width=32", "model.heads=2", "model.depth=1"]
     assert cli.main([*begin, "--minutes", "0.5"]) == cli.DONE
@@ -194,22 +209,22 @@ def test_a_finished_run_goes_on(
 def test_little_data_end_before_the_time_does() -> None:
     fit, _ = chosen(60, 5000)
     assert fit.exhausted
-    assert fit.seen / 5000 == pytest.approx(6 * TEXT.law.repeats)  # type: ignore[union-attr]
+    assert fit.targets / 5000 == pytest.approx(6 * TEXT.law.repeats)  # type: ignore[union-attr]
     tiny, _ = chosen(60, 40)
-    assert tiny.steps >= TEXT.few  # type: ignore[union-attr]
+    assert tiny.steps >= TEXT.min_steps  # type: ignore[union-attr]
     assert not chosen(60, 1e8)[0].exhausted
 
 
 def test_batches_of_the_user_are_told_as_they_are() -> None:
-    def pace(recipe: Recipe) -> Pace:
+    def pace(recipe: Recipe) -> Throughput:
         return paced()(recipe)._replace(step=384.0)
 
-    fit, _ = choose(named("text"), TEXT, {"train.batch_size": 3}, 10**7, 300.0, pace)  # type: ignore[arg-type]
+    fit, _ = choose_size(named("text"), TEXT, {"train.batch_size": 3}, 10**7, 300.0, pace)  # type: ignore[arg-type]
     assert fit.batch == 384
-    assert fit.steps == pytest.approx(fit.seen / 384, abs=1)
+    assert fit.steps == pytest.approx(fit.targets / 384, abs=1)
 
 
-SIZED = sorted(name for name in homes() if (scale := scale_of(name)) and scale.sizes(named(name)))
+SIZED = sorted(name for name in recipe_domains() if (scale := scale_of(name)) and scale.sizes(named(name)))
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -221,7 +236,7 @@ def test_every_mixer_that_fits_a_recipe_has_sizes_to_choose_from(name: str) -> N
         with suppress(ConfigError):  # of another direction, or without the encoder that it reads
             fitting[kind] = override(named(name), {"model.mixer": kind})
     for kind, recipe in fitting.items():
-        models = [with_user(recipe, size, {"model.mixer": kind}).model for size in scale.sizes(recipe)]
+        models = [with_user_settings(recipe, size, {"model.mixer": kind}).model for size in scale.sizes(recipe)]
         assert len({shape_of(model)[0] for model in models}) > 1
     assert fitting.keys() >= set(kinds(MixerConfig)) - {"bidirectional", "conditional_gru"}
 
@@ -229,9 +244,9 @@ def test_every_mixer_that_fits_a_recipe_has_sizes_to_choose_from(name: str) -> N
 def test_a_plan_for_an_lstm_leaves_out_the_heads_that_it_chooses_for_attention() -> None:
     assert TEXT is not None
     user = {"model.mixer": "lstm"}
-    best, fits = choose(override(named("text"), user), TEXT, user, 10**6, 600.0, paced())
+    best, fits = choose_size(override(named("text"), user), TEXT, user, 10**6, 600.0, paced())
     assert len(fits) > 1
-    recipe = settled(named("text"), best, TEXT, 10**6, user)
+    recipe = with_size(named("text"), best, TEXT, 10**6, user)
     assert {block.mixer.kind for block in recipe.model.stack.blocks} == {"lstm"}  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="no heads"):  # the user's own are still refused
-        choose(named("text"), TEXT, {**user, "model.heads": 2}, 10**6, 600.0, paced())
+        choose_size(named("text"), TEXT, {**user, "model.heads": 2}, 10**6, 600.0, paced())

@@ -16,17 +16,17 @@ from chess_data import games_file
 import headway as hw
 from headway.app.cli import main as cli
 from headway.config import override
-from headway.data.demonstrations import outline
-from headway.data.files import File
-from headway.data.recordings import episode_lengths
+from headway.data.demonstrations import summarize_demonstrations
+from headway.data.episode_files import episode_lengths
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.chess import recipes as chess_recipes
-from headway.domains.robotics.recipes import smaller
+from headway.domains.robotics.recipes import resized_size
 from headway.errors import UserError
-from headway.learn import scale as scales
+from headway.learn import scaling as scales
 from headway.learn.optim import is_matrix
-from headway.learn.scale import Scale, ladder, shape_of
+from headway.learn.scaling import Scale, ladder, shape_of
 from headway.nn.models import build, describe
 
 TINY = {
@@ -77,12 +77,12 @@ def test_lengths_are_told_without_states(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     assert episode_lengths(File(path)) == lengths
-    assert outline([path]).lengths.tolist() == lengths
+    assert summarize_demonstrations([path]).lengths.tolist() == lengths
 
 
 def test_windows_are_no_longer_than_episodes_and_more_minutes_play_more(tmp_path: Path) -> None:
     path = trajectory_data.saved(tmp_path)
-    settle = scale("trajectories").settle
+    settle = scale("trajectories").data_settings
     short = settle(find_recipe("trajectories"), [path], 1).settings
     long = settle(find_recipe("trajectories"), [path], 60).settings
     assert short["task.context"] == max(trajectory_data.made().lengths)
@@ -103,26 +103,26 @@ def test_windows_are_no_longer_than_episodes_and_more_minutes_play_more(tmp_path
     ],
 )
 def test_pictures_are_made_small_enough_for_the_minutes(cameras: Any, minutes: float, wanted: Any) -> None:
-    assert smaller(cameras, minutes) == wanted
+    assert resized_size(cameras, minutes) == wanted
 
 
 def test_an_evaluation_is_expected_to_last_as_long_as_the_best_episode(tmp_path: Path) -> None:
     task = trajectory_data.opened(trajectory_data.saved(tmp_path, discrete=False), tmp_path, **{"task.episodes": 0})
-    training = task.examples.splits.sides["train"]
+    training = task.examples.splits.indices["train"]
     best = training[np.argmax(task.examples.episodes.returns[training])]
-    assert task.lengthening({"length_mean": 0.5}) == 2 * task.examples.episodes.lengths[best]
-    assert task.lengthening({"length_mean": 1000.0}) == 1
-    assert task.lengthening({"loss": 1.0}) == 1
-    assert task.showing() == 0
+    assert task.evaluation_growth({"length_mean": 0.5}) == 2 * task.examples.episodes.lengths[best]
+    assert task.evaluation_growth({"length_mean": 1000.0}) == 1
+    assert task.evaluation_growth({"loss": 1.0}) == 1
+    assert task.report_cost() == 0
 
 
 def test_what_takes_too_long_to_read_is_said_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("chess")
     path = games_file(tmp_path, 20)
     with pytest.raises(UserError, match=r"reading about 1,200 positions .* --minutes to .* or more, or use fewer"):
-        scale("chess").settle(find_recipe("chess"), [path], 1e-6)
-    monkeypatch.setattr(chess_recipes, "_READING", 1e9)
-    settings = scale("chess").settle(find_recipe("chess"), [path], 1).settings
+        scale("chess").data_settings(find_recipe("chess"), [path], 1e-6)
+    monkeypatch.setattr(chess_recipes, "_MAX_READING_SHARE", 1e9)
+    settings = scale("chess").data_settings(find_recipe("chess"), [path], 1).settings
     assert settings["train.evaluate_limit"] == 256
     assert settings["task.split.test"] == pytest.approx(100 / 1200, abs=1e-5)
 
@@ -140,9 +140,9 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
     path, sizes = trajectory_data.saved(tmp_path), {"task.env": "", "task.episodes": 0}
     own = scale("trajectories")
     small = replace(own, shapes=((16, 1, 1), (24, 1, 1)))
-    assert not own.fitted
+    assert not own.calibrated
     for fitted in (False, True):
-        monkeypatch.setattr("headway.app.fitting.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
+        monkeypatch.setattr("headway.app.planning.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
         (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
         assert any("parameters (width" in reason for reason in plan.reasons)
         assert any("lowest predicted loss" in reason for reason in plan.reasons) is fitted
@@ -151,7 +151,7 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
 def test_plans_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_ENOUGH", 1e9)  # else a few episodes are enough for all minutes
+    monkeypatch.setattr(scales, "_MAX_REPEATS", 1e9)  # else a few episodes are enough for all minutes
     path = trajectory_data.saved(tmp_path, discrete=False)
     words = ["plan", "trajectories", "--data", str(path), "--device", "cpu", "--json", "--set"]
     settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]

@@ -22,7 +22,7 @@ from headway.generate import Limits, Sampling
 from headway.nn.kernels import deterministic
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import CLIENT, ApiKey, ServerSettings
+from headway.serve.interfaces import CLIENT_KEY, ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -129,7 +129,7 @@ def test_a_fingerprint_says_when_bits_may_differ(
         now(backend="cpu"),
         now(backend="cpu", cache="int8"),
     ]
-    monkeypatch.setattr("headway.serve.fingerprint.FORM", "another")
+    monkeypatch.setattr("headway.serve.fingerprint.INSTRUCTION_SET", "another")
     found.append(now(backend="cpu"))
     model = hw.load(folder, "cpu", backend="torch")
     model.module.get_parameter("embed.table").data[0, 0] += 1e-7
@@ -449,11 +449,11 @@ class Reader:
     """Who asks, as a connection knows it."""
 
     def __init__(self) -> None:
-        self.leaving: Callable[[], None] | None = None
-        self.gone = self.full = False
+        self.on_disconnect: Callable[[], None] | None = None
+        self.disconnected = self.full = False
 
     def abort(self) -> None:
-        self.gone = True
+        self.disconnected = True
 
 
 def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: Path) -> None:
@@ -468,7 +468,7 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
         "path": COMPLETE,
         "query_string": b"",
         "headers": headers,
-        "state": {CLIENT: client},
+        "state": {CLIENT_KEY: client},
     }
 
     async def ask(messages: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
@@ -491,12 +491,12 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
     async def both() -> None:
         start, _ = await ask([{"type": "http.request", "body": b"{", "more_body": True}], 9)
         assert start["status"] == 408
-        assert not client.gone
+        assert not client.disconnected
         body = json.dumps({"prompt": [5] * 50, "stream": True}).encode()
         sent = await ask([{"type": "http.request", "body": body, "more_body": False}], 4)
         assert sent[0]["status"] == 200
         assert len(sent) == 4
-        assert client.gone
+        assert client.disconnected
         await asyncio.sleep(0.05)
         assert model.loop is not None
         assert not model.loop.working

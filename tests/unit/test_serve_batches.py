@@ -16,7 +16,7 @@ import headway as hw
 from headway.errors import UserError
 from headway.generate.scheduler import FullError
 from headway.nn.kernels import deterministic
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
 
 T = TypeVar("T")
 
@@ -54,9 +54,9 @@ async def while_busy(
     batcher: Batcher, double: Doubling, rows: Sequence[Sequence[int]], kinds: str = "aaaaaaaa"
 ) -> list[asyncio.Task[list[int]]]:
     """A first request that keeps the model busy, and others that wait meanwhile."""
-    first = asyncio.create_task(batcher.ask(double, kinds[0], rows[0]))
+    first = asyncio.create_task(batcher.submit(double, kinds[0], rows[0]))
     await asyncio.to_thread(double.called.wait, 10)
-    others = [asyncio.create_task(batcher.ask(double, kind, row)) for kind, row in zip(kinds[1:], rows[1:])]
+    others = [asyncio.create_task(batcher.submit(double, kind, row)) for kind, row in zip(kinds[1:], rows[1:])]
     await asyncio.sleep(0)
     return [first, *others]
 
@@ -101,7 +101,7 @@ def test_an_error_is_that_of_the_request_that_has_it_and_counts_its_items() -> N
     assert isinstance(broken, RuntimeError)
     assert double.calls.count([3, -1]) == 1
     with pytest.raises(UserError, match="item 1 of 1"):
-        in_batcher(lambda batcher: batcher.ask(double, "a", [-1]))
+        in_batcher(lambda batcher: batcher.submit(double, "a", [-1]))
     assert double.calls.count([-1]) == 1  # what was alone in its call is not called again
 
 
@@ -111,7 +111,7 @@ def test_who_has_left_is_left_out_and_too_many_are_refused() -> None:
     async def work(batcher: Batcher) -> None:
         tasks = await while_busy(batcher, double, [[1], [2], [3], [4]])
         with pytest.raises(FullError, match="3 requests wait for numbers"):
-            await batcher.ask(double, "a", [5])
+            await batcher.submit(double, "a", [5])
         tasks[2].cancel()
         await asyncio.sleep(0)
         double.go.set()
@@ -135,9 +135,9 @@ def test_courses_go_on_together_and_who_comes_later_joins_them() -> None:
         return [None if left[name] else name.upper() for name in names]
 
     async def work(batcher: Batcher) -> list[str]:
-        tasks = [asyncio.create_task(batcher.follow(go_on, "courses", name)) for name in "a"]
+        tasks = [asyncio.create_task(batcher.run_job(go_on, "courses", name)) for name in "a"]
         await asyncio.sleep(0)
-        tasks += [asyncio.create_task(batcher.follow(go_on, "courses", name)) for name in "bcd"]
+        tasks += [asyncio.create_task(batcher.run_job(go_on, "courses", name)) for name in "bcd"]
         await asyncio.sleep(0)
         assert batcher.state() == {"under_way": 1, "waiting": 3}
         begun.set()
@@ -155,8 +155,8 @@ def test_a_course_whose_asker_has_left_makes_room() -> None:
         return [None if name == "endless" else name for name in names]
 
     async def work(batcher: Batcher) -> str:
-        endless = asyncio.create_task(batcher.follow(go_on, "courses", "endless"))
-        second = asyncio.create_task(batcher.follow(go_on, "courses", "second"))
+        endless = asyncio.create_task(batcher.run_job(go_on, "courses", "endless"))
+        second = asyncio.create_task(batcher.run_job(go_on, "courses", "second"))
         while len(calls) < 3:
             await asyncio.sleep(0.001)
         assert not second.done()
@@ -165,7 +165,7 @@ def test_a_course_whose_asker_has_left_makes_room() -> None:
 
     assert in_batcher(work, courses=1) == "second"
     with pytest.raises(FullError, match="0 requests wait for numbers"):
-        in_batcher(lambda batcher: batcher.follow(go_on, "courses", "second"), waiting=0)
+        in_batcher(lambda batcher: batcher.run_job(go_on, "courses", "second"), waiting=0)
 
 
 def test_an_end_cancels_those_who_wait() -> None:
@@ -193,7 +193,7 @@ def test_vectors_of_texts_that_shared_a_call(minilm: Path) -> None:
     call = lambda some: list(model.embed(some))  # noqa: E731
 
     async def work(batcher: Batcher) -> torch.Tensor:
-        found = await asyncio.gather(*(batcher.ask(call, "embed", [text]) for text in texts))
+        found = await asyncio.gather(*(batcher.submit(call, "embed", [text]) for text in texts))
         return torch.stack([row for [row] in found])
 
     alone = torch.stack([model.embed(text) for text in texts])

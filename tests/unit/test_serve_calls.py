@@ -32,9 +32,9 @@ from test_serve_tools import (
 
 from headway.codecs import TokenizerCodec, train_codec
 from headway.formats.usage import Usage
-from headway.serve.calls import Arguments, Part, ToolCall
-from headway.serve.following import FollowedObject, without_trailing_commas
-from headway.serve.frame import Ready, ServerSettings
+from headway.serve.incremental_json import IncrementalObject, without_trailing_commas
+from headway.serve.interfaces import ReadyModel, ServerSettings
+from headway.serve.tool_calls import Arguments, Part, ToolCall
 from headway.serve.tools import Toolbox
 
 CHAT = "/v1/chat/completions"
@@ -53,11 +53,11 @@ OBJECTS = [
 ]
 
 
-def followed(text: str, draw: random.Random) -> FollowedObject:
-    found, place, held = FollowedObject(), 0, ""
+def followed(text: str, draw: random.Random) -> IncrementalObject:
+    found, place, held = IncrementalObject(), 0, ""
     while len(held) < len(text):
         held += text[len(held) : len(held) + draw.randint(1, 9)]
-        place = found.go_on(held, place)
+        place = found.advance(held, place)
         if found.ended or found.failed:
             break
         assert place == len(held) or held[place] == ","  # which is one too many, or not
@@ -87,8 +87,8 @@ def test_an_object_is_followed_as_far_as_it_is_one() -> None:
             place = draw.randrange(len(text))
             more = draw.choice(['"', "\\", "{", "}", "[", "]", ",", ":", "0", "1", "-", ".", "e", "t", " ", "\n", ""])
             other = text[:place] + more + text[place + draw.randint(0, 1) :]
-            found = FollowedObject()
-            stop = found.go_on(other, 0)
+            found = IncrementalObject()
+            stop = found.advance(other, 0)
             assert is_object(other) == (found.ended and not other[stop:].strip())
             wrong += found.failed
             if found.failed:  # nothing that could follow mends it
@@ -158,7 +158,7 @@ def test_arguments_in_pieces_are_those_that_come_whole(
     codec: TokenizerCodec, template: str, text: str, count: int
 ) -> None:
     tools = Toolbox(codec, template, TOOLS)
-    marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+    marks = {mark: codec.token_id(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
     for seed in range(20):
         symbols = cut(text, seed, marks)
         found = in_pieces(tools.reader, symbols)
@@ -204,7 +204,7 @@ def test_whatever_is_written_pieces_and_whole_agree(codec: TokenizerCodec) -> No
     for _ in range(300):
         template = draw.choice(list(boxes))
         text = "".join(draw.choice(FRAGMENTS) for _ in range(draw.randint(1, 9)))
-        marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+        marks = {mark: codec.token_id(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
         found = [whole(boxes[template].reader, cut(text, seed, marks)) for seed in range(3)]
         assert found[0] == found[1] == found[2]
         pieces = in_pieces(boxes[template].reader, cut(text, 4, marks))
@@ -215,16 +215,16 @@ def test_whatever_is_written_pieces_and_whole_agree(codec: TokenizerCodec) -> No
 
 def test_an_id_that_the_model_gives_is_kept(codec: TokenizerCodec) -> None:
     for template, text in ((HERMES, f"<tool_call>{FULL}"), (SMALL, "[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{")):
-        reader = Toolbox(codec, template, TOOLS).reader(pieces=True)
+        reader = Toolbox(codec, template, TOOLS).reader(streams=True)
         assert reader is not None
-        marks = {"[TOOL_CALLS]": codec.token("[TOOL_CALLS]") or 0} if template == SMALL else {}
+        marks = {"[TOOL_CALLS]": codec.token_id("[TOOL_CALLS]") or 0} if template == SMALL else {}
         found = [part for piece, symbol in cut(text, 1, marks) for part in reader.push(piece, symbol)]
         assert [part.id for part in found if isinstance(part, ToolCall)] == ["a1B2c3D4e"]
 
 
 def test_a_piece_is_handed_over_at_once(codec: TokenizerCodec) -> None:
     """Nothing of a call is held back once its arguments have begun, but commas, which may be one too many."""
-    reader = Toolbox(codec, HERMES, TOOLS).reader(pieces=True)
+    reader = Toolbox(codec, HERMES, TOOLS).reader(streams=True)
     assert reader is not None
     assert reader.push('<tool_call>\n{"name": "weather", "arguments": ') == []
     first, brace = reader.push("{")
@@ -262,7 +262,7 @@ def test_a_call_that_breaks_stays_a_part(
 ) -> None:
     """Whole, it is text; in pieces, what was handed over cannot be taken back."""
     tools = Toolbox(codec, template, TOOLS)
-    marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+    marks = {mark: codec.token_id(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
     rest = text[text.index(calls[-1]) + len(calls[-1]) :] if said is None else said
     for seed in range(20):
         symbols = cut(text, seed, marks)
@@ -290,7 +290,7 @@ def test_after_a_broken_call_others_are_read(codec: TokenizerCodec) -> None:
 
 def test_a_list_that_may_hold_one_call_is_judged_whole(codec: TokenizerCodec) -> None:
     tools = Toolbox(codec, MISTRAL, TOOLS, parallel=False)
-    marks = {"[TOOL_CALLS]": codec.token("[TOOL_CALLS]") or 0}
+    marks = {"[TOOL_CALLS]": codec.token_id("[TOOL_CALLS]") or 0}
     for text in (f"[TOOL_CALLS] [{CALL}, {CALL}]", f"[TOOL_CALLS] [{CALL}]"):
         assert in_pieces(tools.reader, cut(text, 1, marks)) == whole(tools.reader, cut(text, 1, marks))
 
@@ -299,7 +299,7 @@ TEMPLATE = "{# tools <tool_call> #}{{ messages[-1].content }}"
 
 
 @pytest.fixture
-def parrot(tmp_path: Path) -> Ready:
+def parrot(tmp_path: Path) -> ReadyModel:
     """What it is asked is what it answers, a byte a step."""
     folder = echo_model(tmp_path, context=900)
     Usage(template=TEMPLATE).save(folder)
@@ -311,7 +311,7 @@ def asked(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "tools": TOOLS, **more}
 
 
-def test_a_stream_of_calls(parrot: Ready) -> None:
+def test_a_stream_of_calls(parrot: ReadyModel) -> None:
     text = f"Look: <tool_call>\n{FULL.replace('é', 'e')}\n</tool_call><tool_call>{CALL}</tool_call>".replace("▁", "_")
     text = text.encode("ascii", "ignore").decode()
     with asking(parrot) as client:
@@ -333,7 +333,7 @@ def test_a_stream_of_calls(parrot: Ready) -> None:
     assert told[-1]["finish_reason"] == alone["finish_reason"] == "tool_calls"
 
 
-def test_how_a_stream_with_a_broken_call_ends(parrot: Ready) -> None:
+def test_how_a_stream_with_a_broken_call_ends(parrot: ReadyModel) -> None:
     text = f'<tool_call>{CALL}</tool_call><tool_call>{{"name": "weather", "arguments": {{"city": "Ul'
     with asking(parrot) as client:
         told = [part["choices"][0] for part in events(client.post(CHAT, json=asked(text, stream=True)).text)]
@@ -344,7 +344,7 @@ def test_how_a_stream_with_a_broken_call_ends(parrot: Ready) -> None:
     assert alone["message"]["content"] == text[text.rindex("<tool_call>") :]
 
 
-def test_the_openai_package_puts_calls_together(parrot: Ready) -> None:
+def test_the_openai_package_puts_calls_together(parrot: ReadyModel) -> None:
     text = f'Yes. <tool_call>\n{CALL[:-2]}, "days": 3}}}}\n</tool_call><tool_call>{CALL}</tool_call>'
     given: Any = {"model": "parrot", "messages": [{"role": "user", "content": text}]}
     strict: Any = [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]  # type: ignore[dict-item]

@@ -20,8 +20,8 @@ from serving import server
 import headway as hw
 from headway.app.cli.main import main
 from headway.errors import UserError
-from headway.serve.frame import ApiKey, ServerSettings
-from headway.serve.loop import open_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ApiKey, ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
 KEY = "a-secret"
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, minilm: Pat
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
     options = LoadOptions(device="cpu", backend="torch")
-    models = ServedModels([], folder, options, open_loop)
+    models = ServedModels([], folder, options, open_engine_loop)
     with server(models, ServerSettings(keys=(ApiKey(KEY),), log=False)) as url:
         yield url
 

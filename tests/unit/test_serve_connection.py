@@ -333,7 +333,7 @@ def test_a_head_that_does_not_come_is_told_so_and_an_answer_may_take_long(monkey
 
 
 def test_no_more_than_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECTIONS", 0)
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 0)
     _, pipe = read()
     assert pipe.said.startswith(b"HTTP/1.1 503 ")
     assert pipe.closed

@@ -16,12 +16,12 @@ from serve_models import asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
 from headway.serve.bodies import ChatBody, ChatMessage, CompletionBody, StreamOptions
 from headway.serve.embeddings import EmbeddingBody
+from headway.serve.engine_loop import open_engine_loop
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import Ready
-from headway.serve.loop import open_loop
+from headway.serve.interfaces import ReadyModel
 from headway.serve.ollama_bodies import Options
 from headway.serve.responses import ResponseBody, ResponseText
 
@@ -32,9 +32,9 @@ CALLING = TEMPLATE.replace(
 )
 
 
-def compiled(path: Path, name: str) -> Ready:
+def compiled(path: Path, name: str) -> ReadyModel:
     model = hw.load(path, "cpu", backend="cpu")
-    return Ready(name, model, open_loop(model, name, slots=4), Batcher(name), fingerprint(model))
+    return ReadyModel(name, model, open_engine_loop(model, name, slots=4), Batcher(name), fingerprint(model))
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +331,7 @@ TOOLS = [
 
 def test_tools_without_a_description_work_with_every_template() -> None:
     from headway.codecs import train_codec
-    from headway.codecs.chat import ChatTemplate
+    from headway.codecs.chat_template import ChatTemplate
     from headway.serve.tools import Toolbox
 
     codec = train_codec("byte", ["any"])
@@ -341,7 +341,7 @@ def test_tools_without_a_description_work_with_every_template() -> None:
         "{{ t | tojson }}",
     ):
         template = "{% for t in tools %}<tool_call>" + part + "{% endfor %}"
-        told = Toolbox(codec, template, TOOLS).told
+        told = Toolbox(codec, template, TOOLS).template_tools
         assert told is not None
         text = ChatTemplate(template).render([{"role": "user", "content": "x"}], tools=told)
         assert "None" not in text

@@ -16,13 +16,13 @@ from chat_models import echo_model
 from serve_models import stories
 
 import headway as hw
-from headway.app.exchange import import_model
-from headway.formats.mapped import Mapped
+from headway.app.conversion import import_model
+from headway.formats.mapped_file import MappedFile
 from headway.formats.open import open_model
 from headway.serve import models as serving
-from headway.serve.errors import StatusError
-from headway.serve.frame import Ready
-from headway.serve.loop import open_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ReadyModel
 from headway.serve.models import LoadOptions, ServedModels
 
 KINDS = ("llama2.c", "published", "native", "quantised", "gguf")
@@ -48,7 +48,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 @pytest.fixture
 def place(originals: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A writable copy of one of them; files are looked at with each request."""
-    monkeypatch.setattr(serving, "_LOOK", 0.0)
+    monkeypatch.setattr(serving, "_CHECK_SECONDS", 0.0)
     shutil.copytree(originals / request.param, tmp_path / "served")
     for path in (tmp_path / "served").rglob("*"):
         path.chmod(0o755)
@@ -59,14 +59,14 @@ def files_of(place: Path) -> list[Path]:
     return [path for path in sorted(place.parent.rglob("*")) if path.is_file() and path.suffix != ".md"]
 
 
-def text_of(ready: Ready) -> str:
+def text_of(ready: ReadyModel) -> str:
     return str(ready.model.generate("Once upon a time", max_new_tokens=4, temperature=0.0))
 
 
 def served(place: Path, work: Callable[[ServedModels], Awaitable[None]], weights: str | None = None) -> None:
     async def inside() -> None:
         options = LoadOptions("cpu", weights, "torch")  # type: ignore[arg-type]
-        models = ServedModels([place], None, options, open_loop)
+        models = ServedModels([place], None, options, open_engine_loop)
         await models.start()
         try:
             await work(models)
@@ -159,12 +159,12 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_of_that_load(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = echo_model(tmp_path / "echo")
-    whole, read, tensor = place.read_bytes(), serving.known, Mapped.tensor
+    whole, read, tensor = place.read_bytes(), serving.summarize_model, MappedFile.tensor
 
     async def work() -> None:
-        models = ServedModels([place, other], None, LoadOptions("cpu", None, "torch"), open_loop)
+        models = ServedModels([place, other], None, LoadOptions("cpu", None, "torch"), open_engine_loop)
 
-        def cut(file: Mapped, *where: Any) -> Any:
+        def cut(file: MappedFile, *where: Any) -> Any:
             os.truncate(place, 1000)
             return tensor(file, *where)
 
@@ -177,7 +177,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_of_that_load(
         async with models.using("echo") as ready:
             before = ready.fingerprint
         for owner, name, damage, told in (
-            (Mapped, "tensor", cut, "was truncated while it was read"),
+            (MappedFile, "tensor", cut, "was truncated while it was read"),
             (serving, read.__name__, touched, "changed while it was read"),
         ):
             with monkeypatch.context() as patch:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from headway.errors import UserError
-from headway.serve import keys
-from headway.serve.keys import ApiKey, KeyFile, KeyRing
+from headway.serve import api_keys
+from headway.serve.api_keys import ApiKey, KeyFile, KeyRing
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(keys, "_LOOK", 0.0)
+    monkeypatch.setattr(api_keys, "_CHECK_SECONDS", 0.0)
     path = tmp_path / "keys"
     path.write_text("first 2\n# a remark\nsecond\n")
     return path
@@ -61,7 +61,7 @@ def test_a_broken_file_leaves_the_keys_and_one_line(
     else:
         replace(file, broken)
     for _ in range(3):
-        assert ring.needed
+        assert ring.required
         assert ring.find("first") == (ApiKey("first", 2), 1)
         assert ring.find("new") is None
     [record] = caplog.records
@@ -73,7 +73,7 @@ def test_a_broken_file_leaves_the_keys_and_one_line(
 
 
 def test_a_file_is_looked_at_once_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_LOOK", 3600.0)
+    monkeypatch.setattr(api_keys, "_CHECK_SECONDS", 3600.0)
     ring = KeyRing([], [KeyFile(file)])
     replace(file, "third\n")
     assert ring.find("third") is None

@@ -18,7 +18,7 @@ from serving import server
 from starlette.datastructures import FormData, UploadFile
 
 from headway.errors import UserError
-from headway.serve.frame import Context, Endpoint, Events, ServerSettings
+from headway.serve.interfaces import Context, Endpoint, Events, ServerSettings
 
 SIZES = [100, 200_000, 6_000_000]
 

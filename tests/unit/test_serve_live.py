@@ -260,7 +260,7 @@ def test_what_cannot_be_started(words: list[str], why: str, capsys: pytest.Captu
 
 def test_a_port_that_is_taken(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "no/such/model", "--port", str(server.port)]) == 2
-    assert f"port {server.port} of 127.0.0.1 is taken" in capsys.readouterr().err
+    assert f"port {server.port} on 127.0.0.1 is in use" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,21 @@ from serve_models import Script
 
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, Session
-from headway.generate.scheduler import FullError, Request, Said
-from headway.serve import loop as loops
-from headway.serve.alone import Alone
-from headway.serve.errors import StatusError
-from headway.serve.loop import EngineLoop, Writing
+from headway.generate.scheduler import FullError, Request, SampleOutput
+from headway.serve import engine_loop as loops
+from headway.serve.engine_loop import EngineLoop, GenerationStream
+from headway.serve.http_errors import StatusError
+from headway.serve.sequential import SequentialScheduler
 
 
 def asked(text: str, copies: int = 1) -> Request:
-    return Request([ord(character) for character in text], copies=copies)
+    return Request([ord(character) for character in text], n=copies)
 
 
-async def written(writing: Writing) -> dict[int, str]:
+async def written(writing: GenerationStream) -> dict[int, str]:
     texts: dict[int, str] = {}
     async with writing:
-        async for place, said in writing.turns():
+        async for place, said in writing.outputs():
             texts[place] = texts.get(place, "") + said.text
     return texts
 
@@ -51,8 +51,8 @@ def test_many_requests_are_told_apart() -> None:
     steps = Script()
 
     async def work(loop: EngineLoop) -> Any:
-        several = loop.write([asked("one", 2), asked("two!")])
-        return await asyncio.gather(written(several), written(loop.write([asked("three")])))
+        several = loop.stream([asked("one", 2), asked("two!")])
+        return await asyncio.gather(written(several), written(loop.stream([asked("three")])))
 
     assert on(steps, work) == [{0: "one", 1: "one", 2: "two!"}, {0: "three"}]
     assert steps.threads.isdisjoint({threading.get_ident()})
@@ -65,13 +65,13 @@ def test_the_event_loop_runs_while_a_step_takes_long() -> None:
     begun, go = threading.Event(), threading.Event()
 
     class Waiting(Script):
-        def step(self) -> list[Said]:
+        def step(self) -> list[SampleOutput]:
             begun.set()
             assert go.wait(15)
             return super().step()
 
     async def work(loop: EngineLoop) -> dict[int, str]:
-        writing = asyncio.ensure_future(written(loop.write([asked("ab")])))
+        writing = asyncio.ensure_future(written(loop.stream([asked("ab")])))
         while not begun.is_set():
             await asyncio.sleep(0.001)
         assert not writing.done()
@@ -83,8 +83,8 @@ def test_the_event_loop_runs_while_a_step_takes_long() -> None:
 
 def test_what_is_refused_costs_the_others_nothing() -> None:
     async def work(loop: EngineLoop) -> Any:
-        others = [written(loop.write([asked("fine")])) for _ in range(3)]
-        bad = [written(loop.write([asked("x"), asked("y" * 1001)])), written(loop.write([asked("z")] * 4))]
+        others = [written(loop.stream([asked("fine")])) for _ in range(3)]
+        bad = [written(loop.stream([asked("x"), asked("y" * 1001)])), written(loop.stream([asked("z")] * 4))]
         return await asyncio.gather(*others, *bad, return_exceptions=True)
 
     *fine, too_long, full = on(steps := Script(wait=0.01), work)
@@ -96,8 +96,8 @@ def test_what_is_refused_costs_the_others_nothing() -> None:
 
 def test_a_failure_ends_the_requests_and_not_the_loop() -> None:
     async def work(loop: EngineLoop) -> Any:
-        first = await asyncio.gather(*(written(loop.write([asked("word")])) for _ in range(2)), return_exceptions=True)
-        return first, await written(loop.write([asked("again")]))
+        first = await asyncio.gather(*(written(loop.stream([asked("word")])) for _ in range(2)), return_exceptions=True)
+        return first, await written(loop.stream([asked("again")]))
 
     failed, again = on(steps := Script(fails_at=2), work)
     assert [type(each) for each in failed] == [ZeroDivisionError] * 2
@@ -109,11 +109,11 @@ def test_who_leaves_early_is_taken_back_at_the_next_step() -> None:
     steps = Script(wait=0.01)
 
     async def work(loop: EngineLoop) -> int:
-        writing = loop.write([asked("x" * 900, copies=2)])
+        writing = loop.stream([asked("x" * 900, copies=2)])
         async with writing:
-            async for _ in writing.turns():
+            async for _ in writing.outputs():
                 break
-        stayed = asyncio.ensure_future(written(loop.write([asked("y" * 900)])))
+        stayed = asyncio.ensure_future(written(loop.stream([asked("y" * 900)])))
         await asyncio.sleep(0.1)
         stayed.cancel()
         left = steps.steps
@@ -125,14 +125,14 @@ def test_who_leaves_early_is_taken_back_at_the_next_step() -> None:
 
 
 def test_who_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "_UNREAD", 16)
+    monkeypatch.setattr(loops, "_MAX_UNREAD", 16)
     steps = Script()
 
     async def work(loop: EngineLoop) -> str:
-        async with loop.write([asked("x" * 900)]) as writing:
+        async with loop.stream([asked("x" * 900)]) as writing:
             await asyncio.sleep(0.3)
             with pytest.raises(StatusError) as dropped:
-                async for _ in writing.turns():
+                async for _ in writing.outputs():
                     pass
         return str(dropped.value)
 
@@ -142,13 +142,13 @@ def test_who_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_end_refuses_what_waits_and_lets_go_on_what_has_begun() -> None:
     async def work(loop: EngineLoop) -> Any:
-        begun = asyncio.ensure_future(written(loop.write([asked("begun")])))
+        begun = asyncio.ensure_future(written(loop.stream([asked("begun")])))
         await asyncio.sleep(0.15)
-        late = asyncio.ensure_future(written(loop.write([asked("late")])))
+        late = asyncio.ensure_future(written(loop.stream([asked("late")])))
         closing = asyncio.ensure_future(loop.close(5))
         await asyncio.sleep(0.01)
         with pytest.raises(StatusError, match="shutting down"):
-            async with loop.write([asked("after")]):
+            async with loop.stream([asked("after")]):
                 pass
         found = await asyncio.gather(begun, late, return_exceptions=True)
         await closing
@@ -161,7 +161,7 @@ def test_the_end_refuses_what_waits_and_lets_go_on_what_has_begun() -> None:
 
 def test_the_end_waits_no_longer_than_it_was_told() -> None:
     async def work(loop: EngineLoop) -> Any:
-        writing = asyncio.ensure_future(written(loop.write([asked("x" * 900)])))  # of at least nine seconds
+        writing = asyncio.ensure_future(written(loop.stream([asked("x" * 900)])))  # of at least nine seconds
         await asyncio.sleep(0.05)
         started = time.perf_counter()
         await loop.close(0.1)
@@ -174,12 +174,12 @@ def test_the_end_waits_no_longer_than_it_was_told() -> None:
 
 def test_a_step_that_takes_long_is_seen() -> None:
     async def work(loop: EngineLoop) -> list[float]:
-        seen = [loop.still]
-        writing = asyncio.ensure_future(written(loop.write([asked("a")])))
+        seen = [loop.seconds_since_step]
+        writing = asyncio.ensure_future(written(loop.stream([asked("a")])))
         await asyncio.sleep(0.2)
-        seen.append(loop.still)
+        seen.append(loop.seconds_since_step)
         await writing
-        return [*seen, loop.still]
+        return [*seen, loop.seconds_since_step]
 
     before, during, after = on(Script(wait=0.4), work)
     assert before == after == 0
@@ -190,9 +190,9 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     model = language_model()
     prompts, limits = [[2, 3, 4], [5, 6]], Limits(9)
     session = Session(model)
-    alone = Alone(session, waiting=2)
+    alone = SequentialScheduler(session, max_waiting=2)
     for prompt in prompts:
-        alone.submit(Request(prompt, Sampling(seed=1), limits, copies=2))
+        alone.submit(Request(prompt, Sampling(seed=1), limits, n=2))
     alone.cancel(alone.submit(Request([7], limits=limits)))
     with pytest.raises(UserError, match="0 tokens"):
         alone.submit(Request([], limits=limits))
@@ -202,13 +202,13 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     with pytest.raises(FullError, match="the queue is full with 2 requests"):
         alone.submit(Request([9], limits=limits))
     assert alone.state() == (1, 2)
-    said: list[Said] = []
+    said: list[SampleOutput] = []
     while alone.state().running:
         said += alone.step()
     assert alone.step() == []
     for ticket, prompt in enumerate(prompts, 1):
         for copy, whole in enumerate(session.generate([prompt] * 2, Sampling(seed=1), limits)):
-            own = [each for each in said if (each.ticket, each.copy) == (ticket, copy)]
+            own = [each for each in said if (each.ticket, each.sample) == (ticket, copy)]
             told = [(each.id, each.logprob) for each in own if each.id is not None]
             assert told == list(zip(whole.ids, whole.logprobs))
             assert [each.reason for each in own] == [None] * (len(own) - 1) + [whole.finish_reason]

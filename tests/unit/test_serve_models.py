@@ -15,8 +15,8 @@ import headway as hw
 from headway.engine import PackedTensor
 from headway.errors import UserError
 from headway.serve import models as serving
-from headway.serve.errors import StatusError
-from headway.serve.loop import open_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.http_errors import StatusError
 from headway.serve.models import LoadOptions, ServedModels
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, minilm: Path) 
 
 
 def served(folder: Path | None, named: Sequence[Path] = (), keep_alive: float | None = None) -> ServedModels:
-    return ServedModels(named, folder, TORCH, open_loop, keep_alive)
+    return ServedModels(named, folder, TORCH, open_engine_loop, keep_alive)
 
 
 def within(models: ServedModels, work: Callable[[ServedModels], Awaitable[T]]) -> T:
@@ -70,7 +70,7 @@ def test_what_models_can_do_is_known_before_one_is_loaded(
     )  # fmt: skip
     assert "generate" in found["stories"].verbs
     assert "embed" in found["minilm"].verbs
-    assert found["minilm"].alone is None
+    assert found["minilm"].sequential_reason is None
     assert any("broken is not served" in line for line in caplog.messages)
     within(models, lambda models: asyncio.sleep(0))
     assert "stories is served one request at a time: it runs on torch" in caplog.messages
@@ -186,9 +186,7 @@ def test_memory_is_made_by_the_least_recently_used_of_the_idle(zoo: Path, monkey
         await use(models, "minilm")
         assert set(models.batchers()) == {"stories", "minilm"}
         async with models.using("stories"), models.using("minilm"):
-            with pytest.raises(
-                StatusError, match=r"tales needs 1,040,128 bytes .* while minilm, stories is in use"
-            ) as e:
+            with pytest.raises(StatusError, match=r"tales needs 1,040,128 bytes .* and minilm, stories is in use") as e:
                 await use(models, "tales")
             assert (e.value.status, e.value.retry_after) == (503, 10)
         await use(models, "tales")
@@ -239,15 +237,15 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
         hw.export(zoo / "stories.bin", tmp_path / f"{name}.gguf", dtype=dtype)
 
     def found(**options: Any) -> ServedModels:
-        return ServedModels([], tmp_path, LoadOptions(device="cpu", **options), open_loop)
+        return ServedModels([], tmp_path, LoadOptions(device="cpu", **options), open_engine_loop)
 
     models = found()
-    assert (models.known("eight").weights, models.known("plain").weights) == ("int8", None)
+    assert (models.summary("eight").weights, models.summary("plain").weights) == ("int8", None)
     assert models.notes() == ["eight: weights in Q8_0 are served in int8; --weights fp32 serves their exact values"]
     assert not found(weights="fp32").notes()
-    assert found(weights="int4").known("eight").weights == "int4"
-    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as the torch backend"]
-    assert found(backend="torch").known("eight").weights is None
+    assert found(weights="int4").summary("eight").weights == "int4"
+    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as torch is the backend"]
+    assert found(backend="torch").summary("eight").weights is None
 
     async def work(models: ServedModels) -> None:
         async with models.using("eight") as eight, models.using("plain") as plain:

@@ -21,8 +21,8 @@ import headway as hw
 from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.serve.frame import ApiKey, ServerSettings
-from headway.serve.thinking import Thoughts
+from headway.serve.interfaces import ApiKey, ServerSettings
+from headway.serve.reasoning import ReasoningSplitter
 
 ollama = pytest.importorskip("ollama", reason="the package ollama is in the extra test")
 
@@ -197,11 +197,11 @@ def test_thoughts_are_told_apart(client: Any) -> None:
 )
 def test_thoughts_in_any_pieces(begun: bool, text: str, wanted: tuple[str, str]) -> None:
     for size in range(1, len(text) + 1):
-        thoughts = Thoughts(True, begun)
+        thoughts = ReasoningSplitter(True, begun)
         pieces = [text[start : start + size] for start in range(0, len(text), size)]
         found = [thoughts.split(piece, place + 1 == len(pieces)) for place, piece in enumerate(pieces)]
         assert ("".join(part[0] for part in found), "".join(part[1] for part in found)) == wanted
-    assert Thoughts(False, False).split("<think>a</think>", False) == ("<think>a</think>", "")
+    assert ReasoningSplitter(False, False).split("<think>a</think>", False) == ("<think>a</think>", "")
 
 
 class City(BaseModel):
@@ -210,7 +210,7 @@ class City(BaseModel):
 
 def test_formats_are_held_to(client: Any, http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     forms: list[Any] = []
-    monkeypatch.setattr("headway.serve.generating.rule_for", lambda codec, form, ends: forms.append(form))
+    monkeypatch.setattr("headway.serve.generation.rule_for", lambda codec, form, ends: forms.append(form))
     found = client.chat("parrot", said('{"city": "Ulm"}'), format=City.model_json_schema())
     assert City.model_validate_json(found.message.content) == City(city="Ulm")
     client.generate("parrot", "{}", format="json")
@@ -308,7 +308,7 @@ def test_text_between_two_texts(tmp_path: Path) -> None:
     codec = train_codec("byte", ["any"], special=(*MARKS, "<|endoftext|>"))  # as many as before
     codec.save(path)
     script = Script(spell=lambda id: codec.decode([id]) or f"[{id}]")
-    ids = [codec.token(mark) for mark in MARKS]
+    ids = [codec.token_id(mark) for mark in MARKS]
     with server(Resident([ready(path, "coder", script)]), ServerSettings(log=False)) as url, asked(url) as client:
         found = client.generate("coder", "def f(", suffix=")").response
         assert "insert" in client.show("coder").capabilities

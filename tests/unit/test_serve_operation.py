@@ -46,7 +46,7 @@ def test_prometheus_reads_counters_as_counters(server: TestClient) -> None:
 
 def test_numbers_of_a_scheduler_are_counters_but_for_those_of_now() -> None:
     state = SchedulerState(1, 2, 3, None, 5, 6, 7, 8, 9, 10)
-    page = metrics.page(lambda: {"a": state._asdict(), "b": {"running": 0, "waiting": 4}}).decode()
+    page = metrics.render(lambda: {"a": state._asdict(), "b": {"running": 0, "waiting": 4}}).decode()
     kinds = dict(re.findall(r"# TYPE headway_scheduler_(\w+) (\w+)", page))
     assert {name for name, kind in kinds.items() if kind == "gauge"} == {"waiting", "running", "blocks"}
     assert {name for name, kind in kinds.items() if kind == "counter"} == {

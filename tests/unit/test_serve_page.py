@@ -15,7 +15,7 @@ from serve_models import asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.serve.frame import ApiKey
+from headway.serve.interfaces import ApiKey
 
 KEY = {"Authorization": "Bearer a-key"}
 
@@ -122,10 +122,10 @@ def test_what_a_chat_reads(client: TestClient, echo: Path) -> None:
     found = asked().json()
     assert found["prompt"] == "<|user|>Hi <|stop|><|stop|><|assistant|>"
     assert found["tokens"] == talk.template.prompt(talk.codec, messages)
-    assert found["tokens"].count(talk.codec.token("<|stop|>")) == 1  # what a user writes is no mark
+    assert found["tokens"].count(talk.codec.token_id("<|stop|>")) == 1  # what a user writes is no mark
     whole = asked(add_generation_prompt=False).json()
     assert found["prompt"] == whole["prompt"] + "<|assistant|>"
-    assert found["tokens"] == [*whole["tokens"], talk.codec.token("<|assistant|>")]
+    assert found["tokens"] == [*whole["tokens"], talk.codec.token_id("<|assistant|>")]
     chat = {"model": "echo", "messages": messages, "max_tokens": 1}
     used = client.post("/v1/chat/completions", json=chat, headers=KEY).json()["usage"]["prompt_tokens"]
     assert used == len(found["tokens"])

@@ -25,8 +25,8 @@ from headway.formats.native import save_model
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.models.presets import preset
 from headway.serve.app import create_app
-from headway.serve.frame import ServerSettings
-from headway.serve.loop import open_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
 QUERY = "how are pearls made in the sea"
@@ -67,7 +67,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(zoo: Path) -> Iterator[TestClient]:
-    models = ServedModels([], zoo, LoadOptions(device="cpu"), open_loop)
+    models = ServedModels([], zoo, LoadOptions(device="cpu"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://localhost") as found:
         yield found
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_ranked(zoo: Path) -> None:
 def test_a_model_of_ours_with_one_output(tmp_path: Path) -> None:
     """Its marks are those of its own tokenizer, and several labels are classes, which rank nothing."""
     codec = train_codec("byte", iter(["a text"]))
-    small: Any = override(preset("bert-base"), {"width": 16, "depth": 1, "heads": 2, "symbols": codec.size})
+    small: Any = override(preset("bert-base"), {"width": 16, "depth": 1, "heads": 2, "symbols": codec.vocab_size})
     for outputs in (1, 2):
         config = replace(small, heads={**small.heads, "classes": PooledHeadConfig(outputs)})
         folder = tmp_path / str(outputs)
@@ -189,7 +189,7 @@ def test_what_the_endpoint_refuses(client: TestClient, more: dict[str, Any], tol
 
 
 def test_from_another_machine(zoo: Path) -> None:
-    models = ServedModels([zoo / "bert"], None, LoadOptions(device="cpu"), open_loop)
+    models = ServedModels([zoo / "bert"], None, LoadOptions(device="cpu"), open_engine_loop)
     wanted = hw.load(zoo / "bert", "cpu").rerank(QUERY, DOCUMENTS, 3)
     with server(models, ServerSettings(log=False)) as url:
         remote = hw.connect(url)

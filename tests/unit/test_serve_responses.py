@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.serve.frame import ServerSettings
+from headway.serve.interfaces import ServerSettings
 
 PATH = "/v1/responses"
 ECHO = "{# tools <tool_call> #}{{ messages[-1].content }}"

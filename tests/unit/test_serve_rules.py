@@ -19,11 +19,11 @@ import pytest
 import headway as hw
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.errors import UserError
-from headway.formats.llama2c import load_pieces
+from headway.formats.llama2c import load_tokenizer
 from headway.generate.scheduler import Rule
-from headway.serve import rules
-from headway.serve.expressions import expression
-from headway.serve.rules import rule_for
+from headway.serve import structured_outputs
+from headway.serve.ecma_regex import parse_pattern
+from headway.serve.structured_outputs import rule_for
 
 BOOK = {
     "$defs": {"person": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}},
@@ -95,16 +95,16 @@ def codecs(data_dir: Path) -> dict[str, TokenizerCodec]:
     return {
         "bytes": train_codec("byte", ["any"]),
         "gpt2": load_codec(data_dir / "conformance/r50k_base.tiktoken"),
-        "stories260K": load_pieces(data_dir / "weights/tok512.bin"),
+        "stories260K": load_tokenizer(data_dir / "weights/tok512.bin"),
         "lines": train_codec("bpe", iter(lines), 270, prefix_space=True),
     }
 
 
 def allowed(rule: Rule, codec: TokenizerCodec) -> np.ndarray:
-    mask = np.full(-(-codec.size // 32) + 2, -1, np.int32)  # a model may have more symbols than its tokenizer
+    mask = np.full(-(-codec.vocab_size // 32) + 2, -1, np.int32)  # a model may have more symbols than its tokenizer
     rule.fill(mask)
     found = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
-    assert found.max() < codec.size
+    assert found.max() < codec.vocab_size
     return found
 
 
@@ -129,13 +129,13 @@ def test_what_is_written_fits_and_ends_where_it_is_whole(
         rule, ids = make(), []
         for _ in range(120):
             may = allowed(rule, codec)
-            assert (codec.end in may) == fits(written(codec, ids))
+            assert (codec.eos_id in may) == fits(written(codec, ids))
             near = np.intersect1d(may, closing)
             symbol = int(draw.choice(near if len(near) and draw.random() < 0.4 else may))
-            if codec.end in may and draw.random() < 0.7:
-                symbol = codec.end or 0
+            if codec.eos_id in may and draw.random() < 0.7:
+                symbol = codec.eos_id or 0
             rule.take(symbol)
-            if symbol == codec.end:
+            if symbol == codec.eos_id:
                 ended += 1
                 break
             ids.append(symbol)
@@ -145,7 +145,7 @@ def test_what_is_written_fits_and_ends_where_it_is_whole(
 def test_a_real_model_writes_a_form(data_dir: Path) -> None:
     """stories260K, which has never seen JSON, with the likeliest symbol that its rule allows."""
     model = hw.load(data_dir / "weights/stories260K.bin", backend="torch")
-    codec = load_pieces(data_dir / "weights/tok512.bin")
+    codec = load_tokenizer(data_dir / "weights/tok512.bin")
     schema = {
         "type": "object",
         "properties": {
@@ -156,14 +156,14 @@ def test_a_real_model_writes_a_form(data_dir: Path) -> None:
         "additionalProperties": False,
     }
     rule = (rule_for(codec, of_schema(schema)) or pytest.fail)()
-    ids = [codec.begin or 0, *codec.encode("Once upon a time there was a girl. ")]
+    ids = [codec.bos_id or 0, *codec.encode("Once upon a time there was a girl. ")]
     start = len(ids)
     while True:
         may = allowed(rule, codec)
         row = np.asarray(model.logits([ids]))[0, -1]
         ids.append(int(may[row[may].argmax()]))
         rule.take(ids[-1])
-        if ids[-1] == codec.end:
+        if ids[-1] == codec.eos_id:
             break
     told = json.loads(written(codec, ids[start:-1]))
     assert set(told) == {"who", "age"}
@@ -173,11 +173,11 @@ def test_a_real_model_writes_a_form(data_dir: Path) -> None:
 
 def test_any_end_symbol_may_end_and_nowhere_else(codecs: dict[str, TokenizerCodec]) -> None:
     codec = train_codec("byte", ["any"], special=("<|im_end|>", "<|endoftext|>"))
-    end = codec.token("<|im_end|>") or 0
+    end = codec.token_id("<|im_end|>") or 0
     rule = (rule_for(codec, {"type": "choice", "choice": ["a"]}, [end]) or pytest.fail)()
     assert list(allowed(rule, codec)) == codec.encode("a")
     rule.take(codec.encode("a")[0])
-    assert set(allowed(rule, codec)) == {end, codec.end}
+    assert set(allowed(rule, codec)) == {end, codec.eos_id}
     rule.take(end)
 
 
@@ -188,7 +188,7 @@ def accepts(codec: TokenizerCodec, schema: Any, text: str) -> bool:
     try:
         for symbol in codec.encode(text):
             rule.take(symbol)
-        return codec.end in allowed(rule, codec)
+        return codec.eos_id in allowed(rule, codec)
     except UserError:
         return False
 
@@ -273,7 +273,7 @@ def test_patterns_mean_what_they_mean_to_ecma(
 )  # fmt: skip
 def test_patterns_that_cannot_be_held_to_are_refused(pattern: str) -> None:
     with pytest.raises(UserError) as refused:
-        expression(pattern, "the schema")
+        parse_pattern(pattern, "the schema")
     assert "\n" not in str(refused.value)
 
 
@@ -385,7 +385,7 @@ def test_hostile_schemas_end_soon(
     codecs: dict[str, TokenizerCodec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused in a line, or held to; and neither the compiling nor a step takes long."""
-    monkeypatch.setattr(rules, "SECONDS", 0.5)
+    monkeypatch.setattr(structured_outputs, "COMPILE_SECONDS", 0.5)
     start = time.thread_time()
     said, make = "", None
     try:
@@ -430,8 +430,8 @@ def test_a_form_is_compiled_once_and_answers_are_apart(
     codecs: dict[str, TokenizerCodec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    ask = rules._helper.ask
-    monkeypatch.setattr(rules._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    ask = structured_outputs._helper.ask
+    monkeypatch.setattr(structured_outputs._helper, "ask", lambda *request: asked.append(request) or ask(*request))
     codec, form = codecs["bytes"], {"type": "choice", "choice": ["left", "right"]}
     with ThreadPoolExecutor(2) as pool:
         makers = list(pool.map(lambda _: rule_for(codec, form), range(4)))

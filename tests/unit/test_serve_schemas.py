@@ -12,10 +12,10 @@ from llguidance import LLMatcher
 
 from headway.codecs import TokenizerCodec, train_codec
 from headway.errors import UserError
-from headway.serve.compiling import answer
-from headway.serve.rules import rule_for
+from headway.serve.grammar_compiler import answer
 from headway.serve.schemas.grammar import grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
+from headway.serve.structured_outputs import rule_for
 
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
 DRAFT7 = "http://json-schema.org/draft-07/schema#"
@@ -333,8 +333,8 @@ def may_be_written(codec: TokenizerCodec, schema: Any, text: str) -> bool:
     """Whether each token of a text is in its mask."""
     make = rule_for(codec, {"type": "json_schema", "json_schema": {"schema": schema}})
     assert make is not None
-    rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
-    for token in (*codec.encode(text), codec.end or 0):
+    rule, mask = make(), np.zeros(-(-codec.vocab_size // 32), np.int32)
+    for token in (*codec.encode(text), codec.eos_id or 0):
         rule.fill(mask)
         if not mask[token // 32] >> token % 32 & 1:
             with pytest.raises(UserError):  # what is taken all the same is an error
@@ -370,13 +370,13 @@ def test_what_is_sampled_holds_nothing_twice(schema: Any) -> None:
     make = rule_for(codec, {"type": "json_schema", "json_schema": {"schema": schema}})
     assert make is not None
     for _ in range(8):
-        rule, mask, ids = make(), np.zeros(-(-codec.size // 32), np.int32), []
+        rule, mask, ids = make(), np.zeros(-(-codec.vocab_size // 32), np.int32), []
         for _ in range(300):
             rule.fill(mask)
             may = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
-            token = codec.end if codec.end in may else int(draw.choice(may))
+            token = codec.eos_id if codec.eos_id in may else int(draw.choice(may))
             rule.take(token or 0)
-            if token == codec.end:
+            if token == codec.eos_id:
                 break
             ids.append(token)
         pairs = json.loads(codec.decode(ids), object_pairs_hook=lambda pairs: [key for key, _ in pairs])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from headway.codecs import TokenizerCodec, train_codec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.errors import UserError
-from headway.serve.calls import CallReader, ToolCall
-from headway.serve.tools import Toolbox, format_of, told
+from headway.serve.tool_calls import ToolCall, ToolCallParser
+from headway.serve.tools import Toolbox, format_of, template_messages
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
@@ -55,7 +55,7 @@ def codec() -> TokenizerCodec:
     return train_codec("byte", ["any"], special=("<|end|>", "[TOOL_CALLS]", "<|python_tag|>", "<|endoftext|>"))
 
 
-def read(reader: CallReader, symbols: list[tuple[str, int | None]]) -> tuple[str, list[tuple[str, Any]]]:
+def read(reader: ToolCallParser, symbols: list[tuple[str, int | None]]) -> tuple[str, list[tuple[str, Any]]]:
     """The text and the calls of an answer."""
     parts = [part for text, symbol in symbols for part in reader.push(text, symbol)] + reader.flush()
     said = "".join(part for part in parts if isinstance(part, str))
@@ -180,7 +180,7 @@ def test_calls_are_read_in_any_pieces(
     codec: TokenizerCodec, template: str, text: str, said: str | None, calls: list[Any]
 ) -> None:
     tools = Toolbox(codec, template, TOOLS)
-    marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+    marks = {mark: codec.token_id(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
     for seed in range(20):
         reader = tools.reader()
         assert reader is not None
@@ -188,7 +188,7 @@ def test_calls_are_read_in_any_pieces(
 
 
 def test_each_call_of_mistrals_may_have_its_mark(codec: TokenizerCodec) -> None:
-    mark = codec.token("[TOOL_CALLS]") or 0
+    mark = codec.token_id("[TOOL_CALLS]") or 0
     reader = Toolbox(codec, MISTRAL, TOOLS).reader()
     assert reader is not None
     symbols = [
@@ -257,7 +257,7 @@ def test_marks_that_are_special_symbols_are_so_alone() -> None:
         reader = tools.reader()
         assert reader is not None
         pieces = ["The [TOOL_CALLS] and <｜tool▁call▁begin｜>.", *(part for call in calls for part in call)]
-        symbols = [("", codec.token(part)) if part in special else (part, None) for part in pieces]
+        symbols = [("", codec.token_id(part)) if part in special else (part, None) for part in pieces]
         wanted = [TRAPS, NOW][-len(calls) :]
         assert read(reader, symbols) == ("The [TOOL_CALLS] and <｜tool▁call▁begin｜>.", wanted)
 
@@ -285,13 +285,13 @@ def walk(codec: TokenizerCodec, tools: Toolbox, seed: int) -> list[int] | None:
     draw, ids = random.Random(seed), []
     make = tools.rule()
     assert make is not None
-    rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
+    rule, mask = make(), np.zeros(-(-codec.vocab_size // 32), np.int32)
     for _ in range(500):
         rule.fill(mask)
         allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
-        symbol = codec.end if codec.end in allowed and draw.random() < 0.5 else int(draw.choice(allowed))
+        symbol = codec.eos_id if codec.eos_id in allowed and draw.random() < 0.5 else int(draw.choice(allowed))
         rule.take(symbol)
-        if symbol == codec.end:
+        if symbol == codec.eos_id:
             return ids
         ids.append(symbol)
     return None
@@ -325,8 +325,8 @@ def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, cho
 def allowed_to_end(codec: TokenizerCodec, tools: Toolbox, text: str) -> bool:
     make = tools.rule()
     assert make is not None
-    rule, mask = make(), np.zeros(-(-codec.size // 32), np.int32)
-    special = {mark: codec.token(mark) for mark in ("[TOOL_CALLS]", "<|python_tag|>")}
+    rule, mask = make(), np.zeros(-(-codec.vocab_size // 32), np.int32)
+    special = {mark: codec.token_id(mark) for mark in ("[TOOL_CALLS]", "<|python_tag|>")}
     try:
         for piece, symbol in cut(text, 0, {mark: i for mark, i in special.items() if i is not None}):
             for i in [symbol] if symbol is not None else codec.encode(piece):
@@ -334,7 +334,7 @@ def allowed_to_end(codec: TokenizerCodec, tools: Toolbox, text: str) -> bool:
         rule.fill(mask)
     except UserError:
         return False
-    end = codec.end or 0
+    end = codec.eos_id or 0
     return bool(mask[end // 32] >> end % 32 & 1)
 
 
@@ -367,7 +367,7 @@ def test_plain_arguments_are_held_to_no_schema(codec: TokenizerCodec) -> None:
 def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
     assert Toolbox(codec, HERMES, TOOLS).rule() is None
     none = Toolbox(codec, "no template", TOOLS, "none")
-    assert (none.told, none.rule(), none.reader()) == (None, None, None)
+    assert (none.template_tools, none.rule(), none.reader()) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -421,8 +421,8 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
-    text = template.render(told([answer, result]), tools=Toolbox(codec, HERMES, TOOLS).told)
+    text = template.render(template_messages([answer, result]), tools=Toolbox(codec, HERMES, TOOLS).template_tools)
     assert f"assistant: <tool_call>\n{CALL}\n</tool_call>tool: rain" in text
     assert '"name": "clock"' in text
     with pytest.raises(UserError, match="message 0 has a call with arguments"):
-        told([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])
+        template_messages([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])

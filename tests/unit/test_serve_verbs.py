@@ -33,8 +33,8 @@ from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
 from headway.serve import embeddings, transcriptions
 from headway.serve.app import create_app
-from headway.serve.frame import ServerSettings
-from headway.serve.loop import open_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ServerSettings
 from headway.serve.media import image_of, sound_of
 from headway.serve.models import LoadOptions, ServedModels
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     """An encoder with three heads and a model of images, as they are drawn, and one that was trained."""
     place = tmp_path_factory.mktemp("models")
     codec = train_codec("byte", iter(["a text"]))
-    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.size})
+    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.vocab_size})
     heads = {"vocabulary": VocabularyHeadConfig(), "classes": PooledHeadConfig(2)}
     config = replace(config, heads={**config.heads, **heads, "tags": PooledHeadConfig(2, pool="tokens")})
     (place / "encoder").mkdir()
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[TestClient]:
-    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_loop)
+    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         yield client
 
@@ -149,7 +149,7 @@ def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_
     for name, more in (("any", {"is_matryoshka": True}), ("some", {"matryoshka_dimensions": [64, 128]})):
         shutil.copytree(minilm, tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps({**settings, **more}))
-    models = ServedModels([], tmp_path, LoadOptions(device="cpu", backend="torch"), open_loop)
+    models = ServedModels([], tmp_path, LoadOptions(device="cpu", backend="torch"), open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         whole = torch.tensor(asked(client, "/v1/embeddings", model="any", input="a")["data"][0]["embedding"])
         for name, size in (("any", 5), ("any", 384), ("some", 64), ("some", 384)):
@@ -164,7 +164,7 @@ def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_
 
 def test_a_text_that_cannot_be_read_is_no_matter_of_those_beside_it(client: TestClient, minilm: Path) -> None:
     texts = ["a", " ", "so " * 600, "the stock market", "a man"]
-    together = embeddings._read(hw.load(minilm), False, texts)
+    together = embeddings._embed_rows(hw.load(minilm), False, texts)
     assert [vector is None for vector in together] == [False, True, True, False, False]
 
     def ask(text: str) -> Any:
@@ -218,7 +218,7 @@ def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None
 def test_translations_share_calls_and_are_what_each_is_alone(tmp_path: Path) -> None:
     """On the engine, in int8: what torch computes of several lines may differ in its last bits from that of one."""
     codec = train_codec("byte", iter(["a text"]))
-    config = encoder_decoder(width=64, depth=2, heads=2, hidden=128, symbols=codec.size, dropout=0.0)
+    config = encoder_decoder(width=64, depth=2, heads=2, hidden=128, vocab_size=codec.vocab_size, dropout=0.0)
     (tmp_path / "translator").mkdir()
     save_model(build(config, seed=1), config, tmp_path / "translator")
     codec.save(tmp_path / "translator")
@@ -226,7 +226,7 @@ def test_translations_share_calls_and_are_what_each_is_alone(tmp_path: Path) -> 
     lines = [f"{number} {'Katze ' * number}" for number in range(1, 9)]
     options = LoadOptions(device="cpu", backend="cpu", weights="int8")
     alone = hw.load(tmp_path / "translator", "cpu", "int8", backend="cpu")
-    models = ServedModels([], tmp_path, options, open_loop)
+    models = ServedModels([], tmp_path, options, open_engine_loop)
     with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
         ask = lambda line: asked(client, "/v1/translate", lines=line, n_best=3)["result"]  # noqa: E731
         with ThreadPoolExecutor(8) as pool:
@@ -274,7 +274,7 @@ def test_words_are_told_without_their_space(client: TestClient, monkeypatch: pyt
     async def told(*_: Any) -> Transcription:
         return Transcription("Hello there.", "en", 1.0, [segment])
 
-    monkeypatch.setattr(transcriptions, "_transcript", told)
+    monkeypatch.setattr(transcriptions, "_transcribe", told)
     for granularities in ("timestamp_granularities[]", "timestamp_granularities"):
         fields = {"response_format": "verbose_json", granularities: "word", "stream": "false", "prompt": ""}
         fields["chunking_strategy"] = "auto"

@@ -16,11 +16,11 @@ from sound_files import classes, tone, write
 
 import headway as hw
 from headway.app.cli import main as cli
+from headway.arguments import fill_failures
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.domains.vision import Image as Given
 from headway.formats.published import save_published
-from headway.given import filled
 from headway.nn.models import build
 from headway.nn.models.presets import vit
 
@@ -46,8 +46,8 @@ def others(files: list[Given]) -> list[Given]:
     return [file for place, file in enumerate(files) if place not in (0, 3, 19)]
 
 
-def failed(ask: Any) -> hw.SomeFailedError:
-    with pytest.raises(hw.SomeFailedError) as told:
+def failed(ask: Any) -> hw.PartialFailureError:
+    with pytest.raises(hw.PartialFailureError) as told:
         ask()
     found = told.value
     assert set(found.errors) == {0, 3, 19}
@@ -69,10 +69,10 @@ def test_classes_and_vectors_of_images(files: list[Given], tmp_path: Path) -> No
     for alone in (files[0], [files[0]]):
         with pytest.raises(hw.UserError, match=r"0\.png") as told:
             model.classify(alone)
-        assert not isinstance(told.value, hw.SomeFailedError)
+        assert not isinstance(told.value, hw.PartialFailureError)
     with pytest.raises(hw.UserError, match="image 2 is a dict") as told:  # what is no image at all is said at once
         model.classify([files[1], {}])  # type: ignore[list-item]
-    assert not isinstance(told.value, hw.SomeFailedError)
+    assert not isinstance(told.value, hw.PartialFailureError)
 
 
 def test_matches_and_common_vectors(files: list[Given], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_matches_and_common_vectors(files: list[Given], tmp_path: Path, capsys: 
     assert failed(lambda: model.match(files, TEXTS[0])).results.similarities.shape == (20,)
 
     paths = [*map(str, files[:2]), "a text", *map(str, files[4:6])]
-    with pytest.raises(hw.SomeFailedError) as told:
+    with pytest.raises(hw.PartialFailureError) as told:
         model.embed(paths)
     torch.testing.assert_close(told.value.results[1:], model.embed(paths[1:]))
     assert told.value.errors.keys() == {0}
@@ -119,7 +119,7 @@ def test_sounds(tmp_path: Path) -> None:
     sounds = [write(tmp_path / f"{number}.wav", tone(300 + number, 0.2)) for number in range(3)]
     sounds[1].write_bytes(sounds[1].read_bytes()[:900])
     model = hw.load(whisper_models.folder(tmp_path / "whisper"), backend="torch")
-    with pytest.raises(hw.SomeFailedError, match=r"1\.wav .* \(1 of 3 sounds failed") as told:
+    with pytest.raises(hw.PartialFailureError, match=r"1\.wav .* \(1 of 3 sounds failed") as told:
         model.transcribe(sounds, language="en", beam=1)
     assert told.value.results[1] is None
     assert told.value.results[2] == model.transcribe(sounds[2], language="en", beam=1)
@@ -127,7 +127,7 @@ def test_sounds(tmp_path: Path) -> None:
     settings = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.steps": 1, "train.batch_size": 4}
     hw.train("audio", classes(tmp_path / "data"), settings, run=tmp_path / "run", progress=False, samples=0)
     model = hw.load(tmp_path / "run")
-    with pytest.raises(hw.SomeFailedError) as told:
+    with pytest.raises(hw.PartialFailureError) as told:
         model.classify([*sounds, tmp_path / "none.wav"])
     assert told.value.errors.keys() == {1, 3}
     assert told.value.results[2] == pytest.approx(model.classify(sounds[2]), abs=1e-6)
@@ -135,6 +135,6 @@ def test_sounds(tmp_path: Path) -> None:
 
 def test_places_are_filled_in_every_kind_of_answer() -> None:
     wrong = {1: hw.UserError("no")}
-    assert filled(["a", "c"], wrong, 3) == ["a", None, "c"]
-    assert filled([], {0: wrong[1]}, 1) == [None]
-    assert filled(torch.ones(2, 2), wrong, 3).isnan().sum() == 2
+    assert fill_failures(["a", "c"], wrong, 3) == ["a", None, "c"]
+    assert fill_failures([], {0: wrong[1]}, 1) == [None]
+    assert fill_failures(torch.ones(2, 2), wrong, 3).isnan().sum() == 2

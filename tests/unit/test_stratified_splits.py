@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.data.splits import ClassSplitConfig, SplitConfig, sides_of
-from headway.learn.records import Progress
+from headway.data.splits import ClassSplitConfig, SplitConfig, split_by_text
 from headway.learn.report.confusion import confusions
-from headway.learn.training import RunState
+from headway.learn.run_schemas import Progress
+from headway.learn.run_state import RunState
 
 CONFIG = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 NAMELESS = np.zeros(200, np.uint8)
@@ -20,7 +20,7 @@ TEXTS = [f"text {number}" for number in range(200)]
 
 def held_out(labels: list[str], config: SplitConfig = CONFIG, texts: list[str] = TEXTS) -> dict[str, list[int]]:
     """The samples of each class in each split."""
-    sides = sides_of(texts, NAMELESS[: len(texts)], config, labels)
+    sides = split_by_text(texts, NAMELESS[: len(texts)], config, labels)
     names = sorted(set(labels))
     return {side: [sum(labels[row] == name for row in rows) for name in names] for side, rows in sides.items()}
 
@@ -43,17 +43,17 @@ def test_no_class_is_held_out_whole() -> None:
 def test_equal_samples_stay_together_and_another_seed_draws_others() -> None:
     texts = [f"text {number % 100}" for number in range(200)]
     labels = [str(number % 100 // 50) for number in range(200)]
-    sides = sides_of(texts, NAMELESS, CONFIG, labels)
+    sides = split_by_text(texts, NAMELESS, CONFIG, labels)
     parts = [{texts[row] for row in rows} for rows in sides.values()]
     assert sum(map(len, parts)) == 100
     assert len(set.union(*parts)) == 100
-    other = sides_of(texts, NAMELESS, ClassSplitConfig(validation=0.1, test=0.1, stratify=True, seed=1), labels)
+    other = split_by_text(texts, NAMELESS, ClassSplitConfig(validation=0.1, test=0.1, stratify=True, seed=1), labels)
     assert other["test"].tolist() != sides["test"].tolist()
 
 
 def test_files_that_name_a_split_keep_it() -> None:
     named = np.array([0] * 150 + [3] * 50, np.uint8)
-    sides = sides_of(TEXTS, named, CONFIG, [str(number % 5) for number in range(200)])
+    sides = split_by_text(TEXTS, named, CONFIG, [str(number % 5) for number in range(200)])
     assert sides["test"].tolist() == list(range(150, 200))
     assert len(sides["validation"]) == 15
 
@@ -73,7 +73,7 @@ def test_the_best_model_is_not_a_lucky_one(samples: int, evaluations: list[tuple
     state: Any = SimpleNamespace(progress=Progress(), task=SimpleNamespace(goal="accuracy", goal_better="max"))
     for step, (accuracy, loss) in enumerate(evaluations):
         state.progress.step = step
-        RunState.judge(state, {"accuracy": accuracy, "loss": loss, "samples": samples})
+        RunState.record_evaluation(state, {"accuracy": accuracy, "loss": loss, "samples": samples})
     assert state.progress.best["step"] == kept
 
 

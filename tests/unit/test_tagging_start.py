@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import headway as hw
-from headway.app.fitting import tune
-from headway.app.recipes import begin_task, configured
+from headway.app.planning import plan_fine_tuning
+from headway.app.recipes import configure_recipe, open_new_task
 from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
 from headway.learn import Trainer
 from headway.learn.budget import Clock, Speed
-from headway.learn.start import open_start
+from headway.learn.fine_tuning import open_start
 
 MODEL = {"model.width": 32, "model.depth": 3, "model.heads": 2, "model.dropout": 0.0}
 SPLIT = {"task.split": {"validation": 0.3, "test": 0.2}, "task.size": 600}
@@ -68,15 +68,15 @@ Chosen = Callable[..., Any]
 @pytest.fixture
 def chosen(nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """The recipe for a minute of tagging from `start` with some settings, at a pace that no machine decides."""
-    from headway.app import fitting
-    from headway.learn.scale import Pace
+    from headway.app import planning
+    from headway.learn.scaling import Throughput
 
-    monkeypatch.setattr(fitting, "_timed", lambda *_: Pace(2000.0, 0.001, 0.8, 100.0))
+    monkeypatch.setattr(planning, "_measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
 
     def choose(lora: int | None = None, minutes: float = 1.0, **settings: Any) -> Any:
         user = {**SPLIT, **{name.replace("__", "."): value for name, value in settings.items()}}
-        recipe = configured("tagging", nouns, user, None, start, lora)
-        found = tune(recipe, user, minutes, Clock(), torch.device("cpu"), tmp_path / "run")
+        recipe = configure_recipe("tagging", nouns, user, None, start, lora)
+        found = plan_fine_tuning(recipe, user, minutes, Clock(), torch.device("cpu"), tmp_path / "run")
         assert found is not None
         found.task.close()
         return recipe, found.recipe
@@ -124,26 +124,26 @@ def test_the_head_starts_as_a_regression_on_the_words_vectors(nouns: Path, start
 
 def test_a_plan_leaves_time_to_fit_the_head(nouns: Path, start: Path, tmp_path: Path) -> None:
     settings = {**SPLIT, "train.linear_probe": 50}
-    recipe = configured("tagging", nouns, settings, None, start)
-    task = begin_task(recipe, tmp_path / "none")
+    recipe = configure_recipe("tagging", nouns, settings, None, start)
+    task = open_new_task(recipe, tmp_path / "none")
     trainer = Trainer(recipe, task, tmp_path / "run", minutes=1.0, progress=False)
     speed = Speed(step=0.1, evaluation=3.0)
-    assert trainer._fitting_seconds(speed) == 0.0
+    assert trainer._head_fit_seconds(speed) == 0.0
     trainer.run.fresh = ("heads.tags.project.weight",)
     held_out = task.count("validation")
     assert held_out > 50
-    assert trainer._fitting_seconds(speed) == pytest.approx(3.0 + 3.0 * 100 / held_out)
+    assert trainer._head_fit_seconds(speed) == pytest.approx(3.0 + 3.0 * 100 / held_out)
 
 
 def test_layers_are_chosen_by_as_many_words_as_there_is_room_for(
     nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = begin_task(configured("tagging", nouns, SPLIT, None, start), tmp_path)
+    task = open_new_task(configure_recipe("tagging", nouns, SPLIT, None, start), tmp_path)
     model: Any = open_start(str(start)).model
-    samples: Any = task.examples.of("train").some(100)
+    samples: Any = task.examples.of("train").limited_to(100)
     vectors = tagging._word_vectors(model, samples, range(3))
     assert [layer.shape for layer in vectors.layers] == 3 * [(len(vectors.tags), 32)]
     assert {task.depth(model, 100) for _ in range(2)} == {2}
-    monkeypatch.setattr(tagging, "_ROOM", vectors.layers[0].numel())
+    monkeypatch.setattr(tagging, "_MAX_VALUES", vectors.layers[0].numel())
     few = tagging._word_vectors(model, samples, range(3))
     assert 0.2 < len(few.tags) / len(vectors.tags) < 0.5

@@ -17,14 +17,14 @@ from understanding_data import opened, small
 import headway as hw
 from headway.app.cli.main import main
 from headway.data import read_table
-from headway.data.targets import missing, target_of
+from headway.data.label_targets import infer_target, missing_mask
 from headway.domains.understanding.recipes import classification, pairs
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.layout import Layout
-from headway.learn.objectives.classes import Classes
-from headway.learn.objectives.labels import fit_labels
-from headway.learn.objectives.predictions import one_per_class
+from headway.learn.objectives.classes import Classification
+from headway.learn.objectives.labels import fit_label_heads
+from headway.learn.objectives.predictions import interleave_classes
 from headway.learn.objectives.regression import fit_ridge
 from headway.learn.objectives.targets import class_weights, rare_classes
 from headway.metrics import balanced_scores
@@ -92,25 +92,25 @@ def train(data: Path, run: Path, recipe: str = "classification", **settings: Any
     ],
 )
 def test_labels_say_what_they_are(labels: list[str], kind: str) -> None:
-    assert target_of(labels).kind == kind
-    assert target_of(labels, "class").kind == "class"
+    assert infer_target(labels).kind == kind
+    assert infer_target(labels, "class").kind == "class"
 
 
 def test_a_name_among_numbers_is_a_mistake() -> None:
     with pytest.raises(UserError, match="2 of 3 distinct labels are numbers, but 'seven' is not"):
-        target_of(["1.5", "seven", "2.5"])
-    assert target_of(["1.5", "seven", "2.5"], "class").kind == "class"
+        infer_target(["1.5", "seven", "2.5"])
+    assert infer_target(["1.5", "seven", "2.5"], "class").kind == "class"
 
 
 def test_every_number_of_pairs_is_one() -> None:
-    assert target_of(["0", "1"], every_number=True).kind == "number"
-    assert target_of(["0", "one"], every_number=True).kind == "class"
+    assert infer_target(["0", "1"], every_number=True).kind == "number"
+    assert infer_target(["0", "one"], every_number=True).kind == "class"
 
 
 def test_missing_labels_are_empty_or_words_for_no_number() -> None:
-    assert missing(["a", "", "nan"]).tolist() == [False, True, False]
-    assert missing(["1.5", "", "NaN", "n/a"]).tolist() == [False, True, True, True]
-    assert missing(["1.5", "", "NaN"], "class").tolist() == [False, True, False]
+    assert missing_mask(["a", "", "nan"]).tolist() == [False, True, False]
+    assert missing_mask(["1.5", "", "NaN", "n/a"]).tolist() == [False, True, True, True]
+    assert missing_mask(["1.5", "", "NaN"], "class").tolist() == [False, True, False]
 
 
 def test_lists_and_columns_of_zero_and_one_are_read_alike(tmp_path: Path) -> None:
@@ -120,19 +120,19 @@ def test_lists_and_columns_of_zero_and_one_are_read_alike(tmp_path: Path) -> Non
     table = write_csv(tmp_path / "flags.csv", ["text", *TOPICS, "id"], flags)
     listed = tmp_path / "lists.jsonl"
     listed.write_text("".join(json.dumps({"text": text, "label": topics}) + "\n" for text, topics in rows))
-    found = [read_table([path], names, answer="label").columns["label"] for path in (table, listed)]
+    found = [read_table([path], names, target="label").columns["label"] for path in (table, listed)]
     assert found[0] == found[1] == [json.dumps(topics) for _, topics in rows]
-    some = read_table([table], {"text": "text", "label": "sport, food"}, answer="label").columns["label"]
+    some = read_table([table], {"text": "text", "label": "sport, food"}, target="label").columns["label"]
     assert some == [json.dumps([topic for topic in topics if topic != "money"]) for _, topics in rows]
     table.write_text(table.read_text().replace(",0,", ",2,", 1))
     with pytest.raises(UserError, match=r"line \d+: '\w+' is '2'; write 0 or 1"):
-        read_table([table], {"text": "text", "label": "sport,money,food"}, answer="label")
+        read_table([table], {"text": "text", "label": "sport,money,food"}, target="label")
     with pytest.raises(UserError, match="has no column 'label'"):
         read_table([table], names)
     with pytest.raises(UserError, match=r"has no column 'sports' .did you mean 'sport'.*correct task.label"):
-        read_table([table], {"text": "text", "label": "money,sports"}, answer="label")
+        read_table([table], {"text": "text", "label": "money,sports"}, target="label")
     with pytest.raises(UserError, match="has no column 'topic'"):
-        read_table([table], {"text": "text", "label": "topic"}, answer="label")
+        read_table([table], {"text": "text", "label": "topic"}, target="label")
 
 
 def test_a_missing_label_is_an_error_or_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,8 +155,8 @@ def test_rare_classes_are_weighed_and_said(tmp_path: Path) -> None:
     rows = [(f"all is well {number}", "ok") for number in range(190)] + [(f"fire {n}", "alarm") for n in range(10)]
     path = write_csv(tmp_path / "rare.csv", ["text", "label"], rows)
     task = opened(small(classification()), path)
-    counts = np.bincount(task.examples.targets[task.examples.splits.sides["train"]])
-    assert task.chosen == {"target": "class", "balance": 0.5, "goal": "f1"}
+    counts = np.bincount(task.examples.targets[task.examples.splits.indices["train"]])
+    assert task.chosen_settings == {"target": "class", "balance": 0.5, "goal": "f1"}
     assert f"'alarm' ({counts[0]})" in task.reasons[1]
     assert f"always predicting 'ok' has an accuracy of {counts[1] / counts.sum():.1%}" in task.reasons[1]
     weights = task.objective.weights
@@ -170,7 +170,7 @@ def test_rare_classes_are_weighed_and_said(tmp_path: Path) -> None:
     assert plain.goal == "balanced_accuracy"
     assert "no class weights in the loss" in plain.reasons[1]
     even = opened(small(classification()), write_csv(tmp_path / "even.csv", ["text", "label"], rows[-20:]))
-    assert even.chosen == {"target": "class", "balance": 0.0, "goal": "accuracy"}
+    assert even.chosen_settings == {"target": "class", "balance": 0.0, "goal": "accuracy"}
     assert next(iter(even.evaluate(build(even.adapt(small(classification()).model))))) == "loss"
 
 
@@ -213,7 +213,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str
 def test_errors_come_first_one_per_class() -> None:
     wrong = np.array([False, True, True, False, True, False])
     classes = np.array([0, 0, 0, 1, 1, 2])
-    assert one_per_class(wrong, classes).tolist() == [4, 1, 2, 5, 3, 0]
+    assert interleave_classes(wrong, classes).tolist() == [4, 1, 2, 5, 3, 0]
 
 
 def test_a_number_is_learned_in_its_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,14 +282,14 @@ def test_ridge_regression_and_labels_fit_what_is_linear() -> None:
     fitted = fit_ridge((vectors[:80], numbers[:80]), (vectors[80:], numbers[80:]))
     torch.testing.assert_close(fitted(vectors[80:])[:, 0], numbers[80:], rtol=1e-2, atol=0.1)
     labels = (vectors[:, :2] > 3).float()
-    linear = fit_labels((vectors[:80], labels[:80]), (vectors[80:], labels[80:]))
+    linear = fit_label_heads((vectors[:80], labels[:80]), (vectors[80:], labels[80:]))
     assert ((linear(vectors[80:]) > 0).float() == labels[80:]).float().mean() > 0.9
 
 
 def test_pairs_have_several_labels_too(tmp_path: Path) -> None:
     rows = [(text, "a pair", ";".join(topics) or "[]") for text, topics in topical(60)]
     task = opened(small(pairs()), write_csv(tmp_path / "pairs.csv", ["text", "text2", "label"], rows))
-    assert task.chosen["target"] == "labels"
+    assert task.chosen_settings["target"] == "labels"
     assert task.adapt(small(pairs()).model).heads["classes"].outputs == 3
 
 
@@ -310,7 +310,7 @@ def test_a_run_that_starts_from_numbers_predicts_the_same_ones(tmp_path: Path) -
 def test_smoothing_does_not_spread_the_weights_of_rare_classes() -> None:
     """A sample of a common class keeps its target, whatever rare classes weigh."""
     logits, weights = torch.tensor([[2.0, -1.0], [0.5, 0.1]]), torch.tensor([0.5, 5.0])
-    weighed, plain = Classes("text", 0.1, weights), Classes("text", 0.1)
+    weighed, plain = Classification("text", 0.1, weights), Classification("text", 0.1)
     targets = torch.tensor([0, 1])
     each = [plain.entropy(logits[row : row + 1], targets[row : row + 1], 0.1) for row in range(2)]
     torch.testing.assert_close(weighed.entropy(logits, targets, 0.1), 0.5 * each[0] + 5.0 * each[1])

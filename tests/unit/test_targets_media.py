@@ -70,7 +70,7 @@ def test_folders_are_classes_even_with_numbers_as_names(tmp_path: Path) -> None:
         folder.rename(place / f"{number}.5")
     recipe = tiny()
     task = recipe.task.open(recipe, [place], tmp_path)
-    assert task.chosen["target"] == "class"
+    assert task.chosen_settings["target"] == "class"
     assert task.reasons[0].startswith("predicts one of 3 classes for each image, as the folders are named")
     taught = tiny(**{"task.target": "number", "task.teacher": "x"})
     with pytest.raises(UserError, match=r"task\.teacher"):
@@ -95,12 +95,12 @@ def test_sounds_have_numbers_and_several_labels(tmp_path: Path) -> None:
     recipe = small_sounds()
     assert isinstance(recipe.task, SoundsConfig)
     task = recipe.task.open(recipe, [table(tmp_path / "pitch.csv", ["path", "label"], rows)], tmp_path / "none")
-    assert task.chosen == {"target": "number", "balance": 0.0, "goal": "r2"}
+    assert task.chosen_settings == {"target": "number", "balance": 0.0, "goal": "r2"}
     model = task.adapt(recipe.model).build()
     assert task.evaluate(model)["mean_absolute_error"] > 0
     assert [each.title for each in task.pictures(model)] == ["Predicted numbers", *["A sound as model input"] * 2]
     named = [(name, "low;tone" if value < 0.6 else "tone") for name, value in rows]
     task = recipe.task.open(recipe, [table(tmp_path / "named.csv", ["path", "label"], named)], tmp_path / "none")
-    assert task.chosen["target"] == "labels"
+    assert task.chosen_settings["target"] == "labels"
     assert task.examples.labels == ("low", "tone")  # type: ignore[attr-defined]
     assert task.evaluate(task.adapt(recipe.model).build()).keys() >= {"f1_micro", "exact_match"}

@@ -15,14 +15,14 @@ from tiny_runs import cut_back, play_file, publish, small, train, weights
 from torch import Tensor, nn
 
 from headway.config import override, to_dict
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.formats.open import open_model
 from headway.formats.peft import merge_adapter
 from headway.learn import Recipe, read_recipe
-from headway.learn.adapters import AdapterConfig, LoRAConfig, adapted, adapters, maps, merged
-from headway.learn.budget import measure
+from headway.learn.adapters import AdapterConfig, LoRAConfig, adapters, merged, target_projections, with_adapter
+from headway.learn.budget import measure_speed
 from headway.learn.distributed import Processes
 from headway.learn.optim import Optimizer, trainable
 from headway.nn.mixers import AttentionConfig
@@ -70,7 +70,7 @@ def test_it_changes_nothing_at_first_and_merged_is_as_adapted(targets: tuple[str
     plain = build(gated(), 1).double().eval()
     before = plain.logits(IDS)  # type: ignore[operator]
     config = LoRAConfig(rank=3, alpha=5.0, targets=targets, rslora=rslora)
-    model = adapted(plain, config, (), seed=2)
+    model = with_adapter(plain, config, (), seed=2)
     assert torch.equal(model.logits(IDS), before)  # type: ignore[operator]
     learned(model)
     after = model.logits(IDS)  # type: ignore[operator]
@@ -81,9 +81,9 @@ def test_it_changes_nothing_at_first_and_merged_is_as_adapted(targets: tuple[str
 
 
 def test_it_is_the_equation_of_the_paper() -> None:
-    model = adapted(build(gated(), 1).double(), LoRAConfig(rank=3, alpha=6.0, targets=("v",)), (), seed=2)
+    model = with_adapter(build(gated(), 1).double(), LoRAConfig(rank=3, alpha=6.0, targets=("v",)), (), seed=2)
     learned(model)
-    place = next(each for each in maps(model) if each.path == "stack.blocks.0.mixer.qkv")
+    place = next(each for each in target_projections(model) if each.path == "stack.blocks.0.mixer.qkv")
     lora = adapters(model)[place.path]
     x = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     weight = place.projection.weight
@@ -96,7 +96,7 @@ def test_it_is_the_equation_of_the_paper() -> None:
 
 
 def test_only_the_adapters_and_fresh_heads_are_trained() -> None:
-    model = adapted(build(gated(), 1), LoRAConfig(targets=("q",)), ("stack.norm.weight",), seed=2)
+    model = with_adapter(build(gated(), 1), LoRAConfig(targets=("q",)), ("stack.norm.weight",), seed=2)
     names = set(trainable(model))
     assert names == {"stack.norm.weight", *(f"stack.blocks.{i}.mixer.qkv.lora.{p}" for i in (0, 1) for p in "ab")}
     head = model.get_submodule("heads.vocabulary")
@@ -109,7 +109,7 @@ def test_only_the_adapters_and_fresh_heads_are_trained() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon", "sgd"])
 def test_every_optimiser_moves_every_slice(kind: str) -> None:
-    model = adapted(build(gated(), 1), LoRAConfig(rank=2), (), seed=2)
+    model = with_adapter(build(gated(), 1), LoRAConfig(rank=2), (), seed=2)
     recipe = override(small(), {"optim": kind})
     optimizer = Optimizer(recipe.optim, model)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -153,7 +153,7 @@ def test_a_run_keeps_the_merged_model_and_goes_on_bit_for_bit(first: Path, play:
 def test_rough_products_train_it_and_its_speed_is_measured(first: Path, play: Path, tmp_path: Path) -> None:
     run = train(tmp_path / "run", play, start=first, lora=4, set={"train.precision": "bf16", "train.steps": 2})
     assert run.task is not None
-    speed = measure(run.recipe, (), run.task, Processes(torch.device("cpu")), "bf16", 0.5, judged=False)
+    speed = measure_speed(run.recipe, (), run.task, Processes(torch.device("cpu")), "bf16", 0.5, evaluate_final=False)
     assert 0 < speed.step < 5
 
 
@@ -178,7 +178,7 @@ def test_peft_puts_it_on_the_published_model(
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     folder = publish(play, tmp_path / "base", name, **sizes)
     config = LoRAConfig(4, 8.0, targets, rslora=targets == ("all",))
-    ours = adapted(open_model(folder).model, config, (), 3)
+    ours = with_adapter(open_model(folder).model, config, (), 3)
     plain = ours.logits(IDS)  # type: ignore[operator]
     learned(ours)
     config.save(ours, str(folder), tmp_path / "adapter", "")
@@ -222,9 +222,9 @@ def test_what_peft_saves_is_merged(play: Path, tmp_path: Path, name: str, sizes:
 
 
 def test_targets_and_numbers_are_checked(play: Path, tmp_path: Path, first: Path) -> None:
-    model = build(modern(32, 1, 2, 16, 50))
+    model = build(modern_decoder(32, 1, 2, 16, 50))
     with pytest.raises(ConfigError, match=r"adapter.targets: the model has no projection 'gate'; "):
-        adapted(model, LoRAConfig(targets=("q", "gate")), (), 1)
+        with_adapter(model, LoRAConfig(targets=("q", "gate")), (), 1)
     for settings, message in (
         ({"rank": 0}, "adapter.rank is 0; use 1 or more"),
         ({"alpha": -1.0}, "adapter.alpha is -1.0; use a number above 0"),
@@ -265,11 +265,11 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
     (cut / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:50])
     with pytest.raises(UserError, match="not a complete safetensors file"):
         merge_adapter(model, cut)
-    other = build(modern(32, 1, 2, 16, 67))
+    other = build(modern_decoder(32, 1, 2, 16, 67))
     with pytest.raises(UserError, match=r"adapts 'stack.blocks.1.* which the model lacks; did you mean"):
         merge_adapter(other, folder)
     with pytest.raises(UserError, match=r"has shape \(32, 32\), the model's is \(64, 64\); use the model"):
-        merge_adapter(build(modern(64, 2, 2, 16, 67)), folder)
+        merge_adapter(build(modern_decoder(64, 2, 2, 16, 67)), folder)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 

@@ -21,9 +21,9 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Revision, Speed, TimeBudget, _evaluating, plan, planned
-from headway.learn.journal import Live, Plain, Silent, open_display
+from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
 from headway.learn.loop import Loop
+from headway.learn.training_log import LiveDisplay, PlainDisplay, SilentDisplay, open_display
 from headway.nn.models import TransformerConfig
 
 
@@ -36,21 +36,21 @@ def _planned(train: TrainConfig, speed: Speed, seconds: float) -> float:
 @pytest.mark.parametrize("every", [0, 50])
 def test_the_time_is_filled_with_steps_and_evaluations(evaluation: float, every: int) -> None:
     speed = Speed(0.01, evaluation)
-    train = plan(TrainConfig(evaluate_every=every), speed, 60)
+    train = plan_steps(TrainConfig(evaluate_every=every), speed, 60)
     assert 0.85 < _planned(train, speed, 60) < 1.0 + evaluation / 60
 
 
 def test_slow_evaluations_become_fewer() -> None:
     numbers = []
     for evaluation in (0.5, 3.0, 50.0):
-        train = plan(TrainConfig(), Speed(0.01, evaluation), 60)
+        train = plan_steps(TrainConfig(), Speed(0.01, evaluation), 60)
         numbers.append(-(-train.steps // train.evaluation_interval))
     assert numbers == [5, 1, 1]
 
 
 def test_too_little_time_says_what_is_needed() -> None:
     with pytest.raises(UserError, match=r"5 s are left for training, but a step takes 7 s, .* use more --minutes"):
-        plan(TrainConfig(), Speed(7.0, 0.1), 5.0)
+        plan_steps(TrainConfig(), Speed(7.0, 0.1), 5.0)
 
 
 class Stopped:
@@ -73,18 +73,18 @@ def _recipe(train: TrainConfig, schedule: ScheduleConfig) -> Recipe:
 def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig) -> tuple[Recipe, float, list[float]]:
     """A run of so many seconds whose step k takes speeds(k): its last recipe, the seconds it took, and its rates."""
     clock = Stopped()
-    recipe = planned(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
+    recipe = plan_recipe(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
     budget = TimeBudget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
     done, spent, rates = 0, 0.0, []
-    budget.begin(0, 0.0)
+    budget.start_measuring(0, 0.0)
     while done < recipe.train.steps:
         rates.append(recipe.schedule.factor(done, recipe.train.steps))
         took = speeds(done)
         clock.now, spent, done = clock.now + took, spent + took, done + 1
-        budget.stepped(took)
-        if budget.due(done, recipe.train.steps):
-            found = budget.revise(recipe, done, spent, judged=True)
-            recipe = recipe if found is None else found.of(recipe)
+        budget.record_step(took)
+        if budget.is_revision_due(done, recipe.train.steps):
+            found = budget.revise(recipe, done, spent, evaluated=True)
+            recipe = recipe if found is None else found.apply_to(recipe)
     return recipe, clock.now + 1.0, rates
 
 
@@ -119,16 +119,16 @@ def test_the_final_split_is_evaluated_as_a_whole_in_a_tenth_of_the_time() -> Non
     for final, now, limit in ((9.0, 95.0, math.inf), (30.0, 80.0, 18.0), (30.0, 99.0, 5.0)):
         clock.now = now
         budget = TimeBudget(cast(Clock, clock), 100.0, Speed(0.1, 2.0, min(final, 10.0) + 2.0, final))
-        assert budget.for_final() == pytest.approx(limit)
+        assert budget.final_evaluation_seconds() == pytest.approx(limit)
 
 
 def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
     budget = TimeBudget(cast(Clock, Stopped()), 100.0, Speed(0.1, 4.0, 12.0, 20.0))
-    budget.evaluated(1.0)  # it ends its texts now
+    budget.record_evaluation(1.0)  # it ends its texts now
     assert budget.speed == Speed(0.1, 1.0, 7.0, 5.0)
-    budget.evaluated(1.5)
+    budget.record_evaluation(1.5)
     assert budget.speed == Speed(0.1, 1.5, 9.5, 7.5)
-    budget.evaluated(6.0)
+    budget.record_evaluation(6.0)
     assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
 
 
@@ -142,10 +142,10 @@ def test_quick_evaluations_are_timed_by_more_samples(each: float, asked: list[in
         return 0.1 * (count <= 64 and each < 0.01) + count * each
 
     meter = SimpleNamespace(task=SimpleNamespace(count=lambda split: 4500), evaluation=evaluation)
-    found = _evaluating(cast(Any, meter), "test", None, 411.0 if each == 0.0005 else 60.0)
+    found = _evaluation_seconds(cast(Any, meter), "test", None, 411.0 if each == 0.0005 else 60.0)
     assert found == pytest.approx(4500 * each)
     assert counts == pytest.approx(asked, rel=0.01)
-    assert _evaluating(cast(Any, meter), "test", 40, 60.0) == pytest.approx(40 * each, abs=0.11)
+    assert _evaluation_seconds(cast(Any, meter), "test", 40, 60.0) == pytest.approx(40 * each, abs=0.11)
     assert counts[len(asked) :] == [40]
 
 
@@ -161,8 +161,8 @@ def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.Monke
     run.adopt = lambda found: setattr(run, "recipe", found)
     loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
     for steps in (1000, 700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885):
-        plan = None if steps == run.recipe.train.steps else Revision(steps, recipe.schedule, 100)
-        loop._look(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
+        plan = None if steps == run.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)
+        loop._revise_plan(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
         assert bool(said) == (steps in (445, 900, 890, 880, 885))
     assert said == ["at the speed so far, 445 steps fit in the time instead of 1,000"]
     assert lines == [700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885]
@@ -172,7 +172,7 @@ def test_evaluations_that_were_made_stay_where_they_are() -> None:
     recipe = _recipe(TrainConfig(steps=1000, evaluate_every=100), FLAT.planned(1000))
     for judged, every in ((True, 100), (False, 217)):
         budget = TimeBudget(cast(Clock, Stopped()), 100.0, Speed(0.1, 0.0, 1.0))
-        budget.begin(0, 0.0)
+        budget.start_measuring(0, 0.0)
         found = budget.revise(recipe, 50, 2.3, judged)
         assert found is not None
         assert found.steps == pytest.approx(2169, abs=5)
@@ -186,23 +186,23 @@ def test_a_warm_up_takes_a_tenth_at_most_and_parts_become_steps() -> None:
 
 
 def test_a_longer_run_goes_back_to_before_its_rate_fell() -> None:
-    first = FLAT.planned(1000).moved(700, 1000, 900)
+    first = FLAT.planned(1000).rescheduled(700, 1000, 900)
     assert first is not None
-    assert first.flat(900) == 400
-    longer = first.again(400, 900, 3000)
+    assert first.decay_start(900) == 400
+    longer = first.extended(400, 900, 3000)
     assert longer == WSDConfig(warmup=20.0, decay=1800.0)
-    risen = FLAT.again(400, 1000, 3000)  # warm for 20 steps, as before, not for 60
+    risen = FLAT.extended(400, 1000, 3000)  # warm for 20 steps, as before, not for 60
     assert risen is not None
     assert risen.warmup == 20
-    assert CosineConfig().flat(100) is None
-    assert ConstantConfig().flat(100) == 100
+    assert CosineConfig().decay_start(100) is None
+    assert ConstantConfig().decay_start(100) == 100
 
 
 def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture[str]) -> None:
-    for kind in (Live, Plain):
+    for kind in (LiveDisplay, PlainDisplay):
         display = kind(10, 1e6, "NVIDIA H100 80GB HBM3")
-        display._meter.rate.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
-        display.say("a line that stays")
+        display._meter.speed.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
+        display.print_line("a line that stays")
         display.update(10, 1.25, 100, 100)
         display.close()
         shown = capsys.readouterr().err
@@ -212,8 +212,8 @@ def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture
 
 
 def test_where_stderr_is_no_terminal_lines_are_plain() -> None:
-    assert isinstance(open_display(True, 1, 1.0, "cpu"), Plain)
-    assert isinstance(open_display(False, 1, 1.0, "cpu"), Silent)
+    assert isinstance(open_display(True, 1, 1.0, "cpu"), PlainDisplay)
+    assert isinstance(open_display(False, 1, 1.0, "cpu"), SilentDisplay)
 
 
 def _judged(
@@ -223,21 +223,21 @@ def _judged(
     recipe, and the rates of its steps.
     """
     clock, speed = Stopped(), Speed(0.1, 0.0, 1.0)
-    recipe = planned(_recipe(TrainConfig(), WSDConfig(warmup=0.06, decay=0.8)), speed, seconds, 100)
+    recipe = plan_recipe(_recipe(TrainConfig(), WSDConfig(warmup=0.06, decay=0.8)), speed, seconds, 100)
     budget = TimeBudget(cast(Clock, clock), seconds, speed, 100, patience)
-    budget.begin(0, 0.0)
+    budget.start_measuring(0, 0.0)
     done, best, stale, rates = 0, float("inf"), 0, []
     while done < recipe.train.steps:
         rates.append(recipe.schedule.factor(done, recipe.train.steps))
         clock.now, done = clock.now + 0.1, done + 1
-        budget.stepped(0.1)
-        changed = budget.due(done, recipe.train.steps)
+        budget.record_step(0.1)
+        changed = budget.is_revision_due(done, recipe.train.steps)
         if done % recipe.train.evaluation_interval == 0:
             loss = losses(done)
             best, stale = (loss, 0) if loss < best else (best, stale + 1)
-            changed |= budget.weigh(recipe, done, stale)
-        if changed and (found := budget.revise(recipe, done, clock.now, judged=True)) is not None:
-            recipe = found.of(recipe)
+            changed |= budget.update_max_steps(recipe, done, stale)
+        if changed and (found := budget.revise(recipe, done, clock.now, evaluated=True)) is not None:
+            recipe = found.apply_to(recipe)
     return recipe, rates
 
 

@@ -19,7 +19,7 @@ from headway.errors import UserError
 from headway.formats import native
 from headway.learn import Shard
 from headway.learn.distributed import Processes
-from headway.learn.records import read_metrics
+from headway.learn.run_schemas import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}
@@ -84,11 +84,11 @@ def test_the_order_of_the_data_is_the_same_at_any_world_size() -> None:
 
 def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes(torch.device("cpu"))
-    assert (processes.share_of(3), processes.first, processes.shard) == (3, True, Shard(0, 1))
-    assert processes.tell({"a": [1.5]}) == {"a": [1.5]}
+    assert (processes.local_micro_batches(3), processes.is_main, processes.shard) == (3, True, Shard(0, 1))
+    assert processes.broadcast_object({"a": [1.5]}) == {"a": [1.5]}
     processes.world = 2
     with pytest.raises(UserError, match="accumulate 3 is not divisible by 2 processes; set it to 2 or a multiple"):
-        processes.share_of(3)
+        processes.local_micro_batches(3)
 
 
 IMPATIENT = """

@@ -10,8 +10,8 @@ from tiny_runs import play_file, small, train, weights
 
 from headway.config import override
 from headway.errors import ConfigError
+from headway.learn.fine_tuning import freeze
 from headway.learn.memory import training_bytes
-from headway.learn.start import freeze
 from headway.nn.models import build, outline
 
 

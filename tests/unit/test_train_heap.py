@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headway.learn import memory
-from headway.learn.memory import kept_heap
+from headway.learn.memory import retained_heap
 
 BYTES, TIMES = 1 << 24, 10
 
@@ -22,7 +22,7 @@ def _faults() -> int:
 
 @pytest.mark.skipif(memory._glibc() is None, reason="only glibc says how it keeps memory")
 def test_pages_are_cleared_once() -> None:
-    with kept_heap():
+    with retained_heap():
         once = BYTES // resource.getpagesize()
         assert _faults() < 2 * once
         assert _faults() < once // 10
@@ -30,5 +30,5 @@ def test_pages_are_cleared_once() -> None:
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.sys, "platform", "darwin")
-    with kept_heap():
+    with retained_heap():
         assert memory._glibc() is None

@@ -21,7 +21,7 @@ pointwise_module = import_module("headway.nn.kernels.pointwise")  # the package 
 
 def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:
     """In float64, without dropout."""
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
+    recipe = counting_recipe(**{"model.vocab_size": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
     task = counting(CountingConfig(losses=losses), 1, ahead=counted)
     return Learner(build(recipe.model, 5).double(), recipe, task, Processes(torch.device("cpu")))
 
@@ -31,7 +31,9 @@ def test_large_layers_are_trained_by_compiled_gelu(monkeypatch: pytest.MonkeyPat
     loaded: list[int] = []
     load = learner_module._compiled_gelu
     monkeypatch.setattr(learner_module, "_compiled_gelu", lambda: (loaded.append(1), load())[1])
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.stack.blocks.0.feed_forward.activation": "gelu_tanh"})
+    recipe = counting_recipe(
+        **{"model.vocab_size": SYMBOLS, "model.stack.blocks.0.feed_forward.activation": "gelu_tanh"}
+    )
     task = counting(CountingConfig(), 1)
     found = []
     for most in (1 << 18, 64, 64):
@@ -60,7 +62,7 @@ def test_accumulated_micro_batches_are_one_batch(losses: int, counted: bool) -> 
     for step in range(3):
         updates = small.update(step, parts), large.update(step, [_joined(parts)])
         assert updates[0].tokens() == updates[1].tokens() == sum(part.tokens for part in parts)
-        torch.testing.assert_close(updates[0].figures, updates[1].figures)
+        torch.testing.assert_close(updates[0].stats, updates[1].stats)
         torch.testing.assert_close(updates[0].norm, updates[1].norm, rtol=1e-12, atol=0)
     torch.testing.assert_close(small.flat.data, large.flat.data, rtol=1e-12, atol=1e-14)
 
@@ -112,6 +114,6 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
 
     first, second = _learner(**{"model.dropout": 0.5}), _learner(**{"model.dropout": 0.5})
     second._generator.manual_seed(99)
-    assert torch.equal(update(first, 7).figures, update(second, 7).figures)
+    assert torch.equal(update(first, 7).stats, update(second, 7).stats)
     third = _learner(**{"model.dropout": 0.5})
-    assert not torch.equal(update(third, 8).figures, update(_learner(**{"model.dropout": 0.5}), 7).figures)
+    assert not torch.equal(update(third, 8).stats, update(_learner(**{"model.dropout": 0.5}), 7).stats)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_task import counting, counting_recipe
 
-from headway.learn import Trainer, journal
-from headway.learn.journal import Live, Notebook, Plain, open_display
+from headway.learn import Trainer, training_log
+from headway.learn.training_log import LiveDisplay, NotebookDisplay, PlainDisplay, open_display
 
 
 class ZMQInteractiveShell:
@@ -52,14 +52,16 @@ def handles(monkeypatch: pytest.MonkeyPatch) -> list[_Handle]:
 def test_a_run_is_one_block_that_is_renewed(
     handles: list[_Handle], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["headway.learn.journal"], "_RENEW", 1e9)  # only what is said, and the last step
+    monkeypatch.setattr(
+        sys.modules["headway.learn.training_log"], "_RENEW", 1e9
+    )  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
     Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
     (handle,) = handles  # one output for the whole run
     assert len(handle.shown) < 20  # though it has 40 steps
     last = handle.shown[-1]
     lines = repr(last).splitlines()
-    assert any("training 40 steps" in line for line in lines)
+    assert any("training for 40 steps" in line for line in lines)
     assert sum("validation loss" in line for line in lines) == 2
     assert lines[-1].startswith("step 40/40")
     assert "<progress" not in last._repr_html_()
@@ -70,13 +72,13 @@ def test_a_run_is_one_block_that_is_renewed(
 
 def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: now[0])
     shown = open_display(True, 1000, 1e6, "cpu")
-    assert isinstance(shown, Notebook)
+    assert isinstance(shown, NotebookDisplay)
     for step in range(1, 1001):
         now[0] += 0.01
         shown.update(step, 2.0, step, step)
-    shown.say("<evaluated> & done")
+    shown.print_line("<evaluated> & done")
     assert 10 <= len(handles[0].shown) <= 14
     html = handles[0].shown[-1]._repr_html_()
     assert "&lt;evaluated&gt; &amp; done" in html
@@ -84,13 +86,13 @@ def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: p
 
 
 def test_what_is_shown_hangs_on_the_shell(handles: list[_Handle], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(open_display(True, 1, 1.0, "cpu"), Notebook)
+    assert isinstance(open_display(True, 1, 1.0, "cpu"), NotebookDisplay)
     monkeypatch.setattr(builtins, "get_ipython", TerminalInteractiveShell, raising=False)
-    assert isinstance(open_display(True, 1, 1.0, "cpu"), Plain)
+    assert isinstance(open_display(True, 1, 1.0, "cpu"), PlainDisplay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     live = open_display(True, 1, 1.0, "cpu")
     live.close()
-    assert isinstance(live, Live)
+    assert isinstance(live, LiveDisplay)
 
 
 def test_a_run_that_is_interrupted_says_how_far_it_came(handles: list[_Handle]) -> None:

@@ -62,7 +62,7 @@ def test_settings_out_of_range_name_the_remedy() -> None:
 
 
 def _small() -> nn.Module:
-    return build(counting_recipe(**{"model.symbols": SYMBOLS}).model, seed=3)
+    return build(counting_recipe(**{"model.vocab_size": SYMBOLS}).model, seed=3)
 
 
 def _descend(config: OptimConfig, model: nn.Module, steps: int = 4, optimizer: Optimizer | None = None) -> Optimizer:

@@ -7,11 +7,18 @@ import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
-from headway.learn import journal, precision
+from headway.learn import precision, training_log
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
-from headway.learn.precision import Processor, choose, computed, products, representative, this_processor
-from headway.nn.kernels.linear import are_products_rough
+from headway.learn.precision import (
+    Processor,
+    choose_precision,
+    effective_precision,
+    main_matrix_shapes,
+    products,
+    this_processor,
+)
+from headway.nn.kernels.linear import are_products_bf16
 from headway.nn.models import build
 
 CPU = torch.device("cpu")
@@ -23,24 +30,24 @@ ZEN3 = Processor("AMD EPYC 7763", False, False)
 
 def test_settings_are_put_back() -> None:
     with products("bf16", CPU):
-        assert are_products_rough()
+        assert are_products_bf16()
         with products("fp32", CPU):
-            assert not are_products_rough()
-        assert are_products_rough()
-    assert not are_products_rough()
+            assert not are_products_bf16()
+        assert are_products_bf16()
+    assert not are_products_bf16()
 
 
 def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "this_processor", lambda: UNIT)
     losses = {}
     for name in ("fp32", "bf16"):
-        recipe = counting_recipe(optim="muon", **{"model.symbols": SYMBOLS, "model.dropout": 0.0})
+        recipe = counting_recipe(optim="muon", **{"model.vocab_size": SYMBOLS, "model.dropout": 0.0})
         task = counting(CountingConfig(), 1)
         learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), name)
         for step in range(10):
             learner.update(step, [task.examples.batch(step)])
         with learner.evaluating() as model:
-            assert not are_products_rough()
+            assert not are_products_bf16()
             losses[name] = task.evaluate(model)["loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses["bf16"] != losses["fp32"]
@@ -60,7 +67,7 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest
 )
 def test_auto_goes_by_the_processor_and_the_shapes(processor: Processor, width: int, name: str, reason: str) -> None:
     model = nn.Sequential(nn.Linear(width, 4 * width), nn.Linear(4 * width, width))
-    found = choose("auto", model, CPU, processor)
+    found = choose_precision("auto", model, CPU, processor)
     assert found.name == name
     assert reason in found.reason
 
@@ -68,15 +75,15 @@ def test_auto_goes_by_the_processor_and_the_shapes(processor: Processor, width: 
 def test_bf16_that_is_set_is_computed_in_fp32_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(128, 128)
     for processor in (UNIT, ZEN4):
-        assert choose("bf16", model, CPU, processor) == ("bf16", "as set")
-        assert computed("bf16", CPU, processor) == "bf16"
+        assert choose_precision("bf16", model, CPU, processor) == ("bf16", "as set")
+        assert effective_precision("bf16", CPU, processor) == "bf16"
     for processor in (COOPER_LAKE, ZEN3):
-        name, reason = choose("bf16", model, CPU, processor)
-        assert (name, computed(name, CPU, processor)) == ("bf16", "fp32")
+        name, reason = choose_precision("bf16", model, CPU, processor)
+        assert (name, effective_precision(name, CPU, processor)) == ("bf16", "fp32")
         assert processor.reason in reason
-    assert computed("bf16", torch.device("cuda"), ZEN3) == "bf16"
+    assert effective_precision("bf16", torch.device("cuda"), ZEN3) == "bf16"
     monkeypatch.setattr(precision, "this_processor", lambda: ZEN3)
-    recipe = counting_recipe(**{"model.symbols": SYMBOLS})
+    recipe = counting_recipe(**{"model.vocab_size": SYMBOLS})
     learner = Learner(build(recipe.model, 5), recipe, counting(CountingConfig(), 1), Processes(CPU), "bf16")
     assert learner.precision == "fp32"
 
@@ -108,13 +115,13 @@ def test_what_onednn_may_not_use_is_not_there(
 
 def test_the_heaviest_shapes_are_measured() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(4, 4), nn.Linear(1, 1), nn.Linear(2, 2))
-    assert representative(model) == [(3, 3), (4, 4), (2, 2)]
+    assert main_matrix_shapes(model) == [(3, 3), (4, 4), (2, 2)]
 
 
 def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    rate = journal.Rate()
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: now[0])
+    rate = training_log.SpeedAverage()
     rate.update({"step": 0})
     now[0] = 3.0
     rate.pause()
@@ -126,4 +133,4 @@ def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_durations() -> None:
-    assert [journal.duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]
+    assert [training_log.format_duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]

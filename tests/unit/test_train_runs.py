@@ -25,13 +25,13 @@ from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
-from headway.learn.journal import Journal, Plain
 from headway.learn.learner import Update
 from headway.learn.loop import Loop
-from headway.learn.page import repeat
-from headway.learn.records import Progress, read_metrics
 from headway.learn.run import RunDirectory
-from headway.learn.training import RunState
+from headway.learn.run_report import repeat_command
+from headway.learn.run_schemas import Progress, read_metrics
+from headway.learn.run_state import RunState
+from headway.learn.training_log import PlainDisplay, TrainingLog
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
 from processes import Program
@@ -127,7 +127,7 @@ def test_interrupt_within_an_evaluation_is_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
     stopped = tmp_path / "stopped"
-    judge, calls = CountOn.judge, []
+    judge, calls = CountOn.evaluate, []
 
     def interrupted(self: CountOn, *arguments: Any) -> dict[str, float]:
         calls.append(1)
@@ -152,7 +152,7 @@ def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation
     settings = {**SETTINGS, "ema": 0.5, "average": 0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**settings))
-    turned, measured, calls = getattr(Transformer, where), Loop._measured, []
+    turned, measured, calls = getattr(Transformer, where), Loop._measure, []
 
     def counted(self: Loop) -> dict[str, float] | None:
         calls.append(1)
@@ -166,7 +166,7 @@ def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation
         return turned(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_measured", counted)
+        patch.setattr(Loop, "_measure", counted)
         patch.setattr(Transformer, where, interrupted)
         with pytest.raises(UserInterrupt):
             train(stopped, counting_recipe(**settings))
@@ -230,7 +230,7 @@ def test_what_is_asked_beside_the_recipe_is_as_it_was(tmp_path: Path) -> None:
     with deterministic():
         run = train(tmp_path / "same", counting_recipe(steps=4))
     assert run.summary["deterministic"] is True
-    assert repeat(run).endswith(" --deterministic")
+    assert repeat_command(run).endswith(" --deterministic")
     with pytest.raises(UserError, match="was started with --deterministic; resume it with it"):
         train(tmp_path / "same", counting_recipe(steps=4), resume=True)
 
@@ -255,7 +255,9 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
     status = json.loads((tmp_path / "run.json").read_text())
     durable.write_json(tmp_path / "run.json", {**status, "format": 99})
-    with pytest.raises(UserError, match="a run of format 99, this headway reads 1; use the version that wrote it"):
+    with pytest.raises(
+        UserError, match="a run of format 99, but this version of headway reads 1; use the version that wrote it"
+    ):
         train(tmp_path, counting_recipe(), resume=True)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json is not JSON"):
@@ -290,7 +292,10 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path: Path) -
 def test_no_space_names_the_space(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"), durable.beside(target):
+    with (
+        pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"),
+        durable.atomic_write(target),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert target.read_text() == "old"
 
@@ -323,7 +328,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(name: str, tmp_path: Path)
     task = counting(recipe.task, recipe.train.seed)
     trainer = Trainer(recipe, task, damaged, device="cpu", threads=1, progress=False)  # type: ignore[arg-type]
     trainer.fit(resume=True)
-    (told,) = trainer._damaged
+    (told,) = trainer._damage_messages
     assert f"{name} has changed; the run resumes from an intact checkpoint" in told
     aside = damaged / "checkpoints" / "damaged-step-00000020"
     assert (aside / name).read_bytes() == content
@@ -363,12 +368,12 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
         train(place, counting_recipe(steps=200), resume=True)
     program.signal(signal.SIGKILL)
     program.wait()
-    with RunDirectory(place).holding():  # which a dead process does not keep
+    with RunDirectory(place).locked():  # which a dead process does not keep
         assert (place / "run.json").exists()
 
 
 def test_a_folder_in_which_no_run_begins_is_not_left(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="add"), RunDirectory(tmp_path / "run").holding():
+    with pytest.raises(UserError, match="add"), RunDirectory(tmp_path / "run").locked():
         raise UserError("add something")
     assert not (tmp_path / "run").exists()
 
@@ -436,7 +441,7 @@ def test_a_plan_by_a_wrong_speed_is_made_anew(
     pessimism: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed, repeated = tmp_path / "timed", tmp_path / "repeated"
-    monkeypatch.setattr(trainer, "measure", lambda *_: Speed(0.004 * pessimism, 0.001))
+    monkeypatch.setattr(trainer, "measure_speed", lambda *_: Speed(0.004 * pessimism, 0.001))
     recipe = counting_recipe(schedule="wsd")
     start = time.perf_counter()
     run = train(timed, recipe, minutes=2 / 60, delay=0.01)
@@ -518,7 +523,7 @@ def test_the_display_shows_rate_loss_and_time_left(tmp_path: Path, capsys: pytes
     task = counting(CountingConfig(), 1, delay=0.3)
     Trainer(recipe, task, tmp_path, device="cpu", threads=1).fit()
     shown = capsys.readouterr().err
-    assert "training 5 steps in" in shown
+    assert "training for 5 steps in" in shown
     assert "validation loss" in shown
     for part in ("step 5/5", "loss ", "tokens/s", "GFLOP/s", " left"):
         assert part in shown.splitlines()[-2] + shown.splitlines()[-1]
@@ -530,14 +535,14 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         train(tmp_path / "a", counting_recipe())
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("HEADWAY_LOG", "wandb")
-    with pytest.raises(UserError, match=r"asks for wandb, which is not installed; pip install 'headway\[logging\]'"):
+    with pytest.raises(UserError, match=r"names wandb, which is not installed; pip install 'headway\[logging\]'"):
         train(tmp_path / "b", replace(counting_recipe(), name="b"))
 
 
 def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     run = SimpleNamespace(progress=progress, recipe=counting_recipe(steps=100), rate=lambda: 0.1)
-    journal = Journal(cast(RunState, run), [], Plain(100, 1.0, ""))
+    journal = TrainingLog(cast(RunState, run), [], PlainDisplay(100, 1.0, ""))
     for step in range(1, 101):
         loss = 40.0 if step == 5 or step > 30 else 2.0  # a spike is no divergence
         progress.step = step
@@ -572,5 +577,5 @@ def test_of_equal_goals_the_model_of_the_smaller_loss_is_kept(tmp_path: Path, mo
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_rates_are_finite_and_none_is_negative(setting: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"{setting} is {value}; give"):
+    with pytest.raises(ConfigError, match=rf"{setting} is {value}; use"):
         counting_recipe(**{setting: value})

@@ -12,7 +12,7 @@ from headway.learn import examples
 def test_rows_are_spread_over_all(limit: int | None, wanted: int) -> None:
     """The first ones are of one class, where files lie in folders by classes."""
     rows = np.arange(100, 120)
-    found = examples.spread(rows, limit)
+    found = examples.spread_evenly(rows, limit)
     assert len(found) == len(np.unique(found)) == wanted
     assert np.isin(found, rows).all()
     if wanted > 1:

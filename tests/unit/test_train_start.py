@@ -15,12 +15,12 @@ import headway as hw
 from headway.codecs import load_codec, train_codec
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.formats.usage import read_usage
 from headway.learn import read_recipe
-from headway.learn.start import agree, open_start, take_over
+from headway.learn.fine_tuning import copy_matching_weights, match_tensors, open_start
 from headway.nn.models import PooledHeadConfig, TransformerConfig, build, outline
 
 
@@ -75,7 +75,7 @@ def test_a_published_model_keeps_its_symbols_and_its_usage(published: Path, play
     run = train(tmp_path / "run", play, start=published)
     model = run.recipe.model
     assert isinstance(model, TransformerConfig)
-    assert model.symbols == load_codec(published).size + 7
+    assert model.vocab_size == load_codec(published).vocab_size + 7
     assert model.context == 64
     assert read_usage(run.directory).family == "gpt2"
 
@@ -87,15 +87,15 @@ def test_settings_apply_to_the_model_of_the_start(first: Path, play: Path, tmp_p
 
 
 def test_heads_of_the_task_are_drawn_and_the_pooler_is_found(tmp_path: Path) -> None:
-    base = modern(width=32, depth=2, heads=2, window=16, symbols=50)
+    base = modern_decoder(width=32, depth=2, heads=2, window=16, vocab_size=50)
     bert = build(replace(base, heads={**base.heads, "pooled": PooledHeadConfig(dense=True)}))
     heads = {"classes": PooledHeadConfig(outputs=3, dense=True)}
     config = replace(base, heads=heads)
-    found = agree(outline(config), bert, "start")
+    found = match_tensors(outline(config), bert, "start")
     assert set(found.fresh) == {"heads.classes.project.weight", "heads.classes.project.bias"}
     assert str(found).endswith("newly initialised: heads.classes.project.weight, heads.classes.project.bias")
     model = build(config, 7)
-    take_over(model, bert)
+    copy_matching_weights(model, bert)
     own, theirs = model.state_dict(), bert.state_dict()
     assert torch.equal(own["heads.classes.dense.weight"], theirs["heads.pooled.dense.weight"])
     assert torch.equal(own["stack.blocks.1.mixer.qkv.weight"], theirs["stack.blocks.1.mixer.qkv.weight"])
@@ -106,7 +106,7 @@ def test_heads_of_the_task_are_drawn_and_the_pooler_is_found(tmp_path: Path) -> 
 
 def test_more_layers_are_drawn_afresh(first: Path) -> None:
     start = open_start(str(first))
-    found = agree(outline(override(start.model.config, {"depth": 3})), start.model, "start")
+    found = match_tensors(outline(override(start.model.config, {"depth": 3})), start.model, "start")
     assert found.fresh
     assert all(name.startswith("stack.blocks.2.") for name in found.fresh)
 
@@ -117,7 +117,7 @@ def test_more_layers_are_drawn_afresh(first: Path) -> None:
         ({"model.width": 64}, r"model.width 64 does not fit the weights of .*published, which have 32; remove it"),
         ({"model.context": 128}, r"model.context 128 does not fit the weights of .*published, which have 64"),
         ({"model.heads": 4}, r"heads 4 does not fit .*published, which has 2; remove this setting"),
-        ({"model.mixer": {"kind": "attention", "head_size": 8}}, r"mixer.qkv.weight has shape \(48, 32\), that of"),
+        ({"model.mixer": {"kind": "attention", "head_size": 8}}, r"mixer.qkv.weight has shape \(48, 32\), but that of"),
     ],
 )
 def test_settings_that_the_weights_do_not_fit_are_errors(
@@ -132,7 +132,7 @@ def test_starts_that_cannot_be_are_errors(first: Path, published: Path, play: Pa
     with pytest.raises(UserError, match="nowhere does not exist"):
         train(tmp_path / "run", play, start="nowhere")
     with pytest.raises(ConfigError, match=r"no weight of start \(TransformerConfig\) matches this model"):
-        agree(outline(find_recipe("translation").model), open_start(str(first)).model, "start")
+        match_tensors(outline(find_recipe("translation").model), open_start(str(first)).model, "start")
     (published / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer next to its weights; add its tokenizer.json"):
         train(tmp_path / "run", play, start=published)

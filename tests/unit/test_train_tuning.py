@@ -11,67 +11,67 @@ import understanding_data
 
 import headway as hw
 from headway.app.cli.main import main
-from headway.app.recipes import configured
+from headway.app.recipes import configure_recipe
 from headway.domains import recipe as find_recipe
 from headway.learn import AdamWConfig, WSDConfig
 from headway.learn.adapters import LoRAConfig
-from headway.learn.scale import Pace
-from headway.learn.start import epochs_of, rates, tuned
+from headway.learn.fine_tuning import plan_tuning, planned_epochs, tuning_optimizer
+from headway.learn.scaling import Throughput
 
-LABELS = Pace(targets=100.0, overhead=0.02, share=1 / 16)
+LABELS = Throughput(targets=100.0, overhead=0.02, share=1 / 16)
 
 
 def test_rates_fall_with_the_width_and_adapters_take_more() -> None:
-    whole = [rates(width, None)["optim"]["lr"] for width in (64, 384, 768, 4096)]
+    whole = [tuning_optimizer(width, None)["optim"]["lr"] for width in (64, 384, 768, 4096)]
     assert whole == [3e-3, 4e-4, 1e-4, 1e-5]
-    assert rates(384, LoRAConfig())["optim"]["lr"] == pytest.approx(10 * whole[1])
-    assert rates(64, LoRAConfig())["optim"]["lr"] == 1e-2
+    assert tuning_optimizer(384, LoRAConfig())["optim"]["lr"] == pytest.approx(10 * whole[1])
+    assert tuning_optimizer(64, LoRAConfig())["optim"]["lr"] == 1e-2
 
 
 def test_fewer_samples_are_planned_for_more_epochs() -> None:
-    assert [round(epochs_of(count)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
+    assert [round(planned_epochs(count)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
 
 
 def test_few_conversations_are_planned_for_as_many_epochs_as_labels() -> None:
     """37 conversations of 130 tokens, of which the assistant says 60, in rows of 128: not 8 epochs in 10 steps."""
-    plan = tuned(37, 37 * 60, Pace(3000.0, 0.005, 0.45), 50.0, "train.batch_tokens", least=128)
+    plan = plan_tuning(37, 37 * 60, Throughput(3000.0, 0.005, 0.45), 50.0, "train.batch_tokens", min_batch=128)
     assert plan.epochs == pytest.approx(40, rel=0.05)
     assert plan.steps > 150
     assert "more while validation improves" in plan.reason
 
 
 def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
-    long = tuned(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
+    long = plan_tuning(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
     assert long.settings == {"train.batch_tokens": 1024}
     assert long.epochs == pytest.approx(6.3, abs=0.1)
     assert "more while validation improves" in long.reason
-    short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
+    short = plan_tuning(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5
     assert short.reason == "as many epochs of 9,000 samples as fit in 30 s; 6.3 would be better"
 
 
 def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:
-    few = tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size")
+    few = plan_tuning(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size")
     assert few.settings == {"train.batch_size": 8}
     assert few.steps == 300
-    assert tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size", own=4).useful == 600
-    rows = tuned(60, 6000, Pace(1000.0, 0.02, 0.5), 600.0, "train.batch_tokens", least=2048)
+    assert plan_tuning(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size", own_batch=4).useful == 600
+    rows = plan_tuning(60, 6000, Throughput(1000.0, 0.02, 0.5), 600.0, "train.batch_tokens", min_batch=2048)
     assert rows.settings == {"train.batch_tokens": 2048}
 
 
 def test_a_generic_recipe_with_a_start_gets_the_rates_of_tuning(data_dir: Path, tmp_path: Path) -> None:
     play = tiny_runs.play_file(data_dir, tmp_path)
     start = tiny_runs.train(tmp_path / "first", play).directory
-    generic = configured("text", play, {}, None, start)
+    generic = configure_recipe("text", play, {}, None, start)
     assert isinstance(generic.optim, AdamWConfig)
     assert isinstance(generic.schedule, WSDConfig)
-    own = configured("text", play, {"optim.lr": 0.5}, None, start)
+    own = configure_recipe("text", play, {"optim.lr": 0.5}, None, start)
     assert own.optim.lr == 0.5
     assert isinstance(own.optim, AdamWConfig)
-    adapter = configured("text", play, {}, None, start, lora=4)
+    adapter = configure_recipe("text", play, {}, None, start, lora=4)
     assert (generic.optim.lr, adapter.optim.lr) == (3e-3, 1e-2)  # the largest: the model is tiny
-    assert configured("shakespeare", play, {}, None, start).optim.kind == "muon"  # type: ignore[attr-defined]
+    assert configure_recipe("shakespeare", play, {}, None, start).optim.kind == "muon"  # type: ignore[attr-defined]
 
 
 def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.
 
 def test_too_few_validation_samples_limit_the_epochs() -> None:
     """Sixteen samples cannot tell when two hundred have been read often enough."""
-    long = tuned(200, 200, LABELS, 3600.0, "train.batch_tokens")
-    short = tuned(200, 200, LABELS, 3600.0, "train.batch_tokens", most=15.0)
+    long = plan_tuning(200, 200, LABELS, 3600.0, "train.batch_tokens")
+    short = plan_tuning(200, 200, LABELS, 3600.0, "train.batch_tokens", max_epochs=15.0)
     assert long.epochs == pytest.approx(40, rel=0.1)
     assert short.epochs == pytest.approx(15, rel=0.1)

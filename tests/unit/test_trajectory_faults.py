@@ -12,9 +12,9 @@ from trajectory_data import made, opened, saved, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.data.episodes import Episode, together
-from headway.data.recordings import read_episodes, write_episodes
-from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.data.episode_files import read_episodes, write_episodes
+from headway.data.episodes import Episode, collate_episodes
+from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
 from headway.errors import ConfigError, UserError
 from headway.formats.native import save_model
 from headway.nn.models import build
@@ -116,7 +116,7 @@ def test_scales_of_another_environment_are_told(
 
 def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_path: Path) -> None:
     short, long = (Episode(np.zeros((n, 4)), np.zeros((n, 1)), np.zeros(n)) for n in (20, 21))
-    write_episodes(tmp_path / "a.npz", together([short, long], "made"))
+    write_episodes(tmp_path / "a.npz", collate_episodes([short, long], "made"))
     model = hw.load(run)
     with pytest.raises(UserError, match="an episode has 21 steps, but this model has 20 timesteps"):
         model.evaluate(tmp_path / "a.npz")

@@ -16,9 +16,9 @@ from trajectory_data import opened, saved, tiny
 
 import headway as hw
 from headway.app import api
-from headway.data.recordings import write_episodes
-from headway.domains.trajectories.pictures import own_episodes
-from headway.environments import Copies, Mixture, Recorder
+from headway.data.episode_files import write_episodes
+from headway.domains.trajectories.trajectory_plots import online_curve
+from headway.environments import Mixture, Recorder, VectorEnv
 from headway.errors import ConfigError, UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -80,9 +80,9 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def record(name: str, count: int = 24) -> Path:
         monkeypatch.setenv("HEADWAY_ENV", name)
-        with Copies(name, 4) as copies:
+        with VectorEnv(name, 4) as copies:
             recorder = Recorder(copies, [Mixture(None, 1.0)], seed=0, horizon=20)
-            recorder.run(count, at_once=4)
+            recorder.run(count, num_parallel=4)
             write_episodes(tmp_path / "chance.npz", recorder.episodes())
         return tmp_path / "chance.npz"
 
@@ -92,7 +92,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def playing(path: Path, workspace: Path, **settings: Any) -> Any:
     """The task with a model that plays for it."""
     task = opened(path, workspace, **{**ONLINE, **settings})
-    task.examples.explore(stirred(task, tiny(**{**ONLINE, **settings}), 0.2))
+    task.examples.start_exploring(stirred(task, tiny(**{**ONLINE, **settings}), 0.2))
     return task
 
 
@@ -115,9 +115,9 @@ def test_batches_hang_on_weights_number_and_buffer_alone(env: str, recorded: Any
     stream = task.batches("train")
     for _ in range(5):
         next(stream)
-    state = {name: tensor.clone() for name, tensor in task.examples.explored().items()}
+    state = {name: tensor.clone() for name, tensor in task.examples.exploration_state().items()}
     wanted = [shown(next(stream)) for _ in range(4)]
-    again.examples.go_on(state)
+    again.examples.load_exploration_state(state)
     found = [shown(batch) for batch, _ in zip(again.batches("train", start=5), range(4))]
     assert all(torch.equal(a, b) for one, other in zip(wanted, found) for a, b in zip(one, other))
     assert again.examples.curve == task.examples.curve
@@ -129,7 +129,7 @@ def test_its_own_episodes_are_what_happened(recorded: Any, tmp_path: Path) -> No
     task = playing(recorded("rooms:Target"), tmp_path, **{"task.online.after": 0})
     next(task.batches("train"))
     episodes, known = task.examples.episodes, len(task.examples.recorded)
-    with Copies("rooms:Target", 1) as copies:
+    with VectorEnv("rooms:Target", 1) as copies:
         for number, (asked, reached, steps) in enumerate(task.examples.curve):
             places = range(int(episodes.starts[known + number]), int(episodes.ends[known + number]))
             state = copies.reset(0, task.examples._start(number))
@@ -149,10 +149,10 @@ def test_what_leaves_a_full_buffer(drop: str, recorded: Any, tmp_path: Path) -> 
     keep = {"task.online.keep": 4, "task.online.drop": drop, "task.online.after": 0}
     task = playing(recorded("rooms:Lamp"), tmp_path, **keep)
     examples, stream = task.examples, task.batches("train")
-    given = np.sort(examples.recorded.returns[examples.splits.sides["train"]])
+    given = np.sort(examples.recorded.returns[examples.splits.indices["train"]])
     next(stream)
     own = [reached for _, reached, _ in examples.curve]
-    train = examples.splits.sides["train"]
+    train = examples.splits.indices["train"]
     found = sorted(examples.episodes.returns[train].tolist())
     if drop == "oldest":
         assert found == sorted([given[-1], *own])
@@ -160,16 +160,16 @@ def test_what_leaves_a_full_buffer(drop: str, recorded: Any, tmp_path: Path) -> 
         assert found == sorted([*given[-4:], *own])[-4:]
     next(stream)
     next(stream)
-    found = sorted(examples.episodes.returns[examples.splits.sides["train"]].tolist())
+    found = sorted(examples.episodes.returns[examples.splits.indices["train"]].tolist())
     own = [reached for _, reached, _ in examples.curve]
     if drop == "oldest":  # the newest of its own alone
         assert found == sorted(own[-4:])
     else:
         assert found == sorted([*given[-4:], *own])[-4:]
-    held = {side: rows.tolist() for side, rows in examples.splits.sides.items() if side != "train"}
+    held = {side: rows.tolist() for side, rows in examples.splits.indices.items() if side != "train"}
     assert held == {
         side: rows.tolist()
-        for side, rows in opened(tmp_path / "chance.npz", tmp_path).examples.splits.sides.items()
+        for side, rows in opened(tmp_path / "chance.npz", tmp_path).examples.splits.indices.items()
         if side != "train"
     }
 
@@ -217,7 +217,7 @@ def test_it_learns_from_its_own_episodes(
     model = hw.load(run.directory)
     assert model.rollout(env, episodes=8)["return_mean"] == scores["return_mean"]  # it is asked for the same
     examples: Any = run.task.examples
-    assert scores["target_return"] == examples.episodes.returns[examples.splits.sides["train"]].max()
+    assert scores["target_return"] == examples.episodes.returns[examples.splits.indices["train"]].max()
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,14 @@ def test_without_episodes_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_checkpoint_of_other_episodes_is_told(recorded: Any, tmp_path: Path) -> None:
-    state = playing(recorded("rooms:Lamp"), tmp_path).examples.explored()
+    state = playing(recorded("rooms:Lamp"), tmp_path).examples.exploration_state()
     other = playing(recorded("rooms:Lamp", count=6), tmp_path).examples
     with pytest.raises(UserError, match="recorded episodes, but the data have 6; resume with the original data"):
-        other.go_on(state)
+        other.load_exploration_state(state)
 
 
 def test_the_page_shows_returns_over_the_episodes_played() -> None:
-    (picture,) = own_episodes([(9.0, float(number), 4.0) for number in range(7)])
+    (picture,) = online_curve([(9.0, float(number), 4.0) for number in range(7)])
     assert "episodes played" in str(picture)
     assert "means of 7 episodes" in picture.caption
-    assert own_episodes([(9.0, 1.0, 4.0)]) == []
+    assert online_curve([(9.0, 1.0, 4.0)]) == []

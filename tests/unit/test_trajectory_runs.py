@@ -15,9 +15,9 @@ from trajectory_data import saved, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.data.recordings import read_episodes
+from headway.data.episode_files import read_episodes
 from headway.errors import UserError
-from headway.learn.records import check_scores
+from headway.learn.run_schemas import check_scores
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
@@ -67,7 +67,7 @@ def test_the_report_shows_returns_and_film(run: Path) -> None:
     assert "target return" in page
     assert "data:image/png;base64," in page
     assert "95 % from" in page
-    assert "timesteps a second" in page
+    assert "timesteps per second" in page
 
 
 def test_a_run_goes_on_bit_for_bit(run: Path, data: Path, tmp_path: Path) -> None:
@@ -213,16 +213,16 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_was_recorded_before_an_interrupt_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headway.environments import Copies
+    from headway.environments import VectorEnv
 
-    step, calls = Copies.step, iter(range(10_000))
+    step, calls = VectorEnv.step, iter(range(10_000))
 
-    def interrupted(self: Copies, row: int, action: Any) -> Any:
+    def interrupted(self: VectorEnv, row: int, action: Any) -> Any:
         if next(calls) == 200:
             raise KeyboardInterrupt
         return step(self, row, action)
 
-    monkeypatch.setattr(Copies, "step", interrupted)
+    monkeypatch.setattr(VectorEnv, "step", interrupted)
     out = tmp_path / "a.npz"
     assert cli.main(["data", "collect", "CartPole-v1", "--at-once", "1", "--out", str(out)]) == cli.INTERRUPTED
     count = len(read_episodes([out]))

@@ -13,7 +13,7 @@ from tiny_runs import play_file, publish
 
 from headway.app.cli.main import USER_ERROR, main
 from headway.codecs import train_codec
-from headway.data.store import check_out
+from headway.data.array_store import check_output_path
 from headway.errors import UserError
 from headway.formats import durable
 
@@ -66,7 +66,7 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("headway.codecs.train_codec", lambda *_, **__: pytest.fail("worked"))
     line = ["tokenizer", "train", "--kind", "byte", "--size", "270", "--data", str(tmp_path / "file"), "--out"]
     assert main([*line, str(tmp_path / "file" / "a.json")]) == USER_ERROR
-    check_out(tmp_path / "new" / "a.json")
+    check_output_path(tmp_path / "new" / "a.json")
     assert [path.name for path in (tmp_path / "new").iterdir()] == []
 
 
@@ -77,7 +77,7 @@ def test_what_is_written_is_synced_before_it_takes_its_name(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", lambda handle: told.append(os.fstat(handle).st_ino))
     monkeypatch.setattr(os, "replace", lambda *places: (told.append("renamed"), replace(*places)))
     durable.write_text(tmp_path / "a.json", "1")
-    with durable.beside(tmp_path / "folder") as draft:
+    with durable.atomic_write(tmp_path / "folder") as draft:
         draft.mkdir()
         (draft / "b.json").write_text("2")
     inner, outer = tmp_path / "folder", tmp_path.stat().st_ino

@@ -23,30 +23,30 @@ def test_changes_hang_on_seed_and_place_alone(config: ImageAugmentConfig) -> Non
     augment, other = Augment(config, 1), Augment(config, 2)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    whole = augment.erase(augment.pixels(images, places), places)
+    whole = augment.erase(augment.augment_pixels(images, places), places)
     assert torch.equal(before, torch.get_rng_state())
     assert whole.shape == (6, 3, 12, 8)
     for i in range(6):
-        one = augment.erase(augment.pixels(images[i : i + 1], places[i : i + 1]), places[i : i + 1])
+        one = augment.erase(augment.augment_pixels(images[i : i + 1], places[i : i + 1]), places[i : i + 1])
         torch.testing.assert_close(one[0], whole[i], rtol=1e-5, atol=1e-3)
-    assert not torch.equal(whole, other.erase(other.pixels(images, places), places))
-    assert not torch.equal(whole, augment.erase(augment.pixels(images, places + 1), places + 1))
+    assert not torch.equal(whole, other.erase(other.augment_pixels(images, places), places))
+    assert not torch.equal(whole, augment.erase(augment.augment_pixels(images, places + 1), places + 1))
 
 
 def test_moves_and_flips_are_those_of_whole_pixels() -> None:
     image = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
     repeated, places = np.repeat(image, 200, 0), np.arange(200)
-    flipped = Augment(ImageAugmentConfig(flip=0.5), 3).pixels(repeated, places)[:, 0].numpy()
+    flipped = Augment(ImageAugmentConfig(flip=0.5), 3).augment_pixels(repeated, places)[:, 0].numpy()
     mirrored = [(x == image[0, :, ::-1, 0]).all() for x in flipped]
     assert all(m or (x == image[0, :, :, 0]).all() for m, x in zip(mirrored, flipped))
     assert 70 < sum(mirrored) < 130
-    moved = Augment(ImageAugmentConfig(shift=1), 3).pixels(repeated, places)[:, 0].numpy()
+    moved = Augment(ImageAugmentConfig(shift=1), 3).augment_pixels(repeated, places)[:, 0].numpy()
     padded = np.pad(image[0, :, :, 0], 1)
     wanted = {padded[i : i + 3, j : j + 4].tobytes() for i in range(3) for j in range(3)}
     assert {x.astype(np.uint8).tobytes() for x in moved} == wanted
-    same = Augment(ImageAugmentConfig(rotate=1e-6), 3).pixels(repeated[:2], places[:2])
+    same = Augment(ImageAugmentConfig(rotate=1e-6), 3).augment_pixels(repeated[:2], places[:2])
     torch.testing.assert_close(same[:, 0], torch.from_numpy(repeated[:2, :, :, 0]).float(), rtol=1e-3, atol=1e-3)
-    whole = Augment(ImageAugmentConfig(flip=1.0, rotate=1e-6), 3).pixels(repeated[:1], places[:1])
+    whole = Augment(ImageAugmentConfig(flip=1.0, rotate=1e-6), 3).augment_pixels(repeated[:1], places[:1])
     torch.testing.assert_close(whole[0, 0], torch.from_numpy(image[0, :, ::-1, 0].copy()).float(), rtol=1e-3, atol=1e-3)
 
 

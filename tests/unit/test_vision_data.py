@@ -13,9 +13,9 @@ from vision_data import COLOURS, colours, opened, tiny
 
 from headway.data.idx import read_idx
 from headway.domains import recipe as find_recipe
-from headway.domains.vision.task import Images, VisionConfig
+from headway.domains.vision.task import ImageDataset, VisionConfig
 from headway.errors import ConfigError, UserError
-from headway.learn.objectives.classes import Classes
+from headway.learn.objectives.classes import Classification
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -43,7 +43,7 @@ def test_a_folder_for_each_class_is_decoded_once_to_what_the_model_reads(folder:
     assert task.labels == ("blue", "green", "red")
     assert task.images.shape == (60, 16, 16, 3)
     assert isinstance(task.images.base, np.memmap)
-    model = Classes("image").adapt(task.adapt(tiny().model), task)
+    model = Classification("image").adapt(task.adapt(tiny().model), task)
     assert model.heads["classes"].outputs == 3  # type: ignore[attr-defined]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
     again = opened(folder, tmp_path)
@@ -103,7 +103,7 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
         pytest.skip("Fashion-MNIST is not here; apt install dataset-fashion-mnist, or headway data get fashion-mnist")
     recipe = find_recipe("fashion-mnist")
     task = recipe.task.open(recipe, None, tmp_path).examples
-    assert isinstance(task, Images)
+    assert isinstance(task, ImageDataset)
     assert (len(task.classes), len(task.splits.rows("test")), task.labels[0]) == (70_000, 10_000, "Ankle boot")
     assert np.bincount(task.classes[task.splits.rows("test")]).tolist() == [1000] * 10
 
@@ -209,7 +209,7 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
         opened(tmp_path / "some.csv", tmp_path)
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\n")
     assert opened(tmp_path / "some.csv", tmp_path).images.shape == (2, 16, 16, 3)
-    with pytest.raises(ConfigError, match="this model does not take images"):
+    with pytest.raises(ConfigError, match="this model reads no images"):
         VisionConfig().open(replace(find_recipe("text"), train=tiny().train), [folder], tmp_path)
 
 

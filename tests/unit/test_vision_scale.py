@@ -12,9 +12,9 @@ import headway as hw
 from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.recipes import VisionScale, changes, sizes
-from headway.domains.vision.samples import LabelledImages
-from headway.domains.vision.survey import Survey, survey
+from headway.domains.vision.image_survey import Survey, survey_images
+from headway.domains.vision.labelled_images import LabelledImages
+from headway.domains.vision.recipes import VisionScale, augmentation, input_sizes
 from headway.errors import UserError
 
 Image = pytest.importorskip("PIL.Image")
@@ -41,10 +41,10 @@ def spots(seed: int, count: int, sided: bool) -> tuple[np.ndarray, list[str]]:
 
 
 def test_mirrors_are_told_from_the_data() -> None:
-    seen = survey(samples(*spots(0, 600, sided=True)))
+    seen = survey_images(samples(*spots(0, 600, sided=True)))
     assert seen is not None
     assert not seen.flips
-    seen = survey(samples(*spots(0, 600, sided=False)))
+    seen = survey_images(samples(*spots(0, 600, sided=False)))
     assert seen is not None
     assert seen.flips
     assert seen[:2] == (600, 2)
@@ -54,35 +54,35 @@ def test_mirrors_are_told_from_the_data() -> None:
 
 def test_few_images_are_judged_by_their_kind(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    seen = survey(samples(rng.integers(0, 256, (9, 8, 8), dtype=np.uint8), list("aabbccabc")))
+    seen = survey_images(samples(rng.integers(0, 256, (9, 8, 8), dtype=np.uint8), list("aabbccabc")))
     assert seen is not None
     assert not seen.flips
-    assert seen.fewest == 3
+    assert seen.min_class_size == 3
     files = []
     for number in range(8):
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8)).save(files[-1])
     files[3].write_bytes(b"none")
-    found = survey(LabelledImages(list("abababab"), np.zeros(8, np.uint8), [""] * 8, files=files))
+    found = survey_images(LabelledImages(list("abababab"), np.zeros(8, np.uint8), [""] * 8, files=files))
     assert found is not None
     assert found.flips
     assert not found.grey
     assert found.size == (20, 50)
-    assert survey(LabelledImages(["a"], np.zeros(1, np.uint8), [""], files=[files[3]])) is None
+    assert survey_images(LabelledImages(["a"], np.zeros(1, np.uint8), [""], files=[files[3]])) is None
 
 
 def test_what_is_drawn_is_never_mirrored() -> None:
     images = np.full((200, 40, 40), 255, np.uint8)
     images[:, 8:20, 18:22] = 0  # the same in a mirror
-    seen = survey(samples(images, [str(number % 4) for number in range(200)]))
+    seen = survey_images(samples(images, [str(number % 4) for number in range(200)]))
     assert seen is not None
-    assert seen.drawn
+    assert seen.is_drawing
     assert not seen.flips
-    assert changes(seen, (28, 28))["warp"] == 0.03
+    assert augmentation(seen, (28, 28))["warp"] == 0.03
     shaded = np.tile(np.arange(0, 240, 6, dtype=np.uint8), (200, 40, 1))
-    seen = survey(samples(shaded, [str(number % 4) for number in range(200)]))
+    seen = survey_images(samples(shaded, [str(number % 4) for number in range(200)]))
     assert seen is not None
-    assert not seen.drawn
+    assert not seen.is_drawing
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_drawn_is_never_mirrored() -> None:
     ],
 )
 def test_sizes_are_whole_patches(size: tuple, grey: bool, flips: bool, minutes: float, wanted: tuple) -> None:
-    assert sizes(Survey(1000, 10, 50, size, grey, grey and not flips, flips), minutes) == wanted
+    assert input_sizes(Survey(1000, 10, 50, size, grey, grey and not flips, flips), minutes) == wanted
 
 
 def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -
         Image.fromarray(image).save(tmp_path / label / f"{number}.png")
     scale = scale_of("vision")
     assert isinstance(scale, VisionScale)
-    found = scale.settle(recipe("vision"), [tmp_path], 5)
+    found = scale.data_settings(recipe("vision"), [tmp_path], 5)
     settled = override(recipe("vision"), found.settings)
     assert settled.task.augment.flip == 0
     assert settled.task.augment.outside == "edge"
-    few, many = (override(settled, scale.regularised(settled, epochs, 1.0)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
+    few, many = (override(settled, scale.regularisation(settled, epochs, 1.0)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
     assert 0 < few.rotate < many.rotate
     assert few.shift <= many.shift
     assert {override(settled, shape).model.embed.size for shape in scale.sizes(settled)} == {(16, 16)}
@@ -121,15 +121,17 @@ def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -
 def test_slanted_and_bent_images_keep_their_edge_and_their_place() -> None:
     image = np.full((1, 16, 16, 1), 200, np.uint8)
     bent = ImageAugmentConfig(rotate=20, zoom=0.3, shear=20, warp=0.1, shift=3, outside="edge")
-    moved = Augment(bent, 0).pixels(np.repeat(image, 8, 0), np.arange(8))
+    moved = Augment(bent, 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8))
     assert torch.allclose(moved, torch.full_like(moved, 200.0), atol=1e-2)
-    shifted = Augment(ImageAugmentConfig(shift=3, outside="edge"), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
+    shifted = Augment(ImageAugmentConfig(shift=3, outside="edge"), 0).augment_pixels(
+        np.repeat(image, 8, 0), np.arange(8)
+    )
     assert (shifted == 200).all()
     image[0, 8:, 8:] = 0
-    once, again = (Augment(bent, 0).pixels(np.repeat(image, 8, 0), np.arange(8)) for _ in range(2))
+    once, again = (Augment(bent, 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8)) for _ in range(2))
     assert torch.equal(once, again)
     assert not torch.equal(once[0], once[1])
-    lit = Augment(ImageAugmentConfig(light=0.5), 0).pixels(np.repeat(image, 8, 0), np.arange(8))
+    lit = Augment(ImageAugmentConfig(light=0.5), 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8))
     assert lit.min() >= 0
     assert lit.max() <= 255
     assert len(lit.amax((1, 2, 3)).unique()) > 4
@@ -142,11 +144,11 @@ def test_a_class_of_one_sample_is_learnt(tmp_path: Path) -> None:
         for number in range(1 + label % 3):
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / f"c{label}" / f"{number}.png")
-    from headway.app.recipes import configured, open_task
+    from headway.app.recipes import configure_recipe, open_task
 
     given = {"model.embed.size": [8, 8], "task.split.validation": 0.3, "task.split.test": 0.3}
-    task = open_task(configured("vision", tmp_path / "data", given, None), tmp_path / "none")
-    sides = task.examples.splits.sides
+    task = open_task(configure_recipe("vision", tmp_path / "data", given, None), tmp_path / "none")
+    sides = task.examples.splits.indices
     assert len(task.examples.labels) == 40
     assert sum(map(len, sides.values())) == 79
     assert len(sides["validation"])

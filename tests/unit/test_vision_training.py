@@ -19,14 +19,14 @@ from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.cli.answers import Failures, answers
-from headway.domains.vision.task import Images, Teacher
+from headway.app.cli.inputs import Failures, predict_each
+from headway.domains.vision.task import ImageDataset, Teacher
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
-from headway.learn.examples import Chance
-from headway.learn.objectives.classes import Classes
+from headway.learn.examples import RngKey
+from headway.learn.objectives.classes import Classification
 from headway.learn.report.confusion import confusions
-from headway.learn.report.page import png
+from headway.learn.report.rendering import png
 from headway.nn.models import DistilledHeadConfig, Transformer
 from headway.nn.models.presets import deit, vit
 
@@ -69,10 +69,10 @@ def test_it_learns_the_colours_and_is_used_at_once(run: Any, folder: Path, capsy
     model = hw.load(run.directory)
     assert model.embed(files).shape == (2, 16)
     images = opened(folder, run.directory)
-    first = images.of("all").some(1)
+    first = images.of("all").limited_to(1)
     torch.testing.assert_close(
         torch.tensor([list(model.classify([images.files[first.rows[0]]])[0].values())]),  # type: ignore[index]
-        Classes("image").outputs(model.module, first)[0].softmax(-1).sort(descending=True).values,
+        Classification("image").outputs(model.module, first)[0].softmax(-1).sort(descending=True).values,
         rtol=1e-4,
         atol=1e-5,
     )
@@ -81,14 +81,14 @@ def test_it_learns_the_colours_and_is_used_at_once(run: Any, folder: Path, capsy
 
 def test_a_limit_leaves_all_classes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders come one class after the other."""
-    some = opened(folder, tmp_path).of("all").some(6)
+    some = opened(folder, tmp_path).of("all").limited_to(6)
     assert np.bincount(some.examples.classes[some.rows]).tolist() == [2, 2, 2]  # type: ignore[attr-defined]
 
 
 def test_the_page_has_confusions_and_images(run: Any) -> None:
     text = (run.directory / "report.html").read_text(encoding="utf-8")
-    for part in ("Confusions", "red, said red", "data:image/png;base64,", "nats a image", "images a second"):
-        assert part in text.replace("nats an image", "nats a image")
+    for part in ("Confusions", "red, predicted red", "data:image/png;base64,", "nats per image", "images per second"):
+        assert part in text
     assert not re.search(r"https?://|\bsrc=(?!.data:)|@import|url\(|<script", text)
 
 
@@ -120,7 +120,7 @@ def test_it_overfits_one_batch(folder: Path, tmp_path: Path) -> None:
     recipe = tiny(**{"optim.lr": 0.02})
     task = recipe.task.open(recipe, [folder], tmp_path)
     model = task.adapt(recipe.model).build(0)
-    batch = task.examples.of("train").take(np.arange(12), Chance(0, np.arange(12)))
+    batch = task.examples.of("train").take(np.arange(12), RngKey(0, np.arange(12)))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model.output("classes", *batch.inputs), batch.targets)  # type: ignore[operator]
@@ -173,7 +173,7 @@ def test_a_student_learns_from_a_teacher(run: Any, folder: Path, tmp_path: Path)
     recipe = replace(tiny(**{"task.teacher": str(run.directory)}), model=deit(16, 2, 2, 4, classes=3, size=16))
     task = recipe.task.open(recipe, [folder], tmp_path)
     images = task.examples
-    assert isinstance(images, Images)
+    assert isinstance(images, ImageDataset)
     config = task.adapt(recipe.model)
     assert isinstance(config.heads["classes"], DistilledHeadConfig)  # type: ignore[attr-defined]
     model = config.build(0)
@@ -208,7 +208,7 @@ def test_of_many_classes_the_most_mistaken_are_shown() -> None:
     right = np.arange(200) % 100
     said = np.where(right == 57, 3, right)
     matrix, pairs, classes = confusions(right, said, [f"class {i}" for i in range(100)], "test images")
-    assert "class 57, said class 3: 2 of 2" in str(matrix.figure)
+    assert "class 57, predicted class 3: 2 of 2" in str(matrix.figure)
     assert str(matrix.figure).count("<rect") == 24 * 24
     assert matrix.caption.endswith("predicted class (columns); the 24 most confused of 100 classes")
     assert re.findall(r"<td[^>]*>([^<]*)", str(pairs.figure)) == ["class 57", "class 3", "2 of 2"]
@@ -252,7 +252,7 @@ def test_what_all_are_refused_for_is_told_once(capsys: pytest.CaptureFixture[str
         return [number // 2 for number in some]
 
     failures: Failures = []
-    assert list(answers([2, 3, 4], ask, failures)) == [(2, 1), (3, None), (4, 2)]
+    assert list(predict_each([2, 3, 4], ask, failures)) == [(2, 1), (3, None), (4, 2)]
     assert [item for item, _ in failures] == [3]
     with pytest.raises(UserError, match="1 is odd"):
-        list(answers([1, 3], ask, []))
+        list(predict_each([1, 3], ask, []))

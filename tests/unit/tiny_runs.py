@@ -13,7 +13,7 @@ import headway as hw
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.text.recipes import modern
+from headway.domains.text.recipes import modern_decoder
 from headway.formats import native
 from headway.formats.published import save_published
 from headway.learn import Recipe, Run
@@ -22,7 +22,7 @@ from headway.nn.models.presets import preset
 
 SETTINGS = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_tokens": 128,
     "task.context": 16,
     "train.precision": "fp32",
@@ -38,7 +38,9 @@ def play_file(data_dir: Path, folder: Path) -> Path:
 
 
 def small() -> Recipe:
-    return replace(find_recipe("shakespeare"), model=modern(width=32, depth=2, heads=2, window=16, symbols=1))
+    return replace(
+        find_recipe("shakespeare"), model=modern_decoder(width=32, depth=2, heads=2, window=16, vocab_size=1)
+    )
 
 
 def train(run: Path, data: Path, recipe: Recipe | str | None = None, **given: Any) -> Run:
@@ -65,7 +67,7 @@ def cut_back(run: Path, copy: Path, step: int) -> Path:
 def publish(play: Path, folder: Path, name: str, **settings: Any) -> Path:
     """A tiny model of a preset as it is published, its table longer than its tokenizer."""
     codec = train_codec("byte", iter([play.read_text()]))
-    sizes = {"width": 32, "depth": 2, "heads": 2, "context": 64, "symbols": codec.size + 7, **settings}
+    sizes = {"width": 32, "depth": 2, "heads": 2, "context": 64, "symbols": codec.vocab_size + 7, **settings}
     config = override(preset(name), sizes)
     save_published(build(config), config, folder)
     codec.save(folder)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from headway.config import override, parse_value, register
-from headway.learn import WHOLE, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
+from headway.learn import FULL_SHARD, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
 from headway.learn.examples import Batch, Examples
 from headway.learn.objective import Objective
 from headway.nn.models import BlockConfig, Loss, ModelConfig, StackConfig, TransformerConfig
@@ -46,7 +46,7 @@ class Counts(Examples):
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         assert isinstance(model, TransformerConfig)
-        return replace(model, symbols=SYMBOLS)
+        return replace(model, vocab_size=SYMBOLS)
 
     def batch(self, k: int) -> Batch:
         generator = np.random.default_rng((self.seed, k))
@@ -56,7 +56,7 @@ class Counts(Examples):
         labels[torch.from_numpy(generator.random(labels.shape) < 0.3)] = -100
         return Batch((ids[:, :-1],), labels, int((labels >= 0).sum()), labels.numel())
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         if split != "train":
             yield from (self.batch(10**6 + k) for k in range(2))
             return
@@ -92,7 +92,7 @@ class CountOn(Objective[Counts]):
             losses["first"] = model.heads["vocabulary"].loss(x[:, :3], first)  # type: ignore[union-attr,operator]
         return losses
 
-    def judge(self, model: nn.Module, examples: Counts, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Counts, split: str, limit: int | None = None) -> dict[str, Any]:
         losses = [self.loss(model, batch)["next"] for batch in examples.batches(split)]
         return {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from headway.app.recipes import configured, open_task
+from headway.app.recipes import configure_recipe, open_task
 from headway.config import override
-from headway.data.episodes import Episode, Episodes, together
-from headway.data.recordings import write_episodes
+from headway.data.episode_files import write_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes
 from headway.domains import recipe as find_recipe
 from headway.learn import Recipe
 from headway.nn.models.presets import decision_gym
 
 SETTINGS: dict[str, Any] = {
     "train.steps": 6,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.batch_size": 8,
     "train.precision": "fp32",
     "task.context": 4,
@@ -41,7 +41,7 @@ def made(discrete: bool = True, count: int = 30, seed: int = 0, states: int = 4,
         first = seen.reshape(length, -1)[:, :1].astype(np.float32)
         actions = (first[:, 0] > first.mean()).astype(int) if discrete else np.tanh(first) * 2
         found.append(Episode(seen, actions, rewards))
-    return together(found, "made", environment="CartPole-v1" if discrete else "")
+    return collate_episodes(found, "made", environment="CartPole-v1" if discrete else "")
 
 
 def saved(folder: Path, name: str = "a.npz", **given: Any) -> Path:
@@ -56,4 +56,4 @@ def tiny(name: str = "trajectories", **settings: Any) -> Recipe:
 
 
 def opened(path: Path, workspace: Path, **settings: Any) -> Any:
-    return open_task(configured(tiny(**settings), str(path), {}, None), workspace)
+    return open_task(configure_recipe(tiny(**settings), str(path), {}, None), workspace)

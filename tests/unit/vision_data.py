@@ -12,7 +12,7 @@ import pytest
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.recipes import small_vit
-from headway.domains.vision.task import Images
+from headway.domains.vision.task import ImageDataset
 from headway.learn import Recipe
 
 Image = pytest.importorskip("PIL.Image")
@@ -21,7 +21,7 @@ COLOURS = {"red": (220, 30, 40), "green": (30, 200, 60), "blue": (40, 50, 210)}
 SETTINGS = {
     "train.steps": 6,
     "train.batch_size": 12,
-    "train.keep": 9,
+    "train.keep_checkpoints": 9,
     "train.precision": "fp32",
     "task.split.validation": 0.2,
     "task.split.test": 0.2,
@@ -33,10 +33,10 @@ def tiny(**settings: Any) -> Recipe:
     return override(replace(find_recipe("vision"), model=model), {**SETTINGS, **settings})
 
 
-def opened(data: Any, workspace: Path, **settings: Any) -> Images:
+def opened(data: Any, workspace: Path, **settings: Any) -> ImageDataset:
     recipe = tiny(**settings)
     task = recipe.task.open(recipe, [Path(path) for path in np.atleast_1d(data)], workspace)
-    assert isinstance(task.examples, Images)
+    assert isinstance(task.examples, ImageDataset)
     return task.examples
 
 

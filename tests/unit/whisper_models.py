@@ -14,10 +14,10 @@ from torch import Tensor
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import BYTES
-from headway.domains.audio import Transcriber, Transcribing
+from headway.domains.audio import Transcriber, TranscriptionOptions
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, Heard
+from headway.nn.models import EncodedSource, EncoderDecoder, EncoderDecoderConfig
 from headway.nn.models.presets import whisper
 
 POSITIONS, BANDS = 50, 8  # a window is a second: 100 frames, and times from 0.00 to 1.00
@@ -98,9 +98,9 @@ class Scripted:
         self.window = -1
         self.started: list[list[int]] = []
 
-    def hear(self, source: Any, layout: Any) -> Heard:
+    def encode(self, source: Any, layout: Any) -> EncodedSource:
         self.window += 1
-        return Heard(None, None, {})
+        return EncodedSource(None, None, {})
 
     def start(self, prompt: Any, capacity: int) -> tuple[Tensor, Rows]:
         self.started.append(prompt.ids[0].tolist())
@@ -136,6 +136,6 @@ class Scripted:
 
 def transcriber(texts: Sequence[Sequence[int] | float], **settings: Any) -> tuple[Transcriber, Scripted]:
     said = Scripted(texts)
-    config = Transcribing(**{"language": "en", "vad": False, **settings})
+    config = TranscriptionOptions(**{"language": "en", "vad": False, **settings})
     made = Transcriber(model(), said, codec(), USAGE, config)  # type: ignore[arg-type]
     return made, said

@@ -12,34 +12,42 @@ from typing import Any
 
 import torch
 
-from headway.app.fitting import Fitted, Plan, fitting, foretelling, outgrown, plans, tune
 from headway.app.loading import find_device, load
 from headway.app.model import Model
-from headway.app.recipes import begin_task, configured, named, recorded
+from headway.app.planning import (
+    Plan,
+    TrainingSetup,
+    loss_predictor,
+    make_plans,
+    outgrown_message,
+    plan_fine_tuning,
+    size_planner,
+)
+from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe, open_new_task
+from headway.arguments import check_types
 from headway.codecs import published_codec
-from headway.errors import UserError, logger, notices_once
-from headway.evaluation import open_task
+from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.native import save_model
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
-from headway.given import typed
-from headway.in_memory import Data, kept
+from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Run, Task, Trainer
-from headway.learn.budget import FEW, Clock, check_minutes
-from headway.learn.distributed import is_first
-from headway.learn.page import report_run, with_results
-from headway.learn.records import read_metrics
+from headway.learn.budget import MIN_EVALUATED, Clock, check_minutes
+from headway.learn.distributed import is_main_process
 from headway.learn.report import Picture, heatmap
-from headway.learn.report.page import HOW_TO_INSTALL, available
+from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
+from headway.learn.run_report import report_run, with_results
+from headway.learn.run_schemas import read_metrics
+from headway.model_evaluation import open_task
 
 _LOG = logger(__name__)
 
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
 
-@notices_once()
-@typed
+@deduplicated_logs()
+@check_types
 def train(
     recipe: str | Path | Recipe,
     data: Data | None = None,
@@ -83,47 +91,48 @@ def train(
     """
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
-    clock, start, where = Clock(spent), from_ if start is None else start, find_device(device)
+    clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
-    found = named(recipe)
-    directory = Path("runs") / found.name if run is None else Path(run)
-    place = RunDirectory(directory)
-    begun = place.claim(resume)
-    with place.holding() if is_first() else nullcontext(), kept(data, found.domain, directory) as paths:
-        if begun:
-            chosen = recorded(directory, found.name, paths, set, seed, start, lora)
-            fitted = Fitted(chosen, open_task(chosen, directory))
+    base = load_recipe(recipe)
+    directory = Path("runs") / base.name if run is None else Path(run)
+    run_directory = RunDirectory(directory)
+    resuming = run_directory.claim(resume)
+    lock = run_directory.locked() if is_main_process() else nullcontext()
+    with lock, data_paths(data, base.domain, directory) as paths:
+        if resuming:
+            chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
+            setup = TrainingSetup(chosen, open_task(chosen, directory))
         else:
-            chosen = configured(recipe, paths, set, seed, start, lora)
-            fitted = _begun(chosen, recipe, set or {}, minutes, clock, where, threads, directory)
+            chosen = configure_recipe(recipe, paths, set, seed, start, lora)
+            setup = _prepare_run(chosen, recipe, set or {}, minutes, clock, torch_device, threads, directory)
         trainer = Trainer(
-            fitted.recipe,
-            fitted.task,
-            place,
-            device=where,
+            *(setup.recipe, setup.task, run_directory),
+            device=torch_device,
             threads=threads,
             progress=progress,
             minutes=minutes,
             clock=clock,
-            judged=True,
+            evaluate_final=True,
             samples=samples,
-            foretell=foretelling(fitted.recipe),
-            most=fitted.most,
-            patience=fitted.patience,
+            predict_loss=loss_predictor(setup.recipe),
+            max_steps=setup.max_steps,
+            patience=setup.patience,
         )
-        with trainer.holding():
-            ended = trainer.fit(resume, finish)
-            if not trainer.run.processes.first:
-                return ended
+        with trainer.locked():
+            finished_run = trainer.fit(resume, finish)
+            if not trainer.run.processes.is_main:
+                return finished_run
+            summary, task = finished_run.summary, trainer.run.task
             if trainer.extended and progress:
-                limit = outgrown(ended.recipe, trainer.run.task, ended.summary["tokens"], ended.summary["minutes"])
+                limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
                 print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
-            judged = bool(ended.summary.get("scores"))  # the run was already finished
-            return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
+            if summary.get("scores"):  # the run was already finished
+                return finished_run
+            return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
 
 
-@notices_once()
-@typed
+@deduplicated_logs()
+@check_types
 def plan(
     recipe: str | Path | Recipe,
     data: Data | None = None,
@@ -142,71 +151,73 @@ def plan(
     The arguments are those of `train`. Nothing is trained; a few steps run to measure their time. Raises UserError for
     arguments or data that cannot be used, and if every number of minutes is too small to learn anything.
     """
-    several = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
-    check_minutes(several)
-    where = find_device(device)
+    minute_options = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
+    check_minutes(minute_options)
+    torch_device = find_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    with kept(data, named(recipe).domain) as paths:
-        return plans(configured(recipe, paths, set, seed, start, lora), set or {}, several, where, spent)
+    with data_paths(data, load_recipe(recipe).domain) as paths:
+        return make_plans(
+            configure_recipe(recipe, paths, set, seed, start, lora), set or {}, minute_options, torch_device, spent
+        )
 
 
-def _begun(
+def _prepare_run(
     recipe: Recipe,
-    asked: str | Path | Recipe,
-    user: Mapping[str, Any],
+    requested: str | Path | Recipe,
+    user_settings: Mapping[str, Any],
     minutes: float | None,
     clock: Clock,
     device: torch.device,
     threads: int | None,
     directory: Path,
-) -> Fitted:
+) -> TrainingSetup:
     """The recipe and its task. A generic recipe requested by name is scaled to the minutes."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if minutes is None or asked != recipe.name:
-        return Fitted(recipe, begin_task(recipe, directory))
-    found = fitting(recipe, user, minutes, clock, device)
-    if found is not None:
-        with found:
-            return found.fit()
-    known = tune(recipe, user, minutes, clock, device, directory)
-    return known or Fitted(recipe, begin_task(recipe, directory))
+    if minutes is None or requested != recipe.name:
+        return TrainingSetup(recipe, open_new_task(recipe, directory))
+    planner = size_planner(recipe, user_settings, minutes, clock, device)
+    if planner is not None:
+        with planner:
+            return planner.choose_setup()
+    setup = plan_fine_tuning(recipe, user_settings, minutes, clock, device, directory)
+    return setup or TrainingSetup(recipe, open_new_task(recipe, directory))
 
 
-def _attention(run: Run) -> list[Picture]:
+def _attention_of_run(run: Run) -> list[Picture]:
     """Attention pictures of a text model whose task has no other pictures."""
     codec = published_codec(run.directory)
     if codec is None:
         return []
-    model = Model(Opened(run.model, Usage(), codec), run.directory, run.recipe)
+    model = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe)
     return attention_pictures(model, run.summary["samples"])
 
 
-def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None) -> Run:
+def _evaluate_and_report(run: Run, task: Task, num_samples: int, progress: bool, seconds_left: float | None) -> Run:
     """Evaluate the best model on the final split, generate samples, and write the results and the report within
     `seconds_left`.
     """
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    lines = task.calibrate(run.model, run.directory)
+    messages = task.calibrate(run.model, run.directory)
     if run.recipe.start is not None and run.recipe.adapter is None:
         refitted = task.refit_head(run.model, run.summary["fresh"], run.recipe.train.linear_probe)
         if refitted:
             save_model(run.model, run.recipe.model, run.directory)
             run.summary["refitted"] = refitted
-            lines.append(f"refitted the head on all {refitted:,} training and validation samples")
-    for line in lines if progress else ():
+            messages.append(f"refitted the head on all {refitted:,} training and validation samples")
+    for line in messages if progress else ():
         print(line, file=sys.stderr, flush=True)
-    scores = _judged(run, task, None if left is None else left - (time.perf_counter() - started))
-    run = with_results(run, scores, task.samples(run.model, count) if count else [])
+    scores = _final_scores(run, task, None if seconds_left is None else seconds_left - (time.perf_counter() - started))
+    run = with_results(run, scores, task.samples(run.model, num_samples) if num_samples else [])
     if remark := task.remark(run.model):
         run.summary["remark"] = remark
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():
-        run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
+        run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention_of_run(run)))
     elif progress:
         _LOG.warning(HOW_TO_INSTALL)
     RunDirectory(run.directory).write_status(run.summary)
@@ -217,52 +228,52 @@ def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> st
     """Write the scores of a finished run on its final split to its summary and report, and return the report's path;
     None for a run that is not finished. Raises UserError if the run cannot be written.
     """
-    place = RunDirectory(model.directory)
-    with place.holding():
-        summary = place.read_status()
+    run_directory = RunDirectory(model.directory)
+    with run_directory.locked():
+        summary = run_directory.read_status()
         if model.recipe is None or summary.get("status") != "finished" or not summary.get("scores"):
             return None
-        run = Run(place.path, model.recipe, model.module, task, read_metrics(place.metrics), summary)
+        run = Run(run_directory.path, model.recipe, model.module, task, read_metrics(run_directory.metrics), summary)
         run = with_results(run, scores, summary.get("samples") or ())
         if available():
-            run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
-        place.write_status(run.summary)
+            run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention_of_run(run)))
+        run_directory.write_status(run.summary)
     return run.summary["report"]
 
 
-def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
+def _final_scores(run: Run, task: Task, seconds_left: float | None) -> dict[str, Any]:
     """The scores on the final split, with as many of its samples as time allows."""
     split = task.final_split
-    if left is None or left == math.inf:
+    if seconds_left is None or seconds_left == math.inf:
         return {"split": split, **task.evaluate(run.model, split)}
-    whole = task.count(split)
-    scores, limit, more = {}, 0, min(FEW, whole)
-    while more == whole > limit or more >= max(1, 2 * limit):  # small batches take more time per sample
-        started, limit = time.perf_counter(), more
-        scores = task.evaluate(run.model, split, None if limit == whole else limit)
-        took = time.perf_counter() - started
-        left -= took
-        more = min(whole, int(limit * left / took))
-    return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
+    total = task.count(split)
+    scores, limit, next_limit = {}, 0, min(MIN_EVALUATED, total)
+    while next_limit == total > limit or next_limit >= max(1, 2 * limit):  # small batches take more time per sample
+        started, limit = time.perf_counter(), next_limit
+        scores = task.evaluate(run.model, split, None if limit == total else limit)
+        duration = time.perf_counter() - started
+        seconds_left -= duration
+        next_limit = min(total, int(limit * seconds_left / duration))
+    return {"split": split, **scores, **({} if limit == total else {"judged": limit, "judged_of": total})}
 
 
-_MOST = 24  # most tokens in a readable picture
-_HEADS = 4
+_MAX_TOKENS = 24  # most tokens in a readable picture
+_MAX_HEADS = 4
 
 
 def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
     """The attention of heads in the last layer over a sample's prompt; empty without attention or samples."""
     prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
-    found = model.attention(prompts[0]) if prompts else None
-    if found is None or not found.maps:
+    attention = model.attention(prompts[0]) if prompts else None
+    if attention is None or not attention.maps:
         return []
-    name, weights = list(found.maps.items())[-1]
-    part, symbols = weights[:_HEADS, :_MOST, :_MOST].tolist(), found.symbols[:_MOST]
+    name, weights = list(attention.maps.items())[-1]
+    heads, tokens = weights[:_MAX_HEADS, :_MAX_TOKENS, :_MAX_TOKENS].tolist(), attention.symbols[:_MAX_TOKENS]
     return [
         Picture(
             f"Attention, head {number}",
             f"{name}: attention of each token (row) over the tokens (columns)",
-            heatmap(head, symbols, symbols, "self-attention"),
+            heatmap(head, tokens, tokens, "self-attention"),
         )
-        for number, head in enumerate(part, 1)
+        for number, head in enumerate(heads, 1)
     ]

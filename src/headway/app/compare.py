@@ -13,38 +13,38 @@ from typing import Any, NamedTuple
 import torch
 
 from headway.app.api import train
-from headway.app.fitting import fitting
 from headway.app.loading import find_device
-from headway.app.recipes import configured, named
-from headway.app.variants import Tasks, Variant, variants
-from headway.card import Card, shows
+from headway.app.planning import size_planner
+from headway.app.recipes import configure_recipe, load_recipe
+from headway.app.variants import SharedTasks, Variant, variants
+from headway.arguments import check_types, format_value
 from headway.config import from_dict, override, to_dict
-from headway.errors import UserError, logger, notices_once
+from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.durable import read_json, write_json
-from headway.given import shown, typed
-from headway.in_memory import Data, kept
+from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
-from headway.learn.journal import duration
-from headway.learn.page import figure, heading, is_rate, points, run_title, scaled, title
-from headway.learn.precision import Precision, choose
+from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import difference
-from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
-from headway.learn.report.charts import Points, shorten
-from headway.learn.report.page import HOW_TO_INSTALL
+from headway.learn.report.charts import Points, ellipsize
+from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
+from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
+from headway.learn.run_schemas import read_metrics
+from headway.learn.training_log import format_duration
 from headway.nn.models import outline
 from headway.outputs import check_tree
+from headway.summary_card import SummaryCard, summary_repr
 
 _LOG = logger(__name__)
 FILE = "compare.json"  # the settings of a comparison, in its directory
-CODECS = "codecs"  # folder of the codecs of all task configs, numbered in the order of the variants
+CODECS_FOLDER = "codecs"  # folder of the codecs of all task configs, numbered in the order of the variants
 _PRECISION = "train.precision"
-_UNEVEN = 0.1  # training times that differ by more than this share get a caution
-_NAME = 40  # most characters of a variant's name in tables
-_PAGE = 0.6  # seconds reserved for the comparison's page
+_TIME_TOLERANCE = 0.1  # training times that differ by more than this share get a caution
+_MAX_NAME = 40  # most characters of a variant's name in tables
+_PAGE_SECONDS = 0.6  # seconds reserved for the comparison's page
 
 
 class ComparedRun(NamedTuple):
@@ -56,26 +56,26 @@ class ComparedRun(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Result:
+class VariantResult:
     """A variant and its trials, one per seed."""
 
     variant: Variant
     trials: Sequence[ComparedRun]
 
-    def best(self, name: str) -> list[float]:
+    def best_scores(self, name: str) -> list[float]:
         """A metric of each trial at its best validation."""
         return [trial.summary["best"][name] for trial in self.trials]
 
-    def each(self, key: str) -> list[float]:
+    def per_trial(self, key: str) -> list[float]:
         """A value from each trial's run.json."""
         return [trial.summary[key] for trial in self.trials]
 
     def mean(self, key: str) -> float:
         """A value from run.json, averaged over the trials."""
-        return fmean(self.each(key))
+        return fmean(self.per_trial(key))
 
 
-@shows
+@summary_repr
 @dataclass(frozen=True)
 class Comparison:
     """The results of `compare`.
@@ -93,16 +93,18 @@ class Comparison:
     better: str
     unit: str
     measure: str
-    results: Sequence[Result]
+    results: Sequence[VariantResult]
     notes: Sequence[str]
     report: Path | None = None
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """A summary: the best variant and the table."""
-        means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
+        means = {
+            variant_result.variant.name: fmean(variant_result.best_scores(self.goal)) for variant_result in self.results
+        }
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
-        return Card(f"Comparison {self.directory}", facts, self.formatted(), self.report)
+        return SummaryCard(f"Comparison {self.directory}", facts, self.formatted(), self.report)
 
     def table(self) -> list[dict[str, Any]]:
         """A row per variant: its parameters, its size relative to the first, its best validation score (with the lowest
@@ -110,21 +112,24 @@ class Comparison:
         """
         goal, rows = self.goal, []
         size = self.results[0].variant.parameters
-        for result in self.results:
-            found = result.best(goal)
-            row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
-            row["size"] = round(result.variant.parameters / size, 4)
-            if any(other.variant.width is not None for other in self.results):
-                row["width"] = result.variant.width or result.variant.recipe.model.width
-            row[f"validation {title(goal)}"] = fmean(found)
-            if len(found) > 1:
-                row |= {"lowest": min(found), "highest": max(found)}
-            final = [trial.summary["scores"] for trial in result.trials]
+        for variant_result in self.results:
+            scores = variant_result.best_scores(goal)
+            row: dict[str, Any] = {
+                "variant": variant_result.variant.name,
+                "parameters": variant_result.variant.parameters,
+            }
+            row["size"] = round(variant_result.variant.parameters / size, 4)
+            if any(compared.variant.width is not None for compared in self.results):
+                row["width"] = variant_result.variant.width or variant_result.variant.recipe.model.width
+            row[f"validation {title(goal)}"] = fmean(scores)
+            if len(scores) > 1:
+                row |= {"lowest": min(scores), "highest": max(scores)}
+            final = [trial.summary["scores"] for trial in variant_result.trials]
             if final[0]["split"] != "validation":
                 row[f"{final[0]['split']} {title(goal)}"] = fmean(scores[goal] for scores in final)
-            row["steps"] = round(result.mean("step"))
-            row[f"{self.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
-            row["seconds"] = round(result.mean("seconds"), 1)
+            row["steps"] = round(variant_result.mean("step"))
+            row[f"{self.unit}s/s"] = round(variant_result.mean("tokens") / variant_result.mean("seconds"))
+            row["seconds"] = round(variant_result.mean("seconds"), 1)
             rows.append(row)
         return rows
 
@@ -132,20 +137,24 @@ class Comparison:
         """`table` formatted for display: rates in per cent, few digits, the lowest and highest score as a range."""
         rows = []
         for row in self.table():
-            found: dict[str, Any] = {}
+            formatted_row: dict[str, Any] = {}
             for name, value in row.items():
                 if name == "lowest":
-                    found["range"] = f"{figure(self.goal, value)} to {figure(self.goal, row['highest'])}"
+                    formatted_row["range"] = (
+                        f"{format_metric(self.goal, value)} to {format_metric(self.goal, row['highest'])}"
+                    )
                 elif name.endswith(f" {title(self.goal)}"):
-                    found[name] = figure(self.goal, value)
+                    formatted_row[name] = format_metric(self.goal, value)
                 elif name != "highest":
-                    found[name] = value
-            rows.append({**found, "variant": shorten(row["variant"], _NAME), "size": f"{row['size']:.1%}"})
+                    formatted_row[name] = value
+            rows.append(
+                {**formatted_row, "variant": ellipsize(row["variant"], _MAX_NAME), "size": f"{row['size']:.1%}"}
+            )
         return rows
 
 
-@notices_once()
-@typed
+@deduplicated_logs()
+@check_types
 def compare(
     recipe: str | Path | Recipe,
     grid: Mapping[str, Sequence[Any]],
@@ -178,168 +187,184 @@ def compare(
     if minutes is not None and tokens is not None:
         raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are set; pass one of them")
     clock = Clock(spent)
-    directory = _place(recipe, grid, seeds, resume, run)
-    begun = _is_begun(directory, resume)
-    with kept(data, named(recipe).domain, directory, FILE) as paths:
-        asked = configured(recipe, paths, {}, seed)
-        plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
+    directory = _comparison_directory(recipe, grid, seeds, resume, run)
+    continuing = _can_continue(directory, resume)
+    with data_paths(data, load_recipe(recipe).domain, directory, FILE) as paths:
+        requested = configure_recipe(recipe, paths, {}, seed)
+        plan = {"recipe": to_dict(requested), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
         plan["minutes"] = None if minutes is None else float(minutes)
-        if begun:
-            _check_same(directory, asked, plan)
+        if continuing:
+            _check_same(directory, requested, plan)
             base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
-            base = replace(base, data=asked.data)  # its paths may have changed
+            base = replace(base, data=requested.data)  # its paths may have changed
         else:
-            base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
-        tasks = Tasks(directory / CODECS)
-        base, several, precision = _in_one_precision(base, asked, grid, tasks, find_device(device))
+            base = _plan_size(recipe, requested, grid, minutes, find_device(device), threads)
+        tasks = SharedTasks(directory / CODECS_FOLDER)
+        base, all_variants, precision = _with_common_precision(base, requested, grid, tasks, find_device(device))
         if tokens is not None:
-            several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
-        _write_plan(directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.of(several[0].recipe))})
+            all_variants = [
+                replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants
+            ]
+        _write_plan(
+            directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.get(all_variants[0].recipe))}
+        )
         tasks.save()
-        trials = _Trials(directory, tasks, minutes, clock, device, threads)
-        results = trials.results(several, seeds)
-    first = tasks.of(results[0].variant.recipe)
+        trials = _TrialRunner(directory, tasks, minutes, clock, device, threads)
+        results = trials.run_all(all_variants, seeds)
+    first = tasks.get(results[0].variant.recipe)
     notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), precision))
-    differ = [key for key, values in grid.items() if len(values) > 1]
+    compared_settings = [key for key, values in grid.items() if len(values) > 1]
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
-    command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
-    return _reported(Comparison(directory, base, differ, *kinds, results, notes), command)
+    command = "" if isinstance(recipe, Recipe) else _repeat_command(str(recipe), grid, requested.data, plan, directory)
+    return _with_report(Comparison(directory, base, compared_settings, *kinds, results, notes), command)
 
 
 @dataclass(frozen=True)
-class _Trials:
+class _TrialRunner:
     """The runs of a comparison, which share the total time. Time spent before the first run, or by a run beyond its
     share, is divided among the runs that follow. Unused time is not, so that no run gets more than another.
     """
 
     directory: Path
-    tasks: Tasks
+    tasks: SharedTasks
     minutes: float | None
     clock: Clock
     device: str
     threads: int | None
 
-    def results(self, several: Sequence[Variant], seeds: int) -> list[Result]:
+    def run_all(self, variants: Sequence[Variant], seeds: int) -> list[VariantResult]:
         """The runs of each variant, one per seed."""
-        places = [[self._place(variant, number, seeds) for number in range(seeds)] for variant in several]
-        left = sum(not self._finished(place) for some in places for place in some)
-        end = 60 * (self.minutes or 0.0) * left - _PAGE  # in seconds on the clock
-        equal = (end - self.clock.worked()) / max(1, left)
+        directories = [
+            [self._trial_directory(variant, number, seeds) for number in range(seeds)] for variant in variants
+        ]
+        remaining = sum(
+            not self._is_finished(directory) for variant_directories in directories for directory in variant_directories
+        )
+        deadline = 60 * (self.minutes or 0.0) * remaining - _PAGE_SECONDS  # in seconds on the clock
+        equal_share = (deadline - self.clock.elapsed()) / max(1, remaining)
         results = []
-        for variant, some in zip(several, places):
-            task, trials = self.tasks.of(variant.recipe), []
-            for number, place in enumerate(some):
-                finished = self._finished(place)
-                share = min(equal, (end - self.clock.worked()) / max(1, left))
-                left -= not finished
-                chosen = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
-                trials.append(self._read(place, task) if finished else self._trained(chosen, task, place, share))
-            results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+        for variant, variant_directories in zip(variants, directories):
+            task, trials = self.tasks.get(variant.recipe), []
+            for number, directory in enumerate(variant_directories):
+                finished = self._is_finished(directory)
+                share = min(equal_share, (deadline - self.clock.elapsed()) / max(1, remaining))
+                remaining -= not finished
+                seeded_recipe = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+                trials.append(
+                    self._load_trial(directory, task)
+                    if finished
+                    else self._train_trial(seeded_recipe, task, directory, share)
+                )
+            results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
         return results
 
-    def _place(self, variant: Variant, number: int, seeds: int) -> Path:
+    def _trial_directory(self, variant: Variant, number: int, seeds: int) -> Path:
         return self.directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
 
-    def _finished(self, place: Path) -> bool:
+    def _is_finished(self, directory: Path) -> bool:
         """Whether the run in `directory` is already trained and evaluated."""
-        there = RunDirectory(place)
-        return there.exists() and bool(there.read_status().get("scores"))
+        run_directory = RunDirectory(directory)
+        return run_directory.exists() and bool(run_directory.read_status().get("scores"))
 
-    def _read(self, place: Path, task: Task) -> ComparedRun:
-        there = RunDirectory(place)
-        summary = there.read_status()
+    def _load_trial(self, directory: Path, task: Task) -> ComparedRun:
+        run_directory = RunDirectory(directory)
+        summary = run_directory.read_status()
         for part in ("best", "scores"):
             if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
                 raise UserError(
-                    f"{there.status} has no {task.goal} in {part!r}; delete {place} to train that run again"
+                    f"{run_directory.status} has no {task.goal} in {part!r}; delete {directory} to train that run again"
                 )
-        return ComparedRun(place, summary, read_metrics(there.metrics))
+        return ComparedRun(directory, summary, read_metrics(run_directory.metrics))
 
-    def _trained(self, recipe: Recipe, task: Task, place: Path, seconds: float) -> ComparedRun:
+    def _train_trial(self, recipe: Recipe, task: Task, directory: Path, seconds: float) -> ComparedRun:
         """Start or continue the run in `directory` with the codec of `task`; with minutes, it ends within `seconds`."""
-        there = RunDirectory(place)
-        if not there.exists():
-            with there.holding():  # the lock marks the codec as part of a run
-                task.save(place)
-        how: dict[str, Any] = {"resume": True, "device": self.device, "threads": self.threads}
+        run_directory = RunDirectory(directory)
+        if not run_directory.exists():
+            with run_directory.locked():  # the lock marks the codec as part of a run
+                task.save(directory)
+        options: dict[str, Any] = {"resume": True, "device": self.device, "threads": self.threads}
         if self.minutes is not None:
-            how |= {"minutes": self.minutes, "spent": 60 * self.minutes - seconds}
+            options |= {"minutes": self.minutes, "spent": 60 * self.minutes - seconds}
         try:
-            run = train(recipe, data=recipe.data or None, run=place, **how)
+            run = train(recipe, data=recipe.data or None, run=directory, **options)
         except KeyboardInterrupt as interrupt:
             where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
             remedy = f"continue with the same command and --run {shlex.quote(str(self.directory))} --resume"
-            raise UserInterrupt(f"variant {place.name} {where}", remedy) from interrupt
+            raise UserInterrupt(f"variant {directory.name} {where}", remedy) from interrupt
         return ComparedRun(run.directory, run.summary, run.metrics)
 
 
-def _in_one_precision(
-    base: Recipe, asked: Recipe, grid: Mapping[str, Sequence[Any]], tasks: Tasks, device: torch.device
+def _with_common_precision(
+    base: Recipe, requested: Recipe, grid: Mapping[str, Sequence[Any]], tasks: SharedTasks, device: torch.device
 ) -> tuple[Recipe, list[Variant], str]:
     """The recipe and its variants with one common training precision, unless the grid compares precisions; and a
     sentence that names it.
     """
-    several = variants(base, grid, tasks.adapted)
+    all_variants = variants(base, grid, tasks.adapted_model)
     if _PRECISION in grid:
-        return base, several, ""
-    own = _precisions(several, device)
-    common = _common(base, own)
-    told = _said_precision(common, own if asked.train.precision == "auto" else {})
-    one = {_PRECISION: common}
-    several = [replace(each, recipe=override(each.recipe, one)) for each in several]
-    return override(base, one), several, told
+        return base, all_variants, ""
+    choices = _precision_choices(all_variants, device)
+    common = _common_precision(base, choices)
+    note = _precision_note(common, choices if requested.train.precision == "auto" else {})
+    setting = {_PRECISION: common}
+    all_variants = [replace(variant, recipe=override(variant.recipe, setting)) for variant in all_variants]
+    return override(base, setting), all_variants, note
 
 
-def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
+def _precision_choices(all_variants: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
     """The precision of matrix products that each variant would choose alone."""
-    return {variant.name: choose("auto", outline(variant.model), device) for variant in found}
+    return {variant.name: choose_precision("auto", outline(variant.model), device) for variant in all_variants}
 
 
-def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
+def _common_precision(base: Recipe, choices: Mapping[str, Precision]) -> str:
     """The common precision: as set, or the one that all variants choose, otherwise fp32."""
     if base.train.precision != "auto":
         return base.train.precision
-    names = {precision.name for precision in own.values()}
+    names = {precision.name for precision in choices.values()}
     return names.pop() if len(names) == 1 else "fp32"
 
 
-def _said_precision(common: str, own: Mapping[str, Precision]) -> str:
-    others = [name for name, precision in own.items() if precision.name != common]
-    reason = next((precision.reason for precision in own.values() if precision.name == common), "as set")
-    told = f"; alone, {', '.join(others)} would train in {own[others[0]].name}" if others else ""
-    return f"All matrix products of training are in {common} ({reason}){told}."
+def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
+    other_variants = [name for name, precision in choices.items() if precision.name != common]
+    reason = next((precision.reason for precision in choices.values() if precision.name == common), "as set")
+    alternative = (
+        f"; alone, {', '.join(other_variants)} would train in {choices[other_variants[0]].name}"
+        if other_variants
+        else ""
+    )
+    return f"All matrix products of training are in {common} ({reason}){alternative}."
 
 
-def _place(
+def _comparison_directory(
     recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
 ) -> Path:
     """The directory of a comparison. Raises UserError for invalid arguments."""
     for key, values in grid.items():
         if not isinstance(values, (list, tuple)) or not values:
-            raise UserError(f"{key} is {shown(values)}; pass a list of values to compare")
+            raise UserError(f"{key} is {format_value(values)}; pass a list of values to compare")
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; pass 1 or more")
     if run is not None:
         return Path(run)
     if resume:
         raise UserError("--resume without --run would use a new directory; add --run DIR (run=...)")
-    return free_directory(Path("runs") / f"compare-{named(recipe).name}")
+    return free_directory(Path("runs") / f"compare-{load_recipe(recipe).name}")
 
 
-def _command(
+def _repeat_command(
     recipe: str, grid: Mapping[str, Sequence[Any]], data: Sequence[str], plan: Mapping[str, Any], directory: Path
 ) -> str:
     """The command that repeats the comparison."""
     words = ["headway", "compare", recipe, *(["--data", *data] if data else [])]
-    say = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
-    words += ["--set", *(f"{key}={','.join(map(say, values))}" for key, values in grid.items())]
+    format_value = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
+    words += ["--set", *(f"{key}={','.join(map(format_value, values))}" for key, values in grid.items())]
     words += [] if plan["minutes"] is None else ["--minutes", f"{plan['minutes']:g}"]
     words += [] if plan["tokens"] is None else ["--tokens", str(plan["tokens"])]
     words += [] if plan["seeds"] == 1 else ["--seeds", str(plan["seeds"])]
     return shlex.join([*words, "--run", f"{directory}-again"])
 
 
-def _fitted(
+def _plan_size(
     name: str | Path | Recipe,
     recipe: Recipe,
     grid: Mapping[str, Sequence[Any]],
@@ -355,14 +380,14 @@ def _fitted(
     if threads is not None:
         torch.set_num_threads(threads)
     first = {key: values[0] for key, values in grid.items()}
-    found = fitting(override(recipe, first), first, minutes, Clock(), device)
-    if found is None:
+    planner = size_planner(override(recipe, first), first, minutes, Clock(), device)
+    if planner is None:
         return recipe
-    with found:
-        return found.fit().recipe
+    with planner:
+        return planner.choose_setup().recipe
 
 
-def _is_begun(directory: Path, resume: bool) -> bool:
+def _can_continue(directory: Path, resume: bool) -> bool:
     """Whether to continue an existing comparison. Raises UserError for other contents, and without `resume`."""
     if not directory.exists() or not any(directory.iterdir()):
         return False
@@ -378,7 +403,7 @@ def _is_begun(directory: Path, resume: bool) -> bool:
 def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
     """Raise UserError if the existing comparison has other settings."""
     file = directory / FILE
-    changed = _changed(read_json(file), file, base, plan)
+    changed = _first_change(read_json(file), file, base, plan)
     if changed:
         raise UserError(
             f"{directory} has a different comparison: {changed}; resume it with its own settings, or choose another "
@@ -394,67 +419,73 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
     if not file.exists():
         write_json(file, plan)
         return
-    other = differences(read_json(file).get("data"), plan["data"])
-    if other is not None:
+    difference_text = differences(read_json(file).get("data"), plan["data"])
+    if difference_text is not None:
         raise UserError(
-            f"the runs of {directory} were trained on other data: these have {other}; pass the comparison's data, or "
+            f"the runs of {directory} were trained on other data: these have {difference_text}; pass the comparison's "
+            "data, or "
             "choose another directory with --run"
         )
 
 
-def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
+def _first_change(earlier: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
     """The first setting in which a comparison differs from the `earlier` one, or None."""
-    found = before if isinstance(before, dict) else {}
-    recipe = from_dict(Recipe, found.get("recipe"), f"{file}: recipe")
+    settings = earlier if isinstance(earlier, dict) else {}
+    recipe = from_dict(Recipe, settings.get("recipe"), f"{file}: recipe")
     if recipe.name != base.name:
         return f"recipe is {recipe.name}, not {base.name}"
     for name in ("grid", "minutes", "tokens", "seeds"):
-        one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
-        if one != two:
-            return f"{name} is {one}, not {two}"
-    moved = isinstance(found.get("data"), dict)  # then the contents are compared later, instead of the paths
+        old, new = (json.dumps(source.get(name)) for source in (settings, plan))  # the order of settings names variants
+        if old != new:
+            return f"{name} is {old}, not {new}"
+    moved = isinstance(settings.get("data"), dict)  # then the contents are compared later, instead of the paths
     return difference(replace(recipe, data=base.data) if moved else recipe, base)
 
 
-def _reported(found: Comparison, command: str) -> Comparison:
+def _with_report(comparison: Comparison, command: str) -> Comparison:
     """The comparison with its page, if the extra `report` is installed."""
     if available():
-        return replace(found, report=write_report(found.directory, sections(found, command)))
+        return replace(comparison, report=write_report(comparison.directory, sections(comparison, command)))
     _LOG.warning(HOW_TO_INSTALL)
-    return found
+    return comparison
 
 
 def _notes(
-    results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
+    results: Sequence[VariantResult], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
     """Sentences on the budget, the measured training, the sizes and the seeds."""
     if minutes is not None:
-        asked = f"for {duration(60 * minutes)}, everything included,"
+        budget = f"for {format_duration(60 * minutes)}, everything included,"
     elif tokens is not None:
-        asked = f"on about {tokens:,} {unit}s"
+        budget = f"on about {tokens:,} {unit}s"
     else:
-        asked = f"for {_span([result.variant.recipe.train.steps for result in results])} steps"
-    yield f"Each run trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}."
+        budget = f"for {_format_range([variant_result.variant.recipe.train.steps for variant_result in results])} steps"
+    yield f"Each run trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
-    seconds, steps, seen = ([number for result in results for number in result.each(key)] for key in keys)
-    yield f"Measured: {_span(seconds, 1)} s of training, {_span(steps)} steps, {_span(seen)} {unit}s."
-    if minutes is not None and min(seconds) < (1 - _UNEVEN) * max(seconds):
+    seconds, steps, targets = (
+        [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
+    )
+    yield (
+        f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, "
+        f"{_format_range(targets)} {unit}s."
+    )
+    if minutes is not None and min(seconds) < (1 - _TIME_TOLERANCE) * max(seconds):
         yield (
             f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the time of the longest, "
             "because of slow evaluations, few steps or other load on the machine; use more --minutes."
         )
-    compared = [result.variant for result in results]
+    compared = [variant_result.variant for variant_result in results]
     if any(variant.width is not None for variant in compared):
         yield "Widths were adjusted so that all variants have about as many parameters as the first."
-    off = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
-    yield f"Sizes differ from the first by at most {off:.1%}."
+    largest_difference = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
+    yield f"Sizes differ from the first by at most {largest_difference:.1%}."
     if precision:
         yield precision
     if seeds == 1:
         yield "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3."
 
 
-def _span(values: Sequence[float], digits: int = 0) -> str:
+def _format_range(values: Sequence[float], digits: int = 0) -> str:
     """The range from the minimum to the maximum, or the single value if all are equal."""
     low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
@@ -463,20 +494,28 @@ def _span(values: Sequence[float], digits: int = 0) -> str:
 def sections(comparison: Comparison, command: str) -> Sections:
     """The sections of a comparison's page."""
     goal, results = comparison.goal, comparison.results
-    best = {result.variant.name: [scaled(goal, value) for value in result.best(goal)] for result in results}
+    best = {
+        variant_result.variant.name: [chart_value(goal, value) for value in variant_result.best_scores(goal)]
+        for variant_result in results
+    }
     means = {name: fmean(values) for name, values in best.items()}
     spread = {name: (min(values), max(values)) for name, values in best.items() if len(values) > 1}
-    better = "lower" if comparison.better == "min" else "higher"
-    caption = f"validation, by seconds of training; {better} is better"
-    over_time = {result.variant.name: _curve(result, goal, "seconds") for result in results}
-    over_steps = {result.variant.name: _curve(result, goal, "step") for result in results}
-    losses = {result.variant.name: points(_lines(result, "training"), "loss", "seconds") for result in results}
-    name, share = heading(goal), is_rate(goal)
+    direction = "lower" if comparison.better == "min" else "higher"
+    caption = f"validation, by seconds of training; {direction} is better"
+    over_time = {variant_result.variant.name: _curve(variant_result, goal, "seconds") for variant_result in results}
+    over_steps = {variant_result.variant.name: _curve(variant_result, goal, "step") for variant_result in results}
+    losses = {
+        variant_result.variant.name: points(_metric_lines(variant_result, "training"), "loss", "seconds")
+        for variant_result in results
+    }
+    name, share = chart_heading(goal), is_rate(goal)
     return Sections(
         title=run_title(comparison.directory, f"{comparison.recipe.name} compared"),
         subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
-            Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread, share=share)),
+            Picture(
+                name, f"best validation; {direction} is better", bar_chart(means, title(goal), spread, share=share)
+            ),
             Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True, share=share)),
             Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True, share=share)),
             Picture(
@@ -492,10 +531,10 @@ def sections(comparison: Comparison, command: str) -> Sections:
     )
 
 
-def _curve(result: Result, goal: str, x: str) -> Points:
-    return points(_lines(result, "validation"), goal, x)
+def _curve(variant_result: VariantResult, goal: str, x: str) -> Points:
+    return points(_metric_lines(variant_result, "validation"), goal, x)
 
 
-def _lines(result: Result, split: str) -> list[dict[str, Any]]:
+def _metric_lines(variant_result: VariantResult, split: str) -> list[dict[str, Any]]:
     """The lines of the first trial's metrics.jsonl for a split."""
-    return [line for line in result.trials[0].metrics if line.get("split", "training") == split]
+    return [line for line in variant_result.trials[0].metrics if line.get("split", "training") == split]

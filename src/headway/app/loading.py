@@ -8,27 +8,27 @@ from typing import get_args
 import torch
 
 from headway.app.model import Model
-from headway.app.runs import recipe_of
+from headway.app.runs import recipe_of_run
+from headway.arguments import check_types
 from headway.errors import UserError
 from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED, Weights
-from headway.formats.open import Opened, open_model, use_of
-from headway.given import typed
-from headway.handle import Backend
-from headway.lazily import resting
+from headway.formats.open import OpenedModel, open_model, usage_and_codec
+from headway.lazy_imports import gc_paused
 from headway.learn.recipe import check_model
 from headway.learn.run import RunDirectory
-from headway.memory import check_room
-from headway.nn.models import Cache
+from headway.memory import check_free_memory
+from headway.model_handle import Backend
+from headway.nn.models import CacheDtype
 
 
-@typed
+@check_types
 def load(
     path: str | Path,
     device: str = "auto",
     weights: Weights | None = None,
     backend: Backend = "auto",
-    cache: Cache | None = None,
+    cache: CacheDtype | None = None,
     draft: str | Path | None = None,
 ) -> Model:
     """Load a model for inference: a run by its directory, or a published model by its folder, its GGUF file or its
@@ -48,42 +48,42 @@ def load(
         raise UserError(f"unknown number format {weights!r} of weights; use {' or '.join(get_args(Weights))}")
     if backend not in get_args(Backend):
         raise UserError(f"unknown backend {backend!r}; use {' or '.join(get_args(Backend))}")
-    if cache is not None and cache not in get_args(Cache):
-        raise UserError(f"unknown number format {cache!r} of the cache; use {' or '.join(get_args(Cache))}")
-    where = find_device(device)
-    if cache not in (None, "fp32") and (where.type != "cpu" or backend == "torch"):
-        asked = f"device {where}" if where.type != "cpu" else "backend torch"
-        raise UserError(f"a cache in {cache} needs the CPU engine, which excludes {asked}; remove one of them")
-    if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
-        asked = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
-        raise UserError(f"{asked} needs a CPU, not device {where}; add --device cpu")
-    with resting():
-        place = find_folder(path)
+    if cache is not None and cache not in get_args(CacheDtype):
+        raise UserError(f"unknown number format {cache!r} of the cache; use {' or '.join(get_args(CacheDtype))}")
+    torch_device = find_device(device)
+    if cache not in (None, "fp32") and (torch_device.type != "cpu" or backend == "torch"):
+        conflict = f"device {torch_device}" if torch_device.type != "cpu" else "backend torch"
+        raise UserError(f"a cache in {cache} needs the CPU engine, which excludes {conflict}; remove one of them")
+    if torch_device.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
+        conflict = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
+        raise UserError(f"{conflict} needs a CPU, not device {torch_device}; add --device cpu")
+    with gc_paused():
+        source = find_folder(path)
         recipe = None
-        if RunDirectory(place).exists():
-            recipe = recipe_of(place)
-        opened = _open(place, weights, backend)
+        if RunDirectory(source).exists():
+            recipe = recipe_of_run(source)
+        opened = _open(source, weights, backend)
         if recipe is not None:
-            check_model(recipe, opened.model.config, place)  # type: ignore[arg-type]
-    if where.type != "cpu":
+            check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]
+    if torch_device.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
-        check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
-    guessing = None
+        check_free_memory(str(path), {"weights": size}, torch_device, "use --device cpu, or a smaller model")
+    draft_model = None
     if draft is not None:
         quantised = (find_folder(draft) / QUANTISED).is_file()
-        guessing = load(draft, device, None if quantised else weights)
-    return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache, guessing)
+        draft_model = load(draft, device, None if quantised else weights)
+    return Model(opened._replace(model=opened.model.to(torch_device)), source, recipe, backend, cache, draft_model)
 
 
-def _open(place: Path, weights: Weights | None, backend: Backend) -> Opened:
-    if not (place / QUANTISED).is_file() and weights in (None, "fp32"):
-        return open_model(place)
+def _open(path: Path, weights: Weights | None, backend: Backend) -> OpenedModel:
+    if not (path / QUANTISED).is_file() and weights in (None, "fp32"):
+        return open_model(path)
     from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which other models do not need
 
-    if (place / QUANTISED).is_file():
-        opened = Opened(load_quantised(place, weights), *use_of(place))
+    if (path / QUANTISED).is_file():
+        opened = OpenedModel(load_quantised(path, weights), *usage_and_codec(path))
     else:
-        opened = open_model(place, None)  # in the stored dtype: the whole model is never in memory in fp32
+        opened = open_model(path, None)  # in the stored dtype: the whole model is never in memory in fp32
         assert weights is not None
         opened = opened._replace(model=quantise(opened.model, weights))
     if backend != "torch":

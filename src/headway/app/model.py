@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from headway.app.predictors import verb, verbs
-from headway.card import Card, shows
 from headway.generate import Completion, Limits, Sampling, Session
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 from headway.nn.models import describe
+from headway.summary_card import SummaryCard, summary_repr
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from headway.attending import Attention
+    from headway.attention_maps import Attention
     from headway.data.dialogues import Message
     from headway.domains import agents, audio, chat, forecast, image_text, masked, robotics, understanding, vision
-    from headway.domains.chess.player import Player
-    from headway.in_memory import Data
+    from headway.domains.chess.player import ChessPlayer
+    from headway.in_memory_data import Data
 
     Labels = dict[str, float]
     Messages = Sequence[Message]
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _SAMPLING, _LIMITS = Sampling(), Limits()
 
 
-@shows
-class Model(Handle):
+@summary_repr
+class Model(ModelHandle):
     """The class of all models that `load` returns. `verbs` lists the methods that a model supports; the others raise a
     UserError that names alternatives. The predictor of the same name implements each method; see
     `headway.app.predictors`.
@@ -42,10 +42,10 @@ class Model(Handle):
     training data.
     """
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """A summary: the kind of model, its size, recipe and verbs."""
         recipe = self.recipe
-        return Card(
+        return SummaryCard(
             f"Model {self.directory}",
             {
                 "kind": type(self.module).__name__,
@@ -216,7 +216,7 @@ class Model(Handle):
 
     @cached_property
     @verb
-    def talk(self) -> chat.Talk:
+    def talk(self) -> chat.Conversation:
         """Conversations in the model's chat template. Raises UserError for a model without one."""
         ...
 
@@ -418,13 +418,15 @@ class Model(Handle):
         ...
 
     @overload
-    def look(self, images: vision.Image) -> vision.Look: ...
+    def look(self, images: vision.Image) -> vision.ImageAttention: ...
 
     @overload
-    def look(self, images: Iterable[vision.Image]) -> list[vision.Look]: ...
+    def look(self, images: Iterable[vision.Image]) -> list[vision.ImageAttention]: ...
 
     @verb
-    def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.Look | list[vision.Look]:
+    def look(
+        self, images: vision.Image | Iterable[vision.Image]
+    ) -> vision.ImageAttention | list[vision.ImageAttention]:
         """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
         UserError for a model that does not take images.
         """
@@ -433,7 +435,7 @@ class Model(Handle):
     @overload
     def transcribe(
         self,
-        sound: audio.Given,
+        sound: audio.SoundInput,
         language: str | None = ...,
         task: audio.Task = ...,
         beam: int = ...,
@@ -445,7 +447,7 @@ class Model(Handle):
     @overload
     def transcribe(
         self,
-        sound: Iterable[audio.Given],
+        sound: Iterable[audio.SoundInput],
         language: str | None = ...,
         task: audio.Task = ...,
         beam: int = ...,
@@ -457,7 +459,7 @@ class Model(Handle):
     @verb
     def transcribe(
         self,
-        sound: audio.Given | Iterable[audio.Given],
+        sound: audio.SoundInput | Iterable[audio.SoundInput],
         language: str | None = None,
         task: audio.Task = "transcribe",
         beam: int = 5,
@@ -482,7 +484,7 @@ class Model(Handle):
         ...
 
     @verb
-    def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
+    def transcriber(self, config: audio.TranscriptionOptions) -> audio.Transcriber:
         """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
         ...
 
@@ -515,7 +517,7 @@ class Model(Handle):
         ...
 
     @verb
-    def policy(self, task: str | None = None, seed: int = 0) -> robotics.Policy | agents.AgentPolicy:
+    def policy(self, task: str | None = None, seed: int = 0) -> robotics.RobotController | agents.AgentPolicy:
         """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
         `predict_action_chunk(observation)`.
 
@@ -527,7 +529,7 @@ class Model(Handle):
         ...
 
     @verb
-    def player(self, search: str | None = None) -> Player:
+    def player(self, search: str | None = None) -> ChessPlayer:
         """A chess player that chooses moves by the model's "policy", by the "value" of the position after each move, or
         by a tree search ("puct"). None chooses the strongest that the model supports. Needs the extra `chess`.
         """

@@ -13,18 +13,18 @@ from importlib import import_module
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from headway import domains
+from headway.arguments import api_boundary
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.given import border
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 from headway.nn.models import ModelConfig, kinds
 
 P = ParamSpec("P")
 R = TypeVar("R")
-M = TypeVar("M", bound=Handle)
+M = TypeVar("M", bound=ModelHandle)
 
-_OF_RUNS = {"evaluate": "headway.evaluation"}  # verbs of every run, whatever its domain
-_MOST = 4  # most verbs that a message lists
+_RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
+_MAX_VERBS = 4  # most verbs that a message lists
 
 
 class Verb(NamedTuple):
@@ -32,9 +32,9 @@ class Verb(NamedTuple):
     of another verb has that verb's name as `variant_of`.
     """
 
-    does: str
+    description: str
     remedy: str
-    form_of: str | None = None
+    variant_of: str | None = None
 
 
 _GENERATE = Verb("continue a prompt", "use a language model, such as a GPT")
@@ -63,18 +63,18 @@ VERBS = {
     "attention": Verb("show its attention to a text", "use a text model"),
     "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
     "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
-    "stream": _GENERATE._replace(form_of="generate"),
-    "complete": _GENERATE._replace(form_of="generate"),
-    "continuations": _GENERATE._replace(form_of="generate"),
-    "generate_ids": _GENERATE._replace(form_of="generate"),
-    "session": _GENERATE._replace(form_of="generate"),
+    "stream": _GENERATE._replace(variant_of="generate"),
+    "complete": _GENERATE._replace(variant_of="generate"),
+    "continuations": _GENERATE._replace(variant_of="generate"),
+    "generate_ids": _GENERATE._replace(variant_of="generate"),
+    "session": _GENERATE._replace(variant_of="generate"),
     "prompt_ids": Verb("encode a prompt", "use a text model", "generate"),
-    "chat_stream": _CHAT._replace(form_of="chat"),
-    "talk": _CHAT._replace(form_of="chat"),
-    "transcriber": _TRANSCRIBE._replace(form_of="transcribe"),
+    "chat_stream": _CHAT._replace(variant_of="chat"),
+    "talk": _CHAT._replace(variant_of="chat"),
+    "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
 }
-_LOOKS_INSIDE = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
-_INSTEAD = (  # models with a better alternative
+_INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
+_ALTERNATIVES = (  # models with a better alternative
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
     ("look", kinds.is_text, "use attention"),
 )
@@ -85,44 +85,48 @@ def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], 
 
     @wraps(method)
     def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
-        with border():
+        with api_boundary():
             return predictor(model, method.__name__)(model, *args, **kwargs)
 
     return call
 
 
-def predictor(model: Handle, name: str) -> Callable[..., Any]:
+def predictor(model: ModelHandle, name: str) -> Callable[..., Any]:
     """The function that implements a verb for a model; imports its domain. Raises UserError for unsupported verbs."""
-    if model.recipe is not None and name in _OF_RUNS:
-        return getattr(import_module(_OF_RUNS[name]), name)
-    for serves in domains.verbs()[name]:
-        if getattr(kinds, serves.question)(model.module):
-            return getattr(import_module(serves.module), name)
-    raise _refusal(model, name)
+    if model.recipe is not None and name in _RUN_VERBS:
+        return getattr(import_module(_RUN_VERBS[name]), name)
+    for predicate in domains.verbs()[name]:
+        if getattr(kinds, predicate.predicate)(model.module):
+            return getattr(import_module(predicate.module), name)
+    raise _unsupported_error(model, name)
 
 
-def verbs(model: ModelConfig, usage: Usage, run: bool) -> list[str]:
+def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
     """The verbs of a model by its configuration, its usage and whether it is a run, without variants."""
-    found = []
-    for name, known in VERBS.items():
-        serving = domains.verbs()[name]
-        of_run = run and name in _OF_RUNS
-        served = of_run or any(getattr(kinds, each.question)(model) for each in serving)
-        if known.form_of is None and served and (name != "chat" or usage.template is not None):
-            found.append(name)
-    return found
+    supported = []
+    for name, entry in VERBS.items():
+        predicates = domains.verbs()[name]
+        is_run_verb = is_run and name in _RUN_VERBS
+        is_supported = is_run_verb or any(getattr(kinds, predicate.predicate)(model) for predicate in predicates)
+        if entry.variant_of is None and is_supported and (name != "chat" or usage.template is not None):
+            supported.append(name)
+    return supported
 
 
-def _refusal(model: Handle, name: str) -> UserError:
+def _unsupported_error(model: ModelHandle, name: str) -> UserError:
     """The error for an unsupported verb: the kind of model, and alternatives."""
-    config, asked = model.module.config, VERBS[name]
+    config, entry = model.module.config, VERBS[name]
     known = verbs(config, model.usage, model.recipe is not None)
-    others = [each for each in known if each not in _LOOKS_INSIDE][:_MOST] or known[:_MOST]
-    remedy = next((said for verb, question, said in _INSTEAD if verb == name and question(config)), None)
+    other_verbs = [other_verb for other_verb in known if other_verb not in _INTROSPECTION][:_MAX_VERBS] or known[
+        :_MAX_VERBS
+    ]
+    remedy = next(
+        (alternative for verb, question, alternative in _ALTERNATIVES if verb == name and question(config)), None
+    )
     if remedy is None:
-        remedy = f"use {_either(others)} with it, or {asked.remedy}" if others else asked.remedy
-    return UserError(f"{model.directory} is {kinds.kind_of(config)}, which cannot {asked.does}; {remedy}")
+        remedy = f"use {_join_with_or(other_verbs)} with it, or {entry.remedy}" if other_verbs else entry.remedy
+    return UserError(f"{model.directory} is {kinds.kind_of(config)}, which cannot {entry.description}; {remedy}")
 
 
-def _either(names: list[str]) -> str:
+def _join_with_or(names: list[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

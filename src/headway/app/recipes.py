@@ -12,25 +12,25 @@ from typing import Any
 from headway import domains
 from headway.app.runs import read_recipe
 from headway.config import override
-from headway.domains import homes, scale_of
 from headway.domains import recipe as find_recipe
+from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
-from headway.evaluation import check_asked, listed, open_task
 from headway.formats.hub import find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
-from headway.in_memory import Paths
+from headway.in_memory_data import Paths
 from headway.learn import Recipe, Task
 from headway.learn.adapters import LoRAConfig
+from headway.learn.fine_tuning import copy_start_files, open_start, tuning_optimizer
 from headway.learn.run import RunDirectory
-from headway.learn.scale import shape_of
-from headway.learn.start import lay_out, open_start, rates
+from headway.learn.scaling import shape_of
+from headway.model_evaluation import check_hub_data, open_task, path_list
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
-from headway.received import HUB, place_of
+from headway.safe_io import HUB_PREFIX, user_path
 
 
-def configured(
+def configure_recipe(
     recipe: str | Path | Recipe,
     data: Paths | None,
     settings: Mapping[str, Any] | None,
@@ -44,52 +44,54 @@ def configured(
     path of a preset, recipe or run, whose architecture is then used with new weights. `lora` is the rank of an
     adapter. With a `start`, a generic recipe requested by name gets the learning rates for fine-tuning.
     """
-    found = named(recipe)
-    for given in (start, *(settings or {}).values()):
-        if isinstance(given, str) and given.startswith(HUB):
-            find_folder(given)  # download what the user named now; later the recipe finds it locally
+    configured = load_recipe(recipe)
+    for argument in (start, *(settings or {}).values()):
+        if isinstance(argument, str) and argument.startswith(HUB_PREFIX):
+            find_folder(argument)  # download what the user named now; later the recipe finds it locally
     if start is not None:
         find_folder(start)
-        found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
+        configured = replace(configured, start=_absolute(start), model=open_start(_absolute(start)).model.config)
     if lora is not None:
-        known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
-        found = replace(found, adapter=replace(known, rank=lora))
+        lora_config = configured.adapter if isinstance(configured.adapter, LoRAConfig) else LoRAConfig()
+        configured = replace(configured, adapter=replace(lora_config, rank=lora))
     scale = scale_of(recipe) if isinstance(recipe, str) else None
     if start is not None and scale is not None:
-        found = override(found, rates(shape_of(found.model)[0], found.adapter, scale.tuning))
-    found = _set(found, settings or {})
+        configured = override(
+            configured, tuning_optimizer(shape_of(configured.model)[0], configured.adapter, scale.tuning_lr_factor)
+        )
+    configured = _apply_settings(configured, settings or {})
     if seed is not None:
-        found = override(found, {"train.seed": seed})
+        configured = override(configured, {"train.seed": seed})
     if data is not None:
-        found = replace(found, data=tuple(_absolute(path) for path in listed(data)))
-    elif isinstance(recipe, (str, Path)) and _is_file(recipe):
-        check_asked(found.data, str(recipe))
-    if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
-        raise UserError(f"recipe {found.name!r} has no data; pass your own with --data (data=...)")
-    return found
+        configured = replace(configured, data=tuple(_absolute(path) for path in path_list(data)))
+    elif isinstance(recipe, (str, Path)) and _is_recipe_file(recipe):
+        check_hub_data(configured.data, str(recipe))
+    if not configured.data and not configured.task.generates_data and not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {configured.name!r} has no data; pass your own with --data (data=...)")
+    return configured
 
 
-def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+def _apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """`override`, but `model` may also be the name or path of a preset, recipe or run."""
     model = settings.get("model")
     if not isinstance(model, str):
         return override(recipe, settings)
-    others = {key: value for key, value in settings.items() if key != "model"}
-    return override(replace(recipe, model=find_model(model)), others)
+    other_settings = {key: value for key, value in settings.items() if key != "model"}
+    return override(replace(recipe, model=find_model_config(model)), other_settings)
 
 
-def named(recipe: str | Path | Recipe) -> Recipe:
+def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     """A recipe by its name or the path of its recipe.json."""
     if isinstance(recipe, Recipe):
         return recipe
-    return read_recipe(Path(recipe)) if _is_file(recipe) else find_recipe(str(recipe))
+    return read_recipe(Path(recipe)) if _is_recipe_file(recipe) else find_recipe(str(recipe))
 
 
-def _is_file(recipe: str | Path) -> bool:
-    return Path(recipe).suffix == ".json" and str(recipe) not in homes()
+def _is_recipe_file(recipe: str | Path) -> bool:
+    return Path(recipe).suffix == ".json" and str(recipe) not in recipe_domains()
 
 
-def recorded(
+def load_recorded_recipe(
     directory: Path,
     name: str,
     data: Paths | None,
@@ -102,35 +104,39 @@ def recorded(
 
     The start is not opened: a run that has started no longer needs it.
     """
-    found = read_recipe(RunDirectory(directory).recipe)
-    if found.name != name:
-        raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
+    recorded_recipe = read_recipe(RunDirectory(directory).recipe)
+    if recorded_recipe.name != name:
+        raise UserError(
+            f"{directory} is a run of recipe {recorded_recipe.name!r}, not {name!r}; choose another with --run"
+        )
     for key in ("steps", "evaluate_every"):  # the trainer would accept these where minutes chose them
-        wanted, own = (settings or {}).get(f"train.{key}"), getattr(found.train, key)
-        if wanted is not None and wanted != own:
+        wanted, recorded_value = (settings or {}).get(f"train.{key}"), getattr(recorded_recipe.train, key)
+        if wanted is not None and wanted != recorded_value:
             raise UserError(
-                f"{directory} was started with train.{key} {own}, not {wanted}; remove the setting to resume"
+                f"{directory} was started with train.{key} {recorded_value}, not {wanted}; remove the setting to resume"
             )
-    if start is not None and os.path.abspath(start) != found.start:
-        found = replace(found, start=_absolute(start))
-    return configured(found, data, _still(found, named(name), settings or {}), seed, lora=lora)
+    if start is not None and os.path.abspath(start) != recorded_recipe.start:
+        recorded_recipe = replace(recorded_recipe, start=_absolute(start))
+    return configure_recipe(
+        recorded_recipe, data, _applicable_settings(recorded_recipe, load_recipe(name), settings or {}), seed, lora=lora
+    )
 
 
-def _still(found: Recipe, before: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _applicable_settings(recipe: Recipe, original: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings that still apply to a recipe made from `original`: in `model.heads=2 model.mixer=lstm`, the second
     setting replaces the mixer that the first one set. Raises ConfigError if they never applied together.
     """
     try:
-        _set(found, settings)
+        _apply_settings(recipe, settings)
     except ConfigError:
-        _set(before, settings)
-        return {key: value for key, value in settings.items() if _applies(found, key, value)}
+        _apply_settings(original, settings)
+        return {key: value for key, value in settings.items() if _applies(recipe, key, value)}
     return settings
 
 
 def _applies(recipe: Recipe, key: str, value: Any) -> bool:
     try:
-        _set(recipe, {key: value})
+        _apply_settings(recipe, {key: value})
     except ConfigError:
         return False
     return True
@@ -141,7 +147,7 @@ def _absolute(path: str | Path) -> str:
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
 
 
-def begin_task(recipe: Recipe, directory: Path) -> Task:
+def open_new_task(recipe: Recipe, directory: Path) -> Task:
     """`open_task` for a new run in `directory`, with the tokenizer of the model that it starts from.
 
     The tokenizer is copied to a temporary workspace, so a recipe that cannot be trained leaves no files; the trainer
@@ -150,33 +156,33 @@ def begin_task(recipe: Recipe, directory: Path) -> Task:
     if recipe.start is None:
         return open_task(recipe, directory)
     with TemporaryDirectory() as workspace:
-        lay_out(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.beside)
+        copy_start_files(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.extra_files)
         return open_task(recipe, Path(workspace))
 
 
-def find_model(name: str) -> ModelConfig:
+def find_model_config(name: str) -> ModelConfig:
     """The model of a recipe, a preset, a recipe.json, a run directory or a published model."""
     if name in PRESETS:
         return preset(name)
-    if name in homes():
+    if name in recipe_domains():
         return find_recipe(name).model
-    path = place_of(name)
+    path = user_path(name)
     if path.suffix == ".json":
         return read_recipe(path).model
-    place = RunDirectory(path)
-    if place.exists():
-        place.read_status()
-        return read_recipe(place.recipe).model
+    run_directory = RunDirectory(path)
+    if run_directory.exists():
+        run_directory.read_status()
+        return read_recipe(run_directory.recipe).model
     published = find_folder(name)
     if published.exists():
         return open_config(published)
-    raise UserError(f"{name!r} is not a recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
+    raise UserError(f"{name!r} is not a recipe, preset, run or model; {nearest(name, [*recipe_domains(), *PRESETS])}")
 
 
 def find_usage(name: str) -> tuple[Usage, bool]:
     """The usage of what `find_model_config` finds, as far as it is known without weights, and whether it is a run."""
-    path = place_of(name)
-    if name in PRESETS or name in homes() or path.suffix == ".json":
+    path = user_path(name)
+    if name in PRESETS or name in recipe_domains() or path.suffix == ".json":
         return Usage(), False
     if RunDirectory(path).exists():
         return read_usage(path), True
@@ -190,8 +196,8 @@ def recipes() -> list[dict[str, Any]]:
             "name": recipe.name,
             "domain": recipe.domain,
             "parameters": describe(recipe.model)["parameters"],
-            "data": ", ".join(recipe.data) or ("generated" if recipe.task.makes_data else "yours (--data)"),
-            "makes_data": recipe.task.makes_data,
+            "data": ", ".join(recipe.data) or ("generated" if recipe.task.generates_data else "yours (--data)"),
+            "makes_data": recipe.task.generates_data,
             "expected": recipe.expected,
             "description": recipe.description,
         }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from headway.errors import UserError, nearest
-from headway.received import opened, shown
+from headway.safe_io import format_path, open_file
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -32,12 +32,12 @@ T = TypeVar("T")
 Texts = Iterable[str]
 Fields = Mapping[str, Any]
 
-KEY = "HEADWAY_API_KEY"  # the environment variable with the default key
-_SECONDS = 600.0  # timeout without any data
-_ANSWER = 1 << 29  # most bytes of a response
-_EVENT = 1 << 22  # most bytes of a streamed event
-_REFUSAL = 1 << 16  # most bytes of an error
-_FILE = 1 << 30  # most bytes of an image or a sound
+KEY_VARIABLE = "HEADWAY_API_KEY"  # the environment variable with the default key
+_TIMEOUT = 600.0  # timeout without any data
+_MAX_RESPONSE = 1 << 29  # most bytes of a response
+_MAX_EVENT = 1 << 22  # most bytes of a streamed event
+_MAX_ERROR = 1 << 16  # most bytes of an error
+_MAX_FILE = 1 << 30  # most bytes of an image or a sound
 
 
 def connect(url: str, api_key: str | None = None, model: str | None = None) -> RemoteModel:
@@ -48,14 +48,19 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
     Raises UserError if the server does not answer or refuses the key, and for an unknown model.
     """
-    server = _Remote(url, api_key or os.environ.get(KEY))
-    known = server.asked("GET", "/v1/models", None, lambda said: {each["id"]: _Known.of(each) for each in said["data"]})
-    if model is None and len(known) != 1:
-        raise UserError(f"{url} has {len(known)} models; pass the name of one: {', '.join(sorted(known)[:100])}")
-    name = next(iter(known)) if model is None else model
-    if name not in known:
-        raise UserError(f"{url} has no model {name[:100]!r}; {nearest(name, known)}")
-    return RemoteModel(server, known[name])
+    server = _Server(url, api_key or os.environ.get(KEY_VARIABLE))
+    models = server.request(
+        "GET",
+        "/v1/models",
+        None,
+        lambda response: {entry["id"]: _ModelInfo.from_json(entry) for entry in response["data"]},
+    )
+    if model is None and len(models) != 1:
+        raise UserError(f"{url} has {len(models)} models; pass the name of one: {', '.join(sorted(models)[:100])}")
+    name = next(iter(models)) if model is None else model
+    if name not in models:
+        raise UserError(f"{url} has no model {name[:100]!r}; {nearest(name, models)}")
+    return RemoteModel(server, models[name])
 
 
 class RemoteModel:
@@ -67,11 +72,11 @@ class RemoteModel:
     the kinds of its inputs: texts, images, sounds.
     """
 
-    def __init__(self, server: _Remote, known: _Known) -> None:
+    def __init__(self, server: _Server, info: _ModelInfo) -> None:
         self._server = server
-        self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = known
+        self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = info
         self.thresholds: dict[str, float] = {}  # set by `classify`; see `headway.Model.thresholds`
-        self.beyond: list[str] = []  # always empty; the server logs unexpected inputs
+        self.unexpected: list[str] = []  # always empty; the server logs unexpected inputs
 
     def generate(
         self,
@@ -89,9 +94,9 @@ class RemoteModel:
         prompts = prompt if isinstance(prompt, str) else list(prompt)
         if not prompts and isinstance(prompts, list):
             return []
-        asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        texts = self._asked("/v1/completions", {"prompt": prompts, **asked}, _texts)
-        return texts[0] if isinstance(prompts, str) else texts
+        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
+        completions = self._request("/v1/completions", {"prompt": prompts, **sampling}, _completion_texts)
+        return completions[0] if isinstance(prompts, str) else completions
 
     def stream(
         self,
@@ -106,8 +111,8 @@ class RemoteModel:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Stream the continuation of a prompt in chunks. The arguments are those of `generate`."""
-        asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        return self._streamed("/v1/completions", {"prompt": prompt, **asked}, lambda choice: choice["text"])
+        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
+        return self._stream("/v1/completions", {"prompt": prompt, **sampling}, lambda choice: choice["text"])
 
     def chat(
         self,
@@ -132,10 +137,10 @@ class RemoteModel:
         seed: int | None = None,
     ) -> Iterator[str]:
         """`chat`, streamed in chunks."""
-        told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        read = lambda choice: choice["delta"].get("content", "")  # noqa: E731
-        return self._streamed("/v1/chat/completions", {"messages": told, **asked}, read)
+        message_list = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
+        parse = lambda choice: choice["delta"].get("content", "")  # noqa: E731
+        return self._stream("/v1/chat/completions", {"messages": message_list, **sampling}, parse)
 
     def embed(
         self, items: str | Path | Iterable[str | Path], truncate: bool = False
@@ -144,18 +149,18 @@ class RemoteModel:
         import numpy as np
         import torch
 
-        many, one = _listed(items)
-        given = [self._image(item) if self._is_image(item) else str(item) for item in many]
-        if not given:
+        many, is_single = _as_list(items)
+        encoded = [self._encode_image(item) if self._is_image(item) else str(item) for item in many]
+        if not encoded:
             return torch.empty(0)
 
-        def read(said: Any) -> Tensor:
-            raw = b"".join(base64.b64decode(each["embedding"]) for each in said["data"])
-            return torch.from_numpy(np.frombuffer(raw, "<f4").reshape(len(given), -1).astype(np.float32))
+        def parse(response: Any) -> Tensor:
+            vector_bytes = b"".join(base64.b64decode(entry["embedding"]) for entry in response["data"])
+            return torch.from_numpy(np.frombuffer(vector_bytes, "<f4").reshape(len(encoded), -1).astype(np.float32))
 
-        asked = {"input": given, "encoding_format": "base64", "truncate": truncate}
-        vectors = self._asked("/v1/embeddings", asked, read)
-        return vectors[0] if one else vectors
+        fields = {"input": encoded, "encoding_format": "base64", "truncate": truncate}
+        vectors = self._request("/v1/embeddings", fields, parse)
+        return vectors[0] if is_single else vectors
 
     def classify(
         self, items: str | Path | tuple[str, str] | Iterable[str | Path | tuple[str, str]], truncate: bool = False
@@ -164,14 +169,14 @@ class RemoteModel:
         sound file, or for each of several. A regression model returns its prediction as "value". For a multi-label
         model this sets `thresholds`, the minimum probability for predicting each label.
         """
-        pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
-        many, one = ([items], True) if pair else _listed(items)
-        given = [self._sent(item) for item in many]
-        if not given:
+        is_pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
+        many, is_single = ([items], True) if is_pair else _as_list(items)
+        encoded = [self._encode_item(item) for item in many]
+        if not encoded:
             return []
-        said = self._asked("/v1/classify", {"items": given, "truncate": truncate}, lambda said: said)
-        self.thresholds = said.get("thresholds", {})
-        return said["result"][0] if one else said["result"]
+        response = self._request("/v1/classify", {"items": encoded, "truncate": truncate}, lambda response: response)
+        self.thresholds = response.get("thresholds", {})
+        return response["result"][0] if is_single else response["result"]
 
     def rerank(
         self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
@@ -179,36 +184,38 @@ class RemoteModel:
         """Rank documents by their relevance to a query, most relevant first; see `headway.Model.rerank`."""
         from headway.domains.understanding import RankedDocument
 
-        many = _listed(documents)[0]
+        many = _as_list(documents)[0]
         if not many:
             return []
 
-        def read(said: Fields) -> list[RankedDocument]:
-            places = [(one["index"], one["relevance_score"]) for one in said["results"]]
-            return [RankedDocument(index, score, many[index]) for index, score in places]
+        def parse(response: Fields) -> list[RankedDocument]:
+            scores = [(entry["index"], entry["relevance_score"]) for entry in response["results"]]
+            return [RankedDocument(index, score, many[index]) for index, score in scores]
 
-        asked = {"query": query, "documents": many, "truncate": truncate}
-        return self._asked("/v1/rerank", asked if top_n is None else {**asked, "top_n": top_n}, read)
+        fields = {"query": query, "documents": many, "truncate": truncate}
+        return self._request("/v1/rerank", fields if top_n is None else {**fields, "top_n": top_n}, parse)
 
     def tag(self, texts: str | Iterable[str | Texts], truncate: bool = False) -> TaggedWords | list[TaggedWords]:
         """The words, tags and entities of a text, or of each of several."""
         from headway.domains.understanding import TaggedWords
         from headway.metrics import EntitySpan
 
-        def read(said: Fields) -> TaggedWords:
-            return TaggedWords(said["words"], said["tags"], [EntitySpan(**span) for span in said["entities"]])
+        def parse(response: Fields) -> TaggedWords:
+            return TaggedWords(
+                response["words"], response["tags"], [EntitySpan(**span) for span in response["entities"]]
+            )
 
-        many, one = _listed(texts)
-        given = [text if isinstance(text, str) else list(text) for text in many]
-        return self._answers("tag", "texts", given, one, read, truncate=truncate)
+        many, is_single = _as_list(texts)
+        encoded = [text if isinstance(text, str) else list(text) for text in many]
+        return self._request_each("tag", "texts", encoded, is_single, parse, truncate=truncate)
 
     def fill(self, text: str | Texts, top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
         """The `top` most probable tokens for each mask of a text, or of each of several texts."""
         from headway.domains.masked import Candidate
 
-        many, one = _listed(text)
-        read = lambda masks: [[Candidate(**each) for each in mask] for mask in masks]  # noqa: E731
-        return self._answers("fill", "text", many, one, read, top=top)
+        many, is_single = _as_list(text)
+        parse = lambda masks: [[Candidate(**candidate) for candidate in mask] for mask in masks]  # noqa: E731
+        return self._request_each("fill", "text", many, is_single, parse, top=top)
 
     def translate(
         self,
@@ -221,11 +228,11 @@ class RemoteModel:
         scores: bool = False,
     ) -> Any:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line."""
-        many, one = _listed(lines)
+        many, is_single = _as_list(lines)
         search = {"beam": beam, "length_penalty": length_penalty, "n_best": n_best}
-        read = lambda found: [(text, score) for text, score in found] if scores else found  # noqa: E731
-        how = {**search, "temperature": temperature, "seed": seed, "scores": scores or None}
-        return self._answers("translate", "lines", many, one, read, **how)
+        parse = lambda pairs: [(text, score) for text, score in pairs] if scores else pairs  # noqa: E731
+        fields = {**search, "temperature": temperature, "seed": seed, "scores": scores or None}
+        return self._request_each("translate", "lines", many, is_single, parse, **fields)
 
     def caption(
         self,
@@ -235,10 +242,10 @@ class RemoteModel:
         n_best: int | None = None,
     ) -> str | list[str] | list[list[str]]:
         """Caption an image file, or each of several; with `n_best`, return a list of the best captions per image."""
-        many, one = _listed(images)
-        given = [self._image(image) for image in many]
-        return self._answers(
-            "caption", "images", given, one, beam=beam, length_penalty=length_penalty, n_best=n_best
+        many, is_single = _as_list(images)
+        encoded = [self._encode_image(image) for image in many]
+        return self._request_each(
+            "caption", "images", encoded, is_single, beam=beam, length_penalty=length_penalty, n_best=n_best
         )  # fmt: skip
 
     def match(
@@ -253,19 +260,24 @@ class RemoteModel:
 
         from headway.domains.image_text import Matches
 
-        (seen, one), said = _listed(images), texts if isinstance(texts, str) else list(texts)
-        sent = [self._image(image) for image in seen]
-        forms = templates if isinstance(templates, str) else list(templates)
-        asked = {"images": sent[0] if one else sent, "texts": said, "templates": forms, "truncate": truncate}
-        read = lambda said: Matches(*(torch.tensor(said["result"][name]) for name in Matches._fields))  # noqa: E731
-        return self._asked("/v1/match", asked, read)
+        (image_list, is_single), text_list = _as_list(images), texts if isinstance(texts, str) else list(texts)
+        encoded = [self._encode_image(image) for image in image_list]
+        template_list = templates if isinstance(templates, str) else list(templates)
+        fields = {
+            "images": encoded[0] if is_single else encoded,
+            "texts": text_list,
+            "templates": template_list,
+            "truncate": truncate,
+        }
+        parse = lambda text_list: Matches(*(torch.tensor(text_list["result"][name]) for name in Matches._fields))  # noqa: E731
+        return self._request("/v1/match", fields, parse)
 
     def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
         """The log probability of each token of a text, or of each of several, in nats."""
-        asked = {"texts": texts if isinstance(texts, str) else list(texts)}
+        fields = {"texts": texts if isinstance(texts, str) else list(texts)}
         if sources is not None:
-            asked["sources"] = sources if isinstance(sources, str) else list(sources)
-        return self._asked("/v1/score", asked, lambda said: said["result"])
+            fields["sources"] = sources if isinstance(sources, str) else list(sources)
+        return self._request("/v1/score", fields, lambda response: response["result"])
 
     def transcribe(
         self,
@@ -278,54 +290,54 @@ class RemoteModel:
         """Transcribe a sound file, or each of several, with timestamps; see `headway.Model.transcribe`."""
         if task not in ("transcribe", "translate"):
             raise UserError(f"unknown task {task!r}; use transcribe or translate")
-        form = [("model", self.name), ("response_format", "verbose_json"), ("prompt", prompt)]
-        form += [("timestamp_granularities[]", "segment")] + [("timestamp_granularities[]", "word")] * words
+        form_fields = [("model", self.name), ("response_format", "verbose_json"), ("prompt", prompt)]
+        form_fields += [("timestamp_granularities[]", "segment")] + [("timestamp_granularities[]", "word")] * words
         path = "/v1/audio/transcriptions" if task == "transcribe" else "/v1/audio/translations"
         if language is not None:
-            form.append(("language", language))
-        many, one = _listed(sound)
-        found = [self._server.sent(path, form, Path(file), _transcription) for file in many]
-        return found[0] if one else found
+            form_fields.append(("language", language))
+        many, is_single = _as_list(sound)
+        transcriptions = [self._server.upload(path, form_fields, Path(file), _parse_transcription) for file in many]
+        return transcriptions[0] if is_single else transcriptions
 
-    def _answers(
+    def _request_each(
         self,
         verb: str,
         field: str,
-        given: Sequence[Any],
-        one: bool,
-        read: Callable[[Any], Any] = lambda said: said,
+        items: Sequence[Any],
+        is_single: bool,
+        parse: Callable[[Any], Any] = lambda said: said,
         **settings: object,
     ) -> Any:
         """The result of a verb for each item, parsed from JSON by `parse`."""
-        if not given:
+        if not items:
             return []
-        asked = {name: value for name, value in settings.items() if value is not None}
-        found = self._asked(
-            f"/v1/{verb}", {field: list(given), **asked}, lambda said: [read(each) for each in said["result"]]
+        fields = {name: value for name, value in settings.items() if value is not None}
+        results = self._request(
+            f"/v1/{verb}", {field: list(items), **fields}, lambda response: [parse(item) for item in response["result"]]
         )
-        return found[0] if one else found
+        return results[0] if is_single else results
 
-    def _asked(self, path: str, body: Fields, read: Callable[[Any], T]) -> T:
-        return self._server.asked("POST", path, {"model": self.name, **body}, read)
+    def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
+        return self._server.request("POST", path, {"model": self.name, **body}, parse)
 
-    def _streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
+    def _stream(self, path: str, body: Fields, parse: Callable[[Any], str]) -> Iterator[str]:
         """The chunks of text that `parse` extracts from the choices of each event."""
-        return self._server.streamed(path, {"model": self.name, **body, "stream": True}, read)
+        return self._server.stream(path, {"model": self.name, **body, "stream": True}, parse)
 
     def _is_image(self, item: object) -> bool:
         """Whether an item is an image; for models of texts and images, a string that is a path is the file."""
         return "images" in self.reads and ("texts" not in self.reads or Path(str(item)).is_file())
 
-    def _image(self, item: object) -> str:
+    def _encode_image(self, item: object) -> str:
         return _data_url(Path(str(item)), "image")
 
-    def _sent(self, item: Any) -> Any:
+    def _encode_item(self, item: Any) -> Any:
         if "texts" in self.reads:
             return list(item) if isinstance(item, tuple) else item
-        return self._image(item) if "images" in self.reads else _data_url(Path(str(item)), "audio")
+        return self._encode_image(item) if "images" in self.reads else _data_url(Path(str(item)), "audio")
 
 
-class _Known(NamedTuple):
+class _ModelInfo(NamedTuple):
     """A server's description of a model."""
 
     name: str
@@ -336,11 +348,11 @@ class _Known(NamedTuple):
     parameters: int
 
     @classmethod
-    def of(cls, said: Fields) -> _Known:
-        return cls(said["id"], *(said[name] for name in cls._fields[1:]))
+    def from_json(cls, response: Fields) -> _ModelInfo:
+        return cls(response["id"], *(response[name] for name in cls._fields[1:]))
 
 
-class _Remote:
+class _Server:
     """Requests to one server, each on its own connection, so threads can share it."""
 
     def __init__(self, url: str, key: str | None) -> None:
@@ -348,76 +360,80 @@ class _Remote:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise UserError(f"{shown(url)!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from None
+            raise UserError(
+                f"{format_path(url)!r} is not a URL ({error}); use one such as http://127.0.0.1:8000"
+            ) from None
         if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.username:
-            raise UserError(f"{shown(url)!r} is not the URL of a server; use one such as http://127.0.0.1:8000")
+            raise UserError(f"{format_path(url)!r} is not the URL of a server; use one such as http://127.0.0.1:8000")
         self._url, self._base = url, quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%")
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         if key is not None and not (key.isascii() and key.isprintable()):
             raise UserError("the API key contains characters that a header cannot have; check it")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
-    def asked(self, method: str, path: str, body: Fields | None, read: Callable[[Any], T]) -> T:
+    def request(self, method: str, path: str, body: Fields | None, parse: Callable[[Any], T]) -> T:
         """Send a request, and parse the JSON response."""
-        raw = None if body is None else json.dumps(body).encode()
-        return self._whole(self._answer(method, path, raw, "application/json"), read)
+        encoded = None if body is None else json.dumps(body).encode()
+        return self._read_json(self._send(method, path, encoded, "application/json"), parse)
 
-    def sent(self, path: str, form: Sequence[tuple[str, str]], file: Path, read: Callable[[Any], T]) -> T:
+    def upload(self, path: str, form_fields: Sequence[tuple[str, str]], file: Path, parse: Callable[[Any], T]) -> T:
         """Upload a form with a file, and parse the JSON response."""
-        mark = secrets.token_hex(16)
-        parts = [f'--{mark}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in form]
-        name = "".join(each if each.isalnum() or each in "-_. " else "_" for each in file.name)
-        head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
-        raw = "".join((*parts, head, "Content-Type: application/octet-stream\r\n\r\n")).encode() + _read(file)
-        raw += f"\r\n--{mark}--\r\n".encode()
-        return self._whole(self._answer("POST", path, raw, f"multipart/form-data; boundary={mark}"), read)
+        boundary = secrets.token_hex(16)
+        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in form_fields]
+        name = "".join(character if character.isalnum() or character in "-_. " else "_" for character in file.name)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        raw = "".join((*parts, head, "Content-Type: application/octet-stream\r\n\r\n")).encode() + _read_file(file)
+        raw += f"\r\n--{boundary}--\r\n".encode()
+        return self._read_json(self._send("POST", path, raw, f"multipart/form-data; boundary={boundary}"), parse)
 
-    def streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
+    def stream(self, path: str, body: Fields, parse: Callable[[Any], str]) -> Iterator[str]:
         """Stream what `parse` extracts from each choice of the response's events. A refused request raises here, before
         the first event.
         """
-        return self._parts(self._answer("POST", path, json.dumps(body).encode(), "application/json"), read)
+        return self._read_events(self._send("POST", path, json.dumps(body).encode(), "application/json"), parse)
 
-    def _parts(self, answer: HTTPResponse, read: Callable[[Any], str]) -> Iterator[str]:
-        with answer, self._telling():
-            while line := answer.readline(_EVENT):
+    def _read_events(self, response: HTTPResponse, parse: Callable[[Any], str]) -> Iterator[str]:
+        with response, self._user_errors():
+            while line := response.readline(_MAX_EVENT):
                 name, _, data = line.decode().strip().partition(": ")
                 if name != "data":
                     continue
                 if data == "[DONE]":
                     return
-                part = json.loads(data)
-                if "error" in part:
-                    raise UserError(str(part["error"]["message"]))
-                yield from filter(None, map(read, part["choices"]))
+                event = json.loads(data)
+                if "error" in event:
+                    raise UserError(str(event["error"]["message"]))
+                yield from filter(None, map(parse, event["choices"]))
         raise UserError(f"the response of {self._url} is incomplete; try again")
 
-    def _whole(self, answer: HTTPResponse, read: Callable[[Any], T]) -> T:
-        with answer, self._telling():
-            raw = answer.read(_ANSWER + 1)
-            if len(raw) > _ANSWER:
-                raise UserError(f"the response of {self._url} has more than {_ANSWER:,} bytes; request less at once")
-            return read(json.loads(raw))
+    def _read_json(self, response: HTTPResponse, parse: Callable[[Any], T]) -> T:
+        with response, self._user_errors():
+            raw = response.read(_MAX_RESPONSE + 1)
+            if len(raw) > _MAX_RESPONSE:
+                raise UserError(
+                    f"the response of {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
+                )
+            return parse(json.loads(raw))
 
-    def _answer(self, method: str, path: str, body: bytes | None, kind: str) -> HTTPResponse:
+    def _send(self, method: str, path: str, body: bytes | None, content_type: str) -> HTTPResponse:
         """A successful response, which closes its connection when it is closed."""
-        connection = self._connection(self._host, self._port, timeout=_SECONDS)
-        headers = {**self._headers, "Connection": "close", **({} if body is None else {"Content-Type": kind})}
-        with self._telling():
+        connection = self._connection(self._host, self._port, timeout=_TIMEOUT)
+        headers = {**self._headers, "Connection": "close", **({} if body is None else {"Content-Type": content_type})}
+        with self._user_errors():
             connection.request(method, self._base + path, body, headers)
-            answer = connection.getresponse()
-        if answer.status == 200:
-            return answer
-        with answer, self._telling():
-            raw = answer.read(_REFUSAL)
+            response = connection.getresponse()
+        if response.status == 200:
+            return response
+        with response, self._user_errors():
+            raw = response.read(_MAX_ERROR)
         try:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self._url} answers with status {answer.status}; pass the URL of a headway server"
+            message = f"{self._url} answers with status {response.status}; pass the URL of a headway server"
         raise UserError(message)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _user_errors(self) -> Iterator[None]:
         """Turn errors of the connection or the response into UserErrors."""
         try:
             yield
@@ -432,7 +448,7 @@ class _Remote:
             ) from None
 
 
-def _writing(
+def _sampling_fields(
     max_new_tokens: int,
     temperature: float,
     top_k: int | None,
@@ -443,7 +459,7 @@ def _writing(
     seed: int | None,
 ) -> dict[str, Any]:
     """The sampling settings as request fields, without those left to the server."""
-    found = {
+    fields = {
         "max_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -453,46 +469,48 @@ def _writing(
         "stop": stop if isinstance(stop, str) else list(stop),
         "seed": seed,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _texts(said: Fields) -> list[str]:
+def _completion_texts(response: Fields) -> list[str]:
     """The texts of a completion response, in order."""
-    return [each["text"] for each in sorted(said["choices"], key=lambda each: each["index"])]
+    return [choice["text"] for choice in sorted(response["choices"], key=lambda choice: choice["index"])]
 
 
-def _listed(given: Any) -> tuple[list[Any], bool]:
+def _as_list(items: Any) -> tuple[list[Any], bool]:
     """The items as a list, and whether the argument was a single item. Raises UserError for other types."""
-    if isinstance(given, (str, Path)):
-        return [given], True
-    if not isinstance(given, Iterable):
-        raise UserError(f"the input is a {type(given).__name__}; pass a text, a file, or a list of these")
-    return list(given), False
+    if isinstance(items, (str, Path)):
+        return [items], True
+    if not isinstance(items, Iterable):
+        raise UserError(f"the input is a {type(items).__name__}; pass a text, a file, or a list of these")
+    return list(items), False
 
 
 def _data_url(file: Path, kind: str) -> str:
-    guessed = mimetypes.guess_type(file.name)[0] or ""
-    named = guessed if guessed.startswith(f"{kind}/") else f"{kind}/octet-stream"
-    return f"data:{named};base64,{base64.b64encode(_read(file)).decode()}"
+    guessed_type = mimetypes.guess_type(file.name)[0] or ""
+    mime_type = guessed_type if guessed_type.startswith(f"{kind}/") else f"{kind}/octet-stream"
+    return f"data:{mime_type};base64,{base64.b64encode(_read_file(file)).decode()}"
 
 
-def _read(file: Path) -> bytes:
+def _read_file(file: Path) -> bytes:
     """The content of a file. Raises UserError unless it is a regular file, and if it is too large for a server."""
-    with opened(file) as stream:
-        raw = stream.read(_FILE + 1)
-    if len(raw) > _FILE:
-        raise UserError(f"{shown(file)} has more than {_FILE:,} bytes; split it into parts")
+    with open_file(file) as stream:
+        raw = stream.read(_MAX_FILE + 1)
+    if len(raw) > _MAX_FILE:
+        raise UserError(f"{format_path(file)} has more than {_MAX_FILE:,} bytes; split it into parts")
     return raw
 
 
-def _transcription(said: Fields) -> Transcription:
+def _parse_transcription(response: Fields) -> Transcription:
     """A transcript with its segments; each has the words that start before its end and after the previous segment."""
     from headway.domains.audio import Segment, Transcription, Word
 
-    words = [Word(each["text"], each["start"], each["end"], each["probability"]) for each in said.get("words") or ()]
+    words = [
+        Word(entry["text"], entry["start"], entry["end"], entry["probability"]) for entry in response.get("words") or ()
+    ]
     segments, names = [], [field.name for field in fields(Segment) if field.name != "words"]
-    for each in said.get("segments") or ():
-        own = [word for word in words if word.start < each["end"]]
-        words = words[len(own) :]
-        segments.append(Segment(**{name: each[name] for name in names}, words=tuple(own)))
-    return Transcription(said["text"], said.get("language"), said["duration"], segments)
+    for entry in response.get("segments") or ():
+        segment_words = [word for word in words if word.start < entry["end"]]
+        words = words[len(segment_words) :]
+        segments.append(Segment(**{name: entry[name] for name in names}, words=tuple(segment_words)))
+    return Transcription(response["text"], response.get("language"), response["duration"], segments)

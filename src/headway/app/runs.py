@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headway.config import elsewhere
+from headway.config import register_lazily
 from headway.domains import tasks
 from headway.learn import Recipe, TaskConfig, read_recipe
 from headway.learn.run import open_recipe
 
-__all__ = ["read_recipe", "recipe_of"]
-elsewhere(TaskConfig, tasks)
+__all__ = ["read_recipe", "recipe_of_run"]
+register_lazily(TaskConfig, tasks)
 
 
-def recipe_of(place: Path) -> Recipe:
+def recipe_of_run(directory: Path) -> Recipe:
     """The recipe of a run that has a model; imports its domain. Raises UserError for a run without a model."""
-    return open_recipe(place)
+    return open_recipe(directory)

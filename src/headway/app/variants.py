@@ -15,13 +15,13 @@ from typing import Any
 
 from headway.config import override, to_dict
 from headway.errors import UserError
-from headway.evaluation import open_task
 from headway.learn import Recipe, Task, TaskConfig
+from headway.model_evaluation import open_task
 from headway.nn.models import ModelConfig, describe
 
 # Different values of these settings change the model size, so sizes cannot be matched.
-_SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
-_COUNTED = 50  # batches to count tokens in
+_SIZE_SETTINGS = ("model.vocab_size", "task.size", "task.codec")
+_NUM_COUNTED = 50  # batches to count tokens in
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Variant:
     width: int | None = None
 
 
-class Tasks:
+class SharedTasks:
     """One task per task config. Its codec is trained once, stored below `directory`, and shared by all variants with
     that config.
     """
@@ -46,11 +46,11 @@ class Tasks:
         self.directory = directory
         self._opened: dict[TaskConfig, tuple[Task, ModelConfig]] = {}
 
-    def of(self, recipe: Recipe) -> Task:
+    def get(self, recipe: Recipe) -> Task:
         """The task of the first recipe with this task config."""
         if recipe.task not in self._opened:
-            place = self.directory / str(len(self._opened) + 1)
-            self._opened[recipe.task] = open_task(recipe, place), recipe.model
+            path = self.directory / str(len(self._opened) + 1)
+            self._opened[recipe.task] = open_task(recipe, path), recipe.model
         return self._opened[recipe.task][0]
 
     def save(self) -> None:
@@ -58,80 +58,80 @@ class Tasks:
         for number, (task, _) in enumerate(self._opened.values(), 1):
             task.save(self.directory / str(number))
 
-    def adapted(self, recipe: Recipe) -> ModelConfig:
+    def adapted_model(self, recipe: Recipe) -> ModelConfig:
         """The model of a recipe as it will be trained.
 
         A task may store properties of the model, so a recipe with another model gets a separate task, opened as
         training will open it.
         """
-        task = self.of(recipe)
+        task = self.get(recipe)
         if recipe.model == self._opened[recipe.task][1]:
             return task.adapt(recipe.model)
-        with self._own(recipe) as own:
-            return own.adapt(recipe.model)
+        with self._separate_task(recipe) as separate_task:
+            return separate_task.adapt(recipe.model)
 
-    def lasting(self, recipe: Recipe, tokens: int) -> Recipe:
+    def with_token_budget(self, recipe: Recipe, tokens: int) -> Recipe:
         """The recipe with enough steps for about `tokens` tokens, estimated from its first training batches."""
-        with self._own(recipe) as own:
-            seen = [batch.tokens for batch in islice(own.batches("train"), _COUNTED)]
-        each = recipe.train.accumulate * sum(seen) / len(seen)
-        steps = max(1, round(tokens / each))
+        with self._separate_task(recipe) as separate_task:
+            token_counts = [batch.tokens for batch in islice(separate_task.batches("train"), _NUM_COUNTED)]
+        tokens_per_step = recipe.train.accumulate * sum(token_counts) / len(token_counts)
+        steps = max(1, round(tokens / tokens_per_step))
         return replace(recipe, train=replace(recipe.train, steps=steps), schedule=recipe.schedule.planned(steps))
 
     @contextmanager
-    def _own(self, recipe: Recipe) -> Iterator[Task]:
+    def _separate_task(self, recipe: Recipe) -> Iterator[Task]:
         """A separate task for a recipe, with the shared codec."""
-        with TemporaryDirectory() as place:
-            self.of(recipe).save(Path(place))
-            own = open_task(recipe, Path(place))
+        with TemporaryDirectory() as workspace:
+            self.get(recipe).save(Path(workspace))
+            task = open_task(recipe, Path(workspace))
             try:
-                yield own
+                yield task
             finally:
-                own.close()
+                task.close()
 
 
 def variants(
-    recipe: Recipe, grid: Mapping[str, Sequence[Any]], adapted: Callable[[Recipe], ModelConfig]
+    recipe: Recipe, grid: Mapping[str, Sequence[Any]], adapt: Callable[[Recipe], ModelConfig]
 ) -> list[Variant]:
     """Every combination of the grid's values, with its size; `adapt` returns the model of a recipe for the data."""
     if not any(len(values) > 1 for values in grid.values()):
         raise UserError("there is only one variant; pass several values, as in --set model.mixer=attention,lstm")
     # Whether the grid itself sets the model size, by a width or another setting that changes it.
-    sized = "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
-    found: list[Variant] = []
+    sets_size = "model.width" in grid or any(len(grid[key]) > 1 for key in _SIZE_SETTINGS if key in grid)
+    all_variants: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
-        name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
+        name = _variant_name({key: value for key, value in settings.items() if len(grid[key]) > 1})
         if not name.strip("."):  # it would be the comparison's folder or its parent
             raise UserError(f"a variant would be named {name!r}; use values with letters or digits")
-        if any(name == other.name for other in found):
+        if any(name == earlier.name for earlier in all_variants):
             raise UserError(f"two variants would be named {name!r}; use values that differ in letters or digits")
-        chosen = override(recipe, settings)
-        model = adapted(chosen)
+        variant_recipe = override(recipe, settings)
+        model = adapt(variant_recipe)
         size = describe(model)["parameters"]
-        matched = None
-        if found and any(key.startswith("model.") for key in grid) and not sized:
-            matched = matching_width(model, found[0].parameters)
-        if matched is not None:
-            chosen = override(chosen, {"model.width": matched})
-            model = override(model, {"width": matched})
+        matched_width = None
+        if all_variants and any(key.startswith("model.") for key in grid) and not sets_size:
+            matched_width = matching_width(model, all_variants[0].parameters)
+        if matched_width is not None:
+            variant_recipe = override(variant_recipe, {"model.width": matched_width})
+            model = override(model, {"width": matched_width})
             size = describe(model)["parameters"]
-        found.append(Variant(name, chosen, model, size, matched))
-    return found
+        all_variants.append(Variant(name, variant_recipe, model, size, matched_width))
+    return all_variants
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
     """The width that brings the number of parameters nearest to `parameters`; None to keep the model's."""
-    own = describe(model)["parameters"]
-    if own == parameters:
+    num_parameters = describe(model)["parameters"]
+    if num_parameters == parameters:
         return None
-    step = _step(to_dict(model))
+    step = _width_multiple(to_dict(model))
 
     def size(width: int) -> int:
         return describe(override(model, {"width": width}))["parameters"]
 
     width = nearest_width(size, parameters, step)
-    return width if abs(size(width) - parameters) < abs(own - parameters) else None
+    return width if abs(size(width) - parameters) < abs(num_parameters - parameters) else None
 
 
 def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) -> int:
@@ -145,11 +145,11 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
     return step * min((low, high), key=lambda n: abs(size(step * n) - parameters))
 
 
-def _step(plain: Any) -> int:
+def _width_multiple(plain: Any) -> int:
     """The number of which the width must be a multiple."""
-    rotary = any(key == "rotary" and item is not None for key, item in _settings(plain))
-    step = math.lcm(*_heads(plain)) * (2 if rotary else 1)  # rotary positions need even heads
-    for key, item in _settings(plain):
+    rotary = any(key == "rotary" and item is not None for key, item in _iter_settings(plain))
+    step = math.lcm(*_head_counts(plain)) * (2 if rotary else 1)  # rotary positions need even heads
+    for key, item in _iter_settings(plain):
         if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
             step = math.lcm(step, 2)
         if (
@@ -159,26 +159,26 @@ def _step(plain: Any) -> int:
     return step
 
 
-def _heads(plain: Any) -> list[int]:
-    return [1, *(item for key, item in _settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
+def _head_counts(plain: Any) -> list[int]:
+    return [1, *(item for key, item in _iter_settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
 
 
-def _settings(plain: Any) -> Iterator[tuple[str, Any]]:
+def _iter_settings(plain: Any) -> Iterator[tuple[str, Any]]:
     """All names and values in plain data, at any depth."""
     inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
     yield from plain.items() if isinstance(plain, Mapping) else ()
     for item in inner:
-        yield from _settings(item)
+        yield from _iter_settings(item)
 
 
-def _name(settings: Mapping[str, Any]) -> str:
+def _variant_name(settings: Mapping[str, Any]) -> str:
     """The single compared value, or all values with the last parts of their keys."""
     if len(settings) == 1:
-        return _text(next(iter(settings.values())))
-    return ",".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in settings.items())
+        return _value_name(next(iter(settings.values())))
+    return ",".join(f"{key.split('.')[-1]}={_value_name(value)}" for key, value in settings.items())
 
 
-def _text(value: Any) -> str:
+def _value_name(value: Any) -> str:
     """A value as part of a folder name."""
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.,:=+-]+", "", text)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from headway.bench.run import Job, answer
+from headway.bench.benchmark import Job, run_job
 
-_NUMBERS = 1 << 27  # half a gigabyte, far more than the caches
+_NUM_FLOATS = 1 << 27  # half a gigabyte, far more than the caches
 _SIZE = 2048
 _REPEATS = 8
 
@@ -18,8 +18,8 @@ def measure(job: Job) -> dict[str, float]:
     """Bytes per second of a plain sum for memory-bound work, otherwise FLOP per second of matrix products."""
     torch.set_num_threads(job.threads)
     if job.kind == "decode":
-        numbers = torch.ones(_NUMBERS)
-        return {"read_bytes_per_second": 4 * _NUMBERS / _fastest(numbers.sum)}
+        floats = torch.ones(_NUM_FLOATS)
+        return {"read_bytes_per_second": 4 * _NUM_FLOATS / _fastest(floats.sum)}
     left, right, out = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE), torch.empty(_SIZE, _SIZE)
     return {"flop_per_second": 2 * _SIZE**3 / _fastest(lambda: torch.mm(left, right, out=out))}
 
@@ -34,4 +34,4 @@ def _fastest(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    answer(measure)
+    run_job(measure)

@@ -85,15 +85,15 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
 
 def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
     """Two one-sided t tests (Schuirmann 1987) of paired differences against -margin and +margin."""
-    found, count = mean(differences), len(differences)
+    interval, count = mean(differences), len(differences)
     if count < 2:
-        return Equivalence(found, margin, math.nan, False)
+        return Equivalence(interval, margin, math.nan, False)
     error = _error(differences)
     if error == 0:
-        p = 0.0 if abs(found.value) < margin else 1.0
+        p = 0.0 if abs(interval.value) < margin else 1.0
     else:
-        p = 1 - student_cdf((margin - abs(found.value)) / error, count - 1)
-    return Equivalence(found, margin, p, p < 1 - CONFIDENCE)
+        p = 1 - student_cdf((margin - abs(interval.value)) / error, count - 1)
+    return Equivalence(interval, margin, p, p < 1 - CONFIDENCE)
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> Interval:
@@ -104,8 +104,8 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> Interval:
     off = x - x.mean()
     spread = float(off @ off)
     middle = float(off @ y) / spread
-    rest = y - y.mean() - middle * off
-    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / spread)
+    residuals = y - y.mean() - middle * off
+    error = math.sqrt(float(residuals @ residuals) / (len(x) - 2) / spread)
     half = student_quantile(0.5 + CONFIDENCE / 2, len(x) - 2) * error
     return Interval(middle, middle - half, middle + half)
 
@@ -146,18 +146,20 @@ class Trials:
     def seeds(self) -> int:
         return len({trial.seed for trial in self.all})
 
-    def of(self, variant: str, name: str) -> list[Any]:
+    def collect(self, variant: str, name: str) -> list[Any]:
         """One value of a variant, per trial; null is NaN."""
-        found = [trial.values[name] for trial in self.all if trial.variant == variant]
-        return [math.nan if value is None else value for value in found]
+        values = [trial.values[name] for trial in self.all if trial.variant == variant]
+        return [math.nan if value is None else value for value in values]
 
-    def at(self, variant: str, name: str, index: int) -> list[float]:
+    def collect_point(self, variant: str, name: str, index: int) -> list[float]:
         """One point of a series, per trial."""
-        return [math.nan if series[index] is None else series[index] for series in self.of(variant, name)]
+        return [math.nan if series[index] is None else series[index] for series in self.collect(variant, name)]
 
     def share(self, variant: str, name: str, index: int | None = None) -> Interval:
         """The mean over seeds of a number from 0 to 1."""
-        return mean(self.of(variant, name) if index is None else self.at(variant, name, index)).within(0, 1)
+        return mean(self.collect(variant, name) if index is None else self.collect_point(variant, name, index)).within(
+            0, 1
+        )
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Claim:
     settings: Any
     variants: Callable[[Any], Sequence[str]]
     measure: Callable[[Any, str, int], Values]
-    judge: Callable[[Any, Trials], Finding]
+    apply_rule: Callable[[Any, Trials], Finding]
     draw: Callable[[Figure, Any, Trials], None]
     seeds: int = 3
     full: Any = None

@@ -18,7 +18,7 @@ from headway.app.variants import nearest_width
 from headway.layout import Layout
 from headway.learn import AdamWConfig, ScheduleConfig, WSDConfig
 from headway.learn.optim import Optimizer
-from headway.nn.kernels import IGNORED, RunSteps, pointwise, unroll
+from headway.nn.kernels import IGNORE_INDEX, RunSteps, pointwise, unroll
 from headway.nn.mixers import (
     AttentionConfig,
     DeltaConfig,
@@ -48,7 +48,7 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.nn.parts.projection import Projection
 
 
-def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> float:
+def measure_seconds(work: Callable[[], Any], min_seconds: float = 0.1, min_runs: int = 3) -> float:
     """The time of `work`: the shortest of at least `min_runs` runs of `min_seconds` in total, after a warm-up run.
 
     Other load on the machine can only lengthen a run, so the shortest is nearest to the cost.
@@ -56,14 +56,14 @@ def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> flo
     work()
     gc.collect()
     times: list[float] = []
-    while len(times) < least or (sum(times) < enough and len(times) < 100):
+    while len(times) < min_runs or (sum(times) < min_seconds and len(times) < 100):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple[float, float]:
+def step_seconds(model: nn.Module, inputs: Tensor, min_seconds: float = 0.1) -> tuple[float, float]:
     """(forward, backward) times of one step; the backward time is that of both passes minus the forward pass."""
 
     def forward() -> Tensor:
@@ -72,29 +72,29 @@ def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple
     def both() -> None:
         forward().backward()
 
-    ahead, whole = seconds(forward, enough), seconds(both, enough)
-    return ahead, max(whole - ahead, 1e-9)
+    forward_seconds, total_seconds = measure_seconds(forward, min_seconds), measure_seconds(both, min_seconds)
+    return forward_seconds, max(total_seconds - forward_seconds, 1e-9)
 
 
-def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
+def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
     """The bytes that the forward pass saves for the backward pass, without weights: counted, not measured."""
     weights = {p.data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    storage_bytes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            storage_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         out = model(inputs).x.square().mean()  # keep it alive, so that no address is reused
     del out
-    return sum(kept.values())
+    return sum(storage_bytes.values())
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Run torch on one thread, so that processor time is that of one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class DrawnExamples(NamedTuple):
+class ExampleBatch(NamedTuple):
     """Inputs with their layout, and targets: classes (integers) or numbers.
 
     A head with several answers outputs the scores of one after those of the other.
@@ -115,7 +115,7 @@ class DrawnExamples(NamedTuple):
     targets: Tensor
 
 
-Draw = Callable[[Generator], DrawnExamples]
+SampleBatch = Callable[[Generator], ExampleBatch]
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ def generator(*parts: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def train(model: Transformer, draw: Draw, training: Training, seed: int) -> list[float]:
+def train(model: Transformer, sample_batch: SampleBatch, training: Training, seed: int) -> list[float]:
     """Train in place on `draw`'s examples, the same for all variants of a seed; return the loss of each step."""
     source = generator(seed, 1)
-    return list(descend(model, lambda: loss_of(model, draw(source)), training))
+    return list(descend(model, lambda: compute_loss(model, sample_batch(source)), training))
 
 
 def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) -> Iterator[float]:
@@ -147,42 +147,42 @@ def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) ->
     optimizer = Optimizer(AdamWConfig(training.lr, betas=(0.9, 0.99), weight_decay=0.0), model)
     for step in range(training.steps):
         optimizer.flat.zero_grads()
-        found = loss()
-        found.backward()
+        batch_loss = loss()
+        batch_loss.backward()
         norm = float(torch.linalg.vector_norm(optimizer.flat.grads))
         optimizer.flat.grads.mul_(min(1.0, training.clip / (norm + 1e-12)))
         optimizer.step(training.schedule.factor(step, training.steps))
-        yield float(found.detach())
+        yield float(batch_loss.detach())
 
 
-def loss_of(model: Transformer, examples: DrawnExamples) -> Tensor:
+def compute_loss(model: Transformer, examples: ExampleBatch) -> Tensor:
     """The cross-entropy in nats for classes, the mean squared error for numbers."""
     answer = model.output("answer", examples.inputs, examples.layout)
     if examples.targets.is_floating_point():
         return F.mse_loss(answer[..., 0], examples.targets)
     scores = answer.reshape(examples.targets.numel(), -1)
-    return F.cross_entropy(scores, examples.targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(scores, examples.targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
 @torch.no_grad()
-def accuracy(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
+def accuracy(model: Transformer, sample_batch: SampleBatch, seed: int, batches: int = 4) -> float:
     """The accuracy on fresh examples."""
-    source, right, asked = generator(seed, 2), 0, 0
+    source, num_correct, num_targets = generator(seed, 2), 0, 0
     for _ in range(batches):
-        examples = draw(source)
+        examples = sample_batch(source)
         answer = model.output("answer", examples.inputs, examples.layout)
-        said = answer.reshape(*examples.targets.shape, -1).argmax(-1)
-        counted = examples.targets != IGNORED
-        right += int(((said == examples.targets) & counted).sum())
-        asked += int(counted.sum())
-    return right / asked
+        predicted = answer.reshape(*examples.targets.shape, -1).argmax(-1)
+        has_target = examples.targets != IGNORE_INDEX
+        num_correct += int(((predicted == examples.targets) & has_target).sum())
+        num_targets += int(has_target.sum())
+    return num_correct / num_targets
 
 
 @torch.no_grad()
-def error(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
+def error(model: Transformer, sample_batch: SampleBatch, seed: int, batches: int = 4) -> float:
     """The mean squared error on fresh examples."""
     source = generator(seed, 2)
-    return sum(float(loss_of(model, draw(source))) for _ in range(batches)) / batches
+    return sum(float(compute_loss(model, sample_batch(source))) for _ in range(batches)) / batches
 
 
 # With matrices of variance 1 / fan_in, gradients of Elman networks initially keep their size: their best start.
@@ -209,7 +209,7 @@ class NumbersEmbedConfig(EmbedConfig):
 
     channels: int = 2
 
-    def build(self, width: int, symbols: int, context: int | None) -> NumbersEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> NumbersEmbed:
         return NumbersEmbed(self.channels, width)
 
 
@@ -218,7 +218,7 @@ class NumbersEmbed(nn.Module):
         super().__init__()
         self.project = Projection(channels, width)
 
-    def whole(self, inputs: Float[Tensor, "B T N"]) -> Layout:
+    def default_layout(self, inputs: Float[Tensor, "B T N"]) -> Layout:
         return Layout.full(*inputs.shape[:2], device=inputs.device)
 
     def forward(self, inputs: Float[Tensor, "B T N"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
@@ -230,7 +230,7 @@ def network(
     *,
     width: int,
     outputs: int,
-    symbols: int = 0,
+    vocab_size: int = 0,
     types: int = 0,
     channels: int = 0,
     pool: Pool = "last",
@@ -244,7 +244,7 @@ def network(
     blocks = tuple(BlockConfig(mixer, feed_forward=MLPConfig(ratio=2.0), norm=RMSNormConfig()) for mixer in chain)
     return TransformerConfig(
         width=width,
-        symbols=symbols,
+        vocab_size=vocab_size,
         stack=StackConfig(blocks, norm=RMSNormConfig()),
         embed=NumbersEmbedConfig(channels) if channels else TokenEmbedConfig(types=types),
         heads={"answer": PooledHeadConfig(outputs, pool)},
@@ -253,18 +253,18 @@ def network(
     )
 
 
-def size(model: nn.Module) -> int:
+def num_parameters(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def widened(config: TransformerConfig, parameters: int) -> TransformerConfig:
+def with_matching_width(config: TransformerConfig, parameters: int) -> TransformerConfig:
     """The config at the multiple of 4 as width whose number of parameters is nearest to `parameters`."""
 
-    def at(width: int) -> TransformerConfig:
+    def with_width(width: int) -> TransformerConfig:
         return replace(config, width=width)
 
-    return at(nearest_width(lambda width: describe(at(width))["parameters"], parameters, step=4))
+    return with_width(nearest_width(lambda width: describe(with_width(width))["parameters"], parameters, step=4))
 
 
 @dataclass(frozen=True)

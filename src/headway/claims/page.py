@@ -14,8 +14,8 @@ from headway.claims.claim import Evidence, Interval, mean
 from headway.config import to_dict
 from headway.errors import UserError
 from headway.formats.durable import write_text
-from headway.learn.report.charts import short
-from headway.learn.report.page import environment
+from headway.learn.report.charts import compact_number
+from headway.learn.report.rendering import template_environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headway.claims.claim import Evidence
 
 
-HOW_TO_INSTALL = "figures need matplotlib; pip install 'headway[report]' and try again"
+INSTALL_HINT = "figures need matplotlib; pip install 'headway[report]' and try again"
 _SIZE = (8.6, 3.3)  # inches
 _STYLE = {
     "font.family": "sans-serif",
@@ -55,17 +55,17 @@ _COLOURS = {
     "delta": "#b5376b",
     "fast": "#0b8ea3",
 }
-_OTHERS = ("#58707f", "#a3731c", "#4c5a8f", "#7b3f2a")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_OTHER_COLOURS = ("#58707f", "#a3731c", "#4c5a8f", "#7b3f2a")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def svg(evidence: Evidence) -> str:
+def render_svg(evidence: Evidence) -> str:
     """The figure of a claim as SVG. Raises UserError without matplotlib."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
+        raise UserError(INSTALL_HINT) from None
     claim = evidence.claim
     with rc_context({**_STYLE, "svg.hashsalt": claim.name}):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -79,10 +79,10 @@ def svg(evidence: Evidence) -> str:
 def colour(name: str, index: int = 0) -> str:
     """The colour of a variant: that of the mixer at the start of its name, otherwise another one."""
     known = [value for family, value in _COLOURS.items() if name.startswith(family)]
-    return known[0] if known else _OTHERS[index % len(_OTHERS)]
+    return known[0] if known else _OTHER_COLOURS[index % len(_OTHER_COLOURS)]
 
 
-def lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequence[float]]], **labels: Any) -> None:
+def plot_lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequence[float]]], **labels: Any) -> None:
     """Draw a curve of means per name with its interval as a band; `series` has a list of values per seed for each name.
 
     `labels`: title, x, y; `log` names the logarithmic axes, such as "xy"; `chance` draws a dotted line.
@@ -90,57 +90,65 @@ def lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequenc
     same: dict[str, int] = {}
     for index, (name, runs) in enumerate(series.items()):
         columns = [[v for v in column if v is not None and math.isfinite(v)] for column in zip(*runs)]
-        kept = [(x, mean(column)) for x, column in zip(xs, columns) if column]
+        points = [(x, mean(column)) for x, column in zip(xs, columns) if column]
         tone = colour(name, index)
         nth = same[tone] = same.get(tone, -1) + 1
         style = ("-", "--", ":", "-.")[nth % 4]
-        places = [x for x, _ in kept]
-        middle = [found.value for _, found in kept]
-        axes.plot(places, middle, style, marker=_MARKS[index % len(_MARKS)], color=tone, label=name)
+        plotted_xs = [x for x, _ in points]
+        middle = [interval.value for _, interval in points]
+        axes.plot(plotted_xs, middle, style, marker=_MARKERS[index % len(_MARKERS)], color=tone, label=name)
         if len(runs) > 1:
-            low, high = ([getattr(found, end) for _, found in kept] for end in ("low", "high"))
+            low, high = ([getattr(interval, bound) for _, interval in points] for bound in ("low", "high"))
             floor = min(middle) / 10 if "y" in labels.get("log", "") else -math.inf
-            axes.fill_between(places, [max(v, floor) for v in low], high, color=tone, alpha=0.13, linewidth=0)
-    dress(axes, **labels)
+            axes.fill_between(plotted_xs, [max(v, floor) for v in low], high, color=tone, alpha=0.13, linewidth=0)
+    style_axes(axes, **labels)
 
 
-def bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
+def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
     """Draw a horizontal bar per name with its interval as a whisker, the first on top."""
     names = list(values)
-    middle = [found.value for found in values.values()]
-    ends = [
-        [max(0.0, found.value - found.low) if math.isfinite(found.low) else 0.0 for found in values.values()],
-        [max(0.0, found.high - found.value) if math.isfinite(found.high) else 0.0 for found in values.values()],
+    middle = [interval.value for interval in values.values()]
+    error_bars = [
+        [
+            max(0.0, interval.value - interval.low) if math.isfinite(interval.low) else 0.0
+            for interval in values.values()
+        ],
+        [
+            max(0.0, interval.high - interval.value) if math.isfinite(interval.high) else 0.0
+            for interval in values.values()
+        ],
     ]
     tones = [colour(name, index) for index, name in enumerate(names)]
-    axes.barh(range(len(names)), middle, color=tones, xerr=ends, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
+    axes.barh(range(len(names)), middle, color=tones, xerr=error_bars, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    dress(axes, legend=False, **labels)
+    style_axes(axes, legend=False, **labels)
 
 
-def intervals(axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any) -> None:
+def plot_intervals(
+    axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any
+) -> None:
     """Draw the mean of each name's values, one per seed, with its interval, and each value as a tick; the first on top.
 
     Values within +-`margin`, the grey area, count as zero.
     """
-    for row, (name, each) in enumerate(values.items()):
-        found, tone = mean(each), colour(name, row)
-        ends = [[found.value - found.low], [found.high - found.value]]
-        whisker = ends if math.isfinite(found.low) else None
-        axes.errorbar([found.value], [row], xerr=whisker, capsize=4, marker="o", color=tone)
-        axes.plot(list(each), [row + 0.2] * len(each), "|", color=tone)
+    for row, (name, runs) in enumerate(values.items()):
+        interval, tone = mean(runs), colour(name, row)
+        error_bars = [[interval.value - interval.low], [interval.high - interval.value]]
+        whisker = error_bars if math.isfinite(interval.low) else None
+        axes.errorbar([interval.value], [row], xerr=whisker, capsize=4, marker="o", color=tone)
+        axes.plot(list(runs), [row + 0.2] * len(runs), "|", color=tone)
     if margin is not None:
         axes.axvspan(-margin, margin, color="#e2e6ea", zorder=0)
     axes.axvline(0, color="#98a4b0", linewidth=1)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    dress(axes, legend=False, **labels)
+    style_axes(axes, legend=False, **labels)
 
 
-def dress(
+def style_axes(
     axes: Axes,
     *,
     title: str = "",
@@ -164,29 +172,29 @@ def dress(
     axes.set(title=title, xlabel=x, ylabel=y)
     if chance is not None:
         axes.axhline(chance, color="#98a4b0", linewidth=1, linestyle=":")
-        place = ("axes fraction", "data")
-        axes.annotate("chance", (1, chance), xycoords=place, ha="right", va="bottom", color="#98a4b0")
+        coordinates = ("axes fraction", "data")
+        axes.annotate("chance", (1, chance), xycoords=coordinates, ha="right", va="bottom", color="#98a4b0")
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=8)
 
 
-def middle_of(runs: Sequence[Sequence[float]]) -> list[float]:
+def mean_series(runs: Sequence[Sequence[float]]) -> list[float]:
     """The mean over seeds of each point of a series."""
     return [fmean(column) for column in zip(*runs)]
 
 
-def write_page(directory: Path, found: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:
+def write_page(directory: Path, all_evidence: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:
     """Write `claims.html` with all evidence and its figures. Raises UserError without the extra `report`."""
     path = directory / "claims.html"
-    template = environment(Path(__file__).parent).get_template("claims.html")
+    template = template_environment(Path(__file__).parent).get_template("claims.html")
     headline = {
-        "statements": len(found),
-        "hold": sum(e.finding.holds for e in found),
-        "do not hold here": sum(not e.finding.holds for e in found),
-        "controls that fail, as they must": f"{sum(e.finding.control for e in found)} of {len(found)}",
-        "minutes": f"{sum(e.seconds for e in found) / 60:.1f}",
+        "statements": len(all_evidence),
+        "hold": sum(e.finding.holds for e in all_evidence),
+        "do not hold here": sum(not e.finding.holds for e in all_evidence),
+        "controls that fail, as they must": f"{sum(e.finding.control for e in all_evidence)} of {len(all_evidence)}",
+        "minutes": f"{sum(e.seconds for e in all_evidence) / 60:.1f}",
     }
-    write_text(path, template.render(headline=headline, claims=[_section(e, pictures) for e in found]))
+    write_text(path, template.render(headline=headline, claims=[_section(e, pictures) for e in all_evidence]))
     return path
 
 
@@ -197,8 +205,10 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
     for number in finding.numbers:
         value, low, high = number.interval
         known = math.isfinite(low) and math.isfinite(high)
-        interval = f"{figure(low)} to {figure(high)}" if known else ""
-        numbers.append({"number": number.name, "value": figure(value), "95 % interval": interval, "over": number.of})
+        interval = f"{format_number(low)} to {format_number(high)}" if known else ""
+        numbers.append(
+            {"number": number.name, "value": format_number(value), "95 % interval": interval, "over": number.of}
+        )
     circumstances = [
         f"{evidence.trials.seeds} seeds from {evidence.seed}",
         f"{evidence.seconds:.0f} s",
@@ -225,8 +235,8 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def figure(value: float) -> str:
+def format_number(value: float) -> str:
     """A number with at most three significant digits."""
     if not math.isfinite(value):
         return "none"
-    return short(float(f"{value:.3g}"))
+    return compact_number(float(f"{value:.3g}"))

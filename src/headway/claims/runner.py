@@ -17,7 +17,7 @@ import torch
 
 from headway.claims.claim import Claim, Evidence, Trial, Trials
 from headway.claims.experiments import claims
-from headway.claims.page import svg, write_page
+from headway.claims.page import render_svg, write_page
 from headway.config import to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json, write_text
@@ -26,7 +26,7 @@ from headway.learn.run import environment
 Note = Callable[[str], None]
 
 _PACKAGE = "headway.claims"
-_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "page")}  # modules that do not affect measurements
+_EXCLUDED_MODULES = {f"{_PACKAGE}.{name}" for name in ("claim", "page")}  # modules that do not affect measurements
 
 
 def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, seed: int = 0) -> Evidence:
@@ -37,33 +37,38 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
     settings = _settings(claim, full)
     seeds = claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
     jobs = [(variant, seed + i) for i in range(seeds) for variant in claim.variants(settings)]
-    stamp = {"claim": claim.name, "settings": to_dict(settings), "code": _code(claim), "torch": torch.__version__}
+    stamp = {
+        "claim": claim.name,
+        "settings": to_dict(settings),
+        "code": _code_digest(claim),
+        "torch": torch.__version__,
+    }
     note(f"{claim.number}. {claim.statement}")
-    note(f"   {len(jobs)} trials, about {_span(60 * _minutes(claim, full))} on one core")
-    trials, spent, fresh = [], 0.0, 0
+    note(f"   {len(jobs)} trials, about {_format_seconds(60 * _minutes(claim, full))} on one core")
+    trials, new_seconds, num_new = [], 0.0, 0
     for index, (variant, number) in enumerate(jobs, 1):
-        path = directory / "trials" / claim.name / f"{_plain(variant)}-{number}.json"
+        path = directory / "trials" / claim.name / f"{_file_name(variant)}-{number}.json"
         key = {**stamp, "variant": variant, "seed": number}
-        trial = _kept(path, key)
+        trial = _load_trial(path, key)
         if trial is None:
             started = time.perf_counter()
             values = _finite(claim.measure(settings, variant, number))
             trial = Trial(variant, number, values, time.perf_counter() - started)
             write_json(path, {**key, "seconds": round(trial.seconds, 3), "values": values})
-            spent, fresh = spent + trial.seconds, fresh + 1
+            new_seconds, num_new = new_seconds + trial.seconds, num_new + 1
         trials.append(trial)
-        left = f", about {_span(spent / fresh * (len(jobs) - index))} left" if fresh else ""
-        note(f"   {index}/{len(jobs)} {variant}, seed {number}: {trial.seconds:.1f} s{left}")
-    kept = Trials(trials)
+        remaining = f", about {_format_seconds(new_seconds / num_new * (len(jobs) - index))} left" if num_new else ""
+        note(f"   {index}/{len(jobs)} {variant}, seed {number}: {trial.seconds:.1f} s{remaining}")
+    all_trials = Trials(trials)
     facts = environment(torch.device("cpu"), 1)
-    evidence = Evidence(claim, settings, kept, claim.judge(settings, kept), full, seed, facts)
+    evidence = Evidence(claim, settings, all_trials, claim.apply_rule(settings, all_trials), full, seed, facts)
     write_json(directory / f"{claim.name}.json", record(evidence))
     return evidence
 
 
 def budget(claims: Sequence[Claim], full: bool) -> str:
     """The total time of these claims, as text."""
-    return _span(60 * sum(_minutes(claim, full) for claim in claims))
+    return _format_seconds(60 * sum(_minutes(claim, full) for claim in claims))
 
 
 def record(evidence: Evidence) -> dict[str, Any]:
@@ -98,34 +103,34 @@ def record(evidence: Evidence) -> dict[str, Any]:
     )
 
 
-def reread(claim: Claim, directory: Path) -> Evidence | None:
+def load_evidence(claim: Claim, directory: Path) -> Evidence | None:
     """The evidence in `directory` by the current rule; None if there is none with the current settings."""
     path = directory / f"{claim.name}.json"
     if not path.exists():
         return None
     saved = read_json(path)
     settings = _settings(claim, saved["full"])
-    if saved["settings"] != _through_json(to_dict(settings)):
+    if saved["settings"] != _json_round_trip(to_dict(settings)):
         return None
     trials = Trials([Trial(**trial) for trial in saved["trials"]])
-    finding = claim.judge(settings, trials)
+    finding = claim.apply_rule(settings, trials)
     return Evidence(claim, settings, trials, finding, saved["full"], saved["seed"], saved["environment"])
 
 
-def gather(directory: Path, note: Note) -> Path | None:
+def present_results(directory: Path, note: Note) -> Path | None:
     """Draw the figures and write the page of all evidence in `directory`; None, with a note, without the extra."""
-    found = [evidence for claim in claims().values() if (evidence := reread(claim, directory)) is not None]
+    collected = [evidence for claim in claims().values() if (evidence := load_evidence(claim, directory)) is not None]
     try:
-        pictures = {evidence.claim.name: svg(evidence) for evidence in found}
+        pictures = {evidence.claim.name: render_svg(evidence) for evidence in collected}
         for name, drawing in pictures.items():
             write_text(directory / f"{name}.svg", drawing)
-        return write_page(directory, found, pictures)
+        return write_page(directory, collected, pictures)
     except UserError as error:
         note(str(error))
         return None
 
 
-def listing(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
+def claim_rows(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
     """One row per claim."""
     return [
         {
@@ -161,28 +166,28 @@ def _minutes(claim: Claim, full: bool) -> float:
     return claim.full_minutes or claim.minutes if full and claim.full is not None else claim.minutes
 
 
-def _kept(path: Path, key: Mapping[str, Any]) -> Trial | None:
+def _load_trial(path: Path, key: Mapping[str, Any]) -> Trial | None:
     if not path.exists():
         return None
     saved = read_json(path)
-    if any(saved.get(name) != _through_json(value) for name, value in key.items()):
+    if any(saved.get(name) != _json_round_trip(value) for name, value in key.items()):
         return None
     return Trial(saved["variant"], saved["seed"], saved["values"], saved["seconds"])
 
 
-def _code(claim: Claim) -> str:
+def _code_digest(claim: Claim) -> str:
     """A digest of the code that the experiment runs: its module, and those of this package that it imports."""
     names: list[str] = [claim.measure.__module__]
-    seen: set[str] = set()
+    visited: set[str] = set()
     while names:
         name = names.pop()
-        if name in seen:
+        if name in visited:
             continue
-        seen.add(name)
+        visited.add(name)
         origins = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
         names += [origin for origin in origins if origin and origin.startswith(f"{_PACKAGE}.")]
     digest = hashlib.sha256()
-    for name in sorted(seen - _AFTERWARDS):
+    for name in sorted(visited - _EXCLUDED_MODULES):
         path = inspect.getsourcefile(sys.modules[name])
         digest.update(Path(path).read_bytes() if path else b"")
     return digest.hexdigest()[:16]
@@ -199,15 +204,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _through_json(value: Any) -> Any:
+def _json_round_trip(value: Any) -> Any:
     """The value as read back from JSON: tuples become lists."""
     return _finite(value)
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     """A variant as a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def _span(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.codecs.base import Codec, Kind, StreamDecoder
-    from headway.codecs.marks import RoleTokens
-    from headway.codecs.published import check_fits, load_codec, published_codec
+    from headway.codecs.published_tokenizers import check_vocab_size, load_codec, published_codec
+    from headway.codecs.special_tokens import SpecialTokens
     from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
-    from headway.codecs.training import Split, sentence_codec, train_codec
+    from headway.codecs.tokenizer_training import Split, sentence_codec, train_codec
 
 __all__ = [
     "END_OF_TEXT",
     "FILE",
     "Codec",
     "Kind",
-    "RoleTokens",
+    "SpecialTokens",
     "Split",
     "StreamDecoder",
     "TokenizerCodec",
-    "check_fits",
+    "check_vocab_size",
     "load_codec",
     "published_codec",
     "sentence_codec",
     "train_codec",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
         ".base": ("Codec", "Kind", "StreamDecoder"),
-        ".marks": ("RoleTokens",),
-        ".published": ("check_fits", "load_codec", "published_codec"),
+        ".special_tokens": ("SpecialTokens",),
+        ".published_tokenizers": ("check_vocab_size", "load_codec", "published_codec"),
         ".tokenizer": ("END_OF_TEXT", "FILE", "TokenizerCodec"),
-        ".training": ("Split", "sentence_codec", "train_codec"),
+        ".tokenizer_training": ("Split", "sentence_codec", "train_codec"),
     },
 )

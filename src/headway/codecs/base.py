@@ -17,7 +17,7 @@ Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # of trai
 class StreamDecoder(Protocol):
     """Decodes ids one by one; the concatenated output equals `Codec.decode`."""
 
-    def push(self, symbol: int) -> str:
+    def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is incomplete."""
         ...
 
@@ -29,10 +29,10 @@ class StreamDecoder(Protocol):
 class Codec(Protocol):
     """Text <-> token ids. There is no padding token: a Layout marks padding."""
 
-    size: int  # all ids are smaller
-    begin: int | None  # added before a text
-    end: int | None  # added after a text
-    unknown: int | None  # for text without a token; None if there is no such text
+    vocab_size: int  # all ids are smaller
+    bos_id: int | None  # added before a text
+    eos_id: int | None  # added after a text
+    unk_id: int | None  # for text without a token; None if there is no such text
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without begin and end tokens. Text that spells a special token stays text."""
@@ -108,13 +108,13 @@ class ByteStream:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_line_start = True
 
-    def push(self, symbol: int) -> str:
-        token = self._tokenizer.id_to_token(symbol)
-        if token is None or symbol in self._special:
+    def push(self, token: int) -> str:
+        spelling = self._tokenizer.id_to_token(token)
+        if spelling is None or token in self._special:
             return ""
-        known = all(character in BYTES for character in token)
-        piece = bytes(BYTES[character] for character in token) if known else token.encode()
-        return self._without_line_space(self._characters.decode(piece))
+        known = all(character in BYTES for character in spelling)
+        token_bytes = bytes(BYTES[character] for character in spelling) if known else spelling.encode()
+        return self._without_line_space(self._characters.decode(token_bytes))
 
     def flush(self) -> str:
         text = self._without_line_space(self._characters.decode(b"", final=True))
@@ -124,9 +124,9 @@ class ByteStream:
     def _without_line_space(self, text: str) -> str:
         if not self._line_space or not text:
             return text
-        kept = text.removeprefix(" ") if self._at_line_start else text
+        stripped = text.removeprefix(" ") if self._at_line_start else text
         self._at_line_start = text.endswith("\n")
-        return kept.replace("\n ", "\n")
+        return stripped.replace("\n ", "\n")
 
 
 class WindowStream:
@@ -139,25 +139,25 @@ class WindowStream:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
         self._printed: list[int] = []
-        self._waiting: list[int] = []
+        self._pending: list[int] = []
 
-    def push(self, symbol: int) -> str:
-        if symbol in self._special:
+    def push(self, token: int) -> str:
+        if token in self._special:
             return ""
-        self._waiting.append(symbol)
-        before = self._tokenizer.decode(self._printed, skip_special_tokens=True)
-        after = self._tokenizer.decode(self._printed + self._waiting, skip_special_tokens=True)
-        text = after[len(before) :]
+        self._pending.append(token)
+        printed_text = self._tokenizer.decode(self._printed, skip_special_tokens=True)
+        full_text = self._tokenizer.decode(self._printed + self._pending, skip_special_tokens=True)
+        text = full_text[len(printed_text) :]
         if text:
-            self.go_on_after(self._waiting)
+            self.continue_after(self._pending)
         return text
 
-    def go_on_after(self, printed: list[int]) -> None:
+    def continue_after(self, printed: list[int]) -> None:
         """Continue after the tokens `printed`."""
-        self._printed, self._waiting = printed, []
+        self._printed, self._pending = printed, []
 
     def flush(self) -> str:
-        self.go_on_after([])
+        self.continue_after([])
         return ""
 
 
@@ -173,12 +173,12 @@ class FallbackStream:
         self._window = WindowStream(tokenizer)
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, symbol: int) -> str:
-        byte = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(symbol) or "")
+    def push(self, token: int) -> str:
+        byte = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "")
         if byte is not None:
-            self._window.go_on_after([symbol])
+            self._window.continue_after([token])
             return self._characters.decode(bytes.fromhex(byte[1]))
-        text = self._window.push(symbol)
+        text = self._window.push(token)
         return self._characters.decode(b"", final=True) + text if text else ""
 
     def flush(self) -> str:

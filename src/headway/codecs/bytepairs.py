@@ -12,12 +12,12 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from headway.codecs.base import BYTES
-from headway.codecs.files import library_errors, read_object, read_text
+from headway.codecs.tokenizer_files import library_errors, read_object, read_text
 from headway.errors import UserError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 END_OF_WORD = "</w>"
-_LARGEST = 1 << 31
+_MAX_ID = 1 << 31
 Merges = list[tuple[str, str]]
 
 # Patterns that split text into words; merges never cross word boundaries.
@@ -33,17 +33,19 @@ CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Tokens and their ids, each id once."""
-    found = read_object(path)
-    seen: dict[int, str] = {}
-    for symbol, number in found.items():
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _LARGEST:
-            raise UserError(f"{path} has {symbol!r} with the invalid id {number!r:.40}; download it again")
-        if number in seen:
-            raise UserError(f"{path} has {seen[number]!r} and {symbol!r} with the same id {number}; download it again")
-        seen[number] = symbol
-    if not found:
+    vocabulary = read_object(path)
+    by_id: dict[int, str] = {}
+    for token, token_id in vocabulary.items():
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_ID:
+            raise UserError(f"{path} has {token!r} with the invalid id {token_id!r:.40}; download it again")
+        if token_id in by_id:
+            raise UserError(
+                f"{path} has {by_id[token_id]!r} and {token!r} with the same id {token_id}; download it again"
+            )
+        by_id[token_id] = token
+    if not vocabulary:
         raise UserError(f"{path} contains no tokens; download it again")
-    return found
+    return vocabulary
 
 
 def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
@@ -56,21 +58,21 @@ def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
         pair = tuple(line.split(" "))
         if len(pair) != 2:
             raise UserError(f"line {number} of {path} is not a pair of tokens: {line!r:.80}; download it again")
-        strange = next((piece for piece in (*pair, "".join(pair)) if piece not in vocabulary), None)
-        if strange is not None:
+        unknown = next((piece for piece in (*pair, "".join(pair)) if piece not in vocabulary), None)
+        if unknown is not None:
             raise UserError(
-                f"line {number} of {path} merges {strange!r:.80}, which is not in the vocabulary; download both files"
+                f"line {number} of {path} merges {unknown!r:.80}, which is not in the vocabulary; download both files"
             )
         merges.append(pair)
     return merges
 
 
-def read_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
+def read_byte_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a vocab.json and the merges.txt next to it, built like `style`, a tokenizer class."""
     vocabulary = read_vocabulary(path)
     merges = read_merges(path.with_name(MERGES), vocabulary)
     with library_errors(path):
-        if not any(symbol.endswith(END_OF_WORD) for symbol in vocabulary):
+        if not any(token.endswith(END_OF_WORD) for token in vocabulary):
             pattern = QWEN2 if style == "qwen2" else GPT2
             return byte_pairs(vocabulary, merges, pattern, bool(settings.get("add_prefix_space")), style == "qwen2")
         unknown = settings.get("unk_token")
@@ -122,8 +124,8 @@ _SPACE = next(letter for letter, byte in BYTES.items() if byte == ord(" "))
 def _gpt1(vocabulary: dict[str, int], merges: Merges, unknown: Any) -> Tokenizer:
     """Words and punctuation split as in BERT, lower-cased."""
     name = unknown if isinstance(unknown, str) and unknown in vocabulary else "<unk>"
-    known = name if name in vocabulary else None
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=known, end_of_word_suffix=END_OF_WORD))
+    unk_token = name if name in vocabulary else None
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unk_token, end_of_word_suffix=END_OF_WORD))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)

@@ -18,7 +18,7 @@ GUARD, SHIELD = "\ufdd4", "\ufdd6"
 RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters, which Unicode reserves for internal use
 _ROLE = re.compile(r"[\w.-]{1,64}")
 _WORD = re.compile(r"\w*")
-_DEEPEST = 64  # levels of lists and mappings
+_MAX_DEPTH = 64  # levels of lists and mappings
 
 
 class Spellings:
@@ -29,39 +29,39 @@ class Spellings:
         lengths: dict[str, set[int]] = {}
         for name in self._names:
             lengths.setdefault(name[0], set()).add(len(name))
-        self._lengths = {first: sorted(known, reverse=True) for first, known in lengths.items()}
+        self._lengths = {character: sorted(name_lengths, reverse=True) for character, name_lengths in lengths.items()}
         self._first = re.compile(f"[{''.join(map(re.escape, sorted(lengths)))}]" if lengths else r"(?!)")
 
-    def at(self, text: str, place: int, stop: int | None = None) -> int | None:
+    def end_of_name(self, text: str, position: int, stop: int | None = None) -> int | None:
         """The end of the name that starts at a position of `text[:stop]`; None if there is none."""
-        if place and text[place - 1] == SHIELD:
+        if position and text[position - 1] == SHIELD:
             return None
         end = len(text) if stop is None else stop
-        for length in self._lengths.get(text[place : place + 1], ()):
-            if place + length <= end and text[place : place + length] in self._names:
-                return place + length
+        for length in self._lengths.get(text[position : position + 1], ()):
+            if position + length <= end and text[position : position + length] in self._names:
+                return position + length
         return None
 
-    def find(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    def find_names(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Start and stop of the non-overlapping names in `text[start:stop]`."""
         end = len(text) if stop is None else stop
         while match := self._first.search(text, start, end):
-            found = self.at(text, match.start(), end)
-            if found is not None:
-                yield match.start(), found
-            start = found or match.end()
+            name_end = self.end_of_name(text, match.start(), end)
+            if name_end is not None:
+                yield match.start(), name_end
+            start = name_end or match.end()
 
-    def split(self, text: str) -> str:
+    def insert_guards(self, text: str) -> str:
         """The text with a guard inside each name, so that no name remains."""
         parts, done = [], 0
         for match in self._first.finditer(text):
-            place = match.start()
-            end = self.at(text, place)
+            position = match.start()
+            end = self.end_of_name(text, position)
             if end is None:
                 continue
             shield = SHIELD if match[0] in self._names else ""
-            parts.append(f"{text[done:place]}{shield}{match[0]}{GUARD if end > place + 1 else ''}")
-            done = place + 1
+            parts.append(f"{text[done:position]}{shield}{match[0]}{GUARD if end > position + 1 else ''}")
+            done = position + 1
         return "".join([*parts, text[done:]])
 
 
@@ -69,61 +69,61 @@ class Guard:
     """Inserts guards into messages, so that they spell none of `names`. UserError for names with noncharacters."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._starts = sorted(names)
-        strange = next((name for name in self._starts if RESERVED.search(name)), None)
-        if strange is not None:
-            raise UserError(f"the special token {strange!r:.80} contains a noncharacter; rename it")
-        self.spellings = Spellings(self._starts)
-        self._ends = sorted(name[::-1] for name in self._starts)
-        self._longest = max(map(len, self._starts), default=1) - 1
+        self._names = sorted(names)
+        invalid = next((name for name in self._names if RESERVED.search(name)), None)
+        if invalid is not None:
+            raise UserError(f"the special token {invalid!r:.80} contains a noncharacter; rename it")
+        self.spellings = Spellings(self._names)
+        self._reversed_names = sorted(name[::-1] for name in self._names)
+        self._max_edge = max(map(len, self._names), default=1) - 1
 
     def messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages with guards. UserError for invalid messages."""
-        found = []
+        guarded = []
         for i, message in enumerate(messages):
             role = message.get("role") if isinstance(message, Mapping) else None
             if not isinstance(role, str) or not _ROLE.fullmatch(role):
                 raise UserError(f"message {i} has the role {role!r:.80}; pass a mapping with a role such as user")
             # Templates turn roles into special tokens, such as <|user|>, so their edges need no guards.
-            found.append({**self.value(dict(message)), "role": self._spelt(role)})
-        return found
+            guarded.append({**self.value(dict(message)), "role": self._guard_spellings(role)})
+        return guarded
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """A value with guards in its strings, including those in lists and mappings."""
-        if depth > _DEEPEST:
-            raise UserError(f"a message is nested deeper than {_DEEPEST} levels; use plain strings")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"a message is nested deeper than {_MAX_DEPTH} levels; use plain strings")
         if isinstance(value, str):
-            return self._edges(self._spelt(value))
+            return self._guard_edges(self._guard_spellings(value))
         if isinstance(value, Mapping):
-            return {self._spelt(str(key)): self.value(each, depth + 1) for key, each in value.items()}
+            return {self._guard_spellings(str(key)): self.value(member, depth + 1) for key, member in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.value(each, depth + 1) for each in value]
+            return [self.value(member, depth + 1) for member in value]
         if value is None or isinstance(value, (bool, int, float)):
             return value
         raise UserError(
             f"a message contains a {type(value).__name__}; use strings, numbers, and lists and mappings of these"
         )
 
-    def _spelt(self, text: str) -> str:
-        strange = RESERVED.search(text)
-        if strange:
-            raise UserError(f"a message contains the noncharacter U+{ord(strange[0]):X}; remove it")
-        return self.spellings.split(text)
+    def _guard_spellings(self, text: str) -> str:
+        invalid = RESERVED.search(text)
+        if invalid:
+            raise UserError(f"a message contains the noncharacter U+{ord(invalid[0]):X}; remove it")
+        return self.spellings.insert_guards(text)
 
-    def _edges(self, text: str) -> str:
+    def _guard_edges(self, text: str) -> str:
         """Guard the edges of a text. Single words are unchanged, because templates compare types and use names."""
         inner = text.strip()
         if _WORD.fullmatch(inner):
             return text
         lead = text[: len(text) - len(text.lstrip())]
         tail = text[len(text.rstrip()) :]
-        lengths = range(1, min(self._longest, len(inner)) + 1)
-        first = GUARD if any(_begins_one(self._ends, inner[:n][::-1]) for n in lengths) else ""
-        last = GUARD if any(_begins_one(self._starts, inner[-n:]) for n in lengths) else ""
+        lengths = range(1, min(self._max_edge, len(inner)) + 1)
+        first = GUARD if any(_is_proper_prefix(self._reversed_names, inner[:n][::-1]) for n in lengths) else ""
+        last = GUARD if any(_is_proper_prefix(self._names, inner[-n:]) for n in lengths) else ""
         return f"{lead}{first}{inner}{last}{tail}"
 
 
-def _begins_one(names: list[str], part: str) -> bool:
+def _is_proper_prefix(names: list[str], part: str) -> bool:
     """Whether one of the sorted names is longer than `part` and starts with it."""
     after = bisect_right(names, part)
     return after < len(names) and names[after].startswith(part)

@@ -26,8 +26,8 @@ from headway.errors import UserError
 _GRACE = 0.5  # extra seconds of CPU time, after which the kernel ends the process
 _OUT_OF_MEMORY = 77  # exit status
 _READY = b""  # first message of a process; otherwise the reason why it cannot start
-_PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # its environment
-_LIMITABLE = find_spec("resource") is not None and hasattr(signal, "setitimer")
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # its environment
+_HAS_LIMITS = find_spec("resource") is not None and hasattr(signal, "setitimer")
 
 
 class HelperError(Exception):
@@ -57,38 +57,38 @@ class Helper:
 
         UserError if the process cannot be started, and ValueError if the request is not JSON.
         """
-        if not _LIMITABLE or not sys.executable:
+        if not _HAS_LIMITS or not sys.executable:
             return import_module(self._module).answer(request)
-        data = json.dumps({"seconds": seconds, "request": request}).encode()
+        message = json.dumps({"seconds": seconds, "request": request}).encode()
         with self._lock:
-            reply = self._reply(data)
+            reply = self._reply(message)
             if reply is None:  # the process may have ended long ago
-                reply = self._reply(data)
+                reply = self._reply(message)
         if reply is None:
             raise HelperError("death")
         return json.loads(reply)
 
-    def _reply(self, data: bytes) -> bytes | None:
+    def _reply(self, message: bytes) -> bytes | None:
         """The reply of the process, which is started if needed; None if it ends without a known reason."""
-        process = self._process or self._begin()
+        process = self._process or self._start()
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send(process.stdin.fileno(), data)  # type: ignore[union-attr]
+                _send(process.stdin.fileno(), message)  # type: ignore[union-attr]
                 reply = _receive(process.stdout.fileno())  # type: ignore[union-attr]
                 if reply is not None:
                     return reply
         except BaseException:  # an interrupt: the late reply would be taken for that of the next request
             process.kill()
-            self.end()
+            self.stop()
             raise
-        status = self.end()
+        status = self.stop()
         if status == -signal.SIGPROF:
             raise HelperError("time")
         if status == _OUT_OF_MEMORY:
             raise HelperError("memory")
         return None
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if os.path.isabs(path))]
         code = (
             f"import sys; sys.path[:] = {paths!r}; "
@@ -101,23 +101,23 @@ class Helper:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # panics of libraries are printed there
                 bufsize=0,
-                env={name: os.environ[name] for name in _PASSED if name in os.environ},
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,  # Ctrl-C must reach only this process
             )
         except OSError as error:
-            raise _unstarted(error.strerror or str(error)) from error
+            raise _start_error(error.strerror or str(error)) from error
         try:
             failure = _receive(self._process.stdout.fileno())  # type: ignore[union-attr]
         except BaseException:
             self._process.kill()
-            self.end()
+            self.stop()
             raise
         if failure != _READY:
-            status = self.end()
-            raise _unstarted(f"exit status {status}" if failure is None else failure.decode(errors="replace"))
+            status = self.stop()
+            raise _start_error(f"exit status {status}" if failure is None else failure.decode(errors="replace"))
         return self._process
 
-    def end(self) -> int | None:
+    def stop(self) -> int | None:
         """End the process, if there is one, and return its exit status."""
         process, self._process = self._process, None
         if process is None:
@@ -130,7 +130,7 @@ class Helper:
             process.kill()
             return process.wait()
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """In a forked child: drop the process, which is the parent's."""
         self._lock = threading.Lock()
         process, self._process = self._process, None
@@ -140,7 +140,7 @@ class Helper:
             process.returncode = 0  # this process does not wait for it
 
 
-def _unstarted(reason: str) -> UserError:
+def _start_error(reason: str) -> UserError:
     return UserError(
         f"{sys.executable} cannot start the helper process for untrusted files ({reason:.300}); check the installation "
         "of Python and its packages, and that there is memory for another process"
@@ -150,25 +150,25 @@ def _unstarted(reason: str) -> UserError:
 _helpers: WeakSet[Helper] = WeakSet()
 
 
-def _forget_all() -> None:
+def _discard_all() -> None:
     for helper in list(_helpers):
-        helper.forget()
+        helper.discard()
 
 
 @atexit.register
 def _end_all() -> None:
     for helper in list(_helpers):
-        helper.end()
+        helper.stop()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_discard_all)
 
 
-def _send(pipe: int, data: bytes) -> None:
-    left = memoryview(len(data).to_bytes(8, "little") + data)
-    while left:
-        left = left[os.write(pipe, left) :]
+def _send(pipe: int, message: bytes) -> None:
+    remaining = memoryview(len(message).to_bytes(8, "little") + message)
+    while remaining:
+        remaining = remaining[os.write(pipe, remaining) :]
 
 
 def _receive(pipe: int) -> bytes | None:
@@ -198,14 +198,14 @@ def serve(module: str, memory: int) -> None:
         return
     _send(1, _READY)
     limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    for limit, most in limits.items():
+    for limit, value in limits.items():
         with contextlib.suppress(ValueError, OSError):  # unsupported on some platforms
-            resource.setrlimit(limit, (most, most))
+            resource.setrlimit(limit, (value, value))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    while (data := _receive(0)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, json.loads(data[: data.index(b",")] + b"}")["seconds"] + _GRACE)
+    while (message := _receive(0)) is not None:
+        signal.setitimer(signal.ITIMER_PROF, json.loads(message[: message.index(b",")] + b"}")["seconds"] + _GRACE)
         try:
-            reply = json.dumps(answer(json.loads(data)["request"])).encode()
+            reply = json.dumps(answer(json.loads(message)["request"])).encode()
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)

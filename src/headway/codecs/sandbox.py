@@ -25,21 +25,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from headway.codecs.turns import CLOSE, OPEN
+from headway.codecs.chat_spans import CLOSE, OPEN
 
-LARGEST = 1 << 23  # characters of a string, items of a list
-_WORK = 1 << 26  # characters that one call may write
-_BITS = 1 << 14  # of an integer
+MAX_SIZE = 1 << 23  # characters of a string, items of a list
+_MAX_WORK = 1 << 26  # characters that one call may write
+_MAX_BITS = 1 << 14  # of an integer
 _METHODS = ("center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill")
 _FILTERS = ("batch", "center", "format", "indent", "join", "replace", "round", "slice", "tojson", "wordwrap")
 _FORMATS = ("format", "format_map")
-_REFUSED = ("encode", "to_bytes", "from_bytes")  # methods that return bytes, whose size is not measured
-_UNUSED = ("pprint", "random", "sum", "urlize", "xmlattr")  # summing lists is quadratic
-_DATA = (str, int, float, list, tuple, dict)
+_FORBIDDEN_METHODS = ("encode", "to_bytes", "from_bytes")  # methods that return bytes, whose size is not measured
+_FORBIDDEN_FILTERS = ("pprint", "random", "sum", "urlize", "xmlattr")  # summing lists is quadratic
+_DATA_TYPES = (str, int, float, list, tuple, dict)
 _WIDTH = re.compile(r"\d{6}|\{[^{}]*\{|%[-+ #0]*\*")
-_NUMBERS, _FIELDS = re.compile(r"\d+"), re.compile(r"[%{]")
-_DIGITS = 100  # decimal places when rounding
-_ESCAPED = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which must be kept
+_DIGIT_RUN, _FIELDS = re.compile(r"\d+"), re.compile(r"[%{]")
+_MAX_DIGITS = 100  # decimal places when rounding
+_ESCAPED_GUARD = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which must be kept
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
@@ -87,13 +87,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # compute nothing before the clock starts
         )
         self.globals.pop("lipsum", None)
-        self.globals.update(raise_exception=_refuse, strftime_now=_now)
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_format_time)
         self.filters["tojson"] = _to_json
-        kept = {name: call for name, call in self.filters.items() if name not in _UNUSED}
-        self.filters = {name: self._limited(name, call) for name, call in kept.items()}
+        allowed = {name: call for name, call in self.filters.items() if name not in _FORBIDDEN_FILTERS}
+        self.filters = {name: self._limited(name, call) for name, call in allowed.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Watched().visit(super()._parse(source, name, filename))
+        return _LimitInserter().visit(super()._parse(source, name, filename))
 
     def tick(self, *_: Any) -> None:
         """Called in every loop and for every call."""
@@ -102,16 +102,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def text(self, value: Any) -> str:
         """A value as output: strings, numbers, and lists of these."""
-        if not isinstance(value, (*_DATA, Undefined, type(None))):
+        if not isinstance(value, (*_DATA_TYPES, Undefined, type(None))):
             raise SecurityError(f"it writes a {type(value).__name__}, which is not text")
         measure(value)
         return str(value)
 
     def joined(self, *values: Any) -> str:
         """The operator ~."""
-        return self.contained("".join(map(self.text, self.contained(values))))
+        return self.checked("".join(map(self.text, self.checked(values))))
 
-    def contained(self, value: Any) -> Any:
+    def checked(self, value: Any) -> Any:
         """`value`, unless it is too large."""
         measure(value)
         return value
@@ -120,18 +120,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
         __self.tick()
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if name in _REFUSED:
+        if name in _FORBIDDEN_METHODS:
             raise SecurityError(f"it calls {name}, which does not return text")
         if isinstance(owner, str) and name in _FORMATS and method is __obj:  # not wrapped by jinja2
             raise SecurityError(f"it calls {name} of a string outside the sandbox")
         if isinstance(owner, str) and name in _METHODS:
             _check_work(name, owner, [*args, *kwargs.values()])
-        return __self.contained(super().call(__context, __obj, *args, **kwargs))
+        return __self.checked(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.tick()
         _check_operands(operator, left, right)
-        return self.contained(super().call_binop(context, operator, left, right))
+        return self.checked(super().call_binop(context, operator, left, right))
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that checks the size of its arguments and its result."""
@@ -141,109 +141,115 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.tick()
             args = tuple(list(self._counted(arg)) if isinstance(arg, GeneratorType) else arg for arg in args)
             _no_namespace([*args, *kwargs.values()])
-            values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, _DATA)]
+            values = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, _DATA_TYPES)]
             if values and name in _FILTERS:
                 _check_work(name, values[0], values[1:])
             result = function(*args, **kwargs)
-            return self._counted(result) if isinstance(result, GeneratorType) else self.contained(result)
+            return self._counted(result) if isinstance(result, GeneratorType) else self.checked(result)
 
         return limited
 
     def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
-        room = LARGEST
+        remaining = MAX_SIZE
         for item in items:
             self.tick()
-            room -= measure(item)
-            if room < 0:
+            remaining -= measure(item)
+            if remaining < 0:
                 raise SecurityError("it makes a list that is too large")
             yield item
 
 
-class _Watched(NodeTransformer):
+class _LimitInserter(NodeTransformer):
     """Adds the limits to a template: a tick in each loop, a size check of each new list and string."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (named by jinja2)
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_own("tick", [], node), lineno=node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_environment_call("tick", [], node), lineno=node.lineno))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _own("joined", node.nodes, node)
+        return _environment_call("joined", node.nodes, node)
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _own("contained", [node], node)
+        return _environment_call("contained", [node], node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _own("contained", [node], node)
+        return _environment_call("contained", [node], node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _own("contained", [node], node) if node.ctx == "load" else node
+        return _environment_call("contained", [node], node) if node.ctx == "load" else node
 
 
-def _own(name: str, args: list[nodes.Expr], at: nodes.Node) -> nodes.Expr:
-    function = nodes.EnvironmentAttribute(name, lineno=at.lineno)
-    return nodes.Call(function, args, [], None, None, lineno=at.lineno)
+def _environment_call(name: str, args: list[nodes.Expr], node: nodes.Node) -> nodes.Expr:
+    function = nodes.EnvironmentAttribute(name, lineno=node.lineno)
+    return nodes.Call(function, args, [], None, None, lineno=node.lineno)
 
 
 def measure(value: Any) -> int:
     """The characters and items of a value, counting repeats. Raises SecurityError beyond LARGEST."""
-    size, waiting = 0, [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            size += len(one)
-        elif isinstance(one, dict):
-            waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, (list, tuple)):
-            waiting += one
-        elif isinstance(one, int) and one.bit_length() > _BITS:
+    size, pending = 0, [value]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, str):
+            size += len(node)
+        elif isinstance(node, dict):
+            pending += [*node.keys(), *node.values()]
+        elif isinstance(node, (list, tuple)):
+            pending += node
+        elif isinstance(node, int) and node.bit_length() > _MAX_BITS:
             raise SecurityError("it computes a number that is too large")
-        elif isinstance(one, Namespace) and one is not value:
+        elif isinstance(node, Namespace) and node is not value:
             raise SecurityError("it stores a namespace inside a value")
         size += 1
-        if size + len(waiting) > LARGEST:
-            raise SecurityError(f"it makes a value of more than {LARGEST:,} characters")
+        if size + len(pending) > MAX_SIZE:
+            raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters")
     return size
 
 
-def _check_work(name: str, value: Any, others: list[Any]) -> None:
+def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
     """Check the work of a method or filter that may write a multiple of `value`."""
     if name.startswith("format"):
-        _no_namespace(others)
-        _check_format(value, others)
+        _no_namespace(arguments)
+        _check_format(value, arguments)
         return
-    if name == "round" and any(isinstance(other, int) and abs(other) > _DIGITS for other in others):
-        raise SecurityError(f"it rounds to more than {_DIGITS} digits")
-    factor = max([1, *(abs(other) if isinstance(other, (int, float)) else measure(other) for other in others)])
-    if not factor * measure(value) <= _WORK:
-        raise SecurityError(f"it writes more than {_WORK:,} characters at once")
+    if name == "round" and any(isinstance(argument, int) and abs(argument) > _MAX_DIGITS for argument in arguments):
+        raise SecurityError(f"it rounds to more than {_MAX_DIGITS} digits")
+    factor = max(
+        [1, *(abs(argument) if isinstance(argument, (int, float)) else measure(argument) for argument in arguments)]
+    )
+    if not factor * measure(value) <= _MAX_WORK:
+        raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
 
 
-def _check_format(form: Any, values: list[Any]) -> None:
+def _check_format(format_string: Any, values: list[Any]) -> None:
     """Check a format string: each field may write every value, and is at least as wide as stated."""
-    if not isinstance(form, str):
+    if not isinstance(format_string, str):
         return
-    if _WIDTH.search(form):
+    if _WIDTH.search(format_string):
         raise SecurityError("it formats with a width of its own")
-    widths = sum(map(int, _NUMBERS.findall(form)))
-    if widths + len(_FIELDS.findall(form)) * sum(map(measure, values)) > _WORK:
-        raise SecurityError(f"it writes more than {_WORK:,} characters at once")
+    widths = sum(map(int, _DIGIT_RUN.findall(format_string)))
+    if widths + len(_FIELDS.findall(format_string)) * sum(map(measure, values)) > _MAX_WORK:
+        raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
 
 
 def _check_operands(operator: str, left: Any, right: Any) -> None:
     if operator == "%" and isinstance(left, str):
         _check_work("format", left, [right])
     elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        if abs(right) * left.bit_length() > _BITS:
+        if abs(right) * left.bit_length() > _MAX_BITS:
             raise SecurityError("it computes a number that is too large")
     elif operator == "*":
-        for one, other in ((left, right), (right, left)):
-            if isinstance(one, (str, list, tuple)) and isinstance(other, int) and measure(one) * other > LARGEST:
-                raise SecurityError(f"it makes a value of more than {LARGEST:,} characters")
+        for repeated, count in ((left, right), (right, left)):
+            if (
+                isinstance(repeated, (str, list, tuple))
+                and isinstance(count, int)
+                and measure(repeated) * count > MAX_SIZE
+            ):
+                raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters")
 
 
 def _no_namespace(values: list[Any]) -> None:
@@ -252,15 +258,15 @@ def _no_namespace(values: list[Any]) -> None:
         raise SecurityError("it writes a namespace, which is not text")
 
 
-def _refuse(message: Any = "") -> None:
+def _raise_exception(message: Any = "") -> None:
     raise RefusedError(str(message))
 
 
-def _now(form: Any) -> str:
+def _format_time(time_format: Any) -> str:
     """The current time in the format `time_format`."""
-    if not isinstance(form, str) or len(form) > 100:
+    if not isinstance(time_format, str) or len(time_format) > 100:
         raise SecurityError("it writes the time in an unsupported format")
-    return time.strftime(form)
+    return time.strftime(time_format)
 
 
 def _to_json(
@@ -272,7 +278,7 @@ def _to_json(
 ) -> str:
     """JSON as published templates expect it; jinja2's own filter would escape < and > for HTML."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text) if ensure_ascii else text
+    return _ESCAPED_GUARD.sub(lambda match: chr(int(match[1], 16)), text) if ensure_ascii else text
 
 
 @functools.lru_cache(maxsize=32)
@@ -288,7 +294,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
     try:
         with time_limit(request["seconds"]):
             template, values = _compiled(request["text"]), request["values"]
-            return {"written": "" if values is None else _written(template, values)}
+            return {"written": "" if values is None else _render(template, values)}
     except RefusedError as error:
         return {"refused": f"rejects these messages: {error}"}
     except TemplateSyntaxError as error:
@@ -301,11 +307,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
         return {"refused": f"fails: {reason:.300}; use messages in the format that it expects", **spent}
 
 
-def _written(template: Template, values: Mapping[str, Any]) -> str:
-    room, written = LARGEST, []
+def _render(template: Template, values: Mapping[str, Any]) -> str:
+    remaining, parts = MAX_SIZE, []
     for part in template.generate(values):
-        room -= len(part)
-        if room < 0:
-            raise SecurityError(f"it writes more than {LARGEST:,} characters")
-        written.append(part)
-    return "".join(written)
+        remaining -= len(part)
+        if remaining < 0:
+            raise SecurityError(f"it writes more than {MAX_SIZE:,} characters")
+        parts.append(part)
+    return "".join(parts)

@@ -24,11 +24,11 @@ from typing import Literal, TypeVar
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.bounds import LONGEST_MAPPED
-from headway.codecs.files import library_errors, read_bytes
+from headway.codecs.tokenizer_files import library_errors, read_bytes
+from headway.codecs.tokenizer_limits import MAX_MAPPED
 from headway.errors import UserError
 
-_VALUE, _LEAF = np.uint32(1 << 31), np.uint32(1 << 8)
+_VALUE_BIT, _LEAF_BIT = np.uint32(1 << 31), np.uint32(1 << 8)
 
 
 def check_charsmap(data: bytes) -> None:
@@ -36,20 +36,20 @@ def check_charsmap(data: bytes) -> None:
     size = int.from_bytes(data[:4], "little")
     if not size or size % 1024 or 4 + size > len(data):
         raise ValueError(f"its charsmap of {len(data)} bytes states an array of {size} bytes")
-    units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
-    if texts and texts[-1]:
+    units, strings = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
+    if strings and strings[-1]:
         raise ValueError("the last string of its charsmap is not terminated")
-    longest = max(map(len, texts.decode("utf-8").split("\0")))
-    if longest > LONGEST_MAPPED:
-        raise ValueError(f"its charsmap replaces a character by {longest:,}, more than {LONGEST_MAPPED}")
-    nodes = np.flatnonzero(units < _VALUE)
-    below = nodes ^ _offsets(units[nodes])
-    if (below | 255 >= len(units)).any():
+    max_length = max(map(len, strings.decode("utf-8").split("\0")))
+    if max_length > MAX_MAPPED:
+        raise ValueError(f"its charsmap replaces a character by {max_length:,}, more than {MAX_MAPPED}")
+    nodes = np.flatnonzero(units < _VALUE_BIT)
+    children = nodes ^ _offsets(units[nodes])
+    if (children | 255 >= len(units)).any():
         raise ValueError("its charsmap has an offset outside its array")
-    places = units[below[units[nodes] & _LEAF != 0]] & (_VALUE - 1)
-    if (places >= len(texts)).any():
+    positions = units[children[units[nodes] & _LEAF_BIT != 0]] & (_VALUE_BIT - 1)
+    if (positions >= len(strings)).any():
         raise ValueError("its charsmap has a position outside its strings")
-    if (np.frombuffer(texts, np.uint8)[places] & 0xC0 == 0x80).any():
+    if (np.frombuffer(strings, np.uint8)[positions] & 0xC0 == 0x80).any():
         raise ValueError("its charsmap has a position inside a character")
 
 
@@ -58,52 +58,52 @@ def _offsets(units: np.ndarray) -> np.ndarray:
     return (units.astype(np.int64) >> 10) << np.where(units & 512, 8, 0)
 
 
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
-_LONGEST = 10  # bytes of a varint
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT = 10  # bytes of a varint
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a protobuf message: field numbers, and integers or the bytes of strings, messages and fixed-size
     numbers.
 
     Raises ValueError for an invalid message.
     """
-    at, end = 0, len(data)
-    while at < end:
-        key, at = _varint(data, at)
+    position, end = 0, len(data)
+    while position < end:
+        key, position = _read_varint(data, position)
         number, kind = key >> 3, key & 7
         if kind == _VARINT:
-            value, at = _varint(data, at)
+            value, position = _read_varint(data, position)
             yield number, value
             continue
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-        elif kind in (_EIGHT, _FOUR):
-            size = 8 if kind == _EIGHT else 4
+        if kind == _LENGTH_DELIMITED:
+            size, position = _read_varint(data, position)
+        elif kind in (_FIXED64, _FIXED32):
+            size = 8 if kind == _FIXED64 else 4
         else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-        if at + size > end:
-            raise ValueError(f"a field of {size} bytes at byte {at} of {end}")
-        yield number, data[at : at + size]
-        at += size
+            raise ValueError(f"wire type {kind} at byte {position}")
+        if position + size > end:
+            raise ValueError(f"a field of {size} bytes at byte {position} of {end}")
+        yield number, data[position : position + size]
+        position += size
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
-    for shift in range(_LONGEST):
-        if at >= len(data):
+    for shift in range(_MAX_VARINT):
+        if position >= len(data):
             break
-        byte = data[at]
-        at += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
-            return value, at
-    raise ValueError(f"an invalid varint at byte {at}")
+            return value, position
+    raise ValueError(f"an invalid varint at byte {position}")
 
 
 SPACE = "\u2581"  # sentencepiece's character for a space
 WORDS = f"{SPACE}*[^{SPACE}]+|{SPACE}+"
-_WIDE_TILDE, _KEPT = "\uff5e", "\ufdd1"
+_WIDE_TILDE, _TILDE_PLACEHOLDER = "\uff5e", "\ufdd1"
 HIDDEN = "\ufdd0"  # a noncharacter before a piece, so that no text can match it
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -114,7 +114,7 @@ T = TypeVar("T", int, bytes)
 class PieceTable:
     """The content of a sentencepiece model: pieces by id, their scores and types, and the text normalisation."""
 
-    texts: Sequence[str]
+    spellings: Sequence[str]
     scores: Sequence[float]
     types: Sequence[int]
     kind: Literal["unigram", "bpe"]
@@ -123,48 +123,48 @@ class PieceTable:
     squeeze: bool = True  # strip the text and collapse spaces
     charsmap: bytes = b""
     rule: str = ""  # the name of the charsmap, such as nmt_nfkc
-    begin: str | None = None
-    end: str | None = None
+    bos: str | None = None
+    eos: str | None = None
     pad: str | None = None
 
     @property
-    def unknown(self) -> int | None:
+    def unk_id(self) -> int | None:
         return next((i for i, kind in enumerate(self.types) if kind == UNKNOWN), None)
 
     def of_type(self, kind: int) -> list[str]:
-        return [text for text, own in zip(self.texts, self.types, strict=True) if own == kind]
+        return [spelling for spelling, piece_type in zip(self.spellings, self.types, strict=True) if piece_type == kind]
 
 
 def read_pieces(path: Path) -> PieceTable:
     """The model in a .model or .spm file."""
     try:
-        return _parse(read_bytes(path))
+        return _parse_model(read_bytes(path))
     except (ValueError, TypeError, struct.error) as error:
         raise UserError(f"{path} is not a sentencepiece model ({error}); download it again") from error
 
 
-def _parse(data: bytes) -> PieceTable:
+def _parse_model(data: bytes) -> PieceTable:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for number, value in fields(data):
+    for number, value in read_fields(data):
         if number == 1:
-            pieces.append(_piece(_typed(value, bytes)))
+            pieces.append(_parse_piece(_check_field(value, bytes)))
         elif number in (2, 3):
-            (trainer if number == 2 else normalizer).update(fields(_typed(value, bytes)))
+            (trainer if number == 2 else normalizer).update(read_fields(_check_field(value, bytes)))
     if not pieces:
         raise ValueError("it contains no pieces")
-    kind = _KINDS.get(_typed(trainer.get(3, 1), int), "an unknown kind")
+    kind = _KINDS.get(_check_field(trainer.get(3, 1), int), "an unknown kind")
     if kind not in ("unigram", "bpe"):
         raise ValueError(f"its model is {kind}, but only unigram and bpe are supported")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
         raise ValueError("it puts spaces after words, or nowhere, which is not supported")
-    texts, scores, types = zip(*pieces, strict=True)
-    charsmap = _typed(normalizer.get(2, b""), bytes)
+    spellings, scores, types = zip(*pieces, strict=True)
+    charsmap = _check_field(normalizer.get(2, b""), bytes)
     if charsmap:
         check_charsmap(charsmap)
     return PieceTable(
-        texts,
+        spellings,
         scores,
         types,
         kind,
@@ -172,33 +172,35 @@ def _parse(data: bytes) -> PieceTable:
         dummy_prefix=bool(normalizer.get(3, 1)),
         squeeze=bool(normalizer.get(4, 1)),
         charsmap=charsmap,
-        rule=_typed(normalizer.get(1, b""), bytes).decode("utf-8"),
-        begin=_role(trainer, 41, 46, (1, b"<s>"), texts),
-        end=_role(trainer, 42, 47, (2, b"</s>"), texts),
-        pad=_role(trainer, 43, 48, (-1, b"<pad>"), texts),
+        rule=_check_field(normalizer.get(1, b""), bytes).decode("utf-8"),
+        bos=_special_spelling(trainer, 41, 46, (1, b"<s>"), spellings),
+        eos=_special_spelling(trainer, 42, 47, (2, b"</s>"), spellings),
+        pad=_special_spelling(trainer, 43, 48, (-1, b"<pad>"), spellings),
     )
 
 
-def _piece(data: bytes) -> tuple[str, float, int]:
-    parts = dict(fields(data))
-    text = _typed(parts.get(1, b""), bytes).decode("utf-8")
-    (score,) = struct.unpack("<f", _typed(parts.get(2, bytes(4)), bytes))
+def _parse_piece(data: bytes) -> tuple[str, float, int]:
+    piece_fields = dict(read_fields(data))
+    spelling = _check_field(piece_fields.get(1, b""), bytes).decode("utf-8")
+    (score,) = struct.unpack("<f", _check_field(piece_fields.get(2, bytes(4)), bytes))
     if not math.isfinite(score):
-        raise ValueError(f"the score of piece {text!r} is {score}")
-    return text, score, _typed(parts.get(3, NORMAL), int)
+        raise ValueError(f"the score of piece {spelling!r} is {score}")
+    return spelling, score, _check_field(piece_fields.get(3, NORMAL), int)
 
 
-def _typed(value: int | bytes, kind: type[T]) -> T:
+def _check_field(value: int | bytes, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"a field contains a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
-def _role(trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], texts) -> str | None:
+def _special_spelling(
+    trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], spellings
+) -> str | None:
     """The spelling of a special token; None if its id is negative (written in 64 bits)."""
-    own = _typed(trainer.get(number, default[0]), int)
-    spelling = _typed(trainer.get(name, default[1]), bytes).decode("utf-8")
-    return spelling if 0 <= own < 1 << 63 and spelling in texts else None
+    token_id = _check_field(trainer.get(number, default[0]), int)
+    spelling = _check_field(trainer.get(name, default[1]), bytes).decode("utf-8")
+    return spelling if 0 <= token_id < 1 << 63 and spelling in spellings else None
 
 
 def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> Tokenizer:
@@ -233,14 +235,14 @@ def _adds_user_defined(pieces: PieceTable) -> bool:
 def _unigram(pieces: PieceTable) -> models.Model:
     vocabulary = [
         (HIDDEN + text, 0.0) if kind == UNUSED else (text, score if kind == NORMAL else 0.0)
-        for text, score, kind in zip(pieces.texts, pieces.scores, pieces.types, strict=True)
+        for text, score, kind in zip(pieces.spellings, pieces.scores, pieces.types, strict=True)
     ]
-    return models.Unigram(vocabulary, pieces.unknown, pieces.byte_fallback)
+    return models.Unigram(vocabulary, pieces.unk_id, pieces.byte_fallback)
 
 
 def _bpe(pieces: PieceTable) -> models.Model:
-    vocabulary = {text: i for i, text in reversed([*enumerate(pieces.texts)])}
-    unknown = None if pieces.unknown is None else pieces.texts[pieces.unknown]
+    vocabulary = {text: i for i, text in reversed([*enumerate(pieces.spellings)])}
+    unknown = None if pieces.unk_id is None else pieces.spellings[pieces.unk_id]
     return models.BPE(
         vocabulary,
         _merges(pieces),
@@ -255,22 +257,22 @@ def _merges(pieces: PieceTable) -> list[tuple[str, str]]:
     """All merges of two pieces into another, the best result first."""
     normal = {
         text: (-score, i)
-        for i, (text, score, kind) in enumerate(zip(pieces.texts, pieces.scores, pieces.types, strict=True))
+        for i, (text, score, kind) in enumerate(zip(pieces.spellings, pieces.scores, pieces.types, strict=True))
         if kind == NORMAL
     }
-    found = [
+    merges = [
         (rank, cut, text[:cut], text[cut:])
         for text, rank in normal.items()
         for cut in range(1, len(text))
         if text[:cut] in normal and text[cut:] in normal
     ]
-    return [(left, right) for _, _, left, right in sorted(found)]
+    return [(left, right) for _, _, left, right in sorted(merges)]
 
 
 def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
     if pieces.charsmap:
-        steps += [*_composed(pieces.rule), normalizers.Precompiled(pieces.charsmap)]
+        steps += [*_charsmap_normalizers(pieces.rule), normalizers.Precompiled(pieces.charsmap)]
     if pieces.squeeze:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps.append(normalizers.Replace(" ", SPACE))
@@ -279,7 +281,7 @@ def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Norma
     return steps
 
 
-def _composed(rule: str) -> list[normalizers.Normalizer]:
+def _charsmap_normalizers(rule: str) -> list[normalizers.Normalizer]:
     """Normalisation steps before the charsmap, with which the library matches sentencepiece.
 
     The library alone loses combining marks on mapped characters, and half of a two-character line break. So NFKC is
@@ -291,7 +293,7 @@ def _composed(rule: str) -> list[normalizers.Normalizer]:
     nfkc: list[normalizers.Normalizer] = [normalizers.NFKC()]
     if not rule.startswith("nmt_"):
         return nfkc
-    tilde = normalizers.Replace(_WIDE_TILDE, _KEPT), normalizers.Replace(_KEPT, _WIDE_TILDE)
+    tilde = normalizers.Replace(_WIDE_TILDE, _TILDE_PLACEHOLDER), normalizers.Replace(_TILDE_PLACEHOLDER, _WIDE_TILDE)
     return [tilde[0], *nfkc, tilde[1], normalizers.Replace("\r\n", "  ")]
 
 
@@ -299,24 +301,24 @@ def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers
     steps: list[pre_tokenizers.PreTokenizer] = []
     if pieces.dummy_prefix and prefix_once:
         steps.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
-    whole = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
-    if whole:
-        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, whole))), "isolated"))
+    user_defined = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
+    if user_defined:
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
     if pieces.byte_fallback and pieces.kind == "unigram":  # text that spells a byte token must not become one
         steps.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
-    if SPACE in pieces.texts and not any(_SPANS.search(text) for text in pieces.of_type(NORMAL)):
+    if SPACE in pieces.spellings and not any(_SPANS_WORDS.search(text) for text in pieces.of_type(NORMAL)):
         # No piece spans words, so words are looked up separately, which the library caches.
         steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
     return steps
 
 
-_ALL = 1 << 20  # spaces; more than any text starts with
-_SPANS = re.compile(f"[^{SPACE}]{SPACE}")
+_MAX_SPACES = 1 << 20  # spaces; more than any text starts with
+_SPANS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
 def _decoder(pieces: PieceTable) -> decoders.Decoder:
     steps: list[decoders.Decoder] = [decoders.Replace(HIDDEN, ""), decoders.Replace(SPACE, " ")]
     steps += [decoders.ByteFallback(), decoders.Fuse()] if pieces.byte_fallback else [decoders.Fuse()]
     if pieces.dummy_prefix or pieces.squeeze:
-        steps.append(decoders.Strip(" ", _ALL if pieces.squeeze else 1, 0))
+        steps.append(decoders.Strip(" ", _MAX_SPACES if pieces.squeeze else 1, 0))
     return decoders.Sequence(steps)  # type: ignore[return-value]

@@ -1,5 +1,5 @@
-"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special tokens.
-"""
+"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special "
+"tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import NamedTuple
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder, WindowStream, decoder_steps
-from headway.codecs.bounds import check_marks, check_pieces
-from headway.codecs.files import is_panic
-from headway.codecs.marks import END_OF_TEXT, RoleTokens, guessed
-from headway.drafts import draft_of
+from headway.codecs.special_tokens import END_OF_TEXT, SpecialTokens, guess_special_tokens
+from headway.codecs.tokenizer_files import is_panic
+from headway.codecs.tokenizer_limits import check_pieces, check_special_tokens
 from headway.errors import UserError
+from headway.temporary_files import temporary_path
 
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 
 FILE = "tokenizer.json"
-SECTION = 1 << 16  # characters; tokenizers uses about a hundred bytes for each
+SECTION_LENGTH = 1 << 16  # characters; tokenizers uses about a hundred bytes for each
 # Tokenizers that split words never join two non-blank lines.
-_CUT = re.compile(r"(?<=\S\n)(?=\S)")
-_REACHED = 1 << 16
+_SECTION_BREAK = re.compile(r"(?<=\S\n)(?=\S)")
+_MAX_SPELLABLE = 1 << 16
 _PROBE = ("The word, its\n", "line-2 end.\n", "(Next) \u00fc")
 # The steps with which tokenizers trained here remove the space that they add at the start of each line.
 LINE_SPACE_STEPS = [
@@ -43,29 +43,29 @@ class TokenizerCodec:
     the attributes of every codec, `pad` and `mask` are ids, None if there is no such token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, marks: RoleTokens | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, special_tokens: SpecialTokens | None = None) -> None:
         tokenizer.no_truncation()  # never truncate or pad silently
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder().values()
-        check_marks((token.content for token in added if token.special), "the tokenizer")
+        check_special_tokens((token.content for token in added if token.special), "the tokenizer")
         check_pieces(tokenizer, vocabulary, "the tokenizer")
-        _shut_out_special(tokenizer)
+        _block_special_spellings(tokenizer)
         self.tokenizer = tokenizer
-        self.size = max(vocabulary.values()) + 1
-        self.marks = guessed(tokenizer) if marks is None else marks
-        self.begin = self.token(self.marks.begin)
-        self.end = self.token(self.marks.end)
-        self.pad = self.token(self.marks.pad)
-        self.mask = self.token(self.marks.mask)
-        self.unknown = self._unknown()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.special_tokens = guess_special_tokens(tokenizer) if special_tokens is None else special_tokens
+        self.bos_id = self.token_id(self.special_tokens.start_token)
+        self.eos_id = self.token_id(self.special_tokens.end_token)
+        self.pad = self.token_id(self.special_tokens.pad)
+        self.mask = self.token_id(self.special_tokens.mask)
+        self.unk_id = self._find_unk_id()
 
-    def token(self, name: str | None) -> int | None:
+    def token_id(self, name: str | None) -> int | None:
         """The id of the token spelt `name`, such as "<|im_end|>"; None if there is none."""
         return None if name is None else self.tokenizer.token_to_id(name)
 
-    def _unknown(self) -> int | None:
+    def _find_unk_id(self) -> int | None:
         """The id for text without a token. GPT-2 also names an unknown token, but never uses it."""
         model = self.tokenizer.model
         if isinstance(model, models.Unigram):  # the only model that stores an id instead of a spelling
@@ -75,27 +75,27 @@ class TokenizerCodec:
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError for text without tokens if the tokenizer has no unknown token."""
-        if len(text) > SECTION:
+        if len(text) > SECTION_LENGTH:
             return self.encode_batch([text])[0]
         try:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException as error:
-            raise _said(error) from error
+            raise _as_user_error(error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        cut = [list(self.sections(text)) for text in texts]
-        flat = [section for sections in cut for section in sections]
+        text_sections = [list(self.sections(text)) for text in texts]
+        all_sections = [section for sections in text_sections for section in sections]
         try:
-            encodings = iter(self.tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+            encodings = iter(self.tokenizer.encode_batch_fast(all_sections, add_special_tokens=False))
         except BaseException as error:
-            raise _said(error) from error
-        return [[i for _ in sections for i in next(encodings).ids] for sections in cut]
+            raise _as_user_error(error) from error
+        return [[i for _ in sections for i in next(encodings).ids] for sections in text_sections]
 
     def decode(self, ids: Sequence[int]) -> str:
         try:
             return self.tokenizer.decode(ids, skip_special_tokens=True)
         except BaseException as error:
-            raise _said(error) from error
+            raise _as_user_error(error) from error
 
     def sections(self, text: str) -> Iterator[str]:
         """Cut after about 65,000 characters, at the next line break between two words.
@@ -103,8 +103,8 @@ class TokenizerCodec:
         The text is not cut for tokenizers that join lines or mark the start of a text.
         """
         start = 0
-        while len(text) - start > SECTION and self._separates_lines:
-            cut = _CUT.search(text, start + SECTION)
+        while len(text) - start > SECTION_LENGTH and self._separates_lines:
+            cut = _SECTION_BREAK.search(text, start + SECTION_LENGTH)
             if cut is None:
                 break
             yield text[start : cut.start()]
@@ -113,8 +113,8 @@ class TokenizerCodec:
 
     @cached_property
     def _separates_lines(self) -> bool:
-        whole = self.encode("".join(_PROBE))
-        return whole == [i for line in _PROBE for i in self.encode(line)]
+        joined_ids = self.encode("".join(_PROBE))
+        return joined_ids == [i for line in _PROBE for i in self.encode(line)]
 
     def stream(self) -> StreamDecoder:
         steps = decoder_steps(self.tokenizer)
@@ -129,26 +129,28 @@ class TokenizerCodec:
         file = path if path.suffix == ".json" else path / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         # The special tokens come first, so that a tokenizer file never exists without them.
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.marks.settings()}
-        _replace(settings_of(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        _replace(file, self.tokenizer.to_str(pretty=True))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens.settings()}
+        _write_atomically(config_path(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        _write_atomically(file, self.tokenizer.to_str(pretty=True))
 
     def difference(self, other: TokenizerCodec) -> str | None:
         """How the tokens of `other` differ from these, for messages; None if all ids have the same meaning."""
-        mine, theirs = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (self, other))
-        if mine == theirs:
+        own_vocab, other_vocab = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (self, other))
+        if own_vocab == other_vocab:
             return None
-        if len(mine) != len(theirs):
-            return f"{len(theirs)} tokens instead of {len(mine)}"
-        by_id = {place: name for name, place in theirs.items()}
-        name, place = min((item for item in mine.items() if theirs.get(item[0]) != item[1]), key=lambda item: item[1])
-        return f"id {place} is {by_id.get(place)!r} instead of {name!r}"
+        if len(own_vocab) != len(other_vocab):
+            return f"{len(other_vocab)} tokens instead of {len(own_vocab)}"
+        by_id = {token_id: name for name, token_id in other_vocab.items()}
+        name, token_id = min(
+            (item for item in own_vocab.items() if other_vocab.get(item[0]) != item[1]), key=lambda item: item[1]
+        )
+        return f"id {token_id} is {by_id.get(token_id)!r} instead of {name!r}"
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.tokenizer.to_str()}{self.bos_id},{self.eos_id}".encode()).hexdigest()
 
 
-def _said(error: BaseException) -> BaseException:
+def _as_user_error(error: BaseException) -> BaseException:
     """Turn an error of the library, which raises bare Exceptions and panics, into a UserError."""
     reason = " ".join(str(error).split())[:200]
     if is_panic(error):
@@ -158,18 +160,18 @@ def _said(error: BaseException) -> BaseException:
     return UserError(f"the tokenizer has no tokens for the text ({reason}); use one with an unknown token")
 
 
-def settings_of(file: Path) -> Path:
+def config_path(file: Path) -> Path:
     """The file with the special tokens of a tokenizer file: tokenizer_config.json for tokenizer.json."""
     return file.with_name(f"{file.stem}_config.json")
 
 
-def _replace(file: Path, text: str) -> None:
-    draft = draft_of(file)
+def _write_atomically(file: Path, text: str) -> None:
+    draft = temporary_path(file)
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, file)
 
 
-def _shut_out_special(tokenizer: Tokenizer) -> None:
+def _block_special_spellings(tokenizer: Tokenizer) -> None:
     """Keep texts from spelling special tokens that are also in the model's vocabulary.
 
     sentencepiece never matches these in a text, but `tokenizers` does in a Unigram model, and in a BPE that keeps known
@@ -177,25 +179,28 @@ def _shut_out_special(tokenizer: Tokenizer) -> None:
     """
     added = tokenizer.get_added_tokens_decoder()
     names = [token.content for token in added.values() if token.special and len(token.content) > 1]
-    inside = [name for name in names if tokenizer.model.token_to_id(name) is not None]
-    reached = [name for name in inside if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets]
-    if not reached:
+    in_vocabulary = [name for name in names if tokenizer.model.token_to_id(name) is not None]
+    spellable = [
+        name for name in in_vocabulary if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets
+    ]
+    if not spellable:
         return
-    if sum(map(len, reached)) > _REACHED:
+    if sum(map(len, spellable)) > _MAX_SPELLABLE:
         raise UserError(
-            f"the tokenizer has {len(reached):,} special tokens that texts can spell, with more than {_REACHED:,} "
+            f"the tokenizer has {len(spellable):,} special tokens that texts can spell, with more than "
+            f"{_MAX_SPELLABLE:,} "
             "characters in total; use another tokenizer"
         )
     starts: dict[str, list[str]] = {}
-    for name in reached:
+    for name in spellable:
         starts.setdefault(name[0], []).append(re.escape(name[1:]))
-    pattern = "|".join(f"(?<={re.escape(first)})(?={'|'.join(rest)})" for first, rest in starts.items())
+    pattern = "|".join(f"(?<={re.escape(first)})(?={'|'.join(suffixes)})" for first, suffixes in starts.items())
     steps = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, split])  # type: ignore[assignment]
 
 
-class Frame(NamedTuple):
+class SequenceTemplate(NamedTuple):
     """Special tokens before a text, between two texts and after them; `typed` if the second has its own token type.
 
     BERT: [CLS] a [SEP] b [SEP] with types 0 and 1; RoBERTa: <s> a </s></s> b </s> without types.
@@ -206,72 +211,74 @@ class Frame(NamedTuple):
     after: tuple[int, ...]
     typed: bool = True
 
-    def marks(self, texts: int) -> int:
+    def num_special_tokens(self, text_count: int) -> int:
         """The number of special tokens added to one or two texts."""
-        return len(self.before) + len(self.after) + (len(self.between) if texts == 2 else 0)
+        return len(self.before) + len(self.after) + (len(self.between) if text_count == 2 else 0)
 
-    def around(self, first: Sequence[int], second: Sequence[int] | None = None) -> list[int]:
+    def add_special_tokens(self, first: Sequence[int], second: Sequence[int] | None = None) -> list[int]:
         """The ids of one or two texts with special tokens."""
         if second is None:
             return [*self.before, *first, *self.after]
         return [*self.before, *first, *self.between, *second, *self.after]
 
 
-def frame_of(codec: Codec) -> Frame:
+def sequence_template(codec: Codec) -> SequenceTemplate:
     """The template of a published tokenizer; without one, the begin token, the end token, and the end token."""
-    begin, end = (() if mark is None else (mark,) for mark in (codec.begin, codec.end))
-    plain = Frame(begin, end, end)
+    bos, eos = (() if token_id is None else (token_id,) for token_id in (codec.bos_id, codec.eos_id))
+    plain = SequenceTemplate(bos, eos, eos)
     if not isinstance(codec, TokenizerCodec) or codec.tokenizer.post_processor is None:
         return plain
     try:
         probe = codec.tokenizer.encode("a", "b", add_special_tokens=True)
     except BaseException as error:
-        raise _said(error) from error
-    places = [[i for i, text in enumerate(probe.sequence_ids) if text == number] for number in (0, 1)]
-    if not all(places) or len(places[0]) + len(places[1]) == len(probe.ids):
+        raise _as_user_error(error) from error
+    positions = [[i for i, text in enumerate(probe.sequence_ids) if text == sequence_id] for sequence_id in (0, 1)]
+    if not all(positions) or len(positions[0]) + len(positions[1]) == len(probe.ids):
         return plain
-    (start, stop), (second, last) = ((found[0], found[-1] + 1) for found in places)
+    (start, stop), (second, stop_second) = ((indices[0], indices[-1] + 1) for indices in positions)
     ids = probe.ids
     typed = probe.type_ids[second] == 1
-    return Frame(tuple(ids[:start]), tuple(ids[stop:second]), tuple(ids[last:]), typed)
+    return SequenceTemplate(tuple(ids[:start]), tuple(ids[stop:second]), tuple(ids[stop_second:]), typed)
 
 
-def framed(codec: Codec, text: str) -> list[int]:
+def encode_with_special_tokens(codec: Codec, text: str) -> list[int]:
     """The ids of a text with the special tokens of a published tokenizer."""
     if not isinstance(codec, TokenizerCodec):
         return codec.encode(text)
     try:
         return codec.tokenizer.encode(text, add_special_tokens=True).ids
     except BaseException as error:
-        raise _said(error) from error
+        raise _as_user_error(error) from error
 
 
-class WordPieces(NamedTuple):
+class WordTokens(NamedTuple):
     """The ids of a sentence; `first` is the index of each word's first token, None for a word without tokens."""
 
     ids: list[int]
-    first: list[int | None]
+    first_tokens: list[int | None]
 
 
-def word_pieces(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordPieces]:
+def tokenize_words(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordTokens]:
     """The tokens of each sentence, with its words joined by spaces, so that the ids equal those of running text."""
-    texts = [" ".join(words) for words in sentences]
+    strings = [" ".join(words) for words in sentences]
     try:
-        encoded = codec.tokenizer.encode_batch(texts, add_special_tokens=False)
+        encoded = codec.tokenizer.encode_batch(strings, add_special_tokens=False)
     except BaseException as error:
-        raise _said(error) from error
-    return [WordPieces(one.ids, _firsts(words, one.offsets)) for words, one in zip(sentences, encoded)]
+        raise _as_user_error(error) from error
+    return [
+        WordTokens(encoding.ids, _first_tokens(words, encoding.offsets)) for words, encoding in zip(sentences, encoded)
+    ]
 
 
-def _firsts(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
     """The index of each word's first token; a token belongs to the word in which it ends."""
-    firsts: list[int | None] = []
-    place, start = 0, 0
+    first_tokens: list[int | None] = []
+    token_index, start = 0, 0
     for word in words:
         stop = start + len(word)
-        while place < len(offsets) and offsets[place][1] <= start:
-            place += 1
-        inside = place < len(offsets) and offsets[place][0] < stop
-        firsts.append(place if inside else None)
+        while token_index < len(offsets) and offsets[token_index][1] <= start:
+            token_index += 1
+        is_inside = token_index < len(offsets) and offsets[token_index][0] < stop
+        first_tokens.append(token_index if is_inside else None)
         start = stop + 1
-    return firsts
+    return first_tokens

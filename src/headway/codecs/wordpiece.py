@@ -8,11 +8,11 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.files import library_errors, read_text
+from headway.codecs.tokenizer_files import library_errors, read_text
 from headway.errors import UserError
 
 FILE = "vocab.txt"
-LONGEST_WORD = 100  # characters; a longer word is unknown
+MAX_WORD_LENGTH = 100  # characters; a longer word is unknown
 
 
 def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
@@ -23,14 +23,14 @@ def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Token
     Control characters are always removed.
     """
     lines = read_text(path).split("\n")
-    symbols = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    tokens = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = settings.get("unk_token") or "[UNK]"
     name = unknown.get("content") if isinstance(unknown, dict) else unknown
     if name not in vocabulary:
         raise UserError(f"{path} does not contain the unknown token {name!r:.80}; set it in tokenizer_config.json")
     with library_errors(path):
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=name, max_input_chars_per_word=LONGEST_WORD))
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=name, max_input_chars_per_word=MAX_WORD_LENGTH))
         if settings.get("do_basic_tokenize") is False:
             tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         else:

@@ -4,37 +4,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.data.catalogue import KnownSet
-    from headway.data.order import Padding, PairBatches, epoch_seed, permuted, sample_at
-    from headway.data.packing import IGNORED, Crops, Packing, Spans, Streams, TokenWindows
-    from headway.data.parallel import Column, FittingPairs, PairCache, grouped, load_pairs, open_pairs, split_pairs
-    from headway.data.registry import find_set, get, is_present, known_set, known_sets
-    from headway.data.sources import (
+    from headway.data.corpus import (
         Chunk,
         Pair,
-        characters,
-        chunks,
-        documents,
+        count_characters,
+        iter_chunks,
+        iter_documents,
+        iter_pairs,
         pair_sources,
-        pairs,
         read_pairs,
         text_sources,
     )
-    from headway.data.splits import SIDES, ClassSplitConfig, SplitConfig, Splits, fraction, sides_of
-    from headway.data.tables import Table, Tagged, TaggedText, read_conll, read_table
-    from headway.data.tokens import TokenCache, load_tokens, open_tokens
+    from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
+    from headway.data.parallel_text import (
+        PairCache,
+        TokenColumn,
+        UsablePairs,
+        group_references,
+        load_pairs,
+        open_pairs,
+        split_pairs,
+    )
+    from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
+    from headway.data.shuffling import Padding, PairBatches, epoch_seed, permute, shuffled_indices
+    from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
+    from headway.data.table_files import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
+    from headway.data.token_cache import TokenCache, load_tokens, open_tokens
 
 __all__ = [
-    "IGNORED",
-    "SIDES",
+    "IGNORE_INDEX",
+    "SPLITS",
     "Chunk",
     "ClassSplitConfig",
-    "Column",
     "Crops",
-    "FittingPairs",
     "KnownSet",
     "Packing",
     "Padding",
@@ -46,19 +52,22 @@ __all__ = [
     "Splits",
     "Streams",
     "Table",
-    "Tagged",
-    "TaggedText",
+    "TaggedCorpus",
+    "TaggedSentence",
     "TokenCache",
+    "TokenColumn",
     "TokenWindows",
-    "characters",
-    "chunks",
-    "documents",
+    "UsablePairs",
+    "count_characters",
     "epoch_seed",
     "find_set",
-    "fraction",
-    "get",
-    "grouped",
+    "get_set",
+    "group_references",
+    "hash_fraction",
     "is_present",
+    "iter_chunks",
+    "iter_documents",
+    "iter_pairs",
     "known_set",
     "known_sets",
     "load_pairs",
@@ -66,37 +75,44 @@ __all__ = [
     "open_pairs",
     "open_tokens",
     "pair_sources",
-    "pairs",
-    "permuted",
+    "permute",
     "read_conll",
     "read_pairs",
     "read_table",
-    "sample_at",
-    "sides_of",
+    "shuffled_indices",
+    "split_by_text",
     "split_pairs",
     "text_sources",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
         ".catalogue": ("KnownSet",),
-        ".order": ("Padding", "PairBatches", "epoch_seed", "permuted", "sample_at"),
-        ".packing": ("Crops", "IGNORED", "Packing", "Spans", "Streams", "TokenWindows"),
-        ".parallel": ("Column", "FittingPairs", "PairCache", "grouped", "load_pairs", "open_pairs", "split_pairs"),
-        ".registry": ("find_set", "get", "is_present", "known_set", "known_sets"),
-        ".sources": (
+        ".shuffling": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
+        ".packing": ("Crops", "IGNORE_INDEX", "Packing", "Spans", "Streams", "TokenWindows"),
+        ".parallel_text": (
+            "TokenColumn",
+            "UsablePairs",
+            "PairCache",
+            "group_references",
+            "load_pairs",
+            "open_pairs",
+            "split_pairs",
+        ),
+        ".registry": ("find_set", "get_set", "is_present", "known_set", "known_sets"),
+        ".corpus": (
             "Chunk",
             "Pair",
-            "characters",
-            "chunks",
-            "documents",
+            "count_characters",
+            "iter_chunks",
+            "iter_documents",
             "pair_sources",
-            "pairs",
+            "iter_pairs",
             "read_pairs",
             "text_sources",
         ),
-        ".splits": ("SIDES", "ClassSplitConfig", "SplitConfig", "Splits", "fraction", "sides_of"),
-        ".tables": ("Table", "Tagged", "TaggedText", "read_conll", "read_table"),
-        ".tokens": ("TokenCache", "load_tokens", "open_tokens"),
+        ".splits": ("SPLITS", "ClassSplitConfig", "SplitConfig", "Splits", "hash_fraction", "split_by_text"),
+        ".table_files": ("Table", "TaggedSentence", "TaggedCorpus", "read_conll", "read_table"),
+        ".token_cache": ("TokenCache", "load_tokens", "open_tokens"),
     },
 )

@@ -23,7 +23,7 @@ class KnownFile:
     sizes: tuple[int, ...] | None = None
     sounds: int | None = None
     episodes: int | None = None
-    instead: str | None = None
+    alternative: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class KnownSet:
     package: str | None = None
     package_file: str | None = None
     pip: str | None = None
-    folders: tuple[str, ...] = ()
+    system_folders: tuple[str, ...] = ()
 
 
 _MEGABYTE = 1_000_000
@@ -73,12 +73,12 @@ def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
     return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
 
 
-def _expert(name: str, what: str, episodes: int, steps: str, commit: str) -> KnownSet:
+def _expert(name: str, description: str, episodes: int, steps: str, commit: str) -> KnownSet:
     """Expert episodes from the test data of the imitation project."""
     home = "https://raw.githubusercontent.com/HumanCompatibleAI/imitation"
     return KnownSet(
         name=f"{name}-expert",
-        description=what,
+        description=description,
         counts=f"{episodes} episodes, {steps} steps in total",
         licence="MIT",
         url="https://github.com/HumanCompatibleAI/imitation",
@@ -98,7 +98,7 @@ def _openings(volume: str) -> KnownFile:
     return KnownFile(f"chess/lichess-openings-{volume}.tsv", f"{home}/{volume}.tsv", 2 * _MEGABYTE)
 
 
-KNOWN: dict[str, KnownSet] = {
+KNOWN_SETS: dict[str, KnownSet] = {
     known.name: known
     for known in (
         KnownSet(
@@ -128,7 +128,7 @@ KNOWN: dict[str, KnownSet] = {
                     "https://wikitext.smerity.com/wikitext-2-raw-v1.zip",
                     10 * _MEGABYTE,
                     sha256="ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
-                    instead="lm/wikitext-2-raw-valid-test.tar.xz",
+                    alternative="lm/wikitext-2-raw-valid-test.tar.xz",
                 ),
             ),
         ),
@@ -179,7 +179,7 @@ KNOWN: dict[str, KnownSet] = {
                 _fashion("t10k-images", (10_000, 28, 28)),
                 _fashion("t10k-labels", (10_000,)),
             ),
-            folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
+            system_folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
         ),
         KnownSet(
             name="digits",
@@ -214,7 +214,7 @@ KNOWN: dict[str, KnownSet] = {
                     "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",
                     50 * _MEGABYTE,
                     sounds=3_000,
-                    instead="fsdd/free-spoken-digits.tar.xz",
+                    alternative="fsdd/free-spoken-digits.tar.xz",
                 ),
             ),
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
-from headway.received import opened
+from headway.safe_io import open_file
 
 # Playlists (HLS, DASH, ffconcat), session descriptions and image sequences are excluded: they refer to other files and
 # hosts, which FFmpeg would open.
@@ -14,20 +14,20 @@ _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpe
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
 
-def packaged_av(missing: str = "videos need the package av; pip install 'headway[rl]'") -> Any:
+def import_av(message: str = "videos need the package av; pip install 'headway[rl]'") -> Any:
     """The package av; a UserError with the message `missing` if it is not installed."""
     try:
         import av
     except ImportError as error:
-        raise UserError(missing) from error
+        raise UserError(message) from error
     return av
 
 
 def open_container(path: Path) -> Any:
     """Open a container for reading. UserError if it is not a regular file; PyAV's own errors for unknown formats."""
-    opened(path).close()  # FFmpeg would wait for the other end of a named pipe
+    open_file(path).close()  # FFmpeg would wait for the other end of a named pipe
     # FFmpeg never takes an absolute path for a protocol, unlike the name "tcp:host.mp4".
-    return packaged_av().open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
+    return import_av().open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
 
 
 def create_container(path: Path) -> Any:
@@ -35,4 +35,4 @@ def create_container(path: Path) -> Any:
     that no link is followed and no pipe blocks.
     """
     path.unlink(missing_ok=True)
-    return packaged_av().open(str(path.absolute()), "w", options={"protocol_whitelist": "file"})
+    return import_av().open(str(path.absolute()), "w", options={"protocol_whitelist": "file"})

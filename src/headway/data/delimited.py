@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 
-from headway.data.files import File, lines
-from headway.data.spreadsheets import sheet_rows
+from headway.data.input_files import File, read_lines
+from headway.data.spreadsheets import read_sheet
 from headway.errors import UserError
-from headway.received import exceeded, limits
+from headway.safe_io import limit_error, read_limits
 
 Row = tuple[int, list[str]]  # with the number of its last line
 _SEPARATORS = (",", ";", "\t")  # on a tie, the first wins
-_OBJECT = 64  # approximate overhead of a line in bytes
-_LONG = threading.Lock()  # held while csv's process-wide field size limit is raised
+_LINE_OVERHEAD = 64  # approximate overhead of a line in bytes
+_FIELD_LIMIT_LOCK = threading.Lock()  # held while csv's process-wide field size limit is raised
 
 
-def delimited(file: File) -> Iterator[Row]:
+def read_delimited(file: File) -> Iterator[Row]:
     """The rows of a .csv (RFC 4180) or .tsv, or of the first sheet of a .xlsx, without blank rows.
 
     The separator of a .csv is the most frequent of comma, semicolon and TAB in its first line. A .tsv with a quoted
@@ -29,165 +29,167 @@ def delimited(file: File) -> Iterator[Row]:
     break or doubled quotes. All other quotes are part of the text.
     """
     if file.kind == ".xlsx":
-        return sheet_rows(file)
-    source = lines(file)
+        return read_sheet(file)
+    source = read_lines(file)
     header = next(source, "")
     if file.kind != ".tsv":
-        return _quoted(file, header, source, max(_SEPARATORS, key=lambda one: _width(header, one)))
+        return _read_quoted(
+            file, header, source, max(_SEPARATORS, key=lambda separator: _count_columns(header, separator))
+        )
     fields = header.split("\t")
-    if any(fields) and all(_WHOLE.fullmatch(field) for field in fields if field):
-        return _quoted(file, header, source, "\t")
-    return tabbed(header, source)
+    if any(fields) and all(_QUOTED_FIELD.fullmatch(field) for field in fields if field):
+        return _read_quoted(file, header, source, "\t")
+    return read_tab_separated(header, source)
 
 
-def _quoted(file: File, header: str, source: Iterator[str], separator: str) -> Iterator[Row]:
+def _read_quoted(file: File, header: str, source: Iterator[str], separator: str) -> Iterator[Row]:
     """The rows of a quoted file. While a row is longer than csv's field size limit, that limit is raised to ours."""
-    with _LONG:
-        usual, size, raised = csv.field_size_limit(), 0, False
+    with _FIELD_LIMIT_LOCK:
+        default_limit, size, is_raised = csv.field_size_limit(), 0, False
 
-    def given() -> Iterator[str]:
-        nonlocal size, raised
+    def terminated_lines() -> Iterator[str]:
+        nonlocal size, is_raised
         for line in chain([header], source):
             size += len(line) + 1
-            if size > usual and not raised:
-                _LONG.acquire()
-                raised = True
-                csv.field_size_limit(limits().line)
+            if size > default_limit and not is_raised:
+                _FIELD_LIMIT_LOCK.acquire()
+                is_raised = True
+                csv.field_size_limit(read_limits().line)
             yield f"{line}\n"
 
-    reader = csv.reader(given(), delimiter=separator, strict=True)
+    reader = csv.reader(terminated_lines(), delimiter=separator, strict=True)
     try:
         for row in reader:
             size = 0
-            if raised:
-                raised = _lower(usual)
+            if is_raised:
+                is_raised = _restore_limit(default_limit)
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
         if "field larger" in str(error):
-            raise exceeded(f"{file}, line {reader.line_num}", "is in a longer field", "line") from error
+            raise limit_error(f"{file}, line {reader.line_num}", "is in a longer field", "line") from error
         raise UserError(f"{file}, line {reader.line_num} is not valid CSV ({error}); check its quotes") from error
     finally:
-        if raised:
-            _lower(usual)
+        if is_raised:
+            _restore_limit(default_limit)
 
 
-def _lower(usual: int) -> bool:
+def _restore_limit(default_limit: int) -> bool:
     """Restore csv's limit; returns whether it is still raised."""
-    csv.field_size_limit(usual)
-    _LONG.release()
+    csv.field_size_limit(default_limit)
+    _FIELD_LIMIT_LOCK.release()
     return False
 
 
-def _width(header: str, separator: str) -> int:
+def _count_columns(header: str, separator: str) -> int:
     """The number of columns in a first line; its errors are reported when all lines are read."""
     with suppress(csv.Error):
         return len(next(csv.reader([header], delimiter=separator), []))
     return 0
 
 
-_INSIDE = r'[^"]*+(?:""[^"]*+)*+'  # the text between quotes
-_WHOLE, _REST = re.compile(f'"{_INSIDE}"'), re.compile(_INSIDE)
+_QUOTED_TEXT = r'[^"]*+(?:""[^"]*+)*+'  # the text between quotes
+_QUOTED_FIELD, _CLOSING = re.compile(f'"{_QUOTED_TEXT}"'), re.compile(_QUOTED_TEXT)
 
 
-def tabbed(first: str, source: Iterator[str]) -> Iterator[Row]:
+def read_tab_separated(first: str, source: Iterator[str]) -> Iterator[Row]:
     """The rows of a .tsv with quotes only around fields that need them; `first` is the line before `source`."""
     columns, number = first.count("\t") + 1, 0
-    ahead = _Ahead(first, source)
-    for line in ahead:
+    lookahead = _Lookahead(first, source)
+    for line in lookahead:
         number += 1
         if not line.startswith('"') and '\t"' not in line:
             if line:
                 yield number, line.split("\t")
             continue
-        parts = _broken(line, columns, ahead)
+        parts = _join_lines(line, columns, lookahead)
         number += len(parts) - 1
         yield number, split_tabs("\n".join(parts))
 
 
-class _Ahead:
+class _Lookahead:
     """Lines with lookahead."""
 
     def __init__(self, first: str, source: Iterator[str]) -> None:
-        self._waiting, self._source = deque([first]), source
+        self._buffer, self._source = deque([first]), source
 
     def __iter__(self) -> Iterator[str]:
         while True:
-            line = self._waiting.popleft() if self._waiting else next(self._source, None)
+            line = self._buffer.popleft() if self._buffer else next(self._source, None)
             if line is None:
                 return
             yield line
 
-    def following(self, number: int) -> str | None:
+    def peek(self, offset: int) -> str | None:
         """The upcoming line at an index, from 0; None after the last one."""
-        while number >= len(self._waiting):
+        while offset >= len(self._buffer):
             line = next(self._source, None)
             if line is None:
                 return None
-            self._waiting.append(line)
-        return self._waiting[number]
+            self._buffer.append(line)
+        return self._buffer[offset]
 
-    def take(self, count: int) -> None:
+    def skip(self, count: int) -> None:
         for _ in range(count):
-            self._waiting.popleft()
+            self._buffer.popleft()
 
 
 def split_tabs(text: str) -> list[str]:
     """The fields of a row, without the quotes around fields that need them."""
     if not text.startswith('"') and '\t"' not in text:
         return text.split("\t")
-    found, place = [], 0
+    fields, start = [], 0
     while True:
-        end = _end(text, place)
-        field = text[place:end]
-        inside = field[1:-1]
-        if _WHOLE.fullmatch(field) and (not inside or any(mark in inside for mark in '"\t\n')):
-            field = inside.replace('""', '"')
-        found.append(field)
+        end = _field_end(text, start)
+        field = text[start:end]
+        quoted_text = field[1:-1]
+        if _QUOTED_FIELD.fullmatch(field) and (not quoted_text or any(special in quoted_text for special in '"\t\n')):
+            field = quoted_text.replace('""', '"')
+        fields.append(field)
         if end == len(text):
-            return found
-        place = end + 1
+            return fields
+        start = end + 1
 
 
-def _end(text: str, place: int) -> int:
+def _field_end(text: str, start: int) -> int:
     """The end of the field that starts at `start`: after its quotes, if they close before a TAB or the end."""
-    whole = _WHOLE.match(text, place)
-    if whole is not None and text[whole.end() : whole.end() + 1] in ("", "\t"):
-        return whole.end()
-    end = text.find("\t", place)
+    quoted = _QUOTED_FIELD.match(text, start)
+    if quoted is not None and text[quoted.end() : quoted.end() + 1] in ("", "\t"):
+        return quoted.end()
+    end = text.find("\t", start)
     return len(text) if end < 0 else end
 
 
-def _broken(line: str, columns: int, ahead: _Ahead) -> list[str]:
+def _join_lines(line: str, columns: int, lookahead: _Lookahead) -> list[str]:
     """Consume and return the lines of a row that starts with `line`. Open quotes join several lines if the result has
     as many columns as the header and the lines are not such rows by themselves.
     """
-    parts, size, most = [line], len(line), limits().line
-    opened = _is_open(line)
-    while opened:
-        following = ahead.following(len(parts) - 1)
-        if following is None or size > most:
+    parts, size, max_size = [line], len(line), read_limits().line
+    is_open = _is_quote_open(line)
+    while is_open:
+        next_line = lookahead.peek(len(parts) - 1)
+        if next_line is None or size > max_size:
             return [line]
-        parts.append(following)
-        size += len(following) + _OBJECT
-        rest = _REST.match(following)
-        end = 0 if rest is None else rest.end()
-        if end < len(following):
-            if following[end + 1 : end + 2] not in ("", "\t"):
+        parts.append(next_line)
+        size += len(next_line) + _LINE_OVERHEAD
+        closing = _CLOSING.match(next_line)
+        end = 0 if closing is None else closing.end()
+        if end < len(next_line):
+            if next_line[end + 1 : end + 2] not in ("", "\t"):
                 return [line]
-            opened = _is_open(following[end + 2 :])
-    joined = len(split_tabs("\n".join(parts))) == columns
-    if len(parts) == 1 or not joined or all(len(split_tabs(part)) == columns for part in parts if part):
+            is_open = _is_quote_open(next_line[end + 2 :])
+    fits_header = len(split_tabs("\n".join(parts))) == columns
+    if len(parts) == 1 or not fits_header or all(len(split_tabs(part)) == columns for part in parts if part):
         return [line]
-    ahead.take(len(parts) - 1)
+    lookahead.skip(len(parts) - 1)
     return parts
 
 
-def _is_open(text: str) -> bool:
+def _is_quote_open(text: str) -> bool:
     """Whether a quoted field is still open at the end of the text."""
-    place = 0
-    while place < len(text):
-        if text[place] == '"' and (rest := _REST.match(text, place + 1)) and rest.end() == len(text):
+    start = 0
+    while start < len(text):
+        if text[start] == '"' and (closing := _CLOSING.match(text, start + 1)) and closing.end() == len(text):
             return True
-        place = _end(text, place) + 1
+        start = _field_end(text, start) + 1
     return False

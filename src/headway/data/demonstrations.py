@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.data.episodes import Episodes, Recorded
-from headway.data.files import File, find_files
-from headway.data.recordings import KINDS, episode_lengths, read_recording
-from headway.data.splits import named_side, side_number
+from headway.data.episode_files import EPISODE_KINDS, episode_lengths, read_recording
+from headway.data.episodes import Episodes, RecordedEpisodes
+from headway.data.input_files import File, find_files
+from headway.data.splits import split_code, split_from_name
 from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
-from headway.received import place_of
+from headway.safe_io import user_path
 
 
 @dataclass(frozen=True)
-class Demonstrations(Recorded):
+class Demonstrations(RecordedEpisodes):
     """E episodes with N steps in total: a robot's observations and actions.
 
     `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], the end
@@ -35,8 +35,8 @@ class Demonstrations(Recorded):
     ends: np.ndarray
     cameras: Mapping[str, Frames]
     tasks: np.ndarray
-    names: tuple[str, ...]
-    named: np.ndarray
+    task_names: tuple[str, ...]
+    named_splits: np.ndarray
     environments: tuple[str, ...]
     rate: float | None
 
@@ -59,17 +59,19 @@ def read_demonstrations(
     if not paths:
         raise UserError("no demonstrations; pass a LeRobotDataset folder (headway data collect records them)")
     parts: list[tuple[Demonstrations, str]] = []
-    for given in paths:
-        path = place_of(given)
-        folders = _folders(path, is_lerobot)
+    for raw_path in paths:
+        path = user_path(raw_path)
+        folders = _find_folders(path, is_lerobot)
         for folder in folders:
-            parts.append((_sided(read_lerobot(folder, cache, size, cameras), _side(folder, path)), str(folder)))
-        for file in find_files(path, KINDS, apart=folders):
-            parts.append((_of_episodes(read_recording(file), file), str(file)))
-    return join_demonstrations([part for part, _ in parts], [source for _, source in parts])
+            parts.append(
+                (_with_split(read_lerobot(folder, cache, size, cameras), _split_of_folder(folder, path)), str(folder))
+            )
+        for file in find_files(path, EPISODE_KINDS, excluded=folders):
+            parts.append((_from_episodes(read_recording(file), file), str(file)))
+    return concatenate_demonstrations([part for part, _ in parts], [source for _, source in parts])
 
 
-class Outline(NamedTuple):
+class DemonstrationSummary(NamedTuple):
     """A summary of demonstrations from metadata alone: the steps of each episode, int64 [E], and height and width of
     each camera's images.
     """
@@ -78,77 +80,77 @@ class Outline(NamedTuple):
     cameras: dict[str, tuple[int, int]]
 
 
-def outline(paths: Sequence[Path | str]) -> Outline:
+def summarize_demonstrations(paths: Sequence[Path | str]) -> DemonstrationSummary:
     """Summarize what `read_demonstrations` reads from these paths, without reading states or images."""
     from headway.data.lerobot import is_lerobot
-    from headway.data.lerobot_info import read_episodes_noted, read_info_file
+    from headway.data.lerobot_info import read_episode_entries, read_info_file
 
     lengths: list[int] = []
     cameras: dict[str, tuple[int, int]] = {}
-    for given in paths:
-        path = place_of(given)
-        folders = _folders(path, is_lerobot)
+    for raw_path in paths:
+        path = user_path(raw_path)
+        folders = _find_folders(path, is_lerobot)
         for info in map(read_info_file, folders):
-            lengths += [episode.length for episode in read_episodes_noted(info)]
+            lengths += [episode.length for episode in read_episode_entries(info)]
             cameras |= {camera.name: camera.size for camera in info.cameras}
-        for file in find_files(path, KINDS, apart=folders):
+        for file in find_files(path, EPISODE_KINDS, excluded=folders):
             lengths += episode_lengths(file)
-    return Outline(np.array(lengths, np.int64), cameras)
+    return DemonstrationSummary(np.array(lengths, np.int64), cameras)
 
 
-def task_of(environment: str) -> str:
+def task_name(environment: str) -> str:
     """The name of a task from its environment's name: "door open" for metaworld/door-open-v3."""
     return re.sub(r"[-_:]+", " ", re.sub(r"-v\d+$", "", environment.rpartition("/")[2])).strip()
 
 
-def check_numbers(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:
+def check_finite(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:
     """UserError for the first value in [N, K] that is not finite, with its episode and step."""
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        place, column = wrong[0].tolist()
-        episode = int(np.searchsorted(ends, place, side="right"))
-        step = place - (int(ends[episode - 1]) if episode else 0)
+    invalid = np.argwhere(~np.isfinite(values))
+    if len(invalid):
+        row, column = invalid[0].tolist()
+        episode = int(np.searchsorted(ends, row, side="right"))
+        step = row - (int(ends[episode - 1]) if episode else 0)
         raise UserError(
-            f"{source}, episode {episode}, step {step}: {name} contain {values[place, column]}, which is not a finite "
+            f"{source}, episode {episode}, step {step}: {name} contain {values[row, column]}, which is not a finite "
             "number; remove the episode"
         )
 
 
-def _folders(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+def _find_folders(path: Path, accept: Callable[[Path], bool]) -> list[Path]:
     """The accepted folders in a folder tree, sorted, without hidden ones, ones inside another, and duplicates through
     links.
     """
-    found, seen = list[Path](), set[str]()
-    for above, names, _ in os.walk(path, followlinks=True):
-        folder, place = Path(above), os.path.realpath(above)
-        again = place in seen  # links may form a cycle
-        seen.add(place)
-        if not again and wanted(folder):
-            found.append(folder)
-        ends = again or folder in found
-        names[:] = [] if ends else sorted(name for name in names if not name.startswith("."))
-    return found
+    matches, visited = list[Path](), set[str]()
+    for parent, names, _ in os.walk(path, followlinks=True):
+        folder, real_path = Path(parent), os.path.realpath(parent)
+        is_repeated = real_path in visited  # links may form a cycle
+        visited.add(real_path)
+        if not is_repeated and accept(folder):
+            matches.append(folder)
+        is_leaf = is_repeated or folder in matches
+        names[:] = [] if is_leaf else sorted(name for name in names if not name.startswith("."))
+    return matches
 
 
-def _side(folder: Path, given: Path) -> str | None:
+def _split_of_folder(folder: Path, root: Path) -> str | None:
     """The split that the nearest name states, from a folder up to `root`."""
-    names = (given.name, *folder.relative_to(given).parts)
-    return next(filter(None, map(named_side, reversed(names))), None)
+    names = (root.name, *folder.relative_to(root).parts)
+    return next(filter(None, map(split_from_name, reversed(names))), None)
 
 
-def _sided(found: Demonstrations, side: str | None) -> Demonstrations:
+def _with_split(demonstrations: Demonstrations, split: str | None) -> Demonstrations:
     """Use the split that the folder's name states, if the folder's own metadata states none."""
-    if side is None or found.named.any():
-        return found
-    return replace(found, named=np.full(len(found), side_number(side), np.uint8))
+    if split is None or demonstrations.named_splits.any():
+        return demonstrations
+    return replace(demonstrations, named=np.full(len(demonstrations), split_code(split), np.uint8))
 
 
-def _of_episodes(episodes: Episodes, file: File) -> Demonstrations:
+def _from_episodes(episodes: Episodes, file: File) -> Demonstrations:
     if episodes.discrete:
         raise UserError(f"{file} has discrete actions, but robots need real-valued ones; use the recipe trajectories")
     if episodes.states.ndim != 2:
         raise UserError(f"{file} has images as states; pass images in a LeRobotDataset folder")
-    name = task_of(episodes.environment) or file.path.stem
+    name = task_name(episodes.environment) or file.path.stem
     return Demonstrations(
         episodes.states,
         episodes.actions,
@@ -156,56 +158,64 @@ def _of_episodes(episodes: Episodes, file: File) -> Demonstrations:
         {},
         np.zeros(len(episodes), np.int64),
         (name,),
-        episodes.named,
+        episodes.named_splits,
         (episodes.environment,),
         None,
     )
 
 
-def join_demonstrations(parts: Sequence[Demonstrations], sources: Sequence[str]) -> Demonstrations:
+def concatenate_demonstrations(parts: Sequence[Demonstrations], sources: Sequence[str]) -> Demonstrations:
     """Concatenate the demonstrations of several sources; tasks with the same name are one task."""
     first = parts[0]
     for part, source in zip(parts, sources):
-        _check_alike(first, part, sources[0], source)
-    names = list(dict.fromkeys(name for part in parts for name in part.names))
-    places = {name: place for part in reversed(parts) for name, place in zip(part.names, part.environments) if place}
-    numbers = [np.array([names.index(name) for name in part.names], np.int64)[part.tasks] for part in parts]
+        _check_compatible(first, part, sources[0], source)
+    names = list(dict.fromkeys(name for part in parts for name in part.task_names))
+    environments = {
+        name: environment
+        for part in reversed(parts)
+        for name, environment in zip(part.task_names, part.environments)
+        if environment
+    }
+    task_indices = [np.array([names.index(name) for name in part.task_names], np.int64)[part.tasks] for part in parts]
     offsets = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
-    named = np.concatenate([part.named for part in parts])
-    if not (named <= side_number("train")).any():  # split names count only if something is left to train on
-        named = np.zeros_like(named)
+    named_splits = np.concatenate([part.named_splits for part in parts])
+    if not (named_splits <= split_code("train")).any():  # split names count only if something is left to train on
+        named_splits = np.zeros_like(named_splits)
     return Demonstrations(
         np.concatenate([part.states for part in parts]),
         np.concatenate([part.actions for part in parts]),
         np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
         {camera: JoinedFrames([part.cameras[camera] for part in parts]) for camera in first.cameras},
-        np.concatenate(numbers),
+        np.concatenate(task_indices),
         tuple(names),
-        named,
-        tuple(places.get(name, "") for name in names),
+        named_splits,
+        tuple(environments.get(name, "") for name in names),
         next((part.rate for part in parts if part.rate), None),
     )
 
 
-def _check_alike(one: Demonstrations, other: Demonstrations, first: str, source: str) -> None:
-    for what in ("states", "actions"):
-        sizes = [getattr(each, what).shape[1] for each in (one, other)]
+def _check_compatible(reference: Demonstrations, part: Demonstrations, reference_source: str, source: str) -> None:
+    for name in ("states", "actions"):
+        sizes = [getattr(recording, name).shape[1] for recording in (reference, part)]
         if sizes[0] != sizes[1]:
             raise UserError(
-                f"{source} has {what} of size {sizes[1]}, but {first} has size {sizes[0]}; pass data of one robot"
+                f"{source} has {name} of size {sizes[1]}, but {reference_source} has size {sizes[0]}; pass data of "
+                "one robot"
             )
-    seen = [{name: frames.size for name, frames in each.cameras.items()} for each in (one, other)]
-    if seen[0] != seen[1]:
+    cameras = [{name: frames.size for name, frames in recording.cameras.items()} for recording in (reference, part)]
+    if cameras[0] != cameras[1]:
         raise UserError(
-            f"{source} has {_told(seen[1])}, but {first} has {_told(seen[0])}; pass data with equal cameras"
+            f"{source} has {_format_cameras(cameras[1])}, but {reference_source} has {_format_cameras(cameras[0])}; "
+            "pass data with equal cameras"
         )
-    if one.rate and other.rate and one.rate != other.rate:
+    if reference.rate and part.rate and reference.rate != part.rate:
         raise UserError(
-            f"{source} has {other.rate:g} steps per second, but {first} has {one.rate:g}; pass data with one rate"
+            f"{source} has {part.rate:g} steps per second, but {reference_source} has {reference.rate:g}; pass data "
+            "with one rate"
         )
 
 
-def _told(cameras: Mapping[str, tuple[int, int]]) -> str:
+def _format_cameras(cameras: Mapping[str, tuple[int, int]]) -> str:
     """Cameras with their sizes, for messages."""
-    told = ", ".join(f"{name} ({height} x {width})" for name, (height, width) in cameras.items())
-    return f"the cameras {told}" if told else "no cameras"
+    listing = ", ".join(f"{name} ({height} x {width})" for name, (height, width) in cameras.items())
+    return f"the cameras {listing}" if listing else "no cameras"

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.files import ARCHIVES, File, find_files, honoured, unpacked
-from headway.data.tables import objects, sound_text
+from headway.data.input_files import ARCHIVES, File, expand_archives, find_files, resolve_named_splits
+from headway.data.table_files import check_text, read_json_lines
 from headway.errors import UserError, nearest
-from headway.received import place_of
+from headway.safe_io import user_path
 
-KINDS = (".jsonl", *ARCHIVES)
+CHAT_KINDS = (".jsonl", *ARCHIVES)
 ASSISTANT = "assistant"  # the role that is trained on
 
 Message = Mapping[str, Any]  # role and content, both strings; other keys are for the template
@@ -25,7 +25,7 @@ class Dialogue(NamedTuple):
     messages: Messages
 
 
-class Choice(NamedTuple):
+class Preference(NamedTuple):
     """Two endings of a conversation: the `chosen` messages after `prompt` are better than the `rejected` ones."""
 
     line: int
@@ -34,19 +34,21 @@ class Choice(NamedTuple):
     rejected: Messages
 
 
-def dialogue_sources(paths: Iterable[Path | str]) -> list[File]:
+def find_chat_files(paths: Iterable[Path | str]) -> list[File]:
     """The .jsonl files (compressed, in folders or archives) of paths, with the split that their names state."""
-    given = [place_of(path) for path in paths]
-    if not given:
+    user_paths = [user_path(path) for path in paths]
+    if not user_paths:
         raise UserError("no conversation files; pass at least one .jsonl file")
-    return honoured(unpacked([file for path in given for file in find_files(path, KINDS)], KINDS))
+    return resolve_named_splits(
+        expand_archives([file for path in user_paths for file in find_files(path, CHAT_KINDS)], CHAT_KINDS)
+    )
 
 
 def read_chats(file: File) -> Iterator[Dialogue]:
     """The conversations of a file: `messages` with role and content, at least one of them the assistant's."""
-    for number, row in objects(file):
+    for number, row in read_json_lines(file):
         if "messages" not in row:
-            raise _lacking(file, number, row, "messages")
+            raise _missing_key_error(file, number, row, "messages")
         messages = _messages(file, number, "messages", row["messages"])
         if not any(message["role"] == ASSISTANT for message in messages):
             raise UserError(
@@ -55,45 +57,45 @@ def read_chats(file: File) -> Iterator[Dialogue]:
         yield Dialogue(number, messages)
 
 
-def read_choices(file: File) -> Iterator[Choice]:
+def read_preferences(file: File) -> Iterator[Preference]:
     """The preferences of a file: `prompt`, `chosen` and `rejected`, each a string or messages.
 
     Without a prompt, the common start of `chosen` and `rejected` is the prompt.
     """
-    for number, row in objects(file):
+    for number, row in read_json_lines(file):
         for key in ("chosen", "rejected"):
             if key not in row:
-                raise _lacking(file, number, row, key)
-        prompt = _said(file, number, row, "prompt", "user") if row.get("prompt") is not None else ()
-        chosen, rejected = (_said(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
-        choice = Choice(number, prompt, chosen, rejected) if prompt else _shared(number, chosen, rejected)
-        if choice.chosen == choice.rejected:
+                raise _missing_key_error(file, number, row, key)
+        prompt = _as_messages(file, number, row, "prompt", "user") if row.get("prompt") is not None else ()
+        chosen, rejected = (_as_messages(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
+        preference = (
+            Preference(number, prompt, chosen, rejected) if prompt else _split_common_prompt(number, chosen, rejected)
+        )
+        if preference.chosen == preference.rejected:
             raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
-        for key, ending in (("chosen", choice.chosen), ("rejected", choice.rejected)):
+        for key, ending in (("chosen", preference.chosen), ("rejected", preference.rejected)):
             if not ending or ending[-1]["role"] != ASSISTANT:
-                raise UserError(
-                    f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one"
-                )
-        if not choice.prompt:
+                raise UserError(f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one")
+        if not preference.prompt:
             raise UserError(
                 f"{file}, line {number} has no prompt, and chosen and rejected start differently; add a prompt"
             )
-        yield choice
+        yield preference
 
 
-def _said(file: File, number: int, row: Mapping[str, Any], key: str, role: str) -> Messages:
+def _as_messages(file: File, number: int, row: Mapping[str, Any], key: str, role: str) -> Messages:
     """Messages, or a string as one message with the role `role`."""
     value = row[key]
     if isinstance(value, str):
-        return ({"role": role, "content": sound_text(file, number, key, value)},)
+        return ({"role": role, "content": check_text(file, number, key, value)},)
     return _messages(file, number, key, value)
 
 
-def _shared(number: int, chosen: Messages, rejected: Messages) -> Choice:
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-        same += 1
-    return Choice(number, chosen[:same], chosen[same:], rejected[same:])
+def _split_common_prompt(number: int, chosen: Messages, rejected: Messages) -> Preference:
+    common = 0
+    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
+        common += 1
+    return Preference(number, chosen[:common], chosen[common:], rejected[common:])
 
 
 def _messages(file: File, number: int, key: str, value: Any) -> Messages:
@@ -103,9 +105,9 @@ def _messages(file: File, number: int, key: str, value: Any) -> Messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise UserError(f"{file}, line {number}: {message!r} in {key!r} is not a message; add role and content")
         for part in ("role", "content"):
-            sound_text(file, number, part, message[part])
+            check_text(file, number, part, message[part])
     return tuple(value)
 
 
-def _lacking(file: File, number: int, row: Mapping[str, Any], key: str) -> UserError:
+def _missing_key_error(file: File, number: int, row: Mapping[str, Any], key: str) -> UserError:
     return UserError(f"{file}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")

@@ -22,7 +22,7 @@ class Episode(NamedTuple):
     cut: bool = False
 
 
-class Recorded:
+class RecordedEpisodes:
     """Base of recordings of E episodes: arrays of their steps, concatenated, and the end of each episode."""
 
     states: np.ndarray
@@ -53,7 +53,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Episodes(Recorded):
+class Episodes(RecordedEpisodes):
     """E episodes with N steps in total.
 
     `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N] if discrete,
@@ -67,7 +67,7 @@ class Episodes(Recorded):
     rewards: np.ndarray
     ends: np.ndarray
     cut: np.ndarray
-    named: np.ndarray
+    named_splits: np.ndarray
     environment: str = ""
 
     @property
@@ -82,10 +82,10 @@ class Episodes(Recorded):
 
     def returns_to_go(self) -> np.ndarray:
         """The sum of the rewards from each step to the end of its episode, float64 [N]."""
-        found = np.empty_like(self.rewards)
+        returns = np.empty_like(self.rewards)
         for start, end in zip(self.starts.tolist(), self.ends.tolist()):
-            found[start:end] = self.rewards[start:end][::-1].cumsum()[::-1]
-        return found
+            returns[start:end] = self.rewards[start:end][::-1].cumsum()[::-1]
+        return returns
 
 
 def _digest(*arrays: np.ndarray) -> str:
@@ -96,45 +96,46 @@ def _digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def together(found: Sequence[Episode], source: str, side: int = 0, environment: str = "") -> Episodes:
+def collate_episodes(episodes: Sequence[Episode], source: str, split_code: int = 0, environment: str = "") -> Episodes:
     """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or of
     another shape.
     """
-    if not found:
+    if not episodes:
         raise UserError(f"{source} contains no episodes; record some (headway data collect), or remove it")
-    for number, episode in enumerate(found):
-        _check(episode, f"{source}, episode {number}")
-        _check_alike(episode, found[0], f"{source}, episode {number}")
-    lengths = [len(episode.rewards) for episode in found]
+    for number, episode in enumerate(episodes):
+        _check_episode(episode, f"{source}, episode {number}")
+        _check_same_shape(episode, episodes[0], f"{source}, episode {number}")
+    lengths = [len(episode.rewards) for episode in episodes]
     return Episodes(
-        _states(np.concatenate([episode.states for episode in found])),
-        _actions(np.concatenate([episode.actions for episode in found]), source),
-        np.concatenate([np.asarray(episode.rewards, np.float64) for episode in found]),
+        _states(np.concatenate([episode.states for episode in episodes])),
+        _actions(np.concatenate([episode.actions for episode in episodes]), source),
+        np.concatenate([np.asarray(episode.rewards, np.float64) for episode in episodes]),
         np.cumsum(lengths, dtype=np.int64),
-        np.array([episode.cut for episode in found], bool),
-        np.full(len(found), side, np.uint8),
+        np.array([episode.cut for episode in episodes], bool),
+        np.full(len(episodes), split_code, np.uint8),
         environment,
     )
 
 
-def steps_within(starts: np.ndarray, ends: np.ndarray, every: int = 1) -> np.ndarray:
+def step_indices(starts: np.ndarray, ends: np.ndarray, stride: int = 1) -> np.ndarray:
     """The step indices of episodes, or every `stride`-th from each first step, concatenated: int64 [N]."""
-    return np.concatenate([np.arange(start, end, every) for start, end in zip(starts.tolist(), ends.tolist())])
+    return np.concatenate([np.arange(start, end, stride) for start, end in zip(starts.tolist(), ends.tolist())])
 
 
-def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
+def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
     """Concatenate the episodes of several sources; UserError if they do not match."""
     first = parts[0]
     for part, source in zip(parts, sources):
-        for what in ("states", "actions"):
-            one, other = getattr(first, what), getattr(part, what)
-            if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+        for field in ("states", "actions"):
+            reference, candidate = getattr(first, field), getattr(part, field)
+            if reference.shape[1:] != candidate.shape[1:] or reference.dtype != candidate.dtype:
                 raise UserError(
-                    f"{source} has {what} of {described(other)}, but {sources[0]} has {described(one)}; "
+                    f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has "
+                    f"{describe_shape(reference)}; "
                     "pass files of one environment"
                 )
-        one, other = (each.environment.partition("-v")[0] for each in (first, part))
-        if one and other and one != other:
+        reference, candidate = (recording.environment.partition("-v")[0] for recording in (first, part))
+        if reference and candidate and reference != candidate:
             raise UserError(
                 f"{source} was recorded in {part.environment}, but {sources[0]} in {first.environment}; "
                 "pass files of one environment"
@@ -146,12 +147,12 @@ def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
         np.concatenate([part.rewards for part in parts]),
         np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
         np.concatenate([part.cut for part in parts]),
-        np.concatenate([part.named for part in parts]),
+        np.concatenate([part.named_splits for part in parts]),
         next((part.environment for part in parts if part.environment), ""),
     )
 
 
-def described(array: np.ndarray) -> str:
+def describe_shape(array: np.ndarray) -> str:
     """The shape of one step of an array, for messages."""
     if array.dtype == np.int64 and array.ndim == 1:
         return "discrete values"
@@ -159,34 +160,35 @@ def described(array: np.ndarray) -> str:
     return f"{sizes} numbers"
 
 
-def _check(episode: Episode, where: str) -> None:
+def _check_episode(episode: Episode, location: str) -> None:
     steps = len(episode.rewards)
     if steps == 0:
-        raise UserError(f"{where} has 0 steps; remove it")
+        raise UserError(f"{location} has 0 steps; remove it")
     for name in ("states", "actions"):
         count = len(getattr(episode, name))
         if count != steps:
-            raise UserError(f"{where} has {steps} rewards but {count} {name}; save one of each per step")
+            raise UserError(f"{location} has {steps} rewards but {count} {name}; save one of each per step")
     if episode.rewards.ndim != 1:
-        raise UserError(f"{where} has rewards of shape {episode.rewards.shape}; save one number per step")
+        raise UserError(f"{location} has rewards of shape {episode.rewards.shape}; save one number per step")
     for name in ("states", "actions", "rewards"):
         values = getattr(episode, name)
         if values.dtype.kind not in "fiub":
-            raise UserError(f"{where}: {name} have the dtype {values.dtype}; save numbers")
+            raise UserError(f"{location}: {name} have the dtype {values.dtype}; save numbers")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             step = int(np.argwhere(~np.isfinite(values))[0][0])
-            wrong = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
+            invalid = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
             raise UserError(
-                f"{where}, step {step}: {name} contain {wrong}, which is not a finite number; remove the episode"
+                f"{location}, step {step}: {name} contain {invalid}, which is not a finite number; remove the episode"
             )
 
 
-def _check_alike(episode: Episode, first: Episode, where: str) -> None:
+def _check_same_shape(episode: Episode, first: Episode, location: str) -> None:
     for name in ("states", "actions"):
-        own, wanted = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
-        if own != wanted:
+        shape, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
+        if shape != expected:
             raise UserError(
-                f"{where} has {name} of shape {own}, but episode 0 has {wanted}; pass episodes of one environment"
+                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes of one "
+                "environment"
             )
 
 

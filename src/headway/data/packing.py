@@ -9,10 +9,10 @@ import numpy as np
 
 from headway.errors import ConfigError, UserError
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of positions without a target (padding)."""
 
-_PADDING_LIMIT = 0.04
+_MAX_PADDING = 0.04
 
 
 class Spans(NamedTuple):
@@ -25,9 +25,9 @@ class Spans(NamedTuple):
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
-    def of(self, numbers: np.ndarray) -> Spans:
+    def select(self, indices: np.ndarray) -> Spans:
         """The spans with these indices, int64 [M]."""
-        return Spans(self.starts[numbers], self.lengths[numbers])
+        return Spans(self.starts[indices], self.lengths[indices])
 
 
 class TokenWindows(NamedTuple):
@@ -55,12 +55,12 @@ class Packing:
             raise ConfigError(f"context is {context}; set an integer above 0")
         self.ids, self.context = ids, context
         steps = np.maximum(spans.lengths - 1, 0)
-        full, rest = steps // context, steps % context
+        full, remainders = steps // context, steps % context
         self._starts = spans.starts
-        self._full_before = np.concatenate([[0], np.cumsum(full)])
-        left = np.flatnonzero(rest)
-        self._piece_starts, self._piece_sizes, self._row_ends = _plan(
-            (spans.starts + full * context)[left], rest[left], context, int(self._full_before[-1])
+        self._cumulative_full = np.concatenate([[0], np.cumsum(full)])
+        partial = np.flatnonzero(remainders)
+        self._chunk_starts, self._chunk_sizes, self._row_ends = _pack_chunks(
+            (spans.starts + full * context)[partial], remainders[partial], context, int(self._cumulative_full[-1])
         )
         self.targets = int(steps.sum())
         """Predictions in all rows."""
@@ -70,7 +70,7 @@ class Packing:
             )
 
     def __len__(self) -> int:
-        return int(self._full_before[-1]) + len(self._row_ends) - 1
+        return int(self._cumulative_full[-1]) + len(self._row_ends) - 1
 
     @property
     def padding(self) -> float:
@@ -80,19 +80,19 @@ class Packing:
     def windows(self, rows: np.ndarray) -> TokenWindows:
         """The rows with these indices, int64 [B]."""
         rows = np.asarray(rows, dtype=np.int64)
-        full_rows = int(self._full_before[-1])
+        full_rows = int(self._cumulative_full[-1])
         full = np.flatnonzero(rows < full_rows)
-        owners = np.searchsorted(self._full_before, rows[full], side="right") - 1
-        starts = self._starts[owners] + (rows[full] - self._full_before[owners]) * self.context
+        owners = np.searchsorted(self._cumulative_full, rows[full], side="right") - 1
+        starts = self._starts[owners] + (rows[full] - self._cumulative_full[owners]) * self.context
         sizes = np.full(len(full), self.context)
-        shared = np.flatnonzero(rows >= full_rows)
-        first = self._row_ends[rows[shared] - full_rows]
-        pieces, owner = ranges(first, self._row_ends[rows[shared] - full_rows + 1] - first)
-        return gather(
+        packed_rows = np.flatnonzero(rows >= full_rows)
+        first = self._row_ends[rows[packed_rows] - full_rows]
+        chunks, owner = expand_ranges(first, self._row_ends[rows[packed_rows] - full_rows + 1] - first)
+        return gather_windows(
             self.ids,
-            np.concatenate([full, shared[owner]]),
-            np.concatenate([starts, self._piece_starts[pieces]]),
-            np.concatenate([sizes, self._piece_sizes[pieces]]),
+            np.concatenate([full, packed_rows[owner]]),
+            np.concatenate([starts, self._chunk_starts[chunks]]),
+            np.concatenate([sizes, self._chunk_sizes[chunks]]),
             (len(rows), self.context),
         )
 
@@ -104,31 +104,31 @@ class Crops:
     def __init__(self, ids: np.ndarray, spans: Spans, context: int) -> None:
         self.ids, self.context = ids, context
         self._starts = spans.starts
-        self._before = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - context, 0))])
+        self._cumulative_windows = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - context, 0))])
         if len(self) == 0:
-            longest = int(spans.lengths.max(initial=0))
+            max_length = int(spans.lengths.max(initial=0))
             raise UserError(
-                f"the longest document has {longest} tokens, too few for a context of {context}; lower task.context"
+                f"the longest document has {max_length} tokens, too few for a context of {context}; lower task.context"
             )
 
     def __len__(self) -> int:
-        return int(self._before[-1])
+        return int(self._cumulative_windows[-1])
 
     def windows(self, offsets: np.ndarray) -> TokenWindows:
         """The windows at these offsets, int64 [B], below `len`."""
         offsets = np.asarray(offsets, dtype=np.int64)
-        owners = np.searchsorted(self._before, offsets, side="right") - 1
-        starts = self._starts[owners] + offsets - self._before[owners]
-        whole = self.ids[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)
+        owners = np.searchsorted(self._cumulative_windows, offsets, side="right") - 1
+        starts = self._starts[owners] + offsets - self._cumulative_windows[owners]
+        tokens = self.ids[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)
         positions = np.broadcast_to(np.arange(self.context), (len(offsets), self.context))
-        return TokenWindows(whole[:, :-1], whole[:, 1:], positions)
+        return TokenWindows(tokens[:, :-1], tokens[:, 1:], positions)
 
 
-def gather(
+def gather_windows(
     ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> TokenWindows:
     """Copy chunks of `ids` next to each other into their rows; the chunks of a row are in order."""
-    places, piece = ranges(np.zeros_like(sizes), sizes)
+    offsets, chunk = expand_ranges(np.zeros_like(sizes), sizes)
     row_sizes = np.bincount(rows, sizes, minlength=shape[0]).astype(np.int64)
     # A chunk's columns follow those of the row's earlier chunks, which precede it in a stable sort.
     by_row = np.argsort(rows, kind="stable")
@@ -137,62 +137,62 @@ def gather(
     columns = np.empty_like(sizes)
     columns[by_row] = ends - sizes[by_row] - row_starts[rows[by_row]]
     inputs = np.zeros(shape, np.int64)
-    labels = np.full(shape, IGNORED, np.int64)
+    labels = np.full(shape, IGNORE_INDEX, np.int64)
     positions = np.full(shape, -1, np.int64)
-    where = rows[piece], columns[piece] + places
-    source = starts[piece] + places
-    inputs[where], labels[where], positions[where] = ids[source], ids[source + 1], places
+    destination = rows[chunk], columns[chunk] + offsets
+    source = starts[chunk] + offsets
+    inputs[destination], labels[destination], positions[destination] = ids[source], ids[source + 1], offsets
     return TokenWindows(inputs, labels, positions)
 
 
-def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expand_ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The integers of many ranges, concatenated, and the range that each belongs to."""
     owner = np.repeat(np.arange(len(sizes)), sizes)
-    before = np.cumsum(sizes) - sizes
-    return np.arange(int(sizes.sum())) - before[owner] + starts[owner], owner
+    first_index = np.cumsum(sizes) - sizes
+    return np.arange(int(sizes.sum())) - first_index[owner] + starts[owner], owner
 
 
-def _plan(
-    starts: np.ndarray, sizes: np.ndarray, room: int, full_rows: int
+def _pack_chunks(
+    starts: np.ndarray, sizes: np.ndarray, capacity: int, full_rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chunks in the order of their rows: starts, sizes, and the first chunk of each row, int64 [rows + 1]."""
     if len(sizes) == 0:
         return starts, sizes, np.zeros(1, np.int64)
-    rows = best_fit(sizes, room)
+    rows = best_fit_rows(sizes, capacity)
     fill = np.bincount(rows, sizes).astype(np.int64)
     emptiest = np.argsort(fill, kind="stable")
     recut = np.zeros(len(fill), bool)
-    recut[emptiest[: _rows_to_recut(fill[emptiest], room, full_rows)]] = True
+    recut[emptiest[: _rows_to_recut(fill[emptiest], capacity, full_rows)]] = True
     order = np.argsort(rows, kind="stable")
-    kept, cut = order[~recut[rows[order]]], order[recut[rows[order]]]
-    _, kept_rows = np.unique(rows[kept], return_inverse=True)
-    cut_starts, cut_sizes, cut_rows = _stream(starts[cut], sizes[cut], room)
-    rows = np.concatenate([kept_rows, cut_rows + (kept_rows[-1] + 1 if len(kept_rows) else 0)])
+    uncut, to_cut = order[~recut[rows[order]]], order[recut[rows[order]]]
+    _, uncut_rows = np.unique(rows[uncut], return_inverse=True)
+    cut_starts, cut_sizes, cut_rows = _cut_stream(starts[to_cut], sizes[to_cut], capacity)
+    rows = np.concatenate([uncut_rows, cut_rows + (uncut_rows[-1] + 1 if len(uncut_rows) else 0)])
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows))])
-    return np.concatenate([starts[kept], cut_starts]), np.concatenate([sizes[kept], cut_sizes]), ends
+    return np.concatenate([starts[uncut], cut_starts]), np.concatenate([sizes[uncut], cut_sizes]), ends
 
 
-def _rows_to_recut(fill: np.ndarray, room: int, full_rows: int) -> int:
+def _rows_to_recut(fill: np.ndarray, capacity: int, full_rows: int) -> int:
     """How many of the emptiest rows (`fill` ascending) to fill by cutting, so that padding falls below the limit."""
-    many = np.arange(len(fill) + 1)
-    held = np.concatenate([[0], np.cumsum(fill)])
-    rows = full_rows + len(fill) - many + -(-held // room)
-    padding = 1 - (held[-1] + full_rows * room) / (rows * room)
-    few_enough = np.flatnonzero(padding <= _PADDING_LIMIT)
-    return int(few_enough[0]) if len(few_enough) else len(fill)
+    counts = np.arange(len(fill) + 1)
+    cumulative_fill = np.concatenate([[0], np.cumsum(fill)])
+    rows = full_rows + len(fill) - counts + -(-cumulative_fill // capacity)
+    padding = 1 - (cumulative_fill[-1] + full_rows * capacity) / (rows * capacity)
+    below_limit = np.flatnonzero(padding <= _MAX_PADDING)
+    return int(below_limit[0]) if len(below_limit) else len(fill)
 
 
-def _stream(starts: np.ndarray, sizes: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cut_stream(starts: np.ndarray, sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chunks in sequence, cut whenever a row of `capacity` is full: their starts, sizes and rows."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
-    edges = np.union1d(ends - sizes, np.arange(0, total, room))
+    edges = np.union1d(ends - sizes, np.arange(0, total, capacity))
     owner = np.searchsorted(ends, edges, side="right")
     new_sizes = np.diff(np.append(edges, total))
-    return (starts + sizes - ends)[owner] + edges, new_sizes, edges // room
+    return (starts + sizes - ends)[owner] + edges, new_sizes, edges // capacity
 
 
-def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
+def best_fit_rows(sizes: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each chunk: longest first, each into the fullest row with enough space. Equal sizes are placed at
     once.
     """
@@ -204,23 +204,26 @@ def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
     used = 0
     for size, members in zip((-values).tolist(), np.split(order, firsts[1:])):
         while len(members):
-            place = bisect_left(spaces, size)
-            if place < len(spaces):
-                space = spaces.pop(place)
+            slot = bisect_left(spaces, size)
+            if slot < len(spaces):
+                space = spaces.pop(slot)
                 free = np.concatenate(open_rows.pop(space))
             else:
-                space = room
-                free = np.arange(used, used - (-len(members) // (room // size)))
+                space = capacity
+                free = np.arange(used, used - (-len(members) // (capacity // size)))
                 used += len(free)
-            each = space // size
-            whole, part = divmod(len(members), each)
-            whole, part = (whole, part) if whole < len(free) else (len(free), 0)
-            taken = whole * each + part
-            rows[members[:taken]] = np.repeat(free[: whole + (part > 0)], each)[:taken]
-            members = members[taken:]
-            left = (free[:whole], space - each * size), (free[whole : whole + 1], space - part * size)
-            left += ((free[whole + 1 :], space),)
-            for group, remaining in left:
+            per_row = space // size
+            full_rows, remainder = divmod(len(members), per_row)
+            full_rows, remainder = (full_rows, remainder) if full_rows < len(free) else (len(free), 0)
+            placed = full_rows * per_row + remainder
+            rows[members[:placed]] = np.repeat(free[: full_rows + (remainder > 0)], per_row)[:placed]
+            members = members[placed:]
+            leftovers = (
+                (free[:full_rows], space - per_row * size),
+                (free[full_rows : full_rows + 1], space - remainder * size),
+            )
+            leftovers += ((free[full_rows + 1 :], space),)
+            for group, remaining in leftovers:
                 if len(group) and remaining:
                     if remaining not in open_rows:
                         insort(spaces, remaining)
@@ -242,8 +245,10 @@ class Streams:
             raise ConfigError(f"context is {context}; set an integer above 0")
         self.ids, self.context = ids, context
         self._starts = spans.starts
-        self._before = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - 1, 0))])
-        self.targets = int(self._before[-1]) if limit is None else min(limit, int(self._before[-1]))
+        self._cumulative_targets = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - 1, 0))])
+        self.targets = (
+            int(self._cumulative_targets[-1]) if limit is None else min(limit, int(self._cumulative_targets[-1]))
+        )
         """Predictions in all windows."""
         if self.targets < rows:
             raise UserError(
@@ -251,22 +256,24 @@ class Streams:
                 "or lower train.batch_tokens, train.batch_size or train.accumulate"
             )
         self._edges = np.arange(rows + 1) * self.targets // rows
-        self._longest = -(-self.targets // rows)
+        self._stream_length = -(-self.targets // rows)
 
     def __len__(self) -> int:
         """Windows per stream."""
-        return -(-self._longest // self.context)
+        return -(-self._stream_length // self.context)
 
-    def windows(self, streams: slice, number: int) -> TokenWindows:
+    def windows(self, streams: slice, index: int) -> TokenWindows:
         """The window with this index in some of the streams. Positions count from the start of the document, wherever
         the stream starts.
         """
-        first, last = (n * self._longest // len(self) for n in (number, number + 1))
-        places = self._edges[:-1][streams, None] + np.arange(first, last)
-        held = places < self._edges[1:][streams, None]
-        places = np.minimum(places, self.targets - 1)
-        owners = np.searchsorted(self._before, places, side="right") - 1
-        positions = places - self._before[owners]
+        first, last = (n * self._stream_length // len(self) for n in (index, index + 1))
+        offsets = self._edges[:-1][streams, None] + np.arange(first, last)
+        valid = offsets < self._edges[1:][streams, None]
+        offsets = np.minimum(offsets, self.targets - 1)
+        owners = np.searchsorted(self._cumulative_targets, offsets, side="right") - 1
+        positions = offsets - self._cumulative_targets[owners]
         source = self._starts[owners] + positions
         inputs, labels = self.ids[source].astype(np.int64), self.ids[source + 1].astype(np.int64)
-        return TokenWindows(np.where(held, inputs, 0), np.where(held, labels, IGNORED), np.where(held, positions, -1))
+        return TokenWindows(
+            np.where(valid, inputs, 0), np.where(valid, labels, IGNORE_INDEX), np.where(valid, positions, -1)
+        )

@@ -11,37 +11,37 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from headway.data.catalogue import KNOWN, KnownFile, KnownSet
-from headway.data.files import File, lines, members
+from headway.data.array_store import cache_errors, cache_root
+from headway.data.catalogue import KNOWN_SETS, KnownFile, KnownSet
+from headway.data.corpus import iter_pairs
+from headway.data.episode_files import read_episodes
 from headway.data.idx import read_idx
-from headway.data.recordings import read_episodes
-from headway.data.sources import pairs
-from headway.data.store import cache_root, writing
-from headway.drafts import draft_of
+from headway.data.input_files import File, archive_members, read_lines
 from headway.errors import UserError, nearest
+from headway.temporary_files import temporary_path
 
 
 def known_set(name: str) -> KnownSet:
     """A known set by name; UserError with the nearest name if it is unknown."""
-    if name not in KNOWN:
-        raise UserError(f"there is no known data set {name!r}; {nearest(name, KNOWN)}")
-    return KNOWN[name]
+    if name not in KNOWN_SETS:
+        raise UserError(f"there is no known data set {name!r}; {nearest(name, KNOWN_SETS)}")
+    return KNOWN_SETS[name]
 
 
 def known_sets() -> list[KnownSet]:
     """All known sets, by name."""
-    return [KNOWN[name] for name in sorted(KNOWN)]
+    return [KNOWN_SETS[name] for name in sorted(KNOWN_SETS)]
 
 
 def data_folders() -> list[Path]:
     """The folders in which known sets are searched, in order: HEADWAY_DATA, then headway's downloads."""
-    given = os.environ.get("HEADWAY_DATA")
-    return [*([Path(given).expanduser()] if given else []), cache_root() / "data"]
+    setting = os.environ.get("HEADWAY_DATA")
+    return [*([Path(setting).expanduser()] if setting else []), cache_root() / "data"]
 
 
 def is_present(known: KnownSet) -> bool:
     """Whether all files of a set are on this machine."""
-    return bool(_found(known))
+    return bool(_find_files(known))
 
 
 def find_set(name: str) -> list[Path]:
@@ -49,19 +49,19 @@ def find_set(name: str) -> list[Path]:
     how to get them.
     """
     known = known_set(name)
-    if found := _found(known):
-        return found
+    if paths := _find_files(known):
+        return paths
     if known.package is not None:
         raise UserError(
             f"data set {name!r} is part of a package that is not installed; pip install {known.pip or known.package}"
         )
     if any(not file.url for file in known.files):
-        raise made_by_hand(known)
+        raise manual_download_error(known)
     folders = " or ".join(map(str, data_folders()))
     raise UserError(f"data set {name!r} is not in {folders}; run: headway data get {name}")
 
 
-def made_by_hand(known: KnownSet) -> UserError:
+def manual_download_error(known: KnownSet) -> UserError:
     """The error for a missing set that cannot be downloaded as it is."""
     files = ", ".join(file.path for file in known.files)
     return UserError(
@@ -70,33 +70,33 @@ def made_by_hand(known: KnownSet) -> UserError:
     )
 
 
-def _found(known: KnownSet) -> list[Path]:
+def _find_files(known: KnownSet) -> list[Path]:
     """All files of a set from one folder; empty if no folder has them all."""
     if known.package is not None and known.package_file is not None:
         # The package is located, not imported: only its data is needed.
         spec = importlib.util.find_spec(known.package)
         return [] if spec is None or spec.origin is None else [Path(spec.origin).parent / known.package_file]
     for folder in data_folders():
-        paths = [_present(folder, file) for file in known.files]
+        paths = [_find_file(folder, file) for file in known.files]
         if all(paths):
             return [path for path in paths if path is not None]
-    for folder in map(Path, known.folders):
+    for folder in map(Path, known.system_folders):
         paths = [folder / Path(file.path).name for file in known.files]
         if all(path.is_file() for path in paths):
             return paths
     return []
 
 
-def _present(folder: Path, file: KnownFile) -> Path | None:
-    paths = [folder / path for path in (file.path, file.instead) if path is not None]
+def _find_file(folder: Path, file: KnownFile) -> Path | None:
+    paths = [folder / path for path in (file.path, file.alternative) if path is not None]
     return next((path for path in paths if path.is_file()), None)
 
 
-_BLOCK = 1 << 16
-_PATIENCE = 60.0  # seconds without a byte
+_BLOCK_SIZE = 1 << 16
+_TIMEOUT = 60.0  # seconds without a byte
 
 
-def get(name: str, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def get_set(name: str, progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """The files of a known set; missing ones are downloaded to headway's cache."""
     known = known_set(name)
     return find_set(name) if is_present(known) or known.package else download(known, cache_root() / "data", progress)
@@ -109,32 +109,32 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
     too large or fails verification, the disk is full, or the set cannot be downloaded; no partial files remain.
     """
     if any(not file.url for file in known.files):
-        raise made_by_hand(known)
+        raise manual_download_error(known)
     for file in known.files:
         if not (folder / file.path).is_file():
-            _fetch(file, folder / file.path, progress)
+            _download_and_verify(file, folder / file.path, progress)
     return [folder / file.path for file in known.files]
 
 
-def _fetch(file: KnownFile, final: Path, progress: Callable[[int, int], None] | None) -> None:
-    with writing(final.parent):
+def _download_and_verify(file: KnownFile, final: Path, progress: Callable[[int, int], None] | None) -> None:
+    with cache_errors(final.parent):
         # The name keeps its extension, because verification reads the file by its extension.
-        part = draft_of(final, f"draft{final.suffix}")
+        part = temporary_path(final, f"draft{final.suffix}")
         try:
-            digest = _receive(file, part, progress)
+            digest = _download_file(file, part, progress)
             _verify(file, part, digest)
             part.replace(final)
         finally:
             part.unlink(missing_ok=True)
 
 
-def _receive(file: KnownFile, part: Path, progress: Callable[[int, int], None] | None) -> str:
+def _download_file(file: KnownFile, part: Path, progress: Callable[[int, int], None] | None) -> str:
     digest, done = hashlib.sha256(), 0
     request = urllib.request.Request(file.url, headers={"User-Agent": "headway"})
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer, open(part, "wb") as out:
-            total = int(answer.headers.get("Content-Length") or 0)
-            while block := answer.read(_BLOCK):
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as out:
+            total = int(response.headers.get("Content-Length") or 0)
+            while block := response.read(_BLOCK_SIZE):
                 done += len(block)
                 if max(done, total) > file.limit:
                     raise UserError(
@@ -160,22 +160,22 @@ def _verify(file: KnownFile, part: Path, digest: str) -> None:
             "try again, or download it by hand"
         )
     if file.lines is not None:
-        found = sum(1 for _ in lines(File(part)))
-        if found != file.lines:
-            raise UserError(f"{file.url} has {found:,} lines, not {file.lines:,}; try again")
+        actual = sum(1 for _ in read_lines(File(part)))
+        if actual != file.lines:
+            raise UserError(f"{file.url} has {actual:,} lines, not {file.lines:,}; try again")
     if file.sizes is not None:
-        found = read_idx(part, len(file.sizes)).shape
-        if found != file.sizes:
-            raise UserError(f"{file.url} has the sizes {found}, not {file.sizes}; try again")
+        actual = read_idx(part, len(file.sizes)).shape
+        if actual != file.sizes:
+            raise UserError(f"{file.url} has the sizes {actual}, not {file.sizes}; try again")
     if file.pairs is not None:
-        found = sum(1 for _ in pairs([part]))
-        if found < file.pairs:
-            raise UserError(f"{file.url} has {found:,} pairs, fewer than {file.pairs:,}; try again")
+        actual = sum(1 for _ in iter_pairs([part]))
+        if actual < file.pairs:
+            raise UserError(f"{file.url} has {actual:,} pairs, fewer than {file.pairs:,}; try again")
     if file.sounds is not None:
-        found = sum(1 for inside in members(part) if inside.kind == ".wav")
-        if found != file.sounds:
-            raise UserError(f"{file.url} has {found:,} .wav files, not {file.sounds:,}; try again")
+        actual = sum(1 for member in archive_members(part) if member.kind == ".wav")
+        if actual != file.sounds:
+            raise UserError(f"{file.url} has {actual:,} .wav files, not {file.sounds:,}; try again")
     if file.episodes is not None:
-        found = len(read_episodes([part]))
-        if found != file.episodes:
-            raise UserError(f"{file.url} has {found:,} episodes, not {file.episodes:,}; try again")
+        actual = len(read_episodes([part]))
+        if actual != file.episodes:
+            raise UserError(f"{file.url} has {actual:,} episodes, not {file.episodes:,}; try again")

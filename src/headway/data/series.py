@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from headway.data.calendar import Calendar, Unit, by_months, months_of_years, read_time
-from headway.data.decimals import NumberColumn, read_numbers
-from headway.data.tables import TableRow, table_rows
+from headway.data.calendar import Calendar, Unit, parse_time, to_months, years_to_months
+from headway.data.number_columns import NumberColumn, parse_number_column
+from headway.data.table_files import TableRow, read_table_rows
 from headway.errors import UserError, logger, nearest
 
 _LOG = logger(__name__)
@@ -22,9 +22,9 @@ _NAMES = {
     "series": ("series", "unique_id", "item_id", "id"),
     "value": ("value", "y", "target", "wert"),
 }
-_COUNTS = ("", "rownames", "unnamed: 0", "index")  # columns in which programs number rows
-_LOOKED_AT = 100  # rows that decide the kind of a column
-_NAMED = 4  # problems of one kind listed in a message
+_ROW_NUMBER_NAMES = ("", "rownames", "unnamed: 0", "index")  # columns in which programs number rows
+_SAMPLE_ROWS = 100  # rows that decide the kind of a column
+_MAX_LISTED = 4  # problems of one kind listed in a message
 
 
 class Series(NamedTuple):
@@ -54,138 +54,146 @@ class Problem(NamedTuple):
     remedy: str
 
 
-def refusal(problems: Sequence[Problem]) -> UserError:
+def problems_error(problems: Sequence[Problem]) -> UserError:
     """All problems in one error, the first ones of each kind in detail."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.remedy, []).append(problem.fact)
     parts = []
     for remedy, facts in kinds.items():
-        more = f", and {len(facts) - _NAMED:,} more" if len(facts) > _NAMED else ""
-        parts.append(f"{', '.join(facts[:_NAMED])}{more}; {remedy}")
+        more = f", and {len(facts) - _MAX_LISTED:,} more" if len(facts) > _MAX_LISTED else ""
+        parts.append(f"{', '.join(facts[:_MAX_LISTED])}{more}; {remedy}")
     return UserError(". ".join(parts))
 
 
-def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tuple[list[Series], Calendar]:
+def read_series(paths: Sequence[Path], requested: SeriesColumns, fill: bool) -> tuple[list[Series], Calendar]:
     """Read all series, in order. `fill` interpolates missing values linearly. UserErrors list all problems of a kind:
     no times, unequal steps, strings among values.
     """
-    rows = list(table_rows(paths))
-    columns = _columns(rows, named)
+    rows = list(read_table_rows(paths))
+    columns = _columns(rows, requested)
     problems: list[Problem] = []
-    unit, ticks, written = _times(rows, columns.time or "", problems)
+    unit, ticks, example = _time_column(rows, columns.time or "", problems)
     parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if columns.series is None:
         for name in dict.fromkeys(name for row in rows for name in row.values):
             if name != columns.time and name not in columns.ignored and columns.value in (None, name):
-                parts[name] = ticks, _numbers(rows, name, problems)
+                parts[name] = ticks, _number_column(rows, name, problems)
     else:
-        values = _numbers(rows, columns.value or "", problems)
+        values = _number_column(rows, columns.value or "", problems)
         names = [str(row.values.get(columns.series)) for row in rows]
-        of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        places = np.array([of[name] for name in names])
-        order = np.argsort(places, kind="stable")
-        for name, some in zip(of, np.split(order, np.cumsum(np.bincount(places))[:-1])):
-            parts[name] = ticks[some], values[some]
+        index_by_name = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        series_indices = np.array([index_by_name[name] for name in names])
+        order = np.argsort(series_indices, kind="stable")
+        for name, row_indices in zip(index_by_name, np.split(order, np.cumsum(np.bincount(series_indices))[:-1])):
+            parts[name] = ticks[row_indices], values[row_indices]
     if problems:
-        raise refusal(problems)
-    kept = {name: _sorted(name, *part, Calendar(unit, 1, written), problems) for name, part in parts.items()}
+        raise problems_error(problems)
+    sorted_parts = {name: _sorted(name, *part, Calendar(unit, 1, example), problems) for name, part in parts.items()}
     if problems:
-        raise refusal(problems)
-    gaps = [int(np.diff(times).min()) for times, _ in kept.values() if len(times) > 1]
-    if not gaps:
-        raise UserError(f"{rows[0].place}: every series has one value, so the time step is unknown; add more values")
-    calendar = Calendar(unit, min(gaps), written)
-    found = [_regular(name, *part, calendar, fill, problems) for name, part in kept.items()]
+        raise problems_error(problems)
+    steps = [int(np.diff(times).min()) for times, _ in sorted_parts.values() if len(times) > 1]
+    if not steps:
+        raise UserError(f"{rows[0].location}: every series has one value, so the time step is unknown; add more values")
+    calendar = Calendar(unit, min(steps), example)
+    series = [_regular(name, *part, calendar, fill, problems) for name, part in sorted_parts.items()]
     if problems:
-        raise refusal(problems)
-    return found, calendar
+        raise problems_error(problems)
+    return series, calendar
 
 
-def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
+def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumns:
     """The role of each column: by the user's settings, otherwise by well-known names, otherwise by content."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    some = rows[:_LOOKED_AT]
+    sample_rows = rows[:_SAMPLE_ROWS]
     for use in ("time", "series", "value"):
-        name = getattr(named, use)
+        name = getattr(requested, use)
         if name is not None and name not in names:
-            raise UserError(f"{rows[0].place} has no column {name!r} (task.{use}); {nearest(name, names)}")
-    known = {use: next((n for n in names if n.lower() in _NAMES[use]), None) for use in _NAMES}
-    dates = [n for n in names if all((read_time(str(r.values.get(n)).strip()) or "n")[0][0] == "m" for r in some)]
-    time = named.time or known["time"] or (dates[0] if len(dates) == 1 else None)
+            raise UserError(f"{rows[0].location} has no column {name!r} (task.{use}); {nearest(name, names)}")
+    by_common_name = {use: next((n for n in names if n.lower() in _NAMES[use]), None) for use in _NAMES}
+    dates = [
+        n for n in names if all((parse_time(str(r.values.get(n)).strip()) or "n")[0][0] == "m" for r in sample_rows)
+    ]
+    time = requested.time or by_common_name["time"] or (dates[0] if len(dates) == 1 else None)
     if time is None:
         raise UserError(
-            f"{rows[0].place}: it is not clear which of {', '.join(names[:8])} is the time column; set task.time=NAME "
+            f"{rows[0].location}: it is not clear which of {', '.join(names[:8])} is the time column; set "
+            "task.time=NAME "
             "(reset_index turns a pandas index into a column)"
         )
-    counts = [name for name in names if name.lower() in _COUNTS and name not in (time, *named[:3])]
-    others = [name for name in names if name != time and name not in counts]
-    read = {name: read_numbers([row.values.get(name) for row in some]) for name in others}
-    texts = [n for n in others if n not in dates and 2 * len(read[n].wrong) > len(some)]
-    series = named.series or _series_column(rows, time, known["series"], texts, len(others))
+    row_numbers = [name for name in names if name.lower() in _ROW_NUMBER_NAMES and name not in (time, *requested[:3])]
+    candidates = [name for name in names if name != time and name not in row_numbers]
+    parsed = {name: parse_number_column([row.values.get(name) for row in sample_rows]) for name in candidates}
+    text_columns = [n for n in candidates if n not in dates and 2 * len(parsed[n].invalid) > len(sample_rows)]
+    series = requested.series or _series_column(rows, time, by_common_name["series"], text_columns, len(candidates))
     if series is None:
-        ignored = [name for name in (*texts, known["series"]) if name is not None and name != named.value]
-        ignored = ignored if set(others) - set(ignored) else []
+        ignored = [
+            name for name in (*text_columns, by_common_name["series"]) if name is not None and name != requested.value
+        ]
+        ignored = ignored if set(candidates) - set(ignored) else []
         for name in ignored:
             _LOG.warning("ignored the column %r; set task.series=%s if it contains the names of series", name, name)
-        return SeriesColumns(time, None, named.value, (*counts, *ignored))
-    left = [name for name in others if name != series and name not in texts]
-    value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
+        return SeriesColumns(time, None, requested.value, (*row_numbers, *ignored))
+    value_columns = [name for name in candidates if name != series and name not in text_columns]
+    value = requested.value or by_common_name["value"] or (value_columns[0] if len(value_columns) == 1 else None)
     if value is None:
         raise UserError(
-            f"{rows[0].place}: it is not clear which of {', '.join(left[:8]) or 'no columns'} has the values of the "
+            f"{rows[0].location}: it is not clear which of {', '.join(value_columns[:8]) or 'no columns'} has the "
+            "values of the "
             f"series in {series!r}; set task.value=NAME"
         )
     return SeriesColumns(time, series, value)
 
 
 def _series_column(
-    rows: Sequence[TableRow], time: str, known: str | None, texts: Sequence[str], others: int
+    rows: Sequence[TableRow], time: str, known: str | None, text_columns: Sequence[str], candidate_count: int
 ) -> str | None:
     """The column that separates series: with it every time is unique, without it some repeat. A column with a
     well-known name is taken, too, unless it just numbers the rows.
     """
     times = [str(row.values.get(time)) for row in rows]
     if known is not None:
-        numbers = {str(row.values.get(known)) for row in rows}
-        return None if len(rows) > 1 and len(numbers) == len(set(times)) == len(rows) else known
-    if len(set(times)) == len(times) or others < 2:
+        names = {str(row.values.get(known)) for row in rows}
+        return None if len(rows) > 1 and len(names) == len(set(times)) == len(rows) else known
+    if len(set(times)) == len(times) or candidate_count < 2:
         return None
-    for name in texts:
-        pairs = {(when, str(row.values.get(name))) for when, row in zip(times, rows)}
+    for name in text_columns:
+        pairs = {(moment, str(row.values.get(name))) for moment, row in zip(times, rows)}
         if len(pairs) == len(rows):
             return name
-    return texts[0] if len(texts) == 1 else None
+    return text_columns[0] if len(text_columns) == 1 else None
 
 
-def _numbers(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> Float[np.ndarray, "N"]:
-    found: NumberColumn = read_numbers([row.values.get(name) for row in rows])
-    for row in found.wrong:
-        fact = f"{rows[row].place}: {name!r} is {rows[row].values.get(name)!r}"
+def _number_column(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> Float[np.ndarray, "N"]:
+    column: NumberColumn = parse_number_column([row.values.get(name) for row in rows])
+    for row in column.invalid:
+        fact = f"{rows[row].location}: {name!r} is {rows[row].values.get(name)!r}"
         problems.append(Problem(fact, "write a number, or leave the cell empty if the value is missing"))
-    return found.values
+    return column.values
 
 
-def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tuple[Unit, Int[np.ndarray, "N"], str]:
+def _time_column(
+    rows: Sequence[TableRow], name: str, problems: list[Problem]
+) -> tuple[Unit, Int[np.ndarray, "N"], str]:
     """The unit, each row's time as an integer, and an example of the format."""
-    texts = [str(row.values.get(name)).strip() for row in rows]
-    years = months_of_years(texts)
+    strings = [str(row.values.get(name)).strip() for row in rows]
+    years = years_to_months(strings)
     if years is not None:
         return "month", years, "1970-01"
-    read = [read_time(text) for text in texts]
-    first = next((number for number, time in enumerate(read) if time is not None), 0)
+    parsed = [parse_time(text) for text in strings]
+    first_row = next((number for number, time in enumerate(parsed) if time is not None), 0)
     unit: Unit = "number"
-    unit, _ = read[first] or (unit, 0)
-    for row, time, text in zip(rows, read, texts):
+    unit, _ = parsed[first_row] or (unit, 0)
+    for row, time, text in zip(rows, parsed, strings):
         if time is None or time[0] != unit:
-            why = "which is not a time" if time is None else f"unlike the first, {texts[first]!r}"
+            detail = "which is not a time" if time is None else f"unlike the first, {strings[first_row]!r}"
             remedy = "write all times in one format: 2024-05-31, 31.05.2024, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
-            problems.append(Problem(f"{row.place}: {name!r} is {text!r}, {why}", remedy))
+            problems.append(Problem(f"{row.location}: {name!r} is {text!r}, {detail}", remedy))
     if problems:
-        return unit, np.zeros(len(rows), np.int64), texts[first]
-    ticks = np.array([time[1] for time in read if time is not None], np.int64)
-    months = by_months(ticks, texts) if unit == "microsecond" else None
-    return (unit, ticks, texts[first]) if months is None else ("month", *months)
+        return unit, np.zeros(len(rows), np.int64), strings[first_row]
+    ticks = np.array([time[1] for time in parsed if time is not None], np.int64)
+    months = to_months(ticks, strings) if unit == "microsecond" else None
+    return (unit, ticks, strings[first_row]) if months is None else ("month", *months)
 
 
 def _sorted(
@@ -194,40 +202,45 @@ def _sorted(
     """Sort by time, from the first existing value to the last."""
     order = np.argsort(ticks, kind="stable")
     ticks, values = ticks[order], values[order]
-    there = np.flatnonzero(~np.isnan(values))
-    if len(there) == 0:
+    present = np.flatnonzero(~np.isnan(values))
+    if len(present) == 0:
         problems.append(Problem(f"the series {name!r} has no values", "remove it"))
         return ticks, values
-    twice = np.flatnonzero(np.diff(ticks) == 0)
-    if len(twice):
-        fact = f"the series {name!r} has two values at {calendar.text(int(ticks[twice[0]]))}"
+    repeats = np.flatnonzero(np.diff(ticks) == 0)
+    if len(repeats):
+        fact = f"the series {name!r} has two values at {calendar.format(int(ticks[repeats[0]]))}"
         remedy = "keep one value per time, or set task.series=NAME to the column with the names of series"
         problems.append(Problem(fact, remedy))
-    return ticks[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
+    return ticks[present[0] : present[-1] + 1], values[present[0] : present[-1] + 1]
 
 
 def _regular(
     name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, fill: bool, problems: list[Problem]
 ) -> Series:
     """A value for each step. Unequal steps, and gaps if they may not be filled, are problems."""
-    places, rest = np.divmod(ticks - ticks[0], calendar.step)
-    if rest.any():
-        one, other = (calendar.text(int(ticks[int(np.flatnonzero(rest)[0]) - back])) for back in (1, 0))
-        fact = f"the steps of {name!r} are unequal: from {one} to {other} is not a multiple of the shortest step"
+    positions, remainders = np.divmod(ticks - ticks[0], calendar.step)
+    if remainders.any():
+        earlier, later = (calendar.format(int(ticks[int(np.flatnonzero(remainders)[0]) - lag])) for lag in (1, 0))
+        fact = f"the steps of {name!r} are unequal: from {earlier} to {later} is not a multiple of the shortest step"
         problems.append(Problem(fact, "use values at equal time steps"))
-    seen = ~np.isnan(values)
-    missing = int(places[-1]) + 1 - int(seen.sum())
-    if not rest.any() and missing and (not fill or missing > seen.sum()):
-        gap = next(n for n, place in enumerate(places[seen].tolist()) if place != n)
-        few = missing <= seen.sum()
-        remedy = "add them, or set task.fill=true" if few else "add them, because they are too many to fill"
-        first = calendar.text(int(ticks[0]) + gap * calendar.step)
-        problems.append(Problem(f"the series {name!r} lacks {missing:,} values, the first at {first}", remedy))
-    every = np.arange(int(places[-1]) + 1 if not problems else 1)
-    return Series(name, int(ticks[0]), np.interp(every, places[seen], values[seen]), np.isin(every, places[seen]))
+    observed = ~np.isnan(values)
+    missing_count = int(positions[-1]) + 1 - int(observed.sum())
+    if not remainders.any() and missing_count and (not fill or missing_count > observed.sum()):
+        gap = next(n for n, position in enumerate(positions[observed].tolist()) if position != n)
+        is_fillable = missing_count <= observed.sum()
+        remedy = "add them, or set task.fill=true" if is_fillable else "add them, because they are too many to fill"
+        first = calendar.format(int(ticks[0]) + gap * calendar.step)
+        problems.append(Problem(f"the series {name!r} lacks {missing_count:,} values, the first at {first}", remedy))
+    all_steps = np.arange(int(positions[-1]) + 1 if not problems else 1)
+    return Series(
+        name,
+        int(ticks[0]),
+        np.interp(all_steps, positions[observed], values[observed]),
+        np.isin(all_steps, positions[observed]),
+    )
 
 
-class Places(NamedTuple):
+class ForecastWindows(NamedTuple):
     """Forecast windows: the series of each, the step at which its forecast starts, and the index of that step in the
     concatenated values. `splits` are the windows of each split; `train_ends` and `validation_ends` are the ends of
     training and validation in each series.
@@ -236,12 +249,14 @@ class Places(NamedTuple):
     series: Int[np.ndarray, "N"]
     steps: Int[np.ndarray, "N"]
     values: Int[np.ndarray, "N"]
-    sides: dict[str, Int[np.ndarray, "M"]]
-    ends: Int[np.ndarray, "S"]
-    tests: Int[np.ndarray, "S"]
+    splits: dict[str, Int[np.ndarray, "M"]]
+    train_ends: Int[np.ndarray, "S"]
+    validation_ends: Int[np.ndarray, "S"]
 
 
-def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def split_ends(
+    lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The steps at which training and validation end. The last shares (validation, test) of each series are held out,
     at least one horizon each.
     """
@@ -249,22 +264,28 @@ def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float
     return lengths - test - validation, lengths - test
 
 
-def places(found: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]) -> Places:
+def forecast_windows(
+    all_series: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]
+) -> ForecastWindows:
     """All windows of `context` steps and a horizon with at least one observed value. A window belongs to the split that
     contains its whole horizon; its context may start earlier.
     """
-    lengths = np.array([len(one.values) for one in found])
-    train, last = ends(lengths, horizon, shares)
+    lengths = np.array([len(entry.values) for entry in all_series])
+    train_ends, validation_ends = split_ends(lengths, horizon, shares)
     count = np.maximum(0, lengths - horizon - context + 1)
-    series = np.repeat(np.arange(len(found)), count)
+    series = np.repeat(np.arange(len(all_series)), count)
     steps = np.arange(len(series)) - np.repeat(np.cumsum(count) - count, count) + context
     values = (np.cumsum(lengths) - lengths)[series] + steps
-    seen = np.concatenate([[0], *[one.seen for one in found]]).cumsum()
-    kept = seen[values + horizon] > seen[values]
-    series, steps, values = series[kept], steps[kept], values[kept]
-    edges = {"train": (0 * train, train), "validation": (train, last), "test": (last, lengths)}
-    sides = {
-        side: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
-        for side, (low, high) in edges.items()
+    observed_counts = np.concatenate([[0], *[entry.seen for entry in all_series]]).cumsum()
+    usable = observed_counts[values + horizon] > observed_counts[values]
+    series, steps, values = series[usable], steps[usable], values[usable]
+    edges = {
+        "train": (0 * train_ends, train_ends),
+        "validation": (train_ends, validation_ends),
+        "test": (validation_ends, lengths),
     }
-    return Places(series, steps, values, sides, train, last)
+    splits = {
+        split: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
+        for split, (low, high) in edges.items()
+    }
+    return ForecastWindows(series, steps, values, splits, train_ends, validation_ends)

@@ -9,35 +9,46 @@ from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
 
-from headway.data.files import File, blocks
+from headway.data.input_files import File, read_blocks
 from headway.errors import UserError, logger
-from headway.received import DAMAGE, check_whole
+from headway.safe_io import DAMAGE, check_in_memory
 
 _LOG = logger(__name__)
-_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states
+_MAX_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states
 # What openpyxl raises for invalid workbooks, in addition to its own exceptions.
-_BROKEN = (*DAMAGE, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, IndexError, SyntaxError)
+_WORKBOOK_ERRORS = (
+    *DAMAGE,
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+)
 
 
-def sheet_rows(file: File) -> Iterator[tuple[int, list[str]]]:
+def read_sheet(file: File) -> Iterator[tuple[int, list[str]]]:
     """The non-blank rows of the first sheet, with their numbers: formulas as their stored values, dates in ISO 8601.
     UserError if the workbook is damaged or expands beyond the read limits, or openpyxl is not installed.
     """
-    openpyxl = _package(file)
-    data = b"".join(blocks(file))
+    openpyxl = _import_openpyxl(file)
+    content = b"".join(read_blocks(file))
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            check_whole(str(file), len(data), sum(member.file_size for member in archive.infolist()))
-        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
-        if len(book.worksheets) > 1:
-            _LOG.warning("%s: read only the first of %d sheets (%s)", file, len(book.worksheets), book.sheetnames[0])
-        yield from _filled(book.worksheets[0], file)
-    except (*_BROKEN, openpyxl.utils.exceptions.InvalidFileException) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            check_in_memory(str(file), len(content), sum(member.file_size for member in archive.infolist()))
+        workbook = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
+        if len(workbook.worksheets) > 1:
+            _LOG.warning(
+                "%s: read only the first of %d sheets (%s)", file, len(workbook.worksheets), workbook.sheetnames[0]
+            )
+        yield from _non_blank_rows(workbook.worksheets[0], file)
+    except (*_WORKBOOK_ERRORS, openpyxl.utils.exceptions.InvalidFileException) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{file} is damaged or not .xlsx ({reason}); save it again, or as .csv (UTF-8)") from error
 
 
-def _package(file: File) -> Any:
+def _import_openpyxl(file: File) -> Any:
     try:
         importlib.import_module("openpyxl.utils.exceptions")
         return importlib.import_module("openpyxl")
@@ -47,23 +58,23 @@ def _package(file: File) -> Any:
         ) from error
 
 
-def _filled(sheet: Any, file: File) -> Iterator[tuple[int, list[str]]]:
+def _non_blank_rows(sheet: Any, file: File) -> Iterator[tuple[int, list[str]]]:
     sheet.reset_dimensions()  # the file may state any size
     width = 0
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-        if number > _ROWS:
+        if number > _MAX_ROWS:
             raise UserError(
-                f"{file} has a row beyond {_ROWS:,}, the maximum of a sheet; save it again, or as .csv (UTF-8)"
+                f"{file} has a row beyond {_MAX_ROWS:,}, the maximum of a sheet; save it again, or as .csv (UTF-8)"
             )
-        texts = [_text(value) for value in row]
-        while texts and not texts[-1]:
-            texts.pop()
-        if texts:
-            width = width or len(texts)
-            yield number, texts + [""] * (width - len(texts))
+        cells = [_cell_text(value) for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            width = width or len(cells)
+            yield number, cells + [""] * (width - len(cells))
 
 
-def _text(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

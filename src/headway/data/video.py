@@ -10,28 +10,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headway.data.containers import create_container, open_container, packaged_av
-from headway.data.store import read_column
-from headway.drafts import draft_of
+from headway.data.array_store import read_column
+from headway.data.containers import create_container, import_av, open_container
 from headway.errors import UserError
+from headway.temporary_files import temporary_path
 
-FASTEST = 240  # frames per second that players support
+MAX_FRAME_RATE = 240  # frames per second that players support
 _X264 = "libx264"
 _CODECS = (_X264, "h264", "mpeg4")
-_OFF = 0.25  # frames by which a frame's time may deviate from its index
-SUFFIXES = (".mp4", ".mkv", ".mov")
+_TIME_TOLERANCE = 0.25  # frames by which a frame's time may deviate from its index
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
-def check_film(path: Path) -> None:
+def check_video_path(path: Path) -> None:
     """UserError if no video can be written to a path, before any work."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} does not have a video's extension; use {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"{path} does not have a video's extension; use {', '.join(VIDEO_SUFFIXES)}")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; create it, or choose another path for the video")
-    packaged_av()
+    import_av()
 
 
-class Film:
+class VideoWriter:
     """Write a video frame by frame, in H.264 if available: `with VideoWriter(path, rate) as video: video.add(frame)`.
 
     `rate` is in frames per second, rounded to an integer unless it is a Fraction. `keyframe_interval` sets the distance
@@ -39,27 +39,31 @@ class Film:
     no file remains.
     """
 
-    def __init__(self, path: Path, rate: float | Fraction, jumps: int | None = None, quick: bool = False) -> None:
-        self._path, self._part = path, draft_of(path, f"draft{path.suffix}")
-        whole = rate if isinstance(rate, Fraction) else round(rate)
-        self._rate, self._jumps, self._quick = min(max(whole, 1), FASTEST), jumps, quick
+    def __init__(
+        self, path: Path, rate: float | Fraction, keyframe_interval: int | None = None, fast: bool = False
+    ) -> None:
+        self._path, self._part = path, temporary_path(path, f"draft{path.suffix}")
+        exact_rate = rate if isinstance(rate, Fraction) else round(rate)
+        self._rate, self._keyframe_interval, self._fast = (
+            min(max(exact_rate, 1), MAX_FRAME_RATE),
+            keyframe_interval,
+            fast,
+        )
         self._stream: Any = None
-        av = packaged_av()
+        av = import_av()
         self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
         if self._codec is None:
-            raise UserError(
-                f"the package av has no encoder ({', '.join(_CODECS)}); install another build of av"
-            )
+            raise UserError(f"the package av has no encoder ({', '.join(_CODECS)}); install another build of av")
 
-    def __enter__(self) -> Film:
-        with self._told():
+    def __enter__(self) -> VideoWriter:
+        with self._write_errors():
             self._container = create_container(self._part)
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
         try:
             if kind is None:
-                with self._told():
+                with self._write_errors():
                     self._container.mux(self._stream.encode())
                     self._container.close()
                     self._part.replace(self._path)
@@ -69,26 +73,26 @@ class Film:
 
     def add(self, frame: np.ndarray) -> None:
         """Append a frame, uint8 [H, W, 3]; all must have the same size."""
-        height, width = (side - side % 2 for side in frame.shape[:2])  # these codecs need even sizes
-        with self._told():
+        height, width = (length - length % 2 for length in frame.shape[:2])  # these codecs need even sizes
+        with self._write_errors():
             if self._stream is None:
-                self._stream = self._opened(height, width)
-            plain = np.ascontiguousarray(frame[:height, :width])
-            self._container.mux(self._stream.encode(packaged_av().VideoFrame.from_ndarray(plain, format="rgb24")))
+                self._stream = self._add_stream(height, width)
+            even_frame = np.ascontiguousarray(frame[:height, :width])
+            self._container.mux(self._stream.encode(import_av().VideoFrame.from_ndarray(even_frame, format="rgb24")))
 
-    def _opened(self, height: int, width: int) -> Any:
+    def _add_stream(self, height: int, width: int) -> Any:
         stream = self._container.add_stream(self._codec, rate=self._rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if self._quick:
+        if self._fast:
             stream.codec_context.thread_count = 1
             if self._codec == _X264:
                 stream.options = {"preset": "ultrafast"}
-        if self._jumps is not None:
-            stream.codec_context.gop_size = self._jumps
+        if self._keyframe_interval is not None:
+            stream.codec_context.gop_size = self._keyframe_interval
         return stream
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # av's exceptions derive from it
@@ -98,7 +102,7 @@ class Film:
 
 
 def read_frames(
-    path: Path, wanted: np.ndarray, rate: float, size: tuple[int, int], scaled: tuple[int, int] | None = None
+    path: Path, indices: np.ndarray, rate: float, size: tuple[int, int], scaled: tuple[int, int] | None = None
 ) -> Iterator[np.ndarray]:
     """The frames of a video at increasing indices, int64 [K]: uint8 [H, W, 3] each.
 
@@ -107,24 +111,24 @@ def read_frames(
     """
     if not path.is_file():
         raise UserError(f"there is no video {path}; download the data set again")
-    place = 0
-    for number, frame in _numbered(path, rate, size):
-        if number < wanted[place]:
+    position = 0
+    for number, frame in _numbered_frames(path, rate, size):
+        if number < indices[position]:
             continue
-        if number > wanted[place]:
+        if number > indices[position]:
             break
         _check_size(path, frame, size)
-        yield _plain(frame, path, scaled)
-        place += 1
-        if place == len(wanted):
+        yield _to_array(frame, path, scaled)
+        position += 1
+        if position == len(indices):
             return
-    raise UserError(f"{path} has no frame {wanted[place]}, but the rows have one; download the data set again")
+    raise UserError(f"{path} has no frame {indices[position]}, but the rows have one; download the data set again")
 
 
-def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
+def _check_size(path: Path, frame: Any, size: tuple[int, int]) -> None:
     """Check the size of a frame, or of a stream, whose codec must be known."""
-    with _sound(path):
-        height, width = shown.height, shown.width
+    with _damage_errors(path):
+        height, width = frame.height, frame.width
     if (height, width) != size:
         raise UserError(
             f"{path} has {height} x {width} pixels, but info.json has {size[0]} x {size[1]}; "
@@ -132,9 +136,9 @@ def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
         )
 
 
-def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
+def _numbered_frames(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
     """All frames with their indices, which follow from their times."""
-    with _sound(path):
+    with _damage_errors(path):
         container = open_container(path)
     with container:
         if not container.streams.video:
@@ -144,13 +148,13 @@ def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[
         stream.thread_type = "AUTO"
         frames = container.decode(stream)
         while True:
-            with _sound(path):
+            with _damage_errors(path):
                 frame = next(frames, None)
             if frame is None:
                 return
             time = 0.0 if frame.time is None else frame.time * rate
             number = round(time)
-            if abs(time - number) > _OFF:
+            if abs(time - number) > _TIME_TOLERANCE:
                 raise UserError(
                     f"{path} has a frame at {frame.time:.4f} s, which does not match the {rate:g} frames per second in "
                     "info.json; correct fps in info.json"
@@ -158,8 +162,8 @@ def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[
             yield number, frame
 
 
-def _plain(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray:
-    with _sound(path):
+def _to_array(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray:
+    with _damage_errors(path):
         if scaled is None or scaled == (frame.height, frame.width):
             return frame.to_ndarray(format="rgb24")
         height, width = scaled
@@ -167,7 +171,7 @@ def _plain(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray
 
 
 @contextmanager
-def _sound(path: Path) -> Iterator[None]:
+def _damage_errors(path: Path) -> Iterator[None]:
     """Turn any exception that the library raises for a damaged file into a UserError."""
     try:
         yield
@@ -184,7 +188,7 @@ class Frames(Protocol):
     """
 
     size: tuple[int, int]
-    recorded: tuple[int, int]
+    recorded_size: tuple[int, int]
 
     @property
     def content(self) -> str:
@@ -201,10 +205,10 @@ class MappedFrames:
     """N images in a file that `ColumnWriter` wrote as one column of bytes."""
 
     def __init__(
-        self, folder: Path, name: str, count: int, size: tuple[int, int], recorded: tuple[int, int] | None = None
+        self, folder: Path, name: str, count: int, size: tuple[int, int], recorded_size: tuple[int, int] | None = None
     ) -> None:
         """Raises UserError if the file does not have this length."""
-        self.size, self.recorded = size, recorded or size
+        self.size, self.recorded_size = size, recorded_size or size
         self.content = folder.name  # a hash of the files' contents
         shape = (count, *size, 3)
         self._pixels = read_column(folder, name, np.uint8, int(np.prod(shape))).reshape(shape)
@@ -221,7 +225,7 @@ class JoinedFrames:
     """The images of several sources in sequence; all must have the same size."""
 
     def __init__(self, parts: Sequence[Frames]) -> None:
-        self.size, self.recorded = parts[0].size, parts[0].recorded
+        self.size, self.recorded_size = parts[0].size, parts[0].recorded_size
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 
@@ -234,9 +238,9 @@ class JoinedFrames:
 
     def read(self, steps: np.ndarray) -> np.ndarray:
         """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
-        found = np.empty((len(steps), *self.size, 3), np.uint8)
-        numbers = np.searchsorted(self._ends, steps, side="right")
-        for number in np.unique(numbers).tolist():
-            places = numbers == number
-            found[places] = self._parts[number].read(steps[places] - (self._ends[number] - len(self._parts[number])))
-        return found
+        images = np.empty((len(steps), *self.size, 3), np.uint8)
+        part_indices = np.searchsorted(self._ends, steps, side="right")
+        for index in np.unique(part_indices).tolist():
+            selected = part_indices == index
+            images[selected] = self._parts[index].read(steps[selected] - (self._ends[index] - len(self._parts[index])))
+        return images

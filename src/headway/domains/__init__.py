@@ -1,9 +1,9 @@
-"""What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
+"""The domains of headway: one package each, imported when one of its recipes or tasks is named.
 
-A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
-that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
-`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. SCALES
-of its module `recipes` says how those that fit themselves grow with data and time.
+A package lists the names of its RECIPES, which its module `recipes` builds, and its TASKS with the module that
+registers each. VERBS are the verbs of models that it implements, each with the predicate of `headway.nn.models.kinds`
+that selects the models; its module `predictors` has a function for each verb. SCALES in its module `recipes` describes
+how auto-scaled recipes grow with data and time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.errors import UserError, logger, nearest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
+if TYPE_CHECKING:  # torch takes seconds to import, and a chess engine must answer sooner
     from headway.learn import Recipe
-    from headway.learn.scale import Scale
+    from headway.learn.scaling import Scale
 
 _LOG = logger(__name__)
 
 
 @cache
-def homes() -> dict[str, str]:
-    """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
+def recipe_domains() -> dict[str, str]:
+    """The domain of each recipe, by its name. Imports only the names of a domain."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
 
@@ -41,49 +41,47 @@ def tasks() -> dict[str, str]:
     }
 
 
-class Serves(NamedTuple):
-    """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
-    true.
-    """
+class VerbProvider(NamedTuple):
+    """The module with the predictor of a verb, for models that satisfy a predicate of `headway.nn.models.kinds`."""
 
     module: str
-    question: str
+    predicate: str
 
 
 @cache
-def verbs() -> dict[str, tuple[Serves, ...]]:
-    """Who serves each verb of a model."""
-    found: dict[str, list[Serves]] = {}
+def verbs() -> dict[str, tuple[VerbProvider, ...]]:
+    """The providers of each verb of a model."""
+    providers: dict[str, list[VerbProvider]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
-        for verb, question in getattr(import_module(package), "VERBS", {}).items():
-            found.setdefault(verb, []).append(Serves(f"{package}.predictors", question))
-    return {verb: tuple(serving) for verb, serving in found.items()}
+        for verb, predicate in getattr(import_module(package), "VERBS", {}).items():
+            providers.setdefault(verb, []).append(VerbProvider(f"{package}.predictors", predicate))
+    return {verb: tuple(verb_providers) for verb, verb_providers in providers.items()}
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
-    found: dict[str, Recipe] = {}
+    """All recipes by name, without those of domains that cannot be imported. Builds no model."""
+    all_recipes: dict[str, Recipe] = {}
     for domain in _domains():
         try:
-            found |= {name: make() for name, make in _makers(domain).items()}
+            all_recipes |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
-            _LOG.warning("the domain %s cannot be used here: %s", domain, error)
-    return found
+            _LOG.warning("cannot import the domain %s: %s", domain, error)
+    return all_recipes
 
 
 def recipe(name: str) -> Recipe:
     """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
-    if name not in homes():
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, homes())}")
-    return _makers(homes()[name])[name]()
+    if name not in recipe_domains():
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, recipe_domains())}")
+    return _makers(recipe_domains()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
     """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
-    if name not in homes():
+    if name not in recipe_domains():
         return None
-    return getattr(import_module(f"{__name__}.{homes()[name]}.recipes"), "SCALES", {}).get(name)
+    return getattr(import_module(f"{__name__}.{recipe_domains()[name]}.recipes"), "SCALES", {}).get(name)
 
 
 @cache
@@ -98,4 +96,4 @@ def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
     return {make().name: make for make in import_module(f"{__name__}.{domain}.recipes").RECIPES}
 
 
-__all__ = ["Serves", "homes", "recipe", "recipes", "scale_of", "tasks", "verbs"]
+__all__ = ["VerbProvider", "recipe", "recipe_domains", "recipes", "scale_of", "tasks", "verbs"]

@@ -4,18 +4,18 @@ from headway.engine.builder import CannotLowerError
 from headway.engine.cache import OutOfBlocksError
 from headway.engine.decoder import Engine, refusal
 from headway.engine.encoder import StackProgram, use_programs
-from headway.engine.packed import Format, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.rows import Kept, Piece, Row
+from headway.engine.packed_weights import Format, PackedTensor, load_quantised, quantise, save_quantised
+from headway.engine.sequence_rows import EngineDecoding, Row, RowChunk
 
 __all__ = [
     "CannotLowerError",
     "Engine",
+    "EngineDecoding",
     "Format",
-    "Kept",
     "OutOfBlocksError",
     "PackedTensor",
-    "Piece",
     "Row",
+    "RowChunk",
     "StackProgram",
     "load_quantised",
     "quantise",

@@ -39,15 +39,15 @@ class BlockLowering:
 
     def _parallel(self, block: ParallelBlock) -> None:
         first = self.norm(block.mix.before, self.x)
-        second, fed = first, None
+        second, feed_output = first, None
         if block.feed is not None and block.feed.before is not block.mix.before:
             second = self.norm(block.feed.before, self.x, self.build.small(self.x.width))
-        mixed = self.mix(block, first)
+        mix_output = self.mix(block, first)
         if block.feed is not None:
-            fed = feed_forward(self.build, block.feed_forward, second)
-        self._join(block.mix, *mixed)
-        if block.feed is not None and fed is not None:
-            self._join(block.feed, *fed)
+            feed_output = feed_forward(self.build, block.feed_forward, second)
+        self._join(block.mix, *mix_output)
+        if block.feed is not None and feed_output is not None:
+            self._join(block.feed, *feed_output)
 
     def _branch(self, branch: Branch, function: Callable[[Slot], Inner]) -> None:
         self._join(branch, *function(self.norm(branch.before, self.x)))

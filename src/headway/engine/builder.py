@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
-from headway.engine.operations import ADD, GATED, ROUNDED, STORE
-from headway.engine.packed import PackedMatrix, PackedTensor, pack
-from headway.engine.products import ROOM
-from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
+from headway.engine.interpreter import FIELDS, FLOATS, NAMES, Opcode
+from headway.engine.operations import ADD, GATED, QUANTISED, STORE
+from headway.engine.packed_weights import PackedMatrix, PackedTensor, pack
+from headway.engine.products import SCRATCH_BYTES
 from headway.engine.tiles import FP32, GROUP
 from headway.nn.parts.norm import LayerNorm, RMSNorm
 from headway.nn.parts.projection import Projection
@@ -62,7 +62,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class RoundedSlot(Slot):
+class Int8Slot(Slot):
     """Rows of int8 codes in full groups, with the addresses of their scales and corrections, one per group."""
 
     format: int  # kind of the weights they are multiplied with
@@ -76,7 +76,7 @@ def _field(kind: Opcode, name: str) -> int:
 
 
 # Fields with the address of results that may be in scratch, and the field for products shared dynamically.
-_WRITTEN = {
+_RESULT_FIELDS = {
     int(kind): _field(kind, name)
     for kind, name in ((Opcode.NORM, "dst"), (Opcode.QUANTISE, "q"), (Opcode.MERGE, "out"))
 }
@@ -107,34 +107,34 @@ class Builder:
     `wide` program, for many rows, the threads share this work, and blocks reuse the same buffers.
     """
 
-    def __init__(self, weights: PackedWeights, rows: int, numbers: int) -> None:
-        self.weights, self.rows, self.numbers = weights, rows, numbers
+    def __init__(self, weights: PackedWeights, rows: int, state_size: int) -> None:
+        self.weights, self.rows, self.state_size = weights, rows, state_size
         self.wide = rows > FEW
-        self.kept: list[Any] = []  # keeps alive the arrays that the table points to
-        self._rooms: dict[int, list[int]] = {}  # by size, addresses that blocks reuse
+        self.buffers: list[Any] = []  # keeps alive the arrays that the table points to
+        self._shared_buffers: dict[int, list[int]] = {}  # by size, addresses that blocks reuse
         self._used: dict[int, int] = {}
-        self._together: set[int] = set()  # addresses that threads fill together before any reads them
+        self._filled_together: set[int] = set()  # addresses that threads fill together before any reads them
         self._pairs: dict[tuple[int, int], list[int]] = {}
         self._turn = 0
         self.scratch = 64  # bytes per thread
-        self._products = self.private_bytes(ROOM)
+        self._products = self.private_bytes(SCRATCH_BYTES)
         self._stated = 0  # floats of the state in use
-        self._whole: list[list[int]] = []
-        self._met = 0  # instructions up to the last barrier
+        self._integers: list[list[int]] = []
+        self._last_barrier = 0  # instructions up to the last barrier
         self._floats: list[list[float]] = []
 
     def __len__(self) -> int:
-        return len(self._whole)
+        return len(self._integers)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         self._free()  # a program ends with a barrier
-        return np.array(self._whole, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(
+        return np.array(self._integers, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(
             -1, FLOATS
         )
 
     def shared(self, width: int) -> Slot:
         """Rows shared by all threads, until `reuse_shared`."""
-        return Slot(self._room(4 * width * self.rows), 4 * width, width)
+        return Slot(self._shared_buffer(4 * width * self.rows), 4 * width, width)
 
     def lasting(self, width: int) -> Slot:
         """Rows shared by all threads, across blocks."""
@@ -148,28 +148,28 @@ class Builder:
         """Output rows of a norm or merge: private, or in a wide program shared, with a barrier after the operation."""
         if not self.wide:
             return self.private(width)
-        place = self.lasting(width) if lasting else self.shared(width)
-        self._together.add(place.address)
-        return place
+        slot = self.lasting(width) if lasting else self.shared(width)
+        self._filled_together.add(slot.address)
+        return slot
 
-    def again(self) -> None:
+    def reuse_shared(self) -> None:
         """Reuse the buffers of `shared`; all threads must have passed a barrier since they read them."""
         self._used.clear()
 
-    def _room(self, size: int) -> int:
-        rooms, number = self._rooms.setdefault(size, []), self._used.get(size, 0)
-        if number == len(rooms):
-            rooms.append(self._bytes(size))
+    def _shared_buffer(self, size: int) -> int:
+        buffers, number = self._shared_buffers.setdefault(size, []), self._used.get(size, 0)
+        if number == len(buffers):
+            buffers.append(self._bytes(size))
         self._used[size] = number + 1
-        return rooms[number]
+        return buffers[number]
 
     def _bytes(self, size: int) -> int:
-        room = np.zeros(size + 64, np.uint8)
-        self.kept.append(room)
-        return -(-room.ctypes.data // 64) * 64
+        buffer = np.zeros(size + 64, np.uint8)
+        self.buffers.append(buffer)
+        return -(-buffer.ctypes.data // 64) * 64
 
-    def _meet(self, place: Slot) -> None:
-        if place.address in self._together:
+    def _sync(self, slot: Slot) -> None:
+        if slot.address in self._filled_together:
             self.barrier()
 
     def private_bytes(self, size: int) -> int:
@@ -180,42 +180,42 @@ class Builder:
     def state(self, width: int) -> Slot:
         """The next floats of each row's state, addressed from STATES."""
         start, self._stated = self._stated, self._stated + width
-        assert self._stated <= self.numbers
-        return Slot(STATES + 4 * start, 4 * self.numbers, width)
+        assert self._stated <= self.state_size
+        return Slot(STATES + 4 * start, 4 * self.state_size, width)
 
     def constant(self, values: Tensor | None) -> int:
         """The address of a constant; 0 for None."""
         if values is None:
             return 0
-        held = values.detach().float().contiguous()
-        self.kept.append(held)
-        return held.data_ptr()
+        array = values.detach().float().contiguous()
+        self.buffers.append(array)
+        return array.data_ptr()
 
     def emit(self, kind: Opcode, **fields: Any) -> None:
-        whole, _, floats = NAMES[kind].partition("; ")
-        row = [int(kind), *(int(fields.pop(name)) for name in whole.replace(";", "").split())]
-        numbers = [float(fields.pop(name)) for name in floats.split()]
+        integer_names, _, float_names = NAMES[kind].partition("; ")
+        row = [int(kind), *(int(fields.pop(name)) for name in integer_names.replace(";", "").split())]
+        float_values = [float(fields.pop(name)) for name in float_names.split()]
         assert not fields, f"{kind.name} has no {list(fields)}"
-        self._whole.append(row + [0] * (FIELDS - len(row)))
-        self._floats.append(numbers + [0.0] * (FLOATS - len(numbers)))
+        self._integers.append(row + [0] * (FIELDS - len(row)))
+        self._floats.append(float_values + [0.0] * (FLOATS - len(float_values)))
 
     @contextmanager
     def unless_idle(self, weights: Slot, expert: int) -> Iterator[None]:
         """Skip the instructions emitted within if no row is routed to the expert."""
-        start = len(self._whole)
+        start = len(self._integers)
         self.emit(Opcode.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
         yield
-        self._whole[start][4] = len(self._whole) - start - 1
+        self._integers[start][4] = len(self._integers) - start - 1
 
     def barrier(self) -> None:
         self._free()
         self.emit(Opcode.BARRIER)
-        self._met = len(self._whole)
+        self._last_barrier = len(self._integers)
 
     def _free(self) -> None:
         """Let idle threads take parts of a product if it is the only shared work since the last barrier."""
-        since = self._whole[self._met :]
-        common = [row for row in since if row[0] not in _WRITTEN or row[_WRITTEN[row[0]]] >= 0]
+        since = self._integers[self._last_barrier :]
+        common = [row for row in since if row[0] not in _RESULT_FIELDS or row[_RESULT_FIELDS[row[0]]] >= 0]
         if len(common) == 1 and common[0][0] == Opcode.MULTIPLY:
             common[0][_FREE] = 1
 
@@ -227,17 +227,17 @@ class Builder:
         )  # fmt: skip
 
     def merge(
-        self, pieces: Slot, heads: int, room: int, out: Slot, lengths: int = 0, window: int = 0,
+        self, partials: Slot, heads: int, capacity: int, out: Slot, lengths: int = 0, window: int = 0,
         sinks: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Merge partial attention results into `out`, private to each thread. `capacity` is the maximum number per
         head; 0: merged already. `lengths` is the address of the lengths of what was attended to; 0: the row's own past.
         """
         self.emit(
-            Opcode.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, room=room,
+            Opcode.MERGE, pieces=partials.address, heads=heads, size=out.width // heads, room=capacity,
             sinks=self.constant(sinks), out=out.address, stride=out.stride, lengths=lengths, window=window,
         )  # fmt: skip
-        self._meet(out)
+        self._sync(out)
 
     def project(
         self,
@@ -269,7 +269,7 @@ class Builder:
             bias=self.constant(bias),
             eps=eps,
         )
-        self._meet(y)
+        self._sync(y)
 
     def inner(self, x: Slot, weight: Tensor, bias: Tensor | None, activation: int, reader: Tensor) -> Slot:
         """activation(W x + bias) in new shared rows, as the input of the matrix `reader`: quantised at once if there
@@ -277,7 +277,7 @@ class Builder:
         """
         packed, wanted = self.weights.matrix(weight), self.weights.matrix(reader)
         if self.wide and FP32 not in (packed.kind, wanted.kind):
-            y: Slot = self._rounded(packed.rows, wanted.kind, self._pair)
+            y: Slot = self._int8_slot(packed.rows, wanted.kind, self._pair)
         else:
             y = self.shared(packed.rows)
         self.multiply(x, weight, bias, y, activation=activation)
@@ -301,10 +301,10 @@ class Builder:
         """
         packed = self.weights.matrix(weight)
         first, last = rows or (0, packed.rows)
-        if packed.kind != FP32 and not isinstance(x, RoundedSlot):
+        if packed.kind != FP32 and not isinstance(x, Int8Slot):
             x = self._quantise(x, packed)
-        numbers = (x.scales, x.corrections) if isinstance(x, RoundedSlot) else (0, 0)
-        made = (y.format, y.scales, y.corrections) if isinstance(y, RoundedSlot) else (0, 0, 0)
+        x_fields = (x.scales, x.corrections) if isinstance(x, Int8Slot) else (0, 0)
+        y_fields = (y.format, y.scales, y.corrections) if isinstance(y, Int8Slot) else (0, 0, 0)
         self.emit(
             Opcode.MULTIPLY,
             format=packed.kind,
@@ -312,8 +312,8 @@ class Builder:
             scales=packed.addresses[1],
             bias=self.constant(None if bias is None else bias[first:]),
             x=x.address,
-            x_scales=numbers[0],
-            corrections=numbers[1],
+            x_scales=x_fields[0],
+            corrections=x_fields[1],
             stride=x.stride,
             y=y.address,
             y_stride=y.stride,
@@ -321,13 +321,13 @@ class Builder:
             rows=(last - first) // 2 if mode == GATED else last - first,
             whole=packed.rows,
             columns=packed.columns,
-            mode=ROUNDED if isinstance(y, RoundedSlot) else mode,
+            mode=QUANTISED if isinstance(y, Int8Slot) else mode,
             activation=activation,
             free=False,
             room=self._products,
-            y_format=made[0],
-            y_scales=made[1],
-            y_corrections=made[2],
+            y_format=y_fields[0],
+            y_scales=y_fields[1],
+            y_corrections=y_fields[2],
             cap=cap,
             scale=scale,
         )
@@ -341,17 +341,17 @@ class Builder:
             self._pairs[size, part] = [self._bytes(size), self._bytes(size)]
         return self._pairs[size, part][self._turn % 2]
 
-    def _rounded(self, width: int, form: int, room: Callable[[int, int], int]) -> RoundedSlot:
+    def _int8_slot(self, width: int, kind: int, allocate: Callable[[int, int], int]) -> Int8Slot:
         """`allocate` returns the address of so many bytes of codes (0), scales (1) or corrections (2)."""
         groups = -(-width // GROUP)
-        each = groups * self.rows
-        codes, scales, corrections = (room(count * each, part) for part, count in enumerate((GROUP, 4, 4)))
+        group_count = groups * self.rows
+        codes, scales, corrections = (allocate(count * group_count, part) for part, count in enumerate((GROUP, 4, 4)))
         self._turn += 1
-        return RoundedSlot(codes, groups * GROUP, width, form, scales, corrections)
+        return Int8Slot(codes, groups * GROUP, width, kind, scales, corrections)
 
-    def _quantise(self, x: Slot, packed: PackedMatrix) -> RoundedSlot:
-        room = self._pair if self.wide else lambda size, _: self.private_bytes(size)
-        y = self._rounded(packed.columns, packed.kind, room)
+    def _quantise(self, x: Slot, packed: PackedMatrix) -> Int8Slot:
+        allocate = self._pair if self.wide else lambda size, _: self.private_bytes(size)
+        y = self._int8_slot(packed.columns, packed.kind, allocate)
         self.emit(
             Opcode.QUANTISE, format=packed.kind, src=x.address, stride=x.stride, columns=packed.columns, q=y.address,
             scales=y.scales, corrections=y.corrections,

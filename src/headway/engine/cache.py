@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.attention import keep_positions
-from headway.engine.keys import block_bytes
+from headway.engine.int8_keys import rounding_bytes
+from headway.engine.kv_kernels import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
+from headway.engine.paged_attention import store_positions
 from headway.engine.pool import Pool, pool
-from headway.engine.rounded_keys import rounding_bytes
 from headway.engine.tiles import FP32
+from headway.huge_pages import large_pages
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary
@@ -30,7 +31,6 @@ from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.nn.mixers.recurrence import Recurrence, Vectors
 from headway.nn.models import Decoding
 from headway.nn.models.block import Block
-from headway.pages import large_pages
 
 _SLAB = 1 << 24  # bytes per allocation
 
@@ -38,10 +38,10 @@ _SLAB = 1 << 24  # bytes per allocation
 @compiled
 def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) -> None:
     """One thread's share of copying blocks of `size` bytes, from the first address of each pair to the second."""
-    places = i64(pairs)
+    addresses = i64(pairs)
     first, last = share(count, thread, threads)
     for n in range(first, last):
-        source, target = i64(places[2 * n]), i64(places[2 * n + 1])
+        source, target = i64(addresses[2 * n]), i64(addresses[2 * n + 1])
         for i in range(size // 8):
             target[i] = source[i]
 
@@ -61,27 +61,27 @@ class Blocks:
     def __init__(self, size: int, window: int | None = None, threads: Pool | None = None) -> None:
         self.size, self.window = size, window
         self.threads = threads or pool(1)
-        self.most: int | None = None
+        self.max_blocks: int | None = None
         self._slabs: list[np.ndarray] = []
         self._free: list[int] = []
         self._users: dict[int, int] = {}
-        self._let_go: deque[list[int]] = deque()
+        self._to_release: deque[list[int]] = deque()
 
     @property
-    def held(self) -> int:
+    def used(self) -> int:
         """How many blocks are in use."""
-        self.gather()
+        self.release_pending()
         return len(self._users)
 
     @property
-    def left(self) -> float:
+    def available(self) -> float:
         """How many more blocks may be taken; infinity without a limit."""
-        return math.inf if self.most is None else self.most - self.held
+        return math.inf if self.max_blocks is None else self.max_blocks - self.used
 
     def take(self) -> int:
         """The address of a block for one row. Raises OutOfBlocksError at the limit."""
-        if self.most is not None and len(self._users) >= self.most:
-            raise OutOfBlocksError(f"all {self.most} blocks of keys and values are in use")
+        if self.max_blocks is not None and len(self._users) >= self.max_blocks:
+            raise OutOfBlocksError(f"all {self.max_blocks} blocks of keys and values are in use")
         if not self._free:
             count = max(1, _SLAB // max(1, self.size))
             slab = large_pages(count * self.size)
@@ -95,36 +95,36 @@ class Blocks:
         for block in filter(None, blocks):
             self._users[block] += 1
 
-    def give_back(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Sequence[int]) -> None:
         for block in filter(None, blocks):
             self._users[block] -= 1
             if self._users[block] == 0:
                 del self._users[block]
                 self._free.append(block)
 
-    def let_go(self, blocks: list[int]) -> None:
+    def release_later(self, blocks: list[int]) -> None:
         """`release`, from any thread and at any time."""
-        self._let_go.append(blocks)
+        self._to_release.append(blocks)
 
-    def gather(self) -> None:
+    def release_pending(self) -> None:
         """Release the blocks passed to `release_later`. Not while copies are pending, whose source might be one."""
-        while self._let_go:
-            self.give_back(self._let_go.popleft())
+        while self._to_release:
+            self.release(self._to_release.popleft())
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy the first block of each pair to the second."""
-        places = np.array(pairs, np.int64)
-        fields = (places.ctypes.data, len(pairs), self.size)
+        addresses = np.array(pairs, np.int64)
+        fields = (addresses.ctypes.data, len(pairs), self.size)
         self.threads.run(lambda thread: copy_blocks(*fields, thread, self.threads.threads))
 
-    def alone(self, block: int) -> bool:
+    def is_exclusive(self, block: int) -> bool:
         return self._users[block] == 1
 
     def view(self, block: int) -> np.ndarray:
         """The bytes of a block."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(block))
 
-    def first_seen(self, position: int) -> int:
+    def first_visible(self, position: int) -> int:
         """The index of the first block visible to this position or a later one."""
         return 0 if self.window is None else max(0, position - self.window + 1) // BLOCK
 
@@ -135,7 +135,7 @@ class Layer(NamedTuple):
     all.
     """
 
-    form: int
+    dtype: int
     keys: Float[Tensor, "S G K"]
     values: Float[Tensor, "S G V"]
     mean: Float[Tensor, "P G K"] | None = None
@@ -145,26 +145,26 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
     """New blocks with the positions below `length` that are still visible; 0 for blocks without any."""
     if not layers:
         return []
-    first, start = store.first_seen(length), 0
+    first, start = store.first_visible(length), 0
     blocks = [store.take() for _ in range(first, -(-length // BLOCK))]
     table = np.array(blocks, np.int64)
-    for form, *both, mean in layers:
+    for dtype, *both, mean in layers:
         keys, values = (part.float().contiguous() for part in both)
         means = torch.zeros(0) if mean is None else mean.float().contiguous()
         (slots, groups, size), width = keys.shape, values.shape[-1]
-        room = np.empty(rounding_bytes(max(size, width)), np.uint8)
-        each = block_bytes(form, 1, size, width)
-        begin = max(first * BLOCK, length - slots)
-        places = table.ctypes.data + 8 * (begin // BLOCK - first)
-        keep_positions(
-            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width,
-            begin, length, places, start, each, room.ctypes.data,
+        scratch = np.empty(rounding_bytes(max(size, width)), np.uint8)
+        group_bytes = block_bytes(dtype, 1, size, width)
+        first_position = max(first * BLOCK, length - slots)
+        block_addresses = table.ctypes.data + 8 * (first_position // BLOCK - first)
+        store_positions(
+            dtype, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width,
+            first_position, length, block_addresses, start, group_bytes, scratch.ctypes.data,
         )  # fmt: skip
-        start += groups * each
+        start += groups * group_bytes
     return [0] * first + blocks
 
 
-def state_numbers(mixer: nn.Module) -> int:
+def state_size(mixer: nn.Module) -> int:
     """Floats of state per row for a mixer; 0 if its state grows with the sequence."""
     if isinstance(mixer, Recurrence):
         return sum(mixer.state_sizes)
@@ -173,7 +173,7 @@ def state_numbers(mixer: nn.Module) -> int:
     return mixer.cells * mixer.width if isinstance(mixer, DynamicLinks) else 0
 
 
-def fixed_numbers(mixer: nn.Module) -> int:
+def fixed_size(mixer: nn.Module) -> int:
     """Floats per row that a mixer derives from the encoder's output once for all tokens: c and C c."""
     if isinstance(mixer, ConditionalGRU) and mixer.config.context == "fixed":
         return sum(mixer.context.weight.shape)
@@ -197,7 +197,7 @@ def flat_summaries(decoding: Decoding) -> Float[Tensor, "M N"]:
     return torch.cat([part.detach().float() for part in parts], 1) if parts else torch.zeros(0, 0)
 
 
-class Memory(NamedTuple):
+class BlockTables(NamedTuple):
     """Tables of the blocks that a program reads keys and values from, with the lengths of rows, and the floats of an
     encoder's output that are the same for all tokens.
     """
@@ -205,29 +205,31 @@ class Memory(NamedTuple):
     tables: np.ndarray  # [rows, blocks] of addresses
     lengths: np.ndarray  # [rows]
     bytes: int  # per block
-    form: int  # of keys and values
+    dtype: int  # of keys and values
     fixed: np.ndarray  # [rows, N]
     runs: np.ndarray  # number of runs of rows that share blocks, their starts, and the end
 
 
-def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
+def block_tables(
+    blocks: list[Block], rows: int, capacity: int, dtype: int, size: Callable[[Block, int], int]
+) -> BlockTables:
     """Tables for `rows` rows and positions below `capacity`; `size` returns the bytes of one layer in a block."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
-    fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
+    fixed = np.zeros((rows, sum(fixed_size(block.mixer) for block in blocks)), np.float32)
     lengths, runs = np.zeros(rows, np.int64), np.zeros(rows + 3, np.int64)
-    return Memory(tables, lengths, sum(size(block, form) for block in blocks), form, fixed, runs)
+    return BlockTables(tables, lengths, sum(size(block, dtype) for block in blocks), dtype, fixed, runs)
 
 
-def grows(block: Block, form: int) -> int:
+def self_block_bytes(block: Block, dtype: int) -> int:
     """Bytes of a layer's keys and values in a block of positions."""
     mixer = block.mixer
-    return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, SelfAttention) else 0
+    return block_bytes(dtype, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, SelfAttention) else 0
 
 
-def reads(block: Block, form: int) -> int:
+def memory_block_bytes(block: Block, dtype: int) -> int:
     """Bytes of a layer in a block of an encoder's positions; annotations are fp32."""
     mixer, cross = block.mixer, block.cross
     if isinstance(mixer, ConditionalGRU):
         additive = mixer.config.context == "additive"
         return block_bytes(FP32, 1, mixer.keys.weight.shape[0], mixer.context.weight.shape[1]) if additive else 0
-    return 0 if cross is None else block_bytes(form, cross.groups, cross.size, cross.size)
+    return 0 if cross is None else block_bytes(dtype, cross.groups, cross.size, cross.size)

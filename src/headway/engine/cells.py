@@ -22,17 +22,17 @@ def logistic(x: F32) -> F32:
 @compiled
 def combine(op: np.ndarray, batch: int, scratch: int) -> None:
     """Private to each thread: out = a, a b, logistic(a + also) b, or the outer product of a and b."""
-    what, width = op[1], op[10]
+    operation, width = op[1], op[10]
     for r in range(batch):
         a, b = f32(at(op[2], scratch) + r * op[3]), f32(at(op[6], scratch) + r * op[7])
         out = f32(at(op[8], scratch) + r * op[9])
-        if what == COPY:
+        if operation == COPY:
             for i in range(width):
                 out[i] = a[i]
-        elif what == PRODUCT:
+        elif operation == PRODUCT:
             for i in range(width):
                 out[i] = a[i] * b[i]
-        elif what == RESET:
+        elif operation == RESET:
             also = f32(at(op[4], scratch) + r * op[5])
             for i in range(width):
                 out[i] = logistic(a[i] + also[i]) * b[i]
@@ -48,29 +48,29 @@ def _lstm(gates: int, h: int, c: int, width: int, peepholes: int, forgets: int, 
     of 1997. Gates come as i, f (if `forgets`), g, o; peepholes as i, f, o.
     """
     first, count = 4 * i, stop - i
-    after, seen = forgets * width, f32(c + first)
-    into, keep = f32(gates + first), f32(gates + 4 * width + first)
+    after, state = forgets * width, f32(c + first)
+    into, forget = f32(gates + first), f32(gates + 4 * width + first)
     new, out = f32(gates + 4 * (width + after) + first), f32(gates + 4 * (2 * width + after) + first)
     if peepholes != 0:
         through = f32(peepholes + first)
         for n in range(count):
-            into[n] += through[n] * seen[n]
+            into[n] += through[n] * state[n]
         if forgets:
             through = f32(peepholes + 4 * width + first)
             for n in range(count):
-                keep[n] += through[n] * seen[n]
+                forget[n] += through[n] * state[n]
     if forgets:
         for n in range(count):
-            seen[n] *= logistic(keep[n])
+            state[n] *= logistic(forget[n])
     for n in range(count):
-        seen[n] += logistic(into[n]) * tanh(scale * new[n]) / scale
+        state[n] += logistic(into[n]) * tanh(scale * new[n]) / scale
     if peepholes != 0:
         through = f32(peepholes + 4 * (width + after) + first)
         for n in range(count):
-            out[n] += through[n] * seen[n]
+            out[n] += through[n] * state[n]
     y = f32(h + first)
     for n in range(count):
-        y[n] = logistic(out[n]) * tanh(scale * seen[n])
+        y[n] = logistic(out[n]) * tanh(scale * state[n])
 
 
 @compiled
@@ -82,25 +82,25 @@ def _gru(gates: int, also: int, h: int, width: int, after: bool, i: int, stop: i
     update, updates = f32(gates + 4 * width + first), f32(also + 4 * width + first)
     new = f32(gates + 8 * width + first)
     if after:
-        reset, resets, news = f32(gates + first), f32(also + first), f32(also + 8 * width + first)
+        reset, resets, hidden_new = f32(gates + first), f32(also + first), f32(also + 8 * width + first)
         for n in range(count):
-            new[n] += logistic(reset[n] + resets[n]) * news[n]
+            new[n] += logistic(reset[n] + resets[n]) * hidden_new[n]
     for n in range(count):
-        value = tanh(new[n])
-        state[n] = value + logistic(update[n] + updates[n]) * (state[n] - value)
+        candidate = tanh(new[n])
+        state[n] = candidate + logistic(update[n] + updates[n]) * (state[n] - candidate)
 
 
 @compiled
-def cell(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, thread: int, threads: int) -> None:
+def cell(op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, thread: int, threads: int) -> None:
     """The new state of each row that is not padding; one thread's share of the cells."""
     kind, width = op[1], op[8]
     first, last = share(width, thread, threads)
     for b in range(batch):
-        if i64(places)[b] < 0:
+        if i64(positions)[b] < 0:
             continue
         gates, also, h = op[2] + b * op[3], op[4] + b * op[5], op[6] + b * op[7]
         if kind == LSTM:
-            scale = np.float32(numbers[0])
+            scale = np.float32(op_floats[0])
             _lstm(gates, h, op[9] + b * op[7], width, op[10], op[11], scale, first, last)
         elif kind == ELMAN_TANH:
             x, y = f32(gates), f32(h)
@@ -162,7 +162,7 @@ def _normalise(kind: int, x: int, count: int) -> None:
 
 
 @compiled
-def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int, fade: F32, beta: F32, delta: int):
+def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int, decay: F32, beta: F32, delta: int):
     """S = decay S + beta k e^T and y = S^T q; with `delta` e is first reduced by what k retrieves."""
     query, key, new, read = f32(q), f32(k), f32(e), f32(y)
     if delta:
@@ -173,20 +173,20 @@ def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int
             for n in range(values):
                 read[n] += key[m] * row[n]
         for n in range(values):
-            new[n] -= fade * read[n]
+            new[n] -= decay * read[n]
     for n in range(values):
         new[n] *= beta
         read[n] = np.float32(0)
     for m in range(keys):
         row = f32(memory + 4 * m * values)
         for n in range(values):
-            row[n] = fade * row[n] + key[m] * new[n]
+            row[n] = decay * row[n] + key[m] * new[n]
             read[n] += query[m] * row[n]
 
 
 @compiled
 def associate(
-    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
+    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
     """Each head of each row writes its key and value into its matrix and reads it with its query."""
     heads, size, stride, norm = op[3], op[4], op[8], op[15]
@@ -196,7 +196,7 @@ def associate(
     first, last = share(batch * heads, thread, threads)
     for task in range(first, last):
         b, h = task // heads, task % heads
-        if i64(places)[b] < 0:
+        if i64(positions)[b] < 0:
             continue
         x = op[1] + b * op[2] + 4 * h * size
         _features(op[9], op[10], x, size, q)
@@ -206,20 +206,20 @@ def associate(
             f32(v)[size] = np.float32(1)
         _normalise(op[12], q, keys)
         _normalise(op[12], k, keys)
-        fade, beta = np.float32(1), np.float32(1)
+        decay, beta = np.float32(1), np.float32(1)
         if op[5] != 0:
             beta = logistic(f32(op[5] + b * stride)[h])
         if op[6] != 0:
             z = f32(op[6] + b * stride)[h]
-            fade = exp(-exp(f32(op[19])[h]) * (max(z, np.float32(0)) + np.float32(math.log1p(exp(-abs(z))))))
+            decay = exp(-exp(f32(op[19])[h]) * (max(z, np.float32(0)) + np.float32(math.log1p(exp(-abs(z))))))
         memory = op[20] + b * op[21] + 4 * h * keys * values
-        _rewrite(memory, keys, values, q, k, v, y, fade, beta, op[13])
+        _rewrite(memory, keys, values, q, k, v, y, decay, beta, op[13])
         read, out = f32(y), f32(op[22] + 4 * (b * heads + h) * size)
         if op[14]:
             for n in range(size):
                 read[n] /= read[size] + _EPS
         if norm >= 0:
-            norm_row(norm, y, y, size, op[16], op[17], numbers[0])
+            norm_row(norm, y, y, size, op[16], op[17], op_floats[0])
         for n in range(size):
             out[n] = read[n]
         if op[7] != 0:
@@ -229,17 +229,19 @@ def associate(
 
 
 @compiled
-def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int) -> None:
+def link(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
+) -> None:
     """y = tanh(drive + F x), then F = decay F + rate y x^T; one thread's share of the cells, the rows of F."""
-    x, width, decay, rate = at(op[3], scratch), op[7], np.float32(numbers[0]), np.float32(numbers[1])
+    x, width, decay, rate = at(op[3], scratch), op[7], np.float32(op_floats[0]), np.float32(op_floats[1])
     first, last = share_rows(op[8], thread, threads)
     for b in range(batch):
-        if i64(places)[b] < 0:
+        if i64(positions)[b] < 0:
             continue
-        numbers_in, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
+        inputs, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
         for n in range(first, last):
             row = f32(op[5] + b * op[6] + 4 * n * width)
-            value = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width))
-            out[n] = value
+            activation = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width))
+            out[n] = activation
             for i in range(width):
-                row[i] = decay * row[i] + rate * value * numbers_in[i]
+                row[i] = decay * row[i] + rate * activation * inputs[i]

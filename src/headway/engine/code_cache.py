@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from headway.errors import logger
 
 _LOG = logger(__name__)
-_OTHERS = 0o022  # write permission of the group and of everybody
+_OTHERS_WRITE = 0o022  # write permission of the group and of everybody
 
 
 def code_folder(name: str) -> Path | None:
@@ -22,7 +22,7 @@ def code_folder(name: str) -> Path | None:
     Code in this folder gets executed. A folder that other users can write to, or could replace, is skipped with a
     warning.
     """
-    open_to_others = None
+    exposed = None
     for base in _bases():
         folder = base / name
         try:
@@ -31,17 +31,17 @@ def code_folder(name: str) -> Path | None:
                 _make(folder)
                 reason = exposure(folder)
             if reason is not None:
-                open_to_others = open_to_others or reason
+                exposed = exposed or reason
                 continue
             with TemporaryFile(dir=folder):
                 pass
         except OSError:
             continue
-        if open_to_others:
-            _LOG.warning("%s, so compiled code is cached in %s; use chmod go-w and chown", open_to_others, base)
+        if exposed:
+            _LOG.warning("%s, so compiled code is cached in %s; use chmod go-w and chown", exposed, base)
         return folder
-    if open_to_others:
-        _LOG.warning("%s, so compiled code is not cached; use chmod go-w and chown", open_to_others)
+    if exposed:
+        _LOG.warning("%s, so compiled code is not cached; use chmod go-w and chown", exposed)
     return None
 
 
@@ -56,12 +56,12 @@ def _bases() -> Iterator[Path]:
 
 def _make(folder: Path) -> None:
     """Create a folder and its parents without write access for others, whatever the umask."""
-    before = os.umask(_OTHERS)
+    before = os.umask(_OTHERS_WRITE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     finally:
         os.umask(before)
-    if before & _OTHERS != _OTHERS and folder.stat().st_uid == os.getuid():
+    if before & _OTHERS_WRITE != _OTHERS_WRITE and folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)  # others cannot reach files created in it
 
 
@@ -71,31 +71,31 @@ def exposure(folder: Path) -> str | None:
         return None
     folder = Path(os.path.abspath(folder))
     real = folder.resolve()
-    for place in dict.fromkeys((folder, *folder.parents, real, *real.parents)):
-        if not os.path.lexists(place):
+    for path in dict.fromkeys((folder, *folder.parents, real, *real.parents)):
+        if not os.path.lexists(path):
             continue
-        found = place.lstat()
+        status = path.lstat()
         # In a sticky folder such as /tmp, others can only change their own files; a link has no permissions.
-        sticky = place not in (folder, real) and bool(found.st_mode & stat.S_ISVTX)
-        if not _is_ours(found, sticky or stat.S_ISLNK(found.st_mode)):
-            return f"other users can write to {place}"
+        sticky = path not in (folder, real) and bool(status.st_mode & stat.S_ISVTX)
+        if not _is_ours(status, sticky or stat.S_ISLNK(status.st_mode)):
+            return f"other users can write to {path}"
     if not folder.exists() or not folder.stat().st_mode & 0o011:
         return None  # nobody else can reach its content
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            found = os.lstat(os.path.join(parent, name))
-            if stat.S_ISLNK(found.st_mode) or not _is_ours(found):
+            status = os.lstat(os.path.join(parent, name))
+            if stat.S_ISLNK(status.st_mode) or not _is_ours(status):
                 return f"other users can write to {os.path.join(parent, name)}"
     return None
 
 
-def _is_ours(found: os.stat_result, by_owner: bool = False) -> bool:
+def _is_ours(status: os.stat_result, by_owner: bool = False) -> bool:
     """Whether only this user and root can write; `by_owner` if the owner alone decides."""
-    if found.st_uid not in (0, os.getuid()):
+    if status.st_uid not in (0, os.getuid()):
         return False
-    if by_owner or not found.st_mode & _OTHERS:
+    if by_owner or not status.st_mode & _OTHERS_WRITE:
         return True
-    return not found.st_mode & stat.S_IWOTH and _is_private(found.st_gid)
+    return not status.st_mode & stat.S_IWOTH and _is_private(status.st_gid)
 
 
 def _is_private(group: int) -> bool:

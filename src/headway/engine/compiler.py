@@ -27,7 +27,7 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "_nrt": False,
 }
-_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # no entry points for Python
+_NO_PYTHON_ENTRY: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # no entry points for Python
 _FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # prefixes of numba's and the interpreter's functions
 
 
@@ -44,10 +44,10 @@ def dispatcher(function: Callable[..., Any]) -> Any:
 
 def type_of_intrinsic(definition: Callable[..., Any]) -> Any:
     """The type of an intrinsic, for numba's type inference."""
-    made: Any = numba.extending.intrinsic(definition)
+    wrapped: Any = numba.extending.intrinsic(definition)
     context: Any = registry.cpu_target.typing_context
     context.refresh()
-    return context.resolve_value_type(made)
+    return context.resolve_value_type(wrapped)
 
 
 def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> ObjectCode:
@@ -58,13 +58,13 @@ def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> Obje
     for kind in kinds:
         number = getattr(types, np.dtype(kind[0]).name)
         signature.append(types.Array(number, int(kind[1:]), "C") if len(kind) > 1 else number)
-    made = numba.njit(**_OPTIONS, **_ALONE)(function)
-    made.compile(tuple(signature))
-    found = made.overloads[tuple(signature)]
-    library: Any = found.library
-    asked = {each.name for each in library._final_module.functions if each.is_declaration}
-    foreign = [name for name in asked if name.startswith(_FOREIGN)]
+    compiled_function = numba.njit(**_OPTIONS, **_NO_PYTHON_ENTRY)(function)
+    compiled_function.compile(tuple(signature))
+    overload = compiled_function.overloads[tuple(signature)]
+    library: Any = overload.library
+    external = {declaration.name for declaration in library._final_module.functions if declaration.is_declaration}
+    foreign = [name for name in external if name.startswith(_FOREIGN)]
     if foreign:
         raise RuntimeError(f"{function.__name__} needs {foreign}, which exist only in a process with the compiler")
     data = library._codegen._tm.emit_object(library._final_module)
-    return ObjectCode(found.fndesc.llvm_func_name, str(found.signature.return_type), data)
+    return ObjectCode(overload.fndesc.llvm_func_name, str(overload.signature.return_type), data)

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, Slot, norm_parts, offset_of
-from headway.engine.documents import (
+from headway.engine.document_attention import (
     BY_DISTANCE,
     BY_DOCUMENT,
     NO_BIAS,
     QUERIES,
     SPAN,
-    filled,
+    padded_to_columns,
 )
-from headway.engine.machine import HAS_BF16_UNIT, announced
+from headway.engine.document_attention_bf16 import bf16_scratch_sizes
+from headway.engine.document_loop import run_documents
+from headway.engine.interpreter import Opcode
+from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
 from headway.engine.operations import SILU
-from headway.engine.packed import PackedTensor
+from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import pool
-from headway.engine.program import Opcode
-from headway.engine.reading import run_documents
-from headway.engine.rough_documents import rough_bytes
 from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
@@ -43,7 +43,7 @@ from headway.nn.parts.bias import Alibi, Relative, Smolgen
 from headway.nn.parts.feedforward import Experts
 from headway.visibility import Causal, Full, Local, Pattern
 
-_MOST_TOKENS = 128  # per run of a program, unless a document is longer
+_MAX_TOKENS = 128  # per run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
 
 
@@ -53,11 +53,11 @@ class DocumentsProgram:
 
     table: np.ndarray
     floats: np.ndarray
-    room: np.ndarray  # [threads, bytes]
+    scratch: np.ndarray  # [threads, bytes]
     x: Slot  # input
     y: Slot  # output
     tokens: int
-    kept: list[Any]
+    buffers: list[Any]
 
 
 class StackProgram:
@@ -81,30 +81,30 @@ class StackProgram:
         """
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and layout.group is None
         read = not self._stack.training and not (torch.is_grad_enabled() and x.requires_grad)
-        fit = layout.dense if self._length else layout.dense or _are_whole(layout)
-        return plain and read and fit and recorder() is None and self._length in (None, layout.length)
+        complete = layout.dense if self._length else layout.dense or _are_complete(layout)
+        return plain and read and complete and recorder() is None and self._length in (None, layout.length)
 
     def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
         """Padding gets zeros."""
         if layout.dense:
-            found = self.forward(x.flatten(0, 1), np.full(layout.batch, layout.length))
-            return found.unflatten(0, x.shape[:2])
-        begins = torch.cat([layout.positions[layout.keep] == 0, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
-        found = self.forward(x[layout.keep], np.diff(begins.numpy()))
-        y = x.new_zeros(*x.shape[:2], found.shape[1])
-        y[layout.keep] = found
+            outputs = self.forward(x.flatten(0, 1), np.full(layout.batch, layout.length))
+            return outputs.unflatten(0, x.shape[:2])
+        starts = torch.cat([layout.positions[layout.mask] == 0, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+        outputs = self.forward(x[layout.mask], np.diff(starts.numpy()))
+        y = x.new_zeros(*x.shape[:2], outputs.shape[1])
+        y[layout.mask] = outputs
         return y
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "N D"], lengths: np.ndarray) -> Float[Tensor, "N E"]:
         """Process documents of these lengths, int [B], one after the other."""
-        found, begin = torch.empty(x.shape[0], self._program.y.width), 0
+        outputs, start = torch.empty(x.shape[0], self._program.y.width), 0
         with self._lock:  # a program has one set of buffers
-            for some in _parts(lengths.tolist()):
-                end = begin + sum(some)
-                self._run(x[begin:end], some, found[begin:end])
-                begin = end
-        return found
+            for batch in _parts(lengths.tolist()):
+                end = start + sum(batch)
+                self._run(x[start:end], batch, outputs[start:end])
+                start = end
+        return outputs
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """A copy of a stack has no program, because its weights may change."""
@@ -113,17 +113,20 @@ class StackProgram:
     def _run(self, x: Tensor, lengths: list[int], out: Tensor) -> None:
         tokens, workers = len(x), pool(self._threads or torch.get_num_threads())
         threads, counter = workers.threads, workers.counter
-        if tokens > self._program.tokens or threads > len(self._program.room):
-            self._program = self._lower(max(_MOST_TOKENS, tokens, self._program.tokens), threads)
+        if tokens > self._program.tokens or threads > len(self._program.scratch):
+            self._program = self._lower(max(_MAX_TOKENS, tokens, self._program.tokens), threads)
         program = self._program
         documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
         program.x.rows(tokens).copy_(x)
-        scratch, place = [-(-room.ctypes.data // 64) * 64 for room in program.room], documents.ctypes.data
+        scratch, documents_address = (
+            [-(-buffer.ctypes.data // 64) * 64 for buffer in program.scratch],
+            documents.ctypes.data,
+        )
 
         def job(thread: int) -> None:
-            run_documents(program.table, program.floats, place, scratch[thread], counter, thread, threads)
+            run_documents(program.table, program.floats, documents_address, scratch[thread], counter, thread, threads)
 
-        with announced(run_documents):
+        with announce_compilation(run_documents):
             workers.run(job)
         out.copy_(program.y.rows(tokens))
 
@@ -143,23 +146,23 @@ def use_programs(model: nn.Module) -> None:
             continue
 
 
-def _are_whole(layout: Layout) -> bool:
-    kept = layout.positions[layout.keep]
-    after = torch.where(kept == 0, 0, kept.roll(1) + 1)
-    first = layout.positions.gather(1, layout.keep.int().argmax(1, keepdim=True))
-    return bool((kept == after).all()) and bool((first <= 0).all())
+def _are_complete(layout: Layout) -> bool:
+    positions = layout.positions[layout.mask]
+    after = torch.where(positions == 0, 0, positions.roll(1) + 1)
+    first = layout.positions.gather(1, layout.mask.int().argmax(1, keepdim=True))
+    return bool((positions == after).all()) and bool((first <= 0).all())
 
 
 def _parts(lengths: list[int]) -> Iterator[list[int]]:
     """Documents that are computed together."""
-    some: list[int] = []
+    batch: list[int] = []
     for length in lengths:
-        if some and sum(some) + length > _MOST_TOKENS:
-            yield some
-            some = []
-        some.append(length)
-    if some:
-        yield some
+        if batch and sum(batch) + length > _MAX_TOKENS:
+            yield batch
+            batch = []
+        batch.append(length)
+    if batch:
+        yield batch
 
 
 class _StackLowering(BlockLowering):
@@ -168,7 +171,7 @@ class _StackLowering(BlockLowering):
         self.stack, self.tokens = stack, tokens
         self._rotary: dict[Any, tuple[int, int, int]] = {}
         self._distances: dict[int, int] = {}  # addresses of tables, by module id
-        self._rooms: dict[tuple[int, bool], dict[str, int]] = {}  # scratch of attention, by head size
+        self._scratch: dict[tuple[int, bool], dict[str, int]] = {}  # scratch of attention, by head size
 
     def program(self, threads: int) -> DocumentsProgram:
         build, read = self.build, self.x
@@ -177,12 +180,12 @@ class _StackLowering(BlockLowering):
                 raise CannotLowerError(type(block).__name__)
             if isinstance(block.feed_forward, Experts):
                 raise CannotLowerError("experts in an encoder")
-            build.again()
+            build.reuse_shared()
             self.block(block)
         y = self.norm(self.stack.norm, self.x)
         table, floats = build.table()
-        room = np.zeros((threads, build.scratch + 64), np.uint8)
-        return DocumentsProgram(table, floats, room, read, y, build.rows, build.kept)
+        scratch = np.zeros((threads, build.scratch + 64), np.uint8)
+        return DocumentsProgram(table, floats, scratch, read, y, build.rows, build.buffers)
 
     def read(self, block: Block, x: Slot) -> Inner:
         raise CannotLowerError("cross-attention in an encoder")
@@ -217,7 +220,7 @@ class _StackLowering(BlockLowering):
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, before=before, after=after,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, cos=cos, sin=sin, half=half,
             sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias,
-            **self._places(size, HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)),
+            **self._scratch_fields(size, HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)),
             eps=eps, cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
         )  # fmt: skip
         build.barrier()
@@ -232,36 +235,40 @@ class _StackLowering(BlockLowering):
             self._rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
         return self._rotary[kind]
 
-    def _places(self, size: int, rough: bool) -> dict[str, int]:
+    def _scratch_fields(self, size: int, bf16: bool) -> dict[str, int]:
         """Scratch addresses of a head's keys, values, queries, weights and results."""
-        if (size, rough) not in self._rooms:
+        if (size, bf16) not in self._scratch:
             spans, private = -(-self.tokens // SPAN) * SPAN, self.build.private_bytes
-            if rough:
-                sizes = rough_bytes(size, self.tokens)
+            if bf16:
+                sizes = bf16_scratch_sizes(size, self.tokens)
             else:
-                each = (size, spans, max(size, QUERIES) / QUERIES, filled(size))
-                sizes = (4 * spans * size, 4 * spans * filled(size), *(round(4 * QUERIES * part) for part in each))
+                counts = (size, spans, max(size, QUERIES) / QUERIES, padded_to_columns(size))
+                sizes = (
+                    4 * spans * size,
+                    4 * spans * padded_to_columns(size),
+                    *(round(4 * QUERIES * part) for part in counts),
+                )
             names = ("keys", "values", "q", "scores", "spare", "result")
-            self._rooms[size, rough] = {"rough": rough, **dict(zip(names, map(private, sizes)))}
-        return self._rooms[size, rough]
+            self._scratch[size, bf16] = {"rough": bf16, **dict(zip(names, map(private, sizes)))}
+        return self._scratch[size, bf16]
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
         """Biases of the scores: a table by distance, or one computed from the tokens of each board."""
-        given = getattr(mixer._bias, "__self__", None)  # the module of the method
-        if given is None:
+        module = getattr(mixer._bias, "__self__", None)  # the module of the method
+        if module is None:
             return {"biased": NO_BIAS, "bias": 0, "span": 0, "table": 0}
-        if isinstance(given, Smolgen):
-            return self._generated(given, x)
-        if not isinstance(given, (Alibi, Relative)):
-            raise CannotLowerError(f"the bias {type(given).__name__}")
-        if id(given) not in self._distances:
+        if isinstance(module, Smolgen):
+            return self._generated_bias(module, x)
+        if not isinstance(module, (Alibi, Relative)):
+            raise CannotLowerError(f"the bias {type(module).__name__}")
+        if id(module) not in self._distances:
             positions = torch.arange(2 * self.tokens - 1)[None]
             middle = Layout(positions[:, self.tokens - 1 : self.tokens])
-            found = given(torch.zeros(1), middle, Layout(positions))
-            self._distances[id(given)] = self.build.constant(found[0, :, 0])
-        return {"biased": BY_DISTANCE, "bias": self._distances[id(given)], "span": self.tokens, "table": 0}
+            table = module(torch.zeros(1), middle, Layout(positions))
+            self._distances[id(module)] = self.build.constant(table[0, :, 0])
+        return {"biased": BY_DISTANCE, "bias": self._distances[id(module)], "span": self.tokens, "table": 0}
 
-    def _generated(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
+    def _generated_bias(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
         """[B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of each
         document.
         """
@@ -272,21 +279,21 @@ class _StackLowering(BlockLowering):
         compressed = build.project(x, smolgen.compress)
         build.barrier()
         build.emit(Opcode.BATCH, each=1)
-        whole = Slot(compressed.address, length * compressed.stride, length * config.compressed)
+        document = Slot(compressed.address, length * compressed.stride, length * config.compressed)
         for projection, norm in ((smolgen.summary, smolgen.summary_norm), (smolgen.split, smolgen.split_norm)):
             hidden = build.shared(projection.weight.shape[0])
-            build.multiply(whole, projection.matrix(), offset_of(projection), hidden, activation=SILU)
+            build.multiply(document, projection.matrix(), offset_of(projection), hidden, activation=SILU)
             build.barrier()
             build.norm(norm, hidden, hidden)
             build.barrier()
-            whole = hidden
+            document = hidden
         build.emit(Opcode.BATCH, each=heads)
-        each = Slot(whole.address, 4 * config.generated, config.generated)
-        found = build.project(each, smolgen.spread)
+        head_rows = Slot(document.address, 4 * config.generated, config.generated)
+        bias = build.project(head_rows, smolgen.spread)
         build.barrier()
         build.emit(Opcode.BATCH, each=0)
         table = build.constant(smolgen.table)
-        return {"biased": BY_DOCUMENT, "bias": found.address, "span": length, "table": table}
+        return {"biased": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
 
 
 def _reach(pattern: Pattern) -> tuple[int, int]:

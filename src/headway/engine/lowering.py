@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import cells, operations
-from headway.engine.attention import query_bytes, scratch_bytes
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
-from headway.engine.cache import Memory
-from headway.engine.keys import block_bytes
-from headway.engine.means import turns_by_chunk
+from headway.engine.cache import BlockTables
+from headway.engine.interpreter import SHARING, Opcode
+from headway.engine.kv_kernels import block_bytes
+from headway.engine.means import rotations_by_chunk
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
-from headway.engine.packed import unpack
-from headway.engine.program import SHARING, Opcode
+from headway.engine.packed_weights import unpack
+from headway.engine.paged_attention import query_bytes, scratch_bytes
 from headway.layout import Layout
 from headway.nn.mixers.associative import Associative
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
@@ -41,11 +41,11 @@ class AttentionLowering:
     `offset`. Rotary angles and biases by distance are tables, computed by the modules themselves.
     """
 
-    def __init__(self, build: Builder, own: Memory, memory: Memory, capacity: int) -> None:
-        self.build, self.memories, self.capacity = build, (own, memory), capacity
+    def __init__(self, build: Builder, kv_tables: BlockTables, memory_tables: BlockTables, capacity: int) -> None:
+        self.build, self.memories, self.capacity = build, (kv_tables, memory_tables), capacity
         self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, their number, and both by chunk
 
-    def own(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
+    def self_attention(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
         """Self-attention. `mean` is that of the mixer's keys, None if they are stored as they are."""
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
         assert isinstance(pattern, Causal)  # ensured by step_program.check
@@ -63,17 +63,17 @@ class AttentionLowering:
             kind = (rotary.config, rotary.size)
             if kind not in self.rotary:
                 cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-                turns = self.build.constant(turns_by_chunk(cos, sin))
-                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1], turns)
+                rotations = self.build.constant(rotations_by_chunk(cos, sin))
+                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1], rotations)
             angles = self.rotary[kind]
         bias = self._bias(mixer)
         return self._attend(
             qkv, heads, groups, size, self.memories[0], offset,
-            writes=True, norms=norms, angles=angles, window=pattern.window or 0, bias=bias,
+            stores_kv=True, norms=norms, angles=angles, window=pattern.window or 0, bias=bias,
             cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks, mean=mean,
         )  # fmt: skip
 
-    def read(self, cross: CrossAttention, x: Slot, offset: int) -> Slot:
+    def cross_attention(self, cross: CrossAttention, x: Slot, offset: int) -> Slot:
         heads, groups, size = cross.heads, cross.groups, cross.size
         q = self.build.shared(heads * size)
         self.build.multiply(x, cross.q.matrix(), offset_of(cross.q), q)
@@ -87,10 +87,10 @@ class AttentionLowering:
         heads: int,
         groups: int,
         size: int,
-        memory: Memory,
+        memory: BlockTables,
         offset: int,
         *,
-        writes: bool = False,
+        stores_kv: bool = False,
         norms: tuple[nn.Module, nn.Module] | None = None,
         angles: tuple[int, int, int, int] = (0, 0, 0, 0),
         window: int = 0,
@@ -105,38 +105,40 @@ class AttentionLowering:
             (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
             parts = [q_weight, q_bias, k_weight, k_bias]
         q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
-        each, seen = heads // groups, memory.tables.shape[1] * BLOCK
-        room = 0 if self.build.wide else pieces_within(min(seen, window) if window else seen)
-        pieces = self.build.shared(heads * max(room, 1) * (size + 2))
+        group_heads, capacity = heads // groups, memory.tables.shape[1] * BLOCK
+        partial_capacity = 0 if self.build.wide else segments_within(min(capacity, window) if window else capacity)
+        partials = self.build.shared(heads * max(partial_capacity, 1) * (size + 2))
         self.build.emit(
             Opcode.ATTEND,
-            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=writes,
+            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=stores_kv,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=pieces.address,
-            q=self.build.private_bytes(each * SHARING * query_bytes(memory.form, size)),
-            scores=self.build.private_bytes(scratch_bytes(memory.form, size)), form=memory.form,
-            group_bytes=block_bytes(memory.form, 1, size, size), runs=memory.runs.ctypes.data, room=room,
-            spare=self.build.private_bytes(4 * each * SHARING * (size + 2)), mean=self.build.constant(mean),
+            layer=offset, pieces=partials.address,
+            q=self.build.private_bytes(group_heads * SHARING * query_bytes(memory.dtype, size)),
+            scores=self.build.private_bytes(scratch_bytes(memory.dtype, size)), form=memory.dtype,
+            group_bytes=block_bytes(memory.dtype, 1, size, size), runs=memory.runs.ctypes.data, room=partial_capacity,
+            spare=self.build.private_bytes(4 * group_heads * SHARING * (size + 2)), mean=self.build.constant(mean),
             turns=0 if mean is None else angles[3],
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()
         out = self.build.small(heads * size)
-        self.build.merge(pieces, heads, room, out, 0 if writes else memory.lengths.ctypes.data, window, sinks)
+        self.build.merge(
+            partials, heads, partial_capacity, out, 0 if stores_kv else memory.lengths.ctypes.data, window, sinks
+        )
         return out
 
     def _bias(self, mixer: SelfAttention) -> int:
         """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
         positions = torch.arange(self.capacity)[None]
-        found = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
-        if found is None:
+        bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
+        if bias is None:
             return 0
-        return self.build.constant(found[0, :, 0].flip(-1))
+        return self.build.constant(bias[0, :, 0].flip(-1))
 
 
-def pieces_within(positions: int) -> int:
+def segments_within(positions: int) -> int:
     """The maximum number of segments that so many consecutive positions may touch."""
     if positions <= NEAR:
         return (positions - 2) // CHUNK + 2
@@ -181,7 +183,7 @@ def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot,
 
 def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
     count = feed.config.count
-    logits, total, said = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
+    logits, total, output = build.project(x, feed.router), build.shared(x.width), build.shared(x.width)
     weights = build.private(count)
     build.barrier()
     build.emit(
@@ -193,10 +195,10 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
         with build.unless_idle(weights, number):
             hidden, out = feed_forward(build, expert, x)
             assert isinstance(out, Projection)
-            build.project(hidden, out, said)
+            build.project(hidden, out, output)
             build.emit(
-                Opcode.WEIGH, weights=weights.address, count=count, expert=number, src=said.address,
-                src_stride=said.stride, sum=total.address, sum_stride=total.stride, width=x.width,
+                Opcode.WEIGH, weights=weights.address, count=count, expert=number, src=output.address,
+                src_stride=output.stride, sum=total.address, sum_stride=total.stride, width=x.width,
             )  # fmt: skip
     build.barrier()
     return total
@@ -205,7 +207,7 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
 # Recurrent networks. Their states are shared by all threads, so a barrier separates the last product that reads a
 # state from the cell that writes it. Products with equally many rows go to the same threads, row by row, and need no
 # barrier between them. Steps are never at position 0, because torch processes the prompts, so no state is reset here.
-Lowered = Callable[[Builder, Any, Slot], Slot]  # maps a mixer and its input to its output before the projection
+MixerLowering = Callable[[Builder, Any, Slot], Slot]  # maps a mixer and its input to its output before the projection
 
 
 def _elman(build: Builder, mixer: Elman, x: Slot) -> Slot:
@@ -248,11 +250,11 @@ def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
 def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
     """The gates of a cell whose transition goes through factors weighted by the input."""
     inputs = build.project(x, mixer.input)
-    seen = build.project(h, mixer.factor)
+    recurrent = build.project(h, mixer.factor)
     build.barrier()
     gates = inputs.columns(mixer.factors, inputs.width - mixer.factors)
-    weighed = _combine(build, cells.PRODUCT, seen, inputs, build.private(mixer.factors))
-    build.project(weighed, mixer.hidden, gates, ADD)
+    weighted = _combine(build, cells.PRODUCT, recurrent, inputs, build.private(mixer.factors))
+    build.project(weighted, mixer.hidden, gates, ADD)
     build.barrier()
     return gates
 
@@ -280,7 +282,7 @@ def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: S
     return _cell(build, cells.GRU, gates, h, also)
 
 
-def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Memory, layer: int) -> Slot:
+def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: BlockTables, layer: int) -> Slot:
     """`layer` is the byte of a block of the encoder's output where this mixer's keys start, or the index of its first
     fixed float.
     """
@@ -288,47 +290,47 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Me
     width = mixer.context.weight.shape[1]
     gates = build.project(x, mixer.input)
     also = build.project(h, mixer.hidden) if after else None
-    entered = gates if also is None else also
-    shown = build.private(mixer.shown)  # the state, the input (without a projection), and the context
-    context = shown.columns(mixer.shown - width, width)
+    target = gates if also is None else also
+    output = build.private(mixer.output_width)  # the state, the input (without a projection), and the context
+    context = output.columns(mixer.output_width - width, width)
     if mixer.config.context == "additive":
         _read(build, mixer, h, context, memory, layer)
-        build.project(context, mixer.context, entered, ADD)
+        build.project(context, mixer.context, target, ADD)
     else:
         fixed = Slot(memory.fixed.ctypes.data, memory.fixed.strides[0], memory.fixed.shape[1])
         _combine(build, cells.COPY, fixed.columns(layer, width), None, context)
-        build.sum(fixed.columns(layer + width, entered.width), entered)
+        build.sum(fixed.columns(layer + width, target.width), target)
     if mixer.config.shows == "before":
-        _combine(build, cells.COPY, h, None, shown.columns(0, h.width))
+        _combine(build, cells.COPY, h, None, output.columns(0, h.width))
     new = _reset_before(build, mixer, gates, h) if also is None else _reset_after(build, gates, also, h)
     if mixer.config.shows == "after":
-        _combine(build, cells.COPY, new, None, shown.columns(0, h.width))
+        _combine(build, cells.COPY, new, None, output.columns(0, h.width))
     if not mixer.config.out:
-        _combine(build, cells.COPY, x, None, shown.columns(h.width, x.width))
-    return shown
+        _combine(build, cells.COPY, x, None, output.columns(h.width, x.width))
+    return output
 
 
-def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: Memory, layer: int) -> None:
+def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: BlockTables, layer: int) -> None:
     query = build.project(h, mixer.query)
     build.barrier()
-    room = pieces_within(memory.tables.shape[1] * BLOCK)
-    pieces = build.shared(room * (context.width + 2))
+    capacity = segments_within(memory.tables.shape[1] * BLOCK)
+    partials = build.shared(capacity * (context.width + 2))
     build.emit(
         Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
-        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
-        scores=build.private_bytes(4 * CHUNK + 4), room=room,
+        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=partials.address,
+        scores=build.private_bytes(4 * CHUNK + 4), room=capacity,
     )  # fmt: skip
     build.barrier()
-    build.merge(pieces, 1, room, context, memory.lengths.ctypes.data)
+    build.merge(partials, 1, capacity, context, memory.lengths.ctypes.data)
 
 
-def _combine(build: Builder, what: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
+def _combine(build: Builder, operation: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
     b, also = b or a, also or a
     build.emit(
-        Opcode.COMBINE, what=what, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
+        Opcode.COMBINE, what=operation, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
         b=b.address, b_stride=b.stride, out=out.address, out_stride=out.stride,
-        width=a.width if what == cells.OUTER else min(a.width, b.width), other=b.width,
+        width=a.width if operation == cells.OUTER else min(a.width, b.width), other=b.width,
     )  # fmt: skip
     return out
 
@@ -366,7 +368,7 @@ def _pointwise(build: Builder, mixer: Pointwise, x: Slot) -> Slot:
     return y
 
 
-RECURRENT: dict[type, Lowered] = {
+RECURRENT: dict[type, MixerLowering] = {
     Pointwise: _pointwise,
     Elman: _elman,
     LSTM: _lstm,
@@ -430,13 +432,17 @@ def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
     qkv = build.project(x, mixer.qkv)
     strength, decay, gate = (getattr(mixer, name, None) for name in ("strength", "decay", "gate"))
     controls = build.shared(heads * (2 + size))
-    places = controls.columns(0, heads), controls.columns(heads, heads), controls.columns(2 * heads, heads * size)
+    control_slots = (
+        controls.columns(0, heads),
+        controls.columns(heads, heads),
+        controls.columns(2 * heads, heads * size),
+    )
     if isinstance(strength, Strength):
-        build.project(x, strength.project, places[0])
+        build.project(x, strength.project, control_slots[0])
     if isinstance(decay, LogDecay):
-        build.multiply(x, decay.project.matrix(), decay.step, places[1])
+        build.multiply(x, decay.project.matrix(), decay.step, control_slots[1])
     if isinstance(gate, Projection):
-        build.project(x, gate, places[2])
+        build.project(x, gate, control_slots[2])
     build.barrier()
     norm = (-1, None, None, 0.0) if isinstance(mixer.norm, nn.Identity) else norm_parts(mixer.norm)
     out = build.shared(heads * size)
@@ -444,9 +450,9 @@ def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
     memory = build.state(heads * keys * values)
     build.emit(
         Opcode.ASSOCIATE, qkv=qkv.address, stride=qkv.stride, heads=heads, size=size,
-        strength=places[0].address if strength is not None else 0,
-        decay=places[1].address if decay is not None else 0,
-        gate=places[2].address if gate is not None else 0,
+        strength=control_slots[0].address if strength is not None else 0,
+        decay=control_slots[1].address if decay is not None else 0,
+        gate=control_slots[2].address if gate is not None else 0,
         controls_stride=controls.stride, features=rule.features, nu=rule.nu, squash=rule.squash,
         key_norm=rule.key_norm, delta=rule.delta, ones=rule.ones,
         norm=norm[0], weight=build.constant(norm[1]), bias=build.constant(norm[2]), keys=keys,

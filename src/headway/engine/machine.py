@@ -50,19 +50,21 @@ def _features() -> tuple[dict[str, bool], str | None]:
     """The processor's features, or those that HEADWAY_FORM selects, and the compiler's feature string if they differ.
     Raises UserError for an instruction set that the processor lacks.
     """
-    found, form = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
-    if form is None:
-        return found, None
-    if form not in _LACKING:
-        raise UserError(f"HEADWAY_FORM={form} is not an instruction set of the engine; {nearest(form, _LACKING)}")
-    left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
-    own = _form(found)
-    if _form(left) != form:
-        raise UserError(f"HEADWAY_FORM={form}: this processor has at most {own}; use that, a lesser one or none")
-    return left, None if own == form else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(left.items()))
+    features, forced = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
+    if forced is None:
+        return features, None
+    if forced not in _LACKING:
+        raise UserError(f"HEADWAY_FORM={forced} is not an instruction set of the engine; {nearest(forced, _LACKING)}")
+    reduced = {name: has and not name.startswith(_LACKING[forced]) for name, has in features.items()}
+    native = _instruction_set(features)
+    if _instruction_set(reduced) != forced:
+        raise UserError(f"HEADWAY_FORM={forced}: this processor has at most {native}; use that, a lesser one or none")
+    return reduced, None if native == forced else ",".join(
+        f"{'+' if has else '-'}{n}" for n, has in sorted(reduced.items())
+    )
 
 
-def _form(features: dict[str, bool]) -> str:
+def _instruction_set(features: dict[str, bool]) -> str:
     """The best products for a processor with these features: amx, vnni, avx2 or portable."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "portable"
@@ -79,16 +81,16 @@ def _is_wide(features: dict[str, bool]) -> bool:
 
 
 FEATURES, CPU_FEATURES = _features()
-INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # for integer vectors
+INSTRUCTIONS = "vnni" if _instruction_set(FEATURES) == "amx" else _instruction_set(FEATURES)  # for integer vectors
 WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
 # A process must request the matrix unit from the system.
 HAS_MATRIX_UNIT = (
-    _form(FEATURES) == "amx"
+    _instruction_set(FEATURES) == "amx"
     and platform.system() == "Linux"
     and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
 )
 HAS_BF16_UNIT = HAS_MATRIX_UNIT and FEATURES.get("amx-bf16", False)
-FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
+INSTRUCTION_SET = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 
 
 def _cache() -> Path | None:
@@ -97,9 +99,9 @@ def _cache() -> Path | None:
     Its name depends on the source, the compiler and the processor, so outdated code is never found.
     """
     processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
-    asked = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
-    made_by = [metadata.version(package) for package in ("numba", "llvmlite")]
-    digest = hashlib.sha256(repr((processor, asked, made_by)).encode())
+    overrides = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
+    versions = [metadata.version(package) for package in ("numba", "llvmlite")]
+    digest = hashlib.sha256(repr((processor, overrides, versions)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return code_folder(f"engine-{digest.hexdigest()[:16]}")
@@ -187,7 +189,7 @@ class Intrinsic:
 intrinsic: Any = Intrinsic  # type checkers do not see that intrinsics can be called in compiled code
 
 
-class _Later:
+class _LazyModule:
     """A module of numba, imported on first use, that is, when something is compiled."""
 
     def __init__(self, name: str) -> None:
@@ -197,12 +199,12 @@ class _Later:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-types: Any = _Later("numba.core.types")
-cgutils: Any = _Later("numba.core.cgutils")
+types: Any = _LazyModule("numba.core.types")
+cgutils: Any = _LazyModule("numba.core.cgutils")
 
 
 @contextmanager
-def announced(function: CompiledFunction) -> Iterator[None]:
+def announce_compilation(function: CompiledFunction) -> Iterator[None]:
     """Print a message to stderr before the first call of a compiled function, within, has to compile it."""
     if not function.is_compiled:
         print(_MESSAGE, file=sys.stderr, flush=True)
@@ -257,7 +259,7 @@ def _relax(typing: Any) -> Any:
 
 
 @intrinsic
-def _give_way(typing: Any) -> Any:
+def _yield_core(typing: Any) -> Any:
     """Yield the core to another thread."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -274,14 +276,14 @@ def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
     """Compare and swap: write `new` if the value is `old`; return whether it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], _I64.as_pointer())
-        return builder.extract_value(builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst"), 1)
+        pointer = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
 
     return types.boolean(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
-def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
+def _futex(typing: Any, address: Any, operation: Any, number: Any) -> Any:
     """Sleep while the 32 bits at an address equal `number`, or wake so many threads that sleep there."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -296,16 +298,16 @@ def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
 
 # Barrier memory: int64 in separate cache lines. The number of arrivals, the number of sleepers, the spins before a
 # sleep, and for each thread the claimed parts of its share.
-_SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
-_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 4000, 64  # 4,000 take 100 to 200 us; barriers between resets
+_SLEEPERS, _PATIENCE, _CLAIMED, _LINE = 8, 64, 128, 64  # bytes from the counter on
+_MIN_SPINS, _MAX_SPINS, _RESET_INTERVAL = 16, 4000, 64  # 4,000 take 100 to 200 us; barriers between resets
 _PARTS = 20  # bits for the parts of a share
 
 
-def meeting(threads: int) -> np.ndarray:
+def new_barrier(threads: int) -> np.ndarray:
     """Zeroed memory of a barrier for so many threads; its address is the `counter`."""
-    room = np.zeros(_TAKEN + _LINE * (threads + 1), np.uint8)
-    start = -room.ctypes.data % _LINE
-    return room[start : start + _TAKEN + _LINE * threads].view(np.int64)
+    memory = np.zeros(_CLAIMED + _LINE * (threads + 1), np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + _CLAIMED + _LINE * threads].view(np.int64)
 
 
 @compiled
@@ -318,36 +320,36 @@ def barrier(counter: int, threads: int) -> None:
     """
     if threads == 1:
         return
-    come = _add(counter, 1) + 1
-    goal = (come + threads - 1) // threads * threads
-    if come == goal:
+    arrivals = _add(counter, 1) + 1
+    goal = (arrivals + threads - 1) // threads * threads
+    if arrivals == goal:
         if _load(counter + _SLEEPERS) > 0:
             _futex(counter, _WAKE, _ALL)
         return
-    patience, looks = i64(counter + _PATIENCE), 0
-    if goal // threads % _AFRESH == 1:
-        patience[0] = _MOST_LOOKS
-    most = patience[0]
+    patience, spins = i64(counter + _PATIENCE), 0
+    if goal // threads % _RESET_INTERVAL == 1:
+        patience[0] = _MAX_SPINS
+    max_spins = patience[0]
     while _load(counter) < goal:
-        if looks < most:
+        if spins < max_spins:
             _relax()
-            looks += 1
+            spins += 1
         else:
             _sleep(counter, goal)
-            most = max(most // 2, _LEAST_LOOKS)
-            patience[0], looks = most, 0
+            max_spins = max(max_spins // 2, _MIN_SPINS)
+            patience[0], spins = max_spins, 0
 
 
 @compiled
 def _sleep(counter: int, goal: int) -> None:
     """Sleep until others arrive. Either the last one sees the sleeper, or this thread sees that it has arrived."""
     if not _SLEEPS:
-        _give_way()
+        _yield_core()
         return
     _add(counter + _SLEEPERS, 1)
-    come = _load(counter)
-    if come < goal:
-        _futex(counter, _WAIT, come)
+    arrivals = _load(counter)
+    if arrivals < goal:
+        _futex(counter, _WAIT, arrivals)
     _add(counter + _SLEEPERS, -1)
 
 
@@ -358,23 +360,23 @@ def comes_last(counter: int, threads: int) -> bool:
 
 
 @compiled
-def meetings(counter: int, threads: int) -> int:
+def barriers_passed(counter: int, threads: int) -> int:
     """How many barriers all threads have passed, as one of them sees it."""
     return _load(counter) // threads
 
 
 @compiled
-def take(counter: int, owner: int, met: int, count: int) -> int:
+def claim_part(counter: int, owner: int, barriers: int, count: int) -> int:
     """Claim the next part of the share of `owner` since barrier number `barriers`; no other thread gets it. Returns at
     least `count` if none is left. There is one set of parts between two barriers.
     """
-    place, first = counter + _TAKEN + _LINE * owner, met << _PARTS
-    seen = _load(place)
-    if seen >= first + count:
+    address, first = counter + _CLAIMED + _LINE * owner, barriers << _PARTS
+    claimed = _load(address)
+    if claimed >= first + count:
         return count
-    if seen < first and _swap(place, seen, first + 1):
+    if claimed < first and _swap(address, claimed, first + 1):
         return 0
-    return _add(place, 1) - first
+    return _add(address, 1) - first
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import binding
 
-from headway.drafts import draft_of
+from headway.temporary_files import temporary_path
 
 _RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
 _RETURNED = (0, -2)  # status of numba's functions on success: with a value, or without one
@@ -26,27 +26,27 @@ _DIGEST = hashlib.sha256().digest_size
 
 class ObjectCode(NamedTuple):
     symbol: str  # the name of the function in the object file
-    result: str  # numba's name of the return type
-    data: bytes  # the object file
+    return_type: str  # numba's name of the return type
+    object_file: bytes  # the object file
 
 
 def read_object(path: Path) -> ObjectCode | None:
     """None if the file does not exist or is not as `write_object` wrote it."""
     try:
-        held = path.read_bytes()
+        raw = path.read_bytes()
     except OSError:
         return None
-    digest, content = held[:_DIGEST], held[_DIGEST:]
+    digest, content = raw[:_DIGEST], raw[_DIGEST:]
     if hashlib.sha256(content).digest() != digest:
         return None
-    symbol, result, data = content.split(b"\0", 2)
-    return ObjectCode(symbol.decode(), result.decode(), data)
+    symbol, return_type, object_file = content.split(b"\0", 2)
+    return ObjectCode(symbol.decode(), return_type.decode(), object_file)
 
 
 def write_object(path: Path, code: ObjectCode) -> None:
     """Write atomically, so that no other process reads a partial file. Errors are ignored."""
-    content = b"\0".join((code.symbol.encode(), code.result.encode(), code.data))
-    part = draft_of(path)
+    content = b"\0".join((code.symbol.encode(), code.return_type.encode(), code.object_file))
+    part = temporary_path(path)
     try:
         part.write_bytes(hashlib.sha256(content).digest() + content)
         part.replace(path)
@@ -67,15 +67,15 @@ def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(jit=True)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code.data))
+    engine.add_object_file(binding.ObjectFileRef.from_data(code.object_file))
     engine.finalize_object()
     _ENGINES.append(engine)
     address = engine.get_function_address(code.symbol)
-    _give_back()
-    return _caller(address, _RESULTS[code.result], kinds)
+    _release_llvm_pages()
+    return _caller(address, _RESULTS[code.return_type], kinds)
 
 
-def _give_back() -> None:
+def _release_llvm_pages() -> None:
     """Release the pages of LLVM's machine code, about 35 MB that importing it maps in but loaded code does not need.
     They are file pages and come back if they run again.
     """
@@ -87,7 +87,7 @@ def _give_back() -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
-def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
+def _caller(address: int, return_type: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
     """Call by numba's convention: addresses of the result and an exception, then all arguments; an array is a null
     owner and parent, its number of elements, their size, their address, its shape and its strides.
     """
@@ -109,10 +109,10 @@ def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., 
                 values += (*argument.shape, *argument.strides)
             else:
                 values.append(argument if type(argument) is int else argument.item())
-        room, raised = (ctypes.c_int64 * 2)(), ctypes.c_void_p()
-        status = function(ctypes.addressof(room), ctypes.addressof(raised), *values)
+        out, raised = (ctypes.c_int64 * 2)(), ctypes.c_void_p()
+        status = function(ctypes.addressof(out), ctypes.addressof(raised), *values)
         if status not in _RETURNED:
             raise RuntimeError(f"compiled code failed with status {status}")
-        return None if result is None else result.from_buffer(room).value
+        return None if return_type is None else return_type.from_buffer(out).value
 
     return call

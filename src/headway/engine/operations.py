@@ -11,7 +11,7 @@ from headway.engine.tiles import TILE
 
 LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
-STORE, ADD, GATED, ROUNDED = range(4)
+STORE, ADD, GATED, QUANTISED = range(4)
 BLOCK = 32  # positions per block of keys and values
 CHUNK = 2 * BLOCK  # positions whose weights are computed at once
 NEAR, FAR = 1024, 512  # segments of a context have CHUNK positions up to position NEAR, and FAR after it

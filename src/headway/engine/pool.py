@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from headway.engine.machine import meeting
+from headway.engine.machine import new_barrier
 
 
 class Pool:
@@ -24,9 +24,9 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._meeting = meeting(threads)
+        self._meeting = new_barrier(threads)
         self._lock = threading.Lock()
-        self._start, self._done = ([_held() for _ in range(threads - 1)] for _ in range(2))
+        self._start, self._done = ([_locked() for _ in range(threads - 1)] for _ in range(2))
         self._job: Callable[[int], None] = lambda thread: None
         for number in range(1, threads):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
@@ -39,7 +39,7 @@ class Pool:
         """Run `job(thread)` on every thread; return when all have finished. Ctrl-C waits until then, because a thread
         abandoned at a barrier would wait forever.
         """
-        with self._lock, _uninterrupted():
+        with self._lock, _defer_interrupts():
             self._job, self._meeting[:] = job, 0
             for start in self._start:
                 start.release()
@@ -55,7 +55,7 @@ class Pool:
             done.release()
 
 
-def _held() -> threading.Lock:
+def _locked() -> threading.Lock:
     """A lock that one thread takes and another releases: a semaphore would run Python code at each step."""
     lock = threading.Lock()
     lock.acquire()
@@ -63,45 +63,45 @@ def _held() -> threading.Lock:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _defer_interrupts() -> Iterator[None]:
     """Defer an interrupt to the end of the block."""
-    own = signal.getsignal(signal.SIGINT)
-    if not callable(own) or threading.current_thread() is not threading.main_thread():
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield  # an interrupt cannot arrive here
         return
-    noted: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    interrupts: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, own)
-    if noted:
-        own(*noted[0])
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        handler(*interrupts[0])
 
 
 _GROUPS = Path("/sys/fs/cgroup")  # control groups of Linux
 
 
-def most_threads() -> int:
+def max_threads() -> int:
     """torch's threads, or fewer if the process's CPU quota is lower: threads at a barrier all wait while the system
     throttles one of them.
     """
-    quota = _own_quota()
+    quota = _process_quota()
     return torch.get_num_threads() if quota is None else max(1, min(torch.get_num_threads(), int(quota)))
 
 
 @cache
-def _own_quota() -> float | None:
+def _process_quota() -> float | None:
     return cpu_quota(_GROUPS, Path("/proc/self/cgroup"))
 
 
-def cpu_quota(groups: Path, own: Path) -> float | None:
+def cpu_quota(groups: Path, membership: Path) -> float | None:
     """The CPU quota, in cores, of the control groups listed in the file `membership`, read from `groups` by version 1
     or 2; None: no limit.
     """
-    found = []
+    quotas = []
     try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:  # not Linux
         return None
     for line in lines:
@@ -111,18 +111,18 @@ def cpu_quota(groups: Path, own: Path) -> float | None:
         # In a container the path may be the host's, while the file system starts at the container's group.
         for root in (groups / controllers, groups / "cpu") if controllers else (groups, groups / "unified"):
             folder = root / path.strip("/")
-            found += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
-    return min((quota for quota in found if quota is not None), default=None)
+            quotas += [_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(root)]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota(group: Path) -> float | None:
     """Quota of one group, in cores."""
     try:
         if (group / "cpu.max").exists():
-            most, period = (group / "cpu.max").read_text().split()
+            limit, period = (group / "cpu.max").read_text().split()
         else:
-            most, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return None if most in ("max", "-1") else int(most) / int(period)
+            limit, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return None if limit in ("max", "-1") else int(limit) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
 

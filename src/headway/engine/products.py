@@ -8,21 +8,21 @@ import numpy as np
 from llvmlite import ir
 
 from headway.engine import matrix_unit
-from headway.engine.dots import FEW, MANY, PANEL_ROOM, TILES, few_dots, many_dots
+from headway.engine.dots import FEW, MANY, PANEL_BYTES, TILES, few_dots, many_dots
 from headway.engine.machine import (
     _F32,
     _I8,
     F32,
     HAS_MATRIX_UNIT,
     barrier,
+    barriers_passed,
     cgutils,
+    claim_part,
     compiled,
     f32,
     i8,
     i64,
     intrinsic,
-    meetings,
-    take,
     types,
     u8,
 )
@@ -34,10 +34,10 @@ from headway.engine.operations import (
     GELU_TANH,
     MAXOUT,
     NONE,
+    QUANTISED,
     QUICK_GELU,
     RELU,
     RELU_SQUARED,
-    ROUNDED,
     SILU,
     STORE,
     activate,
@@ -46,21 +46,21 @@ from headway.engine.operations import (
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (
-    call_for,
+    broadcast,
     constant,
     gelu_sixteen,
     gelu_tanh_sixteen,
+    prefetch,
     quick_gelu_sixteen,
     relu_squared_sixteen,
     silu_sixteen,
-    spread,
     word,
 )
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
 
-def _numbers(builder: Any, address: Any) -> Any:
+def _sixteen_at(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _SIXTEEN.as_pointer())
 
 
@@ -72,13 +72,13 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
     @intrinsic
     def put(typing: Any, x: Any, y: Any, stride: Any, bias: Any, scale: Any, count: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            factor = spread(builder, args[4], _SIXTEEN)
+            factor = broadcast(builder, args[4], _SIXTEEN)
             zero = constant(_SIXTEEN, 0.0)
-            moved = builder.load(_numbers(builder, args[3]), align=4) if offset else zero
+            moved = builder.load(_sixteen_at(builder, args[3]), align=4) if offset else zero
             with cgutils.for_range(builder, args[5]) as loop:
                 source = builder.add(args[0], builder.mul(loop.index, word(LINE)))
-                target = _numbers(builder, builder.add(args[1], builder.mul(loop.index, args[2])))
-                values = builder.fmul(builder.load(_numbers(builder, source), align=4), factor)
+                target = _sixteen_at(builder, builder.add(args[1], builder.mul(loop.index, args[2])))
+                values = builder.fmul(builder.load(_sixteen_at(builder, source), align=4), factor)
                 if offset:
                     values = builder.fadd(values, moved)
                 if adds:
@@ -94,7 +94,7 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
 
 
 @intrinsic
-def _call_for_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
+def _prefetch_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
     """Prefetch the line at y in each of `count` rows `stride` bytes apart, for writing. Results of many rows are on as
     many pages; otherwise each would wait for its line after the products instead of during them.
     """
@@ -102,8 +102,8 @@ def _call_for_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         y, stride, count = args
         with cgutils.for_range(builder, count) as loop:
-            place = builder.add(y, builder.mul(loop.index, stride))
-            call_for(builder, builder.inttoptr(place, _I8.as_pointer()), to_write=True)
+            address = builder.add(y, builder.mul(loop.index, stride))
+            prefetch(builder, builder.inttoptr(address, _I8.as_pointer()), to_write=True)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -132,55 +132,55 @@ def store_tile(
     scale: F32,
 ) -> None:  # fmt: skip
     """`store` for `width` neighbours, starting at `row`, times `scale`, in each of `count` input rows."""
-    place, offsets = y + 4 * row, bias + 4 * row
+    address, offsets = y + 4 * row, bias + 4 * row
     if width < TILE:
         for k in range(count):
             for i in range(width):
                 store(mode, code, y + k * stride, row + i, scale * f32(values + k * LINE)[i], bias, cap)
     elif mode == ADD:
         if bias != 0:
-            _add_biased(values, place, stride, offsets, scale, count)
+            _add_biased(values, address, stride, offsets, scale, count)
         else:
-            _add(values, place, stride, offsets, scale, count)
+            _add(values, address, stride, offsets, scale, count)
     elif code == RELU:
         if bias != 0:
-            _rectify_biased(values, place, stride, offsets, scale, count)
+            _rectify_biased(values, address, stride, offsets, scale, count)
         else:
-            _rectify(values, place, stride, offsets, scale, count)
+            _rectify(values, address, stride, offsets, scale, count)
     else:
         if bias != 0:
-            _store_biased(values, place, stride, offsets, scale, count)
+            _store_biased(values, address, stride, offsets, scale, count)
         else:
-            _store(values, place, stride, offsets, scale, count)
+            _store(values, address, stride, offsets, scale, count)
         if code != NONE:
             for k in range(count):
-                _activate_sixteen(code, place + k * stride, cap)
+                _activate_sixteen(code, address + k * stride, cap)
 
 
 @compiled
-def _activate_sixteen(code: int, place: int, cap: F32) -> None:
+def _activate_sixteen(code: int, address: int, cap: F32) -> None:
     if code == SILU:
-        silu_sixteen(place)
+        silu_sixteen(address)
     elif code == GELU_TANH:
-        gelu_tanh_sixteen(place)
+        gelu_tanh_sixteen(address)
     elif code == GELU:
-        gelu_sixteen(place)
+        gelu_sixteen(address)
     elif code == QUICK_GELU:
-        quick_gelu_sixteen(place)
+        quick_gelu_sixteen(address)
     elif code == RELU_SQUARED:
-        relu_squared_sixteen(place)
+        relu_squared_sixteen(address)
     else:
-        y = f32(place)
+        y = f32(address)
         for i in range(TILE):
             y[i] = activate(code, y[i], cap)
 
 
 @compiled
-def gate(code: int, gate: F32, up: F32, bias: int, one: int, two: int) -> F32:
+def gate(code: int, gate: F32, up: F32, bias: int, gate_row: int, up_row: int) -> F32:
     """activation(gate) * up, or with MAXOUT the larger one; their rows in the matrix are `gate_row` and `up_row`."""
     if bias != 0:
-        gate += f32(bias)[one]
-        up += f32(bias)[two]
+        gate += f32(bias)[gate_row]
+        up += f32(bias)[up_row]
     return max(gate, up) if code == MAXOUT else activate(code, gate, np.float32(0)) * up
 
 
@@ -211,21 +211,21 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
     for k in range(count):
         x, out = f32(values + k * LINE), f32(y + k * stride)
         for i in range(row, row + width):
-            one, two = 2 * i, 2 * i + 1
-            out[i] = gate(MAXOUT, x[one - 2 * row], x[two - 2 * row], bias, one, two)
+            left, right = 2 * i, 2 * i + 1
+            out[i] = gate(MAXOUT, x[left - 2 * row], x[right - 2 * row], bias, left, right)
 
 
-AT_ONCE = BLOCKS * BLOCK_ROWS  # input rows that a tile is multiplied with before storing
+ROWS_AT_ONCE = BLOCKS * BLOCK_ROWS  # input rows that a tile is multiplied with before storing
 SPAN = 4  # tiles of packed weights that all input rows are multiplied with: few, to stay in cache
 _PART = 1 << 15  # bytes of weights that a thread claims at once, one or two microseconds of loading
-_HELPED = 4  # threads whose shares one may help with, itself included
-_RESULTS = AT_ONCE * LINE  # bytes
-_UNIT_ROOM = matrix_unit.ROOM
-_MADE = 4 * _RESULTS  # offset of values before quantisation
-_UNIT = _MADE + AT_ONCE * 4 * GROUP  # offset of the matrix unit's scratch
+_MAX_HELPED = 4  # threads whose shares one may help with, itself included
+_RESULTS = ROWS_AT_ONCE * LINE  # bytes
+_UNIT_SCRATCH = matrix_unit.SCRATCH_BYTES
+_UNROUNDED = 4 * _RESULTS  # offset of values before quantisation
+_UNIT = _UNROUNDED + ROWS_AT_ONCE * 4 * GROUP  # offset of the matrix unit's scratch
 _APART = MANY * LINE  # bytes between the results of two tiles
 _PANELS = 2 * TILES * _APART  # offset of the panels of fp32
-ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # per product
+SCRATCH_BYTES = 64 + max(_UNIT + _UNIT_SCRATCH + matrix_unit.CONFIGURATION, _PANELS + PANEL_BYTES)  # per product
 
 
 @compiled
@@ -235,7 +235,7 @@ def groups_of(columns: int) -> int:
 
 @compiled
 def _tile(
-    kind: int, w: int, ws: int, tile: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int, room: int,
+    kind: int, w: int, ws: int, tile: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int, scratch: int,
     count: int, new: bool,
 ) -> None:  # fmt: skip
     """Products of one tile's rows with `count` input rows, [count, 16] at `out`. If the tile is `new`, that is not in
@@ -245,7 +245,7 @@ def _tile(
     done, step = 0, 4 * groups
     if HAS_MATRIX_UNIT and count >= BLOCK_ROWS:
         done = count // BLOCK_ROWS * BLOCK_ROWS
-        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT, new)
+        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, scratch + _UNIT, new)
     tile_products(
         kind, weights, scales, x + done * stride, stride, xs + done * step, corr + done * step, groups,
         out + done * LINE, count - done,
@@ -255,7 +255,7 @@ def _tile(
 @compiled
 def _sixteen(
     kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
-    room: int, count: int, new: bool,
+    scratch: int, count: int, new: bool,
 ) -> None:  # fmt: skip
     """Products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. If they do not start a
     tile, they come from two tiles.
@@ -265,31 +265,31 @@ def _sixteen(
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
-    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count, new)
+    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, scratch, count, new)
     if shift == 0:
         return
-    after, spare = (tile + 1) * TILE < rows, room + 3 * _RESULTS
+    after, spare = (tile + 1) * TILE < rows, scratch + 3 * _RESULTS
     if after:
-        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, room, count, new)
+        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, scratch, count, new)
     for k in range(count):
-        one, two = f32(out + k * LINE), f32(spare + k * LINE)
+        first_tile, second_tile = f32(out + k * LINE), f32(spare + k * LINE)
         for i in range(TILE - shift):
-            one[i] = one[i + shift]
+            first_tile[i] = first_tile[i + shift]
         for i in range(TILE - shift, TILE):
-            one[i] = two[i + shift - TILE] if after else np.float32(0)
+            first_tile[i] = second_tile[i + shift - TILE] if after else np.float32(0)
 
 
 @compiled
 def _tiles(
     kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
-    xs: int, corr: int, out: int, room: int, count: int, new: bool,
+    xs: int, corr: int, out: int, scratch: int, count: int, new: bool,
 ) -> None:  # fmt: skip
     """`_sixteen` for so many tiles, whose products are _APART bytes apart. Rows from `follows` on come next."""
     if kind == FP32 and count > FEW:
         here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
-        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS, ahead)
+        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, scratch + _PANELS, ahead)
     else:
-        _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, room, count, new)
+        _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, scratch, count, new)
 
 
 @compiled
@@ -299,36 +299,36 @@ def _span_of(kind: int) -> int:
 
 
 @compiled
-def _at_once(kind: int, rows: int) -> tuple[int, int]:
+def _rows_at_once(kind: int, rows: int) -> tuple[int, int]:
     """How many input rows are multiplied before their products are stored, and with how many tiles."""
     if kind == FP32 and rows > FEW:
         parts = (rows + MANY - 1) // MANY
         return (rows + parts - 1) // parts, TILES
-    return min(AT_ONCE, rows), 1
+    return min(ROWS_AT_ONCE, rows), 1
 
 
 @compiled
 def _multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
-    rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
+    rows: int, total_rows: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, scratch: int,
     first: int, last: int,
 ) -> None:  # fmt: skip
     groups, together = groups_of(columns), _span_of(kind)
     for span in range(first, last, together):
         b = 0
         while b < batch:
-            count, most = _at_once(kind, batch - b)
-            step, numbers = 4 * b * groups, x + b * stride
-            for t in range(span, min(span + together, last), most):
-                row, tiles = start + t * TILE, min(most, last - t)
+            count, tiles_at_once = _rows_at_once(kind, batch - b)
+            step, inputs = 4 * b * groups, x + b * stride
+            for t in range(span, min(span + together, last), tiles_at_once):
+                row, tiles = start + t * TILE, min(tiles_at_once, last - t)
                 if kind != FP32:
-                    _call_for_results(y + b * y_stride + 4 * t * TILE, y_stride, count)
+                    _prefetch_results(y + b * y_stride + 4 * t * TILE, y_stride, count)
                 _tiles(
-                    kind, w, ws, row, tiles, row + tiles * TILE, whole, columns, numbers, stride, xs + step,
-                    corr + step, room, room, count, b == 0,
+                    kind, w, ws, row, tiles, row + tiles * TILE, total_rows, columns, inputs, stride, xs + step,
+                    corr + step, scratch, scratch, count, b == 0,
                 )  # fmt: skip
                 for tile in range(t, t + tiles):
-                    out, values, here = y + b * y_stride, room + (tile - t) * _APART, min(TILE, rows - tile * TILE)
+                    out, values, here = y + b * y_stride, scratch + (tile - t) * _APART, min(TILE, rows - tile * TILE)
                     store_tile(mode, code, out, y_stride, tile * TILE, values, count, here, bias, cap, scale)
             b += count
 
@@ -336,60 +336,60 @@ def _multiply(
 @compiled
 def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
-    columns: int, batch: int, code: int, room: int, first: int, last: int,
+    columns: int, batch: int, code: int, scratch: int, first: int, last: int,
 ) -> None:  # fmt: skip
-    groups, each, pairs = groups_of(columns), TILE // 2 if code == MAXOUT else TILE, code == MAXOUT
+    groups, tile_units, pairs = groups_of(columns), TILE // 2 if code == MAXOUT else TILE, code == MAXOUT
     together = _span_of(kind)
     for span in range(first, last, together):
         b = 0
         while b < batch:
-            count, most = _at_once(kind, batch - b)
-            step, numbers, out = 4 * b * groups, x + b * stride, y + b * y_stride
-            scales, sums, ups = xs + step, corr + step, room + (_RESULTS if most == 1 else TILES * _APART)
-            for t in range(span, min(span + together, last), most):
-                row, tiles = t * TILE, min(most, last - t)
+            count, tiles_at_once = _rows_at_once(kind, batch - b)
+            step, inputs, out = 4 * b * groups, x + b * stride, y + b * y_stride
+            scales, sums, ups = xs + step, corr + step, scratch + (_RESULTS if tiles_at_once == 1 else TILES * _APART)
+            for t in range(span, min(span + together, last), tiles_at_once):
+                row, tiles = t * TILE, min(tiles_at_once, last - t)
                 if kind != FP32:
-                    _call_for_results(out + 4 * t * each, y_stride, count)
+                    _prefetch_results(out + 4 * t * tile_units, y_stride, count)
                 after = row + tiles * TILE
                 _tiles(
-                    kind, w, ws, row, tiles, after if pairs else row + rows, 2 * rows, columns, numbers, stride, scales,
-                    sums, room, room, count, b == 0,
+                    kind, w, ws, row, tiles, after if pairs else row + rows, 2 * rows, columns, inputs, stride, scales,
+                    sums, scratch, scratch, count, b == 0,
                 )  # fmt: skip
                 if not pairs:
                     _tiles(
-                        kind, w, ws, row + rows, tiles, after, 2 * rows, columns, numbers, stride, scales, sums, ups,
-                        room, count, b == 0,
+                        kind, w, ws, row + rows, tiles, after, 2 * rows, columns, inputs, stride, scales, sums, ups,
+                        scratch, count, b == 0,
                     )  # fmt: skip
                 for tile in range(t, t + tiles):
-                    unit, here, at = tile * each, min(each, rows - tile * each), (tile - t) * _APART
+                    unit, here, at = tile * tile_units, min(tile_units, rows - tile * tile_units), (tile - t) * _APART
                     if pairs:
-                        larger_tile(room + at, bias, unit, out, y_stride, count, here)
+                        larger_tile(scratch + at, bias, unit, out, y_stride, count, here)
                     else:
-                        gate_tile(code, room + at, ups + at, bias, unit, rows, out, y_stride, count, here)
+                        gate_tile(code, scratch + at, ups + at, bias, unit, rows, out, y_stride, count, here)
             b += count
 
 
 @compiled
-def _rounded(
+def _quantised_product(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_kind: int, ys: int,
-    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int,
+    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, scratch: int, first: int,
     last: int,
 ) -> None:  # fmt: skip
     """Groups `first` to `last` of the quantised output, each of several tiles."""
-    groups, into, made = groups_of(columns), groups_of(rows), room + _MADE
+    groups, into, values = groups_of(columns), groups_of(rows), scratch + _UNROUNDED
     for g in range(first, last):
         row, width = g * GROUP, min(GROUP, rows - g * GROUP)
         offset = 0 if bias == 0 else bias + 4 * row
-        for b in range(0, batch, AT_ONCE):
-            count, step = min(AT_ONCE, batch - b), 4 * b * groups
-            numbers, scales, sums = x + b * stride, xs + step, corr + step
+        for b in range(0, batch, ROWS_AT_ONCE):
+            count, step = min(ROWS_AT_ONCE, batch - b), 4 * b * groups
+            inputs, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(0, width, TILE):
                 tile = (row + t) // TILE
-                _tile(kind, w, ws, tile, groups, numbers, stride, scales, sums, room, room, count, b == 0)
-                store_tile(STORE, code, made, 4 * GROUP, t, room, count, min(TILE, width - t), offset, cap, scale)
+                _tile(kind, w, ws, tile, groups, inputs, stride, scales, sums, scratch, scratch, count, b == 0)
+                store_tile(STORE, code, values, 4 * GROUP, t, scratch, count, min(TILE, width - t), offset, cap, scale)
             for k in range(count):
                 n = (b + k) * into + g
-                quantise_row(made + 4 * k * GROUP, width, y_kind, y + n * GROUP, ys + 4 * n, y_corr + 4 * n, 1)
+                quantise_row(values + 4 * k * GROUP, width, y_kind, y + n * GROUP, ys + 4 * n, y_corr + 4 * n, 1)
 
 
 @compiled
@@ -400,15 +400,15 @@ def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
 
 
 @compiled
-def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, thread: int, threads: int) -> Any:
+def _next_part(counter: int, barriers: int, tiles: int, size: int, helped: int, thread: int, threads: int) -> Any:
     """The first tile of a thread's next part, the one after the last, and whose share it is, counted from its own:
     after its own share it helps others.
     """
-    while helped < min(threads, _HELPED):
+    while helped < min(threads, _MAX_HELPED):
         owner = (thread + helped) % threads
         first, last = share(tiles, owner, threads)
         count = (last - first + size - 1) // size
-        part = take(counter, owner, met, count)
+        part = claim_part(counter, owner, barriers, count)
         if part < count:
             return first + part * size, min(first + (part + 1) * size, last), helped
         helped += 1
@@ -418,8 +418,8 @@ def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, threa
 @compiled
 def multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, y_kind: int,
-    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int,
-    cap: F32, scale: F32, room: int, counter: int, thread: int, threads: int,
+    ys: int, y_corr: int, start: int, rows: int, total_rows: int, columns: int, batch: int, mode: int, code: int,
+    cap: F32, scale: F32, scratch: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), for `batch` input
     rows; each weight is loaded from memory once. QUANTISED is the first of these for a complete matrix, quantised for
@@ -430,33 +430,35 @@ def multiply(
     Strides are in bytes; quantised inputs have one scale and correction per group. `scratch` has SCRATCH_BYTES bytes.
     With the counter of a barrier idle threads claim parts of others' shares; with 0 each computes its own.
     """
-    room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
+    scratch, on_unit = (scratch + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
-        acquire(room + _UNIT + _UNIT_ROOM)
-    each = TILE // 2 if mode == GATED and code == MAXOUT else GROUP if mode == ROUNDED else TILE
-    tiles, met, size, helped = (rows + each - 1) // each, 0, 0, 0
+        acquire(scratch + _UNIT + _UNIT_SCRATCH)
+    unit_rows = TILE // 2 if mode == GATED and code == MAXOUT else GROUP if mode == QUANTISED else TILE
+    tiles, barriers, size, helped = (rows + unit_rows - 1) // unit_rows, 0, 0, 0
     first, last = share(tiles, thread, threads)
     counter = counter if threads > 1 else 0  # a single thread passes no barriers
     if counter != 0:
-        met, size = meetings(counter, threads), _tiles_of_part(kind, columns, batch)
-        size = max(1, size * TILE // GROUP) if mode == ROUNDED else size
-        first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
+        barriers, size = barriers_passed(counter, threads), _tiles_of_part(kind, columns, batch)
+        size = max(1, size * TILE // GROUP) if mode == QUANTISED else size
+        first, last, helped = _next_part(counter, barriers, tiles, size, helped, thread, threads)
     while first < last:
         if mode == GATED:
-            _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, first, last)
-        elif mode == ROUNDED:
-            _rounded(
+            _gated(
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, scratch, first, last
+            )
+        elif mode == QUANTISED:
+            _quantised_product(
                 kind, w, ws, bias, x, xs, corr, stride, y, y_kind, ys, y_corr, rows, columns, batch, code, cap, scale,
-                room, first, last,
+                scratch, first, last,
             )  # fmt: skip
         else:
             _multiply(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode,
-                code, cap, scale, room, first, last,
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, total_rows, columns, batch, mode,
+                code, cap, scale, scratch, first, last,
             )  # fmt: skip
         first = last
         if counter != 0:
-            first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
+            first, last, helped = _next_part(counter, barriers, tiles, size, helped, thread, threads)
     if on_unit:
         release()
 
@@ -476,16 +478,16 @@ def unpack_row(kind: int, w: int, ws: int, row: int, width: int, scale: F32, out
     """A row of a matrix as floats, times `scale`."""
     y = f32(out)
     if kind == FP32:
-        numbers = f32(w + row * 4 * width)
+        weights = f32(w + row * 4 * width)
         for i in range(width):
-            y[i] = numbers[i] * scale
+            y[i] = weights[i] * scale
         return
-    groups, tile, place = groups_of(width), row // TILE, row % TILE
+    groups, tile, tile_row = groups_of(width), row // TILE, row % TILE
     size = TILE8 if kind == INT8 else TILE4
-    base, scales = w + tile * groups * size + 4 * place, f32(ws + tile * groups * LINE)
+    base, scales = w + tile * groups * size + 4 * tile_row, f32(ws + tile * groups * LINE)
     for c in range(width):
         group, inside = c // GROUP, c % GROUP
-        line, factor = inside // 4, scales[group * TILE + place] * scale
+        line, factor = inside // 4, scales[group * TILE + tile_row] * scale
         if kind == INT8:
             code = np.int32(i8(base)[group * TILE8 + line * LINE + inside % 4])
         else:
@@ -507,7 +509,7 @@ def unpack_rows(
 @compiled
 def packed_product(
     kind: int, w: int, ws: int, bias: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int,
-    batch: int, room: int, counter: int, thread: int, threads: int,
+    batch: int, scratch: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = x W^T + bias, with buffers for quantised inputs at `q`, `xs` and `corr`, and SCRATCH_BYTES bytes per thread
     at `scratch`; runs on all threads.
@@ -519,6 +521,6 @@ def packed_product(
     start, mode, code, none = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
         kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, none, none, none, start, rows,
-        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none,
+        rows, columns, batch, mode, code, np.float32(0), np.float32(1), scratch + thread * SCRATCH_BYTES, none,
         thread, threads,
     )  # fmt: skip

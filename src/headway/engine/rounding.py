@@ -9,10 +9,10 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
-from headway.engine.vectors import call, constant, reduce, spread
+from headway.engine.vectors import broadcast, call, constant, reduce
 
 _LANES = 16
-_FLOATS, _WHOLE, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))
+_FLOATS, _INTEGERS, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))
 _PARTS = GROUP // _LANES
 
 
@@ -22,11 +22,11 @@ def _parts(builder: Any, address: Any, kind: ir.VectorType) -> list[Any]:
     return [builder.gep(base, [ir.Constant(_I32, part)]) for part in range(_PARTS)]
 
 
-def _numbers(builder: Any, address: Any) -> list[Any]:
-    found = [builder.load(pointer) for pointer in _parts(builder, address, _FLOATS)]
-    for part in found:
+def _load_group(builder: Any, address: Any) -> list[Any]:
+    parts = [builder.load(pointer) for pointer in _parts(builder, address, _FLOATS)]
+    for part in parts:
         part.align = 4
-    return found
+    return parts
 
 
 @intrinsic
@@ -37,7 +37,7 @@ def _largest(typing: Any, x: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
-        parts = _numbers(builder, args[0])
+        parts = _load_group(builder, args[0])
         zero = constant(_FLOATS, 0.0)
         top, broken = call(builder, "fabs.v16f32", _FLOATS, parts[0]), builder.fmul(parts[0], zero)
         for part in parts[1:]:
@@ -55,12 +55,12 @@ def _round(typing: Any, x: Any, inverse: Any, q: Any) -> Any:
     """Bytes of 64 floats times `inverse`, rounded to nearest; returns their sum."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        factor = spread(builder, args[1], _FLOATS)
+        factor = broadcast(builder, args[1], _FLOATS)
         total: Any = None
-        for part, target in zip(_numbers(builder, args[0]), _parts(builder, args[2], _BYTES)):
-            whole = builder.fptosi(call(builder, "rint.v16f32", _FLOATS, builder.fmul(part, factor)), _WHOLE)
-            builder.store(builder.trunc(whole, _BYTES), target).align = 1
-            total = whole if total is None else builder.add(total, whole)
+        for part, target in zip(_load_group(builder, args[0]), _parts(builder, args[2], _BYTES)):
+            codes = builder.fptosi(call(builder, "rint.v16f32", _FLOATS, builder.fmul(part, factor)), _INTEGERS)
+            builder.store(builder.trunc(codes, _BYTES), target).align = 1
+            total = codes if total is None else builder.add(total, codes)
         return reduce(builder, total, builder.add)
 
     return types.int32(types.int64, types.float32, types.int64), generate
@@ -74,17 +74,17 @@ def _inverse(scale: F32) -> F32:
 @compiled
 def _part(x: int, count: int, q: int) -> Any:
     """`_largest` and `_round` for fewer than 64 floats, padded with zeros: the scale, and the sum."""
-    numbers, codes = f32(x), i8(q)
+    values, codes = f32(x), i8(q)
     largest, broken = np.float32(0), np.float32(0)
     for c in range(count):
-        largest = max(largest, abs(numbers[c]))
-        broken += numbers[c] * np.float32(0)
+        largest = max(largest, abs(values[c]))
+        broken += values[c] * np.float32(0)
     scale = (largest + broken) / np.float32(127)
     inverse, total = _inverse(scale), np.int32(0)
     for c in range(count):
-        value = np.int32(np.rint(numbers[c] * inverse))
-        codes[c] = np.int8(value)
-        total += value
+        code = np.int32(np.rint(values[c] * inverse))
+        codes[c] = np.int8(code)
+        total += code
     for c in range(count, GROUP):
         codes[c] = np.int8(0)
     return scale, total
@@ -98,11 +98,11 @@ def quantise_row(x: int, columns: int, kind: int, out: int, scales: int, correct
     s, corr = f32(scales), i32(corrections)
     shift = np.int32(SHIFT8 if kind == INT8 else SHIFT4)
     for g in range(groups):
-        source, target, left = x + 4 * g * GROUP, out + g * GROUP, columns - g * GROUP
-        if left >= GROUP:
+        source, target, remaining = x + 4 * g * GROUP, out + g * GROUP, columns - g * GROUP
+        if remaining >= GROUP:
             scale = _largest(source) / np.float32(127)
             total = _round(source, _inverse(scale), target)
         else:
-            scale, total = _part(source, left, target)
+            scale, total = _part(source, remaining, target)
         s[g] = scale
         corr[g] = -shift * total

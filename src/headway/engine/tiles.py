@@ -33,14 +33,14 @@ from headway.engine.machine import (
 from headway.engine.vectors import (
     AHEAD,
     STREAMED,
+    broadcast,
     call,
-    call_for,
-    choose,
     constant,
-    folded,
-    fused,
+    emit_switch,
+    fold_halves,
+    multiply_add,
     pointer,
-    spread,
+    prefetch,
     word,
 )
 
@@ -60,25 +60,25 @@ SUMS, FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
 
 def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int = 1) -> Any:
-    found = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
-    found.align = align
-    return found
+    loaded = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
+    loaded.align = align
+    return loaded
 
 
-def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
+def _multiply_bytes(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
     """The four products of a lane one after the other, in 32-bit integers."""
-    weights, numbers = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
+    weights, inputs = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
     for byte in range(4):
         up, down = constant(SUMS, 24 - 8 * byte), constant(SUMS, 24)
         code = (builder.ashr if signed else builder.lshr)(builder.shl(weights, up), down)
-        total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(numbers, up), down)))
+        total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(inputs, up), down)))
     return total
 
 
 def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     """total + products of unsigned w with signed x, four per lane."""
     if INSTRUCTIONS == "portable":
-        return _one_by_one(builder, total, w, x, False)
+        return _multiply_bytes(builder, total, w, x, False)
     if INSTRUCTIONS == "vnni":
         return call(builder, f"x86.avx512.vpdpbusd.{32 * LANES}", SUMS, total, w, x)
     pairs = call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, w, x)
@@ -90,21 +90,21 @@ def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
     SHIFT8, which totals must compensate. Work that concerns w alone is done once.
     """
     if INSTRUCTIONS == "portable":
-        return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
+        return [_multiply_bytes(builder, total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
         moved = builder.xor(w, constant(BYTES, 128))
         return [unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
     size = call(builder, "x86.avx2.psign.b", BYTES, w, w)
-    turned = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
-    return [unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
+    signed_xs = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
+    return [unsigned(builder, total, size, x) for total, x in zip(totals, signed_xs)]
 
 
 def _four_bytes(builder: Any, base: Any, line: Any) -> Any:
     """The four bytes of a line of inputs, in all lanes."""
-    place = builder.gep(base, [builder.mul(line, word(4))])
-    four = builder.load(builder.bitcast(place, _I32.as_pointer()))
+    address = builder.gep(base, [builder.mul(line, word(4))])
+    four = builder.load(builder.bitcast(address, _I32.as_pointer()))
     four.align = 4
-    return builder.bitcast(spread(builder, four, SUMS), BYTES)
+    return builder.bitcast(broadcast(builder, four, SUMS), BYTES)
 
 
 def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
@@ -124,15 +124,17 @@ def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any
     sum to less than 2^12, so those of eight lines are added in 16 bits, twice as many at once.
     """
     words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
-    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, folded(words, builder.add), constant(_WORDS, 1)))
+    return builder.add(
+        total, call(builder, "x86.avx2.pmadd.wd", SUMS, fold_halves(words, builder.add), constant(_WORDS, 1))
+    )
 
 
-def _multiplied(
+def _multiply_lines(
     builder: Any, kind: int, narrow: bool, totals: list[Any], lines: list[Any], fours: list[list[Any]]
 ) -> list[Any]:
     """Each total + products of some lines with the four input bytes of its row that each line needs, in all lanes."""
     if narrow:
-        return [_narrow(builder, total, lines, own) for total, own in zip(totals, fours)]
+        return [_narrow(builder, total, lines, row_fours) for total, row_fours in zip(totals, fours)]
     for line, now in zip(lines, zip(*fours)):
         if kind == INT8:
             totals = signed(builder, totals, line, list(now))
@@ -150,18 +152,18 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
     passes = [[part] for part in range(_PARTS)] if count > 2 or narrow else [list(range(_PARTS))]
     groups = args[6]
     weights = pointer(builder, args[0], _I8)
-    ws, result = (pointer(builder, arg, _F32) for arg in (args[1], args[7]))
+    ws, output = (pointer(builder, arg, _F32) for arg in (args[1], args[7]))
     xs = [pointer(builder, builder.add(args[2], builder.mul(args[3], word(b))), _I8) for b in range(count)]
     scales, corr = pointer(builder, args[4], _F32), pointer(builder, args[5], _I32)
     sums = [[cgutils.alloca_once_value(builder, constant(FLOATS, 0.0)) for _ in range(_PARTS)] for _ in xs]
     with cgutils.for_range(builder, groups) as loop:
         group = loop.index
         tile = builder.gep(weights, [builder.mul(group, word(size))])
-        places = [builder.add(builder.mul(groups, word(b)), group) for b in range(count)]
-        firsts = [spread(builder, builder.load(builder.gep(corr, [place])), SUMS) for place in places]
+        indices = [builder.add(builder.mul(groups, word(b)), group) for b in range(count)]
+        firsts = [broadcast(builder, builder.load(builder.gep(corr, [index])), SUMS) for index in indices]
         totals = [[cgutils.alloca_once(builder, SUMS) for _ in range(_PARTS)] for _ in xs]
-        numbers = [builder.gep(x, [builder.mul(group, word(GROUP))]) for x in xs]
-        call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, word(_SCALES_AHEAD)), word(TILE))]))
+        inputs = [builder.gep(x, [builder.mul(group, word(GROUP))]) for x in xs]
+        prefetch(builder, builder.gep(ws, [builder.mul(builder.add(group, word(_SCALES_AHEAD)), word(TILE))]))
         for parts in passes:
             for first, row in zip(firsts, totals):
                 for part in parts:
@@ -171,28 +173,28 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
                 for line in here if 0 in parts else ():
                     ahead = builder.add(builder.mul(line, word(LINE)), word(AHEAD))
                     # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
-                    call_for(builder, builder.gep(tile, [ahead]), STREAMED if kind == INT8 else 3)
+                    prefetch(builder, builder.gep(tile, [ahead]), STREAMED if kind == INT8 else 3)
                 for part in parts:
-                    found = [(line, *each) for line in here for each in _lines(builder, kind, tile, line, part)]
+                    line_vectors = [(line, *pair) for line in here for pair in _lines(builder, kind, tile, line, part)]
                     fours = [
-                        [_four_bytes(builder, base, builder.add(line, word(ahead))) for line, ahead, _ in found]
-                        for base in numbers
+                        [_four_bytes(builder, base, builder.add(line, word(ahead))) for line, ahead, _ in line_vectors]
+                        for base in inputs
                     ]
                     now = [builder.load(row[part]) for row in totals]
-                    after = _multiplied(builder, kind, narrow, now, [line for *_, line in found], fours)
+                    after = _multiply_lines(builder, kind, narrow, now, [line for *_, line in line_vectors], fours)
                     for row, total in zip(totals, after):
                         builder.store(total, row[part])
             for part in parts:
                 at = builder.add(builder.mul(group, word(TILE)), word(LANES * part))
                 factor = _load(builder, ws, at, FLOATS, 4)
-                for row, total, place in zip(sums, totals, places):
-                    scale = spread(builder, builder.load(builder.gep(scales, [place])), FLOATS)
-                    whole = builder.sitofp(builder.load(total[part]), FLOATS)
+                for row, total, index in zip(sums, totals, indices):
+                    scale = broadcast(builder, builder.load(builder.gep(scales, [index])), FLOATS)
+                    products = builder.sitofp(builder.load(total[part]), FLOATS)
                     both = builder.fmul(factor, scale)
-                    builder.store(fused(builder, whole, both, builder.load(row[part])), row[part])
+                    builder.store(multiply_add(builder, products, both, builder.load(row[part])), row[part])
     for b, row in enumerate(sums):
         for part, total in enumerate(row):
-            at = builder.gep(result, [word(TILE * b + LANES * part)])
+            at = builder.gep(output, [word(TILE * b + LANES * part)])
             builder.store(builder.load(total), builder.bitcast(at, FLOATS.as_pointer())).align = 4
 
 
@@ -209,8 +211,8 @@ def _vector_tile(count: int) -> Any:
         groups: Any, out: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            forms = {kind: partial(_emit, builder, kind, count, args[1:]) for kind in (INT8, INT4)}
-            choose(builder, args[0], forms)
+            cases = {kind: partial(_emit, builder, kind, count, args[1:]) for kind in (INT8, INT4)}
+            emit_switch(builder, args[0], cases)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), generate
@@ -218,7 +220,7 @@ def _vector_tile(count: int) -> Any:
     return products
 
 
-_one, _two, _four, _eight = map(_vector_tile, (1, 2, 4, 8))
+_one_row, _two_rows, _four_rows, _eight_rows = map(_vector_tile, (1, 2, 4, 8))
 
 
 @compiled
@@ -228,13 +230,13 @@ def tile_products(
     """Products of one tile's rows with `count` input rows, [count, 16] at `out`."""
     b, step = 0, 4 * groups
     while count - b >= 8:
-        _eight(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        _eight_rows(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
         b += 8
     if count - b >= 4:
-        _four(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        _four_rows(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
         b += 4
     if count - b >= 2:
-        _two(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        _two_rows(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
         b += 2
     if count - b >= 1:
-        _one(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)
+        _one_row(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)

@@ -24,25 +24,25 @@ def _code4(x: F32, inverse: F32) -> F32:
 
 @compiled
 def _scale8(x: int, count: int) -> F32:
-    numbers, largest = f32(x), np.float32(0)
+    weights, largest = f32(x), np.float32(0)
     for c in range(count):
-        largest = max(largest, abs(numbers[c]))
+        largest = max(largest, abs(weights[c]))
     return largest / np.float32(127)
 
 
 @compiled
 def _scale4(x: int, count: int) -> F32:
     """Map the weight of largest magnitude to -8 or slightly beyond, with the least squared error."""
-    numbers, largest = f32(x), np.float32(0)
+    weights, largest = f32(x), np.float32(0)
     for c in range(count):
-        if abs(numbers[c]) > abs(largest):
-            largest = numbers[c]
+        if abs(weights[c]) > abs(largest):
+            largest = weights[c]
     best, scale = np.float32(np.inf), np.float32(0)
     for n in range(TRIES):
         tried = largest * (np.float32(1) - np.float32(n) * _STEP) / np.float32(-8)
         inverse, error = _inverse(tried), np.float32(0)
         for c in range(count):
-            difference = _code4(numbers[c], inverse) * tried - numbers[c]
+            difference = _code4(weights[c], inverse) * tried - weights[c]
             error += difference * difference
         if error < best:
             best, scale = error, tried
@@ -51,18 +51,18 @@ def _scale4(x: int, count: int) -> F32:
 
 @compiled
 def _put8(x: int, count: int, inverse: F32, tile: int, row: int) -> None:
-    numbers, codes = f32(x), i8(tile + 4 * row)
+    weights, codes = f32(x), i8(tile + 4 * row)
     for c in range(GROUP):
-        value = np.rint(numbers[c] * inverse) if c < count else np.float32(0)
-        codes[c // 4 * LINE + c % 4] = np.int8(value)
+        code = np.rint(weights[c] * inverse) if c < count else np.float32(0)
+        codes[c // 4 * LINE + c % 4] = np.int8(code)
 
 
 @compiled
 def _put4(x: int, count: int, inverse: F32, tile: int, row: int) -> None:
-    numbers, codes = f32(x), u8(tile + 4 * row)
+    weights, codes = f32(x), u8(tile + 4 * row)
     for c in range(GROUP // 2):
-        low = _code4(numbers[c], inverse) if c < count else np.float32(0)
-        high = _code4(numbers[c + GROUP // 2], inverse) if c + GROUP // 2 < count else np.float32(0)
+        low = _code4(weights[c], inverse) if c < count else np.float32(0)
+        high = _code4(weights[c + GROUP // 2], inverse) if c + GROUP // 2 < count else np.float32(0)
         codes[c // 4 * LINE + c % 4] = np.uint8(np.int32(low) + 8 + 16 * (np.int32(high) + 8))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from headway.engine.interpreter import Opcode, idle, run_all
 from headway.engine.machine import compiled, i64, intrinsic, types
-from headway.engine.program import Opcode, idle, run_whole
 
 _SKIP = int(Opcode.SKIP)
 
@@ -28,11 +28,11 @@ def _ticks(typing: Any) -> Any:
 
 
 @compiled
-def run_noted(
+def run_timed(
     table: np.ndarray,
     floats: np.ndarray,
-    symbols: int,
-    places: int,
+    tokens: int,
+    positions: int,
     batch: int,
     scratch: int,
     counter: int,
@@ -43,19 +43,19 @@ def run_noted(
     """`interpreter.run_all` that also writes to `ticks`, per thread, the time before each instruction and after the
     last.
     """
-    noted, number = i64(ticks + 8 * thread * (table.shape[0] + 1)), 0
+    times, number = i64(ticks + 8 * thread * (table.shape[0] + 1)), 0
     while number < table.shape[0]:
-        noted[number] = _ticks()
+        times[number] = _ticks()
         if table[number, 0] == _SKIP:
-            leap = table[number, 4] if idle(table[number], batch, scratch) else 0
-            for skipped in range(number + 1, number + leap + 1):
-                noted[skipped] = noted[number]
-            number += leap + 1
+            skip_count = table[number, 4] if idle(table[number], batch, scratch) else 0
+            for skipped in range(number + 1, number + skip_count + 1):
+                times[skipped] = times[number]
+            number += skip_count + 1
             continue
-        part, numbers = table[number : number + 1], floats[number : number + 1]
-        run_whole(part, numbers, symbols, places, batch, scratch, counter, thread, threads)
+        part, op_floats = table[number : number + 1], floats[number : number + 1]
+        run_all(part, op_floats, tokens, positions, batch, scratch, counter, thread, threads)
         number += 1
-    noted[number] = _ticks()
+    times[number] = _ticks()
 
 
 class StepTimeline:
@@ -65,7 +65,7 @@ class StepTimeline:
         self.steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # the table, [threads, N + 1] ticks, and seconds
         self._started = 0.0
 
-    def room(self, threads: int, table: np.ndarray) -> np.ndarray:
+    def new_ticks(self, threads: int, table: np.ndarray) -> np.ndarray:
         """A new array for the ticks of the step that starts now."""
         self._started = time.perf_counter()
         return np.zeros((threads, len(table) + 1), np.int64)
@@ -77,30 +77,37 @@ class StepTimeline:
         """Write all steps as a trace for browsers (chrome://tracing, Perfetto): times in microseconds."""
         events, first = [], self.steps[0][1].min()
         span = sum(int(ticks.max() - ticks.min()) for _, ticks, _ in self.steps)
-        each = 1e6 * sum(seconds for _, _, seconds in self.steps) / max(1, span)
+        tick_microseconds = 1e6 * sum(seconds for _, _, seconds in self.steps) / max(1, span)
         for table, ticks, _ in self.steps:
-            for thread, noted in enumerate(ticks):
+            for thread, times in enumerate(ticks):
                 for number, op in enumerate(table):
-                    begin, end = (each * int(noted[place] - first) for place in (number, number + 1))
+                    start, end = (tick_microseconds * int(times[index] - first) for index in (number, number + 1))
                     events.append(
-                        {"ph": "X", "pid": 0, "tid": thread, "ts": begin, "dur": end - begin, "name": named(op)}
+                        {
+                            "ph": "X",
+                            "pid": 0,
+                            "tid": thread,
+                            "ts": start,
+                            "dur": end - start,
+                            "name": instruction_name(op),
+                        }
                     )
         path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
 
-    def least(self) -> dict[str, tuple[int, float]]:
+    def fastest(self) -> dict[str, tuple[int, float]]:
         """Per kind of instruction, its count in a step and the minimum ticks of all of them together: for each
         instruction the step in which its slowest thread finished soonest.
         """
-        found: dict[str, tuple[int, float]] = {}
+        times: dict[str, tuple[int, float]] = {}
         table = self.steps[-1][0]
-        alike = [ticks for one, ticks, _ in self.steps if len(one) == len(table)]
+        alike = [ticks for step_table, ticks, _ in self.steps if len(step_table) == len(table)]
         took = np.min([np.diff(ticks).max(0) for ticks in alike], 0)
         for op, ticks in zip(table, took):
-            count, whole = found.get(named(op), (0, 0.0))
-            found[named(op)] = count + 1, whole + float(ticks)
-        return found
+            count, total = times.get(instruction_name(op), (0, 0.0))
+            times[instruction_name(op)] = count + 1, total + float(ticks)
+        return times
 
 
-def named(op: np.ndarray) -> str:
+def instruction_name(op: np.ndarray) -> str:
     kind = Opcode(int(op[0]))
     return f"multiply {op[13]} x {op[14]}" if kind == Opcode.MULTIPLY else kind.name.lower()

@@ -30,19 +30,19 @@ def pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, in this order, whatever the compiler does elsewhere; rounded once where the processor can."""
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
-def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+def broadcast(builder: Any, value: Any, kind: ir.VectorType) -> Any:
     """A number in all lanes."""
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
     order = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
+    return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), order)
 
 
-def folded(values: list[Any], join: Callable[[Any, Any], Any]) -> Any:
+def fold_halves(values: list[Any], join: Callable[[Any, Any], Any]) -> Any:
     """One vector from 2^n, by halves."""
     while len(values) > 1:
         values = [join(*values[n : n + 2]) for n in range(0, len(values), 2)]
@@ -58,13 +58,13 @@ def reduce(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
     return builder.extract_element(x, ir.Constant(_I32, 0))
 
 
-def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
+def call(builder: Any, name: str, return_type: ir.Type, *args: Any) -> Any:
     """Call an LLVM intrinsic by its name without "llvm."."""
-    kind = ir.FunctionType(result, [arg.type for arg in args])
+    kind = ir.FunctionType(return_type, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), args)
 
 
-def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
+def emit_switch(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
     """Emit a switch over `value` with the code of each case; any other value runs the last case. So code compiled once
     per case is selected at run time.
     """
@@ -79,17 +79,17 @@ def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) ->
     builder.position_at_end(after)
 
 
-def call_for(builder: Any, place: Any, cache: int = 3, to_write: bool = False) -> None:
+def prefetch(builder: Any, address: Any, cache: int = 3, to_write: bool = False) -> None:
     """Prefetch the line of memory at a pointer into the first cache (3) or the second (2). When several products use
     each weight, few loads are in flight, and memory would wait for the arithmetic.
     """
     hints = (ir.Constant(_I32, value) for value in (int(to_write), cache, 1))
-    call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(place, _I8.as_pointer()), *hints)
+    call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(address, _I8.as_pointer()), *hints)
 
 
 LANES = 16
-_NUMBERS, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-_all = partial(constant, _NUMBERS)
+_FLOATS, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_all = partial(constant, _FLOATS)
 # e^r = 1 + r + r^2 (...), as in machine.exp
 _SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
@@ -98,15 +98,15 @@ def exponential(builder: Any, x: Any) -> Any:
     """machine.exp of each element; NaN stays NaN."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
-    n = call(builder, "floor.v16f32", _NUMBERS, fused(builder, x, _all(1.4426950408889634), _all(0.5)))
-    r = fused(builder, n, _all(2.12194440e-4), fused(builder, n, _all(-0.693359375), x))
+    n = call(builder, "floor.v16f32", _FLOATS, multiply_add(builder, x, _all(1.4426950408889634), _all(0.5)))
+    r = multiply_add(builder, n, _all(2.12194440e-4), multiply_add(builder, n, _all(-0.693359375), x))
     p = _all(_SERIES[0])
     for factor in _SERIES[1:]:
-        p = fused(builder, p, r, _all(factor))
-    p = builder.fadd(fused(builder, builder.fmul(p, r), r, r), _all(1.0))
-    power = builder.add(builder.fptosi(n, _WHOLE), constant(_WHOLE, 127))
-    power = builder.shl(power, constant(_WHOLE, 23))
-    return builder.fmul(p, builder.bitcast(power, _NUMBERS))
+        p = multiply_add(builder, p, r, _all(factor))
+    p = builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), _all(1.0))
+    power = builder.add(builder.fptosi(n, _INTEGERS), constant(_INTEGERS, 127))
+    power = builder.shl(power, constant(_INTEGERS, 23))
+    return builder.fmul(p, builder.bitcast(power, _FLOATS))
 
 
 def _sigmoid(builder: Any, x: Any) -> Any:
@@ -121,7 +121,7 @@ def _gelu_tanh(builder: Any, x: Any) -> Any:
     """0.5 x (1 + tanh(y)) is x sigmoid(2 y)."""
     square = builder.fmul(x, x)
     inner = builder.fmul(
-        x, fused(builder, square, _all(2 * 0.044715 * 0.7978845608028654), _all(2 * 0.7978845608028654))
+        x, multiply_add(builder, square, _all(2 * 0.044715 * 0.7978845608028654), _all(2 * 0.7978845608028654))
     )
     return builder.fmul(x, _sigmoid(builder, inner))
 
@@ -132,15 +132,15 @@ _TAIL, _TAIL_RATE = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254
 
 def _gelu(builder: Any, x: Any) -> Any:
     """max(x, 0) - |x| times the probability of a larger magnitude."""
-    size = call(builder, "fabs.v16f32", _NUMBERS, x)
+    size = call(builder, "fabs.v16f32", _FLOATS, x)
     z = builder.fmul(size, _all(0.7071067811865476))
-    t = builder.fdiv(_all(1.0), fused(builder, z, _all(_TAIL_RATE), _all(1.0)))
+    t = builder.fdiv(_all(1.0), multiply_add(builder, z, _all(_TAIL_RATE), _all(1.0)))
     p = _all(_TAIL[0])
     for factor in _TAIL[1:]:
-        p = fused(builder, p, t, _all(factor))
-    beyond = builder.fmul(builder.fmul(p, t), exponential(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
+        p = multiply_add(builder, p, t, _all(factor))
+    tail = builder.fmul(builder.fmul(p, t), exponential(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
     positive = builder.select(builder.fcmp_ordered(">", x, _all(0.0)), x, _all(0.0))
-    return builder.fsub(positive, builder.fmul(builder.fmul(size, _all(0.5)), beyond))
+    return builder.fsub(positive, builder.fmul(builder.fmul(size, _all(0.5)), tail))
 
 
 def _quick_gelu(builder: Any, x: Any) -> Any:
@@ -154,9 +154,9 @@ def _relu_squared(builder: Any, x: Any) -> Any:
 
 def _in_place(function: Callable[[Any, Any], Any]) -> Any:
     @intrinsic
-    def apply(typing: Any, place: Any) -> Any:
+    def apply(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], _NUMBERS.as_pointer())
+            pointer = builder.inttoptr(args[0], _FLOATS.as_pointer())
             builder.store(function(builder, builder.load(pointer, align=4)), pointer, align=4)
             return context.get_dummy_value()
 
@@ -169,14 +169,14 @@ def _exponentials(count: int) -> Any:
     """exp(x - top) of 16 `count` floats, in place; returns their sum."""
 
     @intrinsic
-    def apply(typing: Any, place: Any, top: Any) -> Any:
+    def apply(typing: Any, address: Any, top: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            base = builder.inttoptr(args[0], _NUMBERS.as_pointer())
-            most = spread(builder, args[1], _NUMBERS)
+            base = builder.inttoptr(args[0], _FLOATS.as_pointer())
+            maximum = broadcast(builder, args[1], _FLOATS)
             total: Any = _all(0.0)
             for part in range(count):
                 pointer = builder.gep(base, [ir.Constant(_I32, part)])
-                value = exponential(builder, builder.fsub(builder.load(pointer, align=4), most))
+                value = exponential(builder, builder.fsub(builder.load(pointer, align=4), maximum))
                 builder.store(value, pointer, align=4)
                 total = builder.fadd(total, value)
             return reduce(builder, total, builder.fadd)

@@ -10,13 +10,13 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from headway.environments.making import METAWORLD, warned_in_the_log
+from headway.environments.factory import METAWORLD, log_mujoco_warnings
 from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[robotics]'"
-_FILMED = "corner2"
-_TURNED = ("corner", "corner2", "corner3", "corner4")  # cameras that are upside down in Meta-World
-_LIMIT = 500  # maximum steps of an episode in Meta-World
+_FILM_CAMERA = "corner2"
+_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # cameras that are upside down in Meta-World
+_MAX_STEPS = 500  # maximum steps of an episode in Meta-World
 
 
 class MetaWorld(gymnasium.Env):
@@ -26,13 +26,13 @@ class MetaWorld(gymnasium.Env):
     goal. Images of the cameras in `turned` are rotated by 180 degrees.
     """
 
-    turned = _TURNED
+    turned = _UPSIDE_DOWN
 
-    def __init__(self, name: str, *, drawn: bool = False) -> None:
+    def __init__(self, name: str, *, render: bool = False) -> None:
         """Raises UserError for an unknown task, or without the package."""
-        task = _packaged("metaworld.env_dict").ALL_V3_ENVIRONMENTS[_known(name)]
-        warned_in_the_log()
-        self._simulation = task(render_mode="rgb_array" if drawn else None, camera_name=_FILMED)
+        task = _import_metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS[_check_task(name)]
+        log_mujoco_warnings()
+        self._simulation = task(render_mode="rgb_array" if render else None, camera_name=_FILM_CAMERA)
         self._simulation._partially_observable = False
         del self._simulation.sawyer_observation_space  # cached without the goal
         self._simulation._freeze_rand_vec, self._simulation.seeded_rand_vec = False, True
@@ -40,7 +40,7 @@ class MetaWorld(gymnasium.Env):
         self.observation_space = self._simulation.sawyer_observation_space
         self.action_space = self._simulation.action_space
         self.metadata, self.render_mode = self._simulation.metadata, self._simulation.render_mode
-        self.spec = EnvSpec(METAWORLD + name, max_episode_steps=_LIMIT)
+        self.spec = EnvSpec(METAWORLD + name, max_episode_steps=_MAX_STEPS)
 
     @property
     def unwrapped(self) -> Any:
@@ -55,13 +55,13 @@ class MetaWorld(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """`info["success"]` is whether the task is currently solved."""
-        seen, reward, ended, cut, info = self._simulation.step(action)
-        return seen, float(reward), ended, cut, info
+        observation, reward, terminated, truncated, info = self._simulation.step(action)
+        return observation, float(reward), terminated, truncated, info
 
     def render(self) -> Any:
         """The robot from the side, upright."""
-        found = self._simulation.render()
-        return found[::-1, ::-1] if isinstance(found, np.ndarray) else found
+        image = self._simulation.render()
+        return image[::-1, ::-1] if isinstance(image, np.ndarray) else image
 
     def close(self) -> None:
         self._simulation.close()
@@ -71,28 +71,28 @@ class Expert:
     """The scripted policy of a task: states [B, 39] to actions [B, 4], without memory."""
 
     def __init__(self, name: str) -> None:
-        self._policy = _packaged("metaworld.policies").ENV_POLICY_MAP[_known(name)]()
+        self._policy = _import_metaworld("metaworld.policies").ENV_POLICY_MAP[_check_task(name)]()
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about moves beyond the robot's largest step, which are clipped
-            found = [self._policy.get_action(state.astype(np.float64)) for state in states]
-        return np.stack(found)
+            actions = [self._policy.get_action(state.astype(np.float64)) for state in states]
+        return np.stack(actions)
 
 
 def task_names() -> list[str]:
     """The names of all tasks, as environments."""
-    return [METAWORLD + name for name in _packaged("metaworld.env_dict").ALL_V3_ENVIRONMENTS]
+    return [METAWORLD + name for name in _import_metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS]
 
 
-def _known(name: str) -> str:
+def _check_task(name: str) -> str:
     names = task_names()
     if METAWORLD + name not in names:
         raise UserError(f"there is no environment {METAWORLD + name!r}; {nearest(METAWORLD + name, names)}")
     return name
 
 
-def _packaged(module: str) -> Any:
+def _import_metaworld(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.data.demonstrations import Demonstrations, join_demonstrations, task_of
-from headway.data.episodes import Episode, Episodes, together
-from headway.data.recordings import open_arrays
-from headway.data.store import Columns, taking
-from headway.data.video import FASTEST, Frames, JoinedFrames, MappedFrames
-from headway.environments.copies import Copies
-from headway.environments.making import METAWORLD, Spaces, own_function
+from headway.data.array_store import ColumnWriter, output_errors
+from headway.data.demonstrations import Demonstrations, concatenate_demonstrations, task_name
+from headway.data.episode_files import open_arrays
+from headway.data.episodes import Episode, Episodes, collate_episodes
+from headway.data.video import MAX_FRAME_RATE, Frames, JoinedFrames, MappedFrames
+from headway.environments.factory import METAWORLD, Spaces, import_user_callable
+from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -27,14 +27,14 @@ Policy = Callable[[np.ndarray], np.ndarray]
 class RowPolicy:
     """A policy with memory of its episodes, one per row."""
 
-    def begin(self, row: int, seed: int) -> None:
+    def start_episode(self, row: int, seed: int) -> None:
         """Start an episode in a row."""
 
     def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
         """The actions for some rows with states [B, *shape], as a `Policy` returns them."""
         raise NotImplementedError
 
-    def took(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
+    def observe_step(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
         """Observe the executed action of a row, which may be random, and its reward."""
 
 
@@ -77,9 +77,9 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
             raise UserError(f"there is no policy {path}; use the .npz of a network, module:function or random")
         return read_network(path, spaces)
     if ":" in name:
-        found = own_function(name, "the policy")
-        assert found is not None
-        return _fitting(found, name, spaces)
+        function = import_user_callable(name, "the policy")
+        assert function is not None
+        return _checked_policy(function, name, spaces)
     raise UserError(
         f"unknown policy {name!r}; use random, expert, the folder of a run, the .npz of a network, or module:function"
     )
@@ -104,14 +104,18 @@ def _expert(environment: str) -> Policy:
 def read_network(path: Path, spaces: Spaces) -> Network:
     """Read a network from states to actions. UserError if its shapes do not fit the spaces."""
     with open_arrays(path) as columns:
-        numbers = sorted(int(found[1]) for found in map(_LAYER.fullmatch, columns) if found)
-        if numbers != list(range(len(numbers))) or not numbers or any(f"bias_{n}" not in columns for n in numbers):
+        layer_numbers = sorted(int(match[1]) for match in map(_LAYER.fullmatch, columns) if match)
+        if (
+            layer_numbers != list(range(len(layer_numbers)))
+            or not layer_numbers
+            or any(f"bias_{n}" not in columns for n in layer_numbers)
+        ):
             raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the layers of a network like this")
-        layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in numbers)
+        layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in layer_numbers)
         size = int(np.prod(spaces.shape))
         mean = columns["mean"]() if "mean" in columns else np.zeros(size)
         std = columns["std"]() if "std" in columns else np.ones(size)
-    wanted = spaces.choices if spaces.choices is not None else spaces.numbers
+    output_size = spaces.n_actions if spaces.n_actions is not None else spaces.action_size
     width = size
     for number, (weight, bias) in enumerate(layers):
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
@@ -120,33 +124,37 @@ def read_network(path: Path, spaces: Spaces) -> Network:
                 f"input has {width} numbers; use a policy for this environment (states of {size} numbers)"
             )
         width = len(weight)
-    if width != wanted or mean.shape != (size,) or std.shape != (size,):
-        raise UserError(f"{path} outputs {width} numbers, but the environment has {spaces.told}; use another policy")
-    return Network(layers, mean, std, spaces.choices is not None)
+    if width != output_size or mean.shape != (size,) or std.shape != (size,):
+        raise UserError(
+            f"{path} outputs {width} numbers, but the environment has {spaces.action_text}; use another policy"
+        )
+    return Network(layers, mean, std, spaces.n_actions is not None)
 
 
-def _fitting(function: Callable[..., object], name: str, spaces: Spaces) -> Policy:
+def _checked_policy(function: Callable[..., object], name: str, spaces: Spaces) -> Policy:
     """A user's function with checked outputs."""
 
     def act(states: np.ndarray) -> np.ndarray:
-        found = np.asarray(function(states))
-        shape = (len(states),) if spaces.numbers is None else (len(states), spaces.numbers)
-        if spaces.choices is not None and (found.dtype.kind not in "iu" or found.shape != shape):
+        actions = np.asarray(function(states))
+        shape = (len(states),) if spaces.action_size is None else (len(states), spaces.action_size)
+        if spaces.n_actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape):
             raise UserError(
-                f"the policy {name!r} returned {found.dtype} of shape {found.shape}; return integers of shape {shape}"
+                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape "
+                f"{shape}"
             )
-        if found.size != np.prod(shape) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        if actions.size != np.prod(shape) or actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
             raise UserError(
-                f"the policy {name!r} returned {found.dtype} of shape {found.shape}; return numbers of shape {shape}"
+                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape "
+                f"{shape}"
             )
-        if spaces.choices is not None and not (found.min() >= 0 and found.max() < spaces.choices):
-            raise UserError(f"the policy {name!r} returned action {found.max()}; return 0 to {spaces.choices} - 1")
-        return found.reshape(shape)
+        if spaces.n_actions is not None and not (actions.min() >= 0 and actions.max() < spaces.n_actions):
+            raise UserError(f"the policy {name!r} returned action {actions.max()}; return 0 to {spaces.n_actions} - 1")
+        return actions.reshape(shape)
 
     return act
 
 
-TRIES = 4  # maximum episodes to play per recorded episode
+MAX_TRIES = 4  # maximum episodes to play per recorded episode
 
 
 class Mixture(NamedTuple):
@@ -156,27 +164,27 @@ class Mixture(NamedTuple):
     noise: float
 
 
-class Demonstrating(NamedTuple):
+class SuccessFilter(NamedTuple):
     """Record only successful episodes, which end `after` steps after the first success."""
 
     after: int = 20
 
 
-Keep = Callable[[int, dict[str, np.ndarray]], None]
+ImageCallback = Callable[[int, dict[str, np.ndarray]], None]
 """Receives the images of a finished episode: its number, and uint8 [T, H, W, 3] per camera."""
 
 
 @dataclass
-class _Running:
+class _RunningEpisode:
     """A running episode in one of the environments. `success_step` is the step of its first success."""
 
     number: int
     generator: np.random.Generator
     states: list[np.ndarray]
-    pictures: list[dict[str, np.ndarray]]
+    images: list[dict[str, np.ndarray]]
     actions: list[np.ndarray | np.integer | int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    done: int | None = None
+    success_step: int | None = None
 
 
 class Recorder:
@@ -189,155 +197,162 @@ class Recorder:
 
     def __init__(
         self,
-        copies: Copies,
+        envs: VectorEnv,
         mixtures: Sequence[Mixture],
         seed: int,
         horizon: int | None,
-        demonstrating: Demonstrating | None = None,
+        success_filter: SuccessFilter | None = None,
     ) -> None:
         """`horizon` is the maximum steps of an episode, required for environments without a limit."""
-        if horizon is None and copies.horizon is None:
+        if horizon is None and envs.horizon is None:
             raise UserError(
-                f"the environment {copies.name!r} has no step limit, so an episode may not end; set one with --horizon"
+                f"the environment {envs.name!r} has no step limit, so an episode may not end; set one with --horizon"
             )
-        self.copies, self.mixtures, self.seed, self.horizon = copies, mixtures, seed, horizon
-        self.demonstrating = demonstrating
-        self.keep: Keep = lambda number, pictures: None
+        self.envs, self.mixtures, self.seed, self.horizon = envs, mixtures, seed, horizon
+        self.success_filter = success_filter
+        self.on_finished: ImageCallback = lambda number, pictures: None
         self.finished: dict[int, Episode] = {}
         self.failed = 0
 
-    def run(self, episodes: int, at_once: int, progress: Callable[[int], None] = lambda done: None) -> None:
+    def run(self, episodes: int, num_parallel: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Record `episodes` episodes, `num_parallel` in parallel; calls `progress` with the number of finished ones.
 
         If only successful episodes count, failed ones are replaced, up to `MAX_TRIES` times `episodes` in total;
         UserError if too many fail.
         """
-        begun = 0
+        started = 0
         while (missing := episodes - len(self.finished)) > 0:
-            if begun >= TRIES * episodes:
+            if started >= MAX_TRIES * episodes:
                 raise UserError(
-                    f"the policy solved {self.copies.name!r} in {len(self.finished):,} of {begun:,} episodes; use a "
+                    f"the policy solved {self.envs.name!r} in {len(self.finished):,} of {started:,} episodes; use a "
                     "better policy"
                 )
-            some = min(missing, TRIES * episodes - begun)
-            waiting = iter(range(begun, begun + some))
-            running = {row: self._begin(row, number) for row, number in zip(range(at_once), waiting)}
+            batch_count = min(missing, MAX_TRIES * episodes - started)
+            numbers = iter(range(started, started + batch_count))
+            running = {row: self._start_episode(row, number) for row, number in zip(range(num_parallel), numbers)}
             while running:
                 actions = {}
                 for index, (policy, noise) in enumerate(self.mixtures):
-                    rows = [row for row, each in running.items() if each.number % len(self.mixtures) == index]
+                    rows = [row for row, episode in running.items() if episode.number % len(self.mixtures) == index]
                     # Call each policy once for all its rows.
-                    asked = None
+                    policy_actions = None
                     if policy is not None and rows:
-                        seen = np.stack([running[row].states[-1] for row in rows])
-                        asked = policy.act(rows, seen) if isinstance(policy, RowPolicy) else policy(seen)
-                    for place, row in enumerate(rows):
+                        states = np.stack([running[row].states[-1] for row in rows])
+                        policy_actions = policy.act(rows, states) if isinstance(policy, RowPolicy) else policy(states)
+                    for position, row in enumerate(rows):
                         generator = running[row].generator
-                        by_chance = asked is None or (noise > 0 and generator.random() < noise)
-                        actions[row] = self.copies.spaces.random(generator) if by_chance else asked[place]  # type: ignore[index]
+                        is_random = policy_actions is None or (noise > 0 and generator.random() < noise)
+                        actions[row] = self.envs.spaces.random(generator) if is_random else policy_actions[position]  # type: ignore[index]
                 for row, action in actions.items():
-                    before = len(self.finished)
+                    finished_before = len(self.finished)
                     if self._step(row, running[row], action):
-                        if len(self.finished) > before:
+                        if len(self.finished) > finished_before:
                             progress(len(self.finished))
-                        number = next(waiting, None)
+                        number = next(numbers, None)
                         if number is None:
                             del running[row]
                         else:
-                            running[row] = self._begin(row, number)
-            begun += some
+                            running[row] = self._start_episode(row, number)
+            started += batch_count
 
     def episodes(self) -> Episodes:
         """The finished episodes, in order."""
-        found = [self.finished[number] for number in sorted(self.finished)]
-        return together(found, f"the recording of {self.copies.name!r}", environment=self.copies.name)
+        finished = [self.finished[number] for number in sorted(self.finished)]
+        return collate_episodes(finished, f"the recording of {self.envs.name!r}", environment=self.envs.name)
 
-    def _begin(self, row: int, number: int) -> _Running:
+    def _start_episode(self, row: int, number: int) -> _RunningEpisode:
         generator = np.random.default_rng([self.seed, number])
-        state = self.copies.reset(row, self.seed + number)
+        state = self.envs.reset(row, self.seed + number)
         policy = self._policy(number)
         if isinstance(policy, RowPolicy):
-            policy.begin(row, self.seed + number)
-        return _Running(number, generator, [state], [self.copies.pictures(row)])
+            policy.start_episode(row, self.seed + number)
+        return _RunningEpisode(number, generator, [state], [self.envs.images(row)])
 
     def _policy(self, number: int) -> Policy | RowPolicy | None:
         """The policy of an episode."""
         return self.mixtures[number % len(self.mixtures)].policy
 
-    def _step(self, row: int, each: _Running, action: np.ndarray | np.integer | int) -> bool:
+    def _step(self, row: int, episode: _RunningEpisode, action: np.ndarray | np.integer | int) -> bool:
         """One step of a row; returns whether its episode is finished. Actions are stored as executed."""
-        spaces = self.copies.spaces
-        step = self.copies.step(row, action)
-        each.actions.append(int(action) if spaces.choices is not None else np.clip(action, spaces.low, spaces.high))
-        each.rewards.append(step.reward)
-        policy = self._policy(each.number)
-        if isinstance(policy, RowPolicy):
-            policy.took(row, each.actions[-1], step.reward)  # type: ignore[arg-type]
-        if step.success and each.done is None:
-            each.done = len(each.rewards)
-        steps = len(each.rewards)
-        last = (
-            self.demonstrating is not None and each.done is not None and steps >= each.done + self.demonstrating.after
+        spaces = self.envs.spaces
+        step = self.envs.step(row, action)
+        episode.actions.append(
+            int(action) if spaces.n_actions is not None else np.clip(action, spaces.low, spaces.high)
         )
-        if not (step.ended or step.cut or last or (self.horizon is not None and steps >= self.horizon)):
-            each.states.append(step.state)
-            each.pictures.append(self.copies.pictures(row))
+        episode.rewards.append(step.reward)
+        policy = self._policy(episode.number)
+        if isinstance(policy, RowPolicy):
+            policy.observe_step(row, episode.actions[-1], step.reward)  # type: ignore[arg-type]
+        if step.success and episode.success_step is None:
+            episode.success_step = len(episode.rewards)
+        steps = len(episode.rewards)
+        is_last = (
+            self.success_filter is not None
+            and episode.success_step is not None
+            and steps >= episode.success_step + self.success_filter.after
+        )
+        if not (step.terminated or step.truncated or is_last or (self.horizon is not None and steps >= self.horizon)):
+            episode.states.append(step.state)
+            episode.images.append(self.envs.images(row))
             return False
-        if self.demonstrating is not None and each.done is None:
+        if self.success_filter is not None and episode.success_step is None:
             self.failed += 1
             return True
-        kind = np.int64 if spaces.choices is not None else np.float32
-        self.keep(each.number, {name: np.stack([seen[name] for seen in each.pictures]) for name in each.pictures[0]})
-        self.finished[each.number] = Episode(
-            np.stack(each.states), np.array(each.actions, kind), np.array(each.rewards), not step.ended
+        dtype = np.int64 if spaces.n_actions is not None else np.float32
+        self.on_finished(
+            episode.number,
+            {name: np.stack([step_images[name] for step_images in episode.images]) for name in episode.images[0]},
+        )
+        self.finished[episode.number] = Episode(
+            np.stack(episode.states), np.array(episode.actions, dtype), np.array(episode.rewards), not step.terminated
         )
         return True
 
 
-ROBOT = 4  # leading numbers of a Meta-World state: the position of the hand and the opening of the gripper
+ROBOT_STATE_SIZE = 4  # leading numbers of a Meta-World state: the position of the hand and the opening of the gripper
 
 
-class Shots:
+class EpisodeImages:
     """Images of finished episodes, in a temporary folder: `with EpisodeImages(output_folder) as images:`"""
 
-    def __init__(self, beside: Path) -> None:
+    def __init__(self, output_folder: Path) -> None:
         """Raises UserError if the output folder cannot be created."""
-        self._beside = beside
+        self._output_folder = output_folder
         self._size: tuple[int, int] = (0, 0)
 
-    def __enter__(self) -> Shots:
-        with taking(self._beside):
-            self._beside.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix=".pictures.", dir=self._beside)
+    def __enter__(self) -> EpisodeImages:
+        with output_errors(self._output_folder):
+            self._output_folder.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(prefix=".pictures.", dir=self._output_folder)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
 
-    def keep(self, task: int, number: int, pictures: dict[str, np.ndarray]) -> None:
+    def add(self, task: int, number: int, images: dict[str, np.ndarray]) -> None:
         """Store the images of an episode of a task: uint8 [T, H, W, 3] per camera."""
-        if not pictures:
+        if not images:
             return
-        files = {_file(task, number, camera): each for camera, each in pictures.items()}
-        with Columns(Path(self._folder.name), dict.fromkeys(files, np.uint8)) as columns:
-            for name, each in files.items():
-                self._size = (each.shape[1], each.shape[2])
-                columns.append(name, each)
+        files = {_file_name(task, number, camera): frames for camera, frames in images.items()}
+        with ColumnWriter(Path(self._folder.name), dict.fromkeys(files, np.uint8)) as columns:
+            for name, frames in files.items():
+                self._size = (frames.shape[1], frames.shape[2])
+                columns.append(name, frames)
 
     def frames(self, task: int, lengths: dict[int, int], camera: str) -> Frames:
         """The concatenated images of a camera in episodes of a task, given by number and length."""
         folder = Path(self._folder.name)
-        files = {_file(task, number, camera): length for number, length in lengths.items()}
-        return JoinedFrames([KeptFrames(folder, name, length, self._size) for name, length in files.items()])
+        files = {_file_name(task, number, camera): length for number, length in lengths.items()}
+        return JoinedFrames([StoredFrames(folder, name, length, self._size) for name, length in files.items()])
 
 
-class KeptFrames:
+class StoredFrames:
     """The N images of an episode in a file of `EpisodeImages`, memory-mapped only while they are read: a recording has
     more files than a process may keep open.
     """
 
     def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
-        self.size = self.recorded = size
+        self.size = self.recorded_size = size
         self.content = name
         self._folder, self._name, self._count = folder, name, count
 
@@ -349,70 +364,73 @@ class KeptFrames:
         return MappedFrames(self._folder, self._name, self._count, self.size).read(steps)
 
 
-def _file(task: int, number: int, camera: str) -> str:
+def _file_name(task: int, number: int, camera: str) -> str:
     return f"{task}-{number}-{camera}"
 
 
-def demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], shots: Shots | None) -> Demonstrations:
+def collect_demonstrations(
+    recorders: Sequence[Recorder], cameras: Sequence[str], images: EpisodeImages | None
+) -> Demonstrations:
     """The finished episodes, task by task."""
     parts = []
     for task, recorder in enumerate(recorders):
         if not recorder.finished:
             continue
-        episodes, name = recorder.episodes(), recorder.copies.name
+        episodes, name = recorder.episodes(), recorder.envs.name
         lengths = {number: len(recorder.finished[number].rewards) for number in sorted(recorder.finished)}
         parts.append(
             Demonstrations(
                 episodes.states,
                 episodes.actions,
                 episodes.ends,
-                {camera: shots.frames(task, lengths, camera) for camera in cameras} if shots else {},
+                {camera: images.frames(task, lengths, camera) for camera in cameras} if images else {},
                 np.zeros(len(episodes), np.int64),
-                (task_of(name),),
+                (task_name(name),),
                 np.zeros(len(episodes), np.uint8),
                 (name,),
-                recorder.copies.frame_rate,
+                recorder.envs.frame_rate,
             )
         )
-    return join_demonstrations(parts, [recorder.copies.name for recorder in recorders if recorder.finished])
+    return concatenate_demonstrations(parts, [recorder.envs.name for recorder in recorders if recorder.finished])
 
 
-def robot_numbers(environments: Sequence[str]) -> int | None:
+def robot_state_size(environments: Sequence[str]) -> int | None:
     """The number of leading values of a state that describe the robot, if it is known for all environments."""
-    return ROBOT if all(name.startswith(METAWORLD) for name in environments) else None
+    return ROBOT_STATE_SIZE if all(name.startswith(METAWORLD) for name in environments) else None
 
 
-def check_together(recorders: Sequence[Recorder]) -> None:
+def check_same_format(recorders: Sequence[Recorder]) -> None:
     """UserError for environments that cannot share a folder, because their sizes or rates differ."""
-    first = recorders[0].copies
-    for copies in (recorder.copies for recorder in recorders[1:]):
-        for what, own, theirs in (
-            ("states of {} numbers", copies.spaces.shape[0], first.spaces.shape[0]),
-            ("actions of {} numbers", copies.spaces.numbers, first.spaces.numbers),
-            ("{} steps per second", copies.frame_rate, first.frame_rate),
+    first_envs = recorders[0].envs
+    for envs in (recorder.envs for recorder in recorders[1:]):
+        for format_text, ours, theirs in (
+            ("states of {} numbers", envs.spaces.shape[0], first_envs.spaces.shape[0]),
+            ("actions of {} numbers", envs.spaces.action_size, first_envs.spaces.action_size),
+            ("{} steps per second", envs.frame_rate, first_envs.frame_rate),
         ):
-            if own != theirs:
+            if ours != theirs:
                 raise UserError(
-                    f"{copies.name!r} has {what.format(own)}, but {first.name!r} has {what.format(theirs)}; record "
+                    f"{envs.name!r} has {format_text.format(ours)}, but {first_envs.name!r} has "
+                    f"{format_text.format(theirs)}; record "
                     "them into separate folders"
                 )
 
 
 def check_demonstrable(recorder: Recorder) -> None:
     """UserError for an environment whose episodes cannot be stored in a LeRobotDataset folder."""
-    copies = recorder.copies
-    if copies.spaces.choices is not None or copies.spaces.image:
-        what = "states are images" if copies.spaces.image else f"actions are {copies.spaces.told}"
+    envs = recorder.envs
+    if envs.spaces.n_actions is not None or envs.spaces.image:
+        reason = "states are images" if envs.spaces.image else f"actions are {envs.spaces.action_text}"
         raise UserError(
-            f"a folder stores states and actions as numbers, but {what} in {copies.name!r}; use an .npz file"
+            f"a folder stores states and actions as numbers, but {reason} in {envs.name!r}; use an .npz file"
         )
-    if copies.frame_rate is None:
+    if envs.frame_rate is None:
         raise UserError(
-            f"a folder needs the steps per second, which {copies.name!r} does not define; use an .npz file, or set "
+            f"a folder needs the steps per second, which {envs.name!r} does not define; use an .npz file, or set "
             "render_fps in the environment's metadata"
         )
-    if copies.frame_rate > FASTEST:
+    if envs.frame_rate > MAX_FRAME_RATE:
         raise UserError(
-            f"{copies.name!r} has {copies.frame_rate:g} steps per second, but videos have at most {FASTEST}; use an "
+            f"{envs.name!r} has {envs.frame_rate:g} steps per second, but videos have at most {MAX_FRAME_RATE}; use an "
             ".npz file"
         )

@@ -18,24 +18,24 @@ from headway.config import from_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json
 from headway.formats.families import whisper
-from headway.formats.mapped import Cursor, Mapped, tensor_bytes
-from headway.formats.native import read_config, undrawn
-from headway.formats.published import Published
-from headway.formats.rules import TensorRule, copy, layers, linear, rule
+from headway.formats.mapped_file import Cursor, MappedFile, tensor_bytes
+from headway.formats.native import read_config, uninitialized_model
+from headway.formats.published import PublishedModel
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, layers, linear, rule, tied_copy
 from headway.formats.usage import Usage
-from headway.formats.weights import Renamed, fill
+from headway.formats.weights import RenamedWeights, fill
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
-from headway.received import opened
+from headway.safe_io import open_file
 
 FILE = "model.bin"
 VERSION = 6
 WHISPER = "WhisperSpec"
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _SCALE, _ZERO = "_scale", "_zero"  # suffixes of quantisation parameters
-_LEAST = 2 + 1 + 1 + 4  # minimum bytes per variable
+_MIN_VARIABLE_BYTES = 2 + 1 + 1 + 4  # minimum bytes per variable
 # Specifications that headway recognises but cannot load, with the remedy.
-_KNOWN = {
+_UNSUPPORTED_SPECS = {
     "TransformerSpec": "a translation model; load the model that it was converted from",
     "TransformerDecoderModelSpec": "a language model; load the model that it was converted from",
     "TransformerEncoderModelSpec": "an encoder; load the model that it was converted from",
@@ -58,7 +58,7 @@ class ModelBin:
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
-        self._file = Mapped(Path(path))
+        self._file = MappedFile(Path(path))
         cursor = Cursor(self._file)
         version = cursor.number("I", "the version")
         if version != VERSION:
@@ -75,8 +75,8 @@ class ModelBin:
             if name not in self._variables or alias in self._variables or alias in self.aliases:
                 cursor.fail(f"alias {alias!r} of variable {name!r} matches no variable, or occurs twice")
             self.aliases[alias] = name
-        if cursor.left:
-            cursor.fail(f"{cursor.left} bytes are left after the last alias")
+        if cursor.remaining:
+            cursor.fail(f"{cursor.remaining} bytes are left after the last alias")
         self._scales = {name + _SCALE for name in self._variables} & self._variables.keys()
 
     @property
@@ -103,17 +103,17 @@ class ModelBin:
         return stored.float() / (scale.view(rows) if scale.dim() else scale)
 
     def _stored(self, name: str) -> Tensor:
-        found = self._variables[name]
-        return self._file.tensor(found.start, found.dtype, found.shape)
+        variable = self._variables[name]
+        return self._file.tensor(variable.start, variable.dtype, variable.shape)
 
     def done(self, name: str) -> None:
-        found = self._variables[self.aliases.get(name, name)]
-        self._file.drop(found.start, found.size)
+        variable = self._variables[self.aliases.get(name, name)]
+        self._file.drop(variable.start, variable.size)
 
     def parameters(self) -> int:
         """Count the parameters; variables that describe the layout (heads, activation) do not count."""
-        held = (self._variables[name] for name in self.names())
-        return sum(torch.Size(found.shape).numel() for found in held if found.shape)
+        variables = (self._variables[name] for name in self.names())
+        return sum(torch.Size(variable.shape).numel() for variable in variables if variable.shape)
 
 
 def _name(cursor: Cursor) -> str:
@@ -121,21 +121,21 @@ def _name(cursor: Cursor) -> str:
 
 
 def _variables(cursor: Cursor) -> dict[str, Variable]:
-    found: dict[str, Variable] = {}
-    for _ in range(cursor.count("I", _LEAST, "variables")):
+    variables: dict[str, Variable] = {}
+    for _ in range(cursor.count("I", _MIN_VARIABLE_BYTES, "variables")):
         name = _name(cursor)
-        if name in found:
+        if name in variables:
             cursor.fail(f"variable {name!r} occurs twice")
         rank = cursor.number("B", "a rank")
-        shape = cursor.numbers(f"{rank}I", "a shape")
+        shape = cursor.unpack(f"{rank}I", "a shape")
         kind = cursor.number("B", "a dtype")
         if kind >= len(_DTYPES):
             cursor.fail(f"variable {name!r} has unknown dtype {kind}")
         size = cursor.number("I", "a size")
         if tensor_bytes(shape, _DTYPES[kind].itemsize) != size:
             cursor.fail(f"variable {name!r} of shape {shape} has {size} bytes, which do not match")
-        found[name] = Variable(_DTYPES[kind], shape, cursor.skip(size, f"variable {name!r}"), size)
-    return found
+        variables[name] = Variable(_DTYPES[kind], shape, cursor.skip(size, f"variable {name!r}"), size)
+    return variables
 
 
 def is_ctranslate2(directory: Path) -> bool:
@@ -143,19 +143,19 @@ def is_ctranslate2(directory: Path) -> bool:
     path = directory / FILE
     if not path.is_file():
         return False
-    with opened(path) as file:
+    with open_file(path) as file:
         return 0 < int.from_bytes(file.read(4).ljust(4, b"\0"), "little") < 256
 
 
 def refuse_ctranslate2(directory: Path) -> NoReturn:
     """Raise UserError naming the CTranslate2 model in a folder, with the remedy."""
     name = ModelBin(directory / FILE).specification
-    known = _KNOWN.get(name, "of an unknown kind; load the model that it was converted from")
+    known = _UNSUPPORTED_SPECS.get(name, "of an unknown kind; load the model that it was converted from")
     raise UserError(f"{directory} is a model in CTranslate2's format ({name}): {known}")
 
 
 # Settings in which decoders of this format may differ from Whisper, and Whisper's values.
-_EXPECTED = {
+_WHISPER_VALUES = {
     "decoder/activation": 3,  # GELU
     "decoder/pre_norm": 1,
     "decoder/scale_embeddings": 0,
@@ -166,15 +166,15 @@ _HEADS = "alignment_heads"  # cross-attention heads that follow the audio
 _SUPPRESSED = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
 
 
-def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCodec | None) -> Published:
+def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCodec | None) -> PublishedModel:
     """Load the model in a CTranslate2 folder, in evaluation mode, with its weights in `dtype` (None: as stored).
 
     `codec` is the tokenizer next to it, which knows the special tokens. UserError if the model is not a Whisper.
     """
     file, config = _read(directory)
-    model = undrawn(config, file.size, file.source, dtype)
-    fill(model, _rules(config), Renamed(file, _FAMILY), dtype)
-    return Published(model.eval(), _usage(directory, codec))
+    model = uninitialized_model(config, file.size, file.source, dtype)
+    fill(model, _rules(config), RenamedWeights(file, _FAMILY), dtype)
+    return PublishedModel(model.eval(), _usage(directory, codec))
 
 
 def whisper_config(directory: Path) -> ModelConfig:
@@ -187,10 +187,10 @@ def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
     if file.specification != WHISPER:
         refuse_ctranslate2(directory)
     names = file.names()
-    for name, expected in _EXPECTED.items():
-        found = file.get(name) if name in names else None
-        if found is not None and (found.numel() != 1 or found.item() != expected):
-            raise UserError(f"{file.source}: {name} is {found.tolist()}, unlike in Whisper; convert the model again")
+    for name, expected in _WHISPER_VALUES.items():
+        tensor = file.get(name) if name in names else None
+        if tensor is not None and (tensor.numel() != 1 or tensor.item() != expected):
+            raise UserError(f"{file.source}: {name} is {tensor.tolist()}, unlike in Whisper; convert the model again")
     config = read_config(whisper.FAMILY, _settings(file), names)
     assert isinstance(config, EncoderDecoderConfig)
     return file, config
@@ -199,14 +199,14 @@ def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
 def _settings(file: ModelBin) -> Settings:
     """Derive the settings of a config.json from the shapes of the weights."""
     embeddings, kernel = (_shape(file, name, rank) for name, rank in (("decoder/embeddings/weight", 2), (_KERNEL, 3)))
-    found: dict[str, Any] = {"vocab_size": embeddings[0], "d_model": embeddings[1], "num_mel_bins": kernel[1]}
-    for side, most in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
-        numbers = {name.split("/")[1] for name in file.names() if name.startswith(f"{side}/layer_")}
-        found[most] = _shape(file, f"{side}/position_encodings/encodings", 2)[0]
-        found[f"{side}_layers"] = len(numbers - {"layer_norm"})
-        found[f"{side}_attention_heads"] = _number(file, f"{side}/num_heads")
-        found[f"{side}_ffn_dim"] = _shape(file, f"{side}/layer_0/ffn/linear_0/weight", 2)[0]
-    return Settings({**whisper.FAMILY.defaults, **found}, file.source)
+    settings: dict[str, Any] = {"vocab_size": embeddings[0], "d_model": embeddings[1], "num_mel_bins": kernel[1]}
+    for component, limit_name in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
+        layer_names = {name.split("/")[1] for name in file.names() if name.startswith(f"{component}/layer_")}
+        settings[limit_name] = _shape(file, f"{component}/position_encodings/encodings", 2)[0]
+        settings[f"{component}_layers"] = len(layer_names - {"layer_norm"})
+        settings[f"{component}_attention_heads"] = _number(file, f"{component}/num_heads")
+        settings[f"{component}_ffn_dim"] = _shape(file, f"{component}/layer_0/ffn/linear_0/weight", 2)[0]
+    return Settings({**whisper.FAMILY.defaults, **settings}, file.source)
 
 
 _KERNEL = "encoder/conv1/weight"
@@ -229,74 +229,79 @@ def _number(file: ModelBin, name: str) -> int:
 
 def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
     path = directory / "config.json"
-    said = read_json(path) if path.is_file() else {}
-    if not isinstance(said, dict):
+    config = read_json(path) if path.is_file() else {}
+    if not isinstance(config, dict):
         raise UserError(f"{path} is not a mapping of settings; get the file again")
     generation: dict[str, Any] = {
-        name: from_dict(list[int], said[key], f"{path}: {key}") for key, name in _SUPPRESSED.items() if said.get(key)
+        name: from_dict(list[int], config[key], f"{path}: {key}")
+        for key, name in _SUPPRESSED.items()
+        if config.get(key)
     }
-    if said.get(_HEADS):
-        generation[_HEADS] = from_dict(list[list[int]], said[_HEADS], f"{path}: {_HEADS}")
+    if config.get(_HEADS):
+        generation[_HEADS] = from_dict(list[list[int]], config[_HEADS], f"{path}: {_HEADS}")
     if codec is None:
         return Usage("whisper", generation=generation)
-    end, start = codec.token("<|endoftext|>"), codec.token("<|startoftranscript|>")
-    ends = () if end is None else (end,)
-    return Usage("whisper", {}, begin=end, ends=ends, pad=end, decoder_start=start, generation=generation)
+    eos, start = codec.token_id("<|endoftext|>"), codec.token_id("<|startoftranscript|>")
+    eos_ids = () if eos is None else (eos,)
+    return Usage("whisper", {}, begin=eos, ends=eos_ids, pad=eos, decoder_start=start, generation=generation)
 
 
 @dataclass(frozen=True)
-class WithoutKeys:
+class WithoutKeyBias:
     """A bias of `count` fused maps whose last but one belongs to the keys: zero in the file and absent here."""
 
     count: int
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        pieces = list(parts[0].chunk(self.count))
-        if len(pieces) != self.count or pieces.pop(-2).any():
+        chunks = list(parts[0].chunk(self.count))
+        if len(chunks) != self.count or chunks.pop(-2).any():
             raise UserError("the attention keys have a bias, unlike in Whisper; convert the model again")
-        return pieces
+        return chunks
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        pieces = list(whole.chunk(self.count - 1))
-        return [torch.cat([*pieces[:-1], torch.zeros_like(pieces[-1]), pieces[-1]])]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        chunks = list(tensor.chunk(self.count - 1))
+        return [torch.cat([*chunks[:-1], torch.zeros_like(chunks[-1]), chunks[-1]])]
 
 
 def _rules(config: EncoderDecoderConfig) -> list[TensorRule]:
-    sides = (("encoder", config.encoder), ("decoder", config.decoder))
+    components = (("encoder", config.encoder), ("decoder", config.decoder))
     table = "decoder.embed.table"
     return [
         *whisper.convolution("encoder.embed.first", "encoder/conv1"),
         *whisper.convolution("encoder.embed.second", "encoder/conv2"),
         rule(table, "decoder/embeddings.weight"),
-        copy(table, "decoder/projection.weight"),
-        *(rule(f"{side}.embed.positions.table", f"{side}/position_encodings/encodings") for side, _ in sides),
-        *(each for side, part in sides for each in _stack_rules(part.stack, side)),
+        tied_copy(table, "decoder/projection.weight"),
+        *(
+            rule(f"{component}.embed.positions.table", f"{component}/position_encodings/encodings")
+            for component, _ in components
+        ),
+        *(tensor_rule for component, part in components for tensor_rule in _stack_rules(part.stack, component)),
     ]
 
 
-def _stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+def _stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"{side}.stack.blocks.{i}", f"{side}/layer_{i}"
-        own, feed = f"{theirs}/self_attention", f"{theirs}/ffn"
+        target, source = f"{component}.stack.blocks.{i}", f"{component}/layer_{i}"
+        self_attention, feed = f"{source}/self_attention", f"{source}/ffn"
         cross = [
-            *linear(f"{ours}.cross.q", f"{theirs}/attention/linear_0"),
-            rule(f"{ours}.cross.kv.weight", f"{theirs}/attention/linear_1.weight"),
-            rule(f"{ours}.cross.kv.bias", f"{theirs}/attention/linear_1.bias", form=WithoutKeys(2)),
-            *linear(f"{ours}.cross.out", f"{theirs}/attention/linear_2"),
-            *linear(f"{ours}.read.before", f"{theirs}/attention/layer_norm"),
+            *linear(f"{target}.cross.q", f"{source}/attention/linear_0"),
+            rule(f"{target}.cross.kv.weight", f"{source}/attention/linear_1.weight"),
+            rule(f"{target}.cross.kv.bias", f"{source}/attention/linear_1.bias", transform=WithoutKeyBias(2)),
+            *linear(f"{target}.cross.out", f"{source}/attention/linear_2"),
+            *linear(f"{target}.read.before", f"{source}/attention/layer_norm"),
         ]
         return [
-            rule(f"{ours}.mixer.qkv.weight", f"{own}/linear_0.weight"),
-            rule(f"{ours}.mixer.qkv.bias", f"{own}/linear_0.bias", form=WithoutKeys(3)),
-            *linear(f"{ours}.mixer.out", f"{own}/linear_1"),
-            *linear(f"{ours}.mix.before", f"{own}/layer_norm"),
+            rule(f"{target}.mixer.qkv.weight", f"{self_attention}/linear_0.weight"),
+            rule(f"{target}.mixer.qkv.bias", f"{self_attention}/linear_0.bias", transform=WithoutKeyBias(3)),
+            *linear(f"{target}.mixer.out", f"{self_attention}/linear_1"),
+            *linear(f"{target}.mix.before", f"{self_attention}/layer_norm"),
             *(cross if stack.blocks[i].cross is not None else []),
-            *linear(f"{ours}.feed_forward.up", f"{feed}/linear_0"),
-            *linear(f"{ours}.feed_forward.down", f"{feed}/linear_1"),
-            *linear(f"{ours}.feed.before", f"{feed}/layer_norm"),
+            *linear(f"{target}.feed_forward.up", f"{feed}/linear_0"),
+            *linear(f"{target}.feed_forward.down", f"{feed}/linear_1"),
+            *linear(f"{target}.feed.before", f"{feed}/layer_norm"),
         ]
 
-    return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"{side}/layer_norm")]
+    return [*layers(len(stack.blocks), layer), *linear(f"{component}.stack.norm", f"{component}/layer_norm")]
 
 
 _FAMILY = replace(

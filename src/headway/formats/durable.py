@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
-from headway.received import opened
+from headway.safe_io import open_file
+from headway.temporary_files import temporary_path
 
 _ALIGNED = 64  # bytes: alignment of the first tensor
 _DTYPES = {
@@ -35,20 +35,20 @@ _DTYPES = {
 
 
 @contextmanager
-def beside(path: Path, new: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
     """Yield a draft path to write the file or folder `path` to; rename it to `path` on success.
 
     A failure (a full disk, no permission) removes the draft, leaves `path` unchanged and raises UserError. With `new`,
     so does anything that was written to `path` meanwhile.
     """
-    draft = draft_of(path)
+    draft = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(draft)
         yield draft
         _sync_all(draft)
         if new:
-            _make_room(path)
+            _remove_empty_folder(path)
         elif path.is_dir():
             remove(path)
         os.replace(draft, path)
@@ -60,7 +60,7 @@ def beside(path: Path, new: bool = False) -> Iterator[Path]:
             remove(draft)
 
 
-def _make_room(path: Path) -> None:
+def _remove_empty_folder(path: Path) -> None:
     """Remove an empty folder. UserError if `path` is anything else."""
     with suppress(OSError):
         path.rmdir()
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace the text file at `path` atomically. Characters that are not valid Unicode (in file names) are written as
     JSON escapes.
     """
-    with beside(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -94,7 +94,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNED)
-    with beside(path) as draft, draft.open("wb") as file:
+    with atomic_write(path) as draft, draft.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file; UserError if it is missing or broken."""
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
         raise UserError(f"{path} is not a regular file; restore it from a copy")
-    with opened(path) as file:
+    with open_file(path) as file:
         return decode_json(file.read(), str(path))
 
 
@@ -123,10 +123,10 @@ def remove(path: Path) -> None:
     link only the link is removed.
     """
     if path.is_dir() and not path.is_symlink():
-        doomed = path if path.name.startswith(".") else draft_of(path, "removed")
-        if doomed != path:
-            os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        trash = path if path.name.startswith(".") else temporary_path(path, "removed")
+        if trash != path:
+            os.replace(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from headway.errors import UserError
-from headway.formats.rules import TensorRule, linear, rule, vocabulary
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, linear, rule, vocabulary
 from headway.nn.models import (
     DistilledHeadConfig,
     HeadConfig,
@@ -40,13 +40,13 @@ def classifier(settings: Settings, names: Collection[str], weight: str) -> Liter
     )
 
 
-def outputs(settings: Settings) -> int:
+def num_outputs(settings: Settings) -> int:
     """Return how many classes (or numbers) a classifier outputs."""
     labels = settings.part("id2label").values
     return len(labels) or settings.get("num_labels", int, 2)
 
 
-def labels(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
+def label_settings(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
     """Return the settings for the number of classes, with the default names of unnamed labels."""
     head = heads.get("classes") or heads.get("tags")
     if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)) or not head.outputs:
@@ -67,48 +67,48 @@ def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
     return [stem + next((ending for name, ending in endings.items() if name in heads), "Model")]
 
 
-def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, str]) -> list[TensorRule]:
+def pooler(heads: Mapping[str, HeadConfig], source: str, outputs: Mapping[str, str]) -> list[TensorRule]:
     """Rules for the dense layer of the head that owns the file's pooler, and for the projections to `outputs`."""
-    found = []
+    rules = []
     for name in ("pooled", "next", "classes"):
         head = heads.get(name)
         if isinstance(head, PooledHeadConfig) and head.dense:
-            found += linear(f"heads.{name}.dense", theirs)
-    for name, theirs_out in outputs.items():
+            rules += linear(f"heads.{name}.dense", source)
+    for name, output_source in outputs.items():
         if name in heads:
-            found += linear(f"heads.{name}.project", theirs_out)
-    return found
+            rules += linear(f"heads.{name}.project", output_source)
+    return rules
 
 
 NUMBER = "number"  # the regression head; published models name it like the one for classes
 
 
-def as_classes(config: ModelConfig) -> ModelConfig:
+def to_classes_config(config: ModelConfig) -> ModelConfig:
     """`config` with a regression head as published models have it: a single class, neither scaled nor shifted."""
     head = config.heads.get(NUMBER) if isinstance(config, TransformerConfig) else None
     if not isinstance(config, TransformerConfig) or not isinstance(head, PooledHeadConfig):
         return config
-    others = {name: other for name, other in config.heads.items() if name != NUMBER}
-    return replace(config, heads={**others, "classes": replace(head, scale=1.0, shift=0.0)})
+    other_heads = {name: other_head for name, other_head in config.heads.items() if name != NUMBER}
+    return replace(config, heads={**other_heads, "classes": replace(head, scale=1.0, shift=0.0)})
 
 
 @torch.no_grad()
-def with_classes(model: nn.Module) -> nn.Module:
+def to_classes_model(model: nn.Module) -> nn.Module:
     """Return `model` with the head of `to_classes_config`, whose weights include the scale and shift; other weights are
     shared. UserError for a head without a bias.
     """
     heads: Any = getattr(model, "heads", {})
     if NUMBER not in heads:
         return model
-    config, twin = heads[NUMBER].config, copy(model)
+    config, clone = heads[NUMBER].config, copy(model)
     head = deepcopy(heads[NUMBER])
     if head.project.bias is None:
         raise UserError("the head has no bias, which a published regression needs; export to ONNX: --format onnx")
     head.project.weight.mul_(config.scale)
     head.project.bias.mul_(config.scale).add_(config.shift)
     head.config = replace(config, scale=1.0, shift=0.0)
-    twin._modules = {**model._modules, "heads": nn.ModuleDict({"classes": head})}
-    return twin
+    clone._modules = {**model._modules, "heads": nn.ModuleDict({"classes": head})}
+    return clone
 
 
 CLASSES = "heads.classes.project.weight"
@@ -143,7 +143,7 @@ def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
     """
     name, head = settings.architecture, VocabularyHeadConfig(soft_cap=soft_cap)
     if name.endswith("ForSequenceClassification"):
-        return Heads({"classes": PooledHeadConfig(outputs(settings), "last", bias=False)}, "none")
+        return Heads({"classes": PooledHeadConfig(num_outputs(settings), "last", bias=False)}, "none")
     if name and not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
         raise UserError(
             f"{settings.source}: the head of {name} is not supported; "
@@ -161,15 +161,15 @@ def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[st
 
     Unknown special tokens are null, not those of the family's first model.
     """
-    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if "classes" in config.heads:
-        return {"architectures": [classes.labels], **labels(config.heads), **marks}
+        return {"architectures": [classes.labels], **label_settings(config.heads), **special_tokens}
     name = classes.vocabulary if config.heads else classes.base
-    return {"architectures": [name], "tie_word_embeddings": config.tie == "head", **marks}
+    return {"architectures": [name], "tie_word_embeddings": config.tie == "head", **special_tokens}
 
 
-def head_rules(config: TransformerConfig, theirs: str = "lm_head.weight") -> list[TensorRule]:
+def head_rules(config: TransformerConfig, source: str = "lm_head.weight") -> list[TensorRule]:
     """Return the tensors of the head; `source` is the vocabulary's, or the embedding's if they are tied."""
     if "classes" in config.heads:
         return [rule(CLASSES, "score.weight")]
-    return [vocabulary(config, "embed.table", theirs)] if config.heads else []
+    return [vocabulary(config, "embed.table", source)] if config.heads else []

@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 from headway.errors import UserError
-from headway.received import HUB, hub_confirmed, place_of, unconfirmed
+from headway.safe_io import HUB_PREFIX, hub_confirmed, hub_name_error, user_path
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # The files of a folder in the published format; never pickles or code.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
+_FILE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
 
 
 def find_folder(name: str | Path) -> Path:
@@ -23,30 +23,30 @@ def find_folder(name: str | Path) -> Path:
 
     UserError for a name without the prefix, unless HEADWAY_HUB=1 is set, and for a path that cannot be a model.
     """
-    place, asked = place_of(name), str(name).startswith(HUB)
-    if place.exists():
-        return place
-    if not asked and not _NAME.fullmatch(str(name)):
-        return place
-    if not asked and not hub_confirmed():
-        raise unconfirmed(name, "model")
-    return _fetched(str(name))
+    path, has_prefix = user_path(name), str(name).startswith(HUB_PREFIX)
+    if path.exists():
+        return path
+    if not has_prefix and not _NAME.fullmatch(str(name)):
+        return path
+    if not has_prefix and not hub_confirmed():
+        raise hub_name_error(name, "model")
+    return _download(str(name))
 
 
 def named_folder(name: str) -> Path:
     """Like `find_folder`, for names in a recipe or run, which may come from a stranger: uses only models that were
     downloaded before, unless HEADWAY_HUB=1 is set.
     """
-    if place_of(name).exists() or not name.startswith(HUB) or hub_confirmed():
+    if user_path(name).exists() or not name.startswith(HUB_PREFIX) or hub_confirmed():
         return find_folder(name)
-    return _fetched(name, local=True)
+    return _download(name, local=True)
 
 
-def _fetched(name: str, local: bool = False) -> Path:
+def _download(name: str, local: bool = False) -> Path:
     """Return the folder of a hub model; with `local`, only if it was downloaded before."""
-    bare = name.removeprefix(HUB)
-    if not _NAME.fullmatch(bare):
-        raise UserError(f"{name} is not a hub name; write {HUB}owner/name")
+    repo_id = name.removeprefix(HUB_PREFIX)
+    if not _NAME.fullmatch(repo_id):
+        raise UserError(f"{name} is not a hub name; write {HUB_PREFIX}owner/name")
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -54,7 +54,7 @@ def _fetched(name: str, local: bool = False) -> Path:
             f"there is no file or folder {name}; if it is a model on a hub, pip install 'headway[hub]' to download it"
         ) from None
     try:
-        return Path(hub.snapshot_download(bare, allow_patterns=_WANTED, local_files_only=local))
+        return Path(hub.snapshot_download(repo_id, allow_patterns=_FILE_PATTERNS, local_files_only=local))
     except Exception as error:  # many kinds: no network, unknown name, no permission
         if local:
             raise UserError(

@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.marks import RoleTokens, frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, PieceTable, build
+from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.mapped import Cursor, Mapped
-from headway.formats.native import read_config, undrawn
-from headway.formats.published import Published
-from headway.formats.rules import Interleaved, TensorRule
+from headway.formats.mapped_file import Cursor, MappedFile
+from headway.formats.native import read_config, uninitialized_model
+from headway.formats.published import PublishedModel
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Interleaved, TensorRule
 from headway.formats.usage import Usage
 from headway.formats.weights import fill
 from headway.nn.models import ModelConfig
 
 SUFFIX = ".bin"
 _MAGIC, _HEADER = 0x616B3432, 256
-_BEGIN, _END = 1, 2
-_MARKS = ("<unk>", "<s>", "</s>")  # the first ids; the file spells BOS and EOS on separate lines
-_FIRST = len(_MARKS) + 256  # the first id after the special tokens and the bytes
-_LONGEST = 1000  # characters per token
-_DEEPEST = 10_000  # layers
+_BOS, _EOS = 1, 2
+_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")  # the first ids; the file spells BOS and EOS on separate lines
+_FIRST_PIECE_ID = len(_SPECIAL_TOKENS) + 256  # the first id after the special tokens and the bytes
+_MAX_PIECE_CHARS = 1000  # characters per token
+_MAX_LAYERS = 10_000  # layers
 
 
 class Sizes(NamedTuple):
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     depth: int
     heads: int
     kv_heads: int
-    symbols: int
+    vocab_size: int
     context: int
     tied: bool
 
@@ -53,27 +53,27 @@ class Binary:
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
-        self._file = Mapped(path)
+        self._file = MappedFile(path)
         cursor = Cursor(self._file)
         self.version, self.sizes = _header(cursor)
         order = _legacy_order(self.sizes) if self.version == 0 else _order(self.sizes)
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._entries: dict[str, tuple[int, tuple[int, ...]]] = {}
         for name, shape in order:
-            self._places[name] = cursor.skip(4 * math.prod(shape), name or "the table of rotary angles"), shape
-        self._places.pop("", None)
-        if cursor.left:
-            cursor.fail(f"{cursor.left} bytes are left after the last tensor")
+            self._entries[name] = cursor.skip(4 * math.prod(shape), name or "the table of rotary angles"), shape
+        self._entries.pop("", None)
+        if cursor.remaining:
+            cursor.fail(f"{cursor.remaining} bytes are left after the last tensor")
 
     def names(self) -> Collection[str]:
-        return self._places.keys()
+        return self._entries.keys()
 
     def get(self, name: str) -> Tensor:
-        place, shape = self._places[name]
-        return self._file.tensor(place, torch.float32, shape)
+        offset, shape = self._entries[name]
+        return self._file.tensor(offset, torch.float32, shape)
 
     def done(self, name: str) -> None:
-        place, shape = self._places[name]
-        self._file.drop(place, 4 * math.prod(shape))
+        offset, shape = self._entries[name]
+        self._file.drop(offset, 4 * math.prod(shape))
 
     @property
     def size(self) -> int:
@@ -89,24 +89,24 @@ def _header(cursor: Cursor) -> tuple[int, Sizes]:
                 f"{cursor.file.source} is version {version} of llama2.c's format; headway reads version 0 and "
                 "version 1, in 32-bit floats: export it again with --version 1"
             )
-        width, *rest = cursor.numbers("7i", "the header")
+        width, *fields = cursor.unpack("7i", "the header")
         tied = bool(cursor.number("B", "the header"))
-        cursor.skip(_HEADER - cursor.place, "the header")
+        cursor.skip(_HEADER - cursor.offset, "the header")
     else:
-        version, width, rest = 0, first, list(cursor.numbers("6i", "the header"))
-        tied = rest[4] > 0
-        rest[4] = abs(rest[4])
-    sizes = Sizes._make((width, *rest, tied))
+        version, width, fields = 0, first, list(cursor.unpack("6i", "the header"))
+        tied = fields[4] > 0
+        fields[4] = abs(fields[4])
+    sizes = Sizes._make((width, *fields, tied))
     _check(cursor, sizes)
     return version, sizes
 
 
 def _check(cursor: Cursor, sizes: Sizes) -> None:
-    named = sizes._asdict()
-    wrong = next((name for name in named if name != "tied" and named[name] < 1), None)
-    if wrong is not None:
-        cursor.fail(f"{wrong} is {named[wrong]}, so this is not a llama2.c file")
-    if sizes.depth > _DEEPEST or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
+    fields = sizes._asdict()
+    invalid = next((name for name in fields if name != "tied" and fields[name] < 1), None)
+    if invalid is not None:
+        cursor.fail(f"{invalid} is {fields[invalid]}, so this is not a llama2.c file")
+    if sizes.depth > _MAX_LAYERS or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
         cursor.fail(
             f"width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads and {sizes.kv_heads} key heads fit no model"
         )
@@ -124,7 +124,7 @@ def _stacked(sizes: Sizes, name: str, *shape: int) -> Order:
 def _attention(sizes: Sizes) -> Order:
     kv = sizes.kv_heads * (sizes.width // sizes.heads)
     rows = {"q": sizes.width, "k": kv, "v": kv, "o": sizes.width}
-    return [each for n in "qkvo" for each in _stacked(sizes, f"self_attn.{n}_proj", rows[n], sizes.width)]
+    return [entry for n in "qkvo" for entry in _stacked(sizes, f"self_attn.{n}_proj", rows[n], sizes.width)]
 
 
 def _feed_forward(sizes: Sizes) -> Order:
@@ -136,12 +136,12 @@ def _feed_forward(sizes: Sizes) -> Order:
 
 
 def _head(sizes: Sizes) -> Order:
-    return [] if sizes.tied else [("lm_head.weight", (sizes.symbols, sizes.width))]
+    return [] if sizes.tied else [("lm_head.weight", (sizes.vocab_size, sizes.width))]
 
 
 def _legacy_order(sizes: Sizes) -> Order:
     return [
-        ("model.embed_tokens.weight", (sizes.symbols, sizes.width)),
+        ("model.embed_tokens.weight", (sizes.vocab_size, sizes.width)),
         *_stacked(sizes, "input_layernorm", sizes.width),
         *_attention(sizes),
         *_stacked(sizes, "post_attention_layernorm", sizes.width),
@@ -157,7 +157,7 @@ def _order(sizes: Sizes) -> Order:
         *_stacked(sizes, "input_layernorm", sizes.width),
         *_stacked(sizes, "post_attention_layernorm", sizes.width),
         ("model.norm.weight", (sizes.width,)),
-        ("model.embed_tokens.weight", (sizes.symbols, sizes.width)),
+        ("model.embed_tokens.weight", (sizes.vocab_size, sizes.width)),
         *_attention(sizes),
         *_feed_forward(sizes),
         *_head(sizes),
@@ -174,30 +174,30 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
         "num_hidden_layers": sizes.depth,
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.kv_heads,
-        "vocab_size": sizes.symbols,
+        "vocab_size": sizes.vocab_size,
         "max_position_embeddings": sizes.context,
         "tie_word_embeddings": sizes.tied,
         "rms_norm_eps": 1e-5,
-        "bos_token_id": _BEGIN,
-        "eos_token_id": _END,
+        "bos_token_id": _BOS,
+        "eos_token_id": _EOS,
     }
 
 
 def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
     """Return a Llama's rules for a file whose rotary pairs are adjacent."""
-    form = Interleaved((heads, kv_heads, 0))
-    return [replace(each, form=form) if ".mixer.qkv." in each.ours else each for each in rules]
+    transform = Interleaved((heads, kv_heads, 0))
+    return [replace(rule, form=transform) if ".mixer.qkv." in rule.target else rule for rule in rules]
 
 
-def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Published:
+def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> PublishedModel:
     """Load the model of a llama2.c file, in evaluation mode. Its BOS token also ends a text."""
     weights = Binary(Path(path))
     family, sizes = families()["llama"], weights.sizes
     settings, config = _read(weights)
-    model = undrawn(config, weights.size, str(path), dtype)
+    model = uninitialized_model(config, weights.size, str(path), dtype)
     fill(model, interleaved(family.rules(config), sizes.heads, sizes.kv_heads), weights, dtype)
-    usage = Usage("llama", dict(settings.values), begin=_BEGIN, ends=(_END, _BEGIN))
-    return Published(model.eval(), usage)
+    usage = Usage("llama", dict(settings.values), begin=_BOS, ends=(_EOS, _BOS))
+    return PublishedModel(model.eval(), usage)
 
 
 def llama2c_config(path: Path) -> ModelConfig:
@@ -211,32 +211,39 @@ def _read(weights: Binary) -> tuple[Settings, ModelConfig]:
     return settings, read_config(family, settings, weights.names())
 
 
-def load_pieces(path: Path) -> TokenizerCodec:
+def load_tokenizer(path: Path) -> TokenizerCodec:
     """Load a llama2.c tokenizer file (tokenizer.bin, tok512.bin): tokens with scores, merged greedily.
 
     A text gets a leading space, and a prompt the BOS token. Text without a token becomes its bytes.
     """
-    cursor = Cursor(Mapped(Path(path)))
-    longest = cursor.number("i", "the header")
-    texts: list[str] = []
+    cursor = Cursor(MappedFile(Path(path)))
+    max_bytes = cursor.number("i", "the header")
+    tokens: list[str] = []
     scores: list[float] = []
-    while cursor.left:
-        scores.append(cursor.numbers("f", "a score")[0])
-        texts.append(cursor.text("i", f"token {len(texts)}"))
-        if not 0 < len(texts[-1]) <= _LONGEST or (len(texts) > _FIRST and len(texts[-1].encode()) > longest):
-            cursor.fail(f"token {len(texts) - 1} has {len(texts[-1])} characters; the header allows {longest} bytes")
-    texts[: len(_MARKS)] = _MARKS
-    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(texts) - _FIRST)]
-    if len(texts) < _FIRST or len(set(texts)) < len(texts) or not all(map(math.isfinite, scores)):
+    while cursor.remaining:
+        scores.append(cursor.unpack("f", "a score")[0])
+        tokens.append(cursor.text("i", f"token {len(tokens)}"))
+        if not 0 < len(tokens[-1]) <= _MAX_PIECE_CHARS or (
+            len(tokens) > _FIRST_PIECE_ID and len(tokens[-1].encode()) > max_bytes
+        ):
+            cursor.fail(
+                f"token {len(tokens) - 1} has {len(tokens[-1])} characters; the header allows {max_bytes} bytes"
+            )
+    tokens[: len(_SPECIAL_TOKENS)] = _SPECIAL_TOKENS
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(tokens) - _FIRST_PIECE_ID)]
+    if len(tokens) < _FIRST_PIECE_ID or len(set(tokens)) < len(tokens) or not all(map(math.isfinite, scores)):
         cursor.fail(
-            f"{len(texts)} tokens are not a llama2.c vocabulary (special tokens, 256 bytes, unique tokens with scores)"
+            f"{len(tokens)} tokens are not a llama2.c vocabulary (special tokens, 256 bytes, unique tokens with scores)"
         )
-    pieces = PieceTable(
-        [text.replace(" ", SPACE) for text in texts], scores, types, "bpe", byte_fallback=True, squeeze=False
+    table = PieceTable(
+        [text.replace(" ", SPACE) for text in tokens], scores, types, "bpe", byte_fallback=True, squeeze=False
     )
-    tokenizer, marks = build(pieces, path), RoleTokens(bos=_MARKS[_BEGIN], eos=_MARKS[_END], unk=_MARKS[0])
-    frame(tokenizer, "llama", marks, {})
-    return TokenizerCodec(tokenizer, marks)
+    tokenizer, special_tokens = (
+        build(table, path),
+        SpecialTokens(bos=_SPECIAL_TOKENS[_BOS], eos=_SPECIAL_TOKENS[_EOS], unk=_SPECIAL_TOKENS[0]),
+    )
+    set_post_processor(tokenizer, "llama", special_tokens, {})
+    return TokenizerCodec(tokenizer, special_tokens)
 
 
 def is_llama2c(path: Path) -> bool:

@@ -17,21 +17,21 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import write_tensors
 from headway.formats.tensorfile import TensorFile
-from headway.memory import check_room
+from headway.memory import check_free_memory
 from headway.nn.models import ModelConfig, outline
 from headway.parsing import parse_json
 
 if TYPE_CHECKING:
-    from headway.formats.rules import Family
     from headway.formats.settings import Settings
+    from headway.formats.tensor_rules import Family
 
 
-_DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-_DEPTHS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
-_DEPTHS += ("n_layer", "n_layers")  # settings for the number of layers
-_EXPERTS, _MOST_EXPERTS = ("num_local_experts", "num_experts"), 1024
-_PER_BYTE = 4  # parameters per byte of a file, at most: more than any quantisation packs
-_NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+_DEPTH_SETTINGS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_DEPTH_SETTINGS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
+_DEPTH_SETTINGS += ("n_layer", "n_layers")  # settings for the number of layers
+_EXPERT_SETTINGS, _MAX_EXPERTS = ("num_local_experts", "num_experts"), 1024
+_MAX_PARAMETERS_PER_BYTE = 4  # parameters per byte of a file, at most: more than any quantisation packs
+_BUILD_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
@@ -39,24 +39,26 @@ def read_config(family: Family, settings: Settings, names: Collection[str]) -> M
     _check_counts(settings, len(names))
     try:
         return family.read(settings, names)
-    except _NONSENSE as error:
-        raise UserError(_unfit(settings.source, family.name, error)) from error
+    except _BUILD_ERRORS as error:
+        raise UserError(_mismatch_message(settings.source, family.name, error)) from error
 
 
 def _check_counts(settings: Settings, tensors: int) -> None:
     """Settings that decide how many modules are built must be in proportion to the file."""
     towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model with several
     for values in (settings.values, *towers):
-        for name in (*_DEPTHS, *_EXPERTS):
-            count, most = values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
-            if isinstance(count, int) and count > most:
+        for name in (*_DEPTH_SETTINGS, *_EXPERT_SETTINGS):
+            count, max_count = values.get(name), _MAX_EXPERTS if name in _EXPERT_SETTINGS else tensors
+            if isinstance(count, int) and count > max_count:
                 raise UserError(
                     f"{settings.source}: {name} is {count}, too many for the {tensors} tensors of the file; "
                     "settings and weights do not belong together"
                 )
 
 
-def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
+def uninitialized_model(
+    config: ModelConfig, file_bytes: int, source: str, dtype: torch.dtype | None = None
+) -> nn.Module:
     """Build the model of `config` without allocating weights, for a file of `file_bytes` to fill in `dtype` (None: as
     stored).
 
@@ -64,21 +66,21 @@ def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | No
     """
     try:
         model = outline(config)
-        needed = _numbers(model)
-        if needed <= held * _PER_BYTE:
-            check_loading(source, held if dtype is None else needed * dtype.itemsize, dtype)
+        needed = _count_parameters(model)
+        if needed <= file_bytes * _MAX_PARAMETERS_PER_BYTE:
+            check_loading(source, file_bytes if dtype is None else needed * dtype.itemsize, dtype)
             return model
-    except (*_NONSENSE, ConfigError) as error:
-        raise UserError(_unfit(source, "model", error)) from error
+    except (*_BUILD_ERRORS, ConfigError) as error:
+        raise UserError(_mismatch_message(source, "model", error)) from error
     raise UserError(
-        f"{source}: the configuration needs {needed} parameters, more than {held} bytes can hold; "
+        f"{source}: the configuration needs {needed} parameters, more than {file_bytes} bytes can hold; "
         "settings and weights do not belong together"
     )
 
 
-def _numbers(model: nn.Module) -> int:
+def _count_parameters(model: nn.Module) -> int:
     """Count the numbers that a file stores for a model; tied weights count once."""
-    return sum({id(each): each.numel() for each in model.state_dict(keep_vars=True).values()}.values())
+    return sum({id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}.values())
 
 
 def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
@@ -86,19 +88,19 @@ def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
     remedy = "use a machine with more memory, or a smaller model"
     if dtype == torch.float32:
         remedy = "load it in half the memory with headway.formats.open.open_model(path, torch.bfloat16), or " + remedy
-    check_room(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
+    check_free_memory(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
 
 
-def _unfit(source: str, name: str, error: Exception) -> str:
+def _mismatch_message(source: str, name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"{source}: the settings fit no {name} ({reason}); get the file again"
 
 
 FILE = "model.safetensors"
-QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed
+QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed_weights
 Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
-_BLOCKS, _BLOCKS_A_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each
+_MIN_BLOCK_LIMIT, _BLOCKS_PER_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each
 
 
 def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
@@ -112,15 +114,15 @@ def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: 
     write_tensors(directory / FILE, tensors, header)
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu", known: nn.Module | None = None) -> nn.Module:
+def load_model(directory: Path, device: torch.device | str = "cpu", target: nn.Module | None = None) -> nn.Module:
     """Load the model saved in `directory`, in evaluation mode. On a CPU the weights are memory-mapped and read on use.
     If `target` is an unallocated model of the same configuration, the weights are loaded into it.
     """
     path = Path(directory) / FILE
     tensors, config = read_model(path)
-    model = known
+    model = target
     if model is None or model.config != config:
-        model = undrawn(config, path.stat().st_size, str(path))
+        model = uninitialized_model(config, path.stat().st_size, str(path))
     load_tensors(model, tensors, path)
     return model.to(device).eval()
 
@@ -155,19 +157,21 @@ def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig
     fit.
     """
     try:
-        said = parse_json(metadata.get("config", ""))
-        blocks = _blocks(said)
+        config_data = parse_json(metadata.get("config", ""))
+        blocks = _count_blocks(config_data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None
-    if blocks > _BLOCKS + _BLOCKS_A_TENSOR * tensors:
+    if blocks > _MIN_BLOCK_LIMIT + _BLOCKS_PER_TENSOR * tensors:
         raise UserError(f"{path} declares {blocks:,} blocks but has {tensors:,} tensors; restore it from a copy")
-    return from_dict(ModelConfig, said, f"{path}: model")
+    return from_dict(ModelConfig, config_data, f"{path}: model")
 
 
-def _blocks(said: Any) -> int:
+def _count_blocks(config_data: Any) -> int:
     """Count the blocks in all stacks of a serialised configuration."""
-    if isinstance(said, dict):
-        return sum(len(v) if k == "blocks" and isinstance(v, list) else _blocks(v) for k, v in said.items())
+    if isinstance(config_data, dict):
+        return sum(
+            len(v) if k == "blocks" and isinstance(v, list) else _count_blocks(v) for k, v in config_data.items()
+        )
     return 0
 
 
@@ -176,37 +180,37 @@ def check_version(metadata: dict[str, str], path: Path) -> None:
     if metadata.get("format") != "headway":
         raise UserError(f"{path} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
     if metadata.get("version") != VERSION:
-        found = metadata.get("version")
-        raise UserError(f"{path} has version {found}, but headway reads {VERSION}; install the version that wrote it")
+        version = metadata.get("version")
+        raise UserError(f"{path} has version {version}, but headway reads {VERSION}; install the version that wrote it")
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load `tensors` into the model."""
-    places = dict(named_tensors(model))
-    check_tensors(places, tensors, path)
-    for name, own in places.items():
-        replace_tensor(own, tensors[name].to(own.dtype))
+    model_tensors = dict(named_tensors(model))
+    check_tensors(model_tensors, tensors, path)
+    for name, model_tensor in model_tensors.items():
+        replace_tensor(model_tensor, tensors[name].to(model_tensor.dtype))
 
 
-def replace_tensor(own: Tensor, tensor: Tensor) -> None:
+def replace_tensor(model_tensor: Tensor, tensor: Tensor) -> None:
     """Swap `tensor` into a parameter or buffer, which may be on the meta device. The object stays the same, so ties
     hold.
     """
-    new = nn.Parameter(tensor) if isinstance(own, nn.Parameter) else tensor.detach()
-    vars(new).update(vars(own))  # the slices of a projection
-    swap_tensors(own, new)
+    new = nn.Parameter(tensor) if isinstance(model_tensor, nn.Parameter) else tensor.detach()
+    vars(new).update(vars(model_tensor))  # the slices of a projection
+    swap_tensors(model_tensor, new)
 
 
-def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_tensors(model_tensors: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise UserError naming the first tensor that is missing, unknown or of another shape than the model's."""
-    for name in own:
+    for name in model_tensors:
         if name not in tensors:
             raise UserError(f"{path} lacks tensor {name!r}; {nearest(name, tensors)}")
     for name, tensor in tensors.items():
-        if name not in own:
-            raise UserError(f"{path} has tensor {name!r}, which the model lacks; {nearest(name, own)}")
-        if tensor.shape != own[name].shape:
-            saved, built = tuple(tensor.shape), tuple(own[name].shape)
+        if name not in model_tensors:
+            raise UserError(f"{path} has tensor {name!r}, which the model lacks; {nearest(name, model_tensors)}")
+        if tensor.shape != model_tensors[name].shape:
+            saved, built = tuple(tensor.shape), tuple(model_tensors[name].shape)
             raise UserError(
                 f"{path}: tensor {name!r} has shape {saved}, the model needs {built}; "
                 "load it with the configuration it was saved with"
@@ -215,8 +219,8 @@ def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield parameters and saved buffers by name; tied ones once."""
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        if id(tensor) not in seen_ids:
+            seen_ids.add(id(tensor))
             yield name, tensor

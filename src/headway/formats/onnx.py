@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.processor import FILE as PROCESSOR
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import FILE as PROCESSOR
+from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.formats.durable import write_json
@@ -28,8 +28,8 @@ from headway.nn.mixers.attention import AttentionConfig
 from headway.nn.models import (
     Act,
     Captioner,
-    Encoded,
     EncoderDecoder,
+    ModelFeatures,
     PatchEmbedConfig,
     TokenEmbedConfig,
     TokenInputs,
@@ -45,7 +45,7 @@ from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 SUFFIX = ".onnx"
 LABELS, THRESHOLDS = "labels.json", "thresholds.json"
 INSTALL = "ONNX files need the packages onnx and onnxscript; install headway[onnx]"
-_ONE_FILE = 3 << 29  # bytes of weights in one file; protobuf is limited to 2 GB
+_MAX_FILE_BYTES = 3 << 29  # bytes of weights in one file; protobuf is limited to 2 GB
 _LOGITS = {
     "classes": "text classifier",
     "number": "text regressor",
@@ -54,7 +54,7 @@ _LOGITS = {
 }
 _HEADS = (VocabularyHeadConfig, PooledHeadConfig, DistilledHeadConfig)
 
-Output = Callable[[Encoded], Tensor]
+Output = Callable[[ModelFeatures], Tensor]
 
 
 class Graph(NamedTuple):
@@ -76,21 +76,23 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     `source` names the model in messages. UserError if the model cannot be exported or a file already exists.
     """
     check_onnx()
-    graph = _graph_of(model, usage, source)
-    files = _files(graph.kind, usage, codec)
-    check_places(path, files)
-    program = _exported(graph)
+    graph = _build_graph(model, usage, source)
+    files = _companion_files(graph.kind, usage, codec)
+    check_output_paths(path, files)
+    program = _export(graph)
     context = cast(Transformer, model).config.context
-    said = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
-    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in said.items() if value}
-    program.model.metadata_props.update(told)
+    properties = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
+    metadata = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in properties.items() if value
+    }
+    program.model.metadata_props.update(metadata)
     program.model.producer_name = "headway"
-    large = sum(tensor.nbytes for tensor in model.parameters()) > _ONE_FILE
+    large = sum(tensor.nbytes for tensor in model.parameters()) > _MAX_FILE_BYTES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
-            check_places(path, files)  # again: another program may have written them
+            check_output_paths(path, files)  # again: another program may have written them
             for name, content in files.items():  # before the model, which completes the export
                 write_json(path.parent / name, content)
             for draft in sorted(Path(drafts).iterdir(), reverse=True):  # weights before the file that names them
@@ -109,26 +111,26 @@ def check_onnx() -> None:
         raise UserError(INSTALL) from None
 
 
-def check_places(path: Path, files: Iterable[str]) -> None:
+def check_output_paths(path: Path, files: Iterable[str]) -> None:
     """UserError if the file, or one that goes next to it, already exists."""
-    for place in (path, path.with_name(f"{path.name}.data"), *(path.with_name(name) for name in files)):
-        if place.exists():
-            raise UserError(f"{place} already exists; choose an empty folder, as in out/{path.name}")
+    for candidate in (path, path.with_name(f"{path.name}.data"), *(path.with_name(name) for name in files)):
+        if candidate.exists():
+            raise UserError(f"{candidate} already exists; choose an empty folder, as in out/{path.name}")
 
 
-def _graph_of(model: nn.Module, usage: Usage, source: str) -> Graph:
+def _build_graph(model: nn.Module, usage: Usage, source: str) -> Graph:
     """Build the graph of a model without running it. UserError if it cannot be exported."""
-    other = next((told for kind, told in _OTHERS.items() if isinstance(model, kind)), None)
-    if other is not None or not isinstance(model, Transformer):
-        told = other or f"a {type(model).__name__}"
-        raise UserError(f"{source} is {told}, which cannot be exported to ONNX; use --format hf")
+    unsupported = next((description for kind, description in _UNSUPPORTED.items() if isinstance(model, kind)), None)
+    if unsupported is not None or not isinstance(model, Transformer):
+        description = unsupported or f"a {type(model).__name__}"
+        raise UserError(f"{source} is {description}, which cannot be exported to ONNX; use --format hf")
     _check_parts(model, source)
     if isinstance(model.config.embed, PatchEmbedConfig):
-        return _graph_of_images(model, usage, source)
-    return _graph_of_texts(model)
+        return _image_graph(model, usage, source)
+    return _text_graph(model)
 
 
-_OTHERS: dict[type[nn.Module], str] = {
+_UNSUPPORTED: dict[type[nn.Module], str] = {
     EncoderDecoder: "an encoder-decoder, whose beam search steps through caches",
     Captioner: "a captioner, whose beam search steps through caches",
     TwoTower: "a two-tower model",
@@ -140,9 +142,9 @@ _OTHERS: dict[type[nn.Module], str] = {
 def _check_parts(model: Transformer, source: str) -> None:
     config = model.config
     if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
-        read = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
+        embed_kind = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
         raise UserError(
-            f"{source} takes {read}, and only text and image models can be exported to ONNX; load it with hw.load"
+            f"{source} takes {embed_kind}, and only text and image models can be exported to ONNX; load it with hw.load"
         )
     for number, block in enumerate(config.stack.blocks, 1):
         if not isinstance(block.mixer, AttentionConfig):
@@ -155,18 +157,18 @@ def _check_parts(model: Transformer, source: str) -> None:
                 f"layer {number} of {source} routes tokens to experts, which cannot be exported to ONNX; train without "
                 "experts, or use --format hf"
             )
-    other = next((name for name, head in config.heads.items() if not isinstance(head, _HEADS)), None)
-    if other is not None:
-        raise UserError(f"the head {other!r} of {source} cannot be exported to ONNX; use --format hf")
+    unsupported = next((name for name, head in config.heads.items() if not isinstance(head, _HEADS)), None)
+    if unsupported is not None:
+        raise UserError(f"the head {unsupported!r} of {source} cannot be exported to ONNX; use --format hf")
 
 
-class _OneDocument(Layout):
+class _SingleDocumentLayout(Layout):
     """A layout with one document per row, which a graph cannot detect."""
 
     single = True  # type: ignore[assignment]
 
 
-class _Texts(nn.Module):
+class _TextGraph(nn.Module):
     """From ids, the attention mask, and token types for models that have them."""
 
     def __init__(self, model: Transformer, outputs: Iterable[Output]) -> None:
@@ -174,13 +176,13 @@ class _Texts(nn.Module):
         self.model, self.outputs = model, tuple(outputs)
 
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> tuple[Tensor, ...]:
-        keep = mask > 0
-        layout = _OneDocument(torch.where(keep, keep.long().cumsum(1) - 1, -1))
+        is_token = mask > 0
+        layout = _SingleDocumentLayout(torch.where(is_token, is_token.long().cumsum(1) - 1, -1))
         encoded = self.model(TokenInputs(ids, types), layout)
         return tuple(output(encoded) for output in self.outputs)
 
 
-class _Images(nn.Module):
+class _ImageGraph(nn.Module):
     """From normalised pixels, `length` tokens per image."""
 
     def __init__(self, model: Transformer, outputs: Iterable[Output], length: int) -> None:
@@ -193,51 +195,51 @@ class _Images(nn.Module):
         return tuple(output(encoded) for output in self.outputs)
 
 
-def _graph_of_texts(model: Transformer) -> Graph:
+def _text_graph(model: Transformer) -> Graph:
     config, outputs = model.config, _logits(model)
     causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
     if not causal or "embedding" in config.heads:
         # The vector of unit length that `embed` returns.
         mean = lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
-        outputs["sentence_embedding"] = _of_head(model.heads["embedding"]) if "embedding" in model.heads else mean
+        outputs["sentence_embedding"] = _apply_head(model.heads["embedding"]) if "embedding" in model.heads else mean
     size = 2, min(config.context or 8, 8)
     ids, mask = torch.zeros(size, dtype=torch.long), torch.ones(size, dtype=torch.long)
     example = {"input_ids": ids, "attention_mask": mask, **({"token_type_ids": ids.clone()} if typed else {})}
-    kind = next((told for head, told in _LOGITS.items() if head in config.heads), "text encoder")
+    kind = next((description for head, description in _LOGITS.items() if head in config.heads), "text encoder")
     if causal and "vocabulary" in config.heads:
         kind = "language model"
     axes = tuple({0: "batch", 1: "time"} for _ in example)
-    return Graph(_Texts(model, outputs.values()), example, axes, tuple(outputs), kind)
+    return Graph(_TextGraph(model, outputs.values()), example, axes, tuple(outputs), kind)
 
 
-def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
+def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
     """Build a graph for images of the size that their processor produces. UserError without a processor."""
     if not usage.processor:
         raise UserError(f"{source} has no {PROCESSOR} for preprocessing images; add it")
     embed, outputs = cast(PatchEmbedConfig, model.config.embed), _logits(model)
     size = ImageProcessor.read(usage.processor, f"{source}: {PROCESSOR}").shape or embed.size
-    how = "first" if embed.tokens else "mean"
-    outputs["image_embedding"] = lambda x: F.normalize(pool(x.x, x.layout, how, embed.registers), dim=-1)
+    pooling = "first" if embed.tokens else "mean"
+    outputs["image_embedding"] = lambda x: F.normalize(pool(x.x, x.layout, pooling, embed.registers), dim=-1)
     kind = {"classes": "image classifier", "number": "image regressor"}.get(
         predicting_head(model) or "", "image encoder"
     )
     example = {"pixel_values": torch.zeros(2, embed.channels, *size)}
     rows, columns = embed.grid(size)
-    module = _Images(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
+    module = _ImageGraph(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
     return Graph(module, example, ({0: "batch"},), tuple(outputs), kind)
 
 
 def _logits(model: Transformer) -> dict[str, Output]:
     """Return the heads that output logits: named "logits" if there is one, otherwise by their names."""
     names = [name for name in model.heads if name != "embedding"]
-    return {"logits" if len(names) == 1 else name: _of_head(model.heads[name]) for name in names}
+    return {"logits" if len(names) == 1 else name: _apply_head(model.heads[name]) for name in names}
 
 
-def _of_head(head: nn.Module) -> Output:
+def _apply_head(head: nn.Module) -> Output:
     return lambda encoded: head(encoded.x, encoded.layout)
 
 
-def _exported(graph: Graph) -> Any:
+def _export(graph: Graph) -> Any:
     """Return torch's program of the graph. UserError if its exporter fails."""
     sizes = {name: torch.export.Dim(name, min=1) for axes in graph.axes for name in axes.values()}
     shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes)
@@ -258,32 +260,34 @@ def _exported(graph: Graph) -> Any:
         raise UserError(f"torch's ONNX exporter fails on this model ({reason}); use --format hf") from error
 
 
-def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
+def _companion_files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
     """Return the content of the files next to the graph, by file name."""
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     if usage.processor:
-        found[PROCESSOR] = usage.processor
+        files[PROCESSOR] = usage.processor
     if isinstance(codec, TokenizerCodec):
-        found[TOKENIZER] = json.loads(_framing(codec, kind != "language model").to_str())
+        files[TOKENIZER] = json.loads(_padding_tokenizer(codec, kind != "language model").to_str())
     if usage.labels:
-        found[LABELS] = list(usage.labels)
+        files[LABELS] = list(usage.labels)
     if usage.thresholds:
-        found[THRESHOLDS] = dict(zip(usage.labels, usage.thresholds))
-    return found
+        files[THRESHOLDS] = dict(zip(usage.labels, usage.thresholds))
+    return files
 
 
-def _framing(codec: TokenizerCodec, marked: bool) -> Tokenizer:
+def _padding_tokenizer(codec: TokenizerCodec, add_special_tokens: bool) -> Tokenizer:
     """Return a tokenizer that pads batches and, with `add_special_tokens` and unless it already does so, puts BOS and
     EOS around texts.
     """
     tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
-    names = [None if mark is None else tokenizer.id_to_token(mark) for mark in (codec.begin, codec.end)]
-    begin, end = ([] if name is None else [name] for name in names)
-    if marked and tokenizer.post_processor is None and begin + end:
+    token_names = [
+        None if token_id is None else tokenizer.id_to_token(token_id) for token_id in (codec.bos_id, codec.eos_id)
+    ]
+    bos, eos = ([] if name is None else [name] for name in token_names)
+    if add_special_tokens and tokenizer.post_processor is None and bos + eos:
         tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-            single=[*begin, "$A", *end],
-            pair=[*begin, "$A", *end, "$B:1", *(f"{name}:1" for name in end)],
-            special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*begin, *end}],  # type: ignore[misc]
+            single=[*bos, "$A", *eos],
+            pair=[*bos, "$A", *eos, "$B:1", *(f"{name}:1" for name in eos)],
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*bos, *eos}],  # type: ignore[misc]
         )
     pad = codec.pad or 0  # masked, so any id works
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "")

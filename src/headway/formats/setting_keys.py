@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headway.errors import logger
-from headway.formats.rules import Family
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family
 
 _LOG = logger(__name__)
-_MOST = 8  # unknown settings listed in a warning
+_MAX_REPORTED = 8  # unknown settings listed in a warning
 
 IGNORED = frozenset(
     """
@@ -63,10 +63,10 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 
 def check_fixed(family: Family, settings: Settings) -> None:
     """Raise UserError for a setting with an unsupported value."""
-    for part in _parts(family, settings):
+    for part in _sections(family, settings):
         for name, values in {**FIXED, **family.fixed}.items():
             if name not in family.ignored:
-                part.refuse(name, *values)
+                part.require(name, *values)
 
 
 def known_keys(family: Family) -> set[str]:
@@ -77,23 +77,23 @@ def known_keys(family: Family) -> set[str]:
 def unknown_keys(family: Family, settings: Settings) -> list[str]:
     """Return the settings that are still unaccounted for after `family` has read the file."""
     known = known_keys(family)
-    found = [
+    unknown = [
         part.path + name
-        for part in _parts(family, settings)
+        for part in _sections(family, settings)
         for name, value in part.values.items()
         if name not in known and part.path + name not in settings.used and value is not None
     ]
-    return sorted(found)
+    return sorted(unknown)
 
 
 def report_unknown(family: Family, settings: Settings) -> None:
     """Log one line for settings that neither program knows, except for LeRobot's files, which have no model_type."""
-    found = unknown_keys(family, settings) if "model_type" in settings else []
-    if found:
-        more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    unknown = unknown_keys(family, settings) if "model_type" in settings else []
+    if unknown:
+        more = f" and {len(unknown) - _MAX_REPORTED} more" if len(unknown) > _MAX_REPORTED else ""
         _LOG.warning(
             f"{settings.source} has settings that are unknown for {family.name} models: "
-            f"{', '.join(found[:_MOST])}{more}; they are ignored, as in transformers"
+            f"{', '.join(unknown[:_MAX_REPORTED])}{more}; they are ignored, as in transformers"
         )
 
 
@@ -101,11 +101,11 @@ def with_aliases(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with common names of settings replaced by the family's names: as in transformers, the common name
     takes precedence.
     """
-    common = {own: values[name] for name, own in family.aliases.items() if values.get(name) is not None}
+    common = {canonical: values[name] for name, canonical in family.aliases.items() if values.get(name) is not None}
     return {**{name: value for name, value in values.items() if name not in family.aliases}, **common}
 
 
-def _parts(family: Family, settings: Settings) -> Iterator[Settings]:
+def _sections(family: Family, settings: Settings) -> Iterator[Settings]:
     yield settings
     for name in family.towers:
         yield settings.part(name)

@@ -14,7 +14,7 @@ from headway.nn.parts.positions import RotaryConfig, ScalingConfig
 from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 T = TypeVar("T")
-_TRAINED = "original_max_position_embeddings"
+_TRAINED_CONTEXT = "original_max_position_embeddings"
 
 # How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
 ACTIVATION_NAMES: dict[str, ActivationName] = {
@@ -48,30 +48,30 @@ class Settings:
     used: set[str] = field(default_factory=set, compare=False, repr=False)
     path: str = ""
 
-    def _value(self, name: str) -> Any:
+    def _lookup(self, name: str) -> Any:
         self.used.add(self.path + name)
         return self.values.get(name)
 
     def __contains__(self, name: str) -> bool:
-        return self._value(name) is not None
+        return self._lookup(name) is not None
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """Return a value of a type. UserError if it is absent (or null) without a default, or has another type."""
-        found = self._value(name)
-        if found is None:
+        raw = self._lookup(name)
+        if raw is None:
             if default is None:
                 if name in self.values:
                     raise UserError(f"{self.source}: {name} is null; set a value, or leave it out")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
-        return from_dict(kind, found, f"{self.source}: {name}")
+        return from_dict(kind, raw, f"{self.source}: {name}")
 
     def positive(self, name: str) -> float:
         """Return a number above 0."""
-        found = self.get(name, float)
-        if not 0 < found < math.inf:
-            raise UserError(f"{self.source}: {name} is {found}; it should be above 0")
-        return found
+        number = self.get(name, float)
+        if not 0 < number < math.inf:
+            raise UserError(f"{self.source}: {name} is {number}; it should be above 0")
+        return number
 
     def cap(self, name: str) -> float | None:
         """Return a number above 0, or None if it is absent or null."""
@@ -79,40 +79,40 @@ class Settings:
 
     def optional(self, name: str, kind: type[T]) -> T | None:
         """Return a value of a type, or None if it is absent or null."""
-        found = self._value(name)
-        return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
+        raw = self._lookup(name)
+        return None if raw is None else from_dict(kind, raw, f"{self.source}: {name}")
 
     def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
         """Return the value of the first of several spellings that is present."""
-        there = next((name for name in names if name in self), names[0])
-        return self.get(there, kind, default)
+        spelling = next((name for name in names if name in self), names[0])
+        return self.get(spelling, kind, default)
 
-    def refuse(self, name: str, *expected: Any) -> None:
+    def require(self, name: str, *expected: Any) -> None:
         """Raise UserError if a setting is present with a value that is not supported."""
-        found = self._value(name)
-        if found is not None and found not in expected:
+        actual = self._lookup(name)
+        if actual is not None and actual not in expected:
             known = ", ".join(map(repr, expected)) or "left out"
-            raise UserError(f"{self.source}: {name} is {found!r:.200}, which is not supported; it may be {known}")
+            raise UserError(f"{self.source}: {name} is {actual!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
         """Return an activation by its published name."""
-        found = self.get(name, str, default)
-        if found not in ACTIVATION_NAMES:
-            raise UserError(f"{self.source}: {name} is {found!r}; {nearest(found, ACTIVATION_NAMES)}")
-        return ACTIVATION_NAMES[found]
+        published_name = self.get(name, str, default)
+        if published_name not in ACTIVATION_NAMES:
+            raise UserError(f"{self.source}: {name} is {published_name!r}; {nearest(published_name, ACTIVATION_NAMES)}")
+        return ACTIVATION_NAMES[published_name]
 
     def part(self, name: str) -> Settings:
         """Return the settings nested below a key; empty if it is absent or null."""
-        found = self._value(name) or {}
-        if not isinstance(found, Mapping):
-            raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
-        return Settings(found, f"{self.source}: {name}", self.context, self.used, f"{self.path}{name}.")
+        section = self._lookup(name) or {}
+        if not isinstance(section, Mapping):
+            raise UserError(f"{self.source}: {name} is {section!r}; it should be a mapping of settings")
+        return Settings(section, f"{self.source}: {name}", self.context, self.used, f"{self.path}{name}.")
 
     @property
     def architecture(self) -> str:
         """Class that the file was saved from; empty if the file does not name it."""
-        found = self.values.get("architectures") or [""]
-        return str(found[0])
+        architectures = self.values.get("architectures") or [""]
+        return str(architectures[0])
 
     def rotary(self, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
         """Return rotary positions in the old spelling (rope_theta, rope_scaling), which takes precedence as in
@@ -121,12 +121,12 @@ class Settings:
         Scaling by the length of the sequence is built for `context`, or for the trained length without it.
         """
         scaling = self.part("rope_scaling")
-        given = scaling if scaling.values else self.part("rope_parameters")
-        longest = self.get("max_position_embeddings", int, 2048)
-        original = self.get(_TRAINED, int, given.get(_TRAINED, int, longest))
-        return self._rotary(given, self.get("rope_theta", float, theta), fraction, original)
+        parameters = scaling if scaling.values else self.part("rope_parameters")
+        max_positions = self.get("max_position_embeddings", int, 2048)
+        original = self.get(_TRAINED_CONTEXT, int, parameters.get(_TRAINED_CONTEXT, int, max_positions))
+        return self._rotary(parameters, self.get("rope_theta", float, theta), fraction, original)
 
-    def rotary_of(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
+    def layer_rotary(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
         """Return the rotary positions of a kind of layer (full_attention, ...), whose parameters are nested below its
         name.
 
@@ -134,101 +134,112 @@ class Settings:
         layer.
         """
         kinds = self.part("rope_parameters")
-        given = kinds.part(kind)
-        loose = [name for name, value in kinds.values.items() if not isinstance(value, Mapping) and value is not None]
-        if loose:
+        parameters = kinds.part(kind)
+        stray = [name for name, value in kinds.values.items() if not isinstance(value, Mapping) and value is not None]
+        if stray:
             raise UserError(
-                f"{kinds.source}: {loose[0]} belongs to no kind of layer; put it below full_attention, "
+                f"{kinds.source}: {stray[0]} belongs to no kind of layer; put it below full_attention, "
                 "sliding_attention or both"
             )
-        self.refuse("partial_rotary_factor", 1.0)  # it is read below each kind of layer
+        self.require("partial_rotary_factor", 1.0)  # it is read below each kind of layer
         scaling = self.part("rope_scaling")
         if scaled:
             if "type" in scaling and "rope_type" not in scaling:
                 raise UserError(f"{scaling.source} names no rope_type; write rope_type instead of type")
-            given = replace(given, values={**given.values, **scaling.values})
-        original = given.get(_TRAINED, int, self.get("max_position_embeddings", int, 2048))
-        return self._rotary(given, theta, 1.0, original)
+            parameters = replace(parameters, values={**parameters.values, **scaling.values})
+        original = parameters.get(_TRAINED_CONTEXT, int, self.get("max_position_embeddings", int, 2048))
+        return self._rotary(parameters, theta, 1.0, original)
 
-    def _rotary(self, given: Settings, theta: float, fraction: float, original: int) -> RotaryConfig:
-        base = given.get("rope_theta", float, theta)
-        part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
-        return RotaryConfig(base, part, self._scaling(given, original))
+    def _rotary(self, parameters: Settings, theta: float, fraction: float, original: int) -> RotaryConfig:
+        base = parameters.get("rope_theta", float, theta)
+        part = parameters.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
+        return RotaryConfig(base, part, self._scaling(parameters, original))
 
-    def served(self, rotary: RotaryConfig) -> int:
+    def served_positions(self, rotary: RotaryConfig) -> int:
         """Return how many positions a model with these rotary positions serves; see `rotary`."""
         if isinstance(rotary.scaling, (DynamicScaling, LongRopeScaling)) and rotary.scaling.length:
             return rotary.scaling.length
-        return self.longest("max_position_embeddings")
+        return self.max_positions("max_position_embeddings")
 
-    def longest(self, name: str) -> int:
+    def max_positions(self, name: str) -> int:
         """Return the setting that limits the positions. UserError if `context` is longer."""
-        longest = self.get(name, int)
-        return self._within(longest, longest)
+        limit = self.get(name, int)
+        return self._checked_context(limit, limit)
 
-    def _within(self, default: int, longest: int) -> int:
-        if self.context is not None and self.context > longest:
+    def _checked_context(self, default: int, limit: int) -> int:
+        if self.context is not None and self.context > limit:
             raise UserError(
-                f"{self.source}: a context of {self.context} exceeds the {longest} positions of the model; "
-                f"choose {longest} or fewer"
+                f"{self.source}: a context of {self.context} exceeds the {limit} positions of the model; "
+                f"choose {limit} or fewer"
             )
         return max(default, self.context or default)
 
-    def _scaling(self, given: Settings, original: int) -> ScalingConfig | None:
-        kind = given.first(("rope_type", "type"), str, "default")
-        if kind in ("su", "yarn") and "short_factor" in given:  # earlier names of longrope
+    def _scaling(self, parameters: Settings, original: int) -> ScalingConfig | None:
+        kind = parameters.first(("rope_type", "type"), str, "default")
+        if kind in ("su", "yarn") and "short_factor" in parameters:  # earlier names of longrope
             kind = "longrope"
-        longest = self.get("max_position_embeddings", int, 2048)
+        max_positions = self.get("max_position_embeddings", int, 2048)
         if kind == "default":
             return None
         if kind == "linear":
-            return LinearScaling(given.get("factor", float))
+            return LinearScaling(parameters.get("factor", float))
         if kind == "dynamic":
-            return DynamicScaling(given.get("factor", float), longest, max(longest, self.context or longest))
+            return DynamicScaling(
+                parameters.get("factor", float), max_positions, max(max_positions, self.context or max_positions)
+            )
         if kind == "llama3":
-            low, high = given.get("low_freq_factor", float), given.get("high_freq_factor", float)
-            return Llama3Scaling(given.get("factor", float), original, low, high)
+            low, high = parameters.get("low_freq_factor", float), parameters.get("high_freq_factor", float)
+            return Llama3Scaling(parameters.get("factor", float), original, low, high)
         if kind == "yarn":
-            factor = given.get("factor", float, longest / original)
-            sharpen = given.optional("attention_factor", float)
-            scales = (given.optional("mscale", float), given.optional("mscale_all_dim", float))
-            if sharpen is None and all(scales) and factor > 1:  # DeepSeek's spelling
+            factor = parameters.get("factor", float, max_positions / original)
+            attention_factor = parameters.optional("attention_factor", float)
+            scales = (parameters.optional("mscale", float), parameters.optional("mscale_all_dim", float))
+            if attention_factor is None and all(scales) and factor > 1:  # DeepSeek's spelling
                 over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
-                sharpen = over / under
-            fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
-            return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
+                attention_factor = over / under
+            fast, slow = parameters.get("beta_fast", float, 32.0), parameters.get("beta_slow", float, 1.0)
+            return YarnScaling(factor, original, fast, slow, attention_factor, parameters.get("truncate", bool, True))
         if kind == "longrope":  # short factors for `original` positions, unless `context` is longer
-            short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
-            sharpen, over = given.optional("attention_factor", float), given.optional("factor", float)
-            if sharpen is None and over is not None:
-                sharpen = math.sqrt(1 + math.log(max(over, 1.0)) / math.log(original))
-            length = self._within(original, max(longest, original))
-            return LongRopeScaling(short, long, original, length, sharpen, longest / original)
+            short, long = (tuple(parameters.get(name, list[float])) for name in ("short_factor", "long_factor"))
+            attention_factor, over = (
+                parameters.optional("attention_factor", float),
+                parameters.optional("factor", float),
+            )
+            if attention_factor is None and over is not None:
+                attention_factor = math.sqrt(1 + math.log(max(over, 1.0)) / math.log(original))
+            length = self._checked_context(original, max(max_positions, original))
+            return LongRopeScaling(short, long, original, length, attention_factor, max_positions / original)
         known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-        raise UserError(f"{given.source}: rope_type is {kind!r}; {nearest(kind, known)}")
+        raise UserError(f"{parameters.source}: rope_type is {kind!r}; {nearest(kind, known)}")
 
 
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
     """Return the settings of rotary positions in the new spelling; the reverse of `Settings.rotary`."""
-    found: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     if rotary.fraction != 1.0:
-        found["partial_rotary_factor"] = rotary.fraction
+        parameters["partial_rotary_factor"] = rotary.fraction
     scaling = rotary.scaling
     if isinstance(scaling, LinearScaling):
-        found |= {"rope_type": "linear", "factor": scaling.factor}
+        parameters |= {"rope_type": "linear", "factor": scaling.factor}
     elif isinstance(scaling, DynamicScaling):
-        found |= {"rope_type": "dynamic", "factor": scaling.factor}
+        parameters |= {"rope_type": "dynamic", "factor": scaling.factor}
     elif isinstance(scaling, Llama3Scaling):
-        found |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
-        found |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
+        parameters |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
+        parameters |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
     elif isinstance(scaling, YarnScaling):
-        found |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
-        found |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
-        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+        parameters |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
+        parameters |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        parameters |= {
+            "original_max_position_embeddings": scaling.original,
+            "attention_factor": scaling.attention_factor,
+        }
     elif isinstance(scaling, LongRopeScaling):
-        found |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
-        found |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
-    return {name: value for name, value in found.items() if value is not None}
+        parameters |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
+        parameters |= {
+            "original_max_position_embeddings": scaling.original,
+            "attention_factor": scaling.attention_factor,
+        }
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
@@ -244,4 +255,6 @@ def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
 def published_activation(name: str) -> str:
     """Return the published name of one of headway's activations."""
     preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
-    return preferred.get(name) or next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == name)
+    return preferred.get(name) or next(
+        published for published, activation in ACTIVATION_NAMES.items() if activation == name
+    )

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError, nearest
-from headway.formats.mapped import Mapped, tensor_bytes
+from headway.formats.mapped_file import MappedFile, tensor_bytes
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
-_MOST = 200_000  # tensors per file: models of thousands of experts have fewer
+_MAX_TENSORS = 200_000  # tensors per file: models of thousands of experts have fewer
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -52,7 +52,7 @@ class TensorFile:
 
     def __init__(self, path: Path, remedy: str = "download it again") -> None:
         self.source = str(path)
-        self._file = Mapped(path)
+        self._file = MappedFile(path)
         self.size = self._file.size  # bytes
         self.metadata, self._entries = _Header(self._file, remedy).read()
 
@@ -75,7 +75,7 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 class _Header:
-    def __init__(self, file: Mapped, remedy: str) -> None:
+    def __init__(self, file: MappedFile, remedy: str) -> None:
         self._file, self._remedy = file, remedy
 
     def read(self) -> tuple[dict[str, str], dict[str, TensorEntry]]:
@@ -88,37 +88,37 @@ class _Header:
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             self._fail("has metadata that are not strings")
-        data = 8 + length
-        entries = {name: self._entry(name, given, data) for name, given in header.items()}
-        self._check_order(entries, data)
+        data_start = 8 + length
+        entries = {name: self._entry(name, description, data_start) for name, description in header.items()}
+        self._check_order(entries, data_start)
         return metadata, entries
 
     def _parse(self, text: bytes) -> dict[str, Any]:
-        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            found = dict(pairs)
-            if len(found) < len(pairs):
+        def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            entries = dict(pairs)
+            if len(entries) < len(pairs):
                 counts = Counter(name for name, _ in pairs)
                 self._fail(f"names {counts.most_common(1)[0][0]!r} twice in its header")
-            return found
+            return entries
 
         try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=reject_duplicates)
         except (ValueError, RecursionError) as error:
             self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
             self._fail("has a header that is not a mapping of tensors")
-        if len(header) > _MOST:
-            self._fail(f"has {len(header):,} tensors, more than the limit of {_MOST:,}")
+        if len(header) > _MAX_TENSORS:
+            self._fail(f"has {len(header):,} tensors, more than the limit of {_MAX_TENSORS:,}")
         return header
 
-    def _entry(self, name: str, given: Any, data: int) -> TensorEntry:
-        if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-            self._fail(f"describes tensor {name!r} as {str(given)[:80]}, not with dtype, shape and data_offsets")
-        dtype = DTYPES.get(given["dtype"]) if isinstance(given["dtype"], str) else None
+    def _entry(self, name: str, description: Any, data_start: int) -> TensorEntry:
+        if not isinstance(description, dict) or description.keys() != {"dtype", "shape", "data_offsets"}:
+            self._fail(f"describes tensor {name!r} as {str(description)[:80]}, not with dtype, shape and data_offsets")
+        dtype = DTYPES.get(description["dtype"]) if isinstance(description["dtype"], str) else None
         if dtype is None:
-            self._fail(f"has tensor {name!r} of dtype {str(given['dtype'])[:40]!r}; {nearest('', DTYPES)}")
-        shape, offsets = given["shape"], given["data_offsets"]
-        if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+            self._fail(f"has tensor {name!r} of dtype {str(description['dtype'])[:40]!r}; {nearest('', DTYPES)}")
+        shape, offsets = description["shape"], description["data_offsets"]
+        if not _is_integer_list(shape) or not _is_integer_list(offsets) or len(offsets) != 2:
             self._fail(f"has tensor {name!r} with shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
         start, end = offsets
         size = tensor_bytes(shape, dtype.itemsize)
@@ -126,28 +126,28 @@ class _Header:
             self._fail(f"has tensor {name!r} of shape {str(shape)[:80]}, more than a file can contain")
         if end - start != size:
             self._fail(f"has tensor {name!r} of shape {str(shape)[:80]} in {end - start} bytes instead of {size}")
-        if data + end > self._file.size:
-            self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data + end}")
-        return TensorEntry(dtype, tuple(shape), data + start, size)
+        if data_start + end > self._file.size:
+            self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data_start + end}")
+        return TensorEntry(dtype, tuple(shape), data_start + start, size)
 
-    def _check_order(self, entries: dict[str, TensorEntry], data: int) -> None:
+    def _check_order(self, entries: dict[str, TensorEntry], data_start: int) -> None:
         """Every tensor starts where another ends: no two share bytes, and no bytes are hidden between them."""
-        place = data
+        expected = data_start
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
-            if entry.start != place:
-                word = "overlaps the one before it" if entry.start < place else "leaves a gap before it"
-                self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {place})")
-            place += entry.size
-        if place != self._file.size:
-            self._fail(f"has {self._file.size - place} bytes after its last tensor")
+            if entry.start != expected:
+                word = "overlaps the one before it" if entry.start < expected else "leaves a gap before it"
+                self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {expected})")
+            expected += entry.size
+        if expected != self._file.size:
+            self._fail(f"has {self._file.size - expected} bytes after its last tensor")
 
     def _fail(self, fact: str) -> NoReturn:
         raise UserError(f"{self._file.source} is not a complete safetensors file: it {fact}; {self._remedy}")
 
 
-def _whole(numbers: Any) -> bool:
+def _is_integer_list(values: Any) -> bool:
     """Whether this is a list of integers from 0 (True does not count)."""
-    return isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
+    return isinstance(values, list) and all(type(number) is int and number >= 0 for number in values)
 
 
 class Shards:

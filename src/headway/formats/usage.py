@@ -54,11 +54,11 @@ class Usage:
     @property
     def problem(self) -> ProblemType | None:
         """What the outputs of a classifier mean; None if unknown. UserError for an unknown problem_type."""
-        found = self.settings.get(PROBLEM)
-        if found is not None and found not in get_args(ProblemType):
+        problem = self.settings.get(PROBLEM)
+        if problem is not None and problem not in get_args(ProblemType):
             known = ", ".join(get_args(ProblemType))
-            raise UserError(f"{PROBLEM} is {found!r:.80}, which is not supported; it may be {known}")
-        return found
+            raise UserError(f"{PROBLEM} is {problem!r:.80}, which is not supported; it may be {known}")
+        return problem
 
     @property
     def decisions(self) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Usage:
             return {}
         return dict(zip(self.labels, self.thresholds or (0.5,) * len(self.labels)))
 
-    def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
+    def with_problem_type(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """Return the usage of a model that was trained on this kind of problem."""
         settings = {name: value for name, value in self.settings.items() if name != THRESHOLDS}
         return replace(self, labels=labels, thresholds=(), counts=(), settings={**settings, PROBLEM: problem})
@@ -84,8 +84,8 @@ def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:
         logits = logits.sigmoid()
     elif usage.problem != "regression" and logits.shape[-1] > 1:
         logits = logits.softmax(-1)
-    one = logits.shape[-1] == 1 and usage.problem != "multi_label_classification"
-    return [{"value": row[0]} if one else named(row, usage.labels) for row in logits.tolist()]
+    is_single = logits.shape[-1] == 1 and usage.problem != "multi_label_classification"
+    return [{"value": row[0]} if is_single else name_scores(row, usage.labels) for row in logits.tolist()]
 
 
 def read_usage(directory: Path) -> Usage:
@@ -94,7 +94,7 @@ def read_usage(directory: Path) -> Usage:
     return from_dict(Usage, read_json(path), str(path)) if path.is_file() else Usage()
 
 
-def named(values: Sequence[float], labels: Sequence[str]) -> dict[str, float]:
+def name_scores(values: Sequence[float], labels: Sequence[str]) -> dict[str, float]:
     """Return a head's values by class name, in descending order. UserError if names are missing."""
     names = list(labels) or [f"LABEL_{number}" for number in range(len(values))]
     if len(names) != len(values):

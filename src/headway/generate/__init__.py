@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.generate.courses import Course, Next, Told, step_together
+    from headway.generate.coroutines import DecodingCoroutine, NextTokens, StepOutput, step_together
     from headway.generate.sampling import GREEDY, Sampler, Sampling
-    from headway.generate.scheduler import FullError, Request, Rule, Said, Scheduler, SchedulerState
+    from headway.generate.scheduler import FullError, Request, Rule, SampleOutput, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
     from headway.generate.search import (
         Constraint,
         Hypothesis,
         SearchConfig,
         beam_search,
-        drawing,
-        searching,
+        sample_steps,
+        search_steps,
         translate_ids,
     )
     from headway.generate.session import Completion, Event, Limits, Session
@@ -27,47 +27,47 @@ __all__ = [
     "GREEDY",
     "Completion",
     "Constraint",
-    "Course",
+    "DecodingCoroutine",
     "Event",
     "FullError",
     "Hypothesis",
     "Limits",
     "Nats",
-    "Next",
+    "NextTokens",
     "Request",
     "Rule",
-    "Said",
+    "SampleOutput",
     "Sampler",
     "Sampling",
     "Scheduler",
     "SchedulerState",
     "SearchConfig",
     "Session",
-    "Told",
+    "StepOutput",
     "beam_search",
     "check_draft",
-    "drawing",
+    "sample_steps",
     "score_ids",
     "score_targets",
-    "searching",
+    "search_steps",
     "step_together",
     "strided_nats",
     "translate_ids",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
-        ".courses": ("Course", "Next", "Told", "step_together"),
+        ".coroutines": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
-        ".scheduler": ("FullError", "Request", "Rule", "Said", "Scheduler", "SchedulerState"),
+        ".scheduler": ("FullError", "Request", "Rule", "SampleOutput", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
         ".search": (
             "Constraint",
             "Hypothesis",
             "SearchConfig",
             "beam_search",
-            "drawing",
-            "searching",
+            "sample_steps",
+            "search_steps",
             "translate_ids",
         ),
         ".session": ("Completion", "Event", "Limits", "Session"),

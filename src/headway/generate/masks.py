@@ -37,10 +37,10 @@ class MaskBudget:
         self._seconds += seconds
         if seconds > MASK_SECONDS:
             raise _slow()
-        if self._seconds > (most := _TOTAL + _PER_TOKEN * self.masks):
+        if self._seconds > (limit := _TOTAL + _PER_TOKEN * self.masks):
             raise UserError(
                 f"the token masks of this response format took {self._seconds:.2f} s for {self.masks} tokens, over the "
-                f"limit of {most:.2f} s; use a simpler format"
+                f"limit of {limit:.2f} s; use a simpler format"
             )
 
 
@@ -50,7 +50,7 @@ def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
     waiting = [index for index, budget in enumerate(budgets) if budget is not None]
     while waiting:
         job = _Job([(index, budget) for index in waiting if (budget := budgets[index]) is not None], failed)
-        late = _own_thread().run(job)
+        late = _mask_thread().run(job)
         waiting = [] if late is None else waiting[waiting.index(late) + 1 :]
     return failed
 
@@ -63,7 +63,7 @@ class _Job:
         self._budgets, self._failed = budgets, failed
         self._lock = threading.Lock()
         self._current: tuple[int, float] | None = None  # index, and the thread's clock at its start
-        self._left = False
+        self._abandoned = False
         self._clock: Callable[[], float] = time.monotonic
 
     def run(self) -> bool:
@@ -86,7 +86,7 @@ class _Job:
                 self.done.put(fault)
                 return True
             with self._lock:
-                if self._left:
+                if self._abandoned:
                     return False
                 try:
                     budget.spend(self._clock() - began)
@@ -103,12 +103,12 @@ class _Job:
         current = self._current
         return 0.0 if current is None else self._clock() - current[1]
 
-    def give_up(self) -> int | None:
+    def abandon(self) -> int | None:
         """The index of the late mask, which fails and ends the wait for this job; None if no mask is late."""
         with self._lock:
             if self._current is None or self.used() <= MASK_SECONDS:
                 return None
-            self._left = True
+            self._abandoned = True
             self._failed[self._current[0]] = _slow()
             return self._current[0]
 
@@ -127,7 +127,7 @@ class _MaskThread:
             try:
                 fault = job.done.get(timeout=max(_POLL, MASK_SECONDS - job.used()))
             except Empty:
-                late = job.give_up()
+                late = job.abandon()
                 if late is not None:
                     _late.add(1)
                     _threads.own = None
@@ -161,12 +161,12 @@ _late = _Count()
 _threads = threading.local()
 
 
-def _own_thread() -> _MaskThread:
+def _mask_thread() -> _MaskThread:
     """The mask thread of the calling thread."""
-    found = getattr(_threads, "own", None)
-    if found is None:
-        found = _threads.own = _MaskThread()
-    return found
+    thread = getattr(_threads, "own", None)
+    if thread is None:
+        thread = _threads.own = _MaskThread()
+    return thread
 
 
 def _slow() -> UserError:

@@ -31,7 +31,7 @@ def device_of(model: Generative | nn.Module) -> torch.device:
 def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
     """Raise UserError for a prompt that is empty, contains unknown ids, or leaves no position for a new token."""
     context = context_of(model)
-    check_ids("prompt", prompts, model.config.symbols)
+    check_ids("prompt", prompts, model.config.vocab_size)
     for prompt in prompts:
         if not len(prompt):
             raise UserError("a prompt of 0 tokens cannot be continued; start it with the tokenizer's bos token")
@@ -50,8 +50,10 @@ def check_images(model: Generative, images: Sequence[Source]) -> None:
     for image in images:
         shape = tuple(image.shape) if isinstance(image, Tensor) and image.is_floating_point() else None
         if shape is None or len(shape) != 3 or shape[0] != channels:
-            found = "token ids" if shape is None else f"an array of shape {shape}"
-            raise UserError(f"a source is {found}, but this model reads images; pass Float[{channels}, height, width]")
+            content = "token ids" if shape is None else f"an array of shape {shape}"
+            raise UserError(
+                f"a source is {content}, but this model reads images; pass Float[{channels}, height, width]"
+            )
     sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(sizes) > 1:
         raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); pass one size per call")
@@ -61,27 +63,27 @@ def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
     """Raise UserError for a source with unknown ids or longer than the encoder's context."""
     if not isinstance(model.config, EncoderDecoderConfig):
         raise UserError("this model takes no sources; remove sources")
-    encoder, longest = model.config.encoder, max(map(len, sources), default=0)
-    if not encoder.symbols:
+    encoder, max_length = model.config.encoder, max(map(len, sources), default=0)
+    if not encoder.vocab_size:
         raise UserError("this model's encoder takes audio, not token ids; use transcribe")
-    check_ids("source", sources, encoder.symbols)
-    if encoder.context is not None and longest > encoder.context:
+    check_ids("source", sources, encoder.vocab_size)
+    if encoder.context is not None and max_length > encoder.context:
         raise UserError(
-            f"a source of {longest} tokens exceeds the context of {encoder.context}; split it into shorter ones"
+            f"a source of {max_length} tokens exceeds the context of {encoder.context}; split it into shorter ones"
         )
 
 
-def check_ids(what: str, rows: Sequence[Ids], symbols: int) -> None:
+def check_ids(kind: str, rows: Sequence[Ids], vocab_size: int) -> None:
     """Raise UserError for an id outside the vocabulary."""
     for row in rows:
-        wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < symbols), None)
+        wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < vocab_size), None)
         if wrong is not None:
             raise UserError(
-                f"a {what} contains the id {wrong}; this model has ids 0 to {symbols - 1}, use its own tokenizer"
+                f"a {kind} contains the id {wrong}; this model has ids 0 to {vocab_size - 1}, use its own tokenizer"
             )
 
 
-def check_number(log_probability: float) -> None:
+def check_not_nan(log_probability: float) -> None:
     """Raise UserError if a model outputs NaN, which must not pass for text."""
     if math.isnan(log_probability):
         raise UserError("the model outputs NaN instead of probabilities; use a checkpoint with valid weights")
@@ -115,7 +117,7 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def evaluating(model: Generative | nn.Module) -> Iterator[None]:
+def evaluation_mode(model: Generative | nn.Module) -> Iterator[None]:
     """Disable dropout; restore the mode afterwards. A model in evaluation mode is left alone: setting the mode of each
     submodule takes a tenth of a small model's step.
     """

@@ -19,47 +19,47 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.data.order import GOLDEN, mixed
+from headway.arguments import check_fields, format_value
+from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
-from headway.given import check_fields, shown
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
-    from headway.generate.tables import DrawTable
+    from headway.generate.sampling_table import SamplingTable
 
-_MANY = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even for logits of torch
+_LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even for logits of torch
 _NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is seldom larger, and sorting the vocabulary is slow
-_COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
 
 
-def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
+def argmax(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
     """The most probable token of each row, the first of equal ones."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1).indices
     return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as fast as torch's
 
 
-def draw(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+def sample(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Sample a token per row: the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
 
     Rows with a NaN or +inf have no distribution; their token is arbitrary. A token of weight 0 is never sampled,
     because the target stays below the total.
     """
-    heights = weigh(logits, filters).cumsum(-1)
-    whole = heights[:, -1:]
-    target = torch.minimum(uniform[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    cumulative = weigh(logits, filters).cumsum(-1)
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
 
 def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C"]:
     """Unnormalised probabilities, 0 for tokens that the filters drop."""
-    logits = logits / min(max(filters.temperature, _COLDEST), _HOTTEST)
+    logits = logits / min(max(filters.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
     if filters.top_k is not None and filters.top_k < logits.shape[-1]:
-        least = logits.topk(filters.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
+        threshold = logits.topk(filters.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -math.inf)
     if filters.min_p > 0:
-        least = logits.amax(-1, keepdim=True) + math.log(filters.min_p)
-        logits = logits.masked_fill(logits < least, -math.inf)
+        threshold = logits.amax(-1, keepdim=True) + math.log(filters.min_p)
+        logits = logits.masked_fill(logits < threshold, -math.inf)
     weights = logits.softmax(-1)
     if filters.top_p < 1:
         weights = weights.masked_fill(weights < _nucleus(weights, filters.top_p), 0.0)
@@ -68,14 +68,14 @@ def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C
 
 def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
     """The smallest weight in each row's nucleus."""
-    symbols = weights.shape[-1]
-    count = min(_NUCLEUS, symbols)
+    vocab_size = weights.shape[-1]
+    count = min(_NUCLEUS, vocab_size)
     while True:
         largest = weights.topk(count).values
         inside = largest.cumsum(-1) - largest < top_p
-        if count == symbols or not bool(inside[:, -1].any()):
+        if count == vocab_size or not bool(inside[:, -1].any()):
             return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
-        count = symbols
+        count = vocab_size
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ class Sampling:
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "an integer of at least 1, or None")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and up to 1")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
-        good = 0 < self.repetition_penalty < math.inf
-        _check(good, "repetition_penalty", self.repetition_penalty, "a number above 0; 1 changes nothing")
+        valid = 0 < self.repetition_penalty < math.inf
+        _check(valid, "repetition_penalty", self.repetition_penalty, "a number above 0; 1 changes nothing")
         for name in ("presence_penalty", "frequency_penalty"):
             _check(
                 -2 <= getattr(self, name) <= 2, name, getattr(self, name), "a number from -2 to 2; 0 changes nothing"
             )
-        for symbol, bias in (self.logit_bias or {}).items():
-            whole = isinstance(symbol, int) and not isinstance(symbol, bool) and symbol >= 0
-            _check(whole, "an id of logit_bias", shown(symbol), "an integer of at least 0")
-            number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
-            _check(number, f"the logit_bias of {symbol}", shown(bias), "a number from -100 to 100")
+        for token, bias in (self.logit_bias or {}).items():
+            is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+            _check(is_id, "an id of logit_bias", format_value(token), "an integer of at least 0")
+            is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
+            _check(is_bias, f"the logit_bias of {token}", format_value(bias), "a number from -100 to 100")
 
     @property
     def adjusts(self) -> bool:
@@ -128,17 +128,17 @@ class Sampling:
         penalties = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         return penalties or bool(self.logit_bias)
 
-    def check_symbols(self, symbols: int) -> None:
+    def check_vocab_size(self, vocab_size: int) -> None:
         """Raise UserError for a bias of an id that is not below `vocab_size`."""
         largest = max(self.logit_bias or (), default=0)
-        if largest >= symbols:
+        if largest >= vocab_size:
             raise UserError(
-                f"logit_bias contains the id {largest}; this model has ids 0 to {symbols - 1}, use one of these"
+                f"logit_bias contains the id {largest}; this model has ids 0 to {vocab_size - 1}, use one of these"
             )
 
 
-def _check(truth: bool, name: str, value: object, wanted: str) -> None:
-    if not truth:
+def _check(valid: bool, name: str, value: object, wanted: str) -> None:
+    if not valid:
         raise ConfigError(f"{name} is {value}; use {wanted}")
 
 
@@ -147,14 +147,14 @@ GREEDY = Sampling(temperature=0.0)
 
 def uniforms(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """A 24-bit number in [0, 1) per row, from its key (as in `Sampler.keys`) and its step; both uint64 [B]."""
-    drawn = mixed(keys + np.uint64(GOLDEN) * steps) >> np.uint64(40)
-    return drawn.astype(np.float32) * np.float32(2.0**-24)
+    bits = splitmix64(keys + np.uint64(GOLDEN_GAMMA) * steps) >> np.uint64(40)
+    return bits.astype(np.float32) * np.float32(2.0**-24)
 
 
-class _Counted(NamedTuple):
+class _PenaltyCounts(NamedTuple):
     """What the penalties count per row, None where no penalty needs it."""
 
-    seen: Bool[Tensor, "B C"] | None  # tokens of the prompt and the output
+    present: Bool[Tensor, "B C"] | None  # tokens of the prompt and the output
     counts: Float[Tensor, "B C"] | None  # occurrences in the output
 
 
@@ -169,7 +169,7 @@ class Sampler:
         sampling: Sampling,
         keys: Sequence[int],
         prompts: Sequence[Sequence[int]],
-        symbols: int,
+        vocab_size: int,
         device: torch.device | str = "cpu",
         pool: Pool | None = None,
     ) -> None:
@@ -178,26 +178,26 @@ class Sampler:
         """
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.keys = mixed((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN))
+        self.keys = splitmix64((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN_GAMMA))
         self.pool, self.table = pool, None
-        seen = counts = self._bias = None
-        self._said = _Counted(seen, counts)
-        if pool is not None or (torch.device(device).type == "cpu" and symbols >= _MANY):
-            from headway.generate.tables import DrawTable  # imports LLVM, which torch does not need
+        present = counts = self._bias = None
+        self._counted = _PenaltyCounts(present, counts)
+        if pool is not None or (torch.device(device).type == "cpu" and vocab_size >= _LARGE_VOCAB):
+            from headway.generate.sampling_table import SamplingTable  # imports LLVM, which torch does not need
 
-            self.table = DrawTable(sampling, prompts)
+            self.table = SamplingTable(sampling, prompts)
             return
         if sampling.repetition_penalty != 1.0:
-            seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
-            for row, prompt in zip(seen, prompts):
+            present = torch.zeros(len(keys), vocab_size, dtype=torch.bool, device=device)
+            for row, prompt in zip(present, prompts):
                 row[torch.tensor(prompt, dtype=torch.long, device=device)] = True
         if sampling.presence_penalty or sampling.frequency_penalty:
-            counts = torch.zeros(len(keys), symbols, device=device)
+            counts = torch.zeros(len(keys), vocab_size, device=device)
         if sampling.logit_bias:
-            self._bias = torch.zeros(symbols, device=device)
-            for symbol, bias in sampling.logit_bias.items():
-                self._bias[symbol] = bias
-        self._said = _Counted(seen, counts)
+            self._bias = torch.zeros(vocab_size, device=device)
+            for token, bias in sampling.logit_bias.items():
+                self._bias[token] = bias
+        self._counted = _PenaltyCounts(present, counts)
 
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next token of each row, and its log probability without penalties at temperature 1."""
@@ -211,61 +211,61 @@ class Sampler:
         # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
 
-    def foresee(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
+    def sample_ahead(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
         """What `pick` would sample for the only row at a later step, after `after`, from these logits, which may cover
         a smaller vocabulary. Changes nothing.
         """
         if self.table is not None:
             return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
-        now = self._said
+        now = self._counted
         if self.sampling.adjusts and after:
-            self._said = _Counted(*(None if part is None else part.clone() for part in now))
+            self._counted = _PenaltyCounts(*(None if part is None else part.clone() for part in now))
             self.add(torch.tensor([after], device=logits.device))
-        adjusted, self._said = self._adjusted(logits.float()), now
+        adjusted, self._counted = self._adjusted(logits.float()), now
         return int(self._choose(adjusted, step)[0])
 
-    def add(self, symbols: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
+    def add(self, tokens: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
         """Count the tokens that each row has generated."""
         if self.table is not None:
-            self.table.add(symbols.tolist())
+            self.table.add(tokens.tolist())
             return
-        symbols = symbols.view(len(symbols), -1)
-        if self._said.seen is not None:
-            self._said.seen.scatter_(1, symbols, True)
-        if self._said.counts is not None:
-            self._said.counts.scatter_add_(1, symbols, torch.ones(symbols.shape, device=symbols.device))
+        tokens = tokens.view(len(tokens), -1)
+        if self._counted.present is not None:
+            self._counted.present.scatter_(1, tokens, True)
+        if self._counted.counts is not None:
+            self._counted.counts.scatter_add_(1, tokens, torch.ones(tokens.shape, device=tokens.device))
 
     def _by_table(
-        self, table: DrawTable, logits: Float[Tensor, "B C"], step: int
+        self, table: SamplingTable, logits: Float[Tensor, "B C"], step: int
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
-        chosen = table.choose(logits, uniform, self.pool)
-        return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs).float()
+        chosen = table.sample(logits, uniform, self.pool)
+        return torch.from_numpy(chosen.tokens), torch.from_numpy(chosen.logprobs).float()
 
     def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Logits of the vocabulary, or of its first ids, after penalties and bias; the input itself without any."""
-        sampling, symbols = self.sampling, logits.shape[-1]
-        if self._said.seen is not None:
-            places = self._said.seen[:, :symbols].nonzero(as_tuple=True)
-            found, penalty = logits[places], sampling.repetition_penalty
-            logits = logits.index_put(places, torch.where(found > 0, found / penalty, found * penalty))
-        if self._said.counts is not None:
-            counts = self._said.counts[:, :symbols]
+        sampling, vocab_size = self.sampling, logits.shape[-1]
+        if self._counted.present is not None:
+            indices = self._counted.present[:, :vocab_size].nonzero(as_tuple=True)
+            penalised, penalty = logits[indices], sampling.repetition_penalty
+            logits = logits.index_put(indices, torch.where(penalised > 0, penalised / penalty, penalised * penalty))
+        if self._counted.counts is not None:
+            counts = self._counted.counts[:, :vocab_size]
             logits = logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
-        return logits if self._bias is None else logits + self._bias[:symbols]
+        return logits if self._bias is None else logits + self._bias[:vocab_size]
 
     def _choose(self, logits: Float[Tensor, "B C"], step: int) -> Int[Tensor, "B"]:
         if self.sampling.temperature == 0:
-            return likeliest(logits)
+            return argmax(logits)
         uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
-        return draw(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
+        return sample(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Continue with these rows only."""
         self.keys = self.keys[rows.numpy(force=True)]
         if self.table is not None:
             self.table = self.table.select(rows.tolist())
-        self._said = _Counted(*(None if part is None else part[rows] for part in self._said))
+        self._counted = _PenaltyCounts(*(None if part is None else part[rows] for part in self._counted))
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:

@@ -13,24 +13,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.arguments import check_fields
 from headway.codecs import Codec
-from headway.engine import Engine, Piece
+from headway.engine import Engine, RowChunk
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Chooser, Chosen, Rule, StepChoice, choose, score_tokens
-from headway.generate.prefixes import Prefixes
-from headway.generate.prompts import Ids, check_ids, check_number, check_prompts, context_of
+from headway.generate.fairness import FairQueue, Sample
+from headway.generate.prefix_cache import PrefixCache
+from headway.generate.prompts import Ids, check_ids, check_not_nan, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.score import TokenScore
+from headway.generate.sequence_sampler import (
+    Rule,
+    SampledToken,
+    SequenceSampler,
+    StepSampling,
+    sample_rows,
+    score_tokens,
+)
 from headway.generate.session import Continuation, FinishReason, Limits
-from headway.generate.turns import Copy, FairQueue
-from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 
-_CHECKED = 16  # tokens of a step up to which guesses are added: more would slow down other sequences
+_MAX_SPECULATED = 16  # tokens of a step up to which guesses are added: more would slow down other sequences
 _SHARE = 4  # the cache takes 1 / _SHARE of the free memory by default
-_UNKNOWN = 1 << 30  # bytes for the cache if the system does not report free memory
+_DEFAULT_CACHE = 1 << 30  # bytes for the cache if the system does not report free memory
 
 
 class FullError(UserError):
@@ -46,7 +53,7 @@ class Request:
     prompt: Ids
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
-    copies: int = 1
+    n: int = 1
     rule: Callable[[], Rule] | None = None  # makes one per sample
     top: int = 0  # number of most probable tokens to report with each token
     owner: str = ""  # requests of one owner share prefixes; time is shared fairly between owners
@@ -55,8 +62,8 @@ class Request:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.copies < 1:
-            raise ConfigError(f"n is {self.copies}; use an integer of at least 1")
+        if self.n < 1:
+            raise ConfigError(f"n is {self.n}; use an integer of at least 1")
         for name, top in (("top", self.top), ("prompt_top", self.prompt_top or 0)):
             if top < 0:
                 raise ConfigError(f"{name} is {top}; use an integer of at least 0")
@@ -65,25 +72,25 @@ class Request:
         """Raise UserError for a prompt that this model cannot process, or that leaves no position for new tokens."""
         prompt = self.prompt
         if not self.generates and len(prompt) > 1:  # the last token is only scored
-            check_ids("prompt", [prompt], model.config.symbols)
+            check_ids("prompt", [prompt], model.config.vocab_size)
             prompt = prompt[:-1]
         check_prompts(model, [prompt])
 
 
-class Said(NamedTuple):
+class SampleOutput(NamedTuple):
     """Output of one step for one sample of a request. `id` is None if the sample ended without a new token; the last
     output has a `reason`.
     """
 
     ticket: int
-    copy: int
+    sample: int
     id: int | None
     text: str  # final text; never ends within a character or contains part of a stop string
     logprob: float  # of the token, in nats, before temperature and penalties
     top: list[tuple[int, float]]  # the most probable tokens and their log probabilities, in decreasing order
     reason: FinishReason | None
     error: UserError | None = None  # why it ended if the model output NaN or its rule failed
-    known: int = 0  # prompt tokens that were cached each time this sample started
+    cached_tokens: int = 0  # prompt tokens that were cached each time this sample started
     scores: Sequence[TokenScore] = ()  # of the prompt's tokens from the second on, in the first output
 
 
@@ -125,27 +132,27 @@ class Scheduler:
         """At most `slots` sequences run and `waiting` requests queue at once. Keys and values take at most
         `cache_memory` bytes (None: a quarter of the free memory). A step processes at most `step_tokens` prompt tokens.
         """
-        numbers = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
-        for name, number in numbers.items():
-            if number is not None and number < 1:
-                raise UserError(f"{name} is {number}; use an integer of at least 1")
+        settings = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
+        for name, setting in settings.items():
+            if setting is not None and setting < 1:
+                raise UserError(f"{name} is {setting}; use an integer of at least 1")
         if isinstance(engine.model, EncoderDecoder):
             raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
-        self._engine, self._codec, self._slots, self._most_waiting = engine, codec, slots, waiting
+        self._engine, self._codec, self._slots, self._max_waiting = engine, codec, slots, waiting
         self._step_tokens = step_tokens
         # A recurrent model processes a chunk token by token, and each token takes as long as a step of all rows.
-        self._longest = step_tokens if engine.extends else max(1, step_tokens // _CHECKED)
+        self._max_chunk = step_tokens if engine.extends else max(1, step_tokens // _MAX_SPECULATED)
         free = free_bytes(torch.device("cpu")) if cache_memory is None else None
-        engine.limit_cache(cache_memory or (_UNKNOWN if free is None else free // _SHARE))
+        engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
         [self._blank] = engine.open(count=1).rows  # the state in which every row starts
         self._store = self._blank.store
-        whole = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
-        self._prefixes = Prefixes(self._store) if whole else None
+        shareable = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
+        self._prefixes = PrefixCache(self._store) if shareable else None
         self._lock = threading.Lock()  # guards the queue and the tickets
-        self._turns = FairQueue()
-        self._running: list[Copy] = []
+        self._queue = FairQueue()
+        self._running: list[Sample] = []
         self._ticket = 0
-        self._unbegun: set[int] = set()  # requests without a started sample
+        self._unstarted: set[int] = set()  # requests without a started sample
         self._cancelled: set[int] = set()
         self._counts = dict.fromkeys(SchedulerState._fields, 0)
 
@@ -153,261 +160,299 @@ class Scheduler:
         """Queue a request and return its ticket. Raises UserError for an invalid request, FullError if the queue is
         full.
         """
-        symbols = self._engine.config.symbols
+        vocab_size = self._engine.config.vocab_size
         request.check(self._engine)
-        request.sampling.check_symbols(symbols)
-        if (top := max(request.top, request.prompt_top or 0)) > symbols:
-            raise UserError(f"top is {top}, over this model's vocabulary of {symbols}; use a smaller number")
+        request.sampling.check_vocab_size(vocab_size)
+        if (top := max(request.top, request.prompt_top or 0)) > vocab_size:
+            raise UserError(f"top is {top}, over this model's vocabulary of {vocab_size}; use a smaller number")
         prompt, context = list(request.prompt), context_of(self._engine)
-        copies = []
-        for number, key in enumerate(row_keys([prompt] * request.copies)):
-            said = Continuation(self._codec, prompt, request.limits, context)
+        samples = []
+        for number, key in enumerate(row_keys([prompt] * request.n)):
+            continuation = Continuation(self._codec, prompt, request.limits, context)
             if number == 0:
-                self._check_room(len(prompt), said.limit)
+                self._check_capacity(len(prompt), continuation.limit)
             rule = None if request.rule is None else request.rule()
-            sampler = Sampler(request.sampling, [key], [prompt], symbols, pool=self._engine.pool)
-            chooser = Chooser(sampler, rule, request.top, symbols)
-            copies.append(Copy(number, request.owner, prompt, said, chooser, request.prompt_top, request.generates))
+            sampler = Sampler(request.sampling, [key], [prompt], vocab_size, pool=self._engine.pool)
+            sequence_sampler = SequenceSampler(sampler, rule, request.top, vocab_size)
+            samples.append(
+                Sample(
+                    number, request.owner, prompt, continuation, sequence_sampler, request.prompt_top, request.generates
+                )
+            )
         with self._lock:
-            if len(self._unbegun) >= self._most_waiting:
-                raise FullError(f"the queue is full with {self._most_waiting} requests; retry later")
+            if len(self._unstarted) >= self._max_waiting:
+                raise FullError(f"the queue is full with {self._max_waiting} requests; retry later")
             self._ticket += 1
-            self._unbegun.add(self._ticket)
-            for copy in copies:
-                copy.ticket = self._ticket
-                self._turns.add(copy)
+            self._unstarted.add(self._ticket)
+            for sample in samples:
+                sample.ticket = self._ticket
+                self._queue.add(sample)
             return self._ticket
 
     def cancel(self, ticket: int) -> None:
         """Drop a request; its blocks are freed at the next step."""
         with self._lock:
-            self._turns.drop({ticket})
-            self._unbegun.discard(ticket)
+            self._queue.drop({ticket})
+            self._unstarted.discard(ticket)
             self._cancelled.add(ticket)
 
     def state(self) -> SchedulerState:
         """The state after the last step, with the current number of waiting samples."""
         with self._lock:
-            return SchedulerState(**{**self._counts, "waiting": len(self._turns), "most_blocks": self._store.most})
+            return SchedulerState(
+                **{**self._counts, "waiting": len(self._queue), "most_blocks": self._store.max_blocks}
+            )
 
-    def step(self) -> list[Said]:
+    def step(self) -> list[SampleOutput]:
         """Run one step of the engine; return no outputs if no request is active."""
         with self._lock:
-            for copy in [copy for copy in self._running if copy.ticket in self._cancelled]:
-                self._close(copy)
-            self._turns.drop(self._cancelled)  # they may have been preempted since
+            for sample in [sample for sample in self._running if sample.ticket in self._cancelled]:
+                self._close(sample)
+            self._queue.drop(self._cancelled)  # they may have been preempted since
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
-        said = []
+        outputs = []
         if planned:
-            choosing = _choosing(planned)
-            choice = StepChoice([copy.chooser for copy, _ in choosing], [place for _, place in choosing])
-            logits = self._engine.compute(list(planned.values()), choice.choosing)
-            said = self._take(planned, logits, choosing, choice.found())
+            sampling_rows = _rows_to_sample(planned)
+            step_sampling = StepSampling(
+                [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
+            )
+            logits = self._engine.compute(list(planned.values()), step_sampling.batch)
+            outputs = self._collect(planned, logits, sampling_rows, step_sampling.outcomes())
         with self._lock:
-            for copy, piece in planned.items():
-                self._turns.charge(copy.owner, len(piece.ids))
-            self._turns.forget({copy.owner for copy in self._running})
-            self._counts["running"], self._counts["blocks"] = len(self._running), self._store.held
-        return said
+            for sample, chunk in planned.items():
+                self._queue.charge(sample.owner, len(chunk.ids))
+            self._queue.forget({sample.owner for sample in self._running})
+            self._counts["running"], self._counts["blocks"] = len(self._running), self._store.used
+        return outputs
 
-    def _blocks(self, symbols: int) -> int:
+    def _blocks(self, tokens: int) -> int:
         """The maximum number of blocks that a row of `tokens` tokens holds at once."""
-        window, blocks = self._store.window, -(-symbols // BLOCK)
+        window, blocks = self._store.window, -(-tokens // BLOCK)
         return blocks if window is None else min(blocks, (window + self._step_tokens) // BLOCK + 2)
 
-    def _check_room(self, prompt: int, new: int) -> None:
-        most = self._store.most
+    def _check_capacity(self, prompt: int, new: int) -> None:
+        max_blocks = self._store.max_blocks
         needed = self._blocks(prompt + new - 1) if self._store.size else 0
-        if most is not None and needed > most:
+        if max_blocks is not None and needed > max_blocks:
             raise UserError(
                 f"a prompt of {prompt} tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, over the cache's {most * self._store.size:,}; request fewer or enlarge the cache"
+                f"values, over the cache's {max_blocks * self._store.size:,}; request fewer or enlarge the cache"
             )
 
     def _admit(self) -> None:
         """Start the next samples in fair order while there are slots and blocks for their prompts."""
-        while len(self._running) < self._slots and (copy := self._turns.next()) is not None:
-            leader = next((one for one in self._running if one.ticket == copy.ticket and one.reads_prompt), None)
+        while len(self._running) < self._slots and (sample := self._queue.next()) is not None:
+            leader = next(
+                (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
+            )
             if leader is not None:
-                leader.followers.append(copy)
+                leader.followers.append(sample)
             else:
                 blocks: list[int] = []
-                if self._prefixes is not None and not copy.scores_prompt:  # scores need the prompt's logits
-                    blocks = self._prefixes.find(copy.owner, copy.ids)
-                if not self._fits(copy, blocks):
+                if self._prefixes is not None and not sample.scores_prompt:  # scores need the prompt's logits
+                    blocks = self._prefixes.find(sample.owner, sample.ids)
+                if not self._fits(sample, blocks):
                     return
-                copy.row, copy.read = self._blank.fork(), len(blocks) * BLOCK
-                copy.row.begin_with(blocks)
-                copy.known = min(copy.known, copy.read)
-                self._counts["prefix_tokens"] += copy.read
-            self._turns.begin(copy)
-            self._unbegun.discard(copy.ticket)
-            self._running.append(copy)
+                sample.row, sample.processed = self._blank.fork(), len(blocks) * BLOCK
+                sample.row.adopt_prefix(blocks)
+                sample.cached_tokens = min(sample.cached_tokens, sample.processed)
+                self._counts["prefix_tokens"] += sample.processed
+            self._queue.start(sample)
+            self._unstarted.discard(sample.ticket)
+            self._running.append(sample)
 
-    def _fits(self, copy: Copy, known: list[int]) -> bool:
+    def _fits(self, sample: Sample, cached_blocks: list[int]) -> bool:
         """Whether there are enough blocks for its prompt and for the running samples. A sample alone always fits."""
-        at_work = [one for one in self._running if one.row is not None]
-        if self._store.most is None or not self._store.size or not at_work:
+        running = [other for other in self._running if other.row is not None]
+        if self._store.max_blocks is None or not self._store.size or not running:
             return True
-        needed = self._blocks(len(copy.ids) + 1) - sum(not self._store.alone(block) for block in known)
-        for one in at_work:
-            held = sum(map(bool, one.row.blocks)) if one.row is not None else 0
-            needed += max(0, self._blocks(len(one.ids) + 1) - held)
-        left = self._store.left
-        return needed <= left or (self._prefixes is not None and needed <= left + self._prefixes.loose())
+        needed = self._blocks(len(sample.ids) + 1) - sum(not self._store.is_exclusive(block) for block in cached_blocks)
+        for other in running:
+            held_blocks = sum(map(bool, other.row.blocks)) if other.row is not None else 0
+            needed += max(0, self._blocks(len(other.ids) + 1) - held_blocks)
+        available = self._store.available
+        return needed <= available or (self._prefixes is not None and needed <= available + self._prefixes.evictable())
 
-    def _plan(self) -> dict[Copy, Piece]:
+    def _plan(self) -> dict[Sample, RowChunk]:
         """The chunks of the next step. If blocks are lacking, drop guesses, then evict prefixes, then preempt the
         youngest sample.
         """
-        planned = self._pieces(guessing=self._engine.extends)
+        planned = self._chunks(guessing=self._engine.extends)
         if not self._engine.lacking(list(planned.values())):
             return planned
-        planned = self._pieces(guessing=False)
+        planned = self._chunks(guessing=False)
         while lacking := self._engine.lacking(list(planned.values())):
-            if self._prefixes is None or not self._prefixes.drop(lacking):
-                youngest = max((copy for copy in self._running if copy.row is not None), key=lambda one: one.age)
-                for copy in (youngest, *youngest.followers):
-                    self._close(copy)
+            if self._prefixes is None or not self._prefixes.evict(lacking):
+                youngest = max(
+                    (sample for sample in self._running if sample.row is not None), key=lambda candidate: candidate.age
+                )
+                for sample in (youngest, *youngest.followers):
+                    self._close(sample)
                     with self._lock:
-                        self._turns.add(copy)
+                        self._queue.add(sample)
                 youngest.followers = []
                 self._counts["preemptions"] += 1
-                planned = self._pieces(guessing=False)
+                planned = self._chunks(guessing=False)
         return planned
 
-    def _pieces(self, guessing: bool) -> dict[Copy, Piece]:
+    def _chunks(self, guessing: bool) -> dict[Sample, RowChunk]:
         """One token per generating sample, and prompt tokens up to the limit of a step."""
-        planned: dict[Copy, Piece] = {}
+        planned: dict[Sample, RowChunk] = {}
         budget = self._step_tokens
-        for copy in self._turns.ordered(self._running):
-            count = min(copy.unread, budget, self._longest) if copy.unread > 1 else 1
-            if copy.row is not None and count:
-                ids = copy.ids[copy.read : copy.read + count]
-                wanted = count if copy.scores_prompt else int(count == copy.unread)
-                planned[copy] = Piece(copy.row, copy.read, ids, wanted)
-                budget -= count if copy.unread > 1 else 0
-        room = _CHECKED - sum(len(piece.ids) for piece in planned.values())
-        for copy, piece in planned.items():
-            if guessing and room > 0 and copy.unread == 1 and copy.said.ids:
-                most = min(copy.prudence.most(), copy.said.limit - len(copy.said.ids) - 1, room)
-                guesses = copy.guesser.guess(most) if most else []
-                planned[copy] = piece._replace(ids=[*piece.ids, *guesses], wanted=1 + len(guesses))
-                room -= len(guesses)
+        for sample in self._queue.ordered(self._running):
+            count = min(sample.unprocessed, budget, self._max_chunk) if sample.unprocessed > 1 else 1
+            if sample.row is not None and count:
+                ids = sample.ids[sample.processed : sample.processed + count]
+                wanted = count if sample.scores_prompt else int(count == sample.unprocessed)
+                planned[sample] = RowChunk(sample.row, sample.processed, ids, wanted)
+                budget -= count if sample.unprocessed > 1 else 0
+        headroom = _MAX_SPECULATED - sum(len(chunk.ids) for chunk in planned.values())
+        for sample, chunk in planned.items():
+            if guessing and headroom > 0 and sample.unprocessed == 1 and sample.output.ids:
+                max_guesses = min(
+                    sample.guess_length.next_length(), sample.output.limit - len(sample.output.ids) - 1, headroom
+                )
+                guesses = sample.guesser.guess(max_guesses) if max_guesses else []
+                planned[sample] = chunk._replace(ids=[*chunk.ids, *guesses], wanted=1 + len(guesses))
+                headroom -= len(guesses)
         return planned
 
-    def _take(
+    def _collect(
         self,
-        planned: dict[Copy, Piece],
+        planned: dict[Sample, RowChunk],
         logits: Float[Tensor, "N C"],
-        choosing: list[tuple[Copy, int]],
-        chosen: list[Chosen | UserError | None],
-    ) -> list[Said]:
+        sampling_rows: list[tuple[Sample, int]],
+        chosen: list[SampledToken | UserError | None],
+    ) -> list[SampleOutput]:
         """Turn the sampled tokens into outputs; where guesses were right, sample again from the following logits."""
-        guesses: dict[Copy, list[int]] = {}  # guesses not checked yet
+        guesses: dict[Sample, list[int]] = {}  # guesses not checked yet
         self._score(planned, logits)
-        for copy, piece in planned.items():
-            count = min(len(piece.ids), copy.unread)
-            self._counts["prompt_tokens"] += count if copy.reads_prompt else 0
-            copy.read += count
-            guesses[copy] = list(piece.ids[count:])
-            if not copy.unread and copy.reads_prompt:
-                self._share_prompt(copy)
-        guessed = {copy: len(ids) for copy, ids in guesses.items()}
-        said = []
-        while choosing:
-            going = []
-            for (copy, place), choice in zip(choosing, chosen):
-                said.append(self._say(copy, choice))
-                left = guesses.get(copy)
-                if left and said[-1].reason is None and left[0] == said[-1].id:
-                    copy.read += 1
-                    going.append((copy, place + 1))
-                    del left[0]
-            choosing = going
-            if going:
-                places = [place for _, place in going]
-                chosen = choose(logits, places, [copy.chooser for copy, _ in going], self._engine.pool)
-        for copy, count in guessed.items():
-            right = count - len(guesses[copy])
-            copy.prudence.judge(count, right)
+        for sample, chunk in planned.items():
+            count = min(len(chunk.ids), sample.unprocessed)
+            self._counts["prompt_tokens"] += count if sample.prefilling else 0
+            sample.processed += count
+            guesses[sample] = list(chunk.ids[count:])
+            if not sample.unprocessed and sample.prefilling:
+                self._share_prompt(sample)
+        guessed = {sample: len(ids) for sample, ids in guesses.items()}
+        outputs = []
+        while sampling_rows:
+            continuing = []
+            for (sample, row), choice in zip(sampling_rows, chosen):
+                outputs.append(self._emit(sample, choice))
+                pending = guesses.get(sample)
+                if pending and outputs[-1].reason is None and pending[0] == outputs[-1].id:
+                    sample.processed += 1
+                    continuing.append((sample, row + 1))
+                    del pending[0]
+            sampling_rows = continuing
+            if continuing:
+                rows = [row for _, row in continuing]
+                chosen = sample_rows(logits, rows, [sample.sampler for sample, _ in continuing], self._engine.pool)
+        for sample, count in guessed.items():
+            accepted = count - len(guesses[sample])
+            sample.guess_length.update(count, accepted)
             self._counts["guessed"] += count
-            self._counts["accepted"] += right
-        for copy in [copy for copy in self._running if copy.done]:
-            self._close(copy)
-        return said
+            self._counts["accepted"] += accepted
+        for sample in [sample for sample in self._running if sample.done]:
+            self._close(sample)
+        return outputs
 
-    def _score(self, planned: dict[Copy, Piece], logits: Float[Tensor, "N C"]) -> None:
+    def _score(self, planned: dict[Sample, RowChunk], logits: Float[Tensor, "N C"]) -> None:
         """Score the prompt tokens of this step for requests that want scores."""
-        place = 0
-        for copy, piece in planned.items():
-            if copy.prompt_top is not None and copy.scores_prompt:
-                first = max(copy.read, len(copy.scores))  # tokens scored before a preemption are skipped
-                ids = copy.ids[first + 1 : copy.read + 1 + len(piece.ids)]
-                begin = place + first - copy.read
+        row = 0
+        for sample, chunk in planned.items():
+            if sample.prompt_top is not None and sample.scores_prompt:
+                first = max(sample.processed, len(sample.scores))  # tokens scored before a preemption are skipped
+                ids = sample.ids[first + 1 : sample.processed + 1 + len(chunk.ids)]
+                start = row + first - sample.processed
                 if ids:
-                    places = range(begin, begin + len(ids))
-                    copy.scores += score_tokens(logits, places, ids, copy.prompt_top, self._engine.pool)
-            place += piece.wanted
+                    rows = range(start, start + len(ids))
+                    sample.scores += score_tokens(logits, rows, ids, sample.prompt_top, self._engine.pool)
+            row += chunk.wanted
 
-    def _share_prompt(self, copy: Copy) -> None:
+    def _share_prompt(self, sample: Sample) -> None:
         """Let the followers continue from its processed prompt, and cache the prompt."""
-        assert copy.row is not None
+        assert sample.row is not None
         if self._prefixes is not None:
-            self._prefixes.keep(copy.owner, copy.ids, copy.row)
-        followers, copy.followers = copy.followers, []
+            self._prefixes.insert(sample.owner, sample.ids, sample.row)
+        followers, sample.followers = sample.followers, []
         for follower in followers:
-            follower.row, follower.read, follower.known = copy.row.fork(), copy.read, copy.known
-            follower.scores = copy.scores
+            follower.row, follower.processed, follower.cached_tokens = (
+                sample.row.fork(),
+                sample.processed,
+                sample.cached_tokens,
+            )
+            follower.scores = sample.scores
 
-    def _say(self, copy: Copy, choice: Chosen | UserError | None) -> Said:
-        scores, copy.scores = copy.scores, []
+    def _emit(self, sample: Sample, choice: SampledToken | UserError | None) -> SampleOutput:
+        scores, sample.scores = sample.scores, []
         try:
-            for each in scores:
-                check_number(each.logprob)
-            if choice is None or not copy.generates:
-                copy.done = True
-                text, reason = copy.said.finish("", "stop" if copy.generates else "length")
-                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known, scores=scores)
+            for score in scores:
+                check_not_nan(score.logprob)
+            if choice is None or not sample.generates:
+                sample.done = True
+                text, reason = sample.output.finish("", "stop" if sample.generates else "length")
+                return SampleOutput(
+                    sample.ticket,
+                    sample.number,
+                    None,
+                    text,
+                    0.0,
+                    [],
+                    reason,
+                    cached_tokens=sample.cached_tokens,
+                    scores=scores,
+                )
             if isinstance(choice, UserError):
                 raise choice
-            check_number(choice.logprob)
-            copy.chooser.take(choice.id)
+            check_not_nan(choice.logprob)
+            sample.sampler.take(choice.id)
         except UserError as error:
-            copy.done = True
-            return Said(copy.ticket, copy.number, None, "", 0.0, [], "stop", error)
-        symbol, text, reason = copy.said.push(choice.id)
-        copy.done = reason is not None
-        if symbol is None:
-            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known, scores=scores)
-        copy.guesser.add(symbol)
+            sample.done = True
+            return SampleOutput(sample.ticket, sample.number, None, "", 0.0, [], "stop", error)
+        token, text, reason = sample.output.push(choice.id)
+        sample.done = reason is not None
+        if token is None:
+            return SampleOutput(
+                sample.ticket,
+                sample.number,
+                None,
+                text,
+                0.0,
+                [],
+                reason,
+                cached_tokens=sample.cached_tokens,
+                scores=scores,
+            )
+        sample.guesser.add(token)
         self._counts["written_tokens"] += 1
-        said = (copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason)
-        return Said(*said, known=copy.known, scores=scores)
+        fields = (sample.ticket, sample.number, token, text, choice.logprob, choice.top, reason)
+        return SampleOutput(*fields, cached_tokens=sample.cached_tokens, scores=scores)
 
-    def _close(self, copy: Copy) -> None:
+    def _close(self, sample: Sample) -> None:
         """Stop running it; its processed tokens stay cached while there is memory."""
-        self._running.remove(copy)
-        if copy.row is not None:
+        self._running.remove(sample)
+        if sample.row is not None:
             if self._prefixes is not None:
-                self._prefixes.keep(copy.owner, copy.ids[: copy.read], copy.row)
-            copy.row.close()
-        copy.row, copy.read = None, 0
+                self._prefixes.insert(sample.owner, sample.ids[: sample.processed], sample.row)
+            sample.row.close()
+        sample.row, sample.processed = None, 0
 
 
-def _choosing(planned: dict[Copy, Piece]) -> list[tuple[Copy, int]]:
+def _rows_to_sample(planned: dict[Sample, RowChunk]) -> list[tuple[Sample, int]]:
     """The samples to sample after a step, with the row of their logits: those whose prompt is then complete, with their
     followers, and those that generate.
     """
-    found, place = [], 0
-    for copy, piece in planned.items():
-        guessed = len(piece.ids) - copy.unread
+    sampling_rows, row = [], 0
+    for sample, chunk in planned.items():
+        guessed = len(chunk.ids) - sample.unprocessed
         if guessed >= 0:
-            last = place + piece.wanted - 1 - guessed
-            found.append((copy, last))
-            if copy.reads_prompt:
-                found += [(follower, last) for follower in copy.followers]
-        place += piece.wanted
-    return found
+            last = row + chunk.wanted - 1 - guessed
+            sampling_rows.append((sample, last))
+            if sample.prefilling:
+                sampling_rows += [(follower, last) for follower in sample.followers]
+        row += chunk.wanted
+    return sampling_rows

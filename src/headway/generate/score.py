@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.generate.prompts import Ids, batches, check_ids, check_sources, context_of, device_of, evaluating, pad
-from headway.nn.kernels import IGNORED
+from headway.generate.prompts import Ids, batches, check_ids, check_sources, context_of, device_of, evaluation_mode, pad
+from headway.nn.kernels import IGNORE_INDEX
 from headway.nn.models import EncoderDecoder, Transformer
 
 
@@ -31,7 +31,7 @@ class _Window(NamedTuple):
     them.
     """
 
-    text: int
+    sequence: int
     inputs: Ids
     labels: Ids
     source: Ids = ()
@@ -39,14 +39,14 @@ class _Window(NamedTuple):
 
 @torch.inference_mode()
 def score_ids(
-    model: Transformer, texts: Sequence[Ids], *, stride: int | None = None, batch_tokens: int = 8192
+    model: Transformer, sequences: Sequence[Ids], *, stride: int | None = None, batch_tokens: int = 8192
 ) -> list[list[float]]:
     """log p of each token given the tokens before it, in nats, for all but the first token of each sequence.
 
     A sequence longer than the context is processed in windows of that length, which start every `stride` tokens (half
     the context by default). Each token is scored once, after at least context - stride tokens if there are that many.
     """
-    check_ids("sequence", texts, model.config.symbols)
+    check_ids("sequence", sequences, model.config.vocab_size)
     context = context_of(model)
     if context is None:
         stride = 1  # there is no context limit
@@ -54,13 +54,15 @@ def score_ids(
         stride = max(1, context // 2)
     elif not 1 <= stride <= context:
         raise UserError(f"stride {stride} is outside 1 to the context of {context}; use one in this range")
-    windows = [w for i, text in enumerate(texts) if len(text) > 1 for w in _windows(i, text, context, stride)]
+    windows = [
+        w for i, sequence in enumerate(sequences) if len(sequence) > 1 for w in _windows(i, sequence, context, stride)
+    ]
 
     def read(batch: list[_Window]) -> Tensor:
         ids, layout = pad([w.inputs for w in batch], device_of(model))
         return model(ids, layout).x
 
-    return _score(model, windows, read, len(texts), batch_tokens)
+    return _score(model, windows, read, len(sequences), batch_tokens)
 
 
 @torch.inference_mode()
@@ -68,17 +70,17 @@ def score_prompt(model: Transformer, ids: Ids, top: int) -> list[TokenScore]:
     """Score each token but the first, with the `top` most probable ones; the log probabilities equal those of
     `score_ids`.
     """
-    check_ids("prompt", [ids], model.config.symbols)
+    check_ids("prompt", [ids], model.config.vocab_size)
     if len(ids) < 2:
         return []
     inputs, layout = pad([ids[:-1]], device_of(model))
-    with evaluating(model):
+    with evaluation_mode(model):
         scores = model.heads["vocabulary"](model(inputs, layout).x[0]).log_softmax(-1)  # type: ignore[operator]
-    own = scores.gather(1, torch.tensor(ids[1:], device=scores.device)[:, None])
-    ranks = (scores > own).sum(1) + 1
+    logprobs = scores.gather(1, torch.tensor(ids[1:], device=scores.device)[:, None])
+    ranks = (scores > logprobs).sum(1) + 1
     values, tokens = scores.topk(min(top, scores.shape[-1]))
-    likeliest = [list(zip(*each)) for each in zip(tokens.tolist(), values.tolist())]
-    return list(map(TokenScore, ids[1:], own[:, 0].tolist(), ranks.tolist(), likeliest))
+    tops = [list(zip(*pair)) for pair in zip(tokens.tolist(), values.tolist())]
+    return list(map(TokenScore, ids[1:], logprobs[:, 0].tolist(), ranks.tolist(), tops))
 
 
 @torch.inference_mode()
@@ -87,8 +89,8 @@ def score_targets(
     sources: Sequence[Ids],
     targets: Sequence[Ids],
     *,
-    begin: int,
-    end: int,
+    bos: int,
+    eos: int,
     batch_tokens: int = 8192,
 ) -> list[list[float]]:
     """log p of each token of each target given its source, in nats, and of the `eos` after it."""
@@ -97,11 +99,13 @@ def score_targets(
     if not all(len(source) for source in sources):
         raise UserError("a source has 0 tokens; remove it")
     check_sources(model, sources)
-    check_ids("target", targets, model.config.symbols)
-    context, longest = context_of(model), max(map(len, targets), default=0) + 1
-    if context is not None and longest > context:
-        raise UserError(f"a target of {longest} tokens, its end included, exceeds the context of {context}; split it")
-    windows = [_Window(i, [begin, *t], [*t, end], s) for i, (s, t) in enumerate(zip(sources, targets))]
+    check_ids("target", targets, model.config.vocab_size)
+    context, max_length = context_of(model), max(map(len, targets), default=0) + 1
+    if context is not None and max_length > context:
+        raise UserError(
+            f"a target of {max_length} tokens, its end included, exceeds the context of {context}; split it"
+        )
+    windows = [_Window(i, [bos, *t], [*t, eos], s) for i, (s, t) in enumerate(zip(sources, targets))]
 
     def read(batch: list[_Window]) -> Tensor:
         device = device_of(model)
@@ -116,36 +120,36 @@ def _score(
     model: Transformer | EncoderDecoder,
     windows: list[_Window],
     read: Callable[[list[_Window]], Float[Tensor, "B T D"]],
-    texts: int,
+    count: int,
     batch_tokens: int,
 ) -> list[list[float]]:
     scored: list[list[float]] = [[] for _ in windows]
     head = model.heads["vocabulary"]
-    with evaluating(model):
+    with evaluation_mode(model):
         for chosen in batches([len(w.inputs) + len(w.source) for w in windows], batch_tokens):
             batch = [windows[i] for i in chosen]
             x = read(batch)
-            labels = torch.full(x.shape[:2], IGNORED)
+            labels = torch.full(x.shape[:2], IGNORE_INDEX)
             for row, window in zip(labels, batch):
                 row[: len(window.labels)] = torch.tensor(window.labels)
             rows = head.log_probabilities(x, labels.to(x.device)).tolist()  # type: ignore[operator]
             for i, window, row in zip(chosen, batch, rows):
-                scored[i] = [value for value, label in zip(row, window.labels) if label != IGNORED]
-    results: list[list[float]] = [[] for _ in range(texts)]
+                scored[i] = [logprob for logprob, label in zip(row, window.labels) if label != IGNORE_INDEX]
+    results: list[list[float]] = [[] for _ in range(count)]
     for window, values in zip(windows, scored):
-        results[window.text] += values
+        results[window.sequence] += values
     return results
 
 
-def _windows(number: int, text: Ids, context: int | None, stride: int) -> list[_Window]:
-    count = len(text) - 1  # tokens to score
+def _windows(index: int, sequence: Ids, context: int | None, stride: int) -> list[_Window]:
+    count = len(sequence) - 1  # tokens to score
     if context is None or count <= context:
-        return [_Window(number, text[:-1], text[1:])]
+        return [_Window(index, sequence[:-1], sequence[1:])]
     windows, scored = [], 0
     for start in range(0, count, stride):
         stop = min(start + context, count)
-        labels = [IGNORED] * (scored - start) + list(text[scored + 1 : stop + 1])
-        windows.append(_Window(number, text[start:stop], labels))
+        labels = [IGNORE_INDEX] * (scored - start) + list(sequence[scored + 1 : stop + 1])
+        windows.append(_Window(index, sequence[start:stop], labels))
         scored = stop
         if stop == count:
             break
@@ -176,20 +180,20 @@ def strided_nats(
     """
     if len(ids) < 2:
         raise UserError(f"a sequence of {len(ids)} tokens cannot be scored; pass at least 2")
-    check_ids("sequence", [ids], model.config.symbols)
-    most = context_of(model)
-    context = most if context is None else context
+    check_ids("sequence", [ids], model.config.vocab_size)
+    limit = context_of(model)
+    context = limit if context is None else context
     if context is None:
         raise UserError("this model has no context limit; pass context, such as 1024")
-    if context < 2 or (most is not None and context > most):
-        raise UserError(f"a context of {context} is outside 2 to the model's {most or 'limit'}; use one in this range")
+    if context < 2 or (limit is not None and context > limit):
+        raise UserError(f"a context of {context} is outside 2 to the model's {limit or 'limit'}; use one in this range")
     width = context - 1  # inputs of a window: its last token is only predicted
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
         raise UserError(f"stride {stride} is outside 1 to {width}, one less than the context; use one in this range")
     stream = torch.as_tensor(ids, dtype=torch.long)
     head, device, total = model.heads["vocabulary"], device_of(model), 0.0
-    with evaluating(model):
+    with evaluation_mode(model):
         for inputs, labels in _strides(stream, width, stride, max(1, batch_tokens // width)):
             x = model(inputs.to(device)).x
             total += float(head.loss(x, labels.to(device)).total)  # type: ignore[operator]
@@ -201,17 +205,17 @@ def _strides(
 ) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
     """Inputs and labels, IGNORED where an earlier window scored, `rows` windows at a time; the last is shorter."""
     count = len(ids) - 1  # tokens to score
-    whole = 1 + max(0, count - width) // stride if count >= width else 0
-    for first in range(0, whole, rows):
-        starts = torch.arange(first, min(first + rows, whole)) * stride
-        places = starts[:, None] + torch.arange(width)
-        labels = ids[places + 1]
+    full = 1 + max(0, count - width) // stride if count >= width else 0
+    for first in range(0, full, rows):
+        starts = torch.arange(first, min(first + rows, full)) * stride
+        indices = starts[:, None] + torch.arange(width)
+        labels = ids[indices + 1]
         old = width - stride
-        labels[int(first == 0) :, :old] = IGNORED
-        yield ids[places], labels
-    scored = width + (whole - 1) * stride if whole else 0
+        labels[int(first == 0) :, :old] = IGNORE_INDEX
+        yield ids[indices], labels
+    scored = width + (full - 1) * stride if full else 0
     if scored < count:
-        start = whole * stride
+        start = full * stride
         labels = ids[start + 1 :].clone()
-        labels[: scored - start] = IGNORED
+        labels[: scored - start] = IGNORE_INDEX
         yield ids[None, start:-1], labels[None]

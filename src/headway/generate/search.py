@@ -11,39 +11,39 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headway.arguments import check_fields
 from headway.errors import ConfigError, UserError
-from headway.generate.courses import Course, Next, follow
+from headway.generate.coroutines import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.prompts import (
     Ids,
     batches,
     check_ids,
-    check_number,
+    check_not_nan,
     check_prompts,
     check_sources,
     context_of,
     device_of,
-    evaluating,
+    evaluation_mode,
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.given import check_fields
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
 
-_LEAVE = 0.25  # share of sentences that must be done before the others are compacted
+_COMPACT_SHARE = 0.25  # share of sentences that must be done before the others are compacted
 _CHUNK = 64  # columns whose maximum is compared before their elements
 
 
-_STEEPEST = 20  # length penalty; at 10, twice the length counts a thousand times
-WIDEST = 1024  # beam width; all hypotheses are computed at once
+_MAX_PENALTY = 20  # length penalty; at 10, twice the length counts a thousand times
+MAX_BEAM = 1024  # beam width; all hypotheses are computed at once
 
 
 def check_beam(name: str, value: int) -> None:
     """Raise ConfigError for a beam width that is out of range; `name` is the setting's name."""
-    if not 1 <= value <= WIDEST:
-        raise ConfigError(f"{name} is {value:,}; use 1 to {WIDEST:,}")
+    if not 1 <= value <= MAX_BEAM:
+        raise ConfigError(f"{name} is {value:,}; use 1 to {MAX_BEAM:,}")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class SearchConfig:
         check_beam("beam", self.beam)
         if not 1 <= self.n_best <= self.beam:
             raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; use 1 to {self.beam}, or widen it")
-        if not 0 <= self.length_penalty <= _STEEPEST:
-            raise ConfigError(f"length_penalty is {self.length_penalty}; use 0 (no penalty) to {_STEEPEST}")
+        if not 0 <= self.length_penalty <= _MAX_PENALTY:
+            raise ConfigError(f"length_penalty is {self.length_penalty}; use 0 (no penalty) to {_MAX_PENALTY}")
         if not 0 <= self.length_offset < math.inf:
             raise ConfigError(f"length_offset is {self.length_offset}; use 0 or more, such as 5")
         if self.most_ratio < 0 or self.most_extra < 1:
@@ -81,7 +81,7 @@ class SearchConfig:
         """The maximum number of tokens for a source of that length."""
         return self.most_extra + int(self.most_ratio * source)
 
-    def worth(self, log_probability: Any, length: Any) -> Any:
+    def normalised_score(self, log_probability: Any, length: Any) -> Any:
         """The score of a hypothesis, or of tensors of them."""
         return log_probability / ((self.length_offset + length) / (self.length_offset + 1)) ** self.length_penalty
 
@@ -108,7 +108,7 @@ def beam_search(
     model: Generative,
     prompt: Prompt,
     limits: Sequence[int],
-    end: int,
+    eos: int,
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
@@ -120,42 +120,42 @@ def beam_search(
     """
     if len(limits) != prompt.layout.batch or min(limits) < 1:
         raise UserError(f"limits {list(limits)} do not match {prompt.layout.batch} prompts; pass 1 or more per prompt")
-    check_ids("suppressed token", [suppressed], model.config.symbols)
+    check_ids("suppressed token", [suppressed], model.config.vocab_size)
     capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
     if context is not None and capacity > context:
         raise UserError(
             f"a prompt and its limit add up to {capacity} tokens, over the context of {context}; lower the limit"
         )
     pool = getattr(model, "pool", None)  # an engine's threads, which then also find the top k
-    with evaluating(model):
+    with evaluation_mode(model):
         started = model.start(prompt, capacity)
-        return follow(model, searching(*started, limits, end, config, suppressed, pool=pool))
+        return run_coroutine(model, search_steps(*started, limits, eos, config, suppressed, pool=pool))
 
 
-def searching(
+def search_steps(
     logits: Float[Tensor, "M C"],
     decoding: Any,
     limits: Sequence[int],
-    end: int,
+    eos: int,
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
     rule: Constraint | None = None,
     pool: Pool | None = None,
-) -> Course[list[list[Hypothesis]]]:
+) -> DecodingCoroutine[list[list[Hypothesis]]]:
     """`beam_search` as a coroutine from a decoding state with capacity for the `limits`; calls `rule` at every step.
     `pool` has the threads of the engine that computes the logits.
 
     The logits are overwritten; with a beam of 1, so are the decoding state's positions from here on.
     """
-    search = _Search(limits, end, config, suppressed, logits.device, rule, pool)
+    search = _Search(limits, eos, config, suppressed, logits.device, rule, pool)
     if config.beam > 1:
         rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
         logits, decoding = logits[rows], decoding.select(rows)
     while True:
-        symbols, decoding = search.advance(logits, decoding)
+        tokens, decoding = search.advance(logits, decoding)
         if search.sentences == 0:
             return search.results()
-        logits, decoding = yield Next(symbols, decoding)
+        logits, decoding = yield NextTokens(tokens, decoding)
 
 
 class _Search:
@@ -164,19 +164,19 @@ class _Search:
     def __init__(
         self,
         limits: Sequence[int],
-        end: int,
+        eos: int,
         config: SearchConfig,
         suppressed: Sequence[int],
         device: torch.device,
         rule: Constraint | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.config, self.end, self.rule, self.pool = config, end, rule, pool
+        self.config, self.eos, self.rule, self.pool = config, eos, rule, pool
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
         self.length = 0
         count, beam = len(limits), config.beam
-        self.found: list[list[Hypothesis]] = [[] for _ in limits]
-        self.numbers = list(range(count))
+        self.hypotheses: list[list[Hypothesis]] = [[] for _ in limits]
+        self.active = list(range(count))
         self.limits = torch.tensor(limits, device=device)
         self.totals = torch.full((count, beam), -math.inf, device=device)  # log p of each beam so far
         self._before = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)  # which beams precede each
@@ -188,7 +188,7 @@ class _Search:
 
     @property
     def sentences(self) -> int:
-        return len(self.numbers)
+        return len(self.active)
 
     def advance(
         self, logits: Float[Tensor, "MW C"], decoding: GenerationProgress
@@ -198,17 +198,17 @@ class _Search:
         logits = logits.float()
         if self.rule is not None:
             self.rule(logits, self.history[:, : self.length - 1])
-        totals, parents, symbols = self._candidates(logits)
-        ends = symbols == self.end
-        ending = ends & (totals != -math.inf) & ~self.done[:, None]
+        totals, parents, tokens = self._candidates(logits)
+        is_eos = tokens == self.eos
+        ending = is_eos & (totals != -math.inf) & ~self.done[:, None]
         if bool(ending.any()):
             self._finish(ending, totals, parents)
-        self.totals, kept = totals.masked_fill(ends, -math.inf).sort(dim=1, descending=True, stable=True)
-        symbols = self._place(parents.gather(1, kept), symbols.gather(1, kept), decoding)
-        return self._leave(symbols, decoding)
+        self.totals, order = totals.masked_fill(is_eos, -math.inf).sort(dim=1, descending=True, stable=True)
+        tokens = self._rearrange(parents.gather(1, order), tokens.gather(1, order), decoding)
+        return self._compact(tokens, decoding)
 
     def results(self) -> list[list[Hypothesis]]:
-        ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in self.found)
+        ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in self.hypotheses)
         return [hypotheses[: self.config.n_best] for hypotheses in ranked]
 
     def _candidates(self, logits: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,21 +216,21 @@ class _Search:
 
         Those beyond the slots that finished hypotheses leave have log p -inf and are not followed.
         """
-        beam, each = self.config.beam, min(self.config.beam, logits.shape[-1])
-        values, symbols = self._likeliest(logits, each)
-        sums = (values.view(-1, beam, each) + self.totals[:, :, None]).flatten(1)
+        beam, per_beam = self.config.beam, min(self.config.beam, logits.shape[-1])
+        values, tokens = self._top_k(logits, per_beam)
+        sums = (values.view(-1, beam, per_beam) + self.totals[:, :, None]).flatten(1)
         totals, which = sums.topk(beam)
-        places = torch.arange(beam, device=logits.device)
-        totals = totals.masked_fill(places >= beam - self.finished[:, None], -math.inf)
-        return totals, which // each, symbols.view(-1, beam * each).gather(1, which)
+        slots = torch.arange(beam, device=logits.device)
+        totals = totals.masked_fill(slots >= beam - self.finished[:, None], -math.inf)
+        return totals, which // per_beam, tokens.view(-1, beam * per_beam).gather(1, which)
 
-    def _likeliest(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
+    def _top_k(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
         """Log probabilities and tokens of each row, most probable first. Overwrites the logits."""
         if self.pool is not None:
-            from headway.engine.likeliest import find_likeliest  # imports LLVM, which torch does not need
+            from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
 
-            symbols, logprobs = find_likeliest(logits.numpy(), count, self.suppressed.tolist(), self.pool)
-            return torch.from_numpy(logprobs), torch.from_numpy(symbols).long()
+            tokens, logprobs = find_top_k(logits.numpy(), count, self.suppressed.tolist(), self.pool)
+            return torch.from_numpy(logprobs), torch.from_numpy(tokens).long()
         torch.log_softmax(logits, -1, out=logits)  # in place: allocating as much again is slow
         if len(self.suppressed):
             logits.index_fill_(1, self.suppressed, -math.inf)
@@ -238,20 +238,22 @@ class _Search:
 
     def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
         """Record the hypotheses that end here."""
-        scores = self.config.worth(totals, self.length)
+        scores = self.config.normalised_score(totals, self.length)
         self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
         self.finished += ending.sum(1)
-        rows, places = ending.nonzero(as_tuple=True)
-        self._note(rows, rows * self.config.beam + parents[rows, places], totals[rows, places], self.length - 1, True)
+        rows, beams = ending.nonzero(as_tuple=True)
+        self._note(rows, rows * self.config.beam + parents[rows, beams], totals[rows, beams], self.length - 1, True)
 
     def _note(self, sentences: Tensor, beams: Tensor, totals: Tensor, length: int, finished: bool) -> None:
         histories = self.history[beams, :length].tolist()
         for sentence, ids, total in zip(sentences.tolist(), histories, totals.tolist()):
-            check_number(total)
-            score = self.config.worth(total, self.length)
-            self.found[self.numbers[sentence]].append(Hypothesis(ids, score, total, finished))
+            check_not_nan(total)
+            score = self.config.normalised_score(total, self.length)
+            self.hypotheses[self.active[sentence]].append(Hypothesis(ids, score, total, finished))
 
-    def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: GenerationProgress) -> Int[Tensor, "M W"]:
+    def _rearrange(
+        self, parents: Tensor, tokens: Int[Tensor, "M W"], decoding: GenerationProgress
+    ) -> Int[Tensor, "M W"]:
         """Move hypotheses so that each stays on its parent's row if it can; return the tokens in their new order.
 
         Caches are large: only the rows of second and further children are copied, over those without children.
@@ -268,19 +270,19 @@ class _Search:
             source, target = sentence * beam + parents[sentence, child], sentence * beam + free
             followed = self.totals[sentence, child] != -math.inf
             source, target = source[followed], target[followed]
-            symbols = torch.empty_like(symbols).scatter_(1, moved, symbols)
+            tokens = torch.empty_like(tokens).scatter_(1, moved, tokens)
             self.totals = torch.empty_like(self.totals).scatter_(1, moved, self.totals)
             decoding.assign(target, source)
             self.history[target] = self.history[source]
-        self.history[:, self.length - 1] = symbols.flatten()
-        return symbols
+        self.history[:, self.length - 1] = tokens.flatten()
+        return tokens
 
-    def _leave(
-        self, symbols: Int[Tensor, "M W"], decoding: GenerationProgress
+    def _compact(
+        self, tokens: Int[Tensor, "M W"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
         """Close the sentences that are done; once there are many, remove their rows."""
         cut = ~self.done & (self.length >= self.limits)
-        ceiling = self.config.worth(self.totals.amax(1), self.limits)
+        ceiling = self.config.normalised_score(self.totals.amax(1), self.limits)
         self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also if no beam is left: -inf on both sides
         if bool(cut.any()):
             # Sentences at their limit with too few finished hypotheses keep the others as they are.
@@ -288,19 +290,25 @@ class _Search:
             rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
             self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
         if not bool(self.done.any()):
-            return symbols.flatten(), decoding
-        if int(self.done.sum()) < _LEAVE * self.sentences:
+            return tokens.flatten(), decoding
+        if int(self.done.sum()) < _COMPACT_SHARE * self.sentences:
             # Their rows are padding until they are removed: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
-            return symbols.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
-        kept = (~self.done).nonzero()[:, 0]
-        rows = (kept[:, None] * self.config.beam + torch.arange(self.config.beam, device=kept.device)).flatten()
-        self.numbers = [self.numbers[i] for i in kept.tolist()]
-        self.limits, self.totals, self.finished = self.limits[kept], self.totals[kept], self.finished[kept]
-        self.best, self.done, self.history = self.best[kept], self.done[kept], self.history[rows]
-        if not self.numbers:
-            return symbols.flatten(), decoding
-        return symbols[kept].flatten(), decoding.select(rows, kept)
+            return tokens.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
+        remaining = (~self.done).nonzero()[:, 0]
+        rows = (
+            remaining[:, None] * self.config.beam + torch.arange(self.config.beam, device=remaining.device)
+        ).flatten()
+        self.active = [self.active[i] for i in remaining.tolist()]
+        self.limits, self.totals, self.finished = (
+            self.limits[remaining],
+            self.totals[remaining],
+            self.finished[remaining],
+        )
+        self.best, self.done, self.history = self.best[remaining], self.done[remaining], self.history[rows]
+        if not self.active:
+            return tokens.flatten(), decoding
+        return tokens[remaining].flatten(), decoding.select(rows, remaining)
 
 
 def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
@@ -308,16 +316,16 @@ def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], 
     rows, columns = x.shape
     chunks = columns // _CHUNK
     if chunks <= 2 * count:
-        values, places = x.topk(count)
-        return values, places
-    whole = x[:, : chunks * _CHUNK].view(rows, chunks, _CHUNK)
-    best = whole.amax(-1).topk(count).indices
-    inside = whole.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+        values, indices = x.topk(count)
+        return values, indices
+    chunked = x[:, : chunks * _CHUNK].view(rows, chunks, _CHUNK)
+    best = chunked.amax(-1).topk(count).indices
+    inside = chunked.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
     steps = torch.arange(_CHUNK, device=x.device)
     where = (best[:, :, None] * _CHUNK + steps).flatten(1)
-    rest = torch.arange(chunks * _CHUNK, columns, device=x.device).expand(rows, -1)
-    values, places = torch.cat([inside, x[:, chunks * _CHUNK :]], 1).topk(count)
-    return values, torch.cat([where, rest], 1).gather(1, places)
+    tail = torch.arange(chunks * _CHUNK, columns, device=x.device).expand(rows, -1)
+    values, indices = torch.cat([inside, x[:, chunks * _CHUNK :]], 1).topk(count)
+    return values, torch.cat([where, tail], 1).gather(1, indices)
 
 
 _SEARCH = SearchConfig()
@@ -327,8 +335,8 @@ def translate_ids(
     model: Generative,
     sources: Sequence[Ids],
     *,
-    begin: int,
-    end: int,
+    bos: int,
+    eos: int,
     config: SearchConfig = _SEARCH,
     prefixes: Sequence[Ids] | None = None,
     suppressed: Ids = (),
@@ -347,27 +355,27 @@ def translate_ids(
     if len(forced) != len(sources):
         raise UserError(f"{len(forced)} prefixes do not match {len(sources)} sources; pass one prefix per source")
     context = context_of(model)
-    prompts = [[begin, *prefix] for prefix in forced]
+    prompts = [[bos, *prefix] for prefix in forced]
     check_sources(model, sources)
     check_prompts(model, prompts)
-    check_ids("suppressed token", [suppressed], model.config.symbols)
+    check_ids("suppressed token", [suppressed], model.config.vocab_size)
     limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
     results = [[Hypothesis(list(prefix), 0.0, 0.0, True)] for prefix in forced]
-    spoken = [i for i, source in enumerate(sources) if len(source)]
-    sizes = [len(sources[i]) + config.beam * (len(prompts[i]) + limits[i]) for i in spoken]
+    nonempty = [i for i, source in enumerate(sources) if len(source)]
+    sizes = [len(sources[i]) + config.beam * (len(prompts[i]) + limits[i]) for i in nonempty]
     for batch in batches(sizes, batch_tokens):
-        chosen = [spoken[i] for i in batch]
+        chosen = [nonempty[i] for i in batch]
         if sampling is None:
             prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
-            found = beam_search(model, prompt, [limits[i] for i in chosen], end, config, suppressed)
+            translations = beam_search(model, prompt, [limits[i] for i in chosen], eos, config, suppressed)
         else:
-            found = [
-                _sampled(model, prompts[i], sources[i], limits[i], end, config.n_best, suppressed, sampling)
+            translations = [
+                _sampled(model, prompts[i], sources[i], limits[i], eos, config.n_best, suppressed, sampling)
                 for i in chosen
             ]
-        for i, hypotheses in zip(chosen, found):
+        for i, hypotheses in zip(chosen, translations):
             results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
     return results
 
@@ -378,7 +386,7 @@ def _sampled(
     prompt: Ids,
     source: Ids,
     limit: int,
-    end: int,
+    eos: int,
     count: int,
     suppressed: Ids,
     sampling: Sampling,
@@ -389,20 +397,20 @@ def _sampled(
     def rule(logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
         logits.index_fill_(1, forbidden, -math.inf)
 
-    with evaluating(model):
+    with evaluation_mode(model):
         logits, decoding = model.start(make_prompt([prompt], [source], device_of(model)), len(prompt) + limit)
-        return follow(model, drawing(logits.float(), decoding, count, limit, (end,), sampling, rule))
+        return run_coroutine(model, sample_steps(logits.float(), decoding, count, limit, (eos,), sampling, rule))
 
 
-def drawing(
+def sample_steps(
     logits: Float[Tensor, "1 C"],
     decoding: Any,
     count: int,
     limit: int,
-    ends: Collection[int],
+    eos_ids: Collection[int],
     sampling: Sampling,
     rule: Constraint,
-) -> Course[list[Hypothesis]]:
+) -> DecodingCoroutine[list[Hypothesis]]:
     """Sample `count` continuations of at most `limit` tokens from a decoding state, in decreasing order of score.
 
     Scores are the mean log p per token, the end token included, at temperature 1 and under the rule.
@@ -411,25 +419,28 @@ def drawing(
     logits, decoding = logits[rows], decoding.select(rows)
     sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device)
     history = torch.zeros(count, limit, dtype=torch.long, device=logits.device)
-    found: list[Hypothesis | None] = [None] * count
+    finished: list[Hypothesis | None] = [None] * count
     totals = [0.0] * count
     for step in range(limit):
         rule(logits, history[:, :step])
         chosen, logprobs = sampler.pick(logits, step)
         history[:, step] = chosen
-        for row, (symbol, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist())):
-            if found[row] is not None:
+        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist())):
+            if finished[row] is not None:
                 continue
-            check_number(logprob)
+            check_not_nan(logprob)
             totals[row] += logprob
-            if symbol in ends:
-                found[row] = _made(history[row, :step], totals[row], True)
-        if all(found) or step + 1 == limit:
+            if token in eos_ids:
+                finished[row] = _hypothesis(history[row, :step], totals[row], True)
+        if all(finished) or step + 1 == limit:
             break
-        logits, decoding = yield Next(chosen, decoding)
-    whole = [one or _made(history[row, : step + 1], totals[row], False) for row, one in enumerate(found)]
-    return sorted(whole, key=lambda one: -one.score)
+        logits, decoding = yield NextTokens(chosen, decoding)
+    hypotheses = [
+        hypothesis or _hypothesis(history[row, : step + 1], totals[row], False)
+        for row, hypothesis in enumerate(finished)
+    ]
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 
-def _made(ids: Tensor, total: float, finished: bool) -> Hypothesis:
+def _hypothesis(ids: Tensor, total: float, finished: bool) -> Hypothesis:
     return Hypothesis(ids.tolist(), total / (len(ids) + finished), total, finished)

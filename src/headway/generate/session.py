@@ -9,25 +9,25 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
-from headway.card import Card, shows
+from headway.arguments import check_fields, format_value
 from headway.codecs import Codec
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import (
     Ids,
     Source,
     check_images,
-    check_number,
+    check_not_nan,
     check_prompts,
     check_sources,
     context_of,
     device_of,
-    evaluating,
+    evaluation_mode,
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.speculation import Draft, Extending, Lookup, Speculation
-from headway.given import check_fields, shown
+from headway.generate.speculation import Draft, ExtendingModel, Lookup, Speculation
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
+from headway.summary_card import SummaryCard, summary_repr
 
 _PRIMING = 8  # prompt tokens that affect how the first new token decodes (a space, half a character)
 
@@ -48,14 +48,14 @@ class Limits:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; use an integer of at least 1")
         if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) for text in self.stop):
-            raise ConfigError(f"stop is {shown(self.stop)}; use a tuple of strings")
+            raise ConfigError(f"stop is {format_value(self.stop)}; use a tuple of strings")
         if "" in self.stop:
             raise ConfigError("stop contains an empty string, which matches everywhere; remove it")
 
-    def ends(self, codec: Codec | None) -> frozenset[int]:
+    def all_stop_ids(self, codec: Codec | None) -> frozenset[int]:
         """The ids that end a sequence."""
-        own = codec.end if codec is not None and not self.ignore_end else None
-        return frozenset(self.stop_ids) if own is None else frozenset((own, *self.stop_ids))
+        eos = codec.eos_id if codec is not None and not self.ignore_end else None
+        return frozenset(self.stop_ids) if eos is None else frozenset((eos, *self.stop_ids))
 
 
 class TextStream:
@@ -70,42 +70,42 @@ class TextStream:
             raise UserError(f"stop string {stop[0]!r} needs text, but there is no tokenizer; use stop_ids instead")
         self._decoder = None if codec is None else codec.stream()
         self._stop = stop
-        self._held = ""
+        self._pending = ""
         self.stopped = False
         if self._decoder is not None:
-            for symbol in prompt[-_PRIMING:]:
-                self._decoder.push(symbol)
+            for token in prompt[-_PRIMING:]:
+                self._decoder.push(token)
 
-    def push(self, symbol: int) -> str:
+    def push(self, token: int) -> str:
         """The text that is final after this token. `stopped` becomes True at a stop string."""
         if self._decoder is None:
             return ""
-        piece = self._decoder.push(symbol)
-        return self._release(piece) if self._stop else piece
+        new_text = self._decoder.push(token)
+        return self._release(new_text) if self._stop else new_text
 
     def finish(self) -> str:
         """The text that was still held back."""
         if self._decoder is None or self.stopped:
             return ""
         text = self._release(self._decoder.flush())
-        rest, self._held = self._held, ""
-        return text if self.stopped else text + rest
+        pending, self._pending = self._pending, ""
+        return text if self.stopped else text + pending
 
-    def _release(self, piece: str) -> str:
-        text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+    def _release(self, new_text: str) -> str:
+        text = self._pending + new_text
+        matches = [index for index in (text.find(stop) for stop in self._stop) if index >= 0]
+        if matches:
+            self.stopped, self._pending = True, ""
+            return text[: min(matches)]
         certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[certain:]
+        self._pending = text[certain:]
         return text[:certain]
 
 
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest suffix of `text` that `stop` starts with."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+    max_length = min(len(text), len(stop) - 1)
+    return next((n for n in range(max_length, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 FinishReason = Literal["stop", "length"]
@@ -117,17 +117,17 @@ class Continuation:
     def __init__(self, codec: Codec | None, prompt: Ids, limits: Limits, context: int | None) -> None:
         self.limit = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
         self.ids: list[int] = []
-        self._ends, self._stream = limits.ends(codec), TextStream(codec, prompt, limits.stop)
+        self._stop_ids, self._stream = limits.all_stop_ids(codec), TextStream(codec, prompt, limits.stop)
 
-    def push(self, symbol: int) -> tuple[int | None, str, FinishReason | None]:
+    def push(self, token: int) -> tuple[int | None, str, FinishReason | None]:
         """The token unless it ends the sequence, the text that is final now, and at the end the finish reason."""
-        if symbol in self._ends:
+        if token in self._stop_ids:
             return None, *self.finish("", "stop")
-        self.ids.append(symbol)
-        text = self._stream.push(symbol)
+        self.ids.append(token)
+        text = self._stream.push(token)
         if self._stream.stopped or len(self.ids) == self.limit:
-            return symbol, *self.finish(text, "length")
-        return symbol, text, None
+            return token, *self.finish(text, "length")
+        return token, text, None
 
     def finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
         """The text with the part held back, and the finish reason."""
@@ -136,10 +136,10 @@ class Continuation:
 
 
 _SAMPLING, _LIMITS = Sampling(), Limits()
-_LEAVE = 0.25  # share of a batch that must have finished before the others are compacted
+_COMPACT_SHARE = 0.25  # share of a batch that must have finished before the others are compacted
 
 
-@shows
+@summary_repr
 class Completion(NamedTuple):
     """The output for a prompt: new ids (without the eos token), their text (without the stop string; empty if the model
     has no tokenizer), the log probability of each id, the finish reason, and the speed.
@@ -151,10 +151,10 @@ class Completion(NamedTuple):
     finish_reason: FinishReason
     tokens_per_second: float  # of this sequence, prefill included
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """The text, or the ids if there is no codec."""
         facts = {"tokens": len(self.ids), "ended by": self.finish_reason, "tokens per second": self.tokens_per_second}
-        return Card("Completion", {"text": repr(self.text) if self.text else self.ids, **facts})
+        return SummaryCard("Completion", {"text": repr(self.text) if self.text else self.ids, **facts})
 
 
 class Event(NamedTuple):
@@ -221,7 +221,7 @@ class Session:
         """Yield the steps of all sequences as they happen. Raises UserError here, before the first one."""
         context = context_of(self.model)
         check_prompts(self.model, prompts)
-        sampling.check_symbols(self.model.config.symbols)
+        sampling.check_vocab_size(self.model.config.vocab_size)
         self._check_sources(prompts, sources)
         rows = [_Row(n, prompt, Continuation(self.codec, prompt, limits, context)) for n, prompt in enumerate(prompts)]
         return self._events(rows, sampling, sources)
@@ -252,7 +252,7 @@ class Session:
                 [keys[i] for i in chosen],
                 None if sources is None else [sources[i] for i in chosen],
             )
-            with evaluating(self.model), evaluating(self.draft or self.model):
+            with evaluation_mode(self.model), evaluation_mode(self.draft or self.model):
                 yield from batch.run(self.model, sampling, self.draft)
 
 
@@ -262,23 +262,23 @@ class _Row:
 
     sequence: int
     prompt: Ids
-    said: Continuation
+    output: Continuation
     logprobs: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
+    chunks: list[str] = field(default_factory=list)
     done: bool = False
 
-    def push(self, symbol: int, logprob: float, started: float) -> Event:
+    def push(self, token: int, logprob: float, started: float) -> Event:
         """Add the next token and return the event."""
-        check_number(logprob)
-        new, text, reason = self.said.push(symbol)
-        self.pieces.append(text)
+        check_not_nan(logprob)
+        new, text, reason = self.output.push(token)
+        self.chunks.append(text)
         if new is not None:
             self.logprobs.append(logprob)
         if reason is None:
             return Event(self.sequence, new, text, None, logprob)
         self.done = True
-        rate = len(self.said.ids) / max(time.perf_counter() - started, 1e-9)
-        completion = Completion(self.said.ids, "".join(self.pieces), self.logprobs, reason, rate)
+        rate = len(self.output.ids) / max(time.perf_counter() - started, 1e-9)
+        completion = Completion(self.output.ids, "".join(self.chunks), self.logprobs, reason, rate)
         return Event(self.sequence, new, text, completion, logprob)
 
 
@@ -293,7 +293,7 @@ class _Batch:
         device = device_of(model)
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
-        logits, decoding = model.start(prompt, max(len(row.prompt) + row.said.limit for row in self.rows))
+        logits, decoding = model.start(prompt, max(len(row.prompt) + row.output.limit for row in self.rows))
         pool = getattr(model, "pool", None)  # an engine's threads, which then also sample
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device, pool)
         step, finished, idle = 0, 0, None
@@ -302,21 +302,21 @@ class _Batch:
             [only] = self.rows
             guesser = Lookup(only.prompt)
             if draft is not None:
-                guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.said.limit)
-            advance = Speculation(cast(Extending, model), guesser, only.said.limit).step
+                guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.output.limit)
+            advance = Speculation(cast(ExtendingModel, model), guesser, only.output.limit).step
         while True:
             chosen, logprobs = sampler.pick(logits, step)
             pairs = torch.stack([chosen.double(), logprobs.double()])  # one transfer; a double holds any id exactly
-            for row, symbol, logprob in zip(self.rows, *pairs.tolist()):
+            for row, token, logprob in zip(self.rows, *pairs.tolist()):
                 if not row.done:
-                    yield row.push(int(symbol), logprob, started)
+                    yield row.push(int(token), logprob, started)
             now = sum(row.done for row in self.rows)
             if now == len(self.rows):
                 return
-            if now >= _LEAVE * len(self.rows):
-                kept = [i for i, row in enumerate(self.rows) if not row.done]
-                self.rows = [self.rows[i] for i in kept]
-                index = torch.tensor(kept, device=chosen.device)
+            if now >= _COMPACT_SHARE * len(self.rows):
+                remaining = [i for i, row in enumerate(self.rows) if not row.done]
+                self.rows = [self.rows[i] for i in remaining]
+                index = torch.tensor(remaining, device=chosen.device)
                 sampler.select(index)
                 chosen, decoding = chosen[index], decoding.select(index, index)
                 idle, finished = None, 0

@@ -21,14 +21,14 @@ from headway.generate.sampling import Sampler
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
 
-LONGEST, SHORTEST = 4, 2  # tokens that must match an earlier occurrence, the more the better
-MOST = 15  # guesses per step
-_KEEP = 0.8  # decay of running means
-_WORTH = 0.4  # share of guesses that must be right: a token in a batch costs less than a step alone
-_PAUSE, _LONGEST_PAUSE = 16, 256  # steps without guesses after they did not pay: the first time, and at most
+MAX_MATCH, MIN_MATCH = 4, 2  # tokens that must match an earlier occurrence, the more the better
+MAX_GUESSES = 15  # guesses per step
+_DECAY = 0.8  # decay of running means
+_MIN_ACCEPTANCE = 0.4  # share of guesses that must be right: a token in a batch costs less than a step alone
+_PAUSE, _MAX_PAUSE = 16, 256  # steps without guesses after they did not pay: the first time, and at most
 
 
-class Extending(Generative, Protocol):
+class ExtendingModel(Generative, Protocol):
     """A model that processes several tokens of a sequence at once and can roll back behind them."""
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Any) -> tuple[Float[Tensor, "B T C"], Any]:
@@ -39,11 +39,11 @@ class Extending(Generative, Protocol):
 class Guesser(Protocol):
     """Guesses the next tokens of one sequence. Guesses change the speed, never the output."""
 
-    def add(self, symbol: int) -> None:
+    def add(self, token: int) -> None:
         """Append the next token of the sequence."""
         ...
 
-    def guess(self, most: int) -> list[int]:
+    def guess(self, max_guesses: int) -> list[int]:
         """At most `max_guesses` next tokens; an empty list if it has no guess."""
         ...
 
@@ -53,26 +53,26 @@ class Lookup:
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
-        self._places: dict[tuple[int, ...], int] = {}  # a run of tokens, and its last end
+        self._run_ends: dict[tuple[int, ...], int] = {}  # a run of tokens, and its last end
         self._known = 0  # number of indexed tokens
 
-    def add(self, symbol: int) -> None:
-        self.ids.append(symbol)
+    def add(self, token: int) -> None:
+        self.ids.append(token)
 
-    def guess(self, most: int) -> list[int]:
+    def guess(self, max_guesses: int) -> list[int]:
         # Index all runs that end before the last token: what follows them is known.
         for end in range(max(self._known, 1), len(self.ids)):
-            for length in range(SHORTEST, LONGEST + 1):
+            for length in range(MIN_MATCH, MAX_MATCH + 1):
                 if end >= length:
-                    self._places[tuple(self.ids[end - length : end])] = end
+                    self._run_ends[tuple(self.ids[end - length : end])] = end
         self._known = len(self.ids)
-        for length in range(LONGEST, SHORTEST - 1, -1):
-            place = self._places.get(tuple(self.ids[-length:]))
-            if place is not None:
-                found: list[int] = []
-                for index in range(place, place + most):  # past the end it wraps around
-                    found.append(self.ids[index] if index < len(self.ids) else found[index - len(self.ids)])
-                return found
+        for length in range(MAX_MATCH, MIN_MATCH - 1, -1):
+            start = self._run_ends.get(tuple(self.ids[-length:]))
+            if start is not None:
+                guesses: list[int] = []
+                for index in range(start, start + max_guesses):  # past the end it wraps around
+                    guesses.append(self.ids[index] if index < len(self.ids) else guesses[index - len(self.ids)])
+                return guesses
         return []
 
 
@@ -83,130 +83,137 @@ class _Mean:
 
     def __init__(self) -> None:
         self.value = 0.0  # 0 until the second time
-        self._begun = False
+        self._started = False
 
     def add(self, seconds: float) -> None:
-        if self._begun:
-            self.value = seconds if self.value == 0.0 else _KEEP * self.value + (1 - _KEEP) * seconds
-        self._begun = True
+        if self._started:
+            self.value = seconds if self.value == 0.0 else _DECAY * self.value + (1 - _DECAY) * seconds
+        self._started = True
 
 
-class Boldness:
+class TimedGuessLength:
     """How many tokens to guess, by measured time: more while all guesses are right, fewer otherwise, and none while
     guessing does not pay.
     """
 
     def __init__(self) -> None:
-        self._most = 4
-        self._rest, self._pause = 2, _PAUSE  # two plain steps first, which measure a step
+        self._length = 4
+        self._skips, self._pause = 2, _PAUSE  # two plain steps first, which measure a step
         self._step, self._gain = _Mean(), _Mean()  # seconds per plain step, and per token with guesses
 
-    def most(self) -> int:
+    def next_length(self) -> int:
         """How many tokens to guess now."""
-        if self._rest:
-            self._rest -= 1
+        if self._skips:
+            self._skips -= 1
             return 0
-        return self._most
+        return self._length
 
-    def judge(self, guessed: int, right: int, seconds: float) -> None:
+    def update(self, guessed: int, accepted: int, seconds: float) -> None:
         """Record the outcome of `guessed` guesses, of which the first `accepted` were right, in a time that produced
         accepted + 1 tokens; 0 guesses are a plain step.
         """
         if not guessed:
             self._step.add(seconds)
             return
-        self._gain.add(seconds / (right + 1))
-        self._most = min(2 * self._most, MOST) if right == guessed else max(right + 1, 2)
+        self._gain.add(seconds / (accepted + 1))
+        self._length = min(2 * self._length, MAX_GUESSES) if accepted == guessed else max(accepted + 1, 2)
         if not (self._step.value and self._gain.value):
             return
         if self._gain.value <= self._step.value:
             self._pause = _PAUSE
         else:
-            self._rest, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            self._skips, self._pause = self._pause, min(2 * self._pause, _MAX_PAUSE)
             self._gain = _Mean()
 
 
-class Prudence:
+class CountedGuessLength:
     """How many tokens to guess where many rows share a step, by counts alone: the same requests take the same steps on
     any machine. Pauses after too few guesses were right.
     """
 
     def __init__(self) -> None:
-        self._most, self._rest, self._pause = 4, 0, _PAUSE
+        self._length, self._skips, self._pause = 4, 0, _PAUSE
         self._rate = 1.0  # share of guesses that were right
 
-    def most(self) -> int:
+    def next_length(self) -> int:
         """How many tokens to guess now."""
-        return 0 if self._rest else self._most
+        return 0 if self._skips else self._length
 
-    def judge(self, guessed: int, right: int) -> None:
+    def update(self, guessed: int, accepted: int) -> None:
         """Record the outcome of `guessed` guesses, of which the first `accepted` were right, or of a step without
         guesses.
         """
         if not guessed:
-            self._rest = max(0, self._rest - 1)
+            self._skips = max(0, self._skips - 1)
             return
-        self._rate = _KEEP * self._rate + (1 - _KEEP) * right / guessed
-        self._most = min(2 * self._most, MOST) if right == guessed else max(right + 1, 2)
-        if self._rate >= _WORTH:
+        self._rate = _DECAY * self._rate + (1 - _DECAY) * accepted / guessed
+        self._length = min(2 * self._length, MAX_GUESSES) if accepted == guessed else max(accepted + 1, 2)
+        if self._rate >= _MIN_ACCEPTANCE:
             self._pause = _PAUSE
         else:
-            self._rest, self._pause, self._rate = self._pause, min(2 * self._pause, _LONGEST_PAUSE), _WORTH
+            self._skips, self._pause, self._rate = self._pause, min(2 * self._pause, _MAX_PAUSE), _MIN_ACCEPTANCE
 
 
 class Speculation:
     """Runs the steps of one sequence with a model that extends; the logits equal those of single steps, bit for bit."""
 
-    def __init__(self, model: Extending, guesser: Guesser, limit: int) -> None:
+    def __init__(self, model: ExtendingModel, guesser: Guesser, limit: int) -> None:
         """`limit` is the maximum number of tokens to generate."""
         self.model, self.guesser = model, guesser
-        self.boldness = Boldness()
-        self._left = limit
+        self.guess_length = TimedGuessLength()
+        self._remaining = limit
         self._guesses: list[int] = []
-        self._right = 0  # number of guesses that were right so far
+        self._accepted = 0  # number of guesses that were right so far
         self._logits = torch.empty(0)
         self._seconds = 0.0
 
     def step(self, ids: Int[Tensor, "1"], decoding: Any) -> tuple[Float[Tensor, "1 C"], Any]:
         """Like the model's own step: the logits after one more token."""
-        symbol = int(ids[0])
-        self.guesser.add(symbol)
-        self._left -= 1
-        if self._guesses[self._right : self._right + 1] == [symbol]:
-            self._right += 1
-            return self._logits[:, self._right], decoding.at(decoding.positions + 1)
+        token = int(ids[0])
+        self.guesser.add(token)
+        self._remaining -= 1
+        if self._guesses[self._accepted : self._accepted + 1] == [token]:
+            self._accepted += 1
+            return self._logits[:, self._accepted], decoding.at(decoding.positions + 1)
         if self._guesses:
-            self.boldness.judge(len(self._guesses), self._right, self._seconds)
+            self.guess_length.update(len(self._guesses), self._accepted, self._seconds)
         started = time.perf_counter()
-        most = min(self.boldness.most(), self._left)
-        self._guesses, self._right = self.guesser.guess(most) if most else [], 0
+        max_guesses = min(self.guess_length.next_length(), self._remaining)
+        self._guesses, self._accepted = self.guesser.guess(max_guesses) if max_guesses else [], 0
         if not self._guesses:
             logits, after = self.model.step(ids, decoding)
-            self.boldness.judge(0, 0, time.perf_counter() - started)
+            self.guess_length.update(0, 0, time.perf_counter() - started)
             return logits, after
-        both = torch.tensor([[symbol, *self._guesses]], device=ids.device)
+        both = torch.tensor([[token, *self._guesses]], device=ids.device)
         self._logits, _ = self.model.extend(both, decoding)
         self._seconds = time.perf_counter() - started
         return self._logits[:, 0], decoding.at(decoding.positions + 1)
 
 
 def check_draft(
-    place: Path, model: nn.Module, codec: Codec | None, draft_place: Path, draft: nn.Module, draft_codec: Codec | None
+    path: Path, model: nn.Module, codec: Codec | None, draft_path: Path, draft: nn.Module, draft_codec: Codec | None
 ) -> None:
     """Raise UserError for a draft that is not a language model, or whose vocabulary differs from the model's."""
-    for here, one, what in ((place, model, "cannot use a draft"), (draft_place, draft, "cannot be a draft")):
-        if not is_causal(one):
-            raise UserError(f"{here} is not a language model and {what}; use a language model")
-    own: Any = model.config
-    other: Any = draft.config
-    different = None if own.symbols == other.symbols else f"{other.symbols} tokens against {own.symbols}"
+    for checked_path, module, consequence in (
+        (path, model, "cannot use a draft"),
+        (draft_path, draft, "cannot be a draft"),
+    ):
+        if not is_causal(module):
+            raise UserError(f"{checked_path} is not a language model and {consequence}; use a language model")
+    config: Any = model.config
+    draft_config: Any = draft.config
+    different = (
+        None
+        if config.vocab_size == draft_config.vocab_size
+        else f"{draft_config.vocab_size} tokens against {config.vocab_size}"
+    )
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
     elif codec is not draft_codec:
         different = "only one of them has a tokenizer"
     if different is not None:
         raise UserError(
-            f"the vocabulary of the draft {draft_place} differs from that of {place} ({different}); use a draft with "
+            f"the vocabulary of the draft {draft_path} differs from that of {path} ({different}); use a draft with "
             "the same tokenizer"
         )
 
@@ -219,50 +226,50 @@ class Draft:
     vocabulary.
     """
 
-    def __init__(self, model: Generative, prompt: Sequence[int], sampler: Sampler, symbols: int, limit: int) -> None:
+    def __init__(self, model: Generative, prompt: Sequence[int], sampler: Sampler, vocab_size: int, limit: int) -> None:
         """`sampler` samples the sequence, at most `limit` tokens below `vocab_size`."""
-        self.model, self.sampler, self.symbols = model, sampler, symbols
+        self.model, self.sampler, self.vocab_size = model, sampler, vocab_size
         self.ids = list(prompt)
         self._prompt, self._end = len(prompt), len(prompt) + limit
         self._context = context_of(model) or self._end
-        self._strange = not all(symbol < model.config.symbols for symbol in prompt)
-        if not self._strange:
-            self._begin()
+        self._out_of_vocab = not all(token < model.config.vocab_size for token in prompt)
+        if not self._out_of_vocab:
+            self._prefill()
 
-    def add(self, symbol: int) -> None:
-        self.ids.append(symbol)
-        self._strange |= symbol >= self.model.config.symbols
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        self._out_of_vocab |= token >= self.model.config.vocab_size
 
-    def guess(self, most: int) -> list[int]:
-        most = min(most, self._context // 2)
-        if self._strange or not most:
+    def guess(self, max_guesses: int) -> list[int]:
+        max_guesses = min(max_guesses, self._context // 2)
+        if self._out_of_vocab or not max_guesses:
             return []
-        if len(self.ids) + most - self._first > self._context:
-            self._begin()
+        if len(self.ids) + max_guesses - self._first > self._context:
+            self._prefill()
         # Process the tokens generated since.
-        width = MOST + 1 if getattr(self.model, "extends", False) else 1
+        width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
         for start in range(self._read, len(self.ids), width):
             new = torch.tensor([self.ids[start : start + width]], device=self._device)
             if width == 1:
                 self._logits, self._decoding = self.model.step(new[0], self._decoding)
             else:
-                logits, self._decoding = cast(Extending, self.model).extend(new, self._decoding)
+                logits, self._decoding = cast(ExtendingModel, self.model).extend(new, self._decoding)
                 self._logits = logits[:, -1]
         self._read = len(self.ids)
         # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
-        logits, ahead, found = self._logits, self._decoding.select(torch.tensor([0], device=self._device)), []
+        logits, ahead, guesses = self._logits, self._decoding.select(torch.tensor([0], device=self._device)), []
         while True:
-            step = len(self.ids) - self._prompt + len(found)
-            found.append(self.sampler.foresee(logits[:, : self.symbols], step, found))
-            if len(found) == most:
-                return found
-            logits, ahead = self.model.step(torch.tensor(found[-1:], device=self._device), ahead)
+            step = len(self.ids) - self._prompt + len(guesses)
+            guesses.append(self.sampler.sample_ahead(logits[:, : self.vocab_size], step, guesses))
+            if len(guesses) == max_guesses:
+                return guesses
+            logits, ahead = self.model.step(torch.tensor(guesses[-1:], device=self._device), ahead)
 
     @property
     def _device(self) -> torch.device:
         return device_of(self.model)
 
-    def _begin(self) -> None:
+    def _prefill(self) -> None:
         """Process the sequence, or so much of its end that half of the context remains for new tokens."""
         fits = self._end <= self._context
         self._first = 0 if fits else max(0, len(self.ids) - max(1, self._context // 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.learn.loop import UserInterrupt
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         noam_peak,
     )
     from headway.learn.task import (
-        WHOLE,
+        FULL_SHARD,
         Batch,
         Loss,
         Shard,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headway.learn.trainer import Trainer
 
 __all__ = [
-    "WHOLE",
+    "FULL_SHARD",
     "AdamWConfig",
     "Batch",
     "ConstantConfig",
@@ -62,7 +62,7 @@ __all__ = [
     "unit_of",
     "write_recipe",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
         ".loop": ("UserInterrupt",),
@@ -78,7 +78,7 @@ lazily(
             "WSDConfig",
             "noam_peak",
         ),
-        ".task": ("Batch", "Loss", "Shard", "Task", "TaskConfig", "WHOLE", "measure_of", "unit_of"),
+        ".task": ("Batch", "Loss", "Shard", "Task", "TaskConfig", "FULL_SHARD", "measure_of", "unit_of"),
         ".trainer": ("Trainer",),
     },
 )

@@ -19,7 +19,7 @@ from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.projection import Projection, slice_names
 
 GROUPS = {"attention": ("q", "k", "v", "o"), "feed_forward": ("gate", "up", "down")}
-_LEFT_OUT = ("router",)  # not part of "all": routers choose experts, they do not transform features
+_EXCLUDED = ("router",)  # not part of "all": routers choose experts, they do not transform features
 
 
 @family
@@ -75,15 +75,15 @@ class LoRAConfig(AdapterConfig):
         return f"LoRA of rank {self.rank} on {', '.join(self.targets)}"
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        places = list(maps(model))
-        known = {name for place in places for name in place.names}
-        wanted = self._wanted(known)
+        projections = list(target_projections(model))
+        names = {name for target in projections for name in target.names}
+        selected = self._selected_names(names)
         generator = torch.Generator().manual_seed(seed)
-        for place in places:
-            chosen = tuple(i for i, name in enumerate(place.names) if name in wanted)
+        for target in projections:
+            chosen = tuple(i for i, name in enumerate(target.names) if name in selected)
             if chosen:
-                place.projection.add_module("lora", LoRA(self, place.projection, chosen, generator))
-                place.projection.register_forward_hook(_add)
+                target.projection.add_module("lora", LoRA(self, target.projection, chosen, generator))
+                target.projection.register_forward_hook(_add)
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
         from headway.formats.peft import (  # imports all published families
@@ -92,25 +92,29 @@ class LoRAConfig(AdapterConfig):
             save_adapter,
         )
 
-        found = adapters(model)
-        factors = {f"{path}.weight": Factors(each.a, each.b, each.chosen, each.slices) for path, each in found.items()}
-        own = _own_names(found)
-        fresh = {name: each for name, each in model.named_parameters() if each.requires_grad and name not in own}
+        loras = adapters(model)
+        factors = {f"{path}.weight": Factors(lora.a, lora.b, lora.chosen, lora.slices) for path, lora in loras.items()}
+        adapter_names = _adapter_tensor_names(loras)
+        fresh = {
+            name: lora for name, lora in model.named_parameters() if lora.requires_grad and name not in adapter_names
+        }
         settings = AdapterSettings(self.rank, self.alpha, self.dropout, self.rslora, start)
         save_adapter(directory, model, factors, fresh, settings, family)
 
-    def _wanted(self, known: Collection[str]) -> set[str]:
+    def _selected_names(self, known: Collection[str]) -> set[str]:
         wanted: set[str] = set()
         for target in self.targets:
-            found = set(known) - set(_LEFT_OUT) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
-            if not found:
-                choice = nearest(target, [*known, *GROUPS, "all"])
-                raise ConfigError(f"adapter.targets: the model has no projection {target!r}; {choice}")
-            wanted |= found
+            matching = (
+                set(known) - set(_EXCLUDED) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
+            )
+            if not matching:
+                suggestion = nearest(target, [*known, *GROUPS, "all"])
+                raise ConfigError(f"adapter.targets: the model has no projection {target!r}; {suggestion}")
+            wanted |= matching
         return wanted
 
 
-class Map(NamedTuple):
+class TargetProjection(NamedTuple):
     """A projection inside a stack, its name in the model, and the names of its slices."""
 
     path: str
@@ -118,12 +122,12 @@ class Map(NamedTuple):
     names: tuple[str, ...]
 
 
-def maps(model: nn.Module) -> Iterator[Map]:
+def target_projections(model: nn.Module) -> Iterator[TargetProjection]:
     """The projections that can have an adapter."""
     for path, module in model.named_modules():
         parts = path.split(".")
         if isinstance(module, Projection) and "stack" in parts:
-            yield Map(path, module, slice_names(parts[-1], module))
+            yield TargetProjection(path, module, slice_names(parts[-1], module))
 
 
 @setting(LoRAConfig, "targets")
@@ -166,18 +170,18 @@ class LoRA(nn.Module):
 
     def product(self) -> Float[Tensor, "F D"]:
         """s B A of all slices: the update of the weight when merging."""
-        whole = self.a.new_zeros(sum(self.slices), self.a.shape[1])
-        rows = whole.split(list(self.slices))
+        update = self.a.new_zeros(sum(self.slices), self.a.shape[1])
+        rows = update.split(list(self.slices))
         for i, a, b in zip(self.chosen, self.a.split(self.config.rank), self.parts()):
             torch.mm(b, a, out=rows[i])
-        return whole.mul_(self.config.scale)
+        return update.mul_(self.config.scale)
 
 
 def _add(projection: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return projection.lora(inputs[0], output)  # type: ignore[operator]
 
 
-def adapted(model: nn.Module, config: AdapterConfig | None, fresh: Collection[str], seed: int) -> nn.Module:
+def with_adapter(model: nn.Module, config: AdapterConfig | None, fresh: Collection[str], seed: int) -> nn.Module:
     """`model` with the adapters of `config`, everything else frozen except the parameters in `fresh`; unchanged if
     `config` is None.
     """
@@ -196,15 +200,15 @@ def adapters(model: nn.Module) -> dict[str, LoRA]:
 @torch.no_grad()
 def merged(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of an equivalent model without adapters: the adapters are merged into the weights."""
-    found = adapters(model)
-    own = _own_names(found)
-    tensors = {name: tensor for name, tensor in named_tensors(model) if name not in own}
-    for path, lora in found.items():
+    loras = adapters(model)
+    adapter_names = _adapter_tensor_names(loras)
+    tensors = {name: tensor for name, tensor in named_tensors(model) if name not in adapter_names}
+    for path, lora in loras.items():
         tensors[f"{path}.weight"] = tensors[f"{path}.weight"] + lora.product()
     return tensors
 
 
-def _own_names(found: Iterable[str]) -> set[str]:
+def _adapter_tensor_names(paths: Iterable[str]) -> set[str]:
     """The names of the adapters' tensors."""
 
-    return {f"{path}.lora.{part}" for path in found for part in ("a", "b")}
+    return {f"{path}.lora.{part}" for path in paths for part in ("a", "b")}

@@ -11,15 +11,15 @@ import torch
 
 from headway.errors import UserError
 from headway.formats import native
-from headway.formats.digests import damage, is_sealed, seal
-from headway.formats.durable import beside, remove, write_json, write_tensors
+from headway.formats.digests import find_damage, is_sealed, seal
+from headway.formats.durable import atomic_write, remove, write_json, write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
-from headway.learn.records import read_progress
+from headway.learn.run_schemas import read_progress
 from headway.outputs import check_folder
 
 if TYPE_CHECKING:
-    from headway.learn.training import RunState
+    from headway.learn.run_state import RunState
 
 _VERSION = 1
 
@@ -50,17 +50,17 @@ class Checkpoints:
         learner, progress = run.learner, run.progress
         path = self.directory / f"step-{progress.step:08d}"
         check_folder(self.directory)
-        with beside(path) as draft:
+        with atomic_write(path) as draft:
             draft.mkdir()
-            native.save_tensors(learner.kept(), run.recipe.model, draft)
+            native.save_tensors(learner.saved_tensors(), run.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
             seal(draft)
-        *older, _ = self.all()
-        regular = [path for path in older if step_of(path) % interval == 0]
-        kept = regular[max(0, len(regular) - keep + 1) :]
-        for path in older:
-            if path not in kept:
+        *earlier, _ = self.all()
+        regular = [path for path in earlier if step_of(path) % interval == 0]
+        remaining = regular[max(0, len(regular) - keep + 1) :]
+        for path in earlier:
+            if path not in remaining:
                 remove(path)
 
     def go_back_to(self, path: Path, best: dict[str, Any] | None) -> None:
@@ -70,7 +70,7 @@ class Checkpoints:
         for other in self.all():
             if step_of(other) > step_of(path):
                 remove(other)
-        with beside(self.directory / path.name) as draft:
+        with atomic_write(self.directory / path.name) as draft:
             shutil.copytree(path, draft)
             progress = replace(read_progress(path / "state.json", _VERSION), best=best)
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
@@ -80,17 +80,19 @@ class Checkpoints:
         """Rename damaged checkpoints; returns messages with the damage and the new path. UserError, without renaming,
         if no intact checkpoint would be left.
         """
-        problems = {path: problem for path in self.all() if (problem := _problem(path)) is not None}
+        problems = {path: problem for path in self.all() if (problem := _find_damage(path)) is not None}
         if problems and len(problems) == len(self.all()):
             newest = list(problems.values())[-1]
             raise UserError(f"{newest}, and no intact checkpoint is left; restore one from a copy, or start a new run")
-        told = []
+        messages = []
         for path, problem in problems.items():
-            aside = path.with_name(f"damaged-{path.name}")
-            remove(aside)
-            path.rename(aside)
-            told.append(f"{problem}; the run resumes from an intact checkpoint, and this one was renamed to {aside}")
-        return told
+            new_path = path.with_name(f"damaged-{path.name}")
+            remove(new_path)
+            path.rename(new_path)
+            messages.append(
+                f"{problem}; the run resumes from an intact checkpoint, and this one was renamed to {new_path}"
+            )
+        return messages
 
     @torch.no_grad()
     def load_newest(self, run: RunState) -> None:
@@ -119,11 +121,11 @@ class Checkpoints:
         return len(paths)
 
 
-def _problem(path: Path) -> str | None:
+def _find_damage(path: Path) -> str | None:
     """The damage of a checkpoint, or None; one without digests, of an earlier version, only needs to be complete."""
     try:
         if is_sealed(path):
-            return next(iter(damage(path)), None)
+            return next(iter(find_damage(path)), None)
         read_progress(path / "state.json", _VERSION)
         native.read_model(path / native.FILE)
         read_tensors(path / "optimizer.safetensors", "")
@@ -142,7 +144,7 @@ def load_weights(learner: Learner, directory: Path) -> None:
     """Load the weights of a checkpoint's model.safetensors into the learner's model."""
     path = directory / native.FILE
     tensors, _ = native.read_model(path)
-    places = learner.kept()
-    native.check_tensors(places, tensors, path)
-    for name, own in places.items():
-        own.data.copy_(tensors[name])
+    model_tensors = learner.saved_tensors()
+    native.check_tensors(model_tensors, tensors, path)
+    for name, tensor in model_tensors.items():
+        tensor.data.copy_(tensors[name])

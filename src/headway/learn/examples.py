@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from headway.data import SIDES, PairBatches, Splits, sample_at
-from headway.formats.familiar import Familiar
+from headway.data import SPLITS, PairBatches, Splits, shuffled_indices
+from headway.formats.out_of_distribution import TrainingStatistics
 from headway.nn.mixers import tree_map
 from headway.nn.models import ModelConfig
 
@@ -27,10 +27,10 @@ class Shard(NamedTuple):
     world: int = 1
 
 
-WHOLE = Shard()
+FULL_SHARD = Shard()
 
 
-def spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+def spread_evenly(rows: np.ndarray, limit: int | None) -> np.ndarray:
     """At most `limit` evenly spaced rows, because the first ones often belong to one class or one file."""
     if limit is None or limit >= len(rows):
         return rows
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     targets: Any
     tokens: int
     computed: int
-    begins: bool = True
+    starts_epoch: bool = True
 
     def to(self, device: torch.device | str) -> Batch:
         tensors: list[Tensor] = []
@@ -59,38 +59,38 @@ class Batch(NamedTuple):
         return self._replace(inputs=inputs, targets=targets)
 
 
-class Chance(NamedTuple):
+class RngKey(NamedTuple):
     """The counter-based random key of a training batch, in addition to the seed: the batch index, and the position of
     each sample in the endless stream of samples, int64 [B].
     """
 
-    number: int
-    places: Int[np.ndarray, "B"]
+    batch_index: int
+    positions: Int[np.ndarray, "B"]
 
 
-class Endless(Protocol):
+class TrainingOrder(Protocol):
     """The training order of samples with indices from 0."""
 
-    def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
         """Endless batches, where batch k is a pure function of k: a shard reads start + rank, start + rank + world, and
         so on.
         """
         ...
 
 
-class Once(Protocol):
+class EvaluationOrder(Protocol):
     """The order of evaluation."""
 
-    def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
+    def single_pass(self, shard: Shard = FULL_SHARD) -> Iterator[Int[np.ndarray, "B"]]:
         """Batches that contain each sample once."""
         ...
 
 
-class Order(Endless, Once, Protocol):
+class Order(TrainingOrder, EvaluationOrder, Protocol):
     """An order for both training and evaluation."""
 
 
-class ByCount(NamedTuple):
+class FixedSizeBatches(NamedTuple):
     """Batches of `size` samples: batch k has the positions k size, ..., (k + 1) size - 1 of a stream of epochs, which
     are shuffled if there is a seed. A single pass is in index order.
     """
@@ -104,18 +104,20 @@ class ByCount(NamedTuple):
         """The number of batches per epoch."""
         return self.samples / self.size
 
-    def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
-        for number in count(start + shard.rank, shard.world):
-            places = np.arange(number * self.size, (number + 1) * self.size)
-            found = places % self.samples if self.seed is None else sample_at(places, self.samples, self.seed)
-            yield Chance(number, places), found
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
+        for batch_index in count(start + shard.rank, shard.world):
+            positions = np.arange(batch_index * self.size, (batch_index + 1) * self.size)
+            indices = (
+                positions % self.samples if self.seed is None else shuffled_indices(positions, self.samples, self.seed)
+            )
+            yield RngKey(batch_index, positions), indices
 
-    def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
+    def single_pass(self, shard: Shard = FULL_SHARD) -> Iterator[Int[np.ndarray, "B"]]:
         for first in range(shard.rank * self.size, self.samples, shard.world * self.size):
             yield np.arange(first, min(first + self.size, self.samples))
 
 
-class ByTokens(NamedTuple):
+class LengthBatches(NamedTuple):
     """Batches of samples of nearly equal lengths from a plan: batch k is the k-th of a sequence of shuffled epochs. A
     single pass goes from short to long.
     """
@@ -128,15 +130,15 @@ class ByTokens(NamedTuple):
         """The number of batches per epoch."""
         return len(self.plan)
 
-    def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
-        batches, known = [], -1
-        for number in count(start + shard.rank, shard.world):
-            epoch, place = divmod(number, len(self.plan))
-            if epoch != known:
-                batches, known = self.plan.epoch(epoch), epoch
-            yield Chance(number, epoch * self.samples + batches[place]), batches[place]
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
+        batches, current_epoch = [], -1
+        for batch_index in count(start + shard.rank, shard.world):
+            epoch, batch_number = divmod(batch_index, len(self.plan))
+            if epoch != current_epoch:
+                batches, current_epoch = self.plan.epoch(epoch), epoch
+            yield RngKey(batch_index, epoch * self.samples + batches[batch_number]), batches[batch_number]
 
-    def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
+    def single_pass(self, shard: Shard = FULL_SHARD) -> Iterator[Int[np.ndarray, "B"]]:
         yield from self.plan.in_order()[shard.rank :: shard.world]
 
 
@@ -148,17 +150,17 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, numbers: Int[np.ndarray, "B"], chance: Chance | None = None) -> Batch:
+    def take(self, indices: Int[np.ndarray, "B"], rng_key: RngKey | None = None) -> Batch:
         """These samples as a batch: a pure function of indices, seed and key. Without a key there is no randomness, or
         it depends on the indices only.
         """
         ...
 
-    def training(self) -> Endless: ...
+    def training_order(self) -> TrainingOrder: ...
 
-    def judging(self) -> Once: ...
+    def evaluation_order(self) -> EvaluationOrder: ...
 
-    def some(self, limit: int | None) -> Samples:
+    def limited_to(self, limit: int | None) -> Samples:
         """A representative subset of at most `limit` samples."""
         ...
 
@@ -166,7 +168,7 @@ class Samples(Protocol):
 class Examples:
     """The data of a domain: samples in splits, and the preprocessing that inference needs."""
 
-    stated: str = "all"  # the split that is evaluated by default when a finished model gets other data
+    default_split: str = "all"  # the split that is evaluated by default when a finished model gets other data
 
     def of(self, split: str) -> Samples:
         """The samples of a split, or of "all". UserError for an unknown or empty split."""
@@ -178,9 +180,9 @@ class Examples:
         raise NotImplementedError
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def split_names(self) -> tuple[str, ...]:
         """The names of possible splits."""
-        return (*SIDES, "all")
+        return (*SPLITS, "all")
 
     def limited(self, split: str, limit: int | None) -> Self:
         """The same examples, with the split reduced to the `limit` samples of an evaluation."""
@@ -197,25 +199,25 @@ class Examples:
         """
         raise NotImplementedError
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         """Micro-batches of a split: endless for training, from batch `start` on; a single pass for other splits."""
         samples = self.of(split)
         if split == "train":
-            for chance, numbers in samples.training().endless(shard, start):
-                yield samples.take(numbers, chance)
+            for rng_key, indices in samples.training_order().endless(shard, start):
+                yield samples.take(indices, rng_key)
         else:
-            for numbers in samples.judging().once(shard):
-                yield samples.take(numbers)
+            for indices in samples.evaluation_order().single_pass(shard):
+                yield samples.take(indices)
 
     def count(self, split: str) -> int:
         """The number of samples of a split."""
         return len(self.of(split))
 
-    def epoch(self) -> float | None:
+    def batches_per_epoch(self) -> float | None:
         """The number of training batches per epoch; None if the examples define their own batches."""
         if type(self).batches is not Examples.batches:
             return None
-        return getattr(self.of("train").training(), "epoch", None)
+        return getattr(self.of("train").training_order(), "epoch", None)
 
     def contents(self) -> Contents:
         """The parts of the data, except the splits, by name: "texts", "labels". A resumed run compares them to detect
@@ -224,15 +226,15 @@ class Examples:
         return {}
 
     @property
-    def splits_read(self) -> Splits | None:
+    def data_splits(self) -> Splits | None:
         """The splits of the data, if samples are indexed."""
-        found = getattr(self, "splits", None)
-        return found if isinstance(found, Splits) else None
+        splits = getattr(self, "splits", None)
+        return splits if isinstance(splits, Splits) else None
 
     def save(self, directory: Path) -> None:
         """Write what inference needs in addition to the weights: codec, processor."""
 
-    def met(self) -> Familiar | None:
+    def input_statistics(self) -> TrainingStatistics | None:
         """Statistics of the training inputs, if the examples know them."""
         return None
 
@@ -240,110 +242,110 @@ class Examples:
         """Release resources: simulators and their renderers."""
 
 
-def removals(splits: Splits) -> tuple[str, ...]:
+def removal_notes(splits: Splits) -> tuple[str, ...]:
     """A sentence for the report about samples that are left out of training."""
     if not splits.removed:
         return ()
-    what = f"{splits.removed:,} of the {splits.what} to train on"
-    return (f"{what} were left out, because validation or test files contain the same ones.",)
+    noun = f"{splits.removed:,} of the {splits.noun} to train on"
+    return (f"{noun} were left out, because validation or test files contain the same ones.",)
 
 
-class Numbered(Examples):
+class IndexedExamples(Examples):
     """Samples of one table, each in one split. A domain defines the model inputs for rows of the table (`take`)."""
 
     splits: Splits
     seed: int
-    size: int
-    at_once: int = 64
+    batch_size: int
+    eval_batch_size: int = 64
 
-    def take(self, rows: Int[np.ndarray, "B"], chance: Chance | None = None) -> Batch:
+    def take(self, rows: Int[np.ndarray, "B"], rng_key: RngKey | None = None) -> Batch:
         raise NotImplementedError
 
-    def shown(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """A row as one line of text."""
         raise NotImplementedError
 
-    def training(self, rows: np.ndarray) -> Order:
-        return ByCount(len(rows), self.size, self.seed)
+    def training_order(self, rows: np.ndarray) -> Order:
+        return FixedSizeBatches(len(rows), self.batch_size, self.seed)
 
-    def judging(self, rows: np.ndarray) -> Order:
-        return ByCount(len(rows), self.at_once)
+    def evaluation_order(self, rows: np.ndarray) -> Order:
+        return FixedSizeBatches(len(rows), self.eval_batch_size)
 
-    def numbers(self, split: str) -> np.ndarray:
+    def rows_of(self, split: str) -> np.ndarray:
         """The rows of a split. UserError for an unknown or empty split."""
         return self.splits.rows(split)
 
-    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+    def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         """A representative subset of at most `limit` rows."""
-        return spread(rows, limit)
+        return spread_evenly(rows, limit)
 
-    def of(self, split: str) -> Selected:
-        return Selected(self, self.numbers(split))
+    def of(self, split: str) -> RowSubset:
+        return RowSubset(self, self.rows_of(split))
 
     def limited(self, split: str, limit: int | None) -> Self:
-        some, found = self.some(self.numbers(split), limit), copy(self)
-        found.splits = self.splits._replace(sides={**self.splits.sides, split: some})
-        return found
+        selected, examples = self.limited_rows(self.rows_of(split), limit), copy(self)
+        examples.splits = self.splits._replace(sides={**self.splits.indices, split: selected})
+        return examples
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return removals(self.splits)
+        return removal_notes(self.splits)
 
     @property
     def final_split(self) -> str:
         return self.splits.final
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.splits.sides, "all")
+    def split_names(self) -> tuple[str, ...]:
+        return (*self.splits.indices, "all")
 
-    def spread(self, count: int) -> np.ndarray:
+    def spread_rows(self, count: int) -> np.ndarray:
         """Evenly spaced rows of the final split."""
-        return spread(self.numbers(self.final_split), count)
+        return spread_evenly(self.rows_of(self.final_split), count)
 
 
 @dataclass(frozen=True)
-class Selected:
+class RowSubset:
     """A selection of rows of a table, in this order."""
 
-    examples: Numbered
+    examples: IndexedExamples
     rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, numbers: Int[np.ndarray, "B"], chance: Chance | None = None) -> Batch:
-        return self.examples.take(self.rows[numbers], chance)
+    def take(self, indices: Int[np.ndarray, "B"], rng_key: RngKey | None = None) -> Batch:
+        return self.examples.take(self.rows[indices], rng_key)
 
-    def training(self) -> Order:
-        return self.examples.training(self.rows)
+    def training_order(self) -> Order:
+        return self.examples.training_order(self.rows)
 
-    def judging(self) -> Order:
-        return self.examples.judging(self.rows)
+    def evaluation_order(self) -> Order:
+        return self.examples.evaluation_order(self.rows)
 
-    def some(self, limit: int | None) -> Self:
-        return replace(self, rows=self.examples.some(self.rows, limit))
+    def limited_to(self, limit: int | None) -> Self:
+        return replace(self, rows=self.examples.limited_rows(self.rows, limit))
 
 
-class Explored(Examples):
+class OnPolicyExamples(Examples):
     """Samples that the model generates with its current weights (on-policy reinforcement learning). Training batch k
     depends on all previous updates; checkpoints contain the exploration state in addition to the weights.
     """
 
     @property
-    def period(self) -> int:
+    def rollout_batches(self) -> int:
         """The number of batches per rollout: only complete periods have a typical cost."""
         raise NotImplementedError
 
-    def explore(self, model: nn.Module) -> None:
+    def start_exploring(self, model: nn.Module) -> None:
         """Start with this model: `batches("train")` come from it from now on."""
         raise NotImplementedError
 
-    def explored(self) -> dict[str, Tensor]:
+    def exploration_state(self) -> dict[str, Tensor]:
         """The state for a checkpoint that batches depend on in addition to the weights."""
         raise NotImplementedError
 
-    def go_on(self, state: Mapping[str, Tensor]) -> None:
+    def load_exploration_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the result of `exploration_state`. UserError if it belongs to another task."""
 
         raise NotImplementedError

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from headway.data.fingerprint import digest_of
+from headway.data.content_hash import content_digest
 from headway.errors import UserError
 from headway.learn.distributed import Processes
 from headway.learn.task import Task
 
 _VERSION = 1
-_ALL = "samples"
+_TOTAL = "samples"
 
 
 def fingerprint(task: Task) -> dict[str, int | str]:
@@ -26,41 +26,43 @@ def fingerprint(task: Task) -> dict[str, int | str]:
     contents = task.examples.contents()
     if not contents:
         return {}
-    found: dict[str, int | str] = {"version": _VERSION}
-    splits = task.examples.splits_read
+    digests: dict[str, int | str] = {"version": _VERSION}
+    splits = task.examples.data_splits
     if splits is not None:
-        found[_ALL] = len(splits.every)
-        found |= {f"{side} samples": len(rows) for side, rows in splits.sides.items()}
-    found |= {name: digest_of(values) for name, values in contents.items()}
+        digests[_TOTAL] = len(splits.all_indices)
+        digests |= {f"{split} samples": len(rows) for split, rows in splits.indices.items()}
+    digests |= {name: content_digest(values) for name, values in contents.items()}
     if splits is not None:
-        found["splits"] = digest_of(splits.sides.values())
-    return found
+        digests["splits"] = content_digest(splits.indices.values())
+    return digests
 
 
-def differences(recorded: Any, found: Mapping[str, int | str]) -> str | None:
+def differences(recorded: Any, current: Mapping[str, int | str]) -> str | None:
     """How the `current` data differ from those `recorded` in run.json, for a message. None if they are equal, or if
     either has no fingerprint, as in runs of earlier versions.
     """
-    if not isinstance(recorded, dict) or not found or recorded.get("version") != _VERSION:
+    if not isinstance(recorded, dict) or not current or recorded.get("version") != _VERSION:
         return None
-    told: list[str] = []
-    for name, value in found.items():
-        before = recorded.get(name, value)  # a part that is unknown to the run's version
-        if before == value:
+    changes: list[str] = []
+    for name, value in current.items():
+        previous = recorded.get(name, value)  # a part that is unknown to the run's version
+        if previous == value:
             continue
-        counts = isinstance(value, int) and isinstance(before, int)
-        told.append(f"{value:,} {name}, not {before:,}" if counts else f"other {name}")
-        if name == _ALL:  # with another number of samples everything else differs, too
+        counts = isinstance(value, int) and isinstance(previous, int)
+        changes.append(f"{value:,} {name}, not {previous:,}" if counts else f"other {name}")
+        if name == _TOTAL:  # with another number of samples everything else differs, too
             break
-    return ", ".join(told) or None
+    return ", ".join(changes) or None
 
 
-def agreed(own: dict[str, int | str], processes: Processes) -> dict[str, int | str]:
+def check_equal_data(fingerprint: dict[str, int | str], processes: Processes) -> dict[str, int | str]:
     """The fingerprint of all processes. UserError in every process if one has other data than the main process."""
-    first = processes.tell(own)
-    told = differences(first, own)
-    other = torch.tensor(float(first != own), device=processes.device)
-    if processes.sum(other).item():
-        which = f"process {processes.rank} has {told}" if told else "another process has other data than process 0"
-        raise UserError(f"{which}; pass the same data to all processes")
+    first = processes.broadcast_object(fingerprint)
+    changes = differences(first, fingerprint)
+    differs = torch.tensor(float(first != fingerprint), device=processes.device)
+    if processes.sum(differs).item():
+        description = (
+            f"process {processes.rank} has {changes}" if changes else "another process has other data than process 0"
+        )
+        raise UserError(f"{description}; pass the same data to all processes")
     return first

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.data.order import GOLDEN, mixed
+from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import UserError
 from headway.formats.native import named_tensors
-from headway.learn.distributed import Carried, Processes
-from headway.learn.examples import Batch, Explored
-from headway.learn.objective import Carrying
+from headway.learn.distributed import CarriedStates, Processes
+from headway.learn.examples import Batch, OnPolicyExamples
+from headway.learn.objective import StatefulObjective
 from headway.learn.optim import Optimizer
-from headway.learn.precision import computed, products
+from headway.learn.precision import effective_precision, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
@@ -26,7 +26,7 @@ from headway.nn.models import Loss
 from headway.nn.parts.dropout import attach_generator
 
 # Indices of statistics in the tail of the gradients, so that one all-reduce sums both.
-_STOP, _TOKENS, _LOSSES = 0, 1, 2
+_STOP_INDEX, _TOKENS_INDEX, _LOSSES_INDEX = 0, 1, 2
 
 
 class Update(NamedTuple):
@@ -37,20 +37,20 @@ class Update(NamedTuple):
 
     names: tuple[str, ...]
     norm: Float[Tensor, ""]
-    figures: Float[Tensor, "F"]
+    stats: Float[Tensor, "F"]
 
     def losses(self) -> dict[str, tuple[float, float]]:
         """Sum and count of each loss."""
-        values = self.figures.tolist()[_LOSSES:]
+        values = self.stats.tolist()[_LOSSES_INDEX:]
         return {name: (values[2 * i + 1], values[2 * i]) for i, name in enumerate(self.names)}
 
     def tokens(self) -> int:
         """The number of target tokens."""
-        return round(self.figures[_TOKENS].item())
+        return round(self.stats[_TOKENS_INDEX].item())
 
     def stop(self) -> bool:
         """Whether any process requested a stop."""
-        return self.figures[_STOP].item() > 0
+        return self.stats[_STOP_INDEX].item() > 0
 
 
 class Learner:
@@ -65,18 +65,18 @@ class Learner:
         self.recipe = recipe
         self.task = task
         self.processes = processes
-        self.precision = computed(precision, self.device)
+        self.precision = effective_precision(precision, self.device)
         self.optimizer = Optimizer(recipe.optim, self.model, self.precision)
         self.flat = self.optimizer.flat
         processes.broadcast(self.flat.data)
         self.average = self.flat.data.clone() if recipe.train.ema is not None else None
         self._generator = attach_generator(self.model, self.device)
         objective, examples = task.objective, task.examples
-        carries = isinstance(objective, Carrying)
-        self._carried = Carried(objective, processes, recipe.train.accumulate) if carries else None
-        self._explorer = examples if isinstance(examples, Explored) else None
-        if self._explorer is not None:
-            self._explorer.explore(self.model)
+        carries = isinstance(objective, StatefulObjective)
+        self._carried_states = CarriedStates(objective, processes, recipe.train.accumulate) if carries else None
+        self._on_policy = examples if isinstance(examples, OnPolicyExamples) else None
+        if self._on_policy is not None:
+            self._on_policy.start_exploring(self.model)
         if recipe.train.compile:
             self.model.compile()
 
@@ -85,19 +85,19 @@ class Learner:
         train, tail = self.recipe.train, self.flat.tail
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
         self.flat.zero_grads()
-        names, divided = (), False
+        names, is_divided = (), False
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
             counts = self._counts(batches)
-            for place, batch in enumerate(batches):
-                losses = self._loss(place, batch.to(self.device))
+            for index, batch in enumerate(batches):
+                losses = self._loss(index, batch.to(self.device))
                 names = tuple(losses)
-                divided = self._backward(losses, counts, alone=len(batches) == self.processes.world == 1)
-            tail[_STOP] += float(stop)
-            tail[_TOKENS] += sum(batch.tokens for batch in batches)
+                is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
+            tail[_STOP_INDEX] += float(stop)
+            tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
             self.processes.sum(self.flat.grads_and_tail)
-            norm = self._scale_gradient(1.0 if divided else 1 / tail[_LOSSES].clamp(min=1), train.clip)
+            norm = self._scale_gradient(1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1), train.clip)
             self.optimizer.step(self.recipe.schedule.factor(step, train.steps))
-        self._follow(step)
+        self._update_average(step)
         return Update(names, norm, tail.clone())
 
     @contextmanager
@@ -120,7 +120,7 @@ class Learner:
         """The number of trainable parameters."""
         return sum(shape.numel() for shape in self.flat.shapes.values())
 
-    def kept(self) -> dict[str, Tensor]:
+    def saved_tensors(self) -> dict[str, Tensor]:
         """The tensors of the model that a checkpoint contains: with an adapter, only the trainable ones."""
         tensors = dict(named_tensors(self.model))
         if self.recipe.adapter is None:
@@ -129,16 +129,16 @@ class Learner:
 
     def gather(self) -> None:
         """Collect states from all processes after a step that the main process may checkpoint."""
-        if self._carried is not None:
-            self._carried.gather()
+        if self._carried_states is not None:
+            self._carried_states.gather()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint in addition to the model's weights."""
         state = self.optimizer.state_dict()
-        if self._carried is not None:
-            state.update(self._carried.state_dict())
-        if self._explorer is not None:
-            state.update((f"explored.{name}", value) for name, value in self._explorer.explored().items())
+        if self._carried_states is not None:
+            state.update(self._carried_states.state_dict())
+        if self._on_policy is not None:
+            state.update((f"explored.{name}", value) for name, value in self._on_policy.exploration_state().items())
         if self.average is not None:
             state.update((f"average.{name}", value) for name, value in self.flat.views(self.average))
         return state
@@ -146,53 +146,55 @@ class Learner:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load a saved state; UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
-        if self._carried is not None:
-            self._carried.load_state_dict(self.model, state)
-        if self._explorer is not None:
-            own = {name: value for name, value in state.items() if name.startswith("explored.")}
-            self._explorer.go_on({name.removeprefix("explored."): value for name, value in own.items()})
+        if self._carried_states is not None:
+            self._carried_states.load_state_dict(self.model, state)
+        if self._on_policy is not None:
+            exploration = {name: value for name, value in state.items() if name.startswith("explored.")}
+            self._on_policy.load_exploration_state(
+                {name.removeprefix("explored."): value for name, value in exploration.items()}
+            )
         if self.average is not None:
-            for name, place in self.flat.views(self.average):
+            for name, parameter in self.flat.views(self.average):
                 if f"average.{name}" not in state:
                     raise UserError(f"the checkpoint lacks average.{name}; remove train.ema, or start another run")
-                place.copy_(state[f"average.{name}"])
+                parameter.copy_(state[f"average.{name}"])
 
-    def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
-        if self._carried is not None:
-            return self._carried.loss(self.model, place, batch)
+    def _loss(self, index: int, batch: Batch) -> dict[str, Loss]:
+        if self._carried_states is not None:
+            return self._carried_states.loss(self.model, index, batch)
         return self.task.loss(self.model, batch)
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
         """The count of each loss over the whole step, if the task knows them in advance."""
-        each = [self.task.counts(batch) for batch in batches]
-        if not each[0]:
+        batch_counts = [self.task.counts(batch) for batch in batches]
+        if not batch_counts[0]:
             return None
-        names = list(each[0])
-        sums = torch.tensor([sum(c[name] for c in each) for name in names], dtype=torch.float64)
+        names = list(batch_counts[0])
+        sums = torch.tensor([sum(c[name] for c in batch_counts) for name in names], dtype=torch.float64)
         return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))
 
-    def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, alone: bool) -> bool:
+    def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
         """Add the gradient of a micro-batch; returns whether it is already divided by counts.
 
         Losses that share a count are summed and divided at the end of the step by the count of all micro-batches.
         """
         tail = self.flat.tail
-        if _LOSSES + 2 * len(losses) > tail.numel():
-            raise UserError(f"the task has {len(losses)} losses; use at most {(tail.numel() - _LOSSES) // 2}")
-        divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
-        if divided and counts is None and not alone:
+        if _LOSSES_INDEX + 2 * len(losses) > tail.numel():
+            raise UserError(f"the task has {len(losses)} losses; use at most {(tail.numel() - _LOSSES_INDEX) // 2}")
+        is_divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
+        if is_divided and counts is None and not is_only_batch:
             raise UserError(
                 f"losses {', '.join(losses)} have different counts, which this task does not know in advance, so they "
                 "cannot be accumulated; set train.accumulate to 1 and use one process"
             )
-        objective = tail.new_zeros(())
+        total_loss = tail.new_zeros(())
         for i, (name, loss) in enumerate(losses.items()):
-            tail[_LOSSES + 2 * i] += loss.count
-            tail[_LOSSES + 2 * i + 1] += loss.total.detach()
-            count = max(1, loss.count if counts is None else counts[name]) if divided else 1
-            objective = objective + loss.total / count
-        objective.backward()
-        return divided
+            tail[_LOSSES_INDEX + 2 * i] += loss.count
+            tail[_LOSSES_INDEX + 2 * i + 1] += loss.total.detach()
+            count = max(1, loss.count if counts is None else counts[name]) if is_divided else 1
+            total_loss = total_loss + loss.total / count
+        total_loss.backward()
+        return is_divided
 
     def _scale_gradient(self, scale: Tensor | float, clip: float | None) -> Tensor:
         """Multiply the gradient by `scale` and clip it; returns its norm before clipping."""
@@ -203,7 +205,7 @@ class Learner:
         grads.mul_(scale)
         return norm
 
-    def _follow(self, step: int) -> None:
+    def _update_average(self, step: int) -> None:
         """Update the moving average, faster in the first steps, when it still contains the initial weights."""
         if self.average is not None:
             decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
@@ -219,5 +221,5 @@ def _compiled_gelu() -> GeluPasses:
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed, far from those of neighbouring steps and ranks."""
 
-    place = (seed + (step - 1) * GOLDEN + rank * 0xD1342543DE82EF95) % (1 << 64)
-    return int(mixed(np.uint64(place))) >> 1
+    counter = (seed + (step - 1) * GOLDEN_GAMMA + rank * 0xD1342543DE82EF95) % (1 << 64)
+    return int(splitmix64(np.uint64(counter))) >> 1

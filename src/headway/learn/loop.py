@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from headway.config import from_dict, to_dict
 from headway.learn.budget import TimeBudget
-from headway.learn.examples import Batch, Explored
-from headway.learn.journal import Journal
-from headway.learn.outlook import LossForecast, slope_of
+from headway.learn.examples import Batch, OnPolicyExamples
+from headway.learn.loss_forecast import LossForecast, slope_of
 from headway.learn.recipe import Recipe
-from headway.learn.records import PredictedLoss, read_metrics
-from headway.learn.training import RunState
+from headway.learn.run_schemas import PredictedLoss, read_metrics
+from headway.learn.run_state import RunState
+from headway.learn.training_log import TrainingLog
 
 
 class UserInterrupt(KeyboardInterrupt):
@@ -35,7 +35,7 @@ class UserInterrupt(KeyboardInterrupt):
         return f"{self.where}; {self.remedy}"
 
 
-_HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the terminal was closed; not on Windows
+_HANGUP_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the terminal was closed; not on Windows
 
 
 class Interrupts:
@@ -45,55 +45,62 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested = False
-        self._breakable = False
+        self._is_breakable = False
 
     def __enter__(self) -> Interrupts:
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # the only thread that can set handlers
-            for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP):
-                if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                    self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP_SIGNALS):
+                if (
+                    number not in _HANGUP_SIGNALS or signal.getsignal(number) is not signal.SIG_IGN
+                ):  # nohup ignores SIGHUP
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
         """Inside the context the first signal interrupts at once: for work without side effects, such as evaluation."""
-        self._breakable = True
+        self._is_breakable = True
         try:
             yield
         finally:
-            self._breakable = False
+            self._is_breakable = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.requested = self.requested, True
-        if again or self._breakable:
+        already_requested, self.requested = self.requested, True
+        if already_requested or self._is_breakable:
             raise KeyboardInterrupt
 
 
 # The final loss from the current loss, the slope of the training loss, and the completed fraction of the steps.
-Foretell = Callable[[float, float, float], LossForecast]
-EARLY, LATE = 0.25, 0.6  # fractions of a run between which the final loss is predicted
-_TOLD, _SETTLED = 0.1, 3  # report a plan that differs by 10 % from the first and was stable in 3 revisions
+LossPredictor = Callable[[float, float, float], LossForecast]
+EARLY_FRACTION, LATE_FRACTION = 0.25, 0.6  # fractions of a run between which the final loss is predicted
+_REPORTED_CHANGE, _STABLE_REVISIONS = (
+    0.1,
+    3,
+)  # report a plan that differs by 10 % from the first and was stable in 3 revisions
 
 
 class Loop:
     """Trains a started run to the end of its recipe."""
 
     def __init__(
-        self, run: RunState, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
+        self, run: RunState, journal: TrainingLog, interrupts: Interrupts, predict_loss: LossPredictor | None = None
     ) -> None:
         """`predict_loss` forecasts the final loss from an early evaluation."""
         self.run = run
         self.journal = journal
         self.interrupts = interrupts
-        self.foretell = foretell
-        self._planned: int | None = run.recipe.train.steps  # the first plan; None once another number was reported
-        self._ended = False  # by an evaluation
-        self._steady = 0  # revisions since the plan changed by much
+        self.predict_loss = predict_loss
+        self._reported_plan: int | None = (
+            run.recipe.train.steps
+        )  # the first plan; None once another number was reported
+        self._is_over = False  # by an evaluation
+        self._stable_revisions = 0  # revisions since the plan changed by much
 
     def train(self) -> None:
         """Train to the last step, or until `train.patience` evaluations in a row were not better.
@@ -101,19 +108,19 @@ class Loop:
         The budget may change the number of steps during training.
         """
         run, progress, accumulate = self.run, self.run.progress, self.run.recipe.train.accumulate
-        share = run.processes.share_of(accumulate)
+        share = run.processes.local_micro_batches(accumulate)
         stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
-        overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
-        begins = progress.step == 0 and progress.best is None and run.recipe.start is not None
-        if run.probed or overdue or (begins and run.task.judges_start):
+        evaluation_overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
+        is_new_start = progress.step == 0 and progress.best is None and run.recipe.start is not None
+        if run.head_fitted or evaluation_overdue or (is_new_start and run.task.evaluates_start):
             self._evaluate()
         if run.budget is not None:
-            run.budget.begin(progress.step, progress.seconds)
+            run.budget.start_measuring(progress.step, progress.seconds)
         while progress.step < run.recipe.train.steps and not self._exhausted():
-            self._keep_trunk()
+            self._save_pre_decay()
             self._step(stream, share)
-            if run.budget is not None and run.budget.due(progress.step, run.recipe.train.steps):
-                self._look(run.budget)
+            if run.budget is not None and run.budget.is_revision_due(progress.step, run.recipe.train.steps):
+                self._revise_plan(run.budget)
             if self._should_stop():
                 self._stop()
             if self._evaluation_due():
@@ -139,48 +146,58 @@ class Loop:
             run.learner.gather()
         self.journal.show()
         if run.budget is not None:
-            run.budget.stepped(time.perf_counter() - start)
+            run.budget.record_step(time.perf_counter() - start)
 
-    def _look(self, budget: TimeBudget) -> None:
+    def _revise_plan(self, budget: TimeBudget) -> None:
         """Revise the plan by the speed since the last revision."""
-        before = self.run.recipe.train.steps
-        steps, first = self._revise(budget), self._planned
-        self._steady = self._steady + 1 if abs(steps - before) <= _TOLD * before else 0
-        if first is None or self._steady < _SETTLED or abs(steps - first) <= _TOLD * first:
+        previous_steps = self.run.recipe.train.steps
+        steps, first_plan = self._apply_revision(budget), self._reported_plan
+        self._stable_revisions = (
+            self._stable_revisions + 1 if abs(steps - previous_steps) <= _REPORTED_CHANGE * previous_steps else 0
+        )
+        if (
+            first_plan is None
+            or self._stable_revisions < _STABLE_REVISIONS
+            or abs(steps - first_plan) <= _REPORTED_CHANGE * first_plan
+        ):
             return
-        self._planned = None  # reported once, when it is stable
-        self.journal.display.say(f"at the speed so far, {steps:,} steps fit in the time instead of {first:,}")
+        self._reported_plan = None  # reported once, when it is stable
+        self.journal.display.print_line(
+            f"at the speed so far, {steps:,} steps fit in the time instead of {first_plan:,}"
+        )
 
-    def _weigh(self, budget: TimeBudget) -> None:
+    def _adjust_length(self, budget: TimeBudget) -> None:
         """Extend the run or end it soon, depending on the evaluations so far."""
-        run, progress, before = self.run, self.run.progress, self.run.recipe.train.steps
-        if not run.processes.tell(budget.weigh(run.recipe, progress.step, progress.stale)):
+        run, progress, previous_steps = self.run, self.run.progress, self.run.recipe.train.steps
+        if not run.processes.broadcast_object(budget.update_max_steps(run.recipe, progress.step, progress.stale)):
             return
-        steps = self._revise(budget)
-        if steps < before and progress.stale:
-            self.journal.display.say(
+        steps = self._apply_revision(budget)
+        if steps < previous_steps and progress.stale:
+            self.journal.display.print_line(
                 f"no improvement in {progress.stale} evaluations: the learning rate decays to 0 by step {steps:,}"
             )
 
-    def _revise(self, budget: TimeBudget) -> int:
+    def _apply_revision(self, budget: TimeBudget) -> int:
         """Let the budget revise the plan; returns the steps of the run."""
         run = self.run
-        found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
-        revised = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
-        if revised is not None:
-            run.adopt(from_dict(Recipe, revised))
-            self.journal.plan(run.recipe.train.steps)
+        revision = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
+        recipe_data = run.processes.broadcast_object(
+            None if revision is None else to_dict(revision.apply_to(run.recipe))
+        )
+        if recipe_data is not None:
+            run.change_recipe(from_dict(Recipe, recipe_data))
+            self.journal.set_steps(run.recipe.train.steps)
         return run.recipe.train.steps
 
-    def _keep_trunk(self) -> None:
+    def _save_pre_decay(self) -> None:
         """Save a checkpoint where the learning rate begins to decay, from which an extended run continues."""
         run, step = self.run, self.run.progress.step
-        if step == run.recipe.schedule.flat(run.recipe.train.steps) and step > 0:
+        if step == run.recipe.schedule.decay_start(run.recipe.train.steps) and step > 0:
             self.journal.flush()
             run.learner.gather()
-            if run.processes.first:
+            if run.processes.is_main:
                 with self.journal.paused():
-                    run.trunk.save(run)
+                    run.pre_decay.save(run)
 
     def _checkpoint_due(self) -> bool:
         step, train = self.run.progress.step, self.run.recipe.train
@@ -197,7 +214,7 @@ class Loop:
 
     def _exhausted(self) -> bool:
         patience = self.run.recipe.train.patience
-        return self._ended or (patience is not None and self.run.progress.stale >= patience)
+        return self._is_over or (patience is not None and self.run.progress.stale >= patience)
 
     def _should_stop(self) -> bool:
         """A single process stops at once; several stop at a step where all of them read the same sum."""
@@ -210,83 +227,90 @@ class Loop:
         weights = weights or ("trained" if run.learner.average is None else "moving average")
         with self.journal.paused():
             start = time.perf_counter()
-            metrics = self._measured()
+            metrics = self._measure()
             if metrics is not None:
                 best = run.progress.best
-                fault = run.task.fault(metrics, best)
-                better = False
-                if fault is None or best is None:
-                    better = run.judge(metrics)
+                failure_reason = run.task.failure_reason(metrics, best)
+                is_best = False
+                if failure_reason is None or best is None:
+                    is_best = run.record_evaluation(metrics)
                 else:
-                    run.pass_over()
-                took = time.perf_counter() - start
-                self.journal.evaluation(metrics, took, weights, better)
-                if run.processes.first and isinstance(run.task.examples, Explored):
+                    run.skip_evaluation()
+                seconds = time.perf_counter() - start
+                self.journal.evaluation(metrics, seconds, weights, is_best)
+                if run.processes.is_main and isinstance(run.task.examples, OnPolicyExamples):
                     run.task.save(run.directory.path)  # what it has learned in addition to its weights
-                self._foretell(metrics)
+                self._forecast_loss(metrics)
                 if run.budget is not None:
-                    run.budget.evaluated(took)
-                if better:
-                    run.keep_model()
-                self._end(fault, metrics)
+                    run.budget.record_evaluation(seconds)
+                if is_best:
+                    run.save_best_model()
+                self._check_end(failure_reason, metrics)
         if metrics is None:
             self._stop()
-        if run.budget is not None and not self._ended and 0 < run.progress.step < run.recipe.train.steps:
-            self._weigh(run.budget)
+        if run.budget is not None and not self._is_over and 0 < run.progress.step < run.recipe.train.steps:
+            self._adjust_length(run.budget)
 
-    def _end(self, fault: str | None, metrics: dict[str, Any]) -> None:
+    def _check_end(self, failure_reason: str | None, metrics: dict[str, Any]) -> None:
         """Report why a model is unusable or needs no more training, and end the run."""
         run, best = self.run, self.run.progress.best or {}
-        if fault is not None and best.get("step") == run.progress.step:  # there is no better model
+        if failure_reason is not None and best.get("step") == run.progress.step:  # there is no better model
             when = "" if run.progress.step else "before the first step "
-            self.journal.display.say(f"warning: {when}{fault}; start from a model that answers")
+            self.journal.display.print_line(f"warning: {when}{failure_reason}; start from a model that answers")
             return
-        enough = run.task.finished(metrics) if run.progress.step else None
-        if fault is not None:
-            self.journal.display.say(f"warning: {fault}; training ends with the model of step {best['step']:,}")
-        elif enough is not None:
-            self.journal.display.say(f"training ends: {enough}")
-        self._ended = fault is not None or enough is not None
+        stop_reason = run.task.stop_reason(metrics) if run.progress.step else None
+        if failure_reason is not None:
+            self.journal.display.print_line(
+                f"warning: {failure_reason}; training ends with the model of step {best['step']:,}"
+            )
+        elif stop_reason is not None:
+            self.journal.display.print_line(f"training ends: {stop_reason}")
+        self._is_over = failure_reason is not None or stop_reason is not None
 
-    def _foretell(self, metrics: dict[str, Any]) -> None:
+    def _forecast_loss(self, metrics: dict[str, Any]) -> None:
         """After an early evaluation, predict the final loss."""
         run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
-        early = EARLY * steps <= progress.step <= LATE * steps
-        known = metrics.get("loss", math.nan)
-        if self.foretell is None or progress.forecast is not None or not early or not 0 < known < math.inf:
+        is_early = EARLY_FRACTION * steps <= progress.step <= LATE_FRACTION * steps
+        current_loss = metrics.get("loss", math.nan)
+        if (
+            self.predict_loss is None
+            or progress.forecast is not None
+            or not is_early
+            or not 0 < current_loss < math.inf
+        ):
             return
-        lines = read_metrics(run.directory.metrics) if run.processes.first else []
+        lines = read_metrics(run.directory.metrics) if run.processes.is_main else []
         training = [(line["step"], line["loss"]) for line in lines if "split" not in line and line.get("loss")]
         slope = slope_of(training, progress.step)
         if slope is None:
             return
-        low, loss, high = self.foretell(known, slope, progress.step / steps)
+        low, loss, high = self.predict_loss(current_loss, slope, progress.step / steps)
         progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=[low, high])
-        self.journal.display.say(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
+        self.journal.display.print_line(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
-    def _measured(self) -> dict[str, float] | None:
+    def _measure(self) -> dict[str, float] | None:
         """The metrics that the main process measures; None if Ctrl-C interrupts it. Swapping weights is not
         interrupted.
         """
         run = self.run
         try:
-            if not run.processes.first:
+            if not run.processes.is_main:
                 with self.interrupts.breakable():
-                    return run.processes.tell(None)
+                    return run.processes.broadcast_object(None)
             with run.learner.evaluating() as model, self.interrupts.breakable():
-                found = run.task.evaluate(model, "validation", run.recipe.train.evaluate_limit)
-            return run.processes.tell(found)
+                scores = run.task.evaluate(model, "validation", run.recipe.train.evaluate_limit)
+            return run.processes.broadcast_object(scores)
         except KeyboardInterrupt:
             return None
 
     def _checkpoint(self) -> None:
-        if self.run.processes.first:
+        if self.run.processes.is_main:
             with self.journal.paused():
                 self.run.checkpoint()
 
     def _stop(self) -> NoReturn:
         run = self.run
-        if not run.saved:  # otherwise the model may contain the mean of checkpoints
+        if not run.is_saved:  # otherwise the model may contain the mean of checkpoints
             self.journal.flush()
             self._checkpoint()
         raise UserInterrupt(

@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 from headway.config import shortcuts
+from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
-from headway.learn.start import prepared
-from headway.memory import check_room
+from headway.memory import check_free_memory
 from headway.nn.models import outline
 
-_TRIM, _MAPPED = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
-_KEPT = (1 << 31) - 1  # bytes
-_USUAL_TRIM, _USUAL_MAPPED = 1 << 26, 1 << 25  # where glibc's adaptive thresholds end with large blocks
+_TRIM_OPTION, _MMAP_OPTION = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
+_NEVER = (1 << 31) - 1  # bytes
+_DEFAULT_TRIM, _DEFAULT_MMAP = 1 << 26, 1 << 25  # where glibc's adaptive thresholds end with large blocks
 
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
+def retained_heap() -> Iterator[None]:
     """Reuse freed memory inside the context instead of returning it to the system.
 
     Every step frees and allocates the same blocks. glibc returns large ones at once, and the system zeroes each page
@@ -34,13 +34,13 @@ def kept_heap() -> Iterator[None]:
     if libc is None:
         yield
         return
-    libc.mallopt(_MAPPED, _KEPT)
-    libc.mallopt(_TRIM, _KEPT)
+    libc.mallopt(_MMAP_OPTION, _NEVER)
+    libc.mallopt(_TRIM_OPTION, _NEVER)
     try:
         yield
     finally:
-        libc.mallopt(_MAPPED, _USUAL_MAPPED)
-        libc.mallopt(_TRIM, _USUAL_TRIM)
+        libc.mallopt(_MMAP_OPTION, _DEFAULT_MMAP)
+        libc.mallopt(_TRIM_OPTION, _DEFAULT_TRIM)
         libc.malloc_trim(ctypes.c_size_t(0))
 
 
@@ -59,7 +59,7 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
     """
     if recipe.adapter is not None:  # an adapter changes the modules
         model = outline(recipe.model)
-    model = prepared(model, recipe, fresh)
+    model = prepare_for_training(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
     trained = optimizer.flat.data.nbytes
     frozen = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
@@ -74,9 +74,9 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
 def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
     """UserError for a run that does not fit in free memory, before it allocates any."""
     parts = training_bytes(recipe, model, fresh)
-    smaller = "set model.width or model.depth lower"
+    remedy = "set model.width or model.depth lower"
     if "cells" in shortcuts(type(recipe.model)):
-        smaller = "set model.width, model.depth or model.cells lower"
+        remedy = "set model.width, model.depth or model.cells lower"
     if parts["optimiser"]:
-        smaller += ", or use optim=sgd, which has no optimiser state"
-    check_room(f"training {recipe.name} (without batches)", parts, device, smaller)
+        remedy += ", or use optim=sgd, which has no optimiser state"
+    check_free_memory(f"training {recipe.name} (without batches)", parts, device, remedy)

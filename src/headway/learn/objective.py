@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn.examples import Batch, Examples, Samples
 from headway.nn.mixers import State
 from headway.nn.models import Loss, ModelConfig
@@ -32,8 +32,8 @@ class Objective(Generic[E]):
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     unit: str = "token"
-    gentle: bool = False  # whether fine-tuning on fewer samples uses a smaller learning rate
-    judges_start: bool = False  # whether the initial model is evaluated before the first step
+    small_data_lr: bool = False  # whether fine-tuning on fewer samples uses a smaller learning rate
+    evaluates_start: bool = False  # whether the initial model is evaluated before the first step
 
     @property
     def measure(self) -> str:
@@ -54,7 +54,7 @@ class Objective(Generic[E]):
         """Sums and counts by name. The trainer divides each sum by its count over the whole step and adds them."""
         raise NotImplementedError
 
-    def judge(self, model: nn.Module, examples: E, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: E, split: str, limit: int | None = None) -> dict[str, Any]:
         """Scores on at most `limit` samples of a split; `goal` is one of them."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class Objective(Generic[E]):
         """
         return examples.count(split)
 
-    def strided(
+    def evaluate_strided(
         self, model: nn.Module, examples: E, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
         """`evaluate` in windows of text that advance by `stride`. UserError for objectives without windows."""
@@ -94,13 +94,13 @@ class Objective(Generic[E]):
         """
         return None
 
-    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+    def failure_reason(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
         """Why a model with these scores is unusable regardless of its goal, given the `best` scores so far; a reason
         ends training.
         """
         return None
 
-    def finished(self, scores: Mapping[str, Any]) -> str | None:
+    def stop_reason(self, scores: Mapping[str, Any]) -> str | None:
         """Why a model with these scores needs no more training."""
         return None
 
@@ -116,13 +116,13 @@ class Objective(Generic[E]):
         """Pictures for the report of a run."""
         return []
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
+    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
         """By what factor evaluations will take longer than the one with `scores` once the model has learned: agents
         that play better play longer episodes.
         """
         return 1.0
 
-    def showing(self) -> float:
+    def report_cost(self) -> float:
         """The time that samples and pictures for the report take, in evaluations."""
         return 0.0
 
@@ -133,24 +133,24 @@ class Objective(Generic[E]):
         """Release resources: simulators for evaluation."""
 
 
-class Carrying(Objective[E]):
+class StatefulObjective(Objective[E]):
     """An objective over streams (truncated back-propagation through time): training batch k continues where batch
     k - train.accumulate ended. The learner keeps the states between batches, and checkpoints contain them.
     """
 
-    def begin(self, model: nn.Module, rows: int) -> State:
+    def initial_state(self, model: nn.Module, rows: int) -> State:
         """The initial states of `rows` rows."""
         raise NotImplementedError
 
-    def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
+    def stateful_loss(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
         """`loss` of a batch that continues from `states`, and the states after it. A batch that starts an epoch ignores
         `states`.
         """
         raise NotImplementedError
 
 
-def judged(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:
+def evaluation_batches(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:
     """Iterate once over the samples in batches on the model's device, with their indices; no dropout or gradients."""
-    with evaluating(model), torch.no_grad():
-        for numbers in samples.judging().once():
-            yield numbers, samples.take(numbers).to(device_of(model))
+    with evaluation_mode(model), torch.no_grad():
+        for indices in samples.evaluation_order().single_pass():
+            yield indices, samples.take(indices).to(device_of(model))

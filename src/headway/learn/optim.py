@@ -16,9 +16,9 @@ from torch.optim.adamw import adamw
 from headway.config import family, register
 from headway.errors import ConfigError, UserError
 
-_ALIGNED = 64  # bytes: a vector register and a cache line
-_TAIL = 32
-_MOST = 1000.0  # maximum of an optimiser's settings: with larger ones, the first step overflows
+_ALIGNMENT = 64  # bytes: a vector register and a cache line
+_TAIL_LENGTH = 32
+_MAX_SETTING = 1000.0  # maximum of an optimiser's settings: with larger ones, the first step overflows
 
 
 class FlatParameters:
@@ -33,7 +33,7 @@ class FlatParameters:
         parameters = dict(model.named_parameters())
         self.names = [name for group in groups for name in group]
         first = parameters[self.names[0]]
-        step = _ALIGNED // first.element_size()
+        step = _ALIGNMENT // first.element_size()
         self.offsets: dict[str, int] = {}
         self.shapes = {name: parameters[name].shape for name in self.names}
         self.segments: list[slice] = []
@@ -45,7 +45,7 @@ class FlatParameters:
                 end += -(-parameters[name].numel() // step) * step
             self.segments.append(slice(start, end))
         self.data = first.new_zeros(end)
-        self._grads = first.new_zeros(end + _TAIL)
+        self._grads = first.new_zeros(end + _TAIL_LENGTH)
         self.grads = self._grads[:end]
         self.tail = self._grads[end:]
         self._move(parameters)
@@ -53,9 +53,9 @@ class FlatParameters:
     @torch.no_grad()
     def _move(self, parameters: dict[str, nn.Parameter]) -> None:
         gradients = dict(self.views(self.grads))
-        for name, place in self.views(self.data):
-            place.copy_(parameters[name])
-            parameters[name].data = place
+        for name, view in self.views(self.data):
+            view.copy_(parameters[name])
+            parameters[name].data = view
             parameters[name].grad = gradients[name]
 
     def views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
@@ -101,15 +101,15 @@ class OptimConfig:
     lr: float = 1e-3  # peak learning rate; the schedule multiplies it
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr <= _MOST:
-            raise ConfigError(f"optim.lr is {self.lr}; use a number above 0, at most {_MOST:g}")
+        if not 0 < self.lr <= _MAX_SETTING:
+            raise ConfigError(f"optim.lr is {self.lr}; use a number above 0, at most {_MAX_SETTING:g}")
         for field in fields(self):
             value = getattr(self, field.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(number, (int, float)) and not 0 <= number <= _MOST for number in numbers):
-                raise ConfigError(f"optim.{field.name} is {value}; use a number from 0 to {_MOST:g}")
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, (int, float)) and not 0 <= number <= _MAX_SETTING for number in parts):
+                raise ConfigError(f"optim.{field.name} is {value}; use a number from 0 to {_MAX_SETTING:g}")
             decays = field.name.endswith(("betas", "momentum"))
-            if decays and any(number >= 1 for number in numbers):
+            if decays and any(number >= 1 for number in parts):
                 raise ConfigError(f"optim.{field.name} is {value}; use decays from 0 to below 1")
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
@@ -138,23 +138,23 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors by buffer and parameter name, such as `mean.embed.table`, and `count`."""
         state = {"count": torch.tensor(self.count)}
-        for name, buffer, place in self._places():
-            state[f"{buffer}.{name}"] = place
+        for name, buffer, view in self._state_views():
+            state[f"{buffer}.{name}"] = view
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a saved state; UserError for a tensor that is missing or has another shape."""
-        for name, buffer, place in self._places():
+        for name, buffer, view in self._state_views():
             saved = state.get(f"{buffer}.{name}")
-            if saved is None or saved.shape != place.shape:
-                found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
-                wanted = f"of shape {tuple(place.shape)}"
-                raise UserError(f"the optimiser's {buffer}.{name} is {found}, not {wanted}; start another run")
-            place.copy_(saved)
+            if saved is None or saved.shape != view.shape:
+                problem = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+                expected = f"of shape {tuple(view.shape)}"
+                raise UserError(f"the optimiser's {buffer}.{name} is {problem}, not {expected}; start another run")
+            view.copy_(saved)
         self.count = int(state["count"])
 
-    def _places(self) -> Iterator[tuple[str, str, Tensor]]:
+    def _state_views(self) -> Iterator[tuple[str, str, Tensor]]:
         """(parameter name, buffer name, the buffer's view in the parameter's shape)."""
         for rule, segment in zip(self.rules, self.flat.segments):
             for name in self.flat.names:
@@ -173,11 +173,11 @@ def adam_groups(names: list[str], model: nn.Module, config: AdamSettings) -> lis
     """Two groups: parameters of two and more dimensions with weight decay, and the others without."""
     parameters = trainable(model)
     matrices = [name for name in names if parameters[name].dim() >= 2]
-    others = [name for name in names if parameters[name].dim() < 2]
-    plain = config._replace(weight_decay=0.0)
+    vectors = [name for name in names if parameters[name].dim() < 2]
+    without_decay = config._replace(weight_decay=0.0)
     return [
         Group(matrices, lambda flat, part: AdamW(flat, part, config)),
-        Group(others, lambda flat, part: AdamW(flat, part, plain)),
+        Group(vectors, lambda flat, part: AdamW(flat, part, without_decay)),
     ]
 
 
@@ -284,15 +284,15 @@ class MuonConfig(OptimConfig):
         parameters = trainable(model)
         matrices = {name: tuple(p.slices) for name, p in parameters.items() if is_matrix(name, p)}  # type: ignore[attr-defined]
         names = sorted(matrices, key=lambda name: (parameters[name].shape, matrices[name]))
-        others = [name for name in parameters if name not in matrices]
+        adam_names = [name for name in parameters if name not in matrices]
         settings = AdamSettings(self.adam_lr, self.adam_betas, self.adam_eps, self.adam_weight_decay)
         muon = Group(names, lambda flat, part: Muon(flat, part, names, matrices, self, precision))
         if self.head_lr is None:
-            return [muon, *adam_groups(others, model, settings)]
-        heads = [name for name in others if "heads" in name.split(".")]
-        rest = [name for name in others if name not in heads]
-        own = settings._replace(lr=self.head_lr)
-        return [muon, *adam_groups(rest, model, settings), *adam_groups(heads, model, own)]
+            return [muon, *adam_groups(adam_names, model, settings)]
+        heads = [name for name in adam_names if "heads" in name.split(".")]
+        non_head_names = [name for name in adam_names if name not in heads]
+        head_settings = settings._replace(lr=self.head_lr)
+        return [muon, *adam_groups(non_head_names, model, settings), *adam_groups(heads, model, head_settings)]
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -316,12 +316,12 @@ def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N
     return x
 
 
-class _Piece(NamedTuple):
+class _SliceViews(NamedTuple):
     """The same slice of n equal parameters, as views of the flat tensors, and its part of the Newton-Schulz batch."""
 
     data: Float[Tensor, "n e r c"]
     direction: Float[Tensor, "n e r c"]
-    part: Float[Tensor, "n e r c"]
+    batch_part: Float[Tensor, "n e r c"]
     scale: float
 
 
@@ -347,13 +347,13 @@ class Muon:
         dtype = torch.bfloat16 if precision == "bf16" else self.data.dtype
         views = list(_views(flat, names, slices))
         self._batches: list[Tensor] = []
-        self._pieces: list[list[_Piece]] = []
-        for shape, group in groupby(sorted(views, key=lambda v: _wide(v[0])), key=lambda v: _wide(v[0])):
+        self._views: list[list[_SliceViews]] = []
+        for shape, group in groupby(sorted(views, key=lambda v: _wide_shape(v[0])), key=lambda v: _wide_shape(v[0])):
             members = list(group)
             count = sum(data.shape[0] * data.shape[1] for data, _ in members)
             batch = torch.empty(count, *shape, dtype=dtype, device=self.data.device)
             self._batches.append(batch)
-            self._pieces.append(list(_pieces(members, batch)))
+            self._views.append(list(_slice_views(members, batch)))
 
     def step(self, factor: float, count: int) -> None:
         lr = self.config.lr * factor
@@ -361,15 +361,15 @@ class Muon:
         self.grads.lerp_(velocity, self.config.momentum)
         if self.config.weight_decay:
             self.data.mul_(1 - lr * self.config.weight_decay)
-        for batch, pieces in zip(self._batches, self._pieces):
-            for piece in pieces:
-                piece.part.copy_(piece.direction)
+        for batch, views in zip(self._batches, self._views):
+            for view in views:
+                view.batch_part.copy_(view.direction)
             batch.copy_(orthogonalise(batch))
-            for piece in pieces:
-                piece.data.add_(piece.part, alpha=-lr * piece.scale)
+            for view in views:
+                view.data.add_(view.batch_part, alpha=-lr * view.scale)
 
 
-def _wide(view: Tensor) -> tuple[int, int]:
+def _wide_shape(view: Tensor) -> tuple[int, int]:
     rows, columns = view.shape[-2:]
     return min(rows, columns), max(rows, columns)
 
@@ -392,7 +392,7 @@ def _views(
             start += count
 
 
-def _pieces(members: list[tuple[Tensor, Tensor]], batch: Tensor) -> Iterator[_Piece]:
+def _slice_views(members: list[tuple[Tensor, Tensor]], batch: Tensor) -> Iterator[_SliceViews]:
     start = 0
     for data, direction in members:
         rows, columns = data.shape[-2:]
@@ -400,5 +400,5 @@ def _pieces(members: list[tuple[Tensor, Tensor]], batch: Tensor) -> Iterator[_Pi
         if rows > columns:
             data, direction = data.mT, direction.mT
         count = data.shape[0] * data.shape[1]
-        yield _Piece(data, direction, batch[start : start + count].view(data.shape), scale)
+        yield _SliceViews(data, direction, batch[start : start + count].view(data.shape), scale)
         start += count

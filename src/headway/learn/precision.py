@@ -12,7 +12,7 @@ from torch import nn
 
 from headway.nn import kernels
 
-_LEAST = 64  # minimum rows and columns of matrices for which bf16 products gain more than rounding costs
+_MIN_DIMENSION = 64  # minimum rows and columns of matrices for which bf16 products gain more than rounding costs
 
 
 class Precision(NamedTuple):
@@ -52,14 +52,18 @@ class Processor(NamedTuple):
 
 def this_processor() -> Processor:
     """This processor, without instructions that ONEDNN_MAX_CPU_ISA disables for torch."""
-    has, most = torch.cpu.get_capabilities(), os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    tiles = most in ("ALL", "DEFAULT") or "AMX" in most
-    vectors = tiles or most in ("AVX512_CORE_BF16", "AVX512_CORE_FP16") or most.startswith("AVX10")
-    name = str(has.get("cpu_name", ""))
-    return Processor(name, tiles and bool(has.get("amx_bf16")), vectors and bool(has.get("avx512_bf16")))
+    capabilities, max_isa = torch.cpu.get_capabilities(), os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    tiles = max_isa in ("ALL", "DEFAULT") or "AMX" in max_isa
+    vectors = tiles or max_isa in ("AVX512_CORE_BF16", "AVX512_CORE_FP16") or max_isa.startswith("AVX10")
+    name = str(capabilities.get("cpu_name", ""))
+    return Processor(
+        name, tiles and bool(capabilities.get("amx_bf16")), vectors and bool(capabilities.get("avx512_bf16"))
+    )
 
 
-def choose(setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None) -> Precision:
+def choose_precision(
+    setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None
+) -> Precision:
     """The precision for `setting` ("auto", "fp32", "bf16"); on a CPU for `processor`, None for this one.
 
     "auto" depends on the processor and the shapes of the model, not on a measurement, so the same machine always makes
@@ -68,20 +72,24 @@ def choose(setting: str, model: nn.Module, device: torch.device, processor: Proc
     """
     processor = processor or this_processor()
     if setting != "auto":
-        there = computed(setting, device, processor) == setting
-        return Precision(setting, "as set" if there else f"as set, but computed in fp32: {processor.reason}")
+        is_available = effective_precision(setting, device, processor) == setting
+        return Precision(setting, "as set" if is_available else f"as set, but computed in fp32: {processor.reason}")
     if device.type == "cuda":
-        fits = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16", "the GPU supports it") if fits else Precision("fp32", "the GPU does not support bf16")
+        is_supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            Precision("bf16", "the GPU supports it")
+            if is_supported
+            else Precision("fp32", "the GPU does not support bf16")
+        )
     if device.type != "cpu":
         return Precision("fp32", f"the only precision for {device.type}")
-    narrow = min(min(shape) for shape in representative(model))
-    if processor.multiplies_bf16 and narrow < _LEAST:
+    narrow = min(min(shape) for shape in main_matrix_shapes(model))
+    if processor.multiplies_bf16 and narrow < _MIN_DIMENSION:
         return Precision("fp32", f"matrices of {narrow} rows or columns gain nothing from bf16")
     return Precision("bf16" if processor.multiplies_bf16 else "fp32", processor.reason)
 
 
-def computed(precision: str, device: torch.device, processor: Processor | None = None) -> str:
+def effective_precision(precision: str, device: torch.device, processor: Processor | None = None) -> str:
     """The precision that is used on a CPU `processor` (None for this one): fp32 if bf16 is slower, so that a recipe
     with bf16 runs on any machine.
     """
@@ -89,7 +97,7 @@ def computed(precision: str, device: torch.device, processor: Processor | None =
     return precision if multiplies else "fp32"
 
 
-def representative(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
+def main_matrix_shapes(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
     """The shapes (out, in) of the matrices that take most of a model's compute."""
     cost: dict[tuple[int, int], int] = {}
     for parameter in model.parameters():
@@ -117,9 +125,9 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _setting(backend: Any, value: str) -> Iterator[None]:
-    before = backend.fp32_precision
+    previous = backend.fp32_precision
     backend.fp32_precision = value
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        backend.fp32_precision = previous

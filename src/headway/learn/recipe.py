@@ -16,18 +16,18 @@ from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
-from headway.received import shown
+from headway.safe_io import format_path
 
-_NOT_IN_NAMES = '/\\:*?"<>|'  # not allowed in recipe names, because some file systems forbid them
-_LONGEST_NAME = 128  # bytes
+_FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names, because some file systems forbid them
+_MAX_NAME_BYTES = 128  # bytes
 
 # Larger settings are mistakes: no machine trains for as long or has the memory.
-_MOST = {
+_MAX_SETTINGS = {
     "steps": 10**9,
     "batch_tokens": 1 << 24,
     "batch_size": 1 << 20,
     "accumulate": 10_000,
-    "keep": 10**6,
+    "keep_checkpoints": 10**6,
     "average": 10**6,
 }
 
@@ -41,7 +41,7 @@ class TrainConfig:
     clip: maximum norm of the gradient.
     evaluate_every, checkpoint_every: in steps; 0 means ten evaluations per run, and a checkpoint at each.
     evaluate_limit: maximum number of samples of an evaluation.
-    keep: number of newest checkpoints to keep.
+    keep_checkpoints: number of newest checkpoints to keep.
     ema: decay of a moving average of the weights, which is then evaluated and saved.
     average: number of last checkpoints whose mean is evaluated at the end, and saved if it is better.
     precision: of matrix products in training; "auto" depends on the processor. Evaluation always uses fp32.
@@ -59,7 +59,7 @@ class TrainConfig:
     evaluate_every: int = 0  # in steps; 0: ten times per run
     evaluate_limit: int | None = None
     checkpoint_every: int = 0  # in steps; 0: at each evaluation
-    keep: int = 2
+    keep_checkpoints: int = 2
     ema: float | None = None
     average: int = 0
     seed: int = 1234  # seed of weights, data order, dropout and all other sampling
@@ -70,23 +70,23 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counted = (
+        positive = (
             "steps",
             "accumulate",
-            "keep",
+            "keep_checkpoints",
             "batch_tokens",
             "batch_size",
             "patience",
             "evaluate_limit",
         )
-        for name in (*counted, "evaluate_every", "checkpoint_every", "average", "seed", "linear_probe"):
-            value, least = getattr(self, name), 1 if name in counted else 0
-            if value is not None and value < least:
-                raise ConfigError(f"train.{name} is {value}; use {least} or more")
-        for name, most in _MOST.items():
+        for name in (*positive, "evaluate_every", "checkpoint_every", "average", "seed", "linear_probe"):
+            value, minimum = getattr(self, name), 1 if name in positive else 0
+            if value is not None and value < minimum:
+                raise ConfigError(f"train.{name} is {value}; use {minimum} or more")
+        for name, maximum in _MAX_SETTINGS.items():
             value = getattr(self, name)
-            if value is not None and value > most:
-                raise ConfigError(f"train.{name} is {value:,}; use {most:,} or less")
+            if value is not None and value > maximum:
+                raise ConfigError(f"train.{name} is {value:,}; use {maximum:,} or less")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; use a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:
@@ -152,23 +152,28 @@ class Recipe:
     def __post_init__(self) -> None:
         """ConfigError for an invalid name, because runs are written to a folder of that name."""
         name = self.name
-        odd = next((each for each in name if each in _NOT_IN_NAMES or not each.isprintable()), None)
-        if not name or len(name.encode()) > _LONGEST_NAME or odd is not None or name.strip(". ") != name:
+        invalid = next(
+            (character for character in name if character in _FORBIDDEN_CHARACTERS or not character.isprintable()), None
+        )
+        if not name or len(name.encode()) > _MAX_NAME_BYTES or invalid is not None or name.strip(". ") != name:
             raise ConfigError(
-                f"the recipe's name is {shown(name)!r}; use letters, digits and hyphens, at most {_LONGEST_NAME} bytes"
+                f"the recipe's name is {format_path(name)!r}; use letters, digits and hyphens, at most "
+                f"{_MAX_NAME_BYTES} bytes"
             )
 
-    def row_length(self, wanted: int | None) -> int:
+    def row_length(self, context: int | None) -> int:
         """Tokens per row: `context` (task.context), or the model's context if it is None. ConfigError if neither is
         set, or if it exceeds the model's context.
         """
-        most = self.model.context
-        context = wanted or most
-        if context is None:
+        model_context = self.model.context
+        row_length = context or model_context
+        if row_length is None:
             raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens per row")
-        if most is not None and context > most:
-            raise ConfigError(f"task.context {context} exceeds model.context {most}; lower it, or raise model.context")
-        return context
+        if model_context is not None and row_length > model_context:
+            raise ConfigError(
+                f"task.context {row_length} exceeds model.context {model_context}; lower it, or raise model.context"
+            )
+        return row_length
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:
         """`data`, or if it is None the files of the recipe's datasets. UserError for one that is not downloaded."""
@@ -194,10 +199,10 @@ def difference(first: Recipe, second: Recipe) -> str | None:
     """
     for field in fields(Recipe):
         if field.name not in ("name", "description", "expected", "reasons"):
-            one, two = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
-            found = next(differences(one, two, field.name), None)
-            if found:
-                return found
+            first_data, second_data = (to_dict(getattr(recipe, field.name)) for recipe in (first, second))
+            change = next(differences(first_data, second_data, field.name), None)
+            if change:
+                return change
     return None
 
 

@@ -18,22 +18,22 @@ from typing import IO, Any, Protocol
 import torch
 from torch import nn
 
-from headway.card import Card, figures, shows
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.digests import FILE as DIGESTS
-from headway.formats.digests import digests
+from headway.formats.digests import compute_digests
 from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, check_model, read_recipe
-from headway.learn.records import Status, read_metrics
+from headway.learn.run_schemas import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
-from headway.outputs import check_tree, open_own, visible_names
-from headway.received import opened
+from headway.outputs import check_tree, open_run_file, visible_names
+from headway.safe_io import open_file
+from headway.summary_card import SummaryCard, main_scores, summary_repr
 
 # Names additional loggers: HEADWAY_LOG=tensorboard,wandb
-VARIABLE = "HEADWAY_LOG"
+LOG_VARIABLE = "HEADWAY_LOG"
 
 
 class Logger(Protocol):
@@ -49,7 +49,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_own(path)  # line-buffered, for programs that follow it
+        self._file = open_run_file(path)  # line-buffered, for programs that follow it
 
     def write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
@@ -75,8 +75,8 @@ def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
             return line["step"] <= step
         return line["step"] <= evaluated and not str(line.get("weights")).startswith("mean of")
 
-    kept = filter(stays, read_metrics(path))
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    remaining = filter(stays, read_metrics(path))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in remaining))
 
 
 class TensorBoard:
@@ -115,12 +115,12 @@ _LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 def check_loggers() -> list[str]:
     """The names in HEADWAY_LOG; UserError for one that is unknown or not installed."""
-    names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    names = [name.strip() for name in os.environ.get(LOG_VARIABLE, "").split(",") if name.strip()]
     for name in names:
         if name not in _LOGGERS:
-            raise UserError(f"{VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
+            raise UserError(f"{LOG_VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"{VARIABLE} names {name}, which is not installed; pip install 'headway[logging]'")
+            raise UserError(f"{LOG_VARIABLE} names {name}, which is not installed; pip install 'headway[logging]'")
     return names
 
 
@@ -130,12 +130,12 @@ def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
 
 
 FORMAT = 1
-_APART = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that a run's digests leave out
-_PROCESS = 20  # maximum digits of a process id
+_WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that a run's digests leave out
+_MAX_PID_DIGITS = 20  # maximum digits of a process id
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
-@shows
+@summary_repr
 @dataclass
 class Run:
     """A trained model with its recipe, its task (None for a run that was opened from disk), the lines of metrics.jsonl
@@ -149,18 +149,18 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """Settings, scores and the report's path."""
-        judged = self.summary.get("scores") or {}
-        return Card(
+        scores = self.summary.get("scores") or {}
+        return SummaryCard(
             f"Run {self.directory}",
             {
                 "recipe": self.recipe.name,
                 "parameters": self.summary.get("parameters"),
                 "steps": self.summary.get("step"),
                 "seconds": self.summary.get("seconds"),
-                "evaluated on": judged.get("split"),
-                **figures(judged),
+                "evaluated on": scores.get("split"),
+                **main_scores(scores),
             },
             link=self.summary.get("report"),
         )
@@ -178,11 +178,11 @@ class RunDirectory:
         self.base = self.path / "base"  # the weights under an adapter
         self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
-        self.trunk = self.path / "trunk"  # the checkpoint before the decay, from which an extended run continues
+        self.pre_decay = self.path / "trunk"  # the checkpoint before the decay, from which an extended run continues
         self.status = self.path / "run.json"
         self.digests = self.path / DIGESTS  # only while no process trains the run
         self._lock = self.path / ".lock"
-        self._holders = 0
+        self._lock_depth = 0
 
     def exists(self) -> bool:
         """Whether the directory contains a run."""
@@ -196,44 +196,44 @@ class RunDirectory:
             raise UserError(f"{self.path} cannot be created: {error.strerror}; choose another with --run") from error
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the run; UserError if another process has locked it, and for a folder with other content. The system
         releases the lock when the process ends.
 
         Folders that were created for the run are removed if it wrote nothing.
         """
-        if self._holders:
+        if self._lock_depth:
             yield
             return
-        made = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
-        with self._hold():
-            self._holders = 1
+        created = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
+        with self._open_lock():
+            self._lock_depth = 1
             try:
                 yield
             finally:
-                self._holders = 0
+                self._lock_depth = 0
                 # Next to other files, the lock shows that they belong to a run.
                 if not self.exists() and not visible_names(self.path):
                     self._lock.unlink(missing_ok=True)
                     with suppress(OSError):  # the folder is not empty
-                        for path in made:
+                        for path in created:
                             path.rmdir()
 
-    def _hold(self) -> IO[str]:
+    def _open_lock(self) -> IO[str]:
         """The lock file, which is locked while it is open."""
         while True:
             if not self.exists():
-                self._check_free()
+                self._check_usable()
             self.create()
             try:
-                file = open_own(self._lock, update=True)
+                file = open_run_file(self._lock, update=True)
             except OSError as error:
                 raise UserError(
                     f"{self.path} cannot be written: {error.strerror}; choose another with --run"
                 ) from error
-            if not _locked(file):
+            if not _acquire_lock(file):
                 file.seek(0)
-                holder = file.read(_PROCESS).strip()
+                holder = file.read(_MAX_PID_DIGITS).strip()
                 file.close()
                 raise UserError(
                     f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose "
@@ -252,7 +252,7 @@ class RunDirectory:
         non-empty folder without a run, and for links in it, through which files elsewhere would be changed.
         """
         if not self.exists():
-            self._check_free()
+            self._check_usable()
             check_tree(self.path)
             return False
         status = self.read_status()
@@ -264,10 +264,10 @@ class RunDirectory:
         check_tree(self.path)
         return True
 
-    def _check_free(self) -> None:
+    def _check_usable(self) -> None:
         """UserError for a folder with other content than the remains of a run that was killed at its start."""
-        found = visible_names(self.path)
-        if not found:
+        names = visible_names(self.path)
+        if not names:
             return
         if next(self.checkpoints.glob("step-*"), None) is not None:
             raise UserError(
@@ -275,23 +275,25 @@ class RunDirectory:
                 "choose another directory with --run"
             )
         try:
-            with opened(self._lock) as file:
-                begun = file.read(_PROCESS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
+            with open_file(self._lock) as file:
+                was_started = (
+                    file.read(_MAX_PID_DIGITS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
+                )
         except UserError:  # there is no lock file
-            begun = False
-        if not begun:
+            was_started = False
+        if not was_started:
             raise UserError(
-                f"{self.path} is not empty and does not contain a run ({found}), so its files could be overwritten; "
+                f"{self.path} is not empty and does not contain a run ({names}), so its files could be overwritten; "
                 "choose another directory with --run"
             )
 
     def read_status(self) -> dict[str, Any]:
         """Read run.json and check its format."""
         status = read_json(self.status)
-        found = status.get("format") if isinstance(status, dict) else None
-        if found != FORMAT:
+        version = status.get("format") if isinstance(status, dict) else None
+        if version != FORMAT:
             raise UserError(
-                f"{self.path} is a run of format {str(found)[:50]}, but this version of headway reads {FORMAT}; "
+                f"{self.path} is a run of format {str(version)[:50]}, but this version of headway reads {FORMAT}; "
                 "use the version that wrote it, or choose another directory"
             )
         return dict(from_dict(Status, status, str(self.status)))
@@ -301,10 +303,10 @@ class RunDirectory:
         remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
         if status.get("status") != "running":
-            write_json(self.digests, digests(self.path, _APART))
+            write_json(self.digests, compute_digests(self.path, _WITHOUT_DIGESTS))
 
 
-def _locked(file: IO[str]) -> bool:
+def _acquire_lock(file: IO[str]) -> bool:
     """Lock a file; True also on systems without locks."""
     try:
         import fcntl
@@ -317,33 +319,35 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def free_directory(wanted: Path) -> Path:
+def free_directory(directory: Path) -> Path:
     """`directory`, or the first of `directory-2`, `directory-3`, ... that does not exist."""
-    directory, count = wanted, 1
-    while directory.exists():
+    candidate, count = directory, 1
+    while candidate.exists():
         count += 1
-        directory = wanted.with_name(f"{wanted.name}-{count}")
-    return directory
+        candidate = directory.with_name(f"{directory.name}-{count}")
+    return candidate
 
 
 def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
-    place = RunDirectory(directory)
-    if not place.exists():
-        raise UserError(f"{place.path} does not contain a run (no run.json); use a directory of `headway train`")
-    recipe, summary = open_recipe(directory), place.read_status()
-    model = native.load_model(place.path, device)
+    run_directory = RunDirectory(directory)
+    if not run_directory.exists():
+        raise UserError(
+            f"{run_directory.path} does not contain a run (no run.json); use a directory of `headway train`"
+        )
+    recipe, summary = open_recipe(directory), run_directory.read_status()
+    model = native.load_model(run_directory.path, device)
     check_model(recipe, model.config, directory)  # type: ignore[arg-type]
-    return Run(place.path, recipe, model, None, read_metrics(place.metrics), summary)
+    return Run(run_directory.path, recipe, model, None, read_metrics(run_directory.metrics), summary)
 
 
 def open_recipe(directory: Path) -> Recipe:
     """The recipe of a run. Raises UserError for a run that has no model yet, or of another format."""
-    place = RunDirectory(directory)
-    summary = place.read_status()
-    if not (place.model.exists() or place.quantised.exists()):
-        raise UserError(f"{place.path} has no model yet ({summary.get('status')}); resume it with --resume")
-    return read_recipe(place.recipe)
+    run_directory = RunDirectory(directory)
+    summary = run_directory.read_status()
+    if not (run_directory.model.exists() or run_directory.quantised.exists()):
+        raise UserError(f"{run_directory.path} has no model yet ({summary.get('status')}); resume it with --resume")
+    return read_recipe(run_directory.recipe)
 
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Self
 from headway.config import family, register
 from headway.errors import ConfigError
 
-_RISE = 10  # a planned warm-up takes at most 1 / 10 of the run
+_MAX_WARMUP_FRACTION = 10  # a planned warm-up takes at most 1 / 10 of the run
 
 
 @family
@@ -25,40 +25,40 @@ class ScheduleConfig:
 
     def factor(self, step: int, steps: int) -> float:
         """The factor for update `step` (from 0) of `steps`."""
-        rise = in_steps(self.warmup, steps)
-        if step < rise:
-            return (step + 1) / rise
-        return self.after(step, rise, steps)
+        warmup_steps = in_steps(self.warmup, steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return self.after(step, warmup_steps, steps)
 
-    def after(self, step: int, rise: int, steps: int) -> float:
-        """The factor after a warm-up of `rise` steps."""
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
+        """The factor after the `warmup_steps`."""
         raise NotImplementedError
 
     def planned(self, steps: int) -> Self:
         """The schedule of a run whose length may be revised: the warm-up in steps, at most a tenth of the run."""
-        return replace(self, warmup=float(min(in_steps(self.warmup, steps), max(1, steps // _RISE))))
+        return replace(self, warmup=float(min(in_steps(self.warmup, steps), max(1, steps // _MAX_WARMUP_FRACTION))))
 
-    def moved(self, done: int, steps: int, wanted: int) -> Self | None:
+    def rescheduled(self, done: int, steps: int, new_steps: int) -> Self | None:
         """The schedule for `new_steps` instead of `steps` after `done` steps, which have the same learning rates under
         both. None if there is no such schedule.
         """
-        same = all(self.factor(step, steps) == self.factor(step, wanted) for step in range(done))
-        return self if same else None
+        is_equal = all(self.factor(step, steps) == self.factor(step, new_steps) for step in range(done))
+        return self if is_equal else None
 
-    def again(self, done: int, steps: int, wanted: int) -> Self | None:
+    def extended(self, done: int, steps: int, new_steps: int) -> Self | None:
         """`rescheduled`, for a run of `steps` that returns to step `done`, before its decay."""
-        return self.moved(done, steps, wanted)
+        return self.rescheduled(done, steps, new_steps)
 
-    def flat(self, steps: int) -> int | None:
+    def decay_start(self, steps: int) -> int | None:
         """The step at which the final decay begins, before which the run can be extended; None for a schedule that
         decays throughout or depends on the length otherwise.
         """
         return None
 
 
-def in_steps(piece: float, steps: int) -> int:
+def in_steps(length: float, steps: int) -> int:
     """A duration in steps: `length` is a fraction of the run if below 1, otherwise a number of steps."""
-    return round(piece * steps) if piece < 1 else round(piece)
+    return round(length * steps) if length < 1 else round(length)
 
 
 @register("constant")
@@ -66,10 +66,10 @@ def in_steps(piece: float, steps: int) -> int:
 class ConstantConfig(ScheduleConfig):
     """A constant learning rate."""
 
-    def after(self, step: int, rise: int, steps: int) -> float:
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
         return 1.0
 
-    def flat(self, steps: int) -> int | None:
+    def decay_start(self, steps: int) -> int | None:
         return steps
 
 
@@ -85,9 +85,9 @@ class CosineConfig(ScheduleConfig):
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"schedule.floor is {self.floor}; use a fraction of the peak, from 0 to 1")
 
-    def after(self, step: int, rise: int, steps: int) -> float:
-        done = min(1.0, (step + 1 - rise) / max(1, steps - rise))
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
+        progress = min(1.0, (step + 1 - warmup_steps) / max(1, steps - warmup_steps))
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @register("wsd")
@@ -108,37 +108,41 @@ class WSDConfig(ScheduleConfig):
         if not 0 < self.decay < math.inf:
             raise ConfigError(f"schedule.decay is {self.decay}; use a fraction above 0, or a number of steps")
 
-    def after(self, step: int, rise: int, steps: int) -> float:
-        ends = (*(end for _, end in self.bends), steps)
-        top, end, span = 1.0, ends[0], self._decline(ends[0])
-        for (bend, _), following in zip(self.bends, ends[1:]):
-            if step < bend:
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
+        planned_ends = (*(end for _, end in self.bends), steps)
+        start_factor, end, span = 1.0, planned_ends[0], self._decay_steps(planned_ends[0])
+        for (bend_step, _), next_end in zip(self.bends, planned_ends[1:]):
+            if step < bend_step:
                 break
-            top, end, span = min(1.0, top * (end - bend) / span), following, max(1, following - bend)
-        return min(1.0, top * (end - step) / span)
+            start_factor, end, span = (
+                min(1.0, start_factor * (end - bend_step) / span),
+                next_end,
+                max(1, next_end - bend_step),
+            )
+        return min(1.0, start_factor * (end - step) / span)
 
     def planned(self, steps: int) -> WSDConfig:
-        return replace(super().planned(steps), decay=float(max(2, round(self._decline(steps)))))
+        return replace(super().planned(steps), decay=float(max(2, round(self._decay_steps(steps)))))
 
-    def moved(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
-        if self.bends or done >= steps - self._decline(steps):
+    def rescheduled(self, done: int, steps: int, new_steps: int) -> WSDConfig | None:
+        if self.bends or done >= steps - self._decay_steps(steps):
             return replace(self, bends=(*self.bends, (done, steps)))
-        return self._stretched(done, steps, wanted)
+        return self._with_length(done, steps, new_steps)
 
-    def again(self, done: int, steps: int, wanted: int) -> WSDConfig | None:
-        return self._stretched(done, self.bends[0][1] if self.bends else steps, wanted)
+    def extended(self, done: int, steps: int, new_steps: int) -> WSDConfig | None:
+        return self._with_length(done, self.bends[0][1] if self.bends else steps, new_steps)
 
-    def flat(self, steps: int) -> int | None:
+    def decay_start(self, steps: int) -> int | None:
         end = self.bends[0][1] if self.bends else steps
-        return max(in_steps(self.warmup, end), int(end - self._decline(end)))
+        return max(in_steps(self.warmup, end), int(end - self._decay_steps(end)))
 
-    def _stretched(self, done: int, steps: int, wanted: int) -> WSDConfig:
+    def _with_length(self, done: int, steps: int, new_steps: int) -> WSDConfig:
         """The same fractions for a run of another length, of which `done` steps of the stable part are complete."""
-        decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
-        rise = float(in_steps(self.warmup, steps))  # unchanged, not a fraction of the new length
-        return replace(self, warmup=rise, decay=float(max(2, decline)), bends=())
+        decay_steps = min(round(self._decay_steps(steps) * new_steps / steps), new_steps - done)
+        warmup_steps = float(in_steps(self.warmup, steps))  # unchanged, not a fraction of the new length
+        return replace(self, warmup=warmup_steps, decay=float(max(2, decay_steps)), bends=())
 
-    def _decline(self, steps: int) -> float:
+    def _decay_steps(self, steps: int) -> float:
         return max(1.0, self.decay * steps) if self.decay <= 1 else self.decay
 
 
@@ -158,13 +162,13 @@ class HalvingConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, right in (("hold", self.hold, self.hold >= 0), ("every", self.every, self.every > 0)):
-            if not (right and value < math.inf):
+        for name, value, is_valid in (("hold", self.hold, self.hold >= 0), ("every", self.every, self.every > 0)):
+            if not (is_valid and value < math.inf):
                 raise ConfigError(f"schedule.{name} is {value}; use a fraction below 1, or a number of steps")
 
-    def after(self, step: int, rise: int, steps: int) -> float:
-        late = step - in_steps(self.hold, steps)
-        return 1.0 if late < 0 else 0.5 ** (1 + late // max(1, in_steps(self.every, steps)))
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
+        steps_after_hold = step - in_steps(self.hold, steps)
+        return 1.0 if steps_after_hold < 0 else 0.5 ** (1 + steps_after_hold // max(1, in_steps(self.every, steps)))
 
 
 @register("inverse_sqrt")
@@ -174,10 +178,10 @@ class InverseSqrtConfig(ScheduleConfig):
 
     warmup: float = 4000
 
-    def after(self, step: int, rise: int, steps: int) -> float:
-        return math.sqrt(max(1, rise) / (step + 1))
+    def after(self, step: int, warmup_steps: int, steps: int) -> float:
+        return math.sqrt(max(1, warmup_steps) / (step + 1))
 
-    def flat(self, steps: int) -> int | None:
+    def decay_start(self, steps: int) -> int | None:
         return steps if self.warmup >= 1 else None
 
 

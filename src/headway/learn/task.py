@@ -11,10 +11,10 @@ from torch import nn
 
 from headway.codecs import FILE, Codec, load_codec
 from headway.config import family
-from headway.data import chunks, text_sources
-from headway.formats.familiar import Familiar
+from headway.data import iter_chunks, text_sources
 from headway.formats.hub import named_folder
-from headway.learn.examples import WHOLE, Batch, Examples, Shard
+from headway.formats.out_of_distribution import TrainingStatistics
+from headway.learn.examples import FULL_SHARD, Batch, Examples, Shard
 from headway.learn.objective import Objective
 from headway.nn.models import Loss, ModelConfig
 
@@ -39,29 +39,29 @@ class Task:
         reasons: Sequence[str] = (),
     ) -> None:
         self.examples, self.objective = examples, objective
-        self.chosen, self.reasons = chosen or {}, tuple(reasons)
+        self.chosen_settings, self.reasons = chosen or {}, tuple(reasons)
         self.goal: str = objective.goal
         self.goal_better: Literal["min", "max"] = objective.goal_better
         self.unit, self.measure = objective.unit, objective.measure
-        self.judges_start = objective.judges_start
-        self._evaluated: int | None = None  # the limit of the last evaluation on the final split
+        self.evaluates_start = objective.evaluates_start
+        self._final_limit: int | None = None  # the limit of the last evaluation on the final split
 
     @property
     def final_split(self) -> str:
         return self.examples.final_split
 
     @property
-    def stated(self) -> str:
-        return self.examples.stated
+    def default_split(self) -> str:
+        return self.examples.default_split
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return self.examples.names
+    def split_names(self) -> tuple[str, ...]:
+        return self.examples.split_names
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         return self.objective.adapt(self.examples.adapt(model), self.examples)
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         return self.examples.batches(split, shard, start)
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -72,25 +72,25 @@ class Task:
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
         if split == self.final_split:
-            self._evaluated = limit
-        return self.objective.judge(model, self.examples, split, limit)
+            self._final_limit = limit
+        return self.objective.evaluate(model, self.examples, split, limit)
 
-    def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
-        return self.objective.strided(model, self.examples, split, stride, limit)
+    def evaluate_strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
+        return self.objective.evaluate_strided(model, self.examples, split, stride, limit)
 
-    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-        return self.objective.fault(scores, best)
+    def failure_reason(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        return self.objective.failure_reason(scores, best)
 
-    def finished(self, scores: Mapping[str, Any]) -> str | None:
-        return self.objective.finished(scores)
+    def stop_reason(self, scores: Mapping[str, Any]) -> str | None:
+        return self.objective.stop_reason(scores)
 
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
 
-    def settled(self, recipe: Recipe) -> Recipe:
+    def resolve_settings(self, recipe: Recipe) -> Recipe:
         """`recipe` with the settings that depend on the data, and their reasons."""
         reasons = (*recipe.reasons, *(reason for reason in self.reasons if reason not in recipe.reasons))
-        return replace(recipe, task=replace(recipe.task, **self.chosen), reasons=reasons)
+        return replace(recipe, task=replace(recipe.task, **self.chosen_settings), reasons=reasons)
 
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
@@ -116,17 +116,17 @@ class Task:
 
     def pictures(self, model: nn.Module) -> list[Picture]:
         """Pictures for the report of a run, of the samples that the final score was measured on."""
-        examples = self.examples.limited(self.final_split, self._evaluated) if self._evaluated else self.examples
+        examples = self.examples.limited(self.final_split, self._final_limit) if self._final_limit else self.examples
         return self.objective.pictures(model, examples)
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
-        return self.objective.lengthening(scores)
+    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
+        return self.objective.evaluation_growth(scores)
 
-    def showing(self) -> float:
-        return self.objective.showing()
+    def report_cost(self) -> float:
+        return self.objective.report_cost()
 
-    def met(self) -> Familiar | None:
-        return self.examples.met()
+    def input_statistics(self) -> TrainingStatistics | None:
+        return self.examples.input_statistics()
 
     def save(self, directory: Path) -> None:
         self.examples.save(directory)
@@ -152,8 +152,8 @@ def measure_of(task: Task | None) -> str:
 class TaskConfig:
     """A task as data."""
 
-    makes_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
-    beside: ClassVar[tuple[str, ...]] = ()  # additional files next to the model that a run starting from it needs
+    generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
+    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model that a run starting from it needs
 
     @property
     def context(self) -> int | None:
@@ -167,7 +167,7 @@ class TaskConfig:
         """
         raise NotImplementedError
 
-    def starts(self) -> dict[str, PartStart]:
+    def part_starts(self) -> dict[str, PartStart]:
         """Pretrained parts of the model, by the part's name."""
         return {}
 
@@ -182,7 +182,7 @@ def codec_of(
         return load_codec(workspace)
     if tokenizer is not None:
         return load_codec(named_folder(tokenizer))
-    return train(chunk.text for source in text_sources(paths) for chunk in chunks(source))
+    return train(chunk.text for source in text_sources(paths) for chunk in iter_chunks(source))
 
 
 class PartStart(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.metrics.classification import (
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
         accuracy,
         class_scores,
         entity_scores,
+        entity_spans,
         f1_score,
         has_spans,
         nearest_centroid,
         neighbour_recall,
-        partner_recall,
-        spans,
+        paired_recall,
         tag_scores,
     )
-    from headway.metrics.errors import (
+    from headway.metrics.error_rates import (
         edit_distance,
         english_words,
-        fewest_edits,
+        min_edits,
         pronunciation_error_rates,
         word_error_rate,
     )
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
         bootstrap_ratio,
         correlation_scores,
         elo_difference,
-        wilson,
+        wilson_interval,
     )
-    from headway.metrics.targets import balanced_scores, best_thresholds, label_scores, number_scores
-    from headway.metrics.texts import (
+    from headway.metrics.label_metrics import balanced_scores, best_thresholds, label_scores, number_scores
+    from headway.metrics.text_metrics import (
         bits_per_byte,
         bleu,
         caption_scores,
@@ -65,26 +65,26 @@ __all__ = [
     "elo_difference",
     "english_words",
     "entity_scores",
+    "entity_spans",
     "exact_match",
     "f1_score",
-    "fewest_edits",
     "has_spans",
     "label_scores",
     "language_scores",
+    "min_edits",
     "nearest_centroid",
     "neighbour_recall",
     "number_scores",
-    "partner_recall",
+    "paired_recall",
     "perplexity",
     "pronunciation_error_rates",
-    "spans",
     "tag_scores",
     "translation_scores",
-    "wilson",
+    "wilson_interval",
     "word_error_rate",
 ]
 
-lazily(
+lazy_exports(
     __name__,
     {
         ".classification": (
@@ -96,21 +96,21 @@ lazily(
             "has_spans",
             "nearest_centroid",
             "neighbour_recall",
-            "partner_recall",
-            "spans",
+            "paired_recall",
+            "entity_spans",
             "tag_scores",
         ),
-        ".errors": ("edit_distance", "english_words", "fewest_edits", "pronunciation_error_rates", "word_error_rate"),
+        ".error_rates": ("edit_distance", "english_words", "min_edits", "pronunciation_error_rates", "word_error_rate"),
         ".intervals": (
             "bootstrap",
             "bootstrap_mean",
             "bootstrap_ratio",
             "correlation_scores",
             "elo_difference",
-            "wilson",
+            "wilson_interval",
         ),
-        ".targets": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
-        ".texts": (
+        ".label_metrics": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
+        ".text_metrics": (
             "bits_per_byte",
             "bleu",
             "caption_scores",

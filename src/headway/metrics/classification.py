@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from headway.errors import UserError
-from headway.metrics.intervals import bootstrap, bootstrap_ratio, wilson
+from headway.metrics.intervals import bootstrap, bootstrap_ratio, wilson_interval
 
 Scores = dict[str, float | list[float]]
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> Scores:
     """`accuracy` of classes [N] with its interval, and the number of `samples`."""
-    right = np.asarray(predicted) == np.asarray(labels)
-    hits, count = int(right.sum()), right.size
+    correct = np.asarray(predicted) == np.asarray(labels)
+    hits, count = int(correct.sum()), correct.size
     if count == 0:
         raise UserError("there are 0 samples to evaluate; pass at least one")
-    return {"accuracy": hits / count, "accuracy_interval": wilson(hits, count), "samples": count}
+    return {"accuracy": hits / count, "accuracy_interval": wilson_interval(hits, count), "samples": count}
 
 
 def f1_score(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
@@ -34,8 +34,8 @@ def f1_score(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
     table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
     if len(table) == 0:
         raise UserError("there are 0 samples to evaluate; pass at least one")
-    kinds, times = np.unique(table, axis=0, return_counts=True)
-    return {"f1": float(_macro(times[None], kinds)[0]), "f1_interval": bootstrap(table, _macro, seed)}
+    rows, counts = np.unique(table, axis=0, return_counts=True)
+    return {"f1": float(_macro(counts[None], rows)[0]), "f1_interval": bootstrap(table, _macro, seed)}
 
 
 def class_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
@@ -43,27 +43,27 @@ def class_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
     return {**accuracy(predicted, labels), **f1_score(predicted, labels)}
 
 
-def _macro(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def _macro(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Macro F1 [R] of resamples: counts [R, K] of the distinct (label, prediction) rows [K, 2]."""
-    labels, predicted = kinds.T
-    hits = _by_class(draws * (labels == predicted), labels, int(kinds.max()) + 1)
-    both = _by_class(draws, labels, hits.shape[1]) + _by_class(draws, predicted, hits.shape[1])
-    seen = both > 0
-    return (2 * hits / np.where(seen, both, 1)).sum(1) / seen.sum(1)
+    labels, predicted = rows.T
+    hits = _by_class(counts * (labels == predicted), labels, int(rows.max()) + 1)
+    both = _by_class(counts, labels, hits.shape[1]) + _by_class(counts, predicted, hits.shape[1])
+    occurs = both > 0
+    return (2 * hits / np.where(occurs, both, 1)).sum(1) / occurs.sum(1)
 
 
-def _by_class(draws: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+def _by_class(counts: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Sums [R, C] of the columns of `counts` [R, K] by class."""
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
-    sums = np.zeros((len(draws), count))
-    sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
+    sums = np.zeros((len(counts), count))
+    sums[:, present] = np.add.reduceat(counts[:, order], starts, axis=1)
     return sums
 
 
 OUTSIDE = "O"
 _TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
-_SAME = {"L": "E", "U": "S"}  # BILOU's letters
+_BILOU_LETTERS = {"L": "E", "U": "S"}  # BILOU's letters
 
 
 class EntitySpan(NamedTuple):
@@ -76,34 +76,34 @@ class EntitySpan(NamedTuple):
 
 def has_spans(tags: Iterable[str]) -> bool:
     """Whether tags mark entities (B-PER, I-PER, O; BIOES, BILOU) rather than single words (NN, VB)."""
-    known = set(tags) - {OUTSIDE}
-    return bool(known) and all(_TAG.fullmatch(tag) for tag in known)
+    labels = set(tags) - {OUTSIDE}
+    return bool(labels) and all(_TAG.fullmatch(tag) for tag in labels)
 
 
-def spans(tags: Sequence[str]) -> list[EntitySpan]:
+def entity_spans(tags: Sequence[str]) -> list[EntitySpan]:
     """The entities of a sentence, from BIO (either variant), BIOES or BILOU tags, valid or not.
 
     As in conlleval, an entity starts at B and S, after O, E and S, and when the kind changes; it ends before the next
     start or O.
     """
-    found: list[EntitySpan] = []
+    entities: list[EntitySpan] = []
     kind, start, last = "", 0, OUTSIDE
-    for place, tag in enumerate([*tags, OUTSIDE]):
-        letter, here = _parts(tag)
-        begins = letter in "BS" or last in (OUTSIDE, "E", "S") or here != kind
-        if last != OUTSIDE and (letter == OUTSIDE or begins):
-            found.append(EntitySpan(kind, start, place))
-        if letter != OUTSIDE and begins:
-            kind, start = here, place
+    for index, tag in enumerate([*tags, OUTSIDE]):
+        letter, tag_kind = _split_tag(tag)
+        starts = letter in "BS" or last in (OUTSIDE, "E", "S") or tag_kind != kind
+        if last != OUTSIDE and (letter == OUTSIDE or starts):
+            entities.append(EntitySpan(kind, start, index))
+        if letter != OUTSIDE and starts:
+            kind, start = tag_kind, index
         last = letter
-    return found
+    return entities
 
 
-def _parts(tag: str) -> tuple[str, str]:
+def _split_tag(tag: str) -> tuple[str, str]:
     match = _TAG.fullmatch(tag)
     if match is None:
         return (OUTSIDE, "") if tag == OUTSIDE else ("I", tag)
-    return _SAME.get(match[1], match[1]), match[2]
+    return _BILOU_LETTERS.get(match[1], match[1]), match[2]
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], seed: int = 0) -> Scores:
@@ -111,14 +111,16 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
     The interval of `f1` resamples sentences. Without predicted or labelled entities, the rate is 0.
     """
-    matched = [_matches(one, other) for one, other in zip(predicted, labels, strict=True)]
-    hits, said, true = ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
-    doubled, both = [2 * hit for hit in hits], [a + b for a, b in zip(said, true)]
+    matched = [_match_entities(prediction, label) for prediction, label in zip(predicted, labels, strict=True)]
+    hits, predicted_counts, labelled_counts = (
+        ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
+    )
+    doubled, both = [2 * hit for hit in hits], [a + b for a, b in zip(predicted_counts, labelled_counts)]
     return {
         "f1": sum(doubled) / max(1, sum(both)),
         "f1_interval": bootstrap_ratio(doubled, both, seed) if any(both) else [0.0, 0.0],
-        "precision": sum(hits) / max(1, sum(said)),
-        "recall": sum(hits) / max(1, sum(true)),
+        "precision": sum(hits) / max(1, sum(predicted_counts)),
+        "recall": sum(hits) / max(1, sum(labelled_counts)),
     }
 
 
@@ -132,57 +134,67 @@ class EntityCounts(NamedTuple):
 
 def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, EntityCounts]:
     """The counts of each kind of entity over all sentences, sorted by name."""
-    hits, said, true = Counter[str](), Counter[str](), Counter[str]()
-    for one, other in zip(predicted, labels, strict=True):
-        for total, part in zip((hits, said, true), _matches(one, other)):
+    hits, predicted_counts, labelled_counts = Counter[str](), Counter[str](), Counter[str]()
+    for prediction, label in zip(predicted, labels, strict=True):
+        for total, part in zip((hits, predicted_counts, labelled_counts), _match_entities(prediction, label)):
             total.update(part)
-    return {kind: EntityCounts(true[kind], said[kind], hits[kind]) for kind in sorted({*said, *true})}
+    return {
+        kind: EntityCounts(labelled_counts[kind], predicted_counts[kind], hits[kind])
+        for kind in sorted({*predicted_counts, *labelled_counts})
+    }
 
 
-def _matches(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+def _match_entities(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """The number of correct, predicted and labelled entities of each kind in a sentence."""
-    ours, theirs = set(spans(predicted)), set(spans(labels))
-    hits, said, true = (Counter(span.kind for span in found) for found in (ours & theirs, ours, theirs))
-    return hits, said, true
+    predicted_spans, labelled_spans = set(entity_spans(predicted)), set(entity_spans(labels))
+    hits, predicted_counts, labelled_counts = (
+        Counter(span.kind for span in entities)
+        for entities in (predicted_spans & labelled_spans, predicted_spans, labelled_spans)
+    )
+    return hits, predicted_counts, labelled_counts
 
 
 def entity_kind(tag: str) -> str:
     """The entity kind of a tag; O for a word outside entities."""
-    return _parts(tag)[1] or OUTSIDE
+    return _split_tag(tag)[1] or OUTSIDE
 
 
 def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
     """The scores that `evaluate` reports for tags: accuracy over words; for entities precision, recall and F1."""
-    pairs = [pair for one, other in zip(predicted, labels, strict=True) for pair in zip(one, other, strict=True)]
+    pairs = [
+        pair
+        for prediction, label in zip(predicted, labels, strict=True)
+        for pair in zip(prediction, label, strict=True)
+    ]
     if not pairs:
         raise UserError("there are 0 words to evaluate; pass at least one")
-    hits = sum(one == other for one, other in pairs)
-    scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson(hits, len(pairs))}
+    hits = sum(prediction == label for prediction, label in pairs)
+    scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson_interval(hits, len(pairs))}
     entities = entity_scores(predicted, labels) if has_spans(tag for _, tag in pairs) else {}
     return {**entities, **scores, "words": len(pairs), "samples": len(labels)}
 
 
-_ROWS = 1024  # queries whose similarities are in memory at once
+_QUERIES_AT_ONCE = 1024  # queries whose similarities are in memory at once
 
 
-def partner_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
+def paired_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
     """`recall_at_K`: the share of queries [N, D] whose partner [N, D] is among the K nearest of all partners.
 
     Partners as near as the query's own (equal texts) do not count against it.
     """
     if len(queries) == 0:
         raise UserError("there are 0 pairs to evaluate; pass at least one")
-    found = []  # for each query, the number of partners nearer than its own
-    for start in range(0, len(queries), _ROWS):
-        similar = queries[start : start + _ROWS] @ partners.T
-        own = similar[np.arange(len(similar)), start + np.arange(len(similar))]
-        found.append((similar > own[:, None] + 1e-6).sum(1))
-    ranks = np.concatenate(found)
+    nearer_counts = []  # for each query, the number of partners nearer than its own
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        similar = queries[start : start + _QUERIES_AT_ONCE] @ partners.T
+        own_similarity = similar[np.arange(len(similar)), start + np.arange(len(similar))]
+        nearer_counts.append((similar > own_similarity[:, None] + 1e-6).sum(1))
+    ranks = np.concatenate(nearer_counts)
     scores: Scores = {}
-    for most in at:
-        hits = int((ranks < most).sum())
-        scores[f"recall_at_{most}"] = hits / len(ranks)
-        scores[f"recall_at_{most}_interval"] = wilson(hits, len(ranks))
+    for k in at:
+        hits = int((ranks < k).sum())
+        scores[f"recall_at_{k}"] = hits / len(ranks)
+        scores[f"recall_at_{k}_interval"] = wilson_interval(hits, len(ranks))
     return {**scores, "samples": len(ranks)}
 
 
@@ -201,16 +213,16 @@ def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] 
     if len(vectors) < 2:
         raise UserError(f"{len(vectors)} vectors are too few for neighbours; pass at least two")
     hits = np.zeros((len(vectors), len(at)), bool)
-    for start in range(0, len(vectors), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(vectors)))
+    for start in range(0, len(vectors), _QUERIES_AT_ONCE):
+        rows = np.arange(start, min(start + _QUERIES_AT_ONCE, len(vectors)))
         similar = vectors[rows] @ vectors.T
         similar[np.arange(len(rows)), rows] = -np.inf
-        most = min(max(at), len(vectors) - 1)
-        nearest = np.argsort(-similar, axis=1, kind="stable")[:, :most]
-        right = labels[nearest] == labels[rows][:, None]
-        hits[rows] = [[found[:k].any() for k in at] for found in right]
+        max_neighbours = min(max(at), len(vectors) - 1)
+        nearest = np.argsort(-similar, axis=1, kind="stable")[:, :max_neighbours]
+        same_label = labels[nearest] == labels[rows][:, None]
+        hits[rows] = [[matches[:k].any() for k in at] for matches in same_label]
     scores: Scores = {}
     for k, column in zip(at, hits.T):
         scores[f"recall_at_{k}"] = float(column.mean())
-        scores[f"recall_at_{k}_interval"] = wilson(int(column.sum()), len(column))
+        scores[f"recall_at_{k}_interval"] = wilson_interval(int(column.sum()), len(column))
     return {**scores, "samples": len(vectors)}

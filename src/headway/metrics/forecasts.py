@@ -17,9 +17,9 @@ def seasonal_error(values: Float[np.ndarray, "N"], season: int) -> float:
 
 
 def forecast_scores(
-    said: Float[np.ndarray, "N S Q"],
-    came: Float[np.ndarray, "N S"],
-    there: Bool[np.ndarray, "N S"],
+    quantiles: Float[np.ndarray, "N S Q"],
+    actual: Float[np.ndarray, "N S"],
+    valid: Bool[np.ndarray, "N S"],
     scales: Float[np.ndarray, "N"],
     levels: Sequence[float],
 ) -> dict[str, float]:
@@ -27,30 +27,34 @@ def forecast_scores(
     scale; `weighted_quantile_loss`, twice the sum of pinball losses divided by the sum of absolute values (Salinas et
     al. 2020, section 4.2, averaged over levels); and `coverage`, the share of values between the outermost quantiles.
     """
-    places, found = np.asarray(levels), {}
-    middle = said[..., int(np.abs(places - 0.5).argmin())]
-    scaled = np.where(there, np.abs(came - middle), np.nan) / scales[:, None]
+    level_values, scores = np.asarray(levels), {}
+    median = quantiles[..., int(np.abs(level_values - 0.5).argmin())]
+    scaled = np.where(valid, np.abs(actual - median), np.nan) / scales[:, None]
     if np.isfinite(scaled).any():
-        found["mase"] = float(np.nanmean(scaled))
-    short = came[..., None] - said
-    losses = 2 * np.maximum(places * short, (places - 1) * short).mean(-1)
-    size = float(np.abs(came[there]).sum())
-    if size:
-        found["weighted_quantile_loss"] = float(losses[there].sum() / size)
-    inside = (said[..., 0] <= came) & (came <= said[..., -1])
-    return {**found, "coverage": float(inside[there].mean())}
+        scores["mase"] = float(np.nanmean(scaled))
+    difference = actual[..., None] - quantiles
+    losses = 2 * np.maximum(level_values * difference, (level_values - 1) * difference).mean(-1)
+    total = float(np.abs(actual[valid]).sum())
+    if total:
+        scores["weighted_quantile_loss"] = float(losses[valid].sum() / total)
+    covered = (quantiles[..., 0] <= actual) & (actual <= quantiles[..., -1])
+    return {**scores, "coverage": float(covered[valid].mean())}
 
 
 def simple_forecasts(past: Float[np.ndarray, "B C"], horizon: int, season: int) -> dict[str, Float[np.ndarray, "B S"]]:
     """Baselines: the last value, the mean, and the line through first and last value (drift). With at least one season
     of history also the last season (seasonal naive), with two also plus the difference of their means.
     """
-    ahead, last = np.arange(1, horizon + 1), past[:, -1:]
+    steps_ahead, last = np.arange(1, horizon + 1), past[:, -1:]
     slope = (last - past[:, :1]) / max(1, past.shape[1] - 1)
-    found = {"last": last + 0 * ahead, "mean": past.mean(1, keepdims=True) + 0 * ahead, "drift": last + slope * ahead}
+    forecasts = {
+        "last": last + 0 * steps_ahead,
+        "mean": past.mean(1, keepdims=True) + 0 * steps_ahead,
+        "drift": last + slope * steps_ahead,
+    }
     if 1 < season <= past.shape[1]:
-        found["season"] = past[:, -season + (ahead - 1) % season]
+        forecasts["season"] = past[:, -season + (steps_ahead - 1) % season]
     if 1 < season <= past.shape[1] // 2:
-        more = past[:, -season:].mean(1) - past[:, -2 * season : -season].mean(1)
-        found["season and drift"] = found["season"] + more[:, None] * ((ahead - 1) // season + 1)
-    return found
+        drift = past[:, -season:].mean(1) - past[:, -2 * season : -season].mean(1)
+        forecasts["season and drift"] = forecasts["season"] + drift[:, None] * ((steps_ahead - 1) // season + 1)
+    return forecasts

@@ -17,7 +17,7 @@ RESAMPLES = 1000
 _CHUNK = 1 << 22  # weights in memory at once
 
 
-def wilson(successes: int, count: int) -> list[float]:
+def wilson_interval(successes: int, count: int) -> list[float]:
     """The interval of a proportion (Wilson 1927): within [0, 1], and valid at 0 and 1 and for small counts."""
     if not 0 <= successes <= count or count == 0:
         raise UserError(f"{successes} of {count} is not a proportion; pass at least one sample")
@@ -42,8 +42,8 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 
             f"{count} samples of total size {table[:, 1].sum():g} have no rate; pass at least one non-empty sample"
         )
 
-    def ratios(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        tops, bottoms = (draws @ kinds).T
+    def ratios(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        tops, bottoms = (counts @ rows).T
         return tops[bottoms > 0] / bottoms[bottoms > 0]
 
     return bootstrap(table, ratios, seed)
@@ -57,14 +57,14 @@ def bootstrap(
     Rows repeat, so `statistic(counts, rows)` takes the distinct `rows` [K, F] and their `counts` [R, K] per resample,
     and returns one number per resample, NaN if undefined.
     """
-    kinds, times = np.unique(table, axis=0, return_counts=True)  # error counts repeat, so there are few distinct rows
+    rows, counts = np.unique(table, axis=0, return_counts=True)  # error counts repeat, so there are few distinct rows
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(RESAMPLES, _CHUNK // len(kinds)))
-    found = []
-    for start in range(0, RESAMPLES, at_once):
-        draws = generator.multinomial(len(table), times / len(table), size=min(at_once, RESAMPLES - start))
-        found.append(statistic(draws, kinds))
-    low, high = np.nanpercentile(np.concatenate(found), TAILS)
+    batch_size = max(1, min(RESAMPLES, _CHUNK // len(rows)))
+    statistics = []
+    for start in range(0, RESAMPLES, batch_size):
+        resampled = generator.multinomial(len(table), counts / len(table), size=min(batch_size, RESAMPLES - start))
+        statistics.append(statistic(resampled, rows))
+    low, high = np.nanpercentile(np.concatenate(statistics), TAILS)
     return [float(low), float(high)]
 
 
@@ -79,7 +79,7 @@ def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
     score = (wins + draws / 2) / games
     variance = (wins + draws / 4) / games - score**2
     effective = games * score * (1 - score) / variance if variance > 0 else games
-    low, high = _wilson(score, effective)
+    low, high = _wilson_bounds(score, effective)
     return {
         "score": score,
         "score_interval": [low, high],
@@ -89,7 +89,7 @@ def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
     }
 
 
-def _wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
+def _wilson_bounds(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -108,40 +108,40 @@ def correlation_scores(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -
     table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
     if len(table) < 2:
         raise UserError(f"{len(table)} samples have no correlation; pass at least two")
-    kinds, times = np.unique(table, axis=0, return_counts=True)
+    rows, counts = np.unique(table, axis=0, return_counts=True)
     scores: Scores = {}
     for name, statistic in (("pearson", _pearson), ("spearman", _spearman)):
-        scores[name] = float(np.nan_to_num(statistic(times[None], kinds)[0]))
+        scores[name] = float(np.nan_to_num(statistic(counts[None], rows)[0]))
         scores[f"{name}_interval"] = bootstrap(table, lambda d, k, s=statistic: np.nan_to_num(s(d, k)), seed)
     return {**scores, "samples": len(table)}
 
 
-def _pearson(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def _pearson(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Pearson's r [R] of resamples: counts [R, K] of the distinct (x, y) rows [K, 2]; NaN if x or y is constant."""
-    x, y = (kinds - kinds.mean(0)).T
-    return _correlation(draws, np.broadcast_to(x, draws.shape), np.broadcast_to(y, draws.shape))
+    x, y = (rows - rows.mean(0)).T
+    return _correlation(counts, np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape))
 
 
-def _spearman(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def _spearman(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Pearson's r of the ranks; equal values get their mean rank (Spearman 1904)."""
-    return _correlation(draws, *(_ranks(draws, side) for side in kinds.T))
+    return _correlation(counts, *(_ranks(counts, column) for column in rows.T))
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The correlation of x and y [R, K], with each column weighted by `weights` [R, K]."""
     total = weights.sum(1, keepdims=True)
-    x, y = (side - (weights * side).sum(1, keepdims=True) / total for side in (x, y))
+    x, y = (variable - (weights * variable).sum(1, keepdims=True) / total for variable in (x, y))
     xx, yy, xy = ((weights * product).sum(1) for product in (x * x, y * y, x * y))
     varies = (xx > 1e-12) & (yy > 1e-12)
     return np.where(varies, xy / np.sqrt(np.where(varies, xx * yy, 1.0)), np.nan)
 
 
-def _ranks(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _ranks(resampled: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The mean rank [R, K] of each value [K] in resamples with these counts [R, K]."""
-    distinct, places = np.unique(values, return_inverse=True)
-    counts = np.zeros((len(draws), len(distinct)))
-    order = np.argsort(places, kind="stable")
-    starts = np.unique(places[order], return_index=True)[1]
-    counts[:] = np.add.reduceat(draws[:, order], starts, axis=1)
+    distinct, inverse = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(resampled), len(distinct)))
+    order = np.argsort(inverse, kind="stable")
+    starts = np.unique(inverse[order], return_index=True)[1]
+    counts[:] = np.add.reduceat(resampled[:, order], starts, axis=1)
     before = counts.cumsum(1) - counts
-    return (before + (counts + 1) / 2)[:, places]
+    return (before + (counts + 1) / 2)[:, inverse]

@@ -10,16 +10,16 @@ from jaxtyping import Int
 from headway.generate.scheduler import Rule
 
 
-class Narrowed:
+class RestrictedRule:
     """Restricts the tokens of another rule, or all tokens."""
 
     def __init__(
-        self, inner: Rule | None, allowed: Int[np.ndarray, "W"] | None, ends: Int[np.ndarray, "W"], min_tokens: int
+        self, inner: Rule | None, allowed: Int[np.ndarray, "W"] | None, stop_mask: Int[np.ndarray, "W"], min_tokens: int
     ) -> None:
         """`allowed` and `stop_mask` have one bit per token: the allowed tokens, and those that may not occur among the
         first `min_tokens`.
         """
-        self._inner, self._allowed, self._others, self._left = inner, allowed, ~ends, min_tokens
+        self._inner, self._allowed, self._not_stop, self._min_tokens_left = inner, allowed, ~stop_mask, min_tokens
 
     def fill(self, mask: np.ndarray) -> None:
         if self._inner is None:
@@ -28,31 +28,31 @@ class Narrowed:
             self._inner.fill(mask)
         if self._allowed is not None:
             mask &= self._allowed
-        if self._left > 0:
-            mask &= self._others
+        if self._min_tokens_left > 0:
+            mask &= self._not_stop
 
-    def take(self, symbol: int) -> None:
-        self._left -= 1
+    def take(self, token: int) -> None:
+        self._min_tokens_left -= 1
         if self._inner is not None:
-            self._inner.take(symbol)
+            self._inner.take(token)
 
 
-def narrowed(
+def restrict_rule(
     rule: Callable[[], Rule] | None,
-    symbols: int,
+    vocab_size: int,
     allowed: Collection[int] | None,
-    ends: Iterable[int],
+    stop_ids: Iterable[int],
     min_tokens: int,
 ) -> Callable[[], Rule] | None:
     """Makes the rule of each answer: `rule`, restricted if the request limits its tokens."""
     if allowed is None and not min_tokens:
         return rule
-    bits = None if allowed is None else _bits(allowed, symbols)
-    end_bits = _bits(ends, symbols)
-    return lambda: Narrowed(None if rule is None else rule(), bits, end_bits, min_tokens)
+    allowed_mask = None if allowed is None else _token_mask(allowed, vocab_size)
+    stop_mask = _token_mask(stop_ids, vocab_size)
+    return lambda: RestrictedRule(None if rule is None else rule(), allowed_mask, stop_mask, min_tokens)
 
 
-def _bits(ids: Iterable[int], symbols: int) -> Int[np.ndarray, "W"]:
-    marks = np.zeros(-(-symbols // 32) * 32, bool)
-    marks[[each for each in ids if each < symbols]] = True
-    return np.packbits(marks, bitorder="little").view(np.int32)
+def _token_mask(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, "W"]:
+    mask = np.zeros(-(-vocab_size // 32) * 32, bool)
+    mask[[id for id in ids if id < vocab_size]] = True
+    return np.packbits(mask, bitorder="little").view(np.int32)

@@ -22,75 +22,77 @@ from headway.serve import (
     chat,
     completions,
     embeddings,
+    monitoring,
     ollama,
-    operation,
-    page,
     rerank,
     responses,
-    tokenizing,
+    tokenization,
     transcriptions,
     verbs,
+    web_page,
 )
-from headway.serve.errors import StatusError, error_answer, error_response, refusal
-from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
-from headway.serve.gate import CLIENT_LEFT, CONTEXT, Gate
-from headway.serve.openapi import pages
-from headway.serve.receiving import read_body, read_form
+from headway.serve.body_reader import read_body, read_form
+from headway.serve.gate import CLIENT_DISCONNECTED, CONTEXT_KEY, Gate
+from headway.serve.http_errors import StatusError, error_body, error_response, to_status_error
+from headway.serve.interfaces import CLIENT_KEY, Client, Context, Endpoint, Events, ModelRegistry, ServerSettings
+from headway.serve.openapi import documentation_endpoints
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *responses.ENDPOINTS,
-    *tokenizing.ENDPOINTS,
+    *tokenization.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
     *ollama.ENDPOINTS,
-    *operation.ENDPOINTS,
-    *page.ENDPOINTS,
+    *monitoring.ENDPOINTS,
+    *web_page.ENDPOINTS,
 )
-_NEAR = 0.85  # similarity of two paths, from 0 to 1, above which one is suggested for the other
+_MIN_SIMILARITY = 0.85  # similarity of two paths, from 0 to 1, above which one is suggested for the other
 _encode = msgspec.json.Encoder().encode
 
 
-def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
+def create_app(served: ModelRegistry, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
     """The server's application. Its lifespan starts and closes `served`."""
-    every = (*endpoints, *pages(endpoints))
-    paths = sorted({endpoint.path for endpoint in every})
+    all_endpoints = (*endpoints, *documentation_endpoints(endpoints))
+    paths = sorted({endpoint.path for endpoint in all_endpoints})
 
     @asynccontextmanager
-    async def life(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await served.start()
         yield
         await served.close(settings.grace)
 
-    async def refused(request: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        asked, known = f"{request.method} {request.url.path[:200]}", ", ".join(paths)
+        request_line, known_paths = f"{request.method} {request.url.path[:200]}", ", ".join(paths)
         if error.status_code == 404:
             path = request.url.path[:200]
-            near = [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_NEAR)
-            remedy = f"did you mean {near[0]!r}?" if near else "/docs lists the paths"
-            wrong = StatusError(404, f"there is no {asked}; {remedy}", code="unknown_path")
-            return error_response(wrong, path=request.url.path)
-        allowed = [endpoint.method for endpoint in every if endpoint.path == request.url.path]
-        remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known}"
-        wrong = StatusError(error.status_code, f"{asked} is not allowed; {remedy}")
-        return error_response(wrong, error.headers, request.url.path)
+            suggestions = (
+                [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_MIN_SIMILARITY)
+            )
+            remedy = f"did you mean {suggestions[0]!r}?" if suggestions else "/docs lists the paths"
+            status_error = StatusError(404, f"there is no {request_line}; {remedy}", code="unknown_path")
+            return error_response(status_error, path=request.url.path)
+        allowed = [endpoint.method for endpoint in all_endpoints if endpoint.path == request.url.path]
+        remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known_paths}"
+        status_error = StatusError(error.status_code, f"{request_line} is not allowed; {remedy}")
+        return error_response(status_error, error.headers, request.url.path)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return error_response(refusal(error), path=request.url.path)
+    async def on_error(request: Request, error: Exception) -> Response:
+        return error_response(to_status_error(error), path=request.url.path)
 
     return Starlette(
-        routes=[Route(each.path, _Answering(each), methods=[each.method]) for each in every],
+        routes=[Route(endpoint.path, _EndpointApp(endpoint), methods=[endpoint.method]) for endpoint in all_endpoints],
         middleware=[Middleware(Gate, served=served, settings=settings)],
-        exception_handlers={HTTPException: refused, Exception: failed},
-        lifespan=life,
+        exception_handlers={HTTPException: on_http_error, Exception: on_error},
+        lifespan=lifespan,
     )
 
 
-class _Answering:
+class _EndpointApp:
     """An endpoint as an ASGI application."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -100,128 +102,131 @@ class _Answering:
             self._decoder = msgspec.json.Decoder(endpoint.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context: Context = scope[CONTEXT]
+        context: Context = scope[CONTEXT_KEY]
         context.route, context.path = self._endpoint.path, scope.get("path_params", {})
-        client: Client | None = scope.get("state", {}).get(CLIENT)
-        sending = _Sending(send, client, context, self._endpoint)
+        client: Client | None = scope.get("state", {}).get(CLIENT_KEY)
+        responder = _Responder(send, client, context, self._endpoint)
         try:
             try:
-                async with asyncio.timeout(context.settings.seconds) as limit:
-                    body = await self._received(Request(scope, receive), context.settings)
-                    with _unless_left(client, limit):
-                        await self._answer(body, context, sending)
+                async with asyncio.timeout(context.settings.request_seconds) as limit:
+                    body = await self._read_request(Request(scope, receive), context.settings)
+                    with _cancel_on_disconnect(client, limit):
+                        await self._answer(body, context, responder)
             except TimeoutError:
-                if client is not None and client.gone:
-                    raise ClientLeftError("the client disconnected") from None
-                told = f"the request took longer than {context.settings.seconds:g} s; ask for less, or try again later"
-                await _refuse(StatusError(408, told, code="timeout"), context, sending)
-            except ClientLeftError:
+                if client is not None and client.disconnected:
+                    raise ClientDisconnectedError("the client disconnected") from None
+                message = (
+                    f"the request took longer than {context.settings.request_seconds:g} s; ask for less, "
+                    "or try again later"
+                )
+                await _send_error(StatusError(408, message, code="timeout"), context, responder)
+            except ClientDisconnectedError:
                 raise
             except ClientDisconnect:
-                raise ClientLeftError("the client disconnected before its body arrived") from None
+                raise ClientDisconnectedError("the client disconnected before its body arrived") from None
             except Exception as error:
-                await _refuse(refusal(error), context, sending)
-        except ClientLeftError as error:
-            context.noted["left"], context.outcome = str(error), CLIENT_LEFT
+                await _send_error(to_status_error(error), context, responder)
+        except ClientDisconnectedError as error:
+            context.log_fields["left"], context.logged_status = str(error), CLIENT_DISCONNECTED
             if client is not None:
                 client.abort()  # what it has not read is discarded
                 await asyncio.sleep(0)  # until the connection is known to be lost
 
-    async def _received(self, request: Request, settings: ServerSettings) -> Any:
+    async def _read_request(self, request: Request, settings: ServerSettings) -> Any:
         if self._decoder is not None:
             return await read_body(request, self._decoder, settings)
         return await read_form(request, settings) if self._endpoint.body is FormData else None
 
-    async def _answer(self, body: Any, context: Context, sending: _Sending) -> None:
-        answer = await self._endpoint.serve(body, context)
+    async def _answer(self, body: Any, context: Context, responder: _Responder) -> None:
+        answer = await self._endpoint.handler(body, context)
         if isinstance(answer, Response):
-            await sending.whole(answer)
+            await responder.send_response(answer)
         elif isinstance(answer, Events):
             async with aclosing(answer.parts) as parts:
-                await sending.events(parts)
+                await responder.send_events(parts)
         else:
-            await sending.whole(Response(_encode(answer), media_type="application/json"))
+            await responder.send_response(Response(_encode(answer), media_type="application/json"))
 
 
-class _Sending:
+class _Responder:
     """Sends an answer to a client that may read slowly, or not at all."""
 
     def __init__(self, send: Send, client: Client | None, context: Context, endpoint: Endpoint) -> None:
-        self._wire, self._path, self._sent = endpoint.wire, endpoint.path, 0
+        self._wire, self._path, self._num_parts = endpoint.wire, endpoint.path, 0
         self._headers: Mapping[str, str] = context.headers  # added to those of each answer
         self._send = send
         self._client = client
-        self._seconds = context.settings.stalled_seconds
-        self.begun = False
+        self._stall_seconds = context.settings.stalled_seconds
+        self.started = False
 
-    async def whole(self, response: Response) -> None:
+    async def send_response(self, response: Response) -> None:
         headers = response.raw_headers
-        await self._put({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await self._put({"type": "http.response.body", "body": response.body})
+        await self._send_message({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self._send_message({"type": "http.response.body", "body": response.body})
 
-    async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
+    async def send_events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
         """The parts as they arrive. Nothing is sent before the first one: until then an error has its own status."""
         async for part in parts:
-            if not self.begun:
+            if not self.started:
                 media_type = self._wire.media_type.encode()
                 headers = [(b"content-type", media_type), (b"cache-control", b"no-store")]
-                await self._put({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._part(self._wire.part(part))
-            self._sent += 1
+                await self._send_message({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._send_part(self._wire.part(part))
+            self._num_parts += 1
         if self._wire.end:
-            await self._part(self._wire.end)
-        await self._put({"type": "http.response.body", "body": b""})
+            await self._send_part(self._wire.end)
+        await self._send_message({"type": "http.response.body", "body": b""})
 
-    async def refuse(self, error: StatusError) -> None:
+    async def send_error(self, error: StatusError) -> None:
         """An error as the answer, or as the last part if a stream has started."""
-        if not self.begun:
-            await self.whole(error_response(error, path=self._path))
+        if not self.started:
+            await self.send_response(error_response(error, path=self._path))
             return
-        await self._part(self._wire.part(self._wire.error(error_answer(error, self._path), self._sent)))
-        await self._put({"type": "http.response.body", "body": b""})
+        await self._send_part(self._wire.part(self._wire.error(error_body(error, self._path), self._num_parts)))
+        await self._send_message({"type": "http.response.body", "body": b""})
 
-    async def _part(self, written: bytes) -> None:
-        await self._put({"type": "http.response.body", "body": written, "more_body": True})
+    async def _send_part(self, encoded: bytes) -> None:
+        await self._send_message({"type": "http.response.body", "body": encoded, "more_body": True})
 
-    async def _put(self, message: dict[str, Any]) -> None:
-        self.begun = True
+    async def _send_message(self, message: dict[str, Any]) -> None:
+        self.started = True
         if self._headers and message["type"] == "http.response.start":
-            added = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-            message["headers"] = [*message["headers"], *added]
+            extra_headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+            message["headers"] = [*message["headers"], *extra_headers]
         if self._client is None or not self._client.full:
             await self._send(message)  # no timeout: one per event would cost as much as the event
             return
-        limit = asyncio.timeout(self._seconds)
+        limit = asyncio.timeout(self._stall_seconds)
         try:
             async with limit:
                 await self._send(message)
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise ClientLeftError(f"the client read nothing for {self._seconds:g} s") from None
+            raise ClientDisconnectedError(f"the client read nothing for {self._stall_seconds:g} s") from None
 
 
-async def _refuse(error: StatusError, context: Context, sending: _Sending) -> None:
+async def _send_error(error: StatusError, context: Context, responder: _Responder) -> None:
     """Send an error; if a stream has started with another status, the log reports the error."""
-    if sending.begun:
-        context.noted["error"], context.outcome = str(error), error.status
-    await sending.refuse(error)
+    if responder.started:
+        context.log_fields["error"], context.logged_status = str(error), error.status
+    await responder.send_error(error)
 
 
-class ClientLeftError(Exception):
+class ClientDisconnectedError(Exception):
     """The client has disconnected, so nobody can receive an answer."""
 
 
 @contextmanager
-def _unless_left(client: Client | None, limit: asyncio.Timeout) -> Iterator[None]:
+def _cancel_on_disconnect(client: Client | None, limit: asyncio.Timeout) -> Iterator[None]:
     """Cancel the code within as soon as the client disconnects."""
     if client is None:
         yield
         return
-    if client.gone:
-        raise ClientLeftError("the client disconnected")
-    client.leaving = lambda: limit.reschedule(0)
+    if client.disconnected:
+        raise ClientDisconnectedError("the client disconnected")
+    client.on_disconnect = lambda: limit.reschedule(0)
     try:
         yield
     finally:
-        client.leaving = None
+        client.on_disconnect = None

@@ -11,19 +11,19 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.serve.neutral import Neutral, Neutrals
 
-_Share = Annotated[float, Meta(ge=0, le=1)]
+_Probability = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
 # A text part of a message. Parts of other types are refused later, where the error can say why.
 _TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
-_Part = Annotated[
+_TextPart = Annotated[
     dict[str, Any],
     Meta(extra_json_schema={"properties": _TEXT, "required": list(_TEXT), "additionalProperties": False}),
 ]
-Finish = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-_STORED = "the server stores nothing; leave it out"
+_NOT_STORED = "the server stores nothing; leave it out"
 HINT = Neutral(kind=str)  # for caches and abuse detection of a hosted service; no answer depends on it
 
 
@@ -37,7 +37,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     NEUTRAL: ClassVar[Neutrals] = {"include_obfuscation": Neutral((False,), "events are not padded; set it to false")}
 
 
-class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class GenerationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Fields of all requests that generate text. `top_k`, `min_p`, `repetition_penalty` and `ignore_end` are headway's
     own, as in `generate`. `user` has no effect. The fields from `ignore_eos` on are vLLM's.
     """
@@ -48,9 +48,9 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n: _Count | None = None
     max_tokens: _Count | None = None
     temperature: Annotated[float, Meta(ge=0)] | None = None
-    top_p: _Share | None = None
+    top_p: _Probability | None = None
     top_k: _Count | None = None
-    min_p: _Share | None = None
+    min_p: _Probability | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
@@ -72,8 +72,8 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     structured_outputs: dict[str, Any] | None = None  # vLLM's version of response_format
 
     NEUTRAL: ClassVar[Neutrals] = {
-        "store": Neutral((False,), _STORED),
-        "metadata": Neutral(({},), _STORED),
+        "store": Neutral((False,), _NOT_STORED),
+        "metadata": Neutral(({},), _NOT_STORED),
         "service_tier": Neutral(("auto", "default"), "there is one tier; leave it out"),
         "safety_identifier": HINT,
         "prompt_cache_key": HINT,
@@ -94,7 +94,7 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     }
 
 
-class CompletionBody(WritingBody, kw_only=True):
+class CompletionBody(GenerationBody, kw_only=True):
     """A request to /v1/completions, which continues a text, several texts, or token ids. With `echo` the answer starts
     with the prompt; `max_tokens` may then be 0.
     """
@@ -106,12 +106,12 @@ class CompletionBody(WritingBody, kw_only=True):
     add_special_tokens: bool = True  # whether a text prompt gets the model's special tokens
 
     NEUTRAL: ClassVar[Neutrals] = {
-        **WritingBody.NEUTRAL,
+        **GenerationBody.NEUTRAL,
         "suffix": Neutral(("",), "infilling is not supported; put the suffix into the prompt"),
     }
 
 
-class ChatBody(WritingBody, kw_only=True):
+class ChatBody(GenerationBody, kw_only=True):
     """A request to /v1/chat/completions for the next answer in a conversation."""
 
     messages: list[ChatMessage]
@@ -127,7 +127,7 @@ class ChatBody(WritingBody, kw_only=True):
     reasoning_effort: str | None = None  # for chat templates that use it; "none" also turns enable_thinking off
 
     NEUTRAL: ClassVar[Neutrals] = {
-        **WritingBody.NEUTRAL,
+        **GenerationBody.NEUTRAL,
         "modalities": Neutral((["text"],), 'answers are text only; pass ["text"]'),
         "audio": Neutral((), "answers are text only; leave it out"),
         "prediction": Neutral((), "predicted outputs are not supported; leave it out"),
@@ -162,7 +162,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A message of a conversation. The role `developer` is treated as `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
+    content: str | list[_TextPart] | None = None
     name: str | UnsetType = UNSET
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | UnsetType = UNSET
@@ -193,7 +193,7 @@ class TokensUsed(msgspec.Struct):
     prompt_tokens_details: PromptTokens
 
 
-class LikelyToken(msgspec.Struct):
+class TopLogprob(msgspec.Struct):
     """A token as text and as bytes, which may be part of a character, and its log probability in nats."""
 
     token: str
@@ -201,16 +201,16 @@ class LikelyToken(msgspec.Struct):
     bytes: list[int]
 
 
-class ToldToken(LikelyToken):
+class TokenLogprob(TopLogprob):
     """A generated token, and the top tokens at its position."""
 
-    top_logprobs: list[LikelyToken]
+    top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(msgspec.Struct):
     """The log probabilities of an answer's tokens."""
 
-    content: list[ToldToken]
+    content: list[TokenLogprob]
 
 
 class TextLogprobs(msgspec.Struct):
@@ -242,7 +242,7 @@ class CompletionChoice(msgspec.Struct):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: FinishReason | None
     prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType | None = UNSET
@@ -275,7 +275,7 @@ class ChatChoice(msgspec.Struct):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Finish
+    finish_reason: FinishReason
     token_ids: list[int] | None = None
 
 
@@ -323,7 +323,7 @@ class ChatChoicePart(msgspec.Struct):
     index: int
     delta: AnswerPart
     logprobs: ChatLogprobs | None = None
-    finish_reason: Finish | None = None
+    finish_reason: FinishReason | None = None
     token_ids: list[int] | UnsetType = UNSET
 
 

@@ -18,147 +18,156 @@ from headway.serve.bodies import (
     CompletionAnswer,
     CompletionBody,
     CompletionChoice,
-    Finish,
-    LikelyToken,
+    FinishReason,
     TextLogprobs,
-    ToldToken,
+    TokenLogprob,
+    TopLogprob,
 )
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events
-from headway.serve.generating import (
-    Passage,
-    Prepared,
-    Spelling,
+from headway.serve.generation import (
+    GenerationJob,
+    TextDelta,
+    TokenFormatter,
     check_body,
-    copies_of,
     limits_of,
-    narrowed_rule,
-    passages,
+    num_samples,
     prompt_top,
-    room_for,
+    remaining_context,
+    restricted_rule,
     rule_of,
     sampling_of,
+    stream_deltas,
     text_codec,
-    truncated,
-    used,
+    token_usage,
+    truncate_prompt,
 )
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events
 
-_TOKENS = 16  # default of max_tokens in the OpenAI API
-_PRIMING = 8  # tokens of a prompt that determine how the first new one is decoded
+_DEFAULT_MAX_TOKENS = 16  # default of max_tokens in the OpenAI API
+_DECODER_CONTEXT = 8  # tokens of a prompt that determine how the first new one is decoded
 
 
 @dataclass
-class _Text:
+class _Completion:
     """A continuation so far."""
 
     text: str = ""
     logprobs: TextLogprobs | None = None
-    reason: Finish | None = None
-    first: Passage | None = None
+    reason: FinishReason | None = None
+    first_delta: TextDelta | None = None
     ids: list[int] = field(default_factory=list)
 
 
-async def completed(body: CompletionBody, context: Context) -> CompletionAnswer | Events:
+async def create_completion(body: CompletionBody, context: Context) -> CompletionAnswer | Events:
     """The continuations of each prompt, complete or streamed."""
     check_body(body)
     if body.stream:
-        return Events(_parts(body, context))
-    texts: defaultdict[int, _Text] = defaultdict(_Text)
-    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
-        told = _Told(body, asked)
-        async for passage in found:
-            text = texts[passage.place]
-            text.first = text.first or passage
-            written, logprobs = await told.of(passage)
-            text.text += written
-            text.logprobs = _joined(text.logprobs, logprobs)
-            text.ids += [] if passage.id is None else [passage.id]
-            text.reason = passage.reason
-        whole = lambda: [told.choice(place, text) for place, text in sorted(texts.items())]  # noqa: E731
-        choices = whole() if body.prompt_logprobs is None else await asyncio.to_thread(whole)
-        name, mark = asked.ready.name, asked.ready.fingerprint
-        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
+        return Events(_stream_answers(body, context))
+    completions: defaultdict[int, _Completion] = defaultdict(_Completion)
+    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
+        builder = _ChoiceBuilder(body, job)
+        async for delta in stream:
+            completion = completions[delta.index]
+            completion.first_delta = completion.first_delta or delta
+            new_text, logprobs = await builder.format_delta(delta)
+            completion.text += new_text
+            completion.logprobs = _append_logprobs(completion.logprobs, logprobs)
+            completion.ids += [] if delta.id is None else [delta.id]
+            completion.reason = delta.reason
+        build_choices = lambda: [builder.choice(index, completion) for index, completion in sorted(completions.items())]  # noqa: E731
+        choices = build_choices() if body.prompt_logprobs is None else await asyncio.to_thread(build_choices)
+        name, fingerprint = job.ready.name, job.ready.fingerprint
+        return CompletionAnswer(
+            f"cmpl-{context.id}", int(time.time()), name, fingerprint, choices, token_usage(context)
+        )
 
 
-async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[CompletionAnswer, None]:
+async def _stream_answers(body: CompletionBody, context: Context) -> AsyncGenerator[CompletionAnswer, None]:
     options = body.stream_options
-    counted = options is not None and options.include_usage
-    always = counted and options is not None and options.continuous_usage_stats
-    created, begun = int(time.time()), set[int]()
-    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
-        name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
-        told = _Told(body, asked)
+    include_usage = options is not None and options.include_usage
+    every_event = include_usage and options is not None and options.continuous_usage_stats
+    created, started = int(time.time()), set[int]()
+    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
+        name, fingerprint, usage = job.ready.name, job.ready.fingerprint, None if include_usage else UNSET
+        builder = _ChoiceBuilder(body, job)
         # One struct for all events: each is written out before the next is made.
-        answer = CompletionAnswer(f"cmpl-{context.id}", created, name, mark, [], usage)
-        async for passage in found:
-            place, reason = passage.place, passage.reason
-            text, logprobs = await told.of(passage)
+        answer = CompletionAnswer(f"cmpl-{context.id}", created, name, fingerprint, [], usage)
+        async for delta in stream:
+            index, reason = delta.index, delta.reason
+            text, logprobs = await builder.format_delta(delta)
             if not text and logprobs is None and reason is None and not body.return_token_ids:
                 continue
-            choice = CompletionChoice(place, text, logprobs, reason)
+            choice = CompletionChoice(index, text, logprobs, reason)
             if body.return_token_ids:
-                choice.token_ids = [] if passage.id is None else [passage.id]
-                if place not in begun:
-                    choice.prompt_token_ids = list(asked.request(place).prompt)
-            begun.add(place)
+                choice.token_ids = [] if delta.id is None else [delta.id]
+                if index not in started:
+                    choice.prompt_token_ids = list(job.request(index).prompt)
+            started.add(index)
             answer.choices = [choice]
-            answer.usage = used(context) if always else usage
+            answer.usage = token_usage(context) if every_event else usage
             yield answer
-        if counted:
-            answer.choices, answer.usage = [], used(context)
+        if include_usage:
+            answer.choices, answer.usage = [], token_usage(context)
             yield answer
 
 
-class _Told:
+class _ChoiceBuilder:
     """Text and log probabilities of deltas; if the prompt is echoed, it precedes the first delta of each sequence."""
 
-    def __init__(self, body: CompletionBody, asked: Prepared) -> None:
-        self._body, self._asked = body, asked
-        self._codec = text_codec(asked.ready.model)
-        self._spell = Spelling.of(asked.ready.model)
-        self._begun, self._offsets = set[int](), dict[int, _Offsets]()
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        kept = body.truncate_prompt_tokens is None and isinstance(texts[0], str)
-        self._given = texts if kept else []
+    def __init__(self, body: CompletionBody, job: GenerationJob) -> None:
+        self._body, self._job = body, job
+        self._codec = text_codec(job.ready.model)
+        self._formatter = TokenFormatter.of(job.ready.model)
+        self._started, self._offsets = set[int](), dict[int, _Offsets]()
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        has_texts = body.truncate_prompt_tokens is None and isinstance(prompts[0], str)
+        self._prompt_texts = prompts if has_texts else []
 
-    async def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
+    async def format_delta(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
         """The text and the log probabilities that a delta adds. Those of a prompt, which may be long, are computed in a
         thread.
         """
-        place, prompt = passage.place, ("", None)
-        if place not in self._begun:
-            self._begun.add(place)
-            prompt = await asyncio.to_thread(self._begin, passage) if self._body.echo else self._begin(passage)
-        if passage.token is None or passage.id is None:
-            return prompt[0] + passage.text, prompt[1]
-        logprobs = _logprobs(passage.token, self._offsets[place].next(passage.id))
-        return prompt[0] + passage.text, _joined(prompt[1], logprobs)
+        index, prompt = delta.index, ("", None)
+        if index not in self._started:
+            self._started.add(index)
+            prompt = await asyncio.to_thread(self._start, delta) if self._body.echo else self._start(delta)
+        if delta.token is None or delta.id is None:
+            return prompt[0] + delta.text, prompt[1]
+        logprobs = _logprobs(delta.token, self._offsets[index].next(delta.id))
+        return prompt[0] + delta.text, _append_logprobs(prompt[1], logprobs)
 
-    def _begin(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
+    def _start(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
         """The text and log probabilities before the first delta of a sequence."""
-        request, echoes = self._asked.request(passage.place), self._body.echo
-        offsets = self._offsets[passage.place] = _Offsets(self._codec, () if echoes else request.prompt)
+        request, echoes = self._job.request(delta.index), self._body.echo
+        offsets = self._offsets[delta.index] = _Offsets(self._codec, () if echoes else request.prompt)
         if not echoes:
             return "", None
-        number = self._asked.requests.index(request)
-        text = str(self._given[number]) if self._given else self._codec.decode(request.prompt)
-        return text, self._of_prompt(request, passage, offsets) if self._asked.told else None
+        request_index = self._job.requests.index(request)
+        text = str(self._prompt_texts[request_index]) if self._prompt_texts else self._codec.decode(request.prompt)
+        return text, self._prompt_logprobs(request, delta, offsets) if self._job.with_logprobs else None
 
-    def _of_prompt(self, request: Request, passage: Passage, offsets: _Offsets) -> TextLogprobs:
-        by_id, first = self._asked.by_id, request.prompt[0]
-        found = TextLogprobs([_name(self._spell.told(first, 0.0, [], by_id))], [None], [None], [offsets.next(first)])
-        for each in passage.scores:
-            told = self._spell.told(each.id, each.logprob, each.top[: self._body.logprobs], by_id)
-            _joined(found, _logprobs(told, offsets.next(each.id)))
-        return found
+    def _prompt_logprobs(self, request: Request, delta: TextDelta, offsets: _Offsets) -> TextLogprobs:
+        by_id, first_id = self._job.by_id, request.prompt[0]
+        logprobs = TextLogprobs(
+            [_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))],
+            [None],
+            [None],
+            [offsets.next(first_id)],
+        )
+        for score in delta.scores:
+            token = self._formatter.token_logprob(score.id, score.logprob, score.top[: self._body.logprobs], by_id)
+            _append_logprobs(logprobs, _logprobs(token, offsets.next(score.id)))
+        return logprobs
 
-    def choice(self, place: int, text: _Text) -> CompletionChoice:
+    def choice(self, index: int, completion: _Completion) -> CompletionChoice:
         """The complete sequence as a choice."""
-        choice = CompletionChoice(place, text.text, text.logprobs, text.reason, None, None, None)
-        if self._body.prompt_logprobs is not None and text.first is not None:
-            choice.prompt_logprobs = self._spell.scored(text.first.scores, self._body.prompt_logprobs)
+        choice = CompletionChoice(index, completion.text, completion.logprobs, completion.reason, None, None, None)
+        if self._body.prompt_logprobs is not None and completion.first_delta is not None:
+            choice.prompt_logprobs = self._formatter.prompt_logprobs(
+                completion.first_delta.scores, self._body.prompt_logprobs
+            )
         if self._body.return_token_ids:
-            choice.prompt_token_ids, choice.token_ids = list(self._asked.request(place).prompt), text.ids
+            choice.prompt_token_ids, choice.token_ids = list(self._job.request(index).prompt), completion.ids
         return choice
 
 
@@ -167,16 +176,16 @@ class _Offsets:
 
     def __init__(self, codec: TokenizerCodec, prompt: Sequence[int]) -> None:
         self._decoder, self._length = codec.stream(), 0
-        for id in prompt[-_PRIMING:]:
+        for id in prompt[-_DECODER_CONTEXT:]:
             self._decoder.push(id)
 
     def next(self, id: int) -> int:
-        begin = self._length
+        start = self._length
         self._length += len(self._decoder.push(id))
-        return begin
+        return start
 
 
-def _joined(before: TextLogprobs | None, after: TextLogprobs | None) -> TextLogprobs | None:
+def _append_logprobs(before: TextLogprobs | None, after: TextLogprobs | None) -> TextLogprobs | None:
     if before is None or after is None:
         return before or after
     before.tokens += after.tokens
@@ -186,71 +195,73 @@ def _joined(before: TextLogprobs | None, after: TextLogprobs | None) -> TextLogp
     return before
 
 
-def _logprobs(token: ToldToken, offset: int) -> TextLogprobs:
-    name = _name(token)
+def _logprobs(token: TokenLogprob, offset: int) -> TextLogprobs:
+    name = _token_name(token)
     top = {name: token.logprob}
-    for other in token.top_logprobs:
-        top.setdefault(_name(other), other.logprob)
+    for top_token in token.top_logprobs:
+        top.setdefault(_token_name(top_token), top_token.logprob)
     return TextLogprobs([name], [token.logprob], [top], [offset])
 
 
-def _name(token: LikelyToken) -> str:
+def _token_name(token: TopLogprob) -> str:
     """A token's text, or its bytes if they are part of a character, as in the OpenAI API."""
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes) if "\ufffd" in token.token else token.token
 
 
 @asynccontextmanager
-async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
+async def prepare(body: CompletionBody, context: Context) -> AsyncIterator[GenerationJob]:
     """The checked request. StatusError 400 if it does not fit the model."""
     generates = body.max_tokens != 0
     if not generates and not body.echo and body.prompt_logprobs is None:
         raise StatusError(400, "max_tokens is 0 without echo, which returns nothing; set echo to true", "max_tokens")
     async with context.served.using(body.model) as ready:
         model = ready.model
-        count = len(body.prompt) if _is_many(body) else 1
-        copies = copies_of(body, count, context)
-        sampling = sampling_of(body, model.module.config.symbols)
+        num_prompts = len(body.prompt) if _is_batch(body) else 1
+        n = num_samples(body, num_prompts, context)
+        sampling = sampling_of(body, model.module.config.vocab_size)
         limits = limits_of(body, model, context)
-        form = await rule_of(body, model, limits.stop_ids)
-        context.headers |= {} if form is None else form.headers
-        rule = narrowed_rule(form, body, model, limits)
-        most = _TOKENS if body.max_tokens is None else max(1, body.max_tokens)
+        format_rule = await rule_of(body, model, limits.stop_ids)
+        context.headers |= {} if format_rule is None else format_rule.headers
+        rule = restricted_rule(format_rule, body, model, limits)
+        max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
         top, requests = body.logprobs if generates else 0, []
         for ids in await asyncio.to_thread(_prompts, body, model):
-            ids = truncated(ids, body, model, most)
-            room = room_for(ids, model, "prompt", generates)
-            ends = replace(limits, max_new_tokens=most if room is None else max(1, min(most, room)))
-            requests.append(
-                Request(ids, sampling, ends, copies, rule, top or 0, context.owner, prompt_top(body), generates)
+            ids = truncate_prompt(ids, body, model, max_tokens)
+            remaining = remaining_context(ids, model, "prompt", generates)
+            prompt_limits = replace(
+                limits, max_new_tokens=max_tokens if remaining is None else max(1, min(max_tokens, remaining))
             )
-        yield Prepared(ready, requests, body.logprobs is not None, by_id=body.return_tokens_as_token_ids)
+            requests.append(
+                Request(ids, sampling, prompt_limits, n, rule, top or 0, context.owner, prompt_top(body), generates)
+            )
+        yield GenerationJob(ready, requests, body.logprobs is not None, by_id=body.return_tokens_as_token_ids)
 
 
-def _is_many(body: CompletionBody) -> bool:
+def _is_batch(body: CompletionBody) -> bool:
     """Whether there are several prompts."""
-    return isinstance(body.prompt, list) and not all(isinstance(each, int) for each in body.prompt)
+    return isinstance(body.prompt, list) and not all(isinstance(entry, int) for entry in body.prompt)
 
 
 def _prompts(body: CompletionBody, model: Model) -> list[list[int]]:
     """The ids of each prompt. StatusError 400 without a prompt, and for a mix of texts and ids."""
-    given = body.prompt
-    read = model.prompt_ids if body.add_special_tokens else text_codec(model).encode
-    if isinstance(given, str):
-        return [read(given)]
-    ids = [each for each in given if isinstance(each, int)]
-    texts = [each for each in given if isinstance(each, str)]
-    lists = [each for each in given if isinstance(each, list)]
-    if not given or len(given) not in (len(ids), len(texts), len(lists)):
-        what = "mixes strings and ids" if given else "is an empty list"
-        raise StatusError(400, f"prompt {what}; send a string, strings, ids, or lists of ids", "prompt")
-    return [ids] if ids else lists or [read(text) for text in texts]
+    prompt = body.prompt
+    encode = model.prompt_ids if body.add_special_tokens else text_codec(model).encode
+    if isinstance(prompt, str):
+        return [encode(prompt)]
+    ids = [entry for entry in prompt if isinstance(entry, int)]
+    strings = [entry for entry in prompt if isinstance(entry, str)]
+    lists = [entry for entry in prompt if isinstance(entry, list)]
+    if not prompt or len(prompt) not in (len(ids), len(strings), len(lists)):
+        problem = "mixes strings and ids" if prompt else "is an empty list"
+        raise StatusError(400, f"prompt {problem}; send a string, strings, ids, or lists of ids", "prompt")
+    return [ids] if ids else lists or [encode(text) for text in strings]
 
 
 ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/completions",
-        completed,
+        create_completion,
         "continuations of texts or token ids",
         CompletionBody,
         CompletionAnswer,

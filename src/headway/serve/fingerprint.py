@@ -13,15 +13,15 @@ from llvmlite import binding
 from headway import __version__
 from headway.config import to_dict
 from headway.engine import Engine, PackedTensor
-from headway.engine.machine import FORM, WIDE
+from headway.engine.machine import INSTRUCTION_SET, WIDE
 from headway.formats.native import named_tensors
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 from headway.nn.kernels import is_deterministic
 
 _LIBRARIES = ("torch", "numba", "llvmlite", "tokenizers")
 
 
-def fingerprint(model: Handle) -> str:
+def fingerprint(model: ModelHandle) -> str:
     """ "hw-" and 8 hexadecimal digits, equal if the same request with the same seed gets an answer with the same bits.
 
     The hash covers the model's weights in their number format, its configuration, tokenizer and chat template, and the
@@ -42,22 +42,22 @@ def fingerprint(model: Handle) -> str:
     return f"hw-{zlib.crc32(json.dumps(facts, sort_keys=True, default=str).encode()):08x}"
 
 
-def _processor(model: Handle) -> list[Any]:
-    own = [binding.get_host_cpu_name()]
+def _processor(model: ModelHandle) -> list[Any]:
+    facts = [binding.get_host_cpu_name()]
     if isinstance(model.generator, Engine):
-        return [*own, FORM, WIDE]
+        return [*facts, INSTRUCTION_SET, WIDE]
     if model.device.type != "cpu":
         return [model.device.type, torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""]
-    return [*own, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    return [*facts, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def _checksum(module: Any) -> int:
     """The checksum of the names and bytes of all weights."""
-    found = 0
+    crc = 0
     for name, tensor in named_tensors(module):
         packed = tensor.packed if isinstance(tensor, PackedTensor) else None
         parts = [tensor] if packed is None else [packed.weights, *([] if packed.scales is None else [packed.scales])]
-        found = zlib.crc32(name.encode(), found)
+        crc = zlib.crc32(name.encode(), crc)
         for part in parts:
-            found = zlib.crc32(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, found)
-    return found
+            crc = zlib.crc32(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
+    return crc

@@ -16,70 +16,81 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.errors import logger
 from headway.serve import metrics
-from headway.serve.errors import StatusError, error_response
-from headway.serve.frame import Context, Served, ServerSettings
-from headway.serve.keys import ApiKey, KeyRing
+from headway.serve.api_keys import ApiKey, KeyRing
+from headway.serve.http_errors import StatusError, error_response
+from headway.serve.interfaces import Context, ModelRegistry, ServerSettings
 
-CONTEXT = "headway.context"  # key of the context in the scope
-OPEN = ("/health", "/ready")  # health checks need no key and may use any host name
-PAGES = ("/", "/docs", "/openapi.json")  # the same on every server: a browser opens them before a key can be entered
+CONTEXT_KEY = "headway.context"  # key of the context in the scope
+HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use any host name
+PUBLIC_PAGES = (
+    "/",
+    "/docs",
+    "/openapi.json",
+)  # the same on every server: a browser opens them before a key can be entered
 _ACCESS = logger("headway.access")
-_NAMES = ("localhost", "ip6-localhost")
-_ANY = {"0.0.0.0", "::"}  # addresses to listen on, not host names
-_LONGEST = 200  # characters of a path or a name in the log
-_NUMBERS = random.Random(secrets.token_bytes())  # source of request ids
-CLIENT_LEFT = 499  # status in the log if the client disconnected before its answer was complete
+_LOCAL_NAMES = ("localhost", "ip6-localhost")
+_ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
+_MAX_LOGGED = 200  # characters of a path or a name in the log
+_ID_SOURCE = random.Random(secrets.token_bytes())  # source of request ids
+CLIENT_DISCONNECTED = 499  # status in the log if the client disconnected before its answer was complete
 
 
 class Gate:
     """Middleware that checks access and logs requests."""
 
-    def __init__(self, app: ASGIApp, served: Served, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, served: ModelRegistry, settings: ServerSettings) -> None:
         self._app = app
         self._served = served
         self._settings = settings
         self._keys = KeyRing(settings.keys, settings.key_files)
-        self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY
-        self._under_way: Counter[str] = Counter()
+        self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY_ADDRESS
+        self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope[CONTEXT] = Context(self._settings, self._served, f"req-{_NUMBERS.getrandbits(96):024x}")
+        context = scope[CONTEXT_KEY] = Context(self._settings, self._served, f"req-{_ID_SOURCE.getrandbits(96):024x}")
         headers = Headers(scope=scope)
-        visit = _Visit(scope, send, context)
+        request_log = _RequestLog(scope, send, context)
         try:
-            if scope["path"] in OPEN:
-                await self._app(scope, receive, visit.send)
+            if scope["path"] in HEALTH_PATHS:
+                await self._app(scope, receive, request_log.send)
                 return
             self._check_host(headers)
-            visit.origin = self._origin(headers)
-            if visit.origin is not None and scope["method"] == "OPTIONS":
-                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, visit.send)
+            request_log.origin = self._origin(headers)
+            if request_log.origin is not None and scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
-            key = None if scope["path"] in PAGES else self._key(headers, context)
-            if key is not None and key.under_way is not None and self._under_way[context.owner] >= key.under_way:
-                told = f"{key.under_way} requests with this key are running, which is its limit; wait for one to finish"
-                raise StatusError(429, told, code="key_limit", retry_after=1)
-            self._under_way[context.owner] += 1
+            key = None if scope["path"] in PUBLIC_PAGES else self._key(headers, context)
+            if (
+                key is not None
+                and key.max_concurrent is not None
+                and self._running[context.owner] >= key.max_concurrent
+            ):
+                message = (
+                    f"{key.max_concurrent} requests with this key are running, which is its limit; wait "
+                    "for one to finish"
+                )
+                raise StatusError(429, message, code="key_limit", retry_after=1)
+            self._running[context.owner] += 1
             try:
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, request_log.send)
             finally:
-                self._under_way[context.owner] -= 1
+                self._running[context.owner] -= 1
         except StatusError as error:
-            await error_response(error, path=scope["path"])(scope, receive, visit.send)
+            await error_response(error, path=scope["path"])(scope, receive, request_log.send)
         finally:
-            visit.end(self._settings.log)
+            request_log.end(self._settings.log)
 
     def _check_host(self, headers: Headers) -> None:
         """Accept only the server's own host names, so that a foreign name cannot lead a web browser here."""
-        given = headers.getlist("host")
-        name = host_of(given[0]) if len(given) == 1 else ""
+        hosts = headers.getlist("host")
+        name = host_of(hosts[0]) if len(hosts) == 1 else ""
         if not (is_loopback(name) or name in self._hosts):
-            shown = repr(given[0][:_LONGEST]) if given else "(missing)"
+            host = repr(hosts[0][:_MAX_LOGGED]) if hosts else "(missing)"
             raise StatusError(
-                403, f"the Host header {shown} is not allowed; start the server with --allow-host NAME", code="host"
+                403, f"the Host header {host} is not allowed; start the server with --allow-host NAME", code="host"
             )
 
     def _origin(self, headers: Headers) -> str | None:
@@ -88,19 +99,19 @@ class Gate:
         if origin is None or origin.partition("://")[2] == headers["host"]:  # a page of this server's own
             return None
         if origin not in self._settings.origins and "*" not in self._settings.origins:
-            told = f"the web page {origin[:_LONGEST]!r} may not use this server; start it with --cors ORIGIN"
-            raise StatusError(403, told, code="origin")
+            message = f"the web page {origin[:_MAX_LOGGED]!r} may not use this server; start it with --cors ORIGIN"
+            raise StatusError(403, message, code="origin")
         return origin
 
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
-        if not self._keys.needed:
+        if not self._keys.required:
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        found = self._keys.find(secret.strip())
-        if found is None or scheme.lower() != "bearer":
-            given = "the API key is unknown" if secret else "the API key is missing"
-            raise StatusError(401, f"{given}; send the header Authorization: Bearer KEY", code="invalid_api_key")
-        key, number = found
+        match = self._keys.find(secret.strip())
+        if match is None or scheme.lower() != "bearer":
+            problem = "the API key is unknown" if secret else "the API key is missing"
+            raise StatusError(401, f"{problem}; send the header Authorization: Bearer KEY", code="invalid_api_key")
+        key, number = match
         context.owner = f"key-{number}"
         return key
 
@@ -112,7 +123,7 @@ _PREFLIGHT = {
 }
 
 
-class _Visit:
+class _RequestLog:
     """The log line and the metrics of a request, and the headers of every answer."""
 
     def __init__(self, scope: Scope, send: Send, context: Context) -> None:
@@ -120,8 +131,8 @@ class _Visit:
         self._scope = scope
         self._send = send
         self._context = context
-        self._began = time.monotonic()
-        self._status = CLIENT_LEFT
+        self._start = time.monotonic()
+        self._status = CLIENT_DISCONNECTED
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -134,27 +145,27 @@ class _Visit:
 
     def end(self, log: bool) -> None:
         """Count the request and log one line, without its content."""
-        took = time.monotonic() - self._began
+        seconds = time.monotonic() - self._start
         context, route = self._context, self._context.route or "other"
-        status = context.outcome or self._status
-        metrics.ANSWERED.labels(route, str(status)).inc()
-        metrics.SECONDS.labels(route).observe(took)
+        status = context.logged_status or self._status
+        metrics.REQUESTS.labels(route, str(status)).inc()
+        metrics.REQUEST_SECONDS.labels(route).observe(seconds)
         if not log:
             return
         client = self._scope.get("client")
-        told = {
+        fields = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "id": context.id,
             "client": client[0] if client else None,
             "key": context.owner or None,
-            "method": self._scope["method"][:_LONGEST],
-            "path": self._scope["path"][:_LONGEST],
+            "method": self._scope["method"][:_MAX_LOGGED],
+            "path": self._scope["path"][:_MAX_LOGGED],
             "status": status,
             **({} if status == self._status else {"sent": self._status}),
-            "ms": round(took * 1000, 1),
-            **context.noted,
+            "ms": round(seconds * 1000, 1),
+            **context.log_fields,
         }
-        _ACCESS.info(json.dumps(told))
+        _ACCESS.info(json.dumps(fields))
 
 
 def host_of(header: str) -> str:
@@ -171,4 +182,4 @@ def is_loopback(name: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return name in _NAMES or name.endswith(".localhost")
+        return name in _LOCAL_NAMES or name.endswith(".localhost")

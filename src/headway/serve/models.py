@@ -17,36 +17,41 @@ from typing import TypeVar, cast
 from headway.app.loading import find_device, load
 from headway.app.model import Model
 from headway.app.predictors import verbs
-from headway.app.recipes import find_model
+from headway.app.recipes import find_model_config
 from headway.engine import refusal
 from headway.errors import UserError, logger, nearest
 from headway.formats.gguf import SUFFIX, GgufFile
 from headway.formats.hub import find_folder
-from headway.formats.mapped import copied
+from headway.formats.mapped_file import private_copies
 from headway.formats.native import QUANTISED, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import read_usage
 from headway.generate.scheduler import FullError
-from headway.handle import Backend
 from headway.learn.run import RunDirectory
 from headway.memory import free_bytes
-from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, outline
-from headway.received import HUB, FileStates, recorded, states_now
-from headway.serve.batches import Batcher
-from headway.serve.errors import StatusError
+from headway.model_handle import Backend
+from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, kinds, outline
+from headway.safe_io import HUB_PREFIX, FileStates, current_states, record_file_states
+from headway.serve.batcher import Batcher
+from headway.serve.engine_loop import EngineLoop
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import Known, Ready
-from headway.serve.loop import EngineLoop
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ModelSummary, ReadyModel
 
 R = TypeVar("R")
 _LOG = logger(__name__)
-_SERVED: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by GGUF format
-_FILES = (SUFFIX, ".bin")  # models in a single file
-_BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # per weight while a model is loaded; stored ones have 16 bits
-_RETRY = 10  # seconds after which memory may be available
-_LOOK = 1.0  # seconds between two checks of a model's files
-_POLL = 0.05  # seconds between checks for running requests during shutdown
-_MOST = 1000  # maximum models of a folder
+_GGUF_WEIGHTS: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by GGUF format
+_FILE_SUFFIXES = (SUFFIX, ".bin")  # models in a single file
+_LOADING_BYTES = {
+    None: 4,
+    "fp32": 4,
+    "int8": 2,
+    "int4": 2,
+}  # per weight while a model is loaded; stored ones have 16 bits
+_RETRY_SECONDS = 10  # seconds after which memory may be available
+_CHECK_SECONDS = 1.0  # seconds between two checks of a model's files
+_POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
+_MAX_MODELS = 1000  # maximum models of a folder
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,16 @@ class LoadOptions:
     device: str = "auto"
     weights: Weights | None = None
     backend: Backend = "auto"
-    cache: Cache | None = None
+    cache: CacheDtype | None = None
     draft: str | Path | None = None
 
 
 @dataclass(eq=False)
-class _Loaded:
+class _LoadedModel:
     """A model in memory, its summary, and the states of its files when it was loaded."""
 
-    ready: Ready
-    known: Known
+    ready: ReadyModel
+    summary: ModelSummary
     files: FileStates
     users: int = 0
 
@@ -75,15 +80,15 @@ class _Entry:
     """A model by name: its summary, or its error, and its current state."""
 
     name: str
-    place: Path
-    known: Known | None = None
+    path: Path
+    summary: ModelSummary | None = None
     error: UserError | None = None
-    loading: asyncio.Task[_Loaded] | None = None
-    loaded: _Loaded | None = None
-    look: float = 0.0  # when to check its files again, by the monotonic clock
-    tried: FileStates | None = None  # states of changed files of the last attempt to reload it
+    loading: asyncio.Task[_LoadedModel] | None = None
+    loaded: _LoadedModel | None = None
+    next_check: float = 0.0  # when to check its files again, by the monotonic clock
+    tried_files: FileStates | None = None  # states of changed files of the last attempt to reload it
     users: int = 0  # including those that wait for it
-    used: float = 0.0  # time of the last use, by the monotonic clock
+    last_used: float = 0.0  # time of the last use, by the monotonic clock
     timer: asyncio.TimerHandle | None = None  # until it is unloaded
 
 
@@ -110,57 +115,59 @@ class ServedModels:
         self._device = find_device(options.device)
         self._entries: dict[str, _Entry] = {}
         for path in named:
-            self._add(_name_of(path), find_folder(path))
+            self._add(_public_name(path), find_folder(path))
         for entry in self._entries.values():
-            entry.known = known(entry.place, options)
-        for place in [] if folder is None else _in_folder(folder):
-            self._add(_name_of(place), place)
-            entry = self._entries[_name_of(place)]
+            entry.summary = summarize_model(entry.path, options)
+        for model_path in [] if folder is None else _model_paths(folder):
+            self._add(_public_name(model_path), model_path)
+            entry = self._entries[_public_name(model_path)]
             try:
-                entry.known = known(place, options)
+                entry.summary = summarize_model(model_path, options)
             except UserError as error:
                 entry.error = error
                 _LOG.warning("%s is not served: %s", entry.name, error)
-        if not any(entry.known for entry in self._entries.values()):
+        if not any(entry.summary for entry in self._entries.values()):
             raise UserError("there is no model to serve; pass models, or a folder of models with --models")
-        self._replaced: set[_Loaded] = set()  # replaced by newer versions, and still in use
+        self._replaced: set[_LoadedModel] = set()  # replaced by newer versions, and still in use
         self._retiring: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "headway-load")
-        self._turn, self._letting_go = asyncio.Lock(), asyncio.Lock()  # locks for loading, and for unloading
-        self._end: asyncio.Future[None] | None = None
+        self._load_lock, self._unload_lock = asyncio.Lock(), asyncio.Lock()  # locks for loading, and for unloading
+        self._shutdown: asyncio.Future[None] | None = None
         self._closing = False
 
-    def listed(self) -> dict[str, Known]:
-        return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
+    def listed(self) -> dict[str, ModelSummary]:
+        return {name: entry.summary for name, entry in self._entries.items() if entry.summary is not None}
 
     def notes(self) -> list[str]:
         """Messages at startup: the formats in which quantised models are served, and why."""
-        return [f"{name}: {each.note}" for name, each in self.listed().items() if each.note is not None]
+        return [f"{name}: {summary.note}" for name, summary in self.listed().items() if summary.note is not None]
 
-    def known(self, name: str) -> Known:
+    def summary(self, name: str) -> ModelSummary:
         entry = self._entry(name)
-        if entry.known is None:
-            raise _broken(entry, str(entry.error))
-        return entry.known
+        if entry.summary is None:
+            raise _broken_error(entry, str(entry.error))
+        return entry.summary
 
     @asynccontextmanager
-    async def using(self, name: str) -> AsyncIterator[Ready]:
+    async def using(self, name: str) -> AsyncIterator[ReadyModel]:
         entry = self._entry(name)
         if self._closing:
-            raise StatusError(503, "the server is shutting down; try again later", code="ending", retry_after=_RETRY)
-        self.known(entry.name)
+            raise StatusError(
+                503, "the server is shutting down; try again later", code="ending", retry_after=_RETRY_SECONDS
+            )
+        self.summary(entry.name)
         entry.users += 1
         if entry.timer is not None:
             entry.timer.cancel()
         loaded = None
         try:
-            loaded = await self._loaded(entry)
+            loaded = await self._load_once(entry)
             loaded.users += 1
             yield loaded.ready
         except UserError as error:
             if isinstance(error, (StatusError, FullError)):
                 raise
-            raise UserError(_unplaced(entry, str(error))) from error
+            raise UserError(_hide_path(entry, str(error))) from error
         finally:
             entry.users -= 1
             if loaded is not None:
@@ -168,11 +175,11 @@ class ServedModels:
                 if loaded in self._replaced and not loaded.users:
                     self._replaced.remove(loaded)
                     self._retire(loaded, entry.name)
-            self._released(entry)
+            self._release(entry)
 
     def loops(self) -> Mapping[str, EngineLoop]:
-        found = {name: entry.loaded.ready.loop for name, entry in self._entries.items() if entry.loaded is not None}
-        return {name: loop for name, loop in found.items() if loop is not None}
+        loops = {name: entry.loaded.ready.loop for name, entry in self._entries.items() if entry.loaded is not None}
+        return {name: loop for name, loop in loops.items() if loop is not None}
 
     def batchers(self) -> Mapping[str, Batcher]:
         """The batchers of the loaded models, by name."""
@@ -182,33 +189,35 @@ class ServedModels:
         return not self._closing
 
     async def start(self) -> None:
-        for name, each in self.listed().items():
-            if each.alone is not None:
-                _LOG.warning("%s is served one request at a time: %s", name, each.alone)
+        for name, summary in self.listed().items():
+            if summary.sequential_reason is not None:
+                _LOG.warning("%s is served one request at a time: %s", name, summary.sequential_reason)
 
     async def close(self, seconds: float) -> None:
         """Both the server and the application call this; the first call sets the deadline."""
-        if self._end is None:
-            self._end = asyncio.ensure_future(self._close(seconds))
-        await asyncio.shield(self._end)
+        if self._shutdown is None:
+            self._shutdown = asyncio.ensure_future(self._close(seconds))
+        await asyncio.shield(self._shutdown)
 
     async def _close(self, seconds: float) -> None:
-        self._closing, end = True, time.monotonic() + seconds
-        older = [each.ready.loop for each in self._replaced if each.ready.loop is not None]
-        loops = [loop.close(seconds) for loop in (*self.loops().values(), *older)]  # stops its running requests
+        self._closing, deadline = True, time.monotonic() + seconds
+        replaced_loops = [loaded.ready.loop for loaded in self._replaced if loaded.ready.loop is not None]
+        loops = [
+            loop.close(seconds) for loop in (*self.loops().values(), *replaced_loops)
+        ]  # stops its running requests
         await asyncio.gather(*loops)
-        while any(entry.users for entry in self._entries.values()) and time.monotonic() < end:
-            await asyncio.sleep(_POLL)
+        while any(entry.users for entry in self._entries.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
         for entry in self._entries.values():
             await self._unload(entry)
-        await asyncio.gather(*(self._let_go(each, "an older one") for each in self._replaced), *self._retiring)
+        await asyncio.gather(*(self._free(loaded, "an older one") for loaded in self._replaced), *self._retiring)
         self._thread.shutdown(wait=False)
 
-    def _add(self, name: str, place: Path) -> None:
-        other = self._entries.get(name)
-        if other is not None:
-            raise UserError(f"{other.place} and {place} are both named {name}; rename one, or link to one")
-        self._entries[name] = _Entry(name, place)
+    def _add(self, name: str, path: Path) -> None:
+        existing = self._entries.get(name)
+        if existing is not None:
+            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or link to one")
+        self._entries[name] = _Entry(name, path)
 
     def _entry(self, name: str) -> _Entry:
         if not name and len(self._entries) == 1:
@@ -218,99 +227,108 @@ class ServedModels:
             raise StatusError(404, f"there is no model {name[:100]!r}; {remedy}", "model", "model_not_found")
         return self._entries[name]
 
-    async def _loaded(self, entry: _Entry) -> _Loaded:
+    async def _load_once(self, entry: _Entry) -> _LoadedModel:
         """The model, which the first request loads; loading continues if its client disconnects, as others may wait. If
         its files have changed, it is loaded again, and the old version answers until then.
         """
         if entry.loaded is not None:
             if entry.loading is None and self._has_changed(entry, entry.loaded):
-                self._begin(entry)
+                self._start_loading(entry)
             return entry.loaded
         if entry.loading is None:
-            self._begin(entry)
+            self._start_loading(entry)
         assert entry.loading is not None
         return await asyncio.shield(entry.loading)
 
-    def _begin(self, entry: _Entry) -> None:
+    def _start_loading(self, entry: _Entry) -> None:
         entry.loading = asyncio.create_task(self._load(entry))
         entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # mark as retrieved
 
-    def _has_changed(self, entry: _Entry, loaded: _Loaded) -> bool:
+    def _has_changed(self, entry: _Entry, loaded: _LoadedModel) -> bool:
         """Whether files of a model have changed since it was loaded and since the last attempt to reload it."""
         now = time.monotonic()
-        if now < entry.look:
+        if now < entry.next_check:
             return False
-        entry.look = now + _LOOK
-        found = states_now(loaded.files)
-        if found in (loaded.files, entry.tried):
+        entry.next_check = now + _CHECK_SECONDS
+        states = current_states(loaded.files)
+        if states in (loaded.files, entry.tried_files):
             return False
-        entry.tried = found
+        entry.tried_files = states
         return True
 
-    async def _load(self, entry: _Entry) -> _Loaded:
+    async def _load(self, entry: _Entry) -> _LoadedModel:
         try:
-            async with self._turn:
-                await self._make_room(entry)
+            async with self._load_lock:
+                await self._free_memory(entry)
                 started = time.monotonic()
-                made = await self._in_thread(lambda: self._open(entry))
-            older, entry.loaded, entry.known, entry.tried = entry.loaded, made, made.known, None
-            again = " again, as its files have changed" if older is not None else ""
+                loaded = await self._in_thread(lambda: self._open(entry))
+            previous, entry.loaded, entry.summary, entry.tried_files = entry.loaded, loaded, loaded.summary, None
+            again = " again, as its files have changed" if previous is not None else ""
             _LOG.info("loaded %s%s in %.1f s", entry.name, again, time.monotonic() - started)
-            if older is not None and older.users:
-                self._replaced.add(older)
-            elif older is not None:
-                self._retire(older, entry.name)
-            return made
+            if previous is not None and previous.users:
+                self._replaced.add(previous)
+            elif previous is not None:
+                self._retire(previous, entry.name)
+            return loaded
         except StatusError as error:
             if entry.loaded is not None:
-                entry.tried = None  # memory may be available at the next check
+                entry.tried_files = None  # memory may be available at the next check
                 _LOG.warning("%s has changed, but the old version stays in use: %s", entry.name, error)
             raise
         except Exception as error:  # of broken files, or without memory: other models continue
-            told = "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
+            problem = (
+                "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
+            )
             reason = error if isinstance(error, UserError) else type(error).__name__
             trace = None if isinstance(error, UserError) else error
-            _LOG.warning("%s %s: %s", entry.name, told, reason, exc_info=trace)
-            raise _broken(entry, str(error) or type(error).__name__) from error
+            _LOG.warning("%s %s: %s", entry.name, problem, reason, exc_info=trace)
+            raise _broken_error(entry, str(error) or type(error).__name__) from error
         finally:
             entry.loading = None
-            self._released(entry)
+            self._release(entry)
 
-    def _open(self, entry: _Entry) -> _Loaded:
+    def _open(self, entry: _Entry) -> _LoadedModel:
         """Called in the thread, because loading and compiling take seconds. UserError if a file changes meanwhile:
         parts of different versions would be mixed.
         """
-        o, place = self._options, entry.place
-        with recorded() as files, copied():
-            found = known(place, o)
-            writes = "generate" in found.verbs
-            model = load(place, o.device, found.weights, o.backend, o.cache, o.draft if writes else None)
-        changed = next((path for path, state in states_now(files).items() if state != files[path]), None)
+        options, path = self._options, entry.path
+        with record_file_states() as files, private_copies():
+            summary = summarize_model(path, options)
+            generates = "generate" in summary.verbs
+            model = load(
+                path,
+                options.device,
+                summary.weights,
+                options.backend,
+                options.cache,
+                options.draft if generates else None,
+            )
+        changed = next((path for path, state in current_states(files).items() if state != files[path]), None)
         if changed is not None:
             raise UserError(f"{Path(changed).name} changed while it was read; try again when it is complete")
         loop = self._start_loop(model, entry.name)
-        ready = Ready(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if writes else "")
-        return _Loaded(ready, found, files)
+        ready = ReadyModel(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if generates else "")
+        return _LoadedModel(ready, summary, files)
 
-    async def _make_room(self, entry: _Entry) -> None:
+    async def _free_memory(self, entry: _Entry) -> None:
         """Unload idle models, least recently used first, until there is memory for a model. StatusError 503 if all
         loaded models are in use.
         """
-        found = self.known(entry.name)
-        needed = found.parameters * _BYTES[found.weights]
+        summary = self.summary(entry.name)
+        needed = summary.parameters * _LOADING_BYTES[summary.weights]
         while (free := free_bytes(self._device)) is not None and free < needed:
-            held = [each for each in self._entries.values() if each.loaded is not None]
-            idle = [each for each in held if not each.users]
-            if not held:
+            loaded = [other for other in self._entries.values() if other.loaded is not None]
+            idle = [other for other in loaded if not other.users]
+            if not loaded:
                 return  # loading will report the missing memory
             if not idle:
-                using = ", ".join(each.name for each in held)
+                using = ", ".join(other.name for other in loaded)
                 message = f"{entry.name} needs {needed:,} bytes of memory, {free:,} are free, and {using} is in use"
-                raise StatusError(503, f"{message}; try again later", code="no_memory", retry_after=_RETRY)
-            await self._unload(min(idle, key=lambda each: each.used))
+                raise StatusError(503, f"{message}; try again later", code="no_memory", retry_after=_RETRY_SECONDS)
+            await self._unload(min(idle, key=lambda other: other.last_used))
 
-    def _released(self, entry: _Entry) -> None:
-        entry.used = time.monotonic()
+    def _release(self, entry: _Entry) -> None:
+        entry.last_used = time.monotonic()
         if entry.timer is not None:
             entry.timer.cancel()
         if self._keep_alive is None or entry.users or entry.loaded is None or self._closing:
@@ -325,16 +343,16 @@ class ServedModels:
     async def _unload(self, entry: _Entry) -> None:
         loaded, entry.loaded = entry.loaded, None
         if loaded is not None:
-            await self._let_go(loaded, entry.name)
+            await self._free(loaded, entry.name)
 
-    def _retire(self, loaded: _Loaded, name: str) -> None:
+    def _retire(self, loaded: _LoadedModel, name: str) -> None:
         """Unload it after the caller has dropped its references."""
-        task = asyncio.create_task(self._let_go(loaded, name))
+        task = asyncio.create_task(self._free(loaded, name))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _let_go(self, loaded: _Loaded, name: str) -> None:
-        async with self._letting_go:
+    async def _free(self, loaded: _LoadedModel, name: str) -> None:
+        async with self._unload_lock:
             loaded.ready.batcher.close()
             if loaded.ready.loop is not None:
                 await loaded.ready.loop.close(0)
@@ -347,50 +365,52 @@ class ServedModels:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(job))
 
 
-def known(place: Path, options: LoadOptions) -> Known:
+def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
     """The summary of the model at a path, and how it is served. UserError if there is no model."""
-    if not place.exists():
-        raise UserError(f"{place} does not exist; pass a run, a model folder or a .gguf file")
-    run = RunDirectory(place).exists()
-    if (place / QUANTISED).is_file():
-        config, usage = quantised_config(place), read_usage(place)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; pass a run, a model folder or a .gguf file")
+    run = RunDirectory(path).exists()
+    if (path / QUANTISED).is_file():
+        config, usage = quantised_config(path), read_usage(path)
     elif run:
-        config, usage = find_model(str(place.resolve())), read_usage(place)
+        config, usage = find_model_config(str(path.resolve())), read_usage(path)
     else:
-        config, usage = open_config(place), open_usage(place)
-    can = verbs(config, usage, run)
-    alone = _alone(config, options) if "generate" in can else None
-    return Known(
+        config, usage = open_config(path), open_usage(path)
+    tasks = verbs(config, usage, run)
+    sequential_reason = _sequential_reason(config, options) if "generate" in tasks else None
+    return ModelSummary(
         kinds.kind_of(config),
-        can,
-        kinds.reads(config),
+        tasks,
+        kinds.input_kinds(config),
         config.context,
         describe(config)["parameters"],
-        int(place.stat().st_mtime),
-        alone,
-        *_weights(place, options, alone),
+        int(path.stat().st_mtime),
+        sequential_reason,
+        *_loading_format(path, options, sequential_reason),
     )
 
 
-def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weights | None, str | None]:
+def _loading_format(
+    path: Path, options: LoadOptions, sequential_reason: str | None
+) -> tuple[Weights | None, str | None]:
     """The format to load weights in: as requested, or that of a quantised GGUF file, with a message about it."""
-    if options.weights is not None or place.suffix != SUFFIX:
+    if options.weights is not None or path.suffix != SUFFIX:
         return options.weights, None
-    kind = GgufFile(place).main_kind()
+    kind = GgufFile(path).main_kind()
     if kind.dtype is not None:
         return None, None
-    weights = _SERVED.get(kind.name)
-    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else alone
+    weights = _GGUF_WEIGHTS.get(kind.name)
+    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else sequential_reason
     if find_device(options.device).type != "cpu":
         reason = "int8 and int4 run only on the CPU"
     elif options.backend == "torch":
-        reason = "the torch backend is selected"
+        reason = "torch is the backend"
     if reason is not None:
         return None, f"weights in {kind.name} are served in fp32, as {reason}"
     return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
 
 
-def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
+def _sequential_reason(config: ModelConfig, options: LoadOptions) -> str | None:
     if options.draft is not None:
         return "a draft works for one sequence only"
     if options.backend == "torch" or find_device(options.device).type != "cpu":
@@ -399,32 +419,34 @@ def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
     return None if missing is None else f"the compiled engine has no instruction for {missing}"
 
 
-def _name_of(path: str | Path) -> str:
+def _public_name(path: str | Path) -> str:
     """The public name of a model: the last part of its path, or its name on a hub."""
-    if str(path).startswith(HUB):
-        return str(path).removeprefix(HUB)
-    place = Path(os.path.abspath(path))  # not resolved: a link keeps its own name
-    return place.stem if place.suffix in _FILES else place.name
+    if str(path).startswith(HUB_PREFIX):
+        return str(path).removeprefix(HUB_PREFIX)
+    absolute_path = Path(os.path.abspath(path))  # not resolved: a link keeps its own name
+    return absolute_path.stem if absolute_path.suffix in _FILE_SUFFIXES else absolute_path.name
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _model_paths(folder: Path) -> list[Path]:
     """Paths of possible models: subfolders, and files with a model's suffix. UserError if it is not a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; pass a folder of models")
-    found = sorted(place for place in folder.iterdir() if place.name[0] != "." and _may_be(place))
-    if len(found) > _MOST:
-        raise UserError(f"{folder} has {len(found):,} folders and files, more than {_MOST:,}; pass models one by one")
-    return found
+    paths = sorted(path for path in folder.iterdir() if path.name[0] != "." and _may_be_model(path))
+    if len(paths) > _MAX_MODELS:
+        raise UserError(
+            f"{folder} has {len(paths):,} folders and files, more than {_MAX_MODELS:,}; pass models one by one"
+        )
+    return paths
 
 
-def _may_be(place: Path) -> bool:
-    return place.is_dir() or (place.is_file() and place.suffix in _FILES)
+def _may_be_model(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.suffix in _FILE_SUFFIXES)
 
 
-def _broken(entry: _Entry, reason: str) -> StatusError:
-    return StatusError(503, f"{entry.name} cannot be served: {_unplaced(entry, reason)}", "model", "model_broken")
+def _broken_error(entry: _Entry, reason: str) -> StatusError:
+    return StatusError(503, f"{entry.name} cannot be served: {_hide_path(entry, reason)}", "model", "model_broken")
 
 
-def _unplaced(entry: _Entry, message: str) -> str:
+def _hide_path(entry: _Entry, message: str) -> str:
     """The message without the model's path, which clients need not know."""
-    return message.replace(str(entry.place), entry.name)
+    return message.replace(str(entry.path), entry.name)

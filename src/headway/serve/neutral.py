@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
-from headway.serve.errors import StatusError
+from headway.serve.http_errors import StatusError
 
-_SHOWN = 60  # characters of a value in a message
+_MAX_SHOWN = 60  # characters of a value in a message
 
 
 class Neutral(NamedTuple):
@@ -29,7 +29,9 @@ class Neutral(NamedTuple):
         if self.kind is not None and type(value) is self.kind:
             return True
         same = self.default_of is not None and value == (body.get(self.default_of) or 1)
-        return same or any(value == each and type(value) is type(each) for each in self.values)
+        return same or any(
+            value == neutral_value and type(value) is type(neutral_value) for neutral_value in self.values
+        )
 
 
 Neutrals = dict[str, Neutral]
@@ -39,26 +41,26 @@ def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") ->
     """Parsed JSON of a struct without fields that have no effect. StatusError 400 for other values of such fields."""
     if not isinstance(value, dict):
         return value
-    fields, found = _fields(struct), {}
+    fields, effective = _fields(struct), {}
     neutral: Mapping[str, Neutral] = getattr(struct, "NEUTRAL", {})
-    for name, each in value.items():
-        if each is None:
+    for name, member in value.items():
+        if member is None:
             continue
         if (known := neutral.get(name)) is not None:
-            if known.accepts(each, value):
+            if known.accepts(member, value):
                 continue
             reason = f"it must be a {known.kind.__name__}; leave it out" if known.kind else known.reason
             if reason is not None:
-                shown = msgspec.json.encode(each).decode("utf-8", "replace")
-                shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-                raise StatusError(400, f"{path}{name} is {shown}, but {reason}", f"{path}{name}", "unsupported")
+                encoded = msgspec.json.encode(member).decode("utf-8", "replace")
+                encoded = encoded if len(encoded) <= _MAX_SHOWN else f"{encoded[:_MAX_SHOWN]}..."
+                raise StatusError(400, f"{path}{name} is {encoded}, but {reason}", f"{path}{name}", "unsupported")
         inner = fields.get(name)
-        if inner is not None and isinstance(each, list):
-            each = [without_neutral(item, inner, f"{path}{name}[{place}].") for place, item in enumerate(each)]
+        if inner is not None and isinstance(member, list):
+            member = [without_neutral(item, inner, f"{path}{name}[{index}].") for index, item in enumerate(member)]
         elif inner is not None:
-            each = without_neutral(each, inner, f"{path}{name}.")
-        found[name] = each
-    return found
+            member = without_neutral(member, inner, f"{path}{name}.")
+        effective[name] = member
+    return effective
 
 
 def structs_within(struct: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:

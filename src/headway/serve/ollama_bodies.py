@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from headway.serve.bodies import ToldToken
+from headway.serve.bodies import TokenLogprob
 from headway.serve.neutral import Neutral, Neutrals
 
-Share = Annotated[float, Meta(ge=0, le=1)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
 Image = str  # in base64
-_SAMPLING = "this sampling method is not supported; leave it out"
+_UNSUPPORTED_SAMPLING = "this sampling method is not supported; leave it out"
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -21,8 +21,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     num_predict: int | None = None  # below 0: limited only by the context
     temperature: Annotated[float, Meta(ge=0)] | None = None
     top_k: int | None = None  # below 1: all tokens
-    top_p: Share | None = None
-    min_p: Share | None = None
+    top_p: Probability | None = None
+    min_p: Probability | None = None
     seed: int | None = None  # below 0: a new one each time
     stop: str | list[str] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0)] | None = None
@@ -48,9 +48,9 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     embedding_only: bool | None = None
 
     NEUTRAL: ClassVar[Neutrals] = {
-        "typical_p": Neutral((1, 1.0), _SAMPLING),
-        "tfs_z": Neutral((1, 1.0), _SAMPLING),
-        "mirostat": Neutral((0,), _SAMPLING),
+        "typical_p": Neutral((1, 1.0), _UNSUPPORTED_SAMPLING),
+        "tfs_z": Neutral((1, 1.0), _UNSUPPORTED_SAMPLING),
+        "mirostat": Neutral((0,), _UNSUPPORTED_SAMPLING),
     }
 
 
@@ -165,7 +165,7 @@ class OllamaLine(msgspec.Struct, kw_only=True):
     message: LineMessage | UnsetType = UNSET
     response: str | UnsetType = UNSET
     thinking: str | UnsetType = UNSET
-    logprobs: list[ToldToken] | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
     done: bool = False
     done_reason: Literal["stop", "length", "load"] | UnsetType = UNSET
     total_duration: int | UnsetType = UNSET

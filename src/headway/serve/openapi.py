@@ -11,14 +11,14 @@ import msgspec
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
-from headway.serve.errors import PLAIN, ErrorAnswer, PlainError
-from headway.serve.frame import Context, Endpoint
+from headway.serve.http_errors import OLLAMA_PREFIX, ErrorBody, OllamaError
+from headway.serve.interfaces import Context, Endpoint
 from headway.serve.neutral import structs_within
 from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
-_JSON = {str: "string", int: "integer"}
-_FORM = {  # with an audio file, like all forms
+_JSON_TYPES = {str: "string", int: "integer"}
+_AUDIO_FORM = {  # with an audio file, like all forms
     "type": "object",
     "properties": {
         "file": {"type": "string", "format": "binary"},
@@ -45,39 +45,41 @@ _STATUSES = {
 }
 
 
-def pages(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+def documentation_endpoints(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """The endpoints that document all others."""
     document = openapi(endpoints)
     raw, page = json.dumps(document).encode(), _page(document)
-    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
-    async def shown(body: None, context: Context) -> Response:
+    async def get_document(body: None, context: Context) -> Response:
         return Response(raw, media_type="application/json")
 
-    async def read(body: None, context: Context) -> Response:
-        return HTMLResponse(page, headers=policy)
+    async def get_docs(body: None, context: Context) -> Response:
+        return HTMLResponse(page, headers=headers)
 
     return (
-        Endpoint("GET", "/openapi.json", shown, "this server's OpenAPI document"),
-        Endpoint("GET", "/docs", read, "this server's API as a web page"),
+        Endpoint("GET", "/openapi.json", get_document, "this server's OpenAPI document"),
+        Endpoint("GET", "/docs", get_docs, "this server's API as a web page"),
     )
 
 
 def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these endpoints."""
-    structs: list[Any] = [ErrorAnswer, PlainError]
-    for each in endpoints:
-        structs += [kind for kind in (each.body, each.answer, each.part) if kind not in (None, FormData, *structs)]
+    structs: list[Any] = [ErrorBody, OllamaError]
+    for entry in endpoints:
+        structs += [kind for kind in (entry.body, entry.answer, entry.part) if kind not in (None, FormData, *structs)]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
     by_struct = dict(zip(structs, schemas))
-    for struct in {inner for each in structs for inner in structs_within(each)}:
-        own: dict[str, Any] = components[struct.__name__].get("properties", {})
+    for struct in {inner for entry in structs for inner in structs_within(entry)}:
+        properties: dict[str, Any] = components[struct.__name__].get("properties", {})
         for name, neutral in getattr(struct, "NEUTRAL", {}).items():
             kind = int if neutral.default_of else neutral.kind
-            own.setdefault(name, {"type": [_JSON[kind], "null"]} if kind else {"enum": [None, *neutral.values]})
+            properties.setdefault(
+                name, {"type": [_JSON_TYPES[kind], "null"]} if kind else {"enum": [None, *neutral.values]}
+            )
     paths: dict[str, Any] = {}
-    for each in endpoints:
-        paths.setdefault(each.path.replace(":path}", "}"), {})[each.method.lower()] = _operation(each, by_struct)
+    for entry in endpoints:
+        paths.setdefault(entry.path.replace(":path}", "}"), {})[entry.method.lower()] = _operation(entry, by_struct)
     return {
         "openapi": "3.1.0",
         "info": {"title": "headway", "version": "1", "description": "headway models with an OpenAI-compatible API."},
@@ -88,27 +90,33 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
+    response_content: dict[str, Any] = (
+        {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
+    )
     if endpoint.part is not None:
-        found[endpoint.wire.media_type.partition(";")[0]] = {"schema": _stream(endpoint, schemas[endpoint.part])}
-    errors = PlainError if endpoint.path.startswith(PLAIN) else ErrorAnswer
+        response_content[endpoint.wire.media_type.partition(";")[0]] = {
+            "schema": _stream(endpoint, schemas[endpoint.part])
+        }
+    errors = OllamaError if endpoint.path.startswith(OLLAMA_PREFIX) else ErrorBody
     refused = {"application/json": {"schema": schemas[errors]}}
-    told: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": {
-            "200": {"description": endpoint.summary, **({"content": found} if found else {})},
+            "200": {"description": endpoint.summary, **({"content": response_content} if response_content else {})},
             **{status: {"description": why, "content": refused} for status, why in _STATUSES.items()},
         },
     }
     if endpoint.body is FormData:
-        told["requestBody"] = {"content": {"multipart/form-data": {"schema": _FORM}}, "required": True}
+        operation["requestBody"] = {"content": {"multipart/form-data": {"schema": _AUDIO_FORM}}, "required": True}
     elif endpoint.body is not None:
         content = {"application/json": {"schema": schemas[endpoint.body]}}
-        told["requestBody"] = {"content": content, "required": True}
+        operation["requestBody"] = {"content": content, "required": True}
     parts = [part[1:-1].partition(":")[0] for part in endpoint.path.split("/") if part.startswith("{")]
     if parts:
-        told["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
-    return told
+        operation["parameters"] = [
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts
+        ]
+    return operation
 
 
 def _stream(endpoint: Endpoint, part: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +142,9 @@ def _page(document: dict[str, Any]) -> str:
     schemas = document["components"]["schemas"]
     parts = []
     for path, methods in document["paths"].items():
-        for method, told in methods.items():
-            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(told['summary'])}</p>")
-            content = told.get("requestBody", {}).get("content", {}).get("application/json")
+        for method, operation in methods.items():
+            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(operation['summary'])}</p>")
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
             if content:
                 parts.append(_table(schemas[content["schema"]["$ref"].rpartition("/")[2]]))
     for name, schema in sorted(schemas.items()):
@@ -150,20 +158,20 @@ def _table(schema: dict[str, Any]) -> str:
     required = schema.get("required", ())
     for name, kind in schema.get("properties", {}).items():
         must = "required" if name in required else f"default {json.dumps(kind['default'])}" if "default" in kind else ""
-        rows.append(f"<tr><td>{escape(name)}<td>{escape(_kind(kind))}<td>{escape(must)}")
+        rows.append(f"<tr><td>{escape(name)}<td>{escape(_type_text(kind))}<td>{escape(must)}")
     return f"<table>{''.join(rows)}</table>" if rows else ""
 
 
-def _kind(schema: dict[str, Any]) -> str:
+def _type_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        return " or ".join(map(_kind, schema["anyOf"]))
+        return " or ".join(map(_type_text, schema["anyOf"]))
     if "$ref" in schema:
         return schema["$ref"].rpartition("/")[2]
     if "enum" in schema:
         return " or ".join(map(json.dumps, schema["enum"]))
     kind = str(schema.get("type", "anything"))
     limits = [f"{sign} {schema[key]}" for key, sign in _LIMITS.items() if key in schema]
-    inner = f" of {_kind(schema['items'])}" if kind == "array" and schema.get("items") else ""
+    inner = f" of {_type_text(schema['items'])}" if kind == "array" and schema.get("items") else ""
     return f"{kind}{inner}{', ' if limits else ''}{', '.join(limits)}"
 
 

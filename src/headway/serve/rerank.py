@@ -11,12 +11,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.understanding import use
-from headway.serve.embeddings import ReadTokens
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint
+from headway.domains.understanding import encoder_inference
+from headway.serve.embeddings import InputUsage
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint
 
-_MOST = 2048  # maximum documents of a request
+_MAX_DOCUMENTS = 2048  # maximum documents of a request
 
 
 class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,42 +53,42 @@ class RerankAnswer(msgspec.Struct):
     id: str
     model: str
     results: list[RankedResult]
-    usage: ReadTokens
+    usage: InputUsage
 
 
 async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
     """The documents ranked by relevance."""
-    documents = _texts(body.documents)
+    documents = _document_texts(body.documents)
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "rerank")  # UserError for a model that does not rerank
         pairs = [(body.query, document) for document in documents]
         kind = ("rerank", body.truncate)
-        found = await ready.batcher.ask(partial(_relevance, ready.model, body.truncate), kind, pairs)
-    tokens = sum(count for _, count in found)
-    context.noted.update(model=ready.name, prompt_tokens=tokens)
-    order = sorted(range(len(found)), key=lambda index: -found[index][0])[: body.top_n]
-    shown = {index: DocumentText(documents[index]) for index in order} if body.return_documents else {}
-    results = [RankedResult(index, found[index][0], shown.get(index, UNSET)) for index in order]
-    return RerankAnswer(f"rerank-{context.id}", ready.name, results, ReadTokens(tokens, tokens))
+        scored = await ready.batcher.submit(partial(_relevance, ready.model, body.truncate), kind, pairs)
+    tokens = sum(count for _, count in scored)
+    context.log_fields.update(model=ready.name, prompt_tokens=tokens)
+    order = sorted(range(len(scored)), key=lambda index: -scored[index][0])[: body.top_n]
+    returned = {index: DocumentText(documents[index]) for index in order} if body.return_documents else {}
+    results = [RankedResult(index, scored[index][0], returned.get(index, UNSET)) for index in order]
+    return RerankAnswer(f"rerank-{context.id}", ready.name, results, InputUsage(tokens, tokens))
 
 
-def _texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
-    if not 1 <= len(documents) <= _MOST:
-        raise StatusError(400, f"documents has {len(documents):,} items; send 1 to {_MOST:,}", "documents")
-    found = []
+def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
+    if not 1 <= len(documents) <= _MAX_DOCUMENTS:
+        raise StatusError(400, f"documents has {len(documents):,} items; send 1 to {_MAX_DOCUMENTS:,}", "documents")
+    texts = []
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
         if not isinstance(text, str):
             problem = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
             raise StatusError(400, problem, f"documents[{index}]")
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """The relevance of each pair, and its number of tokens."""
-    rows = use.pair_rows(model.module, model.codec, pairs, truncate)
-    return list(zip(use.relevance(model.module, rows), rows.lengths.tolist()))
+    rows = encoder_inference.pair_rows(model.module, model.codec, pairs, truncate)
+    return list(zip(encoder_inference.relevance(model.module, rows), rows.lengths.tolist()))
 
 
 ENDPOINTS = tuple(

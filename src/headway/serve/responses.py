@@ -11,20 +11,20 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, Finish, ToldToken
-from headway.serve.calls import Arguments, ToolCall
-from headway.serve.chat import prepared
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events
-from headway.serve.generating import Passage, Prepared, passages, used
+from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, FinishReason, TokenLogprob
+from headway.serve.chat import prepare
+from headway.serve.generation import GenerationJob, TextDelta, stream_deltas, token_usage
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events
 from headway.serve.neutral import Neutral, Neutrals
+from headway.serve.tool_calls import Arguments, ToolCall
 from headway.serve.wire import NAMED
 
 Count = Annotated[int, Meta(ge=1)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-_ALONE = "the server stores no responses; leave it out, and send the earlier items in input"
+_NOT_STORED = "the server stores no responses; leave it out, and send the earlier items in input"
 _REASONING = "reasoning is not separated from answers; leave it out, or use chat_template_kwargs"
 
 
@@ -82,9 +82,9 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream_options: EventOptions | None = None
 
     NEUTRAL: ClassVar[Neutrals] = {
-        "store": Neutral((False,), _ALONE),
-        "previous_response_id": Neutral((), _ALONE),
-        "conversation": Neutral((), _ALONE),
+        "store": Neutral((False,), _NOT_STORED),
+        "previous_response_id": Neutral((), _NOT_STORED),
+        "conversation": Neutral((), _NOT_STORED),
         "background": Neutral((False,), "background responses are not supported; leave it out"),
         "prompt": Neutral((), "the server stores no prompts; send instructions and input"),
         "truncation": Neutral(("disabled",), "conversations are not truncated; shorten input"),
@@ -100,7 +100,7 @@ class OutputText(msgspec.Struct):
     """A text, and the log probabilities of its tokens if requested."""
 
     text: str = ""
-    logprobs: list[ToldToken] = []
+    logprobs: list[TokenLogprob] = []
     annotations: list[dict[str, Any]] = []
     type: Literal["output_text"] = "output_text"
 
@@ -197,33 +197,33 @@ class ResponseEvent(msgspec.Struct, kw_only=True):
     part: OutputText | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
-    logprobs: list[ToldToken] | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
 
 
-async def responded(body: ResponseBody, context: Context) -> Response | Events:
+async def create_response(body: ResponseBody, context: Context) -> Response | Events:
     """The answer to a conversation, complete or as events."""
     chat = chat_body(body)
     if body.stream:
-        return Events(_events(body, chat, context))
-    async with _prepared(chat, context) as asked, aclosing(passages(asked, context)) as found:
-        output = _Output(_response(body, asked, context))
-        async for passage in found:
-            for _ in output.take(passage):
+        return Events(_stream_events(body, chat, context))
+    async with _prepare(chat, context) as job, aclosing(stream_deltas(job, context)) as stream:
+        builder = _ResponseBuilder(_response(body, job, context))
+        async for delta in stream:
+            for _ in builder.add_delta(delta):
                 pass
-        for _ in output.close(context):
+        for _ in builder.close(context):
             pass
-        return output.response
+        return builder.response
 
 
-async def _events(body: ResponseBody, chat: ChatBody, context: Context) -> AsyncGenerator[ResponseEvent, None]:
-    async with _prepared(chat, context) as asked, aclosing(passages(asked, context)) as found:
-        output = _Output(_response(body, asked, context))
-        async for passage in found:
-            for event in output.take(passage):
+async def _stream_events(body: ResponseBody, chat: ChatBody, context: Context) -> AsyncGenerator[ResponseEvent, None]:
+    async with _prepare(chat, context) as job, aclosing(stream_deltas(job, context)) as stream:
+        builder = _ResponseBuilder(_response(body, job, context))
+        async for delta in stream:
+            for event in builder.add_delta(delta):
                 yield event
-        for event in output.close(context):
+        for event in builder.close(context):
             yield event
 
 
@@ -231,21 +231,21 @@ _PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_for
 
 
 @asynccontextmanager
-async def _prepared(chat: ChatBody, context: Context) -> AsyncIterator[Prepared]:
+async def _prepare(chat: ChatBody, context: Context) -> AsyncIterator[GenerationJob]:
     """A chat, prepared; errors name the fields of this API."""
     try:
-        async with prepared(chat, context) as asked:
-            yield asked
+        async with prepare(chat, context) as job:
+            yield job
     except StatusError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
 
 
-def _response(body: ResponseBody, asked: Prepared, context: Context) -> Response:
+def _response(body: ResponseBody, job: GenerationJob, context: Context) -> Response:
     return Response(
         id=f"resp_{context.id.removeprefix('req-')}",
         created_at=int(time.time()),
-        model=asked.ready.name,
+        model=job.ready.name,
         output=[],
         status="in_progress",
         instructions=body.instructions,
@@ -262,39 +262,39 @@ def _response(body: ResponseBody, asked: Prepared, context: Context) -> Response
     )
 
 
-class _Output:
+class _ResponseBuilder:
     """Builds the items of a response from deltas, and the events that report them. Items and the response are changed
     in place: each event is encoded before the next is made.
     """
 
     def __init__(self, response: Response) -> None:
         self.response = response
-        self._number = 0  # of the next event
+        self._next_number = 0  # of the next event
         self._item: OutputMessage | FunctionCall | None = None  # to which more may be added
-        self._tokens: list[ToldToken] = []  # of the text that comes next
-        self._reason: Finish = "stop"
+        self._tokens: list[TokenLogprob] = []  # of the text that comes next
+        self._reason: FinishReason = "stop"
 
-    def take(self, passage: Passage) -> Iterator[ResponseEvent]:
-        if not self._number:
-            yield self._event("response.created", response=self.response)
-            yield self._event("response.in_progress", response=self.response)
-        self._tokens += [] if passage.token is None else [passage.token]
-        if passage.text:
-            yield from self._text(passage.text)
-        for call in passage.calls:
+    def add_delta(self, delta: TextDelta) -> Iterator[ResponseEvent]:
+        if not self._next_number:
+            yield self._make_event("response.created", response=self.response)
+            yield self._make_event("response.in_progress", response=self.response)
+        self._tokens += [] if delta.token is None else [delta.token]
+        if delta.text:
+            yield from self._add_text(delta.text)
+        for call in delta.calls:
             if isinstance(call, ToolCall):
-                yield from self._call(call)
+                yield from self._add_call(call)
             elif isinstance(self._item, FunctionCall):
-                yield self._arguments(self._item, call)
-        self._reason = passage.reason or self._reason
+                yield self._add_arguments(self._item, call)
+        self._reason = delta.reason or self._reason
 
     def close(self, context: Context) -> Iterator[ResponseEvent]:
         """The last events of a response, after all deltas."""
         response, cut = self.response, self._reason == "length"
         if not response.output:
-            yield from self._text("")
-        yield from self._done("incomplete" if cut else "completed")
-        counts = used(context)
+            yield from self._add_text("")
+        yield from self._finish_item("incomplete" if cut else "completed")
+        counts = token_usage(context)
         cached = InputTokens(counts.prompt_tokens_details.cached_tokens)
         response.usage = ResponseUsage(
             counts.prompt_tokens, counts.completion_tokens, counts.total_tokens, cached, OutputTokens()
@@ -304,42 +304,42 @@ class _Output:
             response.incomplete_details = IncompleteDetails("max_output_tokens")
         else:
             response.completed_at = int(time.time())
-        yield self._event(f"response.{response.status}", response=response)
+        yield self._make_event(f"response.{response.status}", response=response)
 
-    def _text(self, text: str) -> Iterator[ResponseEvent]:
+    def _add_text(self, text: str) -> Iterator[ResponseEvent]:
         if not isinstance(self._item, OutputMessage):
-            yield from self._done()
-            message = OutputMessage(self._id("msg"), [])
-            yield from self._add(message)
+            yield from self._finish_item()
+            message = OutputMessage(self._item_id("msg"), [])
+            yield from self._add_item(message)
             message.content.append(OutputText())
-            yield self._event("response.content_part.added", **self._where(message), part=message.content[0])
+            yield self._make_event("response.content_part.added", **self._location(message), part=message.content[0])
         else:
             message = self._item
         part, tokens, self._tokens = message.content[0], self._tokens, []
         part.text += text
         part.logprobs += tokens
-        yield self._event("response.output_text.delta", **self._where(message), delta=text, logprobs=tokens)
+        yield self._make_event("response.output_text.delta", **self._location(message), delta=text, logprobs=tokens)
 
-    def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
-        yield from self._done()
+    def _add_call(self, call: ToolCall) -> Iterator[ResponseEvent]:
+        yield from self._finish_item()
         self._tokens = []  # they are the tokens of the call
-        item = FunctionCall(self._id("fc"), call.id, call.name, "")
-        yield from self._add(item)
+        item = FunctionCall(self._item_id("fc"), call.id, call.name, "")
+        yield from self._add_item(item)
         if call.arguments:
-            yield self._arguments(item, Arguments(call.arguments))
+            yield self._add_arguments(item, Arguments(call.arguments))
 
-    def _arguments(self, item: FunctionCall, more: Arguments) -> ResponseEvent:
-        item.arguments += more.text
+    def _add_arguments(self, item: FunctionCall, new_arguments: Arguments) -> ResponseEvent:
+        item.arguments += new_arguments.text
         self._tokens = []
-        where = {"item_id": item.id, "output_index": len(self.response.output) - 1}
-        return self._event("response.function_call_arguments.delta", **where, delta=more.text)
+        location = {"item_id": item.id, "output_index": len(self.response.output) - 1}
+        return self._make_event("response.function_call_arguments.delta", **location, delta=new_arguments.text)
 
-    def _add(self, item: OutputMessage | FunctionCall) -> Iterator[ResponseEvent]:
+    def _add_item(self, item: OutputMessage | FunctionCall) -> Iterator[ResponseEvent]:
         self._item = item
         self.response.output.append(item)
-        yield self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
+        yield self._make_event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
 
-    def _done(self, status: Status = "completed") -> Iterator[ResponseEvent]:
+    def _finish_item(self, status: Status = "completed") -> Iterator[ResponseEvent]:
         """The last item ends."""
         item, self._item = self._item, None
         if item is None:
@@ -347,27 +347,27 @@ class _Output:
         item.status = status
         index = len(self.response.output) - 1
         if isinstance(item, OutputMessage):
-            part, where = item.content[0], self._where(item)
+            part, location = item.content[0], self._location(item)
             part.logprobs += self._tokens
             self._tokens = []
-            yield self._event("response.output_text.done", **where, text=part.text, logprobs=part.logprobs)
-            yield self._event("response.content_part.done", **where, part=part)
+            yield self._make_event("response.output_text.done", **location, text=part.text, logprobs=part.logprobs)
+            yield self._make_event("response.content_part.done", **location, part=part)
         else:
             if not _is_object(item.arguments):  # it was cut off, or turned out not to be a call
                 item.status = "incomplete"
             fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
-            yield self._event("response.function_call_arguments.done", output_index=index, **fields)
-        yield self._event("response.output_item.done", output_index=index, item=item)
+            yield self._make_event("response.function_call_arguments.done", output_index=index, **fields)
+        yield self._make_event("response.output_item.done", output_index=index, item=item)
 
-    def _where(self, message: OutputMessage) -> dict[str, Any]:
+    def _location(self, message: OutputMessage) -> dict[str, Any]:
         return {"item_id": message.id, "output_index": len(self.response.output) - 1, "content_index": 0}
 
-    def _id(self, kind: str) -> str:
+    def _item_id(self, kind: str) -> str:
         return f"{kind}_{self.response.id.removeprefix('resp_')}_{len(self.response.output)}"
 
-    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
-        self._number += 1
-        return ResponseEvent(type=kind, sequence_number=self._number - 1, **fields)
+    def _make_event(self, kind: str, **fields: Any) -> ResponseEvent:
+        self._next_number += 1
+        return ResponseEvent(type=kind, sequence_number=self._next_number - 1, **fields)
 
 
 def _is_object(text: str) -> bool:
@@ -377,16 +377,16 @@ def _is_object(text: str) -> bool:
         return False
 
 
-_INCLUDED = "message.output_text.logprobs"
+_LOGPROBS = "message.output_text.logprobs"
 # Output that clients may request; the second is for reasoning models, and adds nothing here.
-_INCLUDE = (_INCLUDED, "reasoning.encrypted_content")
+_SUPPORTED_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
 
 
 def chat_body(body: ResponseBody) -> ChatBody:
     """The equivalent request to /v1/chat/completions. StatusError 400 for unsupported values."""
-    strange = next((name for name in body.include or () if name not in _INCLUDE), None)
-    if strange is not None:
-        raise StatusError(400, f"include has {strange[:80]!r}; use {_INCLUDED}, or leave it out", "include")
+    unsupported = next((name for name in body.include or () if name not in _SUPPORTED_INCLUDES), None)
+    if unsupported is not None:
+        raise StatusError(400, f"include has {unsupported[:80]!r}; use {_LOGPROBS}, or leave it out", "include")
     return ChatBody(
         messages=_messages(body),
         model=body.model,
@@ -399,58 +399,60 @@ def chat_body(body: ResponseBody) -> ChatBody:
         repetition_penalty=body.repetition_penalty,
         seed=body.seed,
         stop=body.stop,
-        logprobs=_INCLUDED in (body.include or ()) or bool(body.top_logprobs),
+        logprobs=_LOGPROBS in (body.include or ()) or bool(body.top_logprobs),
         top_logprobs=body.top_logprobs,
-        response_format=_form(body.text and body.text.format),
-        tools=[_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or ())] or None,
-        tool_choice=_choice(body.tool_choice),
+        response_format=_response_format(body.text and body.text.format),
+        tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or ())] or None,
+        tool_choice=_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
         chat_template_kwargs=body.chat_template_kwargs,
     )
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     return f"{json.dumps(value)[:80]}"
 
 
 def _messages(body: ResponseBody) -> list[ChatMessage]:
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    found = [ChatMessage("system", body.instructions)] if body.instructions else []
+    messages = [ChatMessage("system", body.instructions)] if body.instructions else []
     calls: set[str] = set()
-    for place, item in enumerate(items):
-        param = f"input[{place}]"
+    for index, item in enumerate(items):
+        param = f"input[{index}]"
         kind = item.get("type", "message")
         if kind == "message":
             message = _message(item, param)
-            if found and found[-1].role == message.role == "system":  # templates take one, at the start
-                found[-1].content = f"{found[-1].content}\n\n{message.content}"
+            if messages and messages[-1].role == message.role == "system":  # templates take one, at the start
+                messages[-1].content = f"{messages[-1].content}\n\n{message.content}"
             else:
-                found.append(message)
+                messages.append(message)
         elif kind == "function_call":
             call = _function_call(item, param)
             calls.add(call.id)
-            if not found or found[-1].role != "assistant":
-                found.append(ChatMessage("assistant"))
-            found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
+            if not messages or messages[-1].role != "assistant":
+                messages.append(ChatMessage("assistant"))
+            messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
         elif kind == "function_call_output":
             id = _string(item, "call_id", param)
             if id not in calls:
                 problem = f"{param} is the output of the call {id[:80]!r}, which is not among the items before it"
                 raise StatusError(400, f"{problem}; send its function_call too", f"{param}.call_id")
-            found.append(ChatMessage("tool", _content(item.get("output"), f"{param}.output"), tool_call_id=id))
+            messages.append(ChatMessage("tool", _text_content(item.get("output"), f"{param}.output"), tool_call_id=id))
         else:
             known = "message, function_call and function_call_output"
-            remedy = f"{_ALONE}" if kind == "item_reference" else f"send items of type {known}"
-            raise StatusError(400, f"{param} is of type {_short(kind)}, which is not supported; {remedy}", param)
-    return found
+            remedy = f"{_NOT_STORED}" if kind == "item_reference" else f"send items of type {known}"
+            raise StatusError(400, f"{param} is of type {_shorten(kind)}, which is not supported; {remedy}", param)
+    return messages
 
 
 def _message(item: Mapping[str, Any], param: str) -> ChatMessage:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
-        problem = f"{param} has the role {_short(role)}; use user, assistant, system or developer"
+        problem = f"{param} has the role {_shorten(role)}; use user, assistant, system or developer"
         raise StatusError(400, problem, f"{param}.role")
-    return ChatMessage("system" if role == "developer" else role, _content(item.get("content"), f"{param}.content"))
+    return ChatMessage(
+        "system" if role == "developer" else role, _text_content(item.get("content"), f"{param}.content")
+    )
 
 
 def _function_call(item: Mapping[str, Any], param: str) -> CalledTool:
@@ -459,64 +461,66 @@ def _function_call(item: Mapping[str, Any], param: str) -> CalledTool:
 
 
 def _string(item: Mapping[str, Any], name: str, param: str) -> str:
-    if not isinstance(found := item.get(name), str):
-        raise StatusError(400, f"{param} has {name} {_short(found)}; send a string", f"{param}.{name}")
-    return found
+    if not isinstance(text := item.get(name), str):
+        raise StatusError(400, f"{param} has {name} {_shorten(text)}; send a string", f"{param}.{name}")
+    return text
 
 
-_TEXTS_OF = {"input_image": "have /v1/caption describe it", "input_file": "send its text"}
+_REMEDIES = {"input_image": "have /v1/caption describe it", "input_file": "send its text"}
 
 
-def _content(content: object, param: str) -> str:
+def _text_content(content: object, param: str) -> str:
     """The text of a message or of a call's output. StatusError 400 for anything else."""
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise StatusError(400, f"{param} is {_short(content)}; send a string, or a list of texts", param)
+        raise StatusError(400, f"{param} is {_shorten(content)}; send a string, or a list of texts", param)
     texts = []
-    for place, part in enumerate(content):
-        at = f"{param}[{place}]"
+    for index, part in enumerate(content):
+        path = f"{param}[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("input_text", "output_text", "text"):
-            remedy = _TEXTS_OF.get(str(kind), "send input_text")
-            raise StatusError(400, f"{at} is of type {_short(kind)}, but only text is supported; {remedy}", at)
-        texts.append(_string(part, "text", at))
+            remedy = _REMEDIES.get(str(kind), "send input_text")
+            raise StatusError(400, f"{path} is of type {_shorten(kind)}, but only text is supported; {remedy}", path)
+        texts.append(_string(part, "text", path))
     return "".join(texts)
 
 
-_FUNCTION = ("name", "description", "parameters", "strict")
+_FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
 
 
 def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
     kind = tool.get("type")
     if kind != "function":
-        problem = f"{param} is of type {_short(kind)}, but only functions are supported; define it as a function"
+        problem = f"{param} is of type {_shorten(kind)}, but only functions are supported; define it as a function"
         raise StatusError(400, problem, f"{param}.type")
-    strange = next((name for name, value in tool.items() if name not in (*_FUNCTION, "type") and value), None)
-    if strange is not None:
-        problem = f"{param} has the field {strange[:40]!r}; use {', '.join(_FUNCTION)}"
-        raise StatusError(400, problem, f"{param}.{strange[:40]}", "unknown_field")
-    return {"type": kind, "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
+    unknown_field = next(
+        (name for name, value in tool.items() if name not in (*_FUNCTION_FIELDS, "type") and value), None
+    )
+    if unknown_field is not None:
+        problem = f"{param} has the field {unknown_field[:40]!r}; use {', '.join(_FUNCTION_FIELDS)}"
+        raise StatusError(400, problem, f"{param}.{unknown_field[:40]}", "unknown_field")
+    return {"type": kind, "function": {name: tool[name] for name in _FUNCTION_FIELDS if tool.get(name) is not None}}
 
 
-def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     if not isinstance(choice, dict) or choice.get("type") != "function":
         return choice  # others are refused with all choices
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
-def _form(form: dict[str, Any] | None) -> dict[str, Any] | None:
+def _response_format(text_format: dict[str, Any] | None) -> dict[str, Any] | None:
     """The same format as response_format."""
-    if form is None or form.get("type") != "json_schema":
-        return form
-    return {"type": "json_schema", "json_schema": {name: form[name] for name in form if name != "type"}}
+    if text_format is None or text_format.get("type") != "json_schema":
+        return text_format
+    return {"type": "json_schema", "json_schema": {name: text_format[name] for name in text_format if name != "type"}}
 
 
 ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/responses",
-        responded,
+        create_response,
         "the next answer in a conversation (OpenAI's Responses API)",
         ResponseBody,
         Response,

@@ -11,12 +11,12 @@ from typing import Any
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import special_ids
 from headway.errors import UserError, nearest
-from headway.serve.calls import MISTRAL, CallFormat, CallReader
-from headway.serve.rules import FormMaker, compiled
+from headway.serve.structured_outputs import RuleFactory, compile_format
+from headway.serve.tool_calls import MISTRAL, CallFormat, ToolCallParser
 
-_MOST = 128  # maximum tools of a request
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_FIELDS, _PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
+_MAX_TOOLS = 128  # maximum tools of a request
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FIELDS, _NO_PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
 # Formats by a string in the chat template, in the order of the search: some templates contain two.
 _DEEPSEEK = CallFormat(
     "<｜tool▁call▁begin｜>",
@@ -36,7 +36,7 @@ _FORMATS = {
     "```json": _FENCED,
     "<｜tool▁sep｜>": _DEEPSEEK,
 }
-_OTHERS = ("<arg_key>", "<|channel|>")  # of unsupported formats
+_UNSUPPORTED_TAGS = ("<arg_key>", "<|channel|>")  # of unsupported formats
 
 
 def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
@@ -49,25 +49,26 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
         raise UserError(
             f"the chat template does not support tools; use a model that was trained for them, such as {known}"
         )
-    strange = next((mark for mark in _OTHERS if mark in template), None)
+    unsupported = next((tag for tag in _UNSUPPORTED_TAGS if tag in template), None)
     deepseek = _DEEPSEEK.middle in template
-    found = next(
-        (form for mark, form in _FORMATS.items() if mark in template and deepseek == (form.around != ())), None
+    call_format = next(
+        (candidate for tag, candidate in _FORMATS.items() if tag in template and deepseek == (candidate.around != ())),
+        None,
     )
-    if found is None and codec.token("<|python_tag|>") is not None and '"parameters"' in template:
-        found = _FORMATS["<|python_tag|>"]
-    if strange is not None or found is None:
-        how = f"with {strange!r}" if strange else "in a format"
-        raise UserError(f"the chat template has tool calls {how} that is not supported; use one of {known}")
-    if found.middle_id not in template:
-        found = replace(found, middle_id="")
+    if call_format is None and codec.token_id("<|python_tag|>") is not None and '"parameters"' in template:
+        call_format = _FORMATS["<|python_tag|>"]
+    if unsupported is not None or call_format is None:
+        reason = f"with {unsupported!r}" if unsupported else "in a format"
+        raise UserError(f"the chat template has tool calls {reason} that is not supported; use one of {known}")
+    if call_format.middle_id not in template:
+        call_format = replace(call_format, middle_id="")
     special = special_ids(codec.tokenizer)
-    marks = [found.opening, found.closing, *found.prefix, found.middle, found.middle_id]
-    if found.opening == MISTRAL:  # whose models also generate the tags of newer ones
-        marks += ["[ARGS]", "[CALL_ID]"]
-    symbols = {mark: symbol for mark in marks if (symbol := codec.token(mark or None)) in special}
-    opening, closing = symbols.pop(found.opening, None), symbols.pop(found.closing, None)
-    return replace(found, opening_symbol=opening, closing_symbol=closing, inner=symbols)
+    tags = [call_format.opening, call_format.closing, *call_format.prefix, call_format.middle, call_format.middle_id]
+    if call_format.opening == MISTRAL:  # whose models also generate the tags of newer ones
+        tags += ["[ARGS]", "[CALL_ID]"]
+    token_ids = {tag: token_id for tag in tags if (token_id := codec.token_id(tag or None)) in special}
+    opening, closing = token_ids.pop(call_format.opening, None), token_ids.pop(call_format.closing, None)
+    return replace(call_format, opening_token=opening, closing_token=closing, inner=token_ids)
 
 
 class Toolbox:
@@ -92,89 +93,93 @@ class Toolbox:
         if not isinstance(parallel, bool):
             raise UserError(f"parallel_tool_calls is {parallel!r:.40}; use true or false")
         self._codec = codec
-        self._functions = _functions(tools)
-        self.required, wanted = _choice(choice, self._functions)
-        self._offered = {name: self._functions[name] for name in wanted}
-        self._form = format_of(codec, template) if wanted else None
+        self._functions = _check_tools(tools)
+        self.required, names = _parse_choice(choice, self._functions)
+        self._offered = {name: self._functions[name] for name in names}
+        self._call_format = format_of(codec, template) if names else None
         # Answers follow a grammar, and so have no mistakes.
-        self._held = self.required or any(function.get("strict") for function in self._offered.values())
-        self._parallel = parallel and not (self._form is not None and self._form.bare and self.required)
-        self.told = [_complete(tool, template) for tool in tools] if wanted else None
+        self._constrained = self.required or any(function.get("strict") for function in self._offered.values())
+        self._parallel = parallel and not (self._call_format is not None and self._call_format.bare and self.required)
+        self.template_tools = [_complete_tool(tool, template) for tool in tools] if names else None
 
-    def rule(self, ends: Iterable[int] = ()) -> FormMaker | None:
+    def rule(self, stop_ids: Iterable[int] = ()) -> RuleFactory | None:
         """Makes the rule of each answer: a call if one is required, and arguments of their schema.
 
         None if the model is free: with "auto", unless a tool is `strict`. As slow as `rule_for`. UserError for a schema
         that cannot be enforced.
         """
-        if self._form is None or not self._held:
+        if self._call_format is None or not self._constrained:
             return None
-        if self._form.named and not self._form.middle:
+        if self._call_format.named and not self._call_format.middle:
             raise UserError(
                 "this model generates arguments as plain text, without a schema; leave tool_choice and strict out"
             )
-        asked = {
+        request = {
             "type": "calls",
-            "format": asdict(self._form),
+            "format": asdict(self._call_format),
             "tools": [
-                {"name": name, "schema": function.get("parameters") or _PARAMETERS}
+                {"name": name, "schema": function.get("parameters") or _NO_PARAMETERS}
                 for name, function in self._offered.items()
             ],
             "required": self.required,
             "parallel": self._parallel,
         }
-        return compiled(self._codec, asked, ends)
+        return compile_format(self._codec, request, stop_ids)
 
-    def reader(self, pieces: bool = False) -> CallReader | None:
+    def reader(self, streams: bool = False) -> ToolCallParser | None:
         """A parser of one answer; with `streams` it passes calls on as they arrive. None if no tool may be called, so
         that the answer is only text.
         """
-        if self._form is None:
+        if self._call_format is None:
             return None
-        return CallReader(self._form, self._offered, self._parallel, pieces, prose=not self._held)
+        return ToolCallParser(self._call_format, self._offered, self._parallel, streams, prose=not self._constrained)
 
 
-def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
+def _check_tools(tools: Any) -> dict[str, Mapping[str, Any]]:
     """The functions of tools by name."""
-    if not isinstance(tools, Sequence) or isinstance(tools, str) or not 1 <= len(tools) <= _MOST:
-        raise UserError(f"tools is {tools!r:.60}; send a list of 1 to {_MOST} functions")
-    found: dict[str, Mapping[str, Any]] = {}
+    if not isinstance(tools, Sequence) or isinstance(tools, str) or not 1 <= len(tools) <= _MAX_TOOLS:
+        raise UserError(f"tools is {tools!r:.60}; send a list of 1 to {_MAX_TOOLS} functions")
+    functions: dict[str, Mapping[str, Any]] = {}
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type") != "function":
             raise UserError(f'tool {i} is not a function; send {{"type": "function", "function": {{"name": ...}}}}')
         name = function.get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
             raise UserError(f"tool {i} has the name {name!r:.80}; use 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
-        strange = next((field for field, value in function.items() if field not in _FIELDS and value is not None), None)
-        if strange is not None:
-            raise UserError(f"tool {name!r} has the unknown field {strange!r:.60}; {nearest(strange, _FIELDS)}")
-        parameters = function.get("parameters") or _PARAMETERS
+        unknown_field = next(
+            (field for field, value in function.items() if field not in _FIELDS and value is not None), None
+        )
+        if unknown_field is not None:
+            raise UserError(
+                f"tool {name!r} has the unknown field {unknown_field!r:.60}; {nearest(unknown_field, _FIELDS)}"
+            )
+        parameters = function.get("parameters") or _NO_PARAMETERS
         if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
             raise UserError(f'tool {name!r} has parameters that are not an object; use {{"type": "object", ...}}')
-        if name in found:
+        if name in functions:
             raise UserError(f"two tools have the name {name!r}; rename one of them")
-        found[name] = function
-    return found
+        functions[name] = function
+    return functions
 
 
-def _complete(tool: Mapping[str, Any], template: str) -> dict[str, Any]:
+def _complete_tool(tool: Mapping[str, Any], template: str) -> dict[str, Any]:
     """A tool as chat templates expect it: without null fields, and with all fields that the template uses."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
-    for name, default in (("description", ""), ("parameters", _PARAMETERS)):
+    for name, default in (("description", ""), ("parameters", _NO_PARAMETERS)):
         if re.search(rf"\.{name}\b|\[['\"]{name}['\"]\]", template):
             function.setdefault(name, default)
     return {**{name: value for name, value in tool.items() if value is not None}, "function": function}
 
 
-def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]:
+def _parse_choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]:
     """Whether a call is required, and of which tools."""
     if choice in ("auto", "required", None):
         return choice == "required", list(functions)
     if choice == "none":
         return False, []
-    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
-    name = named.get("name") if isinstance(named, Mapping) else None
+    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
         raise UserError(f"tool_choice is {choice!r:.80}; use none, auto, required or a function's name")
     if name not in functions:
@@ -182,12 +187,12 @@ def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]
     return True, [name]
 
 
-def told(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as chat templates expect them: arguments of earlier calls are objects, and there is always a content.
 
     UserError for arguments that are not a JSON object.
     """
-    found = []
+    converted = []
     for i, message in enumerate(messages):
         message = dict(message)
         if message.get("content") is None:
@@ -197,11 +202,14 @@ def told(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
                 raise UserError(f"message {i} has invalid tool_calls; send a list of function calls")
             message["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": _object(call["function"]["arguments"], i)}}
+                {
+                    **call,
+                    "function": {**call["function"], "arguments": _parse_arguments(call["function"]["arguments"], i)},
+                }
                 for call in calls
             ]
-        found.append(message)
-    return found
+        converted.append(message)
+    return converted
 
 
 def _is_call(call: Any) -> bool:
@@ -209,11 +217,11 @@ def _is_call(call: Any) -> bool:
     return isinstance(function, Mapping) and isinstance(function.get("name"), str) and "arguments" in function
 
 
-def _object(arguments: Any, place: int) -> Mapping[str, Any]:
+def _parse_arguments(arguments: Any, index: int) -> Mapping[str, Any]:
     try:
-        read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
-        read = None
-    if not isinstance(read, Mapping):
-        raise UserError(f"message {place} has a call with arguments {arguments!r:.60}; send a JSON object as a string")
-    return read
+        parsed = None
+    if not isinstance(parsed, Mapping):
+        raise UserError(f"message {index} has a call with arguments {arguments!r:.60}; send a JSON object as a string")
+    return parsed

@@ -17,11 +17,19 @@ from starlette.responses import PlainTextResponse, Response
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.audio import FileSound, Task, Telling, Transcribing, Transcription, tell_on, written
+from headway.domains.audio import (
+    FileSound,
+    Task,
+    Transcription,
+    TranscriptionOptions,
+    TranscriptionStream,
+    advance_together,
+    format_transcript,
+)
 from headway.errors import nearest
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint
-from headway.serve.media import named
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint
+from headway.serve.media import with_client_name
 from headway.serve.neutral import Neutral
 
 AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -33,9 +41,9 @@ _NEUTRAL = {
     "include[]": Neutral((), "log probabilities are per segment, in verbose_json; leave it out"),
     "top_p": Neutral(("1", "1.0"), "transcription uses beam search; leave it out"),
 }
-_HOTTEST = 1.0  # maximum temperature, as in OpenAI's service
-_SYMBOLS = 16  # tokens per recording and call, after which others may join
-_LONGEST = 100  # characters of a file's name in messages
+_MAX_TEMPERATURE = 1.0  # maximum temperature, as in OpenAI's service
+_TOKENS_PER_CALL = 16  # tokens per recording and call, after which others may join
+_MAX_NAME = 100  # characters of a file's name in messages
 
 
 class TranscriptBody(msgspec.Struct):
@@ -80,13 +88,13 @@ class VerboseTranscript(msgspec.Struct, omit_defaults=True):
     words: list[SpokenWord] | None = None
 
 
-class _Form(NamedTuple):
+class _TranscriptionRequest(NamedTuple):
     """A parsed form."""
 
     file: UploadFile
     model: str
-    how: Transcribing
-    form: AnswerFormat
+    options: TranscriptionOptions
+    answer_format: AnswerFormat
     granularities: Sequence[str]
 
 
@@ -102,138 +110,150 @@ async def translate(form: FormData, context: Context) -> msgspec.Struct | Respon
 
 async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struct | Response:
     try:
-        asked = _asked(form, task)
-        found = await _transcript(asked, context)
+        request = _parse_form(form, task)
+        transcription = await _transcribe(request, context)
     finally:
         await form.close()
-    if asked.form in ("srt", "vtt"):
-        kind = "text/vtt" if asked.form == "vtt" else "application/x-subrip"
-        return PlainTextResponse(written(found, cast(Any, asked.form)), media_type=kind)
-    if asked.form == "text":
-        return PlainTextResponse(f"{found.text}\n")
-    return TranscriptBody(found.text) if asked.form == "json" else _verbose(found, asked)
+    if request.answer_format in ("srt", "vtt"):
+        kind = "text/vtt" if request.answer_format == "vtt" else "application/x-subrip"
+        return PlainTextResponse(format_transcript(transcription, cast(Any, request.answer_format)), media_type=kind)
+    if request.answer_format == "text":
+        return PlainTextResponse(f"{transcription.text}\n")
+    return (
+        TranscriptBody(transcription.text)
+        if request.answer_format == "json"
+        else _verbose_answer(transcription, request)
+    )
 
 
-async def _transcript(asked: _Form, context: Context) -> Transcription:
-    name = (asked.file.filename or "file")[:_LONGEST]
-    async with context.served.using(asked.model) as ready:
+async def _transcribe(request: _TranscriptionRequest, context: Context) -> Transcription:
+    name = (request.file.filename or "file")[:_MAX_NAME]
+    async with context.served.using(request.model) as ready:
         predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
         with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
-            await asyncio.to_thread(shutil.copyfileobj, asked.file.file, file)
+            await asyncio.to_thread(shutil.copyfileobj, request.file.file, file)
             file.flush()
-            with named(Path(file.name), name):
-                sound = _Heard(ready.model, Path(file.name), asked.how)
-                found = await ready.batcher.follow(_go_on, "sounds", sound)
-                if isinstance(found, Exception):
-                    raise found
-                return found
+            with with_client_name(Path(file.name), name):
+                job = _TranscriptionJob(ready.model, Path(file.name), request.options)
+                outcome = await ready.batcher.run_job(_advance, "sounds", job)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
 
 
-class _Heard:
+class _TranscriptionJob:
     """A recording whose transcription starts when its turn comes. Used in the model's thread."""
 
-    def __init__(self, model: Model, path: Path, how: Transcribing) -> None:
-        self.telling: Telling | None = None
-        self._model, self._path, self._how = model, path, how
+    def __init__(self, model: Model, path: Path, options: TranscriptionOptions) -> None:
+        self.stream: TranscriptionStream | None = None
+        self._model, self._path, self._options = model, path, options
 
-    def begin(self) -> None:
-        self.telling = Telling(self._model.transcriber(self._how), FileSound(self._path))
+    def start(self) -> None:
+        self.stream = TranscriptionStream(self._model.transcriber(self._options), FileSound(self._path))
 
-    def found(self) -> Transcription | Exception | None:
+    def outcome(self) -> Transcription | Exception | None:
         """The transcription or an error; None while it is unfinished."""
-        if self.telling is None or not self.telling.ended:
+        if self.stream is None or not self.stream.is_finished:
             return None
-        return self.telling.error or self.telling.transcription()
+        return self.stream.error or self.stream.transcription()
 
 
-def _go_on(sounds: list[_Heard]) -> list[Transcription | Exception | None]:
+def _advance(jobs: list[_TranscriptionJob]) -> list[Transcription | Exception | None]:
     """In the model's thread: some more tokens of each, in shared steps, until one recording is finished."""
-    failed: dict[_Heard, Exception] = {}
-    for sound in sounds:
-        if sound.telling is None:
+    failed: dict[_TranscriptionJob, Exception] = {}
+    for job in jobs:
+        if job.stream is None:
             try:
-                sound.begin()
+                job.start()
             except Exception as error:  # of this recording; the others continue
-                failed[sound] = error
-    tellings = [sound.telling for sound in sounds if sound.telling is not None]
-    for _ in range(_SYMBOLS if tellings else 0):
-        tell_on(tellings)
-        if any(telling.ended for telling in tellings):
+                failed[job] = error
+    streams = [job.stream for job in jobs if job.stream is not None]
+    for _ in range(_TOKENS_PER_CALL if streams else 0):
+        advance_together(streams)
+        if any(stream.is_finished for stream in streams):
             break
-    return [failed.get(sound) or sound.found() for sound in sounds]
+    return [failed.get(job) or job.outcome() for job in jobs]
 
 
-def _asked(form: FormData, task: Task) -> _Form:
+def _parse_form(form: FormData, task: Task) -> _TranscriptionRequest:
     """The parsed form. StatusError for unknown fields and invalid values."""
     for field, value in form.multi_items():
         neutral = _NEUTRAL.get(field)
         if not value or (neutral is not None and neutral.accepts(value, {})):
             continue
         if neutral is not None:
-            told = f"{field} is {str(value)[:_LONGEST]!r}, but {neutral.reason}"
-            raise StatusError(400, told, field, "unsupported")
+            message = f"{field} is {str(value)[:_MAX_NAME]!r}, but {neutral.reason}"
+            raise StatusError(400, message, field, "unsupported")
         if field not in (*_FIELDS, _PLAIN_GRANULARITIES):
-            told = f"unknown field {field[:_LONGEST]!r}; {nearest(field, _FIELDS)}"
-            raise StatusError(400, told, field[:_LONGEST], "unknown_field")
+            message = f"unknown field {field[:_MAX_NAME]!r}; {nearest(field, _FIELDS)}"
+            raise StatusError(400, message, field[:_MAX_NAME], "unknown_field")
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise StatusError(400, "the form has no file; send the audio in the field file", "file")
-    texts = {name: _text(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
-    answer = texts["response_format"] or "json"
-    if answer not in get_args(AnswerFormat):
-        remedy = nearest(answer, get_args(AnswerFormat))
-        raise StatusError(400, f"unknown response_format {answer[:_LONGEST]!r}; {remedy}", "response_format")
+    fields = {name: _text_field(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
+    answer_format = fields["response_format"] or "json"
+    if answer_format not in get_args(AnswerFormat):
+        remedy = nearest(answer_format, get_args(AnswerFormat))
+        raise StatusError(400, f"unknown response_format {answer_format[:_MAX_NAME]!r}; {remedy}", "response_format")
     granularities = form.getlist(_GRANULARITIES) + form.getlist(_PLAIN_GRANULARITIES) or ["segment"]
-    if not all(each in ("word", "segment") for each in granularities):
+    if not all(granularity in ("word", "segment") for granularity in granularities):
         raise StatusError(400, "unknown timestamp_granularities; use word or segment", _GRANULARITIES)
-    if "word" in granularities and answer != "verbose_json":
-        raise StatusError(400, f"{answer} has no word timestamps; use response_format verbose_json", _GRANULARITIES)
-    how = Transcribing(texts["language"] or None, task, initial=texts["prompt"] or "", words="word" in granularities)
-    if temperature := _temperature(texts["temperature"]):  # 0: start there, and raise it for uncertain text
-        how = replace(how, temperatures=(temperature,))
-    return _Form(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
+    if "word" in granularities and answer_format != "verbose_json":
+        raise StatusError(
+            400, f"{answer_format} has no word timestamps; use response_format verbose_json", _GRANULARITIES
+        )
+    options = TranscriptionOptions(
+        fields["language"] or None, task, initial=fields["prompt"] or "", words="word" in granularities
+    )
+    if temperature := _parse_temperature(fields["temperature"]):  # 0: start there, and raise it for uncertain text
+        options = replace(options, temperatures=(temperature,))
+    return _TranscriptionRequest(
+        file, fields["model"] or "", options, cast(AnswerFormat, answer_format), cast(list[str], granularities)
+    )
 
 
-def _text(form: FormData, name: str) -> str | None:
+def _text_field(form: FormData, name: str) -> str | None:
     values = form.getlist(name)
     if len(values) > 1 or not all(isinstance(value, str) for value in values):
         raise StatusError(400, f"the field {name} must be one string; send it once", name)
     return cast(str, values[0]) if values else None
 
 
-def _temperature(text: str | None) -> float:
+def _parse_temperature(text: str | None) -> float:
     try:
         value = float(text or 0)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= _HOTTEST:
+    if not 0 <= value <= _MAX_TEMPERATURE:
         raise StatusError(
-            400, f"temperature is {(text or '')[:_LONGEST]!r}; use a number from 0 to {_HOTTEST:g}", "temperature"
+            400,
+            f"temperature is {(text or '')[:_MAX_NAME]!r}; use a number from 0 to {_MAX_TEMPERATURE:g}",
+            "temperature",
         )
     return value
 
 
-def _verbose(found: Transcription, asked: _Form) -> VerboseTranscript:
+def _verbose_answer(transcription: Transcription, request: _TranscriptionRequest) -> VerboseTranscript:
     segments = [
         SpokenSegment(
             number, round(100 * s.start), s.start, s.end, s.text, s.tokens, s.temperature, s.avg_logprob,
             s.compression_ratio, s.no_speech_prob,
         )
-        for number, s in enumerate(found.segments)
+        for number, s in enumerate(transcription.segments)
     ]  # fmt: skip
     words = [
         SpokenWord(word.word.strip(), word.start, word.end, word.probability, word.word)
-        for s in found.segments
+        for s in transcription.segments
         for word in s.words
     ]
-    wanted = asked.granularities
+    granularities = request.granularities
     return VerboseTranscript(
-        asked.how.task,
-        found.language,
-        found.duration,
-        found.text,
-        segments if "segment" in wanted else None,
-        words if "word" in wanted else None,
+        request.options.task,
+        transcription.language,
+        transcription.duration,
+        transcription.text,
+        segments if "segment" in granularities else None,
+        words if "word" in granularities else None,
     )
 
 

@@ -21,12 +21,12 @@ from headway.app.model import Model
 from headway.app.predictors import predictor
 from headway.errors import UserError
 from headway.nn.models import kinds
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Known, Reads
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
-_MOST = 2048  # maximum items of a request
-_SERVED = (
+_MAX_ITEMS = 2048  # maximum items of a request
+_SERVED_VERBS = (
     "generate",
     "chat",
     "embed",
@@ -42,9 +42,9 @@ _SERVED = (
 )
 Beam = Annotated[int, Meta(ge=1, le=32)]
 Penalty = Annotated[float, Meta(ge=0, le=10)]
-Best = Annotated[int, Meta(ge=1, le=32)]
+NumBest = Annotated[int, Meta(ge=1, le=32)]
 Top = Annotated[int, Meta(ge=1, le=1000)]
-Texts = str | list[str]
+Strings = str | list[str]
 
 
 class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,7 +64,7 @@ class TagBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FillBody(msgspec.Struct, forbid_unknown_fields=True):
-    text: Texts
+    text: Strings
     model: str = ""
     top: Top = 5
 
@@ -72,11 +72,11 @@ class FillBody(msgspec.Struct, forbid_unknown_fields=True):
 class TranslateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The default settings are those of the model's evaluation; with a temperature it samples instead of searching."""
 
-    lines: Texts
+    lines: Strings
     model: str = ""
     beam: Beam | None = None
     length_penalty: Penalty | None = None
-    n_best: Best | None = None
+    n_best: NumBest | None = None
     temperature: Annotated[float, Meta(ge=0)] | None = None
     seed: int | None = None
     scores: bool = False
@@ -85,27 +85,27 @@ class TranslateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class CaptionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`images` are data: URLs."""
 
-    images: Texts
+    images: Strings
     model: str = ""
     beam: Beam = 4
     length_penalty: Penalty = 0.6
-    n_best: Best | None = None
+    n_best: NumBest | None = None
 
 
 class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """`images` are data: URLs."""
 
-    images: Texts
-    texts: Texts
+    images: Strings
+    texts: Strings
     model: str = ""
-    templates: Texts = []
+    templates: Strings = []
     truncate: bool = False
 
 
 class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
-    texts: Texts
+    texts: Strings
     model: str = ""
-    sources: Texts | None = None
+    sources: Strings | None = None
 
 
 class VerbAnswer(msgspec.Struct):
@@ -128,7 +128,7 @@ class ServedModel(msgspec.Struct):
     created: int
     kind: str
     verbs: list[str]
-    reads: list[Reads]
+    reads: list[InputKind]
     context: int | None
     parameters: int
     object: str = "model"
@@ -140,19 +140,19 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-async def models(body: None, context: Context) -> ModelList:
+async def list_models(body: None, context: Context) -> ModelList:
     """All models, loaded or not."""
-    return ModelList([_told(name, known) for name, known in context.served.listed().items()])
+    return ModelList([_served_model(name, known) for name, known in context.served.listed().items()])
 
 
-async def model(body: None, context: Context) -> ServedModel:
+async def get_model(body: None, context: Context) -> ServedModel:
     """One model."""
-    return _told(context.path["name"], context.served.known(context.path["name"]))
+    return _served_model(context.path["name"], context.served.summary(context.path["name"]))
 
 
-def _told(name: str, known: Known) -> ServedModel:
-    can = [verb for verb in known.verbs if verb in _SERVED or f"/v1/{verb}" in _PATHS]
-    return ServedModel(name, known.changed, known.kind, can, known.reads, known.context, known.parameters)
+def _served_model(name: str, summary: ModelSummary) -> ServedModel:
+    tasks = [verb for verb in summary.verbs if verb in _SERVED_VERBS or f"/v1/{verb}" in _PATHS]
+    return ServedModel(name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters)
 
 
 async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
@@ -169,32 +169,32 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
             raise UserError(f"{name} is a list of {len(item)}; send a text, or a pair of texts as a list of two")
         return tuple(item) if isinstance(item, list) else item
 
-    found = await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
-    return ClassifyAnswer(found.result, found.model, thresholds=thresholds or msgspec.UNSET)
+    answer = await _run_verb("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
+    return ClassifyAnswer(answer.result, answer.model, thresholds=thresholds or msgspec.UNSET)
 
 
 async def tag(body: TagBody, context: Context) -> VerbAnswer:
     """The tag of each word, and the entities that the tags form."""
-    return await _each("tag", body.texts, _as_it_is, {"truncate": body.truncate}, body.model, context)
+    return await _run_verb("tag", body.texts, _unchanged, {"truncate": body.truncate}, body.model, context)
 
 
 async def fill(body: FillBody, context: Context) -> VerbAnswer:
     """The most probable tokens for each mask."""
-    return await _each("fill", body.text, _as_it_is, {"top": body.top}, body.model, context)
+    return await _run_verb("fill", body.text, _unchanged, {"top": body.top}, body.model, context)
 
 
 async def translate(body: TranslateBody, context: Context) -> VerbAnswer:
     """The translation of each line."""
     names = ("beam", "length_penalty", "n_best", "temperature", "seed", "scores")
-    how = {name: getattr(body, name) for name in names}
-    return await _each("translate", body.lines, _as_it_is, how, body.model, context)
+    settings = {name: getattr(body, name) for name in names}
+    return await _run_verb("translate", body.lines, _unchanged, settings, body.model, context)
 
 
 async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
     """The caption of each image."""
     read = lambda model, item, name: image_of(item, name)  # noqa: E731
-    how = {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
-    return await _each("caption", body.images, read, how, body.model, context)
+    settings = {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
+    return await _run_verb("caption", body.images, read, settings, body.model, context)
 
 
 async def match(body: MatchBody, context: Context) -> VerbAnswer:
@@ -202,44 +202,48 @@ async def match(body: MatchBody, context: Context) -> VerbAnswer:
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "match")
         texts, templates = body.texts, body.templates
-        given = [body.images] if isinstance(body.images, str) else body.images
-        pixels = await asyncio.to_thread(lambda: [image_of(item, f"image {n}") for n, item in enumerate(given, 1)])
+        image_urls = [body.images] if isinstance(body.images, str) else body.images
+        pixels = await asyncio.to_thread(lambda: [image_of(item, f"image {n}") for n, item in enumerate(image_urls, 1)])
         images = pixels[0] if isinstance(body.images, str) else pixels
-        found = await ready.batcher.run(lambda: ready.model.match(images, texts, templates, body.truncate))
-    return VerbAnswer(plain(found), ready.name)
+        similarities = await ready.batcher.run(lambda: ready.model.match(images, texts, templates, body.truncate))
+    return VerbAnswer(plain(similarities), ready.name)
 
 
 async def score(body: ScoreBody, context: Context) -> VerbAnswer:
     """The log probability of each token."""
     async with context.served.using(body.model) as ready:
-        found = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
-    return VerbAnswer(found, ready.name)
+        scores = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
+    return VerbAnswer(scores, ready.name)
 
 
-def _as_it_is(model: Model, item: Any, name: str) -> Any:
+def _unchanged(model: Model, item: Any, name: str) -> Any:
     return item
 
 
-async def _each(
+async def _run_verb(
     verb: str,
-    given: str | Sequence[Any],
-    read: Callable[[Model, Any, str], Any],
+    inputs: str | Sequence[Any],
+    convert: Callable[[Model, Any, str], Any],
     settings: dict[str, Any],
     name: str,
     context: Context,
 ) -> VerbAnswer:
     """The result of a verb for each item, which `convert` prepares first."""
-    items = [given] if isinstance(given, str) else given
-    if not 1 <= len(items) <= _MOST:
-        raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MOST:,}")
+    items = [inputs] if isinstance(inputs, str) else inputs
+    if not 1 <= len(items) <= _MAX_ITEMS:
+        raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MAX_ITEMS:,}")
     async with context.served.using(name) as ready:
         predictor(ready.model, verb)  # UserError for a model that has no such verb
-        read_one = partial(read, ready.model)
-        asked = await asyncio.to_thread(lambda: [read_one(item, f"item {n}") for n, item in enumerate(items, 1)])
+        convert_item = partial(convert, ready.model)
+        converted = await asyncio.to_thread(
+            lambda: [convert_item(item, f"item {n}") for n, item in enumerate(items, 1)]
+        )
         kind = (verb, *settings.items())
-        answers = await ready.batcher.ask(lambda some: getattr(ready.model, verb)(some, **settings), kind, asked)
-    found = list(map(plain, answers))
-    return VerbAnswer(found[0] if isinstance(given, str) else found, ready.name)
+        answers = await ready.batcher.submit(
+            lambda batch: getattr(ready.model, verb)(batch, **settings), kind, converted
+        )
+    results = list(map(plain, answers))
+    return VerbAnswer(results[0] if isinstance(inputs, str) else results, ready.name)
 
 
 def plain(value: Any) -> Any:
@@ -256,8 +260,8 @@ def plain(value: Any) -> Any:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", models, "the models and their tasks", None, ModelList),
-    Endpoint("GET", "/v1/models/{name:path}", model, "one model", None, ServedModel),
+    Endpoint("GET", "/v1/models", list_models, "the models and their tasks", None, ModelList),
+    Endpoint("GET", "/v1/models/{name:path}", get_model, "one model", None, ServedModel),
     Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, ClassifyAnswer),
     Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
     Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from headway.serve.errors import ErrorAnswer, ErrorObject, PlainError
+from headway.serve.http_errors import ErrorBody, ErrorObject, OllamaError
 
 _encode = msgspec.json.Encoder().encode
 
@@ -20,7 +20,7 @@ class Wire(NamedTuple):
     media_type: str
     part: Callable[[msgspec.Struct], bytes]
     end: bytes = b""
-    error: Callable[[ErrorAnswer | PlainError, int], msgspec.Struct] = lambda answer, number: answer
+    error: Callable[[ErrorBody | OllamaError, int], msgspec.Struct] = lambda answer, number: answer
 
 
 class ErrorEvent(msgspec.Struct):
@@ -42,7 +42,7 @@ def _named_event(part: msgspec.Struct) -> bytes:
     return b"event: " + cast(ErrorEvent, part).type.encode() + b"\n" + _event(part)
 
 
-def _error_event(answer: ErrorAnswer | PlainError, number: int) -> ErrorEvent:
+def _error_event(answer: ErrorBody | OllamaError, number: int) -> ErrorEvent:
     error = cast(ErrorObject, answer.error)
     return ErrorEvent(error.code, error.message, error.param, number, error)
 

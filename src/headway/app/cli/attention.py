@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import load, torch_options, whole
+from headway.app.cli.options import integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -14,32 +14,32 @@ headway attention runs/shakespeare --text "To be, or not to be" attention.png
 headway attention runs/en-de --text "A man sleeps." --target "Ein Mann schläft." attention.svg
 headway attention runs/en-de --text "A man sleeps." --layer 2 --all heads.png
 """
-_KINDS = (".png", ".svg", ".pdf")
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="run directory or published model")
-    add("out", type=Path, metavar="OUT", help=f"image file to write, ending in {', '.join(_KINDS)}")
+    add("out", type=Path, metavar="OUT", help=f"image file to write, ending in {', '.join(_SUFFIXES)}")
     add("--text", required=True, help="input text")
     add("--target", metavar="TEXT", help="target text of a translation model (default: its own translation)")
-    add("--layer", type=whole(1), metavar="N", help="layer to draw, counted from 1 (default: the mean of all)")
-    add("--head", type=whole(1), metavar="N", help="head to draw, counted from 1 (default: the mean of all)")
+    add("--layer", type=integer(1), metavar="N", help="layer to draw, counted from 1 (default: the mean of all)")
+    add("--head", type=integer(1), metavar="N", help="head to draw, counted from 1 (default: the mean of all)")
     add("--all", action="store_true", help="draw every head, one row per layer")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     out: Path = args.out
-    if out.suffix.lower() not in _KINDS:
+    if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{out} is not a supported image file; use a name such as attention.png")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
-        found = load(args).attention(args.text, args.target)
-        figure = found.picture(args.layer, args.head, args.all)
+        attention = load(args).attention(args.text, args.target)
+        figure = attention.picture(args.layer, args.head, args.all)
     try:
         figure.savefig(out, dpi=150)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another path") from None
-    terminal.say(f"picture: {out}")
-    terminal.result({"picture": out, "symbols": found.symbols, "source": found.source})
+    terminal.print(f"picture: {out}")
+    terminal.print_result({"picture": out, "symbols": attention.symbols, "source": attention.source})

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_cache_form, whole
+from headway.app.cli.options import add_cache_dtype, integer
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="preset, recipe, run or model whose shape to use (default: depends on the benchmark)",
     )
     add("--weights", choices=("fp32", "int8", "int4"), help="number format of the weights (default: all)")
-    add_cache_form(parser)
+    add_cache_dtype(parser)
     add(
         "--against",
         default=[],
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="programs to compare with: transformers, ctranslate2, llama.cpp",
     )
-    add("--rows", type=whole(1), metavar="N", help="batch size in sequences or sentences")
+    add("--rows", type=integer(1), metavar="N", help="batch size in sequences or sentences")
     add(
         "--timeline",
         type=Path,
@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--repeats",
-        type=whole(1),
+        type=integer(1),
         default=3,
         metavar="N",
         help="number of processes per program, run in turn (default: 3)",
@@ -55,8 +55,8 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.bench.run import BenchRequest
-    from headway.bench.run import run as measure
+    from headway.bench.benchmark import BenchRequest
+    from headway.bench.benchmark import run as measure
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"bench measures CPUs only, not device {args.device}; remove --device")
@@ -74,28 +74,30 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         args.cache,
         args.timeline,
     )
-    found = measure(request, terminal.note)
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    terminal.say(f"{args.kind}, {found['shape']}, {threads}, medians of {found['repeats']} runs")
-    terminal.table(table(found))
-    for name, bound in found["bounds"].items():
+    report = measure(request, terminal.note)
+    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    terminal.print(f"{args.kind}, {report['shape']}, {threads}, medians of {report['repeats']} runs")
+    terminal.print_table(table(report))
+    for name, bound in report["bounds"].items():
         unit = "GB/s reading memory" if name.startswith("read") else "GFLOP/s in fp32 matrix products"
-        terminal.say(f"this machine: {bound['median'] / 1e9:.1f} {unit}")
-    terminal.result(found)
+        terminal.print(f"this machine: {bound['median'] / 1e9:.1f} {unit}")
+    terminal.print_result(report)
 
 
-def table(found: dict[str, Any]) -> list[dict[str, Any]]:
+def table(report: dict[str, Any]) -> list[dict[str, Any]]:
     """A row per program: its speed, also as a share of the machine's limit, its memory, and headway's speedup."""
-    goal, rows = found["goal"], []
-    for title, each in found["programs"].items():
-        speed = each[goal]
+    goal, rows = report["goal"], []
+    for title, stats in report["programs"].items():
+        speed = stats[goal]
         row: dict[str, Any] = {"program": title, goal.replace("_", " "): speed["median"]}
         row |= {"min": speed["min"], "max": speed["max"]}
-        if any("share_of_bound" in other for other in found["programs"].values()):
-            row["of the limit"] = f"{100 * each['share_of_bound']:.0f} %" if "share_of_bound" in each else None
-        row["peak MB"] = round(each["peak_bytes"] / 1e6)
+        if any("share_of_bound" in program for program in report["programs"].values()):
+            row["of the limit"] = f"{100 * stats['share_of_bound']:.0f} %" if "share_of_bound" in stats else None
+        row["peak MB"] = round(stats["peak_bytes"] / 1e6)
         faster = [
-            f"{peers[title]:.2f} x in {own.split()[-1]}" for own, peers in found["times"].items() if title in peers
+            f"{peers[title]:.2f} x in {headway_title.split()[-1]}"
+            for headway_title, peers in report["times"].items()
+            if title in peers
         ]
         row["headway is"] = ", ".join(faster) or None
         rows.append(row)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from headway.app.cli.generate import add_sampling, asked, settings
+from headway.app.cli.generate import add_sampling, remote_arguments, sampling_settings
 from headway.app.cli.options import load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
@@ -18,7 +18,7 @@ headway chat runs/my-answers --system "Answer in one line." --temperature 0.7
 """
 # A plain language model has no chat template: it continues a dialogue written as text.
 USER, ASSISTANT = "User: ", "Assistant:"
-KEYS = "Ctrl-C stops an answer, /reset clears the conversation, Ctrl-D quits."
+KEYS_HELP = "Ctrl-C stops an answer, /reset clears the conversation, Ctrl-D quits."
 
 Turn = dict[str, str]  # the messages of the user and the assistant
 Message = dict[str, str]  # a role and its content
@@ -34,92 +34,98 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
-        here = args.server is None
-        answers = by_server if not here else as_text if model.usage.template is None else by_template
-        turns = converse(answers(model, args, terminal), terminal)
-    terminal.result({"turns": turns})
+        is_local = args.server is None
+        make_reply = (
+            server_reply if not is_local else dialogue_reply if model.usage.template is None else template_reply
+        )
+        turns = converse(make_reply(model, args, terminal), terminal)
+    terminal.print_result({"turns": turns})
 
 
-def by_template(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
+def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function that uses the model's chat template."""
-    sampling, limits = settings(args)
-    system = instructions(args)
-    talk = model.talk
-    talk.ask([*system, {"role": "user", "content": "?"}], limits)  # a template may reject a system message
-    terminal.note(KEYS)
+    sampling, limits = sampling_settings(args)
+    system_message = system_messages(args)
+    conversation = model.talk
+    conversation.ask(
+        [*system_message, {"role": "user", "content": "?"}], limits
+    )  # a template may reject a system message
+    terminal.note(KEYS_HELP)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
-        ids, dropped = talk.ask([*system, *messages(turns)], limits)
-        note_dropped(dropped, model, terminal)
-        return talk.answer(ids, sampling, limits)
+        ids, dropped = conversation.ask([*system_message, *to_messages(turns)], limits)
+        report_dropped(dropped, model, terminal)
+        return conversation.answer(ids, sampling, limits)
 
     return reply
 
 
-def by_server(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
+def server_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function that asks a server, which uses its model's chat template."""
-    system = instructions(args)
-    terminal.note(KEYS)
-    return lambda turns: model.chat_stream([*system, *messages(turns)], **asked(args))
+    system_message = system_messages(args)
+    terminal.note(KEYS_HELP)
+    return lambda turns: model.chat_stream([*system_message, *to_messages(turns)], **remote_arguments(args))
 
 
-def instructions(args: argparse.Namespace) -> list[Message]:
+def system_messages(args: argparse.Namespace) -> list[Message]:
     """The system message as a list of messages; empty without --system."""
     return [{"role": "system", "content": args.system}] if args.system else []
 
 
-def messages(turns: list[Turn]) -> list[Message]:
+def to_messages(turns: list[Turn]) -> list[Message]:
     """Turns as messages; the last turn has no answer yet."""
-    told: list[Message] = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
-    return told[:-1]
+    all_messages: list[Message] = [
+        {"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")
+    ]
+    return all_messages[:-1]
 
 
-def as_text(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
+def dialogue_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function for a model without a chat template, which continues a dialogue."""
     args.stop = [*args.stop, f"\n{USER.strip()}"]
-    sampling, limits = settings(args)
+    sampling, limits = sampling_settings(args)
     terminal.note(
         "This model has no chat template: it continues the text of a dialogue"
-        f" ({USER.strip()} ... {ASSISTANT} ...).\n{KEYS}"
+        f" ({USER.strip()} ... {ASSISTANT} ...).\n{KEYS_HELP}"
     )
 
     def reply(turns: list[Turn]) -> Iterator[str]:
-        prompt, dropped = fit(model, args.system, turns, args.max_new_tokens)
-        note_dropped(dropped, model, terminal)
+        prompt, dropped = fit_context(model, args.system, turns, args.max_new_tokens)
+        report_dropped(dropped, model, terminal)
         return model.continuations(prompt, sampling, limits)
 
     return reply
 
 
-def note_dropped(turns: int, model, terminal: Terminal) -> None:
-    from headway.domains.chat.predictors import left_out
+def report_dropped(turns: int, model, terminal: Terminal) -> None:
+    from headway.domains.chat.predictors import dropped_turns_message
 
     if turns:
-        terminal.note(f"({left_out(turns, model.context)})")
+        terminal.note(f"({dropped_turns_message(turns, model.context)})")
 
 
 def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
     """The conversation until the end of input. Raises UserError if a file or pipe has no questions."""
     turns: list[Turn] = []
-    heard = sys.stdin.isatty()
-    while (question := ask(terminal)) is not None:
-        heard = heard or bool(question.strip())
+    has_input = sys.stdin.isatty()
+    while (question := read_line(terminal)) is not None:
+        has_input = has_input or bool(question.strip())
         if question.strip() == "/reset":
             turns = []
             terminal.note("(conversation cleared)")
         elif question.strip():
             turns.append({"user": question, "assistant": ""})
             try:
-                turns[-1]["assistant"] = answer(reply(turns), terminal)
+                turns[-1]["assistant"] = print_reply(reply(turns), terminal)
             except UserError as error:  # for example a question that is too long: continue without it
                 turns.pop()
                 terminal.note(f"({error})")
-    if not heard:
+    if not has_input:
         raise UserError("standard input has no questions; pass one per line, for example: echo TEXT | headway chat RUN")
     return turns
 
 
-def ask(terminal: Terminal) -> str | None:
+def read_line(terminal: Terminal) -> str | None:
     """The user's next line; None at the end of input. Ctrl-C starts a new line."""
     while True:
         try:
@@ -134,26 +140,26 @@ def ask(terminal: Terminal) -> str | None:
             terminal.note("\n(Ctrl-D quits)")
 
 
-def answer(pieces, terminal: Terminal) -> str:
+def print_reply(chunks, terminal: Terminal) -> str:
     """Print the chunks as they arrive and return them as one string; Ctrl-C stops early."""
     text = ""
     try:
-        for piece in pieces:
+        for chunk in chunks:
             if not text:
-                piece = piece.lstrip()
-            text += piece
-            terminal.say(piece, end="")
+                chunk = chunk.lstrip()
+            text += chunk
+            terminal.print(chunk, end="")
     except KeyboardInterrupt:
         terminal.note(" (stopped)")
-    terminal.say()
+    terminal.print()
     return text.strip()
 
 
-def fit(model, system: str, turns: list[Turn], room: int) -> tuple[str, int]:
+def fit_context(model, system: str, turns: list[Turn], max_new_tokens: int) -> tuple[str, int]:
     """The dialogue as text, without the oldest turns where the context is too short, and the number dropped."""
     for dropped in range(len(turns)):
         prompt = dialogue(system, turns[dropped:])
-        if model.context is None or len(model.prompt_ids(prompt)) + room <= model.context:
+        if model.context is None or len(model.prompt_ids(prompt)) + max_new_tokens <= model.context:
             return prompt, dropped
     return dialogue(system, turns[-1:]), len(turns) - 1
 

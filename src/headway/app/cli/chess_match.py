@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.app.cli.chess_puzzles import add_search
-from headway.app.cli.options import add_weights, load, number, torch_options, whole
+from headway.app.cli.options import add_weights, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from headway.domains.chess.match import ModelSide, Opponent
+    from headway.domains.chess.match import ModelOpponent, Opponent
 
 EXAMPLE = """
 headway chess match runs/chess --opponent stockfish --elo 1320 --games 200
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--nodes",
-        type=whole(1),
+        type=integer(1),
         nargs="+",
         default=[],
         metavar="N",
@@ -40,15 +40,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--elo",
-        type=whole(1),
+        type=integer(1),
         nargs="+",
         default=[],
         metavar="E",
         help="strength of the engine (UCI_Elo); several values play one match each",
     )
-    add("--games", type=whole(1), default=20, metavar="N", help="games per match (default: 20)")
+    add("--games", type=integer(1), default=20, metavar="N", help="games per match (default: 20)")
     add("--movetime", type=number(0, above=True), default=0.1, metavar="S", help="seconds per move (default: 0.1)")
-    add("--our-nodes", type=whole(1), metavar="N", help="search nodes per move of our model, instead of a time limit")
+    add("--our-nodes", type=integer(1), metavar="N", help="search nodes per move of our model, instead of a time limit")
     add(
         "--openings",
         type=Path,
@@ -62,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.match import MatchTally, ModelSide, as_pgn, play_match, rungs
+    from headway.domains.chess.match import MatchTally, ModelOpponent, format_pgn, ladder_steps, play_match
     from headway.domains.chess.pgn import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         player = load(args).player(args.search)
         seconds = None if args.our_nodes else args.movetime
-        ours = ModelSide(player, args.model.name, seconds, args.our_nodes)
+        player_side = ModelOpponent(player, args.model.name, seconds, args.our_nodes)
 
         def done(tally: MatchTally, played: Any) -> None:
             terminal.note(
@@ -78,40 +78,40 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             )
             if args.pgn is not None:
                 with open(args.pgn, "a", encoding="utf-8") as file:
-                    file.write(as_pgn(played, tally.games))
+                    file.write(format_pgn(played, tally.games))
 
         try:
-            for nodes, elo in rungs(args.nodes, args.elo):
-                with closing(_opponent(args, nodes, elo)) as theirs:
-                    terminal.note(f"{args.model.name} ({player.search}) against {theirs.name}")
+            for nodes, elo in ladder_steps(args.nodes, args.elo):
+                with closing(_opponent(args, nodes, elo)) as opponent:
+                    terminal.note(f"{args.model.name} ({player.search}) against {opponent.name}")
                     tally = MatchTally()
                     try:
-                        play_match(ours, theirs, starts, args.games, tally, done)
+                        play_match(player_side, opponent, starts, args.games, tally, done)
                     finally:
                         if tally.games:
-                            matches.append({"opponent": theirs.name, **tally.scores()})
+                            matches.append({"opponent": opponent.name, **tally.scores()})
         finally:  # report the finished games even after an error
             if matches:
-                _tell(terminal, ours, matches)
+                _report(terminal, player_side, matches)
 
 
-def _tell(terminal: Terminal, ours: ModelSide, matches: list[dict[str, Any]]) -> None:
-    rate = ours.looked / max(1e-9, ours.spent)
+def _report(terminal: Terminal, player_side: ModelOpponent, matches: list[dict[str, Any]]) -> None:
+    rate = player_side.searched_nodes / max(1e-9, player_side.seconds_spent)
     rows = []
     for match in matches:
-        low, high = ("" if edge is None else f"{edge:+.0f}" for edge in match["elo_interval"])
+        low, high = ("" if bound is None else f"{bound:+.0f}" for bound in match["elo_interval"])
         row = {"opponent": match["opponent"], "+": match["wins"], "=": match["draws"], "-": match["losses"]}
         row["points"] = f"{100 * match['score']:.1f} %"
         row["Elo difference"] = "" if match["elo"] is None else f"{match['elo']:+.0f}"
         rows.append({**row, "95 % interval": f"{low} to {high}"})
-    terminal.table(rows)
-    terminal.say(f"{rate:,.0f} positions per second")
-    terminal.result({"search": ours.player.search, "matches": matches, "positions_per_second": rate})
+    terminal.print_table(rows)
+    terminal.print(f"{rate:,.0f} positions per second")
+    terminal.print_result({"search": player_side.player.search, "matches": matches, "positions_per_second": rate})
 
 
 def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> Opponent:
     import headway as hw
-    from headway.domains.chess.match import EngineSide, ModelSide, RandomSide
+    from headway.domains.chess.match import EngineOpponent, ModelOpponent, RandomOpponent
     from headway.errors import UserError
 
     limited = nodes is not None or elo is not None
@@ -121,7 +121,7 @@ def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> O
                 f"--nodes and --elo need a UCI engine, and opponent {args.opponent} is not one; remove them"
             )
         if args.opponent == "random":
-            return RandomSide(args.seed or 0)
+            return RandomOpponent(args.seed or 0)
         player = hw.load(args.opponent, args.device).player()
-        return ModelSide(player, Path(args.opponent).name, args.movetime, None)
-    return EngineSide(args.opponent, nodes, elo, args.movetime)
+        return ModelOpponent(player, Path(args.opponent).name, args.movetime, None)
+    return EngineOpponent(args.opponent, nodes, elo, args.movetime)

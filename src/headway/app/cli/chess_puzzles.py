@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import add_weights, load, number, torch_options, whole
-from headway.app.cli.terminal import Terminal, cell
+from headway.app.cli.options import add_weights, integer, load, number, torch_options
+from headway.app.cli.terminal import Terminal, format_cell
 from headway.domains.chess.limits import SEARCHES, SearchLimits
 
 EXAMPLE = """
@@ -28,10 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
 
 
-def add_limits(parser: argparse.ArgumentParser, what: str) -> None:
+def add_limits(parser: argparse.ArgumentParser, noun: str) -> None:
     """Add the options that limit the number of puzzles and the search per move."""
-    parser.add_argument("--limit", type=whole(1), metavar="N", help=f"use only the first N {what}")
-    parser.add_argument("--nodes", type=whole(1), metavar="N", help="tree search nodes per move (default: 100)")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help=f"use only the first N {noun}")
+    parser.add_argument("--nodes", type=integer(1), metavar="N", help="tree search nodes per move (default: 100)")
     parser.add_argument(
         "--movetime", type=number(0, above=True), metavar="S", help="seconds per move, instead of nodes"
     )
@@ -41,11 +41,11 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="search method: policy is none, value one move ahead, puct a tree (default: the strongest supported)",
+        help="search method: policy does not search, value looks one move ahead, puct builds a tree (default: the strongest supported)",
     )
 
 
-def limits_of(args: argparse.Namespace) -> SearchLimits:
+def search_limits(args: argparse.Namespace) -> SearchLimits:
     return SearchLimits(args.nodes if args.movetime or args.nodes else 100, seconds=args.movetime)
 
 
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     with torch_options(args):
         player = load(args).player(args.search)
-        said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
-        scores = solve(player, args.file, limits_of(args), args.limit, said)
+        progress = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
+        scores = solve(player, args.file, search_limits(args), args.limit, progress)
     scores = {"search": player.search, **scores}
     for name, value in scores.items():
-        terminal.say(f"{name}: {cell(value)}")
-    terminal.result(scores)
+        terminal.print(f"{name}: {format_cell(value)}")
+    terminal.print_result(scores)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.chess_puzzles import add_limits, add_search, limits_of
+from headway.app.cli.chess_puzzles import add_limits, add_search, search_limits
 from headway.app.cli.options import add_weights, load, torch_options
-from headway.app.cli.terminal import Terminal, cell
+from headway.app.cli.terminal import Terminal, format_cell
 
 EXAMPLE = """
 headway chess suite runs/chess wac.epd --nodes 400
 headway chess suite runs/chess wac.epd --movetime 2 --json
 """
-_NAMED = 20  # invalid lines to print
+_MAX_SHOWN = 20  # invalid lines to print
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,18 +30,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.suites import read_suite, solve_suite
 
     suite = read_suite(args.file, args.limit)
-    for fault in suite.faults[:_NAMED]:
+    for fault in suite.faults[:_MAX_SHOWN]:
         terminal.note(f"skipped: {fault}")
-    if len(suite.faults) > _NAMED:
-        terminal.note(f"skipped {len(suite.faults) - _NAMED:,} more lines")
+    if len(suite.faults) > _MAX_SHOWN:
+        terminal.note(f"skipped {len(suite.faults) - _MAX_SHOWN:,} more lines")
     with torch_options(args):
         player = load(args).player(args.search)
-        said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
-        scores = {"search": player.search, **solve_suite(player, suite, limits_of(args), said)}
+        progress = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731
+        scores = {"search": player.search, **solve_suite(player, suite, search_limits(args), progress)}
     if scores["missed"]:
-        terminal.table([{k: v for k, v in row.items() if k != "position"} for row in scores["missed"]])
-        terminal.say()
+        terminal.print_table([{k: v for k, v in row.items() if k != "position"} for row in scores["missed"]])
+        terminal.print()
     for name, value in scores.items():
         if name != "missed":
-            terminal.say(f"{name}: {cell(value)}")
-    terminal.result(scores)
+            terminal.print(f"{name}: {format_cell(value)}")
+    terminal.print_result(scores)

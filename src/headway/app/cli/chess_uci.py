@@ -14,7 +14,7 @@ from headway.app.cli.options import add_weights, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from headway.domains.chess.player import Player
+    from headway.domains.chess.player import ChessPlayer
 
 EXAMPLE = """
 headway chess uci runs/chess                      # the engine command for a chess GUI
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         sys.stdin.reconfigure(errors="replace")  # invalid UTF-8 becomes an unknown command instead of ending the game
     with ExitStack() as options:
 
-        def open_player() -> Player:
+        def open_player() -> ChessPlayer:
             options.enter_context(torch_options(args))
             return load(args).player(args.search)
 
         Uci(open_player, args.model.name, args.search, args.threads).run()
-    terminal.result({"model": args.model})
+    terminal.print_result({"model": args.model})

@@ -27,32 +27,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.claims.experiments import chosen
-    from headway.claims.runner import budget, gather, listing, run_claim, summary
-    from headway.data.store import check_out
+    from headway.claims.experiments import select_claims
+    from headway.claims.runner import budget, claim_rows, present_results, run_claim, summary
+    from headway.data.array_store import check_output_path
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"claims run on the CPU only, not on {args.device!r}; remove --device")
-    claims = chosen(args.names)
+    claims = select_claims(args.names)
     if args.list:
-        rows = listing(claims)
-        terminal.table([{key: row[key] for key in ("number", "name", "minutes", "title")} for row in rows])
-        terminal.result({"claims": rows})
+        rows = claim_rows(claims)
+        terminal.print_table([{key: row[key] for key in ("number", "name", "minutes", "title")} for row in rows])
+        terminal.print_result({"claims": rows})
         return
-    check_out(args.out / "trials")
+    check_output_path(args.out / "trials")
     if len(claims) > 1:
         terminal.note(f"{len(claims)} claims, about {budget(claims, args.full)} on one core")
-    found = []
+    results = []
     with torch_options(args):
         for claim in claims:
             try:
                 evidence = run_claim(claim, args.out, terminal.note, full=args.full, seed=args.seed or 0)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"stopped; run the same command again to continue from {args.out}") from None
-            found.append(evidence)
-            terminal.say(f"{claim.number:>2}  {claim.name}: {evidence.finding.verdict}")
-            terminal.say(f"    control: {evidence.finding.control_verdict}")
-    page = gather(args.out, terminal.note)
+            results.append(evidence)
+            terminal.print(f"{claim.number:>2}  {claim.name}: {evidence.finding.verdict}")
+            terminal.print(f"    control: {evidence.finding.control_verdict}")
+    page = present_results(args.out, terminal.note)
     if page is not None:
-        terminal.say(f"page: {page}")
-    terminal.result({"claims": [summary(evidence, args.out) for evidence in found], "page": page})
+        terminal.print(f"page: {page}")
+    terminal.print_result({"claims": [summary(evidence, args.out) for evidence in results], "page": page})

@@ -8,10 +8,10 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.answers import Failures, answers, conclude, images, sounds, texts
-from headway.app.cli.options import add_server, load, torch_options, whole
+from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import numbered
+from headway.app.cli.translate import number_chunks
 from headway.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--top",
-        type=whole(1),
+        type=integer(1),
         default=3,
         metavar="N",
         help="number of labels to print, most probable first (default: 3)",
@@ -55,36 +55,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     failures: Failures = []
     if args.attention and args.server is not None:
         raise UserError("--attention needs a local model; remove --attention or --server")
     with torch_options(args):
         model = load(args)
-        say = told_as_csv if args.format == "csv" else told
+        print_row = print_csv if args.format == "csv" else print_text
         items = _items(args, model)
         if args.attention and len(items) != 1:
             raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
-        ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
-        for first, lines in [(None, items)] if items else numbered(sys.stdin):
-            for line, probabilities in answers(lines, ask, failures, first=first):
+        predict = lambda batch: model.classify(  # noqa: E731
+            list(map(split_pair, batch)) if args.pairs else batch, truncate=args.truncate
+        )
+        for first, lines in [(None, items)] if items else number_chunks(sys.stdin):
+            for line, probabilities in predict_each(lines, predict, failures, first=first):
                 if probabilities is not None or first is not None:  # every line has a row
-                    found.append(_row(line, probabilities or {}, args.top, model.thresholds))
-                    say(found[-1], len(found) == 1, terminal)
+                    rows.append(_row(line, probabilities or {}, args.top, model.thresholds))
+                    print_row(rows[-1], len(rows) == 1, terminal)
         if args.attention:
-            from headway.codecs.processor import write_image
+            from headway.codecs.image_processor import write_image
 
-            lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
-            write_image(model.look(items)[0].beside(lines), args.attention)
-    conclude({"results": found, "beyond": model.beyond}, failures, terminal)
+            lines = [f"{name} {100 * share:.0f} %" for name, share in rows[0]["labels"].items()]
+            write_image(model.look(items)[0].side_by_side(lines), args.attention)
+    report_outcome({"results": rows, "beyond": model.unexpected}, failures, terminal)
 
 
 def _items(args: argparse.Namespace, model: Model) -> list[str]:
     if "images" in model.reads:
-        return images(args.items)
+        return image_paths(args.items)
     if "sounds" in model.reads:
-        return sounds(args.items)
-    return texts(args.items, f"headway classify {args.model}")
+        return sound_paths(args.items)
+    return text_inputs(args.items, f"headway classify {args.model}")
 
 
 def _row(line: str, probabilities: dict[str, float], top: int, thresholds: dict[str, float]) -> dict[str, Any]:
@@ -95,17 +97,17 @@ def _row(line: str, probabilities: dict[str, float], top: int, thresholds: dict[
     return {**row, "predicted": [name for name, share in probabilities.items() if share >= thresholds.get(name, 0.5)]}
 
 
-def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
+def print_text(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
     labels = row["labels"]
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in labels.items())
+    line = "  ".join(f"{name} {value:.3f}" for name, value in labels.items())
     if "predicted" in row:
-        shown = f"{', '.join(row['predicted']) or '(no label)'}\t{shown}"
+        line = f"{', '.join(row['predicted']) or '(no label)'}\t{line}"
     if list(labels) == ["value"]:
-        shown = f"{labels['value']:.6g}"
-    terminal.say(f"{shown}\t{row['item']}")
+        line = f"{labels['value']:.6g}"
+    terminal.print(f"{line}\t{row['item']}")
 
 
-def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
+def print_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
     """Print CSV: a line per label, most probable first, or a line without a label; the first item adds the header. A
     predicted number has one line with its value; multi-label models add a column for whether each label is predicted.
     """
@@ -118,10 +120,10 @@ def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
         header = (*header, "predicted")
         lines = [(*line, "yes" if line[1] in row["predicted"] else "no") for line in lines]
     csv.writer(table, lineterminator="\n").writerows([header, *lines] if first else lines)
-    terminal.say(table.getvalue(), end="")
+    terminal.print(table.getvalue(), end="")
 
 
-def pair(line: str) -> tuple[str, str]:
+def split_pair(line: str) -> tuple[str, str]:
     first, tab, second = line.partition("\t")
     if not tab:
         raise UserError(f"{line!r} has no TAB; write two texts with a TAB between them")

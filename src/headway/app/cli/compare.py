@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import torch_options, whole
+from headway.app.cli.options import integer, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.train import add_training
 from headway.config import parse_value
@@ -25,10 +25,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
     parser.add_argument(
-        "--tokens", type=whole(1), metavar="N", help="train for about N tokens (images, sounds, ...) instead of minutes"
+        "--tokens",
+        type=integer(1),
+        metavar="N",
+        help="train for about N tokens (images, sounds, ...) instead of minutes",
     )
     parser.add_argument(
-        "--seeds", type=whole(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
+        "--seeds", type=integer(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
     )
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="directory of the comparison (default: a new one in runs/)"
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
     with torch_options(args):
-        found = hw.compare(
+        comparison = hw.compare(
             args.recipe,
             grid,
             args.data,
@@ -55,13 +58,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             seed=args.seed,
             spent=terminal.seconds(),
         )
-    terminal.table(found.formatted())
-    terminal.say()
-    for note in found.notes:
-        terminal.say(note)
-    if found.report is not None:
-        terminal.say(f"report: {found.report}")
-    terminal.result({"goal": found.goal, "better": found.better, "variants": found.table(), "report": found.report})
+    terminal.print_table(comparison.formatted())
+    terminal.print()
+    for note in comparison.notes:
+        terminal.print(note)
+    if comparison.report is not None:
+        terminal.print(f"report: {comparison.report}")
+    terminal.print_result(
+        {
+            "goal": comparison.goal,
+            "better": comparison.better,
+            "variants": comparison.table(),
+            "report": comparison.report,
+        }
+    )
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
@@ -71,22 +81,22 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
         key, equals, text = pair.partition("=")
         if not equals or not key or not text:
             raise ConfigError(f"setting {pair!r} has no values; write key=A,B, for example: model.mixer=attention,lstm")
-        grid[key.strip()] = [parse_value(part.strip()) for part in _parts(text)]
+        grid[key.strip()] = [parse_value(part.strip()) for part in _split_values(text)]
     return grid
 
 
-def _parts(text: str) -> list[str]:
+def _split_values(text: str) -> list[str]:
     """The text split at commas, except at those inside brackets or quotes."""
     parts: list[str] = []
-    for piece in text.split(","):
-        if parts and not _closed(parts[-1]):
-            parts[-1] += f",{piece}"
+    for segment in text.split(","):
+        if parts and not _is_complete(parts[-1]):
+            parts[-1] += f",{segment}"
         else:
-            parts.append(piece)
+            parts.append(segment)
     return parts
 
 
-def _closed(text: str) -> bool:
+def _is_complete(text: str) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError:

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import number, torch_options, whole
+from headway.app.cli.options import integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.environments import Copies, Recorder, RowPolicy, Shots
+    from headway.environments import EpisodeImages, Recorder, RowPolicy, VectorEnv
 
 EXAMPLE = """
 headway data collect CartPole-v1 --episodes 200 --out random.npz
@@ -25,7 +25,7 @@ headway data collect my_module:MyEnv --policy my_module:act random --horizon 500
 headway data collect metaworld/reach-v3 metaworld/door-open-v3 --episodes 50 --out arm
 headway data collect metaworld/reach-v3 --episodes 50 --cameras corner2 gripperPOV --out filmed
 """
-_AT_ONCE = 16
+_NUM_ENVS = 16
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,19 +47,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="shares of random actions; episodes cycle through all policies and shares (default: 0)",
     )
-    add("--episodes", type=whole(1), default=100, metavar="N", help="episodes to record per environment (default: 100)")
+    add(
+        "--episodes",
+        type=integer(1),
+        default=100,
+        metavar="N",
+        help="episodes to record per environment (default: 100)",
+    )
     add(
         "--at-once",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
-        help=f"number of parallel environments (default: {_AT_ONCE}; 1 for Meta-World or with cameras)",
+        help=f"number of parallel environments (default: {_NUM_ENVS}; 1 for Meta-World or with cameras)",
     )
-    add("--horizon", type=whole(1), metavar="N", help="maximum steps per episode (default: the environment's limit)")
+    add("--horizon", type=integer(1), metavar="N", help="maximum steps per episode (default: the environment's limit)")
     add("--cameras", nargs="+", default=[], metavar="NAME", help="MuJoCo cameras to record")
     add(
         "--size",
         nargs=2,
-        type=whole(2),
+        type=integer(2),
         default=[96, 96],
         metavar=("HEIGHT", "WIDTH"),
         help="height and width of the camera images in pixels, both even (default: 96 96)",
@@ -68,44 +74,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import Copies, Shots, check_together, default_policy
+    from headway.environments import EpisodeImages, VectorEnv, check_same_format, default_policy
 
-    _check_out(args)
+    _check_output(args)
     recorders: list[Recorder] = []
     every = max(1, args.episodes // 10)
 
     def progress(recorder: Recorder, done: int) -> None:
         if done % every == 0:
             failed = f", {recorder.failed:,} failed" if recorder.failed else ""
-            terminal.note(f"{recorder.copies.name}: {done:,} of {args.episodes:,} episodes{failed}")
+            terminal.note(f"{recorder.envs.name}: {done:,} of {args.episodes:,} episodes{failed}")
 
     with ExitStack() as stack:
         if any(map(_is_run, args.policy or ())):
             stack.enter_context(torch_options(args))
-        shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
-        copies = []
+        episode_images = stack.enter_context(EpisodeImages(args.out.parent)) if args.cameras else None
+        vector_envs = []
         for name in args.env:
-            heavy = args.cameras or default_policy(name) == "expert"  # each simulation takes 28 MB
-            at_once = min(args.at_once or (1 if heavy else _AT_ONCE), args.episodes)
-            opened = Copies(name, at_once, cameras=args.cameras, size=tuple(args.size))
-            copies.append(stack.enter_context(opened))
-        recorders = [_recorder(args, each, task, shots) for task, each in enumerate(copies)]
+            is_heavy = args.cameras or default_policy(name) == "expert"  # each simulation takes 28 MB
+            num_envs = min(args.at_once or (1 if is_heavy else _NUM_ENVS), args.episodes)
+            vector_env = VectorEnv(name, num_envs, cameras=args.cameras, size=tuple(args.size))
+            vector_envs.append(stack.enter_context(vector_env))
+        recorders = [_recorder(args, envs, task, episode_images) for task, envs in enumerate(vector_envs)]
         if not args.out.suffix:
-            check_together(recorders)
+            check_same_format(recorders)
         try:
             for recorder in recorders:
-                recorder.run(args.episodes, len(recorder.copies), partial(progress, recorder))
-            _write(recorders, args, shots)
+                recorder.run(args.episodes, len(recorder.envs), partial(progress, recorder))
+            _write(recorders, args, episode_images)
         except BaseException as error:
-            raise _kept(recorders, args, shots, error) from error
+            raise _save_finished(recorders, args, episode_images, error) from error
         _show(recorders, args.out, terminal)
 
 
-def _check_out(args: argparse.Namespace) -> None:
+def _check_output(args: argparse.Namespace) -> None:
     """Raise UserError before recording if --out cannot take the episodes."""
-    from headway.data.lerobot_writing import check_lerobot
-    from headway.data.store import check_out
-    from headway.environments import SEEDS, TRIES
+    from headway.data.array_store import check_output_path
+    from headway.data.lerobot_writer import check_lerobot_packages
+    from headway.environments import MAX_TRIES, SEEDS
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -117,53 +123,53 @@ def _check_out(args: argparse.Namespace) -> None:
     if not folder and len(args.env) > 1:
         raise UserError(f"{path} can store one environment, not {len(args.env)}; pass a folder to --out")
     if folder:
-        check_lerobot(path, films=bool(args.cameras))
+        check_lerobot_packages(path, videos=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
         raise UserError("an environment is repeated; name each one once")
     # No episode, nor the retry of a failed one, may use the seeds of evaluation episodes.
-    tries = TRIES if any(_successes_alone(args, name) for name in args.env) else 1
-    starts, judged = tries * args.episodes, SEEDS["validation"]
-    if starts > judged:
+    tries = MAX_TRIES if any(_only_successes(args, name) for name in args.env) else 1
+    num_seeds, first_eval_seed = tries * args.episodes, SEEDS["validation"]
+    if num_seeds > first_eval_seed:
         raise UserError(
-            f"--episodes {args.episodes} may need {starts:,} seeds and reach those of evaluation episodes, from "
-            f"{judged:,} on; use at most {judged // tries:,} episodes"
+            f"--episodes {args.episodes} may need {num_seeds:,} seeds and reach those of evaluation episodes, from "
+            f"{first_eval_seed:,} on; use at most {first_eval_seed // tries:,} episodes"
         )
-    if (args.seed or 0) + starts > judged:
+    if (args.seed or 0) + num_seeds > first_eval_seed:
         raise UserError(
-            f"--seed {args.seed} with {args.episodes:,} episodes may need {starts:,} seeds and reach those of "
-            f"evaluation episodes, from {judged:,} on; use a seed below {judged - starts + 1:,}"
+            f"--seed {args.seed} with {args.episodes:,} episodes may need {num_seeds:,} seeds and reach those of "
+            f"evaluation episodes, from {first_eval_seed:,} on; use a seed below {first_eval_seed - num_seeds + 1:,}"
         )
-    check_out(path)
-    if args.cameras and any(side % 2 for side in args.size):
+    check_output_path(path)
+    if args.cameras and any(length % 2 for length in args.size):
         raise UserError(
             f"videos need an even height and width, and --size is {args.size[0]} {args.size[1]}; use even numbers"
         )
 
 
-def _policies(args: argparse.Namespace, environment: str) -> list[str]:
+def _policy_names(args: argparse.Namespace, environment: str) -> list[str]:
     """The names of the policies to record in an environment."""
     from headway.environments import default_policy
 
     return args.policy or [default_policy(environment)]
 
 
-def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
+def _only_successes(args: argparse.Namespace, environment: str) -> bool:
     """Whether only successful episodes are stored: if the expert is the only policy."""
-    return set(_policies(args, environment)) == {"expert"}
+    return set(_policy_names(args, environment)) == {"expert"}
 
 
-def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots | None) -> Recorder:
-    from headway.environments import Demonstrating, Mixture, Recorder, check_demonstrable, open_policy
+def _recorder(args: argparse.Namespace, envs: VectorEnv, task: int, episode_images: EpisodeImages | None) -> Recorder:
+    from headway.environments import Mixture, Recorder, SuccessFilter, check_demonstrable, open_policy
 
     policies = [
-        _policy_of_run(name, args, copies) if _is_run(name) else open_policy(name, copies.spaces, copies.name)
-        for name in _policies(args, copies.name)
+        _policy_of_run(name, args, envs) if _is_run(name) else open_policy(name, envs.spaces, envs.name)
+        for name in _policy_names(args, envs.name)
     ]
     mixtures = [Mixture(policy, share) for policy in policies for share in args.mix]
-    demonstrating = Demonstrating() if _successes_alone(args, copies.name) else None
-    recorder = Recorder(copies, mixtures, args.seed or 0, args.horizon, demonstrating)
-    if shots is not None:
-        recorder.keep = lambda number, pictures: shots.keep(task, number, pictures)
+    demonstrating = SuccessFilter() if _only_successes(args, envs.name) else None
+    recorder = Recorder(envs, mixtures, args.seed or 0, args.horizon, demonstrating)
+    if episode_images is not None:
+        recorder.on_finished = lambda number, pictures: episode_images.add(task, number, pictures)
     if not args.out.suffix:
         check_demonstrable(recorder)
     return recorder
@@ -173,7 +179,7 @@ def _is_run(policy: str) -> bool:
     return Path(policy).expanduser().is_dir()
 
 
-def _policy_of_run(name: str, args: argparse.Namespace, copies: Copies) -> RowPolicy:
+def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> RowPolicy:
     """The policy of a trained run. Raises UserError for other kinds of runs, and for mismatched spaces."""
     import headway as hw
     from headway.domains.agents import predictors as agents
@@ -182,30 +188,32 @@ def _policy_of_run(name: str, args: argparse.Namespace, copies: Copies) -> RowPo
 
     model = hw.load(Path(name).expanduser(), args.device)
     if kinds.is_agent(model.module):
-        return agents.recording_policy(model, copies, args.horizon)
+        return agents.recording_policy(model, envs, args.horizon)
     if kinds.is_trajectories(model.module):
-        return trajectories.recording_policy(model, copies, args.horizon)
+        return trajectories.recording_policy(model, envs, args.horizon)
     raise UserError(
         f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, the .npz "
         "of a network, or module:function"
     )
 
 
-def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:
+def _write(recorders: Sequence[Recorder], args: argparse.Namespace, episode_images: EpisodeImages | None) -> int:
     """Write the finished episodes and return their number."""
-    from headway.data.lerobot_writing import write_lerobot
-    from headway.data.recordings import write_episodes
-    from headway.environments import demonstrations, robot_numbers
+    from headway.data.episode_files import write_episodes
+    from headway.data.lerobot_writer import write_lerobot
+    from headway.environments import collect_demonstrations, robot_state_size
 
     if args.out.suffix:
         write_episodes(args.out, recorders[0].episodes())
     else:
-        write_lerobot(args.out, demonstrations(recorders, args.cameras, shots), robot_numbers(args.env))
+        write_lerobot(
+            args.out, collect_demonstrations(recorders, args.cameras, episode_images), robot_state_size(args.env)
+        )
     return sum(len(recorder.finished) for recorder in recorders)
 
 
-def _kept(
-    recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None, error: BaseException
+def _save_finished(
+    recorders: Sequence[Recorder], args: argparse.Namespace, episode_images: EpisodeImages | None, error: BaseException
 ) -> BaseException:
     """Write the finished episodes, and return the error that stopped the recording with their path."""
     if not any(recorder.finished for recorder in recorders):
@@ -214,10 +222,10 @@ def _kept(
         count = sum(len(recorder.finished) for recorder in recorders)
     else:
         try:
-            count = _write(recorders, args, shots)
+            count = _write(recorders, args, episode_images)
         except Exception:  # rather than lose the episodes, write them to a temporary folder
             args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
-            count = _write(recorders, args, shots)
+            count = _write(recorders, args, episode_images)
     text = str(error) or "stopped"
     kind = type(error) if isinstance(error, (UserError, KeyboardInterrupt)) else UserError
     return kind(f"{text}; {count:,} finished episodes are in {args.out}")
@@ -236,15 +244,15 @@ def _show(recorders: Sequence[Recorder], path: Path, terminal: Terminal) -> None
             "return_min": float(returns.min()),
             "return_max": float(returns.max()),
         }
-        if recorder.demonstrating is not None:
+        if recorder.success_filter is not None:
             row |= {"failed": recorder.failed, "success_rate": len(episodes) / tries}
         rows.append(row)
-    found: dict[str, Any] = {"path": path, **rows[0]} if len(rows) == 1 else {"path": path, "tasks": rows}
+    summary: dict[str, Any] = {"path": path, **rows[0]} if len(rows) == 1 else {"path": path, "tasks": rows}
     if len(rows) > 1:
-        terminal.say(f"path: {path}")
-        terminal.table(rows)
+        terminal.print(f"path: {path}")
+        terminal.print_table(rows)
     else:
-        for name, value in found.items():
-            told = f"{value:,.5g}" if isinstance(value, float) else value
-            terminal.say(f"{name.replace('_', ' ')}: {told}")
-    terminal.result(found)
+        for name, value in summary.items():
+            formatted = f"{value:,.5g}" if isinstance(value, float) else value
+            terminal.print(f"{name.replace('_', ' ')}: {formatted}")
+    terminal.print_result(summary)

@@ -14,9 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.data import get
+    from headway.data import get_set
 
-    paths = get(args.name)
+    paths = get_set(args.name)
     for path in paths:
-        terminal.say(str(path))
-    terminal.result({"name": args.name, "paths": paths})
+        terminal.print(str(path))
+    terminal.print_result({"name": args.name, "paths": paths})

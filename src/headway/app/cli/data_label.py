@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import number, whole
+from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -25,9 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, required=True, metavar="FILE.csv", help="output file for the labels")
     add("--engine", default="stockfish", metavar="NAME", help="name or path of a UCI engine (default: stockfish)")
-    add("--nodes", type=whole(1), default=1000, metavar="N", help="search nodes per position (default: 1000)")
-    add("--lines", type=whole(1), default=8, metavar="N", help="best moves per position (default: 8)")
-    add("--workers", type=whole(1), metavar="N", help="parallel engine processes (default: one per core)")
+    add("--nodes", type=integer(1), default=1000, metavar="N", help="search nodes per position (default: 1000)")
+    add("--lines", type=integer(1), default=8, metavar="N", help="best moves per position (default: 8)")
+    add("--workers", type=integer(1), metavar="N", help="parallel engine processes (default: one per core)")
     add(
         "--vary",
         type=number(0, 1),
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="share of positions to change by 1 to 4 random moves (default: 0)",
     )
-    add("--limit", type=whole(1), metavar="N", help="label only the first N positions")
+    add("--limit", type=integer(1), metavar="N", help="label only the first N positions")
     add("--minutes", type=number(0, above=True), metavar="M", help="stop after M minutes")
     add("--resume", action="store_true", help="continue after the last label in FILE.csv")
 
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if count % 1000 == 0:
             terminal.note(f"{count:,} positions, {count / seconds:,.0f} per second")
 
-    found = label(args.files, args.out, config, args.resume, progress)
-    rate = found.new / max(1e-9, found.seconds)
-    terminal.say(f"{found.positions:,} positions in {args.out}, {found.new:,} of them new, {rate:,.0f} per second")
-    terminal.result({"file": args.out, **found._asdict(), "positions_per_second": rate})
+    summary = label(args.files, args.out, config, args.resume, progress)
+    rate = summary.new / max(1e-9, summary.seconds)
+    terminal.print(
+        f"{summary.positions:,} positions in {args.out}, {summary.new:,} of them new, {rate:,.0f} per second"
+    )
+    terminal.print_result({"file": args.out, **summary._asdict(), "positions_per_second": rate})

@@ -20,5 +20,5 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         {"name": s.name, "here": is_present(s), "what": s.description, "licence": s.licence, "source": s.url}
         for s in known_sets()
     ]
-    terminal.table(rows)
-    terminal.result({"sets": rows})
+    terminal.print_table(rows)
+    terminal.print_result({"sets": rows})

@@ -13,7 +13,7 @@ from headway.app.cli.terminal import Terminal
 
 EXAMPLE = "headway demo --minutes 2"
 RECIPE = "pronounce"
-WORDS = 20
+NUM_SAMPLES = 20
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +38,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 device=args.device,
                 threads=args.threads,
                 seed=args.seed,
-                samples=WORDS,
+                samples=NUM_SAMPLES,
                 spent=terminal.seconds(),
             )
     except UserInterrupt as interrupt:
-        same = ["--deterministic"] if args.deterministic else []
-        command = shlex.join([program, "train", RECIPE, "--run", str(directory), "--resume", *same])
+        options = ["--deterministic"] if args.deterministic else []
+        command = shlex.join([program, "train", RECIPE, "--run", str(directory), "--resume", *options])
         raise UserInterrupt(interrupt.where, f"continue with: {command}") from interrupt
-    terminal.say("\nWords that were not in the training data:\n")
-    terminal.table(result.summary["samples"])
+    terminal.print("\nWords that were not in the training data:\n")
+    terminal.print_table(result.summary["samples"])
     scores = result.summary["scores"]
-    terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
+    terminal.print(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
     if result.summary.get("report"):
-        terminal.say(f"report: {result.summary['report']}")
-    terminal.say(f"next: echo headway | {program} translate {directory}")
-    terminal.result({"run": directory, **result.summary, "seconds": terminal.seconds()})
+        terminal.print(f"report: {result.summary['report']}")
+    terminal.print(f"next: echo headway | {program} translate {directory}")
+    terminal.print_result({"run": directory, **result.summary, "seconds": terminal.seconds()})

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from headway.app.cli.answers import Failures, answers, conclude
+from headway.app.cli.inputs import Failures, predict_each, report_outcome
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import numbered
+from headway.app.cli.translate import number_chunks
 
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
@@ -31,10 +31,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     count = width = 0
     with torch_options(args):
         model = load(args)
-        ask = lambda some: model.embed(some, truncate=args.truncate)  # noqa: E731
-        for first, lines in numbered(sys.stdin):
-            for _, vector in answers(lines, ask, failures, lambda found: found.tolist(), first):
-                told = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
-                print(json.dumps(told), flush=False)
+        predict = lambda batch: model.embed(batch, truncate=args.truncate)  # noqa: E731
+        for first, lines in number_chunks(sys.stdin):
+            for _, vector in predict_each(lines, predict, failures, lambda vectors: vectors.tolist(), first):
+                rounded = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
+                print(json.dumps(rounded), flush=False)
                 count, width = count + 1, len(vector or ()) or width
-    conclude({"lines": count, "width": width}, failures, terminal)
+    report_outcome({"lines": count, "width": width}, failures, terminal)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_data, add_weights, load, torch_options, whole
-from headway.app.cli.terminal import Terminal, cell
+from headway.app.cli.options import add_data, add_weights, integer, load, torch_options
+from headway.app.cli.terminal import Terminal, format_cell
 from headway.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
     add_data(parser, "files or folders of your own data: a test or val folder in it, otherwise all of it")
     parser.add_argument("--split", help="validation, test or all (default: test, or the split found in --data)")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="maximum number of samples")
+    parser.add_argument("--limit", type=integer(1), metavar="N", help="maximum number of samples")
     parser.add_argument(
         "--stride",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="language models: evaluate in overlapping windows that advance by N tokens",
     )
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
-        from headway.evaluation import scores_and_task
+        from headway.model_evaluation import scores_and_task
 
         model, task = load(args), None
         if model.recipe is None:
@@ -49,17 +49,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.note(
             f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; use --split all for all"
         )
-    from headway.learn.report.charts import between
+    from headway.learn.report.charts import format_interval
 
     if "note" in scores:
         terminal.note(scores["note"])
     for name, value in scores.items():
         if name != "note":
-            terminal.say(f"{name}: {between(*value) if name.endswith('_interval') else cell(value)}")
-    others = (args.data, args.limit, args.stride, args.weights)
-    if task is not None and scores["split"] == task.final_split and all(other is None for other in others):
+            terminal.print(f"{name}: {format_interval(*value) if name.endswith('_interval') else format_cell(value)}")
+    overrides = (args.data, args.limit, args.stride, args.weights)
+    if task is not None and scores["split"] == task.final_split and all(override is None for override in overrides):
         _record(model, task, scores, terminal)
-    terminal.result(scores)
+    terminal.print_result(scores)
 
 
 def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal) -> None:
@@ -72,4 +72,4 @@ def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal
         terminal.note(f"the scores in the report of the run are unchanged: {error}")
         return
     if report is not None:
-        terminal.say(f"report: {report}")
+        terminal.print(f"report: {report}")

@@ -28,10 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
-    from headway.app.exchange import ending
+    from headway.app.conversion import format_from_suffix
 
     with torch_options(args):
-        form = args.format or ending(args.out)
-        family = hw.export(args.model, args.out, form, args.dtype)
-    terminal.say(f"exported {args.model} to {args.out} as {family}")
-    terminal.result({"out": args.out, "family": family, "format": form})
+        target_format = args.format or format_from_suffix(args.out)
+        family = hw.export(args.model, args.out, target_format, args.dtype)
+    terminal.print(f"exported {args.model} to {args.out} as {family}")
+    terminal.print_result({"out": args.out, "family": family, "format": target_format})

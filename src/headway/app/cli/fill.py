@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, load, torch_options, whole
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import chunks
+from headway.app.cli.translate import line_chunks
 
 EXAMPLE = """
 headway fill runs/masked "Paris is the [MASK] of France."
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--top",
-        type=whole(1),
+        type=integer(1),
         default=5,
         metavar="N",
         help="number of words to print per mask, most probable first (default: 5)",
@@ -35,14 +35,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    found = []
+    results = []
     with torch_options(args):
         model = load(args)
-        for text in args.texts or (line for lines in chunks(sys.stdin) for line in lines):
+        for text in args.texts or (line for lines in line_chunks(sys.stdin) for line in lines):
             masks = model.fill(text, args.top)
-            found.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})
-            terminal.say(text)
+            results.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})
+            terminal.print(text)
             for number, mask in enumerate(masks, 1):
-                shown = "  ".join(f"{candidate.text} {candidate.probability:.3f}" for candidate in mask)
-                terminal.say(f"  {number}: {shown}")
-    terminal.result({"results": found})
+                line = "  ".join(f"{candidate.text} {candidate.probability:.3f}" for candidate in mask)
+                terminal.print(f"  {number}: {line}")
+    terminal.print_result({"results": results})

@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_data, load, torch_options, whole
+from headway.app.cli.options import add_data, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -15,31 +15,31 @@ EXAMPLE = """
 headway forecast runs/forecast --steps 24
 headway forecast runs/forecast --data new.csv --out forecast.csv --picture forecast.png
 """
-_KINDS = (".png", ".svg", ".pdf")
-_SHOWN = 24  # rows of the printed table, and series of the picture
+_SUFFIXES = (".png", ".svg", ".pdf")
+_MAX_SHOWN = 24  # rows of the printed table, and series of the picture
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN", help="run of the recipe forecast")
     add_data(parser, "files of the series to forecast (default: the run's data)")
-    add("--steps", type=whole(1), metavar="N", help="steps to forecast (default: the run's horizon)")
+    add("--steps", type=integer(1), metavar="N", help="steps to forecast (default: the run's horizon)")
     add("--out", type=Path, metavar="FILE.csv", help="output file for all rows: series, time, q0.1 ... q0.9")
-    add("--picture", type=Path, metavar="FILE", help=f"image file for a chart, ending in {', '.join(_KINDS)}")
+    add("--picture", type=Path, metavar="FILE", help=f"image file for a chart, ending in {', '.join(_SUFFIXES)}")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    if args.picture is not None and args.picture.suffix.lower() not in _KINDS:
+    if args.picture is not None and args.picture.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{args.picture} is not a supported image file; use a name such as forecast.png")
     for out in filter(None, (args.out, args.picture)):
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
-        found = load(args).forecast(args.data, args.steps)
+        forecasts = load(args).forecast(args.data, args.steps)
     rows: list[dict[str, Any]] = [
-        {"series": one.series, "time": time, **dict(zip(one.quantiles, values))}
-        for one in found
-        for time, *values in zip(one.times, *one.quantiles.values())
+        {"series": forecast.series, "time": time, **dict(zip(forecast.quantiles, values))}
+        for forecast in forecasts
+        for time, *values in zip(forecast.times, *forecast.quantiles.values())
     ]
     try:
         if args.out is not None:
@@ -50,26 +50,28 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.picture is not None:
             import numpy as np
 
-            from headway.data.calendar import axis
-            from headway.learn.report.charts import Panel, fans
+            from headway.data.calendar import plot_axis
+            from headway.learn.report.charts import Panel, forecast_figure
 
-            if len(found) > _SHOWN:
-                terminal.note(f"the chart shows the first {_SHOWN} of {len(found):,} series")
+            if len(forecasts) > _MAX_SHOWN:
+                terminal.note(f"the chart shows the first {_MAX_SHOWN} of {len(forecasts):,} series")
             panels = [
                 Panel(
-                    f"{one.series} to {one.times[-1]}",
-                    axis([*one.past_times, *one.times]),
-                    np.array(one.past),
-                    np.array([*zip(*one.quantiles.values())]),
+                    f"{forecast.series} to {forecast.times[-1]}",
+                    plot_axis([*forecast.past_times, *forecast.times]),
+                    np.array(forecast.past),
+                    np.array([*zip(*forecast.quantiles.values())]),
                 )
-                for one in found[:_SHOWN]
+                for forecast in forecasts[:_MAX_SHOWN]
             ]
-            fans(panels).savefig(args.picture, dpi=150)
+            forecast_figure(panels).savefig(args.picture, dpi=150)
     except OSError as error:
-        place = error.filename or args.out or args.picture  # the error of a full disk has no file name
-        raise UserError(f"{place} cannot be written ({error.strerror}); choose another path") from None
-    terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
-    if len(rows) > _SHOWN:
-        terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; write all with --out FILE.csv")
+        path = error.filename or args.out or args.picture  # the error of a full disk has no file name
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another path") from None
+    terminal.print_table(
+        [{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_MAX_SHOWN]]
+    )
+    if len(rows) > _MAX_SHOWN:
+        terminal.print(f"... and {len(rows) - _MAX_SHOWN:,} more rows; write all with --out FILE.csv")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
-    terminal.result({"forecasts": [one._asdict() for one in found], **files})
+    terminal.print_result({"forecasts": [forecast._asdict() for forecast in forecasts], **files})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -36,7 +36,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add = parser.add_argument
     add(
         "--max-new-tokens",
-        type=whole(1),
+        type=integer(1),
         default=tokens,
         metavar="N",
         help=f"maximum number of new tokens (default: {tokens})",
@@ -44,7 +44,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add(
         "--temperature", type=number(0), default=1.0, metavar="T", help="sampling temperature; 0 is greedy (default: 1)"
     )
-    add("--top-k", type=whole(1), metavar="K", help="sample from the K most probable tokens only")
+    add("--top-k", type=integer(1), metavar="K", help="sample from the K most probable tokens only")
     add(
         "--top-p",
         type=number(0, 1, above=True),
@@ -73,7 +73,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add_server(parser)
 
 
-def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
+def sampling_settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
     """The parsed options of `add_sampling`."""
     from headway.generate import Limits, Sampling
 
@@ -81,7 +81,7 @@ def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
     return sampling, Limits(args.max_new_tokens, tuple(args.stop))
 
 
-def asked(args: argparse.Namespace) -> dict[str, Any]:
+def remote_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The parsed options of `add_sampling` as arguments of a remote model."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
     return {name: getattr(args, name) for name in names}
@@ -91,28 +91,28 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     prompt = read_prompt(args.prompt)
     with torch_options(args):
         if args.server is not None:
-            text = said(load(args).stream(prompt, **asked(args)), prompt, terminal)
-            terminal.result({"prompt": prompt, "text": text})
+            text = stream_output(load(args).stream(prompt, **remote_arguments(args)), prompt, terminal)
+            terminal.print_result({"prompt": prompt, "text": text})
             return
-        sampling, limits = settings(args)
+        sampling, limits = sampling_settings(args)
         model = load(args)
         if args.json:
             completion = model.complete([prompt], sampling, limits)[0]
             names = ("text", "logprobs", "finish_reason", "tokens_per_second")
-            told = {name: getattr(completion, name) for name in names}
-            terminal.result({"prompt": prompt, "tokens": completion.ids, **told, "beyond": model.beyond})
+            fields = {name: getattr(completion, name) for name in names}
+            terminal.print_result({"prompt": prompt, "tokens": completion.ids, **fields, "beyond": model.unexpected})
             return
-        said(model.continuations(prompt, sampling, limits), prompt, terminal)
+        stream_output(model.continuations(prompt, sampling, limits), prompt, terminal)
 
 
-def said(pieces: Iterator[str], prompt: str, terminal: Terminal) -> str:
+def stream_output(chunks: Iterator[str], prompt: str, terminal: Terminal) -> str:
     """Print the prompt and then the output as it is generated; return the output."""
-    terminal.say(prompt, end="")
+    terminal.print(prompt, end="")
     text = ""
-    for piece in pieces:
-        terminal.say(piece, end="")
-        text += piece
-    terminal.say()
+    for chunk in chunks:
+        terminal.print(chunk, end="")
+        text += chunk
+    terminal.print()
     return text
 
 

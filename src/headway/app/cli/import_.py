@@ -20,15 +20,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.app.exchange import check_free, import_model
+    from headway.app.conversion import check_empty, import_model
     from headway.formats.hub import find_folder
     from headway.formats.open import open_model
     from headway.nn.models import describe
 
-    check_free(args.out)
+    check_empty(args.out)
     with torch_options(args):
         opened = open_model(find_folder(args.model))
         import_model(opened, args.out)
     count = describe(opened.model.config)["parameters"]  # type: ignore[arg-type]
-    terminal.say(f"imported {args.model} ({opened.usage.family or 'a model'}, {count:,} parameters) to {args.out}")
-    terminal.result({"out": args.out, "family": opened.usage.family, "parameters": count})
+    terminal.print(f"imported {args.model} ({opened.usage.family or 'a model'}, {count:,} parameters) to {args.out}")
+    terminal.print_result({"out": args.out, "family": opened.usage.family, "parameters": count})

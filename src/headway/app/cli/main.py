@@ -58,14 +58,14 @@ COMMANDS = {
     "data label": "label chess positions with an engine's best moves and values",
 }
 # These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
-_WRITING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
+_GENERATING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list"}  # the command to run when only a group is named
 
 # Parts of torch's out-of-memory messages, on a CPU and on a GPU.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
-_LEAST_MEMORY = 1 << 30  # bytes of address space that torch and a small model need
-_LONGEST = 1500  # characters of a message
+_MIN_MEMORY = 1 << 30  # bytes of address space that torch and a small model need
+_MAX_MESSAGE = 1500  # characters of a message
 _OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments with paths of output files
 _MODELS = ("model", "draft")  # models, in whose folders outputs are allowed
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -84,30 +84,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
-        return _fail(_few_files(error) or str(error), USER_ERROR, arguments)
+        return _fail(_too_many_files(error) or str(error), USER_ERROR, arguments)
     except UnicodeEncodeError as error:
-        told = f"{error.object[: error.start + 20]!r} contains bytes that are not UTF-8; retype it"
-        return _fail(told, USER_ERROR, arguments)
+        message = f"{error.object[: error.start + 20]!r} contains bytes that are not UTF-8; retype it"
+        return _fail(message, USER_ERROR, arguments)
     except UnicodeDecodeError as error:
-        told = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
-        return _fail(told, USER_ERROR, arguments)
+        message = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
+        return _fail(message, USER_ERROR, arguments)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", INTERRUPTED, arguments)
     except BrokenPipeError:  # the reader of the output (`| head`) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        few = _few_files(error)
-        return _fail(few or _describe(error), USER_ERROR if few else FAILED, arguments)
+        files_message = _too_many_files(error)
+        return _fail(files_message or _describe(error), USER_ERROR if files_message else FAILED, arguments)
     return DONE
 
 
-def _few_files(error: BaseException | None) -> str | None:
+def _too_many_files(error: BaseException | None) -> str | None:
     """The message for an error that is, or was caused by, too many open files; None for other errors."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
-            most = _limit("RLIMIT_NOFILE")
-            limit = "the system's" if most is None else most
+            maximum = _limit("RLIMIT_NOFILE")
+            limit = "the system's" if maximum is None else maximum
             return f"too many files are open (the limit is {limit}); raise the limit, for example: ulimit -n 1024"
         error = error.__cause__ or error.__context__
     return None
@@ -126,7 +126,7 @@ def _dispatch(arguments: list[str]) -> None:
     if name not in COMMANDS:
         print(overview({full: text for full, text in COMMANDS.items() if full.split()[0] == name}))
         return
-    if name in _WRITING:
+    if name in _GENERATING:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = import_module(module_of(name))
     parser = Parser(f"headway {name}", COMMANDS[name], command.EXAMPLE)
@@ -141,11 +141,11 @@ def _dispatch(arguments: list[str]) -> None:
 def _check_outputs(args: Mapping[str, Any]) -> None:
     """Raise UserError before any work starts if an output file is also an input of the command."""
     inputs = [
-        item
+        argument
         for name, value in args.items()
         if name not in _OUTPUTS
-        for item in (value if isinstance(value, list) else [value])
-        if isinstance(item, (str, Path)) and not (name in _MODELS and os.path.isdir(item))
+        for argument in (value if isinstance(value, list) else [value])
+        if isinstance(argument, (str, Path)) and not (name in _MODELS and os.path.isdir(argument))
     ]
     for name in _OUTPUTS:
         if isinstance(args.get(name), (str, Path)):
@@ -154,11 +154,11 @@ def _check_outputs(args: Mapping[str, Any]) -> None:
 
 def _check_memory() -> None:
     """Raise UserError if the memory limit is so low that torch's libraries would crash without a message."""
-    most = _limit("RLIMIT_AS")
-    if most is not None and most < _LEAST_MEMORY:
+    limit = _limit("RLIMIT_AS")
+    if limit is not None and limit < _MIN_MEMORY:
         raise UserError(
-            f"the memory limit of a process is {most / 1e6:,.0f} MB, which is too little for torch; "
-            f"raise it to {_LEAST_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_LEAST_MEMORY >> 10}"
+            f"the memory limit of a process is {limit / 1e6:,.0f} MB, which is too little for torch; "
+            f"raise it to {_MIN_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_MIN_MEMORY >> 10}"
         )
 
 
@@ -168,8 +168,8 @@ def _limit(name: str) -> int | None:
         import resource
     except ImportError:
         return None
-    found = resource.getrlimit(getattr(resource, name))[0]
-    return None if found == resource.RLIM_INFINITY else found
+    limit = resource.getrlimit(getattr(resource, name))[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def module_of(command: str) -> str:
@@ -222,7 +222,7 @@ def _describe(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror.lower()}"
     first = str(error).strip().split("\n")[0]
-    if isinstance(error, MemoryError) or any(words in first for words in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(words in first for words in _OUT_OF_MEMORY):
         return f"out of memory ({first or name}); reduce the batch or the number of tokens, or use a smaller model"
     return f"{name}: {first}; add --debug for the traceback"
 
@@ -233,7 +233,7 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
 
         print("\n".join(map(printable, traceback.format_exc().split("\n"))), file=sys.stderr)
     line = printable(" ".join(message.split()))
-    if len(line) > _LONGEST:  # a name in a file may be megabytes long
-        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    if len(line) > _MAX_MESSAGE:  # a name in a file may be megabytes long
+        line = f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
     print(f"headway: {line}", file=sys.stderr)
     return code

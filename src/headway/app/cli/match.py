@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from headway.app.cli.answers import Failures, answers, conclude, images
+from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 
@@ -40,18 +40,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
 
-        def pairs(found: Matches) -> list[tuple[list[float], list[float]]]:
-            return list(zip(found.similarities.tolist(), found.probabilities.tolist()))
+        def pairs(matches: Matches) -> list[tuple[list[float], list[float]]]:
+            return list(zip(matches.similarities.tolist(), matches.probabilities.tolist()))
 
-        ask = lambda some: model.match(list(some), args.text, args.template, args.truncate)  # noqa: E731
-        for image, answer in answers(images(args.image), ask, failures, pairs):
+        predict = lambda batch: model.match(list(batch), args.text, args.template, args.truncate)  # noqa: E731
+        for image, answer in predict_each(image_paths(args.image), predict, failures, pairs):
             if answer is not None:
                 rows.append((image, *answer))
-    for image, cosines, chances in rows:
-        terminal.say(image)
-        order = sorted(range(len(args.text)), key=lambda number: -cosines[number])
-        terminal.table([{"text": args.text[n], "probability": chances[n], "similarity": cosines[n]} for n in order])
-        terminal.say()
+    for image, similarities, probabilities in rows:
+        terminal.print(image)
+        order = sorted(range(len(args.text)), key=lambda number: -similarities[number])
+        terminal.print_table(
+            [{"text": args.text[n], "probability": probabilities[n], "similarity": similarities[n]} for n in order]
+        )
+        terminal.print()
     names = ("images", "similarities", "probabilities")
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
-    conclude({"texts": args.text, **columns}, failures, terminal)
+    columns = {name: [row[column] for row in rows] for column, name in enumerate(names)}
+    report_outcome({"texts": args.text, **columns}, failures, terminal)

@@ -15,8 +15,10 @@ from headway.errors import UserError, nearest
 if TYPE_CHECKING:
     from headway.app.model import Model
 
-_DIGITS = 100  # most digits of a number
-BACKENDS = "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+_MAX_DIGITS = 100  # most digits of a number
+BACKEND_HELP = (
+    "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,8 +61,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="device to run on: cpu, cuda, cuda:1 or mps; auto uses a GPU if available (default: auto)",
     )
-    add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
-    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="random seed")
+    add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKEND_HELP)
+    add("--seed", type=integer(0, 2**63 - 1), metavar="N", help="random seed")
     add(
         "--deterministic",
         action="store_true",
@@ -83,19 +85,19 @@ def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to ove
     )
 
 
-def add_start(parser: argparse.ArgumentParser) -> None:
+def add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     """Add the options for fine-tuning: the model to start from, and LoRA."""
     parser.add_argument(
         "--from", dest="start", metavar="RUN|MODEL", help="fine-tune: start from its weights and tokenizer"
     )
     parser.add_argument(
-        "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
+        "--lora", type=integer(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
     )
 
 
-def add_data(parser: argparse.ArgumentParser, about: str) -> None:
+def add_data(parser: argparse.ArgumentParser, help_text: str) -> None:
     """Add --data. Its arguments are always paths, even if they look like a text."""
-    parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=about)
+    parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=help_text)
 
 
 def _path(text: str) -> Path:
@@ -104,15 +106,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """An argparse type for integers from `minimum` to `maximum`."""
 
     def read(text: str) -> int:
         digits = text.removeprefix("-")
-        known = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS
-        if not known or int(text) < least or (most is not None and int(text) > most):
-            limit = "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!r} is not an integer of at least {least}{limit}")
+        is_integer = digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS
+        if not is_integer or int(text) < minimum or (maximum is not None and int(text) > maximum):
+            limit = "" if maximum is None else f" and at most {maximum}"
+            raise argparse.ArgumentTypeError(f"{text[:_MAX_DIGITS]!r} is not an integer of at least {minimum}{limit}")
         return int(text)
 
     return read
@@ -143,7 +145,7 @@ def backend(text: str) -> str:
 
 def threads(text: str) -> int:
     """The argparse type of --threads."""
-    count, cores = whole(1)(text), os.cpu_count() or 1
+    count, cores = integer(1)(text), os.cpu_count() or 1
     if count > cores:
         raise argparse.ArgumentTypeError(f"{count} threads are too many for {cores} cores; use at most {cores}")
     return count
@@ -151,17 +153,17 @@ def threads(text: str) -> int:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add --weights, for commands that run a model."""
-    forms = ("fp32", "int8", "int4")
-    parser.add_argument("--weights", choices=forms, help="number format of the weights (default: as stored)")
+    dtypes = ("fp32", "int8", "int4")
+    parser.add_argument("--weights", choices=dtypes, help="number format of the weights (default: as stored)")
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """Add --weights and --cache, for commands that generate with a KV cache."""
     add_weights(parser)
-    add_cache_form(parser)
+    add_cache_dtype(parser)
 
 
-def add_cache_form(parser: argparse.ArgumentParser) -> None:
+def add_cache_dtype(parser: argparse.ArgumentParser) -> None:
     """Add --cache alone."""
     default = "default: fp16 for quantised weights, otherwise fp32"
     parser.add_argument("--cache", choices=("fp32", "fp16", "int8"), help=f"number format of the KV cache ({default})")
@@ -177,8 +179,8 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 # Options that the server sets for itself, so requests cannot, with their defaults.
-_OWN = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
-_OWN |= {"deterministic": False}
+_SERVER_OPTIONS = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
+_SERVER_OPTIONS |= {"deterministic": False}
 
 
 def load(args: argparse.Namespace) -> Model:
@@ -186,12 +188,12 @@ def load(args: argparse.Namespace) -> Model:
     import headway as hw
 
     if getattr(args, "server", None) is not None:
-        chosen = [name for name, default in _OWN.items() if getattr(args, name, default) != default]
-        if chosen:
-            raise UserError(f"--{chosen[0]} is set when the server starts; remove it, or remove --server")
+        overridden = [name for name, default in _SERVER_OPTIONS.items() if getattr(args, name, default) != default]
+        if overridden:
+            raise UserError(f"--{overridden[0]} is set when the server starts; remove it, or remove --server")
         return cast("Model", hw.connect(args.server, model=str(args.model)))  # it has the methods that commands use
-    given = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
-    return hw.load(args.model, args.device, backend=args.backend, **given)
+    options = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
+    return hw.load(args.model, args.device, backend=args.backend, **options)
 
 
 @contextmanager

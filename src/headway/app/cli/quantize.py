@@ -24,9 +24,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
     with torch_options(args):
-        found = hw.quantize(args.model, args.out, args.weights)
-    before, after = found.bytes_before, found.bytes
-    terminal.say(
+        quantization = hw.quantize(args.model, args.out, args.weights)
+    before, after = quantization.bytes_before, quantization.bytes
+    terminal.print(
         f"{args.model}: {before:,} bytes of weights quantised to {after:,} in {args.weights}, written to {args.out}"
     )
-    terminal.result({"out": args.out, "weights": args.weights, "bytes_before": before, "bytes": after})
+    terminal.print_result({"out": args.out, "weights": args.weights, "bytes_before": before, "bytes": after})

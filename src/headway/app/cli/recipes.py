@@ -16,9 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
-    found, presets = hw.recipes(), hw.presets()
-    terminal.say("Recipes (headway train NAME):\n")
-    terminal.table([{k: v for k, v in row.items() if k not in ("description", "makes_data")} for row in found])
-    terminal.say("\nPresets (headway show NAME):\n")
-    terminal.table(presets)
-    terminal.result({"recipes": found, "presets": presets})
+    recipe_rows, presets = hw.recipes(), hw.presets()
+    terminal.print("Recipes (headway train NAME):\n")
+    terminal.print_table(
+        [{k: v for k, v in row.items() if k not in ("description", "makes_data")} for row in recipe_rows]
+    )
+    terminal.print("\nPresets (headway show NAME):\n")
+    terminal.print_table(presets)
+    terminal.print_result({"recipes": recipe_rows, "presets": presets})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, load, torch_options, whole
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN|MODEL", help="run or published model that scores pairs of texts (a cross-encoder)")
     add("--query", required=True, metavar="TEXT", help="query to rank the documents by")
     add("--documents", nargs="+", metavar="TEXT", help="documents to rank (default: lines of standard input)")
-    add("--top", type=whole(1), metavar="N", help="number of documents to print, most relevant first (default: all)")
+    add("--top", type=integer(1), metavar="N", help="number of documents to print, most relevant first (default: all)")
     add(
         "--truncate", action="store_true", help="truncate inputs that are too long for the model, the longer text first"
     )
@@ -30,7 +30,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     documents = args.documents or [line.rstrip("\n") for line in sys.stdin]
     with torch_options(args):
         model = load(args)
-        found = model.rerank(args.query, documents, args.top, args.truncate)
-    for one in found:
-        terminal.say(f"{one.score:.4f}\t{one.document}")
-    terminal.result({"query": args.query, "results": [one._asdict() for one in found], "beyond": model.beyond})
+        ranked = model.rerank(args.query, documents, args.top, args.truncate)
+    for entry in ranked:
+        terminal.print(f"{entry.score:.4f}\t{entry.document}")
+    terminal.print_result(
+        {"query": args.query, "results": [entry._asdict() for entry in ranked], "beyond": model.unexpected}
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import load, number, torch_options, whole
+from headway.app.cli.options import integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="Gymnasium id, metaworld/NAME, or module:Name of your own class; several for a robot policy (default: "
         "the run's environments)",
     )
-    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes per target return or task (default: 10)")
+    add("--episodes", type=integer(1), default=10, metavar="N", help="episodes per target return or task (default: 10)")
     add(
         "--target-return",
         nargs="+",
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--execute",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="robot policy: actions to execute of each predicted chunk (default: as in the run)",
     )
@@ -62,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.mp4",
         help="output file for a video of the first episodes and their returns",
     )
-    add("--render-episodes", type=whole(1), metavar="N", help="episodes in the video (default: 3)")
+    add("--render-episodes", type=integer(1), metavar="N", help="episodes in the video (default: 3)")
     add(
         "--speed",
         type=number(0, above=True),
@@ -79,15 +79,17 @@ def _weight(text: str) -> float | str | None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.learn.page import filled
+    from headway.learn.run_report import drop_empty_columns
 
-    filmed = {name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None}
-    if filmed and args.render is None:
-        option = next(iter(filmed)).replace("_", "-")
+    video_options = {
+        name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None
+    }
+    if video_options and args.render is None:
+        option = next(iter(video_options)).replace("_", "-")
         raise UserError(f"--{option} needs a video; add --render FILE.mp4, or remove this option")
     with torch_options(args):
         model = load(args)
-        found = model.rollout(
+        report = model.rollout(
             args.env,
             args.episodes,
             args.target_return,
@@ -96,18 +98,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             args.draw,
             args.execute,
             args.ensemble,
-            **filmed,
+            **video_options,
         )
-    robot = "task" in found["results"][0]
-    where = "" if robot else f"{found['environment']}, "
-    terminal.say(f"{where}episodes from seed {found['seed']:,}\n")
-    terminal.table(filled([(_of_robot if robot else _row)(result) for result in found["results"]]))
+    is_robot = "task" in report["results"][0]
+    where = "" if is_robot else f"{report['environment']}, "
+    terminal.print(f"{where}episodes from seed {report['seed']:,}\n")
+    terminal.print_table(
+        drop_empty_columns([(_robot_row if is_robot else _return_row)(result) for result in report["results"]])
+    )
     if args.render is not None:
-        terminal.say(f"\nvideo: {args.render}")
-    terminal.result(found)
+        terminal.print(f"\nvideo: {args.render}")
+    terminal.print_result(report)
 
 
-def _row(result: dict) -> dict:
+def _return_row(result: dict) -> dict:
     low, high = result["return_mean_interval"]
     return {
         "target return": result.get("target_return"),
@@ -119,15 +123,15 @@ def _row(result: dict) -> dict:
     }
 
 
-def _of_robot(result: dict) -> dict:
-    share = "success_rate" in result
-    low, high = result["success_rate_interval" if share else "return_mean_interval"]
+def _robot_row(result: dict) -> dict:
+    has_success = "success_rate" in result
+    low, high = result["success_rate_interval" if has_success else "return_mean_interval"]
     return {
         "task": result["task"],
         "environment": result["environment"],
-        "success": f"{100 * result['success_rate']:.1f} %" if share else None,
-        "return": None if share else result["return_mean"],
-        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.5g} to {high:.5g}",
-        "steps": result["steps_mean" if share else "length_mean"],
+        "success": f"{100 * result['success_rate']:.1f} %" if has_success else None,
+        "return": None if has_success else result["return_mean"],
+        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if has_success else f"{low:.5g} to {high:.5g}",
+        "steps": result["steps_mean" if has_success else "length_mean"],
         "episodes": result["samples"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import add_cache, number, torch_options, whole
+from headway.app.cli.options import add_cache, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -14,7 +14,7 @@ headway serve runs/my-answers --weights int8
 headway serve runs/my-answers --host 0.0.0.0 --allow-host chat.example.org --api-key @keys.txt
 curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
 """
-KEYS = (
+KEY_HELP = (
     "API key that clients must send; repeatable; @FILE has a line per key, KEY or KEY N for at most N concurrent "
     "requests, and is reloaded when it changes"
 )
@@ -31,14 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", dest="folder", type=Path, metavar="DIR", help="folder of further models to serve")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    add(
-        "--port",
-        type=whole(0, 65535),
-        default=8000,
-        metavar="N",
-        help="port to listen on; 0 chooses a free port (default: 8000)",
-    )
-    add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEYS)
+    port = "port to listen on; 0 chooses a free port (default: 8000)"
+    add("--port", type=integer(0, 65535), default=8000, metavar="N", help=port)
+    add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEY_HELP)
     add(
         "--insecure",
         action="store_true",
@@ -52,30 +47,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origin of web pages that may send requests; * for all; repeatable",
     )
-    add("--slots", type=whole(1), default=64, metavar="N", help="number of sequences to generate at once (default: 64)")
-    add(
-        "--queue",
-        type=whole(1),
-        default=256,
-        metavar="N",
-        help="maximum number of waiting requests per model (default: 256)",
-    )
+    slots = "number of sequences to generate at once (default: 64)"
+    add("--slots", type=integer(1), default=64, metavar="N", help=slots)
+    queue = "maximum number of waiting requests per model (default: 256)"
+    add("--queue", type=integer(1), default=256, metavar="N", help=queue)
     memory = "memory for the KV cache in GB (default: a quarter of free memory)"
     add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
-    add(
-        "--timeout",
-        type=number(0, above=True),
-        default=600.0,
-        metavar="S",
-        help="time limit of a request in seconds (default: 600)",
-    )
-    add(
-        "--grace",
-        type=number(0),
-        default=10.0,
-        metavar="S",
-        help="seconds to finish running requests at shutdown (default: 10)",
-    )
+    timeout = "time limit of a request in seconds (default: 600)"
+    add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help=timeout)
+    grace = "seconds to finish running requests at shutdown (default: 10)"
+    add("--grace", type=number(0), default=10.0, metavar="S", help=grace)
     add("--no-access-log", action="store_true", help="do not log each request on stdout")
     add_cache(parser)
     add(
@@ -88,32 +69,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     try:
-        from headway.serve.program import listener, run_server, url_of
+        from headway.serve.server import open_listener, run_server, url_of
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; pip install 'headway[serve]'") from None
-    from headway.serve.frame import ServerSettings
-    from headway.serve.keys import KeyFile, parsed
-    from headway.serve.loop import open_loop
+    from headway.serve.api_keys import KeyFile, parse_keys
+    from headway.serve.engine_loop import open_engine_loop
+    from headway.serve.interfaces import ServerSettings
     from headway.serve.models import LoadOptions, ServedModels
 
     settings = ServerSettings(
-        keys=tuple(key for given in args.api_key if given[:1] != "@" for key in parsed([given], given)),
-        key_files=tuple(KeyFile(Path(given[1:])) for given in args.api_key if given[:1] == "@"),
+        keys=tuple(key for argument in args.api_key if argument[:1] != "@" for key in parse_keys([argument], argument)),
+        key_files=tuple(KeyFile(Path(argument[1:])) for argument in args.api_key if argument[:1] == "@"),
         hosts=(args.host, *args.allow_host),
         origins=tuple(args.cors),
-        seconds=args.timeout,
+        request_seconds=args.timeout,
         grace=args.grace,
         log=not args.no_access_log,
     )
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)
-    bound = listener(args.host, args.port, settings, args.insecure)
-    with torch_options(args), bound:
+    sock = open_listener(args.host, args.port, settings, args.insecure)
+    with torch_options(args), sock:
         options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
-        start = lambda model, name: open_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
+        start = lambda model, name: open_engine_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
         models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
         names = list(models.listed())
-        terminal.note(f"{', '.join(names)} at {url_of(bound)} (press Ctrl-C to stop)")
+        terminal.note(f"{', '.join(names)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
-        run_server(models, settings, bound)
-    terminal.result({"models": names})
+        run_server(models, settings, sock)
+    terminal.print_result({"models": names})

@@ -22,27 +22,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.app.predictors import verbs
-    from headway.app.recipes import find_model, find_usage
+    from headway.app.recipes import find_model_config, find_usage
     from headway.nn.models import describe
 
-    config = find_model(args.name)
+    config = find_model_config(args.name)
     facts = describe(config)
-    facts["generates"] = _writer(config)
+    facts["generates"] = _generation_backend(config)
     facts["verbs"] = verbs(config, *find_usage(args.name))
-    terminal.say(args.name)
+    terminal.print(args.name)
     for key, value in facts.items():
         if isinstance(value, int):
-            terminal.say(f"  {key.replace('_', ' '):<24}{value:>20,}")
+            terminal.print(f"  {key.replace('_', ' '):<24}{value:>20,}")
     if facts["generates"] is not None:
-        terminal.say(f"  generates on a CPU with {facts['generates']}")
+        terminal.print(f"  generates on a CPU with {facts['generates']}")
     if facts["verbs"]:
-        terminal.say(f"  verbs: {', '.join(facts['verbs'])}")
-    terminal.say()
-    terminal.say("\n".join(facts["tree"]))
-    terminal.result({"name": args.name, **facts})
+        terminal.print(f"  verbs: {', '.join(facts['verbs'])}")
+    terminal.print()
+    terminal.print("\n".join(facts["tree"]))
+    terminal.print_result({"name": args.name, **facts})
 
 
-def _writer(config: ModelConfig) -> str | None:
+def _generation_backend(config: ModelConfig) -> str | None:
     """The backend that generates on a CPU, and why; None for a model that does not generate."""
     import torch
 

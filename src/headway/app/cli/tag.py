@@ -7,7 +7,7 @@ import sys
 
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import chunks
+from headway.app.cli.translate import line_chunks
 
 EXAMPLE = """
 headway tag runs/tagging < lines
@@ -24,14 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    found = []
+    results = []
     with torch_options(args):
         model = load(args)
-        for lines in chunks(sys.stdin):
+        for lines in line_chunks(sys.stdin):
             for words, tags, entities in model.tag(
                 [line.split() for line in lines] if args.split else lines, truncate=args.truncate
             ):
-                terminal.say("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags)))
+                terminal.print("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags)))
                 spans = [{**span._asdict(), "text": " ".join(words[span.start : span.stop])} for span in entities]
-                found.append({"words": words, "tags": tags, "entities": spans})
-    terminal.result({"results": found, "beyond": model.beyond})
+                results.append({"words": words, "tags": tags, "entities": spans})
+    terminal.print_result({"results": results, "beyond": model.unexpected})

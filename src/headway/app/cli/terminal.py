@@ -14,7 +14,7 @@ from typing import Any
 from headway.errors import printable
 
 # Control characters other than tabs and newlines, and marks that change the direction of text.
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
@@ -26,55 +26,55 @@ class Terminal:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def seconds(self) -> float:
         """Seconds since the command started."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._started
 
-    def say(self, text: str = "", end: str = "\n") -> None:
+    def print(self, text: str = "", end: str = "\n") -> None:
         """Print readable results; nothing with --json."""
         if not self.json:
-            print(_shown(text), end=end, flush=True)
+            print(_escape_controls(text), end=end, flush=True)
 
     def note(self, text: str = "") -> None:
         """Print progress or a remark on stderr."""
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
-    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def print_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print rows with equal keys as aligned columns under a header; numbers are right-aligned."""
         if not self.json:
-            print(columns(rows, bold=sys.stdout.isatty()), flush=True)
+            print(format_table(rows, bold=sys.stdout.isatty()), flush=True)
 
-    def result(self, value: Mapping[str, Any]) -> None:
+    def print_result(self, value: Mapping[str, Any]) -> None:
         """With --json, print the result as the last line of stdout."""
         if self.json:
-            print(_shown(json.dumps(plain(value), ensure_ascii=False, allow_nan=False)), flush=True)
+            print(_escape_controls(json.dumps(to_json_value(value), ensure_ascii=False, allow_nan=False)), flush=True)
 
 
-def _shown(text: str) -> str:
+def _escape_controls(text: str) -> str:
     """The text with control characters as JSON escapes if stdout is a terminal."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
+    return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if sys.stdout.isatty() else text
 
 
-def columns(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
     """Rows with equal keys as aligned columns under a header; an empty string if there are no rows."""
     if not rows:
         return ""
     names = list(rows[0])
-    cells = [[cell(row[name]) for name in names] for row in rows]
+    cells = [[format_cell(row[name]) for name in names] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
-    right = [any(isinstance(row[name], (int, float)) for row in rows) for name in names]
+    right_aligned = [any(isinstance(row[name], (int, float)) for row in rows) for name in names]
 
-    def line(texts: Sequence[str]) -> str:
-        parts = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right)]
+    def line(values: Sequence[str]) -> str:
+        parts = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(values, widths, right_aligned)]
         return "  ".join(parts).rstrip()
 
     header = line(names)
     return "\n".join([f"\033[1m{header}\033[0m" if bold else header, *map(line, cells)])
 
 
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A value formatted for a table cell, on one line."""
     if value is None:
         return ""
@@ -87,12 +87,12 @@ def cell(value: Any) -> str:
     return printable(str(value))
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A value that JSON can represent: paths become strings, and NaN and infinities become null."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import whole
+from headway.app.cli.options import integer
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -18,7 +18,7 @@ KINDS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    add("--size", type=whole(1), required=True, metavar="N", help="vocabulary size, including special tokens")
+    add("--size", type=integer(1), required=True, metavar="N", help="vocabulary size, including special tokens")
     add(
         "--data", nargs="+", action="extend", required=True, metavar="PATH", help="text files, or folders of text files"
     )
@@ -28,17 +28,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs import train_codec
-    from headway.codecs.tokenizer import settings_of
-    from headway.data.sources import documents
-    from headway.data.store import check_out, taking
+    from headway.codecs.tokenizer import config_path
+    from headway.data.array_store import check_output_path, output_errors
+    from headway.data.corpus import iter_documents
     from headway.outputs import check_new
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out} is not a .json file; use a name such as tokenizer.json")
-    check_new(args.out, settings_of(args.out))
-    check_out(args.out)
-    codec = train_codec(args.kind, documents(args.data), args.size, lowercase=args.lowercase)
-    with taking(args.out):
+    check_new(args.out, config_path(args.out))
+    check_output_path(args.out)
+    codec = train_codec(args.kind, iter_documents(args.data), args.size, lowercase=args.lowercase)
+    with output_errors(args.out):
         codec.save(args.out)
-    terminal.say(f"{codec.size:,} tokens: {args.out}")
-    terminal.result({"kind": args.kind, "size": codec.size, "path": args.out})
+    terminal.print(f"{codec.vocab_size:,} tokens: {args.out}")
+    terminal.print_result({"kind": args.kind, "size": codec.vocab_size, "path": args.out})

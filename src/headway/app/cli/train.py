@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_recipe, add_start, number, torch_options
+from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
@@ -20,13 +20,13 @@ headway train text --data my-books/ --set model.width=256 train.steps=2000
 headway train translation --data train.en train.de --run runs/en-de --resume
 headway train text --data my-books/ --from runs/shakespeare --run runs/my-books
 """
-SHOWN = 3  # samples to print; the report has more
+MAX_SAMPLES = 3  # samples to print; the report has more
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
-    add_start(parser)
+    add_fine_tuning(parser)
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument(
         "--resume",
@@ -67,23 +67,23 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             finish=args.finish,
             spent=terminal.seconds(),
         )
-    show(result, terminal)
-    terminal.result({"run": result.directory, **result.summary})
+    print_run(result, terminal)
+    terminal.print_result({"run": result.directory, **result.summary})
 
 
-def show(run: Run, terminal: Terminal) -> None:
+def print_run(run: Run, terminal: Terminal) -> None:
     """Print the scores, samples and paths of a finished run."""
     from headway.learn import measure_of
-    from headway.learn.page import notes, scores
+    from headway.learn.run_report import notes, scores
 
     summary = run.summary
-    terminal.table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))
+    terminal.print_table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))
     for note in notes((), summary):
-        terminal.say(note)
-    for sample in summary.get("samples", [])[:SHOWN]:
-        terminal.say()
+        terminal.print(note)
+    for sample in summary.get("samples", [])[:MAX_SAMPLES]:
+        terminal.print()
         for name, text in sample.items():
-            terminal.say(f"{name}: {text}" if name else text)
-    terminal.say(f"\nrun: {run.directory}")
+            terminal.print(f"{name}: {text}" if name else text)
+    terminal.print(f"\nrun: {run.directory}")
     if summary.get("report"):
-        terminal.say(f"report: {summary['report']}")
+        terminal.print(f"report: {summary['report']}")

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from headway.app.cli.answers import Failures, conclude
-from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
+from headway.app.cli.inputs import Failures, report_outcome
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcribing, Transcription
+    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcription, TranscriptionOptions
 
 EXAMPLE = """
 headway transcribe path/to/whisper-tiny.en talk.mp3                        # one line per segment
@@ -31,7 +31,7 @@ headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --wei
 FORMATS = ("txt", "json", "srt", "vtt")
 Show = Callable[["Segment"], None]
 Progress = Any  # of rich, or None if stderr is not a terminal
-Hear = Callable[["FileSound", Show, Progress], "Transcription"]
+Transcribe = Callable[["FileSound", Show, Progress], "Transcription"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="transcribe",
         help="transcribe, or translate into English (default: transcribe)",
     )
-    add("--beam", type=whole(1), default=5, metavar="N", help="beams at temperature 0 (default: 5)")
+    add("--beam", type=integer(1), default=5, metavar="N", help="beams at temperature 0 (default: 5)")
     add(
         "--temperature",
         type=temperatures,
@@ -67,11 +67,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="temperatures to try in turn while the text is repetitive or improbable (default: 0,0.2,0.4,0.6,0.8,1)",
     )
     add("--word-timestamps", action="store_true", help="add the time of each word to --json and --format json")
-    add("--max-line-width", type=whole(1), metavar="N", help="maximum characters per subtitle line (srt, vtt)")
-    add("--max-words-per-line", type=whole(1), metavar="N", help="maximum words per subtitle line (srt, vtt)")
+    add("--max-line-width", type=integer(1), metavar="N", help="maximum characters per subtitle line (srt, vtt)")
+    add("--max-words-per-line", type=integer(1), metavar="N", help="maximum words per subtitle line (srt, vtt)")
     add(
         "--max-line-count",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="maximum lines per subtitle (default: 2 with --max-line-width, otherwise 1)",
     )
@@ -92,67 +92,75 @@ def temperatures(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.audio import FileSound
 
-    lines = line_settings(args)
-    named = listed(args.files)
-    places = outputs(args, [name for _, name in named])
+    lines = subtitle_layout(args)
+    sources = expand_paths(args.files)
+    targets = output_paths(args, [name for _, name in sources])
     sounds: list[tuple[FileSound, Path | None]] = []
     results: list[dict[str, Any]] = []
     failures: Failures = []
-    for (path, _), place in zip(named, places):  # reject files that are not audio before any computation
+    for (path, _), target in zip(sources, targets):  # reject files that are not audio before any computation
         try:
-            sounds.append((FileSound(path), place))
+            sounds.append((FileSound(path), target))
         except UserError as error:
-            if path in args.files or len(failures) + 1 == len(named):
+            if path in args.files or len(failures) + 1 == len(sources):
                 raise
             failures.append((path, error))
     with torch_options(args):
-        hear = here(args, lines) if args.server is None else at_server(args, lines)
-        for sound, place in sounds:
+        transcribe = local_transcriber(args, lines) if args.server is None else remote_transcriber(args, lines)
+        for sound, target in sounds:
             try:
-                results.append(one(hear, sound, place, args.format, terminal, lines))
+                results.append(transcribe_file(transcribe, sound, target, args.format, terminal, lines))
             except UserError as error:  # damage found while decoding; continue with the other files
                 failures.append((sound.path, error))
-    conclude({"results": results}, failures, terminal)
+    report_outcome({"results": results}, failures, terminal)
 
 
-def here(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
+def local_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
     """A function that transcribes with the local model and shows segments as they are decoded."""
-    from headway.domains.audio import Telling
+    from headway.domains.audio import TranscriptionStream
 
-    transcriber = load(args).transcriber(settings(args, lines))
+    transcriber = load(args).transcriber(transcription_settings(args, lines))
 
-    def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        telling = Telling(transcriber, sound, progress)
-        for segment in telling:
+    def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+        stream = TranscriptionStream(transcriber, sound, progress)
+        for segment in stream:
             show(segment)
-        return telling.transcription()
+        return stream.transcription()
 
-    return hear
+    return transcribe
 
 
-def at_server(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
+def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
     """A function that transcribes on a server. Raises UserError for settings that requests cannot have."""
-    asked = settings(args, lines)
-    plain = replace(type(asked)(), language=asked.language, task=asked.task, initial=asked.initial, words=asked.words)
-    if asked != plain:
+    requested = transcription_settings(args, lines)
+    allowed = replace(
+        type(requested)(),
+        language=requested.language,
+        task=requested.task,
+        initial=requested.initial,
+        words=requested.words,
+    )
+    if requested != allowed:
         raise UserError(
             "--server does not support --beam, --temperature, --seed, --no-vad and --no-previous-text; remove them"
         )
     model = load(args)
 
-    def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        found: Any = model.transcribe(sound.path, asked.language, asked.task, prompt=asked.initial, words=asked.words)
-        for segment in found.segments:
+    def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+        transcription: Any = model.transcribe(
+            sound.path, requested.language, requested.task, prompt=requested.initial, words=requested.words
+        )
+        for segment in transcription.segments:
             show(segment)
-        return found
+        return transcription
 
-    return hear
+    return transcribe
 
 
-def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribing:
-    from headway.domains.audio import Transcribing
+def transcription_settings(args: argparse.Namespace, lines: SubtitleLines | None) -> TranscriptionOptions:
+    from headway.domains.audio import TranscriptionOptions
 
-    return Transcribing(
+    return TranscriptionOptions(
         language=args.language,
         task=args.task,
         beam=args.beam,
@@ -165,7 +173,7 @@ def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcrib
     )
 
 
-def line_settings(args: argparse.Namespace) -> SubtitleLines | None:
+def subtitle_layout(args: argparse.Namespace) -> SubtitleLines | None:
     """The requested subtitle layout, if any. Raises UserError for invalid combinations."""
     from headway.domains.audio import SubtitleLines
 
@@ -179,76 +187,80 @@ def line_settings(args: argparse.Namespace) -> SubtitleLines | None:
     return SubtitleLines(width, count or (1 if width is None else 2), words)
 
 
-def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """The given files and the sounds below the given folders, in order, each with its path relative to the folder,
     without suffix. Raises UserError for a folder without sounds.
     """
-    from headway.domains.audio import KINDS
+    from headway.domains.audio import AUDIO_EXTENSIONS
 
-    found: list[tuple[Path, str]] = []
+    sources: list[tuple[Path, str]] = []
     for path in paths:
         if not path.is_dir():
-            found.append((path, path.stem))
+            sources.append((path, path.stem))
             continue
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in KINDS and file.name[0] != "."]
+        files = [
+            file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_EXTENSIONS and file.name[0] != "."
+        ]
         if not files:
-            raise UserError(f"folder {path} contains no sounds ({', '.join(KINDS)}); pass another folder, or files")
-        found += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
-    return found
+            raise UserError(
+                f"folder {path} contains no sounds ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
+            )
+        sources += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
+    return sources
 
 
-def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
+def output_paths(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
     """The output path of each file. Raises UserError if two are equal, or if subtitles would mix on stdout."""
-    from headway.data.store import check_out
+    from headway.data.array_store import check_output_path
     from headway.outputs import check_new
 
     if args.out is None:
         if len(names) > 1 and args.format in ("srt", "vtt"):
             raise UserError(f"{len(names)} {args.format} files cannot share stdout; add --out DIR")
         return [None] * len(names)
-    places = [args.out / f"{name}.{args.format}" for name in names]
-    twice = next((place for place, count in Counter(places).items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice} is the output of two files; transcribe them separately, or rename one")
-    check_new(*places)
-    for place in {place.parent: place for place in places}.values():
-        check_out(place)
-    return places
+    paths = [args.out / f"{name}.{args.format}" for name in names]
+    duplicate = next((path for path, count in Counter(paths).items() if count > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{duplicate} is the output of two files; transcribe them separately, or rename one")
+    check_new(*paths)
+    for path in {path.parent: path for path in paths}.values():
+        check_output_path(path)
+    return paths
 
 
-def one(
-    hear: Hear,
+def transcribe_file(
+    transcribe: Transcribe,
     sound: FileSound,
-    place: Path | None,
-    form: str,
+    target: Path | None,
+    file_format: str,
     terminal: Terminal,
     lines: SubtitleLines | None = None,
 ) -> dict[str, Any]:
     """Transcribe a file, and print or write the transcript."""
-    from headway.data.store import taking
-    from headway.domains.audio import as_dict, written
+    from headway.data.array_store import output_errors
+    from headway.domains.audio import as_dict, format_transcript
 
     started = time.monotonic()
-    live = place is None and form == "txt"
-    show = lambda segment: terminal.say(segment.text.strip()) if live else None  # noqa: E731
-    with bar(sound.path.name) as progress:
-        found = hear(sound, show, progress)
+    live = target is None and file_format == "txt"
+    show = lambda segment: terminal.print(segment.text.strip()) if live else None  # noqa: E731
+    with progress_bar(sound.path.name) as progress:
+        transcription = transcribe(sound, show, progress)
     seconds = time.monotonic() - started
-    nothing = "" if found.segments else ", no speech found"
-    terminal.note(f"{sound.path}: {found.duration:.1f} s of audio in {seconds:.1f} s{nothing}")
+    no_speech = "" if transcription.segments else ", no speech found"
+    terminal.note(f"{sound.path}: {transcription.duration:.1f} s of audio in {seconds:.1f} s{no_speech}")
     if not live:
-        text = written(found, cast(Any, form), lines)
-        if place is None:
-            terminal.say(text, end="")
+        text = format_transcript(transcription, cast(Any, file_format), lines)
+        if target is None:
+            terminal.print(text, end="")
         else:
-            with taking(place):
-                place.write_text(text, encoding="utf-8")
-    where = {} if place is None else {"output": place}
-    return {"file": sound.path, **where, **as_dict(found), "seconds": seconds}
+            with output_errors(target):
+                target.write_text(text, encoding="utf-8")
+    where = {} if target is None else {"output": target}
+    return {"file": sound.path, **where, **as_dict(transcription), "seconds": seconds}
 
 
 @contextmanager
-def bar(name: str) -> Iterator[Progress]:
+def progress_bar(name: str) -> Iterator[Progress]:
     """A progress bar in seconds on stderr if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -256,6 +268,6 @@ def bar(name: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(name, total=None)
-        yield lambda done, whole: shown.update(task, completed=done, total=whole)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from headway.app.cli.answers import texts
-from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
+from headway.app.cli.inputs import text_inputs
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("texts", nargs="*", metavar="TEXT", help="texts to translate (default: lines of standard input)")
     add(
         "--beam",
-        type=whole(1),
+        type=integer(1),
         metavar="N",
         help="beams per line; 1 is greedy (default: as in the run's evaluation, or 4)",
     )
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6)",
     )
-    add("--n-best", type=whole(1), metavar="N", help="print the N best translations per line, as score, TAB, text")
+    add("--n-best", type=integer(1), metavar="N", help="print the N best translations per line, as score, TAB, text")
     add("--temperature", type=number(0), metavar="T", help="sample at this temperature instead of beam search")
     add_cache(parser)
     add_server(parser)
@@ -46,38 +46,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     started, count, outputs, scores = time.monotonic(), 0, [], []
-    how = {"beam": args.beam, "length_penalty": args.length_penalty, "n_best": args.n_best or 1}
-    how |= {"temperature": args.temperature, "seed": args.seed}
-    given = texts(args.texts, f"headway translate {args.model}")
+    options = {"beam": args.beam, "length_penalty": args.length_penalty, "n_best": args.n_best or 1}
+    options |= {"temperature": args.temperature, "seed": args.seed}
+    inputs = text_inputs(args.texts, f"headway translate {args.model}")
     with torch_options(args):
         model = load(args)
-        for first, lines in [(1, given)] if given else numbered(sys.stdin):
-            for place, (line, some) in enumerate(zip(lines, model.translate(lines, scores=True, **how)), first):
+        for first, lines in [(1, inputs)] if inputs else number_chunks(sys.stdin):
+            for line_number, (line, hypotheses) in enumerate(
+                zip(lines, model.translate(lines, scores=True, **options)), first
+            ):
                 if not line.strip():
-                    terminal.note(f"line {place} is empty; its translation is empty too")
-                for text, score in some:
-                    terminal.say(text if args.n_best is None else f"{score:.4f}\t{text}")
+                    terminal.note(f"line {line_number} is empty; its translation is empty too")
+                for text, score in hypotheses:
+                    terminal.print(text if args.n_best is None else f"{score:.4f}\t{text}")
                 if args.json:
-                    outputs.append([text for text, _ in some])
-                    scores.append([score for _, score in some])
+                    outputs.append([text for text, _ in hypotheses])
+                    scores.append([score for _, score in hypotheses])
             count += len(lines)
     if not count:
         raise UserError("no text to translate; pass a text, or lines: headway translate RUN < FILE")
     seconds = time.monotonic() - started
-    found = {"translations": outputs, "scores": scores} if args.json else {}
-    terminal.result({**found, "lines": count, "seconds": seconds, "beyond": model.beyond})
+    results = {"translations": outputs, "scores": scores} if args.json else {}
+    terminal.print_result({**results, "lines": count, "seconds": seconds, "beyond": model.unexpected})
 
 
-def chunks(lines: Iterator[str]) -> Iterator[list[str]]:
+def line_chunks(lines: Iterator[str]) -> Iterator[list[str]]:
     """Chunks of lines without newlines; from a keyboard, one line at a time."""
     size = 1 if sys.stdin.isatty() else CHUNK
     while chunk := [line.rstrip("\r\n") for line in islice(lines, size)]:
         yield chunk
 
 
-def numbered(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def number_chunks(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     """Each chunk with the number of its first line, counted from 1."""
     first = 1
-    for chunk in chunks(lines):
+    for chunk in line_chunks(lines):
         yield first, chunk
         first += len(chunk)

@@ -12,7 +12,7 @@ EXAMPLE = """
 headway verify runs/shakespeare
 headway verify small --json
 """
-_SHOWN = 20  # damaged files to list
+_MAX_SHOWN = 20  # damaged files to list
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +23,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
 
     with torch_options(args):
-        found = hw.verify(args.model)
-    terminal.say(f"{args.model}: {found.files:,} files ({found.bytes:,} bytes) have digests")
-    for line in found.damaged[:_SHOWN]:
-        terminal.say(line)
-    for path in found.unknown:
-        terminal.say(f"{path} has no digest")
-    whole = not found.damaged
-    terminal.result({"path": args.model, "whole": whole, **found._asdict()})
-    if not whole:
-        count = len(found.damaged)
+        verification = hw.verify(args.model)
+    terminal.print(f"{args.model}: {verification.files:,} files ({verification.bytes:,} bytes) have digests")
+    for line in verification.damaged[:_MAX_SHOWN]:
+        terminal.print(line)
+    for path in verification.unknown:
+        terminal.print(f"{path} has no digest")
+    is_intact = not verification.damaged
+    terminal.print_result({"path": args.model, "whole": is_intact, **verification._asdict()})
+    if not is_intact:
+        count = len(verification.damaged)
         raise UserError(
-            f"{args.model} is damaged ({count} of {found.files} files, {found.damaged[0]}); restore it from a backup"
+            f"{args.model} is damaged ({count} of {verification.files} files, {verification.damaged[0]}); restore it "
+            "from a backup"
         )

@@ -6,13 +6,22 @@ from typing import Any
 
 import ctranslate2  # type: ignore[import-not-found]
 
-from headway.bench.run import BEAM, NEW, WARM, WRITTEN, Job, answer, seconds_of, seconds_of_a_step
+from headway.bench.benchmark import (
+    BEAM_WIDTH,
+    NEW_TOKENS,
+    TARGET_TOKENS,
+    WARMUP_TOKENS,
+    Job,
+    run_job,
+    time_call,
+    time_step,
+)
 from headway.errors import UserError
 
 _NAME = "ctranslate2"
 
 
-class _Symbols:
+class _IdVocabulary:
     """A vocabulary for a model without one: each token id as text. The last token of a translation model starts the
     decoder, and the converter identifies it by name.
     """
@@ -20,12 +29,12 @@ class _Symbols:
     bos_token, eos_token, unk_token = "1", "0", "2"
 
     def __init__(self, job: Job) -> None:
-        self.words = [str(symbol) for symbol in range(job.symbols)]
+        self.words = [str(token) for token in range(job.symbols)]
         if job.kind == "translate":
             self.words[-1] = "<pad>"
 
     def get_vocab(self) -> dict[str, int]:
-        return {word: symbol for symbol, word in enumerate(self.words)}
+        return {word: token for token, word in enumerate(self.words)}
 
     def convert_ids_to_tokens(self, symbol: int) -> str:
         return self.words[symbol]
@@ -36,70 +45,70 @@ def prepare(job: Job) -> None:
     from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found]
 
     class Converter(TransformersConverter):
-        def load_tokenizer(self, *_: Any, **__: Any) -> _Symbols:
-            return _Symbols(job)
+        def load_tokenizer(self, *_: Any, **__: Any) -> _IdVocabulary:
+            return _IdVocabulary(job)
 
     try:
         converter = Converter(str(job.model))
-        converter.convert(str(job.place(_NAME)), quantization="int8" if job.form == "int8" else None)
+        converter.convert(str(job.converted_path(_NAME)), quantization="int8" if job.form == "int8" else None)
     except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"ctranslate2 cannot convert this shape ({error}); remove it from --against") from None
 
 
 def decode(job: Job) -> dict[str, float]:
     """The time of all new tokens minus that of one new token, which is mostly the prefill."""
-    generator, prompts = _generator(job), _words(job.prompts())
-    _write(generator, prompts, WARM)
-    whole, first = (seconds_of(lambda n=n: _write(generator, prompts, n)) for n in (NEW, 1))
-    return {"tokens_per_second": job.rows * (NEW - 1) / (whole - first)}
+    generator, prompts = _generator(job), _to_words(job.prompts())
+    _generate(generator, prompts, WARMUP_TOKENS)
+    total, first_token = (time_call(lambda n=n: _generate(generator, prompts, n)) for n in (NEW_TOKENS, 1))
+    return {"tokens_per_second": job.rows * (NEW_TOKENS - 1) / (total - first_token)}
 
 
 def prefill(job: Job) -> dict[str, float]:
     """The time of one new token after the prompts, minus that of one new token after one token: without the step."""
-    generator, prompts = _generator(job), _words([[0, *row] for row in job.prompts()])
-    whole = seconds_of_a_step(lambda: _write(generator, prompts, 1))
-    step = seconds_of_a_step(lambda: _write(generator, [row[:1] for row in prompts], 1))
-    return {"tokens_per_second": sum(len(row) - 1 for row in prompts) / (whole - step)}
+    generator, prompts = _generator(job), _to_words([[0, *row] for row in job.prompts()])
+    total = time_step(lambda: _generate(generator, prompts, 1))
+    step = time_step(lambda: _generate(generator, [row[:1] for row in prompts], 1))
+    return {"tokens_per_second": sum(len(row) - 1 for row in prompts) / (total - step)}
 
 
 def translate(job: Job) -> dict[str, float]:
     """Beam search with a minimum length, so that all have the same number of tokens."""
-    translator = ctranslate2.Translator(str(job.place(_NAME)), **_settings(job))
-    sources = _words(job.sources())
+    translator = ctranslate2.Translator(str(job.converted_path(_NAME)), **_settings(job))
+    sources = _to_words(job.sources())
 
     def work() -> None:
-        found = translator.translate_batch(
-            sources, beam_size=BEAM, min_decoding_length=WRITTEN, max_decoding_length=WRITTEN
+        outputs = translator.translate_batch(
+            sources, beam_size=BEAM_WIDTH, min_decoding_length=TARGET_TOKENS, max_decoding_length=TARGET_TOKENS
         )
-        assert {len(each.hypotheses[0]) for each in found} == {WRITTEN}
+        assert {len(output.hypotheses[0]) for output in outputs} == {TARGET_TOKENS}
 
     work()
-    seconds = seconds_of(work)
-    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+    seconds = time_call(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
 def _settings(job: Job) -> dict[str, Any]:
-    form = "int8" if job.form == "int8" else "float32"
-    return {"device": "cpu", "compute_type": form, "inter_threads": 1, "intra_threads": job.threads}
+    compute_type = "int8" if job.form == "int8" else "float32"
+    return {"device": "cpu", "compute_type": compute_type, "inter_threads": 1, "intra_threads": job.threads}
 
 
 def _generator(job: Job) -> Any:
-    return ctranslate2.Generator(str(job.place(_NAME)), **_settings(job))
+    return ctranslate2.Generator(str(job.converted_path(_NAME)), **_settings(job))
 
 
-def _words(rows: list[list[int]]) -> list[list[str]]:
-    return [[str(symbol) for symbol in row] for row in rows]
+def _to_words(rows: list[list[int]]) -> list[list[str]]:
+    return [[str(token) for token in row] for row in rows]
 
 
-def _write(generator: Any, prompts: list[list[str]], count: int) -> None:
-    found = generator.generate_batch(
+def _generate(generator: Any, prompts: list[list[str]], count: int) -> None:
+    outputs = generator.generate_batch(
         prompts,
         min_length=count,
         max_length=count,
         sampling_topk=1,
         include_prompt_in_result=False,
     )
-    assert {len(each.sequences[0]) for each in found} == {count}
+    assert {len(output.sequences[0]) for output in outputs} == {count}
 
 
 _WORK = {"decode": decode, "prefill": prefill, "translate": translate}
@@ -110,4 +119,4 @@ def measure(job: Job) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    answer(measure, prepare)
+    run_job(measure, prepare)

@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 
-from headway.bench.run import NEW, WARM, Job, answer, seconds_of, seconds_of_a_step
+from headway.bench.benchmark import NEW_TOKENS, WARMUP_TOKENS, Job, run_job, time_call, time_step
 from headway.errors import UserError
 
 _NAME = "llama.cpp"
@@ -25,18 +25,18 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 def prepare(job: Job) -> None:
     """Write the model as a GGUF file in fp32, and let llama.cpp quantise all its matrices."""
-    from headway.app.exchange import export_model
+    from headway.app.conversion import export_model
     from headway.formats.open import open_model
 
-    target = job.place(_NAME)
-    whole = target if job.form == "fp32" else target.with_name("whole.gguf")
-    export_model(open_model(job.model), whole, "gguf")
-    if whole is target:
+    target = job.converted_path(_NAME)
+    unquantized = target if job.form == "fp32" else target.with_name("whole.gguf")
+    export_model(open_model(job.model), unquantized, "gguf")
+    if unquantized is target:
         return
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.nthread, settings.pure = _TYPES[job.form], job.threads, True
-    failed = llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(target), ctypes.pointer(settings))
-    whole.unlink()
+    failed = llama_cpp.llama_model_quantize(os.fsencode(unquantized), os.fsencode(target), ctypes.pointer(settings))
+    unquantized.unlink()
     if failed:
         raise UserError(f"llama.cpp cannot quantise this shape to {job.form}; remove it from --against")
 
@@ -44,14 +44,14 @@ def prepare(job: Job) -> None:
 class _Sequences:
     """Rows of a batch that grow together, one sequence each."""
 
-    def __init__(self, path: Path, prompts: Sequence[Sequence[int]], room: int, threads: int) -> None:
+    def __init__(self, path: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int, threads: int) -> None:
         self.prompts = prompts
         tokens = sum(map(len, prompts))
         self._model: Any = llama_cpp.llama_model_load_from_file(
             os.fsencode(path), llama_cpp.llama_model_default_params()
         )
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = len(prompts) * (max(map(len, prompts)) + room)
+        settings.n_ctx = len(prompts) * (max(map(len, prompts)) + max_new_tokens)
         settings.n_batch = max(tokens, 1)
         settings.n_seq_max = len(prompts)
         settings.n_threads = settings.n_threads_batch = threads
@@ -60,10 +60,10 @@ class _Sequences:
             raise UserError(f"llama.cpp cannot open {path.name}; remove it from --against")
         self._batch = llama_cpp.llama_batch_init(tokens, 0, 1)
         vocabulary: Any = llama_cpp.llama_model_get_vocab(self._model)
-        self._symbols = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.lengths = [0] * len(prompts)
 
-    def read(self) -> list[int]:
+    def prefill(self) -> list[int]:
         """Decode the prompts, and return the most probable token after each."""
         memory: Any = llama_cpp.llama_get_memory(self._context)
         llama_cpp.llama_memory_clear(memory, False)
@@ -73,41 +73,45 @@ class _Sequences:
     def extend(self, rows: Sequence[Sequence[int]]) -> list[int]:
         """Decode further tokens of each row, and return the most probable token after them."""
         batch, count, last = self._batch, 0, []
-        for row, symbols in enumerate(rows):
-            for place, symbol in enumerate(symbols, self.lengths[row]):
-                batch.token[count], batch.pos[count] = symbol, place
+        for row, tokens in enumerate(rows):
+            for position, token in enumerate(tokens, self.lengths[row]):
+                batch.token[count], batch.pos[count] = token, position
                 batch.n_seq_id[count], batch.seq_id[count][0] = 1, row
                 batch.logits[count] = 0
                 count += 1
             batch.logits[count - 1] = 1
             last.append(count - 1)
-            self.lengths[row] += len(symbols)
+            self.lengths[row] += len(tokens)
         batch.n_tokens = count
         code = llama_cpp.llama_decode(self._context, batch)
         if code:
             raise RuntimeError(f"llama_decode returned {code}")
-        logits = (llama_cpp.llama_get_logits_ith(self._context, place) for place in last)
-        return [int(np.ctypeslib.as_array(each, (self._symbols,)).argmax()) for each in logits]
+        logits = (llama_cpp.llama_get_logits_ith(self._context, position) for position in last)
+        return [int(np.ctypeslib.as_array(row_logits, (self._vocab_size,)).argmax()) for row_logits in logits]
 
 
 def decode(job: Job) -> dict[str, float]:
     """Greedy steps after the prompts."""
-    rows = _Sequences(job.place(_NAME), job.prompts(), NEW, job.threads)
-    symbols = rows.read()
+    rows = _Sequences(job.converted_path(_NAME), job.prompts(), NEW_TOKENS, job.threads)
+    tokens = rows.prefill()
 
     def steps(count: int) -> None:
-        nonlocal symbols
+        nonlocal tokens
         for _ in range(count):
-            symbols = rows.extend([[symbol] for symbol in symbols])
+            tokens = rows.extend([[token] for token in tokens])
 
-    steps(WARM)
-    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds_of(lambda: steps(NEW - WARM))}
+    steps(WARMUP_TOKENS)
+    return {
+        "tokens_per_second": job.rows
+        * (NEW_TOKENS - WARMUP_TOKENS)
+        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+    }
 
 
 def prefill(job: Job) -> dict[str, float]:
     """The prompts and the logits after each."""
-    rows = _Sequences(job.place(_NAME), job.prompts(), 1, job.threads)
-    return {"tokens_per_second": sum(map(len, rows.prompts)) / seconds_of_a_step(rows.read)}
+    rows = _Sequences(job.converted_path(_NAME), job.prompts(), 1, job.threads)
+    return {"tokens_per_second": sum(map(len, rows.prompts)) / time_step(rows.prefill)}
 
 
 _WORK: dict[str, Callable[[Job], dict[str, Any]]] = {"decode": decode, "prefill": prefill}
@@ -120,4 +124,4 @@ def measure(job: Job) -> dict[str, float]:
 if __name__ == "__main__":
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    answer(measure, prepare)
+    run_job(measure, prepare)

@@ -9,35 +9,51 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
-from headway.bench.run import BEAM, NEW, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
+from headway.bench.benchmark import (
+    BEAM_WIDTH,
+    NEW_TOKENS,
+    TARGET_TOKENS,
+    WARMUP_TOKENS,
+    Job,
+    Kind,
+    run_job,
+    time_call,
+    time_step,
+)
 
 
 @torch.inference_mode()
 def decode(job: Job) -> dict[str, float]:
     """Steps of the model with its cache, which are faster than `generate`."""
-    model, (ids, mask) = _model(job), _padded(job.prompts())
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(ids, **_masked(job, mask, places), use_cache=True, logits_to_keep=1)
-    place = places[:, -1:]
+    model, (ids, mask) = _model(job), _left_pad(job.prompts())
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(ids, **_mask_arguments(job, mask, positions), use_cache=True, logits_to_keep=1)
+    position = positions[:, -1:]
 
     def steps(count: int) -> None:
-        nonlocal out, mask, place
+        nonlocal out, mask, position
         for _ in range(count):
-            mask, place = torch.cat([mask, torch.ones_like(place)], 1), place + 1
+            mask, position = torch.cat([mask, torch.ones_like(position)], 1), position + 1
             chosen = out.logits[:, -1:].argmax(-1)
-            out = model(chosen, **_masked(job, mask, place), past_key_values=out.past_key_values, use_cache=True)
+            out = model(
+                chosen, **_mask_arguments(job, mask, position), past_key_values=out.past_key_values, use_cache=True
+            )
 
-    steps(WARM)
-    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds_of(lambda: steps(NEW - WARM))}
+    steps(WARMUP_TOKENS)
+    return {
+        "tokens_per_second": job.rows
+        * (NEW_TOKENS - WARMUP_TOKENS)
+        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+    }
 
 
 @torch.inference_mode()
 def prefill(job: Job) -> dict[str, float]:
     """The forward pass and the logits after the last token."""
-    model, (ids, mask) = _model(job), _padded(job.prompts())
-    masked = _masked(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-    each = seconds_of_a_step(lambda: model(ids, **masked, use_cache=True, logits_to_keep=1))
-    return {"tokens_per_second": int(mask.sum()) / each}
+    model, (ids, mask) = _model(job), _left_pad(job.prompts())
+    mask_arguments = _mask_arguments(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+    call_seconds = time_step(lambda: model(ids, **mask_arguments, use_cache=True, logits_to_keep=1))
+    return {"tokens_per_second": int(mask.sum()) / call_seconds}
 
 
 @torch.inference_mode()
@@ -45,23 +61,23 @@ def translate(job: Job) -> dict[str, float]:
     """`generate` with beam search and a minimum length, so that all have the same number of tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
     sources, pad = job.sources(), job.symbols - 1
-    longest = max(map(len, sources))
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in sources])
+    max_length = max(map(len, sources))
+    ids = torch.tensor([[*row, *[pad] * (max_length - len(row))] for row in sources])
 
     def work() -> None:
-        found = model.generate(
+        output = model.generate(
             ids,
             attention_mask=(ids != pad).long(),
-            num_beams=BEAM,
+            num_beams=BEAM_WIDTH,
             do_sample=False,
-            min_new_tokens=WRITTEN,
-            max_new_tokens=WRITTEN,
+            min_new_tokens=TARGET_TOKENS,
+            max_new_tokens=TARGET_TOKENS,
         )
-        assert found.shape == (job.rows, 1 + WRITTEN)
+        assert output.shape == (job.rows, 1 + TARGET_TOKENS)
 
     work()
-    seconds = seconds_of(work)
-    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+    seconds = time_call(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
 def train(job: Job) -> dict[str, float]:
@@ -79,7 +95,7 @@ def train(job: Job) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return {"tokens_per_second": job.rows * context / seconds_of_a_step(step)}
+    return {"tokens_per_second": job.rows * context / time_step(step)}
 
 
 def load(job: Job) -> dict[str, float]:
@@ -94,24 +110,24 @@ def load(job: Job) -> dict[str, float]:
             parameter.data.reshape(-1)[:: 4096 // parameter.element_size()].sum()
 
     work()
-    return {"seconds": seconds_of(work)}
+    return {"seconds": time_call(work)}
 
 
 def _model(job: Job) -> Any:
     return AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval()
 
 
-def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded prompts and their attention mask, each [B, T]."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in prompts])
-    mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in prompts])
+    max_length = max(map(len, prompts))
+    ids = torch.tensor([[*[0] * (max_length - len(row)), *row] for row in prompts])
+    mask = torch.tensor([[*[0] * (max_length - len(row)), *[1] * len(row)] for row in prompts])
     return ids, mask
 
 
-def _masked(job: Job, mask: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+def _mask_arguments(job: Job, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """The mask and positions; none for one row, which has no padding and is faster without."""
-    return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": places}
+    return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": positions}
 
 
 _WORK: dict[Kind, Callable[[Job], dict[str, float]]] = {
@@ -131,4 +147,4 @@ def measure(job: Job) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    answer(measure)
+    run_job(measure)

@@ -14,18 +14,18 @@ from headway.errors import UserError, nearest
 @cache
 def claims() -> dict[str, Claim]:
     """All claims by name, in the order of their numbers."""
-    found = [import_module(f"{__name__}.{module.name}").CLAIM for module in pkgutil.iter_modules(__path__)]
-    return {claim.name: claim for claim in sorted(found, key=lambda claim: claim.number)}
+    all_claims = [import_module(f"{__name__}.{module.name}").CLAIM for module in pkgutil.iter_modules(__path__)]
+    return {claim.name: claim for claim in sorted(all_claims, key=lambda claim: claim.number)}
 
 
-def chosen(names: Sequence[str]) -> list[Claim]:
+def select_claims(names: Sequence[str]) -> list[Claim]:
     """The claims with these names or numbers; all without any. Raises UserError with the nearest name."""
     known = claims()
-    numbers = {str(claim.number): claim.name for claim in known.values()}
-    found = []
+    names_by_number = {str(claim.number): claim.name for claim in known.values()}
+    selected = []
     for name in names or known:
-        full = numbers.get(name, name)
-        if full not in known:
+        full_name = names_by_number.get(name, name)
+        if full_name not in known:
             raise UserError(f"unknown claim {name!r}; {nearest(name, known)}")
-        found.append(known[full])
-    return list(dict.fromkeys(found))
+        selected.append(known[full_name])
+    return list(dict.fromkeys(selected))

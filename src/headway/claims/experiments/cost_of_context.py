@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, exponent
-from headway.claims.networks import LINEAR, generator, kept_bytes, network, seconds, step_seconds
-from headway.claims.page import lines
+from headway.claims.networks import LINEAR, generator, measure_seconds, network, saved_bytes, step_seconds
+from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.kernels import recording
 from headway.nn.mixers import AttentionConfig, Mixer, MixerConfig, tree_map
@@ -20,7 +20,7 @@ from headway.visibility import Causal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ATTENTION, LINES, CONTROL = "attention", ("linear attention", "delta"), "attention, window"
+ATTENTION, LINEAR_FORMS, CONTROL = "attention", ("linear attention", "delta"), "attention, window"
 SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # allowed range of an exponent's interval
 
 
@@ -41,98 +41,100 @@ def config_of(settings: CostOfContextSettings, variant: str, width: int) -> Tran
     mixers: dict[str, MixerConfig] = {
         ATTENTION: AttentionConfig(heads=1),
         CONTROL: AttentionConfig(heads=1, pattern=Causal(settings.window)),
-        **{name: LINEAR[name] for name in LINES},
+        **{name: LINEAR[name] for name in LINEAR_FORMS},
     }
-    return network(mixers[variant], width=width, symbols=8, outputs=1)
+    return network(mixers[variant], width=width, vocab_size=8, outputs=1)
 
 
 def measure(settings: CostOfContextSettings, variant: str, seed: int) -> Values:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if variant != CONTROL:  # in training on a CPU, a window is a mask over all scores and saves nothing
-        found = training(settings, config_of(settings, variant, settings.training_width).build(seed), seed)
+        values = measure_training(settings, config_of(settings, variant, settings.training_width).build(seed), seed)
     model = config_of(settings, variant, settings.decoding_width).build(seed)
-    return {**found, **decoding(settings, model)}
+    return {**values, **measure_decoding(settings, model)}
 
 
-def training(settings: CostOfContextSettings, model: Transformer, seed: int) -> dict[str, Any]:
+def measure_training(settings: CostOfContextSettings, model: Transformer, seed: int) -> dict[str, Any]:
     """The time of the forward and backward pass, and the bytes saved between them: by the fused kernel, and by the
     plain form, which stores every attention weight.
     """
     source = generator(seed, 9)
-    texts = {n: torch.randint(8, (1, n), generator=source) for n in {*settings.lengths, *settings.counted}}
+    inputs = {n: torch.randint(8, (1, n), generator=source) for n in {*settings.lengths, *settings.counted}}
     with recording(lambda weights: None):
-        plain = [kept_bytes(model, texts[n]) for n in settings.counted]
+        plain = [saved_bytes(model, inputs[n]) for n in settings.counted]
     return {
-        "training": [sum(step_seconds(model, texts[n], settings.enough)) for n in settings.lengths],
-        "kept": [kept_bytes(model, texts[n]) for n in settings.counted],
+        "training": [sum(step_seconds(model, inputs[n], settings.enough)) for n in settings.lengths],
+        "kept": [saved_bytes(model, inputs[n]) for n in settings.counted],
         "kept, plain": plain,
     }
 
 
 @torch.no_grad()
-def decoding(settings: CostOfContextSettings, model: Transformer) -> dict[str, Any]:
+def measure_decoding(settings: CostOfContextSettings, model: Transformer) -> dict[str, Any]:
     """The time of one more token after a context, and the bytes of its state."""
     times, sizes = [], []
     for context in settings.contexts:
         x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
         states = model.stack.initial_states(1, context + 1, like=x)
-        times.append(seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough))
+        times.append(
+            measure_seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough)
+        )
         sizes.append(state_bytes(model, context + 1))
     return {"decoding": times, "state": sizes}
 
 
 def state_bytes(model: nn.Module, context: int) -> int:
-    found: list[int] = []
+    sizes: list[int] = []
     like = torch.empty(0)
     for mixer in (m for m in model.modules() if isinstance(m, Mixer)):
-        tree_map(lambda t: found.append(t.numel() * t.element_size()), mixer.initial_state(1, context, like=like))
-    return sum(found)
+        tree_map(lambda t: sizes.append(t.numel() * t.element_size()), mixer.initial_state(1, context, like=like))
+    return sum(sizes)
 
 
-def fit(trials: Trials, variant: str, key: str, xs: tuple[int, ...], plus: float = 0.0) -> Interval:
+def fit_exponent(trials: Trials, variant: str, key: str, xs: tuple[int, ...], offset: float = 0.0) -> Interval:
     """The exponent over all repetitions plus `offset`; that of decoding a text is 1 more than that of one token."""
-    runs = trials.of(variant, key)
-    found = exponent([x for _ in runs for x in xs], [y for run in runs for y in run])
-    return Interval(*(part + plus for part in found))
+    runs = trials.collect(variant, key)
+    fitted = exponent([x for _ in runs for x in xs], [y for run in runs for y in run])
+    return Interval(*(part + offset for part in fitted))
 
 
-def judge(settings: CostOfContextSettings, trials: Trials) -> Finding:
+def apply_rule(settings: CostOfContextSettings, trials: Trials) -> Finding:
     numbers, effect = [], True
-    for variant in (ATTENTION, *LINES):
-        wanted = SQUARE if variant == ATTENTION else LINE
+    for variant in (ATTENTION, *LINEAR_FORMS):
+        allowed = SQUARE if variant == ATTENTION else LINE
         costs = {
-            "time of training": fit(trials, variant, "training", settings.lengths),
-            "time of decoding a text": fit(trials, variant, "decoding", settings.contexts, 1.0),
-            "memory of training, plain form": fit(trials, variant, "kept, plain", settings.counted),
+            "time of training": fit_exponent(trials, variant, "training", settings.lengths),
+            "time of decoding a text": fit_exponent(trials, variant, "decoding", settings.contexts, 1.0),
+            "memory of training, plain form": fit_exponent(trials, variant, "kept, plain", settings.counted),
         }
-        effect = effect and all(inside(found, wanted) for found in costs.values())
-        costs["memory of training, fused"] = fit(trials, variant, "kept", settings.counted)
-        costs["memory of decoding"] = fit(trials, variant, "state", settings.contexts)
-        numbers += [Number(f"{variant}: {name}", found, "points") for name, found in costs.items()]
-    control = fit(trials, CONTROL, "decoding", settings.contexts, 1.0)
+        effect = effect and all(is_within(interval, allowed) for interval in costs.values())
+        costs["memory of training, fused"] = fit_exponent(trials, variant, "kept", settings.counted)
+        costs["memory of decoding"] = fit_exponent(trials, variant, "state", settings.contexts)
+        numbers += [Number(f"{variant}: {name}", interval, "points") for name, interval in costs.items()]
+    control = fit_exponent(trials, CONTROL, "decoding", settings.contexts, 1.0)
     numbers.append(Number(f"{CONTROL} of {settings.window}: time of decoding a text", control, "points"))
     fused = next(n.interval for n in numbers if n.name == "attention: memory of training, fused")
     remarks = ["All numbers are exponents p of cost = a T^p."]
-    if inside(fused, LINE):
+    if is_within(fused, LINE):
         remarks.append(
             "With the fused kernel, the memory of attention in training is linear; only its time is quadratic."
         )
-    return Finding(numbers, effect, inside(control, LINE), remarks)
+    return Finding(numbers, effect, is_within(control, LINE), remarks)
 
 
-def inside(found: Interval, limits: tuple[float, float]) -> bool:
-    return limits[0] < found.low and found.high < limits[1]
+def is_within(interval: Interval, limits: tuple[float, float]) -> bool:
+    return limits[0] < interval.low and interval.high < limits[1]
 
 
 def draw(figure: Figure, settings: CostOfContextSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3)
-    every = (ATTENTION, *LINES)
+    every = (ATTENTION, *LINEAR_FORMS)
     thousand = [x / 1024 for x in settings.lengths]
-    series = {v: [[1000 * t for t in run] for run in trials.of(v, "training")] for v in every}
-    lines(left, thousand, series, title="training step, ms", x="tokens, thousands", log="xy", ticks=thousand)
-    series = {v: [[b / 2**20 for b in run] for run in trials.of(v, "kept, plain")] for v in every}
-    series["attention, fused"] = [[b / 2**20 for b in run] for run in trials.of(ATTENTION, "kept")]
-    lines(
+    series = {v: [[1000 * t for t in run] for run in trials.collect(v, "training")] for v in every}
+    plot_lines(left, thousand, series, title="training step, ms", x="tokens, thousands", log="xy", ticks=thousand)
+    series = {v: [[b / 2**20 for b in run] for run in trials.collect(v, "kept, plain")] for v in every}
+    series["attention, fused"] = [[b / 2**20 for b in run] for run in trials.collect(ATTENTION, "kept")]
+    plot_lines(
         middle,
         settings.counted,
         series,
@@ -142,8 +144,8 @@ def draw(figure: Figure, settings: CostOfContextSettings, trials: Trials) -> Non
         ticks=settings.counted,
     )
     thousand = [x / 1024 for x in settings.contexts]
-    series = {v: [[1000 * t for t in run] for run in trials.of(v, "decoding")] for v in (*every, CONTROL)}
-    lines(right, thousand, series, title="one token, ms", x="context, thousands", log="xy", ticks=thousand)
+    series = {v: [[1000 * t for t in run] for run in trials.collect(v, "decoding")] for v in (*every, CONTROL)}
+    plot_lines(right, thousand, series, title="one token, ms", x="context, thousands", log="xy", ticks=thousand)
 
 
 CLAIM = Claim(
@@ -163,8 +165,8 @@ CLAIM = Claim(
     "1.2. Otherwise the fit would find squares anywhere.",
     minutes=3.0,
     settings=CostOfContextSettings(),
-    variants=lambda settings: [ATTENTION, *LINES, CONTROL],
+    variants=lambda settings: [ATTENTION, *LINEAR_FORMS, CONTROL],
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

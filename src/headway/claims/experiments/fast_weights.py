@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values
 from headway.claims.networks import START, generator
-from headway.claims.page import lines
+from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, FastWeightsConfig, LinearAttentionConfig, Mixer
 from headway.nn.parts.init import initialise
@@ -19,9 +19,9 @@ from headway.nn.parts.init import initialise
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SAME = "unnormalised"
+UNNORMALISED = "unnormalised"
 CONTROLS = ("normalised", "softmax")
-EQUAL, UNEQUAL = 1e-9, 1e-2  # relative differences in double precision
+MAX_EQUAL, MIN_UNEQUAL = 1e-9, 1e-2  # relative differences in double precision
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ def mixer_of(settings: FastWeightsSettings, variant: str) -> Mixer:
     return config.build(settings.width, nn.ModuleDict()).double()
 
 
-def program(controller: Mixer, x: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B T D"]:
+def reference_outputs(controller: Mixer, x: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B T D"]:
     """As in 1992: a slow network determines the writes, W = W + v k^T, and the fast one returns y = W q."""
     batch, length, width = x.shape
     q, k, v = controller.qkv(x).view(batch, length, 3, heads, -1).unbind(2)  # type: ignore[operator, union-attr]
     fast = x.new_zeros(batch, heads, width // heads, width // heads)
-    said = []
+    outputs = []
     for t in range(length):
         fast = fast + v[:, t, :, :, None] * k[:, t, :, None, :]
-        said.append((fast @ q[:, t, :, :, None])[..., 0])
-    return controller.out(torch.stack(said, 1).flatten(2))  # type: ignore[operator]
+        outputs.append((fast @ q[:, t, :, :, None])[..., 0])
+    return controller.out(torch.stack(outputs, 1).flatten(2))  # type: ignore[operator]
 
 
 def gradients(y: Tensor, x: Tensor, mixer: nn.Module) -> list[Tensor]:
@@ -63,7 +63,7 @@ def gradients(y: Tensor, x: Tensor, mixer: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad((y * weights).sum(), [x, *mixer.parameters()]))
 
 
-def apart(first: Tensor, second: Tensor) -> float:
+def relative_difference(first: Tensor, second: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     first, second = first.detach(), second.detach()
     return float((first - second).abs().max() / second.abs().max().clamp(min=1e-300))
@@ -72,68 +72,68 @@ def apart(first: Tensor, second: Tensor) -> float:
 def measure(settings: FastWeightsSettings, variant: str, seed: int) -> Values:
     controller = mixer_of(settings, "controller")
     initialise(controller, START, 1, seed)
-    other = mixer_of(settings, variant)
-    other.load_state_dict(controller.state_dict())
-    found: dict[str, list[float]] = {"outputs": [], "gradients": [], "module": []}
+    mixer = mixer_of(settings, variant)
+    mixer.load_state_dict(controller.state_dict())
+    differences: dict[str, list[float]] = {"outputs": [], "gradients": [], "module": []}
     for length in settings.lengths:
         shape = (settings.rows, length, settings.width)
         x = torch.randn(shape, generator=generator(seed, length), dtype=torch.float64, requires_grad=True)
         layout = Layout.full(settings.rows, length)
-        plain, parallel = program(controller, x, settings.heads), other.parallel(x, layout)
-        found["outputs"].append(apart(parallel, plain))
-        pairs = zip(gradients(parallel, x, other), gradients(plain, x, controller))
-        found["gradients"].append(max(apart(a, b) for a, b in pairs if b.abs().max() > 0))
-        found["module"].append(apart(token_by_token(controller, x, layout), plain))
-    return found
+        reference, parallel = reference_outputs(controller, x, settings.heads), mixer.parallel(x, layout)
+        differences["outputs"].append(relative_difference(parallel, reference))
+        pairs = zip(gradients(parallel, x, mixer), gradients(reference, x, controller))
+        differences["gradients"].append(max(relative_difference(a, b) for a, b in pairs if b.abs().max() > 0))
+        differences["module"].append(relative_difference(token_by_token(controller, x, layout), reference))
+    return differences
 
 
 @torch.no_grad()
 def token_by_token(mixer: Mixer, x: Tensor, layout: Layout) -> Tensor:
     """The library's controller, token by token through its state."""
-    state, said = mixer.initial_state(x.shape[0], x.shape[1], like=x), []
+    state, outputs = mixer.initial_state(x.shape[0], x.shape[1], like=x), []
     for t in range(x.shape[1]):
         y, state = mixer.recurrent(x[:, t : t + 1], Layout(layout.positions[:, t : t + 1]), state)
-        said.append(y)
-    return torch.cat(said, 1)
+        outputs.append(y)
+    return torch.cat(outputs, 1)
 
 
-def worst(trials: Trials, variant: str, key: str) -> float:
-    return max(max(series) for series in trials.of(variant, key))
+def largest_difference(trials: Trials, variant: str, key: str) -> float:
+    return max(max(series) for series in trials.collect(variant, key))
 
 
-def judge(settings: FastWeightsSettings, trials: Trials) -> Finding:
+def apply_rule(settings: FastWeightsSettings, trials: Trials) -> Finding:
     def number(name: str, value: float) -> Number:
         return Number(name, Interval(value, value, value), "all seeds and lengths")
 
-    same = {key: worst(trials, SAME, key) for key in ("outputs", "gradients", "module")}
+    same = {key: largest_difference(trials, UNNORMALISED, key) for key in ("outputs", "gradients", "module")}
     # A control must differ with every seed at every length above one token.
     long = [i for i, length in enumerate(settings.lengths) if length > 1]
-    least = {v: min(trials.of(v, "outputs")[s][i] for s in range(trials.seeds) for i in long) for v in CONTROLS}
+    smallest = {v: min(trials.collect(v, "outputs")[s][i] for s in range(trials.seeds) for i in long) for v in CONTROLS}
     numbers = [
         number("outputs: largest relative difference", same["outputs"]),
         number("gradients: largest relative difference", same["gradients"]),
         number("controller through its state: largest relative difference", same["module"]),
-        *(number(f"control, {v}: smallest relative difference", value) for v, value in least.items()),
+        *(number(f"control, {v}: smallest relative difference", value) for v, value in smallest.items()),
     ]
-    return Finding(numbers, max(same.values()) < EQUAL, all(value > UNEQUAL for value in least.values()))
+    return Finding(numbers, max(same.values()) < MAX_EQUAL, all(value > MIN_UNEQUAL for value in smallest.values()))
 
 
 def draw(figure: Figure, settings: FastWeightsSettings, trials: Trials) -> None:
     axes = figure.subplots()
     floor = 1e-18
     titles = {
-        "linear, unnormalised: outputs": (SAME, "outputs"),
-        "linear, unnormalised: gradients": (SAME, "gradients"),
+        "linear, unnormalised: outputs": (UNNORMALISED, "outputs"),
+        "linear, unnormalised: gradients": (UNNORMALISED, "gradients"),
         "linear, normalised (control): outputs": ("normalised", "outputs"),
         "attention with softmax (control): outputs": ("softmax", "outputs"),
     }
     series = {
-        title: [[max(value, floor) for value in run] for run in trials.of(variant, key)]
+        title: [[max(value, floor) for value in run] for run in trials.collect(variant, key)]
         for title, (variant, key) in titles.items()
     }
-    axes.axhline(EQUAL, color="#98a4b0", linewidth=1, linestyle=":")
+    axes.axhline(MAX_EQUAL, color="#98a4b0", linewidth=1, linestyle=":")
     title = "relative difference from the fast weight controller of 1992, weights shared"
-    lines(axes, settings.lengths, series, title=title, x="tokens", log="xy", ticks=settings.lengths)
+    plot_lines(axes, settings.lengths, series, title=title, x="tokens", log="xy", ticks=settings.lengths)
     axes.set_ylim(floor, 10)
 
 
@@ -152,8 +152,8 @@ CLAIM = Claim(
     "difference.",
     minutes=0.2,
     settings=FastWeightsSettings(),
-    variants=lambda settings: [SAME, *CONTROLS],
+    variants=lambda settings: [UNNORMALISED, *CONTROLS],
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

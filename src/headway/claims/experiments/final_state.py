@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, Draw, DrawnExamples, Training, accuracy, generator, network, train
-from headway.claims.page import lines
+from headway.claims.networks import MIXERS, ExampleBatch, SampleBatch, Training, accuracy, generator, network, train
+from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.mixers import KeyValues, State
 from headway.nn.models import TokenEmbedConfig, Transformer, TransformerConfig
@@ -44,21 +44,21 @@ def name(mixer: str, length: int) -> str:
 
 def model_of(settings: FinalStateSettings, mixer: str, length: int) -> TransformerConfig:
     """All models have learned positions, so the queried position is easy to compare with."""
-    symbols = settings.symbols + length
-    found = network(MIXERS[mixer], width=settings.width, symbols=symbols, outputs=settings.symbols)
-    return replace(found, context=length + 1, embed=TokenEmbedConfig(LearnedConfig()))
+    vocab_size = settings.symbols + length
+    config = network(MIXERS[mixer], width=settings.width, vocab_size=vocab_size, outputs=settings.symbols)
+    return replace(config, context=length + 1, embed=TokenEmbedConfig(LearnedConfig()))
 
 
-def texts(settings: FinalStateSettings, length: int) -> Draw:
+def query_problem(settings: FinalStateSettings, length: int) -> SampleBatch:
     """Texts with a query for a random token, so the model has to store them all."""
 
-    def draw(source: torch.Generator) -> DrawnExamples:
+    def sample_batch(source: torch.Generator) -> ExampleBatch:
         text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
-        place = torch.randint(length, (settings.rows, 1), generator=source)
-        ids = torch.cat([text, settings.symbols + place], 1)
-        return DrawnExamples(ids, Layout.full(ids.shape[0], ids.shape[1]), text.gather(1, place)[:, 0])
+        position = torch.randint(length, (settings.rows, 1), generator=source)
+        ids = torch.cat([text, settings.symbols + position], 1)
+        return ExampleBatch(ids, Layout.full(ids.shape[0], ids.shape[1]), text.gather(1, position)[:, 0])
 
-    return draw
+    return sample_batch
 
 
 @torch.no_grad()
@@ -88,21 +88,21 @@ def probe(features: Float[Tensor, "B N"], targets: Int[Tensor, "B"], classes: in
 def measure(settings: FinalStateSettings, variant: str, seed: int) -> Values:
     mixer, length = variant.split(", ")[0], int(variant.split(", ")[1])
     model = model_of(settings, mixer, length).build(seed)
-    draw = texts(settings, length)
-    train(model, draw, settings.training, seed)
+    sample_batch = query_problem(settings, length)
+    train(model, sample_batch, settings.training, seed)
     shape = (settings.probed, length)
     text = torch.randint(settings.symbols, shape, generator=generator(seed, 6))
-    other = torch.randint(settings.symbols, shape, generator=generator(seed, 7))
-    held = memories(model, text)
+    unread = torch.randint(settings.symbols, shape, generator=generator(seed, 7))
+    memory = memories(model, text)
     order = range(length - 1, -1, -1)  # from the last token, at distance 0, to the first
     return {
-        "answers": accuracy(model, draw, seed),
-        "probe": [probe(held[k], text[:, k], settings.symbols) for k in order],
-        "never read": [probe(held[k], other[:, k], settings.symbols) for k in order],
+        "answers": accuracy(model, sample_batch, seed),
+        "probe": [probe(memory[k], text[:, k], settings.symbols) for k in order],
+        "never read": [probe(memory[k], unread[:, k], settings.symbols) for k in order],
     }
 
 
-def judge(settings: FinalStateSettings, trials: Trials) -> Finding:
+def apply_rule(settings: FinalStateSettings, trials: Trials) -> Finding:
     numbers, effect, control = [], True, True
     long, short = settings.length, settings.short
     for mixer in settings.mixers:
@@ -129,9 +129,11 @@ def draw(figure: Figure, settings: FinalStateSettings, trials: Trials) -> None:
         (parts[1], "probe", settings.short, f"{settings.short} tokens"),
         (parts[2], "never read", settings.length, "control: tokens of another text"),
     ):
-        series = {mixer: trials.of(name(mixer, length), key) for mixer in settings.mixers}
-        shown = axes is parts[0]
-        lines(axes, range(length), series, title=title, x="tokens before the end", chance=chance, legend=shown)
+        series = {mixer: trials.collect(name(mixer, length), key) for mixer in settings.mixers}
+        has_legend = axes is parts[0]
+        plot_lines(
+            axes, range(length), series, title=title, x="tokens before the end", chance=chance, legend=has_legend
+        )
         axes.set_ylim(0, 1.04)
     parts[0].set_ylabel("accuracy")
 
@@ -156,6 +158,6 @@ CLAIM = Claim(
     settings=FinalStateSettings(),
     variants=lambda settings: [name(m, n) for n in (settings.short, settings.length) for m in settings.mixers],
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, equivalence
-from headway.claims.page import bars, intervals
-from headway.claims.sequences import Budget, opened, small, tuned
+from headway.claims.page import plot_bars, plot_intervals
+from headway.claims.sequences import Budget, open_recipe_task, small_model, train_tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,25 +30,25 @@ class GRUOrLSTMSettings:
 
 
 def measure(settings: GRUOrLSTMSettings, variant: str, seed: int) -> Values:
-    with opened("pronounce", settings.budget, seed) as task:
+    with open_recipe_task("pronounce", settings.budget, seed) as task:
         width, mixer = (settings.width // 2, LSTM) if variant == HALF else (settings.width, variant)
-        model = small(task, "pronounce", width, settings.depth, mixer)
-        course = tuned(settings.budget, task, model, seed)
-    return {**course.values("per"), "end": course.scores[-1]["per"]}
+        model = small_model(task, "pronounce", width, settings.depth, mixer)
+        curve = train_tuned(settings.budget, task, model, seed)
+    return {**curve.values("per"), "end": curve.scores[-1]["per"]}
 
 
-def against_lstm(trials: Trials, other: str) -> list[float]:
+def error_differences(trials: Trials, variant: str) -> list[float]:
     """The differences of error rates, per pair of trials."""
-    return [a - b for a, b in zip(trials.of(other, "end"), trials.of(LSTM, "end"))]
+    return [a - b for a, b in zip(trials.collect(variant, "end"), trials.collect(LSTM, "end"))]
 
 
-def judge(settings: GRUOrLSTMSettings, trials: Trials) -> Finding:
+def apply_rule(settings: GRUOrLSTMSettings, trials: Trials) -> Finding:
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
-    tests = {other: equivalence(against_lstm(trials, other), settings.margin) for other in VARIANTS[1:]}
-    numbers += [Number(f"{other} minus {LSTM}", test.difference) for other, test in tests.items()]
-    listed = "; ".join(f"{other} p = {test.p:.2g}" for other, test in tests.items())
+    tests = {compared: equivalence(error_differences(trials, compared), settings.margin) for compared in VARIANTS[1:]}
+    numbers += [Number(f"{compared} minus {LSTM}", test.difference) for compared, test in tests.items()]
+    listed = "; ".join(f"{compared} p = {test.p:.2g}" for compared, test in tests.items())
     remarks = [f"Two one-sided tests against {LSTM}, margin {settings.margin}: {listed}."]
-    sizes = ", ".join(f"{variant} {trials.of(variant, 'parameters')[0]:,}" for variant in VARIANTS)
+    sizes = ", ".join(f"{variant} {trials.collect(variant, 'parameters')[0]:,}" for variant in VARIANTS)
     control = not tests[HALF].equivalent and tests[HALF].difference.low > 0
     return Finding(numbers, tests[GRU].equivalent, control, [*remarks, f"Parameters: {sizes}."])
 
@@ -56,9 +56,9 @@ def judge(settings: GRUOrLSTMSettings, trials: Trials) -> Finding:
 def draw(figure: Figure, settings: GRUOrLSTMSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
-    bars(left, rates, title="phoneme error rate", x="validation")
-    found = {other: against_lstm(trials, other) for other in VARIANTS[1:]}
-    intervals(right, found, settings.margin, title="minus the lstm's, each seed", x="grey: counts as equal")
+    plot_bars(left, rates, title="phoneme error rate", x="validation")
+    differences = {compared: error_differences(trials, compared) for compared in VARIANTS[1:]}
+    plot_intervals(right, differences, settings.margin, title="minus the lstm's, each seed", x="grey: counts as equal")
 
 
 CLAIM = Claim(
@@ -78,7 +78,7 @@ CLAIM = Claim(
     settings=GRUOrLSTMSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
     seeds=5,
     full=GRUOrLSTMSettings(

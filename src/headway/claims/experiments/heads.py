@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
-from headway.claims.networks import DrawnExamples, Training, accuracy, generator, network, train
-from headway.claims.page import lines
-from headway.claims.problems import KeyValuePairs, pairs
+from headway.claims.networks import ExampleBatch, Training, accuracy, generator, network, train
+from headway.claims.page import plot_lines
+from headway.claims.problems import KeyValuePairs, recall_pairs
 from headway.layout import Layout
-from headway.nn.kernels import IGNORED
+from headway.nn.kernels import IGNORE_INDEX
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import Transformer, attention_maps
 from headway.nn.parts.positions import RotaryConfig
@@ -40,7 +40,7 @@ class HeadsSettings:
 
     @property
     def pairs(self) -> KeyValuePairs:
-        return KeyValuePairs(self.keys, self.values, asked=self.asked)
+        return KeyValuePairs(self.keys, self.values, queries=self.asked)
 
 
 def variants(settings: HeadsSettings) -> list[str]:
@@ -53,7 +53,7 @@ def _heads(count: int) -> str:
 
 def measure(settings: HeadsSettings, variant: str, seed: int) -> Values:
     if variant in (MASKED, UNMASKED):
-        return predict(settings, variant == MASKED, seed)
+        return train_next_token(settings, variant == MASKED, seed)
     return look_up(settings, next(count for count in settings.heads if _heads(count) == variant), seed)
 
 
@@ -63,91 +63,103 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
     outputs = settings.asked * settings.values
     config = network(AttentionConfig(heads), width=settings.width, channels=problem.channels, outputs=outputs)
     model = config.build(seed)
-    draw = pairs(problem, settings.rows)
-    train(model, draw, settings.training, seed)
-    weights, places = looks(model, problem, settings.rows, seed)
-    right = weights.gather(2, places[:, None].expand(-1, heads, -1))  # [B, H, A]
+    sample_batch = recall_pairs(problem, settings.rows)
+    train(model, sample_batch, settings.training, seed)
+    weights, positions = query_attention(model, problem, settings.rows, seed)
+    correct_weights = weights.gather(2, positions[:, None].expand(-1, heads, -1))  # [B, H, A]
     return {
-        "accuracy": accuracy(model, draw, seed),
-        "weight": float(right.amax(1).mean()),
+        "accuracy": accuracy(model, sample_batch, seed),
+        "weight": float(correct_weights.amax(1).mean()),
         "picture": weights[0].tolist(),
-        "places": places[0].tolist(),
+        "places": positions[0].tolist(),
     }
 
 
-def looks(model: Transformer, problem: KeyValuePairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def query_attention(
+    model: Transformer, problem: KeyValuePairs, rows: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention weights [B, H, S] of the last token, and the positions [B, A] of the answers."""
-    examples, places = problem.draw(rows, generator(seed, 5))
+    examples, positions = problem.sample(rows, generator(seed, 5))
     maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
-    return next(iter(maps.values()))[:, :, -1], places
+    return next(iter(maps.values()))[:, :, -1], positions
 
 
-def predict(settings: HeadsSettings, masked: bool, seed: int) -> Values:
+def train_next_token(settings: HeadsSettings, masked: bool, seed: int) -> Values:
     """Train on the next token of random texts, which a causal model can only guess."""
     mixer = AttentionConfig(2, pattern=Causal() if masked else Full(), rotary=RotaryConfig())
-    symbols = settings.symbols
-    config = network(mixer, width=settings.width, symbols=symbols, outputs=symbols, pool="tokens")
+    n_symbols = settings.symbols
+    config = network(mixer, width=settings.width, vocab_size=n_symbols, outputs=n_symbols, pool="tokens")
     model = config.build(seed)
 
-    def draw(source: torch.Generator) -> DrawnExamples:
-        text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
+    def sample_batch(source: torch.Generator) -> ExampleBatch:
+        text = torch.randint(n_symbols, (settings.rows, settings.length + 1), generator=source)
         # Without the mask, a model can copy every target but this one, which is not in the row.
         targets = text[:, 1:].clone()
-        targets[:, -1] = IGNORED
-        return DrawnExamples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
+        targets[:, -1] = IGNORE_INDEX
+        return ExampleBatch(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
 
-    def honest(source: torch.Generator) -> DrawnExamples:
-        examples = draw(source)
+    def without_next_token(source: torch.Generator) -> ExampleBatch:
+        examples = sample_batch(source)
         rows, length = settings.rows, settings.length // 2
-        targets = torch.full((rows, length), IGNORED)
+        targets = torch.full((rows, length), IGNORE_INDEX)
         targets[:, -1] = examples.inputs[:, length]
-        return DrawnExamples(examples.inputs[:, :length], Layout.full(rows, length), targets)
+        return ExampleBatch(examples.inputs[:, :length], Layout.full(rows, length), targets)
 
-    train(model, draw, settings.training, seed)
-    return {"accuracy": accuracy(model, draw, seed), "honest": accuracy(model, honest, seed, batches=16)}
+    train(model, sample_batch, settings.training, seed)
+    return {
+        "accuracy": accuracy(model, sample_batch, seed),
+        "honest": accuracy(model, without_next_token, seed, batches=16),
+    }
 
 
-def judge(settings: HeadsSettings, trials: Trials) -> Finding:
+def apply_rule(settings: HeadsSettings, trials: Trials) -> Finding:
     enough = _heads(min((n for n in settings.heads if n >= settings.asked), default=settings.heads[-1]))
     numbers = [Number(f"{_heads(n)}: accuracy", trials.share(_heads(n), "accuracy")) for n in settings.heads]
     weight = trials.share(enough, "weight")
-    gain = difference(trials.of(enough, "accuracy"), trials.of(_heads(settings.heads[0]), "accuracy"))
-    cheat, guess = trials.share(UNMASKED, "accuracy"), trials.share(MASKED, "accuracy")
-    later = trials.share(UNMASKED, "honest")
+    gain = difference(trials.collect(enough, "accuracy"), trials.collect(_heads(settings.heads[0]), "accuracy"))
+    unmasked, masked = trials.share(UNMASKED, "accuracy"), trials.share(MASKED, "accuracy")
+    hidden = trials.share(UNMASKED, "honest")
     numbers += [
         Number(f"{enough}: weight of the best head on the right key", weight),
         Number(f"{enough} minus {_heads(settings.heads[0])}: accuracy", gain),
-        Number(f"{UNMASKED}: accuracy in training", cheat),
-        Number(f"{UNMASKED}: accuracy without the next token in the row", later),
-        Number(f"{MASKED}: accuracy in training", guess),
+        Number(f"{UNMASKED}: accuracy in training", unmasked),
+        Number(f"{UNMASKED}: accuracy without the next token in the row", hidden),
+        Number(f"{MASKED}: accuracy in training", masked),
     ]
     chance = 1 / settings.symbols
-    effect = weight.low > 0.5 and gain.low > 0.1 and cheat.low > 0.9
-    control = guess.high < chance + 0.1 and later.high < chance + 0.1
+    effect = weight.low > 0.5 and gain.low > 0.1 and unmasked.low > 0.9
+    control = masked.high < chance + 0.1 and hidden.high < chance + 0.1
     remarks = [f"Uniform attention has a weight of {1 / settings.pairs.length:.2g} per token; chance is {chance:.3g}."]
     return Finding(numbers, effect, control, remarks)
 
 
 def draw(figure: Figure, settings: HeadsSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
-    found = list(zip(*(trials.of(_heads(n), "accuracy") for n in settings.heads)))
+    accuracies = list(zip(*(trials.collect(_heads(n), "accuracy") for n in settings.heads)))
     title = f"{settings.asked} of {settings.keys} keys queried"
-    lines(
-        left, settings.heads, {"attention": found}, title=title, x="heads", y="accuracy", log="x", ticks=settings.heads
+    plot_lines(
+        left,
+        settings.heads,
+        {"attention": accuracies},
+        title=title,
+        x="heads",
+        y="accuracy",
+        log="x",
+        ticks=settings.heads,
     )
     left.set_ylim(0, 1.04)
     enough = next((n for n in settings.heads if n >= settings.asked), settings.heads[-1])
-    picture, places = (trials.of(_heads(enough), key)[0] for key in ("picture", "places"))
+    picture, positions = (trials.collect(_heads(enough), key)[0] for key in ("picture", "places"))
     middle.imshow(picture, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     middle.grid(False)
-    for number, place in enumerate(places, 1):
-        middle.annotate(f"{number}", (place, -0.62), ha="center", va="bottom", fontsize=8, annotation_clip=False)
+    for number, position in enumerate(positions, 1):
+        middle.annotate(f"{number}", (position, -0.62), ha="center", va="bottom", fontsize=8, annotation_clip=False)
     middle.set_yticks(range(enough), [f"head {h + 1}" for h in range(enough)])
     middle.set(xlabel="token; queried keys are numbered")
     middle.set_title("attention of the query", pad=16)
     kinds = {"masked": MASKED, "mask removed": UNMASKED}
     for offset, (key, label) in enumerate((("accuracy", "as trained"), ("honest", "next token hidden"))):
-        values = [mean(trials.of(name, key)).value for name in kinds.values()]
+        values = [mean(trials.collect(name, key)).value for name in kinds.values()]
         right.bar(
             [i + 0.36 * offset for i in range(2)], values, width=0.34, label=label, color=("#2563c9", "#d9660a")[offset]
         )
@@ -177,6 +189,6 @@ CLAIM = Claim(
     settings=HeadsSettings(),
     variants=variants,
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
-from headway.claims.page import bars, colour
-from headway.claims.sequences import ATTENTION, WITHOUT_ORDER, Budget, opened, seconds_to, small, tuned
+from headway.claims.page import colour, plot_bars
+from headway.claims.sequences import (
+    ATTENTION,
+    WITHOUT_ORDER,
+    Budget,
+    open_recipe_task,
+    small_model,
+    time_to_target,
+    train_tuned,
+)
 from headway.learn import InverseSqrtConfig
 
 if TYPE_CHECKING:
@@ -37,47 +45,49 @@ class LessTrainingSettings:
 
 def measure(settings: LessTrainingSettings, variant: str, seed: int) -> Values:
     codec: dict[str, Any] = {} if settings.symbols is None else {"size": settings.symbols}
-    with opened(settings.recipe, settings.budget, seed, **codec) as task:
-        model = small(task, settings.recipe, settings.width, settings.depth, variant)
-        course = tuned(settings.budget, task, model, seed)
-    return course.values(settings.goal)
+    with open_recipe_task(settings.recipe, settings.budget, seed, **codec) as task:
+        model = small_model(task, settings.recipe, settings.width, settings.depth, variant)
+        curve = train_tuned(settings.budget, task, model, seed)
+    return curve.values(settings.goal)
 
 
-def times(settings: LessTrainingSettings, trials: Trials, variant: str) -> list[tuple[float, bool]]:
+def times_to_target(settings: LessTrainingSettings, trials: Trials, variant: str) -> list[tuple[float, bool]]:
     """The seconds to the target, per trial, and whether it was reached."""
     return [
-        seconds_to(trial.values, settings.goal, settings.target) for trial in trials.all if trial.variant == variant
+        time_to_target(trial.values, settings.goal, settings.target) for trial in trials.all if trial.variant == variant
     ]
 
 
-def factor(settings: LessTrainingSettings, trials: Trials, variant: str) -> Interval:
+def time_ratio(settings: LessTrainingSettings, trials: Trials, variant: str) -> Interval:
     """The time of a variant to the target relative to attention: the geometric mean over pairs of seeds."""
-    pairs = zip(times(settings, trials, variant), times(settings, trials, ATTENTION))
-    found = mean([math.log(other / own) for (other, _), (own, _) in pairs])
-    return Interval(*(math.exp(part) if part < 700 else math.inf for part in found))
+    pairs = zip(times_to_target(settings, trials, variant), times_to_target(settings, trials, ATTENTION))
+    log_ratio = mean([math.log(seconds / attention_seconds) for (seconds, _), (attention_seconds, _) in pairs])
+    return Interval(*(math.exp(part) if part < 700 else math.inf for part in log_ratio))
 
 
-def judge(settings: LessTrainingSettings, trials: Trials) -> Finding:
+def apply_rule(settings: LessTrainingSettings, trials: Trials) -> Finding:
     numbers, remarks = [], []
     for variant in VARIANTS:
-        reached = times(settings, trials, variant)
+        reached = times_to_target(settings, trials, variant)
         numbers.append(Number(f"{variant}: seconds to the target", mean([seconds for seconds, _ in reached])))
         numbers.append(
-            Number(f"{variant}: {GOALS[settings.goal]} at the end", mean(trials.at(variant, settings.goal, -1)))
+            Number(
+                f"{variant}: {GOALS[settings.goal]} at the end", mean(trials.collect_point(variant, settings.goal, -1))
+            )
         )
-        missed = sum(not there for _, there in reached)
+        missed = sum(not is_reached for _, is_reached in reached)
         if missed:
             remarks.append(
                 f"{variant}: {missed} of {len(reached)} runs never reach it, and count with their total time."
             )
-    factors = {variant: factor(settings, trials, variant) for variant in VARIANTS[1:]}
-    numbers += [Number(f"{variant} / attention: time", found) for variant, found in factors.items()]
-    known = all(there for _, there in times(settings, trials, ATTENTION))
-    sizes = ", ".join(f"{v} {trials.of(v, 'parameters')[0]:,}" for v in (ATTENTION, *ANCESTORS))
+    factors = {variant: time_ratio(settings, trials, variant) for variant in VARIANTS[1:]}
+    numbers += [Number(f"{variant} / attention: time", ratio) for variant, ratio in factors.items()]
+    attention_reached = all(is_reached for _, is_reached in times_to_target(settings, trials, ATTENTION))
+    sizes = ", ".join(f"{v} {trials.collect(v, 'parameters')[0]:,}" for v in (ATTENTION, *ANCESTORS))
     return Finding(
         numbers,
-        effect=known and all(factors[variant].low > 1 for variant in ANCESTORS),
-        control=known and factors[WITHOUT_ORDER].low > 1,
+        effect=attention_reached and all(factors[variant].low > 1 for variant in ANCESTORS),
+        control=attention_reached and factors[WITHOUT_ORDER].low > 1,
         remarks=[*remarks, f"Parameters: {sizes}."],
     )
 
@@ -86,15 +96,18 @@ def draw(figure: Figure, settings: LessTrainingSettings, trials: Trials) -> None
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for index, variant in enumerate(VARIANTS):
         style = ":" if variant == WITHOUT_ORDER else "-"
-        curves = zip(trials.of(variant, "seconds"), trials.of(variant, settings.goal))
+        curves = zip(trials.collect(variant, "seconds"), trials.collect(variant, settings.goal))
         for number, (seconds, scores) in enumerate(curves):
             label = None if number else variant
             left.plot(seconds, scores, style, color=colour(variant, index), label=label, alpha=0.8)
     left.axhline(settings.target, color="#98a4b0", linewidth=1, linestyle="--")
     left.set(xlabel="seconds of training", ylabel=GOALS[settings.goal], title=f"{settings.recipe}, each seed")
     left.legend(fontsize=8)
-    found = {variant: mean([seconds for seconds, _ in times(settings, trials, variant)]) for variant in VARIANTS[:-1]}
-    bars(right, found, title=f"seconds to {settings.target:g}", x="seconds of one core")
+    durations = {
+        variant: mean([seconds for seconds, _ in times_to_target(settings, trials, variant)])
+        for variant in VARIANTS[:-1]
+    }
+    plot_bars(right, durations, title=f"seconds to {settings.target:g}", x="seconds of one core")
 
 
 CLAIM = Claim(
@@ -117,7 +130,7 @@ CLAIM = Claim(
     settings=LessTrainingSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
     full=LessTrainingSettings(
         recipe="multi30k-en-de-small",

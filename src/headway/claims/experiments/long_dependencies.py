@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, Draw, Training, accuracy, error, network, train
-from headway.claims.page import lines
+from headway.claims.networks import MIXERS, SampleBatch, Training, accuracy, error, network, train
+from headway.claims.page import plot_lines
 from headway.claims.problems import adding, copying
 from headway.nn.models import Transformer, TransformerConfig
 
@@ -48,49 +48,51 @@ class LagJob(NamedTuple):
 
 
 def jobs(settings: LongDependenciesSettings) -> dict[str, LagJob]:
-    found = [
+    all_jobs = [
         LagJob(mixer, task, size) for task in TASKS for size in settings.sizes(task) for mixer in ("elman", "lstm")
     ]
-    found += [LagJob("lstm", task, max(settings.sizes(task)), cut=True) for task in TASKS]
-    return {job.name: job for job in found}
+    all_jobs += [LagJob("lstm", task, max(settings.sizes(task)), cut=True) for task in TASKS]
+    return {job.name: job for job in all_jobs}
 
 
-def problem(settings: LongDependenciesSettings, job: LagJob) -> tuple[TransformerConfig, Draw]:
+def problem(settings: LongDependenciesSettings, job: LagJob) -> tuple[TransformerConfig, SampleBatch]:
     mixer = MIXERS[job.mixer]
     if job.task == "adding":
-        draw = adding(settings.rows, job.size, max(1, job.size // 4) if job.cut else None)
-        return network(mixer, width=settings.width, channels=2, outputs=1), draw
+        sample_batch = adding(settings.rows, job.size, max(1, job.size // 4) if job.cut else None)
+        return network(mixer, width=settings.width, channels=2, outputs=1), sample_batch
     last = settings.count + job.size // 2 if job.cut else None
-    draw = copying(settings.rows, settings.symbols, settings.count, job.size, last)
-    symbols, outputs = settings.symbols + 2, settings.symbols
-    return network(mixer, width=settings.width, symbols=symbols, outputs=outputs, pool="tokens"), draw
+    sample_batch = copying(settings.rows, settings.symbols, settings.count, job.size, last)
+    vocab_size, outputs = settings.symbols + 2, settings.symbols
+    return network(mixer, width=settings.width, vocab_size=vocab_size, outputs=outputs, pool="tokens"), sample_batch
 
 
 def measure(settings: LongDependenciesSettings, variant: str, seed: int) -> Values:
     job = jobs(settings)[variant]
-    config, draw = problem(settings, job)
+    config, sample_batch = problem(settings, job)
     model = config.build(seed)
-    losses = train(model, draw, settings.training, seed)
-    return {"solved": solved(settings, job, model, draw, seed), "losses": losses[:: max(1, len(losses) // 50)]}
+    losses = train(model, sample_batch, settings.training, seed)
+    return {"solved": solved(settings, job, model, sample_batch, seed), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def solved(settings: LongDependenciesSettings, job: LagJob, model: Transformer, draw: Draw, seed: int) -> float:
+def solved(
+    settings: LongDependenciesSettings, job: LagJob, model: Transformer, sample_batch: SampleBatch, seed: int
+) -> float:
     """The solved share: 0 for chance or a constant answer, 1 for no error."""
     if job.task == "adding":
-        return max(0.0, 1 - error(model, draw, seed) / _CONSTANT)
+        return max(0.0, 1 - error(model, sample_batch, seed) / _CONSTANT)
     guess = 1 / settings.symbols
-    return max(0.0, (accuracy(model, draw, seed) - guess) / (1 - guess))
+    return max(0.0, (accuracy(model, sample_batch, seed) - guess) / (1 - guess))
 
 
-def judge(settings: LongDependenciesSettings, trials: Trials) -> Finding:
+def apply_rule(settings: LongDependenciesSettings, trials: Trials) -> Finding:
     numbers = [Number(name, trials.share(name, "solved")) for name in jobs(settings)]
-    found = {number.name: number.interval for number in numbers}
+    intervals = {number.name: number.interval for number in numbers}
     effect, control = True, True
     for task in TASKS:
-        longest = max(settings.sizes(task))
-        elman, lstm = (found[LagJob(mixer, task, longest).name] for mixer in ("elman", "lstm"))
+        max_size = max(settings.sizes(task))
+        elman, lstm = (intervals[LagJob(mixer, task, max_size).name] for mixer in ("elman", "lstm"))
         effect = effect and lstm.low > 0.5 > elman.high
-        control = control and found[LagJob("lstm", task, longest, cut=True).name].high < 0.5
+        control = control and intervals[LagJob("lstm", task, max_size, cut=True).name].high < 0.5
     return Finding(numbers, effect, control)
 
 
@@ -98,11 +100,11 @@ def draw(figure: Figure, settings: LongDependenciesSettings, trials: Trials) -> 
     for axes, task in zip(figure.subplots(1, 2, sharey=True), TASKS):
         sizes = settings.sizes(task)
         series = {
-            mixer: list(zip(*(trials.of(LagJob(mixer, task, size).name, "solved") for size in sizes)))
+            mixer: list(zip(*(trials.collect(LagJob(mixer, task, size).name, "solved") for size in sizes)))
             for mixer in ("elman", "lstm")
         }
         title = "the adding problem" if task == "adding" else f"copying {settings.count} symbols"
-        lines(axes, sizes, series, title=title, x="length" if task == "adding" else "delay", ticks=sizes)
+        plot_lines(axes, sizes, series, title=title, x="length" if task == "adding" else "delay", ticks=sizes)
         cut = trials.share(LagJob("lstm", task, max(sizes), cut=True).name, "solved")
         axes.plot([max(sizes)], [cut.value], "x", color="#b42318", markersize=8, label="lstm, state cut off")
         axes.set_ylim(-0.04, 1.04)
@@ -126,7 +128,7 @@ CLAIM = Claim(
     settings=LongDependenciesSettings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
     seeds=5,  # with three, the interval of the control was too wide: 0 to 0.52 around the possible 0.25
 )

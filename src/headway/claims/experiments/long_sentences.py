@@ -8,13 +8,24 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
-from headway.claims.page import intervals, lines, middle_of
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, words_of, write_lists
+from headway.claims.page import mean_series, plot_intervals, plot_lines
+from headway.claims.sequences import (
+    Budget,
+    config_of_size,
+    count_words,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    train_tuned,
+    with_scaled_init,
+    write_lists,
+)
 from headway.domains.translation.task import ParallelText, TargetText
 from headway.learn.task import Task
 from headway.metrics import pronunciation_error_rates
 from headway.nn.models import EncoderDecoder, ModelConfig
-from headway.nn.models.ancestors import rnnenc, rnnsearch
+from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,68 +49,76 @@ class LongSentencesSettings:
 def measure(settings: LongSentencesSettings, variant: str, seed: int) -> Values:
     with TemporaryDirectory() as folder:
         last_only = variant == LAST
-        data = write_lists(Path(folder), settings.most, settings.trained, settings.judged, last_only)
-        with opened("pronounce", settings.budget, seed, data) as task:
-            course = tuned(settings.budget, task, model_of(settings, variant, task), seed)
-            rates, letters = by_length(settings, task, course.model)
-    return {**course.values("per"), "rates": rates, "letters": letters}
+        paths = write_lists(Path(folder), settings.most, settings.trained, settings.judged, last_only)
+        with open_recipe_task("pronounce", settings.budget, seed, paths) as task:
+            curve = train_tuned(settings.budget, task, model_of(settings, variant, task), seed)
+            rates, letters = by_length(settings, task, curve.model)
+    return {**curve.values("per"), "rates": rates, "letters": letters}
 
 
 def model_of(settings: LongSentencesSettings, variant: str, task: Task) -> ModelConfig:
-    transformer = small(task, "pronounce", settings.width, depth=1)
+    transformer = small_model(task, "pronounce", settings.width, depth=1)
     if variant == TRANSFORMER:
         return transformer
-    build, symbols = rnnsearch if variant == SEARCH else rnnenc, symbols_of(task)
-    return sized(lambda width: begun(build(width, width, symbols, width // 2)), size(transformer))
+    build, vocab_size = rnnsearch if variant == SEARCH else rnnenc, target_vocab_size(task)
+    return config_of_size(
+        lambda width: with_scaled_init(build(width, width, vocab_size, width // 2)), num_parameters(transformer)
+    )
 
 
 def by_length(settings: LongSentencesSettings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
     """The phoneme error rate for lists of 1, 2, ... words, and their mean length in letters."""
     examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
     sources = examples.sources("validation")
-    texts, references = sources.given, sources.references
-    outputs = examples.texts(objective.write(model, examples, sources, objective.searched("validation")))
+    inputs, references = sources.inputs, sources.references
+    outputs = examples.decode_all(objective.generate(model, examples, sources, objective.search_for("validation")))
     rates, letters = [], []
     for length in range(1, settings.most + 1):
-        places = [place for place, text in enumerate(texts) if words_of(text) == length]
-        found = pronunciation_error_rates([outputs[p] for p in places], [references[p] for p in places])
-        rates.append(cast(float, found["per"]))
-        letters.append(sum(len(texts[p]) for p in places) / len(places))
+        indices = [index for index, text in enumerate(inputs) if count_words(text) == length]
+        error_rates = pronunciation_error_rates([outputs[p] for p in indices], [references[p] for p in indices])
+        rates.append(cast(float, error_rates["per"]))
+        letters.append(sum(len(inputs[p]) for p in indices) / len(indices))
     return rates, letters
 
 
-def falls(trials: Trials, variant: str) -> list[float]:
+def rises(trials: Trials, variant: str) -> list[float]:
     """The rise of the error rate from single words to the longest lists, per trial."""
-    return [rates[-1] - rates[0] for rates in trials.of(variant, "rates")]
+    return [rates[-1] - rates[0] for rates in trials.collect(variant, "rates")]
 
 
-def judge(settings: LongSentencesSettings, trials: Trials) -> Finding:
-    loss = {variant: falls(trials, variant) for variant in VARIANTS}
-    over = {other: difference(loss[FIXED], loss[other]) for other in (SEARCH, TRANSFORMER)}
-    control = difference([fall / 2 for fall in loss[FIXED]], loss[LAST])
+def apply_rule(settings: LongSentencesSettings, trials: Trials) -> Finding:
+    rise = {variant: rises(trials, variant) for variant in VARIANTS}
+    excess = {compared: difference(rise[FIXED], rise[compared]) for compared in (SEARCH, TRANSFORMER)}
+    control = difference([rise_value / 2 for rise_value in rise[FIXED]], rise[LAST])
     numbers = []
     for variant in VARIANTS:
-        numbers.append(Number(f"{variant}: error rate for single words", mean(trials.at(variant, "rates", 0))))
         numbers.append(
-            Number(f"{variant}: error rate for lists of {settings.most}", mean(trials.at(variant, "rates", -1)))
+            Number(f"{variant}: error rate for single words", mean(trials.collect_point(variant, "rates", 0)))
         )
-        numbers.append(Number(f"{variant}: rise between them", mean(loss[variant])))
-    numbers += [Number(f"rise of {FIXED} minus that of {other}", found) for other, found in over.items()]
+        numbers.append(
+            Number(
+                f"{variant}: error rate for lists of {settings.most}", mean(trials.collect_point(variant, "rates", -1))
+            )
+        )
+        numbers.append(Number(f"{variant}: rise between them", mean(rise[variant])))
+    numbers += [Number(f"rise of {FIXED} minus that of {compared}", interval) for compared, interval in excess.items()]
     numbers.append(Number(f"half the rise of {FIXED} minus that with the last word only", control))
-    letters = ", ".join(f"{found:.0f}" for found in trials.of(FIXED, "letters")[0])
-    sizes = ", ".join(f"{variant} {trials.of(variant, 'parameters')[0]:,}" for variant in VARIANTS[:3])
+    letters = ", ".join(f"{interval:.0f}" for interval in trials.collect(FIXED, "letters")[0])
+    sizes = ", ".join(f"{variant} {trials.collect(variant, 'parameters')[0]:,}" for variant in VARIANTS[:3])
     remarks = [f"Lists of 1 to {settings.most} words have {letters} letters.", f"Parameters: {sizes}."]
-    effect = mean(loss[FIXED]).low > 0 and all(found.low > 0 for found in over.values())
+    effect = mean(rise[FIXED]).low > 0 and all(interval.low > 0 for interval in excess.values())
     return Finding(numbers, effect, control.low > 0, remarks)
 
 
 def draw(figure: Figure, settings: LongSentencesSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
-    letters = middle_of(trials.of(FIXED, "letters"))
-    series = {variant: trials.of(variant, "rates") for variant in VARIANTS}
-    lines(left, letters, series, title="phoneme error rate", x="letters of the source", y="validation")
-    rises = {variant: falls(trials, variant) for variant in VARIANTS}
-    intervals(right, rises, title=f"rise from 1 to {settings.most} words", x="95 % interval and each seed")
+    letters = mean_series(trials.collect(FIXED, "letters"))
+    series = {variant: trials.collect(variant, "rates") for variant in VARIANTS}
+    plot_lines(left, letters, series, title="phoneme error rate", x="letters of the source", y="validation")
+    rise_by_variant = {variant: rises(trials, variant) for variant in VARIANTS}
+    plot_intervals(
+        right, rise_by_variant, title=f"rise from 1 to {settings.most} words", x="95 % interval and each seed"
+    )
 
 
 CLAIM = Claim(
@@ -123,6 +142,6 @@ CLAIM = Claim(
     settings=LongSentencesSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference
-from headway.claims.networks import MIXERS, AdditiveConfig, Draw, Training, accuracy, error, network, train
-from headway.claims.page import bars
-from headway.claims.problems import adding, copying, latest, totals
+from headway.claims.networks import MIXERS, AdditiveConfig, SampleBatch, Training, accuracy, error, network, train
+from headway.claims.page import plot_bars
+from headway.claims.problems import adding, copying, recall_marked, sum_all
 from headway.nn.mixers import MixerConfig
 from headway.nn.models import TransformerConfig
 
@@ -39,50 +39,50 @@ class MultiplicativeUnitsSettings:
 
 def problem(
     settings: MultiplicativeUnitsSettings, cell: MixerConfig, task: str
-) -> tuple[TransformerConfig, Draw, float]:
+) -> tuple[TransformerConfig, SampleBatch, float]:
     """The network, its examples, and the accuracy of chance or the error of a constant answer."""
-    rows, length, symbols, width = settings.rows, settings.length, settings.symbols, settings.width
+    rows, length, n_symbols, width = settings.rows, settings.length, settings.symbols, settings.width
     if task == "adding":
         return network(cell, width=width, channels=2, outputs=1), adding(rows, length), 1 / 6
     if task == "total":
-        return network(cell, width=width, channels=2, outputs=1), totals(rows, settings.short), 1 / 12
+        return network(cell, width=width, channels=2, outputs=1), sum_all(rows, settings.short), 1 / 12
     if task == "latest":
-        config = network(cell, width=width, symbols=2 * symbols + 1, outputs=symbols)
-        return config, latest(rows, symbols, settings.short), 1 / symbols
-    config = network(cell, width=width, symbols=symbols + 2, outputs=symbols, pool="tokens")
-    return config, copying(rows, symbols, settings.count, settings.delay), 1 / symbols
+        config = network(cell, width=width, vocab_size=2 * n_symbols + 1, outputs=n_symbols)
+        return config, recall_marked(rows, n_symbols, settings.short), 1 / n_symbols
+    config = network(cell, width=width, vocab_size=n_symbols + 2, outputs=n_symbols, pool="tokens")
+    return config, copying(rows, n_symbols, settings.count, settings.delay), 1 / n_symbols
 
 
-def name(cell: str, task: str) -> str:
+def trial_name(cell: str, task: str) -> str:
     return f"{cell}: {task}"
 
 
 def variants(settings: MultiplicativeUnitsSettings) -> list[str]:
-    return [name(cell, task) for task in (*TASKS, FURTHER, CONTROL) for cell in CELLS]
+    return [trial_name(cell, task) for task in (*TASKS, FURTHER, CONTROL) for cell in CELLS]
 
 
 def measure(settings: MultiplicativeUnitsSettings, variant: str, seed: int) -> Values:
     cell, task = variant.split(": ")
-    config, draw, guess = problem(settings, CELLS[cell], task)
+    config, sample_batch, guess = problem(settings, CELLS[cell], task)
     model = config.build(seed)
-    losses = train(model, draw, settings.training, seed)
+    losses = train(model, sample_batch, settings.training, seed)
     if task in ("adding", "total"):
-        solved = 1 - error(model, draw, seed) / guess
+        solved = 1 - error(model, sample_batch, seed) / guess
     else:
-        solved = (accuracy(model, draw, seed) - guess) / (1 - guess)
+        solved = (accuracy(model, sample_batch, seed) - guess) / (1 - guess)
     return {"solved": max(0.0, solved), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def judge(settings: MultiplicativeUnitsSettings, trials: Trials) -> Finding:
+def apply_rule(settings: MultiplicativeUnitsSettings, trials: Trials) -> Finding:
     numbers, effect = [], True
     for task in (*TASKS, FURTHER):
-        both = [trials.of(name(cell, task), "solved") for cell in CELLS]
+        both = [trials.collect(trial_name(cell, task), "solved") for cell in CELLS]
         gain = difference(*both)
-        numbers += [Number(name(cell, task), trials.share(name(cell, task), "solved")) for cell in CELLS]
+        numbers += [Number(trial_name(cell, task), trials.share(trial_name(cell, task), "solved")) for cell in CELLS]
         numbers.append(Number(f"{task}: lstm minus additive", gain))
         effect = effect and (task not in TASKS or gain.low > 0.1)
-    total = {cell: trials.share(name(cell, CONTROL), "solved") for cell in CELLS}
-    numbers += [Number(name(cell, CONTROL), found) for cell, found in total.items()]
+    total = {cell: trials.share(trial_name(cell, CONTROL), "solved") for cell in CELLS}
+    numbers += [Number(trial_name(cell, CONTROL), interval) for cell, interval in total.items()]
     return Finding(numbers, effect, control=total["additive"].low > 0.5)
 
 
@@ -94,7 +94,9 @@ def draw(figure: Figure, settings: MultiplicativeUnitsSettings, trials: Trials) 
         CONTROL: f"control: sum of {settings.short}",
     }
     for axes, (task, title) in zip(figure.subplots(1, 4, sharey=True), titles.items()):
-        bars(axes, {cell: trials.share(name(cell, task), "solved") for cell in CELLS}, title=title, x="solved")
+        plot_bars(
+            axes, {cell: trials.share(trial_name(cell, task), "solved") for cell in CELLS}, title=title, x="solved"
+        )
         axes.set_xlim(0, 1.05)
 
 
@@ -115,6 +117,6 @@ CLAIM = Claim(
     settings=MultiplicativeUnitsSettings(),
     variants=variants,
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

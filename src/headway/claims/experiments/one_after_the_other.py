@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
-from headway.claims.networks import MIXERS, generator, network, seconds, size, step_seconds, widened
-from headway.claims.page import lines
+from headway.claims.networks import (
+    MIXERS,
+    generator,
+    measure_seconds,
+    network,
+    num_parameters,
+    step_seconds,
+    with_matching_width,
+)
+from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.models import Transformer, TransformerConfig
 
@@ -31,68 +39,78 @@ class OneAfterTheOtherSettings:
 
 
 def config_of(settings: OneAfterTheOtherSettings, mixer: str) -> TransformerConfig:
-    found = network(MIXERS[mixer], width=settings.width, symbols=settings.symbols, outputs=1)
+    config = network(MIXERS[mixer], width=settings.width, vocab_size=settings.symbols, outputs=1)
     if mixer == PARALLEL:
-        return found
-    return widened(found, size(config_of(settings, PARALLEL).build(seed=None)))
+        return config
+    return with_matching_width(config, num_parameters(config_of(settings, PARALLEL).build(seed=None)))
 
 
 def measure(settings: OneAfterTheOtherSettings, variant: str, seed: int) -> Values:
     model = config_of(settings, PARALLEL if variant == SEQUENTIAL else variant).build(seed)
     source = generator(seed, 8)
-    texts = [torch.randint(settings.symbols, (1, length), generator=source) for length in settings.lengths]
+    inputs = [torch.randint(settings.symbols, (1, length), generator=source) for length in settings.lengths]
     if variant == SEQUENTIAL:
         return {
-            "parameters": size(model),
-            "forward": [seconds(lambda t=text: step_by_step(model, t), settings.enough) for text in texts],
+            "parameters": num_parameters(model),
+            "forward": [measure_seconds(lambda t=text: step_by_step(model, t), settings.enough) for text in inputs],
         }
-    times = [step_seconds(model, text, settings.enough) for text in texts]
-    return {"parameters": size(model), "forward": [f for f, _ in times], "backward": [b for _, b in times]}
+    times = [step_seconds(model, text, settings.enough) for text in inputs]
+    return {"parameters": num_parameters(model), "forward": [f for f, _ in times], "backward": [b for _, b in times]}
 
 
 @torch.no_grad()
 def step_by_step(model: Transformer, text: torch.Tensor) -> None:
     """The forward pass of the same model, token by token with a state, as in a recurrent network."""
     states = None
-    for place in range(text.shape[1]):
-        x, layout = model.embed(text[:, place : place + 1], Layout(torch.tensor([[place]])))
+    for position in range(text.shape[1]):
+        x, layout = model.embed(text[:, position : position + 1], Layout(torch.tensor([[position]])))
         states = states or model.stack.initial_states(1, text.shape[1], like=x)
         _, states, _ = model.stack(x, layout, states)
 
 
 def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: int) -> Interval:
     """The ratio of the times of two variants, over repetitions."""
-    tops, bottoms = ([sum(parts) for parts in zip(*(trials.at(v, n, index) for n in names))] for v in (slow, fast))
+    tops, bottoms = (
+        [sum(parts) for parts in zip(*(trials.collect_point(v, n, index) for n in names))] for v in (slow, fast)
+    )
     return mean([top / bottom for top, bottom in zip(tops, bottoms)])
 
 
-def judge(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
-    numbers, longest = [], settings.lengths[-1]
-    steps = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
+def apply_rule(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
+    numbers, max_length = [], settings.lengths[-1]
+    step_ratios = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
     numbers += [
-        Number(f"{v} / attention: a step of {longest} tokens", found, "repetitions") for v, found in steps.items()
+        Number(f"{v} / attention: a step of {max_length} tokens", ratio_interval, "repetitions")
+        for v, ratio_interval in step_ratios.items()
     ]
     for name in ("forward", "backward"):
-        found = ratio(trials, "lstm", PARALLEL, (name,), -1)
-        numbers.append(Number(f"lstm / attention: {name}, {longest} tokens", found, "repetitions"))
-    short = ratio(trials, "lstm", PARALLEL, ("forward", "backward"), 0)
-    numbers.append(Number(f"lstm / attention: a step of {settings.lengths[0]} tokens", short, "repetitions"))
-    alike = ratio(trials, SEQUENTIAL, "lstm", ("forward",), -1)
-    numbers.append(Number(f"attention token by token / lstm: forward, {longest} tokens", alike, "repetitions"))
-    sizes = {v: trials.of(v, "parameters")[0] for v in (PARALLEL, *RECURRENT)}
+        ratio_interval = ratio(trials, "lstm", PARALLEL, (name,), -1)
+        numbers.append(Number(f"lstm / attention: {name}, {max_length} tokens", ratio_interval, "repetitions"))
+    short_ratio = ratio(trials, "lstm", PARALLEL, ("forward", "backward"), 0)
+    numbers.append(Number(f"lstm / attention: a step of {settings.lengths[0]} tokens", short_ratio, "repetitions"))
+    control_ratio = ratio(trials, SEQUENTIAL, "lstm", ("forward",), -1)
+    numbers.append(
+        Number(f"attention token by token / lstm: forward, {max_length} tokens", control_ratio, "repetitions")
+    )
+    sizes = {v: trials.collect(v, "parameters")[0] for v in (PARALLEL, *RECURRENT)}
     listed = ", ".join(f"{v} {count:,}" for v, count in sizes.items())
     remarks = [f"Parameters: {listed}.", "The gain of running all tokens at once depends on the number of threads."]
-    effect = all(found.low > 1 for found in steps.values()) and steps["lstm"].value > short.value
-    return Finding(numbers, effect, control=alike.low > 1, remarks=remarks)
+    effect = (
+        all(ratio_interval.low > 1 for ratio_interval in step_ratios.values())
+        and step_ratios["lstm"].value > short_ratio.value
+    )
+    return Finding(numbers, effect, control=control_ratio.low > 1, remarks=remarks)
 
 
 def draw(figure: Figure, settings: OneAfterTheOtherSettings, trials: Trials) -> None:
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("forward", "backward")):
         series = {
-            variant: [[1000 * t for t in times] for times in trials.of(variant, name)]
+            variant: [[1000 * t for t in times] for times in trials.collect(variant, name)]
             for variant in (PARALLEL, *RECURRENT, *((SEQUENTIAL,) if name == "forward" else ()))
         }
-        lines(axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths)
+        plot_lines(
+            axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths
+        )
     figure.axes[0].set_ylabel("milliseconds")
     figure.axes[0].set_ylim(top=30 * figure.axes[0].get_ylim()[1])  # space for the legend
 
@@ -114,7 +132,7 @@ CLAIM = Claim(
     settings=OneAfterTheOtherSettings(),
     variants=lambda settings: [PARALLEL, *RECURRENT, SEQUENTIAL],
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
     seeds=6,
 )

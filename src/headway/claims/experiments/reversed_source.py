@@ -8,8 +8,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
-from headway.claims.page import bars, intervals
-from headway.claims.sequences import Budget, begun, opened, size, sized, small, symbols_of, tuned, write_backwards
+from headway.claims.page import plot_bars, plot_intervals
+from headway.claims.sequences import (
+    Budget,
+    config_of_size,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    train_tuned,
+    with_scaled_init,
+    write_backwards,
+)
 from headway.nn.models.presets import lstm_2014
 
 if TYPE_CHECKING:
@@ -38,18 +48,21 @@ class ReversedSourceSettings:
 def measure(settings: ReversedSourceSettings, variant: str, seed: int) -> Values:
     name, order = variant.split(", ")
     with TemporaryDirectory() as folder:
-        data = write_backwards(Path(folder)) if order == BOTH else None
-        with opened("pronounce", settings.budget, seed, data, reverse_source=order != PLAIN) as task:
-            model, symbols = small(task, "pronounce", settings.width, depth=1), symbols_of(task)
+        paths = write_backwards(Path(folder)) if order == BOTH else None
+        with open_recipe_task("pronounce", settings.budget, seed, paths, reverse_source=order != PLAIN) as task:
+            model, vocab_size = small_model(task, "pronounce", settings.width, depth=1), target_vocab_size(task)
             if name == LSTM:
-                model = sized(lambda width: begun(lstm_2014(width, settings.depth, symbols, symbols)), size(model))
-            course = tuned(settings.budget, task, model, seed)
-    return {**course.values("per"), "end": course.scores[-1]["per"]}
+                model = config_of_size(
+                    lambda width: with_scaled_init(lstm_2014(width, settings.depth, vocab_size, vocab_size)),
+                    num_parameters(model),
+                )
+            curve = train_tuned(settings.budget, task, model, seed)
+    return {**curve.values("per"), "end": curve.scores[-1]["per"]}
 
 
 def gain(trials: Trials, model: str, order: str) -> list[float]:
     """The fall of the error rate with the changed order, per trial."""
-    pairs = zip(trials.of(f"{model}, {PLAIN}", "end"), trials.of(f"{model}, {order}", "end"))
+    pairs = zip(trials.collect(f"{model}, {PLAIN}", "end"), trials.collect(f"{model}, {order}", "end"))
     return [before - after for before, after in pairs]
 
 
@@ -61,28 +74,28 @@ def gains(trials: Trials) -> dict[str, list[float]]:
     }
 
 
-def judge(settings: ReversedSourceSettings, trials: Trials) -> Finding:
+def apply_rule(settings: ReversedSourceSettings, trials: Trials) -> Finding:
     lstm, transformer, both = gains(trials).values()
-    helped, other = mean(lstm), mean(transformer)
+    lstm_gain, transformer_gain = mean(lstm), mean(transformer)
     more, over_both = difference(lstm, transformer), difference(lstm, both)
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
     numbers += [
-        Number("gain of the LSTM from a reversed source", helped),
-        Number("gain of the transformer from a reversed source", other),
+        Number("gain of the LSTM from a reversed source", lstm_gain),
+        Number("gain of the transformer from a reversed source", transformer_gain),
         Number("gain of the LSTM minus that of the transformer", more),
         Number("gain of the LSTM minus that from reversing both", over_both),
     ]
-    sizes = (f"{model} {trials.of(f'{model}, {PLAIN}', 'parameters')[0]:,}" for model in (LSTM, TRANSFORMER))
-    effect = helped.low > 0 and more.low > 0 and other.high < settings.margin
+    sizes = (f"{model} {trials.collect(f'{model}, {PLAIN}', 'parameters')[0]:,}" for model in (LSTM, TRANSFORMER))
+    effect = lstm_gain.low > 0 and more.low > 0 and transformer_gain.high < settings.margin
     return Finding(numbers, effect, over_both.low > 0, [f"Parameters: {', '.join(sizes)}."])
 
 
 def draw(figure: Figure, settings: ReversedSourceSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
-    bars(left, rates, title="phoneme error rate", x="validation")
-    found = gains(trials)
-    intervals(right, found, title="gain, 95 % interval and each seed", x="fall of the error rate")
+    plot_bars(left, rates, title="phoneme error rate", x="validation")
+    gain_values = gains(trials)
+    plot_intervals(right, gain_values, title="gain, 95 % interval and each seed", x="fall of the error rate")
 
 
 CLAIM = Claim(
@@ -104,7 +117,7 @@ CLAIM = Claim(
     settings=ReversedSourceSettings(),
     variants=lambda settings: list(VARIANTS),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
     seeds=6,
 )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference
 from headway.claims.networks import LINEAR, Training, accuracy, network, train
-from headway.claims.page import lines
-from headway.claims.problems import KeyValuePairs, pairs
+from headway.claims.page import plot_lines
+from headway.claims.problems import KeyValuePairs, recall_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ class RewritingJob(NamedTuple):
 def jobs(settings: RewritingSettings) -> dict[str, RewritingJob]:
     sizes = [(settings.keys, times) for times in settings.times]
     sizes += [(keys, 1) for keys in settings.capacity]
-    found = [RewritingJob(mixer, *size) for size in dict.fromkeys(sizes) for mixer in (DELTA, *ADDITIVE)]
-    return {job.name: job for job in found}
+    all_jobs = [RewritingJob(mixer, *size) for size in dict.fromkeys(sizes) for mixer in (DELTA, *ADDITIVE)]
+    return {job.name: job for job in all_jobs}
 
 
 def measure(settings: RewritingSettings, variant: str, seed: int) -> Values:
@@ -53,36 +53,38 @@ def measure(settings: RewritingSettings, variant: str, seed: int) -> Values:
     problem = KeyValuePairs(job.keys, settings.values, job.times)
     config = network(LINEAR[job.mixer], width=settings.width, channels=problem.channels, outputs=settings.values)
     model = config.build(seed)
-    draw = pairs(problem, settings.rows)
-    losses = train(model, draw, settings.training, seed)
-    return {"accuracy": accuracy(model, draw, seed), "losses": losses[:: max(1, len(losses) // 50)]}
+    sample_batch = recall_pairs(problem, settings.rows)
+    losses = train(model, sample_batch, settings.training, seed)
+    return {"accuracy": accuracy(model, sample_batch, seed), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def judge(settings: RewritingSettings, trials: Trials) -> Finding:
+def apply_rule(settings: RewritingSettings, trials: Trials) -> Finding:
     numbers = [Number(name, trials.share(name, "accuracy")) for name in jobs(settings)]
-    most, effect = max(settings.times), True
+    max_times, effect = max(settings.times), True
     for mixer in ADDITIVE:
-        both = [trials.of(RewritingJob(m, settings.keys, most).name, "accuracy") for m in (DELTA, mixer)]
+        both = [trials.collect(RewritingJob(m, settings.keys, max_times).name, "accuracy") for m in (DELTA, mixer)]
         gain = difference(*both)
-        numbers.append(Number(f"delta minus {mixer}: {settings.keys} keys, {most} x", gain))
+        numbers.append(Number(f"delta minus {mixer}: {settings.keys} keys, {max_times} x", gain))
         effect = effect and gain.low > 0.1
-    once = [trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)]
+    single_writes = [
+        trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)
+    ]
     remarks = [f"Chance is {1 / settings.values:.3g}."]
-    return Finding(numbers, effect, all(found.low > 0.9 for found in once), remarks)
+    return Finding(numbers, effect, all(interval.low > 0.9 for interval in single_writes), remarks)
 
 
 def draw(figure: Figure, settings: RewritingSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
-    sides = (
+    panels = (
         (left, [(settings.keys, times) for times in settings.times], "writes per key", settings.times),
         (right, [(keys, 1) for keys in settings.capacity], "keys, each written once", settings.capacity),
     )
-    for axes, sizes, label, xs in sides:
+    for axes, sizes, label, xs in panels:
         series = {
-            mixer: list(zip(*(trials.of(RewritingJob(mixer, *size).name, "accuracy") for size in sizes)))
+            mixer: list(zip(*(trials.collect(RewritingJob(mixer, *size).name, "accuracy") for size in sizes)))
             for mixer in (DELTA, *ADDITIVE)
         }
-        lines(axes, xs, series, x=label, log="x", ticks=xs, chance=1 / settings.values)
+        plot_lines(axes, xs, series, x=label, log="x", ticks=xs, chance=1 / settings.values)
         axes.set_ylim(0, 1.04)
     left.set_title(f"update: {settings.keys} keys")
     right.set_title("capacity")
@@ -107,6 +109,6 @@ CLAIM = Claim(
     settings=RewritingSettings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, mean, slope
 from headway.claims.networks import MIXERS, Training, accuracy, generator, network, train
-from headway.claims.page import bars, lines
+from headway.claims.page import plot_bars, plot_lines
 from headway.claims.problems import recall
 from headway.nn.models import Transformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEAST = 1e-30  # smaller norms are 0 in fp32
+_MIN_NORM = 1e-30  # smaller norms are 0 in fp32
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def gradient_norms(model: Transformer, inputs: Tensor) -> list[float]:
 
     The Frobenius norm of the Jacobian, estimated with random combinations of the outputs, as a mean over rows.
     """
-    x, layout = model.embed(inputs, model.embed.whole(inputs))  # type: ignore[operator, union-attr]
+    x, layout = model.embed(inputs, model.embed.default_layout(inputs))  # type: ignore[operator, union-attr]
     x = x.detach().requires_grad_()
     y = model.stack(x, layout).x[:, -1]
     signs = torch.randint(2, y.shape, generator=generator(0, 3)) * 2.0 - 1
     (gradient,) = torch.autograd.grad((y * signs).sum(), x)
     norms = gradient.norm(dim=-1).mean(0).flip(0)
-    return [max(float(norm), _LEAST) for norm in norms]
+    return [max(float(norm), _MIN_NORM) for norm in norms]
 
 
 def variants(settings: VanishingGradientsSettings) -> list[str]:
@@ -58,16 +58,16 @@ def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Va
     config = network(
         MIXERS[name],
         width=settings.width,
-        symbols=settings.symbols + settings.noise + 1,
+        vocab_size=settings.symbols + settings.noise + 1,
         outputs=settings.symbols,
     )
     model = config.build(seed)
-    draw = recall(settings.rows, settings.symbols, settings.noise, int(distance))
-    inputs = draw(generator(seed, 4)).inputs
+    sample_batch = recall(settings.rows, settings.symbols, settings.noise, int(distance))
+    inputs = sample_batch(generator(seed, 4)).inputs
     before = gradient_norms(model, inputs)
-    losses = train(model, draw, settings.training, seed)
+    losses = train(model, sample_batch, settings.training, seed)
     return {
-        "accuracy": accuracy(model, draw, seed),
+        "accuracy": accuracy(model, sample_batch, seed),
         "gradients": before,
         "gradients_trained": gradient_norms(model, inputs),
         "losses": losses[:: max(1, len(losses) // 50)],
@@ -76,11 +76,11 @@ def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Va
 
 def decay(settings: VanishingGradientsSettings, trials: Trials, name: str, key: str) -> list[float]:
     """The slope of ln |gradient| over the distance, per trial: at -0.1, a tenth is lost per token."""
-    found = trials.of(f"{name}, {settings.far}", key)
-    return [slope(range(1, len(norms)), [math.log(n) for n in norms[1:]]).value for norms in found]
+    all_norms = trials.collect(f"{name}, {settings.far}", key)
+    return [slope(range(1, len(norms)), [math.log(n) for n in norms[1:]]).value for norms in all_norms]
 
 
-def judge(settings: VanishingGradientsSettings, trials: Trials) -> Finding:
+def apply_rule(settings: VanishingGradientsSettings, trials: Trials) -> Finding:
     half = math.log(2) / 10
     numbers, decays, far, near = [], {}, {}, {}
     for name in settings.mixers:
@@ -107,16 +107,16 @@ def draw(figure: Figure, settings: VanishingGradientsSettings, trials: Trials) -
         (left, "gradients", "|dy / dx| at distance k, untrained"),
         (middle, "gradients_trained", "the same, trained"),
     ):
-        series = {name: trials.of(f"{name}, {settings.far}", key) for name in settings.mixers}
-        lines(axes, range(settings.far + 1), series, title=title, **labels)
+        series = {name: trials.collect(f"{name}, {settings.far}", key) for name in settings.mixers}
+        plot_lines(axes, range(settings.far + 1), series, title=title, **labels)
         labels["legend"] = False
         axes.set_ylim(1e-10, None)
-    found = {
+    accuracies = {
         f"{name}, {distance}": trials.share(f"{name}, {distance}", "accuracy")
         for name in settings.mixers
         for distance in (settings.near, settings.far)
     }
-    bars(right, found, title="recall at a distance", x="accuracy", chance=None)
+    plot_bars(right, accuracies, title="recall at a distance", x="accuracy", chance=None)
     right.axvline(1 / settings.symbols, color="#98a4b0", linewidth=1, linestyle=":")
     right.set_xlim(0, 1.05)
 
@@ -139,6 +139,6 @@ CLAIM = Claim(
     settings=VanishingGradientsSettings(),
     variants=variants,
     measure=measure,
-    judge=judge,
+    apply_rule=apply_rule,
     draw=draw,
 )

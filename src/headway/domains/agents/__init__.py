@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.agents.acting import AgentPolicy
@@ -13,4 +13,4 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "AgentPolicy"]
 RECIPES = ("ppo",)
 TASKS = {"ppo": "task"}
 VERBS = {"policy": "is_agent", "rollout": "is_agent"}
-lazily(__name__, {".acting": ("AgentPolicy",)})
+lazy_exports(__name__, {".acting": ("AgentPolicy",)})

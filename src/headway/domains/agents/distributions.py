@@ -33,36 +33,36 @@ class Normal(NamedTuple):
     log_std: Float[Tensor, "B A"]
 
     def log_probability(self, actions: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
-        away = (actions - self.mean) * (-self.log_std).exp()
-        return (-0.5 * away.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        standardized = (actions - self.mean) * (-self.log_std).exp()
+        return (-0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Float[Tensor, "B"]:
         """In nats."""
         return (self.log_std + _ENTROPY).sum(-1)
 
 
-def distribution(said: Tensor, discrete: bool) -> Categorical | Normal:
+def distribution(output: Tensor, discrete: bool) -> Categorical | Normal:
     """Return the distribution of a policy head's output: logits, or means and log standard deviations."""
-    return Categorical(said) if discrete else Normal(*said.chunk(2, -1))
+    return Categorical(output) if discrete else Normal(*output.chunk(2, -1))
 
 
-def drawn(said: Float[np.ndarray, "B E"], discrete: bool, chance: np.ndarray) -> np.ndarray:
+def sample_actions(output: Float[np.ndarray, "B E"], discrete: bool, noise: np.ndarray) -> np.ndarray:
     """Sample actions from the policy's output: choices [B] from `noise`, uniform from 0 to 1, [B], or numbers [B, A]
     from standard normal `noise`, [B, A].
     """
     if not discrete:
-        mean, log_std = np.split(said, 2, -1)
-        return mean + np.exp(log_std) * chance
-    odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
-    return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
+        mean, log_std = np.split(output, 2, -1)
+        return mean + np.exp(log_std) * noise
+    odds = np.exp(output - output.max(-1, keepdims=True)).cumsum(-1)
+    return (odds < noise[:, None] * odds[:, -1:]).sum(-1)
 
 
-def likeliest(said: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarray:
+def most_probable(output: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarray:
     """Return the most probable choices, or the means."""
-    return said.argmax(-1) if discrete else np.split(said, 2, -1)[0]
+    return output.argmax(-1) if discrete else np.split(output, 2, -1)[0]
 
 
-def chances(generator: np.random.Generator, shape: tuple[int, ...], discrete: bool, actions: int) -> np.ndarray:
+def sample_noise(generator: np.random.Generator, shape: tuple[int, ...], discrete: bool, actions: int) -> np.ndarray:
     """Sample the noise that `sample_actions` needs, float32."""
     if discrete:
         return generator.random(shape, np.float32)

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.domains.agents.codec import AgentCodec
-from headway.domains.agents.distributions import chances, distribution, drawn
-from headway.environments import SEEDS, Copies
+from headway.domains.agents.agent_codec import AgentCodec
+from headway.domains.agents.distributions import distribution, sample_actions, sample_noise
+from headway.environments import SEEDS, VectorEnv
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
-from headway.nn.models import Encoded, StatesEmbed, Transformer
+from headway.nn.models import ModelFeatures, StatesEmbed, Transformer
 from headway.nn.parts.norm import RunningNorm
 
 
@@ -24,10 +24,10 @@ class LastStates:
     """The last K states of each of N rows: `states` [N, K, S], of which the first `lengths` [N] are valid."""
 
     def __init__(self, rows: int, context: int, states: int) -> None:
-        self.seen = np.zeros((rows, context, states), np.float32)
+        self.states = np.zeros((rows, context, states), np.float32)
         self.lengths = np.zeros(rows, np.int64)
 
-    def begin(self, row: int, state: np.ndarray) -> None:
+    def start(self, row: int, state: np.ndarray) -> None:
         """Set the first state of an episode."""
         self.lengths[row] = 0
         self.add(row, state)
@@ -35,15 +35,15 @@ class LastStates:
     def add(self, row: int, state: np.ndarray) -> None:
         """Append a state; beyond K states the oldest one is dropped."""
         length = self.lengths[row]
-        if length == self.seen.shape[1]:
-            self.seen[row, :-1] = self.seen[row, 1:]
+        if length == self.states.shape[1]:
+            self.states[row, :-1] = self.states[row, 1:]
             length -= 1
-        self.seen[row, length] = state
+        self.states[row, length] = state
         self.lengths[row] = length + 1
 
     def select(self, rows: np.ndarray) -> None:
         """Keep only some of the rows."""
-        self.seen, self.lengths = self.seen[rows], self.lengths[rows]
+        self.states, self.lengths = self.states[rows], self.lengths[rows]
 
 
 def layout_of(lengths: Int[np.ndarray, "B"], context: int, device: torch.device | str = "cpu") -> Layout:
@@ -53,18 +53,18 @@ def layout_of(lengths: Int[np.ndarray, "B"], context: int, device: torch.device 
     return Layout.padded(torch.from_numpy(lengths), context).to(device)
 
 
-def policy_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B E"]:
+def policy_output(model: Transformer, encoded: ModelFeatures) -> Float[Tensor, "B E"]:
     """Return the policy's output for the last state of each row: logits, or means and log standard deviations."""
     return model.heads["policy"](encoded.x, encoded.layout)
 
 
-def value_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B"]:
+def value_output(model: Transformer, encoded: ModelFeatures) -> Float[Tensor, "B"]:
     """Return the expected return, in scaled rewards, from the last state of each row."""
     return cast(Tensor, model.heads["value"](encoded.x, encoded.layout))[:, 0]
 
 
 _EPS = 1e-8
-_FARTHEST = 10.0  # bound of scaled rewards, in standard deviations of returns
+_MAX_SCALED_REWARD = 10.0  # bound of scaled rewards, in standard deviations of returns
 
 
 def advantages(
@@ -83,12 +83,12 @@ def advantages(
     episode do.
     """
     errors = rewards + discount * following * ~ended - values
-    found = np.empty_like(errors)
-    later = np.zeros(errors.shape[1], errors.dtype)
+    estimates = np.empty_like(errors)
+    running = np.zeros(errors.shape[1], errors.dtype)
     for step in range(len(errors) - 1, -1, -1):
-        later = errors[step] + discount * trace * later * ~over[step]
-        found[step] = later
-    return found
+        running = errors[step] + discount * trace * running * ~over[step]
+        estimates[step] = running
+    return estimates
 
 
 class ReturnScale:
@@ -101,17 +101,19 @@ class ReturnScale:
         self.sums = np.zeros(rows)
         self.mean, self.variance, self.count = 0.0, 1.0, 0.0
 
-    def scaled(self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
+    def scale_rewards(
+        self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]
+    ) -> Float[np.ndarray, "T N"]:
         """Scale the rewards of the next T steps, after updating the statistics with them."""
-        seen = np.empty_like(rewards)
+        returns = np.empty_like(rewards)
         for step, reward in enumerate(rewards):
             self.sums = self.discount * self.sums + reward
-            seen[step] = self.sums
+            returns[step] = self.sums
             self.sums = np.where(over[step], 0.0, self.sums)
-        self._see(seen)
-        return np.clip(rewards / np.sqrt(self.variance + _EPS), -_FARTHEST, _FARTHEST)
+        self._update(returns)
+        return np.clip(rewards / np.sqrt(self.variance + _EPS), -_MAX_SCALED_REWARD, _MAX_SCALED_REWARD)
 
-    def _see(self, sums: np.ndarray) -> None:
+    def _update(self, sums: np.ndarray) -> None:
         """Chan, Golub and LeVeque 1979, equation 2.1."""
         new, total = float(sums.size), self.count + sums.size
         shift = float(sums.mean()) - self.mean
@@ -128,8 +130,8 @@ class ReturnScale:
         self.mean, self.variance, self.count = state["known"].tolist()
 
 
-_DRAWS, _STARTS = 13, 14  # random streams, independent of others with the same seed
-_AT_ONCE = 4096  # windows per batch without gradients
+_NOISE_STREAM, _START_STREAM = 13, 14  # random streams, independent of others with the same seed
+_EVAL_BATCH = 4096  # windows per batch without gradients
 
 
 class Estimation(NamedTuple):
@@ -140,7 +142,7 @@ class Estimation(NamedTuple):
     scaled: bool
 
 
-class DoneSteps(NamedTuple):
+class PolicySteps(NamedTuple):
     """M steps of one policy: inputs ([M, K, S], of which `lengths` are valid states), actions with their log
     probabilities, and value estimates.
     """
@@ -174,29 +176,29 @@ class Experience:
     """
 
     def __init__(
-        self, model: Transformer, copies: Copies, codec: AgentCodec, estimation: Estimation, seed: int
+        self, model: Transformer, envs: VectorEnv, codec: AgentCodec, estimation: Estimation, seed: int
     ) -> None:
-        self.model, self.copies, self.codec, self.estimation, self.seed = model, copies, codec, estimation, seed
-        rows = len(copies)
+        self.model, self.envs, self.codec, self.estimation, self.seed = model, envs, codec, estimation, seed
+        rows = len(envs)
         self.scale = ReturnScale(rows, estimation.discount)
         self.last = LastStates(rows, codec.context, codec.states)
         self.episodes = 0  # started so far
         self.steps = 0
         self.curve: list[tuple[float, float, float]] = []  # steps so far, mean return and number of ended episodes
-        self._numbers = [0] * rows  # indices of the running episodes
+        self._episode_ids = [0] * rows  # indices of the running episodes
         self._past: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._returns = np.zeros(rows)
-        self.latest: DoneSteps | None = None  # the steps to learn from
-        self._counted = False  # whether the latest states are in the running statistics
+        self.latest: PolicySteps | None = None  # the steps to learn from
+        self._states_counted = False  # whether the latest states are in the running statistics
 
     @property
     def running(self) -> RunningNorm | None:
         """The running normalisation of states, if there is one."""
         embed = self.model.embed
-        found = embed.running if isinstance(embed, StatesEmbed) else None
-        return found if isinstance(found, RunningNorm) else None
+        norm = embed.running if isinstance(embed, StatesEmbed) else None
+        return norm if isinstance(norm, RunningNorm) else None
 
-    def gather(self, count: int) -> DoneSteps:
+    def gather(self, count: int) -> PolicySteps:
         """Play the next `count` steps in each environment with the current policy. UserError if an environment fails.
 
         The state normalisation uses all earlier steps and stays fixed while these are learned from. Before the first
@@ -204,107 +206,107 @@ class Experience:
         any scale.
         """
         if self.latest is None:
-            for row in range(len(self.copies)):
-                self._begin(row)
-        elif not self._counted:
-            self._see(self.latest.windows, self.latest.lengths)
+            for row in range(len(self.envs)):
+                self._start_episode(row)
+        elif not self._states_counted:
+            self._update_norm(self.latest.windows, self.latest.lengths)
         first = self.running is not None and not bool(self.running.count)
         record = self._play(count)
         if first:
             windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
-            self._see(torch.from_numpy(windows), torch.from_numpy(lengths))
-        self.latest, self._counted = self._judged(record), first
+            self._update_norm(torch.from_numpy(windows), torch.from_numpy(lengths))
+        self.latest, self._states_counted = self._estimate(record), first
         return self.latest
 
-    def _see(self, windows: Tensor, lengths: Tensor) -> None:
+    def _update_norm(self, windows: Tensor, lengths: Tensor) -> None:
         """Update the running statistics with the last state of each window."""
         if self.running is not None:
-            self.running.see(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
+            self.running.update(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
 
-    def _begin(self, row: int) -> None:
+    def _start_episode(self, row: int) -> None:
         """Start a new episode in an environment."""
-        self._numbers[row] = self.episodes
+        self._episode_ids[row] = self.episodes
         self.episodes += 1
         self._past[row] = []
         self._returns[row] = 0.0
-        self.last.begin(row, self.copies.reset(row, self._start(self._numbers[row])))
+        self.last.start(row, self.envs.reset(row, self._start(self._episode_ids[row])))
 
     def _start(self, episode: int) -> int:
         """Return the seed of an episode, distinct from all evaluation seeds."""
-        return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
+        return int(np.random.default_rng([_START_STREAM, self.seed, episode]).integers(SEEDS["validation"]))
 
     @torch.no_grad()
     def _play(self, count: int) -> _Record:
-        rows, codec, discrete = len(self.copies), self.codec, self.codec.choices is not None
-        chance = np.random.default_rng([_DRAWS, self.seed, self.steps])
-        chosen = chances(chance, (count, rows), discrete, codec.actions)
-        windows = np.empty((count, *self.last.seen.shape), np.float32)
+        rows, codec, discrete = len(self.envs), self.codec, self.codec.choices is not None
+        rng = np.random.default_rng([_NOISE_STREAM, self.seed, self.steps])
+        noise = sample_noise(rng, (count, rows), discrete, codec.actions)
+        windows = np.empty((count, *self.last.states.shape), np.float32)
         lengths = np.empty((count, rows), np.int64)
-        actions = np.empty(chosen.shape, np.int64 if discrete else np.float32)
+        actions = np.empty(noise.shape, np.int64 if discrete else np.float32)
         rewards, ended, over = np.zeros((count, rows)), np.zeros((count, rows), bool), np.zeros((count, rows), bool)
         cut: list[tuple[int, int, np.ndarray, int]] = []
         finished: list[float] = []
         for step in range(count):
-            windows[step], lengths[step] = self.last.seen, self.last.lengths
-            actions[step] = drawn(self._said(), discrete, chosen[step])
-            done = codec.done(actions[step])
+            windows[step], lengths[step] = self.last.states, self.last.lengths
+            actions[step] = sample_actions(self._policy_output(), discrete, noise[step])
+            done = codec.to_environment(actions[step])
             for row in range(rows):
-                after = self.copies.step(row, done[row])
+                after = self.envs.step(row, done[row])
                 self._past[row].append(done[row])
                 self._returns[row] += after.reward
                 late = codec.horizon is not None and len(self._past[row]) >= codec.horizon
-                rewards[step, row], ended[step, row] = after.reward, after.ended
+                rewards[step, row], ended[step, row] = after.reward, after.terminated
                 self.last.add(row, after.state)
-                if after.ended or after.cut or late:
+                if after.terminated or after.truncated or late:
                     over[step, row] = True
                     finished.append(self._returns[row])
-                    if not after.ended:
-                        cut.append((step, row, self.last.seen[row].copy(), int(self.last.lengths[row])))
-                    self._begin(row)
+                    if not after.terminated:
+                        cut.append((step, row, self.last.states[row].copy(), int(self.last.lengths[row])))
+                    self._start_episode(row)
         self.steps += count * rows
         self.curve.append((float(self.steps), float(np.mean(finished)) if finished else np.nan, float(len(finished))))
         return _Record(windows, lengths, actions, rewards, ended, over, cut)
 
-    def _said(self) -> Float[np.ndarray, "N E"]:
+    def _policy_output(self) -> Float[np.ndarray, "N E"]:
         """Return the policy's output for the current states."""
         device = device_of(self.model)
         layout = layout_of(self.last.lengths, self.codec.context, device)
-        encoded = self.model(torch.from_numpy(self.last.seen).to(device), layout)
-        return policy_of(self.model, encoded).cpu().numpy()
+        encoded = self.model(torch.from_numpy(self.last.states).to(device), layout)
+        return policy_output(self.model, encoded).cpu().numpy()
 
     @torch.no_grad()
-    def _judged(self, record: _Record) -> DoneSteps:
+    def _estimate(self, record: _Record) -> PolicySteps:
         """Compute advantages and log probabilities of the steps, with the policy that took them."""
         count, rows = record.lengths.shape
         windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
         actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
-        said, values = self._passed(windows, lengths)
-        log_probabilities = distribution(said, self.codec.choices is not None).log_probability(actions)
-        ends = [self.last.seen, *(each[None] for _, _, each, _ in record.cut)]
+        output, values = self._forward(windows, lengths)
+        log_probabilities = distribution(output, self.codec.choices is not None).log_probability(actions)
+        last_states = [self.last.states, *(array[None] for _, _, array, _ in record.cut)]
         sizes = np.concatenate([self.last.lengths, [length for *_, length in record.cut]]).astype(np.int64)
-        _, beyond = self._passed(np.concatenate(ends), sizes)
-        each, after = values.reshape(count, rows).numpy().astype(np.float64), beyond.numpy().astype(np.float64)
-        following = np.concatenate([each[1:], after[None, :rows]])
-        for place, (step, row, *_) in enumerate(record.cut):
-            following[step, row] = after[rows + place]
-        rewards = self.scale.scaled(record.rewards, record.over) if self.estimation.scaled else record.rewards
+        _, last_values = self._forward(np.concatenate(last_states), sizes)
+        array, after = values.reshape(count, rows).numpy().astype(np.float64), last_values.numpy().astype(np.float64)
+        following = np.concatenate([array[1:], after[None, :rows]])
+        for index, (step, row, *_) in enumerate(record.cut):
+            following[step, row] = after[rows + index]
+        rewards = self.scale.scale_rewards(record.rewards, record.over) if self.estimation.scaled else record.rewards
         discount, trace = self.estimation.discount, self.estimation.trace
-        found = advantages(rewards, each, following, record.ended, record.over, discount, trace)
-        better = torch.from_numpy(found.reshape(-1).astype(np.float32))
-        return DoneSteps(
-            torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, better
+        estimates = advantages(rewards, array, following, record.ended, record.over, discount, trace)
+        advantage_tensor = torch.from_numpy(estimates.reshape(-1).astype(np.float32))
+        return PolicySteps(
+            torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, advantage_tensor
         )
 
-    def _passed(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _forward(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return policy outputs and values of windows."""
-        device, said, values = device_of(self.model), [], []
-        for start in range(0, len(windows), _AT_ONCE):
-            some, sizes = windows[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]
+        device, outputs, values = device_of(self.model), [], []
+        for start in range(0, len(windows), _EVAL_BATCH):
+            chunk, sizes = windows[start : start + _EVAL_BATCH], lengths[start : start + _EVAL_BATCH]
             layout = layout_of(sizes, self.codec.context, device)
-            encoded = self.model(torch.from_numpy(some).to(device), layout)
-            said.append(policy_of(self.model, encoded).cpu())
-            values.append(value_of(self.model, encoded).cpu())
-        return torch.cat(said), torch.cat(values)
+            encoded = self.model(torch.from_numpy(chunk).to(device), layout)
+            outputs.append(policy_output(self.model, encoded).cpu())
+            values.append(value_output(self.model, encoded).cpu())
+        return torch.cat(outputs), torch.cat(values)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that `restore` needs, as tensors."""
@@ -312,8 +314,8 @@ class Experience:
         past = [np.asarray(action, kind) for actions in self._past for action in actions]
         shape = () if self.codec.choices is not None else (self.codec.actions,)
         state = {
-            "counts": torch.tensor([self.episodes, self.steps, int(self._counted)]),
-            "numbers": torch.tensor(self._numbers),
+            "counts": torch.tensor([self.episodes, self.steps, int(self._states_counted)]),
+            "numbers": torch.tensor(self._episode_ids),
             "lengths": torch.tensor([len(actions) for actions in self._past]),
             "past": torch.from_numpy(np.array(past, kind).reshape(len(past), *shape)),
             "curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3),
@@ -325,25 +327,25 @@ class Experience:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restart the running episodes and replay their actions."""
-        if len(state["numbers"]) != len(self.copies):
+        if len(state["numbers"]) != len(self.envs):
             raise UserError(
-                f"the checkpoint has {len(state['numbers'])} environments, but task.copies is "
-                f"{len(self.copies)}; resume with the original settings"
+                f"the checkpoint has {len(state['numbers'])} environments, but task.num_envs is "
+                f"{len(self.envs)}; resume with the original settings"
             )
         self.episodes, self.steps, counted = (int(number) for number in state["counts"])
-        self._counted = bool(counted)
+        self._states_counted = bool(counted)
         self.scale.restore({name: state[f"scale.{name}"] for name in ("sums", "known")})
         if not self.steps:
             return
         self.curve = [tuple(line) for line in state["curve"].tolist()]  # type: ignore[misc]
-        self.latest = DoneSteps(*(state[f"latest.{name}"].clone() for name in DoneSteps._fields))
+        self.latest = PolicySteps(*(state[f"latest.{name}"].clone() for name in PolicySteps._fields))
         past = state["past"].numpy() if "past" in state else np.zeros(0)
         pasts = np.split(past, np.cumsum(state["lengths"].numpy())[:-1])
         for row, (number, past) in enumerate(zip(state["numbers"].tolist(), pasts)):
             actions: list[Any] = list(past)
-            self._numbers[row], self._past[row], self._returns[row] = number, actions, 0.0
-            self.last.begin(row, self.copies.reset(row, self._start(number)))
+            self._episode_ids[row], self._past[row], self._returns[row] = number, actions, 0.0
+            self.last.start(row, self.envs.reset(row, self._start(number)))
             for action in actions:
-                after = self.copies.step(row, action)
+                after = self.envs.step(row, action)
                 self._returns[row] += after.reward
                 self.last.add(row, after.state)

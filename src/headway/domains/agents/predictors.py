@@ -7,35 +7,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.arguments import check_types
 from headway.domains.agents.acting import AgentPolicy, RecordingAgents, play
-from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_codec
+from headway.domains.agents.agent_codec import FILE, AgentCodec, check_fits, read_codec
 from headway.environments import (
-    AT_ONCE,
-    Copies,
+    MAX_PARALLEL,
+    VectorEnv,
+    check_environment_name,
     check_episodes,
-    check_single,
-    check_stored,
-    only_one,
-    start_of,
-    targets_of,
-    worth,
+    check_no_chunking,
+    first_seed,
+    return_scores,
+    single_environment,
+    target_returns,
 )
-from headway.environments.playing import film_of, filming
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import typed
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 
 
-@typed
-def policy(model: Handle, task: str | None = None, seed: int = 0) -> AgentPolicy:
+@check_types
+def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> AgentPolicy:
     if task is not None:
         raise UserError(f"{model.directory} is an agent for one environment; leave task out")
     return AgentPolicy(model.module, _codec(model), seed)
 
 
-@typed
+@check_types
 def rollout(
-    model: Handle,
+    model: ModelHandle,
     env: str | Sequence[str] | None = None,
     episodes: int = 10,
     target_return: float | Sequence[float] = (),
@@ -56,32 +56,32 @@ def rollout(
     """
     check_episodes(episodes, seed)
     source = str(model.directory)
-    check_single(execute, ensemble, source)
-    named = only_one(env, source)
-    if targets_of(target_return):
+    check_no_chunking(execute, ensemble, source)
+    requested = single_environment(env, source)
+    if target_returns(target_return):
         raise UserError(f"{source} is an agent without target returns; leave target_return out")
     codec = _codec(model)
     codec = codec if draw is None else replace(codec, draw=draw)
-    name = named or check_stored(codec.environment)
-    film = film_of(render, min(render_episodes, episodes), speed)
-    start = start_of(seed)
-    with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
-        check_fits(codec, copies.spaces, name)
-        with filming(film, copies.frame_rate) as watch:
-            found = play(model.module, codec, copies, range(start, start + episodes), watch)
-    scores = worth(found, name)
-    results = [{**scores, "returns": found.returns.tolist()}]
+    name = requested or check_environment_name(codec.environment)
+    film = film_config(render, min(render_episodes, episodes), speed)
+    start = first_seed(seed)
+    with VectorEnv(name, min(MAX_PARALLEL, episodes), render=film is not None) as envs:
+        check_fits(codec, envs.spaces, name)
+        with open_film(film, envs.frame_rate) as watch:
+            played = play(model.module, codec, envs, range(start, start + episodes), watch)
+    scores = return_scores(played, name)
+    results = [{**scores, "returns": played.returns.tolist()}]
     return {"environment": name, "seed": start, **scores, "results": results, "render": film and film.path}
 
 
-def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingAgents:
+def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingAgents:
     """The agent of a run as a policy for `headway data collect`. UserError for an environment that does not fit."""
     codec = _codec(model)
-    check_fits(codec, copies.spaces, copies.name)
-    return RecordingAgents(model.module, codec, len(copies))
+    check_fits(codec, envs.spaces, envs.name)
+    return RecordingAgents(model.module, codec, len(envs))
 
 
-def _codec(model: Handle) -> AgentCodec:
+def _codec(model: ModelHandle) -> AgentCodec:
     """Return the codec next to a model. UserError if its states differ from the model's."""
     codec, embed = read_codec(model.directory), model.module.config.embed
     if embed.states.size != codec.states:

@@ -15,16 +15,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import checked, register
-from headway.domains.agents import pictures
+from headway.config import deferred_check, register
+from headway.domains.agents import agent_plots
 from headway.domains.agents.acting import play
-from headway.domains.agents.codec import AgentCodec, codec_of
+from headway.domains.agents.agent_codec import AgentCodec, make_codec
 from headway.domains.agents.distributions import Categorical, Normal, distribution
-from headway.domains.agents.experience import DoneSteps, Estimation, Experience, layout_of, policy_of, value_of
-from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
+from headway.domains.agents.experience import (
+    Estimation,
+    Experience,
+    PolicySteps,
+    layout_of,
+    policy_output,
+    value_output,
+)
+from headway.environments import (
+    ENV_VARIABLE,
+    MAX_PARALLEL,
+    REPORT_SEEDS,
+    VectorEnv,
+    check_environment_name,
+    evaluation_seeds,
+    return_scores,
+)
 from headway.errors import ConfigError, UserError
-from headway.learn import WHOLE, Recipe, Shard, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, Explored
+from headway.learn import FULL_SHARD, Recipe, Shard, Task, TaskConfig
+from headway.learn.examples import Batch, Contents, OnPolicyExamples
 from headway.learn.objective import Objective
 from headway.learn.report import Picture
 from headway.nn.models import (
@@ -44,7 +59,7 @@ _ORDER = 16  # random stream, independent of others with the same seed
 
 
 @register("ppo")
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class PPOConfig(TaskConfig):
     """Learn in the environment `env`, or that of HEADWAY_ENV, by proximal policy optimisation (Schulman et al. 2017).
@@ -62,7 +77,7 @@ class PPOConfig(TaskConfig):
     """
 
     env: str | None = None  # Gymnasium id of the environment
-    copies: int = 16  # parallel environments
+    num_envs: int = 16  # parallel environments
     steps: int = 256  # steps per environment and period
     epochs: int = 8  # epochs over the steps of a period
     discount: float = 0.995  # discount factor per step
@@ -78,10 +93,10 @@ class PPOConfig(TaskConfig):
     episodes: int = 16
     draw: bool = False  # sample actions in evaluations
 
-    makes_data: ClassVar[bool] = True
+    generates_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("copies", "steps", "epochs", "context", "episodes"):
+        for name in ("num_envs", "steps", "epochs", "context", "episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more")
         if self.horizon is not None and self.horizon < 1:
@@ -105,31 +120,33 @@ class PPOConfig(TaskConfig):
             )
         check_model(recipe.model)
         rows = self._rows(recipe)
-        name = os.environ.get(VARIABLE) or (check_stored(self.env) if self.env is not None else "")
+        name = os.environ.get(ENV_VARIABLE) or (check_environment_name(self.env) if self.env is not None else "")
         if not name:
             raise UserError(
                 f"there is no environment; set task.env=CartPole-v1 or another Gymnasium id, or "
-                f"{VARIABLE}=module:Name for your own"
+                f"{ENV_VARIABLE}=module:Name for your own"
             )
         with ExitStack() as stack:
-            copies = stack.enter_context(Copies(name, self.copies))
-            codec = codec_of(copies, self.context, self.horizon, self.draw)
-            judged = stack.enter_context(Copies(name, min(AT_ONCE, self.episodes)))
+            envs = stack.enter_context(VectorEnv(name, self.num_envs))
+            codec = make_codec(envs, self.context, self.horizon, self.draw)
+            evaluation_envs = stack.enter_context(VectorEnv(name, min(MAX_PARALLEL, self.episodes)))
             stack.pop_all()  # closed only if an exception is raised
-        return Task(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
+        return Task(
+            RolloutExamples(self, codec, envs, rows, recipe.train.seed), ClippedPolicy(self, codec, evaluation_envs)
+        )
 
     def _rows(self, recipe: Recipe) -> int:
         """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
-        rows, whole = recipe.train.rows(1), self.copies * self.steps
-        if whole % rows:
+        rows, total = recipe.train.rows(1), self.num_envs * self.steps
+        if total % rows:
             raise ConfigError(
-                f"batches of {rows} do not divide the {whole:,} steps of {self.copies} copies x {self.steps}; set "
-                f"train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if whole % d == 0)}"
+                f"batches of {rows} do not divide the {total:,} steps of {self.num_envs} copies x {self.steps}; set "
+                f"train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if total % d == 0)}"
             )
         return rows
 
 
-class Deeds(NamedTuple):
+class StepTargets(NamedTuple):
     """B steps: the actions and their log probabilities, the value estimates, the advantages, and the target returns of
     the value.
     """
@@ -141,24 +158,24 @@ class Deeds(NamedTuple):
     returns: Float[Tensor, "B"]
 
 
-class Explorations(Explored):
+class RolloutExamples(OnPolicyExamples):
     """The steps of a learning policy in `envs`, in batches of `rows`. `experience` belongs to the model in training."""
 
-    def __init__(self, config: PPOConfig, codec: AgentCodec, copies: Copies, rows: int, seed: int) -> None:
-        self.config, self.codec, self.copies, self.rows, self.seed = config, codec, copies, rows, seed
+    def __init__(self, config: PPOConfig, codec: AgentCodec, envs: VectorEnv, rows: int, seed: int) -> None:
+        self.config, self.codec, self.envs, self.rows, self.seed = config, codec, envs, rows, seed
         self.experience: Experience | None = None
 
     @property
-    def gathered(self) -> int:
+    def steps_per_period(self) -> int:
         """Environment steps per period."""
-        return self.config.copies * self.config.steps
+        return self.config.num_envs * self.config.steps
 
     @property
-    def period(self) -> int:
-        return self.config.epochs * (self.gathered // self.rows)
+    def rollout_batches(self) -> int:
+        return self.config.epochs * (self.steps_per_period // self.rows)
 
     def contents(self) -> Contents:
-        return {"environments": ([self.copies.name],)}
+        return {"environments": ([self.envs.name],)}
 
     @property
     def final_split(self) -> str:
@@ -172,14 +189,14 @@ class Explorations(Explored):
         embed = replace(embed, states=replace(embed.states, size=self.codec.states), positions=positions)
         return replace(config, embed=embed, context=context if context > 1 else config.context)
 
-    def explore(self, model: nn.Module) -> None:
+    def start_exploring(self, model: nn.Module) -> None:
         estimation = Estimation(self.config.discount, self.config.trace, self.config.scale_rewards)
-        self.experience = Experience(cast(Transformer, model), self.copies, self.codec, estimation, self.seed)
+        self.experience = Experience(cast(Transformer, model), self.envs, self.codec, estimation, self.seed)
 
-    def explored(self) -> dict[str, Tensor]:
+    def exploration_state(self) -> dict[str, Tensor]:
         return self._experience.state()
 
-    def go_on(self, state: Mapping[str, Tensor]) -> None:
+    def load_exploration_state(self, state: Mapping[str, Tensor]) -> None:
         self._experience.restore(state)
 
     @property
@@ -187,7 +204,7 @@ class Explorations(Explored):
         assert self.experience is not None  # set by start_exploring
         return self.experience
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         """Batch k has steps of period k // `period`, each of which occurs once per epoch, in an order that depends on
         the seed and the epoch. UserError for other splits, which have no batches, and for several processes.
         """
@@ -195,43 +212,43 @@ class Explorations(Explored):
             raise UserError(f"the {split} split of an environment is played and has no batches; use train")
         if shard.world > 1:
             raise UserError(f"{shard.world} processes cannot share one agent's experience; train with one process")
-        experience, each = self._experience, self.gathered // self.rows
+        experience, batches_per_epoch = self._experience, self.steps_per_period // self.rows
         for number in count(start):
-            if number % self.period == 0:
+            if number % self.rollout_batches == 0:
                 experience.gather(self.config.steps)
-            epoch, place = divmod(number, each)
-            order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.gathered)
-            rows = torch.from_numpy(order[place * self.rows : (place + 1) * self.rows])
+            epoch, index = divmod(number, batches_per_epoch)
+            order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.steps_per_period)
+            rows = torch.from_numpy(order[index * self.rows : (index + 1) * self.rows])
             assert experience.latest is not None  # restored from the checkpoint
-            yield batch_of(experience.latest, rows)
+            yield make_batch(experience.latest, rows)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
 
     def close(self) -> None:
-        self.copies.close()
+        self.envs.close()
 
 
-class ClippedPolicy(Objective[Explorations]):
+class ClippedPolicy(Objective[RolloutExamples]):
     """Proximal policy optimisation (Schulman et al. 2017, algorithm 1), evaluated by playing in separate `envs`."""
 
     unit, goal = "timestep", "return_mean"
     goal_better: Literal["min", "max"] = "max"
 
-    def __init__(self, config: PPOConfig, codec: AgentCodec, copies: Copies) -> None:
-        self.config, self.codec, self.copies = config, codec, copies
+    def __init__(self, config: PPOConfig, codec: AgentCodec, envs: VectorEnv) -> None:
+        self.config, self.codec, self.envs = config, codec, envs
         self.discrete = codec.choices is not None
 
     @property
     def measure(self) -> str:
         return "clipped objective, value error and entropy"
 
-    def adapt(self, model: ModelConfig, examples: Explorations) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: RolloutExamples) -> ModelConfig:
         """Return `model` with a head for the environment's actions."""
         config = cast(TransformerConfig, model)
-        own = config.heads["policy"]
-        if isinstance(own, PooledHeadConfig if self.discrete else GaussianHeadConfig):
-            policy = replace(cast(Any, own), outputs=self.codec.actions)
+        policy_config = config.heads["policy"]
+        if isinstance(policy_config, PooledHeadConfig if self.discrete else GaussianHeadConfig):
+            policy = replace(cast(Any, policy_config), outputs=self.codec.actions)
         else:
             policy = policy_head(self.codec.actions, self.discrete, self.config.std)
         return replace(config, heads={**config.heads, "policy": policy})
@@ -240,69 +257,76 @@ class ClippedPolicy(Objective[Explorations]):
         """Schulman et al. 2017, equation 9: the clipped objective, the weighted value error and the negative weighted
         entropy.
         """
-        module, config, done = cast(Transformer, model), self.config, cast(Deeds, batch.targets)
+        module, config, targets = cast(Transformer, model), self.config, cast(StepTargets, batch.targets)
         encoded = module(*batch.inputs)
-        policy = distribution(policy_of(module, encoded), self.discrete)
-        value = value_of(module, encoded)
-        better = surrogate(policy, done.actions, done.log_probabilities, done.advantages, config.clip).sum()
-        extra = sum(encoded.auxiliary.values(), better.new_zeros(()))
-        error = value_error(value, done.values, done.returns, config.value_clip).sum()
+        policy = distribution(policy_output(module, encoded), self.discrete)
+        value = value_output(module, encoded)
+        policy_loss = surrogate(
+            policy, targets.actions, targets.log_probabilities, targets.advantages, config.clip
+        ).sum()
+        extra = sum(encoded.auxiliary.values(), policy_loss.new_zeros(()))
+        error = value_error(value, targets.values, targets.returns, config.value_clip).sum()
         entropy = policy.entropy().sum()
         return {
-            "policy": Loss(better + extra * batch.tokens, batch.tokens),
+            "policy": Loss(policy_loss + extra * batch.tokens, batch.tokens),
             "value": Loss(config.value * error, batch.tokens),
             "entropy": Loss(-config.entropy * entropy, batch.tokens),
         }
 
-    def judge(self, model: nn.Module, examples: Explorations, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: RolloutExamples, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the scores of up to `limit` episodes played from seeds of this split; in training also the environment
         steps so far.
         """
-        seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
-        scores = worth(play(cast(Transformer, model), self.codec, self.copies, seeds), self.copies.name)
+        seeds = evaluation_seeds(split, min(self.config.episodes, limit or self.config.episodes))
+        scores = return_scores(play(cast(Transformer, model), self.codec, self.envs, seeds), self.envs.name)
         if split == "validation" and examples.experience is not None:
             scores["environment_steps"] = examples.experience.steps
         return scores
 
-    def count(self, examples: Explorations, split: str) -> int:
+    def count(self, examples: RolloutExamples, split: str) -> int:
         return self.config.episodes
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
+    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
         """A trained agent may survive until the step limit."""
-        limit = self.copies.horizon if self.codec.horizon is None else self.codec.horizon
+        limit = self.envs.horizon if self.codec.horizon is None else self.codec.horizon
         return max(1.0, (limit or 0) / max(1.0, scores["length_mean"]))
 
-    def showing(self) -> float:
+    def report_cost(self) -> float:
         """One filmed episode."""
         return 1.0
 
-    def samples(self, model: nn.Module, examples: Explorations, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: RolloutExamples, count: int) -> list[dict[str, str]]:
         """Return the results of a few episodes."""
         if not count:
             return []
-        found = play(cast(Transformer, model), self.codec, self.copies, range(PICTURED, PICTURED + count))
-        return [{"return": f"{each:.5g}", "steps": str(length)} for each, length in zip(found.returns, found.lengths)]
+        played = play(cast(Transformer, model), self.codec, self.envs, range(REPORT_SEEDS, REPORT_SEEDS + count))
+        return [
+            {"return": f"{episode_return:.5g}", "steps": str(length)}
+            for episode_return, length in zip(played.returns, played.lengths)
+        ]
 
-    def pictures(self, model: nn.Module, examples: Explorations) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: RolloutExamples) -> list[Picture]:
         """Plot returns over environment steps, and draw an episode as a film strip if it can be rendered here."""
-        curve = [] if examples.experience is None else pictures.learning_curve(examples.experience.curve)
-        return curve + pictures.film_strip(cast(Transformer, model), self.codec, self.copies.name)
+        curve = [] if examples.experience is None else agent_plots.learning_curve(examples.experience.curve)
+        return curve + agent_plots.film_strip(cast(Transformer, model), self.codec, self.envs.name)
 
     def close(self) -> None:
-        self.copies.close()
+        self.envs.close()
 
 
-def batch_of(steps: DoneSteps, rows: Int[Tensor, "B"]) -> Batch:
+def make_batch(steps: PolicySteps, rows: Int[Tensor, "B"]) -> Batch:
     """Return a batch of some steps, with advantages normalised to mean 0 and standard deviation 1; `computed` counts
     the states that the model takes.
     """
-    chosen = DoneSteps(*(each[rows] for each in steps))
+    chosen = PolicySteps(*(tensor[rows] for tensor in steps))
     centred = chosen.advantages - chosen.advantages.mean()
     advantages, returns = centred / (centred.square().mean().sqrt() + _EPS), chosen.advantages + chosen.values
-    done = Deeds(chosen.actions, chosen.log_probabilities, chosen.values, advantages, returns)
+    targets = StepTargets(chosen.actions, chosen.log_probabilities, chosen.values, advantages, returns)
     context = chosen.windows.shape[1]
     inputs = chosen.windows, layout_of(chosen.lengths.numpy(), context)
-    return Batch(inputs, done, len(rows), len(rows) * context)
+    return Batch(inputs, targets, len(rows), len(rows) * context)
 
 
 def surrogate(
@@ -325,8 +349,8 @@ def value_error(
     """Half the squared error; with `clip` at least that of the value clipped to the range around the one `before`."""
     error = (values - targets).square()
     if clip is not None:
-        near = before + (values - before).clamp(-clip, clip)
-        error = torch.maximum(error, (near - targets).square())
+        clipped = before + (values - before).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - targets).square())
     return 0.5 * error
 
 

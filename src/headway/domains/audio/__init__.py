@@ -4,39 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.audio.listener import Task, Transcribing, WhisperTokens
     from headway.domains.audio.predictors import Sound
-    from headway.domains.audio.sound import KINDS, FileSound, Given, read_sound
-    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
-    from headway.domains.audio.transcribe import TOGETHER, Segment, Telling, Transcriber, Transcription, tell_on
-    from headway.domains.audio.words import Word
+    from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
+    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, format_transcript
+    from headway.domains.audio.transcriber import (
+        MAX_PARALLEL_SOUNDS,
+        Segment,
+        Transcriber,
+        Transcription,
+        TranscriptionStream,
+        advance_together,
+    )
+    from headway.domains.audio.window_transcriber import Task, TranscriptionOptions, WhisperTokens
+    from headway.domains.audio.word_times import Word
 
 __all__ = [
-    "KINDS",
+    "AUDIO_EXTENSIONS",
+    "MAX_PARALLEL_SOUNDS",
     "RECIPES",
     "TASKS",
-    "TOGETHER",
     "VERBS",
     "FileSound",
     "Format",
-    "Given",
     "Segment",
     "Sound",
+    "SoundInput",
     "SubtitleLines",
     "Task",
-    "Telling",
     "Transcriber",
-    "Transcribing",
     "Transcription",
+    "TranscriptionOptions",
+    "TranscriptionStream",
     "WhisperTokens",
     "Word",
+    "advance_together",
     "as_dict",
+    "format_transcript",
     "read_sound",
-    "tell_on",
-    "written",
 ]
 RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
 TASKS = {
@@ -46,14 +53,21 @@ TASKS = {
     "transcription": "transcription",
 }
 VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "transcriber": "is_transcriber"}
-lazily(
+lazy_exports(
     __name__,
     {
-        ".listener": ("Task", "Transcribing", "WhisperTokens"),
+        ".window_transcriber": ("Task", "TranscriptionOptions", "WhisperTokens"),
         ".predictors": ("Sound",),
-        ".sound": ("FileSound", "Given", "KINDS", "read_sound"),
-        ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
-        ".transcribe": ("Segment", "TOGETHER", "Telling", "Transcriber", "Transcription", "tell_on"),
-        ".words": ("Word",),
+        ".sound_files": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
+        ".subtitles": ("Format", "SubtitleLines", "as_dict", "format_transcript"),
+        ".transcriber": (
+            "Segment",
+            "MAX_PARALLEL_SOUNDS",
+            "TranscriptionStream",
+            "Transcriber",
+            "Transcription",
+            "advance_together",
+        ),
+        ".word_times": ("Word",),
     },
 )

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.config import checked
-from headway.data.order import epoch_seed
+from headway.config import deferred_check
+from headway.data.shuffling import epoch_seed
 from headway.domains.audio.mel import HOP, RATE, resample
 from headway.errors import ConfigError
 
-_QUIET = 1e-12  # minimum signal power for adding relative noise
+_MIN_POWER = 1e-12  # minimum signal power for adding relative noise
 
 
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class SoundAugmentConfig:
     """Audio augmentation. An option is off if a number is 0, `speeds` is (1.0,), or `noise` is unset.
@@ -49,62 +49,66 @@ class SoundAugmentConfig:
             raise ConfigError(f"augment.noise is {self.noise}; put the lower number of decibels first")
 
 
-def chance(seed: int, place: int) -> np.random.Generator:
+def augmentation_rng(seed: int, position: int) -> np.random.Generator:
     """The random generator for the sample at a position of the stream."""
-    return np.random.Generator(np.random.Philox(key=epoch_seed(seed, place)))
+    return np.random.Generator(np.random.Philox(key=epoch_seed(seed, position)))
 
 
-def varied(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "M"]:
+def change_speed_and_gain(
+    sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "M"]:
     """The sound with another speed and gain."""
-    speed = config.speeds[int(draw.integers(len(config.speeds)))]
+    speed = config.speeds[int(rng.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
-    return sound * 10 ** (draw.uniform(-config.gain, config.gain) / 20) if config.gain else sound
+    return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound
 
 
-def noisy(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "N"]:
+def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "N"]:
     """The sound with white noise at a signal-to-noise ratio in decibels."""
     if config.noise is None:
         return sound
-    power = max(float(sound.square().mean()), _QUIET) * 10 ** (-draw.uniform(*config.noise) / 10)
-    return sound + torch.from_numpy(draw.standard_normal(len(sound), dtype=np.float32)) * power**0.5
+    power = max(float(sound.square().mean()), _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
+    return sound + torch.from_numpy(rng.standard_normal(len(sound), dtype=np.float32)) * power**0.5
 
 
-def placed(
-    sound: Float[Tensor, "N"], length: int, shift: float = 0.0, draw: np.random.Generator | None = None
+def fit_to_window(
+    sound: Float[Tensor, "N"], length: int, shift: float = 0.0, rng: np.random.Generator | None = None
 ) -> Float[Tensor, "length"]:
     """The sound in a window of `length` samples, padded with silence or cropped.
 
     Without `rng` it is centred; with it, shifted by up to `shift` seconds, and a longer sound is cropped at random.
     """
-    room = length - len(sound)
-    start = room // 2
-    if draw is not None and room < 0:
-        start = -int(draw.integers(-room + 1))
-    elif draw is not None and shift:
-        most = round(shift * RATE)
-        start = min(max(0, start + int(draw.integers(-most, most + 1))), room)
-    return F.pad(sound, (start, room - start))
+    space = length - len(sound)
+    start = space // 2
+    if rng is not None and space < 0:
+        start = -int(rng.integers(-space + 1))
+    elif rng is not None and shift:
+        max_shift = round(shift * RATE)
+        start = min(max(0, start + int(rng.integers(-max_shift, max_shift + 1))), space)
+    return F.pad(sound, (start, space - start))
 
 
-def delayed(
-    sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, draw: np.random.Generator
+def delay(
+    sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, rng: np.random.Generator
 ) -> Float[Tensor, "M"]:
     """The sound after up to `shift` seconds of silence, M <= `length` samples in total."""
     if not config.shift:
         return sound
-    room = length - len(sound)
-    return F.pad(sound, (int(draw.integers(min(room, round(config.shift * RATE)) + 1)), 0))
+    space = length - len(sound)
+    return F.pad(sound, (int(rng.integers(min(space, round(config.shift * RATE)) + 1)), 0))
 
 
-def masked(frames: Float[Tensor, "T M"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "T M"]:
+def mask_spectrogram(
+    frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "T M"]:
     """A spectrogram with masked stretches of time and of bands."""
     mean = frames.mean()
     frames = frames.clone()
-    wide = round(config.time_width * RATE / HOP)
-    for axis, count, most in ((0, config.time_masks, wide), (1, config.band_masks, config.band_width)):
+    max_frames = round(config.time_width * RATE / HOP)
+    for axis, count, max_width in ((0, config.time_masks, max_frames), (1, config.band_masks, config.band_width)):
         size = frames.shape[axis]
         for _ in range(count):
-            width = min(int(draw.integers(most + 1)), size)
-            start = int(draw.integers(size - width + 1))
+            width = min(int(rng.integers(max_width + 1)), size)
+            start = int(rng.integers(size - width + 1))
             frames.narrow(axis, start, width).fill_(mean)
     return frames

@@ -14,18 +14,24 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.data import ClassSplitConfig
-from headway.data.labelled import Labelled, read_labelled
-from headway.domains.audio.augment import SoundAugmentConfig, masked, noisy, placed, varied
-from headway.domains.audio.augment import chance as drawn
-from headway.domains.audio.mel import HOP, SHORTEST, log_mel
-from headway.domains.audio.pictures import seconds
-from headway.domains.audio.sound import KINDS
-from headway.domains.audio.store import open_sounds
-from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
+from headway.data.labelled_files import LabelledFiles, read_labelled_files
+from headway.domains.audio.alignment_picture import frames_to_seconds
+from headway.domains.audio.augment import (
+    SoundAugmentConfig,
+    add_noise,
+    change_speed_and_gain,
+    fit_to_window,
+    mask_spectrogram,
+)
+from headway.domains.audio.augment import augmentation_rng as sample_rng
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, log_mel
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
+from headway.domains.audio.sound_window import bands_of, check_lengths, choose_window, with_window
 from headway.errors import ConfigError
-from headway.formats.familiar import Alike, Familiar
+from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance, Contents
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes
 from headway.learn.objectives.predictions import Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
@@ -34,7 +40,7 @@ from headway.learn.report import Picture
 from headway.learn.report.confusion import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
-_MEASURED = 1_000  # sounds for the in-distribution statistics, about 2 ms each
+_MAX_MEASURED = 1_000  # sounds for the in-distribution statistics, about 2 ms each
 
 
 @dataclass(frozen=True)
@@ -72,51 +78,58 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        return self.over(recipe, read_labelled(recipe.files(data), KINDS, "sound", self.label), workspace)
+        return self.task_over(
+            recipe, read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label), workspace
+        )
 
-    def over(self, recipe: Recipe, found: Labelled, workspace: Path) -> Task:
+    def task_over(self, recipe: Recipe, labelled: LabelledFiles, workspace: Path) -> Task:
         """The task over these sounds."""
-        chosen = choose_target(found.labels, found.places.__getitem__, self, "sound", self.skip_bad, found.folders)
-        sounds = LabelledSounds(self, recipe, found.select(chosen.rows), chosen, workspace)
-        return target_task(sounds, self, "sound", self.smoothing, workspace)
+        chosen = choose_target(
+            labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders
+        )
+        dataset = SoundDataset(self, recipe, labelled.select(chosen.rows), chosen, workspace)
+        return target_task(dataset, self, "sound", self.smoothing, workspace)
 
 
-class LabelledSounds(TargetSamples):
+class SoundDataset(TargetSamples):
     """Windows of sounds with their targets, augmented in training."""
 
     def __init__(
-        self, config: SoundsConfig, recipe: Recipe, found: Labelled, chosen: ChosenTarget, workspace: Path
+        self, config: SoundsConfig, recipe: Recipe, labelled: LabelledFiles, chosen: ChosenTarget, workspace: Path
     ) -> None:
         if not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"sound classes need a transformer, not a {type(recipe.model).__name__}; choose another")
         self.config = config
         self.bands = bands_of(recipe.model)
-        sounds = open_sounds(found.files, config.skip_bad)
-        self.kept = np.setdiff1d(np.arange(len(found)), sounds.bad)
+        sounds = open_sounds(labelled.files, config.skip_bad)
+        self.rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
         self.sounds = sounds
-        self.files = [found.files[row] for row in self.kept]
-        labels, places = ([column[row] for row in self.kept] for column in (found.labels, found.places))
+        self.files = [labelled.files[row] for row in self.rows]
+        labels, locations = ([column[row] for row in self.rows] for column in (labelled.labels, labelled.locations))
         if chosen.target.kind == "class":
-            check_classes(found.labels, labels, "sound")
-        lengths = sounds.lengths[self.kept]
-        self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
-        heard = with_window(recipe.model, self.frames)
-        self.tokens = heard.context or heard.embed.length or 1  # per sound
+            check_classes(labelled.labels, labels, "sound")
+        lengths = sounds.lengths[self.rows]
+        self.frames = choose_window(recipe, recipe.model, lengths, config.seconds, workspace)
+        windowed_model = with_window(recipe.model, self.frames)
+        self.tokens = windowed_model.context or windowed_model.embed.length or 1  # per sound
         if not config.crop:
-            where = places[int(lengths.argmax())] if len(places) else ""
-            check_lengths(lengths, self.frames, where, "cut it, set task.crop=true, or raise task.seconds")
+            location = locations[int(lengths.argmax())] if len(locations) else ""
+            check_lengths(lengths, self.frames, location, "cut it, set task.crop=true, or raise task.seconds")
         samples = ClassSamples(
-            labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
+            labels,
+            labelled.named_splits[self.rows],
+            [sounds.keys[row] for row in map(int, self.rows)],
+            locations.__getitem__,
         )
-        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
-        self.settle(samples, chosen, config.split, "sounds", "a folder", workspace)
+        self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
+        self.set_targets(samples, chosen, config.split, "sounds", "a folder", workspace)
 
     def contents(self) -> Contents:
-        return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],)}
+        return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.rows)],)}
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*super().remarks, *(f"{each[0].upper()}{each[1:]}" for each in self.sounds.remarks))
+        return (*super().remarks, *(f"{remark[0].upper()}{remark[1:]}" for remark in self.sounds.remarks))
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""
@@ -125,28 +138,42 @@ class LabelledSounds(TargetSamples):
         assert isinstance(model, TransformerConfig)
         return with_window(model, self.frames)
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Log-mel frames of the windows, Float[B, T, M], and targets."""
-        draws = [None] * len(rows) if chance is None else [drawn(self.seed, int(place)) for place in chance.places]
-        windows = [self._window(row, draw) for row, draw in zip(rows.tolist(), draws)]
-        frames = spectra(torch.stack(windows), self.frames, self.bands)
+        rngs = (
+            [None] * len(rows)
+            if rng_key is None
+            else [sample_rng(self.seed, int(position)) for position in rng_key.positions]
+        )
+        windows = [self._window(row, rng) for row, rng in zip(rows.tolist(), rngs)]
+        frames = window_frames(torch.stack(windows), self.frames, self.bands)
         augment = self.config.augment
-        seen = torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
-        return Batch((seen,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
+        augmented = torch.stack(
+            [x if rng is None else mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]
+        )
+        return Batch((augmented,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
 
-    def _window(self, row: int, draw: np.random.Generator | None) -> Float[Tensor, "N"]:
-        sound, augment = self.sounds[self.kept[row]], self.config.augment
-        if draw is None:
-            return placed(sound, self.frames * HOP)
-        return noisy(placed(varied(sound, augment, draw), self.frames * HOP, augment.shift, draw), augment, draw)
+    def _window(self, row: int, rng: np.random.Generator | None) -> Float[Tensor, "N"]:
+        sound, augment = self.sounds[self.rows[row]], self.config.augment
+        if rng is None:
+            return fit_to_window(sound, self.frames * HOP)
+        return add_noise(
+            fit_to_window(change_speed_and_gain(sound, augment, rng), self.frames * HOP, augment.shift, rng),
+            augment,
+            rng,
+        )
 
-    def met(self) -> Familiar:
+    def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training sounds."""
-        rows = self.kept[self.splits.rows("train")]
-        some = rows[:: -(-len(rows) // _MEASURED)]
-        return Familiar(alike=Alike.of(np.stack([glance(middle_of(self.sounds[row], self.frames)) for row in some])))
+        rows = self.rows[self.splits.rows("train")]
+        sample = rows[:: -(-len(rows) // _MAX_MEASURED)]
+        return TrainingStatistics(
+            alike=SampleStatistics.fit(
+                np.stack([sound_statistics(crop_to_window(self.sounds[row], self.frames)) for row in sample])
+            )
+        )
 
-    def shown(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return self.files[row].name
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
@@ -161,47 +188,47 @@ class LabelledSounds(TargetSamples):
             head = replace(head, outputs=outputs, scale=1.0, shift=0.0)
         return replace(model, heads={name: head})
 
-    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+    def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
         """Two sounds as model inputs."""
-        found = []
-        for row in self.spread(2):
+        pictures = []
+        for row in self.spread_rows(2):
             frames = self.take(np.array([row])).inputs[0][0]
-            figure = spectrogram(frames.numpy(), seconds(len(frames)))
-            found.append(Picture("A sound as model input", self.shown(row), figure))
-        return found
+            figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)))
+            pictures.append(Picture("A sound as model input", self.describe_row(row), figure))
+        return pictures
 
 
-def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
+def inference_frames(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
     """The model input for a sound outside training: the middle of its window."""
-    return spectra(placed(sound, frames * HOP), frames, bands)
+    return window_frames(fit_to_window(sound, frames * HOP), frames, bands)
 
 
-def spectra(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
+def window_frames(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
     """The frames of windows, padded with silence if shorter than one transform."""
-    short = max(0, SHORTEST - windows.shape[-1])
-    return log_mel(torch.nn.functional.pad(windows, (0, short)), bands)[..., :frames, :]
+    missing = max(0, MIN_SAMPLES - windows.shape[-1])
+    return log_mel(torch.nn.functional.pad(windows, (0, missing)), bands)[..., :frames, :]
 
 
-_BANDS, _PARTS = 40, 8  # mel bands, and the groups of neighbouring bands that are averaged
+_BANDS, _BAND_GROUPS = 40, 8  # mel bands, and the groups of neighbouring bands that are averaged
 _LEVELS = 6  # loudness levels of a histogram
-_DEEP = 2.0  # maximum depth below the loudest frame: 8 decades of power, in frame units
+_DEPTH = 2.0  # maximum depth below the loudest frame: 8 decades of power, in frame units
 
 
-def glance(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
+def sound_statistics(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
     """Statistics of a sound, independent of its loudness, as numbers from 0 to 1: for each of 8 groups of bands the
     mean, the deviation and the mean change over time; a histogram of levels; the mean difference between bands; and the
     contrast, which is 0 for a silent or constant sound.
     """
-    frames = log_mel(F.pad(sound, (0, max(0, SHORTEST - len(sound)))), _BANDS)
-    heard = ((frames - frames.max() + _DEEP) / _DEEP).numpy().astype(np.float64)
-    parts = heard.reshape(len(heard), _PARTS, -1).mean(2)
-    moves = np.abs(np.diff(parts, axis=0, append=parts[-1:])).mean(0)
-    levels = np.histogram(heard, _LEVELS, (0, 1))[0] / heard.size
-    across = np.abs(np.diff(heard, axis=1)).mean()
-    return np.array([*parts.mean(0), *parts.std(0), *moves, *levels, across, heard.std()])
+    frames = log_mel(F.pad(sound, (0, max(0, MIN_SAMPLES - len(sound)))), _BANDS)
+    levels_db = ((frames - frames.max() + _DEPTH) / _DEPTH).numpy().astype(np.float64)
+    groups = levels_db.reshape(len(levels_db), _BAND_GROUPS, -1).mean(2)
+    changes = np.abs(np.diff(groups, axis=0, append=groups[-1:])).mean(0)
+    histogram = np.histogram(levels_db, _LEVELS, (0, 1))[0] / levels_db.size
+    band_difference = np.abs(np.diff(levels_db, axis=1)).mean()
+    return np.array([*groups.mean(0), *groups.std(0), *changes, *histogram, band_difference, levels_db.std()])
 
 
-def middle_of(sound: Float[Tensor, "N"], frames: int) -> Float[Tensor, "M"]:
+def crop_to_window(sound: Float[Tensor, "N"], frames: int) -> Float[Tensor, "M"]:
     """The middle of a sound, as much as fits into a window of `frames`."""
-    spare = max(0, len(sound) - frames * HOP)
-    return sound[spare // 2 : len(sound) - (spare - spare // 2)]
+    excess = max(0, len(sound) - frames * HOP)
+    return sound[excess // 2 : len(sound) - (excess - excess // 2)]

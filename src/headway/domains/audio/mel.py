@@ -13,12 +13,12 @@ from torch import Tensor
 from headway.errors import UserError
 
 RATE = 16000  # samples per second of all model inputs
-_LOWEST, _HIGHEST = 1000, 768_000
+_MIN_RATE, _MAX_RATE = 1000, 768_000
 # A windowed sinc with 48 zero crossings on each side. A Kaiser window with this beta has a stopband below -80 dB and a
 # transition within 10.5 % below half the lower rate: what the lower rate cannot represent is removed, not aliased.
-_CROSSINGS, _BETA, _PASSED = 48, 7.857, 0.947
-_MOST = 1 << 23  # coefficients of all filters of a rate
-_LARGEST = 1 << 18  # coefficients of a filter matrix; more are applied one by one
+_CROSSINGS, _BETA, _PASSBAND = 48, 7.857, 0.947
+_MAX_COEFFICIENTS = 1 << 23  # coefficients of all filters of a rate
+_MAX_MATRIX = 1 << 18  # coefficients of a filter matrix; more are applied one by one
 
 
 def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[Tensor, "M"]:
@@ -34,62 +34,63 @@ class Resampler:
     """`resample` for a sound in blocks; the concatenated outputs equal those of the complete sound."""
 
     def __init__(self, rate: int, wanted: int = RATE) -> None:
-        for each in (rate, wanted):
-            if not _LOWEST <= each <= _HIGHEST:
+        for value in (rate, wanted):
+            if not _MIN_RATE <= value <= _MAX_RATE:
                 raise UserError(
-                    f"a rate of {each} samples per second is not within {_LOWEST} and {_HIGHEST}; pass the true rate"
+                    f"a rate of {value} samples per second is not within {_MIN_RATE} and {_MAX_RATE}; pass the true "
+                    "rate"
                 )
-        shared = math.gcd(rate, wanted)
-        self._old, self._new = rate // shared, wanted // shared
-        taps = 2 * _reach(self._old, self._new)
-        if rate != wanted and self._new * taps > _MOST:
+        divisor = math.gcd(rate, wanted)
+        self._old, self._new = rate // divisor, wanted // divisor
+        taps = 2 * _half_width(self._old, self._new)
+        if rate != wanted and self._new * taps > _MAX_COEFFICIENTS:
             raise UserError(
                 f"resampling {rate} to {wanted} Hz needs {self._new:,} filters of {taps:,} coefficients, too many; "
                 "pass the true rate, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
             )
         self._filters = None if rate == wanted else _filters(self._old, self._new)
-        self._held = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
-        self._read = self._made = 0  # samples in, and out
+        self._buffer = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
+        self._samples_in = self._samples_out = 0  # samples in, and out
 
     def push(self, sound: Float[Tensor, "N"]) -> Float[Tensor, "M"]:
         """The output that is final after these samples."""
-        self._read += len(sound)
+        self._samples_in += len(sound)
         if self._filters is None:
             return sound
-        self._held = torch.cat([self._held.to(sound), sound])
+        self._buffer = torch.cat([self._buffer.to(sound), sound])
         reach = self._filters.shape[1] + (self._new - 1) * self._old // self._new
-        return self._take(max(0, (len(self._held) - reach) // self._old + 1) if len(self._held) >= reach else 0)
+        return self._take(max(0, (len(self._buffer) - reach) // self._old + 1) if len(self._buffer) >= reach else 0)
 
     def finish(self) -> Float[Tensor, "M"]:
         """The remaining output."""
         if self._filters is None:
-            return self._held
-        left = -(-self._read * self._new // self._old) - self._made
-        groups = -(-left // self._new)
+            return self._buffer
+        remaining = -(-self._samples_in * self._new // self._old) - self._samples_out
+        groups = -(-remaining // self._new)
         reach = self._filters.shape[1] + groups * self._old
-        self._held = F.pad(self._held, (0, max(0, reach - len(self._held))))
-        return self._take(groups)[:left]
+        self._buffer = F.pad(self._buffer, (0, max(0, reach - len(self._buffer))))
+        return self._take(groups)[:remaining]
 
     def _take(self, groups: int) -> Float[Tensor, "M"]:
         """The next `groups` samples of each phase."""
         assert self._filters is not None
         taps = self._filters.shape[1]
-        if self._new * (taps + self._old) <= _LARGEST:
+        if self._new * (taps + self._old) <= _MAX_MATRIX:
             # All phases as one matrix product, with zeros outside of a filter: several times as fast.
-            matrix = _matrix(self._old, self._new).to(self._held)
-            out = self._held.new_empty(0)
+            matrix = _matrix(self._old, self._new).to(self._buffer)
+            out = self._buffer.new_empty(0)
             if groups:
-                windows = self._held.unfold(0, matrix.shape[1], self._old)[:groups]
+                windows = self._buffer.unfold(0, matrix.shape[1], self._old)[:groups]
                 out = (windows @ matrix.T).flatten()
         else:
-            out = self._held.new_empty(groups * self._new)
+            out = self._buffer.new_empty(groups * self._new)
             for phase in range(self._new if groups else 0):
                 first = phase * self._old // self._new
-                heard = self._held[first : first + (groups - 1) * self._old + taps]
-                filters = self._filters[None, None, phase].to(heard)
-                out[phase :: self._new] = F.conv1d(heard[None, None], filters, stride=self._old)[0, 0]
-        self._held = self._held[groups * self._old :]
-        self._made += len(out)
+                samples = self._buffer[first : first + (groups - 1) * self._old + taps]
+                filters = self._filters[None, None, phase].to(samples)
+                out[phase :: self._new] = F.conv1d(samples[None, None], filters, stride=self._old)[0, 0]
+        self._buffer = self._buffer[groups * self._old :]
+        self._samples_out += len(out)
         return out
 
 
@@ -104,18 +105,18 @@ def _matrix(old: int, new: int) -> Float[Tensor, "P span"]:
     return matrix
 
 
-def _reach(old: int, new: int) -> int:
+def _half_width(old: int, new: int) -> int:
     """Old samples on each side of a filter."""
-    return math.ceil(_CROSSINGS / (min(1.0, new / old) * _PASSED))
+    return math.ceil(_CROSSINGS / (min(1.0, new / old) * _PASSBAND))
 
 
 @lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
     """The filter of each phase p, whose output is (p old / new) mod 1 after an old sample."""
-    cutoff = min(1.0, new / old) * _PASSED  # of half the old rate
-    reach = _reach(old, new)
-    behind = torch.arange(new, dtype=torch.float64) * old % new / new
-    distance = behind[:, None] - torch.arange(1 - reach, reach + 1, dtype=torch.float64)
+    cutoff = min(1.0, new / old) * _PASSBAND  # of half the old rate
+    reach = _half_width(old, new)
+    phase_offset = torch.arange(new, dtype=torch.float64) * old % new / new
+    distance = phase_offset[:, None] - torch.arange(1 - reach, reach + 1, dtype=torch.float64)
     inside = (1 - (distance * cutoff / _CROSSINGS).square()).clamp_min(0).sqrt()
     window = torch.where(inside > 0, torch.special.i0(_BETA * inside), 0.0)
     filters = torch.sinc(distance * cutoff) * window
@@ -123,10 +124,10 @@ def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
 
 
 WINDOW, HOP = 400, 160  # samples: 25 ms windows every 10 ms
-SHORTEST = WINDOW // 2 + 1  # samples that can be reflected at both ends
+MIN_SAMPLES = WINDOW // 2 + 1  # samples that can be reflected at both ends
 _LINEAR, _KNEE = 200 / 3, 1000.0  # Hz per mel below the knee, where mels change from linear to logarithmic
 _LOG_STEP = math.log(6.4) / 27  # of the logarithm, per mel above it
-_FLOOR, _DEPTH = 1e-10, 8.0  # power that counts as silence; dynamic range in decades
+_FLOOR, _DYNAMIC_RANGE = 1e-10, 8.0  # power that counts as silence; dynamic range in decades
 
 
 def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B T bands"]:
@@ -137,30 +138,31 @@ def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B 
     """
     if not sound.is_floating_point():
         raise UserError(f"the samples are {sound.dtype}; use floating-point numbers between -1 and 1")
-    if sound.shape[-1] < SHORTEST:
+    if sound.shape[-1] < MIN_SAMPLES:
         raise UserError(
-            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({SHORTEST}); use a longer one, or pad it"
+            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({MIN_SAMPLES}); use a longer one, or "
+            "pad it"
         )
     if not bool(sound.isfinite().all()):
         raise UserError("the sound has NaN or infinite samples; create the file again")
-    around = F.pad(sound[..., None, :], (WINDOW // 2, WINDOW // 2), mode="reflect")[..., 0, :]
+    padded = F.pad(sound[..., None, :], (WINDOW // 2, WINDOW // 2), mode="reflect")[..., 0, :]
     frames = sound.shape[-1] // HOP
-    found = decades(around[..., : (frames - 1) * HOP + WINDOW], bands)
-    return scaled(found, found.amax(dim=(-2, -1), keepdim=True))
+    log_powers = log_power(padded[..., : (frames - 1) * HOP + WINDOW], bands)
+    return scale_frames(log_powers, log_powers.amax(dim=(-2, -1), keepdim=True))
 
 
-def decades(around: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T bands"]:
+def log_power(samples: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T bands"]:
     """Log10 of the power in each band, for frames that start every 160 samples: T = (N - 400) / 160 + 1."""
-    hann = torch.hann_window(WINDOW).to(around)
-    spectrum = torch.stft(around, WINDOW, HOP, window=hann, center=False, return_complex=True)
-    mel = torch.matmul(mel_filters(bands).to(around), spectrum.abs().square())
+    hann = torch.hann_window(WINDOW).to(samples)
+    spectrum = torch.stft(samples, WINDOW, HOP, window=hann, center=False, return_complex=True)
+    mel = torch.matmul(mel_filters(bands).to(samples), spectrum.abs().square())
     return mel.clamp_min(_FLOOR).log10().transpose(-1, -2)
 
 
-def scaled(decades: Float[Tensor, "*B T bands"], loudest: Tensor | float) -> Float[Tensor, "*B T bands"]:
+def scale_frames(log_powers: Float[Tensor, "*B T bands"], maximum: Tensor | float) -> Float[Tensor, "*B T bands"]:
     """Model inputs, given the largest logarithm of the sound."""
-    lowest = torch.as_tensor(loudest - _DEPTH).to(decades)
-    return ((decades.maximum(lowest) + 4.0) / 4.0).contiguous()
+    lowest = torch.as_tensor(maximum - _DYNAMIC_RANGE).to(log_powers)
+    return ((log_powers.maximum(lowest) + 4.0) / 4.0).contiguous()
 
 
 @cache

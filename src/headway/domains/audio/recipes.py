@@ -12,21 +12,21 @@ import numpy as np
 
 from headway.config import override
 from headway.data import ClassSplitConfig
-from headway.data.labelled import read_labelled
-from headway.data.splits import side_number
+from headway.data.labelled_files import read_labelled_files
+from headway.data.splits import split_code
 from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
-from headway.domains.audio.sound import KINDS, FileSound
-from headway.domains.audio.speech import words
-from headway.domains.audio.store import read_transcripts
-from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
+from headway.domains.audio.sound_cache import read_transcripts
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound
+from headway.domains.audio.speech_task import normalize_words
+from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, digits
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models import EncoderDecoderConfig
-from headway.nn.models.presets import listener, whisper
+from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
@@ -40,7 +40,7 @@ def audio() -> Recipe:
         domain="audio",
         description="any sounds with labels: a folder per class, or a .csv of path and label",
         data=(),
-        model=listener(width=128, depth=4, heads=4, classes=2),
+        model=whisper_classifier(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
             augment=SoundAugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12),
             split=ClassSplitConfig(validation=0.1, test=0.1, stratify=True),
@@ -61,7 +61,7 @@ def spoken_digits() -> Recipe:
         domain="audio",
         description="digits spoken by six speakers (Free Spoken Digit Dataset)",
         data=("spoken-digits",),
-        model=listener(width=128, depth=4, heads=4, classes=10),
+        model=whisper_classifier(width=128, depth=4, heads=4, classes=10),
         task=SpokenDigitsConfig(
             seconds=1.0,
             crop=True,
@@ -83,13 +83,13 @@ def spoken_digits() -> Recipe:
     )
 
 
-def writer(
-    width: int, depth: tuple[int, int], heads: int, symbols: int, context: int, dropout: float
+def small_whisper(
+    width: int, depth: tuple[int, int], heads: int, vocab_size: int, context: int, dropout: float
 ) -> EncoderDecoderConfig:
     """A small Whisper to train from scratch. Its convolutions must output values as large as its positions from the
     start: with large models' initial weights of 0.02, the sound would be a twentieth of them.
     """
-    model = override(whisper(width, depth, heads, symbols), {"dropout": dropout})
+    model = override(whisper(width, depth, heads, vocab_size), {"dropout": dropout})
     decoder = replace(model.decoder, context=context)
     return replace(model, decoder=decoder, init=InitConfig(matrices="fan_in"))
 
@@ -101,7 +101,7 @@ def spoken_sequences() -> Recipe:
         domain="audio",
         description="sequences of spoken digits with the times of each (from the Free Spoken Digit Dataset)",
         data=("spoken-digits",),
-        model=writer(width=128, depth=(3, 2), heads=4, symbols=214, context=32, dropout=0.0),
+        model=small_whisper(width=128, depth=(3, 2), heads=4, vocab_size=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
             augment=SoundAugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1)),
             split=ClassSplitConfig(validation=0.1, test=0.0),
@@ -122,7 +122,7 @@ def transcription() -> Recipe:
         domain="audio",
         description="any speech with transcripts: sounds next to a .tsv or .jsonl of path and text",
         data=(),
-        model=writer(width=256, depth=(4, 4), heads=4, symbols=64, context=448, dropout=0.1),
+        model=small_whisper(width=256, depth=(4, 4), heads=4, vocab_size=64, context=448, dropout=0.1),
         task=TranscriptionConfig(
             augment=SoundAugmentConfig(shift=0.2, gain=6.0, speeds=(0.9, 1.0, 1.1), time_masks=2, band_masks=2)
         ),
@@ -137,18 +137,25 @@ RECIPES = (audio, spoken_digits, spoken_sequences, transcription)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
-_WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
-_LOOKED_AT = 1000  # sounds whose lengths are sampled
-_LONGEST = 10.0  # maximum seconds of a chosen window; models for sounds take 30
-_MANY, _COUNTLESS = 20_000, 200_000  # sounds, above which less augmentation is needed, and hardly any
-_HOURS = 5.0  # of speech that suffice to learn transcription of any text
-_TIMES = 200  # repetitions per word needed with less speech
+_WHISPER_SHAPES = (
+    (96, [2, 2], 3),
+    (128, [3, 2], 4),
+    (192, [4, 3], 6),
+    (256, [4, 4], 4),
+    (384, [6, 4], 6),
+    (512, [8, 6], 8),
+)
+_MAX_SAMPLED = 1000  # sounds whose lengths are sampled
+_MAX_WINDOW = 10.0  # maximum seconds of a chosen window; models for sounds take 30
+_MANY_SOUNDS, _HUGE_DATASET = 20_000, 200_000  # sounds, above which less augmentation is needed, and hardly any
+_MIN_HOURS = 5.0  # of speech that suffice to learn transcription of any text
+_MIN_REPETITIONS = 200  # repetitions per word needed with less speech
 
 
 class Lengths(NamedTuple):
     """Seconds of sounds: the 98th percentile, the maximum and the total."""
 
-    most: float
+    percentile_98: float
     longest: float
     total: float
 
@@ -157,35 +164,35 @@ class Lengths(NamedTuple):
 class SoundsScale(Scale):
     """A window that most sounds fit into, and the augmentation of the recipe spoken-digits, reduced for many sounds."""
 
-    fitted: bool = True
+    calibrated: bool = True
     descent: Descent | None = Descent(1.3, 3.7, 11.0)
     # Augmentation makes each repetition another sound: shifted, slower or louder, with other parts masked.
-    law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
-    batch: str = "train.batch_size"
-    least: int = 16
-    most: int = 512
-    noise: float = 1.0
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 16
+    max_batch: int = 512
+    noise_scale: float = 1.0
     unit: str = "sound"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         task = cast(SoundsConfig, recipe.task)
-        found = read_labelled(paths, KINDS, "sound", task.label)
-        count = int((found.named <= side_number("train")).sum())
+        labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
+        count = int((labelled.named_splits <= split_code("train")).sum())
         if task.seconds is not None:
-            return Settled({**self.held_out(count), **_changes(count, task.seconds)})
-        lengths = lengths_of(found.files)
+            return DataSettings({**self.held_out_shares(count), **_augmentation(count, task.seconds)})
+        lengths = sample_lengths(labelled.files)
         # A few long sounds would make all the others expensive.
-        wanted = lengths.longest if lengths.longest <= 1.25 * lengths.most else lengths.most
-        window = math.ceil(10 * min(wanted, _LONGEST) + 1e-6) / 10
-        cut = lengths.longest > window
+        length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
+        window = math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
+        crops = lengths.longest > window
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
-        settings = {**seconds, **({"task.crop": True} if cut else {})}
-        longer = f", which crop longer ones (at most {digits(lengths.longest)} s)" if cut else ""
-        reason = f"windows of {window:g} s for {count:,} sounds{longer}"
-        return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
+        settings = {**seconds, **({"task.crop": True} if crops else {})}
+        crop_note = f", which crop longer ones (at most {format_number(lengths.longest)} s)" if crops else ""
+        reason = f"windows of {window:g} s for {count:,} sounds{crop_note}"
+        return DataSettings({**settings, **self.held_out_shares(count), **_augmentation(count, window)}, reason)
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """In addition to the augmentation of sounds."""
         return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
 
@@ -195,45 +202,45 @@ class SpeechScale(Scale):
     """Small Whispers, and vocabularies that grow with the text; an error for too little speech to learn from."""
 
     # A few times the data that text needs per token, because each must be found in the sound.
-    law: Law = field(default_factory=lambda: replace(Law(), repeats=30.0))
-    batch: str = "train.batch_size"
-    least: int = 8
-    most: int = 256
+    law: ScalingLaw = field(default_factory=lambda: replace(ScalingLaw(), repeats=30.0))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 8
+    max_batch: int = 256
     unit: str = "token"
-    few: int = 600
-    shapes: Shapes = _WRITERS
+    min_steps: int = 600
+    shapes: Shapes = _WHISPER_SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         task = cast(TranscriptionConfig, recipe.task)
-        found = read_transcripts(paths, task.path, task.text, task.skip_bad)
-        lengths = lengths_of(found.files)
-        said = [word for text in found.texts for word in words(text).split()]
-        check_speech(lengths.total / 3600, len(said), len(set(said)))
-        symbols = sum(map(len, found.texts))
-        settings = dict(self.held_out(len(found)))
-        if symbols > 2_000_000:
-            settings |= {"task.codec": "bpe", "task.size": 1000 if symbols < 20_000_000 else 4000}
+        transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
+        lengths = sample_lengths(transcripts.files)
+        spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
+        check_speech(lengths.total / 3600, len(spoken_words), len(set(spoken_words)))
+        num_characters = sum(map(len, transcripts.texts))
+        settings = dict(self.held_out_shares(len(transcripts)))
+        if num_characters > 2_000_000:
+            settings |= {"task.codec": "bpe", "task.size": 1000 if num_characters < 20_000_000 else 4000}
         if task.seconds is None:
             settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
-        hours = digits(lengths.total / 3600)
-        reason = f"{hours} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
-        return Settled(settings, reason)
+        hours = format_number(lengths.total / 3600)
+        reason = f"{hours} hours of speech, {len(spoken_words):,} words, {len(set(spoken_words)):,} different ones"
+        return DataSettings(settings, reason)
 
-    def amount(self, task: Task) -> int:
-        speech = cast(SpokenTexts, cast(Task, task).examples)
+    def unique_targets(self, task: Task) -> int:
+        speech = cast(TranscribedSpeech, cast(Task, task).examples)
         return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}
 
 
-def lengths_of(files: Sequence[Path]) -> Lengths:
+def sample_lengths(files: Sequence[Path]) -> Lengths:
     """From the headers of a sample of files, spread evenly; unreadable files are skipped, and reported when opened."""
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(_LOOKED_AT, len(files))).astype(int)) if files else []
+    indices = np.unique(np.linspace(0, len(files) - 1, min(_MAX_SAMPLED, len(files))).astype(int)) if files else []
     seconds = []
-    for number in chosen:
+    for index in indices:
         try:
-            seconds.append(FileSound(files[number]).seconds)
+            seconds.append(FileSound(files[index]).seconds)
         except UserError:
             continue
     if not seconds:
@@ -243,25 +250,26 @@ def lengths_of(files: Sequence[Path]) -> Lengths:
     )
 
 
-def check_speech(hours: float, said: int, different: int) -> None:
+def check_speech(hours: float, num_words: int, different: int) -> None:
     """UserError for too little speech to train a model from scratch."""
-    if hours >= _HOURS or said >= _TIMES * max(1, different):
+    if hours >= _MIN_HOURS or num_words >= _MIN_REPETITIONS * max(1, different):
         return
-    needed = min(_HOURS, hours * _TIMES * max(1, different) / max(1, said))
+    needed = min(_MIN_HOURS, hours * _MIN_REPETITIONS * max(1, different) / max(1, num_words))
     raise UserError(
-        f"there are {digits(hours)} hours of speech with {different:,} different words, too few to learn transcription "
-        f"from scratch; add speech up to about {digits(needed)} hours, or start from a published Whisper "
+        f"there are {format_number(hours)} hours of speech with {different:,} different words, too few to learn "
+        "transcription "
+        f"from scratch; add speech up to about {format_number(needed)} hours, or start from a published Whisper "
         "with --from"
     )
 
 
-def _changes(count: int, seconds: float) -> Settings:
+def _augmentation(count: int, seconds: float) -> Settings:
     """Augmentation settings, relative to the window."""
     tenth = round(0.1 * seconds, 3)
     config = SoundAugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
-    if count < _MANY:
+    if count < _MANY_SOUNDS:
         config = replace(config, speeds=(0.9, 0.95, 1.0, 1.05, 1.1))
-    if count >= _COUNTLESS:
+    if count >= _HUGE_DATASET:
         config = replace(config, time_masks=1, band_masks=1)
     return {
         f"task.augment.{name}": getattr(config, name)

@@ -16,46 +16,46 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
-from headway.config import checked, register
-from headway.data import Splits, sides_of
-from headway.data.files import ARCHIVES, File, kind_of
-from headway.data.fingerprint import fingerprint
-from headway.data.labelled import Labelled
-from headway.data.order import epoch_seed
-from headway.data.packed import open_packed
-from headway.data.splits import Sides, side_number
-from headway.data.store import cache_key, cache_root, open_or_build
-from headway.domains.audio.augment import chance as drawn
-from headway.domains.audio.augment import noisy, varied
+from headway.config import deferred_check, register
+from headway.data import Splits, split_by_text
+from headway.data.archives import open_archive
+from headway.data.array_store import cache_key, cache_root, open_or_build
+from headway.data.content_hash import fingerprint
+from headway.data.input_files import ARCHIVES, File, file_kind
+from headway.data.labelled_files import LabelledFiles
+from headway.data.shuffling import epoch_seed
+from headway.data.splits import SplitIndices, split_code
+from headway.domains.audio.alignment_picture import alignment_picture
+from headway.domains.audio.augment import add_noise, change_speed_and_gain
+from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.pictures import alignment_picture
-from headway.domains.audio.speech import (
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_window import choose_window
+from headway.domains.audio.speech_task import (
     END,
-    PLAIN,
+    NO_TIMESTAMPS,
     START,
     SpeechConfig,
-    SpeechText,
-    SpokenMarks,
-    SpokenSounds,
+    SpeechDataset,
+    SpeechRecognition,
+    SpeechSpecialTokens,
     Utterance,
+    check_speech_model,
     check_targets,
-    listening,
 )
-from headway.domains.audio.store import open_sounds
-from headway.domains.audio.windows import settled
 from headway.errors import ConfigError, UserError, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByCount, Chance, Contents, spread
-from headway.learn.objectives.written import Ids, Sources
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, spread_evenly
+from headway.learn.objectives.sequences import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
 from headway.nn.models import EncoderDecoder
-from headway.received import DAMAGE, place_of
+from headway.safe_io import DAMAGE, user_path
 
-_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
+_FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the official split
-_LARGEST = 1 << 26  # maximum bytes read of a recording
+_MAX_BYTES = 1 << 26  # maximum bytes read of a recording
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Takes:
     speakers: list[str]
     takes: np.ndarray
 
-    def named(self, hold_out: str | None) -> np.ndarray:
+    def named_splits(self, hold_out: str | None) -> np.ndarray:
         """uint8 [N], the test split: takes 0 to 4, or all of one speaker's. UserError for an unknown speaker."""
-        test = side_number("test")
+        test = split_code("test")
         if hold_out is None:
             return np.where(self.takes < _TEST_TAKES, test, 0).astype(np.uint8)
         if hold_out not in self.speakers:
@@ -79,37 +79,42 @@ class Takes:
 
 def read_takes(paths: Sequence[Path]) -> Takes:
     """The recordings of an archive (.zip, .tar.gz, .tar.xz, ...) or below a folder. UserError if there are none."""
-    files = [file for path in paths for file in _files(path)]
-    found = sorted((path.name, path, match) for path in files if (match := _NAME.fullmatch(path.name)))
-    if not found:
+    files = [file for path in paths for file in _recordings(path)]
+    matches_by_name = sorted((path.name, path, match) for path in files if (match := _FILE_NAME.fullmatch(path.name)))
+    if not matches_by_name:
         raise UserError(
             f"{', '.join(map(str, paths))} has no recordings named like 7_jackson_3.wav; use the original data set"
         )
-    matches = [match for _, _, match in found]
-    numbers = np.array([[int(match[1]), int(match[3])] for match in matches])
-    return Takes([path for _, path, _ in found], numbers[:, 0], [match[2].lower() for match in matches], numbers[:, 1])
+    matches = [match for _, _, match in matches_by_name]
+    digits_and_takes = np.array([[int(match[1]), int(match[3])] for match in matches])
+    return Takes(
+        [path for _, path, _ in matches_by_name],
+        digits_and_takes[:, 0],
+        [match[2].lower() for match in matches],
+        digits_and_takes[:, 1],
+    )
 
 
-def _files(path: Path) -> list[Path]:
-    place = place_of(path)
-    if not place.is_dir():
-        if kind_of(place.name) not in ARCHIVES or not place.is_file():
+def _recordings(path: Path) -> list[Path]:
+    folder = user_path(path)
+    if not folder.is_dir():
+        if file_kind(folder.name) not in ARCHIVES or not folder.is_file():
             raise UserError(
-                f"{place} is not a folder or an archive ({', '.join(ARCHIVES)}, .tar.xz); use one that exists"
+                f"{folder} is not a folder or an archive ({', '.join(ARCHIVES)}, .tar.xz); use one that exists"
             )
-        key = cache_key("takes", fingerprint([File(place)]))
-        place = open_or_build(cache_root() / key, lambda part: _unpack(place_of(path), part))
-    return [file for file in place.rglob("*.wav") if file.is_file()]
+        key = cache_key("takes", fingerprint([File(folder)]))
+        folder = open_or_build(cache_root() / key, lambda target: _extract(user_path(path), target))
+    return [file for file in folder.rglob("*.wav") if file.is_file()]
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _extract(archive: Path, folder: Path) -> None:
     """Extract in one pass, because compressed archives have no random access."""
     try:
-        packed = open_packed(archive)
-        for name in packed.sizes:
-            if _NAME.fullmatch(PurePath(name).name):
-                with packed.open(name) as inside:
-                    (folder / PurePath(name).name).write_bytes(inside.read(_LARGEST))
+        opened_archive = open_archive(archive)
+        for name in opened_archive.sizes:
+            if _FILE_NAME.fullmatch(PurePath(name).name):
+                with opened_archive.open(name) as member:
+                    (folder / PurePath(name).name).write_bytes(member.read(_MAX_BYTES))
     except (*DAMAGE, OSError) as error:
         raise UserError(f"{archive} is damaged ({error or type(error).__name__}); download it again") from error
 
@@ -127,8 +132,10 @@ class SpokenDigitsConfig(SoundsConfig):
         """Raises UserError for data other than this set."""
         takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
-        found = Labelled(takes.files, labels, takes.named(self.hold_out), [str(file) for file in takes.files])
-        return self.over(recipe, found, workspace)
+        labelled = LabelledFiles(
+            takes.files, labels, takes.named_splits(self.hold_out), [str(file) for file in takes.files]
+        )
+        return self.task_over(recipe, labelled, workspace)
 
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -144,7 +151,7 @@ class JoinedDigits(NamedTuple):
 
 
 @register("spoken_sequences")
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class SpokenSequencesConfig(SpeechConfig):
     """Transcribe the digits in a window of `seconds`, each between its start and end timestamps.
@@ -178,31 +185,36 @@ class SpokenSequencesConfig(SpeechConfig):
         return Task(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
-class SpokenSequences(SpokenSounds):
+class SpokenSequences(SpeechDataset):
     """Joined digits, each sequence a pure function of its split and index."""
 
     def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
-        model = listening(recipe.model)
+        model = check_speech_model(recipe.model)
         self.config, self.takes = config, takes
         self.sounds = open_sounds(takes.files, config.skip_bad)
-        good = np.setdiff1d(np.arange(len(takes.files)), self.sounds.bad)
-        found = sides_of(self.sounds.keys, takes.named(None), config.split)
-        sides = Sides({side: np.setdiff1d(rows, self.sounds.bad) for side, rows in found.items()}, found.removed)
-        self.splits = Splits(sides, good, "recordings", "recordings")
+        readable = np.setdiff1d(np.arange(len(takes.files)), self.sounds.unreadable)
+        split_rows = split_by_text(self.sounds.keys, takes.named_splits(None), config.split)
+        splits = SplitIndices(
+            {split: np.setdiff1d(rows, self.sounds.unreadable) for split, rows in split_rows.items()},
+            split_rows.removed,
+        )
+        self.splits = Splits(splits, readable, "recordings", "recordings")
         names = np.array(takes.speakers)
-        self.voices = {
-            side: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # the rows of each speaker
-            for side, rows in (*sides.items(), ("all", good))
+        self.rows_by_speaker = {
+            split: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # the rows of each speaker
+            for split, rows in (*splits.items(), ("all", readable))
         }
-        frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
+        frames = choose_window(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
         saved = (workspace / FILE).exists()
         codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
-        start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
-        if start is None or plain is None or end is None:
-            raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a run of this task")
-        super().__init__(recipe, codec, SpokenMarks((start,), end, (start, plain)), frames, config, workspace)
-        self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
-        self.places = {symbol: place for place, symbol in enumerate(self.times)}
+        start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
+        if start is None or no_timestamps is None or eos is None:
+            raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a run of this task")
+        super().__init__(
+            recipe, codec, SpeechSpecialTokens((start,), eos, (start, no_timestamps)), frames, config, workspace
+        )
+        self.times = [cast(int, codec.token_id(name)) for name in timestamp_tokens(frames * HOP / RATE)]
+        self.time_index = {token: index for index, token in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence with the maximum number of digits")
 
     def contents(self) -> Contents:
@@ -221,47 +233,51 @@ class SpokenSequences(SpokenSounds):
         self.splits.rows(split)
         return SequenceSamples(self, split, np.arange(self.config.held_out))
 
-    def sequence(self, split: str, number: int, augmented: bool = False) -> JoinedDigits:
+    def sequence(self, split: str, index: int, augmented: bool = False) -> JoinedDigits:
         """The sequence of a split with an index: a pure function of both (for training, also of the run's seed)."""
         seed = epoch_seed(self.seed if split == "train" else 0, _SPLITS.index(split))
-        draw = drawn(seed, number)
-        config, voices = self.config, self.voices[split]
-        voice = voices[int(draw.integers(len(voices)))]
+        rng = sample_rng(seed, index)
+        config, speakers = self.config, self.rows_by_speaker[split]
+        speaker_rows = speakers[int(rng.integers(len(speakers)))]
         window = torch.zeros(self.frames * HOP)
         spans: list[Span] = []
-        start = round(draw.uniform(0, config.lead) * RATE)
-        for _ in range(int(draw.integers(config.least, config.most + 1))):
-            row = int(voice[int(draw.integers(len(voice)))])
-            sound = varied(self.sounds[row], config.augment, draw) if augmented else self.sounds[row]
+        start = round(rng.uniform(0, config.lead) * RATE)
+        for _ in range(int(rng.integers(config.least, config.most + 1))):
+            row = int(speaker_rows[int(rng.integers(len(speaker_rows)))])
+            sound = change_speed_and_gain(self.sounds[row], config.augment, rng) if augmented else self.sounds[row]
             end = start + len(sound)
             if end > len(window):
                 break
             window[start:end] = sound
             spans.append(Span(WORDS[self.takes.digits[row]], start / RATE, end / RATE))
-            start = end + round(draw.uniform(*config.gap) * RATE)
-        return JoinedDigits(noisy(window, config.augment, draw) if augmented else window, spans)
+            start = end + round(rng.uniform(*config.gap) * RATE)
+        return JoinedDigits(add_noise(window, config.augment, rng) if augmented else window, spans)
 
     def ids(self, spans: Sequence[Span]) -> list[int]:
         """Each word between the tokens of its times."""
         words = self.codec.encode_batch([span.text for span in spans])
         return [
-            symbol
+            token
             for span, word in zip(spans, words)
-            for symbol in (self.times[round(span.start / STEP)], *word, self.times[round(span.end / STEP)])
+            for token in (self.times[round(span.start / STEP)], *word, self.times[round(span.end / STEP)])
         ]
 
     def spans(self, ids: Sequence[int]) -> list[Span]:
         """The words between two timestamps, with their times."""
-        found: list[Span] = []
-        for before, word, after in zip(ids, ids[1:], ids[2:]):
-            if before in self.places and word not in self.places and after in self.places:
-                text = self.codec.decode([word]).strip()
-                found.append(Span(text, self.places[before] * STEP, self.places[after] * STEP))
-        return found
+        timed_words: list[Span] = []
+        for start_token, word_token, end_token in zip(ids, ids[1:], ids[2:]):
+            if start_token in self.time_index and word_token not in self.time_index and end_token in self.time_index:
+                text = self.codec.decode([word_token]).strip()
+                timed_words.append(Span(text, self.time_index[start_token] * STEP, self.time_index[end_token] * STEP))
+        return timed_words
 
-    def told(self, samples: SequenceSamples) -> Sources:
+    def with_transcripts(self, samples: SequenceSamples) -> Sources:
         spans = samples.spans()
-        return Sources(samples, [[" ".join(span.text for span in some)] for some in spans], list(map(_timed, spans)))
+        return Sources(
+            samples,
+            [[" ".join(span.text for span in sequence_spans)] for sequence_spans in spans],
+            list(map(_format_times, spans)),
+        )
 
 
 @dataclass(frozen=True)
@@ -270,79 +286,86 @@ class SequenceSamples:
 
     examples: SpokenSequences
     split: str
-    numbers: np.ndarray
+    indices: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Each training position has its own sequence."""
-        examples, chosen = self.examples, self.numbers[numbers] if chance is None else chance.places
-        joined = [examples.sequence(self.split, number, chance is not None) for number in chosen.tolist()]
-        heard = [Utterance(window, len(window), examples.ids(spans)) for window, spans in joined]
-        return examples.batch(heard, chance)
+        examples, positions = self.examples, self.indices[indices] if rng_key is None else rng_key.positions
+        sequences = [examples.sequence(self.split, index, rng_key is not None) for index in positions.tolist()]
+        utterances = [Utterance(window, len(window), examples.ids(spans)) for window, spans in sequences]
+        return examples.batch(utterances, rng_key)
 
     def spans(self) -> list[list[Span]]:
         """The spoken words of each sequence with their times."""
-        return [self.examples.sequence(self.split, number).spans for number in self.numbers.tolist()]
+        return [self.examples.sequence(self.split, index).spans for index in self.indices.tolist()]
 
-    def training(self) -> ByCount:
-        return ByCount(len(self), self.examples.size, self.examples.seed)
+    def training_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), self.examples.batch_size, self.examples.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self), self.examples.at_once)
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), self.examples.eval_batch_size)
 
-    def some(self, limit: int | None) -> SequenceSamples:
-        return replace(self, numbers=spread(self.numbers, limit))
+    def limited_to(self, limit: int | None) -> SequenceSamples:
+        return replace(self, numbers=spread_evenly(self.indices, limit))
 
 
-class TimedDigits(SpeechText[SpokenSequences]):
+class TimedDigits(SpeechRecognition[SpokenSequences]):
     """Digits between their start and end timestamps; scores words and times."""
 
-    def scores(self, examples: SpokenSequences, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
+    def scores(self, examples: SpokenSequences, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
         """Adds the mean error of correct words' times, in milliseconds."""
-        found = {**super().scores(examples, sources, written), "beam": self.search.beam}
-        said = zip(sources.given.spans(), written)
-        pairs = [pair for spans, ids in said for pair in matched(spans, examples.spans(ids))]
+        scores = {**super().scores(examples, sources, generated), "beam": self.search.beam}
+        predictions = zip(sources.inputs.spans(), generated)
+        pairs = [pair for spans, ids in predictions for pair in matching_words(spans, examples.spans(ids))]
         if not pairs:
-            return found
-        off = 1000 * np.abs([(one.start - other.start, one.end - other.end) for one, other in pairs])
-        starts, ends = off.mean(0).tolist()
-        times = {"boundary_error_ms": float(off.mean()), "start_error_ms": starts, "end_error_ms": ends}
-        return {**found, **times, "boundaries": 2 * len(pairs)}
+            return scores
+        errors = 1000 * np.abs(
+            [
+                (true_span.start - predicted_span.start, true_span.end - predicted_span.end)
+                for true_span, predicted_span in pairs
+            ]
+        )
+        start_error, end_error = errors.mean(0).tolist()
+        times = {"boundary_error_ms": float(errors.mean()), "start_error_ms": start_error, "end_error_ms": end_error}
+        return {**scores, **times, "boundaries": 2 * len(pairs)}
 
-    def sample(self, examples: SpokenSequences, source: str, ids: Ids, right: Sequence[str]) -> dict[str, str]:
-        return {**super().sample(examples, source, ids, right), "times": _timed(examples.spans(ids))}
+    def sample(self, examples: SpokenSequences, source: str, ids: Ids, references: Sequence[str]) -> dict[str, str]:
+        return {**super().sample(examples, source, ids, references), "times": _format_times(examples.spans(ids))}
 
     def pictures(self, model: nn.Module, examples: SpokenSequences) -> list[Picture]:
         """A sequence of the final split: the true and the recognised times of its digits, and the decoder's
         attention.
         """
-        some = examples.of(examples.final_split).some(12)
-        spans, number = max(zip(some.spans(), some.numbers), key=lambda each: len(each[0]))
-        sample = replace(some, numbers=np.array([number]))
-        found = self.alignment(cast(EncoderDecoder, model), examples, sample)
-        tracks = {"spoken": spans, "recognised": examples.spans(found.ids)}
-        [[right]] = examples.told(sample).references
-        name = f"{found.text} (spoken: {right})"
-        return [alignment_picture(name, found.frames, tracks, found.weights, found.symbols)]
+        samples = examples.of(examples.final_split).limited_to(12)
+        spans, index = max(zip(samples.spans(), samples.indices), key=lambda candidate: len(candidate[0]))
+        sample = replace(samples, numbers=np.array([index]))
+        aligned = self.alignment(cast(EncoderDecoder, model), examples, sample)
+        tracks = {"spoken": spans, "recognised": examples.spans(aligned.ids)}
+        [[reference]] = examples.with_transcripts(sample).references
+        name = f"{aligned.text} (spoken: {reference})"
+        return [alignment_picture(name, aligned.frames, tracks, aligned.weights, aligned.tokens)]
 
 
-def _timed(spans: Sequence[Span]) -> str:
+def _format_times(spans: Sequence[Span]) -> str:
     return ", ".join(f"{span.text} {span.start:.2f}–{span.end:.2f}" for span in spans)
 
 
-def matched(true: Sequence[Span], said: Sequence[Span]) -> list[tuple[Span, Span]]:
+def matching_words(true: Sequence[Span], predicted: Sequence[Span]) -> list[tuple[Span, Span]]:
     """The words that are equal in both, in order."""
-    blocks = SequenceMatcher(None, [span.text for span in true], [span.text for span in said], False)
-    return [(true[block.a + i], said[block.b + i]) for block in blocks.get_matching_blocks() for i in range(block.size)]
+    blocks = SequenceMatcher(None, [span.text for span in true], [span.text for span in predicted], False)
+    return [
+        (true[block.a + i], predicted[block.b + i]) for block in blocks.get_matching_blocks() for i in range(block.size)
+    ]
 
 
-def time_names(seconds: float) -> list[str]:
+def timestamp_tokens(seconds: float) -> list[str]:
     """The timestamp tokens of a window."""
-    return [f"<|{place * STEP:.2f}|>" for place in range(round(seconds / STEP) + 1)]
+    return [f"<|{index * STEP:.2f}|>" for index in range(round(seconds / STEP) + 1)]
 
 
 def sequence_codec(seconds: float) -> TokenizerCodec:
     """The ten words, and Whisper's special tokens in its order, the timestamps last."""
-    return train_codec("word", [" ".join(WORDS)], special=(END, START, PLAIN, *time_names(seconds)))
+    return train_codec("word", [" ".join(WORDS)], special=(END, START, NO_TIMESTAMPS, *timestamp_tokens(seconds)))

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from headway.domains.audio.activity import PAUSE
-from headway.domains.audio.transcribe import Segment, Transcription
-from headway.domains.audio.words import Word
+from headway.domains.audio.transcriber import Segment, Transcription
+from headway.domains.audio.voice_activity import PAUSE
+from headway.domains.audio.word_times import Word
 from headway.errors import ConfigError, UserError
 
 Format = Literal["txt", "json", "srt", "vtt"]
@@ -33,26 +33,31 @@ class SubtitleLines:
             raise ConfigError("subtitle lines have no limit; set max_line_width or max_words_per_line")
 
 
-def written(found: Transcription, form: Format, lines: SubtitleLines | None = None) -> str:
+def format_transcript(transcript: Transcription, format: Format, lines: SubtitleLines | None = None) -> str:
     """A transcript as the content of a file. `lines` lay out subtitles with word times (`words`); UserError without
     them, and for other formats.
     """
-    if lines is not None and form not in ("srt", "vtt"):
-        raise UserError(f"line options need srt or vtt, not {form}; choose one of them, or leave the options out")
-    if form == "txt":
-        return _lines(segment.text.strip() for segment in found.segments)
-    if form == "json":
-        return json.dumps(as_dict(found), ensure_ascii=False, indent=2) + "\n"
-    cues = list(_cues(found.segments, lines))
-    if form == "srt":
-        return _lines(f"{number}\n{_cue(cue, ',')}" for number, cue in enumerate(cues, 1))
-    return _lines(["WEBVTT\n", *(_cue(cue, ".") for cue in cues)])
+    if lines is not None and format not in ("srt", "vtt"):
+        raise UserError(f"line options need srt or vtt, not {format}; choose one of them, or leave the options out")
+    if format == "txt":
+        return _join_lines(segment.text.strip() for segment in transcript.segments)
+    if format == "json":
+        return json.dumps(as_dict(transcript), ensure_ascii=False, indent=2) + "\n"
+    cues = list(_cues(transcript.segments, lines))
+    if format == "srt":
+        return _join_lines(f"{number}\n{_format_cue(cue, ',')}" for number, cue in enumerate(cues, 1))
+    return _join_lines(["WEBVTT\n", *(_format_cue(cue, ".") for cue in cues)])
 
 
-def as_dict(found: Transcription) -> dict[str, Any]:
+def as_dict(transcript: Transcription) -> dict[str, Any]:
     """A transcript as a JSON object; segments have words only if requested."""
-    segments = [{k: v for k, v in asdict(segment).items() if k != "words" or v} for segment in found.segments]
-    return {"text": found.text, "language": found.language, "duration": found.duration, "segments": segments}
+    segments = [{k: v for k, v in asdict(segment).items() if k != "words" or v} for segment in transcript.segments]
+    return {
+        "text": transcript.text,
+        "language": transcript.language,
+        "duration": transcript.duration,
+        "segments": segments,
+    }
 
 
 class Cue(NamedTuple):
@@ -70,24 +75,24 @@ def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[
         return
     if not all(segment.words for segment in segments):
         raise UserError("line options need word times, which this transcript does not have; request words")
-    shown: list[list[Word]] = []
-    for line in _laid_out([word for segment in segments for word in segment.words], lines):
-        paused = bool(shown) and line[0].start - shown[-1][-1].end >= PAUSE
-        if paused or len(shown) == lines.max_line_count:
-            yield _shown(shown)
-            shown = []
-        shown.append(line)
-    if shown:
-        yield _shown(shown)
+    cue_lines: list[list[Word]] = []
+    for line in _split_lines([word for segment in segments for word in segment.words], lines):
+        is_pause = bool(cue_lines) and line[0].start - cue_lines[-1][-1].end >= PAUSE
+        if is_pause or len(cue_lines) == lines.max_line_count:
+            yield _lines_to_cue(cue_lines)
+            cue_lines = []
+        cue_lines.append(line)
+    if cue_lines:
+        yield _lines_to_cue(cue_lines)
 
 
-def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
+def _split_lines(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
     """The words of each line; a pause also ends a line."""
     line: list[Word] = []
     for word in words:
-        wide = lines.max_line_width is not None and len(_text([*line, word])) > lines.max_line_width
-        paused = bool(line) and word.start - line[-1].end >= PAUSE
-        if line and (wide or paused or len(line) == lines.max_words_per_line):
+        is_too_wide = lines.max_line_width is not None and len(_join_words([*line, word])) > lines.max_line_width
+        is_pause = bool(line) and word.start - line[-1].end >= PAUSE
+        if line and (is_too_wide or is_pause or len(line) == lines.max_words_per_line):
             yield line
             line = []
         line.append(word)
@@ -95,26 +100,26 @@ def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word
         yield line
 
 
-def _shown(lines: Sequence[Sequence[Word]]) -> Cue:
-    return Cue(lines[0][0].start, lines[-1][-1].end, "\n".join(map(_text, lines)))
+def _lines_to_cue(lines: Sequence[Sequence[Word]]) -> Cue:
+    return Cue(lines[0][0].start, lines[-1][-1].end, "\n".join(map(_join_words, lines)))
 
 
-def _text(words: Sequence[Word]) -> str:
+def _join_words(words: Sequence[Word]) -> str:
     return "".join(word.word for word in words).strip()
 
 
-def _cue(cue: Cue, mark: str) -> str:
+def _format_cue(cue: Cue, separator: str) -> str:
     """The times and text. An arrow in the text would look like another time."""
     text = cue.text.replace("-->", "->")
-    return f"{clock(cue.start, mark)} --> {clock(cue.end, mark)}\n{text}\n"
+    return f"{format_time(cue.start, separator)} --> {format_time(cue.end, separator)}\n{text}\n"
 
 
-def clock(seconds: float, mark: str = ".") -> str:
+def format_time(seconds: float, separator: str = ".") -> str:
     """hh:mm:ss.mmm"""
-    whole = round(1000 * seconds)
-    minutes, rest = divmod(whole, 60_000)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{mark}{rest % 1000:03}"
+    milliseconds = round(1000 * seconds)
+    minutes, remainder = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{remainder // 1000:02}{separator}{remainder % 1000:03}"
 
 
-def _lines(lines: Iterable[str]) -> str:
+def _join_lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)

@@ -14,33 +14,33 @@ from torch import nn
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import register
-from headway.data import Splits, sides_of
-from headway.domains.audio.augment import chance as drawn
-from headway.domains.audio.augment import delayed, noisy, varied
-from headway.domains.audio.listener import languages_of
+from headway.data import Splits, split_by_text
+from headway.domains.audio.alignment_picture import alignment_picture
+from headway.domains.audio.augment import add_noise, change_speed_and_gain, delay
+from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.pictures import alignment_picture
-from headway.domains.audio.speech import (
+from headway.domains.audio.sound_cache import Transcripts, open_sounds, read_transcripts
+from headway.domains.audio.sound_window import check_lengths, choose_window, frames_of
+from headway.domains.audio.speech_task import (
     END,
-    PLAIN,
+    NO_TIMESTAMPS,
     START,
     SpeechConfig,
-    SpeechText,
-    SpokenMarks,
-    SpokenSounds,
+    SpeechDataset,
+    SpeechRecognition,
+    SpeechSpecialTokens,
     Utterance,
+    check_speech_model,
     check_targets,
-    listening,
-    words,
+    normalize_words,
 )
-from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
-from headway.domains.audio.windows import check_lengths, frames_of, settled
+from headway.domains.audio.window_transcriber import languages_of
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance, Contents, Numbered, Selected
-from headway.learn.objectives.written import Sources
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
+from headway.learn.objectives.sequences import Sources
 from headway.learn.report import Picture
-from headway.metrics.errors import english_normalizer, english_words
+from headway.metrics.error_rates import english_normalizer, english_words
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
 _LOG = logger(__name__)
@@ -64,83 +64,92 @@ class TranscriptionConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        found = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
-        examples = SpokenTexts(self, recipe, found, workspace)
-        return Task(examples, TranscriptText(self, examples.language))
+        transcripts = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
+        examples = TranscribedSpeech(self, recipe, transcripts, workspace)
+        return Task(examples, TranscriptRecognition(self, examples.language))
 
 
-class SpokenTexts(SpokenSounds, Numbered):
+class TranscribedSpeech(SpeechDataset, IndexedExamples):
     """Sounds with transcripts. Equal texts are always in one split."""
 
-    def __init__(self, config: TranscriptionConfig, recipe: Recipe, found: Transcripts, workspace: Path) -> None:
-        model = listening(recipe.model)
+    def __init__(self, config: TranscriptionConfig, recipe: Recipe, transcripts: Transcripts, workspace: Path) -> None:
+        model = check_speech_model(recipe.model)
         self.config = config
-        self.sounds = open_sounds(found.files, config.skip_bad)
-        frames, self.kept = self._fitting(recipe, model, found, workspace)
-        self.rows = found.select(self.kept)
-        sides = sides_of([words(text) for text in self.rows.texts], self.rows.named, config.split)
-        self.splits = Splits(sides, np.arange(len(self.rows)), "sounds", "a table")
+        self.sounds = open_sounds(transcripts.files, config.skip_bad)
+        frames, self.sound_rows = self._usable_sounds(recipe, model, transcripts, workspace)
+        self.rows = transcripts.select(self.sound_rows)
+        splits = split_by_text(
+            [normalize_words(text) for text in self.rows.texts], self.rows.named_splits, config.split
+        )
+        self.splits = Splits(splits, np.arange(len(self.rows)), "sounds", "a table")
         codec = self._codec(workspace)
-        self.language, marks = _spoken(codec, model, config.language)
-        super().__init__(recipe, codec, marks, frames, config, workspace)
+        self.language, special_tokens = _language_and_tokens(codec, model, config.language)
+        super().__init__(recipe, codec, special_tokens, frames, config, workspace)
         # A leading space, so that the first word is the same token as elsewhere, as in Whisper.
         self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
-        sizes = np.array([len(marks.prompt) + len(ids) for ids in self.ids])
-        check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
+        lengths = np.array([len(special_tokens.prompt) + len(ids) for ids in self.ids])
+        check_targets(lengths, model.context, self.rows.locations[int(lengths.argmax())])
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*super().remarks, *(f"{each[0].upper()}{each[1:]}" for each in self.sounds.remarks))
+        return (*super().remarks, *(f"{remark[0].upper()}{remark[1:]}" for remark in self.sounds.remarks))
 
-    def _fitting(
-        self, recipe: Recipe, model: EncoderDecoderConfig, found: Transcripts, workspace: Path
+    def _usable_sounds(
+        self, recipe: Recipe, model: EncoderDecoderConfig, transcripts: Transcripts, workspace: Path
     ) -> tuple[int, np.ndarray]:
         """The frames of the window, and the readable sounds that fit into it."""
         lengths = self.sounds.lengths
-        good = np.setdiff1d(np.arange(len(found)), self.sounds.bad)
-        frames = settled(recipe, model.encoder, lengths, self.config.seconds, workspace)
-        kept = good[lengths[good] <= frames * HOP]
-        if len(kept) < len(good):
+        readable = np.setdiff1d(np.arange(len(transcripts)), self.sounds.unreadable)
+        frames = choose_window(recipe, model.encoder, lengths, self.config.seconds, workspace)
+        usable = readable[lengths[readable] <= frames * HOP]
+        if len(usable) < len(readable):
             remedy = "split sound and text into shorter ones, or skip such sounds with task.skip_bad=true"
             if not self.config.skip_bad:
-                check_lengths(lengths, frames, str(found.files[int(lengths.argmax())]), remedy)
-            count, window = len(good) - len(kept), frames * HOP / RATE
-            _LOG.warning("left out %d of %d sounds, which are longer than the window of %g s", count, len(good), window)
-        if not len(kept):
-            raise UserError(f"none of {len(found)} sounds is readable and fits the window; raise task.seconds")
-        return frames, kept
+                check_lengths(lengths, frames, str(transcripts.files[int(lengths.argmax())]), remedy)
+            count, window = len(readable) - len(usable), frames * HOP / RATE
+            _LOG.warning(
+                "left out %d of %d sounds, which are longer than the window of %g s", count, len(readable), window
+            )
+        if not len(usable):
+            raise UserError(f"none of {len(transcripts)} sounds is readable and fits the window; raise task.seconds")
+        return frames, usable
 
     def _codec(self, workspace: Path) -> TokenizerCodec:
         if (workspace / FILE).exists():
             return cast(TokenizerCodec, load_codec(workspace))
-        texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
-        return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN), fewer=True)
+        train_texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
+        return train_codec(
+            self.config.codec, train_texts, self.config.size, special=(END, START, NO_TIMESTAMPS), fewer=True
+        )
 
     def contents(self) -> Contents:
-        return {"sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],), "transcripts": (self.rows.texts,)}
+        return {
+            "sounds": ([self.sounds.keys[row] for row in map(int, self.sound_rows)],),
+            "transcripts": (self.rows.texts,),
+        }
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        places = [None] * len(rows) if chance is None else chance.places.tolist()
-        return self.batch([self.utterance(row, place) for row, place in zip(rows.tolist(), places)], chance)
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        positions = [None] * len(rows) if rng_key is None else rng_key.positions.tolist()
+        return self.batch([self.utterance(row, position) for row, position in zip(rows.tolist(), positions)], rng_key)
 
-    def utterance(self, row: int, place: int | None) -> Utterance:
+    def utterance(self, row: int, position: int | None) -> Utterance:
         """A sound at the start of its window, as in Whisper; augmented if it has a training position."""
-        sound, length = self.sounds[self.kept[row]], self.frames * HOP
-        if place is None:
+        sound, length = self.sounds[self.sound_rows[row]], self.frames * HOP
+        if position is None:
             return Utterance(F.pad(sound, (0, length - len(sound))), len(sound), self.ids[row])
-        draw, augment = drawn(self.seed, place), self.augment
-        changed = varied(sound, augment, draw)
+        rng, augment = sample_rng(self.seed, position), self.augment
+        augmented = change_speed_and_gain(sound, augment, rng)
         # A sound that a lower speed makes too long stays unchanged, so that nothing is cut.
-        sound = delayed(changed if len(changed) <= length else sound, length, augment, draw)
-        window = noisy(F.pad(sound, (0, length - len(sound))), augment, draw)
+        sound = delay(augmented if len(augmented) <= length else sound, length, augment, rng)
+        window = add_noise(F.pad(sound, (0, length - len(sound))), augment, rng)
         return Utterance(window, len(sound), self.ids[row])
 
-    def told(self, samples: Selected) -> Sources:
+    def with_transcripts(self, samples: RowSubset) -> Sources:
         rows = samples.rows.tolist()
         return Sources(samples, [[self.rows.texts[row]] for row in rows], [self.rows.files[row].name for row in rows])
 
 
-class TranscriptText(SpeechText[SpokenTexts]):
+class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
     """Transcripts of sounds."""
 
     def __init__(self, config: TranscriptionConfig, language: str | None) -> None:
@@ -150,34 +159,36 @@ class TranscriptText(SpeechText[SpokenTexts]):
         english_normalizer()  # fails early if it is missing
         super().__init__(config, english_words, "normalizer:whisper-english")
 
-    def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: TranscribedSpeech) -> list[Picture]:
         """The attention of each token of a text, over the spectrogram of its sound."""
-        wanted = 19 - len(examples.marks.prompt)
-        row = min(examples.spread(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - wanted))
-        found = self.alignment(cast(EncoderDecoder, model), examples, Selected(examples, np.array([row])))
-        used = frames_of(int(examples.sounds.lengths[examples.kept[row]]))
-        frames, weights = found.frames[:used], found.weights[:, : -(-used // 2)]
-        name = f"{examples.rows.files[row].name}: {found.text}"
-        return [alignment_picture(name, frames, {}, weights, found.symbols)]
+        max_tokens = 19 - len(examples.special_tokens.prompt)
+        row = min(examples.spread_rows(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - max_tokens))
+        aligned = self.alignment(cast(EncoderDecoder, model), examples, RowSubset(examples, np.array([row])))
+        num_frames = frames_of(int(examples.sounds.lengths[examples.sound_rows[row]]))
+        frames, weights = aligned.frames[:num_frames], aligned.weights[:, : -(-num_frames // 2)]
+        name = f"{examples.rows.files[row].name}: {aligned.text}"
+        return [alignment_picture(name, frames, {}, weights, aligned.tokens)]
 
 
-def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, SpokenMarks]:
+def _language_and_tokens(
+    codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None
+) -> tuple[str | None, SpeechSpecialTokens]:
     """The language, None if unknown; and the special tokens: the prompt of a text without timestamps, its eos, and all
     other tokens that are not text.
     """
-    start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
-    if start is None or plain is None or end is None:
-        raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a speech model")
-    special = [place for place, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
-    never = tuple(place for place in sorted(special) if place != end)
-    task, known = codec.token("<|transcribe|>"), languages_of(codec, model.symbols)
+    start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
+    if start is None or no_timestamps is None or eos is None:
+        raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a speech model")
+    special = [token_id for token_id, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
+    suppressed = tuple(token_id for token_id in sorted(special) if token_id != eos)
+    task, languages = codec.token_id("<|transcribe|>"), languages_of(codec, model.vocab_size)
     if task is None:
-        return language, SpokenMarks((start, plain), end, never)
+        return language, SpeechSpecialTokens((start, no_timestamps), eos, suppressed)
     language = language or "en"
-    if not known:
+    if not languages:
         if language != "en":
             raise ConfigError(f"this model supports English only, not {language!r}; start from a multilingual one")
-        return language, SpokenMarks((start, plain), end, never)
-    if language not in known:
-        raise ConfigError(f"task.language {language!r} is not one of this model's; {nearest(language, known)}")
-    return language, SpokenMarks((start, known[language], task, plain), end, never)
+        return language, SpeechSpecialTokens((start, no_timestamps), eos, suppressed)
+    if language not in languages:
+        raise ConfigError(f"task.language {language!r} is not one of this model's; {nearest(language, languages)}")
+    return language, SpeechSpecialTokens((start, languages[language], task, no_timestamps), eos, suppressed)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.chat.predictors import Talk
+    from headway.domains.chat.predictors import Conversation
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "Talk"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Conversation"]
 RECIPES = ("instruct", "preference")
 TASKS = {"instruct": "task", "preference": "preference"}
 VERBS = {"chat": "is_causal", "chat_stream": "is_causal", "talk": "is_causal"}
-lazily(__name__, {".predictors": ("Talk",)})
+lazy_exports(__name__, {".predictors": ("Conversation",)})

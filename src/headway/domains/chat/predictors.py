@@ -7,84 +7,86 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from headway import given
+from headway import arguments
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.data.dialogues import Message
 from headway.errors import UserError, logger
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 
 _LOG = logger(__name__)
 
 
-class Asked(NamedTuple):
+class ChatPrompt(NamedTuple):
     """The prompt's ids, and the number of oldest turns that were dropped from it."""
 
     ids: list[int]
     dropped: int
 
 
-class Talk:
+class Conversation:
     """Generates answers with the model's chat template."""
 
-    def __init__(self, session: Session, codec: TokenizerCodec, template: ChatTemplate, ends: Sequence[int]) -> None:
+    def __init__(
+        self, session: Session, codec: TokenizerCodec, template: ChatTemplate, stop_ids: Sequence[int]
+    ) -> None:
         """`stop_ids` end an answer, in addition to those that the template writes after one."""
         self.session = session
         self.codec = codec
         self.template = template
-        found = template.ends(codec)
-        self._texts, self._ids = found.texts, (*found.ids, *ends)
+        stop_sequences = template.stop_sequences(codec)
+        self._stop_strings, self._stop_ids = stop_sequences.strings, (*stop_sequences.ids, *stop_ids)
 
     @classmethod
-    def of_model(cls, session: Session, codec: Codec, usage: Usage, directory: Path) -> Talk:
+    def of_model(cls, session: Session, codec: Codec, usage: Usage, directory: Path) -> Conversation:
         """Raises UserError for a model without a template."""
         if usage.template is None or not isinstance(codec, TokenizerCodec):
             raise UserError(
                 f"{directory} has no chat template, so it cannot chat; use generate, or add the chat_template.jinja "
                 "that it was trained with"
             )
-        template = ChatTemplate(usage.template, codec.marks, f"the chat template of {directory}")
+        template = ChatTemplate(usage.template, codec.special_tokens, f"the chat template of {directory}")
         return cls(session, codec, template, usage.ends)
 
-    def ask(self, messages: Sequence[Message], limits: Limits) -> Asked:
+    def encode_prompt(self, messages: Sequence[Message], limits: Limits) -> ChatPrompt:
         """A conversation as ids, without its oldest turns if they leave no room for an answer.
 
         An answer gets at most half of the context. Raises UserError for messages that the template rejects.
         """
         context = context_of(self.session.model)
-        most = None if context is None else context - min(limits.max_new_tokens, context // 2)
-        return Asked(*self.template.fitting(self.codec, messages, most))
+        max_tokens = None if context is None else context - min(limits.max_new_tokens, context // 2)
+        return ChatPrompt(*self.template.truncated_prompt(self.codec, messages, max_tokens))
 
-    def answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
+    def stream_answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
         """The answer to a prompt, streamed. Raises UserError immediately for a prompt that does not fit the model."""
-        return self.session.stream(ids, sampling, self.turn(limits))
+        return self.session.stream(ids, sampling, self.with_turn_end(limits))
 
-    def turn(self, limits: Limits) -> Limits:
+    def with_turn_end(self, limits: Limits) -> Limits:
         """The same limits plus the end of the assistant's turn."""
-        return replace(limits, stop=(*limits.stop, *self._texts), stop_ids=(*limits.stop_ids, *self._ids))
+        return replace(limits, stop=(*limits.stop, *self._stop_strings), stop_ids=(*limits.stop_ids, *self._stop_ids))
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, limits: Limits) -> Iterator[str]:
         """The answer to a conversation, streamed. Logs how many turns do not fit and are left out."""
-        ids, dropped = self.ask(messages, limits)
+        ids, dropped = self.encode_prompt(messages, limits)
         if dropped:
-            _LOG.warning(left_out(dropped, context_of(self.session.model)))
-        return self.answer(ids, sampling, limits)
+            _LOG.warning(dropped_turns_message(dropped, context_of(self.session.model)))
+        return self.stream_answer(ids, sampling, limits)
 
 
-def left_out(turns: int, context: int | None) -> str:
+def dropped_turns_message(count: int, context: int | None) -> str:
     """The message for turns that do not fit into the context."""
-    which = "turn does not fit" if turns == 1 else f"{turns} turns do not fit"
-    return f"the first {which} into the context of {context} tokens"
+    subject = "turn does not fit" if count == 1 else f"{count} turns do not fit"
+    return f"the first {subject} into the context of {context} tokens"
 
 
 Messages = Sequence[Message]
 
 
 def chat(
-    model: Handle,
+    model: ModelHandle,
     messages: str | Messages,
     max_new_tokens: int = 200,
     temperature: float = 1.0,
@@ -94,18 +96,18 @@ def chat(
 
 
 def chat_stream(
-    model: Handle,
+    model: ModelHandle,
     messages: str | Messages,
     max_new_tokens: int = 200,
     temperature: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[str]:
-    told = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    if not isinstance(told, Sequence) or not all(isinstance(message, Mapping) for message in told):
+    conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    if not isinstance(conversation, Sequence) or not all(isinstance(message, Mapping) for message in conversation):
         remedy = 'pass a string, or messages as [{"role": "user", "content": "..."}]'
-        raise UserError(f"{given.shown(messages)} is not a conversation; {remedy}")
-    return talk(model).stream(told, Sampling(temperature, seed=seed), Limits(max_new_tokens))
+        raise UserError(f"{arguments.format_value(messages)} is not a conversation; {remedy}")
+    return talk(model).stream(conversation, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 
 
-def talk(model: Handle) -> Talk:
-    return Talk.of_model(model.open_session(), model.codec, model.usage, model.directory)
+def talk(model: ModelHandle) -> Conversation:
+    return Conversation.of_model(model.open_session(), model.codec, model.usage, model.directory)

@@ -21,15 +21,15 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.config import register, to_dict
-from headway.data import IGNORED, PairBatches
-from headway.data.dialogues import dialogue_sources, read_choices
-from headway.data.files import File
-from headway.data.marked import Marked, MarkedCache, MarkedSample, open_marked
-from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column
-from headway.domains.chat.answers import answer_scores, fault
-from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
+from headway.data import IGNORE_INDEX, PairBatches
+from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
+from headway.data.chat_tokens import ChatCache, ChatSample, TokenizedChat, open_chats
+from headway.data.dialogues import find_chat_files, read_preferences
+from headway.data.input_files import File
+from headway.domains.chat.answer_scores import answer_scores, failure_reason
+from headway.domains.chat.task import EVAL_BATCH_TOKENS, ChatConfig, Conversations, encode_chat, replies, split_key
 from headway.errors import ConfigError, logger
 from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors
@@ -37,18 +37,18 @@ from headway.formats.tensorfile import read_tensors
 from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByTokens, Chance
-from headway.learn.objective import Objective, judged
-from headway.learn.start import open_start
-from headway.metrics import wilson
+from headway.learn.examples import Batch, LengthBatches, RngKey
+from headway.learn.fine_tuning import open_start
+from headway.learn.objective import Objective, evaluation_batches
+from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 
 FILE = "reference.safetensors"
-_NAME = "log_probabilities"
+_COLUMN = "log_probabilities"
 _FORMAT = 1
-_WINS = 0.9  # share of answers that resemble the chosen one, at which `enough` ends the training
-_DECIDED = 4  # times `enough`, a margin that ends the training whatever the answers are
-_LARGEST = 50.0  # nats
+_MIN_WIN_RATE = 0.9  # share of answers that resemble the chosen one, at which `enough` ends the training
+_MARGIN_FACTOR = 4  # times `enough`, a margin that ends the training whatever the answers are
+_MAX_LOG_CHANGE = 50.0  # nats
 _LOG = logger(__name__)
 
 
@@ -88,30 +88,30 @@ class PreferenceConfig(ChatConfig):
                 f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
                 "batches of choices are counted in tokens: set only train.batch_tokens"
             )
-        sources = dialogue_sources(recipe.files(data))
-        choices = (choice for file in sources for choice in read_choices(file))
-        told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
+        sources = find_chat_files(recipe.files(data))
+        choices = (choice for file in sources for choice in read_preferences(file))
+        conversations = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
                 f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it; "
                 "train it on conversations with the recipe instruct first"
             )
-        codec, template = self.codec_and_template(told, workspace)
+        codec, template = self.codec_and_template(conversations, workspace)
 
-        def samples(file: File) -> Iterator[MarkedSample]:
-            for line, prompt, *endings in read_choices(file):
-                place = f"{file}, line {line}"
-                chosen, rejected = (read(template, codec, [*prompt, *ending], place) for ending in endings)
+        def samples(file: File) -> Iterator[ChatSample]:
+            for line, prompt, *endings in read_preferences(file):
+                location = f"{file}, line {line}"
+                chosen, rejected = (encode_chat(template, codec, [*prompt, *ending], location) for ending in endings)
                 # Without the prompt's assistant turns, which both endings share.
-                pairs = enumerate(zip(chosen.ids, rejected.ids))
-                shared = next((i for i, (a, b) in pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
-                marked = [
-                    Marked(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
+                id_pairs = enumerate(zip(chosen.ids, rejected.ids))
+                shared = next((i for i, (a, b) in id_pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
+                tokenized = [
+                    TokenizedChat(chat.ids, [span for span in chat.spans if span[1] > shared or span is chat.spans[-1]])
                     for chat in (chosen, rejected)
                 ]
-                yield MarkedSample(key_of(prompt), line, marked)
+                yield ChatSample(split_key(prompt), line, tokenized)
 
-        cache = open_marked(sources, 2, codec, samples, template.text)
+        cache = open_chats(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)
         return Task(preferences, DirectPreference(self.beta, self.smoothing, self.anchor, self.enough))
 
@@ -119,7 +119,7 @@ class PreferenceConfig(ChatConfig):
 class Preferences(Conversations):
     """Choices between two endings, with the log probabilities of both under the start model."""
 
-    what = "choices"
+    noun = "choices"
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Preferences(Conversations):
         recipe: Recipe,
         codec: TokenizerCodec,
         template: ChatTemplate,
-        cache: MarkedCache,
+        cache: ChatCache,
         workspace: Path,
     ) -> None:
         super().__init__(config, recipe, codec, template, cache)
@@ -140,34 +140,34 @@ class Preferences(Conversations):
     @cached_property
     def reference(self) -> Float[Tensor, "N 2"]:
         """Log probabilities of all choices, read from the run if it has them. Choices that do not fit have 0."""
-        path, name = self._workspace / FILE, self.cache.directory.name
-        saved = read_tensors(path, "remove it to have it made again")[0].get(name) if path.is_file() else None
-        if saved is not None:
-            return saved
-        start, context = self._recipe.start, self.config.context
-        module = build(self._model, self.seed).eval() if start is None else open_start(start).model
+        path, cache_name = self._workspace / FILE, self.cache.directory.name
+        stored = read_tensors(path, "remove it to have it made again")[0].get(cache_name) if path.is_file() else None
+        if stored is not None:
+            return stored
+        start_model, context = self._recipe.start, self.config.context
+        module = build(self._model, self.seed).eval() if start_model is None else open_start(start_model).model
         digest = hashlib.blake2b(json.dumps(to_dict(module.config)).encode(), digest_size=16)
         for tensor_name, tensor in named_tensors(module):
             digest.update(tensor_name.encode())
             digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-        key = cache_key("reference", _FORMAT, name, context, digest.hexdigest())
-        folder = open_or_build(cache_root() / key, lambda part: _build(part, self.cache, module, context))
-        found = read_column(folder, _NAME, np.float32, 2 * len(self.cache))
-        return torch.from_numpy(np.array(found)).view(len(self.cache), 2)
+        key = cache_key("reference", _FORMAT, cache_name, context, digest.hexdigest())
+        folder = open_or_build(cache_root() / key, lambda folder: _write_reference(folder, self.cache, module, context))
+        values = read_column(folder, _COLUMN, np.float32, 2 * len(self.cache))
+        return torch.from_numpy(np.array(values)).view(len(self.cache), 2)
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Inputs are B choices as 2 B rows; targets are their labels and the reference, [2, B]. Tokens count choices,
         by which the loss is divided.
         """
-        inputs, labels = _endings(self.cache, rows)
+        inputs, labels = _ending_batch(self.cache, rows)
         reference = self.reference[torch.from_numpy(rows)].T
         return Batch(inputs, (labels, reference), len(rows), labels.numel())
 
-    def training(self, rows: np.ndarray) -> ByTokens:
-        return ByTokens(_plan(self.cache, rows, self._recipe.train.batch_tokens or 0, self.seed), len(rows))
+    def training_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(_plan(self.cache, rows, self._recipe.train.batch_tokens or 0, self.seed), len(rows))
 
-    def judging(self, rows: np.ndarray) -> ByTokens:
-        return ByTokens(_plan(self.cache, rows, max(JUDGED_AT_ONCE, 2 * self.config.context)), len(rows))
+    def evaluation_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(_plan(self.cache, rows, max(EVAL_BATCH_TOKENS, 2 * self.config.context)), len(rows))
 
     def save(self, directory: Path) -> None:
         """Also save the reference, so that the run no longer needs its start model."""
@@ -175,45 +175,45 @@ class Preferences(Conversations):
         write_tensors(directory / FILE, {self.cache.directory.name: self.reference}, {"format": "headway"})
 
 
-def _endings(cache: MarkedCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
+def _ending_batch(cache: ChatCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
     """The chosen endings of choices, then the rejected ones, each after its prompt; labels are the next tokens in the
     ending, -100 elsewhere.
     """
-    parts = [cache.part(int(row), ending) for ending in (0, 1) for row in rows]
+    parts = [cache.chat(int(row), ending) for ending in (0, 1) for row in rows]
     layout = Layout.padded([len(ids) - 1 for ids, _ in parts])
     inputs = torch.zeros(len(parts), layout.length, dtype=torch.long)
-    labels = torch.full_like(inputs, IGNORED)
-    for row, (ids, marks) in enumerate(parts):
-        symbols = torch.from_numpy(ids.astype(np.int64))
-        inputs[row, : len(symbols) - 1] = symbols[:-1]
-        learnt = torch.from_numpy(marks[1:].astype(bool))
-        labels[row, : len(symbols) - 1][learnt] = symbols[1:][learnt]
+    labels = torch.full_like(inputs, IGNORE_INDEX)
+    for row, (ids, loss_mask) in enumerate(parts):
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        inputs[row, : len(tokens) - 1] = tokens[:-1]
+        is_label = torch.from_numpy(loss_mask[1:].astype(bool))
+        labels[row, : len(tokens) - 1][is_label] = tokens[1:][is_label]
     return (inputs, layout), labels
 
 
-def _plan(cache: MarkedCache, rows: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
+def _plan(cache: ChatCache, rows: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
     """Choices of similar lengths in one batch; `batch_tokens` counts both endings."""
     chosen, rejected = (cache.lengths[rows] - 1).T
     return PairBatches(chosen, rejected, batch_tokens // 2, seed)
 
 
 @torch.no_grad()
-def _build(part: Path, cache: MarkedCache, model: nn.Module, context: int) -> None:
+def _write_reference(folder: Path, cache: ChatCache, model: nn.Module, context: int) -> None:
     """Compute and write the reference, shared by all runs that start from this model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fitting = np.flatnonzero(cache.lengths.max(1) <= context + 1)
-    found = torch.zeros(len(cache), 2)
+    rows = np.flatnonzero(cache.lengths.max(1) <= context + 1)
+    values = torch.zeros(len(cache), 2)
     model.to(device)
-    plan = _plan(cache, fitting, max(JUDGED_AT_ONCE, 2 * context)).in_order()
-    shown = "log probabilities of the start model"
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    for places in track(plan, shown, console=console, transient=True, disable=hidden):
-        (inputs, layout), labels = _endings(cache, fitting[places])
+    plan = _plan(cache, rows, max(EVAL_BATCH_TOKENS, 2 * context)).in_order()
+    title = "log probabilities of the start model"
+    console, quiet = Console(stderr=True), not sys.stderr.isatty()
+    for indices in track(plan, title, console=console, transient=True, disable=quiet):
+        (inputs, layout), labels = _ending_batch(cache, rows[indices])
         x = model(inputs.to(device), layout.to(device)).x
-        said = log_probabilities(model, x, labels.to(device))
-        found[torch.from_numpy(fitting[places])] = said.T.float().cpu()
-    with Columns(part, {_NAME: np.float32}) as columns:
-        columns.append(_NAME, found.numpy())
+        log_probs = log_probabilities(model, x, labels.to(device))
+        values[torch.from_numpy(rows[indices])] = log_probs.T.float().cpu()
+    with ColumnWriter(folder, {_COLUMN: np.float32}) as columns:
+        columns.append(_COLUMN, values.numpy())
 
 
 def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"]) -> Float[Tensor, "2 B"]:
@@ -228,7 +228,7 @@ class DirectPreference(Objective[Preferences]):
     """
 
     unit = "pair"
-    judges_start = True
+    evaluates_start = True
 
     def __init__(self, beta: float, smoothing: float, anchor: float = 0.0, enough: float | None = None) -> None:
         self.beta, self.smoothing, self.anchor, self.enough = beta, smoothing, anchor, enough
@@ -236,16 +236,16 @@ class DirectPreference(Objective[Preferences]):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         encoded = model(*batch.inputs)
         labels, reference = batch.targets
-        said = log_probabilities(model, encoded.x, labels)
-        chosen, rejected = self.beta * (said - reference)
+        log_probs = log_probabilities(model, encoded.x, labels)
+        chosen, rejected = self.beta * (log_probs - reference)
         count = batch.tokens
-        losses = {"loss": Loss(self._losses(chosen - rejected).sum(), count)}
+        losses = {"loss": Loss(self._margin_losses(chosen - rejected).sum(), count)}
         if self.anchor:
-            nats = -said[0].sum() / (labels[:count] != IGNORED).sum()
+            nats = -log_probs[0].sum() / (labels[:count] != IGNORE_INDEX).sum()
             losses["anchor"] = Loss(self.anchor * count * nats, count)
         return losses | {name: Loss(term * count, count) for name, term in encoded.auxiliary.items()}
 
-    def _losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+    def _margin_losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         return -(1 - self.smoothing) * F.logsigmoid(margins) - self.smoothing * F.logsigmoid(-margins)
 
     def rewards(self, model: nn.Module, x: Float[Tensor, "R T D"], batch: Batch) -> Float[Tensor, "2 B"]:
@@ -253,48 +253,48 @@ class DirectPreference(Objective[Preferences]):
         labels, reference = batch.targets
         return self.beta * (log_probabilities(model, x, labels) - reference)
 
-    def judge(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
         """The loss; how often the chosen ending has the higher reward (`accuracy`; a tie counts half) and by how much
         (`margin`); the mean reward of each; the perplexity of the chosen endings, as a multiple of the start model's;
         and the scores of the answers (`answer_scores`).
         """
-        samples = examples.of(split).some(limit)
-        found, tokens = [], 0
-        for _, batch in judged(model, samples):
-            found.append(self.rewards(model, model(*batch.inputs).x, batch).double().cpu())
-            tokens += int((batch.targets[0][: batch.tokens] != IGNORED).sum())
-        rewards = torch.cat(found, dim=1)
+        samples = examples.of(split).limited_to(limit)
+        batch_rewards, tokens = [], 0
+        for _, batch in evaluation_batches(model, samples):
+            batch_rewards.append(self.rewards(model, model(*batch.inputs).x, batch).double().cpu())
+            tokens += int((batch.targets[0][: batch.tokens] != IGNORE_INDEX).sum())
+        rewards = torch.cat(batch_rewards, dim=1)
         margins = rewards[0] - rewards[1]
-        right = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
+        correct = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
         return {
-            "loss": float(self._losses(margins).mean()),
-            "accuracy": right / len(samples),
-            "accuracy_interval": wilson(round(right), len(samples)),
+            "loss": float(self._margin_losses(margins).mean()),
+            "accuracy": correct / len(samples),
+            "accuracy_interval": wilson_interval(round(correct), len(samples)),
             "margin": float(margins.mean()),
             "chosen_reward": float(rewards[0].mean()),
             "rejected_reward": float(rewards[1].mean()),
-            "perplexity_change": math.exp(min(-float(rewards[0].sum()) / self.beta / tokens, _LARGEST)),
-            **answer_scores(model, examples, examples.numbers(split)[:limit]),
+            "perplexity_change": math.exp(min(-float(rewards[0].sum()) / self.beta / tokens, _MAX_LOG_CHANGE)),
+            **answer_scores(model, examples, examples.rows_of(split)[:limit]),
             "samples": len(samples),
         }
 
-    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-        return fault(scores, best)
+    def failure_reason(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        return failure_reason(scores, best)
 
-    def finished(self, scores: Mapping[str, Any]) -> str | None:
+    def stop_reason(self, scores: Mapping[str, Any]) -> str | None:
         if self.enough is None or scores["margin"] < self.enough:
             return None
-        if scores["win_rate"] < _WINS and scores["margin"] < _DECIDED * self.enough:
+        if scores["win_rate"] < _MIN_WIN_RATE and scores["margin"] < _MARGIN_FACTOR * self.enough:
             return None
         wins = f"{scores['win_rate']:.0%} of its answers resemble the chosen one"
         return f"the margin of the rewards is {scores['margin']:.2g} and {wins}"
 
     def samples(self, model: nn.Module, examples: Preferences, count: int) -> list[dict[str, str]]:
         """Held-out prompts, the model's reply, and the two endings."""
-        rows = examples.spread(count).tolist()
+        rows = examples.spread_rows(count).tolist()
         return [
             {
-                "prompt": examples.shown(row),
+                "prompt": examples.describe_row(row),
                 "output": output,
                 "chosen": examples.reply(row, 0),
                 "rejected": examples.reply(row, 1),

@@ -10,20 +10,20 @@ from typing import cast
 
 import numpy as np
 
-from headway.data.dialogues import dialogue_sources, read_chats
+from headway.data.dialogues import find_chat_files, read_chats
 from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Scale, Settings, Settled, Shapes, below
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, lookup
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
 from headway.nn.parts.init import InitConfig
 
 
-def small() -> TransformerConfig:
+def small_llama() -> TransformerConfig:
     """A small Llama for training from scratch, exportable as one. Residual branches are initialised to zero."""
-    model = decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, symbols=4096, context=512)
+    model = decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, vocab_size=4096, context=512)
     return replace(model, init=InitConfig(matrices="fan_in", residual="zero"))
 
 
@@ -34,7 +34,7 @@ def instruct() -> Recipe:
         domain="chat",
         description="conversations (.jsonl with messages): learn the assistant's replies; best with --from",
         data=(),
-        model=small(),
+        model=small_llama(),
         task=InstructConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
@@ -50,7 +50,7 @@ def preference() -> Recipe:
         domain="chat",
         description="choices (.jsonl with prompt, chosen, rejected): prefer the better answer; best with --from",
         data=(),
-        model=small(),
+        model=small_llama(),
         task=PreferenceConfig(anchor=1.0, enough=2.0),
         optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
@@ -64,19 +64,19 @@ RECIPES = (instruct, preference)
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # (characters, tokens)
-_CHARACTERS = 2  # per token, at least, in the mean of a conversation
-_MARKS = 8  # special tokens per message
+_MIN_CHARACTERS = 2  # per token, at least, in the mean of a conversation
+_MESSAGE_TOKENS = 8  # special tokens per message
 _CONTEXTS = (128, 256, 512, 1024, 2048)
-_FEW = 200  # conversations, so that training needs most of them
+_SMALL_DATASET = 200  # conversations, so that training needs most of them
 
 
-def _rows(scale: Scale, recipe: Recipe, task: Task) -> Settings:
+def _row_settings(scale: Scale, recipe: Recipe, task: Task) -> Settings:
     """Rows that hold the longest conversation, up to the model's context, and held-out shares."""
     cache = cast(Conversations, task.examples).cache
-    longest = int(cache.lengths.max()) - 1  # the last token is only predicted
-    context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
-    shares = scale.held_out(len(cache))
-    if len(cache) < _FEW:
+    max_tokens = int(cache.lengths.max()) - 1  # the last token is only predicted
+    context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
+    shares = scale.held_out_shares(len(cache))
+    if len(cache) < _SMALL_DATASET:
         shares = {"task.split.validation": 0.15, "task.split.test": 0.1}
     return {"task.context": min(context, recipe.model.context or context), **shares}
 
@@ -87,31 +87,33 @@ class InstructScale(Scale):
     assistant.
     """
 
-    least: int = _CONTEXTS[-1]  # a batch has at least one row
+    min_batch: int = _CONTEXTS[-1]  # a batch has at least one row
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        count = size = longest = 0
-        for file in dialogue_sources(paths):
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        count = num_characters = max_tokens = 0
+        for file in find_chat_files(paths):
             for chat in read_chats(file):
                 length = sum(len(message["content"]) for message in chat.messages)
-                count, size = count + 1, size + length
-                longest = max(longest, length // _CHARACTERS + _MARKS * len(chat.messages))
-        symbols = below(_VOCABULARIES, size)
-        context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
-        reason = f"a vocabulary of {symbols:,} and rows of {context:,} tokens for {count:,} conversations"
-        rows = {"task.context": context, "model.context": context}
-        return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
+                count, num_characters = count + 1, num_characters + length
+                max_tokens = max(max_tokens, length // _MIN_CHARACTERS + _MESSAGE_TOKENS * len(chat.messages))
+        vocab_size = lookup(_VOCABULARIES, num_characters)
+        context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
+        reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
+        contexts = {"task.context": context, "model.context": context}
+        return DataSettings(
+            {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **self.held_out_shares(count)}, reason
+        )
 
-    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
-        return _rows(self, recipe, task)
+    def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
+        return _row_settings(self, recipe, task)
 
-    def amount(self, task: Task) -> int:
+    def unique_targets(self, task: Task) -> int:
         chats = cast(Chats, cast(Task, task).examples)
-        said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
-        return int(said[chats.numbers("train")].sum())
+        reply_tokens = np.add.reduceat(chats.cache.loss_mask, chats.cache.offsets[:-1], dtype=np.int64)
+        return int(reply_tokens[chats.rows_of("train")].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
 
 
@@ -119,12 +121,12 @@ class InstructScale(Scale):
 class PreferenceScale(Scale):
     """Choices show which of two answers is better, not how to answer, so they cannot train a model from scratch."""
 
-    tuning: float = 0.05  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
+    tuning_lr_factor: float = 0.05  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
 
-    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
-        return _rows(self, recipe, task)
+    def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
+        return _row_settings(self, recipe, task)
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         raise UserError(
             "an untrained model has no answers to choose from; start from one that answers with --from: a run of the "
             "recipe instruct, or a published model"

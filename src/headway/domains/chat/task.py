@@ -17,29 +17,29 @@ import torch
 from torch import nn
 
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
-from headway.codecs.chat import ROLES, Chat, ChatTemplate, Ends, default_template
+from headway.codecs.chat_template import ROLES, Chat, ChatTemplate, StopSequences, default_template
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
 from headway.config import override, register
-from headway.data import IGNORED, SplitConfig, Splits
-from headway.data.dialogues import ASSISTANT, Message, Messages, dialogue_sources, read_chats
-from headway.data.files import File
-from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
-from headway.data.splits import divided
-from headway.data.store import column_digest
+from headway.data import IGNORE_INDEX, SplitConfig, Splits
+from headway.data.array_store import column_digest
+from headway.data.chat_tokens import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
+from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats
+from headway.data.input_files import File
+from headway.data.splits import split_by_key
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Numbered, Selected
-from headway.learn.objectives.written import Likelihood
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, IndexedExamples, RngKey, RowSubset
+from headway.learn.objectives.sequences import Likelihood
 from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 
-JUDGED_AT_ONCE = 8192  # tokens
+EVAL_BATCH_TOKENS = 8192  # tokens
 _LOG = logger(__name__)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
-_REPLY = 200  # maximum tokens of a displayed reply
+_MAX_REPLY_TOKENS = 200  # maximum tokens of a displayed reply
 
 
 @dataclass(frozen=True)
@@ -81,82 +81,84 @@ class ChatConfig(TaskConfig):
         if (workspace / FILE).exists():
             codec = load_codec(workspace)
         else:
-            texts = (message["content"] for chat in chats for message in chat)
-            codec = train_codec(self.codec, texts, self.size, special=(*ROLES, END_OF_TEXT), fewer=True)
-        said = read_usage(workspace).template
-        if said is None:
-            return codec, default_template(codec.marks)
-        return codec, ChatTemplate(said, codec.marks, "the model's chat template")
+            contents = (message["content"] for chat in chats for message in chat)
+            codec = train_codec(self.codec, contents, self.size, special=(*ROLES, END_OF_TEXT), fewer=True)
+        template_text = read_usage(workspace).template
+        if template_text is None:
+            return codec, default_template(codec.special_tokens)
+        return codec, ChatTemplate(template_text, codec.special_tokens, "the model's chat template")
 
 
-class Conversations(Numbered):
+class Conversations(IndexedExamples):
     """Conversations as ids, with masks of the assistant's tokens. `what` is their name in messages."""
 
-    what = "conversations"
+    noun = "conversations"
 
     def __init__(
-        self, config: ChatConfig, recipe: Recipe, codec: TokenizerCodec, template: ChatTemplate, cache: MarkedCache
+        self, config: ChatConfig, recipe: Recipe, codec: TokenizerCodec, template: ChatTemplate, cache: ChatCache
     ) -> None:
         self.config, self.codec, self.template, self.cache = config, codec, template, cache
         self.seed = recipe.train.seed
-        sides = divided(np.asarray(cache.keys), np.asarray(cache.named), config.split)
-        self.splits = Splits(sides, np.arange(len(cache)), self.what)
-        self._fitting: dict[str, np.ndarray] = {}
+        splits = split_by_key(np.asarray(cache.keys), np.asarray(cache.named_splits), config.split)
+        self.splits = Splits(splits, np.arange(len(cache)), self.noun)
+        self._rows: dict[str, np.ndarray] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. Raises UserError without data to train or evaluate on."""
         for split in dict.fromkeys(("train", "validation", self.final_split)):
-            self.numbers(split)
-        return override(model, {"symbols": self.codec.size})
+            self.rows_of(split)
+        return override(model, {"vocab_size": self.codec.vocab_size})
 
-    def numbers(self, split: str) -> np.ndarray:
+    def rows_of(self, split: str) -> np.ndarray:
         """The samples of a split that fit, int64 [N]; a first token is input only."""
-        if split not in self._fitting:
+        if split not in self._rows:
             samples = self.splits.rows(split)
-            kept, lost = self.cache.fitting(samples, self.config.context + 1, self.config.drop_long, self.what)
-            if lost:
-                _LOG.warning(f"{split}: left out {lost:,} of {len(samples):,} {self.what}, which are too long")
-            self._fitting[split] = kept
-        return self._fitting[split]
+            rows, num_dropped = self.cache.within_limit(
+                samples, self.config.context + 1, self.config.drop_long, self.noun
+            )
+            if num_dropped:
+                _LOG.warning(f"{split}: left out {num_dropped:,} of {len(samples):,} {self.noun}, which are too long")
+            self._rows[split] = rows
+        return self._rows[split]
 
-    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+    def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]
 
     def contents(self) -> Contents:
         texts, replies = (column_digest(self.cache.directory, *names) for names in (("ids", "offsets"), ("marks",)))
-        return {self.what: ([texts],), "replies": ([replies],)}
+        return {self.noun: ([texts],), "replies": ([replies],)}
 
     def save(self, directory: Path) -> None:
         """Save the codec, and with the template the end tokens that chat needs."""
         self.codec.save(directory)
         usage = read_usage(directory)
-        ends = tuple(dict.fromkeys((*usage.ends, *self.ends.ids)))
-        replace(usage, template=self.template.text, ends=ends).save(directory)
+        eos_ids = tuple(dict.fromkeys((*usage.ends, *self.stop_sequences.ids)))
+        replace(usage, template=self.template.text, ends=eos_ids).save(directory)
 
     @cached_property
-    def ends(self) -> Ends:
+    def stop_sequences(self) -> StopSequences:
         """The stop sequences of a reply."""
-        return self.template.ends(self.codec)
+        return self.template.stop_sequences(self.codec)
 
-    def prompt(self, row: int) -> list[int]:
+    def prompt_ids(self, row: int) -> list[int]:
         """A conversation's ids up to its last reply."""
-        ids, marks = self.cache.part(row)
-        return ids[: _last_reply(marks)].tolist()
+        ids, loss_mask = self.cache.chat(row)
+        return ids[: _last_reply(loss_mask)].tolist()
 
-    def shown(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """`prompt` as readable text: without special tokens, and without the empty lines between them."""
-        return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt(row))).strip()
+        return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt_ids(row))).strip()
 
     def reply(self, row: int, part: int = 0) -> str:
         """A conversation's last reply."""
-        ids, marks = self.cache.part(row, part)
-        last = _last_reply(marks)
-        return self.codec.decode(ids[last:][marks[last:] == 1].tolist()).strip()
+        ids, loss_mask = self.cache.chat(row, part)
+        start = _last_reply(loss_mask)
+        return self.codec.decode(ids[start:][loss_mask[start:] == 1].tolist()).strip()
 
 
-def _last_reply(marks: np.ndarray) -> int:
+def _last_reply(loss_mask: np.ndarray) -> int:
     """The start of the last reply."""
-    return int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
+    return int(np.flatnonzero(np.diff(loss_mask, prepend=0) == 1)[-1])
 
 
 def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iterator[str]:
@@ -165,29 +167,29 @@ def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iter
 
 
 def completions(
-    model: nn.Module, chats: Conversations, rows: Sequence[int], length: int = _REPLY
+    model: nn.Module, chats: Conversations, rows: Sequence[int], length: int = _MAX_REPLY_TOKENS
 ) -> Iterable[Completion]:
     """`replies` of at most `length` tokens, with their finish reasons."""
     session = Session(cast(Transformer, model), chats.codec)
-    limits = Limits(min(length, _REPLY), chats.ends.texts, chats.ends.ids)
-    return session.generate([chats.prompt(row) for row in rows], Sampling(temperature=0.0), limits)
+    limits = Limits(min(length, _MAX_REPLY_TOKENS), chats.stop_sequences.strings, chats.stop_sequences.ids)
+    return session.generate([chats.prompt_ids(row) for row in rows], Sampling(temperature=0.0), limits)
 
 
-def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], place: str) -> Chat:
+def encode_chat(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], location: str) -> Chat:
     """A conversation as ids. UserError, with its location, if the template rejects it or marks no assistant tokens."""
     try:
-        found = template.encode(codec, messages)
+        chat = template.encode(codec, messages)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    if not any(stop > 1 for _, stop in found.spans):  # a first token is input only
+        raise UserError(f"{location}: {error}") from None
+    if not any(stop > 1 for _, stop in chat.spans):  # a first token is input only
         raise UserError(
-            f"{place}: {template.source} marks none of it as the assistant's; correct the template's "
+            f"{location}: {template.source} marks none of it as the assistant's; correct the template's "
             "{% generation %} blocks, or the roles of the messages"
         )
-    return found
+    return chat
 
 
-def key_of(messages: Iterable[Message]) -> str:
+def split_key(messages: Iterable[Message]) -> str:
     """The key that decides the split: the messages as text."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
@@ -201,16 +203,20 @@ class InstructConfig(ChatConfig):
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         rows = recipe.train.rows(self.context)
-        sources = dialogue_sources(recipe.files(data))
+        sources = find_chat_files(recipe.files(data))
         chats = (chat.messages for file in sources for chat in read_chats(file))
         codec, template = self.codec_and_template(chats, workspace)
 
-        def samples(file: File) -> Iterator[MarkedSample]:
+        def samples(file: File) -> Iterator[ChatSample]:
             for line, chat in read_chats(file):
-                asked = takewhile(lambda message: message["role"] != ASSISTANT, chat)
-                yield MarkedSample(key_of(asked), line, [Marked(*read(template, codec, chat, f"{file}, line {line}"))])
+                prompt = takewhile(lambda message: message["role"] != ASSISTANT, chat)
+                yield ChatSample(
+                    split_key(prompt),
+                    line,
+                    [TokenizedChat(*encode_chat(template, codec, chat, f"{file}, line {line}"))],
+                )
 
-        cache = open_marked(sources, 1, codec, samples, template.text)
+        cache = open_chats(sources, 1, codec, samples, template.text)
         return Task(Chats(self, recipe, codec, template, cache, rows), Replies())
 
 
@@ -223,50 +229,50 @@ class Chats(Conversations):
         recipe: Recipe,
         codec: TokenizerCodec,
         template: ChatTemplate,
-        cache: MarkedCache,
-        size: int,
+        cache: ChatCache,
+        batch_size: int,
     ) -> None:
         super().__init__(config, recipe, codec, template, cache)
-        self.size = size
+        self.batch_size = batch_size
 
-    def of(self, split: str) -> Selected:
-        return ChatRows(self, self.numbers(split))
+    def of(self, split: str) -> RowSubset:
+        return ChatRows(self, self.rows_of(split))
 
 
 @dataclass(frozen=True)
-class ChatRows(Selected):
+class ChatRows(RowSubset):
     """Packed rows of complete conversations: batches index these rows."""
 
     examples: Chats
 
     @cached_property
-    def packed(self) -> WholeRows:
-        return WholeRows(self.examples.cache, self.rows, self.examples.config.context)
+    def packed(self) -> ChatPacking:
+        return ChatPacking(self.examples.cache, self.rows, self.examples.config.context)
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, int [B, T], with their layout, and the next tokens where they are the assistant's, -100 elsewhere."""
-        inputs, labels, positions = map(torch.from_numpy, self.packed.windows(numbers))
-        return Batch((inputs, Layout(positions)), labels, int((labels != IGNORED).sum()), inputs.numel())
+        inputs, labels, positions = map(torch.from_numpy, self.packed.windows(indices))
+        return Batch((inputs, Layout(positions)), labels, int((labels != IGNORE_INDEX).sum()), inputs.numel())
 
-    def training(self) -> ByCount:
-        return ByCount(len(self.packed), self.examples.size, self.examples.seed)
+    def training_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self.packed), self.examples.batch_size, self.examples.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self.packed), max(1, JUDGED_AT_ONCE // self.examples.config.context))
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self.packed), max(1, EVAL_BATCH_TOKENS // self.examples.config.context))
 
 
 class Replies(Likelihood[Chats]):
     """Next-token prediction of the assistant's messages."""
 
-    def judge(self, model: nn.Module, examples: Chats, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Chats, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats) and perplexity of the assistant's tokens in a split, or in its first `limit` conversations."""
-        samples = examples.of(split).some(limit)
+        samples = examples.of(split).limited_to(limit)
         return {**language_scores(*self.nats(model, samples)), "samples": len(samples)}
 
     def samples(self, model: nn.Module, examples: Chats, count: int) -> list[dict[str, str]]:
         """Held-out conversations, each up to its last reply; the model's reply; the real one."""
-        rows = examples.spread(count).tolist()
+        rows = examples.spread_rows(count).tolist()
         return [
-            {"prompt": examples.shown(row), "output": output, "reference": examples.reply(row)}
+            {"prompt": examples.describe_row(row), "output": output, "reference": examples.reply(row)}
             for row, output in zip(rows, replies(model, examples, rows))
         ]

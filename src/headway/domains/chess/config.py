@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from headway.codecs.boards import MOVES
+from headway.codecs.chess_boards import MOVES
 from headway.config import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError

@@ -8,17 +8,17 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch import nn
 
-from headway.codecs.boards import fens
+from headway.codecs.chess_boards import to_fens
 from headway.data import Splits
-from headway.data.store import column_digest
-from headway.domains.chess.judge import BoardJudge, Judge, place_of
+from headway.data.array_store import column_digest
+from headway.domains.chess.boards import board_from_fen, chess, decode_move, drawing
+from headway.domains.chess.evaluator import BoardEvaluator, PositionEvaluator, position_input
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
+from headway.domains.chess.player import ChessPlayer
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_of, chess, drawing, move_of
 from headway.learn import Recipe
-from headway.learn.examples import Contents, Numbered
+from headway.learn.examples import Contents, IndexedExamples
 from headway.learn.objective import Objective
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
@@ -32,54 +32,54 @@ _MAPS = 2  # attention heads drawn
 
 def boards_of(source: Positions, rows: np.ndarray) -> list[chess.Board]:
     """Return the boards of positions, int [N]."""
-    return [board_of(fen) for fen in fens(np.asarray(source.positions[rows]))]
+    return [board_from_fen(fen) for fen in to_fens(np.asarray(source.positions[rows]))]
 
 
-def thought_of(judge: Judge, board: chess.Board, most: int) -> list[tuple[chess.Move, float]]:
+def best_moves(evaluator: PositionEvaluator, board: chess.Board, max_moves: int) -> list[tuple[chess.Move, float]]:
     """Return the most probable moves of a position with their probabilities, or by the value after each if there is no
     policy.
     """
-    if judge.has_policy:
-        place = place_of(board, judge.history)
-        policy = judge.judge([place])[0].policy
+    if evaluator.has_policy:
+        inputs = position_input(board, evaluator.history)
+        policy = evaluator.evaluate([inputs])[0].policy
         assert policy is not None  # because has_policy is set
-        best = np.argsort(-policy, kind="stable")[:most].tolist()
-        return [(move_of(place.moves[at], board.turn), float(policy[at])) for at in best]
-    lines = Player(judge, "value").think(board, SearchLimits()).lines[:most]
+        best = np.argsort(-policy, kind="stable")[:max_moves].tolist()
+        return [(decode_move(inputs.moves[index], board.turn), float(policy[index])) for index in best]
+    lines = ChessPlayer(evaluator, "value").think(board, SearchLimits()).lines[:max_moves]
     return [(line.moves[0], expected_of(line.outcome)) for line in lines]
 
 
-def shown_positions(judge: Judge, source: Positions, rows: np.ndarray) -> list[dict[str, str]]:
+def sample_positions(evaluator: PositionEvaluator, source: Positions, rows: np.ndarray) -> list[dict[str, str]]:
     """Return positions with the predicted and the correct move, in standard notation."""
-    found: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     targets = source.targets(rows)
     for board, moves in zip(boards_of(source, rows), targets.moves):
         if not any(board.generate_legal_moves()):
             continue
-        said = thought_of(judge, board, 1)[0][0]
-        right = board.san(move_of(int(moves[0]), board.turn)) if moves[0] >= 0 else ""
-        found.append({"source": board.fen(), "output": board.san(said), "reference": right})
-    return found
+        predicted = best_moves(evaluator, board, 1)[0][0]
+        correct = board.san(decode_move(int(moves[0]), board.turn)) if moves[0] >= 0 else ""
+        samples.append({"source": board.fen(), "output": board.san(predicted), "reference": correct})
+    return samples
 
 
-def board_pictures(judge: Judge, source: Positions, rows: np.ndarray) -> list[Picture]:
+def board_pictures(evaluator: PositionEvaluator, source: Positions, rows: np.ndarray) -> list[Picture]:
     """Return a board per position with the evaluator's best moves and, for the first one, the attention of the move's
     square if the model reads squares.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for number, board in enumerate(boards_of(source, rows)):
         if not any(board.generate_legal_moves()):
             continue
-        moves = thought_of(judge, board, _ARROWS)
-        told = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
-        caption = f"{'White' if board.turn else 'Black'} to move: {told}"
-        outcome = judge.judge([place_of(board, judge.history)])[0].outcome
+        moves = best_moves(evaluator, board, _ARROWS)
+        move_list = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
+        caption = f"{'White' if board.turn else 'Black'} to move: {move_list}"
+        outcome = evaluator.evaluate([position_input(board, evaluator.history)])[0].outcome
         if outcome is not None:
             caption += "; wins {:.0f}, draws {:.0f}, loses {:.0f} %".format(*(100 * outcome))
-        found.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
-        if number == 0 and isinstance(judge, BoardJudge):
-            found += _attention(judge, board, moves[0][0])
-    return found
+        pictures.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
+        if number == 0 and isinstance(evaluator, BoardEvaluator):
+            pictures += _attention_pictures(evaluator, board, moves[0][0])
+    return pictures
 
 
 def board_svg(
@@ -92,9 +92,9 @@ def board_svg(
         drawing.Arrow(move.from_square, move.to_square, color=_shade(_GREEN, share)) for move, share in reversed(moves)
     ]
     fill = {square: _shade(_BLUE, weight) for square, weight in (weights or {}).items() if weight > 0.01}
-    shown = drawing.board(board, arrows=arrows, fill=fill)
+    svg = drawing.board(board, arrows=arrows, fill=fill)
     label = f"chess position {board.fen()}"
-    return shown.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{_SIZE}px" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{_SIZE}px" ', 1)
 
 
 def _shade(color: str, weight: float) -> str:
@@ -102,31 +102,31 @@ def _shade(color: str, weight: float) -> str:
     return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
 
 
-def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[Picture]:
+def _attention_pictures(evaluator: BoardEvaluator, board: chess.Board, move: chess.Move) -> list[Picture]:
     """Draw the attention of the move's square, in heads of the last layer with attention."""
-    inputs = judge.inputs([place_of(board, judge.history)])
-    maps = attention_maps(judge.model, lambda: judge.model(inputs))
+    inputs = evaluator.inputs([position_input(board, evaluator.history)])
+    maps = attention_maps(evaluator.model, lambda: evaluator.model(inputs))
     if not maps:
         return []
     name, weights = list(maps.items())[-1]
-    turned = 0 if board.turn else 56
-    rows = weights[0, :_MAPS, move.from_square ^ turned]
-    found = []
+    flip = 0 if board.turn else 56
+    rows = weights[0, :_MAPS, move.from_square ^ flip]
+    pictures = []
     for head, row in enumerate(rows, 1):
         share = (row / row.max().clamp(min=1e-9)).tolist()
         caption = f"{name}: attention of {chess.square_name(move.from_square)}, relative to its maximum"
-        shown = {square ^ turned: weight for square, weight in enumerate(share)}
-        found.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shown)))
-    return found
+        shaded = {square ^ flip: weight for square, weight in enumerate(share)}
+        pictures.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shaded)))
+    return pictures
 
 
-class PositionRows(Numbered):
+class PositionRows(IndexedExamples):
     """Positions by index. They need no codec."""
 
-    at_once = 256
+    eval_batch_size = 256
 
     def __init__(self, recipe: Recipe, source: Positions, splits: Splits) -> None:
-        self.size, self.seed, self.source, self.splits = batch_size_of(recipe), recipe.train.seed, source, splits
+        self.batch_size, self.seed, self.source, self.splits = batch_size_of(recipe), recipe.train.seed, source, splits
 
     def contents(self) -> Contents:
         parts = {"positions": ("positions", "earlier"), "moves": ("counts", "moves"), "values": ("values", "worths")}
@@ -141,14 +141,14 @@ class PositionObjective(Objective[P], Generic[P]):
 
     unit = "position"
 
-    def opinions(self, model: nn.Module) -> Judge:
+    def evaluator(self, model: nn.Module) -> PositionEvaluator:
         """Return the model as an evaluator of positions."""
         raise NotImplementedError
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
         """Return held-out positions with the predicted and the correct move."""
-        return shown_positions(self.opinions(model), examples.source, examples.spread(count))
+        return sample_positions(self.evaluator(model), examples.source, examples.spread_rows(count))
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
         """Draw boards with the model's best moves and, if it reads squares, their attention."""
-        return board_pictures(self.opinions(model), examples.source, examples.spread(4))
+        return board_pictures(self.evaluator(model), examples.source, examples.spread_rows(4))

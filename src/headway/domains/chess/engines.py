@@ -22,16 +22,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.data.store import check_out
-from headway.domains.chess.rules import chess
-from headway.domains.chess.sources import bare_positions, chess_files
+from headway.data.array_store import check_output_path
+from headway.domains.chess.boards import chess
+from headway.domains.chess.position_files import chess_files, unlabelled_positions
 from headway.errors import UserError
 
-_PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack
+_PROGRAM_FOLDERS = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack
 _MULTIPV = re.compile(r" multipv (\d+) ")
-SLOWEST = 1000.0  # nodes per second that any machine reaches
+MIN_NODES_PER_SECOND = 1000.0  # nodes per second that any machine reaches
 _PATIENCE = 20.0  # seconds without output that are allowed at the start and after the time limit
-_END = 1.0  # seconds for a program to quit on request
+_QUIT_TIMEOUT = 1.0  # seconds for a program to quit on request
 
 
 class EngineLine(NamedTuple):
@@ -44,7 +44,7 @@ class EngineLine(NamedTuple):
     wdl: tuple[int, int, int] | None
 
 
-class Answer(NamedTuple):
+class EngineAnswer(NamedTuple):
     """The best move (None if there is none) and the lines, the best first."""
 
     best: str | None
@@ -53,12 +53,12 @@ class Answer(NamedTuple):
 
 def find_engine(name: str) -> list[str]:
     """Return the command of a program's name or path with arguments. UserError if it does not exist."""
-    places = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
+    search_path = os.pathsep.join([os.environ.get("PATH", ""), *_PROGRAM_FOLDERS])
     words = [name] if Path(name).expanduser().is_file() else shlex.split(name) or [name]
-    found = shutil.which(words[0], path=places) or shutil.which(str(Path(words[0]).expanduser()))
-    if found is None:
+    program = shutil.which(words[0], path=search_path) or shutil.which(str(Path(words[0]).expanduser()))
+    if program is None:
         raise UserError(f"there is no program {name!r}; install it (Debian: apt install stockfish) or pass its path")
-    return [found, *words[1:]]
+    return [program, *words[1:]]
 
 
 class UciEngine:
@@ -70,7 +70,7 @@ class UciEngine:
         self,
         program: str,
         options: Mapping[str, str | int] | None = None,
-        wished: Mapping[str, str | int] | None = None,
+        optional: Mapping[str, str | int] | None = None,
         patience: float = _PATIENCE,
     ) -> None:
         words = find_engine(program)
@@ -87,14 +87,14 @@ class UciEngine:
             )
         except OSError as error:
             raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
-        self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._told: dict[int, str] = {}  # the last line per MultiPV index
-        self._heard = time.monotonic()  # time of the last output
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._output: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._info_lines: dict[int, str] = {}  # the last line per MultiPV index
+        self._last_output = time.monotonic()  # time of the last output
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
         self.options: dict[str, str] = {}
         try:
-            self._start(options or {}, wished or {})
+            self._start(options or {}, optional or {})
         except BaseException:
             self.close()
             raise
@@ -106,23 +106,23 @@ class UciEngine:
         self.close()
 
     def new_game(self) -> None:
-        self._say("ucinewgame")
+        self._send("ucinewgame")
         self._ready()
 
-    def ask(self, fen: str, moves: Sequence[str], go: str, seconds: float) -> Answer:
+    def analyse(self, fen: str, moves: Sequence[str], go: str, seconds: float) -> EngineAnswer:
         """Return the engine's move after `moves` from `fen`, for the arguments of UCI's `go`, which take about
         `seconds`.
         """
         played = f" moves {' '.join(moves)}" if moves else ""
-        self._told.clear()
-        self._say(f"position fen {fen}{played}\ngo {go}")
-        until = time.monotonic() + seconds + self.patience
+        self._info_lines.clear()
+        self._send(f"position fen {fen}{played}\ngo {go}")
+        deadline = time.monotonic() + seconds + self.patience
         while True:
-            words = self._hear(until, thinks=True).split()
+            words = self._read_line(deadline, searching=True).split()
             if words[:1] == ["bestmove"]:
                 best = words[1] if len(words) > 1 and words[1] not in ("(none)", "0000") else None
-                lines = (_line(told.split()) for _, told in sorted(self._told.items()))
-                return Answer(best, tuple(lines))
+                lines = (_parse_line(info.split()) for _, info in sorted(self._info_lines.items()))
+                return EngineAnswer(best, tuple(lines))
 
     def close(self) -> None:
         """Quit the program and its children, and kill them if they do not exit."""
@@ -131,12 +131,12 @@ class UciEngine:
             if process.poll() is None and process.stdin is not None:
                 process.stdin.write("quit\n")
                 process.stdin.flush()
-            process.wait(_END)
-            self._listener.join(_END)
-        if process.poll() is None or self._listener.is_alive():  # something still holds the pipe
+            process.wait(_QUIT_TIMEOUT)
+            self._reader.join(_QUIT_TIMEOUT)
+        if process.poll() is None or self._reader.is_alive():  # something still holds the pipe
             self._kill()
-            self._listener.join(_END)
-        pipes = [process.stdin] if self._listener.is_alive() else [process.stdin, process.stdout]
+            self._reader.join(_QUIT_TIMEOUT)
+        pipes = [process.stdin] if self._reader.is_alive() else [process.stdin, process.stdout]
         for pipe in pipes:  # a pipe that is being read cannot be closed
             if pipe is not None:
                 with suppress(OSError):  # nobody reads unwritten data
@@ -150,90 +150,90 @@ class UciEngine:
         self._process.kill()
         self._process.wait()
 
-    def _start(self, options: Mapping[str, str | int], wished: Mapping[str, str | int]) -> None:
-        until = time.monotonic() + self.patience
-        self._say("uci")
-        while (line := self._hear(until)).strip() != "uciok":
+    def _start(self, options: Mapping[str, str | int], optional: Mapping[str, str | int]) -> None:
+        deadline = time.monotonic() + self.patience
+        self._send("uci")
+        while (line := self._read_line(deadline)).strip() != "uciok":
             words = line.split()
             if words[:2] == ["option", "name"]:
                 self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
         for name in options:
             if name not in self.options:
                 raise UserError(f"{self.program} has no option {name!r}; leave it out, or use another program")
-        for name, value in {**options, **wished}.items():
+        for name, value in {**options, **optional}.items():
             if name in self.options:
-                self._say(f"setoption name {name} value {value}")
+                self._send(f"setoption name {name} value {value}")
         self._ready()
 
     def _ready(self) -> None:
-        self._say("isready")
-        until = time.monotonic() + self.patience
-        while self._hear(until).strip() != "readyok":
+        self._send("isready")
+        deadline = time.monotonic() + self.patience
+        while self._read_line(deadline).strip() != "readyok":
             pass
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         try:
             assert self._process.stdin is not None  # opened as a pipe
             self._process.stdin.write(text + "\n")
         except (OSError, ValueError):
-            raise self._died() from None
+            raise self._exit_error() from None
 
-    def _hear(self, until: float, thinks: bool = False) -> str:
+    def _read_line(self, deadline: float, searching: bool = False) -> str:
         """Return the next line that is not an info line. UserError after the deadline; a `searching` engine has longer,
         as long as it reports progress.
         """
         while True:
             try:
-                line = self._said.get(timeout=max(0.001, until - time.monotonic()))
+                line = self._output.get(timeout=max(0.001, deadline - time.monotonic()))
                 break
             except queue.Empty:
-                until = self._heard + self.patience
-                if not thinks or until <= time.monotonic():
-                    raise self._silent() from None
+                deadline = self._last_output + self.patience
+                if not searching or deadline <= time.monotonic():
+                    raise self._timeout_error() from None
         if line is None:
-            raise self._died()
+            raise self._exit_error()
         return line
 
-    def _silent(self) -> UserError:
+    def _timeout_error(self) -> UserError:
         self._kill()
-        told = f"was silent for {self.patience:g} s and was ended"
-        return UserError(f"{self.program} {told}; check that it speaks UCI")
+        reason = f"was silent for {self.patience:g} s and was ended"
+        return UserError(f"{self.program} {reason}; check that it speaks UCI")
 
-    def _died(self) -> UserError:
+    def _exit_error(self) -> UserError:
         try:
-            how = f" with code {self._process.wait(timeout=5)}"
+            detail = f" with code {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:  # it closed its output but still runs
-            how = ""
-        return UserError(f"{self.program} ended by itself{how}; run it by hand to see why")
+            detail = ""
+        return UserError(f"{self.program} ended by itself{detail}; run it by hand to see why")
 
-    def _listen(self) -> None:
+    def _read_output(self) -> None:
         assert self._process.stdout is not None  # opened as a pipe
         try:
             for line in self._process.stdout:
-                self._heard = time.monotonic()
+                self._last_output = time.monotonic()
                 if not line.startswith("info "):
-                    self._said.put(line)
+                    self._output.put(line)
                 elif " pv " in line and " score " in line:  # of about fifty per position only the last count
-                    found = _MULTIPV.search(line)
-                    self._told[int(found[1]) if found else 1] = line
+                    match = _MULTIPV.search(line)
+                    self._info_lines[int(match[1]) if match else 1] = line
         except ValueError:  # closed while it was read
             pass
-        self._said.put(None)
+        self._output.put(None)
 
 
-def _line(words: list[str]) -> EngineLine:
-    place = words.index("score")
-    kind, value = words[place + 1], int(words[place + 2])
+def _parse_line(words: list[str]) -> EngineLine:
+    index = words.index("score")
+    kind, value = words[index + 1], int(words[index + 2])
     wdl = None
     if "wdl" in words:
-        at = words.index("wdl")
-        wdl = (int(words[at + 1]), int(words[at + 2]), int(words[at + 3]))
+        wdl_index = words.index("wdl")
+        wdl = (int(words[wdl_index + 1]), int(words[wdl_index + 2]), int(words[wdl_index + 3]))
     return EngineLine(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)
 
 
 HEADER = ("position", "bestmove", "scores", "wdl", "game")
 Position = tuple[chess.Board, str]  # with the name of its game
-_AHEAD = 64  # queued positions per worker
+_QUEUE_PER_WORKER = 64  # queued positions per worker
 
 
 @dataclass(frozen=True)
@@ -275,17 +275,17 @@ def label(
     and invalid positions.
     """
     files = chess_files(paths)
-    done, last = _begin(out, resume)
+    done, last = _resume_labels(out, resume)
     started, new = time.monotonic(), 0
-    boards = _varied((found for file in files for found in bare_positions(file)), config)
-    _pass_over(boards, done, last, out)
-    left = islice(boards, None if config.limit is None else max(0, config.limit - done))
-    until = None if config.minutes is None else started + 60 * config.minutes
+    boards = _varied((position for file in files for position in unlabelled_positions(file)), config)
+    _skip_labelled(boards, done, last, out)
+    remaining = islice(boards, None if config.limit is None else max(0, config.limit - done))
+    deadline = None if config.minutes is None else started + 60 * config.minutes
     with _Workers(config) as workers, open(out, "a", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             rows.writerow(HEADER)
-        for (board, game), answer in workers.answers(left, until):
+        for (board, game), answer in workers.answers(remaining, deadline):
             rows.writerow((*_row(board, answer), game))
             new += 1
             if progress is not None and new % 100 == 0:
@@ -295,53 +295,53 @@ def label(
     return LabelCounts(done + new, new, time.monotonic() - started)
 
 
-def _pass_over(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
+def _skip_labelled(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
     """Skip positions that are already labelled. UserError if they differ."""
-    found = next(islice(boards, done - 1, None), None) if done else None
-    if done and (found is None or found[0].fen() != last):
+    position = next(islice(boards, done - 1, None), None) if done else None
+    if done and (position is None or position[0].fen() != last):
         raise UserError(
             f"{out} was made from other positions; pass the files, --vary and --seed of the first run, or choose "
             "another name"
         )
 
 
-def _row(board: chess.Board, answer: Answer) -> tuple[str, str, str, str]:
+def _row(board: chess.Board, answer: EngineAnswer) -> tuple[str, str, str, str]:
     scores = " ".join(f"{line.move}:{line.score}" for line in answer.lines)
     wdl = answer.lines[0].wdl if answer.lines else None
     best = answer.lines[0].move if answer.lines else answer.best or ""
     return board.fen(), best, scores, "" if wdl is None else " ".join(map(str, wdl))
 
 
-def _begin(out: Path, resume: bool) -> tuple[int, str]:
+def _resume_labels(out: Path, resume: bool) -> tuple[int, str]:
     """Return the number of labels in the file and the last position; an incomplete last line is removed."""
-    check_out(out)
+    check_output_path(out)
     if not out.exists() or out.stat().st_size == 0:
         return 0, ""
     if not resume:
         raise UserError(f"{out} already exists; add --resume to continue it, or choose another name")
     with open(out, "rb+") as file:
-        whole, number, last = 0, -1, b""
+        complete_bytes, number, last = 0, -1, b""
         for line in file:
             if not line.endswith(b"\n"):
                 break
             number, last = number + 1, line
             if number == 0 and line.decode(errors="replace").strip() != ",".join(HEADER):
                 raise UserError(f"{out} contains no labels of headway ({','.join(HEADER)}); choose another name")
-            whole += len(line)
-        file.truncate(whole)
+            complete_bytes += len(line)
+        file.truncate(complete_bytes)
         return max(0, number), last.decode(errors="replace").partition(",")[0] if number > 0 else ""
 
 
 def _varied(boards: Iterator[Position], config: LabelConfig) -> Iterator[Position]:
     """Yield positions with a legal move; some after random moves, which depend only on their index."""
     for number, (board, game) in enumerate(boards):
-        draw = random.Random(config.seed * 1_000_003 + number)
-        if draw.random() < config.vary:
-            for _ in range(draw.randint(1, 4)):
+        rng = random.Random(config.seed * 1_000_003 + number)
+        if rng.random() < config.vary:
+            for _ in range(rng.randint(1, 4)):
                 moves = list(board.legal_moves)
                 if not moves:
                     break
-                board.push(draw.choice(moves))
+                board.push(rng.choice(moves))
         if any(board.generate_legal_moves()):
             yield board, game
 
@@ -352,13 +352,13 @@ class _Workers:
     def __init__(self, config: LabelConfig) -> None:
         self.config = config
         self.engines: list[UciEngine] = []
-        self._own = threading.local()
+        self._local = threading.local()
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Workers:
         self._pool = ThreadPoolExecutor(self.config.workers)
         try:
-            self._engine_of_thread_checked()
+            self._check_engine()
         except BaseException:
             self._pool.shutdown()
             raise
@@ -369,32 +369,32 @@ class _Workers:
         for engine in self.engines:
             engine.close()
 
-    def answers(self, boards: Iterator[Position], until: float | None) -> Iterator[tuple[Position, Answer]]:
+    def answers(self, boards: Iterator[Position], deadline: float | None) -> Iterator[tuple[Position, EngineAnswer]]:
         """Yield each position with its answer; submit no new ones after `deadline`."""
-        waiting: deque[tuple[Position, Future[Answer]]] = deque()
+        waiting: deque[tuple[Position, Future[EngineAnswer]]] = deque()
         for position in boards:
-            if until is not None and time.monotonic() > until:
+            if deadline is not None and time.monotonic() > deadline:
                 break
-            waiting.append((position, self._pool.submit(self._ask, position[0].fen())))
-            if len(waiting) >= _AHEAD * self.config.workers:
+            waiting.append((position, self._pool.submit(self._analyse, position[0].fen())))
+            if len(waiting) >= _QUEUE_PER_WORKER * self.config.workers:
                 position, answer = waiting.popleft()
                 yield position, answer.result()
         while waiting:
             position, answer = waiting.popleft()
             yield position, answer.result()
 
-    def _ask(self, fen: str) -> Answer:
-        engine = getattr(self._own, "engine", None) or self._engine()
-        return engine.ask(fen, (), f"nodes {self.config.nodes}", self.config.nodes / SLOWEST)
+    def _analyse(self, fen: str) -> EngineAnswer:
+        engine = getattr(self._local, "engine", None) or self._engine()
+        return engine.analyse(fen, (), f"nodes {self.config.nodes}", self.config.nodes / MIN_NODES_PER_SECOND)
 
     def _engine(self) -> UciEngine:
-        wished = {"Threads": 1, "Hash": 16, "UCI_ShowWDL": "true"}
-        engine = self._own.engine = UciEngine(self.config.engine, {"MultiPV": self.config.lines}, wished)
+        optional = {"Threads": 1, "Hash": 16, "UCI_ShowWDL": "true"}
+        engine = self._local.engine = UciEngine(self.config.engine, {"MultiPV": self.config.lines}, optional)
         with self._lock:
             self.engines.append(engine)
         return engine
 
-    def _engine_of_thread_checked(self) -> None:
+    def _check_engine(self) -> None:
         """Start one engine before any position is read, so that an unusable program fails at once."""
         self._pool.submit(self._engine).result()
 

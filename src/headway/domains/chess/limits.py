@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 Search = Literal["policy", "value", "puct"]
 SEARCHES: tuple[str, ...] = get_args(Search)
-_MOVES_LEFT = 30  # assumed remaining moves of a game
-_LEAST = 0.005  # seconds
+_ASSUMED_MOVES = 30  # assumed remaining moves of a game
+_MIN_SECONDS = 0.005  # seconds
 
 
 @dataclass
@@ -25,16 +25,16 @@ class SearchLimits:
 
     @property
     def over(self) -> bool:
-        return self.stop.is_set() or self.left <= 0
+        return self.stop.is_set() or self.seconds_left <= 0
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Remaining seconds."""
         return float("inf") if self.seconds is None else self.started + self.seconds - time.monotonic()
 
 
 def share_of_clock(remaining: float, increment: float, moves_to_go: int | None, margin: float) -> float:
     """Return the seconds for a move: an even share and most of the increment, but never the last `margin`."""
-    left = max(0.0, remaining - margin)
-    share = remaining / (moves_to_go + 1 if moves_to_go else _MOVES_LEFT) + 0.8 * increment
-    return max(_LEAST, min(share, 0.5 * left if moves_to_go != 1 else 0.9 * left))
+    available = max(0.0, remaining - margin)
+    share = remaining / (moves_to_go + 1 if moves_to_go else _ASSUMED_MOVES) + 0.8 * increment
+    return max(_MIN_SECONDS, min(share, 0.5 * available if moves_to_go != 1 else 0.9 * available))

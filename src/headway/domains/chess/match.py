@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from headway.domains.chess.engines import SLOWEST, UciEngine
+from headway.domains.chess.boards import Record, chess, notation, parse_move, record, repetition_key
+from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
-from headway.domains.chess.rules import Record, chess, move_named, notation, record, same
+from headway.domains.chess.player import ChessPlayer
 from headway.errors import UserError
 from headway.metrics import elo_difference
 
-_LONGEST = 600  # half moves after which a game is drawn
+_MAX_PLIES = 600  # half moves after which a game is drawn
 
 
 class Opponent(Protocol):
@@ -33,12 +33,12 @@ class Opponent(Protocol):
     def close(self) -> None: ...
 
 
-class ModelSide:
+class ModelOpponent:
     """A player with a limit of time or nodes per move."""
 
-    def __init__(self, player: Player, name: str, seconds: float | None, nodes: int | None) -> None:
+    def __init__(self, player: ChessPlayer, name: str, seconds: float | None, nodes: int | None) -> None:
         self.player, self.name, self.seconds, self.nodes = player, name, seconds, nodes
-        self.looked, self.spent = 0, 0.0
+        self.searched_nodes, self.seconds_spent = 0, 0.0
 
     def new_game(self) -> None:
         self.player.new_game()
@@ -46,13 +46,16 @@ class ModelSide:
     def move(self, board: chess.Board) -> chess.Move:
         started = time.monotonic()
         thought = self.player.think(board, SearchLimits(self.nodes, seconds=self.seconds))
-        self.looked, self.spent = self.looked + thought.nodes, self.spent + time.monotonic() - started
+        self.searched_nodes, self.seconds_spent = (
+            self.searched_nodes + thought.nodes,
+            self.seconds_spent + time.monotonic() - started,
+        )
         return thought.move
 
     def close(self) -> None: ...
 
 
-class EngineSide:
+class EngineOpponent:
     """Another program: at full strength with a node limit, or limited to an Elo with a time limit."""
 
     def __init__(self, program: str, nodes: int | None, elo: int | None, seconds: float) -> None:
@@ -74,34 +77,34 @@ class EngineSide:
         )
         self.go, self.seconds = f"movetime {round(1000 * seconds)}", seconds
         if nodes is not None:
-            self.go, self.seconds = f"nodes {nodes}", nodes / SLOWEST
+            self.go, self.seconds = f"nodes {nodes}", nodes / MIN_NODES_PER_SECOND
 
     def new_game(self) -> None:
         self.engine.new_game()
 
     def move(self, board: chess.Board) -> chess.Move:
         played = [move.uci() for move in board.move_stack]
-        answer = self.engine.ask(board.root().fen(), played, self.go, self.seconds)
+        answer = self.engine.analyse(board.root().fen(), played, self.go, self.seconds)
         if answer.best is None:
             raise UserError(f"{self.name} has no move in {board.fen()!r}; check the program")
-        return move_named(board, answer.best, self.name)
+        return parse_move(board, answer.best, self.name)
 
     def close(self) -> None:
         self.engine.close()
 
 
-class RandomSide:
+class RandomOpponent:
     """Plays any legal move."""
 
     name = "random moves"
 
     def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
+        self.rng = random.Random(seed)
 
     def new_game(self) -> None: ...
 
     def move(self, board: chess.Board) -> chess.Move:
-        return self.draw.choice(list(board.legal_moves))
+        return self.rng.choice(list(board.legal_moves))
 
     def close(self) -> None: ...
 
@@ -123,8 +126,8 @@ class MatchTally:
     def scores(self) -> dict[str, Any]:
         """Return counts, the share of points and the difference in Elo with their intervals."""
         counts = {"games": self.games, "wins": self.wins, "draws": self.draws, "losses": self.losses}
-        found = elo_difference(self.wins, self.draws, self.losses)
-        return {**counts, **found, "illegal_moves": self.illegal, "ends": dict(sorted(self.ends.items()))}
+        elo = elo_difference(self.wins, self.draws, self.losses)
+        return {**counts, **elo, "illegal_moves": self.illegal, "ends": dict(sorted(self.ends.items()))}
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def play_match(
     openings: Sequence[chess.Board],
     count: int,
     tally: MatchTally,
-    done: Callable[[MatchTally, PlayedGame], None] | None = None,
+    on_game: Callable[[MatchTally, PlayedGame], None] | None = None,
 ) -> None:
     """Play `count` games, two from each opening with colours swapped, and update `tally` after each. UserError if the
     second side fails.
@@ -160,35 +163,35 @@ def play_match(
         tally.draws += points == 0.5
         tally.losses += points == 0
         tally.ends[played.end] = tally.ends.get(played.end, 0) + 1
-        if done is not None:
-            done(tally, played)
+        if on_game is not None:
+            on_game(tally, played)
 
 
 def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent, tally: MatchTally) -> PlayedGame:
     white.new_game()
     black.new_game()
-    stood: dict[Record, int] = {}
+    occurrences: dict[Record, int] = {}
     back = board.root()
     for move in [None, *board.move_stack]:
         if move is not None:
             back.push(move)
-        stood[same(record(back))] = stood.get(same(record(back)), 0) + 1
+        occurrences[repetition_key(record(back))] = occurrences.get(repetition_key(record(back)), 0) + 1
     while True:
-        over = _over(board, stood)
+        over = _over(board, occurrences)
         if over is not None:
             return PlayedGame(board, *over, white.name, black.name)
-        side = white if board.turn else black
-        move = side.move(board)
+        player = white if board.turn else black
+        move = player.move(board)
         if not board.is_legal(move):
-            tally.illegal += side is first
+            tally.illegal += player is first
             result = "0-1" if board.turn else "1-0"
             return PlayedGame(board, result, "illegal move", white.name, black.name)
         board.push(move)
-        key = same(record(board))
-        stood[key] = stood.get(key, 0) + 1
+        key = repetition_key(record(board))
+        occurrences[key] = occurrences.get(key, 0) + 1
 
 
-def _over(board: chess.Board, stood: dict[Record, int]) -> tuple[str, str] | None:
+def _over(board: chess.Board, occurrences: dict[Record, int]) -> tuple[str, str] | None:
     """The result and why, where the game is over; both sides claim the draws that they can."""
     if not any(board.generate_legal_moves()):
         mated = "0-1" if board.turn else "1-0"
@@ -197,12 +200,12 @@ def _over(board: chess.Board, stood: dict[Record, int]) -> tuple[str, str] | Non
         return "1/2-1/2", "insufficient material"
     if board.halfmove_clock >= 100:
         return "1/2-1/2", "fifty moves"
-    if stood[same(record(board))] >= 3:
+    if occurrences[repetition_key(record(board))] >= 3:
         return "1/2-1/2", "threefold repetition"
-    return ("1/2-1/2", "length") if len(board.move_stack) >= _LONGEST else None
+    return ("1/2-1/2", "length") if len(board.move_stack) >= _MAX_PLIES else None
 
 
-def as_pgn(played: PlayedGame, number: int) -> str:
+def format_pgn(played: PlayedGame, number: int) -> str:
     """Return a game in PGN."""
     game = notation.Game.from_board(played.board)
     game.headers.update({"Event": "headway chess match", "Round": str(number), "White": played.white})
@@ -210,7 +213,7 @@ def as_pgn(played: PlayedGame, number: int) -> str:
     return f"{game}\n\n"
 
 
-def rungs(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
+def ladder_steps(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
     """Yield the steps of a ladder: (nodes, None) and (None, Elo); full strength by time if there are none."""
     yield from ((count, None) for count in nodes)
     yield from ((None, elo) for elo in elos)

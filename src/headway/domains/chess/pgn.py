@@ -11,14 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.data.files import File, find_files, lines
+from headway.data.input_files import File, find_files, read_lines
 from headway.data.registry import find_set
-from headway.domains.chess.rules import Record, board_of, chess, move_of, notation, number_of, record, same
-from headway.domains.chess.values import read_score, result_of
+from headway.domains.chess.boards import (
+    Record,
+    board_from_fen,
+    chess,
+    decode_move,
+    encode_move,
+    notation,
+    record,
+    repetition_key,
+)
+from headway.domains.chess.win_probability import parse_result, read_score
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
-_SAID = 300  # characters of an error about a game
+_MAX_FAULT_CHARS = 300  # characters of an error about a game
 _STANDARD = ("", "?", "standard", "normal", "chess", "from position")
 
 
@@ -28,11 +37,13 @@ class Game:
     did not end), and the engine's evaluation after each move, for White, if a comment has it.
     """
 
-    place: str = ""
+    location: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    judged: list[float | None] = field(default_factory=list)  # centipawns for White after each move, None if unknown
+    evaluations: list[float | None] = field(
+        default_factory=list
+    )  # centipawns for White after each move, None if unknown
     result: np.ndarray | None = None
     fault: str = ""
     ended: bool = False
@@ -59,7 +70,7 @@ class Reader(notation.BaseVisitor[Game]):
 
     def begin_game(self) -> None:
         self.game = Game()
-        self.stood: dict[Record, int] = {}
+        self.occurrences: dict[Record, int] = {}
 
     def visit_header(self, tagname: str, tagvalue: str) -> None:
         self.game.headers[tagname] = tagvalue
@@ -89,37 +100,37 @@ class Reader(notation.BaseVisitor[Game]):
         if self.game.fault or self.game.variant is not None:
             return
         position = record(board)
-        before = self.stood.get(same(position), 0)
-        self.stood[same(position)] = before + 1
+        before = self.occurrences.get(repetition_key(position), 0)
+        self.occurrences[repetition_key(position)] = before + 1
         self.game.records.append((*position[:11], before, position[12]))
-        self.game.moves.append(number_of(move, board.turn))
-        self.game.judged.append(None)
+        self.game.moves.append(encode_move(move, board.turn))
+        self.game.evaluations.append(None)
 
     def visit_comment(self, comment: str) -> None:
-        found = _EVAL.search(comment)
-        if found and self.game.judged:
+        match = _EVAL.search(comment)
+        if match and self.game.evaluations:
             try:
-                self.game.judged[-1] = read_score(found[1])
+                self.game.evaluations[-1] = read_score(match[1])
             except ValueError:
-                self.game.fault = f"has the evaluation {found[1]!r}, which is not a number"
+                self.game.fault = f"has the evaluation {match[1]!r}, which is not a number"
 
     def visit_result(self, result: str) -> None:
-        self.game.ended, self.game.result = True, result_of(result)
+        self.game.ended, self.game.result = True, parse_result(result)
 
     def handle_error(self, error: Exception) -> None:
-        self.game.fault = str(error)[:_SAID]
+        self.game.fault = str(error)[:_MAX_FAULT_CHARS]
 
     def result(self) -> Game:
         return self.game
 
 
-class _Handle:
+class _NumberedLines:
     """A file's lines as python-chess reads them, numbered. Of consecutive blank lines only the first is returned,
     because the parser is slow on each.
     """
 
     def __init__(self, file: File) -> None:
-        self._lines = enumerate(lines(file), 1)
+        self._lines = enumerate(read_lines(file), 1)
         self._blank = False
         self.number = 0
 
@@ -135,21 +146,21 @@ def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
     """Yield the games of a file, including variants of chess (headers only). UserError for a game with an illegal move
     and for one that is incomplete, unless `skip_bad` is set: then `fault` describes the problem.
     """
-    handle = _Handle(file)
+    handle = _NumberedLines(file)
     started = 1
     while True:
         try:
             game = notation.read_game(handle, Visitor=Reader)  # type: ignore[arg-type]
         except ValueError as error:  # headers without a position: an illegal FEN, an unknown variant
-            game = Game(fault=str(error)[:_SAID], ended=True)
+            game = Game(fault=str(error)[:_MAX_FAULT_CHARS], ended=True)
         if game is None:
             return
-        game.place = f"{file}, the game from line {started} on"
+        game.location = f"{file}, the game from line {started} on"
         started = handle.number + 1
         if game.variant is None and not game.fault and not game.ended:
             game.fault = "ends without a result, like a truncated file"
         if game.variant is None and game.fault and not skip_bad:
-            raise UserError(f"{game.place}: {game.fault}; correct it, or skip such games: task.skip_bad=true")
+            raise UserError(f"{game.location}: {game.fault}; correct it, or skip such games: task.skip_bad=true")
         yield game
 
 
@@ -166,34 +177,36 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
     known: dict[str, chess.Board] = {}
     for file in files:
         if file.kind == ".epd":
-            numbered = ((number, line) for number, line in enumerate(lines(file), 1) if line.strip())
-            boards = [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
+            numbered = ((number, line) for number, line in enumerate(read_lines(file), 1) if line.strip())
+            boards = [board_from_fen(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
         elif file.kind == ".tsv":
-            boards = _of_table(file)
+            boards = _read_opening_table(file)
         else:  # the moves of each game, as in opening books; at most the first 12 half moves
             boards = []
             for game in (game for game in games(file) if game.variant is None):
                 for number in game.moves[: _LENGTHS[-1]]:
-                    game.start.push(move_of(number, game.start.turn))
+                    game.start.push(decode_move(number, game.start.turn))
                 boards.append(game.start)
         known.update((board.epd(), board) for board in boards if not board.is_game_over())
-    found = list(known.values())
-    if len(found) < count:
-        raise UserError(f"{len(found):,} openings are too few for {2 * count:,} games, two each; play fewer games")
-    return random.Random(seed).sample(found, count)
+    unique_boards = list(known.values())
+    if len(unique_boards) < count:
+        raise UserError(
+            f"{len(unique_boards):,} openings are too few for {2 * count:,} games, two each; play fewer games"
+        )
+    return random.Random(seed).sample(unique_boards, count)
 
 
-def _of_table(file: File) -> list[chess.Board]:
-    rows = (line.split("\t") for line in lines(file))
+def _read_opening_table(file: File) -> list[chess.Board]:
+    rows = (line.split("\t") for line in read_lines(file))
     header = next(rows, [])
     if "pgn" not in header:
         raise UserError(f"{file} has no column 'pgn'; use a table of openings such as Lichess's")
-    found = []
+    boards = []
     for number, row in enumerate(rows, 2):
         game = notation.read_game(io.StringIO(row[header.index("pgn")])) if len(row) == len(header) else None
         if game is None or game.errors:
             raise UserError(f"{file}, line {number}: these are not the moves of an opening; correct the line")
         board = game.end().board()
         if len(board.move_stack) in _LENGTHS:
-            found.append(board)
-    return found
+            boards.append(board)
+    return boards

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headway.domains.chess.judge import Judge, JudgedPosition, place_of, repetitions
+from headway.domains.chess.boards import chess, decode_move
+from headway.domains.chess.evaluator import PositionEvaluator, PositionInput, position_input, repetitions
 from headway.domains.chess.limits import SEARCHES, SearchLimits
 from headway.domains.chess.puct import PuctConfig, SearchLine, Tree, expected_of
-from headway.domains.chess.rules import chess, move_of
 from headway.errors import UserError
 
 
 @dataclass(frozen=True)
-class Thought:
+class SearchResult:
     """The result of a search: lines, the best first, and the number of positions evaluated."""
 
     lines: list[SearchLine]
@@ -30,34 +30,36 @@ class Thought:
 Report = Callable[[list[SearchLine], int], None]
 
 
-class Player:
+class ChessPlayer:
     """Chooses moves by an evaluator's cached evaluations. `search` None selects the strongest search that the evaluator
     allows.
 
     Raises UserError for a search that needs an output which the model lacks.
     """
 
-    def __init__(self, judge: Judge, search: str | None = None, config: PuctConfig | None = None) -> None:
-        self.tree = Tree(judge, config or PuctConfig())
-        self.judge = self.tree.judge
-        self.search_by(search)
+    def __init__(
+        self, evaluator: PositionEvaluator, search: str | None = None, config: PuctConfig | None = None
+    ) -> None:
+        self.tree = Tree(evaluator, config or PuctConfig())
+        self.evaluator = self.tree.evaluator
+        self.set_search(search)
 
-    def search_by(self, search: str | None) -> None:
+    def set_search(self, search: str | None) -> None:
         """Choose moves by this search from now on, keeping the tree. UserErrors as in the constructor."""
-        judge = self.judge
-        chosen = search or ("puct" if judge.has_value else "policy")
+        evaluator = self.evaluator
+        chosen = search or ("puct" if evaluator.has_value else "policy")
         if chosen not in SEARCHES:
             raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
-        if chosen != "policy" and not judge.has_value:
+        if chosen != "policy" and not evaluator.has_value:
             raise UserError(f"this model predicts no values, which the search {chosen} needs; use the search policy")
-        if chosen == "policy" and not judge.has_policy:
+        if chosen == "policy" and not evaluator.has_policy:
             raise UserError("this model predicts only values; use the search value or puct")
         self.search = chosen
 
     def warm_up(self) -> None:
         """Do the work of a model's first evaluation before any clock runs, and time a second one."""
         for _ in range(2):
-            self.judge.ask([place_of(chess.Board(), self.judge.history)])
+            self.evaluator.evaluate_uncached([position_input(chess.Board(), self.evaluator.history)])
 
     def use_threads(self, threads: int) -> None:
         """Set the number of CPU threads."""
@@ -69,61 +71,65 @@ class Player:
 
     def think(
         self, board: chess.Board, limits: SearchLimits, report: Report | None = None, only: Sequence[chess.Move] = ()
-    ) -> Thought:
+    ) -> SearchResult:
         """Return the best moves of a board. UserError if it has no legal move."""
         if not any(board.generate_legal_moves()):
             raise UserError(f"there is no legal move in {board.fen()!r}; the game is over")
         if self.search == "puct":
-            return Thought(*self.tree.search(board, limits, report, only))
-        kept = list(only) or list(board.legal_moves)
+            return SearchResult(*self.tree.search(board, limits, report, only))
+        candidates = list(only) or list(board.legal_moves)
         if self.search == "policy":
-            return Thought([line for line in self.by_policy(board) if line.moves[0] in kept], 1)
-        return Thought(self._by_value(board, kept), len(kept))
+            return SearchResult([line for line in self.by_policy(board) if line.moves[0] in candidates], 1)
+        return SearchResult(self._by_value(board, candidates), len(candidates))
 
     def by_policy(self, board: chess.Board) -> list[SearchLine]:
         """Return all moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at
         once by the rules come last, unless a draw is the best hope: a policy does not know the repetitions.
         """
-        place = place_of(board, self.judge.history)
-        opinion = self.judge.judge([place])[0]
-        assert opinion.policy is not None  # checked at the start
-        outcome = np.array([0.0, 1.0, 0.0]) if opinion.outcome is None else opinion.outcome
-        order = np.argsort(-opinion.policy, kind="stable").tolist()
+        inputs = position_input(board, self.evaluator.history)
+        evaluation = self.evaluator.evaluate([inputs])[0]
+        assert evaluation.policy is not None  # checked at the start
+        outcome = np.array([0.0, 1.0, 0.0]) if evaluation.outcome is None else evaluation.outcome
+        order = np.argsort(-evaluation.policy, kind="stable").tolist()
         lines = [
-            SearchLine([move_of(place.moves[at], board.turn)], round(1e6 * float(opinion.policy[at])), outcome)
-            for at in order
+            SearchLine(
+                [decode_move(inputs.moves[index], board.turn)], round(1e6 * float(evaluation.policy[index])), outcome
+            )
+            for index in order
         ]
-        if opinion.outcome is not None and expected_of(outcome) < 0.5:
+        if evaluation.outcome is not None and expected_of(outcome) < 0.5:
             return lines
-        return sorted(lines, key=lambda line: _draws(board, line.moves[0]))
+        return sorted(lines, key=lambda line: _is_drawing_move(board, line.moves[0]))
 
     def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
         """Return the moves by the evaluation of the positions after them; finished games are scored by the rules."""
-        found: list[SearchLine] = []
-        waiting: list[tuple[SearchLine, JudgedPosition]] = []
+        lines: list[SearchLine] = []
+        waiting: list[tuple[SearchLine, PositionInput]] = []
         after = board.copy()
         for move in moves:
             after.push(move)
             line = SearchLine([move], 1, np.array([0.0, 1.0, 0.0]))
             if after.is_checkmate():
                 line.outcome, line.mates = np.array([1.0, 0.0, 0.0]), True
-            elif not _drawn(after):
-                waiting.append((line, place_of(after, self.judge.history)))
-            found.append(line)
+            elif not _is_drawn(after):
+                waiting.append((line, position_input(after, self.evaluator.history)))
+            lines.append(line)
             after.pop()
-        for (line, _), opinion in zip(waiting, self.judge.judge([place for _, place in waiting]) if waiting else []):
-            assert opinion.outcome is not None  # checked at the start
-            line.outcome = opinion.outcome[::-1]
-        return sorted(found, key=lambda line: -expected_of(line.outcome))
+        for (line, _), evaluation in zip(
+            waiting, self.evaluator.evaluate([entry for _, entry in waiting]) if waiting else []
+        ):
+            assert evaluation.outcome is not None  # checked at the start
+            line.outcome = evaluation.outcome[::-1]
+        return sorted(lines, key=lambda line: -expected_of(line.outcome))
 
 
-def _draws(board: chess.Board, move: chess.Move) -> bool:
+def _is_drawing_move(board: chess.Board, move: chess.Move) -> bool:
     after = board.copy()
     after.push(move)
-    return not after.is_checkmate() and _drawn(after)
+    return not after.is_checkmate() and _is_drawn(after)
 
 
-def _drawn(board: chess.Board) -> bool:
+def _is_drawn(board: chess.Board) -> bool:
     """Whether the game is drawn by any rule."""
     over = board.is_stalemate() or board.is_insufficient_material() or board.halfmove_clock >= 100
     return over or repetitions(board) >= 2

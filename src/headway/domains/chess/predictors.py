@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from headway.domains.chess.judge import judge_of
-from headway.domains.chess.player import Player
-from headway.given import typed
-from headway.handle import Handle
+from headway.arguments import check_types
+from headway.domains.chess.evaluator import make_evaluator
+from headway.domains.chess.player import ChessPlayer
+from headway.model_handle import ModelHandle
 
 
-@typed
-def player(model: Handle, search: str | None = None) -> Player:
-    return Player(judge_of(model.module, model.recipe, str(model.directory)), search)
+@check_types
+def player(model: ModelHandle, search: str | None = None) -> ChessPlayer:
+    return ChessPlayer(make_evaluator(model.module, model.recipe, str(model.directory)), search)

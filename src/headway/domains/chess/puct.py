@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.domains.chess.judge import Judge, JudgedPosition, Opinion, OpinionCache
+from headway.domains.chess.boards import Record, chess, decode_move, encode_move, legal_move_ids, record, repetition_key
+from headway.domains.chess.evaluator import Evaluation, EvaluationCache, PositionEvaluator, PositionInput
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.rules import Record, chess, legal_numbers, move_of, number_of, record, same
 
 DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
@@ -28,7 +28,7 @@ class PuctConfig:
     unknown: float = 0.2
     batch: int = 32
     patience: float = 0.05
-    most: int = 400_000
+    max_nodes: int = 400_000
 
 
 class Node:
@@ -51,9 +51,9 @@ class Node:
         total = int(tried.sum())
         here = expected_of(self.outcome)
         unknown = here - config.unknown * math.sqrt(float(self.policy[tried > 0].sum()))
-        worth = np.where(tried > 0, self.scores / np.maximum(tried, 1), unknown)
+        mean_score = np.where(tried > 0, self.scores / np.maximum(tried, 1), unknown)
         rate = config.explore + math.log((total + config.base + 1) / config.base)
-        return int((worth + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
+        return int((mean_score + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
 
     def best_first(self) -> np.ndarray:
         """Return indices of the moves, the most visited first, then by policy."""
@@ -71,40 +71,40 @@ def outcome_here(board: chess.Board, moves: list[int]) -> np.ndarray | None:
     return DRAW if board.halfmove_clock >= 100 or board.is_insufficient_material() else None
 
 
-def tell(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
+def backpropagate(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
     """Back up an outcome from the end of a path to all its nodes; it flips at each move."""
-    for node, at in reversed(path):
+    for node, index in reversed(path):
         outcome = outcome[::-1]
-        node.visits[at] += 1
-        node.scores[at] += expected_of(outcome)
-        node.outcomes[at] += outcome
+        node.visits[index] += 1
+        node.scores[index] += expected_of(outcome)
+        node.outcomes[index] += outcome
 
 
-def undo(path: list[tuple[Node, int]]) -> None:
-    for node, at in path:
-        node.virtual[at] -= 1
+def undo_virtual_loss(path: list[tuple[Node, int]]) -> None:
+    for node, index in path:
+        node.virtual[index] -= 1
 
 
 def find_mates(root: Node, board: chess.Board) -> None:
     """Try the moves that mate at once, independent of the policy."""
     after = board.copy(stack=False)
-    for place, number in enumerate(root.moves):
-        if root.children[place] is None:
-            after.push(move_of(number, board.turn))
+    for index, move_id in enumerate(root.moves):
+        if root.children[index] is None:
+            after.push(decode_move(move_id, board.turn))
             if after.is_checkmate():
-                root.children[place] = mated = Node(record(after), [])
+                root.children[index] = mated = Node(record(after), [])
                 mated.end, mated.outcome = True, LOST
-                tell([(root, place)], LOST)
+                backpropagate([(root, index)], LOST)
             after.pop()
 
 
-def restricted(root: Node, numbers: list[int]) -> Node:
+def restrict_root(root: Node, move_ids: list[int]) -> Node:
     """Return the root with only some of its moves."""
-    kept = [place for place, number in enumerate(root.moves) if number in numbers]
-    found = Node(root.position, [root.moves[place] for place in kept])
-    found.outcome, found.policy = root.outcome, root.policy[kept]
-    found.policy = found.policy / max(float(found.policy.sum()), 1e-9)
-    return found
+    indices = [index for index, move_id in enumerate(root.moves) if move_id in move_ids]
+    new_root = Node(root.position, [root.moves[index] for index in indices])
+    new_root.outcome, new_root.policy = root.outcome, root.policy[indices]
+    new_root.policy = new_root.policy / max(float(new_root.policy.sum()), 1e-9)
+    return new_root
 
 
 @dataclass
@@ -122,11 +122,11 @@ class SearchLine:
 class Tree:
     """The search from one position of a game; it keeps the subtree of the moves that are then played."""
 
-    def __init__(self, judge: Judge, config: PuctConfig) -> None:
-        self.judge, self.config = OpinionCache(judge), config
+    def __init__(self, evaluator: PositionEvaluator, config: PuctConfig) -> None:
+        self.evaluator, self.config = EvaluationCache(evaluator), config
         self.root: Node | None = None
         self.board = chess.Board()
-        self.kept = 0  # visits of the root from an earlier search
+        self.earlier_visits = 0  # visits of the root from an earlier search
 
     def clear(self) -> None:
         self.root = None
@@ -140,16 +140,16 @@ class Tree:
     ) -> tuple[list[SearchLine], int]:
         """Lines of the root, the best first, and the evaluated nodes. `only` restricts the root to some moves."""
         try:
-            root = self._begin(board)
+            root = self._set_root(board)
             if only:
-                root = self.root = restricted(root, [number_of(move, board.turn) for move in only])
+                root = self.root = restrict_root(root, [encode_move(move, board.turn) for move in only])
             find_mates(root, board)
-            nodes, self.kept = 0, int(root.visits.sum())
-            while not self._enough(root, limits, nodes):
-                size = self._size(limits, nodes)
-                found, done = self._simulate(root, size)
+            nodes, self.earlier_visits = 0, int(root.visits.sum())
+            while not self._is_done(root, limits, nodes):
+                size = self._batch_size(limits, nodes)
+                progressed, done = self._simulate(root, size)
                 nodes += done
-                if report is not None and found:
+                if report is not None and progressed:
                     report(self.lines(), nodes)
             return self.lines(), nodes
         except BaseException:
@@ -158,44 +158,44 @@ class Tree:
 
     def lines(self) -> list[SearchLine]:
         """Return the moves of the root, the best first."""
-        root, found = self.root, []
+        root, lines = self.root, []
         if root is None:
             return []
-        for place in root.best_first().tolist():
-            child = root.children[place]
-            visits = int(root.visits[place])
-            outcome = root.outcomes[place] / visits if visits else root.outcome
+        for index in root.best_first().tolist():
+            child = root.children[index]
+            visits = int(root.visits[index])
+            outcome = root.outcomes[index] / visits if visits else root.outcome
             mates = child is not None and child.end and child.outcome is LOST
-            found.append(SearchLine(self._principal(root, place), visits, outcome, mates))
-        return sorted(found, key=lambda line: not line.mates)
+            lines.append(SearchLine(self._principal(root, index), visits, outcome, mates))
+        return sorted(lines, key=lambda line: not line.mates)
 
-    def _principal(self, node: Node, place: int) -> list[chess.Move]:
+    def _principal(self, node: Node, index: int) -> list[chess.Move]:
         turn, moves, here = self.board.turn, [], node
         while True:
-            moves.append(move_of(here.moves[place], turn))
-            child = here.children[place]
+            moves.append(decode_move(here.moves[index], turn))
+            child = here.children[index]
             if child is None or child.end or not child.visits.any() or len(moves) >= 32:
                 return moves
-            here, place, turn = child, int(child.best_first()[0]), not turn
+            here, index, turn = child, int(child.best_first()[0]), not turn
 
-    def _begin(self, board: chess.Board) -> Node:
+    def _set_root(self, board: chess.Board) -> Node:
         """Make the board the root: its existing node, or a new one."""
-        found = self._kept(board)
+        root = self._find_node(board)
         self.board = board.copy()
         self.past: dict[Record, int] = {}  # occurrences since the last irreversible move
         back = board.copy()
         for _ in range(min(len(back.move_stack), board.halfmove_clock)):
             back.pop()
-            key = same(record(back))
+            key = repetition_key(record(back))
             self.past[key] = self.past.get(key, 0) + 1
-        if found is None:
-            start = Node(record(board), legal_numbers(board))
-            self._take(start, self.judge.judge([self._place(board, [], start)])[0])
-            found = start
-        self.root = found
-        return found
+        if root is None:
+            start = Node(record(board), legal_move_ids(board))
+            self._expand(start, self.evaluator.evaluate([self._position_input(board, [], start)])[0])
+            root = start
+        self.root = root
+        return root
 
-    def _kept(self, board: chess.Board) -> Node | None:
+    def _find_node(self, board: chess.Board) -> Node | None:
         """Return the node of a board that follows from the last root by explored moves."""
         before = len(self.board.move_stack)
         known = self.root is not None and self.board.root() == board.root()
@@ -203,114 +203,120 @@ class Tree:
             return None
         node, turn = self.root, self.board.turn
         for move in board.move_stack[before:]:
-            number = number_of(move, turn)
+            number = encode_move(move, turn)
             if node is None or number not in node.moves:
                 return None
             node, turn = node.children[node.moves.index(number)], not turn
         usable = node is not None and not node.end and len(node.moves) == board.legal_moves.count()
         return node if usable else None
 
-    def _enough(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
+    def _is_done(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
             return limits.stop.is_set()  # at least one simulation, even without time
-        if limits.over or nodes >= (limits.nodes or self.config.most) or self.kept + nodes >= self.config.most:
+        if (
+            limits.over
+            or nodes >= (limits.nodes or self.config.max_nodes)
+            or self.earlier_visits + nodes >= self.config.max_nodes
+        ):
             return True
         if limits.depth is not None:
             deep = len(self._principal(root, int(root.best_first()[0]))) >= limits.depth
             return deep or nodes >= 400 * limits.depth
-        only_one = len(root.moves) == 1 and limits.seconds is not None
-        return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
+        is_forced = len(root.moves) == 1 and limits.seconds is not None
+        return is_forced or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
-    def _size(self, limits: SearchLimits, nodes: int) -> int:
+    def _batch_size(self, limits: SearchLimits, nodes: int) -> int:
         """Return how many leaves to evaluate at once: what fits into the time, and few while the tree is small. A
         search with only a node limit ignores the time, so that it is reproducible.
         """
         size = min(self.config.batch, 1 + nodes // 4)
         if limits.nodes is None or limits.seconds is not None:
-            time_left = min(self.config.patience, max(0.0, limits.left) / 2)
-            size = min(size, max(1, int(self.judge.rate * time_left)))
-        room = min(limits.nodes or self.config.most, self.config.most - self.kept) - nodes
-        return min(size, max(1, room))
+            time_left = min(self.config.patience, max(0.0, limits.seconds_left) / 2)
+            size = min(size, max(1, int(self.evaluator.rate * time_left)))
+        remaining = min(limits.nodes or self.config.max_nodes, self.config.max_nodes - self.earlier_visits) - nodes
+        return min(size, max(1, remaining))
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
         """Evaluate up to `size` leaves. Return whether anything was found, and how many."""
-        waiting: list[tuple[list[tuple[Node, int]], Node, JudgedPosition]] = []
+        waiting: list[tuple[list[tuple[Node, int]], Node, PositionInput]] = []
         pending: set[int] = set()
         done = 0
         for _ in range(size):
-            path, leaf, place, outcome = self._descend(root)
+            path, leaf, entry, outcome = self._descend(root)
             if outcome is not None:
-                tell(path, outcome)
+                backpropagate(path, outcome)
                 done += 1
-            elif leaf is None or place is None:
-                undo(path)  # it ends at a leaf that is already in this batch
+            elif leaf is None or entry is None:
+                undo_virtual_loss(path)  # it ends at a leaf that is already in this batch
                 break
             else:
                 pending.add(id(leaf))
-                waiting.append((path, leaf, place))
+                waiting.append((path, leaf, entry))
         if waiting:
-            for (path, leaf, _), opinion in zip(waiting, self.judge.judge([place for _, _, place in waiting])):
-                self._take(leaf, opinion)
-                node, at = path[-1]
-                node.children[at] = leaf
-                tell(path, leaf.outcome)
+            for (path, leaf, _), evaluation in zip(
+                waiting, self.evaluator.evaluate([entry for _, _, entry in waiting])
+            ):
+                self._expand(leaf, evaluation)
+                node, index = path[-1]
+                node.children[index] = leaf
+                backpropagate(path, leaf.outcome)
             done += len(waiting)
         for path, _, _ in waiting:
-            undo(path)
+            undo_virtual_loss(path)
         return done > 0, done
 
     def _descend(
         self, root: Node
-    ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
+    ) -> tuple[list[tuple[Node, int]], Node | None, PositionInput | None, np.ndarray | None]:
         """Descend to a position without an evaluation: return the path, its node and the evaluator's input; or, if the
         game ends, the outcome for the side to move.
         """
-        board, node = self.board.copy(stack=self.judge.history), root
+        board, node = self.board.copy(stack=self.evaluator.history), root
         path: list[tuple[Node, int]] = []
-        stood: set[Record] = {same(root.position)}
+        visited: set[Record] = {repetition_key(root.position)}
         trail = [root.position]
         while True:
-            at = node.choose(self.config)
-            busy = node.children[at] is None and node.virtual[at] > 0
-            node.virtual[at] += 1
-            path.append((node, at))
+            index = node.choose(self.config)
+            busy = node.children[index] is None and node.virtual[index] > 0
+            node.virtual[index] += 1
+            path.append((node, index))
             if busy:
                 return path, None, None, None
-            board.push(move_of(node.moves[at], board.turn))
-            child = node.children[at]
+            board.push(decode_move(node.moves[index], board.turn))
+            child = node.children[index]
             position = child.position if child is not None else record(board)
-            key = same(position)
-            if key in stood or key in self.past:  # a repetition gains nothing
-                undo(path)
+            key = repetition_key(position)
+            if key in visited or key in self.past:  # a repetition gains nothing
+                undo_virtual_loss(path)
                 return path, None, None, DRAW
-            stood.add(key)
+            visited.add(key)
             trail.append(position)
             if child is None:
-                child = Node(position, legal_numbers(board))
+                child = Node(position, legal_move_ids(board))
                 over = outcome_here(board, child.moves)
                 if over is None:
-                    return path, child, self._place(board, trail, child), None
+                    return path, child, self._position_input(board, trail, child), None
                 child.end, child.outcome = True, over
-                node.children[at] = child
+                node.children[index] = child
             if child.end:
-                undo(path)
+                undo_virtual_loss(path)
                 return path, None, None, child.outcome
             node = child
 
-    def _place(self, board: chess.Board, trail: list[Record], node: Node) -> JudgedPosition:
+    def _position_input(self, board: chess.Board, trail: list[Record], node: Node) -> PositionInput:
         """Return the evaluator's input: the position and those before it, in the tree and then in the game."""
-        count = self.judge.history
+        count = self.evaluator.history
         records = list(reversed(trail[-(count + 1) :])) or [node.position]
         if len(records) <= count:
             back = self.board.copy(stack=count + 1)
             while len(records) <= count and back.move_stack:
                 back.pop()
                 records.append(record(back))
-        repeated = self.past.get(same(node.position), 0)
+        repeated = self.past.get(repetition_key(node.position), 0)
         newest = records[0]
-        return JudgedPosition(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
+        return PositionInput(((*newest[:11], repeated, newest[12]), *records[1:]), node.moves)
 
-    def _take(self, node: Node, opinion: Opinion) -> None:
-        even = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)
-        node.policy = even if opinion.policy is None else opinion.policy
-        node.outcome = DRAW if opinion.outcome is None else opinion.outcome
+    def _expand(self, node: Node, evaluation: Evaluation) -> None:
+        uniform = np.full(len(node.moves), 1 / max(1, len(node.moves)), np.float32)
+        node.policy = uniform if evaluation.policy is None else evaluation.policy
+        node.outcome = DRAW if evaluation.outcome is None else evaluation.outcome

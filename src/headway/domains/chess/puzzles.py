@@ -9,22 +9,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headway.data.files import find_files, unpacked
+from headway.data.input_files import expand_archives, find_files
+from headway.domains.chess.boards import board_from_fen, chess, parse_move
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
-from headway.domains.chess.rules import board_of, chess, move_named
-from headway.domains.chess.sources import KINDS, MOVE_NAMES, POSITION_NAMES, found_moves, rows_of
+from headway.domains.chess.player import ChessPlayer
+from headway.domains.chess.position_files import KINDS, MOVE_NAMES, POSITION_NAMES, find_moves, read_rows
 from headway.errors import UserError
-from headway.metrics import wilson
+from headway.metrics import wilson_interval
 
 
 @dataclass(frozen=True)
 class Puzzle:
     """A position and its solution: for each move of the solver the correct ones, and the opponent's answers."""
 
-    place: str
+    location: str
     board: chess.Board
-    right: list[list[chess.Move]]
+    solutions: list[list[chess.Move]]
     answers: list[chess.Move]
 
 
@@ -32,26 +32,26 @@ def puzzles(path: Path) -> Iterator[Puzzle]:
     """Yield the puzzles of a CSV: a position and its best moves, or Lichess's, whose first move is the opponent's.
     UserError for an invalid position or move.
     """
-    for file in unpacked(find_files(path, KINDS), KINDS):
+    for file in expand_archives(find_files(path, KINDS), KINDS):
         if file.kind != ".csv":
             raise UserError(f"{file} contains no puzzles; pass a .csv of position and bestmove, or Lichess's")
-        for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
-            board, moves = board_of(row[position], where), found_moves(row[move], where)
+        for where, row, (position, move) in read_rows(file, POSITION_NAMES, MOVE_NAMES):
+            board, moves = board_from_fen(row[position], where), find_moves(row[move], where)
             if move.lower() != "moves":
-                yield Puzzle(where, board, [[move_named(board, text, where) for text in moves]], [])
+                yield Puzzle(where, board, [[parse_move(board, text, where) for text in moves]], [])
                 continue
             if len(moves) < 2:
                 raise UserError(f"{where}: {row[move]!r} is one move; write the opponent's move and the answer")
-            line, along = [], board.copy()
+            line, walk = [], board.copy()
             for text in moves:
-                line.append(move_named(along, text, where))
-                along.push(line[-1])
+                line.append(parse_move(walk, text, where))
+                walk.push(line[-1])
             board.push(line[0])
-            yield Puzzle(where, board, [[right] for right in line[1::2]], line[2::2])
+            yield Puzzle(where, board, [[solution] for solution in line[1::2]], line[2::2])
 
 
 def solve(
-    player: Player,
+    player: ChessPlayer,
     path: Path,
     limits: SearchLimits,
     limit: int | None = None,
@@ -64,23 +64,23 @@ def solve(
     """
     solved = first = illegal = count = nodes = 0
     started = time.monotonic()
-    given = islice(puzzles(path), limit)
-    while (puzzle := _next(given, count, solved)) is not None:
+    puzzle_iter = islice(puzzles(path), limit)
+    while (puzzle := _next(puzzle_iter, count, solved)) is not None:
         player.new_game()
-        board, whole = puzzle.board.copy(), True
-        for number, right in enumerate(puzzle.right):
+        board, all_correct = puzzle.board.copy(), True
+        for number, solutions in enumerate(puzzle.solutions):
             thought = player.think(board, replace(limits, started=time.monotonic()))
             nodes += thought.nodes
             legal = board.is_legal(thought.move)
             illegal += not legal
-            found = legal and (thought.move in right or mates_as_well(board, thought.move, right))
-            first += found and number == 0
-            whole = whole and found
-            if not found or number == len(puzzle.answers):
+            correct = legal and (thought.move in solutions or is_alternative_mate(board, thought.move, solutions))
+            first += correct and number == 0
+            all_correct = all_correct and correct
+            if not correct or number == len(puzzle.answers):
                 break
-            board.push(right[0])
+            board.push(solutions[0])
             board.push(puzzle.answers[number])
-        solved, count = solved + whole, count + 1
+        solved, count = solved + all_correct, count + 1
         if progress is not None and count % 50 == 0:
             progress(count, solved)
     if count == 0:
@@ -88,7 +88,7 @@ def solve(
     seconds = time.monotonic() - started
     return {
         "puzzle_accuracy": solved / count,
-        "puzzle_accuracy_interval": wilson(solved, count),
+        "puzzle_accuracy_interval": wilson_interval(solved, count),
         "samples": count,
         "first_move_accuracy": first / count,
         "illegal_moves": illegal,
@@ -97,22 +97,22 @@ def solve(
     }
 
 
-def _next(given: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
+def _next(puzzle_iter: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
     """Return the next puzzle; a UserError for an invalid one includes the score so far."""
     try:
-        return next(given, None)
+        return next(puzzle_iter, None)
     except UserError as error:
         if not count:
             raise
         raise UserError(f"{error}; of the {count:,} puzzles before it, {solved:,} were solved") from error
 
 
-def mates_as_well(board: chess.Board, move: chess.Move, right: list[chess.Move]) -> bool:
+def is_alternative_mate(board: chess.Board, move: chess.Move, solutions: list[chess.Move]) -> bool:
     """Whether the move mates, like the correct one."""
 
-    def ends(choice: chess.Move) -> bool:
+    def is_mate(choice: chess.Move) -> bool:
         after = board.copy(stack=False)
         after.push(choice)
         return after.is_checkmate()
 
-    return ends(move) and any(ends(choice) for choice in right)
+    return is_mate(move) and any(is_mate(choice) for choice in solutions)

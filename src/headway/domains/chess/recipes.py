@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from headway.data.files import File, lines
+from headway.data.input_files import File, read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, digits
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models.presets import searchless, squares
 
 
@@ -56,10 +56,10 @@ _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
 )  # fmt: skip
 _PLIES = 60  # positions per game, about
-_TRIED = 200  # samples per file that are read to estimate the total time
-_MEASURED = 64  # positions per timed step
-_JUDGED = (256, 4096)  # minimum and maximum positions per evaluation
-_READING = 0.5  # maximum share of the minutes for reading
+_PROBED_SAMPLES = 200  # samples per file that are read to estimate the total time
+_TIMED_POSITIONS = 64  # positions per timed step
+_EVALUATED = (256, 4096)  # minimum and maximum positions per evaluation
+_MAX_READING_SHARE = 0.5  # maximum share of the minutes for reading
 
 
 @dataclass(frozen=True)
@@ -68,56 +68,61 @@ class BoardsScale(Scale):
     minutes allow more positions per evaluation.
     """
 
-    law: Law = field(default_factory=lambda: Law(excess=40.0))
-    batch: str = "train.batch_size"
-    least: int = 32
-    most: int = 1024
-    noise: float = 1.0
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(excess=40.0))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 32
+    max_batch: int = 1024
+    noise_scale: float = 1.0
     unit: str = "position"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         task = recipe.task
         assert isinstance(task, GamesConfig)
-        count = _counted(task, paths, minutes)
-        few, many = _JUDGED
-        judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
-        settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
-        return Settled(settings, f"of about {count:,} positions, at most {judged:,} are used per evaluation")
+        count = _count_positions(task, paths, minutes)
+        min_positions, max_positions = _EVALUATED
+        evaluated = min(max_positions, max(min_positions, 2 ** round(math.log2(min_positions * minutes))))
+        settings = {
+            **self.held_out_shares(count, 2 * evaluated),
+            "train.evaluate_limit": evaluated,
+            self.batch_setting: _TIMED_POSITIONS,
+        }
+        return DataSettings(settings, f"of about {count:,} positions, at most {evaluated:,} are used per evaluation")
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
 
 
-def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
+def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
     """Estimate the number of positions. UserError if reading them for the first time would take too long."""
-    from headway.domains.chess.positions import are_read
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
+    from headway.domains.chess.positions import are_cached
 
     files = chess_files(paths)
-    numbers = [_samples(file) for file in files]
-    count = sum(number * (_PLIES if file.kind == ".pgn" else 1) for file, number in zip(files, numbers))
-    if are_read(files, task.evals, task.skip_bad):
+    sample_counts = [_count_samples(file) for file in files]
+    count = sum(number * (_PLIES if file.kind == ".pgn" else 1) for file, number in zip(files, sample_counts))
+    if are_cached(files, task.evals, task.skip_bad):
         return count
     seconds = 0.0
-    for file, number in zip(files, numbers):
-        begun = time.perf_counter()
-        tried = sum(1 for _ in islice(samples(file, task.evals, task.skip_bad, ReadTally()), _TRIED))
-        seconds += (time.perf_counter() - begun) * max(1.0, number / max(1, tried))
-    if seconds > _READING * 60 * minutes:
+    for file, number in zip(files, sample_counts):
+        start = time.perf_counter()
+        samples_read = sum(1 for _ in islice(samples(file, task.evals, task.skip_bad, ReadTally()), _PROBED_SAMPLES))
+        seconds += (time.perf_counter() - start) * max(1.0, number / max(1, samples_read))
+    if seconds > _MAX_READING_SHARE * 60 * minutes:
         raise UserError(
-            f"reading about {count:,} positions for the first time takes about {digits(seconds / 60)} of the "
-            f"{minutes:g} minutes; set --minutes to {digits(seconds / 60 / _READING)} or more, or use fewer files (the "
+            f"reading about {count:,} positions for the first time takes about {format_number(seconds / 60)} of the "
+            f"{minutes:g} minutes; set --minutes to {format_number(seconds / 60 / _MAX_READING_SHARE)} or more, or "
+            "use fewer files (the "
             "next run reads them from the cache)"
         )
     return count
 
 
-def _samples(file: File) -> int:
+def _count_samples(file: File) -> int:
     """Count the games of a PGN file, by their blocks of tags, or the lines of others."""
     if file.kind != ".pgn":
-        return sum(1 for _ in lines(file))
-    tags = (line.startswith("[") for line in lines(file))
+        return sum(1 for _ in read_lines(file))
+    tags = (line.startswith("[") for line in read_lines(file))
     return sum(1 for before, here in pairwise(chain((False,), tags)) if here and not before)
 
 

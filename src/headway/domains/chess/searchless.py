@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headway.codecs.boards import MOVES
+from headway.codecs.chess_boards import MOVES
 from headway.data import Splits
-from headway.data.splits import Sides
+from headway.data.splits import SplitIndices
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.data import PositionObjective, PositionRows
-from headway.domains.chess.judge import VALUE as HEAD
-from headway.domains.chess.judge import TokenJudge, absolute, said, scores_of, token_inputs
+from headway.domains.chess.evaluator import VALUE as HEAD
+from headway.domains.chess.evaluator import TokenEvaluator, expected_scores, to_white, token_inputs, value_logits
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.values import expected
+from headway.domains.chess.win_probability import expected
 from headway.errors import UserError
 from headway.learn import Recipe
-from headway.learn.examples import Batch, Chance
-from headway.learn.objective import judged
-from headway.metrics import wilson
+from headway.learn.examples import Batch, RngKey
+from headway.learn.objective import evaluation_batches
+from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 
 _SPREAD, _ROUND = 2_654_435_761, 1_000_003  # hash, so that neighbouring positions start with different moves
@@ -41,10 +41,10 @@ class Fens(PositionRows):
             "state_value": ~np.isnan(source.values[:, 0]),
             "action_value": worths[source.starts[1:]] > worths[source.starts[:-1]],
         }[config.target]
-        found = source.split(config.split)
-        sides = Sides({side: rows[known[rows]] for side, rows in found.items()}, found.removed)
-        what, give = f"positions with a target {config.target}", "games with results, or evaluations, in files"
-        super().__init__(recipe, source, Splits(sides, np.flatnonzero(known), what, give))
+        split_rows = source.split(config.split)
+        splits = SplitIndices({split: rows[known[rows]] for split, rows in split_rows.items()}, split_rows.removed)
+        noun, hint = f"positions with a target {config.target}", "games with results, or evaluations, in files"
+        super().__init__(recipe, source, Splits(splits, np.flatnonzero(known), noun, hint))
         self.target, self.bins = config.target, config.bins
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
@@ -55,9 +55,9 @@ class Fens(PositionRows):
             self.splits.rows(split)
         if not isinstance(model, TransformerConfig) or not isinstance(model.heads.get(HEAD), PooledHeadConfig):
             raise UserError("this model does not read tokens of a FEN; use chess-9m, chess-136m or chess-270m")
-        return replace(model, symbols=len(MOVES))
+        return replace(model, vocab_size=len(MOVES))
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Of several moves with values, one is selected, depending on the position's index and on the epoch (from the
         index in the stream of samples).
         """
@@ -65,14 +65,14 @@ class Fens(PositionRows):
         if self.target == "state_value":
             inputs, labels = token_inputs(positions), bins_of(expected(targets.values), self.bins)
         elif self.target == "behaviour":
-            inputs, labels = token_inputs(positions), absolute(positions, targets.moves[:, 0])
+            inputs, labels = token_inputs(positions), to_white(positions, targets.moves[:, 0])
         else:
-            known, every = ~np.isnan(targets.worths), np.arange(len(rows))
-            epoch = 0 if chance is None else chance.places // len(self.splits.rows("train"))
+            known, all_rows = ~np.isnan(targets.worths), np.arange(len(rows))
+            epoch = 0 if rng_key is None else rng_key.positions // len(self.splits.rows("train"))
             nth = (epoch + rows * _SPREAD % _ROUND) % known.sum(1)
             column = (known.cumsum(1) == nth[:, None] + 1).argmax(1)
-            inputs = token_inputs(positions, absolute(positions, targets.moves[every, column]))
-            labels = bins_of(targets.worths[every, column], self.bins)
+            inputs = token_inputs(positions, to_white(positions, targets.moves[all_rows, column]))
+            labels = bins_of(targets.worths[all_rows, column], self.bins)
         return Batch((torch.from_numpy(inputs),), torch.from_numpy(labels), len(rows), inputs.size)
 
 
@@ -84,8 +84,8 @@ class MoveOrBin(PositionObjective[Fens]):
         self.target: Target = target
         self.outputs = outputs
 
-    def opinions(self, model: nn.Module) -> TokenJudge:
-        return TokenJudge(cast(Transformer, model), self.target)
+    def evaluator(self, model: nn.Module) -> TokenEvaluator:
+        return TokenEvaluator(cast(Transformer, model), self.target)
 
     def adapt(self, model: ModelConfig, examples: Fens) -> ModelConfig:
         """Return `model` with the outputs of this target."""
@@ -94,19 +94,19 @@ class MoveOrBin(PositionObjective[Fens]):
         return replace(model, heads={**model.heads, HEAD: head})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        total = F.cross_entropy(said(model, *batch.inputs), batch.targets, reduction="sum")
+        total = F.cross_entropy(value_logits(model, *batch.inputs), batch.targets, reduction="sum")
         return {"loss": Loss(total, batch.tokens)}
 
-    def judge(self, model: nn.Module, examples: Fens, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Fens, split: str, limit: int | None = None) -> dict[str, Any]:
         """Return nats per position, the accuracy of moves or bins, and the mean error of the expected score."""
-        nats, hits, error, some = 0.0, 0, 0.0, examples.of(split).some(limit)
-        for _, batch in judged(model, some):
-            logits = said(model, *batch.inputs)
+        nats, hits, error, samples = 0.0, 0, 0.0, examples.of(split).limited_to(limit)
+        for _, batch in evaluation_batches(model, samples):
+            logits = value_logits(model, *batch.inputs)
             nats += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
             hits += int((logits.argmax(-1) == batch.targets).sum())
-            error += float((scores_of(logits) - (batch.targets + 0.5) / self.outputs).abs().sum())
-        count = len(some)
-        scores = {"loss": nats / count, "accuracy": hits / count, "accuracy_interval": wilson(hits, count)}
+            error += float((expected_scores(logits) - (batch.targets + 0.5) / self.outputs).abs().sum())
+        count = len(samples)
+        scores = {"loss": nats / count, "accuracy": hits / count, "accuracy_interval": wilson_interval(hits, count)}
         if self.target != "behaviour":
             scores["score_error"] = error / count
         return {**scores, "positions": count}

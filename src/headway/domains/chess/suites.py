@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headway.data.files import find_files, lines, unpacked
+from headway.data.input_files import expand_archives, find_files, read_lines
+from headway.domains.chess.boards import chess, parse_epd, parse_moves, parse_operations
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.player import Player
-from headway.domains.chess.puzzles import mates_as_well
-from headway.domains.chess.rules import board_and_rest, chess, moves_of, operations_of
+from headway.domains.chess.player import ChessPlayer
+from headway.domains.chess.puzzles import is_alternative_mate
 from headway.errors import UserError
-from headway.metrics import wilson
+from headway.metrics import wilson_interval
 
 _KINDS = (".epd", ".zip")
-_LONGEST = 4096  # characters per line
-_ASKED = re.compile(r"\b[ab]m\s")
+_MAX_LINE_CHARS = 4096  # characters per line
+_HAS_MOVES = re.compile(r"\b[ab]m\s")
 _HOPELESS = 1000  # bad lines at the start of a file after which reading gives up
 
 
@@ -35,8 +35,8 @@ class Exercise:
 
     def solved_by(self, move: chess.Move) -> bool:
         """Any mate counts as correct."""
-        right = not self.best or move in self.best or mates_as_well(self.board, move, self.best)
-        return right and move not in self.avoid
+        solved = not self.best or move in self.best or is_alternative_mate(self.board, move, self.best)
+        return solved and move not in self.avoid
 
 
 @dataclass
@@ -49,40 +49,40 @@ class Suite:
 
 def read_suite(path: Path, limit: int | None = None) -> Suite:
     """Return the exercises of a file, at most the first `limit`. UserError if it cannot be read or has none."""
-    found = Suite()
-    for file in unpacked(find_files(path, _KINDS), _KINDS):
-        for number, line in enumerate(lines(file), 1):
-            if len(found.exercises) == limit:
-                return found
+    suite = Suite()
+    for file in expand_archives(find_files(path, _KINDS), _KINDS):
+        for number, line in enumerate(read_lines(file), 1):
+            if len(suite.exercises) == limit:
+                return suite
             if not line.strip():
                 continue
             try:
-                found.exercises.append(_exercise(line, number, f"{file}, line {number}"))
+                suite.exercises.append(_exercise(line, number, f"{file}, line {number}"))
             except UserError as error:
-                found.faults.append(str(error))
-            if len(found.faults) == _HOPELESS and not found.exercises:
+                suite.faults.append(str(error))
+            if len(suite.faults) == _HOPELESS and not suite.exercises:
                 break
-    if not found.exercises:
-        first = f" ({found.faults[0]})" if found.faults else ""
+    if not suite.exercises:
+        first = f" ({suite.faults[0]})" if suite.faults else ""
         raise UserError(f"{path} contains no position with bm or am{first}; pass a test suite in EPD")
-    return found
+    return suite
 
 
 def _exercise(line: str, number: int, where: str) -> Exercise:
-    if len(line) > _LONGEST:
+    if len(line) > _MAX_LINE_CHARS:
         raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
-    if _ASKED.search(line) is None:  # before parsing the board, which takes longer
+    if _HAS_MOVES.search(line) is None:  # before parsing the board, which takes longer
         raise UserError(f"{where} has neither bm nor am; add the best moves, as in bm Nf3;")
-    board, rest = board_and_rest(line, where)
-    known = operations_of(rest, where)
-    best, avoid = (moves_of(board, known.get(name, ""), where) for name in ("bm", "am"))
+    board, operation_text = parse_epd(line, where)
+    known = parse_operations(operation_text, where)
+    best, avoid = (parse_moves(board, known.get(name, ""), where) for name in ("bm", "am"))
     if not best and not avoid:
         raise UserError(f"{where} names no move in bm or am; add the best moves, as in bm Nf3;")
     return Exercise(known.get("id") or f"line {number}", number, board, best, avoid)
 
 
 def solve_suite(
-    player: Player, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
+    player: ChessPlayer, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Return how many exercises of a suite the player solves, within `limits` for each.
 
@@ -96,14 +96,14 @@ def solve_suite(
         thought = player.think(exercise.board.copy(), replace(limits, started=time.monotonic()))
         nodes += thought.nodes
         if not exercise.solved_by(thought.move):
-            missed.append(_told(exercise, thought.move))
+            missed.append(_describe_missed(exercise, thought.move))
         if progress is not None and count % 20 == 0:
             progress(count, count - len(missed))
     samples = len(suite.exercises)
     seconds = time.monotonic() - started
     return {
         "suite_accuracy": (samples - len(missed)) / samples,
-        "suite_accuracy_interval": wilson(samples - len(missed), samples),
+        "suite_accuracy_interval": wilson_interval(samples - len(missed), samples),
         "solved": samples - len(missed),
         "samples": samples,
         "skipped": len(suite.faults),
@@ -113,7 +113,7 @@ def solve_suite(
     }
 
 
-def _told(exercise: Exercise, move: chess.Move) -> dict[str, Any]:
+def _describe_missed(exercise: Exercise, move: chess.Move) -> dict[str, Any]:
     board = exercise.board
 
     def named(moves: Sequence[chess.Move]) -> str:

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.boards import FLIP, MOVERS, fens, planes
+from headway.codecs.chess_boards import FLIPPED_MOVES, UPWARD_MOVES, board_planes, to_fens
 from headway.data import Splits
+from headway.domains.chess.boards import chess, legal_move_ids
 from headway.domains.chess.config import ChessConfig
 from headway.domains.chess.data import PositionObjective, PositionRows
-from headway.domains.chess.judge import POLICY, VALUE, BoardJudge, outputs
+from headway.domains.chess.evaluator import POLICY, VALUE, BoardEvaluator, outputs
 from headway.domains.chess.positions import Positions, Targets
-from headway.domains.chess.rules import chess, legal_numbers
 from headway.errors import UserError
 from headway.learn import Recipe
-from headway.learn.examples import Batch, Chance
-from headway.learn.objective import judged
-from headway.metrics import wilson
+from headway.learn.examples import Batch, RngKey
+from headway.learn.objective import evaluation_batches
+from headway.metrics import wilson_interval
 from headway.nn.models import BoardEmbedConfig, Loss, ModelConfig, Transformer, TransformerConfig
 
 _FORGET, _TURN = 23, 24  # random streams
@@ -49,29 +49,29 @@ class Boards(PositionRows):
         _history(model)
         return model
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """In training, some positions are passed without their history, and some without castling rights are mirrored
         left to right, under which the rules are symmetric.
         """
         records, known = self.source.records(rows, self.history)
-        if chance is not None:
-            known = known & (_drawn(chance, self.seed, _FORGET) >= self.config.forget)[:, None]
-        targets, inputs = self.source.targets(rows), planes(records, known)
+        if rng_key is not None:
+            known = known & (_uniform(rng_key, self.seed, _FORGET) >= self.config.forget)[:, None]
+        targets, inputs = self.source.targets(rows), board_planes(records, known)
         moves = targets.moves
-        if chance is not None:
-            turned = (_drawn(chance, self.seed, _TURN) < self.config.turn) & (records[0]["flags"] < 2)
-            inputs[turned] = inputs[turned][:, np.arange(64) ^ 7]
-            moves = np.where(turned[:, None] & (moves >= 0), FLIP[moves], moves)
-        shares = shares_of(targets, self.config.temperature)
-        said = BoardTargets(*map(torch.from_numpy, (moves, shares, targets.values)))
-        return Batch((torch.from_numpy(inputs),), said, len(rows), inputs.shape[0] * inputs.shape[1])
+        if rng_key is not None:
+            mirrored = (_uniform(rng_key, self.seed, _TURN) < self.config.turn) & (records[0]["flags"] < 2)
+            inputs[mirrored] = inputs[mirrored][:, np.arange(64) ^ 7]
+            moves = np.where(mirrored[:, None] & (moves >= 0), FLIPPED_MOVES[moves], moves)
+        shares = policy_targets(targets, self.config.temperature)
+        board_targets = BoardTargets(*map(torch.from_numpy, (moves, shares, targets.values)))
+        return Batch((torch.from_numpy(inputs),), board_targets, len(rows), inputs.shape[0] * inputs.shape[1])
 
     def legal(self, rows: np.ndarray) -> np.ndarray:
         """Return the legal moves of positions, bool [N, M], from the mover's side."""
-        found = np.zeros((len(rows), MOVERS), bool)
-        for row, fen in enumerate(fens(np.asarray(self.source.positions[rows]))):
-            found[row, legal_numbers(chess.Board(fen))] = True
-        return found
+        legal = np.zeros((len(rows), UPWARD_MOVES), bool)
+        for row, fen in enumerate(to_fens(np.asarray(self.source.positions[rows]))):
+            legal[row, legal_move_ids(chess.Board(fen))] = True
+        return legal
 
 
 class BoardSums(NamedTuple):
@@ -94,13 +94,13 @@ class MovesAndOutcomes(PositionObjective[Boards]):
     def __init__(self, weight: float) -> None:
         self.weight = weight
 
-    def opinions(self, model: nn.Module) -> BoardJudge:
-        return BoardJudge(cast(Transformer, model))
+    def evaluator(self, model: nn.Module) -> BoardEvaluator:
+        return BoardEvaluator(cast(Transformer, model))
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Positions with moves and with outcomes, the two denominators."""
-        said: BoardTargets = batch.targets
-        return {POLICY: int((said.moves[:, 0] >= 0).sum()), VALUE: int((~said.values[:, 0].isnan()).sum())}
+        targets: BoardTargets = batch.targets
+        return {POLICY: int((targets.moves[:, 0] >= 0).sum()), VALUE: int((~targets.values[:, 0].isnan()).sum())}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         policy, value = outputs(model, *batch.inputs)
@@ -110,19 +110,22 @@ class MovesAndOutcomes(PositionObjective[Boards]):
             VALUE: Loss(self.weight * _value_nats(value, batch.targets).sum(), counts[VALUE]),
         }
 
-    def judge(self, model: nn.Module, examples: Boards, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Boards, split: str, limit: int | None = None) -> dict[str, Any]:
         """Return nats per position of moves (policy), of outcomes (value) and their weighted sum (loss); the accuracy
         among legal moves, which is the accuracy on puzzles if no outcome is known; how often the argmax over all moves
         is legal; the mean error of the expected score.
         """
-        some = examples.of(split).some(limit)
-        found = [_judge(model, batch, examples.legal(some.rows[numbers])) for numbers, batch in judged(model, some)]
-        sums = BoardSums(*map(sum, zip(*found)))
+        samples = examples.of(split).limited_to(limit)
+        batch_sums = [
+            _evaluate_batch(model, batch, examples.legal(samples.rows[indices]))
+            for indices, batch in evaluation_batches(model, samples)
+        ]
+        sums = BoardSums(*map(sum, zip(*batch_sums)))
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
         if sums.moves:
             scores["policy"] = sums.policy / sums.moves
             scores["accuracy"] = sums.hits / sums.moves
-            scores["accuracy_interval"] = wilson(sums.hits, sums.moves)
+            scores["accuracy_interval"] = wilson_interval(sums.hits, sums.moves)
             scores["legal_rate"] = sums.legal / sums.moves
         if sums.moves and not sums.values:
             scores["puzzle_accuracy"] = scores["accuracy"]
@@ -134,50 +137,50 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         return scores
 
 
-def shares_of(targets: Targets, temperature: float) -> np.ndarray:
+def policy_targets(targets: Targets, temperature: float) -> np.ndarray:
     """Return the target probability of each move, float32 [B, K]: a softmax of the worths over the temperature if
     several are known, otherwise 1 for the first.
     """
     several = (targets.moves >= 0).sum(1) > 1
-    judged = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
+    has_worths = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
     logits = np.where(targets.moves >= 0, np.nan_to_num(targets.worths), -np.inf) / temperature
     best = np.maximum(logits.max(1, keepdims=True), -1e9)
     soft = np.exp(logits - best)
     soft /= np.maximum(soft.sum(1, keepdims=True), 1e-9)
     first = np.zeros_like(soft)
     first[:, 0] = targets.moves[:, 0] >= 0
-    return np.where(judged[:, None], soft, first).astype(np.float32)
+    return np.where(has_worths[:, None], soft, first).astype(np.float32)
 
 
-def _drawn(chance: Chance, seed: int, stream: int) -> np.ndarray:
+def _uniform(rng_key: RngKey, seed: int, stream: int) -> np.ndarray:
     """Random numbers from 0 to 1, [B], that depend only on the batch's index in the stream of samples and the seed."""
-    first = int(chance.places[0])
+    first = int(rng_key.positions[0])
     random = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, first]))
-    return random.random(len(chance.places))
+    return random.random(len(rng_key.positions))
 
 
-def _policy_nats(logits: Tensor, said: BoardTargets) -> Tensor:
-    return -(said.shares * logits.log_softmax(-1).gather(1, said.moves.clamp(min=0))).sum(1)
+def _policy_nats(logits: Tensor, targets: BoardTargets) -> Tensor:
+    return -(targets.shares * logits.log_softmax(-1).gather(1, targets.moves.clamp(min=0))).sum(1)
 
 
-def _value_nats(logits: Tensor, said: BoardTargets) -> Tensor:
-    return -(said.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
+def _value_nats(logits: Tensor, targets: BoardTargets) -> Tensor:
+    return -(targets.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
 
 
-def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
+def _evaluate_batch(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
     """`legal`, bool [B, M], marks the legal moves."""
-    (policy, value), said = outputs(model, *batch.inputs), batch.targets
+    (policy, value), targets = outputs(model, *batch.inputs), batch.targets
     allowed = torch.from_numpy(legal).to(policy.device)
     best = policy.masked_fill(~allowed, float("-inf")).argmax(-1)
-    moved, valued = said.moves[:, 0] >= 0, ~said.values[:, 0].isnan()
+    moved, valued = targets.moves[:, 0] >= 0, ~targets.values[:, 0].isnan()
     scores = torch.tensor([1.0, 0.5, 0.0], device=value.device)
-    error = ((value.softmax(-1) - said.values.nan_to_num(0.0)) @ scores).abs()
+    error = ((value.softmax(-1) - targets.values.nan_to_num(0.0)) @ scores).abs()
     return BoardSums(
-        float(_policy_nats(policy, said).sum()),
-        int((best == said.moves[:, 0])[moved].sum()),
+        float(_policy_nats(policy, targets).sum()),
+        int((best == targets.moves[:, 0])[moved].sum()),
         int((best == policy.argmax(-1))[moved].sum()),
         int(moved.sum()),
-        float(_value_nats(value, said).sum()),
+        float(_value_nats(value, targets).sum()),
         float(error[valued].sum()),
         int(valued.sum()),
     )

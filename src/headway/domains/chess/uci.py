@@ -12,28 +12,28 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from headway.domains.chess.boards import board_from_fen, chess, parse_move
 from headway.domains.chess.limits import SEARCHES, SearchLimits, share_of_clock
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_of, chess, move_named
-from headway.domains.chess.values import centipawns
+from headway.domains.chess.win_probability import centipawns
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from headway.domains.chess.player import Player
+    from headway.domains.chess.player import ChessPlayer
     from headway.domains.chess.puct import SearchLine
 
 
 _REPORT_EVERY = 0.5  # seconds
-_UNCLEAR = 0.1  # seconds for a move if `go` is invalid: the other program still expects an answer
-_STRONGEST = "auto"  # the strongest search that the model allows
+_FALLBACK_SECONDS = 0.1  # seconds for a move if `go` is invalid: the other program still expects an answer
+_AUTO = "auto"  # the strongest search that the model allows
 
 
 class _Spin(NamedTuple):
     """An integer option ("spin" in UCI)."""
 
     default: int
-    least: int
-    most: int
+    minimum: int
+    maximum: int
 
 
 class Uci:
@@ -47,7 +47,7 @@ class Uci:
 
     def __init__(
         self,
-        open_player: Callable[[], Player],
+        open_player: Callable[[], ChessPlayer],
         name: str,
         search: str | None = None,
         threads: int | None = None,
@@ -57,7 +57,7 @@ class Uci:
         self.open_player, self.name = open_player, name
         self.source, self.sink = source or sys.stdin, sink or sys.stdout
         self.board = chess.Board()
-        self.search = search or _STRONGEST
+        self.search = search or _AUTO
         cores = os.cpu_count() or 1
         self.spins = {
             "Hash": _Spin(64, 1, 65_536),  # megabytes
@@ -65,13 +65,13 @@ class Uci:
             "MultiPV": _Spin(1, 1, 256),
             "Move Overhead": _Spin(50, 0, 5000),  # milliseconds reserved for communication
         }
-        self.chosen: dict[str, int] = {}
-        self.shows_chances = False
-        self._player: Player | None = None
+        self.options: dict[str, int] = {}
+        self.shows_wdl = False
+        self._player: ChessPlayer | None = None
         self._limits: SearchLimits | None = None
         self._thread: threading.Thread | None = None
         self._released = threading.Event()  # answers to infinite and ponder wait for stop or ponderhit
-        self._pondered: float | None = None  # seconds for the move after ponderhit
+        self._ponder_seconds: float | None = None  # seconds for the move after ponderhit
         self._writing = threading.Lock()
 
     def run(self) -> None:
@@ -92,42 +92,42 @@ class Uci:
             if words[:1] in (["isready"], ["go"]):
                 self._ready()
             if words[:1] == ["isready"]:
-                self._say("readyok")
+                self._send("readyok")
             command = commands.get(words[0]) if words else None
             if command is None:
                 continue  # the protocol requires ignoring unknown commands
             try:
                 command(words[1:])
             except Exception as error:  # an error in one command must not end the game
-                self._say(f"info string {_told(error)}")
+                self._send(f"info string {_error_line(error)}")
         self._stop()
 
-    def _ready(self) -> Player:
+    def _ready(self) -> ChessPlayer:
         """Return the player, loaded and warmed up."""
         if self._player is None:
             try:
                 self._player = self.open_player()
             except UserError as error:
-                self._say(f"info string {error}")
+                self._send(f"info string {error}")
                 raise
             try:
-                self._player.search_by(None if self.search == _STRONGEST else self.search)
+                self._player.set_search(None if self.search == _AUTO else self.search)
             except UserError as error:  # set as an option: fall back to what the model can do
-                self._say(f"info string {error}")
+                self._send(f"info string {error}")
             self._apply(self._player)
             self._player.warm_up()
         return self._player
 
     def _uci(self, words: list[str]) -> None:
-        self._say(f"id name headway {self.name}")
-        self._say("id author headway")
-        searches = " ".join(f"var {name}" for name in (_STRONGEST, *SEARCHES))
-        self._say(f"option name Search type combo default {self.search} {searches}")
-        for name, (default, least, most) in self.spins.items():
-            self._say(f"option name {name} type spin default {default} min {least} max {most}")
-        self._say("option name UCI_ShowWDL type check default false")
-        self._say("option name Ponder type check default false")
-        self._say("uciok")
+        self._send(f"id name headway {self.name}")
+        self._send("id author headway")
+        searches = " ".join(f"var {name}" for name in (_AUTO, *SEARCHES))
+        self._send(f"option name Search type combo default {self.search} {searches}")
+        for name, (default, minimum, maximum) in self.spins.items():
+            self._send(f"option name {name} type spin default {default} min {minimum} max {maximum}")
+        self._send("option name UCI_ShowWDL type check default false")
+        self._send("option name Ponder type check default false")
+        self._send("uciok")
 
     def _set(self, words: list[str]) -> None:
         self._stop()
@@ -135,19 +135,19 @@ class Uci:
         name, value = name.strip().lower(), value.strip()
         spin = next((known for known in self.spins if known.lower() == name), None)
         if spin is not None:
-            _, least, most = self.spins[spin]
-            if not value.isdecimal() or not least <= int(value[:9]) <= most:
-                raise UserError(f"{spin} is {value!r}; choose an integer from {least} to {most}")
-            self.chosen[spin] = int(value)
+            _, minimum, maximum = self.spins[spin]
+            if not value.isdecimal() or not minimum <= int(value[:9]) <= maximum:
+                raise UserError(f"{spin} is {value!r}; choose an integer from {minimum} to {maximum}")
+            self.options[spin] = int(value)
         elif name == "search":
             search = value.lower()
-            if search not in (_STRONGEST, *SEARCHES):
-                raise UserError(f"there is no search {search!r}; use {', '.join((_STRONGEST, *SEARCHES))}")
+            if search not in (_AUTO, *SEARCHES):
+                raise UserError(f"there is no search {search!r}; use {', '.join((_AUTO, *SEARCHES))}")
             if self._player is not None:
-                self._player.search_by(None if search == _STRONGEST else search)
+                self._player.set_search(None if search == _AUTO else search)
             self.search = search
         elif name == "uci_showwdl":
-            self.shows_chances = value.lower() == "true"
+            self.shows_wdl = value.lower() == "true"
         elif name == "uci_chess960" and value.lower() == "true":
             raise UserError("Chess960 is not supported; leave UCI_Chess960 false")
         elif name not in ("ponder", "uci_chess960"):
@@ -156,12 +156,12 @@ class Uci:
             self._apply(self._player)
 
     def _value(self, name: str) -> int:
-        return self.chosen.get(name, self.spins[name].default)
+        return self.options.get(name, self.spins[name].default)
 
-    def _apply(self, player: Player) -> None:
-        player.judge.resize(self._value("Hash"))
-        if "Threads" in self.chosen:  # otherwise set by the command line, the environment or torch
-            player.use_threads(self.chosen["Threads"])
+    def _apply(self, player: ChessPlayer) -> None:
+        player.evaluator.resize(self._value("Hash"))
+        if "Threads" in self.options:  # otherwise set by the command line, the environment or torch
+            player.use_threads(self.options["Threads"])
 
     def _new_game(self, words: list[str]) -> None:
         self._stop()
@@ -177,40 +177,40 @@ class Uci:
         if start[:1] == ["startpos"]:
             board = chess.Board()
         elif start[:1] == ["fen"]:
-            board = board_of(" ".join(start[1:]))
+            board = board_from_fen(" ".join(start[1:]))
         else:
             raise UserError("a position must be 'startpos' or 'fen' and a FEN, then optionally 'moves'; correct it")
         for text in moves:
-            board.push(move_named(board, text))
+            board.push(parse_move(board, text))
         self.board = board
 
     def _go(self, words: list[str]) -> None:
         self._stop()
         board, current = self.board, []
-        asked: dict[str, list[str]] = {}  # arguments of each keyword
+        arguments: dict[str, list[str]] = {}  # arguments of each keyword
         for word in words:
             if word in _GO:
-                current = asked[word] = []
+                current = arguments[word] = []
             else:
                 current.append(word)
         limits, only, mate = SearchLimits(), [], None
         try:
-            only = [move_named(board, text) for text in asked.get("searchmoves", [])]
-            mate = _number(asked, "mate", 1)
-            limits.nodes, limits.depth = _number(asked, "nodes", 1), _number(asked, "depth", 1)
-            limits.seconds = self._seconds(board, asked)
+            only = [parse_move(board, text) for text in arguments.get("searchmoves", [])]
+            mate = _number(arguments, "mate", 1)
+            limits.nodes, limits.depth = _number(arguments, "nodes", 1), _number(arguments, "depth", 1)
+            limits.seconds = self._seconds(board, arguments)
         except UserError as error:
-            self._say(f"info string {error}")
-            limits, only, mate = SearchLimits(seconds=_UNCLEAR), [], None
+            self._send(f"info string {error}")
+            limits, only, mate = SearchLimits(seconds=_FALLBACK_SECONDS), [], None
         self._released.clear()
-        if "infinite" in asked or "ponder" in asked:
-            self._pondered, limits.seconds = limits.seconds, None
+        if "infinite" in arguments or "ponder" in arguments:
+            self._ponder_seconds, limits.seconds = limits.seconds, None
         else:
             self._released.set()
         self._limits = limits
         context = copy_context()  # with the kernels chosen on the command line
-        given = (self._search, self._ready(), board, limits, only, mate)
-        self._thread = threading.Thread(target=context.run, args=given, daemon=True)
+        thread_args = (self._search, self._ready(), board, limits, only, mate)
+        self._thread = threading.Thread(target=context.run, args=thread_args, daemon=True)
         self._thread.start()
 
     def _seconds(self, board: chess.Board, values: dict[str, list[str]]) -> float | None:
@@ -219,61 +219,61 @@ class Uci:
         fixed = _number(values, "movetime", 1)
         if fixed is not None:
             return max(0.005, (fixed - margin) / 1000)
-        side = "w" if board.turn else "b"
-        left = _number(values, f"{side}time")
-        if left is None:
+        color = "w" if board.turn else "b"
+        remaining = _number(values, f"{color}time")
+        if remaining is None:
             return None
-        gained = (_number(values, f"{side}inc") or 0) / 1000
-        return share_of_clock(left / 1000, gained, _number(values, "movestogo", 0), margin / 1000)
+        increment = (_number(values, f"{color}inc") or 0) / 1000
+        return share_of_clock(remaining / 1000, increment, _number(values, "movestogo", 0), margin / 1000)
 
     def _search(
-        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
+        self, player: ChessPlayer, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> None:
         try:
             best = self._best(player, board, limits, only, mate)
         except Exception as error:  # the other program waits for a legal move in any case
-            self._say(f"info string {_told(error)}")
+            self._send(f"info string {_error_line(error)}")
             best = [next(iter(board.legal_moves))]
         self._released.wait()
         follows = f" ponder {best[1].uci()}" if len(best) > 1 else ""
-        self._say(f"bestmove {best[0].uci() if best else '(none)'}{follows}")
+        self._send(f"bestmove {best[0].uci() if best else '(none)'}{follows}")
 
     def _best(
-        self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
+        self, player: ChessPlayer, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> list[chess.Move]:
         """Return the move and the expected continuation; empty if the game is over."""
         if not any(board.generate_legal_moves()):
-            self._say(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
+            self._send(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
             return []
         if mate is not None:
-            found = forced_mate(board, mate, limits, only)
-            if found is not None:
-                moves = " ".join(move.uci() for move in found)
-                self._say(f"info depth {len(found)} multipv 1 score mate {(len(found) + 1) // 2} pv {moves}")
-                return found
-            self._say(f"info string no mate in {mate} found; this is the best move")
+            mate_line = forced_mate(board, mate, limits, only)
+            if mate_line is not None:
+                moves = " ".join(move.uci() for move in mate_line)
+                self._send(f"info depth {len(mate_line)} multipv 1 score mate {(len(mate_line) + 1) // 2} pv {moves}")
+                return mate_line
+            self._send(f"info string no mate in {mate} found; this is the best move")
             if limits.nodes is None and limits.depth is None and limits.seconds is None:
-                limits.seconds = time.monotonic() - limits.started + _UNCLEAR
-        told = [time.monotonic()]
+                limits.seconds = time.monotonic() - limits.started + _FALLBACK_SECONDS
+        last_report = [time.monotonic()]
 
         def report(lines: list[SearchLine], nodes: int) -> None:
-            if time.monotonic() - told[0] > _REPORT_EVERY:
-                told[0] = time.monotonic()
-                self._tell(lines, nodes, limits)
+            if time.monotonic() - last_report[0] > _REPORT_EVERY:
+                last_report[0] = time.monotonic()
+                self._report(lines, nodes, limits)
 
         thought = player.think(board, limits, report, only)
-        self._tell(thought.lines, thought.nodes, limits)
+        self._report(thought.lines, thought.nodes, limits)
         return thought.lines[0].moves
 
-    def _tell(self, lines: list[SearchLine], nodes: int, limits: SearchLimits) -> None:
+    def _report(self, lines: list[SearchLine], nodes: int, limits: SearchLimits) -> None:
         seconds = max(1e-3, time.monotonic() - limits.started)
         for number, line in enumerate(lines[: self._value("MultiPV")], 1):
             score = "mate 1" if line.mates else f"cp {centipawns(expected_of(line.outcome))}"
             win, loss = round(1000 * float(line.outcome[0])), round(1000 * float(line.outcome[2]))
-            chances = f" wdl {win} {1000 - win - loss} {loss}" if self.shows_chances else ""
+            wdl = f" wdl {win} {1000 - win - loss} {loss}" if self.shows_wdl else ""
             moves = " ".join(move.uci() for move in line.moves)
-            self._say(
-                f"info depth {len(line.moves)} multipv {number} score {score}{chances} nodes {nodes} "
+            self._send(
+                f"info depth {len(line.moves)} multipv {number} score {score}{wdl} nodes {nodes} "
                 f"nps {round(nodes / seconds)} time {round(1000 * seconds)} pv {moves}"
             )
 
@@ -290,11 +290,11 @@ class Uci:
         """The opponent played the expected move: the clock runs from now."""
         if self._limits is None or self._thread is None:
             return
-        if self._pondered is not None:
-            self._limits.seconds = time.monotonic() - self._limits.started + self._pondered
+        if self._ponder_seconds is not None:
+            self._limits.seconds = time.monotonic() - self._limits.started + self._ponder_seconds
         self._released.set()
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         with self._writing:
             print(text, file=self.sink, flush=True)
 
@@ -305,7 +305,7 @@ _GO = (
 )  # fmt: skip
 
 
-def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
+def _number(values: dict[str, list[str]], name: str, minimum: int | None = None) -> int | None:
     """Return the integer after a keyword of `go`; None without it. A clock may be below 0."""
     if name not in values:
         return None
@@ -313,12 +313,12 @@ def _number(values: dict[str, list[str]], name: str, least: int | None = None) -
         number = int(values[name][0])
     except (IndexError, ValueError):
         raise UserError(f"go {name} {' '.join(values[name])}: write an integer") from None
-    if least is not None and number < least:
-        raise UserError(f"go {name} {number}: choose an integer of at least {least}")
+    if minimum is not None and number < minimum:
+        raise UserError(f"go {name} {number}: choose an integer of at least {minimum}")
     return number
 
 
-def _told(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
@@ -331,13 +331,13 @@ def forced_mate(
     none, or the limits were reached first. `only` restricts the first move.
     """
     for length in range(1, moves + 1):
-        found = _mating(board.copy(), length, limits, list(only))
-        if found is not None or limits.over:
-            return found
+        line = _find_mate(board.copy(), length, limits, list(only))
+        if line is not None or limits.over:
+            return line
     return None
 
 
-def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
+def _find_mate(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
     """Find a mate in at most this many moves: checks first, and only checks for the last move."""
     every = only or list(board.generate_legal_moves())
     checks = [move for move in every if board.gives_check(move)]
@@ -346,18 +346,18 @@ def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[che
         if limits.over:
             return None
         board.push(move)
-        follows = _defended(board, moves - 1, limits)
+        follows = _best_defence(board, moves - 1, limits)
         board.pop()
         if follows is not None:
             return [move, *follows]
     return None
 
 
-def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
+def _best_defence(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
     """Return the longest defence after a mating move, with `moves` attacking moves left: empty if it is already mate;
     None if there is an escape.
     """
-    longest: list[chess.Move] = []
+    longest_line: list[chess.Move] = []
     if board.is_insufficient_material() or (board.halfmove_clock >= 100 and not board.is_checkmate()):
         return None
     defences = list(board.generate_legal_moves())
@@ -365,9 +365,9 @@ def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[ches
         return [] if not defences and board.is_check() else None
     for defence in defences:
         board.push(defence)
-        follows = _mating(board, moves, limits, [])
+        follows = _find_mate(board, moves, limits, [])
         board.pop()
         if follows is None:
             return None
-        longest = max(longest, [defence, *follows], key=len)
-    return longest
+        longest_line = max(longest_line, [defence, *follows], key=len)
+    return longest_line

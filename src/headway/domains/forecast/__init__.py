@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.forecast.predictors import Forecast
@@ -13,4 +13,4 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "Forecast"]
 RECIPES = ("forecast",)
 TASKS = {"forecast": "task"}
 VERBS = {"forecast": "is_forecaster"}
-lazily(__name__, {".predictors": ("Forecast",)})
+lazy_exports(__name__, {".predictors": ("Forecast",)})

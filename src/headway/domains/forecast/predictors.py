@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.forecast.mixture import Forecasts
-from headway.domains.forecast.smoothing import best_forms, smoothed
-from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat, read_codec
+from headway.arguments import check_types
+from headway.domains.forecast.exponential_smoothing import select_params, smooth
+from headway.domains.forecast.forecast_mixture import Forecasts
+from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat_scale, read_codec
 from headway.errors import UserError
-from headway.evaluation import listed
-from headway.generate.prompts import evaluating
-from headway.given import typed
-from headway.handle import Handle
-from headway.in_memory import Data, kept
+from headway.generate.prompts import evaluation_mode
+from headway.in_memory_data import Data, data_paths
 from headway.learn.objectives.quantiles import Quantiles
+from headway.model_evaluation import path_list
+from headway.model_handle import ModelHandle
 
 
 class Forecast(NamedTuple):
@@ -34,51 +34,62 @@ class Forecast(NamedTuple):
     past_times: list[str]
 
 
-@typed
-def forecast(model: Handle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
+@check_types
+def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
         raise UserError(f"{model.directory} is not a run of the recipe forecast; choose one of that recipe")
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}; use 1 or more")
-    with kept(data, "forecast") as paths:
-        found, calendar = recipe.task.read([Path(path) for path in (recipe.data if paths is None else listed(paths))])
+    with data_paths(data, "forecast") as paths:
+        series_list, calendar = recipe.task.read_data(
+            [Path(path) for path in (recipe.data if paths is None else path_list(paths))]
+        )
     codec = read_codec(model.directory, calendar)
     if codec is None:
         raise UserError(f"{model.directory} has no forecast.json; restore it from a copy")
-    short = next((one for one in found if len(one.values) < codec.context), None)
-    if short is not None:
-        held = f"the series {short.name!r} has {len(short.values):,} values"
-        raise UserError(f"{held}, but the model needs {codec.context:,}; add earlier values, or leave the series out")
+    short_series = next((series for series in series_list if len(series.values) < codec.context), None)
+    if short_series is not None:
+        length = f"the series {short_series.name!r} has {len(short_series.values):,} values"
+        raise UserError(f"{length}, but the model needs {codec.context:,}; add earlier values, or leave the series out")
     count = codec.horizon if steps is None else steps
     around = range(-codec.context, count)
-    times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in around] for one in found]
-    past = first = np.stack([one.values[-codec.context :] for one in found])
-    at = np.array([one.start // codec.step + len(one.values) for one in found])
-    least, objective, said = np.array([flat(one.values) for one in found]), Quantiles(LEVELS), []
-    simple = _simple(codec, [one.values for one in found], count)
-    with evaluating(model.module), torch.no_grad():
-        for done in range(0, count, codec.horizon):
-            read = codec.read(past, at + done, least)
-            quantiles = objective.said(model.module, [read.inputs.to(model.device)])
-            own = read.scaled(quantiles.cpu().double().numpy())[:, : count - done]
-            others = (each[:, done : done + own.shape[1]] for each in simple)
-            said.append(own if codec.mixture is None else codec.mixture.mixed(Forecasts(own, *others)))
-            past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
-    values = np.moveaxis(np.concatenate(said, 1), -1, 1).tolist()
-    named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
+    times = [
+        [calendar.format(series.start + (len(series.values) + n) * calendar.step) for n in around]
+        for series in series_list
+    ]
+    past = first_past = np.stack([series.values[-codec.context :] for series in series_list])
+    next_step = np.array([series.start // codec.step + len(series.values) for series in series_list])
+    min_scales, objective, forecasts = (
+        np.array([flat_scale(series.values) for series in series_list]),
+        Quantiles(LEVELS),
+        [],
+    )
+    simple = _simple_forecasts(codec, [series.values for series in series_list], count)
+    with evaluation_mode(model.module), torch.no_grad():
+        for offset in range(0, count, codec.horizon):
+            window = codec.encode(past, next_step + offset, min_scales)
+            quantiles = objective.quantiles(model.module, [window.inputs.to(model.device)])
+            network = window.unscale(quantiles.cpu().double().numpy())[:, : count - offset]
+            simple_parts = (simple_part[:, offset : offset + network.shape[1]] for simple_part in simple)
+            forecasts.append(network if codec.mixture is None else codec.mixture.mix(Forecasts(network, *simple_parts)))
+            past = np.concatenate([past, forecasts[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
+    values = np.moveaxis(np.concatenate(forecasts, 1), -1, 1).tolist()
+    named_quantiles = [dict(zip([f"q{level}" for level in LEVELS], levels_of_series)) for levels_of_series in values]
     return [
-        Forecast(one.name, when[codec.context :], quantiles, before.tolist(), when[: codec.context])
-        for one, when, quantiles, before in zip(found, times, named, first)
+        Forecast(
+            series.name, series_times[codec.context :], quantiles, series_past.tolist(), series_times[: codec.context]
+        )
+        for series, series_times, quantiles, series_past in zip(series_list, times, named_quantiles, first_past)
     ]
 
 
-def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
+def _simple_forecasts(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
     """Quantiles of this many steps after each series, by exponential smoothing and by the seasonal naive forecast."""
-    found = np.zeros((2, len(series), count, len(LEVELS)))
+    quantiles = np.zeros((2, len(series), count, len(LEVELS)))
     if codec.mixture is not None:
-        for number, (values, best) in enumerate(zip(series, best_forms(series, codec.season))):
-            for each, form in zip(found, (best, codec.naive)):
-                whole = smoothed(values, len(values), form, codec.season)
-                each[number] = whole.quantiles(np.array([len(values)]), count, LEVELS)[0]
-    return found
+        for index, (values, best_params) in enumerate(zip(series, select_params(series, codec.season))):
+            for output, params in zip(quantiles, (best_params, codec.naive)):
+                smoothed_series = smooth(values, len(values), params, codec.season)
+                output[index] = smoothed_series.quantiles(np.array([len(values)]), count, LEVELS)[0]
+    return quantiles

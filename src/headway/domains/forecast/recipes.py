@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from headway.domains.forecast.task import ForecastConfig
 from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.objectives.quantiles import HEAD
-from headway.learn.scale import Law, Scale, Settings, Shapes
+from headway.learn.scaling import Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
-    NumbersConfig,
     PooledHeadConfig,
     StackConfig,
     StatesEmbedConfig,
+    StateVectorConfig,
     TransformerConfig,
 )
 from headway.nn.parts.feedforward import MLPConfig
@@ -27,7 +27,7 @@ def forecast() -> Recipe:
     """The last patch predicts all quantiles of the horizon at once; a head initialised to zero repeats a simple
     forecast.
     """
-    mixer, feed = AttentionConfig(2, rotary=RotaryConfig()), MLPConfig(activation="relu_squared")
+    mixer, feed_forward = AttentionConfig(2, rotary=RotaryConfig()), MLPConfig(activation="relu_squared")
     return Recipe(
         name="forecast",
         domain="forecast",
@@ -35,8 +35,8 @@ def forecast() -> Recipe:
         data=(),
         model=TransformerConfig(
             16,
-            stack=StackConfig((BlockConfig(mixer, None, feed, dropout=0.2),)),
-            embed=StatesEmbedConfig(NumbersConfig(), normalise=False),
+            stack=StackConfig((BlockConfig(mixer, None, feed_forward, dropout=0.2),)),
+            embed=StatesEmbedConfig(StateVectorConfig(), normalise=False),
             heads={HEAD: PooledHeadConfig(1, "last")},
             tie="none",
             init=InitConfig("fan_in", head="zero"),
@@ -56,19 +56,19 @@ RECIPES = (forecast,)
 class ForecastScale(Scale):
     """A batch counts windows; each value is predicted in as many of them as the horizon has steps."""
 
-    fitted: bool = True
-    law: Law = field(default_factory=lambda: Law(0.1, 3.0, 0.3, 10.5, 0.35))
-    batch: str = "train.batch_size"
-    least: int = 32
-    most: int = 512
+    calibrated: bool = True
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 3.0, 0.3, 10.5, 0.35))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 32
+    max_batch: int = 512
     unit: str = "value"
     shapes: Shapes = ((16, 1, 2), (32, 1, 2), (48, 2, 3), (64, 2, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 6, 8))
 
-    def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
+    def learning_rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
         """The recipe's learning rate was tuned with one layer."""
         return {"optim.lr": recipe.optim.lr / math.sqrt(depth)}
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 20 else 0.1 if epochs < 60 else 0.2}
 
 

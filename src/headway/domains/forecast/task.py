@@ -13,38 +13,45 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.config import dumps, from_dict, register
-from headway.data.calendar import Calendar, axis
-from headway.data.series import Series, SeriesColumns, ends, places, read_series
+from headway.data.calendar import Calendar, plot_axis
+from headway.data.series import Series, SeriesColumns, forecast_windows, read_series, split_ends
 from headway.data.splits import Splits
-from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
-from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Smoothed, SmoothingForm, best_forms, smoothed
+from headway.domains.forecast.exponential_smoothing import (
+    LAST,
+    LAST_SEASON,
+    SmoothedSeries,
+    SmoothingParams,
+    select_params,
+    smooth,
+)
+from headway.domains.forecast.forecast_mixture import ForecastMixture, Forecasts, Observed, choose_mixture
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance, Contents, spread
-from headway.learn.objectives.quantiles import Around, Continued, Quantiles
+from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
+from headway.learn.objectives.quantiles import ForecastSamples, ForecastWindow, Quantiles
 from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
-from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
+from headway.nn.models import ModelConfig, StatesEmbedConfig, StateVectorConfig, TransformerConfig
 
 FILE = "forecast.json"  # next to a model: the windows it takes, and how its outputs are scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_LONGEST = 1 << 24  # maximum steps of a context, a horizon or a season
-_FLAT = 0.05  # times the deviation of the complete series: the minimum scale of a window
+_MAX_STEPS = 1 << 24  # maximum steps of a context, a horizon or a season
+_MIN_SCALE = 0.05  # times the deviation of the complete series: the minimum scale of a window
 
 
-class Window(NamedTuple):
+class ScaledWindow(NamedTuple):
     """Patches as model inputs, and the simple quantiles and unit that scale its outputs."""
 
     inputs: Float[Tensor, "B T C"]
-    simple: Float[np.ndarray, "B S Q"]
+    base_quantiles: Float[np.ndarray, "B S Q"]
     unit: Float[np.ndarray, "B 1 1"]
 
-    def scaled(self, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
+    def unscale(self, outputs: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
         """Outputs in the scale of the data; sorted, which makes no quantile worse (Chernozhukov, Fernandez-Val and
         Galichon 2010).
         """
-        return np.sort(self.simple + self.unit * said, -1)
+        return np.sort(self.base_quantiles + self.unit * outputs, -1)
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,9 @@ class WindowCodec:
     def __post_init__(self) -> None:
         counts = (self.context, self.horizon, self.season, self.patch)
         widths = {len(row) for row in self.errors}
-        whole = min(*counts, self.step) > 0 and max(counts) <= _LONGEST and self.context % self.patch == 0
-        fits = whole and self.spread > 0
-        if not fits or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
+        valid_counts = min(*counts, self.step) > 0 and max(counts) <= _MAX_STEPS and self.context % self.patch == 0
+        valid = valid_counts and self.spread > 0
+        if not valid or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
                 f"{FILE} does not fit together (context {self.context}, horizon {self.horizon}, season {self.season}, "
                 f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
@@ -83,38 +90,40 @@ class WindowCodec:
             raise ConfigError(f"{FILE}: line is {self.line!r}; {nearest(self.line, lines)}")
 
     @property
-    def numbers(self) -> int:
+    def values_per_patch(self) -> int:
         """Values per patch."""
         return self.patch * (3 if self.season > 1 else 1)
 
-    def read(
-        self, past: Float[np.ndarray, "B C"], steps: Int[np.ndarray, "B"], least: Float[np.ndarray, "B"]
-    ) -> Window:
+    def encode(
+        self, past: Float[np.ndarray, "B C"], steps: Int[np.ndarray, "B"], min_scale: Float[np.ndarray, "B"]
+    ) -> ScaledWindow:
         """Windows of the values before the steps with these indices; `min_scale` is from `flat_scale` of their
         series.
         """
-        mean, unit = past.mean(1, keepdims=True), np.maximum(past.std(1), least)[:, None]
-        parts = [(past - mean) / unit]
+        mean, unit = past.mean(1, keepdims=True), np.maximum(past.std(1), min_scale)[:, None]
+        channels = [(past - mean) / unit]
         if self.season > 1:
-            turn = 2 * np.pi * ((steps[:, None] + np.arange(-self.context, 0)) % self.season) / self.season
-            parts += [np.sin(turn), np.cos(turn)]
-        inputs = torch.from_numpy(np.stack(parts, -1).astype(np.float32)).reshape(len(past), -1, self.numbers)
+            angle = 2 * np.pi * ((steps[:, None] + np.arange(-self.context, 0)) % self.season) / self.season
+            channels += [np.sin(angle), np.cos(angle)]
+        inputs = torch.from_numpy(np.stack(channels, -1).astype(np.float32)).reshape(
+            len(past), -1, self.values_per_patch
+        )
         line, unit = simple_forecasts(past, self.horizon, self.season)[self.line], unit[..., None] * self.spread
-        return Window(inputs, line[..., None] + unit * np.array(self.errors), unit)
+        return ScaledWindow(inputs, line[..., None] + unit * np.array(self.errors), unit)
 
     @property
-    def naive(self) -> SmoothingForm:
+    def naive(self) -> SmoothingParams:
         """The seasonal naive forecast, or the last value if there are no seasons."""
         return LAST_SEASON if 1 < self.season <= self.context else LAST
 
 
-def flat(values: Float[np.ndarray, "N"]) -> float:
+def flat_scale(values: Float[np.ndarray, "N"]) -> float:
     """The minimum scale of a series' windows, so that a constant one does not divide by zero."""
-    return _FLAT * float(values.std()) or 1.0
+    return _MIN_SCALE * float(values.std()) or 1.0
 
 
-_TOKENS = 32  # maximum patches per context
-_JUDGED = 4096  # windows per split in an evaluation, spread evenly over it
+_MAX_PATCHES = 32  # maximum patches per context
+_EVAL_WINDOWS = 4096  # windows per split in an evaluation, spread evenly over it
 
 
 @register("forecast")
@@ -126,7 +135,7 @@ class ForecastConfig(TaskConfig):
     `time`, `series` and `value` name the columns if they cannot be inferred.
     """
 
-    beside: ClassVar[tuple[str, ...]] = (FILE,)
+    extra_files: ClassVar[tuple[str, ...]] = (FILE,)
     season: int | None = None  # steps per season, 1 for no season; none: derived from the time step
     context: int | None = None  # input steps; none: derived from the season and the data
     horizon: int | None = None  # predicted steps; none: derived from the season and the data
@@ -147,7 +156,7 @@ class ForecastConfig(TaskConfig):
                 "choose shares of at least 0 that sum to less than 1"
             )
 
-    def read(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
+    def read_data(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
         """The series in the files."""
         return read_series(paths, SeriesColumns(self.time, self.series, self.value), self.fill)
 
@@ -156,120 +165,143 @@ class ForecastConfig(TaskConfig):
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, StatesEmbedConfig):
             raise ConfigError("this model does not take time series; use the model of the recipe forecast")
-        return Task(Windows(self, recipe, *self.read(recipe.files(data)), workspace), Quantiles(LEVELS))
+        return Task(SeriesWindows(self, recipe, *self.read_data(recipe.files(data)), workspace), Quantiles(LEVELS))
 
     def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
         """The windows for series at least as long as `shortest`. UserError if it is too short."""
-        season, count = self.season or calendar.season, len(shortest.values)
-        ahead = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), count // 8))
-        train = int(ends(np.array([count]), ahead, (self.validation, self.test))[0][0])
-        past = self.context or min(max(3 * season, 4 * ahead, 24), (train - ahead) // 2)
-        if train < past + ahead or not (self.context or past >= max(4, season)):
+        season, num_values = self.season or calendar.season_length, len(shortest.values)
+        horizon = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), num_values // 8))
+        train_steps = int(split_ends(np.array([num_values]), horizon, (self.validation, self.test))[0][0])
+        context = self.context or min(max(3 * season, 4 * horizon, 24), (train_steps - horizon) // 2)
+        if train_steps < context + horizon or not (self.context or context >= max(4, season)):
             raise UserError(
-                f"the series {shortest.name!r} has {count:,} values, {max(0, train):,} to train on, too few for a "
-                f"season of {season} and a horizon of {ahead}; "
+                f"the series {shortest.name!r} has {num_values:,} values, {max(0, train_steps):,} to train on, too "
+                "few for a "
+                f"season of {season} and a horizon of {horizon}; "
                 "add more values, or choose a shorter task.season, context and horizon"
             )
-        patch = -(-past // _TOKENS)
-        return WindowCodec(past - past % patch, ahead, season, patch, calendar.unit, calendar.step)
+        patch = -(-context // _MAX_PATCHES)
+        return WindowCodec(context - context % patch, horizon, season, patch, calendar.unit, calendar.step)
 
 
-class Windows(Continued):
+class SeriesWindows(ForecastSamples):
     """Windows of time series."""
 
     def __init__(
-        self, config: ForecastConfig, recipe: Recipe, found: Sequence[Series], calendar: Calendar, workspace: Path
+        self, config: ForecastConfig, recipe: Recipe, series: Sequence[Series], calendar: Calendar, workspace: Path
     ) -> None:
-        self.found, self.calendar = found, calendar
-        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
-        self.values, self.seen = (np.concatenate([getattr(one, name) for one in found]) for name in ("values", "seen"))
-        self.starts = np.array([one.start // calendar.step for one in found])
-        known = read_codec(workspace, calendar)
-        self.codec = known or config.codec(min(found, key=lambda one: len(one.values)), calendar)
+        self.series, self.calendar = series, calendar
+        self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
+        self.values, self.observed = (
+            np.concatenate([getattr(one_series, name) for one_series in series]) for name in ("values", "seen")
+        )
+        self.starts = np.array([one_series.start // calendar.step for one_series in series])
+        stored = read_codec(workspace, calendar)
+        self.codec = stored or config.codec(min(series, key=lambda one_series: len(one_series.values)), calendar)
         self.horizon = self.codec.horizon
-        self.at = places(found, self.codec.context, self.horizon, (config.validation, config.test))
-        judged = {side: spread(self.at.sides[side], _JUDGED) for side in ("validation", "test")}
-        every = spread(np.arange(len(self.at.series)), _JUDGED)
-        self.splits = Splits({**self.at.sides, **judged}, every, "windows", "longer series")
-        season, trained = self.codec.season, self.at.ends.tolist()
-        parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
-        self.least = np.array([flat(part) for part in parts])
-        self.scales = np.array([seasonal_error(part, season) for part in parts])
-        self._smoothed: dict[tuple[int, bool], tuple[Smoothed, Smoothed]] = {}
-        if known is None:  # use the simple forecast with the lowest training error, and its errors
-            rows = spread(self.splits.rows("train"), _JUDGED)
-            windows, unit = self.around(rows), self.window(rows).unit[..., 0]
-            simple = simple_forecasts(windows.before, self.horizon, season)
-            errors = {name: (windows.after - said) / unit for name, said in simple.items()}
-            best = min(errors, key=lambda name: np.abs(errors[name]).mean())
-            mean = max(float(np.abs(errors[best]).mean()), 1e-3)
-            quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
-            self.codec = replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
+        self.windows = forecast_windows(series, self.codec.context, self.horizon, (config.validation, config.test))
+        eval_rows = {
+            split: spread_evenly(self.windows.splits[split], _EVAL_WINDOWS) for split in ("validation", "test")
+        }
+        all_rows = spread_evenly(np.arange(len(self.windows.series)), _EVAL_WINDOWS)
+        self.splits = Splits({**self.windows.splits, **eval_rows}, all_rows, "windows", "longer series")
+        season, train_ends = self.codec.season, self.windows.train_ends.tolist()
+        train_values = [
+            one_series.values[: train_end if train_end > season else None]
+            for one_series, train_end in zip(series, train_ends)
+        ]
+        self.min_scales = np.array([flat_scale(part) for part in train_values])
+        self.scales = np.array([seasonal_error(part, season) for part in train_values])
+        self._smoothed: dict[tuple[int, bool], tuple[SmoothedSeries, SmoothedSeries]] = {}
+        if stored is None:  # use the simple forecast with the lowest training error, and its errors
+            rows = spread_evenly(self.splits.rows("train"), _EVAL_WINDOWS)
+            windows, units = self.forecast_window(rows), self.scaled_window(rows).unit[..., 0]
+            forecasts = simple_forecasts(windows.before, self.horizon, season)
+            errors = {name: (windows.after - forecast) / units for name, forecast in forecasts.items()}
+            best_line = min(errors, key=lambda name: np.abs(errors[name]).mean())
+            mean_error = max(float(np.abs(errors[best_line]).mean()), 1e-3)
+            quantiles = np.quantile(errors[best_line] / mean_error, LEVELS, axis=0).T.round(4).tolist()
+            self.codec = replace(self.codec, line=best_line, spread=mean_error, errors=tuple(map(tuple, quantiles)))
 
     def contents(self) -> Contents:
-        return {"series": ([one.name for one in self.found],), "values": (self.values, self.seen, self.starts)}
+        return {
+            "series": ([series.name for series in self.series],),
+            "values": (self.values, self.observed, self.starts),
+        }
 
-    def around(self, rows: np.ndarray) -> Around:
-        places = self.at.values[rows][:, None]
-        ahead, before = places + np.arange(self.horizon), self.values[places + np.arange(-self.codec.context, 0)]
-        simple = simple_forecasts(before, self.horizon, self.codec.season)
-        naive, scale = simple.get("season", simple["last"]), self.scales[self.at.series[rows]]
-        return Around(before, self.values[ahead], self.seen[ahead], naive, scale)
+    def forecast_window(self, rows: np.ndarray) -> ForecastWindow:
+        starts = self.windows.values[rows][:, None]
+        future, past = starts + np.arange(self.horizon), self.values[starts + np.arange(-self.codec.context, 0)]
+        simple = simple_forecasts(past, self.horizon, self.codec.season)
+        naive, scale = simple.get("season", simple["last"]), self.scales[self.windows.series[rows]]
+        return ForecastWindow(past, self.values[future], self.observed[future], naive, scale)
 
-    def window(self, rows: np.ndarray) -> Window:
+    def scaled_window(self, rows: np.ndarray) -> ScaledWindow:
         """The model inputs of windows."""
-        series, past = self.at.series[rows], self.at.values[rows][:, None] + np.arange(-self.codec.context, 0)
-        return self.codec.read(self.values[past], self.starts[series] + self.at.steps[rows], self.least[series])
+        series, indices = (
+            self.windows.series[rows],
+            self.windows.values[rows][:, None] + np.arange(-self.codec.context, 0),
+        )
+        return self.codec.encode(
+            self.values[indices], self.starts[series] + self.windows.steps[rows], self.min_scales[series]
+        )
 
-    def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
-        return self.window(rows).scaled(said)
+    def scaled(self, rows: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+        return self.scaled_window(rows).unscale(quantiles)
 
-    def simple(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def simple_quantiles(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to the values before
         each row's split.
         """
-        series, steps = self.at.series[rows], self.at.steps[rows]
-        found = np.empty((2, len(rows), self.horizon, len(LEVELS)))
-        tested = steps >= self.at.tests[series]
-        for late in (False, True):
-            numbers = np.unique(series[tested == late]).tolist()
-            self._smooth([number for number in numbers if (number, late) not in self._smoothed], late)
-            for number in numbers:
-                some = (tested == late) & (series == number)
-                for each, known in zip(found, self._smoothed[number, late]):
-                    each[some] = known.quantiles(steps[some], self.horizon, LEVELS)
-        return found[0], found[1]
+        series, steps = self.windows.series[rows], self.windows.steps[rows]
+        quantiles = np.empty((2, len(rows), self.horizon, len(LEVELS)))
+        is_test = steps >= self.windows.validation_ends[series]
+        for tested in (False, True):
+            indices = np.unique(series[is_test == tested]).tolist()
+            self._smooth([index for index in indices if (index, tested) not in self._smoothed], tested)
+            for index in indices:
+                mask = (is_test == tested) & (series == index)
+                for output, smoothed_series in zip(quantiles, self._smoothed[index, tested]):
+                    output[mask] = smoothed_series.quantiles(steps[mask], self.horizon, LEVELS)
+        return quantiles[0], quantiles[1]
 
-    def _smooth(self, numbers: Sequence[int], late: bool) -> None:
+    def _smooth(self, indices: Sequence[int], tested: bool) -> None:
         """Smooth the series with these indices, fitted to the values before validation or, if `tested`, before the test
         split.
         """
-        season, ends = self.codec.season, self.at.tests if late else self.at.ends
-        values = [self.found[number].values for number in numbers]
-        lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
-        forms = best_forms([each[:length] for each, length in zip(values, lengths)], season) if numbers else []
-        for number, each, length, form in zip(numbers, values, lengths, forms):
-            naive = smoothed(each, length, self.codec.naive, season)
-            self._smoothed[number, late] = smoothed(each, length, form, season), naive
+        season, fit_ends = self.codec.season, self.windows.validation_ends if tested else self.windows.train_ends
+        values = [self.series[index].values for index in indices]
+        lengths = [
+            int(fit_ends[index]) if fit_ends[index] > season else len(series_values)
+            for index, series_values in zip(indices, values)
+        ]
+        params_list = (
+            select_params([series_values[:length] for series_values, length in zip(values, lengths)], season)
+            if indices
+            else []
+        )
+        for index, series_values, length, params in zip(indices, values, lengths, params_list):
+            naive = smooth(series_values, length, self.codec.naive, season)
+            self._smoothed[index, tested] = smooth(series_values, length, params, season), naive
 
-    def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
+    def final_forecast(self, rows: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
         mixture = self.codec.mixture
-        return said if mixture is None else mixture.mixed(Forecasts(said, *self.simple(rows)))
+        return quantiles if mixture is None else mixture.mix(Forecasts(quantiles, *self.simple_quantiles(rows)))
 
     def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {} if self.codec.mixture is None else {"smoothing": self.simple(rows)[0]}
+        return {} if self.codec.mixture is None else {"smoothing": self.simple_quantiles(rows)[0]}
 
-    def settle(self, rows: np.ndarray, said: np.ndarray) -> str:
+    def choose_combination(self, rows: np.ndarray, quantiles: np.ndarray) -> str:
         """Choose the mixture by the network's predictions of the validation rows."""
-        scales = np.where(np.isfinite(self.scales), self.scales, self.least)
+        scales = np.where(np.isfinite(self.scales), self.scales, self.min_scales)
 
-        def came(some: np.ndarray) -> Observed:
-            known = self.around(some)
-            return Observed(known.after, known.there, scales[self.at.series[some]])
+        def observe(row_subset: np.ndarray) -> Observed:
+            window = self.forecast_window(row_subset)
+            return Observed(window.after, window.valid, scales[self.windows.series[row_subset]])
 
-        before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
-        found = Forecasts(said, *self.simple(rows))
-        mixture = choose_mixture(self.simple(before), came(before), found, came(rows))
+        earlier_rows = spread_evenly(np.concatenate([self.splits.rows("train"), rows]), _EVAL_WINDOWS)
+        forecasts = Forecasts(quantiles, *self.simple_quantiles(rows))
+        mixture = choose_mixture(self.simple_quantiles(earlier_rows), observe(earlier_rows), forecasts, observe(rows))
         self.codec = replace(self.codec, mixture=mixture)
         return str(mixture)
 
@@ -278,35 +310,37 @@ class Windows(Continued):
         mixture = self.codec.mixture
         return (*super().remarks, *(() if mixture is None else (f"{mixture}.".capitalize(),)))
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Patches, and the targets: values minus each quantile of the simple forecast, in its unit."""
-        read, known = self.window(rows), self.around(rows)
-        right = torch.from_numpy(((known.after[..., None] - read.simple) / read.unit).astype(np.float32))
-        tokens = read.inputs.shape[0] * read.inputs.shape[1]
-        return Batch((read.inputs,), (right, torch.from_numpy(known.there)), int(known.there.sum()), tokens)
+        window, actual = self.scaled_window(rows), self.forecast_window(rows)
+        targets = torch.from_numpy(((actual.after[..., None] - window.base_quantiles) / window.unit).astype(np.float32))
+        tokens = window.inputs.shape[0] * window.inputs.shape[1]
+        return Batch((window.inputs,), (targets, torch.from_numpy(actual.valid)), int(actual.valid.sum()), tokens)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         for split in ("train", "validation"):
             self.splits.rows(split)
         assert isinstance(model, TransformerConfig)  # checked by the task
-        embed = replace(cast(StatesEmbedConfig, model.embed), states=NumbersConfig(self.codec.numbers))
+        embed = replace(cast(StatesEmbedConfig, model.embed), states=StateVectorConfig(self.codec.values_per_patch))
         return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
 
-    def latest(self, count: int) -> np.ndarray:
+    def latest_rows(self, count: int) -> np.ndarray:
         rows = self.splits.rows(self.final_split)[::-1]
-        if len(self.found) > 1:
-            _, first = np.unique(self.at.series[rows], return_index=True)
-            return rows[first][spread(np.arange(len(first)), count)]
+        if len(self.series) > 1:
+            _, first_rows = np.unique(self.windows.series[rows], return_index=True)
+            return rows[first_rows][spread_evenly(np.arange(len(first_rows)), count)]
         return rows[:: self.horizon][:count][::-1]
 
     def times(self, row: int) -> np.ndarray:
-        steps = self.at.steps[row] + np.arange(-self.codec.context, self.horizon)
-        ticks = self.found[self.at.series[row]].start + steps * self.codec.step
-        return axis(map(self.calendar.text, ticks.tolist()))
+        steps = self.windows.steps[row] + np.arange(-self.codec.context, self.horizon)
+        ticks = self.series[self.windows.series[row]].start + steps * self.codec.step
+        return plot_axis(map(self.calendar.format, ticks.tolist()))
 
-    def shown(self, row: int) -> str:
-        one = self.found[self.at.series[row]]
-        return f"{one.name} from {self.calendar.text(one.start + int(self.at.steps[row]) * self.codec.step)}"
+    def describe_row(self, row: int) -> str:
+        series = self.series[self.windows.series[row]]
+        return (
+            f"{series.name} from {self.calendar.format(series.start + int(self.windows.steps[row]) * self.codec.step)}"
+        )
 
     def save(self, directory: Path) -> None:
         write_text(directory / FILE, dumps(self.codec))
@@ -318,6 +352,10 @@ def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
-        theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
-        raise UserError(f"the data have {theirs}, but the model was trained on {own}; resample the data to these")
+        data_steps, model_steps = (
+            f"steps of {steps_source.step:,} {steps_source.unit}s" for steps_source in (calendar, codec)
+        )
+        raise UserError(
+            f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to these"
+        )
     return codec

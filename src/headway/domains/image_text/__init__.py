@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.data import Captions, read_captions
+    from headway.domains.image_text.captioned_images import Captions, read_captions
     from headway.domains.image_text.emoji import EmojiPairsConfig
+    from headway.domains.image_text.pair_inference import Image, Matches
     from headway.domains.image_text.task import ImageTextConfig
-    from headway.domains.image_text.use import Image, Matches
 
 __all__ = [
     "RECIPES",
@@ -32,12 +32,12 @@ TASKS = {
     "scenes": "caption_config",
 }
 VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two_tower", "match": "is_two_tower"}
-lazily(
+lazy_exports(
     __name__,
     {
-        ".data": ("Captions", "read_captions"),
+        ".captioned_images": ("Captions", "read_captions"),
         ".emoji": ("EmojiPairsConfig",),
         ".task": ("ImageTextConfig",),
-        ".use": ("Image", "Matches"),
+        ".pair_inference": ("Image", "Matches"),
     },
 )

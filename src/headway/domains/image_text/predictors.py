@@ -8,69 +8,86 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.domains.image_text import use
-from headway.domains.image_text.caption import LONGEST
-from headway.domains.image_text.caption import caption as captions_of
+from headway import arguments
+from headway.arguments import check_types
+from headway.domains.image_text import pair_inference
 from headway.domains.image_text.caption_config import CaptionsConfig
+from headway.domains.image_text.caption_inference import MAX_CAPTION_TOKENS
+from headway.domains.image_text.caption_inference import caption_images as captions_of
+from headway.domains.image_text.pair_inference import Image, Matches
 from headway.domains.image_text.task import published_task
-from headway.domains.image_text.use import Image, Matches
-from headway.evaluation import evaluate_published
 from headway.generate import SearchConfig
-from headway.given import typed
-from headway.handle import Handle
-from headway.in_memory import Data
+from headway.in_memory_data import Data
+from headway.model_evaluation import evaluate_published
+from headway.model_handle import ModelHandle
 
-Texts = Iterable[str]
+Strings = Iterable[str]
 
 
-@typed
+@check_types
 def caption(
-    model: Handle,
+    model: ModelHandle,
     images: Image | Iterable[Image],
     beam: int = 4,
     length_penalty: float = 0.6,
     n_best: int | None = None,
 ) -> str | list[str] | list[list[str]]:
     task = None if model.recipe is None else model.recipe.task
-    longest = task.longest if isinstance(task, CaptionsConfig) else LONGEST
-    asked, search = given.images(images), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
-    writer: Any = model.generator
-    source, failed = str(model.directory), given.Failed()
-    found = captions_of(writer, model.codec, model.usage, asked.items, source, search, longest, failed)
-    return asked.answer([best[0] for best in found] if n_best is None else found, failed, "image")
+    max_length = task.max_length if isinstance(task, CaptionsConfig) else MAX_CAPTION_TOKENS
+    request, search = (
+        arguments.image_inputs(images),
+        SearchConfig(beam, length_penalty, 1 if n_best is None else n_best),
+    )
+    captioner: Any = model.generator
+    source, failures = str(model.directory), arguments.Failures()
+    captions = captions_of(captioner, model.codec, model.usage, request.items, source, search, max_length, failures)
+    return request.unwrap([hypotheses[0] for hypotheses in captions] if n_best is None else captions, failures, "image")
 
 
-@typed
+@check_types
 def match(
-    model: Handle,
+    model: ModelHandle,
     images: Image | Iterable[Image],
-    texts: str | Texts,
-    templates: str | Texts = (),
+    texts: str | Strings,
+    templates: str | Strings = (),
     truncate: bool = False,
 ) -> Matches:
-    source, failed = str(model.directory), given.Failed()
-    seen, read, forms = given.images(images), given.texts(texts), given.texts(templates, "template").items
-    found = use.match(
-        model.module, model.codec, model.usage, seen.items, read.items, forms, truncate, source=source, failed=failed
+    source, failures = str(model.directory), arguments.Failures()
+    image_request, text_request, prompt_templates = (
+        arguments.image_inputs(images),
+        arguments.text_inputs(texts),
+        arguments.text_inputs(templates, "template").items,
     )
-    if failed:
-        seen.answer(Matches(*(each[:, 0] if read.one else each for each in found)), failed, "image")
-    kept = (0 if seen.one else slice(None), 0 if read.one else slice(None))
-    return Matches(*(each[kept] for each in found))
+    matches = pair_inference.match(
+        model.module,
+        model.codec,
+        model.usage,
+        image_request.items,
+        text_request.items,
+        prompt_templates,
+        truncate,
+        source=source,
+        failures=failures,
+    )
+    if failures:
+        image_request.unwrap(
+            Matches(*(tensor[:, 0] if text_request.is_single else tensor for tensor in matches)), failures, "image"
+        )
+    index = (0 if image_request.is_single else slice(None), 0 if text_request.is_single else slice(None))
+    return Matches(*(tensor[index] for tensor in matches))
 
 
-@typed
-def embed(model: Handle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-    asked, failed = given.images(items, "image or text"), given.Failed()
+@check_types
+def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    request, failures = arguments.image_inputs(items, "image or text"), arguments.Failures()
     source = str(model.directory)
-    found = use.embed(model.module, model.codec, model.usage, asked.items, truncate, source, failed)
-    return asked.answer(found, failed, "image")
+    embeddings = pair_inference.embed(model.module, model.codec, model.usage, request.items, truncate, source, failures)
+    return request.unwrap(embeddings, failures, "image")
 
 
-@typed
+@check_types
 def evaluate(
-    model: Handle,
+    model: ModelHandle,
     data: Data | None = None,
     split: str | None = None,
     limit: int | None = None,

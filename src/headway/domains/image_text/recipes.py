@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from headway.codecs.processor import read_image
+from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.caption_config import EmojiConfig, FilesConfig, ScenesConfig
-from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.caption_config import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.emoji import EmojiPairsConfig
-from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
+from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
-from headway.learn.outlook import Descent
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -42,15 +42,15 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.captioning import ImagesToCaption
+    pass
 
 
 # The maximum attention score of normalised queries and keys; with the usual scale, those of small heads stay below 5.
-_SHARPEST = 12.0
+_MAX_SCORE = 12.0
 
 
 def captioner(
-    width: int, depth: tuple[int, int], heads: int, size: int, patch: int, symbols: int, dropout: float = 0.0
+    width: int, depth: tuple[int, int], heads: int, size: int, patch: int, vocab_size: int, dropout: float = 0.0
 ) -> CaptionerConfig:
     """A small captioner that learns fast: a convolutional stem, then tower and decoder of `depth` layers with RMSNorm
     without weights, QK-norm, squared ReLU and no biases; residual branches and head are initialised to zero. The
@@ -67,17 +67,17 @@ def captioner(
             qk_norm=norm,
             qkv_bias=False,
             out_bias=False,
-            scale=_SHARPEST * heads / width,
+            scale=_MAX_SCORE * heads / width,
         )
         block = BlockConfig(mixer, None, MLPConfig(activation="relu_squared", bias=False), norm, dropout=dropout)
         return StackConfig(cycle((block,), count), norm)
 
     embed = PatchEmbedConfig((patch, patch), (size, size), tokens=0, norm=norm, dropout=dropout, stem="convolutional")
-    seen = replace(init, embedding=0.2)  # positions matter less than content
-    tower = TransformerConfig(width, 0, None, stack(depth[0], Full(), None), embed, {}, "none", seen)
+    tower_init = replace(init, embedding=0.2)  # positions matter less than content
+    tower = TransformerConfig(width, 0, None, stack(depth[0], Full(), None), embed, {}, "none", tower_init)
     decoder = TransformerConfig(
         width,
-        symbols,
+        vocab_size,
         None,
         stack(depth[1], Causal(), RotaryConfig(theta=1000.0)),
         TokenEmbedConfig(norm=norm, dropout=dropout),
@@ -94,8 +94,8 @@ def caption() -> Recipe:
         domain="image_text",
         description="any images with captions: .csv, .tsv or .jsonl with path and caption",
         data=(),
-        model=captioner(width=256, depth=(4, 4), heads=8, size=128, patch=16, symbols=4000, dropout=0.1),
-        task=FilesConfig(shift=8),
+        model=captioner(width=256, depth=(4, 4), heads=8, size=128, patch=16, vocab_size=4000, dropout=0.1),
+        task=CaptionFilesConfig(shift=8),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.01),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_size=32, evaluate_limit=500),
@@ -110,7 +110,7 @@ def scenes() -> Recipe:
         domain="image_text",
         description="generated scenes of one to three coloured shapes and their arrangement",
         data=(),
-        model=captioner(width=96, depth=(2, 2), heads=4, size=64, patch=8, symbols=24),
+        model=captioner(width=96, depth=(2, 2), heads=4, size=64, patch=8, vocab_size=24),
         task=ScenesConfig(codec="word", size=None, goal="exact_match"),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3),
         schedule=WSDConfig(warmup=50, decay=0.7),
@@ -126,8 +126,8 @@ def emoji_caption() -> Recipe:
         domain="image_text",
         description="emoji and their names",
         data=("emoji",),
-        model=captioner(width=128, depth=(3, 3), heads=4, size=64, patch=8, symbols=600, dropout=0.2),
-        task=EmojiConfig(codec="bpe", size=600, shift=4, split=SplitConfig(validation=0.05, test=0.1)),
+        model=captioner(width=128, depth=(3, 3), heads=4, size=64, patch=8, vocab_size=600, dropout=0.2),
+        task=EmojiCaptionsConfig(codec="bpe", size=600, shift=4, split=SplitConfig(validation=0.05, test=0.1)),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.05),
         schedule=WSDConfig(warmup=50, decay=0.6),
         train=TrainConfig(steps=1500, batch_size=32),
@@ -159,7 +159,7 @@ def image_text() -> Recipe:
         description="any images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
         data=(),
         model=towers(192, 4, 3, 16, 96),
-        task=ImageTextConfig(augment=ImageMovesConfig(shift=0.1, zoom=0.1)),
+        task=ImageTextConfig(augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1)),
         optim=MuonConfig(lr=0.02, weight_decay=0.05, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
@@ -175,7 +175,7 @@ def emoji_clip() -> Recipe:
         description="1,546 emoji with names in five languages: a small CLIP from scratch",
         data=("emoji",),
         model=towers(96, 2, 4, 8, 32),
-        task=EmojiPairsConfig(captions=3, augment=ImageMovesConfig(shift=0.1, zoom=0.1, light=0.1)),
+        task=EmojiPairsConfig(captions=3, augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
@@ -188,10 +188,10 @@ RECIPES = (image_text, emoji_clip, *CAPTIONS)
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
 _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, tokens
-_SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
-_IN_A_ROW, _FINEST = 6, 2  # minimum patches per side, unless patches would be smaller than this
-_LOOKED_AT = 32  # images whose size is sampled
-_LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # (maximum epochs, dropout)
+_RESOLUTIONS = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
+_MIN_PATCHES, _MIN_PATCH = 6, 2  # minimum patches per side, unless patches would be smaller than this
+_MAX_SAMPLED = 32  # images whose size is sampled
+_DROPOUTS = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # (maximum epochs, dropout)
 
 
 @dataclass(frozen=True)
@@ -200,60 +200,60 @@ class CaptionedScale(Scale):
     of image classification with less value for repeated samples, because texts are not augmented.
     """
 
-    fitted: bool = True
-    law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0))
-    batch: str = "train.batch_size"
-    least: int = 16
-    most: int = 512
-    noise: float = 0.5
+    calibrated: bool = True
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 16
+    max_batch: int = 512
+    noise_scale: float = 0.5
     unit: str = "image"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        found = read_captions(paths, self.columns(recipe))
-        side, patch = resolution(_longest(found), minutes)
-        letters = sum(map(len, found.texts))
-        symbols = below(_VOCABULARIES, letters)
-        shares = self.held_out(len(found.images))
-        settings = {"task.size": symbols, **shares, **self.shaped(side, patch)}
-        long = letters / len(found.texts)
-        told = f"{len(found.images):,} images with {len(found.texts):,} texts of {long:.0f} characters"
-        return Settled(
-            settings, f"{told}: a vocabulary of {symbols:,}, and {side} x {side} pixels in patches of {patch}"
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        captions = read_captions(paths, self.columns(recipe))
+        side, patch = resolution(_median_side(captions), minutes)
+        num_characters = sum(map(len, captions.texts))
+        vocab_size = lookup(_VOCABULARIES, num_characters)
+        shares = self.held_out_shares(len(captions.images))
+        settings = {"task.size": vocab_size, **shares, **self.image_settings(side, patch)}
+        mean_length = num_characters / len(captions.texts)
+        summary = f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters"
+        return DataSettings(
+            settings, f"{summary}: a vocabulary of {vocab_size:,}, and {side} x {side} pixels in patches of {patch}"
         )
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
         """The recipe's column names of tables."""
         raise NotImplementedError
 
-    def shaped(self, side: int, patch: int) -> Settings:
+    def image_settings(self, side: int, patch: int) -> Settings:
         """Settings of the model's image size."""
         raise NotImplementedError
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": next(share for most, share in _LEFT_OUT if epochs <= most)}
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        return {"model.dropout": next(share for max_epochs, share in _DROPOUTS if epochs <= max_epochs)}
 
 
 @dataclass(frozen=True)
 class ContrastScale(CaptionedScale):
     """The images of a batch are contrasted, so batches grow further, but never beyond the data set."""
 
-    least: int = 32
-    noise: float = 2.0
+    min_batch: int = 32
+    noise_scale: float = 2.0
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        found = super().settle(recipe, paths, minutes)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        base = super().data_settings(recipe, paths, minutes)
         images = len(read_captions(paths, self.columns(recipe)).images)
         # For measuring throughput: no more images than training will certainly have.
-        first = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
-        settings = {"train.batch_size": first, "task.augment.light": 0.1}
-        return Settled({**found.settings, **settings}, found.reason)
+        batch_size = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
+        settings = {"train.batch_size": batch_size, "task.augment.light": 0.1}
+        return DataSettings({**base.settings, **settings}, base.reason)
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
         task = cast(ImageTextConfig, recipe.task)
         return CaptionColumns(task.image, task.caption, task.language)
 
-    def shaped(self, side: int, patch: int) -> Settings:
+    def image_settings(self, side: int, patch: int) -> Settings:
         return {"model.left.embed.size": [side, side], "model.left.embed.patch": [patch, patch]}
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
@@ -265,37 +265,37 @@ class CaptionScale(CaptionedScale):
     """Images are shifted by a sixteenth of their size. Targets are tokens, about ten per caption."""
 
     descent: Descent | None = Descent(0.16, 0.48, 1.4)
-    law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
-    noise: float = 1.6
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
+    noise_scale: float = 1.6
     unit: str = "token"
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
-        task = cast(FilesConfig, recipe.task)
+        task = cast(CaptionFilesConfig, recipe.task)
         return CaptionColumns(task.path, task.caption)
 
-    def shaped(self, side: int, patch: int) -> Settings:
+    def image_settings(self, side: int, patch: int) -> Settings:
         size = {"model.tower.embed.size": [side, side], "model.tower.embed.patch": [patch, patch]}
         return {**size, "task.shift": side // 16}
 
-    def amount(self, task: Task) -> int:
-        examples = cast("ImagesToCaption", cast(Task, task).examples)
+    def unique_targets(self, task: Task) -> int:
+        examples = cast("CaptionDataset", cast(Task, task).examples)
         return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
 
 
-def resolution(longest: int, minutes: float) -> tuple[int, int]:
+def resolution(max_side: int, minutes: float) -> tuple[int, int]:
     """The image side, at most that of the images, and the patch side, with several patches per row."""
-    side, patch = next((side, patch) for most, side, patch in _SIDES if minutes <= most)
-    while patch > _FINEST and min(side, longest) < _IN_A_ROW * patch:
+    side, patch = next((side, patch) for max_minutes, side, patch in _RESOLUTIONS if minutes <= max_minutes)
+    while patch > _MIN_PATCH and min(side, max_side) < _MIN_PATCHES * patch:
         patch //= 2
-    return min(side, -(-longest // patch) * patch), patch
+    return min(side, -(-max_side // patch) * patch), patch
 
 
-def _longest(found: Captions) -> int:
+def _median_side(captions: Captions) -> int:
     """The median of images' longer sides, over a readable sample; the task reports errors of others."""
     sides = []
-    for row in examples.spread(np.arange(len(found.images)), _LOOKED_AT).tolist():
+    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
         with suppress(UserError):
-            sides.append(max(read_image(found.images[row].path).shape[:2]))
+            sides.append(max(read_image(captions.images[row].path).shape[:2]))
     return int(np.median(sides)) if sides else 1 << 12
 
 

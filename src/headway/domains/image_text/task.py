@@ -15,34 +15,34 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
-from headway.codecs.marks import frame
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
+from headway.codecs.special_tokens import set_post_processor
 from headway.config import register
-from headway.data import SplitConfig, Splits, epoch_seed, sides_of
-from headway.data.order import mixed
-from headway.data.splits import Sides, key_of
-from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
-from headway.domains.image_text.recall import nearest_pictures, recall
-from headway.domains.image_text.use import text_rows, text_vectors
+from headway.data import SplitConfig, Splits, epoch_seed, split_by_text
+from headway.data.shuffling import splitmix64
+from headway.data.splits import SplitIndices, text_key
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.pair_inference import text_rows, text_vectors
+from headway.domains.image_text.recall import nearest_pictures, retrieval_recall
 from headway.errors import ConfigError
 from headway.formats.usage import Usage, read_usage
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.examples import Batch, Chance, Contents, Numbered
-from headway.learn.objectives.contrast import (
-    Contrast,
-    check_sides,
-    coupled,
-    of_parts,
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
+from headway.learn.objectives.contrastive import (
+    Contrastive,
+    check_splits,
+    contrastive_batch_size,
+    encode_chunks,
     softmax_contrast,
 )
 from headway.learn.report import Picture
-from headway.learn.rows import in_parts
+from headway.learn.token_rows import split_by_length
 from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
 
 
 @dataclass(frozen=True)
-class ImageMovesConfig:
+class ImageTextAugmentConfig:
     """Random augmentation of each image at every step: shifted by up to `shift` of its size, zoomed by up to `zoom`,
     rotated by up to `turn` degrees, flipped half of the time with `flip`; brightness and contrast change by up to
     `light`. Pixels from outside repeat the edge.
@@ -63,30 +63,37 @@ class ImageMovesConfig:
 
     def __call__(self, images: Float[Tensor, "B C H W"], seed: int) -> Float[Tensor, "B C H W"]:
         """A pure function of the images and the seed."""
-        if self == ImageMovesConfig():
+        if self == ImageTextAugmentConfig():
             return images
         generator = torch.Generator().manual_seed(seed & ((1 << 63) - 1))
-        drawn = 2 * torch.rand(7, len(images), generator=generator) - 1  # from -1 to 1
-        angle = drawn[2] * self.turn * torch.pi / 180
-        size = 1 + drawn[3] * self.zoom
-        mirror = torch.where(drawn[4] > 0, -1.0, 1.0) if self.flip else torch.ones(len(images))
-        cos, sin = angle.cos() / size, angle.sin() / size
+        uniform = 2 * torch.rand(7, len(images), generator=generator) - 1  # from -1 to 1
+        angle = uniform[2] * self.turn * torch.pi / 180
+        zoom = 1 + uniform[3] * self.zoom
+        mirror = torch.where(uniform[4] > 0, -1.0, 1.0) if self.flip else torch.ones(len(images))
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
         rows = torch.stack(
-            [cos * mirror, -sin, 2 * self.shift * drawn[0], sin * mirror, cos, 2 * self.shift * drawn[1]], 1
+            [cos * mirror, -sin, 2 * self.shift * uniform[0], sin * mirror, cos, 2 * self.shift * uniform[1]], 1
         )
         grid = F.affine_grid(rows.view(-1, 2, 3).to(images.dtype), list(images.shape), align_corners=False)
-        moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        gain, offset = 1 + self.light * drawn[5], self.light * drawn[6]
-        return moved * gain[:, None, None, None] + offset[:, None, None, None]
+        warped = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        gain, offset = 1 + self.light * uniform[5], self.light * uniform[6]
+        return warped * gain[:, None, None, None] + offset[:, None, None, None]
 
 
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
-_KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
-_IMAGES_AT_ONCE = 64
+_PROCESSOR_KEYS = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "image_mean",
+    "image_std",
+    "resample",
+    "rescale_factor",
+)
+_IMAGE_BATCH = 64
 _SCALES = tuple(2.0**power for power in range(8))  # inverse temperatures
 _BLOCK = 1024  # images per contrastive block in evaluation
-_PADDING = 0.2  # maximum padding of texts: they are short, so more batches would cost more time than they save
-_PICTURED = 8  # texts and images per picture of a report
+_MAX_PADDING = 0.2  # maximum padding of texts: they are short, so more batches would cost more time than they save
+_PICTURE_ROWS = 8  # texts and images per picture of a report
 
 
 @register("image_text")
@@ -111,7 +118,7 @@ class ImageTextConfig(TaskConfig):
     captions: int = 1  # texts per image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
     scale_limit: float | None = 100.0  # maximum of exp(scale)
-    augment: ImageMovesConfig = ImageMovesConfig()  # augmentation of training images
+    augment: ImageTextAugmentConfig = ImageTextAugmentConfig()  # augmentation of training images
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 2000  # maximum vocabulary size
     lowercase: bool = True  # whether to lower-case the texts
@@ -121,9 +128,9 @@ class ImageTextConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         for name in ("captions", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name} is {value}; choose 1 or more")
+            setting = getattr(self, name)
+            if setting is not None and setting < 1:
+                raise ConfigError(f"task.{name} is {setting}; choose 1 or more")
         if self.scale_limit is not None and self.scale_limit <= 0:
             raise ConfigError(f"task.scale_limit is {self.scale_limit}; choose a number above 0, such as 100, or none")
 
@@ -131,13 +138,13 @@ class ImageTextConfig(TaskConfig):
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         size = self.check(recipe)
         columns = CaptionColumns(self.image, self.caption, self.language)
-        images = CaptionedImages(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
-        return Task(images, Matching(self))
+        dataset = ImageTextDataset(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
+        return Task(dataset, ImageTextMatching(self))
 
     def check(self, recipe: Recipe) -> int:
         """The images per batch. Raises ConfigError for incompatible settings."""
         model = check_towers(recipe.model)
-        size = coupled(recipe, "images", ", and task.at_once to what fits into memory")
+        size = contrastive_batch_size(recipe, "images", ", and task.at_once to what fits into memory")
         if self.loss == "sigmoid" and model.bias is None:
             raise ConfigError(
                 "task.loss sigmoid needs a bias, but the model has none; set model.bias to -10 and model.scale to "
@@ -145,12 +152,14 @@ class ImageTextConfig(TaskConfig):
             )
         return size
 
-    def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
+    def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
         """The codec of the run or of its start model, otherwise one trained on the training texts."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
-        codec = sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
-        frame(codec.tokenizer, "clip", codec.marks, {})  # for other programs that read the tokenizer.json
+        codec = sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
+        set_post_processor(
+            codec.tokenizer, "clip", codec.special_tokens, {}
+        )  # for other programs that read the tokenizer.json
         return codec
 
 
@@ -164,94 +173,100 @@ def check_towers(model: ModelConfig) -> TwoTowerConfig:
     return model
 
 
-class CaptionedImages(Numbered):
+class ImageTextDataset(IndexedExamples):
     """Images, augmented in training, with some of their texts, sampled again every epoch."""
 
     def __init__(self, config: ImageTextConfig, recipe: Recipe, size: int, captions: Captions, workspace: Path) -> None:
         """Raises UserError for images that cannot be read, and for texts that are too long."""
         self.config, self.captions = config, captions
-        self.seed, self.size, self.at_once = recipe.train.seed, size, size
+        self.seed, self.batch_size, self.eval_batch_size = recipe.train.seed, size, size
         towers = check_towers(recipe.model)
         usage = read_usage(workspace)
         self.usage = replace(usage, processor=processor_of(usage, towers))
         self.processor = ImageProcessor.read(self.usage.processor, "preprocessor_config.json")
-        self.patches = cast(PatchEmbedConfig, towers.left.embed).length
-        self.pictures = open_pictures(captions.images, self.processor, config.skip_bad)
-        found = sides_of(captions.groups or self.pictures.keys, captions.named, config.split)
-        wrong = list(self.pictures.wrong)
-        sides = Sides({side: np.setdiff1d(images, wrong) for side, images in found.items()}, found.removed)
-        self.splits = Splits(sides, np.sort(np.concatenate(list(sides.values()))), "images", "tables")
-        self.order = np.argsort(captions.of, kind="stable")  # texts, image by image
-        self.starts = np.searchsorted(captions.of[self.order], np.arange(len(captions.images) + 1))
-        trained = np.isin(captions.of, sides["train"])
-        self.codec = config.codec_of((captions.texts[row] for row in np.flatnonzero(trained)), workspace)
-        self.rows = text_rows(self.codec, captions.texts, towers, config.truncate, captions.places.__getitem__)
-        self.said = np.array([key_of(text.casefold()) for text in captions.texts], np.uint64)
-        self.alike = np.unique(self.pictures.keys, return_inverse=True)[1].astype(np.uint64)
+        self.num_patches = cast(PatchEmbedConfig, towers.left.embed).length
+        self.decoded = decode_images(captions.images, self.processor, config.skip_bad)
+        split_images = split_by_text(captions.groups or self.decoded.keys, captions.named_splits, config.split)
+        invalid = list(self.decoded.errors)
+        splits = SplitIndices(
+            {split: np.setdiff1d(images, invalid) for split, images in split_images.items()}, split_images.removed
+        )
+        self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "images", "tables")
+        self.text_order = np.argsort(captions.image_of, kind="stable")  # texts, image by image
+        self.text_starts = np.searchsorted(captions.image_of[self.text_order], np.arange(len(captions.images) + 1))
+        is_train = np.isin(captions.image_of, splits["train"])
+        self.codec = config.codec_of((captions.texts[row] for row in np.flatnonzero(is_train)), workspace)
+        self.rows = text_rows(self.codec, captions.texts, towers, config.truncate, captions.locations.__getitem__)
+        self.text_keys = np.array([text_key(text.casefold()) for text in captions.texts], np.uint64)
+        self.image_keys = np.unique(self.decoded.keys, return_inverse=True)[1].astype(np.uint64)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size and eos. UserError for a split without images or with fewer than one
         batch.
         """
-        check_sides(self.splits, self.size, "images")
+        check_splits(self.splits, self.batch_size, "images")
         towers = check_towers(model)
-        end = self.codec.end if towers.filler is None else towers.end
-        return replace(towers, right=replace(towers.right, symbols=self.codec.size), end=end)
+        end = self.codec.eos_id if towers.filler is None else towers.end
+        return replace(towers, right=replace(towers.right, vocab_size=self.codec.vocab_size), end=end)
 
-    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
+    def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are not negatives of each other.
         The sampled texts depend on the positions in the stream, or otherwise on the images alone.
         """
         pixels = self.inputs(rows)
-        if chance is not None:
-            pixels = self.config.augment(pixels, epoch_seed(self.seed, int(chance.places[0])))
-        texts = self._drawn(rows, rows if chance is None else chance.places)
-        of = np.repeat(np.arange(len(rows)), self.config.captions)
-        same = self.same(rows, texts)
-        parts = in_parts(self.rows, texts, _PADDING, self.config.at_once)
-        targets = torch.from_numpy(of), torch.from_numpy(same)
-        return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
+        if rng_key is not None:
+            pixels = self.config.augment(pixels, epoch_seed(self.seed, int(rng_key.positions[0])))
+        text_indices = self._sample_texts(rows, rows if rng_key is None else rng_key.positions)
+        image_of = np.repeat(np.arange(len(rows)), self.config.captions)
+        same = self.same(rows, text_indices)
+        parts = split_by_length(self.rows, text_indices, _MAX_PADDING, self.config.at_once)
+        targets = torch.from_numpy(image_of), torch.from_numpy(same)
+        return Batch((pixels, parts), targets, len(image_of), len(rows) * self.num_patches + parts.computed)
 
     def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
         """Pairs of an image and a text that is equal to one of the image's own texts."""
-        own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in images])
-        return np.isin(_pair(self.alike[images][:, None], self.said[texts][None]), own)
+        own_keys = np.concatenate(
+            [_pair_keys(self.image_keys[image], self.text_keys[self.text_rows(image)]) for image in images]
+        )
+        return np.isin(_pair_keys(self.image_keys[images][:, None], self.text_keys[texts][None]), own_keys)
 
     def contents(self) -> Contents:
-        return {"images": (self.pictures.keys,), "texts": (self.captions.texts, self.captions.of)}
+        return {"images": (self.decoded.keys,), "texts": (self.captions.texts, self.captions.image_of)}
 
     def inputs(self, images: np.ndarray) -> Float[Tensor, "B 3 H W"]:
         """Model inputs of images."""
-        return torch.from_numpy(np.stack([self.processor.numbers(each) for each in self.pictures.pixels[images]]))
+        return torch.from_numpy(np.stack([self.processor.normalize(pixels) for pixels in self.decoded.pixels[images]]))
 
-    def texts_of(self, image: int) -> np.ndarray:
-        return self.order[self.starts[image] : self.starts[image + 1]]
+    def text_rows(self, image: int) -> np.ndarray:
+        return self.text_order[self.text_starts[image] : self.text_starts[image + 1]]
 
-    def _drawn(self, images: np.ndarray, stream: np.ndarray) -> np.ndarray:
+    def _sample_texts(self, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """`captions` texts of each image at its position of the stream: consecutive queries or, if there are other
         texts, those half of the time.
         """
         count = self.config.captions
-        places = stream.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-        chances = mixed(places ^ mixed(np.uint64(self.seed)))
-        drawn = []
-        for image, row in zip(images.tolist(), chances.tolist()):
-            texts = self.texts_of(image)
-            asked = self.captions.asked[texts]
-            for turn, chance in enumerate(row):
-                kind = texts[asked] if (chance & 1 or asked.all()) and asked.any() else texts[~asked]
-                drawn.append(kind[((row[0] >> 1) + turn) % len(kind)])
-        return np.array(drawn)
+        counters = positions.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+        random_bits = splitmix64(counters ^ splitmix64(np.uint64(self.seed)))
+        sampled = []
+        for image, row in zip(images.tolist(), random_bits.tolist()):
+            texts = self.text_rows(image)
+            is_query = self.captions.is_query[texts]
+            for offset, bits in enumerate(row):
+                candidates = texts[is_query] if (bits & 1 or is_query.all()) and is_query.any() else texts[~is_query]
+                sampled.append(candidates[((row[0] >> 1) + offset) % len(candidates)])
+        return np.array(sampled)
 
-    def asked(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def query_rows(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The query texts of images, and the indices of their images, int64 [N] each."""
-        each = [texts[self.captions.asked[texts]] for texts in map(self.texts_of, images.tolist())]
-        return np.concatenate(each), np.repeat(np.arange(len(images)), [len(texts) for texts in each])
+        rows_per_image = [texts[self.captions.is_query[texts]] for texts in map(self.text_rows, images.tolist())]
+        return np.concatenate(rows_per_image), np.repeat(
+            np.arange(len(images)), [len(texts) for texts in rows_per_image]
+        )
 
-    def shown(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return self.captions.images[row].name
 
     def save(self, directory: Path) -> None:
@@ -259,7 +274,7 @@ class CaptionedImages(Numbered):
         self.usage.save(directory)
 
 
-class Matching(Contrast[CaptionedImages]):
+class ImageTextMatching(Contrastive[ImageTextDataset]):
     """Contrastive matching of texts and images; the best model has the highest recall in both directions."""
 
     goal = "mean_recall_at_1"
@@ -274,94 +289,115 @@ class Matching(Contrast[CaptionedImages]):
 
     def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
         towers, (pixels, texts), at_once = cast(TwoTower, model), batch.inputs, self.config.at_once
-        again = model if at_once is not None else None
-        images = of_parts(lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), again)
-        said = of_parts(lambda part: towers.vectors("right", *part), texts.parts, again)[texts.order]
-        return towers.logits(images, said)
+        recompute_module = model if at_once is not None else None
+        images = encode_chunks(
+            lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), recompute_module
+        )
+        text_vectors = encode_chunks(lambda part: towers.vectors("right", *part), texts.chunks, recompute_module)[
+            texts.order
+        ]
+        return towers.logits(images, text_vectors)
 
-    def judge(
-        self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
+    def evaluate(
+        self, model: nn.Module, examples: ImageTextDataset, split: str, limit: int | None = None
     ) -> dict[str, Any]:
         """Recall of texts given an image and of images given a text, at 1 and 5, over the complete split, the mean of
         both directions, and the loss at the best temperature.
         """
-        images = examples.of(split).some(limit).rows
-        (texts, of), spoken = examples.asked(images), examples.captions.languages
-        languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
-        vectors = self.images(model, examples, images), self.texts(model, examples, texts)
-        scores = recall(*vectors, of, languages)
-        both = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
-        found = {self.goal: both, **scores, "loss": self._held_out(examples, images, texts, of, *vectors)}
-        bad = len(examples.pictures.wrong)
-        return {**found, "skipped_images": bad} if bad else found
+        images = examples.of(split).limited_to(limit).rows
+        (texts, image_of), text_languages = examples.query_rows(images), examples.captions.languages
+        languages = None if text_languages is None else [text_languages[row] for row in texts.tolist()]
+        vectors = self.embed_images(model, examples, images), self.embed_texts(model, examples, texts)
+        scores = retrieval_recall(*vectors, image_of, languages)
+        mean_recall = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
+        results = {
+            self.goal: mean_recall,
+            **scores,
+            "loss": self._contrastive_loss(examples, images, texts, image_of, *vectors),
+        }
+        num_invalid = len(examples.decoded.errors)
+        return {**results, "skipped_images": num_invalid} if num_invalid else results
 
-    def _held_out(
-        self, examples: CaptionedImages, images: np.ndarray, texts: np.ndarray, of: np.ndarray, *vectors: np.ndarray
+    def _contrastive_loss(
+        self,
+        examples: ImageTextDataset,
+        images: np.ndarray,
+        texts: np.ndarray,
+        image_of: np.ndarray,
+        *vectors: np.ndarray,
     ) -> float:
         """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss: an
         overconfident model may still have a high recall.
         """
-        left, right = (torch.from_numpy(each) for each in vectors)
+        image_vectors, text_vectors = (torch.from_numpy(array) for array in vectors)
         totals = [0.0] * len(_SCALES)
         for start in range(0, len(images), _BLOCK):
-            block, some = np.flatnonzero((of >= start) & (of < start + _BLOCK)), slice(start, start + _BLOCK)
-            own = torch.from_numpy(of[block] - start)
-            same = torch.from_numpy(examples.same(images[some], texts[block]))
-            similar = left[some] @ right[block].T
+            block, image_slice = (
+                np.flatnonzero((image_of >= start) & (image_of < start + _BLOCK)),
+                slice(start, start + _BLOCK),
+            )
+            owners = torch.from_numpy(image_of[block] - start)
+            same = torch.from_numpy(examples.same(images[image_slice], texts[block]))
+            similarity = image_vectors[image_slice] @ text_vectors[block].T
             totals = [
-                total + float(softmax_contrast(scale * similar, own, same)) for total, scale in zip(totals, _SCALES)
+                total + float(softmax_contrast(scale * similarity, owners, same))
+                for total, scale in zip(totals, _SCALES)
             ]
         return min(totals) / len(texts)
 
-    def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
+    def embed_texts(self, model: nn.Module, examples: ImageTextDataset, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
         """The embeddings of texts."""
         return text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
 
-    def images(self, model: nn.Module, examples: CaptionedImages, images: np.ndarray) -> Float[np.ndarray, "N E"]:
+    def embed_images(
+        self, model: nn.Module, examples: ImageTextDataset, images: np.ndarray
+    ) -> Float[np.ndarray, "N E"]:
         """The embeddings of images."""
-        towers, parts = cast(TwoTower, model), np.split(images, range(_IMAGES_AT_ONCE, len(images), _IMAGES_AT_ONCE))
-        with evaluating(towers), torch.inference_mode():
-            found = [towers.vectors("left", examples.inputs(part).to(device_of(towers))).cpu() for part in parts]
-        return torch.cat(found).numpy()
+        towers, batches = cast(TwoTower, model), np.split(images, range(_IMAGE_BATCH, len(images), _IMAGE_BATCH))
+        with evaluation_mode(towers), torch.inference_mode():
+            embeddings = [
+                towers.vectors("left", examples.inputs(batch).to(device_of(towers))).cpu() for batch in batches
+            ]
+        return torch.cat(embeddings).numpy()
 
-    def samples(self, model: nn.Module, examples: CaptionedImages, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: ImageTextDataset, count: int) -> list[dict[str, str]]:
         """Held-out images with the nearest of all their texts and their own ones."""
         images = examples.splits.rows(examples.final_split)
-        texts, of = examples.asked(images)
-        asked = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        similar = self.images(model, examples, images[asked]) @ self.texts(model, examples, texts).T
-        said = examples.captions.texts
+        texts, image_of = examples.query_rows(images)
+        sampled = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+        similarity = self.embed_images(model, examples, images[sampled]) @ self.embed_texts(model, examples, texts).T
+        all_texts = examples.captions.texts
         return [
             {
-                "source": examples.shown(int(images[place])),
-                "output": said[texts[best]],
-                "reference": " | ".join(said[row] for row in texts[of == place]),
+                "source": examples.describe_row(int(images[index])),
+                "output": all_texts[texts[best]],
+                "reference": " | ".join(all_texts[row] for row in texts[image_of == index]),
             }
-            for place, best in zip(asked.tolist(), similar.argmax(1).tolist())
+            for index, best in zip(sampled.tolist(), similarity.argmax(1).tolist())
         ]
 
-    def pictures(self, model: nn.Module, examples: CaptionedImages) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: ImageTextDataset) -> list[Picture]:
         """Held-out texts with their nearest images, and images with their nearest texts."""
         images = examples.splits.rows(examples.final_split)
-        texts, of = examples.asked(images)
-        similar = self.texts(model, examples, texts) @ self.images(model, examples, images).T
-        shown = [examples.captions.texts[row] for row in texts.tolist()]
-        return nearest_pictures(examples.pictures.pixels[images], shown, of, similar, _PICTURED)
+        texts, image_of = examples.query_rows(images)
+        similarity = self.embed_texts(model, examples, texts) @ self.embed_images(model, examples, images).T
+        query_texts = [examples.captions.texts[row] for row in texts.tolist()]
+        return nearest_pictures(examples.decoded.pixels[images], query_texts, image_of, similarity, _PICTURE_ROWS)
 
 
 def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
     """A preprocessor_config.json for the model's image size, based on `usage` or on CLIP's."""
     size = cast(PatchEmbedConfig, model.left.embed).size
-    said = usage.processor or {"image_processor_type": "CLIPImageProcessor"}
+    base = usage.processor or {"image_processor_type": "CLIPImageProcessor"}
     if usage.processor:
-        known = ImageProcessor.read(usage.processor, "preprocessor_config.json")
-        if size == known.shape:
+        current = ImageProcessor.read(usage.processor, "preprocessor_config.json")
+        if size == current.shape:
             return usage.processor
-    kept = {name: said[name] for name in _KEPT if name in said}
+    settings = {name: base[name] for name in _PROCESSOR_KEYS if name in base}
     edges = {"height": size[0], "width": size[1]}
     if size[0] == size[1]:
-        return {**kept, "size": {"shortest_edge": size[0]}, "do_center_crop": True, "crop_size": edges}
-    return {**kept, "size": edges, "do_center_crop": False}
+        return {**settings, "size": {"shortest_edge": size[0]}, "do_center_crop": True, "crop_size": edges}
+    return {**settings, "size": edges, "do_center_crop": False}
 
 
 def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[Path]) -> Task:
@@ -370,11 +406,11 @@ def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[
         workspace = Path(folder)
         codec.save(workspace)
         usage.save(workspace)
-        train = TrainConfig(batch_size=_IMAGES_AT_ONCE)
+        train = TrainConfig(batch_size=_IMAGE_BATCH)
         recipe = Recipe("image-text", "image_text", "", (), model.config, ImageTextConfig(), train=train)
         return recipe.task.open(recipe, paths, workspace)
 
 
-def _pair(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def _pair_keys(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """A key for a pair of an image and a text; two pairs collide with probability 2^-64."""
-    return mixed(images.astype(np.uint64)) ^ texts
+    return splitmix64(images.astype(np.uint64)) ^ texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.masked.fill import Candidate, fill
@@ -13,4 +13,4 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "Candidate", "fill"]
 RECIPES = ("masked",)
 TASKS = {"masked": "task"}
 VERBS = {"fill": "is_masked"}
-lazily(__name__, {".fill": ("Candidate", "fill")})
+lazy_exports(__name__, {".fill": ("Candidate", "fill")})

@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.base import BYTES, decoder_steps, special_ids
-from headway.codecs.marks import MASK
-from headway.codecs.tokenizer import frame_of
+from headway.codecs.special_tokens import MASK_NAMES
+from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout
 from headway.nn.models import Transformer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens of codecs trained for masking, as in BERT."""
 
-_BYTE_LEVEL, _SPACE_MARK = "ByteLevel", "\u2581"  # the character that sentencepiece writes for a space
+_BYTE_LEVEL, _SPACE_CHARACTER = "ByteLevel", "\u2581"  # the character that sentencepiece writes for a space
 _LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
 
 
 @dataclass(frozen=True)
-class Symbols:
+class TokenTables:
     """Tables over a codec's vocabulary.
 
     `mask` is the id of the mask token; `text`, bool [C], marks the tokens that are text; `opens`, bool [C], those that
@@ -53,49 +53,56 @@ class Symbols:
         return starts
 
 
-def symbols_of(codec: Codec) -> Symbols:
+def token_tables(codec: Codec) -> TokenTables:
     """The tables of a codec. Raises UserError if it has no mask token, or no tokens besides special ones."""
-    tokenizer = _known(codec).tokenizer
+    tokenizer = _tokenizer_codec(codec).tokenizer
     special = special_ids(tokenizer)
-    known = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
-    text = np.zeros(codec.size, bool)
-    text[[i for i in known if i not in special and i != codec.unknown]] = True
+    token_of = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    text = np.zeros(codec.vocab_size, bool)
+    text[[i for i in token_of if i not in special and i != codec.unk_id]] = True
     if not text.any():
         raise UserError("the tokenizer has only special tokens; use one trained on text")
-    opens, head, tail = np.ones(codec.size, bool), *np.full((2, codec.size), _NONE)
-    prefix, level = _continuing_prefix(codec), _marks(codec)
+    opens, head, tail = np.ones(codec.vocab_size, bool), *np.full((2, codec.vocab_size), _NONE)
+    prefix, level = _continuing_prefix(codec), _space_style(codec)
     for i in np.flatnonzero(text).tolist():
         if prefix:
-            opens[i], head[i], tail[i] = not known[i].startswith(prefix), _LETTER, _LETTER
+            opens[i], head[i], tail[i] = not token_of[i].startswith(prefix), _LETTER, _LETTER
         else:
-            spelt = _spelt(known[i], level)
-            opens[i], head[i], tail[i] = spelt[:1].isspace(), _kind(spelt[:1]), _kind(spelt[-1:])
-    return Symbols(mask_of(codec), text, opens, head, tail)
+            token_text = _token_text(token_of[i], level)
+            opens[i], head[i], tail[i] = (
+                token_text[:1].isspace(),
+                _character_kind(token_text[:1]),
+                _character_kind(token_text[-1:]),
+            )
+    return TokenTables(mask_id(codec), text, opens, head, tail)
 
 
-def mask_of(codec: Codec) -> int:
+def mask_id(codec: Codec) -> int:
     """The id of a codec's mask token. Raises UserError if it has none."""
-    mask = _known(codec).mask
+    mask = _tokenizer_codec(codec).mask
     if mask is None:
         raise UserError(
-            f"the tokenizer has no mask token ({' or '.join(MASK)}); use that of a masked language model, or leave it "
+            f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)}); use that of a masked language model, or "
+            "leave it "
             "out to train one"
         )
     return mask
 
 
-def spaces_join(codec: Codec) -> bool:
+def has_leading_spaces(codec: Codec) -> bool:
     """Whether tokens include the space before a word, as in GPT-2, RoBERTa and sentencepiece."""
-    marks = _marks(codec)
-    spelt = (_spelt(token, marks) for token in _known(codec).tokenizer.get_vocab(with_added_tokens=False))
-    return any(text.startswith(" ") and text.strip() for text in spelt)
+    style = _space_style(codec)
+    token_texts = (
+        _token_text(token, style) for token in _tokenizer_codec(codec).tokenizer.get_vocab(with_added_tokens=False)
+    )
+    return any(text.startswith(" ") and text.strip() for text in token_texts)
 
 
-def going_on(codec: Codec) -> Codec:
+def continuation_codec(codec: Codec) -> Codec:
     """The codec for continuations of a text, without the space that it may insert before the start of one."""
-    state = json.loads(_known(codec).tokenizer.to_str())
-    kept = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
-    state["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    state = json.loads(_tokenizer_codec(codec).tokenizer.to_str())
+    normalizers = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
+    state["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
     for step in _steps(state["pre_tokenizer"]):
         step |= {"prepend_scheme": "never"} if "prepend_scheme" in step else {}
         step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
@@ -109,18 +116,18 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     return part.get("normalizers") or part.get("pretokenizers") or [part]
 
 
-def spelling(codec: Codec, symbol: int) -> str:
+def token_name(codec: Codec, token: int) -> str:
     """The name of a token in the tokenizer."""
-    return _known(codec).tokenizer.id_to_token(symbol) or ""
+    return _tokenizer_codec(codec).tokenizer.id_to_token(token) or ""
 
 
-def read(codec: Codec, ids: list[int]) -> str:
+def decode_masked(codec: Codec, ids: list[int]) -> str:
     """The text of ids with visible masks, without bos and eos."""
-    kept = [i for i in ids if i not in (codec.begin, codec.end)]
-    return _known(codec).tokenizer.decode(kept, skip_special_tokens=False).strip()
+    visible_ids = [i for i in ids if i not in (codec.bos_id, codec.eos_id)]
+    return _tokenizer_codec(codec).tokenizer.decode(visible_ids, skip_special_tokens=False).strip()
 
 
-def _known(codec: Codec) -> TokenizerCodec:
+def _tokenizer_codec(codec: Codec) -> TokenizerCodec:
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"masking needs a tokenizer.json, not a {type(codec).__name__}; use another tokenizer")
     return codec
@@ -128,22 +135,24 @@ def _known(codec: Codec) -> TokenizerCodec:
 
 def _continuing_prefix(codec: Codec) -> str:
     """The prefix of WordPiece tokens inside a word ("##"); empty for other kinds."""
-    return getattr(_known(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
+    return getattr(_tokenizer_codec(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
 
 
-def _marks(codec: Codec) -> str:
+def _space_style(codec: Codec) -> str:
     """How a tokenizer represents spaces: as bytes, with sentencepiece's character, or plainly (empty)."""
-    steps = json.dumps(decoder_steps(_known(codec).tokenizer))
-    return _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_MARK if "Metaspace" in steps or "\\u2581" in steps else ""
+    steps = json.dumps(decoder_steps(_tokenizer_codec(codec).tokenizer))
+    return (
+        _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_CHARACTER if "Metaspace" in steps or "\\u2581" in steps else ""
+    )
 
 
-def _spelt(token: str, marks: str) -> str:
-    if marks == _BYTE_LEVEL and all(character in BYTES for character in token):
+def _token_text(token: str, style: str) -> str:
+    if style == _BYTE_LEVEL and all(character in BYTES for character in token):
         return bytes(BYTES[character] for character in token).decode("utf-8", "replace")
-    return token.replace(_SPACE_MARK, " ") if marks == _SPACE_MARK else token
+    return token.replace(_SPACE_CHARACTER, " ") if style == _SPACE_CHARACTER else token
 
 
-def _kind(character: str) -> int:
+def _character_kind(character: str) -> int:
     if character.isspace():
         return _SPACE
     if character.isdigit():
@@ -168,19 +177,19 @@ def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list
     """
     if top < 1:
         raise UserError(f"top is {top}; use 1 or more")
-    mask, ids = mask_of(codec), masked_ids(codec, text)
+    mask, ids = mask_id(codec), masked_ids(codec, text)
     if mask not in ids:
         raise UserError(f"the text {text[:40]!r} has no mask; write [MASK] for the word to predict")
     context = model.config.context
     if context is not None and len(ids) > context:
         raise UserError(f"the text has {len(ids)} tokens, but the model takes at most {context}; shorten it")
     row = torch.tensor([ids], device=device_of(model))
-    with evaluating(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         x = model(row, None).x[row == mask]
-        found = model.heads["vocabulary"](x).softmax(-1)[:, : codec.size].topk(min(top, codec.size))
+        top_tokens = model.heads["vocabulary"](x).softmax(-1)[:, : codec.vocab_size].topk(min(top, codec.vocab_size))
     return [
-        [Candidate(_shown(codec, i), i, p) for i, p in zip(symbols, shares)]
-        for symbols, shares in zip(found.indices.tolist(), found.values.tolist())
+        [Candidate(_display_token(codec, i), i, p) for i, p in zip(tokens, probabilities)]
+        for tokens, probabilities in zip(top_tokens.indices.tolist(), top_tokens.values.tolist())
     ]
 
 
@@ -189,23 +198,23 @@ def masked_ids(codec: Codec, text: str) -> list[int]:
 
     If the tokenizer joins a space to the word after it, the mask replaces that space too.
     """
-    mask = mask_of(codec)
-    spellings = sorted({*MASK, spelling(codec, mask)}, key=len, reverse=True)
-    parts = re.split("|".join(map(re.escape, spellings)), text)
-    if spaces_join(codec):
+    mask = mask_id(codec)
+    mask_names = sorted({*MASK_NAMES, token_name(codec, mask)}, key=len, reverse=True)
+    parts = re.split("|".join(map(re.escape, mask_names)), text)
+    if has_leading_spaces(codec):
         parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
-    later = going_on(codec) if len(parts) > 1 else codec
-    encoded = [codec.encode(parts[0]), *(later.encode(part) for part in parts[1:])]
+    continuation = continuation_codec(codec) if len(parts) > 1 else codec
+    encoded = [codec.encode(parts[0]), *(continuation.encode(part) for part in parts[1:])]
     inner = [*encoded[0], *(i for _, part in pairwise(encoded) for i in (mask, *part))]
-    return frame_of(codec).around(inner)
+    return sequence_template(codec).add_special_tokens(inner)
 
 
-def best_symbols(model: nn.Module, inputs: Any, layout: Layout, hidden: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+def predict_masked(model: nn.Module, inputs: Any, layout: Layout, masked: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """The most probable token at each masked position, 0 elsewhere."""
-    best = torch.zeros_like(hidden, dtype=torch.long)
-    best[hidden] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[hidden]).argmax(-1)
-    return best
+    predicted = torch.zeros_like(masked, dtype=torch.long)
+    predicted[masked] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[masked]).argmax(-1)
+    return predicted
 
 
-def _shown(codec: Codec, symbol: int) -> str:
-    return codec.decode([symbol]).strip() or spelling(codec, symbol)
+def _display_token(codec: Codec, token: int) -> str:
+    return codec.decode([token]).strip() or token_name(codec, token)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from headway.data import characters
-from headway.domains.masked.task import MaskedConfig, MaskedTexts
+from headway.data import count_characters
+from headway.domains.masked.task import MaskedConfig, MaskedDataset
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, digits
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -30,7 +30,9 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full
 
 
-def encoder(width: int, depth: int, heads: int, symbols: int, context: int, dropout: float = 0.0) -> TransformerConfig:
+def modern_encoder(
+    width: int, depth: int, heads: int, vocab_size: int, context: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small ModernBERT (Warner et al. 2024) with global attention in every layer: RoPE, GeGLU, pre-norm, no biases.
     Residual branches are initialised to zero, so it learns faster than a BERT of 2019 of the same size.
     """
@@ -41,7 +43,7 @@ def encoder(width: int, depth: int, heads: int, symbols: int, context: int, drop
     head = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm, bias=False))
     return TransformerConfig(
         width,
-        symbols,
+        vocab_size,
         context,
         StackConfig((first, *cycle((block,), depth - 1)), norm),
         TokenEmbedConfig(norm=norm, dropout=dropout),
@@ -57,7 +59,7 @@ def masked() -> Recipe:
         domain="masked",
         description="a BERT from any text: files, folders, archives or a Hugging Face dataset",
         data=(),
-        model=encoder(width=256, depth=4, heads=4, symbols=8192, context=128),
+        model=modern_encoder(width=256, depth=4, heads=4, vocab_size=8192, context=128),
         task=MaskedConfig(),
         # Without weight decay matrices grow to five times their size, and fine-tuning changes them too little to learn.
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.1),
@@ -71,7 +73,7 @@ RECIPES = (masked,)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_LOOKED_AT = 1 << 24  # maximum characters counted
+_MAX_CHARACTERS = 1 << 24  # maximum characters counted
 _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # (characters, tokens)
 
 
@@ -79,28 +81,28 @@ _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # (ch
 class MaskedScale(Scale):
     """Vocabularies that grow with the text. A target is a masked token; each epoch masks others."""
 
-    fitted: bool = True
+    calibrated: bool = True
     descent: Descent | None = Descent(0.58, 1.5, 3.8)
     # As for text, but with both-sided context a masked token is taken to be worth three tokens of one pass.
-    law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
-    least: int = 1024
-    noise: float = 4.0
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
+    min_batch: int = 1024
+    noise_scale: float = 4.0
     unit: str = "masked token"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         if cast(MaskedConfig, recipe.task).tokenizer is not None:
-            return Settled({})
-        size = characters(paths, _LOOKED_AT)
-        symbols = below(_VOCABULARIES, size)
-        reason = f"a vocabulary of {symbols:,} for {digits(size / 1e6)} million characters"
-        return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
+            return DataSettings({})
+        num_characters = count_characters(paths, _MAX_CHARACTERS)
+        vocab_size = lookup(_VOCABULARIES, num_characters)
+        reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
+        return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
 
-    def amount(self, task: Task) -> int:
-        texts = cast(MaskedTexts, cast(Task, task).examples)
-        return max(1, round(texts.config.masking.rate * texts.tokens("train")))
+    def unique_targets(self, task: Task) -> int:
+        dataset = cast(MaskedDataset, cast(Task, task).examples)
+        return max(1, round(dataset.config.masking.rate * dataset.count_tokens("train")))
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 20 else 0.1}
 
 

@@ -15,29 +15,29 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, sentence_codec
 from headway.config import register
-from headway.data import IGNORED, SplitConfig, TokenCache, open_tokens
-from headway.domains.masked.fill import SPECIAL, best_symbols, read, symbols_of
-from headway.domains.masked.rows import (
-    FramedPieces,
+from headway.data import IGNORE_INDEX, SplitConfig, TokenCache, open_tokens
+from headway.domains.masked.fill import SPECIAL, decode_masked, predict_masked, token_tables
+from headway.domains.masked.masking import (
     Masking,
     MaskingConfig,
+    PackedDocuments,
     RowSource,
     SegmentPairs,
-    Sequences,
-    texts_of,
+    TokenRowBatch,
+    document_spans,
 )
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
-from headway.learn.objective import Objective, judged
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey
+from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.task import codec_of
-from headway.metrics import perplexity, wilson
+from headway.metrics import perplexity, wilson_interval
 from headway.nn.models import (
-    Encoded,
     Loss,
     ModelConfig,
+    ModelFeatures,
     PooledHeadConfig,
     TokenEmbedConfig,
     TokenInputs,
@@ -48,10 +48,10 @@ from headway.nn.models import (
 )
 from headway.nn.parts.norm import LayerNormConfig
 
-_JUDGED_AT_ONCE = 4096  # tokens
-_FIXED = 0  # the seed of evaluation masks, the same for every run
-_SCORED_AT_ONCE = 512  # masked tokens
-_SHOWN = 60  # tokens per sample
+_EVAL_BATCH_TOKENS = 4096  # tokens
+_EVAL_SEED = 0  # the seed of evaluation masks, the same for every run
+_LOGIT_CHUNK = 512  # masked tokens
+_SAMPLE_TOKENS = 60  # tokens per sample
 HEAD = VocabularyHeadConfig(bias=True, transform=TransformConfig(norm=LayerNormConfig(1e-12)))
 
 
@@ -82,15 +82,15 @@ class MaskedConfig(TaskConfig):
         context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
         paths = recipe.files(data)
-        trained = partial(sentence_codec, self.codec, size=self.size, special=SPECIAL, lowercase=self.lowercase)
-        codec = codec_of(paths, workspace, self.tokenizer, trained)
-        masking = Masking(self.masking, symbols_of(codec))
+        train_tokenizer = partial(sentence_codec, self.codec, size=self.size, special=SPECIAL, lowercase=self.lowercase)
+        codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
+        masking = Masking(self.masking, token_tables(codec))
         cache = open_tokens(paths, codec)
-        texts = MaskedTexts(self, cache, codec, masking, context, rows, recipe.train.seed)
-        return Task(texts, HiddenSymbols())
+        dataset = MaskedDataset(self, cache, codec, masking, context, rows, recipe.train.seed)
+        return Task(dataset, MaskedTokens())
 
 
-class MaskedTexts(Examples):
+class MaskedDataset(Examples):
     """Tokenised documents in rows with masks; `rows` is the number of rows per training batch."""
 
     def __init__(
@@ -105,9 +105,9 @@ class MaskedTexts(Examples):
     ) -> None:
         self.config, self.cache, self.codec, self.masking = config, cache, codec, masking
         self.context, self.rows, self.seed = context, rows, seed
-        self.pieces, self.splits = cache.divided(config.split)
-        self._samples: dict[str, MaskedSamples] = {}
-        self._full: dict[tuple[int, ...], Layout] = {}
+        self.segments, self.splits = cache.split(config.split)
+        self._samples: dict[str, MaskedRowSamples] = {}
+        self._layouts: dict[tuple[int, ...], Layout] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size, and with token types if rows are pairs.
@@ -126,42 +126,42 @@ class MaskedTexts(Examples):
         embed = model.embed
         if self.config.next and isinstance(embed, TokenEmbedConfig) and embed.types < 2:
             embed = replace(embed, types=2)
-        return replace(model, symbols=self.codec.size, embed=embed)
+        return replace(model, vocab_size=self.codec.vocab_size, embed=embed)
 
-    def of(self, split: str) -> MaskedSamples:
+    def of(self, split: str) -> MaskedRowSamples:
         if split not in self._samples:
-            texts = texts_of(self.cache, self.pieces.of(self.splits.rows(split)), self.codec)
-            source = (SegmentPairs if self.config.next else FramedPieces)(texts, self.context)
-            self._samples[split] = MaskedSamples(self, source)
+            documents = document_spans(self.cache, self.segments.select(self.splits.rows(split)), self.codec)
+            source = (SegmentPairs if self.config.next else PackedDocuments)(documents, self.context)
+            self._samples[split] = MaskedRowSamples(self, source)
         return self._samples[split]
 
     @property
     def final_split(self) -> str:
         return self.splits.final
 
-    def tokens(self, split: str) -> int:
+    def count_tokens(self, split: str) -> int:
         """The tokens of a split, special tokens included."""
-        return self.pieces.of(self.splits.rows(split)).tokens
+        return self.segments.select(self.splits.rows(split)).tokens
 
-    def batch(self, read: Sequences, numbers: np.ndarray, seed: int) -> Batch:
+    def batch(self, rows: TokenRowBatch, indices: np.ndarray, seed: int) -> Batch:
         """Rows with the masks of their indices, int [B], and the seed. Targets are the masked tokens, int [B, T], -100
         elsewhere, and for pairs, int [B], 0 if the second segment follows the first and 1 if not.
         """
-        masked = self.masking(read.ids, read.positions, numbers, seed)
-        types, unrelated = (None if t is None else torch.from_numpy(t) for t in (read.types, read.unrelated))
+        masked = self.masking(rows.ids, rows.positions, indices, seed)
+        types, unrelated = (None if t is None else torch.from_numpy(t) for t in (rows.types, rows.unrelated))
         inputs = TokenInputs(torch.from_numpy(masked.inputs), types)
-        hidden = int((masked.labels != IGNORED).sum())
+        num_masked = int((masked.labels != IGNORE_INDEX).sum())
         targets = torch.from_numpy(masked.labels), unrelated
-        return Batch((inputs, self._layout(read.positions)), targets, hidden, read.ids.size)
+        return Batch((inputs, self._layout(rows.positions)), targets, num_masked, rows.ids.size)
 
     def _layout(self, positions: np.ndarray) -> Layout:
         """Rows of one document each share one layout, and so what models derive from it."""
         shape = positions.shape
         if not (positions[:, -1] == shape[1] - 1).all():
             return Layout(torch.from_numpy(positions))
-        if shape not in self._full:
-            self._full[shape] = Layout.full(*shape)
-        return self._full[shape]
+        if shape not in self._layouts:
+            self._layouts[shape] = Layout.full(*shape)
+        return self._layouts[shape]
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}
@@ -171,38 +171,38 @@ class MaskedTexts(Examples):
 
 
 @dataclass(frozen=True)
-class MaskedSamples:
+class MaskedRowSamples:
     """The rows of a split, or the first `limit` of them. In training a row has new masks every epoch; in evaluation its
     masks depend only on its index and are the same in every run.
     """
 
-    texts: MaskedTexts
+    dataset: MaskedDataset
     source: RowSource
     limit: int | None = None
 
     def __len__(self) -> int:
         return len(self.source) if self.limit is None else min(self.limit, len(self.source))
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        drawn, seed = (numbers, _FIXED) if chance is None else (chance.places, self.texts.seed)
-        return self.texts.batch(self.source.rows(numbers, drawn, seed), drawn, seed)
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        keys, seed = (indices, _EVAL_SEED) if rng_key is None else (rng_key.positions, self.dataset.seed)
+        return self.dataset.batch(self.source.rows(indices, keys, seed), keys, seed)
 
-    def training(self) -> ByCount:
-        return ByCount(len(self.source), self.texts.rows, self.texts.seed)
+    def training_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self.source), self.dataset.rows, self.dataset.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self), max(1, _JUDGED_AT_ONCE // self.texts.context))
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), max(1, _EVAL_BATCH_TOKENS // self.dataset.context))
 
-    def some(self, limit: int | None) -> MaskedSamples:
+    def limited_to(self, limit: int | None) -> MaskedRowSamples:
         return replace(self, limit=limit)
 
 
-class HiddenSymbols(Objective[MaskedTexts]):
+class MaskedTokens(Objective[MaskedDataset]):
     """Masked tokens and, for pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
 
     unit = "masked token"
 
-    def adapt(self, model: ModelConfig, examples: MaskedTexts) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: MaskedDataset) -> ModelConfig:
         """`model` with the heads of this task; keeps its own vocabulary head if it has one."""
         assert isinstance(model, TransformerConfig)  # checked by the examples
         heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}
@@ -219,69 +219,73 @@ class HiddenSymbols(Objective[MaskedTexts]):
         """Cross-entropy of masked tokens (with the model's auxiliary losses) and of next-sentence prediction."""
         labels, unrelated = batch.targets
         encoded = model(*batch.inputs)
-        hidden = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, labels)
-        extra = sum(encoded.auxiliary.values(), hidden.total.new_zeros(()))
-        losses = {"masked": Loss(hidden.total + extra * hidden.count, hidden.count)}
+        masked_loss = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, labels)
+        extra = sum(encoded.auxiliary.values(), masked_loss.total.new_zeros(()))
+        losses = {"masked": Loss(masked_loss.total + extra * masked_loss.count, masked_loss.count)}
         if unrelated is not None:
-            total = F.cross_entropy(_next(model, encoded), unrelated, reduction="sum")
+            total = F.cross_entropy(_next_logits(model, encoded), unrelated, reduction="sum")
             losses["next"] = Loss(total, len(unrelated))
         return losses
 
-    def judge(self, model: nn.Module, examples: MaskedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: MaskedDataset, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Loss (nats per masked token), its perplexity, the accuracy on masked tokens, and the same for pairs.
 
         Masks depend only on the row: it has the same ones in every evaluation of every run. `limit` counts rows.
         """
-        found = [_sums(model, batch) for _, batch in judged(model, examples.of(split).some(limit))]
-        nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*found))
+        sums = [
+            _batch_sums(model, batch) for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit))
+        ]
+        nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*sums))
         scores: dict[str, Any] = {
             "loss": nats / count,
             "perplexity": perplexity(nats, count),
             "accuracy": hits / count,
-            "accuracy_interval": wilson(hits, count),
+            "accuracy_interval": wilson_interval(hits, count),
         }
         if pairs:
             scores |= {"next_loss": next_nats / pairs, "next_accuracy": next_hits / pairs}
-            scores["next_accuracy_interval"] = wilson(next_hits, pairs)
+            scores["next_accuracy_interval"] = wilson_interval(next_hits, pairs)
         return scores
 
     @torch.no_grad()
-    def samples(self, model: nn.Module, examples: MaskedTexts, count: int) -> list[dict[str, str]]:
+    def samples(self, model: nn.Module, examples: MaskedDataset, count: int) -> list[dict[str, str]]:
         """Held-out text with its masks and the model's predictions, from positions spread evenly over the split."""
-        held_out = examples.of("validation")
-        places = np.unique(np.linspace(0, len(held_out) - 1, count).astype(int))
-        batch = held_out.take(places).to(device_of(model))
+        validation = examples.of("validation")
+        indices = np.unique(np.linspace(0, len(validation) - 1, count).astype(int))
+        batch = validation.take(indices).to(device_of(model))
         (inputs, layout), (labels, _) = batch.inputs, batch.targets
-        best = best_symbols(model, inputs, layout, labels != IGNORED)
-        shown = []
-        for row in range(len(places)):
-            length = min(_SHOWN, int(layout.lengths[row]))
-            hidden, ids = labels[row, :length] != IGNORED, inputs.ids[row, :length]
+        predicted = predict_masked(model, inputs, layout, labels != IGNORE_INDEX)
+        samples = []
+        for row in range(len(indices)):
+            length = min(_SAMPLE_TOKENS, int(layout.lengths[row]))
+            masked, ids = labels[row, :length] != IGNORE_INDEX, inputs.ids[row, :length]
             columns = {
-                "masked": torch.where(hidden, examples.masking.symbols.mask, ids),
-                "filled": torch.where(hidden, best[row, :length], ids),
-                "text": torch.where(hidden, labels[row, :length], ids),
+                "masked": torch.where(masked, examples.masking.tables.mask, ids),
+                "filled": torch.where(masked, predicted[row, :length], ids),
+                "text": torch.where(masked, labels[row, :length], ids),
             }
-            shown.append({name: read(examples.codec, values.tolist()) for name, values in columns.items()})
-        return shown
+            samples.append({name: decode_masked(examples.codec, ids.tolist()) for name, ids in columns.items()})
+        return samples
 
 
-def _sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
+def _batch_sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
     """Nats, hits and count of a batch's masked tokens and, for pairs, of next-sentence prediction."""
     labels, unrelated = batch.targets
-    encoded, kept = model(*batch.inputs), labels != IGNORED
+    encoded, is_masked = model(*batch.inputs), labels != IGNORE_INDEX
     nats, hits = 0.0, 0
-    for x, hidden in zip(encoded.x[kept].split(_SCORED_AT_ONCE), labels[kept].split(_SCORED_AT_ONCE)):
+    for x, labels_chunk in zip(encoded.x[is_masked].split(_LOGIT_CHUNK), labels[is_masked].split(_LOGIT_CHUNK)):
         logits = model.get_submodule("heads.vocabulary")(x)
-        nats += float(F.cross_entropy(logits, hidden, reduction="sum"))
-        hits += int((logits.argmax(-1) == hidden).sum())
+        nats += float(F.cross_entropy(logits, labels_chunk, reduction="sum"))
+        hits += int((logits.argmax(-1) == labels_chunk).sum())
     if unrelated is None:
         return nats, hits, batch.tokens, 0.0, 0, 0
-    said = _next(model, encoded)
-    loss = float(F.cross_entropy(said, unrelated, reduction="sum"))
-    return nats, hits, batch.tokens, loss, int((said.argmax(-1) == unrelated).sum()), len(unrelated)
+    logits_next = _next_logits(model, encoded)
+    loss = float(F.cross_entropy(logits_next, unrelated, reduction="sum"))
+    return nats, hits, batch.tokens, loss, int((logits_next.argmax(-1) == unrelated).sum()), len(unrelated)
 
 
-def _next(model: nn.Module, encoded: Encoded) -> Tensor:
+def _next_logits(model: nn.Module, encoded: ModelFeatures) -> Tensor:
     """Logits [B, 2] for "the second segment follows the first" and "it does not"."""
     return model.get_submodule("heads.next")(encoded.x, encoded.layout)

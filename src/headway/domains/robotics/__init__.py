@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.robotics.policy import Policy
+    from headway.domains.robotics.policy import RobotController
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "Policy"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "RobotController"]
 RECIPES = ("robotics", "metaworld")
 TASKS = {"robotics": "task"}
 VERBS = {"policy": "is_robot", "rollout": "is_robot"}
-lazily(__name__, {".policy": ("Policy",)})
+lazy_exports(__name__, {".policy": ("Policy",)})

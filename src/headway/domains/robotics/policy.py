@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.robotics.codec import RobotCodec
-from headway.domains.robotics.windows import observed
+from headway.domains.robotics.chunk_windows import make_observations
+from headway.domains.robotics.robot_codec import RobotCodec
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
-from headway.nn.models import Drawn, Observations, RobotPolicy
-from headway.nn.models.robot import in_order
+from headway.generate.prompts import device_of, evaluation_mode
+from headway.nn.models import ChunkNoise, Observations, RobotPolicy
+from headway.nn.models.robot import stack_steps
 
-_DRAWS = 12  # random stream, independent of the environments' for the same seed
-_FLAT = "observation."
+_RNG_STREAM = 12  # random stream, independent of the environments' for the same seed
+_FLAT_PREFIX = "observation."
 
 Observation = Mapping[str, Any]
 """{"state": [S], "cameras": {name: uint8 [H, W, 3]}, "task": text}, or LeRobot's flat keys: "observation.state",
@@ -31,54 +31,54 @@ class PredictedChunk(NamedTuple):
     actions: np.ndarray
 
 
-class Acting:
+class PolicyRunner:
     """Acts in B episodes of the same age. The noise of a diffusion policy depends only on the seed of each row."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
-        self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
+        self._rngs = [np.random.default_rng([_RNG_STREAM, seed]) for seed in seeds]
         self._device = device_of(model)
-        self._said: list[PredictedChunk] = []
-        self._seen: list[Observations] = []  # the last steps that the next chunk needs, oldest first
+        self._chunks: list[PredictedChunk] = []
+        self._history: list[Observations] = []  # the last steps that the next chunk needs, oldest first
         self._step = 0
 
-    def act(self, look: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
+    def act(self, observe: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
         """Return the actions of this step. Every `execute` steps a new chunk is predicted; `observe` is called then,
         and at the earlier steps that the model takes.
         """
-        wait = -self._step % self.codec.execute  # steps until the next prediction
-        if wait < self.model.config.history:
-            self._seen = [*self._seen, look()][-self.model.config.history :]
-        if wait == 0:
-            self._said.append(PredictedChunk(self._step, self.chunk(self.remembered(*self._seen))))
+        steps_left = -self._step % self.codec.execute  # steps until the next prediction
+        if steps_left < self.model.config.history:
+            self._history = [*self._history, observe()][-self.model.config.history :]
+        if steps_left == 0:
+            self._chunks.append(PredictedChunk(self._step, self.chunk(self.with_history(*self._history))))
         length = self.model.config.chunk
-        self._said = [said for said in self._said if self._step - said.step < length]
-        present = np.stack([said.actions[:, self._step - said.step] for said in self._said])
+        self._chunks = [chunk for chunk in self._chunks if self._step - chunk.step < length]
+        present = np.stack([chunk.actions[:, self._step - chunk.step] for chunk in self._chunks])
         self._step += 1
-        return ensembled(present, self.codec.ensemble)
+        return ensemble_chunks(present, self.codec.ensemble)
 
     @torch.no_grad()
-    def chunk(self, seen: Observations) -> Float[np.ndarray, "B C A"]:
+    def chunk(self, observations: Observations) -> Float[np.ndarray, "B C A"]:
         """Predict the next actions from the model's inputs, in the robot's units."""
-        each = [self.model.draw(chance, 1) for chance in self._chances]
-        steps = [drawn.steps for drawn in each if drawn.steps is not None]
-        drawn = Drawn(torch.cat([one.noise for one in each]), torch.cat(steps) if steps else None)
-        with evaluating(self.model):
-            said = self.model(seen.to(self._device), drawn.to(self._device))
-        return self.codec.said_actions(said.float().cpu().numpy())
+        draws = [self.model.sample_noise(rng, 1) for rng in self._rngs]
+        steps = [noise.steps for noise in draws if noise.steps is not None]
+        noise = ChunkNoise(torch.cat([draw.noise for draw in draws]), torch.cat(steps) if steps else None)
+        with evaluation_mode(self.model):
+            output = self.model(observations.to(self._device), noise.to(self._device))
+        return self.codec.decode_actions(output.float().cpu().numpy())
 
-    def remembered(self, *steps: Observations) -> Observations:
+    def with_history(self, *steps: Observations) -> Observations:
         """The model's inputs for the last steps, the current one last; the first is repeated for missing ones."""
-        return in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
+        return stack_steps([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
 
-    def select(self, rows: np.ndarray) -> None:
+    def keep_rows(self, rows: np.ndarray) -> None:
         """Continue only some of the episodes."""
-        self._chances = [self._chances[row] for row in rows.tolist()]
-        self._said = [PredictedChunk(said.step, said.actions[rows]) for said in self._said]
-        self._seen = [seen.select(torch.from_numpy(rows)) for seen in self._seen]
+        self._rngs = [self._rngs[row] for row in rows.tolist()]
+        self._chunks = [PredictedChunk(chunk.step, chunk.actions[rows]) for chunk in self._chunks]
+        self._history = [observation.select(torch.from_numpy(rows)) for observation in self._history]
 
 
-def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
+def ensemble_chunks(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
     """Temporal ensembling (Zhao et al. 2023, section IV-B): the mean of K chunks' predictions for the same step, the
     oldest first, with weights exp(-m i); None takes the newest.
     """
@@ -88,7 +88,7 @@ def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Floa
     return np.tensordot(weights / weights.sum(), present, 1).astype(np.float32)
 
 
-class Policy:
+class RobotController:
     """A policy for one robot, step by step. `task` is the default if an observation has none."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
@@ -96,65 +96,67 @@ class Policy:
         self.model, self.codec, self.seed = model, codec, seed
         self.task = task if task is not None else codec.names[0] if len(codec.names) == 1 else None
         if codec.words and self.task is not None:
-            codec.text(self.task)
+            codec.word_ids(self.task)
         self.reset()
 
     def reset(self) -> None:
         """Start an episode."""
-        self._acting = Acting(self.model, self.codec, [self.seed])
+        self._runner = PolicyRunner(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Observation) -> Float[np.ndarray, "A"]:
         """Return the action of this step and advance to the next one."""
-        seen = self._read(observation)
-        return self._acting.act(lambda: seen)[0]
+        observations = self._to_observations(observation)
+        return self._runner.act(lambda: observations)[0]
 
     def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
         """Predict the next actions from this observation alone, without advancing."""
-        acting = Acting(self.model, self.codec, [self.seed])
-        return acting.chunk(acting.remembered(self._read(observation)))[0]
+        acting = PolicyRunner(self.model, self.codec, [self.seed])
+        return acting.chunk(acting.with_history(self._to_observations(observation)))[0]
 
-    def _read(self, observation: Observation) -> Observations:
+    def _to_observations(self, observation: Observation) -> Observations:
         """UserError for an observation that lacks an input of the policy, or has one of another size."""
-        given = structured(observation)
-        states = self._state(given.get("state"))
-        pictures = {each.name: self._picture(each.name, given["cameras"]) for each in self.codec.cameras}
-        name = given.get("task") or self.task
+        inputs = structure_observation(observation)
+        states = self._state(inputs.get("state"))
+        images = {camera.name: self._image(camera.name, inputs["cameras"]) for camera in self.codec.cameras}
+        name = inputs.get("task") or self.task
         if self.codec.words and not name:
             known = ", ".join(map(repr, self.codec.names))
             raise UserError(f"the observation has no task, but this policy has several; add task, one of {known}")
-        return observed(self.codec, states, pictures, [name or ""])
+        return make_observations(self.codec, states, images, [name or ""])
 
-    def _state(self, given: Any) -> np.ndarray:
-        read, recorded = len(self.codec.mean), self.codec.recorded
-        if given is None and read:
-            raise UserError(f"the observation has no state, but this policy takes {read} numbers; add state")
-        found = np.asarray(given if read else [], np.float32).reshape(1, -1)
-        if read and found.shape[1] not in (read, recorded):
-            raise UserError(f"the state has {found.shape[1]} numbers, this policy takes {recorded}; pass its robot's")
-        if not np.isfinite(found).all():
-            raise UserError(f"the state contains {found[~np.isfinite(found)][0]}, which is not finite; correct it")
-        return self.codec.states(found)
+    def _state(self, state: Any) -> np.ndarray:
+        size, recorded = len(self.codec.mean), self.codec.recorded
+        if state is None and size:
+            raise UserError(f"the observation has no state, but this policy takes {size} numbers; add state")
+        values = np.asarray(state if size else [], np.float32).reshape(1, -1)
+        if size and values.shape[1] not in (size, recorded):
+            raise UserError(f"the state has {values.shape[1]} numbers, this policy takes {recorded}; pass its robot's")
+        if not np.isfinite(values).all():
+            raise UserError(f"the state contains {values[~np.isfinite(values)][0]}, which is not finite; correct it")
+        return self.codec.states(values)
 
-    def _picture(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:
+    def _image(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:
         if name not in cameras:
             known = ", ".join(cameras) or "none"
             raise UserError(f"the observation has no image of the camera {name!r} (its cameras: {known}); add it")
-        found = np.asarray(cameras[name])
-        if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+        image = np.asarray(cameras[name])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
-                f"the image of the camera {name!r} is {found.dtype} of shape {found.shape}; pass uint8 [H, W, 3]"
+                f"the image of the camera {name!r} is {image.dtype} of shape {image.shape}; pass uint8 [H, W, 3]"
             )
-        return found[None]
+        return image[None]
 
 
-def structured(observation: Observation) -> dict[str, Any]:
+def structure_observation(observation: Observation) -> dict[str, Any]:
     """Convert LeRobot's flat keys to state, cameras and task; other observations are unchanged."""
-    if not any(str(key).startswith(_FLAT) for key in observation):
+    if not any(str(key).startswith(_FLAT_PREFIX) for key in observation):
         return {"cameras": {}, **observation}
-    images = f"{_FLAT}images."
+    images = f"{_FLAT_PREFIX}images."
     cameras = {key.removeprefix(images): value for key, value in observation.items() if key.startswith(images)}
-    if f"{_FLAT}image" in observation:
-        cameras["image"] = observation[f"{_FLAT}image"]
-    states = [observation[key] for key in (f"{_FLAT}state", f"{_FLAT}environment_state") if key in observation]
-    state = np.concatenate([np.ravel(each) for each in states]) if states else None
+    if f"{_FLAT_PREFIX}image" in observation:
+        cameras["image"] = observation[f"{_FLAT_PREFIX}image"]
+    states = [
+        observation[key] for key in (f"{_FLAT_PREFIX}state", f"{_FLAT_PREFIX}environment_state") if key in observation
+    ]
+    state = np.concatenate([np.ravel(part) for part in states]) if states else None
     return {"state": state, "cameras": cameras, "task": observation.get("task")}

@@ -8,30 +8,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.data.demonstrations import task_of
-from headway.domains.robotics.codec import RobotCodec
-from headway.domains.robotics.policy import Policy
-from headway.domains.robotics.published import codec_of
-from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
-from headway.environments import check_episodes, check_stored, start_of, targets_of
-from headway.environments.playing import film_of, filming
+from headway.arguments import check_types
+from headway.data.demonstrations import task_name
+from headway.domains.robotics.lerobot_codec import load_codec
+from headway.domains.robotics.policy import RobotController
+from headway.domains.robotics.robot_codec import RobotCodec
+from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
+from headway.environments import check_environment_name, check_episodes, first_seed, target_returns
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import typed
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 from headway.nn.models import RobotPolicy
 
 
-@typed
-def policy(model: Handle, task: str | None = None, seed: int = 0) -> Policy:
+@check_types
+def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> RobotController:
     """Return the policy of a run, or of a published model whose `usage` has the scales. UserError for a task with only
     unknown words.
     """
-    return Policy(model.module, codec_of(model.directory, model.usage), task, seed)
+    return RobotController(model.module, load_codec(model.directory, model.usage), task, seed)
 
 
-@typed
+@check_types
 def rollout(
-    model: Handle,
+    model: ModelHandle,
     env: str | Sequence[str] | None = None,
     episodes: int = 10,
     target_return: float | Sequence[float] = (),
@@ -52,35 +52,35 @@ def rollout(
     """
     check_episodes(episodes, seed)
     directory = model.directory
-    if draw is not None or targets_of(target_return):
+    if draw is not None or target_returns(target_return):
         raise UserError(f"{directory} is a robot policy, without returns or sampling; leave such options out")
     envs = [env] if isinstance(env, str) else list(env or ())
-    film = film_of(render, min(render_episodes, episodes), speed)
-    codec = _carried_out(codec_of(directory, model.usage), model.module, execute, ensemble)
-    known = _known(codec, directory, bool(envs))
+    film = film_config(render, min(render_episodes, episodes), speed)
+    codec = _with_execution(load_codec(directory, model.usage), model.module, execute, ensemble)
+    known = _known_environments(codec, directory, bool(envs))
     names = envs or list(known.values())
-    start = start_of(seed)
+    start = first_seed(seed)
     seeds = range(start, start + episodes)
     results, all_played = [], []
     with ExitStack() as stack:
-        opened = open_each(codec, names, episodes, film is not None)  # check all before playing the first
-        for copies in opened:
-            stack.enter_context(copies)
+        all_envs = open_all_envs(codec, names, episodes, film is not None)  # check all before playing the first
+        for vector_env in all_envs:
+            stack.enter_context(vector_env)
         tasks = [_task_of(name, codec, known) for name in envs] or list(known)
-        for number, (task, name, copies) in enumerate(zip(tasks, names, opened)):
-            with filming(None if number else film, copies.frame_rate or codec.rate) as watch:
-                played = play(model.module, codec, copies, task, seeds, watch)
-            told = played.succeeded
-            steps = None if told is None else [int(step) or None for step in told]
-            scores = worth(played, limit_of(codec, copies))
+        for number, (task, name, vector_env) in enumerate(zip(tasks, names, all_envs)):
+            with open_film(None if number else film, vector_env.frame_rate or codec.rate) as watch:
+                played = play(model.module, codec, vector_env, task, seeds, watch)
+            success = played.succeeded
+            steps = None if success is None else [int(step) or None for step in success]
+            scores = success_scores(played, limit_of(codec, vector_env))
             results.append({"environment": name, "task": task, **scores, "success_steps": steps})
             all_played.append(played)
-    where = names[0] if len(names) == 1 else names
-    whole = together(results, all_played)
-    return {"environment": where, "seed": start, **whole, "results": results, "render": film and film.path}
+    environment = names[0] if len(names) == 1 else names
+    totals = combine_scores(results, all_played)
+    return {"environment": environment, "seed": start, **totals, "results": results, "render": film and film.path}
 
 
-def _carried_out(
+def _with_execution(
     codec: RobotCodec, model: RobotPolicy, execute: int | None, ensemble: float | Literal["run"] | None
 ) -> RobotCodec:
     chunk = model.config.chunk
@@ -90,24 +90,24 @@ def _carried_out(
     return codec if ensemble == "run" else replace(codec, ensemble=ensemble)
 
 
-def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:
+def _known_environments(codec: RobotCodec, directory: Path, has_envs: bool) -> dict[str, str]:
     """Return the environment of each task. UserError if none is known and there are no others (`has_envs`)."""
-    found = {task: name for task, name in zip(codec.names, codec.environments) if name}
-    if named:
-        return found
-    if not found:
+    environments = {task: name for task, name in zip(codec.names, codec.environments) if name}
+    if has_envs:
+        return environments
+    if not environments:
         raise UserError(f"{directory} has no environment; choose one with --env")
-    return {task: check_stored(name) for task, name in found.items()}
+    return {task: check_environment_name(name) for task, name in environments.items()}
 
 
 def _task_of(name: str, codec: RobotCodec, known: Mapping[str, str]) -> str:
     """Return the task to play in an environment: the one evaluated there, the only one, or the one in the environment's
     name. UserError if all words are unknown.
     """
-    for task, place in known.items():
-        if place == name:
+    for task, environment in known.items():
+        if environment == name:
             return task
-    told = codec.names[0] if len(codec.names) == 1 else task_of(name)
+    fallback = codec.names[0] if len(codec.names) == 1 else task_name(name)
     if codec.words:
-        codec.text(told)
-    return told
+        codec.word_ids(fallback)
+    return fallback

@@ -13,11 +13,11 @@ from typing import Any, cast
 import numpy as np
 
 from headway.data import SplitConfig
-from headway.data.demonstrations import outline
+from headway.data.demonstrations import summarize_demonstrations
+from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
-from headway.domains.robotics.windows import Demonstrated
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.models import RegressionConfig, act
 
 
@@ -67,10 +67,10 @@ _SHAPES = (
     (512, [5, 1, 1], 8),
 )
 _CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
-_PLAYED = (5, 25)  # minimum and maximum episodes per task and evaluation; twice as many at the end
-_FEW, _MANY = 2, 50  # minimum and maximum held-out demonstrations per split
+_EPISODE_RANGE = (5, 25)  # minimum and maximum episodes per task and evaluation; twice as many at the end
+_MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out demonstrations per split
 _PATCH = 16  # image sizes are multiples of it
-_SEEN = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum height of images in pixels)
+_MAX_HEIGHTS = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum height of images in pixels)
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,20 @@ class DemonstrationsScale(Scale):
     new noise each time, so repeated data is worth more than for text, and supports larger models.
     """
 
-    law: Law = field(default_factory=lambda: Law(repeats=60.0, excess=20.0))
-    least: int = 320
-    most: int = 20480
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(repeats=60.0, excess=20.0))
+    min_batch: int = 320
+    max_batch: int = 20480
     unit: str = "action"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        found = outline(paths)
-        count, middle = len(found.lengths), int(np.median(found.lengths))
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        summary = summarize_demonstrations(paths)
+        count, middle = len(summary.lengths), int(np.median(summary.lengths))
         low, high = _CHUNKS
         chunk = min(high, max(low, middle // 5))
-        few, many = _PLAYED
-        played = min(many, max(few, round(few * math.sqrt(minutes))))
-        share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
+        min_episodes, max_episodes = _EPISODE_RANGE
+        played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
+        share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
         settings: dict[str, Any] = {
             "model.chunk": chunk,
             "task.episodes": played,
@@ -101,30 +101,30 @@ class DemonstrationsScale(Scale):
             "task.split.test": share,
         }
         reason = f"chunks of {chunk} actions for {count:,} demonstrations of {middle:,} steps"
-        size = smaller(found.cameras, minutes)
+        size = resized_size(summary.cameras, minutes)
         if size is not None:
             settings["task.size"] = size
             reason += f"; images of {size[0]} x {size[1]}"
-        return Settled(settings, reason)
+        return DataSettings(settings, reason)
 
-    def amount(self, task: Task) -> int:
-        examples = cast(Demonstrated, cast(Task, task).examples)
+    def unique_targets(self, task: Task) -> int:
+        examples = cast(DemonstrationExamples, cast(Task, task).examples)
         return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}
 
 
-def smaller(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:
+def resized_size(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:
     """Return the height and width to which all cameras' images are resized; None to keep their sizes."""
     if not cameras:
         return None
     high, wide = max(cameras.values())
-    most = next(pixels for limit, pixels in _SEEN if minutes < limit)
-    whole = all(side % _PATCH == 0 for size in cameras.values() for side in size)
-    if whole and high <= most:
+    max_height = next(pixels for limit, pixels in _MAX_HEIGHTS if minutes < limit)
+    is_divisible = all(edge % _PATCH == 0 for size in cameras.values() for edge in size)
+    if is_divisible and high <= max_height:
         return None
-    height = max(_PATCH, min(most, high // _PATCH * _PATCH))
+    height = max(_PATCH, min(max_height, high // _PATCH * _PATCH))
     return [height, max(_PATCH, round(height * wide / high / _PATCH) * _PATCH)]
 
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.domains.robotics.codec import RobotCodec
-from headway.domains.robotics.policy import Acting
-from headway.domains.robotics.windows import observed
-from headway.environments import Copies
-from headway.environments.playing import EpisodeWatch, side_by_side
+from headway.domains.robotics.chunk_windows import make_observations
+from headway.domains.robotics.policy import PolicyRunner
+from headway.domains.robotics.robot_codec import RobotCodec
+from headway.environments import VectorEnv
+from headway.environments.rollouts import EpisodeWatch, parallel_groups
 from headway.errors import UserError
-from headway.metrics import bootstrap_mean, wilson
+from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import Observations, RobotPolicy
 
-AT_ONCE = 25  # parallel episodes
+MAX_PARALLEL = 25  # parallel episodes
 _TIMES = 2  # step limit in lengths of the longest demonstration, if the environment has none
 
 
@@ -31,7 +31,7 @@ class PlayedEpisodes(NamedTuple):
     returns: np.ndarray
 
 
-def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -> Copies:
+def open_envs(codec: RobotCodec, name: str, count: int, render: bool = False) -> VectorEnv:
     """Open parallel environments with the cameras of a policy. UserError if they do not fit."""
     sizes = {camera.recorded for camera in codec.cameras}
     if len(sizes) > 1:
@@ -40,44 +40,47 @@ def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -
             "held-out demonstrations (task.episodes=0)"
         )
     names = [camera.name for camera in codec.cameras]
-    copies = Copies(name, count, drawn=drawn, cameras=names, **({"size": sizes.pop()} if sizes else {}))
+    envs = VectorEnv(name, count, render=render, cameras=names, **({"size": sizes.pop()} if sizes else {}))
     try:
-        check_fits(codec, copies)
+        check_fits(codec, envs)
     except UserError:
-        copies.__exit__()
+        envs.__exit__()
         raise
-    return copies
+    return envs
 
 
-def open_each(codec: RobotCodec, names: Sequence[str], episodes: int, drawn: bool = False) -> list[Copies]:
+def open_all_envs(codec: RobotCodec, names: Sequence[str], episodes: int, render: bool = False) -> list[VectorEnv]:
     """Open several environments for this many episodes of each; `render` allows filming the first. An instance takes
     about 28 MB, so the more environments there are, the fewer instances each has. UserError if one does not fit the
     policy.
     """
-    count = max(1, min(AT_ONCE, 2 * AT_ONCE // max(1, len(names)), episodes))
+    count = max(1, min(MAX_PARALLEL, 2 * MAX_PARALLEL // max(1, len(names)), episodes))
     with ExitStack() as stack:
-        found = [stack.enter_context(open_copies(codec, name, count, drawn and not n)) for n, name in enumerate(names)]
+        all_envs = [
+            stack.enter_context(open_envs(codec, name, count, render and not n)) for n, name in enumerate(names)
+        ]
         stack.pop_all()
-    return found
+    return all_envs
 
 
-def limit_of(codec: RobotCodec, copies: Copies) -> int:
+def limit_of(codec: RobotCodec, envs: VectorEnv) -> int:
     """Return the maximum steps of an episode, which is also the length of a failed one."""
-    return copies.horizon or _TIMES * codec.longest
+    return envs.horizon or _TIMES * codec.longest
 
 
-def check_fits(codec: RobotCodec, copies: Copies) -> None:
+def check_fits(codec: RobotCodec, envs: VectorEnv) -> None:
     """UserError for an environment whose states or actions differ from the policy's."""
-    spaces = copies.spaces
-    if spaces.numbers != len(codec.scale):
+    spaces = envs.spaces
+    if spaces.action_size != len(codec.scale):
         raise UserError(
-            f"the environment {copies.name!r} takes actions of {spaces.told}, this policy outputs {len(codec.scale)} "
+            f"the environment {envs.name!r} takes actions of {spaces.action_text}, this policy outputs "
+            f"{len(codec.scale)} "
             "numbers; choose an environment that fits (--env), or train on demonstrations of this one"
         )
     if spaces.image or spaces.shape[0] < codec.recorded or (spaces.shape[0] > codec.recorded and not codec.cameras):
-        seen = " x ".join(map(str, spaces.shape))
+        shape = " x ".join(map(str, spaces.shape))
         raise UserError(
-            f"the environment {copies.name!r} has states of {seen} numbers, but this policy takes {codec.recorded}; "
+            f"the environment {envs.name!r} has states of {shape} numbers, but this policy takes {codec.recorded}; "
             "choose an environment that fits (--env), or train on demonstrations of this one"
         )
 
@@ -85,109 +88,113 @@ def check_fits(codec: RobotCodec, copies: Copies) -> None:
 def play(
     model: RobotPolicy,
     codec: RobotCodec,
-    copies: Copies,
+    envs: VectorEnv,
     task: str,
     seeds: Sequence[int],
     watch: EpisodeWatch | None = None,
 ) -> PlayedEpisodes:
     """Play an episode of a task from each seed, until it succeeds or ends; `watch` observes the first of them."""
-    groups = side_by_side(len(seeds), len(copies), watch)
-    parts = [_side_by_side(model, codec, copies, task, seeds, some, watch) for some in groups]
+    groups = parallel_groups(len(seeds), len(envs), watch)
+    parts = [_play_group(model, codec, envs, task, seeds, group, watch) for group in groups]
     order = np.argsort(np.concatenate(groups))
     succeeded, lengths, returns = zip(*parts)
     known = None
-    if any(each is not None for each in succeeded):
-        known = np.concatenate([np.zeros_like(own) if each is None else each for each, own in zip(succeeded, lengths)])
+    if any(part is not None for part in succeeded):
+        known = np.concatenate(
+            [np.zeros_like(part_lengths) if part is None else part for part, part_lengths in zip(succeeded, lengths)]
+        )
     known = None if known is None else known[order]
     return PlayedEpisodes(known, np.concatenate(lengths)[order], np.concatenate(returns)[order])
 
 
-def _side_by_side(
+def _play_group(
     model: RobotPolicy,
     codec: RobotCodec,
-    copies: Copies,
+    envs: VectorEnv,
     task: str,
     seeds: Sequence[int],
-    numbers: Sequence[int],
+    indices: Sequence[int],
     watch: EpisodeWatch | None,
 ) -> PlayedEpisodes:
     """Play the episodes with these indices in parallel."""
-    acting = Acting(model, codec, [seeds[number] for number in numbers])
-    limit = limit_of(codec, copies)
-    rows = np.arange(len(numbers))
-    states = np.stack([copies.reset(row, seeds[number]) for row, number in enumerate(numbers)])
-    succeeded, told = np.zeros(len(rows), np.int64), False
+    acting = PolicyRunner(model, codec, [seeds[number] for number in indices])
+    limit = limit_of(codec, envs)
+    rows = np.arange(len(indices))
+    states = np.stack([envs.reset(row, seeds[number]) for row, number in enumerate(indices)])
+    succeeded, reported = np.zeros(len(rows), np.int64), False
     lengths, returns = np.zeros(len(rows), np.int64), np.zeros(len(rows))
-    watch = watch if watch is not None and numbers[0] < watch.episodes else None
+    watch = watch if watch is not None and indices[0] < watch.episodes else None
     while len(rows):
         if watch is not None and rows[0] == 0:
-            watch.step(copies.frame, numbers[0], float(returns[0]))
+            watch.step(envs.frame, indices[0], float(returns[0]))
         here, present = rows, states
-        actions = acting.act(lambda: _looked(codec, copies, task, here, present))  # noqa: B023 (called at once)
-        steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
+        actions = acting.act(lambda: _observe(codec, envs, task, here, present))  # noqa: B023 (called at once)
+        steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
         returns[rows] += [step.reward for step in steps]
         lengths[rows] += 1
-        told |= any(step.success is not None for step in steps)  # some report success only when an episode terminates
+        reported |= any(
+            step.success is not None for step in steps
+        )  # some report success only when an episode terminates
         done = np.array([bool(step.success) for step in steps])
         succeeded[rows[done]] = lengths[rows[done]]
-        over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
+        over = done | np.array([step.terminated or step.truncated for step in steps]) | (lengths[rows] >= limit)
         going = np.flatnonzero(~over)
         if watch is not None and rows[0] == 0 and 0 not in going:
-            watch.end(copies.frame, numbers[0], float(returns[0]))
+            watch.end(envs.frame, indices[0], float(returns[0]))
         if len(going) < len(rows):
-            acting.select(going)
-        rows, states = rows[going], np.array([steps[place].state for place in going])
-    return PlayedEpisodes(succeeded if told else None, lengths, returns)
+            acting.keep_rows(going)
+        rows, states = rows[going], np.array([steps[index].state for index in going])
+    return PlayedEpisodes(succeeded if reported else None, lengths, returns)
 
 
-def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
+def _observe(codec: RobotCodec, envs: VectorEnv, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
     """Return the current observations of some rows."""
-    each = [copies.pictures(row) for row in rows.tolist()] if codec.cameras else []
-    pictures = {camera.name: np.stack([one[camera.name] for one in each]) for camera in codec.cameras}
-    return observed(codec, codec.states(states), pictures, [task] * len(rows))
+    images = [envs.images(row) for row in rows.tolist()] if codec.cameras else []
+    pictures = {camera.name: np.stack([image[camera.name] for image in images]) for camera in codec.cameras}
+    return make_observations(codec, codec.states(states), pictures, [task] * len(rows))
 
 
-def worth(played: PlayedEpisodes, horizon: int) -> dict[str, Any]:
+def success_scores(played: PlayedEpisodes, horizon: int) -> dict[str, Any]:
     """Return the success rate with Wilson's interval, and the mean steps to success (`horizon` for failures); without
     success reports, the mean return.
     """
     count = len(played.lengths)
     if played.succeeded is None:
-        return _returned([played])
-    right = played.succeeded > 0
+        return _return_scores([played])
+    succeeded = played.succeeded > 0
     return {
-        "success_rate": float(right.mean()),
-        "success_rate_interval": wilson(int(right.sum()), count),
-        "steps_mean": float(np.where(right, played.succeeded, horizon).mean()),
+        "success_rate": float(succeeded.mean()),
+        "success_rate_interval": wilson_interval(int(succeeded.sum()), count),
+        "steps_mean": float(np.where(succeeded, played.succeeded, horizon).mean()),
         "samples": count,
     }
 
 
-def _returned(played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
-    returns = np.concatenate([each.returns for each in played])
+def _return_scores(played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
+    returns = np.concatenate([part.returns for part in played])
     return {
         "return_mean": float(returns.mean()),
         "return_mean_interval": bootstrap_mean(returns),
-        "length_mean": float(np.concatenate([each.lengths for each in played]).mean()),
+        "length_mean": float(np.concatenate([part.lengths for part in played]).mean()),
         "samples": len(returns),
     }
 
 
-def together(results: Sequence[dict[str, Any]], played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
+def combine_scores(results: Sequence[dict[str, Any]], played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
     """Return the scores over several tasks, with equal weight per episode: success or, if not all tasks report it,
     returns. `results` are the scores of each.
     """
-    if any(each.succeeded is None for each in played):
-        return _returned(played)
+    if any(episodes.succeeded is None for episodes in played):
+        return _return_scores(played)
     count = sum(result["samples"] for result in results)
 
     def mean(name: str) -> float:
         return sum(result[name] * result["samples"] for result in results) / count
 
-    right = round(sum(result["success_rate"] * result["samples"] for result in results))
+    successes = round(sum(result["success_rate"] * result["samples"] for result in results))
     return {
-        "success_rate": right / count,
-        "success_rate_interval": wilson(right, count),
+        "success_rate": successes / count,
+        "success_rate_interval": wilson_interval(successes, count),
         "steps_mean": mean("steps_mean"),
         "samples": count,
     }

@@ -12,21 +12,21 @@ import numpy as np
 from torch import nn
 
 from headway.config import register
-from headway.data import SplitConfig, Splits, sides_of
+from headway.data import SplitConfig, Splits, split_by_text
+from headway.data.array_store import cache_root
 from headway.data.demonstrations import Demonstrations, read_demonstrations
-from headway.data.episodes import steps_within
-from headway.data.store import cache_root
-from headway.domains.robotics import pictures
-from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, reach, spread, words_of
-from headway.domains.robotics.published import known_codec
-from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
-from headway.domains.robotics.windows import ChunkWindows, Demonstrated
-from headway.environments import VARIABLE, Copies, check_stored, seeds_of
+from headway.data.episodes import step_indices
+from headway.domains.robotics import robot_plots
+from headway.domains.robotics.chunk_windows import ChunkWindows, DemonstrationExamples
+from headway.domains.robotics.lerobot_codec import known_codec
+from headway.domains.robotics.robot_codec import FILE, Camera, RobotCodec, Size, half_range, mean_and_std, words_of
+from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
+from headway.environments import ENV_VARIABLE, VectorEnv, check_environment_name, evaluation_seeds
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
-from headway.learn.objective import Objective, judged
+from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.report import Picture
 from headway.nn.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 
@@ -50,7 +50,7 @@ class RoboticsConfig(TaskConfig):
     demonstrations are always in the same `split`.
     """
 
-    beside: ClassVar[tuple[str, ...]] = (FILE,)
+    extra_files: ClassVar[tuple[str, ...]] = (FILE,)
     state: int | None = None  # number of state values to use; none: all
     cameras: tuple[str, ...] | None = None  # cameras to use; none: all
     size: Size | None = None  # height and width of resized images; none: original size
@@ -83,70 +83,84 @@ class RoboticsConfig(TaskConfig):
         rows = recipe.train.rows(model.chunk)
         known = known_codec(workspace, read_usage(workspace))
         size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
-        found = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
-        if not found.actions.shape[1]:
+        demonstrations = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
+        if not demonstrations.actions.shape[1]:
             raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; use others")
-        splits = Splits(sides_of(found.keys(), found.named, self.split), np.arange(len(found)), "demonstrations")
-        codec = self._fitted(found, splits.rows("train")) if known is None else self._kept(known, found)
-        codec = self._told(codec, found)
+        splits = Splits(
+            split_by_text(demonstrations.keys(), demonstrations.named_splits, self.split),
+            np.arange(len(demonstrations)),
+            "demonstrations",
+        )
+        codec = (
+            self._fit_codec(demonstrations, splits.rows("train"))
+            if known is None
+            else self._reuse_codec(known, demonstrations)
+        )
+        codec = self._with_settings(codec, demonstrations)
         check_start(model, codec, recipe.start)
         objective = ActionChunks(self, model, codec)
-        splits = splits._replace(play=objective.plays)
-        return Task(Demonstrated(found, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
+        splits = splits._replace(has_rollouts=objective.can_play)
+        return Task(
+            DemonstrationExamples(demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise), objective
+        )
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
         """Return the environment of each task; "" if none is known or allowed."""
-        given = os.environ.get(VARIABLE)
-        if given:
-            return (given,) * len(data.names)
-        other = "" if self.env is None else check_stored(self.env)
+        override = os.environ.get(ENV_VARIABLE)
+        if override:
+            return (override,) * len(data.task_names)
+        default = "" if self.env is None else check_environment_name(self.env)
         refused = [name for name in data.environments if ":" in name]
-        if refused and self.episodes and not other:
+        if refused and self.episodes and not default:
             _LOG.warning(
                 "the data come from %s, whose code headway does not run: policies are evaluated on held-out "
                 "demonstrations; set %s=%s to play there",
                 refused[0],
-                VARIABLE,
+                ENV_VARIABLE,
                 refused[0],
             )
-        return tuple(other if not name or ":" in name else name for name in data.environments)
+        return tuple(default if not name or ":" in name else name for name in data.environments)
 
-    def _told(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
+    def _with_settings(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
         """Add the settings of the data and the task to the codec."""
-        how = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
-        longest, places = int(data.lengths.max()), self._environments(data)
-        return replace(codec, names=data.names, environments=places, longest=longest, **how)
+        options = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
+        max_length, environments = int(data.lengths.max()), self._environments(data)
+        return replace(codec, names=data.task_names, environments=environments, longest=max_length, **options)
 
-    def _kept(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
+    def _reuse_codec(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
         """Return the codec of the run or the policy to fine-tune. ConfigError for conflicting settings."""
         check_known(codec, data)
         check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
-        if not codec.words and len(data.names) > 1:
-            _LOG.warning("the policy does not take task names, so it cannot distinguish the %d tasks", len(data.names))
+        if not codec.words and len(data.task_names) > 1:
+            _LOG.warning(
+                "the policy does not take task names, so it cannot distinguish the %d tasks", len(data.task_names)
+            )
         if codec.scaling not in (None, self.scaling):
             _LOG.warning("task.scaling is %s, but the policy to fine-tune scales by %s", self.scaling, codec.scaling)
-        for name in data.names if codec.words else ():
-            codec.text(name)
-        recorded = {name: frames.recorded for name, frames in data.cameras.items()}
-        return replace(codec, cameras=tuple(replace(each, recorded=recorded[each.name]) for each in codec.cameras))
+        for name in data.task_names if codec.words else ():
+            codec.word_ids(name)
+        recorded = {name: frames.recorded_size for name, frames in data.cameras.items()}
+        return replace(
+            codec, cameras=tuple(replace(camera, recorded=recorded[camera.name]) for camera in codec.cameras)
+        )
 
-    def _fitted(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
-        steps = steps_within(data.starts[training], data.ends[training])
+    def _fit_codec(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
+        steps = step_indices(data.starts[training], data.ends[training])
         actions, offered = data.actions[steps], data.states.shape[1]
         read = offered if self.state is None else self.state
         if read > offered:
             raise ConfigError(f"task.state is {read}, but states have {offered} numbers; choose at most that, or none")
-        mean, std = spread(data.states[steps, :read])
-        shift, scale = spread(actions) if self.scaling == "deviation" else reach(actions)
+        mean, std = mean_and_std(data.states[steps, :read])
+        shift, scale = mean_and_std(actions) if self.scaling == "deviation" else half_range(actions)
         cameras = self._cameras(data)
         if not read and not cameras:
             raise UserError("the policy has no inputs, neither states nor cameras; set task.state or task.cameras")
-        text = len(data.names) > 1 if self.text is None else self.text
-        words = tuple(sorted({word for name in data.names for word in words_of(name)})) if text else ()
-        if text and not all(map(words_of, data.names)):
+        text = len(data.task_names) > 1 if self.text is None else self.text
+        words = tuple(sorted({word for name in data.task_names for word in words_of(name)})) if text else ()
+        if text and not all(map(words_of, data.task_names)):
             raise UserError("a task has no name to use as text; name it, or set task.text=false")
-        how = (self.execute, self.ensemble, 0, None, self.scaling)
-        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, *how)
+        options = (self.execute, self.ensemble, 0, None, self.scaling)
+        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, *options)
 
     def _cameras(self, data: Demonstrations) -> tuple[Camera, ...]:
         chosen = sorted(data.cameras) if self.cameras is None else self.cameras
@@ -155,10 +169,10 @@ class RoboticsConfig(TaskConfig):
                 known = nearest(name, data.cameras) if data.cameras else "they have none"
                 raise UserError(f"the demonstrations have no camera {name!r}; {known}")
         frames = {name: data.cameras[name] for name in chosen}
-        return tuple(Camera(name, each.recorded, self.size or each.size) for name, each in frames.items())
+        return tuple(Camera(name, source.recorded_size, self.size or source.size) for name, source in frames.items())
 
 
-class ActionChunks(Objective[Demonstrated]):
+class ActionChunks(Objective[DemonstrationExamples]):
     """The loss of the model's chunk head. If tasks can be played, the goal is "score", the success rate plus a bonus
     for speed worth less than one episode; otherwise the mean absolute error of held-out actions, in scaled units.
     """
@@ -167,9 +181,9 @@ class ActionChunks(Objective[Demonstrated]):
 
     def __init__(self, config: RoboticsConfig, model: RobotPolicyConfig, codec: RobotCodec) -> None:
         self.config, self.model, self.codec = config, model, codec
-        self._judged: dict[str, dict[str, Any]] = {}  # scores of each task in the last evaluation
-        self.played = self._open() if config.episodes else {}
-        if self.plays:
+        self._results: dict[str, dict[str, Any]] = {}  # scores of each task in the last evaluation
+        self.envs = self._open() if config.episodes else {}
+        if self.can_play:
             self.goal, self.goal_better = "score", "max"
 
     @property
@@ -177,101 +191,108 @@ class ActionChunks(Objective[Demonstrated]):
         return "mean error per action"
 
     @property
-    def plays(self) -> bool:
-        return bool(self.played)
+    def can_play(self) -> bool:
+        return bool(self.envs)
 
-    def _open(self) -> dict[str, Copies]:
+    def _open(self) -> dict[str, VectorEnv]:
         """Open the environments of each task that has one, by task name."""
-        places = {name: place for name, place in zip(self.codec.names, self.codec.environments) if place}
+        environments = {
+            name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment
+        }
         try:
-            copies = open_each(self.codec, list(places.values()), max(self.config.episodes, self.config.final))
+            envs = open_all_envs(self.codec, list(environments.values()), max(self.config.episodes, self.config.final))
         except UserError as error:
             raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only") from error
-        return dict(zip(places, copies))
+        return dict(zip(environments, envs))
 
-    def adapt(self, model: ModelConfig, examples: Demonstrated) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: DemonstrationExamples) -> ModelConfig:
         """UserError if there is neither an environment nor validation data."""
-        if not self.plays:
+        if not self.can_play:
             examples.splits.rows("validation", "an environment for evaluation (task.env)")
         return model
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Valid actions and, for a model with a latent, rows."""
-        found = {"actions": batch.tokens}
-        return found | {"kl": len(batch.targets.keep)} if self.model.head.size else found
+        counts = {"actions": batch.tokens}
+        return counts | {"kl": len(batch.targets.mask)} if self.model.head.size else counts
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        seen, drawn = batch.inputs
-        return cast(RobotPolicy, model).losses(seen, batch.targets, drawn)
+        observations, noise = batch.inputs
+        return cast(RobotPolicy, model).losses(observations, batch.targets, noise)
 
-    def judge(self, model: nn.Module, examples: Demonstrated, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: DemonstrationExamples, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the success rate of each playable task, from seeds of this split, and the mean absolute error of
         held-out actions, if there are any. `limit` is the maximum number of episodes and windows of each.
         """
         scores: dict[str, Any] = {}
-        if self.plays:
-            scores = self._playing(cast(RobotPolicy, model), split, limit)
-        if not self.plays or examples.splits.holds(split):
-            scores |= self._held_out(model, examples.of(split).some(limit))
+        if self.can_play:
+            scores = self._play_scores(cast(RobotPolicy, model), split, limit)
+        if not self.can_play or examples.splits.has_samples(split):
+            scores |= self._held_out(model, examples.of(split).limited_to(limit))
         return scores
 
-    def _playing(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
+    def _play_scores(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
         episodes = self.config.episodes if split == "validation" else self.config.final
-        seeds = seeds_of(split, min(episodes, limit or episodes))
-        played = {name: play(model, self.codec, copies, name, seeds) for name, copies in self.played.items()}
-        results = {name: worth(each, limit_of(self.codec, self.played[name])) for name, each in played.items()}
-        self._judged = results
-        found = together(list(results.values()), list(played.values()))
-        scores = {"score": self.score(found), **found}
+        seeds = evaluation_seeds(split, min(episodes, limit or episodes))
+        played = {name: play(model, self.codec, envs, name, seeds) for name, envs in self.envs.items()}
+        results = {
+            name: success_scores(episodes_played, limit_of(self.codec, self.envs[name]))
+            for name, episodes_played in played.items()
+        }
+        self._results = results
+        totals = combine_scores(list(results.values()), list(played.values()))
+        scores = {"score": self.score(totals), **totals}
         for name, result in results.items() if len(results) > 1 else ():
             if "success_rate" in result:
-                own = "_".join(["success_rate", *words_of(name)])
-                scores |= {own: result["success_rate"], f"{own}_interval": result["success_rate_interval"]}
+                key = "_".join(["success_rate", *words_of(name)])
+                scores |= {key: result["success_rate"], f"{key}_interval": result["success_rate_interval"]}
         return scores
 
-    def score(self, found: Mapping[str, Any]) -> float:
+    def score(self, scores: Mapping[str, Any]) -> float:
         """Return one number for comparison: equal success rates are ordered by speed. If no episode reports success, it
         is the return, mapped to -1 to 0, below any success.
         """
-        if "success_rate" not in found:
-            return (found["return_mean"] / (1 + abs(found["return_mean"])) - 1) / 2
-        longest = max(limit_of(self.codec, copies) for copies in self.played.values())
-        return found["success_rate"] + (1 - min(1.0, found["steps_mean"] / longest)) / (2 * found["samples"])
+        if "success_rate" not in scores:
+            return (scores["return_mean"] / (1 + abs(scores["return_mean"])) - 1) / 2
+        max_steps = max(limit_of(self.codec, envs) for envs in self.envs.values())
+        return scores["success_rate"] + (1 - min(1.0, scores["steps_mean"] / max_steps)) / (2 * scores["samples"])
 
     def _held_out(self, model: nn.Module, windows: ChunkWindows) -> dict[str, Any]:
         total, actions = 0.0, 0
-        for _, batch in judged(model, windows):
-            wanted, keep = (each[:, self.model.history - 1 :] for each in batch.targets)
-            error = (model(*batch.inputs) - wanted).abs().mean(-1)
-            total += float(error[keep].sum())
-            actions += int(keep.sum())
+        for _, batch in evaluation_batches(model, windows):
+            targets, mask = (part[:, self.model.history - 1 :] for part in batch.targets)
+            error = (model(*batch.inputs) - targets).abs().mean(-1)
+            total += float(error[mask].sum())
+            actions += int(mask.sum())
         scores: dict[str, Any] = {"loss": total / actions}
-        return scores if self.plays else {**scores, "samples": actions}
+        return scores if self.can_play else {**scores, "samples": actions}
 
-    def count(self, examples: Demonstrated, split: str) -> int:
-        return self.config.final if self.plays else examples.count(split)
+    def count(self, examples: DemonstrationExamples, split: str) -> int:
+        return self.config.final if self.can_play else examples.count(split)
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
+    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
         """Episodes without success play to the end; without success reports, as long as a demonstration."""
         return max(1.0, self.codec.longest / scores["length_mean"]) if "length_mean" in scores else 1.0
 
-    def showing(self) -> float:
+    def report_cost(self) -> float:
         """A film per task."""
-        return 1.0 if self.plays else 0.0
+        return 1.0 if self.can_play else 0.0
 
-    def pictures(self, model: nn.Module, examples: Demonstrated) -> list[Picture]:
+    def pictures(self, model: nn.Module, examples: DemonstrationExamples) -> list[Picture]:
         """Plot success rates, draw an episode of each task as a film strip, and a chunk next to the demonstration."""
-        act, sides = cast(RobotPolicy, model), examples.splits.sides
-        episode = next(int(sides[side][0]) for side in ("test", "validation", "train") if len(sides[side]))
+        policy, split_rows = cast(RobotPolicy, model), examples.splits.indices
+        episode = next(int(split_rows[split][0]) for split in ("test", "validation", "train") if len(split_rows[split]))
         return [
-            *pictures.success(self._judged),
-            *pictures.film_strips(act, self.codec, list(self.played)),
-            *pictures.chunk_beside(act, examples, episode),
+            *robot_plots.success(self._results),
+            *robot_plots.film_strips(policy, self.codec, list(self.envs)),
+            *robot_plots.chunk_comparison(policy, examples, episode),
         ]
 
     def close(self) -> None:
-        for copies in self.played.values():
-            copies.close()
+        for envs in self.envs.values():
+            envs.close()
 
 
 def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
@@ -295,29 +316,32 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
         "states of {} numbers": (codec.recorded, data.states.shape[1]),
         "actions of {} numbers": (len(codec.scale), data.actions.shape[1]),
     }
-    for what, (theirs, own) in pairs.items():
-        if theirs != own:
+    for template, (expected, actual) in pairs.items():
+        if expected != actual:
             raise UserError(
-                f"the policy has {what.format(theirs)}, but the data have {what.format(own)}; use demonstrations of "
+                f"the policy has {template.format(expected)}, but the data have {template.format(actual)}; use "
+                "demonstrations of "
                 "its robot"
             )
     for camera in codec.cameras:
         if camera.name not in data.cameras:
-            told = ", ".join(data.cameras) or "none"
+            available = ", ".join(data.cameras) or "none"
             raise UserError(
-                f"the policy has the camera {camera.name!r}, but the data have {told}; use demonstrations of its robot"
+                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations of its "
+                "robot"
             )
 
 
 def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
     """ConfigError for settings of the task (None: not set) that differ from those of the policy to fine-tune."""
-    theirs = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
+    codec_settings = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
     if codec.cameras:
-        theirs["size"] = codec.size
+        codec_settings["size"] = codec.size
     for name, wanted in settings.items():
-        if wanted is not None and wanted != theirs.get(name, wanted):
+        if wanted is not None and wanted != codec_settings.get(name, wanted):
             raise ConfigError(
-                f"task.{name} is {wanted}, but the policy to fine-tune has {theirs[name]}; leave task.{name} out"
+                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; leave task.{name} "
+                "out"
             )
 
 
@@ -325,10 +349,10 @@ def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) 
     """ConfigError for a policy to fine-tune whose weights take other states, images or words than its codec."""
     if start is None:
         return
-    seen = model.observation
+    observation = model.observation
     sizes = [tuple(camera.read) for camera in codec.cameras]
-    own = (len(codec.mean), len(codec.scale), sizes, codec.symbols)
-    if own != (seen.states, model.actions, [tuple(size) for size in seen.cameras], model.words):
+    codec_sizes = (len(codec.mean), len(codec.scale), sizes, codec.vocab_size)
+    if codec_sizes != (observation.states, model.actions, [tuple(size) for size in observation.cameras], model.words):
         raise ConfigError(
             f"{start} takes other states, images or words than its codec describes, or has none; start from a run of "
             "the recipes robotics or metaworld"

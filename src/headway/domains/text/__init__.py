@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.text.task import LanguageConfig, NextToken, language_task
@@ -25,4 +25,4 @@ VERBS = {
     "session": "is_causal",
     "stream": "is_causal",
 }
-lazily(__name__, {".task": ("LanguageConfig", "NextToken", "language_task")})
+lazy_exports(__name__, {".task": ("LanguageConfig", "NextToken", "language_task")})

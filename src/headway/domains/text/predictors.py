@@ -10,41 +10,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.attending import Attention, check_text, of_first, symbols_of
-from headway.codecs.tokenizer import framed
+from headway import arguments
+from headway.arguments import check_types
+from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
+from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.domains import text as texts
-from headway.evaluation import evaluate_published
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
-from headway.given import typed
-from headway.handle import Handle
-from headway.in_memory import Data
+from headway.in_memory_data import Data
+from headway.model_evaluation import evaluate_published
+from headway.model_handle import ModelHandle
 from headway.nn.models import attention_maps
 
-Texts = Iterable[str]
+Strings = Iterable[str]
 _SAMPLING, _LIMITS = Sampling(), Limits()
 
 
 def generate(
-    model: Handle,
-    prompt: str | Texts,
+    model: ModelHandle,
+    prompt: str | Strings,
     max_new_tokens: int = 100,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: str | Texts = (),
+    stop: str | Strings = (),
     seed: int | None = None,
 ) -> str | list[str]:
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    asked = given.texts(prompt, "prompt")
-    found = complete(model, asked.items, sampling, Limits(max_new_tokens, _stops(stop)))
-    return asked.answer([completion.text for completion in found])
+    request = arguments.text_inputs(prompt, "prompt")
+    completions = complete(model, request.items, sampling, Limits(max_new_tokens, _stop_strings(stop)))
+    return request.unwrap([completion.text for completion in completions])
 
 
 def stream(
-    model: Handle,
+    model: ModelHandle,
     prompt: str,
     max_new_tokens: int = 100,
     temperature: float = 1.0,
@@ -52,34 +52,34 @@ def stream(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: str | Texts = (),
+    stop: str | Strings = (),
     seed: int | None = None,
 ) -> Iterator[str]:
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    return continuations(model, prompt, sampling, Limits(max_new_tokens, _stops(stop)))
+    return continuations(model, prompt, sampling, Limits(max_new_tokens, _stop_strings(stop)))
 
 
-@typed
-def continuations(model: Handle, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
-    [prompt] = given.texts(prompt, "prompt").items
+@check_types
+def continuations(model: ModelHandle, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
+    [prompt] = arguments.text_inputs(prompt, "prompt").items
     ids = prompt_ids(model, prompt)
-    model.meet([prompt], [ids])
+    model.check_texts([prompt], [ids])
     return model.open_session().stream(ids, sampling, _limits(model, limits))
 
 
-@typed
+@check_types
 def complete(
-    model: Handle, prompts: str | Texts, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
+    model: ModelHandle, prompts: str | Strings, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
 ) -> Any:  # a Completion, or a list of them
-    asked, session = given.texts(prompts, "prompt"), model.open_session()
-    rows = [prompt_ids(model, prompt) for prompt in asked.items]
-    model.meet(asked.items, rows)
-    found: list[Completion] = session.generate(rows, sampling, _limits(model, limits)) if rows else []
-    return asked.answer(found)
+    request, session = arguments.text_inputs(prompts, "prompt"), model.open_session()
+    rows = [prompt_ids(model, prompt) for prompt in request.items]
+    model.check_texts(request.items, rows)
+    completions: list[Completion] = session.generate(rows, sampling, _limits(model, limits)) if rows else []
+    return request.unwrap(completions)
 
 
 def generate_ids(
-    model: Handle,
+    model: ModelHandle,
     ids: Iterable[int] | Iterable[Iterable[int]],
     max_new_tokens: int = 100,
     temperature: float = 1.0,
@@ -87,46 +87,48 @@ def generate_ids(
     seed: int | None = None,
 ) -> list[int] | list[list[int]]:
     limits = _limits(model, Limits(max_new_tokens, ignore_end=ignore_end))
-    asked, sampling, session = given.rows_of_ids(ids), Sampling(temperature, seed=seed), model.open_session()
-    found = session.generate(asked.items, sampling, limits) if asked.items else []
-    return asked.answer([completion.ids for completion in found])
+    request, sampling, session = arguments.id_row_inputs(ids), Sampling(temperature, seed=seed), model.open_session()
+    completions = session.generate(request.items, sampling, limits) if request.items else []
+    return request.unwrap([completion.ids for completion in completions])
 
 
-def session(model: Handle) -> Session:
+def session(model: ModelHandle) -> Session:
     return model.open_session()
 
 
-def prompt_ids(model: Handle, text: str) -> list[int]:
+def prompt_ids(model: ModelHandle, text: str) -> list[int]:
     if model.recipe is None:
-        ids = framed(model.codec, text)
-        return ids[:-1] if len(ids) > 1 and ids[-1] == model.codec.end else ids
+        ids = encode_with_special_tokens(model.codec, text)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == model.codec.eos_id else ids
     ids = model.codec.encode(text)
     task = model.recipe.task
-    crops = isinstance(task, texts.LanguageConfig) and task.crops
-    return ids if model.codec.begin is None or (crops and ids) else [model.codec.begin, *ids]
+    crops = isinstance(task, texts.LanguageConfig) and task.random_crops
+    return ids if model.codec.bos_id is None or (crops and ids) else [model.codec.bos_id, *ids]
 
 
 @torch.inference_mode()
-def logits(model: Handle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
-    return model.module.logits(given.id_rows(ids, "ids", model.device))
+def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
+    return model.module.logits(arguments.id_tensor(ids, "ids", model.device))
 
 
-def score(model: Handle, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-    asked = given.texts(texts)
-    return asked.answer(score_ids(model.module, [prompt_ids(model, text) for text in asked.items]))
+def score(
+    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+) -> list[float] | list[list[float]]:
+    request = arguments.text_inputs(texts)
+    return request.unwrap(score_ids(model.module, [prompt_ids(model, text) for text in request.items]))
 
 
-@typed
-def attention(model: Handle, text: str, target: str | None = None) -> Attention:
+@check_types
+def attention(model: ModelHandle, text: str, target: str | None = None) -> Attention:
     check_text(text)
     ids = prompt_ids(model, text)
     maps = attention_maps(model.module, lambda: model.module(torch.tensor([ids], device=model.device)))
-    return Attention(of_first(maps), symbols_of(model.codec, ids), [])
+    return Attention(first_row_maps(maps), token_texts(model.codec, ids), [])
 
 
-@typed
+@check_types
 def evaluate(
-    model: Handle,
+    model: ModelHandle,
     data: Data | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -136,12 +138,12 @@ def evaluate(
     return evaluate_published(model, task_of, "text", data, split, limit, stride)
 
 
-def _limits(model: Handle, limits: Limits) -> Limits:
+def _limits(model: ModelHandle, limits: Limits) -> Limits:
     """Add the stop ids of a published model to those of its tokenizer."""
     if limits.ignore_end or not model.usage.ends:
         return limits
     return replace(limits, stop_ids=(*limits.stop_ids, *model.usage.ends))
 
 
-def _stops(stop: str | Texts) -> tuple[str, ...]:
-    return tuple(given.texts(stop, "stop").items)
+def _stop_strings(stop: str | Strings) -> tuple[str, ...]:
+    return tuple(arguments.text_inputs(stop, "stop").items)

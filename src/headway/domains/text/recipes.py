@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from headway.data import SplitConfig, characters
+from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import Scale, Settings, Settled, Shapes, below, digits, strain
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
@@ -21,10 +21,12 @@ from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-_READ = 1 << 15  # published formats must state a context; windowed attention itself has no limit
+_CONTEXT = 1 << 15  # published formats must state a context; windowed attention itself has no limit
 
 
-def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
+def modern_decoder(
+    width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small decoder that learns fast: RMSNorm without weights, RoPE, QK-norm, squared ReLU and no biases; residual
     branches and head are initialised to zero.
 
@@ -36,7 +38,7 @@ def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropou
     )
     return TransformerConfig(
         width,
-        symbols,
+        vocab_size,
         stack=StackConfig(cycle((block,), depth), norm),
         embed=TokenEmbedConfig(norm=norm, dropout=dropout),
         tie="none",
@@ -44,7 +46,9 @@ def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropou
     )
 
 
-def published(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
+def published_decoder(
+    width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small decoder with Qwen3's architecture, so that other programs can run it: RMSNorm, QK-norm, RoPE, SwiGLU and
     no biases; residual branches and head are initialised to zero.
 
@@ -54,8 +58,8 @@ def published(width: int, depth: int, heads: int, window: int, symbols: int, dro
     block = BlockConfig(_attention(heads, window, norm), None, GatedConfig(ratio=3.0), norm, dropout=dropout)
     return TransformerConfig(
         width,
-        symbols,
-        _READ,
+        vocab_size,
+        _CONTEXT,
         stack=StackConfig(cycle((block,), depth), norm),
         embed=TokenEmbedConfig(dropout=dropout),
         tie="none",
@@ -82,7 +86,7 @@ def shakespeare() -> Recipe:
         domain="text",
         description="the plays of Shakespeare, character by character",
         data=("tinyshakespeare",),
-        model=modern(width=128, depth=4, heads=4, window=64, symbols=67),
+        model=modern_decoder(width=128, depth=4, heads=4, window=64, vocab_size=67),
         task=LanguageConfig(
             codec="char", size=None, context=64, packing="windows", split=SplitConfig(validation=0.1, test=0.0)
         ),
@@ -100,7 +104,7 @@ def text() -> Recipe:
         domain="text",
         description="any text: files, folders, archives or a Hugging Face dataset",
         data=(),
-        model=published(width=256, depth=4, heads=4, window=256, symbols=4096, dropout=0.1),
+        model=published_decoder(width=256, depth=4, heads=4, window=256, vocab_size=4096, dropout=0.1),
         task=LanguageConfig(codec="bpe", size=4096, context=256),
         optim=MuonConfig(lr=0.012, adam_lr=3e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
@@ -113,7 +117,7 @@ RECIPES = (shakespeare, text)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_LOOKED_AT = 300_000_000  # more make no difference to the vocabulary
+_MAX_CHARACTERS = 300_000_000  # more make no difference to the vocabulary
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192), (math.inf, 16384))
 
 
@@ -121,22 +125,22 @@ _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192
 class TextScale(Scale):
     """Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often."""
 
-    fitted: bool = True
+    calibrated: bool = True
     descent: Descent | None = Descent(0.23, 0.59, 1.5)
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        size = characters(paths, _LOOKED_AT)
-        symbols = below(_VOCABULARIES, size)
-        reason = f"a vocabulary of {symbols:,} for {digits(size / 1e6)} million characters"
-        return Settled({"task.size": symbols}, reason)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        characters_read = count_characters(paths, _MAX_CHARACTERS)
+        vocab_size = lookup(_VOCABULARIES, characters_read)
+        reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
+        return DataSettings({"task.size": vocab_size}, reason)
 
-    def amount(self, task: Task) -> int:
-        return cast(Documents, cast(Task, task).examples).tokens("train")
+    def unique_targets(self, task: Task) -> int:
+        return cast(Documents, cast(Task, task).examples).count_targets("train")
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        read = strain(epochs, crowd)
-        return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 12 else 0.2 if read < 40 else 0.3}
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        pressure = memorisation_pressure(epochs, crowd)
+        return {"model.dropout": 0.0 if pressure < 4 else 0.1 if pressure < 12 else 0.2 if pressure < 40 else 0.3}
 
 
 SCALES = {"text": TextScale()}

@@ -15,7 +15,7 @@ from torch import nn
 from headway.codecs import Codec, Kind, train_codec
 from headway.config import override, register
 from headway.data import (
-    IGNORED,
+    IGNORE_INDEX,
     Crops,
     Packing,
     Spans,
@@ -26,21 +26,21 @@ from headway.data import (
     open_tokens,
 )
 from headway.errors import ConfigError
-from headway.formats.familiar import Familiar
+from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, Samples
-from headway.learn.objective import Carrying
-from headway.learn.objectives.written import Likelihood
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, Samples
+from headway.learn.objective import StatefulObjective
+from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
 from headway.metrics import language_scores
 from headway.nn.mixers import State
-from headway.nn.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, describe
+from headway.nn.models import Loss, ModelConfig, ModelFeatures, Transformer, TransformerConfig, describe
 
-_JUDGED_AT_ONCE = 8192  # tokens
-_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
-_DECODED_AT_ONCE = 1 << 16  # tokens
+_EVAL_BATCH_TOKENS = 8192  # tokens
+_MIN_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
+_DECODE_CHUNK = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
 _CONTEXT = 1024  # of a model without a maximum context, unless a setting says otherwise
 
@@ -69,7 +69,7 @@ class LanguageConfig(TaskConfig):
     carry_state: bool = False  # whether a row continues from the step before, with its state
 
     @property
-    def crops(self) -> bool:
+    def random_crops(self) -> bool:
         """Whether rows start anywhere in a document."""
         return self.packing == "windows" and not self.carry_state
 
@@ -78,17 +78,17 @@ class LanguageConfig(TaskConfig):
         context, train = recipe.row_length(self.context), recipe.train
         rows = train.rows(context)
         if self.carry_state:
-            _check_carried(recipe.model)
+            _check_stateful(recipe.model)
         paths = recipe.files(data)
-        trained = partial(train_codec, self.codec, size=self.size, fewer=True)
-        codec = codec_of(paths, workspace, self.tokenizer, trained)
-        given = self, open_tokens(paths, codec), codec, context, rows, train.seed
+        train_tokenizer = partial(train_codec, self.codec, size=self.size, fewer=True)
+        codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
+        arguments = self, open_tokens(paths, codec), codec, context, rows, train.seed
         if self.carry_state:
-            return Task(StreamedDocuments(*given, lanes=train.accumulate), CarriedNextToken())
-        return Task(Documents(*given), NextToken())
+            return Task(StreamedDocuments(*arguments, micro_batches=train.accumulate), CarriedNextToken())
+        return Task(Documents(*arguments), NextToken())
 
 
-def _check_carried(model: ModelConfig) -> None:
+def _check_stateful(model: ModelConfig) -> None:
     """Raises ConfigError for a model whose state cannot be carried from row to row without end."""
     if not isinstance(model, TransformerConfig) or not model.stack.causal:
         raise ConfigError("task.carry_state needs a causal model; set it to false")
@@ -96,7 +96,7 @@ def _check_carried(model: ModelConfig) -> None:
         raise ConfigError(
             f"task.carry_state lets documents exceed model.context {model.context}; set model.context to none"
         )
-    growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
+    growth = describe(override(model, {"vocab_size": 1}))["state_bytes_per_token"]
     if growth:
         raise ConfigError(
             f"task.carry_state needs a state of constant size, but this model's grows by {growth:,} bytes per token: "
@@ -113,7 +113,7 @@ class Documents(Examples):
     ) -> None:
         self.config, self.cache, self.codec = config, cache, codec
         self.context, self.rows, self.seed = context, rows, seed
-        self.pieces, self.splits = cache.divided(config.split, least=2)  # a document's first token is input only
+        self.segments, self.splits = cache.split(config.split, min_tokens=2)  # a document's first token is input only
         self._packed: dict[str, Packing] = {}
         self._unbroken: dict[int, Layout] = {}
 
@@ -121,8 +121,8 @@ class Documents(Examples):
         """`model` with the codec's vocabulary size. UserError if there is too little text to train or evaluate on."""
         for split in ("train", "validation"):
             self.spans(split)
-        self.of("train").training()
-        return override(model, {"symbols": self.codec.size})
+        self.of("train").training_order()
+        return override(model, {"vocab_size": self.codec.vocab_size})
 
     def of(self, split: str) -> Samples:
         return TextRows(self, split)
@@ -133,7 +133,7 @@ class Documents(Examples):
 
     def spans(self, split: str) -> Spans:
         """The documents of a split, or their parts."""
-        return self.pieces.of(self.splits.rows(split))
+        return self.segments.select(self.splits.rows(split))
 
     def packed(self, split: str) -> Packing:
         """A split packed into consecutive rows."""
@@ -142,9 +142,9 @@ class Documents(Examples):
         return self._packed[split]
 
     @cached_property
-    def trained(self) -> Packing | Crops:
+    def training_rows(self) -> Packing | Crops:
         """The training rows."""
-        if self.config.crops:
+        if self.config.random_crops:
             return Crops(self.cache.ids, self.spans("train"), self.context)
         return self.packed("train")
 
@@ -160,30 +160,30 @@ class Documents(Examples):
             self._unbroken[size] = Layout.full(size, self.context)
         return _batch(windows, self._unbroken[size])
 
-    def tokens(self, split: str) -> int:
+    def count_targets(self, split: str) -> int:
         """The predicted tokens of a split."""
         return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
-    def bytes_of(self, split: str, tokens: int) -> int:
+    def count_bytes(self, split: str, tokens: int) -> int:
         """The bytes of this many predictions, at the bytes per token of the split's first documents that hold as many;
         exact for a complete split.
         """
         spans = self.spans(split)
-        seen = size = 0
+        targets = num_bytes = 0
         for start, length in zip(spans.starts.tolist(), spans.lengths.tolist()):
-            if seen >= tokens:
+            if targets >= tokens:
                 break
-            seen += max(0, length - 1)
-            for first in range(start + 1, start + length, _DECODED_AT_ONCE):
-                piece = self.cache.ids[first : min(first + _DECODED_AT_ONCE, start + length)]
-                size += len(self.codec.decode(piece.tolist()).encode())
-        return round(tokens * (size / seen))
+            targets += max(0, length - 1)
+            for begin in range(start + 1, start + length, _DECODE_CHUNK):
+                chunk = self.cache.ids[begin : min(begin + _DECODE_CHUNK, start + length)]
+                num_bytes += len(self.codec.decode(chunk.tolist()).encode())
+        return round(tokens * (num_bytes / targets))
 
     def prompts(self, count: int) -> list[list[int]]:
         """The first tokens of held-out rows, spread evenly over the split."""
         rows = self.packed("validation")
-        places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
-        return rows.windows(places).inputs[:, : max(1, self.context // 4)].tolist()
+        indices = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
+        return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}
@@ -191,36 +191,38 @@ class Documents(Examples):
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
 
-    def met(self) -> Familiar:
+    def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of training rows."""
-        return Familiar.of(self.cache.ids, self.codec.size, marks=(self.codec.begin, self.codec.end))
+        return TrainingStatistics.from_ids(
+            self.cache.ids, self.codec.vocab_size, special_tokens=(self.codec.bos_id, self.codec.eos_id)
+        )
 
 
 @dataclass(frozen=True)
 class TextRows:
     """The consecutive rows of a split, or the first `limit` of them; training uses the training rows."""
 
-    texts: Documents
+    documents: Documents
     split: str
     limit: int | None = None
 
     def __len__(self) -> int:
-        rows = len(self.texts.packed(self.split))
+        rows = len(self.documents.packed(self.split))
         return rows if self.limit is None else min(self.limit, rows)
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, int [B, T], with their layout, and the next tokens, -100 where the loss ignores them."""
-        rows = self.texts.trained if chance is not None else self.texts.packed(self.split)
-        return self.texts.batch(rows.windows(numbers))
+        rows = self.documents.training_rows if rng_key is not None else self.documents.packed(self.split)
+        return self.documents.batch(rows.windows(indices))
 
-    def training(self) -> ByCount:
-        return ByCount(len(self.texts.trained), self.texts.rows, self.texts.seed)
+    def training_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self.documents.training_rows), self.documents.rows, self.documents.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self), max(1, _JUDGED_AT_ONCE // self.texts.context))
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), max(1, _EVAL_BATCH_TOKENS // self.documents.context))
 
-    def some(self, limit: int | None) -> TextRows:
-        return TextRows(self.texts, self.split, limit)
+    def limited_to(self, limit: int | None) -> TextRows:
+        return TextRows(self.documents, self.split, limit)
 
 
 class StreamedDocuments(Documents):
@@ -238,41 +240,41 @@ class StreamedDocuments(Documents):
         context: int,
         rows: int,
         seed: int,
-        lanes: int,
+        micro_batches: int,
     ) -> None:
         super().__init__(config, cache, codec, context, rows, seed)
-        self.lanes = lanes
+        self.micro_batches = micro_batches
 
     def of(self, split: str) -> Samples:
         return StreamedRows(self, split)
 
     @cached_property
-    def streams(self) -> Lanes:
+    def streams(self) -> StreamBatches:
         """The training streams."""
-        source = Streams(self.cache.ids, self.spans("train"), self.context, self.rows * self.lanes)
-        return Lanes(source, self.rows, self.lanes)
+        source = Streams(self.cache.ids, self.spans("train"), self.context, self.rows * self.micro_batches)
+        return StreamBatches(source, self.rows, self.micro_batches)
 
 
 @dataclass(frozen=True)
-class Lanes:
+class StreamBatches:
     """Streams, `rows` of them in each of `micro_batches`. A sample is one row of one window of a stream; a batch has
     the window of one micro-batch.
     """
 
     source: Streams
     rows: int
-    lanes: int = 1
+    micro_batches: int = 1
 
     def __len__(self) -> int:
-        return len(self.source) * self.lanes * self.rows
+        return len(self.source) * self.micro_batches * self.rows
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        window, lane = divmod(int(numbers[0]) // self.rows, self.lanes)
-        found = self.source.windows(slice(lane * self.rows, (lane + 1) * self.rows), window)
-        return _batch(found, Layout(torch.from_numpy(found.positions)), begins=window == 0)
+    def batch(self, indices: np.ndarray) -> Batch:
+        window, micro_batch = divmod(int(indices[0]) // self.rows, self.micro_batches)
+        windows = self.source.windows(slice(micro_batch * self.rows, (micro_batch + 1) * self.rows), window)
+        return _batch(windows, Layout(torch.from_numpy(windows.positions)), starts_epoch=window == 0)
 
-    def in_order(self) -> ByCount:
-        return ByCount(len(self), self.rows)
+    def in_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), self.rows)
 
 
 @dataclass(frozen=True)
@@ -281,49 +283,51 @@ class StreamedRows:
     training streams.
     """
 
-    texts: StreamedDocuments
+    documents: StreamedDocuments
     split: str
     limit: int | None = None
 
     @cached_property
-    def judged(self) -> Lanes:
-        most, context = self.texts.tokens(self.split), self.texts.context
-        most = most if self.limit is None else min(most, self.limit * context)
-        rows = max(1, min(self.texts.rows, most // (_WINDOWS * context)))
-        return Lanes(Streams(self.texts.cache.ids, self.texts.spans(self.split), context, rows, most), rows)
+    def evaluation_streams(self) -> StreamBatches:
+        max_tokens, context = self.documents.count_targets(self.split), self.documents.context
+        max_tokens = max_tokens if self.limit is None else min(max_tokens, self.limit * context)
+        rows = max(1, min(self.documents.rows, max_tokens // (_MIN_WINDOWS * context)))
+        return StreamBatches(
+            Streams(self.documents.cache.ids, self.documents.spans(self.split), context, rows, max_tokens), rows
+        )
 
     def __len__(self) -> int:
-        return len(self.judged)
+        return len(self.evaluation_streams)
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        return (self.judged if chance is None else self.texts.streams).batch(numbers)
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        return (self.evaluation_streams if rng_key is None else self.documents.streams).batch(indices)
 
-    def training(self) -> ByCount:
-        return self.texts.streams.in_order()
+    def training_order(self) -> FixedSizeBatches:
+        return self.documents.streams.in_order()
 
-    def judging(self) -> ByCount:
-        return self.judged.in_order()
+    def evaluation_order(self) -> FixedSizeBatches:
+        return self.evaluation_streams.in_order()
 
-    def some(self, limit: int | None) -> StreamedRows:
-        return StreamedRows(self.texts, self.split, limit)
+    def limited_to(self, limit: int | None) -> StreamedRows:
+        return StreamedRows(self.documents, self.split, limit)
 
 
-def _batch(windows: TokenWindows, layout: Layout, begins: bool = True) -> Batch:
+def _batch(windows: TokenWindows, layout: Layout, starts_epoch: bool = True) -> Batch:
     inputs, labels = torch.from_numpy(windows.inputs), torch.from_numpy(windows.labels)
-    return Batch((inputs, layout), labels, int((windows.labels != IGNORED).sum()), inputs.numel(), begins)
+    return Batch((inputs, layout), labels, int((windows.labels != IGNORE_INDEX).sum()), inputs.numel(), starts_epoch)
 
 
 class NextToken(Likelihood[Documents]):
     """Next-token prediction over documents."""
 
-    def judge(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats per token), perplexity and bits per byte over consecutive rows of a split, or its first
         `limit`.
         """
-        nats, count = self.nats(model, examples.of(split).some(limit))
-        return dict(language_scores(nats, count, examples.bytes_of(split, count)))
+        nats, count = self.nats(model, examples.of(split).limited_to(limit))
+        return dict(language_scores(nats, count, examples.count_bytes(split, count)))
 
-    def strided(
+    def evaluate_strided(
         self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
         """`evaluate` in windows of the context that advance by `stride`, so that each token has at least context -
@@ -334,37 +338,38 @@ class NextToken(Likelihood[Documents]):
         for start, length in list(zip(spans.starts.tolist(), spans.lengths.tolist()))[:limit]:
             if length > 1:
                 document = examples.cache.ids[start : start + length].tolist()
-                found = strided_nats(cast(Transformer, model), document, examples.context, stride)
-                nats, count = nats + found.total, count + found.tokens
-        return dict(language_scores(nats, count, examples.bytes_of(split, count)))
+                nll = strided_nats(cast(Transformer, model), document, examples.context, stride)
+                nats, count = nats + nll.total, count + nll.tokens
+        return dict(language_scores(nats, count, examples.count_bytes(split, count)))
 
     def samples(self, model: nn.Module, examples: Documents, count: int) -> list[dict[str, str]]:
         """Completions of held-out text, sampled at temperature 0.8."""
         prompts, codec = examples.prompts(count), examples.codec
         sampling = Sampling(temperature=0.8, seed=examples.seed)
         session = Session(cast(Transformer, model), codec)
-        found = session.generate(prompts, sampling, Limits(max_new_tokens=_SAMPLE_TOKENS))
+        completions = session.generate(prompts, sampling, Limits(max_new_tokens=_SAMPLE_TOKENS))
         return [
-            {"prompt": codec.decode(prompt), "output": completion.text} for prompt, completion in zip(prompts, found)
+            {"prompt": codec.decode(prompt), "output": completion.text}
+            for prompt, completion in zip(prompts, completions)
         ]
 
 
-class CarriedNextToken(NextToken, Carrying[Documents]):
+class CarriedNextToken(NextToken, StatefulObjective[Documents]):
     """Next-token prediction by truncated back-propagation through time: the final states of a batch's rows are the
     initial states of a later batch, and no gradient passes between them (Williams and Peng 1990; Mikolov et al. 2010).
     """
 
-    def begin(self, model: nn.Module, rows: int) -> State:
+    def initial_state(self, model: nn.Module, rows: int) -> State:
         return cast(Transformer, model).stack.initial_states(rows, 1, like=next(model.parameters()))
 
-    def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> Encoded:
-        if batch.begins or states is None:
-            states = self.begin(model, len(batch.targets))
+    def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> ModelFeatures:
+        if batch.starts_epoch or states is None:
+            states = self.initial_state(model, len(batch.targets))
         else:
             states = cast(Transformer, model).stack.carry(states)
         return model(*batch.inputs, states)
 
-    def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
+    def stateful_loss(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
         encoded = self.encode(model, batch, states)
         return self.losses(model, encoded, batch, self.smoothing), cast(State, encoded.states)
 

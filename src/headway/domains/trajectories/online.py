@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from headway.data import Splits
-from headway.data.episodes import Episode, Episodes, joined, together
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.domains.trajectories.acting import Actor
-from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.windows import StepWindows, Trajectories, contents_of
-from headway.environments import SEEDS, Copies, played
+from headway.domains.trajectories.step_windows import StepWindows, Trajectories, contents_of
+from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
+from headway.environments import SEEDS, VectorEnv, play_episodes
 from headway.errors import ConfigError, UserError
-from headway.generate.prompts import evaluating
-from headway.learn.examples import WHOLE, Batch, Chance, Contents, Explored, Shard
+from headway.generate.prompts import evaluation_mode
+from headway.learn.examples import FULL_SHARD, Batch, Contents, OnPolicyExamples, RngKey, Shard
 from headway.nn.models import Transformer
 
 _STARTS, _ORDER = 16, 17  # random streams, independent of others with the same seed
@@ -49,14 +49,14 @@ class OnlineConfig:
     drop: Literal["oldest", "worst"] = "oldest"  # which episodes a full buffer drops
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 0), ("after", 0), ("every", 1), ("keep", 1), ("above", 0), ("noise", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise ConfigError(f"task.online.{name} is {getattr(self, name)}; choose {least} or more")
+        for name, minimum in (("episodes", 0), ("after", 0), ("every", 1), ("keep", 1), ("above", 0), ("noise", 0)):
+            if not minimum <= getattr(self, name) < math.inf:
+                raise ConfigError(f"task.online.{name} is {getattr(self, name)}; choose {minimum} or more")
         if self.target is not None and not math.isfinite(self.target):
             raise ConfigError(f"task.online.target is {self.target}; choose a finite return, or none")
 
 
-class Diary:
+class EpisodeRecorder:
     """An actor in B episodes that records its steps; `episodes` are all B, up to the current step."""
 
     def __init__(self, actor: Actor, episodes: int) -> None:
@@ -70,28 +70,28 @@ class Diary:
 
     @property
     def episodes(self) -> list[Episode]:
-        each = (map(np.array, zip(*steps)) for steps in self._steps)
-        return [Episode(states, actions, rewards) for states, actions, rewards in each]
+        columns = (map(np.array, zip(*steps)) for steps in self._steps)
+        return [Episode(states, actions, rewards) for states, actions, rewards in columns]
 
     def act(self, states: np.ndarray) -> np.ndarray:
         self._states, self._actions = states, self.actor.act(states)
         return self._actions
 
-    def took(self, actions: np.ndarray) -> None:
+    def observe_actions(self, actions: np.ndarray) -> None:
         self._actions = actions
-        self.actor.took(actions)
+        self.actor.observe_actions(actions)
 
-    def take(self, rewards: np.ndarray) -> None:
+    def observe_rewards(self, rewards: np.ndarray) -> None:
         for row, state, action, reward in zip(self._rows.tolist(), self._states, self._actions, rewards.tolist()):
             self._steps[row].append((state, action, reward))
-        self.actor.take(rewards)
+        self.actor.observe_rewards(rewards)
 
-    def select(self, rows: np.ndarray) -> None:
+    def keep_rows(self, rows: np.ndarray) -> None:
         self._rows = self._rows[rows]
-        self.actor.select(rows)
+        self.actor.keep_rows(rows)
 
 
-class OwnEpisodes(Trajectories, Explored):
+class OnlineEpisodes(Trajectories, OnPolicyExamples):
     """Windows over recorded episodes and those that the learning model plays in `envs`.
 
     The seed of its own episode e is a function of e, and a batch is sampled by its index, so everything depends only on
@@ -109,21 +109,21 @@ class OwnEpisodes(Trajectories, Explored):
         returns: bool,
         following: bool,
         online: OnlineConfig,
-        copies: Copies,
+        envs: VectorEnv,
         follow: bool,
     ) -> None:
         super().__init__(episodes, splits, codec, size, seed, returns=returns, following=following)
-        self.recorded, self.online, self.copies, self.follow = episodes, online, copies, follow
-        self._splits, self._given = splits, splits.sides["train"]
+        self.recorded, self.online, self.envs, self.follow = episodes, online, envs, follow
+        self._splits, self._recorded_training = splits, splits.indices["train"]
         self.curve: list[tuple[float, float, float]] = []  # for each own episode: target return, return, steps
-        self._kept: list[int] = []  # recorded episodes in the buffer, from worst to best
-        self._own: list[Episode] = []  # the model's own episodes in the buffer, from oldest to newest
+        self._recorded_buffer: list[int] = []  # recorded episodes in the buffer, from worst to best
+        self._own_buffer: list[Episode] = []  # the model's own episodes in the buffer, from oldest to newest
 
     def contents(self) -> Contents:
-        return {"environments": ([self.copies.name],), **contents_of(self.recorded)}
+        return {"environments": ([self.envs.name],), **contents_of(self.recorded)}
 
     @property
-    def splits_read(self) -> Splits:
+    def data_splits(self) -> Splits:
         return self._splits
 
     @property
@@ -132,16 +132,16 @@ class OwnEpisodes(Trajectories, Explored):
         return int(sum(steps for *_, steps in self.curve))
 
     @property
-    def period(self) -> int:
+    def rollout_batches(self) -> int:
         return self.online.every
 
-    def explore(self, model: nn.Module) -> None:
+    def start_exploring(self, model: nn.Module) -> None:
         self.model = cast(Transformer, model)
-        order = np.argsort(self.recorded.returns[self._given], kind="stable")
-        self.curve, self._kept, self._own = [], self._given[order].tolist(), []
-        self._put()
+        order = np.argsort(self.recorded.returns[self._recorded_training], kind="stable")
+        self.curve, self._recorded_buffer, self._own_buffer = [], self._recorded_training[order].tolist(), []
+        self._update_examples()
 
-    def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         """Yield training batches, first from recorded episodes, then sampled uniformly from the steps of the buffer.
         UserError for several processes, and if an environment fails.
         """
@@ -156,61 +156,61 @@ class OwnEpisodes(Trajectories, Explored):
             if (number - after) % every == 0:
                 self._play()
             windows = cast(StepWindows, self.of("train"))
-            chance = np.random.default_rng([_ORDER, self.seed, number])
-            steps = chance.integers(int(windows.before[-1]), size=self.size)
-            yield windows.take(steps, Chance(number, np.arange(number * self.size, (number + 1) * self.size)))
+            rng = np.random.default_rng([_ORDER, self.seed, number])
+            steps = rng.integers(int(windows.cumulative_steps[-1]), size=self.size)
+            yield windows.take(steps, RngKey(number, np.arange(number * self.size, (number + 1) * self.size)))
 
-    def explored(self) -> dict[str, Tensor]:
+    def exploration_state(self) -> dict[str, Tensor]:
         state = {
-            "kept": torch.tensor(self._kept, dtype=torch.long),
+            "kept": torch.tensor(self._recorded_buffer, dtype=torch.long),
             "curve": torch.tensor(self.curve, dtype=torch.float64),
         }
-        if self._own:
-            state["lengths"] = torch.tensor([len(episode.rewards) for episode in self._own])
+        if self._own_buffer:
+            state["lengths"] = torch.tensor([len(episode.rewards) for episode in self._own_buffer])
             for name in ("states", "actions", "rewards"):
-                parts = [getattr(episode, name) for episode in self._own]
+                parts = [getattr(episode, name) for episode in self._own_buffer]
                 state[name] = torch.from_numpy(np.concatenate(parts))
         return {name: tensor for name, tensor in state.items() if tensor.numel()}  # files cannot store empty tensors
 
-    def go_on(self, state: Mapping[str, Tensor]) -> None:
-        self._kept = state["kept"].tolist() if "kept" in state else []
-        if max(self._kept, default=-1) >= len(self.recorded):
+    def load_exploration_state(self, state: Mapping[str, Tensor]) -> None:
+        self._recorded_buffer = state["kept"].tolist() if "kept" in state else []
+        if max(self._recorded_buffer, default=-1) >= len(self.recorded):
             raise UserError(
-                f"the checkpoint has at least {max(self._kept) + 1:,} recorded episodes, but the data have "
+                f"the checkpoint has at least {max(self._recorded_buffer) + 1:,} recorded episodes, but the data have "
                 f"{len(self.recorded):,}; resume with the original data"
             )
         self.curve = [tuple(line) for line in state["curve"].tolist()] if "curve" in state else []  # type: ignore[misc]
-        self._own = []
+        self._own_buffer = []
         if "lengths" in state:
-            ends = np.cumsum(state["lengths"].numpy())[:-1]
-            parts = (np.split(state[name].numpy().copy(), ends) for name in ("states", "actions", "rewards"))
-            self._own = [Episode(*arrays) for arrays in zip(*parts)]
-        self._put()
+            boundaries = np.cumsum(state["lengths"].numpy())[:-1]
+            parts = (np.split(state[name].numpy().copy(), boundaries) for name in ("states", "actions", "rewards"))
+            self._own_buffer = [Episode(*arrays) for arrays in zip(*parts)]
+        self._update_examples()
 
     def _play(self) -> None:
         """Play episodes with the current model, and add them to the buffer."""
         online, codec, first = self.online, replace(self.codec, draw=True), len(self.curve)
-        self._drop()
-        asked, noise = self._asked(), 0.0 if codec.choices is not None else online.noise
-        diaries: list[Diary] = []
+        self._trim_buffer()
+        target, noise = self._target_return(), 0.0 if codec.choices is not None else online.noise
+        diaries: list[EpisodeRecorder] = []
 
-        def player(seeds: Sequence[int]) -> Diary:
-            diaries.append(Diary(Actor(self.model, codec, [asked] * len(seeds), seeds, noise), len(seeds)))
+        def player(seeds: Sequence[int]) -> EpisodeRecorder:
+            diaries.append(EpisodeRecorder(Actor(self.model, codec, [target] * len(seeds), seeds, noise), len(seeds)))
             return diaries[-1]
 
-        with evaluating(self.model):
-            played(player, self.copies, [self._start(first + number) for number in range(online.episodes)])
+        with evaluation_mode(self.model):
+            play_episodes(player, self.envs, [self._start(first + number) for number in range(online.episodes)])
         new = [episode for diary in diaries for episode in diary.episodes]
-        self.curve += [(asked, float(episode.rewards.sum()), float(len(episode.rewards))) for episode in new]
-        self._own += new
-        self._drop()
-        self._put()
+        self.curve += [(target, float(episode.rewards.sum()), float(len(episode.rewards))) for episode in new]
+        self._own_buffer += new
+        self._trim_buffer()
+        self._update_examples()
 
     def _start(self, episode: int) -> int:
         """Return the seed of an episode, distinct from all evaluation seeds."""
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
-    def _asked(self) -> float:
+    def _target_return(self) -> float:
         """Return the target return in play."""
         if self.online.target is not None:
             return self.online.target
@@ -219,30 +219,30 @@ class OwnEpisodes(Trajectories, Explored):
 
     def _returns(self) -> np.ndarray:
         """Return the returns of the episodes in the buffer."""
-        own = [float(episode.rewards.sum()) for episode in self._own]
-        return np.concatenate([self.recorded.returns[self._kept], own])
+        own_returns = [float(episode.rewards.sum()) for episode in self._own_buffer]
+        return np.concatenate([self.recorded.returns[self._recorded_buffer], own_returns])
 
-    def _drop(self) -> None:
+    def _trim_buffer(self) -> None:
         """Drop episodes that exceed the buffer's capacity."""
-        excess = max(0, len(self._kept) + len(self._own) - self.online.keep)
+        excess = max(0, len(self._recorded_buffer) + len(self._own_buffer) - self.online.keep)
         if self.online.drop == "worst":
             worst = set(np.argsort(self._returns(), kind="stable")[:excess].tolist())
-            known = len(self._kept)
-            self._own = [episode for place, episode in enumerate(self._own) if place + known not in worst]
-            self._kept = [number for place, number in enumerate(self._kept) if place not in worst]
+            known = len(self._recorded_buffer)
+            self._own_buffer = [episode for index, episode in enumerate(self._own_buffer) if index + known not in worst]
+            self._recorded_buffer = [number for index, number in enumerate(self._recorded_buffer) if index not in worst]
         else:
-            self._own = self._own[max(0, excess - len(self._kept)) :]
-            self._kept = self._kept[excess:]
+            self._own_buffer = self._own_buffer[max(0, excess - len(self._recorded_buffer)) :]
+            self._recorded_buffer = self._recorded_buffer[excess:]
 
-    def _put(self) -> None:
+    def _update_examples(self) -> None:
         """Use the buffer for training batches."""
         parts, name = [self.recorded], self.recorded.environment
-        if self._own:
-            parts.append(together(self._own, f"the environment {self.copies.name!r}", environment=name))
-        self.episodes = joined(parts, ["the data", f"the environment {self.copies.name!r}"])
-        own = len(self.recorded) + np.arange(len(self._own))
-        train = np.concatenate([np.sort(np.array(self._kept, np.int64)), own])
-        self.splits = self.splits._replace(sides={**self.splits.sides, "train": train})
+        if self._own_buffer:
+            parts.append(collate_episodes(self._own_buffer, f"the environment {self.envs.name!r}", environment=name))
+        self.episodes = concatenate_episodes(parts, ["the data", f"the environment {self.envs.name!r}"])
+        own_indices = len(self.recorded) + np.arange(len(self._own_buffer))
+        train = np.concatenate([np.sort(np.array(self._recorded_buffer, np.int64)), own_indices])
+        self.splits = self.splits._replace(sides={**self.splits.indices, "train": train})
         self.to_go = self.codec.returns(self.episodes.returns_to_go())
         if self.follow:
             self.codec = replace(self.codec, target=float(self._returns().max()))

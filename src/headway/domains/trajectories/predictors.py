@@ -8,30 +8,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.arguments import check_types
 from headway.domains.trajectories.acting import RecordingActors, check_fits, play
-from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
+from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, read_codec
 from headway.environments import (
-    AT_ONCE,
-    Copies,
+    MAX_PARALLEL,
     Returns,
+    VectorEnv,
+    check_environment_name,
     check_episodes,
-    check_single,
-    check_stored,
-    only_one,
-    start_of,
-    targets_of,
-    worth,
+    check_no_chunking,
+    first_seed,
+    return_scores,
+    single_environment,
+    target_returns,
 )
-from headway.environments.playing import film_of, filming
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import typed
-from headway.handle import Handle
+from headway.model_handle import ModelHandle
 from headway.nn.models import TrajectoryEmbedConfig
 
 
-@typed
+@check_types
 def rollout(
-    model: Handle,
+    model: ModelHandle,
     env: str | Sequence[str] | None = None,
     episodes: int = 10,
     target_return: float | Sequence[float] = (),
@@ -51,50 +51,50 @@ def rollout(
     before any work, for scales or an environment that do not fit, and for options that the model does not support.
     """
     check_episodes(episodes, seed)
-    targets = targets_of(target_return)
+    targets = target_returns(target_return)
     directory, embed = model.directory, model.module.config.embed
-    check_single(execute, ensemble, str(directory))
-    named = only_one(env, str(directory))
+    check_no_chunking(execute, ensemble, str(directory))
+    requested = single_environment(env, str(directory))
     codec = read_codec(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
         raise UserError(f"{directory} does not use target returns; leave --target-return out")
     if draw and codec.choices is None:
-        raise UserError(f"{directory} outputs actions of {codec.told}, which are not sampled; leave --draw out")
+        raise UserError(f"{directory} outputs actions of {codec.action_text}, which are not sampled; leave --draw out")
     codec = codec if draw is None else replace(codec, draw=draw)
-    name = named or check_stored(codec.environment)
+    name = requested or check_environment_name(codec.environment)
     if not name:
         raise UserError(f"{directory} has no environment; choose one with --env")
-    film = film_of(render, min(render_episodes, episodes), speed)
-    start = start_of(seed)
+    film = film_config(render, min(render_episodes, episodes), speed)
+    start = first_seed(seed)
     seeds = range(start, start + episodes)
     results: list[dict[str, Any]] = []
     all_played: list[tuple[float, Returns]] = []
-    with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
-        check_fits(codec, copies)
-        with filming(film, copies.frame_rate) as watch:
+    with VectorEnv(name, min(MAX_PARALLEL, episodes), render=film is not None) as envs:
+        check_fits(codec, envs)
+        with open_film(film, envs.frame_rate) as watch:
             for target in targets or [codec.target]:
                 if watch is not None and embed.returns:
-                    watch.asked = f", target {target:.5g}"
-                all_played.append((target, play(model.module, codec, copies, target, seeds, watch)))
+                    watch.caption_suffix = f", target {target:.5g}"
+                all_played.append((target, play(model.module, codec, envs, target, seeds, watch)))
         for target, played in all_played:
-            scores = worth(played, copies.name)
+            scores = return_scores(played, envs.name)
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
     return {"environment": name, "seed": start, **first, "results": results, "render": film and film.path}
 
 
-def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingActors:
+def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingActors:
     """Return the model of a run as a policy for `headway data collect`, with the target return of its run. UserError
     for an environment that does not fit, and for episodes of up to `horizon` steps that may be too long for it.
     """
     codec, embed = read_codec(model.directory), model.module.config.embed
     _check_scales(embed, codec, model.directory)
-    check_fits(codec, copies)
-    longest = min(each for each in (horizon, copies.horizon, math.inf) if each is not None)
-    if longest > embed.timesteps:
+    check_fits(codec, envs)
+    max_steps = min(limit for limit in (horizon, envs.horizon, math.inf) if limit is not None)
+    if max_steps > embed.timesteps:
         raise UserError(
-            f"{model.directory} has {embed.timesteps:,} timesteps, but an episode of {copies.name!r} may have more; "
+            f"{model.directory} has {embed.timesteps:,} timesteps, but an episode of {envs.name!r} may have more; "
             f"pass --horizon {embed.timesteps}"
         )
     return RecordingActors(model.module, codec)
@@ -102,12 +102,14 @@ def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> Reco
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:
     """UserError for scales of other states or actions than the model's."""
-    own, theirs = (
+    model_text, codec_text = (
         f"states of {' x '.join(map(str, shape))} numbers and actions of {count} {'choices' if discrete else 'numbers'}"
         for shape, count, discrete in (
             (embed.states.shape, embed.actions, embed.discrete),
-            (codec.seen, codec.actions, codec.choices is not None),
+            (codec.input_shape, codec.actions, codec.choices is not None),
         )
     )
-    if own != theirs:
-        raise UserError(f"{directory} has a model of {own}, but its {FILE} has {theirs}; copy the file of its run")
+    if model_text != codec_text:
+        raise UserError(
+            f"{directory} has a model of {model_text}, but its {FILE} has {codec_text}; copy the file of its run"
+        )

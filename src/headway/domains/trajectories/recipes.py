@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from headway.data.recordings import outline
+from headway.data.episode_files import all_episode_lengths
+from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.task import TrajectoriesConfig
-from headway.domains.trajectories.windows import Trajectories
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Scale, Settings, Settled, Shapes
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes
 from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -90,8 +90,8 @@ _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),
 )  # fmt: skip
 _CONTEXT = 20  # steps per window, fewer for shorter episodes
-_PLAYED = (4, 32)  # minimum and maximum episodes per evaluation
-_FEW, _MANY = 2, 50  # minimum and maximum held-out episodes per split
+_EPISODE_RANGE = (4, 32)  # minimum and maximum episodes per evaluation
+_MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out episodes per split
 
 
 @dataclass(frozen=True)
@@ -100,30 +100,30 @@ class EpisodesScale(Scale):
     more evaluation episodes.
     """
 
-    least: int = 320
-    most: int = 20480
+    min_batch: int = 320
+    max_batch: int = 20480
     unit: str = "timestep"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        lengths = outline(paths)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        lengths = all_episode_lengths(paths)
         context = max(1, min(_CONTEXT, max(lengths)))
-        few, many = _PLAYED
-        played = min(many, max(few, round(few * math.sqrt(minutes))))
+        min_episodes, max_episodes = _EPISODE_RANGE
+        played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
         count = len(lengths)
-        share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
+        share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
         reason = (
             f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes "
             "per evaluation, if the environment is known"
         )
         settings = {"task.context": context, "task.episodes": played}
-        return Settled({**settings, "task.split.validation": share, "task.split.test": share}, reason)
+        return DataSettings({**settings, "task.split.validation": share, "task.split.test": share}, reason)
 
-    def amount(self, task: Task) -> int:
+    def unique_targets(self, task: Task) -> int:
         examples = cast(Trajectories, cast(Task, task).examples)
         return int(examples.episodes.lengths[examples.splits.rows("train")].sum())
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 100 else 0.1}
 
 

@@ -12,26 +12,35 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.config import checked, register
-from headway.data import SplitConfig, Splits, sides_of
-from headway.data.episodes import Episodes, described, joined
-from headway.data.recordings import read_episodes
-from headway.domains.trajectories import asking, pictures
+from headway.config import deferred_check, register
+from headway.data import SplitConfig, Splits, split_by_text
+from headway.data.episode_files import read_episodes
+from headway.data.episodes import Episodes, concatenate_episodes, describe_shape
+from headway.domains.trajectories import target_effect, trajectory_plots
 from headway.domains.trajectories.acting import check_fits, play
-from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
-from headway.domains.trajectories.online import OnlineConfig, OwnEpisodes
-from headway.domains.trajectories.windows import StepWindows, Trajectories
-from headway.environments import AT_ONCE, VARIABLE, Copies, Mixture, Recorder, check_stored, seeds_of, worth
+from headway.domains.trajectories.online import OnlineConfig, OnlineEpisodes
+from headway.domains.trajectories.step_windows import StepWindows, Trajectories
+from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, fit_codec, read_codec
+from headway.environments import (
+    ENV_VARIABLE,
+    MAX_PARALLEL,
+    Mixture,
+    Recorder,
+    VectorEnv,
+    check_environment_name,
+    evaluation_seeds,
+    return_scores,
+)
 from headway.errors import ConfigError, UserError, logger
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
-from headway.learn.objective import Objective, judged
+from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.report import Picture
-from headway.metrics import wilson
+from headway.metrics import wilson_interval
 from headway.nn.models import (
-    Encoded,
     Loss,
     ModelConfig,
+    ModelFeatures,
     StepHeadConfig,
     TrajectoryEmbed,
     TrajectoryEmbedConfig,
@@ -41,12 +50,12 @@ from headway.nn.models import (
 )
 
 _TARGETS = 5  # default number of target returns
-_SHOWN = 6.0  # cost of the report's episodes, in evaluations
+_REPORT_COST = 6.0  # cost of the report's episodes, in evaluations
 _LOG = logger(__name__)
 
 
 @register("trajectories")
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class TrajectoriesConfig(TaskConfig):
     """Predict the actions of episodes from the states and, with `condition`, the returns-to-go.
@@ -64,7 +73,7 @@ class TrajectoriesConfig(TaskConfig):
     if `target` is unset, evaluations then use the best return so far.
     """
 
-    beside: ClassVar[tuple[str, ...]] = (FILE,)
+    extra_files: ClassVar[tuple[str, ...]] = (FILE,)
     context: int = 20  # steps per window
     condition: bool = True  # condition on returns-to-go; false: behaviour cloning
     best: float = 1.0  # share of training episodes to learn from, the best ones
@@ -112,22 +121,22 @@ class TrajectoriesConfig(TaskConfig):
         episodes = read_episodes(recipe.files(data))
         every = np.arange(len(episodes))  # the data's episodes, without added ones
         name = self._environment(episodes)
-        copies = self._copies(name)
+        envs = self._open_envs(name)
         if self.random:
-            episodes = self._with_random(episodes, copies)
-        sides = sides_of(episodes.keys(), episodes.named, self.split)
-        splits = Splits(sides, every, "episodes", play=copies is not None and self.episodes > 0)
-        training = sides["train"] if known else splits.rows("train")
+            episodes = self._with_random(episodes, envs)
+        split_rows = split_by_text(episodes.keys(), episodes.named_splits, self.split)
+        splits = Splits(split_rows, every, "episodes", has_rollouts=envs is not None and self.episodes > 0)
+        training = split_rows["train"] if known else splits.rows("train")
         best = training[np.argsort(-episodes.returns[training], kind="stable")]
-        training = sides["train"] = np.sort(best[: max(1, round(self.best * len(best)))])
+        training = split_rows["train"] = np.sort(best[: max(1, round(self.best * len(best)))])
         if known is None:
-            codec = fitted(
+            codec = fit_codec(
                 episodes,
                 training,
                 self.context,
                 scale=self.scale,
                 target=self.target,
-                choices=copies.spaces.choices if copies is not None else None,
+                choices=envs.spaces.n_actions if envs is not None else None,
                 environment=name,
                 draw=self.draw,
             )
@@ -135,27 +144,27 @@ class TrajectoriesConfig(TaskConfig):
             target = known.target if self.target is None else self.target
             codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
         check_known(codec, episodes)
-        if copies is not None:
-            check_fits(codec, copies)
+        if envs is not None:
+            check_fits(codec, envs)
         _check_spaces(model, codec, recipe.start is not None)
-        given = episodes, splits, codec, rows, recipe.train.seed
-        asked = {"returns": self.condition, "following": bool(self.states or self.returns)}
+        arguments = episodes, splits, codec, rows, recipe.train.seed
+        options = {"returns": self.condition, "following": bool(self.states or self.returns)}
         if self.online.episodes:
-            copies = self._played(copies)
+            envs = self._require_envs(envs)
             follow = self.target is None
-            examples = OwnEpisodes(*given, **asked, online=self.online, copies=copies, follow=follow)
+            examples = OnlineEpisodes(*arguments, **options, online=self.online, envs=envs, follow=follow)
         else:
-            examples = Trajectories(*given, **asked)
-        longest = int(episodes.lengths[best[0]]) if len(best) else 0
-        return Task(examples, StepActions(self, codec, copies if self.episodes else None, longest))
+            examples = Trajectories(*arguments, **options)
+        best_length = int(episodes.lengths[best[0]]) if len(best) else 0
+        return Task(examples, StepActions(self, codec, envs if self.episodes else None, best_length))
 
     def _environment(self, episodes: Episodes) -> str:
         """Return the name of the environment for evaluation; "" if none is known."""
-        given = os.environ.get(VARIABLE)
-        if given:
-            return given
+        override = os.environ.get(ENV_VARIABLE)
+        if override:
+            return override
         if self.env is not None:
-            return check_stored(self.env)
+            return check_environment_name(self.env)
         if ":" not in episodes.environment:
             return episodes.environment
         if self.episodes:
@@ -163,36 +172,36 @@ class TrajectoriesConfig(TaskConfig):
                 "the data come from %s, whose code headway does not run: models are evaluated on held-out episodes; "
                 "set %s=%s to play there",
                 episodes.environment,
-                VARIABLE,
+                ENV_VARIABLE,
                 episodes.environment,
             )
         return ""
 
-    def _played(self, copies: Copies | None) -> Copies:
+    def _require_envs(self, envs: VectorEnv | None) -> VectorEnv:
         """Return the environments for online training."""
-        if copies is None:
+        if envs is None:
             raise ConfigError(
                 f"task.online.episodes is {self.online.episodes}, but no environment is known; set task.env, or "
-                f"{VARIABLE}=module:Name for your own"
+                f"{ENV_VARIABLE}=module:Name for your own"
             )
-        return copies
+        return envs
 
-    def _copies(self, name: str) -> Copies | None:
+    def _open_envs(self, name: str) -> VectorEnv | None:
         if not name or not (self.episodes or self.random):
             return None
         try:
-            return Copies(name, max(1, min(AT_ONCE, max(self.episodes, self.online.episodes))))
+            return VectorEnv(name, max(1, min(MAX_PARALLEL, max(self.episodes, self.online.episodes))))
         except UserError as error:
             raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out episodes only") from error
 
-    def _with_random(self, episodes: Episodes, copies: Copies | None) -> Episodes:
-        if copies is None:
+    def _with_random(self, episodes: Episodes, envs: VectorEnv | None) -> Episodes:
+        if envs is None:
             raise ConfigError(
                 f"task.random is {self.random}, but no environment is known; set task.env, or random to 0"
             )
-        recorder = Recorder(copies, [Mixture(None, 1.0)], seed=0, horizon=None)
-        recorder.run(self.random, at_once=1)
-        return joined([episodes, recorder.episodes()], ["the data", f"the environment {copies.name!r}"])
+        recorder = Recorder(envs, [Mixture(None, 1.0)], seed=0, horizon=None)
+        recorder.run(self.random, num_parallel=1)
+        return concatenate_episodes([episodes, recorder.episodes()], ["the data", f"the environment {envs.name!r}"])
 
 
 class StepActions(Objective[Trajectories]):
@@ -203,10 +212,12 @@ class StepActions(Objective[Trajectories]):
 
     unit = "timestep"
 
-    def __init__(self, config: TrajectoriesConfig, codec: TrajectoryCodec, copies: Copies | None, best: int) -> None:
-        self.config, self.codec, self.copies, self.best = config, codec, copies, best
-        self._asked: list[pictures.Point] = []  # achieved returns of the last samples
-        if copies is not None:
+    def __init__(
+        self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int
+    ) -> None:
+        self.config, self.codec, self.envs, self.best_length = config, codec, envs, best_length
+        self._points: list[trajectory_plots.Point] = []  # achieved returns of the last samples
+        if envs is not None:
             self.goal, self.goal_better = "return_mean", "max"
 
     @property
@@ -218,32 +229,35 @@ class StepActions(Objective[Trajectories]):
         there is nothing to evaluate on; ConfigError for next states that are images.
         """
         weight, config = self.config.states, cast(TransformerConfig, model)
-        if self.copies is None:
+        if self.envs is None:
             examples.splits.rows("validation", "an environment for evaluation (task.env)")
         if weight and self.codec.image:
             raise ConfigError(
                 f"task.states is {weight}, but the data's states are images, which no head predicts; set it to 0"
             )
         embed = cast(TrajectoryEmbedConfig, config.embed)
-        limit = None if self.copies is None else self.copies.horizon
+        limit = None if self.envs is None else self.envs.horizon
         embed = replace(embed, timesteps=max(embed.timesteps, limit or 0))
         wanted = {name: bool(getattr(self.config, name)) or name in config.heads for name in ("states", "returns")}
-        heads, own = step_heads(embed, **wanted), config.heads.get("actions")
-        if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
-            heads["actions"] = own  # with its bias and activation
+        heads, action_head = step_heads(embed, **wanted), config.heads.get("actions")
+        if isinstance(action_head, StepHeadConfig) and (action_head.outputs, action_head.tokens) == (
+            embed.actions,
+            embed.tokens,
+        ):
+            heads["actions"] = action_head  # with its bias and activation
         return replace(config, embed=embed, heads=heads)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Steps with a predicted action, and those with a successor."""
-        found, (_, following) = {"actions": batch.tokens}, batch.targets
+        counts, (_, following) = {"actions": batch.tokens}, batch.targets
         if following is not None:
-            count = int(following.keep.sum())
-            found |= {name: count for name in ("states", "returns") if getattr(self.config, name)}
-        return found
+            count = int(following.mask.sum())
+            counts |= {name: count for name in ("states", "returns") if getattr(self.config, name)}
+        return counts
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        encoded: Encoded = model(*batch.inputs)
-        total = self._of_actions(*_actions(model, encoded, batch)).sum()
+        encoded: ModelFeatures = model(*batch.inputs)
+        total = self._action_loss(*_actions(model, encoded, batch)).sum()
         extra = sum(encoded.auxiliary.values(), total.new_zeros(()))
         losses = {"actions": Loss(total + extra * batch.tokens, batch.tokens)}
         (_, after), counts = batch.targets, self.counts(batch)
@@ -251,70 +265,74 @@ class StepActions(Objective[Trajectories]):
             return losses
         for name, target in (("states", after.states), ("returns", after.returns[..., None])):
             if name in counts:
-                error = (_said(model, name, encoded)[after.keep] - target[after.keep].flatten(1)).square().mean(-1)
+                error = (
+                    (_head_output(model, name, encoded)[after.mask] - target[after.mask].flatten(1)).square().mean(-1)
+                )
                 losses[name] = Loss(getattr(self.config, name) * error.sum(), counts[name])
         return losses
 
-    def _of_actions(self, said: Tensor, target: Tensor) -> Tensor:
+    def _action_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each valid step, [N]."""
         if self.codec.choices is not None:
-            return F.cross_entropy(said, target, reduction="none")
-        return (said - target).square().mean(-1)
+            return F.cross_entropy(output, target, reduction="none")
+        return (output - target).square().mean(-1)
 
-    def judge(self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the scores of episodes played from seeds of this split for the target return, and the loss on held-out
         episodes, with the accuracy of choices, if there are any. `limit` is the maximum number of episodes of each.
         Raises UserError, before any work, for an episode that is too long for the model.
         """
         scores: dict[str, Any] = {}
         windows = None
-        if self.copies is None or examples.splits.holds(split):
-            windows = examples.of(split).some(limit)
+        if self.envs is None or examples.splits.has_samples(split):
+            windows = examples.of(split).limited_to(limit)
             _check_lengths(model, windows)
-        if self.copies is not None:
-            seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
-            played = play(cast(Transformer, model), self.codec, self.copies, examples.codec.target, seeds)
-            scores = {"target_return": examples.codec.target, **worth(played, self.copies.name)}
-            if split == "validation" and isinstance(examples, OwnEpisodes):
+        if self.envs is not None:
+            seeds = evaluation_seeds(split, min(self.config.episodes, limit or self.config.episodes))
+            played = play(cast(Transformer, model), self.codec, self.envs, examples.codec.target, seeds)
+            scores = {"target_return": examples.codec.target, **return_scores(played, self.envs.name)}
+            if split == "validation" and isinstance(examples, OnlineEpisodes):
                 scores |= {"episodes_played": len(examples.curve), "environment_steps": examples.steps}
         return scores if windows is None else scores | self._held_out(model, windows)
 
     def _held_out(self, model: nn.Module, windows: StepWindows) -> dict[str, Any]:
-        total, right, steps = 0.0, 0, 0
-        for _, batch in judged(model, windows):
-            said, target = _actions(model, model(*batch.inputs), batch)
-            total += float(self._of_actions(said, target).sum())
+        total, correct, steps = 0.0, 0, 0
+        for _, batch in evaluation_batches(model, windows):
+            output, target = _actions(model, model(*batch.inputs), batch)
+            total += float(self._action_loss(output, target).sum())
             steps += batch.tokens
             if self.codec.choices is not None:
-                right += int((said.argmax(-1) == target).sum())
+                correct += int((output.argmax(-1) == target).sum())
         scores: dict[str, Any] = {"loss": total / steps}
         if self.codec.choices is not None:
-            scores |= {"accuracy": right / steps, "accuracy_interval": wilson(right, steps)}
-        return scores if self.copies is not None else {**scores, "samples": steps}
+            scores |= {"accuracy": correct / steps, "accuracy_interval": wilson_interval(correct, steps)}
+        return scores if self.envs is not None else {**scores, "samples": steps}
 
     def count(self, examples: Trajectories, split: str) -> int:
-        return examples.count(split) if self.copies is None else self.config.episodes
+        return examples.count(split) if self.envs is None else self.config.episodes
 
-    def lengthening(self, scores: Mapping[str, Any]) -> float:
+    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
         """A trained model plays as long as the best episode that it learns from."""
-        return max(1.0, self.best / scores["length_mean"]) if "length_mean" in scores else 1.0
+        return max(1.0, self.best_length / scores["length_mean"]) if "length_mean" in scores else 1.0
 
-    def showing(self) -> float:
+    def report_cost(self) -> float:
         """Episodes for several target returns, a few of each, and two films."""
-        if self.copies is None:
+        if self.envs is None:
             return 0.0
-        return _SHOWN if self.config.condition else 1.0
+        return _REPORT_COST if self.config.condition else 1.0
 
     def samples(self, model: nn.Module, examples: Trajectories, count: int) -> list[dict[str, str]]:
         """Return the achieved returns for targets from the worst to the best of the training data."""
-        if self.copies is None:
+        if self.envs is None:
             return []
         targets = self._targets(examples, count)
-        self._asked = pictures.asked(cast(Transformer, model), self.codec, self.copies, targets)
-        return [point.shown() for point in self._asked]
+        self._points = trajectory_plots.play_targets(cast(Transformer, model), self.codec, self.envs, targets)
+        return [point.display() for point in self._points]
 
     def _targets(self, examples: Trajectories, count: int) -> list[float]:
-        returns = examples.episodes.returns[examples.splits.sides["train"]]
+        returns = examples.episodes.returns[examples.splits.indices["train"]]
         if not self.config.condition:
             return [examples.codec.target]
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
@@ -323,49 +341,55 @@ class StepActions(Objective[Trajectories]):
         """Describe the effect of the target return, by episodes, otherwise by held-out actions."""
         if not self.config.condition:
             return ""
-        ends = self._targets(examples, 2)
-        if len(ends) < 2:
-            return f"All training episodes have a return of {ends[0]:.5g}, so the model has learned no other target."
-        if self.copies is None:
-            return asking.by_actions(model, examples, self.codec, examples.final_split, (ends[0], ends[1]))
-        if not self._asked:
+        target_range = self._targets(examples, 2)
+        if len(target_range) < 2:
+            return (
+                f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned "
+                "no other target."
+            )
+        if self.envs is None:
+            return target_effect.action_effect(
+                model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
+            )
+        if not self._points:
             self.samples(model, examples, _TARGETS)
-        return asking.by_returns(self._asked)
+        return target_effect.return_effect(self._points)
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Plot returns during online training and achieved against target returns, and draw episodes as film strips if
         they can be rendered here.
         """
-        if self.copies is None:
+        if self.envs is None:
             return []
-        ends, name = self._targets(examples, 2), self.copies.name
-        found = pictures.own_episodes(examples.curve) if isinstance(examples, OwnEpisodes) else []
-        found += pictures.curve(self._asked)
-        return found + pictures.film_strips(cast(Transformer, model), self.codec, name, ends)
+        target_range, name = self._targets(examples, 2), self.envs.name
+        plots = trajectory_plots.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
+        plots += trajectory_plots.target_curve(self._points)
+        return plots + trajectory_plots.film_strips(cast(Transformer, model), self.codec, name, target_range)
 
     def close(self) -> None:
-        if self.copies is not None:
-            self.copies.close()
+        if self.envs is not None:
+            self.envs.close()
 
 
-def _actions(model: nn.Module, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
+def _actions(model: nn.Module, encoded: ModelFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return predictions and targets for the actions of the valid steps."""
     (_, layout), (actions, _) = batch.inputs, batch.targets
-    return _said(model, "actions", encoded)[layout.keep], actions[layout.keep]
+    return _head_output(model, "actions", encoded)[layout.mask], actions[layout.mask]
 
 
-def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
+def _head_output(model: nn.Module, head: str, encoded: ModelFeatures) -> Tensor:
     return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
 
 
 def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
     """UserError for an episode with more steps than the model has timesteps."""
-    longest = int((windows.ends - windows.starts).max())
-    known = cast(TrajectoryEmbed, model.embed).config.timesteps
-    if longest > known:
+    max_length = int((windows.ends - windows.starts).max())
+    max_timesteps = cast(TrajectoryEmbed, model.embed).config.timesteps
+    if max_length > max_timesteps:
         raise UserError(
-            f"an episode has {longest:,} steps, but this model has {known:,} timesteps; leave the episode out, or "
-            f"train a model with model.embed.timesteps={longest}"
+            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; leave the episode "
+            "out, or "
+            f"train a model with model.embed.timesteps={max_length}"
         )
 
 
@@ -373,16 +397,18 @@ def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
     """UserError for episodes whose states or actions differ from the codec's."""
     shape, choices = tuple(episodes.states.shape[1:]), codec.choices
     if shape != codec.shape:
-        seen, wanted = (described(np.empty((1, *each))) for each in (shape, codec.shape))
+        actual, wanted = (describe_shape(np.empty((1, *dims))) for dims in (shape, codec.shape))
         raise UserError(
-            f"the data have states of {seen}, but this model takes {wanted}; use episodes of its environment"
+            f"the data have states of {actual}, but this model takes {wanted}; use episodes of its environment"
         )
     largest = int(episodes.actions.max()) if episodes.discrete else -1
     fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
     if not fits:
-        told = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
-        own = codec.told if choices is None else f"{codec.told}, starting at 0"
-        raise UserError(f"the data have actions of {told}, but this model has {own}; use its environment")
+        actual_text = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
+        expected_text = codec.action_text if choices is None else f"{codec.action_text}, starting at 0"
+        raise UserError(
+            f"the data have actions of {actual_text}, but this model has {expected_text}; use its environment"
+        )
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:
@@ -403,30 +429,30 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
     """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)
-    shape, wanted = codec.seen, embed.states.shape
+    shape, wanted = codec.input_shape, embed.states.shape
     if len(wanted) != len(shape):
         kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(
-            f"the model takes states by {embed.states.kind}, but the data have {_by(shape)}; "  # type: ignore[attr-defined]
+            f"the model takes states by {embed.states.kind}, but the data have {_shape_text(shape)}; "  # type: ignore[attr-defined]
             f"set model.embed.states='{kind}'"
         )
     if not started:
         return
     if wanted != shape:
         raise ConfigError(
-            f"the model to fine-tune takes states of {_by(wanted)}, but the data have {_by(shape)}; "
+            f"the model to fine-tune takes states of {_shape_text(wanted)}, but the data have {_shape_text(shape)}; "
             "use episodes of its environment"
         )
     if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
-        own, theirs = (
+        model_text, data_text = (
             f"{count} {'choices' if discrete else 'numbers'}"
             for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
         )
         raise ConfigError(
-            f"the model to fine-tune takes actions of {own}, but the data have {theirs}; use episodes of its "
+            f"the model to fine-tune takes actions of {model_text}, but the data have {data_text}; use episodes of its "
             "environment"
         )
 
 
-def _by(shape: Sequence[int]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     return f"{' x '.join(map(str, shape))} numbers"

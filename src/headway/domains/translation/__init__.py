@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.translation.config import Codecs, PairMarks, PairsConfig, TranslationConfig
+    from headway.domains.translation.config import Codecs, PairsConfig, PairSpecialTokens, TranslationConfig
     from headway.domains.translation.task import (
         Alignment,
         ParallelText,
         PronounceConfig,
         SentencePairs,
-        Sentences,
         TargetText,
+        TokenSequences,
         alignment,
     )
     from headway.domains.translation.translator import Translator, translate_hypotheses
@@ -25,13 +25,13 @@ __all__ = [
     "VERBS",
     "Alignment",
     "Codecs",
-    "PairMarks",
+    "PairSpecialTokens",
     "PairsConfig",
     "ParallelText",
     "PronounceConfig",
     "SentencePairs",
-    "Sentences",
     "TargetText",
+    "TokenSequences",
     "TranslationConfig",
     "Translator",
     "alignment",
@@ -45,16 +45,16 @@ VERBS = {
     "score": "is_translator",
     "translate": "is_translator",
 }
-lazily(
+lazy_exports(
     __name__,
     {
-        ".config": ("Codecs", "PairMarks", "PairsConfig", "TranslationConfig"),
+        ".config": ("Codecs", "PairSpecialTokens", "PairsConfig", "TranslationConfig"),
         ".task": (
             "Alignment",
             "ParallelText",
             "PronounceConfig",
             "SentencePairs",
-            "Sentences",
+            "TokenSequences",
             "TargetText",
             "alignment",
         ),

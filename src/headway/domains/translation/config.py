@@ -11,13 +11,13 @@ from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
-from headway.data.fingerprint import Encoder
+from headway.data.content_hash import Encoder
 from headway.errors import ConfigError, UserError
 from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import EncoderDecoderConfig, ModelConfig
 
-BEGIN, END = "<s>", "</s>"
+BOS, EOS = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec, if separate
 
 
@@ -33,20 +33,20 @@ class Codecs(NamedTuple):
             self.source.save(directory / _SOURCE)
 
 
-class PairMarks(NamedTuple):
+class PairSpecialTokens(NamedTuple):
     """Special tokens around sequences: `bos` starts a target, `eos` ends it, `source_eos` ends a source."""
 
-    begin: int
-    end: int
-    source_end: int
+    bos: int
+    eos: int
+    source_eos: int
 
     @staticmethod
-    def of(codecs: Codecs) -> PairMarks:
+    def of(codecs: Codecs) -> PairSpecialTokens:
         """Raises UserError if a codec lacks them."""
-        found = (codecs.target.begin, codecs.target.end, codecs.source.end)
-        if None in found:
-            raise UserError(f"the tokenizer has no bos or eos token; train one with {BEGIN} and {END}")
-        return PairMarks(*found)  # type: ignore[arg-type]
+        ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
+        if None in ids:
+            raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")
+        return PairSpecialTokens(*ids)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PairsConfig(TaskConfig):
     """
 
     smoothing: float = 0.1
-    longest: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
     beam: int = 5  # beam size on the test split; 1 is greedy
     length_penalty: float = 0.6  # of the beam search
     reverse_source: bool = False
@@ -71,26 +71,26 @@ class PairsConfig(TaskConfig):
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
-        if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"task.longest is {self.longest}; choose 1 or more")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"task.max_length is {self.max_length}; choose 1 or more")
 
     def prepare(self, source: str) -> str:
         """A source as its codec expects it."""
         return source
 
-    def reading(self, codec: Codec) -> Encoder:
+    def source_encoder(self, codec: Codec) -> Encoder:
         """The encoder of source files, given the source codec."""
         return codec
 
-    def order(self, source: Sequence[int]) -> list[int]:
+    def encoder_order(self, source: Sequence[int]) -> list[int]:
         """Source ids without eos, in the order of the encoder's input. Its own inverse."""
         return list(source[::-1] if self.reverse_source else source)
 
     def codecs(self, directory: Path) -> Codecs:
         """The codecs saved next to a model."""
         target = load_codec(directory)
-        own = directory / _SOURCE
-        return Codecs(load_codec(own) if own.is_dir() else target, target)
+        folder = directory / _SOURCE
+        return Codecs(load_codec(folder) if folder.is_dir() else target, target)
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         """Codecs trained on the training split."""
@@ -132,16 +132,16 @@ class TranslationConfig(PairsConfig):
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:
-            both = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
-            return Codecs(both, both)
-        sides = [
-            self._train(pair[side] for pair in split_pairs(paths, "train", self.split))
-            for side in ((1, 0) if self.reverse else (0, 1))
+            codec = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
+            return Codecs(codec, codec)
+        codecs = [
+            self._train(pair[column] for pair in split_pairs(paths, "train", self.split))
+            for column in ((1, 0) if self.reverse else (0, 1))
         ]
-        return Codecs(*sides)
+        return Codecs(*codecs)
 
-    def _train(self, texts: Iterator[str]) -> Codec:
-        return sentence_codec(self.codec, texts, self.size, (BEGIN, END), self.lowercase)
+    def _train(self, strings: Iterator[str]) -> Codec:
+        return sentence_codec(self.codec, strings, self.size, (BOS, EOS), self.lowercase)
 
 
 def check_recipe(recipe: Recipe, shared: bool) -> None:
@@ -160,9 +160,9 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
         )
 
 
-def with_symbols(model: ModelConfig, codecs: Codecs) -> ModelConfig:
+def with_vocab_sizes(model: ModelConfig, codecs: Codecs) -> ModelConfig:
     """`model` with the codecs' vocabulary sizes."""
     if codecs.source is codecs.target or not isinstance(model, EncoderDecoderConfig):
-        return override(model, {"symbols": codecs.target.size})
-    encoder = replace(model.encoder, symbols=codecs.source.size)
-    return replace(model, encoder=encoder, decoder=replace(model.decoder, symbols=codecs.target.size))
+        return override(model, {"vocab_size": codecs.target.vocab_size})
+    encoder = replace(model.encoder, vocab_size=codecs.source.vocab_size)
+    return replace(model, encoder=encoder, decoder=replace(model.decoder, vocab_size=codecs.target.vocab_size))

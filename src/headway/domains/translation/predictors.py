@@ -9,25 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.attending import Attention, check_text, of_first, symbols_of
+from headway import arguments
+from headway.arguments import check_types
+from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
 from headway.errors import UserError
 from headway.generate import Sampling, SearchConfig
-from headway.given import typed
-from headway.handle import Handle
 from headway.layout import Layout
+from headway.model_handle import ModelHandle
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import attention_maps
 
-Texts = Iterable[str]
+Strings = Iterable[str]
 
 
-@typed
+@check_types
 def translate(
-    model: Handle,
-    lines: str | Texts,
+    model: ModelHandle,
+    lines: str | Strings,
     beam: int | None = None,
     length_penalty: float | None = None,
     n_best: int | None = None,
@@ -35,68 +35,72 @@ def translate(
     seed: int | None = None,
     scores: bool = False,
 ) -> Any:
-    asked, sampling, count = given.texts(lines, "line"), None, 1 if n_best is None else n_best
+    request, sampling, count = arguments.text_inputs(lines, "line"), None, 1 if n_best is None else n_best
     if temperature is None:
         search = _search(model, beam, length_penalty, count)
     elif beam is not None:
         raise UserError(f"beam is {beam} and temperature {temperature:g}; use beam search or sampling, not both")
     else:
         search, sampling = SearchConfig(count, n_best=count), Sampling(temperature, seed=seed)
-    found = _translator(model).translate(asked.items, search, sampling) if asked.items else []
+    hypotheses = _translator(model).translate(request.items, search, sampling) if request.items else []
     if scores:
-        return asked.answer(found)
-    texts = [[text for text, _ in some] for some in found]
-    return asked.answer([some[0] for some in texts] if n_best is None else texts)
+        return request.unwrap(hypotheses)
+    texts = [[text for text, _ in line_hypotheses] for line_hypotheses in hypotheses]
+    return request.unwrap([line_hypotheses[0] for line_hypotheses in texts] if n_best is None else texts)
 
 
-def _search(model: Handle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
+def _search(model: ModelHandle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
     """The requested search, with open settings as in a run's evaluation."""
     task: Any = SearchConfig() if model.recipe is None else model.recipe.task
-    own = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
-    width = max(own.beam, count) if beam is None else beam
-    return SearchConfig(width, own.length_penalty if length_penalty is None else length_penalty, count)
+    defaults = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
+    width = max(defaults.beam, count) if beam is None else beam
+    return SearchConfig(width, defaults.length_penalty if length_penalty is None else length_penalty, count)
 
 
 @torch.inference_mode()
-def logits(model: Handle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
-    rows = given.id_rows(ids, "ids", model.device)
+def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
+    rows = arguments.id_tensor(ids, "ids", model.device)
     if source is None:
         raise UserError(f"{model.directory} is an encoder-decoder, which needs a source; pass source=...")
-    read = given.id_rows(source, "source", model.device)
-    layouts = [Layout.full(*some.shape, device=model.device) for some in (read, rows)]
-    return model.module.heads["vocabulary"](model.module(read, layouts[0], rows, layouts[1]).x)
+    source_ids = arguments.id_tensor(source, "source", model.device)
+    layouts = [Layout.full(*ids.shape, device=model.device) for ids in (source_ids, rows)]
+    return model.module.heads["vocabulary"](model.module(source_ids, layouts[0], rows, layouts[1]).x)
 
 
-def score(model: Handle, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-    asked = given.texts(texts)
+def score(
+    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+) -> list[float] | list[list[float]]:
+    request = arguments.text_inputs(texts)
     if sources is None:
         raise UserError(f"{model.directory} is an encoder-decoder, which scores targets; pass their sources=...")
-    read = given.texts(sources, "source").items
-    if len(read) != len(asked.items):
-        raise UserError(f"there are {len(asked.items)} targets and {len(read)} sources; pass one source per target")
-    return asked.answer(_translator(model).score(asked.items, read) if read else [])
+    source_lines = arguments.text_inputs(sources, "source").items
+    if len(source_lines) != len(request.items):
+        raise UserError(
+            f"there are {len(request.items)} targets and {len(source_lines)} sources; pass one source per target"
+        )
+    return request.unwrap(_translator(model).score(request.items, source_lines) if source_lines else [])
 
 
-@typed
-def attention(model: Handle, text: str, target: str | None = None) -> Attention:
+@check_types
+def attention(model: ModelHandle, text: str, target: str | None = None) -> Attention:
     check_text(text)
     translator, module = _translator(model), model.module
     codecs = translator.codecs
-    written: Any = translate(model, text) if target is None else target
-    source = translator.read([text])[0]
-    decoder = [translator.begin, *codecs.target.encode(written)]
-    both = [torch.tensor([ids], device=model.device) for ids in (source, decoder)]
-    layouts = [Layout.full(*ids.shape, device=model.device) for ids in both]
-    maps = attention_maps(module, lambda: module(both[0], layouts[0], both[1], layouts[1]))
-    readers = (ConditionalGRU, CrossAttention)
-    across = tuple(name for name in maps if isinstance(module.get_submodule(name), readers))
-    names = symbols_of(codecs.target, decoder), symbols_of(codecs.source, source)
-    return Attention(of_first(maps), *names, across)
+    target_text: Any = translate(model, text) if target is None else target
+    source = translator.to_source_ids([text])[0]
+    decoder = [translator.bos, *codecs.target.encode(target_text)]
+    inputs = [torch.tensor([ids], device=model.device) for ids in (source, decoder)]
+    layouts = [Layout.full(*ids.shape, device=model.device) for ids in inputs]
+    maps = attention_maps(module, lambda: module(inputs[0], layouts[0], inputs[1], layouts[1]))
+    cross_mixers = (ConditionalGRU, CrossAttention)
+    across = tuple(name for name in maps if isinstance(module.get_submodule(name), cross_mixers))
+    names = token_texts(codecs.target, decoder), token_texts(codecs.source, source)
+    return Attention(first_row_maps(maps), *names, across)
 
 
-def _translator(model: Handle) -> Translator:
+def _translator(model: ModelHandle) -> Translator:
     if model.recipe is None:
         return Translator.of_published(model.module, model.codec, model.usage, model.generator)
     if not isinstance(model.recipe.task, PairsConfig):
         raise UserError(f"{model.directory} was trained as {type(model.recipe.task).__name__}; choose a run on pairs")
-    return Translator.of_run(model.module, model.recipe.task, model.directory, model.generator, model.meet)
+    return Translator.of_run(model.module, model.recipe.task, model.directory, model.generator, model.check_texts)

@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from headway.data import SplitConfig, pairs
+from headway.data import SplitConfig, iter_pairs
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
-from headway.learn.outlook import Descent
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, strain
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset
@@ -25,16 +25,18 @@ from headway.visibility import Full
 
 
 def encoder_decoder(
-    width: int, depth: int, heads: int, hidden: int | None, symbols: int, dropout: float
+    width: int, depth: int, heads: int, hidden: int | None, vocab_size: int, dropout: float
 ) -> EncoderDecoderConfig:
     """The 2017 transformer with pre-norm, which trains without a long warm-up."""
-    feed = MLPConfig(hidden=hidden, activation="relu")
+    feed_forward = MLPConfig(hidden=hidden, activation="relu")
     embed = TokenEmbedConfig(positions=SinusoidalConfig(), scaled=True, dropout=dropout)
-    reads = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed, dropout=dropout)
-    writes = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed, dropout=dropout)
+    encoder_block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed_forward, dropout=dropout)
+    decoder_block = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed_forward, dropout=dropout)
     return EncoderDecoderConfig(
-        encoder=TransformerConfig(width, symbols, None, StackConfig(cycle((reads,), depth)), embed, heads={}),
-        decoder=TransformerConfig(width, symbols, None, StackConfig(cycle((writes,), depth)), embed),
+        encoder=TransformerConfig(
+            width, vocab_size, None, StackConfig(cycle((encoder_block,), depth)), embed, heads={}
+        ),
+        decoder=TransformerConfig(width, vocab_size, None, StackConfig(cycle((decoder_block,), depth)), embed),
         init=InitConfig(matrices="xavier", residual="same", embedding=None),
     )
 
@@ -46,7 +48,7 @@ def pronounce() -> Recipe:
         domain="translation",
         description="English words to phonemes, from the CMU dictionary",
         data=("cmudict",),
-        model=encoder_decoder(width=128, depth=2, heads=4, hidden=512, symbols=69, dropout=0.0),
+        model=encoder_decoder(width=128, depth=2, heads=4, hidden=512, vocab_size=69, dropout=0.0),
         task=PronounceConfig(smoothing=0.0, split=SplitConfig(validation=0.05, test=0.05)),
         optim=MuonConfig(lr=0.02, adam_lr=4e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=100, decay=0.7),
@@ -62,8 +64,8 @@ def translation() -> Recipe:
         domain="translation",
         description="any pairs of sentences: two line-aligned files, .tsv or .jsonl",
         data=(),
-        model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, symbols=8000, dropout=0.1),
-        task=TranslationConfig(size=8000, longest=128),
+        model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, vocab_size=8000, dropout=0.1),
+        task=TranslationConfig(size=8000, max_length=128),
         optim=MuonConfig(lr=0.006, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=10000, batch_tokens=2048, evaluate_limit=500),
@@ -78,7 +80,7 @@ def multi30k_en_de() -> Recipe:
         domain="translation",
         description="image captions, English to German",
         data=("multi30k",),
-        model=encoder_decoder(width=128, depth=4, heads=4, hidden=512, symbols=8000, dropout=0.25),
+        model=encoder_decoder(width=128, depth=4, heads=4, hidden=512, vocab_size=8000, dropout=0.25),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=300, decay=0.7),
@@ -94,7 +96,7 @@ def multi30k_en_de_small() -> Recipe:
         domain="translation",
         description="image captions, English to German, with a small model",
         data=("multi30k",),
-        model=encoder_decoder(width=128, depth=4, heads=4, hidden=256, symbols=8000, dropout=0.1),
+        model=encoder_decoder(width=128, depth=4, heads=4, hidden=256, vocab_size=8000, dropout=0.1),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
         optim=AdamWConfig(lr=4e-3, betas=(0.9, 0.98), weight_decay=1e-4),
         schedule=InverseSqrtConfig(warmup=600),
@@ -110,8 +112,8 @@ def tatoeba() -> Recipe:
         domain="translation",
         description="everyday sentences, English to German",
         data=("tatoeba-deu-eng",),
-        model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, symbols=8000, dropout=0.1),
-        task=TranslationConfig(size=8000, longest=64, grouped=True, split=SplitConfig(validation=0.01, test=0.01)),
+        model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, vocab_size=8000, dropout=0.1),
+        task=TranslationConfig(size=8000, max_length=64, grouped=True, split=SplitConfig(validation=0.01, test=0.01)),
         optim=AdamWConfig(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
         schedule=InverseSqrtConfig(warmup=1000),
         train=TrainConfig(steps=10000, batch_tokens=4096, evaluate_limit=500),
@@ -131,7 +133,7 @@ def transformer_base_wmt() -> Recipe:
         description="the base model of 2017 as published, for a GPU: pass WMT 2014 English and German as --data",
         data=(),
         model=preset("transformer-base"),
-        task=TranslationConfig(size=37000, smoothing=0.1, longest=256, beam=4, length_penalty=0.6, goal="loss"),
+        task=TranslationConfig(size=37000, smoothing=0.1, max_length=256, beam=4, length_penalty=0.6, goal="loss"),
         optim=AdamWConfig(lr=noam_peak(512, warmup), betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0),
         schedule=InverseSqrtConfig(warmup=warmup),
         train=TrainConfig(
@@ -141,7 +143,7 @@ def transformer_base_wmt() -> Recipe:
             evaluate_every=5000,
             evaluate_limit=1000,
             checkpoint_every=1500,
-            keep=5,
+            keep_checkpoints=5,
             average=5,
         ),
         expected="BLEU 27.3 on newstest2014 (Vaswani et al. 2017)",
@@ -162,7 +164,7 @@ _SHAPES = (
     (384, 5, 6),
     (512, 6, 8),
 )
-_COUNTED = 2_000_000  # pairs
+_MAX_PAIRS = 2_000_000  # pairs
 _VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
 
 
@@ -174,26 +176,28 @@ class PairsScale(Scale):
     parameters reach 1.640 and 2.172 nats on Tatoeba's pairs after two core-minutes, 1.315 and 1.565 after four.
     """
 
-    fitted: bool = True
+    calibrated: bool = True
     descent: Descent | None = Descent(0.38, 0.97, 2.5)
-    law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(floor=0.0, size=115.0, data=118.0))
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        count = size = 0
-        for source, target in islice(pairs(paths), _COUNTED):
-            count, size = count + 1, size + len(source) + len(target)
-        symbols = below(_VOCABULARIES, size)
-        reason = f"a vocabulary of {symbols:,} for {count:,} pairs of {size / max(1, count):.0f} characters"
-        return Settled({"task.size": symbols, **self.held_out(count)}, reason)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        count = num_characters = 0
+        for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
+            count, num_characters = count + 1, num_characters + len(source) + len(target)
+        vocab_size = lookup(_VOCABULARIES, num_characters)
+        reason = (
+            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters"
+        )
+        return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 
-    def amount(self, task: Task) -> int:
-        found = cast(ParallelText, cast(Task, task).examples).of("train")
-        return int(found.target.lengths.sum()) + len(found)
+    def unique_targets(self, task: Task) -> int:
+        pairs = cast(ParallelText, cast(Task, task).examples).of("train")
+        return int(pairs.target.lengths.sum()) + len(pairs)
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        read = strain(epochs, crowd)
-        return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 10 else 0.2 if read < 25 else 0.25}
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+        pressure = memorisation_pressure(epochs, crowd)
+        return {"model.dropout": 0.0 if pressure < 4 else 0.1 if pressure < 10 else 0.2 if pressure < 25 else 0.25}
 
 
 SCALES = {"translation": PairsScale()}

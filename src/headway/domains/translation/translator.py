@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headway.codecs import Codec
-from headway.codecs.tokenizer import framed
-from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
+from headway.codecs.tokenizer import encode_with_special_tokens
+from headway.domains.translation.config import Codecs, PairsConfig, PairSpecialTokens
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, Sampling, SearchConfig, score_targets, translate_ids
@@ -26,12 +26,12 @@ class Translator:
     model: EncoderDecoder
     generator: Generative
     codecs: Codecs
-    read: Callable[[Sequence[str]], list[Ids]]
-    begin: int
-    end: int
+    to_source_ids: Callable[[Sequence[str]], list[Ids]]
+    bos: int
+    eos: int
     forced: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
-    met: Callable[[Sequence[str], Sequence[Ids]], None] = lambda lines, sources: None
+    on_inputs: Callable[[Sequence[str], Sequence[Ids]], None] = lambda lines, sources: None
 
     @staticmethod
     def of_run(
@@ -39,25 +39,29 @@ class Translator:
         config: PairsConfig,
         directory: Path,
         generator: Generative,
-        met: Callable[[Sequence[str], Sequence[Ids]], None],
+        on_inputs: Callable[[Sequence[str], Sequence[Ids]], None],
     ) -> Translator:
         """With the settings of a run's task."""
         codecs = config.codecs(directory)
-        marks = PairMarks.of(codecs)
-        read = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
-        return Translator(model, generator, codecs, read, marks.begin, marks.end, met=met)
+        special_tokens = PairSpecialTokens.of(codecs)
+        to_source_ids = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
+        return Translator(
+            model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs
+        )
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
         """With the settings of a published model: its tokenizer frames the source. UserError if it lacks start or
         end.
         """
-        start = usage.decoder_start if usage.decoder_start is not None else codec.begin
+        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
         if start is None or not usage.ends:
             raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
-        suppressed = tuple(symbol for symbol in usage.suppressed if symbol not in usage.ends)
-        read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
-        return Translator(model, generator, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
+        suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
+        to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
+        return Translator(
+            model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed
+        )
 
     def translate(
         self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
@@ -65,31 +69,34 @@ class Translator:
         """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line
         gives an empty translation.
         """
-        sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
-        self.met(lines, sources)
+        sources = [ids if line.strip() else [] for line, ids in zip(lines, self.to_source_ids(lines))]
+        self.on_inputs(lines, sources)
         prefixes = [self.forced if source else () for source in sources]
-        found = translate_ids(
+        hypotheses = translate_ids(
             self.generator,
             sources,
-            begin=self.begin,
-            end=self.end,
+            bos=self.bos,
+            eos=self.eos,
             config=search,
             prefixes=prefixes,
             suppressed=self.suppressed,
             sampling=sampling,
         )
-        return [[(self.codecs.target.decode(best.ids), best.score) for best in some] for some in found]
+        return [
+            [(self.codecs.target.decode(best.ids), best.score) for best in line_hypotheses]
+            for line_hypotheses in hypotheses
+        ]
 
     def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
         """log p of each target token and of the eos after it, in nats."""
         ids = self.codecs.target.encode_batch(list(targets))
-        return score_targets(self.model, self.read(sources), ids, begin=self.begin, end=self.end)
+        return score_targets(self.model, self.to_source_ids(sources), ids, bos=self.bos, eos=self.eos)
 
 
 def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
     """The encoder input of each text; empty for an empty text."""
-    end = codec.end
-    rows = [config.order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
+    end = codec.eos_id
+    rows = [config.encoder_order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
     return [[*row, end] if row and end is not None else row for row in rows]
 
 
@@ -97,6 +104,6 @@ def translate_hypotheses(
     model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str], search: SearchConfig
 ) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each text, best first, as ids of the target's codec."""
-    marks = PairMarks.of(codecs)
+    special_tokens = PairSpecialTokens.of(codecs)
     sources = source_ids(texts, codecs.source, config)
-    return translate_ids(model, sources, begin=marks.begin, end=marks.end, config=search)
+    return translate_ids(model, sources, bos=special_tokens.bos, eos=special_tokens.eos, config=search)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
     from headway.domains.understanding.embedding import EmbeddingConfig
+    from headway.domains.understanding.encoder_inference import (
+        RankedDocument,
+        TaggedWords,
+        Text,
+        classify,
+        embed,
+        rerank,
+        tag,
+    )
     from headway.domains.understanding.tagging import TaggingConfig
-    from headway.domains.understanding.use import RankedDocument, TaggedWords, Text, classify, embed, rerank, tag
 
 __all__ = [
     "RECIPES",
@@ -36,12 +44,12 @@ VERBS = {
     "rerank": "is_cross_encoder",
     "tag": "is_tagger",
 }
-lazily(
+lazy_exports(
     __name__,
     {
         ".classification": ("ClassificationConfig", "TextPairsConfig"),
         ".embedding": ("EmbeddingConfig",),
         ".tagging": ("TaggingConfig",),
-        ".use": ("RankedDocument", "TaggedWords", "Text", "classify", "embed", "rerank", "tag"),
+        ".encoder_inference": ("RankedDocument", "TaggedWords", "Text", "classify", "embed", "rerank", "tag"),
     },
 )

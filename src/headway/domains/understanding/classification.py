@@ -11,16 +11,21 @@ import numpy as np
 import torch
 
 from headway.config import register
-from headway.data import ClassSplitConfig, Splits, Table, read_table, sides_of
-from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
+from headway.data import ClassSplitConfig, Splits, Table, read_table, split_by_text
+from headway.domains.understanding.encoder_inputs import (
+    EncodedTextDataset,
+    EncoderTaskConfig,
+    batch_tokens,
+    check_encoder,
+)
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance, Contents
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
-from headway.learn.rows import frame_for, framed
+from headway.learn.token_rows import frame_for, frame_rows
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
 
-_POOLERS = ("classes", "number", "embedding", "pooled", "next")  # heads of a start model whose pooling is kept
+_POOLED_HEADS = ("classes", "number", "embedding", "pooled", "next")  # heads of a start model whose pooling is kept
 
 
 @register("classification")
@@ -46,11 +51,11 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        table = read_table(recipe.files(data), self.columns, answer="label")
-        what = "pair" if "text2" in table.columns else "text"
-        chosen = choose_target(table.columns["label"], table.place, self, what, self.skip_bad)
-        texts = LabelledTexts(self, recipe, table.select(chosen.rows), chosen, workspace)
-        return target_task(texts, self, what, self.smoothing, workspace)
+        table = read_table(recipe.files(data), self.columns, target="label")
+        noun = "pair" if "text2" in table.columns else "text"
+        chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
+        dataset = TextDataset(self, recipe, table.select(chosen.rows), chosen, workspace)
+        return target_task(dataset, self, noun, self.smoothing, workspace)
 
 
 @register("pairs")
@@ -61,7 +66,7 @@ class TextPairsConfig(ClassificationConfig):
     `text`, `text2` and `label` name the columns. Pairs are split by their first text.
     """
 
-    every_number: ClassVar[bool] = True
+    numbers_as_targets: ClassVar[bool] = True
     number_goal: ClassVar[str] = "spearman"
 
     text2: str = "text2"  # column with the second texts
@@ -71,7 +76,7 @@ class TextPairsConfig(ClassificationConfig):
         return {"text": self.text, "text2": self.text2, "label": self.label}
 
 
-class LabelledTexts(EncodedTexts, TargetSamples):
+class TextDataset(EncodedTextDataset, TargetSamples):
     """A table of texts or pairs with their targets."""
 
     def __init__(
@@ -82,30 +87,37 @@ class LabelledTexts(EncodedTexts, TargetSamples):
         chosen: ChosenTarget,
         workspace: Path,
     ) -> None:
-        texts, seconds = table.columns["text"], table.columns.get("text2")
-        self.table, self.config, self.started = table, config, recipe.start is not None
-        self.seed, self.size = recipe.train.seed, batch_tokens(recipe)
+        first_texts, second_texts = table.columns["text"], table.columns.get("text2")
+        self.table, self.config, self.from_start = table, config, recipe.start is not None
+        self.seed, self.batch_size = recipe.train.seed, batch_tokens(recipe)
         classes = table.columns["label"] if chosen.target.kind == "class" else None
-        self.splits = Splits(sides_of(texts, table.named, config.split, classes), np.arange(len(table)))
-        trained = (column[row] for column in (texts, seconds or []) for row in self.splits.sides["train"] if column)
-        self.codec = config.codec_of(trained, workspace)
-        first = self.codec.encode_batch(texts)
-        second = self.codec.encode_batch(seconds) if seconds is not None else None
+        self.splits = Splits(
+            split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table))
+        )
+        train_texts = (
+            column[row]
+            for column in (first_texts, second_texts or [])
+            for row in self.splits.indices["train"]
+            if column
+        )
+        self.codec = config.codec_of(train_texts, workspace)
+        first = self.codec.encode_batch(first_texts)
+        second = self.codec.encode_batch(second_texts) if second_texts is not None else None
         frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
-        self.rows = framed(frame, first, second, limit, table.place)
-        self.assign(table.columns["label"], chosen, table.place, workspace)
+        self.rows = frame_rows(frame, first, second, limit, table.location)
+        self.assign_targets(table.columns["label"], chosen, table.location, workspace)
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Tokens, and targets of shape [B] or [B, C]."""
         inputs = self.rows.inputs(rows)
         return Batch(inputs, torch.from_numpy(self.targets[rows]), len(rows), inputs.computed)
 
     def contents(self) -> Contents:
         columns = self.table.columns
-        return {**super().contents(), "texts": tuple(columns[use] for use in ("text", "text2") if use in columns)}
+        return {**super().contents(), "texts": tuple(columns[role] for role in ("text", "text2") if role in columns)}
 
-    def shown(self, row: int) -> str:
-        return " | ".join(self.table.columns[use][row] for use in ("text", "text2") if use in self.table.columns)
+    def describe_row(self, row: int) -> str:
+        return " | ".join(self.table.columns[role][row] for role in ("text", "text2") if role in self.table.columns)
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
         """`model` with one head over complete texts. A start model keeps its pooling: that of its sentence embeddings,
@@ -114,7 +126,7 @@ class LabelledTexts(EncodedTexts, TargetSamples):
         """
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
-        heads = (encoder.heads.get(name) for name in _POOLERS)
+        heads = (encoder.heads.get(name) for name in _POOLED_HEADS)
         poolers = [
             head for head in heads if isinstance(head, PooledHeadConfig) and self.config.pool in (None, head.pool)
         ]
@@ -122,7 +134,7 @@ class LabelledTexts(EncodedTexts, TargetSamples):
             # Sentence embeddings were trained at unit length, so their classifier normalises them too.
             norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
             head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
-        elif self.config.pool is None and self.started and not encoder.stack.causal:
+        elif self.config.pool is None and self.from_start and not encoder.stack.causal:
             head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
         else:
             head = PooledHeadConfig(

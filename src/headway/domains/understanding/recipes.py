@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import cast
 
 from headway.data import ClassSplitConfig, read_conll, read_table
-from headway.data.splits import side_number
+from headway.data.splits import split_code
 from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -42,7 +42,7 @@ def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> Transfo
     return TransformerConfig(width, 1, None, StackConfig(cycle((block,), depth), LayerNormConfig()), embed, {})
 
 
-def fresh(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
+def scratch_encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
     """`encoder` for recipes from scratch: normalised embeddings; residual branches and head initialised to zero."""
     model = encoder(width, depth, heads, dropout)
     embed = TokenEmbedConfig(norm=LayerNormConfig(), types=2, dropout=dropout)
@@ -56,7 +56,7 @@ def classification() -> Recipe:
         domain="understanding",
         description="any texts with labels: .csv, .tsv or .jsonl with text and label",
         data=(),
-        model=fresh(width=128, depth=2, heads=4),
+        model=scratch_encoder(width=128, depth=2, heads=4),
         task=ClassificationConfig(split=_SPLIT),
         optim=MUON,
         schedule=SCHEDULE,
@@ -72,7 +72,7 @@ def pairs() -> Recipe:
         domain="understanding",
         description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
         data=(),
-        model=fresh(width=128, depth=2, heads=4),
+        model=scratch_encoder(width=128, depth=2, heads=4),
         task=TextPairsConfig(split=_SPLIT),
         optim=MUON,
         schedule=SCHEDULE,
@@ -88,7 +88,7 @@ def tagging() -> Recipe:
         domain="understanding",
         description="any tagged words: CoNLL columns, one word per line, its tag in the last column",
         data=(),
-        model=fresh(width=128, depth=2, heads=4),
+        model=scratch_encoder(width=128, depth=2, heads=4),
         task=TaggingConfig(lowercase=False),
         optim=MUON,
         schedule=SCHEDULE,
@@ -104,7 +104,7 @@ def embedding() -> Recipe:
         domain="understanding",
         description="any related texts: .csv, .tsv or .jsonl with text and text2, or text and label",
         data=(),
-        model=fresh(width=128, depth=2, heads=4),
+        model=scratch_encoder(width=128, depth=2, heads=4),
         task=EmbeddingConfig(),
         optim=MUON,
         schedule=SCHEDULE,
@@ -139,9 +139,9 @@ RECIPES = (classification, pairs, tagging, embedding, banking77)
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
-_PAIRS = 64  # in an embedding batch until its size is chosen
+_DEFAULT_PAIRS = 64  # in an embedding batch until its size is chosen
 
-_LAW = Law(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
+_LAW = ScalingLaw(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
 """For text labels, from two sizes on banking77's 77 intents in 90 s of one core: 327,000 texts through 49,000
 parameters end at a loss of 0.594, 121,000 through 197,000 at 0.487. A model needs fewer texts than it would need
 tokens, and with dropout repeated epochs help longer.
@@ -152,25 +152,27 @@ tokens, and with dropout repeated epochs help longer.
 class LabelledScale(Scale):
     """Small encoders, and vocabularies that grow with the text. A target is one text."""
 
-    fitted: bool = True
-    law: Law = _LAW
-    most: int = 32768
-    noise: float = 0.5
+    calibrated: bool = True
+    law: ScalingLaw = _LAW
+    max_batch: int = 32768
+    noise_scale: float = 0.5
     unit: str = "text"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        count, size = self.corpus(recipe, paths)
-        symbols = below(_VOCABULARIES, size)
-        reason = f"a vocabulary of {symbols:,} for {count:,} samples of {size / max(1, count):.0f} characters"
-        return Settled({"task.size": symbols, **self.held_out(count)}, reason)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        count, num_characters = self.corpus(recipe, paths)
+        vocab_size = lookup(_VOCABULARIES, num_characters)
+        reason = (
+            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters"
+        )
+        return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         """The samples not in a held-out file, and their characters. UserError for data that cannot be read."""
         task = cast(ClassificationConfig, recipe.task)
-        return _table(paths, task.columns, answer="label")
+        return _count_table(paths, task.columns, answer="label")
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
         smoothing = {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
         return {"model.dropout": rate, **smoothing}
@@ -180,12 +182,12 @@ class LabelledScale(Scale):
 class TaggingScale(LabelledScale):
     """A target is one tagged word."""
 
-    law: Law = field(default_factory=lambda: Law(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0))
-    noise: float = 2.0
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0))
+    noise_scale: float = 2.0
     unit: str = "word"
-    large: int = 16
+    max_tuning_batch: int = 16
 
-    def started(self, recipe: Recipe) -> Settings:
+    def tuning_settings(self, recipe: Recipe) -> Settings:
         """A learning rate for batches of 16 sentences: half of that for 64 samples, by the square root rule (Malladi et
         al. 2022). The embedding table, over half of a small encoder, is frozen: rows of rare words would hardly train,
         and an epoch takes a quarter less time.
@@ -196,12 +198,14 @@ class TaggingScale(LabelledScale):
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         text = read_conll(paths)
-        kept = [one for one, side in zip(text.sentences, text.named) if side <= side_number("train")]
-        return len(kept), sum(len(word) + 1 for one in kept for word in one.words)
+        sentences = [
+            sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= split_code("train")
+        ]
+        return len(sentences), sum(len(word) + 1 for sentence in sentences for word in sentence.words)
 
-    def amount(self, task: Task) -> int:
+    def unique_targets(self, task: Task) -> int:
         tagged = cast(TaggedSentences, cast(Task, task).examples)
-        return int((tagged.places[tagged.splits.rows("train")] >= 0).sum())
+        return int((tagged.positions[tagged.splits.rows("train")] >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -210,30 +214,32 @@ class EmbeddingScale(LabelledScale):
     necessary.
     """
 
-    batch: str = "train.batch_size"
-    least: int = 2
-    most: int = 512
-    noise: float = 8.0
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 2
+    max_batch: int = 512
+    noise_scale: float = 8.0
     unit: str = "pair"
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        found = super().settle(recipe, paths, minutes)
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+        base = super().data_settings(recipe, paths, minutes)
         count, _ = self.corpus(recipe, paths)
-        trained = count * (1 - sum(self.held_out(count).values()))
-        return Settled({**found.settings, "train.batch_size": max(2, min(_PAIRS, int(trained / 2)))}, found.reason)
+        num_train = count * (1 - sum(self.held_out_shares(count).values()))
+        return DataSettings(
+            {**base.settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, base.reason
+        )
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         task = cast(EmbeddingConfig, recipe.task)
-        return _table(paths, {"text": task.text, "text2": task.text2, "label": task.label}, ("text2", "label"))
+        return _count_table(paths, {"text": task.text, "text2": task.text2, "label": task.label}, ("text2", "label"))
 
 
-def _table(
+def _count_table(
     paths: Sequence[Path], names: dict[str, str], optional: Sequence[str] = (), answer: str | None = None
 ) -> tuple[int, int]:
-    table = read_table(paths, names, optional, answer=answer)
-    texts = [table.columns[use] for use in ("text", "text2") if use in table.columns]
-    kept = [row for row, side in enumerate(table.named) if side <= side_number("train")]
-    return len(kept), sum(len(column[row]) for column in texts for row in kept)
+    table = read_table(paths, names, optional, target=answer)
+    texts = [table.columns[role] for role in ("text", "text2") if role in table.columns]
+    rows = [row for row, split in enumerate(table.named_splits) if split <= split_code("train")]
+    return len(rows), sum(len(column[row]) for column in texts for row in rows)
 
 
 SCALES = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.vision.looking import Look
-    from headway.domains.vision.use import Image, embed
+    from headway.domains.vision.attribution import ImageAttention
+    from headway.domains.vision.image_inference import Image, embed
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "Look", "embed"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention", "embed"]
 RECIPES = ("vision", "fashion-mnist", "digits")
 TASKS = {"vision": "task"}
 VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
-lazily(__name__, {".looking": ("Look",), ".use": ("Image", "embed")})
+lazy_exports(__name__, {".attribution": ("ImageAttention",), ".image_inference": ("Image", "embed")})

@@ -17,14 +17,25 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from headway.data.order import mixed
+from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError
 
 _RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)
-_ERASED, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
-HOW_TO_INSTALL = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
-_FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND, _SLANT, _LIGHT, _WARP = range(0, 100, 10)  # random streams
-_KNOTS = 5  # per side, of the field that warps an image
+_ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
+INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
+(
+    _FLIP_STREAM,
+    _SHIFT_STREAM,
+    _CROP_STREAM,
+    _ROTATE_STREAM,
+    _ERASE_STREAM,
+    _MIX_STREAM,
+    _RANDAUGMENT_STREAM,
+    _SHEAR_STREAM,
+    _LIGHT_STREAM,
+    _WARP_STREAM,
+) = range(0, 100, 10)  # random streams
+_WARP_KNOTS = 5  # per side, of the field that warps an image
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class ImageAugmentConfig:
             raise ConfigError(f"augment.magnitude is {self.magnitude}; choose 0 to 30")
 
     @property
-    def bends(self) -> bool:
+    def resamples(self) -> bool:
         """Whether images need resampling: more than flips and shifts by whole pixels."""
         return self.crop < 1 or max(self.rotate, self.zoom, self.shear, self.warp) > 0
 
@@ -85,84 +96,88 @@ class Augment:
     def __init__(self, config: ImageAugmentConfig, seed: int) -> None:
         """Raises UserError if RandAugment is configured but torchvision is not installed."""
         self.config, self.seed = config, seed
-        self._rand: Any = None
+        self._randaugment: Any = None
         if config.randaugment:
             try:
                 from torchvision.transforms import v2
             except ImportError:
-                raise UserError(HOW_TO_INSTALL) from None
-            self._rand = v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)
+                raise UserError(INSTALL_HINT) from None
+            self._randaugment = v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)
 
-    def pixels(self, images: UInt8[np.ndarray, "B H W C"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+    def augment_pixels(
+        self, images: UInt8[np.ndarray, "B H W C"], positions: Int[np.ndarray, "B"]
+    ) -> Float[Tensor, "B C H W"]:
         """Augmented images with values from 0 to 255."""
         config = self.config
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
-        if self._rand is not None:
-            seeds = (self._drawn(places, _RAND, 1)[:, 0] * 2.0**53).astype(np.int64).tolist()
+        if self._randaugment is not None:
+            seeds = (self._uniform(positions, _RANDAUGMENT_STREAM, 1)[:, 0] * 2.0**53).astype(np.int64).tolist()
             with torch.random.fork_rng(devices=[]):
                 changed = []
                 for image, seed in zip(x, seeds):
                     torch.default_generator.manual_seed(seed)
-                    changed.append(self._rand(image))
+                    changed.append(self._randaugment(image))
             x = torch.stack(changed)
-        if config.bends:
-            x = self._transformed(x.float(), places)
+        if config.resamples:
+            x = self._affine(x.float(), positions)
         elif config.flip or config.shift:
-            x = self._moved(x, places).float()
+            x = self._flip_and_shift(x, positions).float()
         x = x.float()
         if not config.light:
             return x
         # Contrast around an image's mean, and brightness.
-        drawn = torch.from_numpy(2 * self._drawn(places, _LIGHT, 2) - 1).float() * config.light
-        gain, offset = 1 + drawn[:, 0].view(-1, 1, 1, 1), 255 * drawn[:, 1].view(-1, 1, 1, 1)
+        light = torch.from_numpy(2 * self._uniform(positions, _LIGHT_STREAM, 2) - 1).float() * config.light
+        gain, offset = 1 + light[:, 0].view(-1, 1, 1, 1), 255 * light[:, 1].view(-1, 1, 1, 1)
         mean = x.mean((1, 2, 3), keepdim=True)
         return ((x - mean) * gain + mean + offset).clamp(0, 255)
 
-    def erase(self, x: Float[Tensor, "B C H W"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+    def erase(self, x: Float[Tensor, "B C H W"], positions: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
         """Erase a rectangle of some normalised images to 0, the mean colour."""
         if not self.config.erase:
             return x
-        drawn = self._drawn(places, _ERASE, 5)
-        area = _ERASED[0] + (_ERASED[1] - _ERASED[0]) * drawn[:, 1]
-        inside = _boxes(area, np.exp((2 * drawn[:, 2] - 1) * _ERASED_RATIO), drawn[:, 3:], x.shape[-2:])
-        inside &= torch.from_numpy(drawn[:, 0] < self.config.erase)[:, None, None]
-        return x.masked_fill(inside[:, None], 0.0)
+        uniform = self._uniform(positions, _ERASE_STREAM, 5)
+        area = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * uniform[:, 1]
+        mask = _boxes(area, np.exp((2 * uniform[:, 2] - 1) * _ERASED_RATIO), uniform[:, 3:], x.shape[-2:])
+        mask &= torch.from_numpy(uniform[:, 0] < self.config.erase)[:, None, None]
+        return x.masked_fill(mask[:, None], 0.0)
 
     def mix(
-        self, x: Float[Tensor, "B C H W"], shares: Float[Tensor, "B K"], places: Int[np.ndarray, "B"]
+        self, x: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], positions: Int[np.ndarray, "B"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
         """Each image mixed with another one of its batch, and the mixed class probabilities."""
-        config, first = self.config, places[:1]
-        which, both, down, across = self._drawn(first, _MIX, 4)[0]
-        if not (config.mixup or config.cutmix) or both >= config.mixed:
-            return x, shares
-        cut = bool(config.cutmix) and (not config.mixup or which < 0.5)
+        config, first_position = self.config, positions[:1]
+        choice, mix_draw, row, column = self._uniform(first_position, _MIX_STREAM, 4)[0]
+        if not (config.mixup or config.cutmix) or mix_draw >= config.mixed:
+            return x, targets
+        cut = bool(config.cutmix) and (not config.mixup or choice < 0.5)
         strength = config.cutmix if cut else config.mixup
-        generator = np.random.default_rng([self.seed, int(first[0]), _MIX])
-        kept = float(generator.beta(strength, strength))
+        generator = np.random.default_rng([self.seed, int(first_position[0]), _MIX_STREAM])
+        share = float(generator.beta(strength, strength))
         if cut:
-            box = _boxes(np.array([1 - kept]), np.ones(1), np.array([[down, across]]), x.shape[-2:])
+            box = _boxes(np.array([1 - share]), np.ones(1), np.array([[row, column]]), x.shape[-2:])
             mixed_x = torch.where(box, x.flip(0), x)
-            kept = 1 - float(box.float().mean())
+            share = 1 - float(box.float().mean())
         else:
-            mixed_x = torch.lerp(x.flip(0), x, kept)
-        return mixed_x, torch.lerp(shares.flip(0), shares, kept)
+            mixed_x = torch.lerp(x.flip(0), x, share)
+        return mixed_x, torch.lerp(targets.flip(0), targets, share)
 
-    def _drawn(self, places: Int[np.ndarray, "B"], which: int, count: int) -> Float[np.ndarray, "B K"]:
+    def _uniform(self, positions: Int[np.ndarray, "B"], stream: int, count: int) -> Float[np.ndarray, "B K"]:
         """Random numbers in [0, 1), a function of the seed, the position and the stream."""
-        salt = mixed(np.uint64(self.seed % (1 << 64)))
-        each = mixed(places.astype(np.uint64) ^ salt)
-        return (mixed(each[:, None] + np.arange(which, which + count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
+        salt = splitmix64(np.uint64(self.seed % (1 << 64)))
+        keys = splitmix64(positions.astype(np.uint64) ^ salt)
+        return (
+            splitmix64(keys[:, None] + np.arange(stream, stream + count, dtype=np.uint64)) >> np.uint64(11)
+        ) * 2.0**-53
 
-    def _moved(self, x: Tensor, places: np.ndarray) -> Tensor:
+    def _flip_and_shift(self, x: Tensor, positions: np.ndarray) -> Tensor:
         """Flip, and shift by whole pixels."""
-        high, wide = x.shape[-2:]
+        height, width = x.shape[-2:]
         reach = self.config.shift
-        steps = np.floor(self._drawn(places, _SHIFT, 2) * (2 * reach + 1)).astype(np.int64) - reach
-        flipped = self._drawn(places, _FLIP, 1) < self.config.flip
-        columns = np.arange(wide)[None]
-        columns = np.where(flipped, wide - 1 - columns, columns) + steps[:, 1:]
-        rows = np.arange(high)[None] + steps[:, :1]
+        shifts = np.floor(self._uniform(positions, _SHIFT_STREAM, 2) * (2 * reach + 1)).astype(np.int64) - reach
+        flipped = self._uniform(positions, _FLIP_STREAM, 1) < self.config.flip
+        columns = np.arange(width)[None]
+        columns = np.where(flipped, width - 1 - columns, columns) + shifts[:, 1:]
+        rows = np.arange(height)[None] + shifts[:, :1]
         if reach and self.config.outside == "black":
             x = F.pad(x, (reach, reach, reach, reach))
             rows, columns = rows + reach, columns + reach
@@ -173,49 +188,59 @@ class Augment:
         batch = torch.arange(len(x))
         return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
-    def _transformed(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
+    def _affine(self, x: Float[Tensor, "B C H W"], positions: np.ndarray) -> Float[Tensor, "B C H W"]:
         """Flip, shift, crop, rotate, zoom and shear as one affine map, plus a warp field, with bilinear
         interpolation.
         """
-        config, (high, wide) = self.config, x.shape[-2:]
-        crop, turn, move = (self._drawn(places, which, 4) for which in (_CROP, _ROTATE, _SHIFT))
+        config, (height, width) = self.config, x.shape[-2:]
+        crop, rotate, shift = (
+            self._uniform(positions, stream, 4) for stream in (_CROP_STREAM, _ROTATE_STREAM, _SHIFT_STREAM)
+        )
         area, ratio = config.crop + (1 - config.crop) * crop[:, 0], np.exp((2 * crop[:, 1] - 1) * _RATIO)
         if config.crop == 1:
             ratio = np.ones_like(ratio)
-        tall, broad = np.minimum(np.sqrt(area / ratio), 1), np.minimum(np.sqrt(area * ratio), 1)
-        angle = (2 * turn[:, 0] - 1) * math.radians(config.rotate)
-        mirror = np.where(self._drawn(places, _FLIP, 1)[:, 0] < config.flip, -1.0, 1.0)
+        crop_height, crop_width = np.minimum(np.sqrt(area / ratio), 1), np.minimum(np.sqrt(area * ratio), 1)
+        angle = (2 * rotate[:, 0] - 1) * math.radians(config.rotate)
+        mirror = np.where(self._uniform(positions, _FLIP_STREAM, 1)[:, 0] < config.flip, -1.0, 1.0)
         # affine_grid's coordinates are from -1 to 1, so a rotation must include the aspect ratio
         theta = np.zeros((len(x), 2, 3))
-        theta[:, 0, 0], theta[:, 0, 1] = mirror * broad * np.cos(angle), -broad * np.sin(angle) * high / wide
-        theta[:, 1, 0], theta[:, 1, 1] = mirror * tall * np.sin(angle) * wide / high, tall * np.cos(angle)
-        theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - broad) + (2 * move[:, 0] - 1) * 2 * config.shift / wide
-        theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - tall) + (2 * move[:, 1] - 1) * 2 * config.shift / high
-        slant = 2 * self._drawn(places, _SLANT, 3) - 1
-        size = (1 + config.zoom) ** slant[:, :2]
+        theta[:, 0, 0], theta[:, 0, 1] = (
+            mirror * crop_width * np.cos(angle),
+            -crop_width * np.sin(angle) * height / width,
+        )
+        theta[:, 1, 0], theta[:, 1, 1] = (
+            mirror * crop_height * np.sin(angle) * width / height,
+            crop_height * np.cos(angle),
+        )
+        theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - crop_width) + (2 * shift[:, 0] - 1) * 2 * config.shift / width
+        theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - crop_height) + (2 * shift[:, 1] - 1) * 2 * config.shift / height
+        shear_draw = 2 * self._uniform(positions, _SHEAR_STREAM, 3) - 1
+        zoom = (1 + config.zoom) ** shear_draw[:, :2]
         shear = np.zeros((len(x), 2, 2))
-        shear[:, 0, 0], shear[:, 1, 1] = size[:, 0], size[:, 1]
-        shear[:, 0, 1] = size[:, 0] * np.tan(slant[:, 2] * math.radians(config.shear)) * (high / wide)
+        shear[:, 0, 0], shear[:, 1, 1] = zoom[:, 0], zoom[:, 1]
+        shear[:, 0, 1] = zoom[:, 0] * np.tan(shear_draw[:, 2] * math.radians(config.shear)) * (height / width)
         theta[:, :, :2] = theta[:, :, :2] @ shear
         grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
         if config.warp:
             # The displacement of each pixel, interpolated between a few random knots.
-            drawn = 2 * config.warp * (2 * self._drawn(places, _WARP, 2 * _KNOTS**2) - 1)
-            knots = torch.from_numpy(drawn).float().view(-1, 2, _KNOTS, _KNOTS)
-            field = F.interpolate(knots, (high, wide), mode="bicubic", align_corners=True)
-            grid = grid + field.permute(0, 2, 3, 1)
+            displacements = 2 * config.warp * (2 * self._uniform(positions, _WARP_STREAM, 2 * _WARP_KNOTS**2) - 1)
+            knots = torch.from_numpy(displacements).float().view(-1, 2, _WARP_KNOTS, _WARP_KNOTS)
+            warp_field = F.interpolate(knots, (height, width), mode="bicubic", align_corners=True)
+            grid = grid + warp_field.permute(0, 2, 3, 1)
         padding = "zeros" if config.outside == "black" else "border"
         return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
-def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.Size) -> Tensor:
+def _boxes(area: np.ndarray, ratio: np.ndarray, center: np.ndarray, size: torch.Size) -> Tensor:
     """The pixels in a box with a share of the `area`, aspect `ratio` (height by width) and centre `middle`: [B, H,
     W].
     """
     masks = []
-    for side, share, where in ((size[0], np.sqrt(area * ratio), 0), (size[1], np.sqrt(area / ratio), 1)):
-        length, centre = share * side, middle[:, where] * side
-        low = np.round(centre - length / 2)
-        places = np.arange(side)[None]
-        masks.append(torch.from_numpy((places >= low[:, None]) & (places < (low + np.round(length))[:, None])))
+    for length, share, axis in ((size[0], np.sqrt(area * ratio), 0), (size[1], np.sqrt(area / ratio), 1)):
+        box_length, centre = share * length, center[:, axis] * length
+        low = np.round(centre - box_length / 2)
+        coordinates = np.arange(length)[None]
+        masks.append(
+            torch.from_numpy((coordinates >= low[:, None]) & (coordinates < (low + np.round(box_length))[:, None]))
+        )
     return masks[0][:, :, None] & masks[1][:, None, :]

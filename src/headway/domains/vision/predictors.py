@@ -9,35 +9,37 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.domains.vision import looking, use
-from headway.domains.vision.looking import Look
-from headway.domains.vision.use import Image
-from headway.formats import familiar
-from headway.given import typed
-from headway.handle import Handle
+from headway import arguments
+from headway.arguments import check_types
+from headway.domains.vision import attribution, image_inference
+from headway.domains.vision.attribution import ImageAttention
+from headway.domains.vision.image_inference import Image
+from headway.formats import out_of_distribution
+from headway.model_handle import ModelHandle
 
 Labels = dict[str, float]
 
 
-@typed
-def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
-    asked, failed = given.images(items), given.Failed()
-    found: dict[int, np.ndarray] = {}
-    watch = lambda place, pixels: found.update({place: familiar.look(pixels)})  # noqa: E731
+@check_types
+def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
+    request, failures = arguments.image_inputs(items), arguments.Failures()
+    statistics: dict[int, np.ndarray] = {}
+    on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
     source = str(model.directory)
-    said = use.classify(model.module, model.usage, asked.items, source, failed, watch if model.watches else None)
-    model.see_some(asked.items, found, "image")
-    return asked.answer(said, failed, "image")
+    scores = image_inference.classify(
+        model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None
+    )
+    model.check_item_statistics(request.items, statistics, "image")
+    return request.unwrap(scores, failures, "image")
 
 
-@typed
-def embed(model: Handle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-    asked, failed = given.images(items), given.Failed()
-    found = use.embed(model.module, model.usage, asked.items, str(model.directory), failed)
-    return asked.answer(found, failed, "image")
+@check_types
+def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+    request, failures = arguments.image_inputs(items), arguments.Failures()
+    embeddings = image_inference.embed(model.module, model.usage, request.items, str(model.directory), failures)
+    return request.unwrap(embeddings, failures, "image")
 
 
-def look(model: Handle, images: Image | Iterable[Image]) -> Look | list[Look]:
-    asked = given.images(images)
-    return asked.answer(looking.look(model.module, model.usage, asked.items, str(model.directory)))
+def look(model: ModelHandle, images: Image | Iterable[Image]) -> ImageAttention | list[ImageAttention]:
+    request = arguments.image_inputs(images)
+    return request.unwrap(attribution.attribute_images(model.module, model.usage, request.items, str(model.directory)))

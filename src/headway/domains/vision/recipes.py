@@ -12,12 +12,12 @@ from typing import cast
 
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
-from headway.domains.vision.samples import read_samples
-from headway.domains.vision.survey import Survey, survey
+from headway.domains.vision.image_survey import Survey, survey_images
+from headway.domains.vision.labelled_images import read_samples
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -31,7 +31,7 @@ from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.init import InitConfig
 from headway.visibility import Full
 
-CLOTHES = (
+CLOTHING_CLASSES = (
     "T-shirt/top",
     "Trouser",
     "Pullover",
@@ -46,7 +46,7 @@ CLOTHES = (
 
 
 def small_vit(
-    width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3, more: int = 0
+    width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3, extra_stem_layers: int = 0
 ) -> TransformerConfig:
     """A vision transformer for little data and few cores: a convolutional stem, and mean pooling instead of a class
     token.
@@ -55,7 +55,9 @@ def small_vit(
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth)),
-        embed=PatchEmbedConfig((patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=more),
+        embed=PatchEmbedConfig(
+            (patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=extra_stem_layers
+        ),
         heads={"classes": PooledHeadConfig(pool="mean")},
         tie="none",
         init=InitConfig("fan_in", head="zero"),
@@ -91,12 +93,12 @@ def fashion_mnist() -> Recipe:
         domain="vision",
         description="ten kinds of clothes, 28 x 28 pixels",
         data=("fashion-mnist",),
-        model=small_vit(width=128, depth=3, heads=4, patch=4, size=28, channels=1, more=2),
+        model=small_vit(width=128, depth=3, heads=4, patch=4, size=28, channels=1, extra_stem_layers=2),
         task=VisionConfig(
             split=ClassSplitConfig(validation=0.05, test=0.0),
             smoothing=0.1,
             augment=ImageAugmentConfig(flip=0.5, shift=2, erase=0.25),
-            names=CLOTHES,
+            names=CLOTHING_CLASSES,
         ),
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=200, decay=0.7),
@@ -112,7 +114,7 @@ def digits() -> Recipe:
         domain="vision",
         description="handwritten digits, 8 x 8 pixels (comes with scikit-learn)",
         data=("digits",),
-        model=small_vit(width=64, depth=4, heads=4, patch=2, size=8, channels=1, more=1),
+        model=small_vit(width=64, depth=4, heads=4, patch=2, size=8, channels=1, extra_stem_layers=1),
         task=VisionConfig(
             split=ClassSplitConfig(validation=0.1, test=0.1),
             smoothing=0.1,
@@ -130,13 +132,13 @@ RECIPES = (vision, fashion_mnist, digits)
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
 _SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))
-_SMALL = 40  # maximum side in pixels of images that keep their size
-_TINY = 16  # maximum side with patches of 2 pixels
-_DRAWN = ((15, 28), (120, 40), (math.inf, 56))  # (minutes, side) for enlarged drawings, with patches of 4
-_PHOTOS = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # (minutes, side) for other images, with patches of 8
-_THIN = 3.0  # maximum aspect ratio
-_WEAK, _FULL = 3, 25  # epochs up to which augmentation is weakest, and from which it is full
-_GENTLE = 0.25  # share of the full augmentation
+_SMALL_SIDE = 40  # maximum side in pixels of images that keep their size
+_TINY_SIDE = 16  # maximum side with patches of 2 pixels
+_DRAWING_SIDES = ((15, 28), (120, 40), (math.inf, 56))  # (minutes, side) for enlarged drawings, with patches of 4
+_PHOTO_SIDES = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # (minutes, side) for other images, with patches of 8
+_MAX_RATIO = 3.0  # maximum aspect ratio
+_WEAK_EPOCHS, _FULL_EPOCHS = 3, 25  # epochs up to which augmentation is weakest, and from which it is full
+_WEAK_SHARE = 0.25  # share of the full augmentation
 
 
 @dataclass(frozen=True)
@@ -146,79 +148,83 @@ class VisionScale(Scale):
     28 pixels.
     """
 
-    fitted: bool = True
+    calibrated: bool = True
     descent: Descent | None = Descent(1.3, 3.8, 11.0)
-    law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
-    batch: str = "train.batch_size"
-    least: int = 32
-    most: int = 512
-    noise: float = 0.5
+    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
+    batch_setting: str = "train.batch_size"
+    min_batch: int = 32
+    max_batch: int = 512
+    noise_scale: float = 0.5
     unit: str = "image"
     shapes: Shapes = _SHAPES
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         task = cast(VisionConfig, recipe.task)
         samples = read_samples(paths, label=task.label)
-        seen = survey(samples, task.target)
-        if seen is None:  # the task reports the error
-            return Settled({})
-        size, patch = sizes(seen, minutes)
+        statistics = survey_images(samples, task.target)
+        if statistics is None:  # the task reports the error
+            return DataSettings({})
+        size, patch = input_sizes(statistics, minutes)
         settings = {
             "model.embed.size": list(size),
             "model.embed.patch": [patch, patch],
-            "model.embed.channels": 1 if seen.grey else 3,
+            "model.embed.channels": 1 if statistics.grey else 3,
             "model.embed.stem_more": 1 if patch < 8 else 0,
-            **self.held_out(seen.images),
-            **{f"task.augment.{name}": value for name, value in changes(seen, size).items()},
+            **self.held_out_shares(statistics.images),
+            **{f"task.augment.{name}": setting for name, setting in augmentation(statistics, size).items()},
         }
-        kind = "drawn" if seen.drawn else "grey" if seen.grey else "colour"
-        mirror = "flips them" if seen.flips else "does not flip them, because that would change their meaning"
-        counted = f" of {seen.classes:,} classes" if seen.classes else ""
-        found = f"{seen.images:,} {kind} images{counted}, about {seen.size[0]} x {seen.size[1]} pixels"
-        return Settled(settings, f"{found}: uses {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
+        kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
+        flip_note = "flips them" if statistics.flips else "does not flip them, because that would change their meaning"
+        class_note = f" of {statistics.classes:,} classes" if statistics.classes else ""
+        summary = (
+            f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
+        )
+        return DataSettings(settings, f"{summary}: uses {size[0]} x {size[1]} in patches of {patch}, and {flip_note}")
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Stronger augmentation for more epochs, and stochastic depth for large models."""
         assert isinstance(recipe.task, VisionConfig)  # the recipe's own
-        share = (min(epochs, _FULL) - _WEAK) / (_FULL - _WEAK)
-        changed = weaker(recipe.task.augment, _GENTLE + (1 - _GENTLE) * max(0.0, share))
+        share = (min(epochs, _FULL_EPOCHS) - _WEAK_EPOCHS) / (_FULL_EPOCHS - _WEAK_EPOCHS)
+        augment = scale_augmentation(recipe.task.augment, _WEAK_SHARE + (1 - _WEAK_SHARE) * max(0.0, share))
         layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
-        dropped = 0.1 if epochs > _FULL and layers > 3 else 0.0
-        return {"model.drop_path": dropped, **{f"task.augment.{name}": value for name, value in changed.items()}}
+        drop_path = 0.1 if epochs > _FULL_EPOCHS and layers > 3 else 0.0
+        return {"model.drop_path": drop_path, **{f"task.augment.{name}": setting for name, setting in augment.items()}}
 
 
-def sizes(seen: Survey, minutes: float) -> tuple[tuple[int, int], int]:
+def input_sizes(statistics: Survey, minutes: float) -> tuple[tuple[int, int], int]:
     """Height and width of the model's images, and the patch size."""
-    longest = max(seen.size)
-    if longest <= _SMALL:
-        patch = 2 if longest <= _TINY else 4
-        high, wide = (max(patch, -(-side // patch) * patch) for side in seen.size)
-        return (high, wide), patch
-    patch, table = (4, _DRAWN) if seen.drawn else (8, _PHOTOS)
-    side = next(side for most, side in table if minutes <= most)
-    ratio = min(max(seen.size[0] / seen.size[1], 1 / _THIN), _THIN)
+    max_side = max(statistics.size)
+    if max_side <= _SMALL_SIDE:
+        patch = 2 if max_side <= _TINY_SIDE else 4
+        height, width = (max(patch, -(-length // patch) * patch) for length in statistics.size)
+        return (height, width), patch
+    patch, sides_by_minutes = (4, _DRAWING_SIDES) if statistics.is_drawing else (8, _PHOTO_SIDES)
+    length = next(length for max_minutes, length in sides_by_minutes if minutes <= max_minutes)
+    ratio = min(max(statistics.size[0] / statistics.size[1], 1 / _MAX_RATIO), _MAX_RATIO)
     if 0.7 < ratio < 1.5:
-        return (side, side), patch
-    high, wide = (max(patch, round(side * part / patch) * patch) for part in (math.sqrt(ratio), 1 / math.sqrt(ratio)))
-    return (high, wide), patch
+        return (length, length), patch
+    height, width = (
+        max(patch, round(length * factor / patch) * patch) for factor in (math.sqrt(ratio), 1 / math.sqrt(ratio))
+    )
+    return (height, width), patch
 
 
-def changes(seen: Survey, size: tuple[int, int]) -> Settings:
+def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
     """Augmentation settings for a kind of images, for many epochs.
 
     Drawings and writing are warped and slanted, as handwriting varies, and never cropped; small images of objects are
     shifted and partly erased; photographs are cropped.
     """
-    found: dict[str, object] = {"flip": 0.5 if seen.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
-    moved = max(1, round(min(size) / 14))
-    if seen.drawn or (seen.grey and not seen.flips and max(seen.size) <= _SMALL):
-        return {**found, "rotate": 12.0, "zoom": 0.15, "shear": 12.0, "shift": moved, "warp": 0.03}
-    if max(size) <= _SMALL:
-        return {**found, "shift": moved, "erase": 0.25, "light": 0.0 if seen.grey else 0.1}
-    return {**found, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
+    base: dict[str, object] = {"flip": 0.5 if statistics.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
+    shift = max(1, round(min(size) / 14))
+    if statistics.is_drawing or (statistics.grey and not statistics.flips and max(statistics.size) <= _SMALL_SIDE):
+        return {**base, "rotate": 12.0, "zoom": 0.15, "shear": 12.0, "shift": shift, "warp": 0.03}
+    if max(size) <= _SMALL_SIDE:
+        return {**base, "shift": shift, "erase": 0.25, "light": 0.0 if statistics.grey else 0.1}
+    return {**base, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
 
 
-def weaker(augment: ImageAugmentConfig, share: float) -> Settings:
+def scale_augmentation(augment: ImageAugmentConfig, share: float) -> Settings:
     """Augmentation with a share of the strength; flips keep their probability."""
     linear = {
         name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")

@@ -14,21 +14,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
 from headway.config import register
 from headway.data import ClassSplitConfig
+from headway.domains.vision.attribution import image_tiles
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.looking import image_tiles
-from headway.domains.vision.samples import LabelledImages, load_images, read_samples
-from headway.domains.vision.use import processor_of
+from headway.domains.vision.image_inference import processor_of
+from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
 from headway.errors import ConfigError, UserError
-from headway.formats.familiar import SMALLEST, Alike, Familiar, looks
 from headway.formats.hub import named_folder
 from headway.formats.open import open_model
+from headway.formats.out_of_distribution import (
+    MIN_IMAGE_SIZE,
+    SampleStatistics,
+    TrainingStatistics,
+    stack_image_statistics,
+)
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance, Contents
-from headway.learn.objectives.classes import HEAD, Classes, ClassSamples, check_classes
+from headway.learn.examples import Batch, Contents, RngKey
+from headway.learn.objectives.classes import HEAD, Classification, ClassSamples, check_classes
 from headway.learn.objectives.predictions import Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
@@ -46,7 +51,7 @@ from headway.nn.models import (
 )
 from headway.nn.models.kinds import is_vision_classifier
 
-_MEASURED = 10_000  # images for estimating mean and standard deviation
+_MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
 
 
 @register("vision")
@@ -69,21 +74,21 @@ class VisionConfig(TaskConfig, TargetConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for images that cannot be read, are too few, or do not fit the model."""
         samples = read_samples(recipe.files(data), self.names, self.label)
-        place = samples.places.__getitem__
-        chosen = choose_target(samples.labels, place, self, "image", self.skip_bad, samples.classes)
-        images = Images(self, recipe, samples.select(chosen.rows), chosen, workspace)
+        location = samples.locations.__getitem__
+        chosen = choose_target(samples.labels, location, self, "image", self.skip_bad, samples.classes)
+        dataset = ImageDataset(self, recipe, samples.select(chosen.rows), chosen, workspace)
         if self.teacher is None:
-            return target_task(images, self, "image", self.smoothing, workspace)
+            return target_task(dataset, self, "image", self.smoothing, workspace)
         if chosen.target.kind != "class":
             raise ConfigError(
                 f"task.teacher is {self.teacher!r}, which only teaches classes, but {chosen.target.reason}; remove it"
             )
         # a started run already had a teacher
-        taught = partial(Taught, self, images, not (workspace / "recipe.json").exists())
-        return target_task(images, self, "image", self.smoothing, workspace, taught)
+        make_objective = partial(DistilledClassification, self, dataset, not (workspace / "recipe.json").exists())
+        return target_task(dataset, self, "image", self.smoothing, workspace, make_objective)
 
 
-class Images(TargetSamples):
+class ImageDataset(TargetSamples):
     """Images as model inputs, with random augmentation in training."""
 
     def __init__(
@@ -99,32 +104,32 @@ class Images(TargetSamples):
         grey = samples.grey is not None and recipe.start is None
         channels = 1 if grey else embed.channels
         self.embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if config.teacher else 0))
-        self.processor, known = _processor(read_usage(workspace).processor, self.embed)
+        self.processor, has_means = _processor(read_usage(workspace).processor, self.embed)
         reader = ImageProcessor.read(self.processor, "preprocessor_config.json")
         images = load_images(samples, reader, config.skip_bad)
-        kept = np.setdiff1d(np.arange(len(samples)), list(images.wrong))
-        self.rows = kept
-        self.keys = [images.keys[row] for row in kept.tolist()]
+        rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
+        self.rows = rows
+        self.keys = [images.keys[row] for row in rows.tolist()]
         self.images = images.pixels
         self.files = samples.files
-        self.places = samples.places
-        labels = [samples.labels[row] for row in kept.tolist()]
+        self.locations = samples.locations
+        labels = [samples.labels[row] for row in rows.tolist()]
         if chosen.target.kind == "class":
             check_classes(samples.labels, labels, "image")
         labelled = ClassSamples(
             labels,
-            samples.named[kept],
+            samples.named_splits[rows],
             self.keys,
-            lambda row: samples.places[int(kept[row])],
+            lambda row: samples.locations[int(rows[row])],
         )
-        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
-        self.settle(labelled, chosen, config.split, "images", "a folder", workspace)
+        self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
+        self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-        if not known:
-            self.processor = {**self.processor, **self._measured()}
-        read = ImageProcessor.read(self.processor, "preprocessor_config.json")
-        mean, std, self.factor = read.mean or (0.0,), read.std or (1.0,), read.factor or 1.0
-        self.mean, self.std = (torch.tensor(each).float().view(1, -1, 1, 1) for each in (mean, std))
+        if not has_means:
+            self.processor = {**self.processor, **self._measure_channels()}
+        preprocessor = ImageProcessor.read(self.processor, "preprocessor_config.json")
+        mean, std, self.factor = preprocessor.mean or (0.0,), preprocessor.std or (1.0,), preprocessor.factor or 1.0
+        self.mean, self.std = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the images' channels. UserError for a split without images."""
@@ -133,48 +138,52 @@ class Images(TargetSamples):
         assert isinstance(model, TransformerConfig)  # checked in __init__
         return replace(model, embed=self.embed)
 
-    def _measured(self) -> dict[str, Any]:
+    def _measure_channels(self) -> dict[str, Any]:
         """Mean and standard deviation of each channel of training images, for values from 0 to 1."""
         rows = self.rows[self.splits.rows("train")]
-        some = self.images[rows[:: max(1, len(rows) // _MEASURED)]]
+        sample = self.images[rows[:: max(1, len(rows) // _MAX_MEASURED)]]
         levels = np.arange(256) / 255
-        counts = [np.bincount(some[..., i].reshape(-1), minlength=256) for i in range(self.embed.channels)]
-        mean = np.array([np.average(levels, weights=each) for each in counts])
-        square = np.array([np.average(levels**2, weights=each) for each in counts])
-        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+        counts = [np.bincount(sample[..., i].reshape(-1), minlength=256) for i in range(self.embed.channels)]
+        mean = np.array([np.average(levels, weights=count) for count in counts])
+        mean_square = np.array([np.average(levels**2, weights=count) for count in counts])
+        std = np.sqrt(np.maximum(mean_square - mean**2, 1e-4))
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
-    def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Normalised pixels, Float[B, C, H, W], and targets; augmented and mixed in training."""
-        found, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
-        if chance is None:
-            pixels = self._normalised(torch.from_numpy(found).permute(0, 3, 1, 2).float())
+        raw_pixels, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
+        if rng_key is None:
+            pixels = self._normalize(torch.from_numpy(raw_pixels).permute(0, 3, 1, 2).float())
             return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
-        pixels = self.augment.erase(self._normalised(self.augment.pixels(found, chance.places)), chance.places)
+        pixels = self.augment.erase(
+            self._normalize(self.augment.augment_pixels(raw_pixels, rng_key.positions)), rng_key.positions
+        )
         if self.config.augment.mixup or self.config.augment.cutmix:
-            shares = F.one_hot(labels, len(self.labels)).float() if self.target.kind == "class" else labels
-            pixels, mixed = self.augment.mix(pixels, shares.view(len(rows), -1), chance.places)
-            labels = mixed.view_as(shares)
+            probabilities = F.one_hot(labels, len(self.labels)).float() if self.target.kind == "class" else labels
+            pixels, mixed_probabilities = self.augment.mix(pixels, probabilities.view(len(rows), -1), rng_key.positions)
+            labels = mixed_probabilities.view_as(probabilities)
         return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
 
-    def _normalised(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def _normalize(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return ((x * self.factor - self.mean) / self.std).contiguous()
 
     def contents(self) -> Contents:
         return {**super().contents(), "images": (self.keys,)}
 
-    def shown(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """The name of its file, or its location in one."""
-        number = int(self.rows[row])
-        return self.files[number].name if self.files is not None else Path(self.places[number]).name
+        index = int(self.rows[row])
+        return self.files[index].name if self.files is not None else Path(self.locations[index]).name
 
-    def met(self) -> Familiar:
+    def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training images."""
         rows = self.rows[self.splits.rows("train")]
-        some = rows[:: max(1, len(rows) // _MEASURED)]
-        high, wide = self.embed.size
-        return Familiar(
-            alike=Alike.of(looks(self.images[row] for row in some)) if min(high, wide) >= SMALLEST else None
+        sample = rows[:: max(1, len(rows) // _MAX_MEASURED)]
+        height, width = self.embed.size
+        return TrainingStatistics(
+            alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample))
+            if min(height, width) >= MIN_IMAGE_SIZE
+            else None
         )
 
     def save(self, directory: Path) -> None:
@@ -184,70 +193,74 @@ class Images(TargetSamples):
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
         """`model` with its own head, or one over its class token or the mean of its patches."""
         assert isinstance(model, TransformerConfig)  # checked in __init__
-        before, embed = model.heads.get(name) or model.heads.get(HEAD), self.embed
-        if isinstance(before, PooledHeadConfig):
-            head = replace(before, outputs=outputs, scale=1.0, shift=0.0)
-        elif isinstance(before, DistilledHeadConfig) and name == HEAD:
-            head = replace(before, outputs=outputs)
+        start_head, embed = model.heads.get(name) or model.heads.get(HEAD), self.embed
+        if isinstance(start_head, PooledHeadConfig):
+            head = replace(start_head, outputs=outputs, scale=1.0, shift=0.0)
+        elif isinstance(start_head, DistilledHeadConfig) and name == HEAD:
+            head = replace(start_head, outputs=outputs)
         else:
             head = PooledHeadConfig(outputs, "first" if embed.tokens else "mean", skip=embed.registers)
         return replace(model, heads={name: head})
 
-    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+    def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
         """Attention maps of some images."""
-        return [image_tiles(self, cast(Transformer, model), shown)]
+        return [image_tiles(self, cast(Transformer, model), predictions)]
 
 
-class Taught(Classes[Images]):
+class DistilledClassification(Classification[ImageDataset]):
     """The mean of the cross-entropies of the labels and, with a second token, of the teacher's class (Touvron et al.
     2021, equation 3).
     """
 
-    def __init__(self, config: VisionConfig, images: Images, opened: bool, *settings: Any) -> None:
+    def __init__(self, config: VisionConfig, images: ImageDataset, load_now: bool, *settings: Any) -> None:
         """`load_now` loads the teacher immediately, so that an unreadable one fails early; `settings` are those of
         `Classification`.
         """
         super().__init__(*settings)
         self._path, self._images, self._teacher = config.teacher or "", images, None
-        if opened:
+        if load_now:
             self._teacher = Teacher.open(self._path, images.labels)
 
-    def adapt(self, model: ModelConfig, examples: Images) -> ModelConfig:
+    def adapt(self, model: ModelConfig, examples: ImageDataset) -> ModelConfig:
         assert isinstance(model, TransformerConfig)  # checked in __init__
         return replace(model, heads={HEAD: DistilledHeadConfig(len(examples.labels))})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         self._teacher = self._teacher or Teacher.open(self._path, self._images.labels)
         student, (pixels,) = cast(Transformer, model), batch.inputs
-        labelled, taught = cast(DistilledHead, student.heads[HEAD]).both(student(pixels).x)
-        says = self._teacher.classes(pixels, self._images.mean, self._images.std)
-        given = self.entropy(labelled, batch.targets, self.smoothing)
-        return {"loss": Loss((given + self.entropy(taught, says)) / 2, batch.tokens)}
+        label_logits, teacher_logits = cast(DistilledHead, student.heads[HEAD]).both(student(pixels).x)
+        teacher_classes = self._teacher.classes(pixels, self._images.mean, self._images.std)
+        label_loss = self.entropy(label_logits, batch.targets, self.smoothing)
+        return {"loss": Loss((label_loss + self.entropy(teacher_logits, teacher_classes)) / 2, batch.tokens)}
 
 
-def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
+def _processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
     """The image processor for the model's size, and whether its means are known: from `config` if it fits.
 
     Without one, complete images are resized to that size, as in ViT's own processor.
     """
-    before = ImageProcessor.read(given, "preprocessor_config.json") if given else None
-    if before is not None and before.shape == embed.size and before.channels == embed.channels:
-        return given, True
+    start_processor = ImageProcessor.read(config, "preprocessor_config.json") if config else None
+    if (
+        start_processor is not None
+        and start_processor.shape == embed.size
+        and start_processor.channels == embed.channels
+    ):
+        return config, True
     mean = std = (0.5,) * embed.channels
-    known = before is not None and before.channels == embed.channels
-    if before is not None and known:
-        mean, std = before.mean or mean, before.std or std
+    has_means = start_processor is not None and start_processor.channels == embed.channels
+    if start_processor is not None and has_means:
+        mean, std = start_processor.mean or mean, start_processor.std or std
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": embed.size[0], "width": embed.size[1]},
-        "resample": 2 if before is None else before.resample,
+        "resample": 2 if start_processor is None else start_processor.resample,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
-    }, known
+    }, has_means
 
 
 class Teacher:
@@ -267,17 +280,17 @@ class Teacher:
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
             raise UserError(f"the teacher {path} is not an image classifier; set task.teacher to one")
-        known = opened.usage.labels
-        unknown = next((label for label in labels if label not in known), None)
-        if unknown is not None:
-            raise UserError(f"the teacher {path} has no class {unknown!r}; use one trained on the same classes")
+        teacher_labels = opened.usage.labels
+        missing = next((label for label in labels if label not in teacher_labels), None)
+        if missing is not None:
+            raise UserError(f"the teacher {path} has no class {missing!r}; use one trained on the same classes")
         processor = processor_of(opened.usage, path)
         embed = cast(PatchEmbed, model.embed).config
         mean, std = (
-            torch.tensor(each or (default,) * embed.channels).float().view(1, -1, 1, 1)
-            for each, default in ((processor.mean, 0.0), (processor.std, 1.0))
+            torch.tensor(values or (default,) * embed.channels).float().view(1, -1, 1, 1)
+            for values, default in ((processor.mean, 0.0), (processor.std, 1.0))
         )
-        order = torch.tensor([known.index(label) for label in labels])
+        order = torch.tensor([teacher_labels.index(label) for label in labels])
         return Teacher(model, order, processor.shape or embed.size, mean, std)
 
     @torch.no_grad()
@@ -291,5 +304,5 @@ class Teacher:
             pixels = pixels.mean(1, keepdim=True).expand(-1, self.mean.shape[1], -1, -1)
         if tuple(pixels.shape[-2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        said = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
-        return said[:, self.order.to(x.device)].argmax(-1)
+        logits = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
+        return logits[:, self.order.to(x.device)].argmax(-1)

@@ -12,19 +12,19 @@ from importlib import import_module
 
 from headway.errors import UserError, nearest
 from headway.formats.lerobot import POLICIES
-from headway.formats.rules import Family
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family
 
 
 @cache
 def families() -> dict[str, Family]:
     """Return all families by model_type."""
-    found: dict[str, Family] = {}
+    by_name: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         part = import_module(f"{__name__}.{module.name}")
         for family in getattr(part, "FAMILIES", None) or (part.FAMILY,):
-            found[family.name] = family
-    return found
+            by_name[family.name] = family
+    return by_name
 
 
 def find_family(settings: Settings) -> Family:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.rules import Family, OneRow, TensorRule, copy, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, SingleRow, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -50,37 +50,37 @@ LOGITS_BIAS = "final_logits_bias"
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.refuse("architectures", ["BartForConditionalGeneration"], ["BartModel"])
-    settings.refuse("tie_word_embeddings", True)
-    settings.refuse("normalize_before", False)
-    settings.refuse("add_final_layer_norm", False)
+    settings.require("architectures", ["BartForConditionalGeneration"], ["BartModel"])
+    settings.require("tie_word_embeddings", True)
+    settings.require("normalize_before", False)
+    settings.require("add_final_layer_norm", False)
     embed = TokenEmbedConfig(
         LearnedConfig(offset=2),
         LayerNormConfig(),
         scaled=settings.get("scale_embedding", bool),
         dropout=settings.get("dropout", float),
     )
-    encoder, decoder = read_sides(settings, embed, LOGITS_BIAS in names)
+    encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
     return EncoderDecoderConfig(encoder, decoder, "all")
 
 
-def read_sides(
+def read_encoder_decoder(
     settings: Settings, embed: EmbedConfig, logits_bias: bool
 ) -> tuple[TransformerConfig, TransformerConfig]:
     """Return encoder and decoder, of the same width and vocabulary."""
 
-    def side(name: str, pattern: Pattern) -> TransformerConfig:
+    def build_transformer(name: str, pattern: Pattern) -> TransformerConfig:
         heads = {"vocabulary": VocabularyHeadConfig(bias=logits_bias)} if pattern.causal else {}
         return TransformerConfig(
             settings.get("d_model", int),
             settings.get("vocab_size", int),
-            settings.longest("max_position_embeddings"),
+            settings.max_positions("max_position_embeddings"),
             StackConfig(cycle((read_block(settings, name, pattern),), settings.get(f"{name}_layers", int)), norm=None),
             embed,
             dict(heads),
         )
 
-    return side("encoder", Full()), side("decoder", Causal())
+    return build_transformer("encoder", Full()), build_transformer("decoder", Causal())
 
 
 def read_block(settings: Settings, name: str, pattern: Pattern) -> BlockConfig:
@@ -99,18 +99,18 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         "model_type": "bart",
         "architectures": ["BartForConditionalGeneration"],
-        **written(config),
+        **shared_settings(config),
     }
 
 
-def written(config: EncoderDecoderConfig) -> dict[str, Any]:
+def shared_settings(config: EncoderDecoderConfig) -> dict[str, Any]:
     """The settings that BART shares with Marian."""
     embed = expect(config.encoder.embed, TokenEmbedConfig)
     block = config.encoder.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "is_encoder_decoder": True,
-        "vocab_size": config.encoder.symbols,
+        "vocab_size": config.encoder.vocab_size,
         "d_model": config.width,
         "max_position_embeddings": config.context,
         "activation_function": published_activation(feed.activation),
@@ -120,66 +120,66 @@ def written(config: EncoderDecoderConfig) -> dict[str, Any]:
         "scale_embedding": embed.scaled,
         "tie_word_embeddings": True,
     }
-    return found | sizes(config)
+    return settings | stack_settings(config)
 
 
-def sizes(config: EncoderDecoderConfig) -> dict[str, int]:
+def stack_settings(config: EncoderDecoderConfig) -> dict[str, int]:
     """The settings of the encoder and the decoder, which have separate names."""
-    found: dict[str, int] = {}
-    for name, side in (("encoder", config.encoder), ("decoder", config.decoder)):
-        first = side.stack.blocks[0]
+    settings: dict[str, int] = {}
+    for name, component in (("encoder", config.encoder), ("decoder", config.decoder)):
+        first = component.stack.blocks[0]
         inner = expect(first.feed_forward, MLPConfig)
-        found |= {
-            f"{name}_layers": len(side.stack.blocks),
+        settings |= {
+            f"{name}_layers": len(component.stack.blocks),
             f"{name}_attention_heads": expect(first.mixer, AttentionConfig).heads,
             f"{name}_ffn_dim": hidden_width(inner.hidden, inner.ratio, config.width),
         }
-    return found
+    return settings
 
 
 def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
-    found = shared_table()
-    for side, part in (("encoder", config.encoder), ("decoder", config.decoder)):
-        found.append(rule(f"{side}.embed.positions.table", f"model.{side}.embed_positions.weight"))
-        found += linear(f"{side}.embed.norm", f"model.{side}.layernorm_embedding")
-        found += stack_rules(part.stack, side)
-    return [*found, *head_rules(config)]
+    tensor_rules = shared_table()
+    for component, part in (("encoder", config.encoder), ("decoder", config.decoder)):
+        tensor_rules.append(rule(f"{component}.embed.positions.table", f"model.{component}.embed_positions.weight"))
+        tensor_rules += linear(f"{component}.embed.norm", f"model.{component}.layernorm_embedding")
+        tensor_rules += stack_rules(part.stack, component)
+    return [*tensor_rules, *head_rules(config)]
 
 
 def shared_table() -> list[TensorRule]:
     """One table for source, target and head, of which some files store copies."""
     copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     table = "decoder.embed.table"
-    return [rule(table, "model.shared.weight"), *(copy(table, each) for each in copies)]
+    return [rule(table, "model.shared.weight"), *(tied_copy(table, name) for name in copies)]
 
 
 def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     biased = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig).bias
-    return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, form=OneRow())] if biased else []
+    return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, transform=SingleRow())] if biased else []
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"{side}.stack.blocks.{i}", f"model.{side}.layers.{i}"
+        target, source = f"{component}.stack.blocks.{i}", f"model.{component}.layers.{i}"
         return [
-            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.self_attn.{name}_proj" for name in "qkv")),
-            *linear(f"{ours}.mixer.out", f"{theirs}.self_attn.out_proj"),
-            *linear(f"{ours}.mix.last", f"{theirs}.self_attn_layer_norm"),
-            *(cross_rules(ours, theirs) if stack.blocks[i].cross is not None else []),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.fc1"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.fc2"),
-            *linear(f"{ours}.feed.last", f"{theirs}.final_layer_norm"),
+            *linear(f"{target}.mixer.qkv", *(f"{source}.self_attn.{name}_proj" for name in "qkv")),
+            *linear(f"{target}.mixer.out", f"{source}.self_attn.out_proj"),
+            *linear(f"{target}.mix.last", f"{source}.self_attn_layer_norm"),
+            *(cross_rules(target, source) if stack.blocks[i].cross is not None else []),
+            *linear(f"{target}.feed_forward.up", f"{source}.fc1"),
+            *linear(f"{target}.feed_forward.down", f"{source}.fc2"),
+            *linear(f"{target}.feed.last", f"{source}.final_layer_norm"),
         ]
 
     return layers(len(stack.blocks), layer)
 
 
-def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
+def cross_rules(target: str, source: str) -> list[TensorRule]:
     return [
-        *linear(f"{ours}.cross.q", f"{theirs}.encoder_attn.q_proj"),
-        *linear(f"{ours}.cross.kv", f"{theirs}.encoder_attn.k_proj", f"{theirs}.encoder_attn.v_proj"),
-        *linear(f"{ours}.cross.out", f"{theirs}.encoder_attn.out_proj"),
-        *linear(f"{ours}.read.last", f"{theirs}.encoder_attn_layer_norm"),
+        *linear(f"{target}.cross.q", f"{source}.encoder_attn.q_proj"),
+        *linear(f"{target}.cross.kv", f"{source}.encoder_attn.k_proj", f"{source}.encoder_attn.v_proj"),
+        *linear(f"{target}.cross.out", f"{source}.encoder_attn.out_proj"),
+        *linear(f"{target}.read.last", f"{source}.encoder_attn_layer_norm"),
     ]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.heads import POOLER, architecture, classifier, labels, outputs, pooler
-from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.heads import POOLER, architecture, classifier, label_settings, num_outputs, pooler
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -44,7 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-BOTH_WAYS = "is_causal"  # not used by any encoder
+IS_CAUSAL = "is_causal"  # not used by any encoder
 OLDER = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
 OLDER += ("pooler_size_per_head", "pooler_type")  # not used by any class
 
@@ -58,7 +58,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["next"] = PooledHeadConfig(2, dense=True, activation="tanh")
     if kind == "classes":
         rate = classifier_dropout(settings)
-        heads["classes"] = PooledHeadConfig(outputs(settings), dense=True, activation="tanh", dropout=rate)
+        heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
     if kind == "tags":
         heads["tags"] = tagger(settings)
     if "bert.pooler.dense.weight" in names and not heads.keys() & {"next", "classes"}:
@@ -68,10 +68,10 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -> TransformerConfig:
     """`offset` is the position of the first token."""
-    settings.refuse("position_embedding_type", "absolute")
-    settings.refuse("is_decoder", False)
-    settings.refuse("add_cross_attention", False)
-    settings.refuse("tie_word_embeddings", True)
+    settings.require("position_embedding_type", "absolute")
+    settings.require("is_decoder", False)
+    settings.require("add_cross_attention", False)
+    settings.require("tie_word_embeddings", True)
     types = settings.get("type_vocab_size", int)
     if types < 1:
         raise UserError(f"{settings.source}: type_vocab_size is {types}; it should be at least 1")
@@ -92,7 +92,7 @@ def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -
     return TransformerConfig(
         settings.get("hidden_size", int),
         settings.get("vocab_size", int),
-        settings.longest("max_position_embeddings") - offset,
+        settings.max_positions("max_position_embeddings") - offset,
         StackConfig(cycle((block,), settings.get("num_hidden_layers", int)), norm=None),
         TokenEmbedConfig(LearnedConfig(offset), norm, types=types, dropout=rate),
         heads,
@@ -105,7 +105,7 @@ def masked_head(settings: Settings) -> VocabularyHeadConfig:
 
 
 def tagger(settings: Settings) -> PooledHeadConfig:
-    return PooledHeadConfig(outputs(settings), pool="tokens", dropout=classifier_dropout(settings))
+    return PooledHeadConfig(num_outputs(settings), pool="tokens", dropout=classifier_dropout(settings))
 
 
 def classifier_dropout(settings: Settings) -> float:
@@ -116,12 +116,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "bert",
         "architectures": architecture("Bert", config.heads),
-        **written(config),
+        **shared_settings(config),
         "position_embedding_type": "absolute",
     }
 
 
-def encoder_written(config: TransformerConfig) -> dict[str, Any]:
+def encoder_settings(config: TransformerConfig) -> dict[str, Any]:
     """The settings that BERT shares with RoBERTa and vision transformers."""
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
@@ -137,18 +137,18 @@ def encoder_written(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def written(config: TransformerConfig) -> dict[str, Any]:
+def shared_settings(config: TransformerConfig) -> dict[str, Any]:
     """The settings that BERT shares with RoBERTa."""
     embed = expect(config.embed, TokenEmbedConfig)
     head = config.heads.get("classes") or config.heads.get("tags")
     return {
-        "vocab_size": config.symbols,
-        **encoder_written(config),
+        "vocab_size": config.vocab_size,
+        **encoder_settings(config),
         "max_position_embeddings": (config.context or 0) + expect(embed.positions, LearnedConfig).offset,
         "type_vocab_size": embed.types,
         "classifier_dropout": head.dropout if isinstance(head, PooledHeadConfig) else None,
         "tie_word_embeddings": True,
-        **labels(config.heads),
+        **label_settings(config.heads),
     }
 
 
@@ -163,15 +163,15 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
 
 def encoder_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"{prefix}.encoder.layer.{i}"
-        qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
+        target, source = f"stack.blocks.{i}", f"{prefix}.encoder.layer.{i}"
+        qkv = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
         return [
-            *linear(f"{ours}.mixer.qkv", *qkv),
-            *linear(f"{ours}.mixer.out", f"{theirs}.attention.output.dense"),
-            *linear(f"{ours}.mix.last", f"{theirs}.attention.output.LayerNorm"),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.output.dense"),
-            *linear(f"{ours}.feed.last", f"{theirs}.output.LayerNorm"),
+            *linear(f"{target}.mixer.qkv", *qkv),
+            *linear(f"{target}.mixer.out", f"{source}.attention.output.dense"),
+            *linear(f"{target}.mix.last", f"{source}.attention.output.LayerNorm"),
+            *linear(f"{target}.feed_forward.up", f"{source}.intermediate.dense"),
+            *linear(f"{target}.feed_forward.down", f"{source}.output.dense"),
+            *linear(f"{target}.feed.last", f"{source}.output.LayerNorm"),
         ]
 
     return [
@@ -188,8 +188,8 @@ def masked_rules() -> list[TensorRule]:
         *linear("heads.vocabulary.transform.dense", "cls.predictions.transform.dense"),
         *linear("heads.vocabulary.transform.norm", "cls.predictions.transform.LayerNorm"),
         rule("heads.vocabulary.bias", "cls.predictions.bias"),
-        copy("embed.table", "cls.predictions.decoder.weight"),
-        copy("heads.vocabulary.bias", "cls.predictions.decoder.bias"),
+        tied_copy("embed.table", "cls.predictions.decoder.weight"),
+        tied_copy("heads.vocabulary.bias", "cls.predictions.decoder.bias"),
     ]
 
 
@@ -204,6 +204,6 @@ FAMILY = Family(
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
     skipped=(r"\.embeddings\.position_ids$",),
-    ignored=(*OLDER, BOTH_WAYS),
+    ignored=(*OLDER, IS_CAUSAL),
     defaults=DEFAULTS,
 )

@@ -7,9 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.families.vit import sides, written_sides
-from headway.formats.rules import Family, Flat, TensorRule, Vector, Whole, expect, layers, linear, rule
+from headway.formats.families.vit import height_width, size_setting
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import (
+    Family,
+    FlattenedRows,
+    RowVector,
+    TensorRule,
+    Unsplit,
+    expect,
+    layers,
+    linear,
+    rule,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -27,7 +37,7 @@ from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
 
-_LOWEST_END = 2  # eos_token_id of older files, which means that a text ends at its highest id
+_LEGACY_EOS = 2  # eos_token_id of older files, which means that a text ends at its highest id
 TEXT: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -55,31 +65,35 @@ VISION: dict[str, Any] = {
 
 
 def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
-    settings.refuse("architectures", ["CLIPModel"])
-    text, vision = (tower_settings(settings, *each) for each in (("text", TEXT), ("vision", VISION)))
-    shared, end, vocab = (
+    settings.require("architectures", ["CLIPModel"])
+    text, vision = (tower_settings(settings, *tower) for tower in (("text", TEXT), ("vision", VISION)))
+    shared, eos, vocab = (
         settings.get("projection_dim", int),
         text.get("eos_token_id", int),
         text.get("vocab_size", int),
     )
-    if end >= vocab:
-        raise UserError(f"{text.source}: eos_token_id is {end}, but vocab_size is {vocab}; set an id of the vocabulary")
+    if eos >= vocab:
+        raise UserError(f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab}; set an id of the vocabulary")
     norm = LayerNormConfig(vision.get("layer_norm_eps", float))
     embed = PatchEmbedConfig(
-        sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), bias=False, norm=norm
+        height_width(vision, "patch_size"),
+        height_width(vision, "image_size"),
+        vision.get("num_channels", int),
+        bias=False,
+        norm=norm,
     )
     return TwoTowerConfig(
         read_tower(vision, embed, Full(), PooledHeadConfig(shared, bias=False)),
         read_text(text, Causal(), PooledHeadConfig(shared, pool="last", bias=False)),
         settings.get("logit_scale_init_value", float),
-        end="highest" if end == _LOWEST_END else end,
+        end="highest" if eos == _LEGACY_EOS else eos,
     )
 
 
 def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
     """Return the settings of a tower; those of older files (`..._config_dict`) take precedence."""
-    given, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
-    return replace(given, values={**defaults, **given.values, **({**defaults, **older} if older else {})})
+    current, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
+    return replace(current, values={**defaults, **current.values, **({**defaults, **older} if older else {})})
 
 
 def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> TransformerConfig:
@@ -94,26 +108,31 @@ def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> T
 
 def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerConfig:
     tower = read_tower(settings, TokenEmbedConfig(LearnedConfig()), pattern, head)
-    symbols, context = settings.get("vocab_size", int), settings.longest("max_position_embeddings")
-    return replace(tower, symbols=symbols, context=context)
+    vocab_size, context = settings.get("vocab_size", int), settings.max_positions("max_position_embeddings")
+    return replace(tower, vocab_size=vocab_size, context=context)
 
 
 def write(config: TwoTowerConfig) -> dict[str, Any]:
-    if config.end == _LOWEST_END:
-        raise UserError(f"the EOS id is {_LOWEST_END}, which this family reserves for another rule; use another id")
-    end = _LOWEST_END if config.end == "highest" else config.end
+    if config.end == _LEGACY_EOS:
+        raise UserError(f"the EOS id is {_LEGACY_EOS}, which this family reserves for another rule; use another id")
+    eos = _LEGACY_EOS if config.end == "highest" else config.end
     shared = {"projection_dim": config.shared}
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
         "projection_dim": config.shared,
         "logit_scale_init_value": config.scale,
-        "text_config": {"model_type": "clip_text_model", **text_written(config.right), **shared, "eos_token_id": end},
-        "vision_config": {"model_type": "clip_vision_model", **vision_written(config.left), **shared},
+        "text_config": {
+            "model_type": "clip_text_model",
+            **write_text_tower(config.right),
+            **shared,
+            "eos_token_id": eos,
+        },
+        "vision_config": {"model_type": "clip_vision_model", **write_vision_tower(config.left), **shared},
     }
 
 
-def tower_written(config: TransformerConfig) -> dict[str, Any]:
+def write_tower(config: TransformerConfig) -> dict[str, Any]:
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
     return {
@@ -127,27 +146,27 @@ def tower_written(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def text_written(config: TransformerConfig) -> dict[str, Any]:
-    symbols = {"vocab_size": config.symbols, "max_position_embeddings": config.context}
-    return {**tower_written(config), **symbols}
+def write_text_tower(config: TransformerConfig) -> dict[str, Any]:
+    limits = {"vocab_size": config.vocab_size, "max_position_embeddings": config.context}
+    return {**write_tower(config), **limits}
 
 
-def vision_written(config: TransformerConfig) -> dict[str, Any]:
+def write_vision_tower(config: TransformerConfig) -> dict[str, Any]:
     embed = expect(config.embed, PatchEmbedConfig)
-    sizes = {"image_size": written_sides(embed.size), "patch_size": written_sides(embed.patch)}
-    return {**tower_written(config), **sizes, "num_channels": embed.channels}
+    sizes = {"image_size": size_setting(embed.size), "patch_size": size_setting(embed.patch)}
+    return {**write_tower(config), **sizes, "num_channels": embed.channels}
 
 
 def rules(config: TwoTowerConfig) -> list[TensorRule]:
     images = "vision_model.embeddings"
     return [
         *vision_rules(config.left),
-        rule("left.embed.tokens.table", f"{images}.class_embedding", form=Vector()),
+        rule("left.embed.tokens.table", f"{images}.class_embedding", transform=RowVector()),
         *linear("left.embed.norm", "vision_model.pre_layrnorm"),
         rule("left.heads.embedding.project.weight", "visual_projection.weight"),
         *text_rules(config.right),
         rule("right.heads.embedding.project.weight", "text_projection.weight"),
-        rule("scale", "logit_scale", form=Whole()),
+        rule("scale", "logit_scale", transform=Unsplit()),
     ]
 
 
@@ -155,7 +174,7 @@ def vision_rules(config: TransformerConfig) -> list[TensorRule]:
     embed = expect(config.embed, PatchEmbedConfig)
     patches = "vision_model.embeddings.patch_embedding"
     return [
-        rule("left.embed.project.weight", f"{patches}.weight", form=Flat((embed.channels, *embed.patch))),
+        rule("left.embed.project.weight", f"{patches}.weight", transform=FlattenedRows((embed.channels, *embed.patch))),
         *([rule("left.embed.project.bias", f"{patches}.bias")] if embed.bias else []),
         rule("left.embed.positions.table", "vision_model.embeddings.position_embedding.weight"),
         *stack_rules(config, "left", "vision_model"),
@@ -172,28 +191,28 @@ def text_rules(config: TransformerConfig) -> list[TensorRule]:
     ]
 
 
-def stack_rules(config: TransformerConfig, side: str, prefix: str) -> list[TensorRule]:
+def stack_rules(config: TransformerConfig, tower: str, prefix: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"{side}.stack.blocks.{i}", f"{prefix}.encoder.layers.{i}"
+        target, source = f"{tower}.stack.blocks.{i}", f"{prefix}.encoder.layers.{i}"
         return [
-            *linear(f"{ours}.mix.before", f"{theirs}.layer_norm1"),
-            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.self_attn.{name}_proj" for name in "qkv")),
-            *linear(f"{ours}.mixer.out", f"{theirs}.self_attn.out_proj"),
-            *linear(f"{ours}.feed.before", f"{theirs}.layer_norm2"),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2"),
+            *linear(f"{target}.mix.before", f"{source}.layer_norm1"),
+            *linear(f"{target}.mixer.qkv", *(f"{source}.self_attn.{name}_proj" for name in "qkv")),
+            *linear(f"{target}.mixer.out", f"{source}.self_attn.out_proj"),
+            *linear(f"{target}.feed.before", f"{source}.layer_norm2"),
+            *linear(f"{target}.feed_forward.up", f"{source}.mlp.fc1"),
+            *linear(f"{target}.feed_forward.down", f"{source}.mlp.fc2"),
         ]
 
     return layers(len(config.stack.blocks), layer)
 
 
-NUMBERS = r"\.embeddings\.position_ids$"  # stored in older files
+POSITION_IDS = r"\.embeddings\.position_ids$"  # stored in older files
 FAMILY = Family(
     "clip",
     read,
     write,
     rules,
-    skipped=(NUMBERS,),
+    skipped=(POSITION_IDS,),
     defaults={"projection_dim": 512, "logit_scale_init_value": 2.6592},
     older=("text_config_dict", "vision_config_dict"),
     towers=("text_config", "vision_config"),

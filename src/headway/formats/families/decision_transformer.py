@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.formats.families.gpt2 import ALIASES, OLDER, read_block, stack_rules, written_stack
-from headway.formats.rules import Family, TensorRule, expect, linear, rule
+from headway.formats.families.gpt2 import ALIASES, OLDER, read_block, stack_rules, stack_settings
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, linear, rule
 from headway.nn.models import (
-    NumbersConfig,
     StackConfig,
+    StateVectorConfig,
     StepHeadConfig,
     TrajectoryEmbedConfig,
     TransformerConfig,
@@ -29,7 +29,7 @@ from headway.nn.parts.norm import LayerNormConfig
 _NAMES = {"heads.states": "predict_state", "heads.actions": "predict_action.0", "heads.returns": "predict_return"}
 
 
-class Folded:
+class FoldedBias:
     """The norm's bias plus the first row of a table, which every token gets. Without such a table here, the file gets a
     row of zeros, and another for its token table.
     """
@@ -37,8 +37,8 @@ class Folded:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0] + parts[1][0]]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole, torch.zeros_like(whole)[None], torch.zeros_like(whole)[None]]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor, torch.zeros_like(tensor)[None], torch.zeros_like(tensor)[None]]
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -46,7 +46,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     block, norm = read_block(settings, width)
     rows = settings.get("n_positions", int)
     embed = TrajectoryEmbedConfig(
-        NumbersConfig(settings.get("state_dim", int)),
+        StateVectorConfig(settings.get("state_dim", int)),
         settings.get("act_dim", int),
         timesteps=settings.get("max_ep_len", int),
         rows=0 if rows == 1 else rows,
@@ -73,13 +73,13 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "model_type": "decision_transformer",
         "architectures": ["DecisionTransformerModel"],
         "hidden_size": config.width,
-        "state_dim": expect(embed.states, NumbersConfig).size,
+        "state_dim": expect(embed.states, StateVectorConfig).size,
         "act_dim": embed.actions,
         "max_ep_len": embed.timesteps,
         "action_tanh": expect(config.heads["actions"], StepHeadConfig).activation == "tanh",
         "vocab_size": embed.unread or 1,
         "n_positions": embed.rows or 1,
-        **written_stack(config),
+        **stack_settings(config),
         "embd_pdrop": embed.dropout,
     }
 
@@ -91,7 +91,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
         bias = [rule("embed.places.table", tables[0]), rule("embed.unread.table", tables[1])]
         bias.append(rule("embed.norm.bias", "embed_ln.bias"))
     else:
-        bias = [rule("embed.norm.bias", "embed_ln.bias", *tables, form=Folded())]
+        bias = [rule("embed.norm.bias", "embed_ln.bias", *tables, transform=FoldedBias())]
     return [
         rule("embed.timesteps.table", "embed_timestep.weight"),
         *linear("embed.returns", "embed_return"),
@@ -100,7 +100,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
         rule("embed.norm.weight", "embed_ln.weight"),
         *bias,
         *stack_rules(config, "encoder"),
-        *(found for ours, theirs in _NAMES.items() for found in linear(f"{ours}.project", theirs)),
+        *(tensor_rule for target, source in _NAMES.items() for tensor_rule in linear(f"{target}.project", source)),
     ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.families.bert import BOTH_WAYS
-from headway.formats.heads import architecture, classifier, labels, outputs
-from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.families.bert import IS_CAUSAL
+from headway.formats.heads import architecture, classifier, label_settings, num_outputs
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -30,7 +30,7 @@ NORM = LayerNormConfig(1e-12)  # not configurable in the file
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("tie_word_embeddings", True)
+    settings.require("tie_word_embeddings", True)
     rate = settings.get("dropout", float)
     activation = settings.activation("activation")
     mixer = AttentionConfig(
@@ -44,14 +44,14 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig(activation, NORM))
     if kind == "classes":
         heads["classes"] = PooledHeadConfig(
-            outputs(settings), dense=True, activation="relu", dropout=settings.get("seq_classif_dropout", float)
+            num_outputs(settings), dense=True, activation="relu", dropout=settings.get("seq_classif_dropout", float)
         )
     if kind == "tags":
-        heads["tags"] = PooledHeadConfig(outputs(settings), pool="tokens", dropout=rate)
+        heads["tags"] = PooledHeadConfig(num_outputs(settings), pool="tokens", dropout=rate)
     return TransformerConfig(
         settings.get("dim", int),
         settings.get("vocab_size", int),
-        settings.longest("max_position_embeddings"),
+        settings.max_positions("max_position_embeddings"),
         StackConfig(cycle((block,), settings.get("n_layers", int)), norm=None),
         TokenEmbedConfig(LearnedConfig(), NORM, dropout=rate),
         heads,
@@ -65,7 +65,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "distilbert",
         "architectures": architecture("DistilBert", config.heads),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "dim": config.width,
         "n_layers": len(config.stack.blocks),
         "n_heads": attention.heads,
@@ -76,38 +76,41 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context,
         "tie_word_embeddings": True,
         **({"seq_classif_dropout": head.dropout} if isinstance(head, PooledHeadConfig) else {}),
-        **labels(config.heads),
+        **label_settings(config.heads),
     }
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"distilbert.transformer.layer.{i}"
+        target, source = f"stack.blocks.{i}", f"distilbert.transformer.layer.{i}"
         return [
-            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.attention.{name}_lin" for name in "qkv")),
-            *linear(f"{ours}.mixer.out", f"{theirs}.attention.out_lin"),
-            *linear(f"{ours}.mix.last", f"{theirs}.sa_layer_norm"),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.ffn.lin1"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.ffn.lin2"),
-            *linear(f"{ours}.feed.last", f"{theirs}.output_layer_norm"),
+            *linear(f"{target}.mixer.qkv", *(f"{source}.attention.{name}_lin" for name in "qkv")),
+            *linear(f"{target}.mixer.out", f"{source}.attention.out_lin"),
+            *linear(f"{target}.mix.last", f"{source}.sa_layer_norm"),
+            *linear(f"{target}.feed_forward.up", f"{source}.ffn.lin1"),
+            *linear(f"{target}.feed_forward.down", f"{source}.ffn.lin2"),
+            *linear(f"{target}.feed.last", f"{source}.output_layer_norm"),
         ]
 
-    found = [
+    tensor_rules = [
         rule("embed.table", "distilbert.embeddings.word_embeddings.weight"),
         rule("embed.positions.table", "distilbert.embeddings.position_embeddings.weight"),
         *linear("embed.norm", "distilbert.embeddings.LayerNorm"),
         *layers(len(config.stack.blocks), layer),
     ]
     if "vocabulary" in config.heads:
-        found += linear("heads.vocabulary.transform.dense", "vocab_transform")
-        found += linear("heads.vocabulary.transform.norm", "vocab_layer_norm")
-        found += [rule("heads.vocabulary.bias", "vocab_projector.bias"), copy("embed.table", "vocab_projector.weight")]
+        tensor_rules += linear("heads.vocabulary.transform.dense", "vocab_transform")
+        tensor_rules += linear("heads.vocabulary.transform.norm", "vocab_layer_norm")
+        tensor_rules += [
+            rule("heads.vocabulary.bias", "vocab_projector.bias"),
+            tied_copy("embed.table", "vocab_projector.weight"),
+        ]
     if "classes" in config.heads:
-        found += linear("heads.classes.dense", "pre_classifier")
-        found += linear("heads.classes.project", "classifier")
+        tensor_rules += linear("heads.classes.dense", "pre_classifier")
+        tensor_rules += linear("heads.classes.project", "classifier")
     if "tags" in config.heads:
-        found += linear("heads.tags.project", "classifier")
-    return found
+        tensor_rules += linear("heads.tags.project", "classifier")
+    return tensor_rules
 
 
 FAMILY = Family(
@@ -118,7 +121,7 @@ FAMILY = Family(
     renames=((r"^(?=(embeddings|transformer)\.)", "distilbert."),),
     skipped=(r"\.embeddings\.position_ids$",),
     aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
-    ignored=(BOTH_WAYS, "sinusoidal_pos_embds", "tie_weights_"),  # the table of positions is in the file
+    ignored=(IS_CAUSAL, "sinusoidal_pos_embds", "tie_weights_"),  # the table of positions is in the file
     defaults={
         "vocab_size": 30522,
         "dim": 768,

@@ -23,7 +23,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def read_gemma(settings: Settings) -> TransformerConfig:
     """Read what all Gemmas share."""
-    settings.refuse("use_bidirectional_attention", False)
+    settings.require("use_bidirectional_attention", False)
     norm = offset_norm(settings)
     config = llama.with_blocks(llama.read(settings, ()), lambda i, block: replace(block, norm=norm))
     return replace(config, stack=replace(config.stack, norm=norm), embed=TokenEmbedConfig(scaled=True))

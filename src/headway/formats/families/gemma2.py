@@ -10,8 +10,8 @@ from typing import Any
 
 from headway.formats.families import gemma, llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import expect
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import expect
 from headway.nn.models import TransformerConfig, VocabularyHeadConfig
 
 DEFAULTS: dict[str, Any] = {
@@ -30,13 +30,13 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
     """Read Gemma 2, and most of 3; without `layer_types`, every `every`-th layer has full attention."""
     depth = settings.get("num_hidden_layers", int)
-    kinds = [llama.WHOLE if (i + 1) % every == 0 else llama.SLIDING for i in range(depth)]
-    said = {
+    kinds = [llama.FULL_ATTENTION if (i + 1) % every == 0 else llama.SLIDING_ATTENTION for i in range(depth)]
+    overrides = {
         "hidden_act": settings.get("hidden_activation", str),
         "layer_types": settings.get("layer_types", list[str], kinds),
         "use_sliding_window": True,  # not a setting of this family
     }
-    settings = replace(settings, values={**settings.values, **said})
+    settings = replace(settings, values={**settings.values, **overrides})
     config = llama.with_windows(gemma.read_gemma(settings), llama.windows_by_layer(settings))
     config = llama.with_mixers(
         config,
@@ -60,16 +60,16 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
     """The reverse of `read_sandwich`."""
-    said = llama.write(name, classes, config)
+    settings = llama.write(name, classes, config)
     mixer = llama.attention(config.stack.blocks[0])
     head = config.heads.get("vocabulary", VocabularyHeadConfig())
     # The number whose square root divides the scores, rounded if it is an integer up to rounding errors.
     exact = expect(mixer.scale, float) ** -2
     return {
-        **said,
+        **settings,
         **llama.write_attention_bias(config),
         **llama.write_windows(config),
-        "hidden_activation": said["hidden_act"],
+        "hidden_activation": settings["hidden_act"],
         "query_pre_attn_scalar": round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact,
         "attn_logit_softcapping": mixer.soft_cap,
         "final_logit_softcapping": expect(head, VocabularyHeadConfig).soft_cap,

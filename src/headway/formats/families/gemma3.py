@@ -19,29 +19,31 @@ CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassifica
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("attn_logit_softcapping")  # transformers has this setting but ignores it
-    whole = settings.rotary_of(llama.WHOLE, settings.get("rope_theta", float, 1e6))
-    local = settings.rotary_of(llama.SLIDING, settings.get("rope_local_base_freq", float, 1e4), scaled=False)
+    settings.require("attn_logit_softcapping")  # transformers has this setting but ignores it
+    full_rotary = settings.layer_rotary(llama.FULL_ATTENTION, settings.get("rope_theta", float, 1e6))
+    local_rotary = settings.layer_rotary(
+        llama.SLIDING_ATTENTION, settings.get("rope_local_base_freq", float, 1e4), scaled=False
+    )
     norm = gemma.offset_norm(settings)
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
         mixer = llama.attention(block)
-        rotary = whole if mixer.pattern == Causal() else local
+        rotary = full_rotary if mixer.pattern == Causal() else local_rotary
         return replace(block, mixer=replace(mixer, rotary=rotary, qk_norm=norm))
 
     plain = replace(settings, values={**settings.values, "rope_parameters": None, "rope_scaling": None})
     config = gemma2.read_sandwich(plain, every=settings.get("sliding_window_pattern", int, 6))
-    return replace(llama.with_blocks(config, layer), context=settings.served(whole))
+    return replace(llama.with_blocks(config, layer), context=settings.served_positions(full_rotary))
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    kinds = {llama.WHOLE: [], llama.SLIDING: []}
+    kinds = {llama.FULL_ATTENTION: [], llama.SLIDING_ATTENTION: []}
     for block, window in zip(config.stack.blocks, llama.windows_of(config)):
         rotary = llama.attention(block).rotary
         if rotary is not None:
-            kinds[llama.WHOLE if window is None else llama.SLIDING].append(rope_parameters(rotary))
-    said = {kind: found[0] for kind, found in kinds.items() if found}
-    return {**gemma2.write_sandwich("gemma3_text", CLASSES, config), "rope_parameters": said}
+            kinds[llama.FULL_ATTENTION if window is None else llama.SLIDING_ATTENTION].append(rope_parameters(rotary))
+    rotary_settings = {kind: parameters[0] for kind, parameters in kinds.items() if parameters}
+    return {**gemma2.write_sandwich("gemma3_text", CLASSES, config), "rope_parameters": rotary_settings}
 
 
 FAMILY = llama.family(

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, Transposed, Whole, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, Transposed, Unsplit, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -31,7 +31,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return TransformerConfig(
         width,
         settings.get("vocab_size", int),
-        settings.longest("n_positions"),
+        settings.max_positions("n_positions"),
         StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
         TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
         *read_heads(settings),
@@ -40,9 +40,9 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def read_block(settings: Settings, width: int) -> tuple[BlockConfig, LayerNormConfig]:
     """Return a layer, and the norm after the last one."""
-    settings.refuse("scale_attn_by_inverse_layer_idx", False)
-    settings.refuse("scale_attn_weights", True)
-    settings.refuse("add_cross_attention", False)
+    settings.require("scale_attn_by_inverse_layer_idx", False)
+    settings.require("scale_attn_weights", True)
+    settings.require("add_cross_attention", False)
     norm = LayerNormConfig(settings.get("layer_norm_epsilon", float))
     hidden = settings.optional("n_inner", int) or 4 * width
     feed = MLPConfig(hidden=hidden, activation=settings.activation("activation_function"))
@@ -55,15 +55,15 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         **write_heads(config, PublishedClasses("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "n_embd": config.width,
         "n_positions": config.context,
-        **written_stack(config),
+        **stack_settings(config),
         "embd_pdrop": embed.dropout,
     }
 
 
-def written_stack(config: TransformerConfig) -> dict[str, Any]:
+def stack_settings(config: TransformerConfig) -> dict[str, Any]:
     """The settings of the layers in a config.json."""
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
@@ -91,24 +91,24 @@ def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
     """The layers and the final norm, below `prefix`."""
 
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"{prefix}.h.{i}"
+        target, source = f"stack.blocks.{i}", f"{prefix}.h.{i}"
         return [
-            *linear(f"{ours}.mix.before", f"{theirs}.ln_1"),
-            *conv(f"{ours}.mixer.qkv", f"{theirs}.attn.c_attn"),
-            *conv(f"{ours}.mixer.out", f"{theirs}.attn.c_proj"),
-            *linear(f"{ours}.feed.before", f"{theirs}.ln_2"),
-            *conv(f"{ours}.feed_forward.up", f"{theirs}.mlp.c_fc"),
-            *conv(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj"),
+            *linear(f"{target}.mix.before", f"{source}.ln_1"),
+            *conv(f"{target}.mixer.qkv", f"{source}.attn.c_attn"),
+            *conv(f"{target}.mixer.out", f"{source}.attn.c_proj"),
+            *linear(f"{target}.feed.before", f"{source}.ln_2"),
+            *conv(f"{target}.feed_forward.up", f"{source}.mlp.c_fc"),
+            *conv(f"{target}.feed_forward.down", f"{source}.mlp.c_proj"),
         ]
 
     return [*layers(len(config.stack.blocks), layer), *linear("stack.norm", f"{prefix}.ln_f")]
 
 
-def conv(ours: str, theirs: str) -> list[TensorRule]:
+def conv(target: str, source: str) -> list[TensorRule]:
     """A layer with a transposed weight (Conv1D); query, key and value are fused there as here."""
     return [
-        rule(f"{ours}.weight", f"{theirs}.weight", form=Transposed()),
-        rule(f"{ours}.bias", f"{theirs}.bias", form=Whole()),
+        rule(f"{target}.weight", f"{source}.weight", transform=Transposed()),
+        rule(f"{target}.bias", f"{source}.bias", transform=Unsplit()),
     ]
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, PerHead, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
+from headway.formats.tensor_rules import Family, PerHead, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -24,7 +24,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     rotary = replace(settings, values={**settings.values, "partial_rotary_factor": None}).rotary(
         theta=settings.get("rotary_emb_base", float, 10000.0), fraction=settings.get("rotary_pct", float, 0.25)
     )
-    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
+    settings.require("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm, dropout = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("hidden_dropout", float)
     mixer = AttentionConfig(
         settings.get("num_attention_heads", int),
@@ -44,7 +44,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return TransformerConfig(
         settings.get("hidden_size", int),
         settings.get("vocab_size", int),
-        settings.served(rotary),
+        settings.served_positions(rotary),
         StackConfig(cycle((block,), settings.get("num_hidden_layers", int)), norm),
         TokenEmbedConfig(dropout=dropout),
         *read_heads(settings),
@@ -58,7 +58,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "gpt_neox",
         **write_heads(config, PublishedClasses.of("GPTNeoX")),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "num_hidden_layers": len(config.stack.blocks),
         "num_attention_heads": mixer.heads,
@@ -76,16 +76,16 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"gpt_neox.layers.{i}"
+        target, source = f"stack.blocks.{i}", f"gpt_neox.layers.{i}"
         mixer = expect(config.stack.blocks[i].mixer, AttentionConfig)
-        fused, bias = f"{theirs}.attention.query_key_value", bool(mixer.qkv_bias)
+        fused, bias = f"{source}.attention.query_key_value", bool(mixer.qkv_bias)
         return [
-            *linear(f"{ours}.mix.before", f"{theirs}.input_layernorm"),
-            *linear(f"{ours}.mixer.qkv", fused, bias=bias, form=PerHead(mixer.heads)),
-            *linear(f"{ours}.mixer.out", f"{theirs}.attention.dense", bias=mixer.out_bias),
-            *linear(f"{ours}.feed.before", f"{theirs}.post_attention_layernorm"),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.dense_h_to_4h"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.dense_4h_to_h"),
+            *linear(f"{target}.mix.before", f"{source}.input_layernorm"),
+            *linear(f"{target}.mixer.qkv", fused, bias=bias, transform=PerHead(mixer.heads)),
+            *linear(f"{target}.mixer.out", f"{source}.attention.dense", bias=mixer.out_bias),
+            *linear(f"{target}.feed.before", f"{source}.post_attention_layernorm"),
+            *linear(f"{target}.feed_forward.up", f"{source}.mlp.dense_h_to_4h"),
+            *linear(f"{target}.feed_forward.down", f"{source}.mlp.dense_4h_to_h"),
         ]
 
     return [

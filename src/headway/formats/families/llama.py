@@ -11,8 +11,8 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.models.block import Placement
@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 2048,
 }
-WHOLE, SLIDING = "full_attention", "sliding_attention"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 # Published names of a layer's norms, by placement.
 NORMS: dict[Placement, dict[str, str]] = {
@@ -45,9 +45,11 @@ NORMS: dict[Placement, dict[str, str]] = {
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     """Llama itself: all layers are alike."""
     config = read_plain(settings)
-    turned = first_rotary(config).fraction
-    if turned != 1.0:
-        raise UserError(f"{settings.source}: partial_rotary_factor is {turned}; this family rotates whole heads (1.0)")
+    fraction = first_rotary(config).fraction
+    if fraction != 1.0:
+        raise UserError(
+            f"{settings.source}: partial_rotary_factor is {fraction}; this family rotates whole heads (1.0)"
+        )
     return config
 
 
@@ -73,7 +75,7 @@ def read_plain(settings: Settings) -> TransformerConfig:
     return TransformerConfig(
         width,
         settings.get("vocab_size", int),
-        settings.served(rotary),
+        settings.served_positions(rotary),
         StackConfig((block,) * settings.get("num_hidden_layers", int), norm),
         TokenEmbedConfig(),
         *read_heads(settings),
@@ -101,7 +103,7 @@ def attention(block: BlockConfig) -> AttentionConfig:
     return expect(block.mixer, AttentionConfig)
 
 
-def one_window(settings: Settings) -> list[int | None]:
+def shared_window(settings: Settings) -> list[int | None]:
     """Return the window that all layers share (Mistral)."""
     return [settings.optional("sliding_window", int)] * settings.get("num_hidden_layers", int)
 
@@ -114,27 +116,30 @@ def windows_by_layer(settings: Settings) -> list[int | None]:
     depth, window = settings.get("num_hidden_layers", int), settings.optional("sliding_window", int)
     kinds = layer_types(settings, depth) if "layer_types" in settings else None
     if window is None or not settings.get("use_sliding_window", bool, True):
-        if kinds is not None and SLIDING in kinds:
+        if kinds is not None and SLIDING_ATTENTION in kinds:
             raise UserError(
-                f"{settings.source}: layer_types has {SLIDING!r}, but there is no window; set sliding_window (and "
-                f"use_sliding_window), or make all layers {WHOLE!r}"
+                f"{settings.source}: layer_types has {SLIDING_ATTENTION!r}, but there is no window; set "
+                "sliding_window (and "
+                f"use_sliding_window), or make all layers {FULL_ATTENTION!r}"
             )
         return [None] * depth
     if kinds is not None:
-        return [window if kind == SLIDING else None for kind in kinds]
+        return [window if kind == SLIDING_ATTENTION else None for kind in kinds]
     first = settings.get("max_window_layers", int, 0)
     return [window if i >= first else None for i in range(depth)]
 
 
 def layer_types(settings: Settings, depth: int) -> list[str]:
     """Return the kind of each layer. UserError for an unknown kind, or if there are too few."""
-    found = settings.get("layer_types", list[str])[:depth]
-    for kind in found:
-        if kind not in (WHOLE, SLIDING):
-            raise UserError(f"{settings.source}: layer_types has {kind!r}; use {WHOLE!r} or {SLIDING!r}")
-    if len(found) < depth:
-        raise UserError(f"{settings.source}: layer_types names {len(found)} of {depth} layers; name all of them")
-    return found
+    kinds = settings.get("layer_types", list[str])[:depth]
+    for kind in kinds:
+        if kind not in (FULL_ATTENTION, SLIDING_ATTENTION):
+            raise UserError(
+                f"{settings.source}: layer_types has {kind!r}; use {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}"
+            )
+    if len(kinds) < depth:
+        raise UserError(f"{settings.source}: layer_types names {len(kinds)} of {depth} layers; name all of them")
+    return kinds
 
 
 def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> di
     return {
         "model_type": name,
         **write_heads(config, classes),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
         "num_hidden_layers": len(config.stack.blocks),
@@ -167,8 +172,8 @@ def gated(block: BlockConfig) -> GatedConfig:
 
 def first_rotary(config: TransformerConfig) -> RotaryConfig:
     """Return the rotary positions of the first layer that has them."""
-    found = (attention(block).rotary for block in config.stack.blocks)
-    return expect(next((rotary for rotary in found if rotary is not None), None), RotaryConfig)
+    rotaries = (attention(block).rotary for block in config.stack.blocks)
+    return expect(next((rotary for rotary in rotaries if rotary is not None), None), RotaryConfig)
 
 
 def write_biases(config: TransformerConfig) -> dict[str, Any]:
@@ -188,11 +193,11 @@ def write_window(config: TransformerConfig) -> dict[str, Any]:
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
     """The reverse of `windows_by_layer`."""
     windows = windows_of(config)
-    window = next((each for each in windows if each is not None), None)
+    window = next((size for size in windows if size is not None), None)
     return {
         "sliding_window": window,
         "use_sliding_window": window is not None,
-        "layer_types": [WHOLE if each is None else SLIDING for each in windows],
+        "layer_types": [FULL_ATTENTION if size is None else SLIDING_ATTENTION for size in windows],
     }
 
 
@@ -210,13 +215,13 @@ def rules(
     """
 
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+        target, source, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
         if block.placement not in NORMS:
             raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(NORMS)}")
         return [
-            *(rule(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in NORMS[block.placement].items()),
-            *(attend or attention_rules)(ours, f"{theirs}.self_attn", attention(block)),
-            *(feed or gated_rules)(ours, theirs, block),
+            *(rule(f"{target}.{a}.weight", f"{source}.{b}.weight") for a, b in NORMS[block.placement].items()),
+            *(attend or attention_rules)(target, f"{source}.self_attn", attention(block)),
+            *(feed or gated_rules)(target, source, block),
         ]
 
     return [
@@ -227,21 +232,21 @@ def rules(
     ]
 
 
-def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
+def attention_rules(target: str, source: str, mixer: AttentionConfig) -> list[TensorRule]:
     """Query, key and value as separate tensors, with their norms if there are any."""
-    norms = [rule(f"{ours}.mixer.qk_norm.{n}.weight", f"{theirs}.{n}_norm.weight") for n in "qk"]
+    norms = [rule(f"{target}.mixer.qk_norm.{n}.weight", f"{source}.{n}_norm.weight") for n in "qk"]
     return [
-        *linear(f"{ours}.mixer.qkv", *(f"{theirs}.{name}_proj" for name in "qkv"), bias=bool(mixer.qkv_bias)),
-        *linear(f"{ours}.mixer.out", f"{theirs}.o_proj", bias=mixer.out_bias),
+        *linear(f"{target}.mixer.qkv", *(f"{source}.{name}_proj" for name in "qkv"), bias=bool(mixer.qkv_bias)),
+        *linear(f"{target}.mixer.out", f"{source}.o_proj", bias=mixer.out_bias),
         *(norms if mixer.qk_norm else []),
     ]
 
 
-def gated_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
+def gated_rules(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
     bias = gated(block).bias
     return [
-        *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj", bias=bias),
-        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=bias),
+        *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.gate_proj", f"{source}.mlp.up_proj", bias=bias),
+        *linear(f"{target}.feed_forward.down", f"{source}.mlp.down_proj", bias=bias),
     ]
 
 

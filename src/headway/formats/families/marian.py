@@ -14,32 +14,32 @@ from headway.formats.families.bart import (
     LOGITS_BIAS,
     OLDER,
     head_rules,
-    read_sides,
+    read_encoder_decoder,
+    shared_settings,
     shared_table,
     stack_rules,
-    written,
 )
-from headway.formats.rules import Family, TensorRule, copy, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, rule, tied_copy
 from headway.nn.models import EncoderDecoderConfig, TokenEmbedConfig
 from headway.nn.parts.positions import SinusoidalConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.refuse("architectures", ["MarianMTModel"], ["MarianModel"])
-    settings.refuse("tie_word_embeddings", True)
-    settings.refuse("normalize_before", False)
-    settings.refuse("normalize_embedding", False)
-    settings.refuse("add_final_layer_norm", False)
+    settings.require("architectures", ["MarianMTModel"], ["MarianModel"])
+    settings.require("tie_word_embeddings", True)
+    settings.require("normalize_before", False)
+    settings.require("normalize_embedding", False)
+    settings.require("add_final_layer_norm", False)
     embed = TokenEmbedConfig(
         SinusoidalConfig(interleaved=False),
         scaled=settings.get("scale_embedding", bool),
         dropout=settings.get("dropout", float),
     )
-    encoder, decoder = read_sides(settings, embed, LOGITS_BIAS in names)
+    encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
     if settings.get("share_encoder_decoder_embeddings", bool):
         return EncoderDecoderConfig(encoder, decoder, "all")
-    decoder = replace(decoder, symbols=settings.get("decoder_vocab_size", int, decoder.symbols))
+    decoder = replace(decoder, vocab_size=settings.get("decoder_vocab_size", int, decoder.vocab_size))
     return EncoderDecoderConfig(encoder, decoder, "head")
 
 
@@ -47,10 +47,10 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         "model_type": "marian",
         "architectures": ["MarianMTModel"],
-        **written(config),
-        "pad_token_id": config.symbols - 1,
-        "decoder_start_token_id": config.symbols - 1,
-        "decoder_vocab_size": config.symbols,
+        **shared_settings(config),
+        "pad_token_id": config.vocab_size - 1,
+        "decoder_start_token_id": config.vocab_size - 1,
+        "decoder_vocab_size": config.vocab_size,
         "share_encoder_decoder_embeddings": config.tie == "all",
     }
 
@@ -68,7 +68,7 @@ def two_tables() -> list[TensorRule]:
     return [
         rule("decoder.embed.table", "model.decoder.embed_tokens.weight"),
         rule("encoder.embed.table", "model.encoder.embed_tokens.weight"),
-        copy("decoder.embed.table", "lm_head.weight"),
+        tied_copy("decoder.embed.table", "lm_head.weight"),
     ]
 
 

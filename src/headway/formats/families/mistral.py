@@ -12,7 +12,7 @@ from headway.nn.models import TransformerConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    return llama.with_windows(llama.read(settings, names), llama.one_window(settings))
+    return llama.with_windows(llama.read(settings, names), llama.shared_window(settings))
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:

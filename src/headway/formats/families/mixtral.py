@@ -12,14 +12,14 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import Stacked, TensorRule, expect, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Stacked, TensorRule, expect, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.feedforward import ExpertsConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    config = llama.with_windows(llama.read(settings, names), llama.one_window(settings))
+    config = llama.with_windows(llama.read(settings, names), llama.shared_window(settings))
     experts = ExpertsConfig(
         settings.get("num_local_experts", int),
         settings.get("num_experts_per_tok", int),
@@ -44,15 +44,15 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
     return llama.rules(config, feed=expert_rules)
 
 
-def expert_rules(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
-    found = [rule(f"{ours}.feed_forward.router.weight", f"{theirs}.block_sparse_moe.gate.weight")]
+def expert_rules(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
+    tensor_rules = [rule(f"{target}.feed_forward.router.weight", f"{source}.block_sparse_moe.gate.weight")]
     for j in range(expect(block.feed_forward, ExpertsConfig).count):
-        mine, names = f"{ours}.feed_forward.experts.{j}", f"{theirs}.block_sparse_moe.experts.{j}"
-        found += [
-            rule(f"{mine}.gate_up.weight", f"{names}.w1.weight", f"{names}.w3.weight"),
-            rule(f"{mine}.down.weight", f"{names}.w2.weight"),
+        expert_target, expert_source = f"{target}.feed_forward.experts.{j}", f"{source}.block_sparse_moe.experts.{j}"
+        tensor_rules += [
+            rule(f"{expert_target}.gate_up.weight", f"{expert_source}.w1.weight", f"{expert_source}.w3.weight"),
+            rule(f"{expert_target}.down.weight", f"{expert_source}.w2.weight"),
         ]
-    return found
+    return tensor_rules
 
 
 _PLAIN = llama.family(

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.errors import UserError, nearest
-from headway.formats.families.bert import BOTH_WAYS
-from headway.formats.heads import architecture, classifier, labels, outputs
-from headway.formats.rules import Family, TensorRule, Whole, expect, layers, linear, rule, vocabulary
+from headway.formats.families.bert import IS_CAUSAL
+from headway.formats.heads import architecture, classifier, label_settings, num_outputs
 from headway.formats.settings import Settings, published_activation, rope_parameters
+from headway.formats.tensor_rules import Family, TensorRule, Unsplit, expect, layers, linear, rule, vocabulary
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -31,8 +31,8 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full, Local
 
 POOLS = {"cls": "first", "mean": "mean"}
-ALL, NEAR = "full_attention", "sliding_attention"
-THETAS = {ALL: ("global_rope_theta", 160000.0), NEAR: ("local_rope_theta", 10000.0)}
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+THETAS = {FULL_ATTENTION: ("global_rope_theta", 160000.0), SLIDING_ATTENTION: ("local_rope_theta", 10000.0)}
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -42,7 +42,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return TransformerConfig(
         settings.get("hidden_size", int),
         settings.get("vocab_size", int),
-        settings.longest("max_position_embeddings"),
+        settings.max_positions("max_position_embeddings"),
         StackConfig(blocks, norm),
         TokenEmbedConfig(norm=norm, dropout=settings.get("embedding_dropout", float)),
         read_heads(settings, names, norm),
@@ -54,7 +54,9 @@ def layer_kinds(settings: Settings) -> list[str]:
     """Return each layer's kind, from the list or from the interval of full attention (the older spelling)."""
     depth = settings.get("num_hidden_layers", int)
     every = settings.get("global_attn_every_n_layers", int, 3)
-    kinds = settings.get("layer_types", list[str], [NEAR if i % every else ALL for i in range(depth)])[:depth]
+    kinds = settings.get(
+        "layer_types", list[str], [SLIDING_ATTENTION if i % every else FULL_ATTENTION for i in range(depth)]
+    )[:depth]
     for kind in kinds:
         if kind not in THETAS:
             raise UserError(f"{settings.source}: layer_types has {kind!r}; {nearest(kind, THETAS)}")
@@ -64,11 +66,11 @@ def layer_kinds(settings: Settings) -> list[str]:
 def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool) -> BlockConfig:
     older, theta = THETAS[kind]
     bias, heads = settings.get("attention_bias", bool), settings.get("num_attention_heads", int)
-    settings.refuse("head_dim", settings.get("hidden_size", int) // heads)
+    settings.require("head_dim", settings.get("hidden_size", int) // heads)
     mixer = AttentionConfig(
         heads,
-        pattern=Full() if kind == ALL else Local(reach(settings)),
-        rotary=settings.rotary_of(kind, settings.get(older, float, theta)),
+        pattern=Full() if kind == FULL_ATTENTION else Local(reach(settings)),
+        rotary=settings.layer_rotary(kind, settings.get(older, float, theta)),
         qkv_bias=bias,
         out_bias=bias,
         dropout=settings.get("attention_dropout", float),
@@ -91,10 +93,10 @@ def read_heads(settings: Settings, names: Collection[str], norm: LayerNormConfig
     activation, bias = settings.activation("classifier_activation"), settings.get("classifier_bias", bool)
     kind = classifier(settings, names, "classifier.weight")
     if kind is not None:
-        settings.refuse("classifier_pooling", *POOLS)
+        settings.require("classifier_pooling", *POOLS)
         pooling = settings.get("classifier_pooling", str)
         head = PooledHeadConfig(
-            outputs(settings),
+            num_outputs(settings),
             pool="tokens" if kind == "tags" else POOLS[pooling],  # type: ignore[arg-type]
             dense=True,
             activation=activation,
@@ -113,13 +115,13 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, GatedConfig)
     norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
-    mixers = [expect(each.mixer, AttentionConfig) for each in config.stack.blocks]
-    reaches = [each.pattern.reach for each in mixers if isinstance(each.pattern, Local)]
-    kinds = [NEAR if isinstance(each.pattern, Local) else ALL for each in mixers]
+    mixers = [expect(layer.mixer, AttentionConfig) for layer in config.stack.blocks]
+    reaches = [layer.pattern.reach for layer in mixers if isinstance(layer.pattern, Local)]
+    kinds = [SLIDING_ATTENTION if isinstance(layer.pattern, Local) else FULL_ATTENTION for layer in mixers]
     return {
         "model_type": "modernbert",
         "architectures": architecture("ModernBert", config.heads),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
         "num_hidden_layers": len(mixers),
@@ -137,7 +139,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "pad_token_id": None,
         "layer_types": kinds,
         "rope_parameters": {
-            kind: rope_parameters(expect(each.rotary, RotaryConfig)) for kind, each in zip(kinds, mixers)
+            kind: rope_parameters(expect(layer.rotary, RotaryConfig)) for kind, layer in zip(kinds, mixers)
         },
         **({"local_attention": 2 * reaches[0]} if reaches else {}),
         **write_heads(config),
@@ -147,13 +149,13 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 def write_heads(config: TransformerConfig) -> dict[str, Any]:
     head = config.heads.get("classes") or config.heads.get("tags")
     if isinstance(head, PooledHeadConfig) and head.activation is not None:
-        pooling = next((theirs for theirs, ours in POOLS.items() if ours == head.pool), None)
+        pooling = next((published for published, pool in POOLS.items() if pool == head.pool), None)
         return {
             "classifier_activation": published_activation(head.activation),
             "classifier_bias": head.dense_bias,
             "classifier_dropout": head.dropout,
             **({} if pooling is None else {"classifier_pooling": pooling}),
-            **labels(config.heads),
+            **label_settings(config.heads),
         }
     head = config.heads.get("vocabulary")
     if isinstance(head, VocabularyHeadConfig) and head.transform is not None:
@@ -167,22 +169,22 @@ def write_heads(config: TransformerConfig) -> dict[str, Any]:
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"model.layers.{i}"
+        target, source = f"stack.blocks.{i}", f"model.layers.{i}"
         block = config.stack.blocks[i]
         mixer, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, GatedConfig)
         return [
-            *(norm(f"{ours}.mix.before", f"{theirs}.attn_norm") if block.mixer_norm else []),
-            *linear(f"{ours}.mixer.qkv", f"{theirs}.attn.Wqkv", bias=bool(mixer.qkv_bias), form=Whole()),
-            *linear(f"{ours}.mixer.out", f"{theirs}.attn.Wo", bias=mixer.out_bias),
-            *norm(f"{ours}.feed.before", f"{theirs}.mlp_norm"),
-            *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.Wi", bias=feed.bias, form=Whole()),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.Wo", bias=feed.bias),
+            *(norm(f"{target}.mix.before", f"{source}.attn_norm") if block.mixer_norm else []),
+            *linear(f"{target}.mixer.qkv", f"{source}.attn.Wqkv", bias=bool(mixer.qkv_bias), transform=Unsplit()),
+            *linear(f"{target}.mixer.out", f"{source}.attn.Wo", bias=mixer.out_bias),
+            *norm(f"{target}.feed.before", f"{source}.mlp_norm"),
+            *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.Wi", bias=feed.bias, transform=Unsplit()),
+            *linear(f"{target}.feed_forward.down", f"{source}.mlp.Wo", bias=feed.bias),
         ]
 
-    def norm(ours: str, theirs: str) -> list[TensorRule]:
-        return linear(ours, theirs, bias=expect(config.stack.norm, LayerNormConfig).bias)
+    def norm(target: str, source: str) -> list[TensorRule]:
+        return linear(target, source, bias=expect(config.stack.norm, LayerNormConfig).bias)
 
-    found = [
+    tensor_rules = [
         rule("embed.table", "model.embeddings.tok_embeddings.weight"),
         *norm("embed.norm", "model.embeddings.norm"),
         *layers(len(config.stack.blocks), layer),
@@ -190,17 +192,17 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
     ]
     head = config.heads.get("vocabulary")
     if isinstance(head, VocabularyHeadConfig) and head.transform is not None:
-        found += linear("heads.vocabulary.transform.dense", "head.dense", bias=head.transform.bias)
-        found += norm("heads.vocabulary.transform.norm", "head.norm")
-        found += [vocabulary(config, "embed.table", "decoder.weight")]
-        found += [rule("heads.vocabulary.bias", "decoder.bias")] if head.bias else []
+        tensor_rules += linear("heads.vocabulary.transform.dense", "head.dense", bias=head.transform.bias)
+        tensor_rules += norm("heads.vocabulary.transform.norm", "head.norm")
+        tensor_rules += [vocabulary(config, "embed.table", "decoder.weight")]
+        tensor_rules += [rule("heads.vocabulary.bias", "decoder.bias")] if head.bias else []
     for name in config.heads.keys() & {"classes", "tags"}:
-        found += linear(
+        tensor_rules += linear(
             f"heads.{name}.dense", "head.dense", bias=expect(config.heads[name], PooledHeadConfig).dense_bias
         )
-        found += norm(f"heads.{name}.norm", "head.norm")
-        found += linear(f"heads.{name}.project", "classifier")
-    return found
+        tensor_rules += norm(f"heads.{name}.norm", "head.norm")
+        tensor_rules += linear(f"heads.{name}.project", "classifier")
+    return tensor_rules
 
 
 FAMILY = Family(
@@ -209,7 +211,7 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
-    ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # settings of the loss
+    ignored=(IS_CAUSAL, "sparse_prediction", "sparse_pred_ignore_index"),  # settings of the loss
     older=(
         "sliding_window",
         "global_attn_every_n_layers",

@@ -8,8 +8,8 @@ from typing import Any
 from headway.errors import UserError, nearest
 from headway.formats.families.gpt2 import ALIASES, OLDER, SUMMARY, conv
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import ActivationName, MLPConfig
@@ -17,7 +17,7 @@ from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 
 ACTIVATIONS: dict[str, ActivationName] = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-WRITTEN: dict[ActivationName, str] = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
+PUBLISHED_ACTIVATIONS: dict[ActivationName, str] = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
 CLASSES = PublishedClasses("OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification", "OpenAIGPTModel")
 
 
@@ -36,7 +36,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return TransformerConfig(
         settings.get("n_embd", int),
         settings.get("vocab_size", int),
-        settings.longest("n_positions"),
+        settings.max_positions("n_positions"),
         StackConfig(cycle((block,), settings.get("n_layer", int)), None),
         TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
         *read_heads(settings),
@@ -49,12 +49,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "openai-gpt",
         **write_heads(config, CLASSES),
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "n_embd": config.width,
         "n_positions": config.context,
         "n_layer": len(config.stack.blocks),
         "n_head": mixer.heads,
-        "afn": WRITTEN[feed.activation],
+        "afn": PUBLISHED_ACTIVATIONS[feed.activation],
         "layer_norm_epsilon": expect(block.norm, LayerNormConfig).eps,
         "attn_pdrop": mixer.dropout,
         "resid_pdrop": block.dropout,
@@ -64,14 +64,14 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"transformer.h.{i}"
+        target, source = f"stack.blocks.{i}", f"transformer.h.{i}"
         return [
-            *conv(f"{ours}.mixer.qkv", f"{theirs}.attn.c_attn"),
-            *conv(f"{ours}.mixer.out", f"{theirs}.attn.c_proj"),
-            *linear(f"{ours}.mix.last", f"{theirs}.ln_1"),
-            *conv(f"{ours}.feed_forward.up", f"{theirs}.mlp.c_fc"),
-            *conv(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj"),
-            *linear(f"{ours}.feed.last", f"{theirs}.ln_2"),
+            *conv(f"{target}.mixer.qkv", f"{source}.attn.c_attn"),
+            *conv(f"{target}.mixer.out", f"{source}.attn.c_proj"),
+            *linear(f"{target}.mix.last", f"{source}.ln_1"),
+            *conv(f"{target}.feed_forward.up", f"{source}.mlp.c_fc"),
+            *conv(f"{target}.feed_forward.down", f"{source}.mlp.c_proj"),
+            *linear(f"{target}.feed.last", f"{source}.ln_2"),
         ]
 
     return [

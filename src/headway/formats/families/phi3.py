@@ -13,15 +13,15 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import TensorRule, Whole, expect, linear
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.parts.scaling import LongRopeScaling
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    config = llama.with_windows(llama.read_plain(settings), llama.one_window(settings))
+    config = llama.with_windows(llama.read_plain(settings), llama.shared_window(settings))
     dropout = settings.get("resid_pdrop", float)
     config = llama.with_blocks(config, lambda i, block: replace(block, dropout=dropout))
     return replace(config, embed=TokenEmbedConfig(dropout=settings.get("embd_pdrop", float)))
@@ -29,10 +29,10 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def write(config: TransformerConfig) -> dict[str, Any]:
     scaling = llama.first_rotary(config).scaling
-    said = llama.write("phi3", PublishedClasses.of("Phi3"), config)
-    original = scaling.original if isinstance(scaling, LongRopeScaling) else said["max_position_embeddings"]
+    settings = llama.write("phi3", PublishedClasses.of("Phi3"), config)
+    original = scaling.original if isinstance(scaling, LongRopeScaling) else settings["max_position_embeddings"]
     return {
-        **said,
+        **settings,
         **llama.write_window(config),
         "original_max_position_embeddings": original,
         "resid_pdrop": config.stack.blocks[0].dropout,
@@ -44,17 +44,17 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
     return llama.rules(config, fused_attention, fused_feed)
 
 
-def fused_attention(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
+def fused_attention(target: str, source: str, mixer: AttentionConfig) -> list[TensorRule]:
     return [
-        *linear(f"{ours}.mixer.qkv", f"{theirs}.qkv_proj", bias=False, form=Whole()),
-        *linear(f"{ours}.mixer.out", f"{theirs}.o_proj", bias=False),
+        *linear(f"{target}.mixer.qkv", f"{source}.qkv_proj", bias=False, transform=Unsplit()),
+        *linear(f"{target}.mixer.out", f"{source}.o_proj", bias=False),
     ]
 
 
-def fused_feed(ours: str, theirs: str, block: BlockConfig) -> list[TensorRule]:
+def fused_feed(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
     return [
-        *linear(f"{ours}.feed_forward.gate_up", f"{theirs}.mlp.gate_up_proj", bias=False, form=Whole()),
-        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=False),
+        *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.gate_up_proj", bias=False, transform=Unsplit()),
+        *linear(f"{target}.feed_forward.down", f"{source}.mlp.down_proj", bias=False),
     ]
 
 

@@ -33,8 +33,8 @@ def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_qwen3(config: TransformerConfig) -> dict[str, Any]:
-    said = llama.write("qwen3", PublishedClasses.of("Qwen3"), config)
-    return {**said, **llama.write_windows(config), **llama.write_attention_bias(config)}
+    settings = llama.write("qwen3", PublishedClasses.of("Qwen3"), config)
+    return {**settings, **llama.write_windows(config), **llama.write_attention_bias(config)}
 
 
 DEFAULTS: dict[str, Any] = {

@@ -8,17 +8,17 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families.bert import (
-    BOTH_WAYS,
     DEFAULTS,
+    IS_CAUSAL,
     classifier_dropout,
     encoder,
     encoder_rules,
+    shared_settings,
     tagger,
-    written,
 )
-from headway.formats.heads import POOLER, architecture, classifier, outputs
-from headway.formats.rules import Family, TensorRule, copy, expect, linear, rule
+from headway.formats.heads import POOLER, architecture, classifier, num_outputs
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, linear, rule, tied_copy
 from headway.nn.models import (
     HeadConfig,
     PooledHeadConfig,
@@ -33,14 +33,14 @@ from headway.nn.parts.positions import LearnedConfig
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     heads: dict[str, HeadConfig] = {}
-    of_texts = settings.architecture.endswith("ForSequenceClassification")
-    kind = classifier(settings, names, "classifier.out_proj.weight" if of_texts else "classifier.weight")
+    is_text_classifier = settings.architecture.endswith("ForSequenceClassification")
+    kind = classifier(settings, names, "classifier.out_proj.weight" if is_text_classifier else "classifier.weight")
     if "lm_head.bias" in names:
         norm = LayerNormConfig(settings.get("layer_norm_eps", float))
         heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm))
     if kind == "classes":
         rate = classifier_dropout(settings)
-        heads["classes"] = PooledHeadConfig(outputs(settings), dense=True, activation="tanh", dropout=rate)
+        heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
     if kind == "tags":
         heads["tags"] = tagger(settings)
     if "roberta.pooler.dense.weight" in names:
@@ -56,24 +56,24 @@ def write(name: str, stem: str, config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": name,
         "architectures": architecture(stem, config.heads),
-        **written(config),
+        **shared_settings(config),
         "pad_token_id": expect(embed.positions, LearnedConfig).offset - 1,
     }
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     heads = config.heads
-    found = encoder_rules(config, "roberta")
+    tensor_rules = encoder_rules(config, "roberta")
     if "pooled" in heads:
-        found += linear("heads.pooled.dense", "roberta.pooler.dense")
+        tensor_rules += linear("heads.pooled.dense", "roberta.pooler.dense")
     if "vocabulary" in heads:
-        found += masked_rules()
+        tensor_rules += masked_rules()
     if "classes" in heads:
-        found += linear("heads.classes.dense", "classifier.dense")
-        found += linear("heads.classes.project", "classifier.out_proj")
+        tensor_rules += linear("heads.classes.dense", "classifier.dense")
+        tensor_rules += linear("heads.classes.project", "classifier.out_proj")
     if "tags" in heads:
-        found += linear("heads.tags.project", "classifier")
-    return found
+        tensor_rules += linear("heads.tags.project", "classifier")
+    return tensor_rules
 
 
 def masked_rules() -> list[TensorRule]:
@@ -81,8 +81,8 @@ def masked_rules() -> list[TensorRule]:
         *linear("heads.vocabulary.transform.dense", "lm_head.dense"),
         *linear("heads.vocabulary.transform.norm", "lm_head.layer_norm"),
         rule("heads.vocabulary.bias", "lm_head.bias"),
-        copy("embed.table", "lm_head.decoder.weight"),
-        copy("heads.vocabulary.bias", "lm_head.decoder.bias"),
+        tied_copy("embed.table", "lm_head.decoder.weight"),
+        tied_copy("heads.vocabulary.bias", "lm_head.decoder.bias"),
     ]
 
 
@@ -94,7 +94,7 @@ def _family(name: str, stem: str, **defaults: Any) -> Family:
         rules,
         renames=((r"^(?=(embeddings|encoder|pooler)\.)", "roberta."),),
         skipped=(r"\.embeddings\.position_ids$",),
-        ignored=(BOTH_WAYS,),
+        ignored=(IS_CAUSAL,),
         defaults={**DEFAULTS, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, **defaults},
     )
 

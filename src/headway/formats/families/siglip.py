@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.formats.families import clip
-from headway.formats.families.vit import sides
-from headway.formats.rules import Family, OneRow, TensorRule, Tokens, Whole, expect, linear, rule
+from headway.formats.families.vit import height_width
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, SingleRow, TensorRule, Unsplit, VocabularyRows, expect, linear, rule
 from headway.nn.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
 from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.feedforward import MLPConfig
@@ -30,11 +30,14 @@ VISION: dict[str, Any] = {**clip.VISION, **_COMMON, "patch_size": 16}
 
 
 def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
-    settings.refuse("architectures", ["SiglipModel"])
-    text, vision = (clip.tower_settings(settings, *each) for each in (("text", TEXT), ("vision", VISION)))
-    vision.refuse("vision_use_head", True)
+    settings.require("architectures", ["SiglipModel"])
+    text, vision = (clip.tower_settings(settings, *tower) for tower in (("text", TEXT), ("vision", VISION)))
+    vision.require("vision_use_head", True)
     embed = PatchEmbedConfig(
-        sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), tokens=0
+        height_width(vision, "patch_size"),
+        height_width(vision, "image_size"),
+        vision.get("num_channels", int),
+        tokens=0,
     )
     probe = ProbeHeadConfig(
         vision.get("num_attention_heads", int),
@@ -52,32 +55,32 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
 
 
 def write(config: TwoTowerConfig) -> dict[str, Any]:
-    text = {**clip.text_written(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
+    text = {**clip.write_text_tower(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
     return {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "text_config": {"model_type": "siglip_text_model", **text},
-        "vision_config": {"model_type": "siglip_vision_model", **clip.vision_written(config.left)},
+        "vision_config": {"model_type": "siglip_vision_model", **clip.write_vision_tower(config.left)},
     }
 
 
 def rules(config: TwoTowerConfig) -> list[TensorRule]:
     expect(config.left.heads[HEAD], ProbeHeadConfig)
-    ours, theirs = "left.heads.embedding", "vision_model.head"
+    target, source = "left.heads.embedding", "vision_model.head"
     return [
         *clip.vision_rules(config.left),
-        rule(f"{ours}.probe.table", f"{theirs}.probe", form=Tokens()),
-        rule(f"{ours}.qkv.weight", f"{theirs}.attention.in_proj_weight", form=Whole()),
-        rule(f"{ours}.qkv.bias", f"{theirs}.attention.in_proj_bias", form=Whole()),
-        *linear(f"{ours}.out", f"{theirs}.attention.out_proj"),
-        *linear(f"{ours}.norm", f"{theirs}.layernorm"),
-        *linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1"),
-        *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2"),
+        rule(f"{target}.probe.table", f"{source}.probe", transform=VocabularyRows()),
+        rule(f"{target}.qkv.weight", f"{source}.attention.in_proj_weight", transform=Unsplit()),
+        rule(f"{target}.qkv.bias", f"{source}.attention.in_proj_bias", transform=Unsplit()),
+        *linear(f"{target}.out", f"{source}.attention.out_proj"),
+        *linear(f"{target}.norm", f"{source}.layernorm"),
+        *linear(f"{target}.feed_forward.up", f"{source}.mlp.fc1"),
+        *linear(f"{target}.feed_forward.down", f"{source}.mlp.fc2"),
         *clip.text_rules(config.right),
         *linear("right.heads.embedding.project", "text_model.head"),
-        rule("scale", "logit_scale", form=OneRow()),
-        rule("bias", "logit_bias", form=OneRow()),
+        rule("scale", "logit_scale", transform=SingleRow()),
+        rule("bias", "logit_bias", transform=SingleRow()),
     ]
 
 
-FAMILY = Family("siglip", read, write, rules, skipped=(clip.NUMBERS,), towers=("text_config", "vision_config"))
+FAMILY = Family("siglip", read, write, rules, skipped=(clip.POSITION_IDS,), towers=("text_config", "vision_config"))

@@ -15,14 +15,14 @@ from headway.nn.models import BlockConfig, TransformerConfig
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     depth = settings.get("num_hidden_layers", int)
-    turned = rotary_layers(settings, depth)
+    has_rotary = rotary_layers(settings, depth)
     windowed = settings.get("use_sliding_window", bool) and "sliding_window" in settings
     if windowed and "layer_types" not in settings:  # windows apply to the layers without positions
-        kinds = [llama.WHOLE if turns else llama.SLIDING for turns in turned]
+        kinds = [llama.FULL_ATTENTION if rotary else llama.SLIDING_ATTENTION for rotary in has_rotary]
         settings = replace(settings, values={**settings.values, "layer_types": kinds})
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
-        return block if turned[i] else replace(block, mixer=replace(llama.attention(block), rotary=None))
+        return block if has_rotary[i] else replace(block, mixer=replace(llama.attention(block), rotary=None))
 
     config = llama.with_blocks(llama.read(settings, names), layer)
     return llama.with_windows(config, llama.windows_by_layer(settings))
@@ -33,19 +33,19 @@ def rotary_layers(settings: Settings, depth: int) -> list[bool]:
     if "no_rope_layers" not in settings:
         every = settings.get("no_rope_layer_interval", int)
         return [(i + 1) % every != 0 for i in range(depth)]
-    said = settings.get("no_rope_layers", list[int])[:depth]
-    if len(said) < depth:
-        raise UserError(f"{settings.source}: no_rope_layers names {len(said)} of {depth} layers; name all of them")
-    return [bool(each) for each in said]
+    flags = settings.get("no_rope_layers", list[int])[:depth]
+    if len(flags) < depth:
+        raise UserError(f"{settings.source}: no_rope_layers names {len(flags)} of {depth} layers; name all of them")
+    return [bool(flag) for flag in flags]
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    turned = [llama.attention(block).rotary is not None for block in config.stack.blocks]
+    has_rotary = [llama.attention(block).rotary is not None for block in config.stack.blocks]
     return {
         **llama.write("smollm3", PublishedClasses.of("SmolLM3"), config),
         **llama.write_biases(config),
         **llama.write_windows(config),
-        "no_rope_layers": [int(each) for each in turned],  # 1 is a layer with positions
+        "no_rope_layers": [int(flag) for flag in has_rotary],  # 1 is a layer with positions
     }
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses, head_rules
-from headway.formats.rules import TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, expect, layers, linear, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("qk_layernorm", False)  # a norm with separate weights per head
-    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
+    settings.require("qk_layernorm", False)  # a norm with separate weights per head
+    settings.require("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm, parallel = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("use_parallel_residual", bool)
     config = llama.with_mixers(
         llama.read_plain(settings), head_size=None, qkv_bias=settings.get("use_qkv_bias", bool), out_bias=False
@@ -41,25 +41,25 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 def write(config: TransformerConfig) -> dict[str, Any]:
     block, eps = config.stack.blocks[0], expect(config.stack.norm, LayerNormConfig).eps
     rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))  # llama.write supports only RMS norms
-    said = llama.write("stablelm", PublishedClasses.of("StableLm"), rms)
+    settings = llama.write("stablelm", PublishedClasses.of("StableLm"), rms)
     fraction = llama.first_rotary(config).fraction
     return {
-        **{name: value for name, value in said.items() if name not in ("rms_norm_eps", "head_dim")},
+        **{name: value for name, value in settings.items() if name not in ("rms_norm_eps", "head_dim")},
         "layer_norm_eps": eps,
         "use_qkv_bias": llama.attention(block).qkv_bias,
         "use_parallel_residual": block.placement == "parallel",
-        "rope_parameters": {**said["rope_parameters"], "partial_rotary_factor": fraction},
+        "rope_parameters": {**settings["rope_parameters"], "partial_rotary_factor": fraction},
     }
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+        target, source, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
         return [
-            *linear(f"{ours}.mix.before", f"{theirs}.input_layernorm"),
-            *([] if block.shared_norm else linear(f"{ours}.feed.before", f"{theirs}.post_attention_layernorm")),
-            *llama.attention_rules(ours, f"{theirs}.self_attn", llama.attention(block)),
-            *llama.gated_rules(ours, theirs, block),
+            *linear(f"{target}.mix.before", f"{source}.input_layernorm"),
+            *([] if block.shared_norm else linear(f"{target}.feed.before", f"{source}.post_attention_layernorm")),
+            *llama.attention_rules(target, f"{source}.self_attn", llama.attention(block)),
+            *llama.gated_rules(target, source, block),
         ]
 
     return [

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule, vocabulary
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy, vocabulary
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -30,9 +30,9 @@ BIAS = "relative"  # the Stack's name for the bias that its layers share; the fi
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.refuse("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
+    settings.require("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
     depth = settings.get("num_layers", int)
-    width, symbols = settings.get("d_model", int), settings.get("vocab_size", int)
+    width, vocab_size = settings.get("d_model", int), settings.get("vocab_size", int)
     default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
     scaled = settings.get("scale_decoder_outputs", bool, default)  # null means false in transformers
     # Later files of version 1.1 claim a tied head but contain a separate one.
@@ -40,10 +40,10 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
     head = VocabularyHeadConfig(scale=width**-0.5 if scaled else 1.0)
     return EncoderDecoderConfig(
-        TransformerConfig(width, symbols, None, read_stack(settings, depth, Full()), embed, {}),
+        TransformerConfig(width, vocab_size, None, read_stack(settings, depth, Full()), embed, {}),
         TransformerConfig(
             width,
-            symbols,
+            vocab_size,
             None,
             read_stack(settings, settings.get("num_decoder_layers", int, depth), Causal()),
             embed,
@@ -82,12 +82,12 @@ def read_stack(settings: Settings, depth: int, pattern: Pattern) -> StackConfig:
 def read_feed(settings: Settings) -> FeedForwardConfig:
     """`feed_forward_proj` is an activation, optionally after "gated-"; a gated "gelu" is the tanh approximation."""
     hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
-    said = settings.get("feed_forward_proj", str)
-    name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
+    projection = settings.get("feed_forward_proj", str)
+    name = {"gated-gelu": "gelu_new"}.get(projection, projection.removeprefix("gated-"))
     activation = Settings({"feed_forward_proj": name}, settings.source).activation("feed_forward_proj")
-    gated = said.startswith("gated-")
-    settings.refuse("is_gated_act", gated)  # written and read by transformers
-    settings.refuse("dense_act_fn", name)
+    gated = projection.startswith("gated-")
+    settings.require("is_gated_act", gated)  # written and read by transformers
+    settings.require("dense_act_fn", name)
     if gated:
         return GatedConfig(hidden, activation=activation, dropout=rate)
     return MLPConfig(hidden, activation=activation, bias=False, dropout=rate)
@@ -103,7 +103,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "d_model": config.width,
         "d_kv": mixer.head_size or config.width // mixer.heads,
         "num_layers": len(encoder.blocks),
@@ -132,46 +132,46 @@ def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     table = "decoder.embed.table"
     return [
         rule(table, "shared.weight"),
-        copy(table, "encoder.embed_tokens.weight"),
-        copy(table, "decoder.embed_tokens.weight"),
+        tied_copy(table, "encoder.embed_tokens.weight"),
+        tied_copy(table, "decoder.embed_tokens.weight"),
         *stack_rules(config.encoder.stack, "encoder"),
         *stack_rules(config.decoder.stack, "decoder"),
         vocabulary(config, table, "lm_head.weight", "decoder.heads.vocabulary"),
     ]
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"{side}.stack.blocks.{i}", f"{side}.block.{i}.layer"
+        target, source = f"{component}.stack.blocks.{i}", f"{component}.block.{i}.layer"
         cross = stack.blocks[i].cross is not None
         last, inputs = (2 if cross else 1), ("wi_0", "wi_1") if gated else ("wi",)
-        dense = f"{theirs}.{last}.DenseReluDense"
+        dense = f"{source}.{last}.DenseReluDense"
         into = "gate_up" if gated else "up"
         return [
-            rule(f"{ours}.mix.before.weight", f"{theirs}.0.layer_norm.weight"),
-            *linear(f"{ours}.mixer.qkv", *(f"{theirs}.0.SelfAttention.{name}" for name in "qkv"), bias=False),
-            *linear(f"{ours}.mixer.out", f"{theirs}.0.SelfAttention.o", bias=False),
-            *(cross_rules(ours, f"{theirs}.1") if cross else []),
-            rule(f"{ours}.feed.before.weight", f"{theirs}.{last}.layer_norm.weight"),
-            *linear(f"{ours}.feed_forward.{into}", *(f"{dense}.{name}" for name in inputs), bias=False),
-            *linear(f"{ours}.feed_forward.down", f"{dense}.wo", bias=False),
+            rule(f"{target}.mix.before.weight", f"{source}.0.layer_norm.weight"),
+            *linear(f"{target}.mixer.qkv", *(f"{source}.0.SelfAttention.{name}" for name in "qkv"), bias=False),
+            *linear(f"{target}.mixer.out", f"{source}.0.SelfAttention.o", bias=False),
+            *(cross_rules(target, f"{source}.1") if cross else []),
+            rule(f"{target}.feed.before.weight", f"{source}.{last}.layer_norm.weight"),
+            *linear(f"{target}.feed_forward.{into}", *(f"{dense}.{name}" for name in inputs), bias=False),
+            *linear(f"{target}.feed_forward.down", f"{dense}.wo", bias=False),
         ]
 
     gated = isinstance(stack.blocks[0].feed_forward, GatedConfig)
-    theirs = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    bias_source = f"{component}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
-        rule(f"{side}.stack.biases.{BIAS}.table", theirs),
+        rule(f"{component}.stack.biases.{BIAS}.table", bias_source),
         *layers(len(stack.blocks), layer),
-        rule(f"{side}.stack.norm.weight", f"{side}.final_layer_norm.weight"),
+        rule(f"{component}.stack.norm.weight", f"{component}.final_layer_norm.weight"),
     ]
 
 
-def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
+def cross_rules(target: str, source: str) -> list[TensorRule]:
     return [
-        rule(f"{ours}.read.before.weight", f"{theirs}.layer_norm.weight"),
-        *linear(f"{ours}.cross.q", f"{theirs}.EncDecAttention.q", bias=False),
-        *linear(f"{ours}.cross.kv", f"{theirs}.EncDecAttention.k", f"{theirs}.EncDecAttention.v", bias=False),
-        *linear(f"{ours}.cross.out", f"{theirs}.EncDecAttention.o", bias=False),
+        rule(f"{target}.read.before.weight", f"{source}.layer_norm.weight"),
+        *linear(f"{target}.cross.q", f"{source}.EncDecAttention.q", bias=False),
+        *linear(f"{target}.cross.kv", f"{source}.EncDecAttention.k", f"{source}.EncDecAttention.v", bias=False),
+        *linear(f"{target}.cross.out", f"{source}.EncDecAttention.o", bias=False),
     ]
 
 

@@ -9,10 +9,20 @@ from functools import partial
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.families.bert import BOTH_WAYS, encoder_written
-from headway.formats.heads import labels, outputs
-from headway.formats.rules import Family, Flat, OneRow, TensorRule, Tokens, expect, layers, linear, rule
+from headway.formats.families.bert import IS_CAUSAL, encoder_settings
+from headway.formats.heads import label_settings, num_outputs
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import (
+    Family,
+    FlattenedRows,
+    SingleRow,
+    TensorRule,
+    VocabularyRows,
+    expect,
+    layers,
+    linear,
+    rule,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -49,7 +59,7 @@ DEFAULTS: dict[str, Any] = {
 
 def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerConfig:
     rate = settings.get("hidden_dropout_prob", float)
-    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
+    settings.require("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm = LayerNormConfig(settings.get("layer_norm_eps", float))
     mixer = AttentionConfig(
         settings.get("num_attention_heads", int),
@@ -63,8 +73,8 @@ def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerCo
         settings.get("hidden_size", int),
         stack=StackConfig(cycle((block,), settings.get("num_hidden_layers", int)), norm),
         embed=PatchEmbedConfig(
-            sides(settings, "patch_size"),
-            sides(settings, "image_size"),
+            height_width(settings, "patch_size"),
+            height_width(settings, "image_size"),
             settings.get("num_channels", int),
             tokens=len(TOKENS[kind]),
             dropout=rate,
@@ -74,25 +84,25 @@ def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerCo
     )
 
 
-def sides(settings: Settings, name: str) -> tuple[int, int]:
+def height_width(settings: Settings, name: str) -> tuple[int, int]:
     """Return height and width: two numbers, or one for both."""
     if isinstance(settings.values.get(name), (list, tuple)):
-        found = settings.get(name, list[int])
-        if len(found) != 2:
-            raise UserError(f"{settings.source}: {name} is {found}; it should be one number, or height and width")
-        return found[0], found[1]
-    side = settings.get(name, int)
-    return side, side
+        size = settings.get(name, list[int])
+        if len(size) != 2:
+            raise UserError(f"{settings.source}: {name} is {size}; it should be one number, or height and width")
+        return size[0], size[1]
+    edge = settings.get(name, int)
+    return edge, edge
 
 
 def read_heads(kind: str, settings: Settings, names: Collection[str]) -> dict[str, HeadConfig]:
     heads: dict[str, HeadConfig] = {}
     if "cls_classifier.weight" in names:
-        heads["classes"] = DistilledHeadConfig(outputs(settings))
+        heads["classes"] = DistilledHeadConfig(num_outputs(settings))
     elif "classifier.weight" in names:
-        heads["classes"] = PooledHeadConfig(outputs(settings))
+        heads["classes"] = PooledHeadConfig(num_outputs(settings))
     if f"{kind}.pooler.dense.weight" in names:
-        settings.refuse("pooler_output_size", settings.get("hidden_size", int))
+        settings.require("pooler_output_size", settings.get("hidden_size", int))
         heads["pooled"] = PooledHeadConfig(dense=True, activation=settings.activation("pooler_act"))
     return heads
 
@@ -108,17 +118,17 @@ def write(kind: str, config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": kind,
         "architectures": [STEMS[kind] + ending],
-        **encoder_written(config),
-        "image_size": written_sides(embed.size),
-        "patch_size": written_sides(embed.patch),
+        **encoder_settings(config),
+        "image_size": size_setting(embed.size),
+        "patch_size": size_setting(embed.patch),
         "num_channels": embed.channels,
         "qkv_bias": bool(attention.qkv_bias),
         **({} if activation is None else {"pooler_act": published_activation(activation)}),
-        **labels(config.heads),
+        **label_settings(config.heads),
     }
 
 
-def written_sides(size: tuple[int, int]) -> int | list[int]:
+def size_setting(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
@@ -127,23 +137,23 @@ def rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
     biased = bool(expect(config.stack.blocks[0].mixer, AttentionConfig).qkv_bias)
 
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"stack.blocks.{i}", f"{kind}.encoder.layer.{i}"
-        qkv = [f"{theirs}.attention.attention.{name}" for name in ("query", "key", "value")]
+        target, source = f"stack.blocks.{i}", f"{kind}.encoder.layer.{i}"
+        qkv = [f"{source}.attention.attention.{name}" for name in ("query", "key", "value")]
         return [
-            *linear(f"{ours}.mix.before", f"{theirs}.layernorm_before"),
-            *linear(f"{ours}.mixer.qkv", *qkv, bias=biased),
-            *linear(f"{ours}.mixer.out", f"{theirs}.attention.output.dense"),
-            *linear(f"{ours}.feed.before", f"{theirs}.layernorm_after"),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.output.dense"),
+            *linear(f"{target}.mix.before", f"{source}.layernorm_before"),
+            *linear(f"{target}.mixer.qkv", *qkv, bias=biased),
+            *linear(f"{target}.mixer.out", f"{source}.attention.output.dense"),
+            *linear(f"{target}.feed.before", f"{source}.layernorm_after"),
+            *linear(f"{target}.feed_forward.up", f"{source}.intermediate.dense"),
+            *linear(f"{target}.feed_forward.down", f"{source}.output.dense"),
         ]
 
     patches, tokens = f"{kind}.embeddings.patch_embeddings.projection", TOKENS[kind]
     return [
-        rule("embed.project.weight", f"{patches}.weight", form=Flat((embed.channels, *embed.patch))),
+        rule("embed.project.weight", f"{patches}.weight", transform=FlattenedRows((embed.channels, *embed.patch))),
         rule("embed.project.bias", f"{patches}.bias"),
-        rule("embed.tokens.table", *(f"{kind}.embeddings.{name}" for name in tokens), form=Tokens()),
-        rule("embed.positions.table", f"{kind}.embeddings.position_embeddings", form=OneRow()),
+        rule("embed.tokens.table", *(f"{kind}.embeddings.{name}" for name in tokens), transform=VocabularyRows()),
+        rule("embed.positions.table", f"{kind}.embeddings.position_embeddings", transform=SingleRow()),
         *layers(len(config.stack.blocks), layer),
         *linear("stack.norm", f"{kind}.layernorm"),
         *head_rules(kind, config),
@@ -151,14 +161,14 @@ def rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
 
 
 def head_rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
-    found = linear("heads.pooled.dense", f"{kind}.pooler.dense") if "pooled" in config.heads else []
+    tensor_rules = linear("heads.pooled.dense", f"{kind}.pooler.dense") if "pooled" in config.heads else []
     head = config.heads.get("classes")
     if isinstance(head, DistilledHeadConfig):
-        found += linear("heads.classes.project", "cls_classifier")
-        found += linear("heads.classes.distilled", "distillation_classifier")
+        tensor_rules += linear("heads.classes.project", "cls_classifier")
+        tensor_rules += linear("heads.classes.distilled", "distillation_classifier")
     elif head is not None:
-        found += linear("heads.classes.project", "classifier")
-    return found
+        tensor_rules += linear("heads.classes.project", "classifier")
+    return tensor_rules
 
 
 def family(kind: str) -> Family:
@@ -180,7 +190,7 @@ def family(kind: str) -> Family:
             (attention + r"mlp\.fc2\.", r"\1output.dense."),
         ),
         defaults=DEFAULTS,
-        ignored=(BOTH_WAYS, "encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
+        ignored=(IS_CAUSAL, "encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
     )
 
 

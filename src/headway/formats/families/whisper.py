@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.families.bart import ALIASES, sizes
-from headway.formats.rules import Family, Flat, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.families.bart import ALIASES, stack_settings
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, FlattenedRows, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -53,9 +53,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.refuse("architectures", ["WhisperForConditionalGeneration"], ["WhisperModel"])
-    settings.refuse("scale_embedding", False)
-    settings.refuse("tie_word_embeddings", True)
+    settings.require("architectures", ["WhisperForConditionalGeneration"], ["WhisperModel"])
+    settings.require("scale_embedding", False)
+    settings.require("tie_word_embeddings", True)
     rate, width = settings.get("dropout", float), settings.get("d_model", int)
     encoder = TransformerConfig(
         width,
@@ -68,35 +68,35 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     decoder = TransformerConfig(
         width,
         settings.get("vocab_size", int),
-        settings.longest("max_target_positions"),
+        settings.max_positions("max_target_positions"),
         read_stack(settings, "decoder", Causal()),
         TokenEmbedConfig(LearnedConfig(), dropout=rate),
     )
     return EncoderDecoderConfig(encoder, decoder, "head")
 
 
-def read_stack(settings: Settings, side: str, pattern: Pattern) -> StackConfig:
-    heads, rate = settings.get(f"{side}_attention_heads", int), settings.get("attention_dropout", float)
+def read_stack(settings: Settings, component: str, pattern: Pattern) -> StackConfig:
+    heads, rate = settings.get(f"{component}_attention_heads", int), settings.get("attention_dropout", float)
     feed = MLPConfig(
-        hidden=settings.get(f"{side}_ffn_dim", int),
+        hidden=settings.get(f"{component}_ffn_dim", int),
         activation=settings.activation("activation_function"),
         dropout=settings.get("activation_dropout", float),
     )
     mixer = AttentionConfig(heads, pattern=pattern, qkv_bias=(True, False, True), dropout=rate)
     cross = CrossAttentionConfig(heads, kv_bias=(False, True), dropout=rate) if pattern.causal else None
     block = BlockConfig(mixer, cross, feed, dropout=settings.get("dropout", float))
-    return StackConfig(cycle((block,), settings.get(f"{side}_layers", int)))
+    return StackConfig(cycle((block,), settings.get(f"{component}_layers", int)))
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any]:
     frames = expect(config.encoder.embed, FramesEmbedConfig)
     block = config.encoder.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "model_type": "whisper",
         "architectures": ["WhisperForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": config.symbols,
+        "vocab_size": config.vocab_size,
         "num_mel_bins": frames.bands,
         "d_model": config.width,
         "max_source_positions": config.encoder.context,
@@ -107,9 +107,9 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "activation_dropout": feed.dropout,
         "scale_embedding": False,
         "tie_word_embeddings": True,
-        "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers requires a valid id
+        "pad_token_id": min(DEFAULTS["pad_token_id"], config.vocab_size - 1),  # transformers requires a valid id
     }
-    return found | sizes(config)
+    return settings | stack_settings(config)
 
 
 def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
@@ -120,45 +120,45 @@ def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
         rule("encoder.embed.positions.table", "model.encoder.embed_positions.weight"),
         *stack_rules(config.encoder.stack, "encoder"),
         rule(table, "model.decoder.embed_tokens.weight"),
-        copy(table, "proj_out.weight"),
+        tied_copy(table, "proj_out.weight"),
         rule("decoder.embed.positions.table", "model.decoder.embed_positions.weight"),
         *stack_rules(config.decoder.stack, "decoder"),
     ]
 
 
-def convolution(ours: str, theirs: str) -> list[TensorRule]:
+def convolution(target: str, source: str) -> list[TensorRule]:
     return [
-        rule(f"{ours}.product.weight", f"{theirs}.weight", form=Flat((-1, TAPS))),
-        rule(f"{ours}.product.bias", f"{theirs}.bias"),
+        rule(f"{target}.product.weight", f"{source}.weight", transform=FlattenedRows((-1, TAPS))),
+        rule(f"{target}.product.bias", f"{source}.bias"),
     ]
 
 
-def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:
+def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
     def layer(i: int) -> list[TensorRule]:
-        ours, theirs = f"{side}.stack.blocks.{i}", f"model.{side}.layers.{i}"
-        own = f"{theirs}.self_attn"
+        target, source = f"{component}.stack.blocks.{i}", f"model.{component}.layers.{i}"
+        self_attention = f"{source}.self_attn"
         return [
-            rule(f"{ours}.mixer.qkv.weight", *(f"{own}.{name}_proj.weight" for name in "qkv")),
-            rule(f"{ours}.mixer.qkv.bias", f"{own}.q_proj.bias", f"{own}.v_proj.bias"),
-            *linear(f"{ours}.mixer.out", f"{own}.out_proj"),
-            *linear(f"{ours}.mix.before", f"{theirs}.self_attn_layer_norm"),
-            *(cross_rules(ours, theirs) if stack.blocks[i].cross is not None else []),
-            *linear(f"{ours}.feed_forward.up", f"{theirs}.fc1"),
-            *linear(f"{ours}.feed_forward.down", f"{theirs}.fc2"),
-            *linear(f"{ours}.feed.before", f"{theirs}.final_layer_norm"),
+            rule(f"{target}.mixer.qkv.weight", *(f"{self_attention}.{name}_proj.weight" for name in "qkv")),
+            rule(f"{target}.mixer.qkv.bias", f"{self_attention}.q_proj.bias", f"{self_attention}.v_proj.bias"),
+            *linear(f"{target}.mixer.out", f"{self_attention}.out_proj"),
+            *linear(f"{target}.mix.before", f"{source}.self_attn_layer_norm"),
+            *(cross_rules(target, source) if stack.blocks[i].cross is not None else []),
+            *linear(f"{target}.feed_forward.up", f"{source}.fc1"),
+            *linear(f"{target}.feed_forward.down", f"{source}.fc2"),
+            *linear(f"{target}.feed.before", f"{source}.final_layer_norm"),
         ]
 
-    return [*layers(len(stack.blocks), layer), *linear(f"{side}.stack.norm", f"model.{side}.layer_norm")]
+    return [*layers(len(stack.blocks), layer), *linear(f"{component}.stack.norm", f"model.{component}.layer_norm")]
 
 
-def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
-    read = f"{theirs}.encoder_attn"
+def cross_rules(target: str, source: str) -> list[TensorRule]:
+    read = f"{source}.encoder_attn"
     return [
-        *linear(f"{ours}.cross.q", f"{read}.q_proj"),
-        rule(f"{ours}.cross.kv.weight", f"{read}.k_proj.weight", f"{read}.v_proj.weight"),
-        rule(f"{ours}.cross.kv.bias", f"{read}.v_proj.bias"),
-        *linear(f"{ours}.cross.out", f"{read}.out_proj"),
-        *linear(f"{ours}.read.before", f"{read}_layer_norm"),
+        *linear(f"{target}.cross.q", f"{read}.q_proj"),
+        rule(f"{target}.cross.kv.weight", f"{read}.k_proj.weight", f"{read}.v_proj.weight"),
+        rule(f"{target}.cross.kv.bias", f"{read}.v_proj.bias"),
+        *linear(f"{target}.cross.out", f"{read}.out_proj"),
+        *linear(f"{target}.read.before", f"{read}_layer_norm"),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.formats.gguf.file import GgufFile
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 __all__ = ["SUFFIX", "GgufFile", "gguf_config", "load_gguf", "load_gguf_codec", "save_gguf"]
-lazily(
+lazy_exports(
     __name__,
     {".file": ("GgufFile",), ".model": ("gguf_config", "load_gguf", "load_gguf_codec", "save_gguf")},
 )

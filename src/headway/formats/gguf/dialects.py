@@ -99,9 +99,9 @@ class Dialect:
     rotary: bool = True
     interleaved: bool = False
     offset: bool = False
-    turned: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
 
-    def published(self, name: str) -> str:
+    def published_name(self, name: str) -> str:
         """Return the published name of a tensor; an unknown one keeps its name, which no rule matches."""
         inner, outer = _BLOCK.fullmatch(name), _OUTER.fullmatch(name)
         if inner and inner[2] in self.layer:
@@ -110,23 +110,23 @@ class Dialect:
             return f"{self.outer[outer[1]]}.{outer[2]}"
         return name
 
-    def own(self, published: str) -> str:
+    def stored_name(self, published: str) -> str:
         """The reverse of `published_name`."""
         stem, _, end = published.rpartition(".")
-        for ours, theirs in self.outer.items():
-            if stem == theirs:
-                return f"{ours}.{end}"
-        number, _, rest = stem.removeprefix(f"{self.layers}.").partition(".")
-        for ours, theirs in self.layer.items():
-            if rest == theirs:
-                return f"blk.{number}.{ours}.{end}"
+        for stored, published_stem in self.outer.items():
+            if stem == published_stem:
+                return f"{stored}.{end}"
+        number, _, inner_name = stem.removeprefix(f"{self.layers}.").partition(".")
+        for stored, published_stem in self.layer.items():
+            if inner_name == published_stem:
+                return f"blk.{number}.{stored}.{end}"
         raise UserError(
             f"GGUF has no name for tensor {published!r} of family {self.family}; save it as a folder instead"
         )
 
-    def is_turned(self, name: str) -> bool:
+    def is_transposed(self, name: str) -> bool:
         inner = _BLOCK.fullmatch(name)
-        return bool(inner) and inner[2] in self.turned and inner[3] == "weight"
+        return bool(inner) and inner[2] in self.transposed and inner[3] == "weight"
 
     def is_offset(self, name: str) -> bool:
         return self.offset and name.endswith("norm.weight")
@@ -147,11 +147,11 @@ DIALECTS = {
         sizes=GPT2_SIZES,
         outer=GPT2_OUTER,
         layer=GPT2_LAYER,
-        turned=frozenset(("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
+        transposed=frozenset(("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
     ),
 }
 # Families that can be written, with their architecture: llama.cpp has Mistral's layers under Llama's name.
-WRITTEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+WRITABLE_FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
 def find_dialect(values: Mapping[str, Any], source: str) -> tuple[str, Dialect]:
@@ -178,26 +178,26 @@ def rotary_values(rotary: RotaryConfig, head_size: int, context: int) -> RotaryV
     if isinstance(scaling, LinearScaling):
         return RotaryValues({**values, "rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}, {})
     if isinstance(scaling, YarnScaling) and scaling == YarnScaling(scaling.factor, scaling.original):
-        said = {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
-        return RotaryValues({**values, **said, "rope.scaling.original_context_length": scaling.original}, {})
-    if isinstance(scaling, Llama3Scaling) or _is_one_set(scaling):
+        scaling_values = {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
+        return RotaryValues({**values, **scaling_values, "rope.scaling.original_context_length": scaling.original}, {})
+    if isinstance(scaling, Llama3Scaling) or _is_length_independent(scaling):
         plain = Rotary(RotaryConfig(rotary.theta), head_size).frequencies
         scaled = Rotary(rotary, head_size).frequencies
         return RotaryValues(values, {FACTORS: (plain / scaled).to(torch.float32)})
     raise UserError(f"GGUF cannot store rotary positions scaled by {type(scaling).__name__}; export a folder instead")
 
 
-def _is_one_set(scaling: Any) -> bool:
+def _is_length_independent(scaling: Any) -> bool:
     """Whether these factors hold for all lengths, as in a file."""
     return isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0
 
 
-_MOST_FACTORS = 1 << 14  # at most half of a head's features
+_MAX_FACTORS = 1 << 14  # at most half of a head's features
 # Gemma's largest models divide their scores by the width over the heads, the others by the size of a head.
 _WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}  # layers
 
 
-class Described(Protocol):
+class GgufContents(Protocol):
     """The common interface of a file and of one to be written."""
 
     @property
@@ -213,68 +213,70 @@ class Described(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
-def read_values(file: Described, architecture: str, dialect: Dialect) -> dict[str, Any]:
+def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict[str, Any]:
     """Return the settings of the folder that a file was made from, including "model_type"."""
-    start = f"{architecture}."
-    values = {key.removeprefix(start): value for key, value in file.values.items() if key.startswith(start)}
+    prefix = f"{architecture}."
+    values = {key.removeprefix(prefix): value for key, value in file.values.items() if key.startswith(prefix)}
     if values.get("expert_count"):
         raise UserError(f"{file.source} has {values['expert_count']} experts, which are not supported in GGUF")
-    said: dict[str, Any] = {theirs: values[ours] for ours, theirs in dialect.sizes.items() if ours in values}
-    said["model_type"] = dialect.family
-    said["tie_word_embeddings"] = "output.weight" not in file.names()
+    settings: dict[str, Any] = {setting: values[key] for key, setting in dialect.sizes.items() if key in values}
+    settings["model_type"] = dialect.family
+    settings["tie_word_embeddings"] = "output.weight" not in file.names()
     if "token_embd.weight" in file.names():
-        said["vocab_size"] = file.shape("token_embd.weight")[0]
+        settings["vocab_size"] = file.shape("token_embd.weight")[0]
     if dialect.rotary:
-        said |= _attention(file, values, said)
-        said |= _rotary(file, values, said)
-    said |= {f"{mark}_token_id": file.values.get(f"tokenizer.ggml.{mark}_token_id") for mark in ("bos", "eos")}
-    return said
+        settings |= _attention(file, values, settings)
+        settings |= _rotary(file, values, settings)
+    settings |= {f"{role}_token_id": file.values.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
+    return settings
 
 
-def _attention(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    width, heads = said.get("hidden_size"), said.get("num_attention_heads")
+def _attention(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     sizes = type(width) is int and type(heads) is int and heads > 0
-    found: dict[str, Any] = {}
-    if "sliding_window" in said:  # otherwise the family's default applies
-        found["sliding_window"] = said["sliding_window"] or None
-    if "head_dim" not in said and sizes:
-        found["head_dim"] = width // heads  # type: ignore[operator]
-    family = said["model_type"]
+    derived: dict[str, Any] = {}
+    if "sliding_window" in settings:  # otherwise the family's default applies
+        derived["sliding_window"] = settings["sliding_window"] or None
+    if "head_dim" not in settings and sizes:
+        derived["head_dim"] = width // heads  # type: ignore[operator]
+    family = settings["model_type"]
     if family == "llama":
-        found["attention_bias"] = "blk.0.attn_q.bias" in file.names()
-        found["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
-        if found.get("sliding_window") is not None:
-            found["model_type"] = "mistral"
+        derived["attention_bias"] = "blk.0.attn_q.bias" in file.names()
+        derived["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
+        if derived.get("sliding_window") is not None:
+            derived["model_type"] = "mistral"
     if family in _WIDE_SCORES and sizes:
-        wide = said.get("num_hidden_layers") == _WIDE_SCORES[family]
-        found["query_pre_attn_scalar"] = width // heads if wide else said.get("head_dim", width // heads)  # type: ignore[operator]
-    return found
+        wide = settings.get("num_hidden_layers") == _WIDE_SCORES[family]
+        derived["query_pre_attn_scalar"] = width // heads if wide else settings.get("head_dim", width // heads)  # type: ignore[operator]
+    return derived
 
 
-def _rotary(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def _rotary(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return rope_parameters, and for Phi-3 the length it was first trained on."""
     base = values.get("rope.freq_base", 10000.0)
-    given = {"rope_theta": base, **_scaling(file, values, said)}
-    size = said.get("head_dim") or 0
-    turned = values.get("rope.dimension_count", size)
-    if turned != size and type(turned) is int and type(size) is int and size > 0:
-        given["partial_rotary_factor"] = turned / size
-    if said["model_type"] == "gemma3_text":
+    parameters = {"rope_theta": base, **_scaling(file, values, settings)}
+    size = settings.get("head_dim") or 0
+    rotated = values.get("rope.dimension_count", size)
+    if rotated != size and type(rotated) is int and type(size) is int and size > 0:
+        parameters["partial_rotary_factor"] = rotated / size
+    if settings["model_type"] == "gemma3_text":
         local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 10000.0)}
-        return {"rope_parameters": {"full_attention": given, "sliding_attention": local}}
+        return {"rope_parameters": {"full_attention": parameters, "sliding_attention": local}}
     original = values.get("rope.scaling.original_context_length")
-    return {"rope_parameters": given} | ({} if original is None else {"original_max_position_embeddings": original})
+    return {"rope_parameters": parameters} | (
+        {} if original is None else {"original_max_position_embeddings": original}
+    )
 
 
-def _scaling(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    context = said.get("max_position_embeddings")
+def _scaling(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    context = settings.get("max_position_embeddings")
     if FACTORS in file.names():  # Llama 3.1's scaling as a factor per frequency
         factors = _factors(file, FACTORS)
-        given = {"short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
-        return {"rope_type": "longrope", "original_max_position_embeddings": context, **given}
+        parameters = {"short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
+        return {"rope_type": "longrope", "original_max_position_embeddings": context, **parameters}
     if SHORT_FACTORS in file.names() and LONG_FACTORS in file.names():
-        given = {"short_factor": _factors(file, SHORT_FACTORS), "long_factor": _factors(file, LONG_FACTORS)}
-        return {"rope_type": "longrope", "attention_factor": values.get("rope.scaling.attn_factor"), **given}
+        parameters = {"short_factor": _factors(file, SHORT_FACTORS), "long_factor": _factors(file, LONG_FACTORS)}
+        return {"rope_type": "longrope", "attention_factor": values.get("rope.scaling.attn_factor"), **parameters}
     factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
     kind = values.get("rope.scaling.type", "linear" if factor else "none")  # older files only have a factor
     if kind == "none":
@@ -282,8 +284,8 @@ def _scaling(file: Described, values: dict[str, Any], said: dict[str, Any]) -> d
     return {"rope_type": kind, "factor": factor}
 
 
-def _factors(file: Described, name: str) -> list[float]:
+def _factors(file: GgufContents, name: str) -> list[float]:
     count = math.prod(file.shape(name))
-    if count > _MOST_FACTORS:
+    if count > _MAX_FACTORS:
         raise UserError(f"{file.source}: {name} has {count} factors, more than a head has features; get the file again")
     return file.get(name).flatten().tolist()

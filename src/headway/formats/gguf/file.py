@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.formats.mapped import Cursor, Mapped, tensor_bytes
+from headway.formats.mapped_file import Cursor, MappedFile, tensor_bytes
 
 
 def gguf() -> ModuleType:
@@ -40,11 +40,11 @@ def quants() -> ModuleType:
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_FLOAT, _TEXT, _ARRAY = 6, 8, 9
-_LONGEST = 1 << 22  # items per array; the largest vocabularies have some 300,000
-_DEEPEST = 4  # levels of nested arrays
-_RANK = 4
-_NAME = 1 << 16  # bytes
+_FLOAT, _STRING, _ARRAY = 6, 8, 9
+_MAX_ARRAY = 1 << 22  # items per array; the largest vocabularies have some 300,000
+_MAX_DEPTH = 4  # levels of nested arrays
+_MAX_RANK = 4
+_MAX_NAME_BYTES = 1 << 16  # bytes
 
 
 class NumberFormat(NamedTuple):
@@ -85,7 +85,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
-        self._file = Mapped(Path(path))
+        self._file = MappedFile(Path(path))
         self.size = self._file.size
         cursor = Cursor(self._file)
         if self._file.bytes(0, 4) != MAGIC:
@@ -97,8 +97,8 @@ class GgufFile:
                 f"{path} is version {version} of GGUF; headway reads 2 and 3, little-endian: convert it again"
             )
         tensors = cursor.count("Q", 24, "tensors")
-        self.values = _values(cursor)
-        self._entries = _entries(cursor, tensors, self.values.get(ALIGNMENT, 32))
+        self.values = _read_values(cursor)
+        self._entries = _read_entries(cursor, tensors, self.values.get(ALIGNMENT, 32))
 
     def names(self) -> Collection[str]:
         return self._entries.keys()
@@ -125,74 +125,74 @@ class GgufFile:
         row = entry.shape[-1] // kind.block * kind.size
         blocks = self._file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
         with np.errstate(all="ignore"):  # a scale may be NaN
-            found = quants().dequantize(blocks.numpy(), entry.number)
-        return torch.from_numpy(found).view(entry.shape)
+            array = quants().dequantize(blocks.numpy(), entry.number)
+        return torch.from_numpy(array).view(entry.shape)
 
     def done(self, name: str) -> None:
         entry = self._entries[name]
         self._file.drop(entry.start, entry.size)
 
 
-def _values(cursor: Cursor) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _read_values(cursor: Cursor) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for _ in range(cursor.count("Q", 13, "values")):
         key = cursor.text("Q", "a key")
-        if key in found:
+        if key in values:
             cursor.fail(f"value {key[:80]!r} occurs twice")
-        found[key] = _value(cursor, cursor.number("I", "a type"), key[:80], 0)
-    return found
+        values[key] = _read_value(cursor, cursor.number("I", "a type"), key[:80], 0)
+    return values
 
 
-def _value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
+def _read_value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
     if kind in _SCALARS:
-        found = cursor.number(_SCALARS[kind], key)
-        return float(str(np.float32(found))) if kind == _FLOAT else found  # 1e-6 exactly, not its 32-bit rounding
-    if kind == _TEXT:
+        scalar = cursor.number(_SCALARS[kind], key)
+        return float(str(np.float32(scalar))) if kind == _FLOAT else scalar  # 1e-6 exactly, not its 32-bit rounding
+    if kind == _STRING:
         return cursor.text("Q", key)
-    if kind != _ARRAY or depth == _DEEPEST:
+    if kind != _ARRAY or depth == _MAX_DEPTH:
         cursor.fail(f"value {key!r} has unknown type {kind}")
     inner = cursor.number("I", key)
-    least = {_TEXT: 8, _ARRAY: 12}.get(inner, 1)
-    count = cursor.count("Q", least, f"items of {key}")
-    if count > _LONGEST:
-        cursor.fail(f"array {key!r} has {count} items, more than {_LONGEST}")
+    min_bytes = {_STRING: 8, _ARRAY: 12}.get(inner, 1)
+    count = cursor.count("Q", min_bytes, f"items of {key}")
+    if count > _MAX_ARRAY:
+        cursor.fail(f"array {key!r} has {count} items, more than {_MAX_ARRAY}")
     if inner in _SCALARS:
-        return list(cursor.numbers(f"{count}{_SCALARS[inner]}", key))
-    return [_value(cursor, inner, key, depth + 1) for _ in range(count)]
+        return list(cursor.unpack(f"{count}{_SCALARS[inner]}", key))
+    return [_read_value(cursor, inner, key, depth + 1) for _ in range(count)]
 
 
-def _entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, BlockEntry]:
+def _read_entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, BlockEntry]:
     if type(alignment) is not int or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
         cursor.fail(f"the alignment {str(alignment)[:40]} is not a power of two of at least 8")
-    described = [_described(cursor) for _ in range(count)]
-    data = _padded(cursor.place, alignment)
-    found: dict[str, BlockEntry] = {}
+    descriptions = [_read_description(cursor) for _ in range(count)]
+    data_start = _padded(cursor.offset, alignment)
+    entries: dict[str, BlockEntry] = {}
     expected = 0
-    for name, number, shape, offset, size in described:
-        if name in found:
+    for name, number, shape, offset, size in descriptions:
+        if name in entries:
             cursor.fail(f"tensor {name!r} occurs twice")
         if offset != expected:
             cursor.fail(f"tensor {name!r} has offset {offset} instead of {expected}, the end of the previous one")
-        if data + offset + size > cursor.file.size:
-            cursor.fail(f"tensor {name!r} ends at {data + offset + size} of {cursor.file.size} bytes")
-        found[name] = BlockEntry(number, shape, data + offset, size)
+        if data_start + offset + size > cursor.file.size:
+            cursor.fail(f"tensor {name!r} ends at {data_start + offset + size} of {cursor.file.size} bytes")
+        entries[name] = BlockEntry(number, shape, data_start + offset, size)
         expected = _padded(offset + size, alignment)
-    return found
+    return entries
 
 
-def _described(cursor: Cursor) -> tuple[str, int, tuple[int, ...], int, int]:
+def _read_description(cursor: Cursor) -> tuple[str, int, tuple[int, ...], int, int]:
     name = cursor.text("Q", "a name")
-    if len(name) > _NAME:
+    if len(name) > _MAX_NAME_BYTES:
         cursor.fail(f"a tensor's name has {len(name)} characters")
     rank = cursor.number("I", "a rank")
-    if not 1 <= rank <= _RANK:
-        cursor.fail(f"tensor {name!r} has {rank} dimensions, not 1 to {_RANK}")
-    shape = tuple(reversed(cursor.numbers(f"{rank}Q", "a shape")))
+    if not 1 <= rank <= _MAX_RANK:
+        cursor.fail(f"tensor {name!r} has {rank} dimensions, not 1 to {_MAX_RANK}")
+    shape = tuple(reversed(cursor.unpack(f"{rank}Q", "a shape")))
     number = cursor.number("I", "a type")
     offset = cursor.number("Q", "an offset")
     kind = KINDS.get(number)
     if kind is None:
-        known = ", ".join(each.name for each in KINDS.values())
+        known = ", ".join(known_format.name for known_format in KINDS.values())
         raise UserError(
             f"{cursor.file.source}: tensor {name!r} has quantisation type {number}, which is not supported; "
             f"get the model in one of {known}"
@@ -202,5 +202,5 @@ def _described(cursor: Cursor) -> tuple[str, int, tuple[int, ...], int, int]:
     return name, number, shape, offset, math.prod(shape) // kind.block * kind.size
 
 
-def _padded(place: int, alignment: int) -> int:
-    return place + -place % alignment
+def _padded(offset: int, alignment: int) -> int:
+    return offset + -offset % alignment

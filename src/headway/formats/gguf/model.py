@@ -12,55 +12,55 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError, nearest
-from headway.formats.durable import beside
+from headway.formats.durable import atomic_write
 from headway.formats.families import families, llama
 from headway.formats.gguf.dialects import (
     DIALECTS,
     FACTORS,
     LONG_FACTORS,
     SHORT_FACTORS,
-    WRITTEN,
+    WRITABLE_FAMILIES,
     Dialect,
     find_dialect,
     read_values,
     rotary_values,
 )
 from headway.formats.gguf.file import GgufFile, gguf
-from headway.formats.gguf.tokens import read_codec, read_marks, write_codec
+from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.llama2c import interleaved
-from headway.formats.native import read_config, undrawn
-from headway.formats.published import Published, computed, says
-from headway.formats.rules import Family, TensorRule
+from headway.formats.native import read_config, uninitialized_model
+from headway.formats.published import PublishedModel, can_express, resolve_defaults
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule
 from headway.formats.usage import Usage
-from headway.formats.weights import Renamed, fill, unfilled
+from headway.formats.weights import RenamedWeights, fill, published_tensors
 from headway.nn.models import ModelConfig, TransformerConfig
 
 
-class Translated:
+class TranslatedWeights:
     """The tensors of a file under their published names and in their published layout (Weights)."""
 
     def __init__(self, file: GgufFile, dialect: Dialect) -> None:
         self.source = file.source
         self._file, self._dialect = file, dialect
         factors = (FACTORS, LONG_FACTORS, SHORT_FACTORS)  # read as settings
-        self._own = {dialect.published(name): name for name in file.names() if name not in factors}
+        self._stored_names = {dialect.published_name(name): name for name in file.names() if name not in factors}
 
     def names(self) -> Collection[str]:
-        return self._own.keys()
+        return self._stored_names.keys()
 
     def get(self, name: str) -> Tensor:
-        own = self._own[name]
-        found = self._file.get(own)
-        if self._dialect.is_offset(own):
-            found = found - 1
-        return found.T if self._dialect.is_turned(own) else found
+        stored_name = self._stored_names[name]
+        tensor = self._file.get(stored_name)
+        if self._dialect.is_offset(stored_name):
+            tensor = tensor - 1
+        return tensor.T if self._dialect.is_transposed(stored_name) else tensor
 
     def done(self, name: str) -> None:
-        self._file.done(self._own[name])
+        self._file.done(self._stored_names[name])
 
 
-def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> Published:
+def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> PublishedModel:
     """Load the model of a .gguf file, in evaluation mode, with its weights in `dtype`; quantised ones are dequantised.
 
     With `dtype` None they get the embedding's dtype if torch has it, otherwise float32. `context` is the longest
@@ -69,16 +69,16 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
     file = GgufFile(Path(path))
     dialect, family, settings, config, weights = _read(file, context)
     dtype = dtype or _stored(file)
-    model = undrawn(config, file.size, file.source, dtype)
+    model = uninitialized_model(config, file.size, file.source, dtype)
     fill(model, rules_for(dialect, family.rules(config), config), weights, dtype)
-    usage = Usage(family.name, dict(settings.values), **read_marks(file.values, file.source))
-    return Published(model.eval(), usage)
+    usage = Usage(family.name, dict(settings.values), **read_special_tokens(file.values, file.source))
+    return PublishedModel(model.eval(), usage)
 
 
 def gguf_usage(path: Path) -> Usage:
     """Return how the model of a .gguf file is used, without reading weights."""
     file = GgufFile(Path(path))
-    return Usage(**read_marks(file.values, file.source))
+    return Usage(**read_special_tokens(file.values, file.source))
 
 
 def gguf_config(path: Path) -> ModelConfig:
@@ -86,23 +86,23 @@ def gguf_config(path: Path) -> ModelConfig:
     return _read(GgufFile(Path(path)), None).config
 
 
-class _FileHead(NamedTuple):
+class _FileMetadata(NamedTuple):
     """Everything known about a file before its weights are read."""
 
     dialect: Dialect
     family: Family
     settings: Settings
     config: ModelConfig
-    weights: Renamed
+    weights: RenamedWeights
 
 
-def _read(file: GgufFile, context: int | None) -> _FileHead:
+def _read(file: GgufFile, context: int | None) -> _FileMetadata:
     name, dialect = find_dialect(file.values, file.source)
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
-    weights = Renamed(Translated(file, dialect), family)
-    return _FileHead(dialect, family, settings, read_config(family, settings, weights.names()), weights)
+    weights = RenamedWeights(TranslatedWeights(file, dialect), family)
+    return _FileMetadata(dialect, family, settings, read_config(family, settings, weights.names()), weights)
 
 
 def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[TensorRule]:
@@ -167,23 +167,23 @@ def save_gguf(
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
     usage = usage or Usage()
-    family = _fitting(config, usage.family)
+    family = _find_family(config, usage.family)
     assert isinstance(config, TransformerConfig)
     if family.name not in _WINDOWED:
         config = _within_window(config)
-    architecture = WRITTEN[family.name]
+    architecture = WRITABLE_FAMILIES[family.name]
     dialect = DIALECTS[architecture]
-    held = unfilled(model, rules_for(dialect, family.rules(config), config))
-    tensors = {dialect.own(name): tensor for name, tensor in held.items()}
+    published = published_tensors(model, rules_for(dialect, family.rules(config), config))
+    tensors = {dialect.stored_name(name): tensor for name, tensor in published.items()}
     sizes = {f"{architecture}.{key}": value for key, value in _sizes(dialect, family.write(config)).items()}
-    turned, factors = rotary_values(llama.first_rotary(config), _head_size(config), config.context or 0)
+    rotary_settings, factors = rotary_values(llama.first_rotary(config), _head_size(config), config.context or 0)
     values = {
         "general.architecture": architecture,
         "general.file_type": _FILE_TYPES[precision],
         "general.quantization_version": _VERSION,
         **sizes,
-        **{f"{architecture}.{key}": value for key, value in turned.items()},
-        **(_NO_TOKENIZER if codec is None else write_codec(codec, config.symbols, usage)),
+        **{f"{architecture}.{key}": value for key, value in rotary_settings.items()},
+        **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
     draft = FileContents(values, {**tensors, **factors}, str(path))
     _check(draft, architecture, dialect, family, config)
@@ -203,14 +203,15 @@ def _within_window(config: TransformerConfig) -> TransformerConfig:
     return replace(llama.with_windows(config, [None] * len(config.stack.blocks)), context=context)
 
 
-def _fitting(config: ModelConfig, name: str) -> Family:
+def _find_family(config: ModelConfig, name: str) -> Family:
     known = families()
-    order = [name, *WRITTEN] if name in WRITTEN else list(WRITTEN)
-    for each in order:
-        if says(known[each], config):
-            return known[each]
+    order = [name, *WRITABLE_FAMILIES] if name in WRITABLE_FAMILIES else list(WRITABLE_FAMILIES)
+    for candidate in order:
+        if can_express(known[candidate], config):
+            return known[candidate]
     raise UserError(
-        f"this model is not one that can be saved as GGUF ({', '.join(WRITTEN)}); export it as a folder instead"
+        f"this model is not one that can be saved as GGUF ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
+        "instead"
     )
 
 
@@ -219,22 +220,27 @@ def _head_size(config: TransformerConfig) -> int:
     return mixer.head_size or config.width // mixer.heads
 
 
-def _sizes(dialect: Dialect, said: Mapping[str, Any]) -> dict[str, Any]:
-    found = {ours: said[theirs] for ours, theirs in dialect.sizes.items() if said.get(theirs) is not None}
-    size = said["head_dim"]
-    return {**found, "attention.value_length": size, "rope.dimension_count": size, "vocab_size": said["vocab_size"]}
+def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: settings[setting] for key, setting in dialect.sizes.items() if settings.get(setting) is not None}
+    size = settings["head_dim"]
+    return {
+        **values,
+        "attention.value_length": size,
+        "rope.dimension_count": size,
+        "vocab_size": settings["vocab_size"],
+    }
 
 
 def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
     """Check that reading the draft back gives the model. Rotary scalings may be spelled differently and are checked
     separately.
     """
-    given = read_values(draft, architecture, dialect)
-    known = families()[given["model_type"]]
-    settings = Settings({**known.defaults, **given}, draft.source, config.context)
-    found = known.read(settings, ())
-    plain = [computed(llama.with_mixers(each, rotary=None)) for each in (found, config)]  # type: ignore[arg-type]
-    if plain[0] != plain[1]:
+    values = read_values(draft, architecture, dialect)
+    known = families()[values["model_type"]]
+    settings = Settings({**known.defaults, **values}, draft.source, config.context)
+    read_back = known.read(settings, ())
+    resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
+    if resolved[0] != resolved[1]:
         raise UserError(
             f"GGUF has no settings for some features of this {family.name} model (windows per layer, some biases); "
             "export it as a folder instead"
@@ -243,8 +249,8 @@ def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Fam
 
 def _write(draft: FileContents, path: Path, precision: Precision) -> None:
     package = gguf()
-    with beside(path, new=True) as place:
-        writer = package.GGUFWriter(place, draft.values["general.architecture"])
+    with atomic_write(path, new=True) as draft_path:
+        writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
         for key, value in draft.values.items():
             if key != "general.architecture":  # already written by the writer
                 _add(writer, key, value)

@@ -23,28 +23,28 @@ from headway.learn.objectives.predictions import (
     Prediction,
     PredictionObjective,
     Vectors,
-    one_per_class,
+    interleave_classes,
 )
 from headway.learn.report import Picture
 from headway.learn.report.predictions import label_table
 from headway.metrics import best_thresholds, label_scores
 from headway.nn.models import Loss, ModelConfig, Transformer
 
-_NOTHING = "(no label)"
+_NO_LABEL = "(no label)"
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
 _ITERATIONS = 200
 
 
-class LabelledSamples(PredictedSamples):
+class MultiLabelSamples(PredictedSamples):
     """Samples with any number of labels each."""
 
     labels: tuple[str, ...]
 
 
-M = TypeVar("M", bound=LabelledSamples)
+M = TypeVar("M", bound=MultiLabelSamples)
 
 
-class Labels(PredictionObjective[M], Generic[M]):
+class MultiLabel(PredictionObjective[M], Generic[M]):
     """Binary cross-entropy of each output of the head "classes".
 
     `weights` [C] are the weights of positive samples. `thresholds` are the minimum probabilities of predicted labels;
@@ -53,7 +53,7 @@ class Labels(PredictionObjective[M], Generic[M]):
 
     head = HEAD
     goals: ClassVar[Goals] = {"f1_micro": "max", "f1": "max", "exact_match": "max", "loss": "min"}
-    scored = "several labels"
+    target_name = "several labels"
 
     def __init__(
         self,
@@ -81,57 +81,60 @@ class Labels(PredictionObjective[M], Generic[M]):
         weights = None if self.weights is None else self.weights.to(logits)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
 
-    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+    def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Fit a logistic regression for each label."""
-        return fit_labels(train, validation, self.weights)
+        return fit_label_heads(train, validation, self.weights)
 
-    def judge(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats per label), micro and macro F1, precision, recall and exact match on a split or `limit` of its
         samples.
         """
-        logits, right = self.evaluated(model, examples, split, limit)
-        scores, truth = logits.sigmoid().numpy(), right.bool().numpy()
+        logits, targets = self.evaluate_outputs(model, examples, split, limit)
+        scores, truth = logits.sigmoid().numpy(), targets.bool().numpy()
         thresholds = self.thresholds or best_thresholds(scores, truth)
-        return {"loss": float(self._entropy(logits, right).mean()), **label_scores(scores >= thresholds, truth)}
+        return {"loss": float(self._entropy(logits, targets).mean()), **label_scores(scores >= thresholds, truth)}
 
     def calibrate(self, model: nn.Module, examples: M, directory: Path) -> list[str]:
         """Choose the thresholds on validation, and save them in usage.json."""
-        logits, right = self.outputs(model, examples.of("validation"))
-        found = best_thresholds(logits.sigmoid().numpy(), right.bool().numpy())
-        self.thresholds = tuple(round(threshold, 6) for threshold in found)
+        logits, targets = self.outputs(model, examples.of("validation"))
+        best = best_thresholds(logits.sigmoid().numpy(), targets.bool().numpy())
+        self.thresholds = tuple(round(threshold, 6) for threshold in best)
         replace(read_usage(directory), thresholds=self.thresholds).save(directory)
         return []
 
-    def _decided(self, outputs: Float[Tensor, "N C"]) -> np.ndarray:
+    def _decide(self, outputs: Float[Tensor, "N C"]) -> np.ndarray:
         return outputs.sigmoid().numpy() >= np.array(self.thresholds or 0.5)
 
     def predictions(
         self, examples: M, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
     ) -> list[Prediction]:
-        told = [
-            [", ".join(name for name, has in zip(examples.labels, row) if has) or _NOTHING for row in table.tolist()]
-            for table in (self._decided(outputs), targets.bool().numpy())
+        label_texts = [
+            [", ".join(name for name, has in zip(examples.labels, row) if has) or _NO_LABEL for row in table.tolist()]
+            for table in (self._decide(outputs), targets.bool().numpy())
         ]
-        return [Prediction(row, one, other, one == other) for row, one, other in zip(rows.tolist(), *told)]
+        return [
+            Prediction(row, predicted, actual, predicted == actual)
+            for row, predicted, actual in zip(rows.tolist(), *label_texts)
+        ]
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
         """One sample per wrong label before the second of any; a sample counts for its first wrong label, otherwise for
         its first label.
         """
         truth = targets.bool().numpy()
-        differs = self._decided(outputs) != truth
+        differs = self._decide(outputs) != truth
         wrong = differs.any(1)
         kind = np.where(wrong, differs.argmax(1), np.where(truth.any(1), truth.argmax(1), truth.shape[1]))
-        return one_per_class(wrong, kind)
+        return interleave_classes(wrong, kind)
 
     def charts(self, examples: M, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
         """The scores per label."""
         thresholds = self.thresholds or (0.5,) * len(examples.labels)
-        what = f"{examples.final_split} {self.unit}s"
-        return [label_table(self._decided(outputs), targets.bool().numpy(), examples.labels, thresholds, what)]
+        noun = f"{examples.final_split} {self.unit}s"
+        return [label_table(self._decide(outputs), targets.bool().numpy(), examples.labels, thresholds, noun)]
 
 
-def fit_labels(
+def fit_label_heads(
     train: tuple[Float[Tensor, "N D"], Float[Tensor, "N C"]],
     validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M C"]],
     weights: Float[Tensor, "C"] | None = None,
@@ -147,8 +150,8 @@ def fit_labels(
     start = vectors.new_zeros(targets.shape[1], vectors.shape[1]), vectors.new_zeros(targets.shape[1])
     weight, bias = (parameter.requires_grad_() for parameter in start)
 
-    def loss(given: Tensor, right: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(F.linear(given, weight, bias), right, pos_weight=positive)
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(F.linear(inputs, weight, bias), labels, pos_weight=positive)
 
     def descend(strength: float) -> None:
         optimiser = torch.optim.LBFGS(
@@ -171,8 +174,8 @@ def fit_labels(
     for strength in _STRENGTHS:
         descend(strength)
         with torch.no_grad():
-            found = loss(held_out, truth).item()
-            if best is None or found < best[0]:
-                best = found, weight.clone(), bias.clone()
+            validation_loss = loss(held_out, truth).item()
+            if best is None or validation_loss < best[0]:
+                best = validation_loss, weight.clone(), bias.clone()
     assert best is not None
     return LinearHead((best[1] / scale).float(), best[2].float())

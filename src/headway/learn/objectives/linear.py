@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-_USUAL = 10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
+_DEFAULT_STRENGTH = (
+    10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
+)
 _ITERATIONS = 200
-_CHOOSING = 4096  # maximum training samples for choosing the penalty
+_MAX_CHOOSING = 4096  # maximum training samples for choosing the penalty
 _REFIT = 10.0  # inverse penalty on the change of the weights when refitting
-_EXACT = 1 << 23  # elements up to which float64 costs little
+_FLOAT64_ELEMENTS = 1 << 23  # elements up to which float64 costs little
 
 
 class LinearHead(NamedTuple):
@@ -48,29 +50,29 @@ def fit_linear(
     Fine-tuning from such a head preserves pretrained features, while the first gradients of a random head distort them
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
     """
-    exact = torch.float64 if train[0].numel() <= _EXACT else torch.float32
-    scale = train[0].norm(dim=1, dtype=exact).mean().clamp(min=1e-12)
-    vectors, held_out = train[0].to(exact) / scale, validation[0].to(exact) / scale
+    dtype = torch.float64 if train[0].numel() <= _FLOAT64_ELEMENTS else torch.float32
+    scale = train[0].norm(dim=1, dtype=dtype).mean().clamp(min=1e-12)
+    vectors, held_out = train[0].to(dtype) / scale, validation[0].to(dtype) / scale
     zero = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
-    weights = None if weights is None else weights.to(exact)
-    some = torch.linspace(0, len(vectors) - 1, min(len(vectors), _CHOOSING)).long()
+    weights = None if weights is None else weights.to(dtype)
+    subset = torch.linspace(0, len(vectors) - 1, min(len(vectors), _MAX_CHOOSING)).long()
     head, heads, shares, losses = zero, [], [], []
     for strength in strengths:
-        head = _fitted(head, zero.weight, vectors[some], train[1][some], strength, weights, iterations)
+        head = _fit_logistic(head, zero.weight, vectors[subset], train[1][subset], strength, weights, iterations)
         logits = head(held_out)
         heads.append(head)
         shares.append((logits.argmax(-1) == validation[1]).double().mean().item())
         losses.append(F.cross_entropy(logits, validation[1], weights).item())
     best = max(shares)
-    within = best - math.sqrt(best * (1 - best) / max(1, len(held_out)))
-    if weights is not None or len(some) < len(vectors):
+    threshold = best - math.sqrt(best * (1 - best) / max(1, len(held_out)))
+    if weights is not None or len(subset) < len(vectors):
         chosen = min(range(len(heads)), key=lambda i: (-shares[i] if weights is None else 0.0, losses[i]))
     else:
-        near = [i for i, share in enumerate(shares) if share >= within]
-        chosen = min(near, key=lambda i: abs(math.log(strengths[i] / _USUAL)))
+        candidates = [i for i, share in enumerate(shares) if share >= threshold]
+        chosen = min(candidates, key=lambda i: abs(math.log(strengths[i] / _DEFAULT_STRENGTH)))
     head = heads[chosen]
-    if len(some) < len(vectors):
-        head = _fitted(head, zero.weight, vectors, train[1], strengths[chosen], weights, iterations)
+    if len(subset) < len(vectors):
+        head = _fit_logistic(head, zero.weight, vectors, train[1], strengths[chosen], weights, iterations)
     return LinearHead((head.weight / scale).float(), head.bias.float())
 
 
@@ -83,11 +85,11 @@ def refit_linear(
     scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)
     start = LinearHead(head.weight.double() * scale, head.bias.double())
     weights = None if weights is None else weights.double()
-    moved = _fitted(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights, _ITERATIONS)
+    moved = _fit_logistic(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights, _ITERATIONS)
     return LinearHead((moved.weight / scale).float(), moved.bias.float())
 
 
-def _fitted(
+def _fit_logistic(
     start: LinearHead,
     centre: Tensor,
     vectors: Tensor,

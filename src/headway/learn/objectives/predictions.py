@@ -11,15 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.errors import UserError
-from headway.learn.examples import Numbered, Selected
-from headway.learn.objective import Objective, judged
+from headway.learn.examples import IndexedExamples, RowSubset
+from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.objectives.linear import LinearHead
 from headway.learn.report import Picture
 from headway.nn.models import ModelConfig, Transformer
 from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
 
-_SEARCHED = 1000  # maximum samples from which those for the report are chosen
+_MAX_CANDIDATES = 1000  # maximum samples from which those for the report are chosen
 Goals = Mapping[str, Literal["min", "max"]]  # scores, and their better direction
 Vectors = tuple[Float[Tensor, "N D"], Tensor]
 
@@ -30,17 +30,17 @@ class Prediction(NamedTuple):
     row: int
     output: str
     reference: str
-    right: bool | None = None
+    is_correct: bool | None = None
 
 
-class PredictedSamples(Numbered):
+class PredictedSamples(IndexedExamples):
     """Samples with a prediction each. A domain adds heads to its models, and draws pictures of samples."""
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
         """`model` with one head `name` of `outputs` outputs per sample."""
         raise NotImplementedError
 
-    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+    def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
         """Pictures of some samples with their predictions."""
         return []
 
@@ -54,73 +54,80 @@ class PredictionObjective(Objective[P], Generic[P]):
     `goals` are the scores that may select the best model, and their better direction.
     """
 
-    gentle = True
+    small_data_lr = True
     head: str
     goals: ClassVar[Goals]
 
     def __init__(self, unit: str, goal: str) -> None:
         if goal not in self.goals:
             known = ", ".join(self.goals)
-            raise UserError(f"task.goal is {goal!r}, which is not a score for {self.scored}; use one of {known}")
+            raise UserError(f"task.goal is {goal!r}, which is not a score for {self.target_name}; use one of {known}")
         self.unit, self.goal, self.goal_better = unit, goal, self.goals[goal]
 
-    scored: str = "classes"
-    _evaluated: tuple[nn.Module, str, Selected, Float[Tensor, "N C"], Tensor] | None = None  # last
+    target_name: str = "classes"
+    _last_evaluation: tuple[nn.Module, str, RowSubset, Float[Tensor, "N C"], Tensor] | None = None  # last
 
-    def outputs(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Tensor]:
+    def outputs(self, model: nn.Module, samples: RowSubset) -> tuple[Float[Tensor, "N C"], Tensor]:
         """The head's outputs for samples, and their targets, on the CPU."""
-        found, right, name = torch.zeros(0), torch.zeros(0), head_of(model, self.head)
-        for numbers, batch in judged(model, samples):
-            said, targets = cast(Transformer, model).output(name, *batch.inputs).float().cpu(), batch.targets.cpu()
-            if not len(found):
-                found = said.new_empty(len(samples), said.shape[-1])
-                right = targets.new_empty(len(samples), *targets.shape[1:])
-            found[numbers], right[numbers] = said, targets
-        return found, right
+        outputs, all_targets, name = torch.zeros(0), torch.zeros(0), head_name(model, self.head)
+        for indices, batch in evaluation_batches(model, samples):
+            batch_outputs, targets = (
+                cast(Transformer, model).output(name, *batch.inputs).float().cpu(),
+                batch.targets.cpu(),
+            )
+            if not len(outputs):
+                outputs = batch_outputs.new_empty(len(samples), batch_outputs.shape[-1])
+                all_targets = targets.new_empty(len(samples), *targets.shape[1:])
+            outputs[indices], all_targets[indices] = batch_outputs, targets
+        return outputs, all_targets
 
-    def evaluated(
+    def evaluate_outputs(
         self, model: nn.Module, examples: P, split: str, limit: int | None
     ) -> tuple[Float[Tensor, "N C"], Tensor]:
         """`outputs` for a split or `limit` of its samples; the pictures of this model reuse them."""
-        samples = examples.of(split).some(limit)
-        self._evaluated = model, split, samples, *self.outputs(model, samples)
-        return self._evaluated[3:]
+        samples = examples.of(split).limited_to(limit)
+        self._last_evaluation = model, split, samples, *self.outputs(model, samples)
+        return self._last_evaluation[3:]
 
     def fit_head(self, model: nn.Module, examples: P, fresh: Collection[str], limit: int) -> bool:
         """Fit the head's last linear layer to its inputs."""
-        project = self.fresh_map(model, fresh)
+        project = self.fresh_projection(model, fresh)
         if project is None:
             return False
         train, validation = (
-            self.vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation")
+            self.features(model, project, examples.of(split).limited_to(limit)) for split in ("train", "validation")
         )
-        set_map(project, self.fitted(train, validation, project.weight.shape[0]))
+        copy_head(project, self.fit_linear_head(train, validation, project.weight.shape[0]))
         return True
 
-    def fresh_map(self, model: nn.Module, fresh: Collection[str]) -> Projection | None:
+    def fresh_projection(self, model: nn.Module, fresh: Collection[str]) -> Projection | None:
         """The head's last linear layer, if it is newly initialised (in `fresh`) and reads one vector per sample."""
         head = model.heads[self.head] if f"heads.{self.head}.project.weight" in fresh else None  # type: ignore[index]
         if not isinstance(head, PooledHead) or head.config.pool == "tokens":
             return None
         return cast(Projection, head.project)
 
-    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+    def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Fit a linear map from vectors to outputs, selected on validation."""
         raise NotImplementedError
 
-    def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
+    def features(self, model: nn.Module, project: Projection, samples: RowSubset) -> Vectors:
         """The inputs of `project` for samples, and their targets, on the CPU."""
-        read, vectors, found = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1]), torch.zeros(0)
-        hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        captured, vectors, all_targets = (
+            list[Tensor](),
+            torch.zeros(len(samples), project.weight.shape[1]),
+            torch.zeros(0),
+        )
+        hook = project.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
-            for numbers, batch in judged(model, samples):
+            for indices, batch in evaluation_batches(model, samples):
                 cast(Transformer, model).output(self.head, *batch.inputs)
                 targets = batch.targets.cpu()
-                found = found if len(found) else targets.new_empty(len(samples), *targets.shape[1:])
-                vectors[numbers], found[numbers] = read.pop().float().cpu(), targets
+                all_targets = all_targets if len(all_targets) else targets.new_empty(len(samples), *targets.shape[1:])
+                vectors[indices], all_targets[indices] = captured.pop().float().cpu(), targets
         finally:
             hook.remove()
-        return vectors, found
+        return vectors, all_targets
 
     def predictions(
         self, examples: P, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
@@ -134,31 +141,36 @@ class PredictionObjective(Objective[P], Generic[P]):
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
         """Held-out samples with predicted and correct output: errors first, one per class."""
-        samples = examples.of(examples.final_split).some(_SEARCHED)
+        samples = examples.of(examples.final_split).limited_to(_MAX_CANDIDATES)
         outputs, targets = self.outputs(model, samples)
         chosen = self.errors_first(outputs, targets)[:count]
-        found = self.predictions(examples, samples.rows[chosen], outputs[chosen], targets[chosen])
+        predictions = self.predictions(examples, samples.rows[chosen], outputs[chosen], targets[chosen])
         return [
-            {"source": examples.shown(each.row), "output": each.output, "reference": each.reference} for each in found
+            {
+                "source": examples.describe_row(prediction.row),
+                "output": prediction.output,
+                "reference": prediction.reference,
+            }
+            for prediction in predictions
         ]
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
         """Charts of scores per class or label, or of predicted numbers, and some samples: those of the final split that
         the model was evaluated on, or all.
         """
-        if self._evaluated is None or self._evaluated[:2] != (model, examples.final_split):
-            self.evaluated(model, examples, examples.final_split, None)
-        assert self._evaluated is not None
-        samples, outputs, targets = self._evaluated[2:]
-        told = self.predictions(examples, samples.rows, outputs, targets)
-        return [*self.charts(examples, outputs, targets), *examples.gallery(model, told)]
+        if self._last_evaluation is None or self._last_evaluation[:2] != (model, examples.final_split):
+            self.evaluate_outputs(model, examples, examples.final_split, None)
+        assert self._last_evaluation is not None
+        samples, outputs, targets = self._last_evaluation[2:]
+        predictions = self.predictions(examples, samples.rows, outputs, targets)
+        return [*self.charts(examples, outputs, targets), *examples.gallery(model, predictions)]
 
     def charts(self, examples: P, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
         """Charts of the outputs on the final split."""
         raise NotImplementedError
 
 
-def set_map(project: Projection, head: LinearHead) -> None:
+def copy_head(project: Projection, head: LinearHead) -> None:
     """Copy the weights of a fitted head into a linear layer."""
     with torch.no_grad():
         project.weight.copy_(head.weight)
@@ -166,19 +178,19 @@ def set_map(project: Projection, head: LinearHead) -> None:
             project.bias.copy_(head.bias)
 
 
-def head_of(model: nn.Module, name: str) -> str:
+def head_name(model: nn.Module, name: str) -> str:
     """The head `name`, or "classes" in runs of versions without separate regression heads."""
     return name if name in cast(Transformer, model).heads else "classes"
 
 
-def one_per_class(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray, "N"]:
+def interleave_classes(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray, "N"]:
     """Samples in an order for people: `wrong` ones before the others, and in both groups one of each class, rarest
     first, before the second of any class.
     """
     counts = np.bincount(classes)
-    turn = np.zeros(len(classes), np.int64)  # how many of the same group and class come before it
-    for part in (wrong, ~wrong):
-        for label in np.unique(classes[part]):
-            rows = np.flatnonzero(part & (classes == label))
-            turn[rows] = np.arange(len(rows))
-    return np.lexsort((classes, counts[classes], turn, ~wrong))
+    rank = np.zeros(len(classes), np.int64)  # how many of the same group and class come before it
+    for group in (wrong, ~wrong):
+        for label in np.unique(classes[group]):
+            rows = np.flatnonzero(group & (classes == label))
+            rank[rows] = np.arange(len(rows))
+    return np.lexsort((classes, counts[classes], rank, ~wrong))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.errors import UserError
-from headway.learn.examples import Batch, Selected
+from headway.learn.examples import Batch, RowSubset
 from headway.learn.objectives.linear import LinearHead
 from headway.learn.objectives.predictions import (
     Goals,
@@ -19,7 +19,7 @@ from headway.learn.objectives.predictions import (
     Prediction,
     PredictionObjective,
     Vectors,
-    head_of,
+    head_name,
 )
 from headway.learn.report import Picture
 from headway.learn.report.predictions import scatter_chart
@@ -28,17 +28,17 @@ from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, 
 from headway.nn.parts.projection import Projection
 
 NUMBER = "number"  # name of the head
-_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the mean square of the vectors
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the mean square of the vectors
 _DIGITS = 4  # digits of numbers in samples
 
 
-class Valued(PredictedSamples):
+class NumberSamples(PredictedSamples):
     """Samples with one number each. A domain defines their inputs (`take`) and their text for people."""
 
     values: Float[np.ndarray, "N"]
 
 
-V = TypeVar("V", bound=Valued)
+V = TypeVar("V", bound=NumberSamples)
 
 
 class Regression(PredictionObjective[V], Generic[V]):
@@ -54,7 +54,7 @@ class Regression(PredictionObjective[V], Generic[V]):
         "spearman": "max",
         "loss": "min",
     }
-    scored = "numbers"
+    target_name = "numbers"
 
     @property
     def measure(self) -> str:
@@ -62,42 +62,45 @@ class Regression(PredictionObjective[V], Generic[V]):
 
     def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
         """`model` with a regression head with the scale of the training targets. UserError if they are all equal."""
-        trained = examples.values[examples.splits.rows("train")].astype(np.float64)
-        if trained.min() == trained.max():
-            raise UserError(f"all labels are {trained[0]:g}; add samples with other values")
-        found = examples.with_head(model, NUMBER, 1)
-        assert isinstance(found, TransformerConfig)  # checked by the examples
-        head = cast(PooledHeadConfig, found.heads[NUMBER])
-        return replace(found, heads={NUMBER: replace(head, scale=float(trained.std()), shift=float(trained.mean()))})
+        training_values = examples.values[examples.splits.rows("train")].astype(np.float64)
+        if training_values.min() == training_values.max():
+            raise UserError(f"all labels are {training_values[0]:g}; add samples with other values")
+        adapted = examples.with_head(model, NUMBER, 1)
+        assert isinstance(adapted, TransformerConfig)  # checked by the examples
+        head = cast(PooledHeadConfig, adapted.heads[NUMBER])
+        return replace(
+            adapted,
+            heads={NUMBER: replace(head, scale=float(training_values.std()), shift=float(training_values.mean()))},
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        said = cast(Transformer, model).output(head_of(model, NUMBER), *batch.inputs)[:, 0]
-        return {"loss": Loss(((said - batch.targets) / _scaled(model).scale).square().sum(), batch.tokens)}
+        predicted = cast(Transformer, model).output(head_name(model, NUMBER), *batch.inputs)[:, 0]
+        return {"loss": Loss(((predicted - batch.targets) / _head_config(model).scale).square().sum(), batch.tokens)}
 
-    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+    def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Fit a ridge regression."""
         return fit_ridge(train, validation)
 
-    def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
-        vectors, targets = super().vectors(model, project, samples)
-        head = _scaled(model)
+    def features(self, model: nn.Module, project: Projection, samples: RowSubset) -> Vectors:
+        vectors, targets = super().features(model, project, samples)
+        head = _head_config(model)
         return vectors, (targets.double() - head.shift) / head.scale
 
-    def judge(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
         """Mean squared error in units of the variance, R2, mean absolute error and both correlations on a split or
         `limit` of its samples.
         """
-        outputs, targets = self.evaluated(model, examples, split, limit)
-        said, right = outputs[:, 0].double().numpy(), targets.double().numpy()
-        errors = (said - right) / _scaled(model).scale
-        return {"loss": float(np.square(errors).mean()), **number_scores(said, right)}
+        outputs, targets = self.evaluate_outputs(model, examples, split, limit)
+        predicted, actual = outputs[:, 0].double().numpy(), targets.double().numpy()
+        errors = (predicted - actual) / _head_config(model).scale
+        return {"loss": float(np.square(errors).mean()), **number_scores(predicted, actual)}
 
     def predictions(
         self, examples: V, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
     ) -> list[Prediction]:
         return [
-            Prediction(row, f"{one:.{_DIGITS}g}", f"{other:.{_DIGITS}g}")
-            for row, one, other in zip(rows.tolist(), outputs[:, 0].tolist(), targets.tolist())
+            Prediction(row, f"{predicted:.{_DIGITS}g}", f"{actual:.{_DIGITS}g}")
+            for row, predicted, actual in zip(rows.tolist(), outputs[:, 0].tolist(), targets.tolist())
         ]
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
@@ -111,26 +114,26 @@ class Regression(PredictionObjective[V], Generic[V]):
         return [Picture("Predicted numbers", caption, chart)]
 
 
-def _scaled(model: nn.Module) -> PooledHeadConfig:
+def _head_config(model: nn.Module) -> PooledHeadConfig:
     """The configuration of a model's regression head."""
-    return cast(PooledHeadConfig, cast(Any, model).heads[head_of(model, NUMBER)].config)
+    return cast(PooledHeadConfig, cast(Any, model).heads[head_name(model, NUMBER)].config)
 
 
 def fit_ridge(
     train: tuple[Float[Tensor, "N D"], Float[Tensor, "N"]], validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M"]]
 ) -> LinearHead:
     """Least squares with an L2 penalty on the weights, the best of six penalties by the squared error on validation."""
-    mean, middle = train[0].double().mean(0), train[1].double().mean()
-    vectors, targets = train[0].double() - mean, train[1].double() - middle
-    products, right = vectors.T @ vectors, vectors.T @ targets
+    mean, target_mean = train[0].double().mean(0), train[1].double().mean()
+    vectors, targets = train[0].double() - mean, train[1].double() - target_mean
+    products, products_with_targets = vectors.T @ vectors, vectors.T @ targets
     unit = products.diagonal().mean().clamp(min=1e-12)
     best: tuple[float, Tensor] | None = None
-    for strength in _STRENGTHS:
+    for strength in _PENALTIES:
         penalty = strength * unit * torch.eye(len(products), dtype=products.dtype)
-        weight = torch.linalg.solve(products + penalty, right)
-        error = ((validation[0].double() - mean) @ weight + middle - validation[1].double()).square().mean().item()
+        weight = torch.linalg.solve(products + penalty, products_with_targets)
+        error = ((validation[0].double() - mean) @ weight + target_mean - validation[1].double()).square().mean().item()
         if best is None or error < best[0]:
             best = error, weight
     assert best is not None
     weight = best[1]
-    return LinearHead(weight[None].float(), (middle - mean @ weight)[None].float())
+    return LinearHead(weight[None].float(), (target_mean - mean @ weight)[None].float())

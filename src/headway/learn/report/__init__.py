@@ -1,7 +1,7 @@
 """Reports: curves, samples, pictures and configuration in one self-contained HTML file."""
 
 from headway.learn.report.charts import Stroke, bar_chart, heatmap, line_chart
-from headway.learn.report.page import Picture, Sections, Tile, available, tiled, write_report
+from headway.learn.report.rendering import Picture, Sections, Tile, available, tile_grid, write_report
 
 __all__ = [
     "Picture",
@@ -12,6 +12,6 @@ __all__ = [
     "bar_chart",
     "heatmap",
     "line_chart",
-    "tiled",
+    "tile_grid",
     "write_report",
 ]

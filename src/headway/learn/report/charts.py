@@ -24,9 +24,9 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 480, 264
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
 COLOURS = 6  # the page defines --series-0 ... --series-5
-MOST_POINTS = 240
-_READABLE = 0.6  # minimum scale of a drawing with small text; on narrower pages it scrolls
-_DIGITS = 17  # digits that distinguish any two floats
+MAX_POINTS = 240
+_MIN_SCALE = 0.6  # minimum scale of a drawing with small text; on narrower pages it scrolls
+_MAX_DIGITS = 17  # digits that distinguish any two floats
 
 
 class Stroke(NamedTuple):
@@ -54,32 +54,34 @@ def line_chart(
 
     Points without a finite value are left out; a chart without points is an empty string.
     """
-    kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-    kept = {name: thin(points) for name, points in kept.items() if points}
-    if not kept:
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    finite = {name: thin(points) for name, points in finite.items() if points}
+    if not finite:
         return ""
-    xs = [x for points in kept.values() for x, _ in points]
-    ys = [y for points in kept.values() for _, y in points]
+    xs = [x for points in finite.values() for x, _ in points]
+    ys = [y for points in finite.values() for _, y in points]
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    room = 0.0 if log else 0.04 * (max(ys) - min(ys))
-    low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
+    margin = 0.0 if log else 0.04 * (max(ys) - min(ys))
+    low, high = _percent_range(max(ys)) if share else (min(ys) - margin, max(ys) + margin)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
-    marks = frame(x_axis, y_axis, x_label)
+    elements = frame(x_axis, y_axis, x_label)
     # Each colour in turn, then again with dashes.
-    own = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(kept)}
-    drawn = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in own.items()}
-    for name, points in kept.items():
-        placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        marks.append(f'<polyline class="curve {drawn[name]}" points="{path}"/>')
-        if dots or len(placed) == 1:
-            marks += [f'<circle class="dot {drawn[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
-    return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}") + legend(drawn)
+    default_strokes = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(finite)}
+    css_classes = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in default_strokes.items()}
+    for name, points in finite.items():
+        positions = [(x_axis.position(x), y_axis.position(y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+        elements.append(f'<polyline class="curve {css_classes[name]}" points="{path}"/>')
+        if dots or len(positions) == 1:
+            elements += [
+                f'<circle class="dot {css_classes[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in positions
+            ]
+    return svg(WIDTH, HEIGHT, elements, f"{y_label} over {x_label}") + legend(css_classes)
 
 
-def _shares(most: float) -> tuple[float, float]:
+def _percent_range(maximum: float) -> tuple[float, float]:
     """The range of an axis in per cent: up to 100 if the values are large, otherwise with a small margin."""
-    return 0.0, max(most, 100.0) if most > 50 else 1.1 * most
+    return 0.0, max(maximum, 100.0) if maximum > 50 else 1.1 * maximum
 
 
 def bar_chart(
@@ -94,61 +96,61 @@ def bar_chart(
     """
     row, left, right = 30, 150, 70
     height = row * len(values) + 26
-    spread = intervals or {}
-    edges = [0.0, *values.values(), *(edge for pair in spread.values() for edge in pair)]
-    low, high = _shares(max(edges)) if share else (min(edges), max(edges) if any(edges) else 1.0)
+    whiskers = intervals or {}
+    bounds = [0.0, *values.values(), *(edge for pair in whiskers.values() for edge in pair)]
+    low, high = _percent_range(max(bounds)) if share else (min(bounds), max(bounds) if any(bounds) else 1.0)
     axis = Axis(low, high, left, WIDTH - right)
-    zero = axis.place(0.0)
-    marks = []
+    zero = axis.position(0.0)
+    elements = []
     for index, (name, value) in enumerate(values.items()):
-        y, end = index * row + 5, axis.place(value)
+        y, end = index * row + 5, axis.position(value)
         kind = f"bar s{index % COLOURS}"
-        marks.append(
+        elements.append(
             f'<rect class="{kind}" x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="20" rx="2"/>'
         )
         tip = end
-        if name in spread:
-            low, tip = (axis.place(edge) for edge in spread[name])
+        if name in whiskers:
+            low, tip = (axis.position(edge) for edge in whiskers[name])
             path = f"M{low:.1f} {y + 10}H{tip:.1f}M{low:.1f} {y + 5}v10M{tip:.1f} {y + 5}v10"
-            marks.append(f'<path class="whisker" d="{path}"/>')
-        marks.append(text("name", left - 8, y + 14, shorten(name, 22), "end"))
-        marks.append(text("value", max(zero, end, tip) + 6, y + 14, short(value)))
-    marks.append(text("label", left, height - 6, label))
-    return svg(WIDTH, height, marks, label)
+            elements.append(f'<path class="whisker" d="{path}"/>')
+        elements.append(text("name", left - 8, y + 14, ellipsize(name, 22), "end"))
+        elements.append(text("value", max(zero, end, tip) + 6, y + 14, compact_number(value)))
+    elements.append(text("label", left, height - 6, label))
+    return svg(WIDTH, height, elements, label)
 
 
 def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
     """A heatmap of weights from 0 to 1: `weights[i][j]` belongs to `rows[i]` and `columns[j]`."""
     cell = max(12, min(30, 560 // max(len(columns), 1)))
     tilted = any(len(name) > 2 for name in columns)
-    left, top = _room(rows), _room(columns) if tilted else 22
+    left, top = _label_width(rows), _label_width(columns) if tilted else 22
     width, height = left + cell * len(columns) + 6, top + cell * len(rows) + 6
-    marks = []
+    elements = []
     for j, name in enumerate(columns):
         x = left + cell * j + cell // 2
         if tilted:
-            marks.append(text("symbol", x + 4, top - 6, shorten(name), turn=True))
+            elements.append(text("symbol", x + 4, top - 6, ellipsize(name), rotate=True))
         else:
-            marks.append(text("symbol", x, top - 6, name, "middle"))
+            elements.append(text("symbol", x, top - 6, name, "middle"))
     for i, (name, line) in enumerate(zip(rows, weights)):
         y = top + cell * i
-        marks.append(text("symbol", left - 6, y + cell // 2 + 4, shorten(name), "end"))
+        elements.append(text("symbol", left - 6, y + cell // 2 + 4, ellipsize(name), "end"))
         for j, weight in enumerate(line):
             opacity, tip = max(0.04, min(1.0, weight)), escape(f"{name} - {columns[j]}: {weight:.2f}")
-            place = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
-            marks.append(f'<rect class="cell" {place} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>')
-    return svg(width, height, marks, title, natural=True)
+            rectangle = f'x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
+            elements.append(f'<rect class="cell" {rectangle} fill-opacity="{opacity:.3f}"><title>{tip}</title></rect>')
+    return svg(width, height, elements, title, natural=True)
 
 
-def _room(names: Sequence[str]) -> int:
-    return 14 + 7 * max((len(shorten(name)) for name in names), default=0)
+def _label_width(names: Sequence[str]) -> int:
+    return 14 + 7 * max((len(ellipsize(name)) for name in names), default=0)
 
 
-def legend(drawn: Mapping[str, str]) -> str:
+def legend(css_classes: Mapping[str, str]) -> str:
     """A legend of names and their CSS classes; empty for a single series."""
-    if len(drawn) < 2:
+    if len(css_classes) < 2:
         return ""
-    items = "".join(f'<span><i class="{classes}"></i>{escape(name)}</span>' for name, classes in drawn.items())
+    items = "".join(f'<span><i class="{classes}"></i>{escape(name)}</span>' for name, classes in css_classes.items())
     return f'<p class="legend">{items}</p>'
 
 
@@ -157,70 +159,73 @@ class Axis:
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
         if low == high:
-            room = low / 2 if log else (abs(low) or 1.0) / 2
-            low, high = low - room, high + room
+            margin = low / 2 if log else (abs(low) or 1.0) / 2
+            low, high = low - margin, high + margin
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """The position of a value."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, most: int) -> list[float]:
+    def ticks(self, count: int) -> list[float]:
         """About `count` round numbers inside the range."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             ticks = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
             inside = [t for t in ticks if self.low <= t <= self.high]
-            return inside[:: math.ceil(len(inside) / most)] if len(inside) > 1 else [self.low, self.high]
-        rough = (self.high - self.low) / most
-        size = 10.0 ** math.floor(math.log10(rough))
-        step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
+            return inside[:: math.ceil(len(inside) / count)] if len(inside) > 1 else [self.low, self.high]
+        approximate_step = (self.high - self.low) / count
+        size = 10.0 ** math.floor(math.log10(approximate_step))
+        step = next(size * m for m in (1, 2, 5, 10) if size * m >= approximate_step * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [i * step for i in range(first, last + 1)]
 
 
 def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
     """Ticks, grid lines, baseline and the label of the x axis."""
-    base, marks = HEIGHT - BOTTOM, []
-    for tick, name in _named(y_axis.ticks(5)):
-        y = y_axis.place(tick)
-        marks.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        marks.append(text("tick", LEFT - 6, y + 4, name, "end"))
-    marks += [text("tick", x_axis.place(tick), base + 16, name, "middle") for tick, name in _named(x_axis.ticks(6))]
-    marks.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
-    marks.append(text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
-    return marks
+    baseline, elements = HEIGHT - BOTTOM, []
+    for tick, name in _tick_labels(y_axis.ticks(5)):
+        y = y_axis.position(tick)
+        elements.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        elements.append(text("tick", LEFT - 6, y + 4, name, "end"))
+    elements += [
+        text("tick", x_axis.position(tick), baseline + 16, name, "middle")
+        for tick, name in _tick_labels(x_axis.ticks(6))
+    ]
+    elements.append(f'<path class="axis" d="M{LEFT} {baseline}H{WIDTH - RIGHT}"/>')
+    elements.append(text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
+    return elements
 
 
-def _named(ticks: Sequence[float]) -> list[tuple[float, str]]:
+def _tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
     """Ticks with as few digits as distinguish them."""
-    digits, names = 4, [short(tick) for tick in ticks]
-    while len(set(names)) < len(names) and digits < _DIGITS:
+    digits, names = 4, [compact_number(tick) for tick in ticks]
+    while len(set(names)) < len(names) and digits < _MAX_DIGITS:
         digits += 1
-        names = [short(tick, digits) for tick in ticks]
+        names = [compact_number(tick, digits) for tick in ticks]
     return list(zip(ticks, names))
 
 
-def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, turn: bool = False) -> str:
-    turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>{escape(text)}</text>'
+def text(kind: str, x: float, y: float, text: str, anchor: str = "start", *, rotate: bool = False) -> str:
+    transform = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if rotate else ""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{transform}>{escape(text)}</text>'
 
 
-def svg(width: float, height: float, marks: Sequence[str], title: str, *, natural: bool = False) -> str:
-    style = f' style="max-width:{width}px;min-width:{_READABLE * width:.0f}px"' if natural else ""
-    body = "".join(marks)
+def svg(width: float, height: float, elements: Sequence[str], title: str, *, natural: bool = False) -> str:
+    style = f' style="max-width:{width}px;min-width:{_MIN_SCALE * width:.0f}px"' if natural else ""
+    body = "".join(elements)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{style}>{body}</svg>'
 
 
 def thin(points: Points) -> list[tuple[float, float]]:
     """At most MAX_POINTS points: means of neighbours if there are more."""
-    size = math.ceil(len(points) / MOST_POINTS)
+    size = math.ceil(len(points) / MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def short(value: float, digits: int = 4) -> str:
+def compact_number(value: float, digits: int = 4) -> str:
     """A number in few characters: 1200000 as 1.2M, 0.00025 as 2.5e-4."""
     size = abs(value)
     if size >= 1e4:
@@ -233,24 +238,24 @@ def short(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def between(low: float, high: float, share: bool = False) -> str:
+def format_interval(low: float, high: float, share: bool = False) -> str:
     """An interval, rounded to two significant digits of its width; a `share` in per cent."""
     scale, unit = (100.0, " %") if share else (1.0, "")
     width = scale * (high - low)
     if not math.isfinite(width) or width <= 0:
-        return " to ".join(f"{short(scale * edge)}{unit}" for edge in dict.fromkeys((low, high)))
+        return " to ".join(f"{compact_number(scale * edge)}{unit}" for edge in dict.fromkeys((low, high)))
     digits = max(0, 1 - math.floor(math.log10(width)))
     return f"{scale * low:,.{digits}f} to {scale * high:,.{digits}f}{unit}"
 
 
-def shorten(text: str, most: int = 14) -> str:
+def ellipsize(text: str, max_length: int = 14) -> str:
     """A string of at most `max_length` characters, with an ellipsis in the middle if it was longer: names often differ
     at their ends.
     """
-    if len(text) <= most:
+    if len(text) <= max_length:
         return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+    end = (max_length - 1) // 2
+    return f"{text[: max_length - 1 - end]}…{text[len(text) - end :]}"
 
 
 _BLUE = "#2563c9"
@@ -262,8 +267,8 @@ class Panel(NamedTuple):
     title: str
     times: Shaped[np.ndarray, "C+S"]
     past: Float[np.ndarray, "C"]
-    said: Float[np.ndarray, "S Q"]
-    came: Float[np.ndarray, "S"] | None = None
+    quantiles: Float[np.ndarray, "S Q"]
+    actual: Float[np.ndarray, "S"] | None = None
 
 
 def drawable() -> bool:
@@ -271,7 +276,7 @@ def drawable() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def fans(panels: Sequence[Panel]) -> Figure:
+def forecast_figure(panels: Sequence[Panel]) -> Figure:
     """A figure of forecast panels, two per row, with one legend."""
     if not drawable():
         raise UserError("pictures of forecasts need matplotlib; pip install 'headway[report]' and try again")
@@ -279,29 +284,31 @@ def fans(panels: Sequence[Panel]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    down, across = -(-len(panels) // 2), min(2, len(panels))
-    figure = Figure(figsize=(10, 2.4 * down + 0.4), layout="constrained")
-    every = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes, panel in zip(every, panels):
-        middle, last = panel.said.shape[1] // 2, len(panel.past) - 1
+    rows, columns = -(-len(panels) // 2), min(2, len(panels))
+    figure = Figure(figsize=(10, 2.4 * rows + 0.4), layout="constrained")
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, panel in zip(all_axes, panels):
+        middle, last = panel.quantiles.shape[1] // 2, len(panel.past) - 1
         for edge, alpha, name in ((0, 0.2, "0.1 to 0.9"), (2, 0.35, "0.3 to 0.7")):
-            low, high = panel.said[:, edge], panel.said[:, -1 - edge]
+            low, high = panel.quantiles[:, edge], panel.quantiles[:, -1 - edge]
             ahead, name = panel.times[last + 1 :], f"quantiles {name}"
             axes.fill_between(ahead, low, high, color=_BLUE, alpha=alpha, linewidth=0, label=name)
-        axes.plot(panel.times[last:], np.append(panel.past[-1:], panel.said[:, middle]), color=_BLUE, label="median")
-        known = panel.past if panel.came is None else np.append(panel.past, panel.came)
+        axes.plot(
+            panel.times[last:], np.append(panel.past[-1:], panel.quantiles[:, middle]), color=_BLUE, label="median"
+        )
+        known = panel.past if panel.actual is None else np.append(panel.past, panel.actual)
         axes.plot(panel.times[: len(known)], known, color="black", linewidth=1, label="data")
         axes.set_title(panel.title.replace("$", r"\$"), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         if panel.times.dtype.kind == "M":
-            places = AutoDateLocator(minticks=3, maxticks=6)
-            axes.xaxis.set_major_locator(places)
-            axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+            locator = AutoDateLocator(minticks=3, maxticks=6)
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
             axes.xaxis.get_offset_text().set_fontsize(8)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for axes in every[len(panels) :]:
+    for axes in all_axes[len(panels) :]:
         axes.remove()
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

@@ -9,50 +9,49 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from headway.learn.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, svg
-from headway.learn.report.page import Picture
+from headway.learn.report.rendering import Picture
 
-_POINTS = 600  # maximum points of a chart
-_MOST = 40  # maximum labels of a table
+_MAX_POINTS = 600  # maximum points of a chart
+_MAX_LABELS = 40  # maximum labels of a table
 
 
-def scatter_chart(right: Float[np.ndarray, "N"], said: Float[np.ndarray, "N"], x_label: str, y_label: str) -> str:
+def scatter_chart(actual: Float[np.ndarray, "N"], predicted: Float[np.ndarray, "N"], x_label: str, y_label: str) -> str:
     """A scatter chart with a dot per sample, evenly subsampled if there are many, and the line y = x."""
-    kept = np.linspace(0, len(right) - 1, min(len(right), _POINTS)).astype(np.int64)
-    right, said = right[kept], said[kept]
-    low, high = float(min(right.min(), said.min())), float(max(right.max(), said.max()))
-    room = 0.03 * (high - low)
-    x_axis = Axis(low - room, high + room, LEFT, WIDTH - RIGHT)
-    y_axis = Axis(low - room, high + room, HEIGHT - BOTTOM, TOP)
-    marks = frame(x_axis, y_axis, x_label)
-    ends = " ".join(f"{x_axis.place(end):.1f},{y_axis.place(end):.1f}" for end in (low, high))
-    marks.append(f'<polyline class="curve s1 dashed" points="{ends}"/>')
-    marks += [
-        f'<circle class="dot s0" cx="{x_axis.place(x):.1f}" cy="{y_axis.place(y):.1f}" r="2.5" fill-opacity="0.6"/>'
-        for x, y in zip(right.tolist(), said.tolist())
-    ]
-    return svg(WIDTH, HEIGHT, marks, f"{y_label} over {x_label}")
+    selected = np.linspace(0, len(actual) - 1, min(len(actual), _MAX_POINTS)).astype(np.int64)
+    actual, predicted = actual[selected], predicted[selected]
+    low, high = float(min(actual.min(), predicted.min())), float(max(actual.max(), predicted.max()))
+    margin = 0.03 * (high - low)
+    x_axis = Axis(low - margin, high + margin, LEFT, WIDTH - RIGHT)
+    y_axis = Axis(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+    elements = frame(x_axis, y_axis, x_label)
+    diagonal = " ".join(f"{x_axis.position(end):.1f},{y_axis.position(end):.1f}" for end in (low, high))
+    elements.append(f'<polyline class="curve s1 dashed" points="{diagonal}"/>')
+    for x, y in zip(actual.tolist(), predicted.tolist()):
+        center = f'cx="{x_axis.position(x):.1f}" cy="{y_axis.position(y):.1f}"'
+        elements.append(f'<circle class="dot s0" {center} r="2.5" fill-opacity="0.6"/>')
+    return svg(WIDTH, HEIGHT, elements, f"{y_label} over {x_label}")
 
 
 def label_table(
-    said: Bool[np.ndarray, "N C"],
-    right: Bool[np.ndarray, "N C"],
+    predicted: Bool[np.ndarray, "N C"],
+    actual: Bool[np.ndarray, "N C"],
     labels: Sequence[str],
     thresholds: Sequence[float],
-    what: str,
+    noun: str,
 ) -> Picture:
     """The scores per label on N samples of `noun`, lowest F1 first."""
-    hits, given, found = (said & right).sum(0), right.sum(0), said.sum(0)
-    f1 = 2 * hits / np.maximum(given + found, 1)
-    order = np.lexsort((-given, f1))[:_MOST]
+    hits, actual_counts, predicted_counts = (predicted & actual).sum(0), actual.sum(0), predicted.sum(0)
+    f1 = 2 * hits / np.maximum(actual_counts + predicted_counts, 1)
+    order = np.lexsort((-actual_counts, f1))[:_MAX_LABELS]
     rows = "".join(
         f'<tr><td class="label">{escape(labels[label])}</td>'
         + "".join(
             f'<td class="short">{cell}</td>'
             for cell in (
-                f"{given[label]:,}",
-                _share(hits[label], given[label]),
-                _share(hits[label], found[label]),
-                _share(2 * hits[label], given[label] + found[label]),
+                f"{actual_counts[label]:,}",
+                _share(hits[label], actual_counts[label]),
+                _share(hits[label], predicted_counts[label]),
+                _share(2 * hits[label], actual_counts[label] + predicted_counts[label]),
                 f"{thresholds[label]:.2g}",
             )
         )
@@ -60,9 +59,9 @@ def label_table(
         for label in map(int, order)
     )
     head = "".join(f"<th>{name}</th>" for name in ("label", "samples", "recall", "precision", "F1", "threshold"))
-    part = f"; {_MOST} of {len(labels)} labels" if len(labels) > _MOST else ""
+    selection = f"; {_MAX_LABELS} of {len(labels)} labels" if len(labels) > _MAX_LABELS else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    caption = f"of {len(said):,} {what}, worst first{part}; a label is predicted from its threshold on"
+    caption = f"of {len(predicted):,} {noun}, worst first{selection}; a label is predicted from its threshold on"
     return Picture("Labels", caption, table, wide=True)
 
 

@@ -5,14 +5,14 @@ from headway.nn.kernels.attend import (
     additive,
     attend,
     attend_reference,
+    bf16_attention,
     recorder,
     recording,
     rotate,
     rotate_reference,
-    rough_attention,
 )
 from headway.nn.kernels.convolution import convolve, convolve_reference
-from headway.nn.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_reference
 from headway.nn.kernels.delta import delta, delta_quadratic, delta_reference
 from headway.nn.kernels.linear import Products, deterministic, is_deterministic, linear, products
 from headway.nn.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
@@ -45,7 +45,7 @@ from headway.nn.kernels.scan import (
 )
 
 __all__ = [
-    "IGNORED",
+    "IGNORE_INDEX",
     "ElmanWeights",
     "GRUWeights",
     "GeluPasses",
@@ -56,6 +56,7 @@ __all__ = [
     "additive",
     "attend",
     "attend_reference",
+    "bf16_attention",
     "convolve",
     "convolve_reference",
     "delta",
@@ -91,7 +92,6 @@ __all__ = [
     "rms_norm_reference",
     "rotate",
     "rotate_reference",
-    "rough_attention",
     "shifted_gelu_tanh",
     "unroll",
 ]

@@ -16,15 +16,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.layout import Layout
-from headway.nn.kernels.linear import are_products_rough, is_deterministic, linear
-from headway.visibility import Causal, Full, Pattern, allowed, mask
+from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear
+from headway.visibility import Causal, Full, Pattern, allowed_mask, mask
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Reference for `rotate`."""
-    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    rotated, unrotated = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    first, second = rotated.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, unrotated], dim=-1)
 
 
 def rotate(
@@ -34,7 +34,7 @@ def rotate(
     return _Rotate.apply(x, cos, sin)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _apply_rotation(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     half = cos.shape[-1]
     first, second = x[..., :half], x[..., half : 2 * half]
     out = torch.empty_like(x)
@@ -50,47 +50,47 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1.0)
+        return _apply_rotation(x, cos, sin, 1.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _turn(gradient, *ctx.saved_tensors, sign=-1.0), None, None
+        return _apply_rotation(gradient, *ctx.saved_tensors, sign=-1.0), None, None
 
 
 def additive(
     query: Float[Tensor, "R A"],
     keys: Float[Tensor, "R S A"],
     values: Float[Tensor, "R S E"],
-    keep: Bool[Tensor, "R S"] | None,
+    mask: Bool[Tensor, "R S"] | None,
     score: Float[Tensor, "1 A"],
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "R S"]]:
     """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j in `mask`, or all if it is None (Bahdanau,
     Cho and Bengio 2015, equations 5 and 6).
     """
     if is_deterministic():
-        return _row_by_row(query, keys, values, keep, score)
+        return _row_by_row(query, keys, values, mask, score)
     scores = linear(torch.tanh(query[:, None] + keys), score)[..., 0]
-    if keep is not None:
-        scores = scores.masked_fill(~keep, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1)
     return torch.bmm(weights[:, None], values)[:, 0], weights
 
 
 def _row_by_row(
-    query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, score: Tensor
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, score: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each row over exactly its own keys, so that other rows cannot change the result."""
     contexts, weights = [], query.new_zeros(keys.shape[:2])
     for row in range(query.shape[0]):
-        own = slice(None) if keep is None else keep[row]
-        found = (torch.tanh(query[row] + keys[row][own]) * score).sum(-1).softmax(-1)
-        contexts.append((found[:, None] * values[row][own]).sum(0))
-        weights[row, own] = found
+        row_mask = slice(None) if mask is None else mask[row]
+        row_weights = (torch.tanh(query[row] + keys[row][row_mask]) * score).sum(-1).softmax(-1)
+        contexts.append((row_weights[:, None] * values[row][row_mask]).sum(0))
+        weights[row, row_mask] = row_weights
     return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
 
 
 _RECORD: ContextVar[Callable[[Tensor], None] | None] = ContextVar("record", default=None)
-_ROUGH: ContextVar[bool] = ContextVar("rough", default=False)
+_BF16: ContextVar[bool] = ContextVar("rough", default=False)
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class View:
 
     def _mask(self) -> Tensor:
         if self.one_document:
-            seen = allowed(self.pattern, self.query, self.key) & self.key.keep[:, None, :]
+            visible = allowed_mask(self.pattern, self.query, self.key) & self.key.mask[:, None, :]
         else:
-            seen = mask(self.pattern, self.query, self.key)
-        return (seen | ~self.query.keep[:, :, None])[:, None]
+            visible = mask(self.pattern, self.query, self.key)
+        return (visible | ~self.query.mask[:, :, None])[:, None]
 
 
 def attend(
@@ -218,44 +218,44 @@ def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
 
 
 @contextmanager
-def rough_attention(use: bool) -> Iterator[None]:
+def bf16_attention(use: bool) -> Iterator[None]:
     """Within this context, if `use` is true, attention without a mask rounds queries, keys and values to bf16 and
     accumulates in fp32. For models with more coarsely quantised weights, on CPUs with bf16 units.
     """
-    token = _ROUGH.set(use)
+    token = _BF16.set(use)
     try:
         yield
     finally:
-        _ROUGH.reset(token)
+        _BF16.reset(token)
 
 
 def _attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, view: View, scale: float | None, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, view: View, scale: float | None, bias: Tensor | None
 ) -> Tensor:
-    triangle = view.triangle and seen is None
+    triangle = view.triangle and attn_mask is None
     if bias is not None and bias.requires_grad and view.everything and q.shape[2] == k.shape[2]:
         return _attend_by_products(q, k, v, scale, bias)
     if bias is not None:
-        seen = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
+        attn_mask = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
         triangle = False
-    if seen is None and are_products_rough() and _pays_rounded(q, k, v):
-        return _RoughAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), triangle, scale).transpose(1, 2)
-    kind = q.dtype
-    if _ROUGH.get() and seen is None:
+    if attn_mask is None and are_products_bf16() and _bf16_pays_off(q, k, v):
+        return _BF16Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)), triangle, scale).transpose(1, 2)
+    dtype = q.dtype
+    if _BF16.get() and attn_mask is None:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=seen,
+        attn_mask=attn_mask,
         is_causal=triangle,
         scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    return out.transpose(1, 2).to(kind)
+    return out.transpose(1, 2).to(dtype)
 
 
-def _pays_rounded(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _bf16_pays_off(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `_BF16Attention` supports these inputs and gains more than rounding costs: from 256 keys of size 64, with
     and without a matrix unit.
     """
@@ -263,27 +263,27 @@ def _pays_rounded(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return k.shape[1] >= 256 and size >= 64 and k.shape[2] == heads and v.shape[-1] == size
 
 
-class _RoughAttention(torch.autograd.Function):
+class _BF16Attention(torch.autograd.Function):
     """torch's CPU attention on inputs rounded to bf16, with the gradient in fp32: torch's own gradient in bf16 is
     slower, for short rows six times.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, triangle: bool, scale: float | None) -> Tensor:
-        rough = [x.bfloat16() for x in (q, k, v)]
-        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*rough, 0.0, triangle, scale=scale)
-        ctx.save_for_backward(*rough, out, sums)
+        inputs = [x.bfloat16() for x in (q, k, v)]
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, triangle, scale=scale)
+        ctx.save_for_backward(*inputs, out, sums)
         ctx.how = q.dtype, triangle, scale
         return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        kind, triangle, scale = ctx.how
-        *given, sums = ctx.saved_tensors
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, *(x.to(kind) for x in given), sums, 0.0, triangle, scale=scale
+        dtype, triangle, scale = ctx.how
+        *inputs, sums = ctx.saved_tensors
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, *(x.to(dtype) for x in inputs), sums, 0.0, triangle, scale=scale
         )
-        return *found, None, None
+        return *gradients, None, None
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:
@@ -291,8 +291,8 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bi
     and torch's fallback checks for rows of only -inf, which cannot occur here: a fifth of a small model's step.
     """
     queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    whole = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
-    scores = torch.baddbmm(whole, queries, keys.transpose(1, 2), alpha=scale or 1 / math.sqrt(q.shape[-1]))
+    full_bias = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(full_bias, queries, keys.transpose(1, 2), alpha=scale or 1 / math.sqrt(q.shape[-1]))
     return torch.bmm(scores.softmax(-1), values).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
 
@@ -329,13 +329,13 @@ def _attend_row_by_row(
     """One query at a time over exactly its visible keys, so that other rows cannot change the result."""
     batch, length, heads, _ = q.shape
     out = q.new_zeros(batch, length, heads, v.shape[-1])
-    seen = view.mask.expand(batch, 1, length, k.shape[1])
+    attn_mask = view.mask.expand(batch, 1, length, k.shape[1])
     groups = heads // k.shape[2]
     for row in range(batch):
         for t in range(length):
-            if not view.query.keep[row, t]:
+            if not view.query.mask[row, t]:
                 continue
-            visible = seen[row, 0, t]
+            visible = attn_mask[row, 0, t]
             keys, values = (x[row][visible].repeat_interleave(groups, dim=1) for x in (k, v))
             scores = (keys * q[row, t]).sum(-1).T * (scale or 1 / math.sqrt(q.shape[-1]))
             if soft_cap is not None:
@@ -354,7 +354,7 @@ def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | Non
     """On a GPU, windows and packed documents skip fully masked blocks."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def is_visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         query, key = view.query, view.key
         allowed = view.pattern.allows(query.positions[b, t], key.positions[b, s])
         if query.group is not None and key.group is not None:
@@ -363,7 +363,7 @@ def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | Non
         return (inside & allowed) | (query.positions[b, t] < 0)
 
     def blocks() -> tuple[Layout, object]:
-        return view.key, create_block_mask(seen, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
+        return view.key, create_block_mask(is_visible, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
 
     _, block_mask = view.query.derived(("flex", view.pattern, id(view.key)), blocks)
     out = _compiled(flex_attention)(

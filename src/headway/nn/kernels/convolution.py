@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.nn.kernels.linear import are_products_rough, is_deterministic, linear
+from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear
 
 
 def convolve(
@@ -32,8 +32,8 @@ def convolve(
     # Views only: torch's convolutions do not copy a weight with channels last.
     image = x.permute(0, 3, 1, 2)
     kernel = weight.reshape(len(weight), taps, taps, x.shape[-1]).permute(0, 3, 1, 2)
-    if are_products_rough():
-        return _RoughConvolution.apply(image, kernel, bias, stride, reach).permute(0, 2, 3, 1)
+    if are_products_bf16():
+        return _BF16Convolution.apply(image, kernel, bias, stride, reach).permute(0, 2, 3, 1)
     return F.conv2d(image, kernel, bias, stride, reach).permute(0, 2, 3, 1)
 
 
@@ -47,12 +47,12 @@ def convolve_reference(
 ) -> Float[Tensor, "B h w D"]:
     """Reference for `convolve`, as one matrix product."""
     around = F.pad(x, (0, 0, reach, reach, reach, reach))
-    high, wide = ((side - taps) // stride * stride + 1 for side in around.shape[1:3])
-    seen = [around[:, i : i + high : stride, j : j + wide : stride] for i in range(taps) for j in range(taps)]
-    return linear(torch.cat(seen, -1), weight, bias)
+    height, width = ((size - taps) // stride * stride + 1 for size in around.shape[1:3])
+    windows = [around[:, i : i + height : stride, j : j + width : stride] for i in range(taps) for j in range(taps)]
+    return linear(torch.cat(windows, -1), weight, bias)
 
 
-class _RoughConvolution(torch.autograd.Function):
+class _BF16Convolution(torch.autograd.Function):
     """A convolution whose three products (forward and backward) round factors to bf16 and accumulate in fp32."""
 
     @staticmethod
@@ -68,10 +68,10 @@ class _RoughConvolution(torch.autograd.Function):
         stride, reach = ([number] * 2 for number in ctx.steps)
         mask = list(ctx.needs_input_grad[:3])
         with _matrix_unit():
-            found = torch.ops.aten.convolution_backward(
+            gradients = torch.ops.aten.convolution_backward(
                 gradient, image, kernel, [kernel.shape[0]], stride, reach, [1, 1], False, [0, 0], 1, mask
             )
-        return *(one if wanted else None for one, wanted in zip(found, mask)), None, None
+        return *(grad if wanted else None for grad, wanted in zip(gradients, mask)), None, None
 
 
 @contextmanager

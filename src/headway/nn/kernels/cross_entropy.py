@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.nn.kernels.linear import are_products_rough
+from headway.nn.kernels.linear import are_products_bf16
 
 # Logits in memory at once: 64 MiB in fp32. The weight gradient is a product over a chunk's rows; with a vocabulary of
 # 50,000, a quarter of this size makes the three products 1.2 times slower.
 _CHUNK_ELEMENTS = 1 << 24
-IGNORED = -100  # the label of a position that has no target
+IGNORE_INDEX = -100  # the label of a position that has no target
 
 
 def linear_cross_entropy(
@@ -50,11 +50,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         device = x.device.type
         # Products run in bf16 if enabled, or in autocast's dtype; sums over classes and chunks stay in fp32.
-        low = torch.bfloat16 if are_products_rough() else weight.dtype
+        dtype = torch.bfloat16 if are_products_bf16() else weight.dtype
         if torch.is_autocast_enabled(device):
-            low = torch.get_autocast_dtype(device)
+            dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, low, ctx.needs_input_grad[:3])
+            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, dtype, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         return total
 
@@ -74,7 +74,7 @@ def _in_chunks(
     labels: Tensor,
     smoothing: float,
     rows: int,
-    low: torch.dtype,
+    dtype: torch.dtype,
     wants: tuple[bool, bool, bool],
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """The summed loss and its gradients for x, weight and bias, each only if in `wants` (a frozen head needs none)."""
@@ -82,23 +82,23 @@ def _in_chunks(
     dx = torch.empty_like(x) if wants[0] else None
     dweight = torch.zeros_like(weight) if wants[1] else None
     dbias = torch.zeros_like(bias) if wants[2] and bias is not None else None
-    matrix = weight.to(low)
-    held = weight.new_empty(min(rows, x.shape[0]), weight.shape[0]) if low == weight.dtype else None
+    matrix = weight.to(dtype)
+    buffer = weight.new_empty(min(rows, x.shape[0]), weight.shape[0]) if dtype == weight.dtype else None
     for start in range(0, x.shape[0], rows):
-        part, targets = x[start : start + rows].to(low), labels[start : start + rows, None]
-        if held is None:
+        part, targets = x[start : start + rows].to(dtype), labels[start : start + rows, None]
+        if buffer is None:
             logits = torch.nn.functional.linear(part, matrix).to(weight.dtype)
         else:
-            logits = torch.mm(part, matrix.T, out=held[: part.shape[0]])
+            logits = torch.mm(part, matrix.T, out=buffer[: part.shape[0]])
         if bias is not None:
             logits += bias
         total += _loss_and_gradient_(logits, targets, smoothing)
-        dlogits = logits.to(low)
+        dlogits = logits.to(dtype)
         if dbias is not None:
             dbias += logits.sum(0)
         if dx is not None:
             dx[start : start + rows] = dlogits @ matrix
-        if dweight is not None and low == weight.dtype:
+        if dweight is not None and dtype == weight.dtype:
             dweight.addmm_(dlogits.T, part)
         elif dweight is not None:
             dweight += dlogits.T @ part

@@ -14,23 +14,23 @@ from headway.nn.kernels.linear import is_deterministic
 from headway.nn.kernels.linear_scan import (
     CHUNK,
     Decays,
-    added,
+    add_product_,
     chunk_size,
     cut,
     decays,
-    entering,
-    exact,
-    faded,
+    entry_state,
     join,
     log_decay_gradient,
-    marks,
-    masked,
+    mask_padding,
     new_states,
-    of_span,
-    put,
+    no_autocast,
+    rescale,
+    scan_masks,
+    span_states,
     spans,
+    to_fp32,
     weigh_,
-    widened,
+    write_span,
 )
 from headway.nn.kernels.pointwise import pointwise
 
@@ -60,12 +60,12 @@ def delta(
         return delta_reference(q, k, v, beta, layout, log_decay=log_decay, state=state)
     if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
         return _step_(q, k, v, beta, layout, log_decay, state)
-    kind = v.dtype
-    k, log_decay = masked(k, log_decay, layout)
-    w = k * beta[..., None]
-    q, k, w, v, log_decay, state = widened(q, k, w, v, log_decay, entering(state, layout))  # type: ignore[assignment]
-    out, final = _Delta.apply(q, k, w, v, log_decay, state, marks(layout).segments, size)
-    return out.to(kind), final
+    dtype = v.dtype
+    k, log_decay = mask_padding(k, log_decay, layout)
+    write_keys = k * beta[..., None]
+    q, k, write_keys, v, log_decay, state = to_fp32(q, k, write_keys, v, log_decay, entry_state(state, layout))  # type: ignore[assignment]
+    out, final = _Delta.apply(q, k, write_keys, v, log_decay, state, scan_masks(layout).segments, size)
+    return out.to(dtype), final
 
 
 def delta_reference(
@@ -84,13 +84,13 @@ def delta_reference(
     memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
     outputs = []
     for t in range(length):
-        start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
+        start, mask = (flags[:, t, None, None, None] for flags in (layout.starts, layout.mask))
         memory = memory.masked_fill(start, 0)
         before = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
         key = k[:, t, :, :, None]
         error = v[:, t] - (key * before).sum(-2)
         after = before + key * (beta[:, t, :, None] * error)[:, :, None, :]
-        memory = torch.where(keep, after, memory)
+        memory = torch.where(mask, after, memory)
         outputs.append((q[:, t, :, :, None] * memory).sum(-2))
     return torch.stack(outputs, 1), memory
 
@@ -108,26 +108,26 @@ def delta_quadratic(
     """`delta` as one triangular system over all pairs of tokens."""
     length = q.shape[1]
     size = chunk_size(length or 1, length)
-    k, log_decay = masked(k, log_decay, layout)
-    state = entering(state, layout)
-    fade = decays(log_decay, marks(layout).segments, slice(0, length), size, q)
+    k, log_decay = mask_padding(k, log_decay, layout)
+    state = entry_state(state, layout)
+    decay = decays(log_decay, scan_masks(layout).segments, slice(0, length), size, q)
     q, k, v, write = (cut(x, size) for x in (q, k, v, k * beta[..., None]))
     pairs, scores = k @ write.mT, q @ write.mT
-    pairs, scores = (pairs, scores.tril()) if fade is None else (pairs * fade.inner, scores * fade.inner)
-    wanted = v if state is None else v - faded(k, fade and fade.enter) @ state
-    errors = torch.linalg.solve_triangular(pairs.tril(-1), wanted, upper=False, unitriangular=True)
-    out, final = scores @ errors, faded(write, fade and fade.leave).mT @ errors
+    pairs, scores = (pairs, scores.tril()) if decay is None else (pairs * decay.inner, scores * decay.inner)
+    target = v if state is None else v - rescale(k, decay and decay.enter) @ state
+    errors = torch.linalg.solve_triangular(pairs.tril(-1), target, upper=False, unitriangular=True)
+    out, final = scores @ errors, rescale(write, decay and decay.leave).mT @ errors
     if state is not None:
-        out = out + faded(q, fade and fade.enter) @ state
-        final = final + faded(state, fade and fade.through)
+        out = out + rescale(q, decay and decay.enter) @ state
+        final = final + rescale(state, decay and decay.through)
     return join(out, length), final[0]
 
 
 def _step_(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    k, log_decay = masked(k, log_decay, layout)
-    fresh = marks(layout).fresh
+    k, log_decay = mask_padding(k, log_decay, layout)
+    fresh = scan_masks(layout).fresh
     if fresh is not None or layout.dense:
         state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
     if log_decay is not None:
@@ -146,85 +146,87 @@ class _Delta(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q, k, w, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        out, states, kept = v.new_empty(v.shape), new_states(k, v, state, size), []
-        with exact(q):
+        out, states, saved = v.new_empty(v.shape), new_states(k, v, state, size), []
+        with no_autocast(q):
             for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
-                fade = decays(log_decay, segments, span, size, q)
+                decay = decays(log_decay, segments, span, size, q)
                 qs, ks, ws, vs = (cut(x[:, span], size) for x in (q, k, w, v))
-                both = torch.cat([vs, faded(ks, fade and fade.enter)], -1)
-                pairs, inside = weigh_(ks @ ws.mT, fade, -1), of_span(states, span, size)
+                both = torch.cat([vs, rescale(ks, decay and decay.enter)], -1)
+                pairs, inside = weigh_(ks @ ws.mT, decay, -1), span_states(states, span, size)
                 solved = torch.linalg.solve_triangular(pairs, both, upper=False, unitriangular=True)
-                errors, found = solved.split((v.shape[-1], k.shape[-1]), -1)
-                errors, found = errors.contiguous(), found.contiguous()
-                _write(errors, found, faded(ws, fade and fade.leave), inside, fade)
-                scores = weigh_(qs @ ws.mT, fade)
-                put(out, span, added(scores @ errors, faded(qs, fade and fade.enter), inside[:-1]))
-                kept += [errors, found]
-        ctx.save_for_backward(q, k, w, log_decay, segments, states, *kept)
+                errors, key_solution = solved.split((v.shape[-1], k.shape[-1]), -1)
+                errors, key_solution = errors.contiguous(), key_solution.contiguous()
+                _write(errors, key_solution, rescale(ws, decay and decay.leave), inside, decay)
+                scores = weigh_(qs @ ws.mT, decay)
+                write_span(out, span, add_product_(scores @ errors, rescale(qs, decay and decay.enter), inside[:-1]))
+                saved += [errors, key_solution]
+        ctx.save_for_backward(q, k, w, log_decay, segments, states, *saved)
         ctx.size = size
         return out, states[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, w, log_decay, segments, states, *kept = ctx.saved_tensors
+        q, k, w, log_decay, segments, states, *saved = ctx.saved_tensors
         size, dstate = ctx.size, dfinal
         dq, dk, dw, dv = (x.new_empty(x.shape) for x in (q, k, w, dout))
         gained = q.new_empty(*q.shape[:3], 1)
-        with exact(q):
+        with no_autocast(q):
             for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
-                fade = decays(log_decay, segments, span, size, q)
-                enter, leave = (fade.enter, fade.leave) if fade else (None, None)
-                found, errors, before = kept.pop(), kept.pop(), of_span(states, span, size)[:-1].mT
+                decay = decays(log_decay, segments, span, size, q)
+                enter, leave = (decay.enter, decay.leave) if decay else (None, None)
+                key_solution, errors, before = saved.pop(), saved.pop(), span_states(states, span, size)[:-1].mT
                 qs, ks, ws, dy = (cut(x[:, span], size) for x in (q, k, w, dout))
-                scores, pairs = weigh_(qs @ ws.mT, fade), weigh_(ks @ ws.mT, fade, -1)
+                scores, pairs = weigh_(qs @ ws.mT, decay), weigh_(ks @ ws.mT, decay, -1)
                 derrors = scores.mT @ dy
-                after = _write_back(derrors, faded(qs, enter).mT @ dy, found, faded(ws, leave), dstate, fade)
+                after = _write_back(
+                    derrors, rescale(qs, enter).mT @ dy, key_solution, rescale(ws, leave), dstate, decay
+                )
                 dstate, dlater = after[0], after[1:]
                 dvs = torch.linalg.solve_triangular(pairs.mT, derrors, upper=True, unitriangular=True).contiguous()
-                dscores, dpairs = weigh_(dy @ errors.mT, fade), weigh_(dvs @ errors.mT, fade, -1).neg_()
-                dqs = added(dscores @ ws, faded(dy, enter), before)
-                dks = added(dpairs @ ws, -faded(dvs, enter), before)
-                dws = added(added(dscores.mT @ qs, dpairs.mT, ks), faded(errors, leave), dlater.mT)
-                for whole, part in ((dq, dqs), (dk, dks), (dw, dws), (dv, dvs)):
-                    put(whole, span, part)
+                dscores, dpairs = weigh_(dy @ errors.mT, decay), weigh_(dvs @ errors.mT, decay, -1).neg_()
+                dqs = add_product_(dscores @ ws, rescale(dy, enter), before)
+                dks = add_product_(dpairs @ ws, -rescale(dvs, enter), before)
+                dws = add_product_(add_product_(dscores.mT @ qs, dpairs.mT, ks), rescale(errors, leave), dlater.mT)
+                for gradient, part in ((dq, dqs), (dk, dks), (dw, dws), (dv, dvs)):
+                    write_span(gradient, span, part)
                 if log_decay is not None:
-                    put(gained, span, (qs * dqs + ks * dks - ws * dws).sum(-1, keepdim=True))
+                    write_span(gained, span, (qs * dqs + ks * dks - ws * dws).sum(-1, keepdim=True))
         dlog = None if log_decay is None else log_decay_gradient(gained[..., 0], states[-1], dfinal)
         return dq, dk, dw, dv, dlog, dstate if ctx.needs_input_grad[5] else None, None, None
 
 
 def _write(
     errors: Float[Tensor, "N B H C V"],
-    found: Float[Tensor, "N B H C K"],
+    key_solution: Float[Tensor, "N B H C K"],
     keys: Float[Tensor, "N B H C K"],
     states: Float[Tensor, "M B H K V"],
-    fade: Decays | None,
+    decay: Decays | None,
 ) -> None:
     """Chunk by chunk, subtract the state's predictions from the errors and write them into the next state."""
-    flat, rows, found, keys = (x.flatten(1, 2) for x in (states, errors, found, keys.mT))
+    flat, rows, key_solution, keys = (x.flatten(1, 2) for x in (states, errors, key_solution, keys.mT))
     for n in range(len(rows)):
-        rows[n].baddbmm_(found[n], flat[n], alpha=-1)
-        kept = states[n] if fade is None else states[n] * fade.through[n]
-        torch.baddbmm(kept.flatten(0, 1), keys[n], rows[n], out=flat[n + 1])
+        rows[n].baddbmm_(key_solution[n], flat[n], alpha=-1)
+        decayed = states[n] if decay is None else states[n] * decay.through[n]
+        torch.baddbmm(decayed.flatten(0, 1), keys[n], rows[n], out=flat[n + 1])
 
 
 def _write_back(
     derrors: Float[Tensor, "N B H C V"],
     dstates: Float[Tensor, "N B H K V"],
-    found: Float[Tensor, "N B H C K"],
+    key_solution: Float[Tensor, "N B H C K"],
     keys: Float[Tensor, "N B H C K"],
     last: Float[Tensor, "B H K V"],
-    fade: Decays | None,
+    decay: Decays | None,
 ) -> Float[Tensor, "M B H K V"]:
     """The gradient of the state before each chunk and after the last; completes `derrors`, which has only the outputs'
     part so far.
     """
     gradients = dstates.new_empty(len(dstates) + 1, *dstates.shape[1:])
     gradients[-1].copy_(last)
-    flat, rows, keys, found = (x.flatten(1, 2) for x in (gradients, derrors, keys, found.mT))
+    flat, rows, keys, key_solution = (x.flatten(1, 2) for x in (gradients, derrors, keys, key_solution.mT))
     for n in reversed(range(len(rows))):
         rows[n].baddbmm_(keys[n], flat[n + 1])
-        kept = gradients[n + 1] if fade is None else gradients[n + 1] * fade.through[n]
-        torch.baddbmm((dstates[n] + kept).flatten(0, 1), found[n], rows[n], alpha=-1, out=flat[n])
+        decayed = gradients[n + 1] if decay is None else gradients[n + 1] * decay.through[n]
+        torch.baddbmm((dstates[n] + decayed).flatten(0, 1), key_solution[n], rows[n], alpha=-1, out=flat[n])
     return gradients

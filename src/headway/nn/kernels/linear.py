@@ -15,7 +15,7 @@ from torch import Tensor
 _ROWS = 16  # fixed block height: one product shape for any batch, so one order of summation
 # On AMD CPUs the order in which torch sums a row depends on its alignment in memory.
 _COLUMNS = 16
-_LEAST_ROWS = 64  # with fewer rows, rounding the weights costs more than the product gains
+_MIN_ROWS = 64  # with fewer rows, rounding the weights costs more than the product gains
 _DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
 
 Products = Literal["fp32", "bf16"]
@@ -56,7 +56,7 @@ def products(kind: Products) -> Iterator[None]:
         _PRODUCTS.reset(token)
 
 
-def are_products_rough() -> bool:
+def are_products_bf16() -> bool:
     return _PRODUCTS.get() == "bf16"
 
 
@@ -76,39 +76,39 @@ def matrix_unit(use: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-class _RoughLinear(torch.autograd.Function):
+class _BF16Linear(torch.autograd.Function):
     """A linear layer whose three products (forward and backward) round factors to bf16."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rounded: bool) -> Tensor:
-        rough, matrix = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(rough, matrix)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, bf16_output: bool) -> Tensor:
+        inputs, matrix = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(inputs, matrix)
         ctx.kinds = x.dtype, weight.dtype
-        y = F.linear(rough, matrix, None if bias is None else bias.bfloat16())
-        return y if rounded else y.to(weight.dtype)
+        y = F.linear(inputs, matrix, None if bias is None else bias.bfloat16())
+        return y if bf16_output else y.to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        kind, kept = ctx.kinds
+        input_dtype, weight_dtype = ctx.kinds
         rows = gradient.reshape(-1, gradient.shape[-1]).bfloat16()
-        dx = (rows @ weight).view_as(x).to(kind) if ctx.needs_input_grad[0] else None
-        dweight = (rows.T @ x.reshape(-1, x.shape[-1])).to(kept) if ctx.needs_input_grad[1] else None
-        return dx, dweight, rows.sum(0).to(kept) if ctx.needs_input_grad[2] else None, None
+        dx = (rows @ weight).view_as(x).to(input_dtype) if ctx.needs_input_grad[0] else None
+        dweight = (rows.T @ x.reshape(-1, x.shape[-1])).to(weight_dtype) if ctx.needs_input_grad[1] else None
+        return dx, dweight, rows.sum(0).to(weight_dtype) if ctx.needs_input_grad[2] else None, None
 
 
 def linear(
-    x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, rounded: bool = False
+    x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, bf16_output: bool = False
 ) -> Float[Tensor, "... E"]:
     """`x @ weight.T + bias`. If factors are rounded to bf16, `bf16_output` leaves the result in bf16, for an input of
     the next product.
     """
     if is_deterministic():
-        rows, more = x.reshape(-1, x.shape[-1]), -x.shape[-1] % _COLUMNS
-        padded = F.pad(rows, (0, more, 0, -rows.shape[0] % _ROWS))
-        wide = F.pad(weight, (0, more)) if more else weight
-        blocks = [F.linear(block.contiguous(), wide, bias) for block in padded.split(_ROWS)]
+        rows, padding = x.reshape(-1, x.shape[-1]), -x.shape[-1] % _COLUMNS
+        padded = F.pad(rows, (0, padding, 0, -rows.shape[0] % _ROWS))
+        padded_weight = F.pad(weight, (0, padding)) if padding else weight
+        blocks = [F.linear(block.contiguous(), padded_weight, bias) for block in padded.split(_ROWS)]
         return torch.cat(blocks)[: rows.shape[0]].reshape(*x.shape[:-1], weight.shape[0])
-    if are_products_rough() and x.numel() >= _LEAST_ROWS * x.shape[-1]:
-        return _RoughLinear.apply(x, weight, bias, rounded)
+    if are_products_bf16() and x.numel() >= _MIN_ROWS * x.shape[-1]:
+        return _BF16Linear.apply(x, weight, bias, bf16_output)
     return F.linear(x, weight, bias)

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.errors import ConfigError, UserError
-from headway.layout import Layout, once_a_layout
+from headway.layout import Layout, cached_per_layout
 from headway.nn.kernels.linear import is_deterministic
 from headway.nn.kernels.pointwise import pointwise
 
 
-class ScanMarks(NamedTuple):
+class ScanMasks(NamedTuple):
     """The parts of a layout that a scan must respect; None for parts that do not occur.
 
     segments: the number of a token's document within its row, 0 for the first; mask: true at tokens; fresh: rows whose
@@ -26,27 +26,27 @@ class ScanMarks(NamedTuple):
     """
 
     segments: Int[Tensor, "B T"] | None = None
-    keep: Bool[Tensor, "B T"] | None = None
+    mask: Bool[Tensor, "B T"] | None = None
     fresh: Bool[Tensor, "B"] | None = None
 
 
-@once_a_layout
-def marks(layout: Layout) -> ScanMarks:
+@cached_per_layout
+def scan_masks(layout: Layout) -> ScanMasks:
     if layout.dense:
-        return ScanMarks()
+        return ScanMasks()
     first, later = layout.starts[:, 0], layout.starts[:, 1:]
-    return ScanMarks(
+    return ScanMasks(
         F.pad(later.long().cumsum(1), (1, 0)) if bool(later.any()) else None,
-        None if bool(layout.keep.all()) else layout.keep,
+        None if bool(layout.mask.all()) else layout.mask,
         first if bool(first.any()) else None,
     )
 
 
-def entering(state: Tensor | None, layout: Layout) -> Tensor | None:
+def entry_state(state: Tensor | None, layout: Layout) -> Tensor | None:
     """The initial state: zero, or None, where the first tokens start a document."""
     if state is None or layout.dense:
         return None
-    fresh = marks(layout).fresh
+    fresh = scan_masks(layout).fresh
     return state if fresh is None else state.masked_fill(fresh.view(-1, *[1] * (state.dim() - 1)), 0)
 
 
@@ -119,13 +119,13 @@ def decays(
         return Decays((~hidden).to(like.dtype), *(part.to(like.dtype) for part in within[1:]))
     total = cut(log_decay[:, span, :, None], size).squeeze(-1).cumsum(-1)
     last = total[..., -1:]
-    found = Decays(
+    factors = Decays(
         (total[..., :, None] - total[..., None, :]).masked_fill_(hidden, -torch.inf).exp(),
         total.exp()[..., None],
         (last - total).exp()[..., None],
         last.exp()[..., None],
     )
-    return found if within is None else Decays(found.inner, *(a * b for a, b in zip(found[1:], within[1:])))
+    return factors if within is None else Decays(factors.inner, *(a * b for a, b in zip(factors[1:], within[1:])))
 
 
 class _Within(NamedTuple):
@@ -156,7 +156,7 @@ def weigh_(scores: Float[Tensor, "N B H C C"], decays: Decays | None, diagonal: 
     return scores.tril_(diagonal) if decays is None or diagonal else scores
 
 
-def faded(x: Tensor, factor: Tensor | None) -> Tensor:
+def rescale(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
 
@@ -168,13 +168,13 @@ def log_decay_gradient(gained: Float[Tensor, "B T H"], final: Tensor, dfinal: Te
 
 
 @contextmanager
-def exact(like: Tensor) -> Iterator[None]:
+def no_autocast(like: Tensor) -> Iterator[None]:
     """Disable autocast: sums over a whole document need full precision."""
     with torch.autocast(like.device.type, enabled=False):
         yield
 
 
-def widened(*tensors: Tensor | None) -> list[Tensor | None]:
+def to_fp32(*tensors: Tensor | None) -> list[Tensor | None]:
     """Convert to at least fp32, for states and sums of many terms."""
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
@@ -205,11 +205,11 @@ def linear_scan(
         return linear_scan_reference(q, k, v, layout, log_decay=log_decay, state=state)
     if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
         return _step_(q, k, v, layout, log_decay, state)
-    kind = v.dtype
-    k, log_decay = masked(k, log_decay, layout)
-    q, k, v, log_decay, state = widened(q, k, v, log_decay, entering(state, layout))  # type: ignore[assignment]
-    out, final = _LinearScan.apply(q, k, v, log_decay, state, marks(layout).segments, size)
-    return out.to(kind), final
+    dtype = v.dtype
+    k, log_decay = mask_padding(k, log_decay, layout)
+    q, k, v, log_decay, state = to_fp32(q, k, v, log_decay, entry_state(state, layout))  # type: ignore[assignment]
+    out, final = _LinearScan.apply(q, k, v, log_decay, state, scan_masks(layout).segments, size)
+    return out.to(dtype), final
 
 
 def linear_scan_reference(
@@ -221,11 +221,11 @@ def linear_scan_reference(
     memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
     outputs = []
     for t in range(length):
-        start, keep = (where[:, t, None, None, None] for where in (layout.starts, layout.keep))
+        start, mask = (flags[:, t, None, None, None] for flags in (layout.starts, layout.mask))
         memory = memory.masked_fill(start, 0)
         after = memory if log_decay is None else memory * pointwise(torch.exp, log_decay[:, t])[:, :, None, None]
         after = after + k[:, t, :, :, None] * v[:, t, :, None, :]
-        memory = torch.where(keep, after, memory)
+        memory = torch.where(mask, after, memory)
         outputs.append((q[:, t, :, :, None] * memory).sum(-2))
     return torch.stack(outputs, 1), memory
 
@@ -236,32 +236,32 @@ def linear_scan_quadratic(
     """`linear_scan` as attention without a softmax: the scores q_i . k_j of all pairs, decayed and masked."""
     length = q.shape[1]
     size = chunk_size(length or 1, length)
-    k, log_decay = masked(k, log_decay, layout)
-    state = entering(state, layout)
-    fade = decays(log_decay, marks(layout).segments, slice(0, length), size, q)
+    k, log_decay = mask_padding(k, log_decay, layout)
+    state = entry_state(state, layout)
+    decay = decays(log_decay, scan_masks(layout).segments, slice(0, length), size, q)
     q, k, v = (cut(x, size) for x in (q, k, v))
     scores = q @ k.mT
-    weights = scores.tril() if fade is None else scores * fade.inner
-    out, final = weights @ v, faded(k, fade and fade.leave).mT @ v
+    weights = scores.tril() if decay is None else scores * decay.inner
+    out, final = weights @ v, rescale(k, decay and decay.leave).mT @ v
     if state is not None:
-        out = out + faded(q, fade and fade.enter) @ state
-        final = final + faded(state, fade and fade.through)
+        out = out + rescale(q, decay and decay.enter) @ state
+        final = final + rescale(state, decay and decay.through)
     return join(out, length), final[0]
 
 
-def masked(k: Tensor, log_decay: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
+def mask_padding(k: Tensor, log_decay: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """At padding, set keys to 0 and decays to 1, so that nothing is written."""
-    keep = marks(layout).keep
-    if keep is None:
+    mask = scan_masks(layout).mask
+    if mask is None:
         return k, log_decay
-    return k * keep[..., None, None], None if log_decay is None else log_decay.masked_fill(~keep[..., None], 0)
+    return k * mask[..., None, None], None if log_decay is None else log_decay.masked_fill(~mask[..., None], 0)
 
 
 def _step_(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    k, log_decay = masked(k, log_decay, layout)
-    fresh = marks(layout).fresh
+    k, log_decay = mask_padding(k, log_decay, layout)
+    fresh = scan_masks(layout).fresh
     if fresh is not None or layout.dense:
         state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
     if log_decay is not None:
@@ -278,13 +278,13 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         out, states = v.new_empty(v.shape), new_states(k, v, state, size)
-        with exact(q):
+        with no_autocast(q):
             for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
-                fade = decays(log_decay, segments, span, size, q)
+                decay = decays(log_decay, segments, span, size, q)
                 qs, ks, vs = (cut(x[:, span], size) for x in (q, k, v))
-                scores, inside = weigh_(qs @ ks.mT, fade), of_span(states, span, size)
-                _carry(faded(ks, fade and fade.leave).mT @ vs, inside, fade)
-                put(out, span, added(scores @ vs, faded(qs, fade and fade.enter), inside[:-1]))
+                scores, inside = weigh_(qs @ ks.mT, decay), span_states(states, span, size)
+                _carry(rescale(ks, decay and decay.leave).mT @ vs, inside, decay)
+                write_span(out, span, add_product_(scores @ vs, rescale(qs, decay and decay.enter), inside[:-1]))
         ctx.save_for_backward(q, k, v, log_decay, segments, states)
         ctx.size = size
         return out, states[-1].clone()
@@ -296,21 +296,21 @@ class _LinearScan(torch.autograd.Function):
         size, dstate = ctx.size, dfinal
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         gained = q.new_empty(*q.shape[:3], 1)
-        with exact(q):
+        with no_autocast(q):
             for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
-                fade = decays(log_decay, segments, span, size, q)
-                enter, leave = (fade.enter, fade.leave) if fade else (None, None)
+                decay = decays(log_decay, segments, span, size, q)
+                enter, leave = (decay.enter, decay.leave) if decay else (None, None)
                 qs, ks, vs, dy = (cut(x[:, span], size) for x in (q, k, v, dout))
-                scores, dscores = weigh_(qs @ ks.mT, fade), weigh_(dy @ vs.mT, fade)
-                after = _carry_back(faded(qs, enter).mT @ dy, dstate, fade)
+                scores, dscores = weigh_(qs @ ks.mT, decay), weigh_(dy @ vs.mT, decay)
+                after = _carry_back(rescale(qs, enter).mT @ dy, dstate, decay)
                 dstate, dlater = after[0], after[1:]
-                dqs = added(dscores @ ks, faded(dy, enter), of_span(states, span, size)[:-1].mT)
-                dks = added(dscores.mT @ qs, faded(vs, leave), dlater.mT)
-                put(dq, span, dqs)
-                put(dk, span, dks)
-                put(dv, span, added(scores.mT @ dy, faded(ks, leave), dlater))
+                dqs = add_product_(dscores @ ks, rescale(dy, enter), span_states(states, span, size)[:-1].mT)
+                dks = add_product_(dscores.mT @ qs, rescale(vs, leave), dlater.mT)
+                write_span(dq, span, dqs)
+                write_span(dk, span, dks)
+                write_span(dv, span, add_product_(scores.mT @ dy, rescale(ks, leave), dlater))
                 if log_decay is not None:
-                    put(gained, span, (qs * dqs - ks * dks).sum(-1, keepdim=True))
+                    write_span(gained, span, (qs * dqs - ks * dks).sum(-1, keepdim=True))
         dlog = None if log_decay is None else log_decay_gradient(gained[..., 0], states[-1], dfinal)
         return dq, dk, dv, dlog, dstate if ctx.needs_input_grad[4] else None, None, None
 
@@ -323,38 +323,38 @@ def new_states(k: Tensor, v: Tensor, first: Tensor | None, size: int) -> Float[T
     return states
 
 
-def of_span(states: Float[Tensor, "M B H K V"], span: slice, size: int) -> Float[Tensor, "N B H K V"]:
+def span_states(states: Float[Tensor, "M B H K V"], span: slice, size: int) -> Float[Tensor, "N B H K V"]:
     """The states before each chunk of a span and after its last."""
     return states[span.start // size : -(-span.stop // size) + 1]
 
 
-def put(out: Float[Tensor, "B T H V"], span: slice, chunks: Float[Tensor, "N B H C V"]) -> None:
+def write_span(out: Float[Tensor, "B T H V"], span: slice, chunks: Float[Tensor, "N B H C V"]) -> None:
     """Write the chunks of a span to their positions."""
     out[:, span] = join(chunks, span.stop - span.start)
 
 
-def added(sum_: Float[Tensor, "N B H C V"], a: Tensor, b: Tensor) -> Float[Tensor, "N B H C V"]:
+def add_product_(sum_: Float[Tensor, "N B H C V"], a: Tensor, b: Tensor) -> Float[Tensor, "N B H C V"]:
     """sum + a b, in place."""
     sum_.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
     return sum_
 
 
-def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"], fade: Decays | None) -> None:
+def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"], decay: Decays | None) -> None:
     """Fill in the states after the first from each chunk's contribution."""
     for n, part in enumerate(parts):
-        if fade is None:
+        if decay is None:
             torch.add(states[n], part, out=states[n + 1])
         else:
-            torch.addcmul(part, states[n], fade.through[n], out=states[n + 1])
+            torch.addcmul(part, states[n], decay.through[n], out=states[n + 1])
 
 
-def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, fade: Decays | None) -> Float[Tensor, "M B H K V"]:
+def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, decay: Decays | None) -> Float[Tensor, "M B H K V"]:
     """The gradient of the state before each chunk and after the last, from the contribution of each chunk's reads."""
     gradients = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
     gradients[-1].copy_(last)
     for n in reversed(range(len(parts))):
-        if fade is None:
+        if decay is None:
             torch.add(gradients[n + 1], parts[n], out=gradients[n])
         else:
-            torch.addcmul(parts[n], gradients[n + 1], fade.through[n], out=gradients[n])
+            torch.addcmul(parts[n], gradients[n + 1], decay.through[n], out=gradients[n])
     return gradients

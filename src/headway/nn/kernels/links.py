@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from headway.layout import Layout
 from headway.nn.kernels.linear import is_deterministic
-from headway.nn.kernels.linear_scan import chunk_size, decays, entering, exact, marks, widened
+from headway.nn.kernels.linear_scan import chunk_size, decays, entry_state, no_autocast, scan_masks, to_fp32
 from headway.nn.kernels.pointwise import pointwise
 
 
@@ -37,13 +37,13 @@ def links(
         return links_reference(drive, x, layout, decay=decay, rate=rate, state=state)
     if x.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
         return _step_(drive, x, layout, decay, rate, state)
-    where, kind = marks(layout), drive.dtype
+    masks, dtype = scan_masks(layout), drive.dtype
     log_decay = x.new_full((*x.shape[:2], 1), math.log(decay), dtype=torch.promote_types(x.dtype, torch.float32))
-    if where.keep is not None:
-        x, log_decay = x * where.keep[..., None], log_decay.masked_fill(~where.keep[..., None], 0)
-    drive, x, state = widened(drive, x, entering(state, layout))  # type: ignore[assignment]
-    y, final = _Links.apply(drive, x, log_decay, state, where.segments, decay, rate, size)
-    return y.to(kind), final
+    if masks.mask is not None:
+        x, log_decay = x * masks.mask[..., None], log_decay.masked_fill(~masks.mask[..., None], 0)
+    drive, x, state = to_fp32(drive, x, entry_state(state, layout))  # type: ignore[assignment]
+    y, final = _Links.apply(drive, x, log_decay, state, masks.segments, decay, rate, size)
+    return y.to(dtype), final
 
 
 def links_reference(
@@ -54,24 +54,24 @@ def links_reference(
     links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
     outputs = []
     for t in range(x.shape[1]):
-        start, keep = (where[:, t, None, None] for where in (layout.starts, layout.keep))
+        start, mask = (flags[:, t, None, None] for flags in (layout.starts, layout.mask))
         links = links.masked_fill(start, 0)
         y = pointwise(torch.tanh, drive[:, t] + (links * x[:, t, None, :]).sum(-1))
-        links = torch.where(keep, decay * links + rate * y[:, :, None] * x[:, t, None, :], links)
+        links = torch.where(mask, decay * links + rate * y[:, :, None] * x[:, t, None, :], links)
         outputs.append(y)
     return torch.stack(outputs, 1), links
 
 
 def _step_(drive: Tensor, x: Tensor, layout: Layout, decay: float, rate: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    where = marks(layout)
-    if where.fresh is not None or layout.dense:
-        state.zero_() if where.fresh is None else state.masked_fill_(where.fresh[:, None, None], 0)
+    masks = scan_masks(layout)
+    if masks.fresh is not None or layout.dense:
+        state.zero_() if masks.fresh is None else state.masked_fill_(masks.fresh[:, None, None], 0)
     y = torch.tanh(drive + (state @ x.mT.to(state.dtype)).mT)
-    if where.keep is None:
+    if masks.mask is None:
         state.mul_(decay)
     else:
-        x = x * where.keep[..., None]
-        state.mul_(torch.where(where.keep[..., None], decay, 1.0))
+        x = x * masks.mask[..., None]
+        state.mul_(torch.where(masks.mask[..., None], decay, 1.0))
     state.baddbmm_(y.mT.to(state.dtype), x.to(state.dtype), alpha=rate)
     return y.to(drive.dtype), state
 
@@ -85,12 +85,12 @@ class _Links(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         out = drive.new_empty(drive.shape)
         links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
-        kept = []
-        with exact(x):
+        saved = []
+        with no_autocast(x):
             for span in _spans(x.shape[1], size):
-                kept.append(links)
-                xs, fade, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
-                weights = (xs @ xs.mT) * fade
+                saved.append(links)
+                xs, pair_weights, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
+                weights = (xs @ xs.mT) * pair_weights
                 field = drive[:, span] + enter * (xs @ links.mT)
                 y = torch.empty_like(field)
                 for i in range(field.shape[1]):
@@ -98,28 +98,28 @@ class _Links(torch.autograd.Function):
                     y[:, i : i + 1] = row.tanh_()
                 out[:, span] = y
                 links = torch.baddbmm(through * links, (leave * y).mT, xs)
-        ctx.save_for_backward(x, log_decay, segments, out, *kept)
+        ctx.save_for_backward(x, log_decay, segments, out, *saved)
         ctx.settings = decay, rate, size
         return out, links.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dlinks: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, log_decay, segments, out, *kept = ctx.saved_tensors
+        x, log_decay, segments, out, *saved = ctx.saved_tensors
         decay, rate, size = ctx.settings
         dfield, dx = torch.empty_like(out), torch.empty_like(x)
-        with exact(x):
+        with no_autocast(x):
             for span in reversed(_spans(x.shape[1], size)):
-                links, y = kept.pop(), out[:, span]
-                xs, fade, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
-                weights = (xs @ xs.mT) * fade
+                links, y = saved.pop(), out[:, span]
+                xs, pair_weights, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
+                weights = (xs @ xs.mT) * pair_weights
                 dy, slope = dout[:, span] + leave * (xs @ dlinks.mT), 1 - y * y
                 df = torch.empty_like(dy)
                 for i in reversed(range(dy.shape[1])):
                     row = torch.baddbmm(dy[:, i : i + 1], weights[:, i + 1 :, i : i + 1].mT, df[:, i + 1 :])
                     torch.mul(row, slope[:, i : i + 1], out=df[:, i : i + 1])
                 dfield[:, span] = df
-                pairs = (df @ y.mT) * fade
+                pairs = (df @ y.mT) * pair_weights
                 dx[:, span] = (pairs + pairs.mT) @ xs + (enter * df) @ links + (leave * y) @ dlinks
                 dlinks = torch.baddbmm(through * dlinks, (enter * df).mT, xs)
         return dfield, dx, None, dlinks if ctx.needs_input_grad[3] else None, None, None, None, None
@@ -135,14 +135,14 @@ class _Chunk(NamedTuple):
     """
 
     x: Float[Tensor, "B C D"]
-    fade: Float[Tensor, "B C C"]
+    pair_weights: Float[Tensor, "B C C"]
     enter: Float[Tensor, "B C 1"]
     leave: Float[Tensor, "B C 1"]
     through: Float[Tensor, "B 1 1"]
 
 
 def _chunk(x: Tensor, log_decay: Tensor, segments: Tensor | None, span: slice, decay: float, rate: float) -> _Chunk:
-    found = decays(log_decay, segments, span, span.stop - span.start, x)
-    assert found is not None
-    inner, enter, leave, through = (part[0, :, 0] for part in found)
+    factors = decays(log_decay, segments, span, span.stop - span.start, x)
+    assert factors is not None
+    inner, enter, leave, through = (part[0, :, 0] for part in factors)
     return _Chunk(x[:, span], (inner * (rate / decay)).tril_(-1), enter / decay, leave * rate, through)

@@ -59,9 +59,9 @@ class _ReluSquared(torch.autograd.Function):
 
 # gelu_tanh(x) = x sigmoid(v), v = x t, t = a + b x^2
 _A, _B = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
-_AT_ONCE = 1 << 16  # elements per thread: a block and its results fit a core's cache
+_ELEMENTS_PER_THREAD = 1 << 16  # elements per thread: a block and its results fit a core's cache
 _MANY = 1 << 18  # elements from which loading compiled code pays off
-_FEW = 3  # threads up to which compiled code on one thread is as fast
+_MAX_THREADS = 3  # threads up to which compiled code on one thread is as fast
 _VECTOR = 16  # elements per vector of the compiled code
 
 
@@ -91,7 +91,12 @@ def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
 
 def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
     """Whether `gelu_tanh` of a layer from `x` to `width` runs as one compiled pass in training."""
-    if _PASSES.get() is None or is_deterministic() or not torch.is_grad_enabled() or torch.get_num_threads() > _FEW:
+    if (
+        _PASSES.get() is None
+        or is_deterministic()
+        or not torch.is_grad_enabled()
+        or torch.get_num_threads() > _MAX_THREADS
+    ):
         return False
     fits = width % _VECTOR == 0 and x.shape[:-1].numel() * width >= _MANY
     return fits and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
@@ -124,11 +129,11 @@ class _CompiledGelu(torch.autograd.Function):
         load = _PASSES.get()
         assert load is not None  # guaranteed by is_gelu_compiled
         passes, x = load(), x.contiguous()
-        value, slope = torch.empty_like(x), torch.empty_like(x)
-        passes.value_and_slope(x, bias, value, slope)
+        output, slope = torch.empty_like(x), torch.empty_like(x)
+        passes.value_and_slope(x, bias, output, slope)
         ctx.save_for_backward(slope)
         ctx.passes = passes
-        return value
+        return output
 
     @staticmethod
     @once_differentiable
@@ -148,18 +153,18 @@ class _GeluTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        flat, size = x.reshape(-1), _AT_ONCE * torch.get_num_threads()
+        flat, size = x.reshape(-1), _ELEMENTS_PER_THREAD * torch.get_num_threads()
         y, slope = torch.empty_like(flat), torch.empty_like(flat)
-        kind = torch.promote_types(x.dtype, torch.float32)
-        room = torch.empty(5, min(size, flat.numel()), dtype=kind, device=x.device)
-        for block, value, derivative in zip(flat.split(size), y.split(size), slope.split(size)):
-            wide = room[:, : block.numel()]
-            if kind == x.dtype:
-                _gelu_tanh(block, value, derivative, wide[0], wide[1])
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        scratch = torch.empty(5, min(size, flat.numel()), dtype=dtype, device=x.device)
+        for block, output, derivative in zip(flat.split(size), y.split(size), slope.split(size)):
+            buffers = scratch[:, : block.numel()]
+            if dtype == x.dtype:
+                _gelu_tanh(block, output, derivative, buffers[0], buffers[1])
             else:
-                _gelu_tanh(wide[2].copy_(block), wide[3], wide[4], wide[0], wide[1])
-                value.copy_(wide[3])
-                derivative.copy_(wide[4])
+                _gelu_tanh(buffers[2].copy_(block), buffers[3], buffers[4], buffers[0], buffers[1])
+                output.copy_(buffers[3])
+                derivative.copy_(buffers[4])
         ctx.save_for_backward(slope.view_as(x))
         return y.view_as(x)
 
@@ -169,14 +174,14 @@ class _GeluTanh(torch.autograd.Function):
         return gradient * slope
 
 
-def _gelu_tanh(x: Tensor, value: Tensor, slope: Tensor, t: Tensor, s: Tensor) -> None:
+def _gelu_tanh(x: Tensor, output: Tensor, slope: Tensor, t: Tensor, s: Tensor) -> None:
     """Write to `output` and `slope`; `t` and `s` are scratch buffers."""
     torch.mul(x, x, out=t)
     torch.add(t.new_tensor(_A), t, alpha=_B, out=t)
     torch.mul(x, t, out=s).sigmoid_()
-    torch.mul(x, s, out=value)
+    torch.mul(x, s, out=output)
     # v' = a + 3 b x^2 = 3 t - 2 a, and the slope is s + y (1 - s) v'
-    torch.addcmul(value, value, s, value=-1, out=slope)
+    torch.addcmul(output, output, s, value=-1, out=slope)
     torch.add(t.new_tensor(-2 * _A), t, alpha=3, out=t)
     torch.addcmul(s, slope, t, out=slope)
 

@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from headway.nn.kernels.linear import are_products_rough, is_deterministic, linear, matrix_unit
+from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear, matrix_unit
 from headway.nn.kernels.pointwise import pointwise
 
 
-class CellByCell(NamedTuple):
+class ScanSettings(NamedTuple):
     """`sizes[t]` runs take part in step t, the longest runs first; with `bf16` products round their factors to bf16."""
 
     sizes: tuple[int, ...]
-    rough: bool
+    bf16: bool
 
 
-def _turned(matrix: Tensor) -> Tensor:
+def _contiguous_transpose(matrix: Tensor) -> Tensor:
     """A contiguous transpose, which makes each step's product a third faster."""
     return matrix.t().contiguous()
 
@@ -49,15 +49,21 @@ class LSTMScan(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor, peepholes: Tensor | None, how: CellByCell
+        ctx: Any,
+        gates: Tensor,
+        hidden: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        peepholes: Tensor | None,
+        settings: ScanSettings,
     ) -> tuple[Tensor, Tensor]:
-        size, weight = hidden.shape[1], _turned(hidden)
+        size, weight = hidden.shape[1], _contiguous_transpose(hidden)
         peeps = None if peepholes is None else peepholes.chunk(3)
         acts = torch.empty_like(gates)
         hs, cs = gates.new_empty(gates.shape[0], size), gates.new_empty(gates.shape[0], size)
         h, c = h0, c0
-        with matrix_unit(how.rough):
-            for x, act, new_h, new_c in zip(*(t.split(how.sizes) for t in (gates, acts, hs, cs))):
+        with matrix_unit(settings.bf16):
+            for x, act, new_h, new_c in zip(*(t.split(settings.sizes) for t in (gates, acts, hs, cs))):
                 h, c = h[: x.shape[0]], c[: x.shape[0]]
                 torch.addmm(x, h, weight, out=act)
                 i, f, g, o = act.split(size, dim=1)
@@ -71,7 +77,7 @@ class LSTMScan(Function):
                 torch.tanh(new_c, out=new_h).mul_(o.sigmoid_())
                 h, c = new_h, new_c
         ctx.save_for_backward(acts, hs, cs, hidden, h0, c0, peepholes)
-        ctx.how = how
+        ctx.how = settings
         ctx.set_materialize_grads(False)
         return hs, cs
 
@@ -83,18 +89,18 @@ class LSTMScan(Function):
         peeps = None if peepholes is None else peepholes.chunk(3)
         old = _previous(c0, cs, sizes)
         i, f, g, o = acts.chunk(4, dim=1)
-        bent = cs.tanh()
+        squashed = cs.tanh()
         # Factors from the gradient of c (for i, f, g) or of h (for o) to that of each gate.
-        factors = torch.cat([g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), bent * o * (1 - o)], dim=1)
-        slopes = o * (1 - bent * bent)
+        factors = torch.cat([g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)], dim=1)
+        slopes = o * (1 - squashed * squashed)
         dgates = torch.empty_like(acts)
         dh, dc = torch.zeros_like(h0), torch.zeros_like(c0)
         every = zip(
             *(reversed(t.split(sizes)) for t in (dgates, factors, slopes, f)),
             *(reversed(_carried(t, hs, sizes)) for t in (dhs, dcs)),
         )
-        with matrix_unit(ctx.how.rough):
-            for to, factor, slope, keep, more_h, more_c in every:
+        with matrix_unit(ctx.how.bf16):
+            for to, factor, slope, forget_gate, more_h, more_c in every:
                 now_h, now_c = dh[: to.shape[0]], dc[: to.shape[0]]
                 if more_h is not None:
                     now_h += more_h
@@ -106,7 +112,7 @@ class LSTMScan(Function):
                     now_c.addcmul_(to[:, 3 * size :], peeps[2])
                 inner = factor.unflatten(1, (4, size))[:, :3]
                 torch.mul(inner, now_c[:, None], out=to.unflatten(1, (4, size))[:, :3])
-                now_c.mul_(keep)
+                now_c.mul_(forget_gate)
                 if peeps is not None:
                     now_c.addcmul_(to[:, :size], peeps[0]).addcmul_(to[:, size : 2 * size], peeps[1])
                 torch.mm(to, hidden, out=now_h)
@@ -122,13 +128,13 @@ class GRUScan(Function):
     """n = tanh(gate + r (U h + b)): the reset gate acts after the product, as in nn.GRU."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, hidden: Tensor, bias: Tensor, h0: Tensor, how: CellByCell) -> Tensor:
-        size, weight = hidden.shape[1], _turned(hidden)
+    def forward(ctx: Any, gates: Tensor, hidden: Tensor, bias: Tensor, h0: Tensor, settings: ScanSettings) -> Tensor:
+        size, weight = hidden.shape[1], _contiguous_transpose(hidden)
         acts, products = torch.empty_like(gates), torch.empty_like(gates)
         hs = gates.new_empty(gates.shape[0], size)
         h = h0
-        with matrix_unit(how.rough):
-            for x, act, product, new in zip(*(t.split(how.sizes) for t in (gates, acts, products, hs))):
+        with matrix_unit(settings.bf16):
+            for x, act, product, new in zip(*(t.split(settings.sizes) for t in (gates, acts, products, hs))):
                 h = h[: x.shape[0]]
                 torch.addmm(bias, h, weight, out=product)
                 r, z, n = act.split(size, dim=1)
@@ -136,7 +142,7 @@ class GRUScan(Function):
                 torch.addcmul(x[:, 2 * size :], r, product[:, 2 * size :], out=n).tanh_()
                 h = torch.lerp(n, h, z, out=new)
         ctx.save_for_backward(acts, products[:, 2 * size :], hs, hidden, h0)
-        ctx.how = how
+        ctx.how = settings
         return hs
 
     @staticmethod
@@ -149,17 +155,17 @@ class GRUScan(Function):
         # From the gradient of h to those of U h + b (r, z, n) and to that of the gate of n, outside the reset gate.
         dn = (1 - z) * (1 - n * n)
         factors = torch.cat([dn * inner * r * (1 - r), (old - n) * z * (1 - z), dn * r, dn], dim=1)
-        found = torch.empty_like(factors)
+        gradients = torch.empty_like(factors)
         dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
-        with matrix_unit(ctx.how.rough):
-            for to, factor, keep, add in zip(*(reversed(t.split(sizes)) for t in (found, factors, z, more))):
+        with matrix_unit(ctx.how.bf16):
+            for to, factor, update_gate, add in zip(*(reversed(t.split(sizes)) for t in (gradients, factors, z, more))):
                 now = dh[: to.shape[0]]
                 now += add
                 torch.mul(factor.unflatten(1, (4, size)), now[:, None], out=to.unflatten(1, (4, size)))
-                now.mul_(keep).addmm_(to[:, : 3 * size], hidden)
-            dproducts = found[:, : 3 * size]
+                now.mul_(update_gate).addmm_(to[:, : 3 * size], hidden)
+            dproducts = gradients[:, : 3 * size]
             dhidden = dproducts.t() @ old
-        dgates = torch.cat([found[:, : 2 * size], found[:, 3 * size :]], dim=1)
+        dgates = torch.cat([gradients[:, : 2 * size], gradients[:, 3 * size :]], dim=1)
         return dgates, dhidden, dproducts.sum(0), dh, None
 
 
@@ -167,21 +173,21 @@ class GRUBeforeScan(Function):
     """n = tanh(gate + U (r h)): the reset gate acts before the product (Cho et al. 2014)."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, how: CellByCell) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, settings: ScanSettings) -> Tensor:
         size = hidden.shape[1]
-        outer, inner = (_turned(part) for part in hidden.split((2 * size, size)))
+        outer, inner = (_contiguous_transpose(part) for part in hidden.split((2 * size, size)))
         acts = torch.empty_like(gates)
         resets, hs = (gates.new_empty(gates.shape[0], size) for _ in range(2))
         h = h0
-        with matrix_unit(how.rough):
-            for x, act, reset, new in zip(*(t.split(how.sizes) for t in (gates, acts, resets, hs))):
+        with matrix_unit(settings.bf16):
+            for x, act, reset, new in zip(*(t.split(settings.sizes) for t in (gates, acts, resets, hs))):
                 h = h[: x.shape[0]]
                 r, z, n = act.split(size, dim=1)
                 torch.addmm(x[:, : 2 * size], h, outer, out=act[:, : 2 * size]).sigmoid_()
                 torch.addmm(x[:, 2 * size :], torch.mul(r, h, out=reset), inner, out=n).tanh_()
                 h = torch.lerp(n, h, z, out=new)
         ctx.save_for_backward(acts, resets, hs, hidden, h0)
-        ctx.how = how
+        ctx.how = settings
         return hs
 
     @staticmethod
@@ -196,15 +202,15 @@ class GRUBeforeScan(Function):
         dgates = torch.empty_like(acts)
         dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
         every = zip(*(reversed(t.split(sizes)) for t in (dgates, to_r, to_z, to_n, r, z, more)))
-        with matrix_unit(ctx.how.rough):
-            for to, for_r, for_z, for_n, reset, keep, add in every:
+        with matrix_unit(ctx.how.bf16):
+            for to, for_r, for_z, for_n, reset, update_gate, add in every:
                 now = dh[: to.shape[0]]
                 now += add
                 dr, dz, dn = to.split(size, dim=1)
                 dreset = torch.mul(for_n, now, out=dn) @ inner  # the gradient of r h
                 torch.mul(for_r, dreset, out=dr)
                 torch.mul(for_z, now, out=dz)
-                now.mul_(keep).addcmul_(dreset, reset).addmm_(to[:, : 2 * size], outer)
+                now.mul_(update_gate).addcmul_(dreset, reset).addmm_(to[:, : 2 * size], outer)
             dhidden = torch.cat([dgates[:, : 2 * size].t() @ old, dgates[:, 2 * size :].t() @ resets])
         return dgates, dhidden, dh, None
 
@@ -214,15 +220,15 @@ class ElmanScan(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, how: CellByCell, logistic: bool, truncate: bool
+        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, settings: ScanSettings, logistic: bool, truncate: bool
     ) -> Tensor:
-        weight, hs, h = _turned(hidden), gates.new_empty(gates.shape[0], hidden.shape[1]), h0
-        with matrix_unit(how.rough):
-            for x, new in zip(gates.split(how.sizes), hs.split(how.sizes)):
+        weight, hs, h = _contiguous_transpose(hidden), gates.new_empty(gates.shape[0], hidden.shape[1]), h0
+        with matrix_unit(settings.bf16):
+            for x, new in zip(gates.split(settings.sizes), hs.split(settings.sizes)):
                 h = torch.addmm(x, h[: x.shape[0]], weight, out=new)
                 h = h.sigmoid_() if logistic else h.tanh_()
         ctx.save_for_backward(hs, hidden, h0)
-        ctx.how, ctx.logistic, ctx.truncate = how, logistic, truncate
+        ctx.how, ctx.logistic, ctx.truncate = settings, logistic, truncate
         return hs
 
     @staticmethod
@@ -232,7 +238,7 @@ class ElmanScan(Function):
         sizes = ctx.how.sizes
         slopes = hs * (1 - hs) if ctx.logistic else 1 - hs * hs
         dgates, dh = dhs * slopes, torch.zeros_like(h0)
-        with matrix_unit(ctx.how.rough):
+        with matrix_unit(ctx.how.bf16):
             if not ctx.truncate:
                 for to, add, slope in zip(*(reversed(t.split(sizes)) for t in (dgates, dhs, slopes))):
                     now = dh[: to.shape[0]]
@@ -253,7 +259,7 @@ class RunSteps(NamedTuple):
     """
 
     sizes: tuple[int, ...]
-    ends: Int[Tensor, "R"]
+    last: Int[Tensor, "R"]
 
     @staticmethod
     def equal(runs: int, length: int, device: torch.device | str | None = None) -> RunSteps:
@@ -295,12 +301,12 @@ def unroll(
     """Apply `cell(inputs of a step, *vectors) -> vectors` step by step; return the first vector (h) after every token,
     and all vectors after each run's last token.
     """
-    vectors, kept = start, []
-    for piece in inputs.split(steps.sizes):
-        vectors = cell(piece, *(vector[: piece.shape[0]] for vector in vectors))
-        kept.append(vectors)
-    every = [torch.cat(parts) for parts in zip(*kept)]
-    return every[0], tuple(vector[steps.ends] for vector in every)
+    vectors, outputs = start, []
+    for step_inputs in inputs.split(steps.sizes):
+        vectors = cell(step_inputs, *(vector[: step_inputs.shape[0]] for vector in vectors))
+        outputs.append(vectors)
+    sequences = [torch.cat(parts) for parts in zip(*outputs)]
+    return sequences[0], tuple(vector[steps.last] for vector in sequences)
 
 
 def lstm_reference(
@@ -370,11 +376,11 @@ def lstm(
         return lstm_reference(x, start, steps, weights)
     if weights.peepholes is None and _suits_torch(x, steps):
         bias = torch.zeros_like(weights.bias)
-        y, ends = _by_torch(torch.lstm, x, tuple(v[None] for v in start), steps, [*_matrices(weights), bias])
-        return y, ends
+        y, final = _by_torch(torch.lstm, x, tuple(v[None] for v in start), steps, [*_matrices(weights), bias])
+        return y, final
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
-    h, c = LSTMScan.apply(gates, weights.hidden, *start, weights.peepholes, _how(steps))
-    return h, (h[steps.ends], c[steps.ends])
+    h, c = LSTMScan.apply(gates, weights.hidden, *start, weights.peepholes, _scan_settings(steps))
+    return h, (h[steps.last], c[steps.last])
 
 
 def gru(
@@ -384,14 +390,14 @@ def gru(
     if is_deterministic():
         return gru_reference(x, start, steps, weights)
     if weights.hidden_bias is not None and x.is_cuda:
-        y, ends = _by_torch(torch.gru, x, start[0][None], steps, [*_matrices(weights), weights.hidden_bias])
-        return y, ends
+        y, final = _by_torch(torch.gru, x, start[0][None], steps, [*_matrices(weights), weights.hidden_bias])
+        return y, final
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
     if weights.hidden_bias is None:
-        h = GRUBeforeScan.apply(gates, weights.hidden, start[0], _how(steps))
+        h = GRUBeforeScan.apply(gates, weights.hidden, start[0], _scan_settings(steps))
     else:
-        h = GRUScan.apply(gates, weights.hidden, weights.hidden_bias, start[0], _how(steps))
-    return h, (h[steps.ends],)
+        h = GRUScan.apply(gates, weights.hidden, weights.hidden_bias, start[0], _scan_settings(steps))
+    return h, (h[steps.last],)
 
 
 def elman(
@@ -409,15 +415,15 @@ def elman(
         return elman_reference(x, start, steps, weights, logistic, truncate)
     if not logistic and not truncate and _suits_torch(x, steps):
         bias = torch.zeros_like(weights.bias)
-        y, ends = _by_torch(torch.rnn_tanh, x, start[0][None], steps, [*_matrices(weights), bias])
-        return y, ends
+        y, final = _by_torch(torch.rnn_tanh, x, start[0][None], steps, [*_matrices(weights), bias])
+        return y, final
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
-    h = ElmanScan.apply(gates, weights.hidden, start[0], _how(steps), logistic, truncate)
-    return h, (h[steps.ends],)
+    h = ElmanScan.apply(gates, weights.hidden, start[0], _scan_settings(steps), logistic, truncate)
+    return h, (h[steps.last],)
 
 
-def _how(steps: RunSteps) -> CellByCell:
-    return CellByCell(steps.sizes, are_products_rough())
+def _scan_settings(steps: RunSteps) -> ScanSettings:
+    return ScanSettings(steps.sizes, are_products_bf16())
 
 
 def _matrices(weights: LSTMWeights | GRUWeights | ElmanWeights) -> tuple[Tensor, Tensor, Tensor]:
@@ -429,8 +435,8 @@ def _suits_torch(x: Tensor, steps: RunSteps) -> bool:
     """Whether torch's own kernel is faster: always on a GPU; on a CPU in fp32 over runs of equal length, except for
     GRUs.
     """
-    whole = steps.even and len(steps.sizes) > 1 and x.dtype == torch.float32
-    return x.is_cuda or (whole and not are_products_rough() and not torch.is_autocast_enabled(x.device.type))
+    even_fp32 = steps.even and len(steps.sizes) > 1 and x.dtype == torch.float32
+    return x.is_cuda or (even_fp32 and not are_products_bf16() and not torch.is_autocast_enabled(x.device.type))
 
 
 def _by_torch(
@@ -443,7 +449,7 @@ def _by_torch(
     """Run one of torch's recurrent kernels: one layer and direction, with biases, without dropout."""
     options = (True, 1, 0.0, torch.is_grad_enabled(), False)
     if steps.even:
-        y, *ends = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), start, parameters, *options, False)
+        y, *final = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), start, parameters, *options, False)
     else:
-        y, *ends = kernel(x, torch.tensor(steps.sizes), start, parameters, *options)
-    return y.flatten(0, -2), tuple(end[0] for end in ends)
+        y, *final = kernel(x, torch.tensor(steps.sizes), start, parameters, *options)
+    return y.flatten(0, -2), tuple(vector[0] for vector in final)

@@ -39,7 +39,7 @@ class Associative(Mixer):
         self.size = head_size(heads, size, width)
         inner = heads * self.size
         self.qkv = Projection(width, (inner, inner, inner), qkv_bias)
-        self.out = Projection(inner, width, out_bias, writes=True)
+        self.out = Projection(inner, width, out_bias, residual=True)
         self.norm = norm.build(self.size) if norm else nn.Identity()
         self.memory_shape = (self.size, self.size)
 
@@ -70,9 +70,9 @@ class Associative(Mixer):
         qkv = self.qkv(x).view(batch, length, 3 * self.heads, self.size)
         q, k, v = qkv.split(self.heads, dim=2)
         y, after = self.scan(x, q, k, v, layout, matrix)
-        return self.out(self.gated(self.norm(y).flatten(2), x)), after
+        return self.out(self.apply_gate(self.norm(y).flatten(2), x)), after
 
-    def gated(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+    def apply_gate(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         """Gate the heads' outputs."""
         return y
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.errors import ConfigError, nearest
-from headway.layout import Layout, once_a_layout
+from headway.layout import Layout, cached_per_layout
 from headway.nn.kernels.attend import View, attend, rotate
 from headway.nn.kernels.linear import linear
 from headway.nn.mixers.base import Mixer, MixerConfig, zeros
@@ -61,12 +61,12 @@ def head_size(heads: int, size: int | None, width: int) -> int:
     if heads < 1:
         raise ConfigError(f"heads is {heads}; set 1 or more")
     if size is None and width % heads:
-        fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
-        raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")
-    found = size or width // heads
-    if found > _LARGEST_HEAD:
-        raise ConfigError(f"the head size is {found}, above {_LARGEST_HEAD}; lower head_size, or raise heads")
-    return found
+        choices = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
+        raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {choices}")
+    chosen_size = size or width // heads
+    if chosen_size > _LARGEST_HEAD:
+        raise ConfigError(f"the head size is {chosen_size}, above {_LARGEST_HEAD}; lower head_size, or raise heads")
+    return chosen_size
 
 
 def shared_heads(heads: int, kv_heads: int | None) -> int:
@@ -75,8 +75,8 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     if groups < 1:
         raise ConfigError(f"heads is {heads} and kv_heads {kv_heads}; set 1 or more each")
     if heads % groups:
-        fitting = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
-        raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {fitting}")
+        choices = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
+        raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {choices}")
     return groups
 
 
@@ -131,7 +131,7 @@ class SelfAttention(Mixer):
         self.size = head_size(config.heads, config.head_size, width)
         inner, shared = self.heads * self.size, self.groups * self.size
         self.qkv = Projection(width, (inner, shared, shared), config.qkv_bias)
-        self.out = Projection(inner, width, config.out_bias, writes=True)
+        self.out = Projection(inner, width, config.out_bias, residual=True)
         norm = WideQKNorm if config.qk_norm_over == "all" else QKNorm
         self.qk_norm = norm(config.qk_norm, self.heads, self.groups, self.size) if config.qk_norm else None
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
@@ -146,18 +146,19 @@ class SelfAttention(Mixer):
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
         outputs = []
-        if layout.group is not None and x.shape[1] > self._most(state):
+        if layout.group is not None and x.shape[1] > self._max_tokens(state):
             raise ConfigError(
                 f"{x.shape[1]} tokens with bidirectional groups exceed the limit of "
-                f"{self._most(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the attention window"
+                f"{self._max_tokens(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the "
+                "attention window"
             )
-        for start in range(0, x.shape[1], self._most(state)):
-            columns = slice(start, start + self._most(state))
-            piece = layout if x.shape[1] <= self._most(state) else Layout(layout.positions[:, columns])
-            q, k, v = self._project(x[:, columns], piece)
-            state = KeyValues(*(_write(buffer, new, piece) for buffer, new in zip(state, (k, v))))
-            key = _slot_layout(piece, state.keys.shape[1])
-            view = View(self.config.pattern, piece, key, one_document=True)
+        for start in range(0, x.shape[1], self._max_tokens(state)):
+            columns = slice(start, start + self._max_tokens(state))
+            chunk_layout = layout if x.shape[1] <= self._max_tokens(state) else Layout(layout.positions[:, columns])
+            q, k, v = self._project(x[:, columns], chunk_layout)
+            state = KeyValues(*(_write(buffer, new, chunk_layout) for buffer, new in zip(state, (k, v))))
+            key = _slot_layout(chunk_layout, state.keys.shape[1])
+            view = View(self.config.pattern, chunk_layout, key, one_document=True)
             keys, values = (buffer[:, : key.length] for buffer in state)
             outputs.append(self._attend(x[:, columns], q, keys, values, view))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
@@ -178,9 +179,9 @@ class SelfAttention(Mixer):
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self._positions is not None:
             # The layer is linear, so the positions of queries and keys are projected once for all rows.
-            both = self.heads + self.groups
-            placed = linear(self._positions(layout, x), self.qkv.matrix()[: both * self.size])
-            qk = qk + placed.unflatten(-1, (both, self.size))
+            num_heads = self.heads + self.groups
+            position_terms = linear(self._positions(layout, x), self.qkv.matrix()[: num_heads * self.size])
+            qk = qk + position_terms.unflatten(-1, (num_heads, self.size))
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if self.rotary is not None:
@@ -202,7 +203,7 @@ class SelfAttention(Mixer):
         )
         return self.out(y.reshape(*x.shape[:2], self.heads * self.size))
 
-    def _most(self, state: KeyValues) -> int:
+    def _max_tokens(self, state: KeyValues) -> int:
         """Maximum tokens to write at once without overwriting keys that are still visible to the oldest of them."""
         window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
         slots = state.keys.shape[1]
@@ -240,20 +241,20 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
 
 def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
     """Write `new` to the slots of its positions in `buffer`, except for padding."""
-    rows, columns, places = _places(layout, buffer.shape[1])
+    rows, columns, slot_ids = _slot_indices(layout, buffer.shape[1])
     values = new[rows, columns]
     if torch.is_grad_enabled():  # autograd may still need the earlier state
-        return buffer.index_put((rows, places), values)
-    return buffer.index_put_((rows, places), values)
+        return buffer.index_put((rows, slot_ids), values)
+    return buffer.index_put_((rows, slot_ids), values)
 
 
-@once_a_layout
-def _places(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]:
-    rows, columns = layout.keep.nonzero(as_tuple=True)
+@cached_per_layout
+def _slot_indices(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]:
+    rows, columns = layout.mask.nonzero(as_tuple=True)
     return rows, columns, layout.positions[rows, columns] % slots
 
 
-@once_a_layout
+@cached_per_layout
 def _slot_layout(layout: Layout, slots: int) -> Layout:
     """The positions in the slots after these tokens are written: the newest of each slot, -1 for empty slots."""
     last = layout.positions.amax(dim=1, keepdim=True)
@@ -262,6 +263,6 @@ def _slot_layout(layout: Layout, slots: int) -> Layout:
     positions = last - (last - steps) % slots
     group = None
     if layout.group is not None:  # only for the new tokens: earlier ones are attended to causally, whatever their group
-        rows, columns, places = _places(layout, slots)
-        group = torch.zeros_like(positions).index_put_((rows, places), layout.group[rows, columns])
+        rows, columns, slot_ids = _slot_indices(layout, slots)
+        group = torch.zeros_like(positions).index_put_((rows, slot_ids), layout.group[rows, columns])
     return Layout(positions.clamp(min=-1), group=group)

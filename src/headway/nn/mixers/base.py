@@ -81,17 +81,17 @@ class Mixer(nn.Module):
     @property
     def state_sizes(self) -> tuple[int, ...]:
         """Sizes N of a state's vectors."""
-        raise ConfigError(self._no_vectors())
+        raise ConfigError(self._no_vectors_message())
 
     def final(self, state: State) -> tuple[Float[Tensor, "B N"], ...]:
         """The vectors of a state: h and c of an LSTM, h of a GRU."""
-        raise ConfigError(self._no_vectors())
+        raise ConfigError(self._no_vectors_message())
 
-    def begin(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> State:
+    def state_from(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> State:
         """A state that starts from `vectors`, also at every later position 0."""
-        raise ConfigError(self._no_vectors())
+        raise ConfigError(self._no_vectors_message())
 
-    def read(
+    def encode(
         self, x: Float[Tensor, "B T D"], layout: Layout
     ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Float[Tensor, "B N"], ...], ...]]:
         """The output of `parallel`, and the final vectors of each direction. One document per row."""
@@ -102,7 +102,7 @@ class Mixer(nn.Module):
         """Project an encoder's output once, for a mixer that reads a memory."""
         raise NotImplementedError
 
-    def _no_vectors(self) -> str:
+    def _no_vectors_message(self) -> str:
         name = type(self).__name__
         return f"the state of {name} is not a set of vectors; choose lstm, gru or elman, or let it read a memory"
 
@@ -124,15 +124,15 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     if tree is None:
         return None
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(tree_map(function, item) for item in tree))
+        return type(tree)(*(tree_map(function, child) for child in tree))
     if isinstance(tree, tuple):
-        return tuple(tree_map(function, item) for item in tree)
+        return tuple(tree_map(function, child) for child in tree)
     return function(tree)
 
 
 def select(states: State, rows: Int[Tensor, "R"]) -> State:
     """States of the chosen rows in that order, for beam search, continuous batching and prefix reuse."""
-    return tree_map(lambda item: item.select(rows) if isinstance(item, Layout) else item.index_select(0, rows), states)
+    return tree_map(lambda part: part.select(rows) if isinstance(part, Layout) else part.index_select(0, rows), states)
 
 
 def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

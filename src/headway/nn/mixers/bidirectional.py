@@ -34,10 +34,10 @@ class BidirectionalConfig(MixerConfig):
         return False
 
     def width_out(self, width: int) -> int:
-        each = self.mixer.width_out(width)
+        inner_width = self.mixer.width_out(width)
         if self.join == "sum":
-            return each
-        return width if self.out else 2 * each
+            return inner_width
+        return width if self.out else 2 * inner_width
 
     def build(self, width: int, biases: nn.ModuleDict) -> Bidirectional:
         return Bidirectional(self, width, biases)
@@ -56,32 +56,35 @@ class Bidirectional(Mixer):
         self.forwards, self.backwards = (config.mixer.build(width, biases) for _ in range(2))
         inner = 2 * config.mixer.width_out(width)
         self.added = config.join == "sum"
-        self.out = nn.Identity() if self.added or not config.out else Projection(inner, width, writes=True)
+        self.out = nn.Identity() if self.added or not config.out else Projection(inner, width, residual=True)
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
-        there = self.forwards.parallel(x, layout)
-        back = self.backwards.parallel(reverse(x, layout), layout)
-        return self._join(there, back, layout)
+        forward = self.forwards.parallel(x, layout)
+        backward = self.backwards.parallel(reverse(x, layout), layout)
+        return self._join(forward, backward, layout)
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> State:
-        there, back = (m.initial_state(batch, capacity, like=like) for m in (self.forwards, self.backwards))
-        return there, back
+        forward, backward = (m.initial_state(batch, capacity, like=like) for m in (self.forwards, self.backwards))
+        return forward, backward
 
-    def read(
+    def encode(
         self, x: Float[Tensor, "B T D"], layout: Layout
     ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Tensor, ...], ...]]:
         """The output of `parallel`, and the final vectors of the forward and of the backward direction. One document
         per row.
         """
-        there, back = self.initial_state(x.shape[0], x.shape[1], like=x)
-        first, there = self.forwards.recurrent(x, layout, there)
-        second, back = self.backwards.recurrent(reverse(x, layout), layout, back)
-        return self._join(first, second, layout), (self.forwards.final(there), self.backwards.final(back))
+        forward_state, backward_state = self.initial_state(x.shape[0], x.shape[1], like=x)
+        forward, forward_state = self.forwards.recurrent(x, layout, forward_state)
+        backward, backward_state = self.backwards.recurrent(reverse(x, layout), layout, backward_state)
+        return self._join(forward, backward, layout), (
+            self.forwards.final(forward_state),
+            self.backwards.final(backward_state),
+        )
 
     def final_states(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[tuple[Tensor, ...], ...]:
         """The final vectors of `encode`."""
-        return self.read(x, layout)[1]
+        return self.encode(x, layout)[1]
 
-    def _join(self, there: Tensor, back: Tensor, layout: Layout) -> Tensor:
-        back = reverse(back, layout)
-        return self.out(there + back if self.added else torch.cat([there, back], dim=-1))
+    def _join(self, forward: Tensor, backward: Tensor, layout: Layout) -> Tensor:
+        backward = reverse(backward, layout)
+        return self.out(forward + backward if self.added else torch.cat([forward, backward], dim=-1))

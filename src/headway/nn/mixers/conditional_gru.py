@@ -63,7 +63,7 @@ class Summary(NamedTuple):
     gates: Float[Tensor, "M 3N"]
 
 
-class Found(NamedTuple):
+class ContextOutput(NamedTuple):
     """The context of a step: c, C c, and the attention weights, if any."""
 
     context: Float[Tensor, "R E"]
@@ -95,8 +95,8 @@ class ConditionalGRU(Recurrence):
             self.query = Projection(self.cells, units, bias=False)
             self.keys = Projection(memory, units)
             self.score = Projection(units, 1, bias=False)
-        self.shown = self.cells + memory + (0 if config.out else width)
-        self.out = Projection(self.shown, width, writes=True) if config.out else nn.Identity()
+        self.output_width = self.cells + memory + (0 if config.out else width)
+        self.out = Projection(self.output_width, width, residual=True) if config.out else nn.Identity()
 
     @property
     def scan_flop(self) -> int:
@@ -132,34 +132,38 @@ class ConditionalGRU(Recurrence):
         """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
         packed = pack(layout)
         if not packed.steps.sizes:
-            return self.out(x.new_zeros(*x.shape[:2], self.shown)), state
-        begin = torch.where(packed.fresh[:, None], state.start[0][packed.rows], state.now[0][packed.rows])
+            return self.out(x.new_zeros(*x.shape[:2], self.output_width)), state
+        start = torch.where(packed.fresh[:, None], state.start[0][packed.rows], state.now[0][packed.rows])
         tokens = packed.take(x)
         read = self._reader(memory, layout, packed)
-        before, after, found = self._unroll(self.input(tokens), begin, packed.steps, read)
-        if found.weights is not None:
-            note(found.weights, packed, layout)
-        shown = before if self.config.shows == "before" else after
-        parts = (shown, found.context) if self.config.out else (shown, tokens, found.context)
-        ends = after[packed.steps.ends][packed.last].to(state.now[0].dtype)
-        now = state.now[0].index_copy(0, packed.ended, ends)
+        before, after, context = self._unroll(self.input(tokens), start, packed.steps, read)
+        if context.weights is not None:
+            record_weights(context.weights, packed, layout)
+        states = before if self.config.shows == "before" else after
+        parts = (states, context.context) if self.config.out else (states, tokens, context.context)
+        final = after[packed.steps.last][packed.last].to(state.now[0].dtype)
+        now = state.now[0].index_copy(0, packed.ended, final)
         return self.out(packed.put(torch.cat(parts, dim=-1), layout)), Vectors((now,), state.start)
 
     def _unroll(
-        self, gates: Float[Tensor, "n F"], begin: Float[Tensor, "R N"], steps: RunSteps, read: Callable[[Tensor], Found]
-    ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], Found]:
+        self,
+        gates: Float[Tensor, "n F"],
+        start: Float[Tensor, "R N"],
+        steps: RunSteps,
+        read: Callable[[Tensor], ContextOutput],
+    ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], ContextOutput]:
         """The states before and after each token, and its context."""
         outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))
         cell = self._reset_after if self.config.reset_after else self._reset_before
-        states, every = [begin], []
+        states, outputs = [start], []
         for inputs in gates.split(steps.sizes):
             before = states[-1][: inputs.shape[0]]
-            every.append(read(before))
-            states.append(cell(inputs, before, every[-1].gates, outer, inner))
+            outputs.append(read(before))
+            states.append(cell(inputs, before, outputs[-1].gates, outer, inner))
         befores = torch.cat([state[:size] for state, size in zip(states, steps.sizes)])
-        weights = None if every[0].weights is None else torch.cat([found.weights for found in every])  # type: ignore[misc]
-        contexts, through = (torch.cat(parts) for parts in list(zip(*every))[:2])
-        return befores, torch.cat(states[1:]), Found(contexts, through, weights)
+        weights = None if outputs[0].weights is None else torch.cat([output.weights for output in outputs])  # type: ignore[misc]
+        contexts, through = (torch.cat(parts) for parts in list(zip(*outputs))[:2])
+        return befores, torch.cat(states[1:]), ContextOutput(contexts, through, weights)
 
     def _reset_before(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
         both = inputs + context
@@ -173,28 +177,28 @@ class ConditionalGRU(Recurrence):
 
     def _reader(
         self, memory: Annotations | Summary | None, layout: Layout, packed: PackedRuns
-    ) -> Callable[[Tensor], Found]:
+    ) -> Callable[[Tensor], ContextOutput]:
         """A function from the states before a step (of the first runs) to their contexts."""
         if memory is None:
             raise ConfigError("a conditional_gru needs the output of an encoder; use it in a decoder")
         if isinstance(memory, Summary):
-            value, gates = (part[packed.rows // (layout.batch // part.shape[0])] for part in memory)
-            return lambda s: Found(value[: s.shape[0]], gates[: s.shape[0]], None)
+            vector, gates = (part[packed.rows // (layout.batch // part.shape[0])] for part in memory)
+            return lambda s: ContextOutput(vector[: s.shape[0]], gates[: s.shape[0]], None)
         rows = packed.rows // (layout.batch // memory.keys.shape[0])
         values, keys = memory.values[rows], memory.keys[rows]
-        keep = None if memory.layout.dense else memory.layout.keep[rows]
+        mask = None if memory.layout.dense else memory.layout.mask[rows]
         score = self.score.matrix()
 
-        def read(s: Tensor) -> Found:
+        def read(s: Tensor) -> ContextOutput:
             n = s.shape[0]
-            seen = keep if keep is None else keep[:n]
-            context, weights = additive(self.query(s), _first(keys, n), _first(values, n), seen, score)
-            return Found(context, self.context(context), weights)
+            step_mask = mask if mask is None else mask[:n]
+            context, weights = additive(self.query(s), _first(keys, n), _first(values, n), step_mask, score)
+            return ContextOutput(context, self.context(context), weights)
 
         return read
 
 
-def note(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
+def record_weights(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
     """Pass attention weights to the active recorder, if any."""
     record = recorder()
     if record is not None:

@@ -19,7 +19,7 @@ from headway.nn.parts.projection import Projection
 from headway.visibility import Full
 
 
-class Remembered(NamedTuple):
+class ProjectedMemory(NamedTuple):
     """An encoded sequence, projected once for one layer."""
 
     keys: Float[Tensor, "M S G K"]
@@ -60,7 +60,7 @@ class CrossAttention(nn.Module):
         inner, shared = self.heads * self.size, self.groups * self.size
         self.q = Projection(width, inner, config.q_bias)
         self.kv = Projection(config.width or width, (shared, shared), config.kv_bias)
-        self.out = Projection(inner, width, config.out_bias, writes=True)
+        self.out = Projection(inner, width, config.out_bias, residual=True)
         self.q_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
         self.k_norm = config.qk_norm.build(self.size) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
@@ -68,7 +68,7 @@ class CrossAttention(nn.Module):
 
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
-    ) -> Remembered:
+    ) -> ProjectedMemory:
         """`positions` are those of the encoder's Stack. Raises ConfigError if they are needed but None."""
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
         if self._positions is not None:
@@ -78,13 +78,13 @@ class CrossAttention(nn.Module):
                 )
             rows = self.groups * self.size
             keys = keys + linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
-        return Remembered(self.k_norm(keys), values, layout)
+        return ProjectedMemory(self.k_norm(keys), values, layout)
 
-    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Remembered) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: ProjectedMemory) -> Float[Tensor, "B T D"]:
         """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
         shape = x.shape
-        asked = x if self._positions is None else x + self._positions(layout, x)
-        q = self.q_norm(self.q(asked).view(*shape[:2], self.heads, self.size))
+        query_input = x if self._positions is None else x + self._positions(layout, x)
+        q = self.q_norm(self.q(query_input).view(*shape[:2], self.heads, self.size))
         memories = memory.keys.shape[0]
         view = self._view(layout, memory.layout)
         y = attend(

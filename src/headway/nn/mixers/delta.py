@@ -131,5 +131,5 @@ class GatedDelta(Associative):
         decay, chunk = self.decay(x), self.config.chunk
         return delta(q, k, features(v, "silu"), self.strength(x), layout, log_decay=decay, state=matrix, chunk=chunk)
 
-    def gated(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+    def apply_gate(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
         return y if self.gate is None else y * features(self.gate(x), "silu")

@@ -66,8 +66,8 @@ class DynamicLinks(Mixer):
         self.width, self.cells = width, config.cells or width
         if not config.out and self.cells != width:
             raise ConfigError(f"cells is {self.cells} and out is false, but the width is {width}; set out to true")
-        self.slow = Projection(width, self.cells, config.bias, writes=not config.out)
-        self.out = Projection(self.cells, width, config.bias, writes=True) if config.out else nn.Identity()
+        self.slow = Projection(width, self.cells, config.bias, residual=not config.out)
+        self.out = Projection(self.cells, width, config.bias, residual=True) if config.out else nn.Identity()
 
     @property
     def scan_flop(self) -> int:

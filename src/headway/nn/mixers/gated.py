@@ -114,8 +114,8 @@ class LSTM(Recurrence):
         gates = (self.cells,) * (4 if config.forget_gate else 3)
         self.input = Projection(width, gates)
         self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
-        seeing = 3 if config.forget_gate else 2
-        self.peepholes = nn.Parameter(torch.zeros(seeing * self.cells)) if config.peepholes else None
+        gates_with_peepholes = 3 if config.forget_gate else 2
+        self.peepholes = nn.Parameter(torch.zeros(gates_with_peepholes * self.cells)) if config.peepholes else None
         bias = self.input.bias
         if config.forget_gate and bias is not None:
             nn.init.constant_(bias[self.cells : 2 * self.cells], config.forget_bias)
@@ -123,22 +123,22 @@ class LSTM(Recurrence):
     @property
     def scan_flop(self) -> int:
         """N (4) for f c + i g and o s(c), one less without f; 2 per peephole."""
-        seeing = 0 if self.peepholes is None else self.peepholes.numel()
-        return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
+        num_peepholes = 0 if self.peepholes is None else self.peepholes.numel()
+        return self.cells * (4 if self.config.forget_gate else 3) + 2 * num_peepholes
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
-        matrix, bias = self._of_today(self.input.matrix()), self._of_today(self.input.offset(), _OPEN)
-        seeing = self.peepholes
-        if seeing is not None:
-            i, *f, o = seeing.split(self.cells)
-            seeing = torch.cat([i, *(f or [torch.zeros_like(i)]), o]) * (2 if self.stretched else 1)
-        weights = LSTMWeights(matrix, bias, self._of_today(self.hidden.matrix()), seeing)
+        matrix, bias = self._as_modern_cell(self.input.matrix()), self._as_modern_cell(self.input.offset(), _OPEN)
+        peepholes = self.peepholes
+        if peepholes is not None:
+            i, *f, o = peepholes.split(self.cells)
+            peepholes = torch.cat([i, *(f or [torch.zeros_like(i)]), o]) * (2 if self.stretched else 1)
+        weights = LSTMWeights(matrix, bias, self._as_modern_cell(self.hidden.matrix()), peepholes)
         if not self.stretched:
             return lstm(x, start, steps, weights)
         y, (h, c) = lstm(x, (start[0], start[1] / 2), steps, weights)
         return y, (h, c * 2)
 
-    def _of_today(self, part: Tensor, forget: float = 0.0) -> Tensor:
+    def _as_modern_cell(self, part: Tensor, forget: float = 0.0) -> Tensor:
         """Gate weights or biases with which a modern LSTM cell computes the same as this variant.
 
         4 logistic(a) - 2 = 2 tanh(a / 2) and 2 logistic(c) - 1 = tanh(c / 2): half the cell, fed with half the a, is

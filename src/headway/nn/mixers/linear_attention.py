@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import checked, register
+from headway.config import deferred_check, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.kernels import linear_scan
@@ -18,7 +18,7 @@ from headway.nn.parts.norm import SIGNED, FeatureMap, LogDecay, NormConfig, chec
 
 
 @register("linear_attention")
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
     """`features` is the feature map of queries and keys: elu + 1 (Katharopoulos et al. 2020) or dpfp with `nu` (Schlag

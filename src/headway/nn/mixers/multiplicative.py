@@ -37,7 +37,7 @@ class SigmaPi(Recurrence):
     Sigma-pi units (Rumelhart, Hinton and McClelland 1986) in a second-order recurrent network (Giles et al. 1990).
     """
 
-    beginning = 1.0
+    start_value = 1.0
 
     def __init__(self, config: SigmaPiConfig, width: int) -> None:
         super().__init__(config, width)

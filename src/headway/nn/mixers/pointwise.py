@@ -27,7 +27,7 @@ class PointwiseConfig(MixerConfig):
         return Pointwise(width)
 
 
-class Nothing(NamedTuple):
+class EmptyState(NamedTuple):
     """An empty state, [B, 0]."""
 
     empty: Float[Tensor, "B 0"]
@@ -38,16 +38,16 @@ class Pointwise(Mixer):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.each = Projection(width, width, writes=True)
+        self.each = Projection(width, width, residual=True)
         self.out = nn.Identity()  # as in all mixers without an output projection
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         return self.each(x)
 
     def recurrent(
-        self, x: Float[Tensor, "B T D"], layout: Layout, state: Nothing
-    ) -> tuple[Float[Tensor, "B T D"], Nothing]:
+        self, x: Float[Tensor, "B T D"], layout: Layout, state: EmptyState
+    ) -> tuple[Float[Tensor, "B T D"], EmptyState]:
         return self.each(x), state
 
-    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> Nothing:
-        return Nothing(zeros((batch, 0), like))
+    def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> EmptyState:
+        return EmptyState(zeros((batch, 0), like))

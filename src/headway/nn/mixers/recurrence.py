@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.errors import ConfigError
-from headway.layout import Layout, once_a_layout
+from headway.layout import Layout, cached_per_layout
 from headway.nn.kernels import RunSteps
 from headway.nn.mixers.base import Mixer, MixerConfig
 from headway.nn.parts.projection import Projection
@@ -26,26 +26,26 @@ class Runs(NamedTuple):
     lengths: Int[Tensor, "R"]
 
 
-@once_a_layout
+@cached_per_layout
 def find_runs(layout: Layout) -> Runs:
-    (tokens,) = layout.keep.flatten().nonzero(as_tuple=True)
+    (tokens,) = layout.mask.flatten().nonzero(as_tuple=True)
     rows = tokens // max(layout.length, 1)
-    begins = layout.starts.flatten()[tokens]
-    begins[:1] = True
-    begins[1:] |= rows[1:] != rows[:-1]
-    number = begins.long().cumsum(0) - 1
-    (first,) = begins.nonzero(as_tuple=True)
+    is_start = layout.starts.flatten()[tokens]
+    is_start[:1] = True
+    is_start[1:] |= rows[1:] != rows[:-1]
+    number = is_start.long().cumsum(0) - 1
+    (first,) = is_start.nonzero(as_tuple=True)
     steps = torch.arange(tokens.shape[0], device=tokens.device) - first[number]
     return Runs(tokens, number, steps, first, torch.bincount(number, minlength=first.shape[0]))
 
 
-@once_a_layout
+@cached_per_layout
 def mirror(layout: Layout) -> Int[Tensor, "BT"]:
     """Source index of each index in [B T] flattened to reverse every document in place."""
     runs = find_runs(layout)
-    places = torch.arange(layout.positions.numel(), device=layout.positions.device)
-    other = runs.first[runs.number] + runs.lengths[runs.number] - 1 - runs.step
-    return places.index_copy(0, runs.tokens, runs.tokens[other])
+    indices = torch.arange(layout.positions.numel(), device=layout.positions.device)
+    mirrored = runs.first[runs.number] + runs.lengths[runs.number] - 1 - runs.step
+    return indices.index_copy(0, runs.tokens, runs.tokens[mirrored])
 
 
 def reverse(x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
@@ -63,26 +63,26 @@ class PackedRuns(NamedTuple):
     """
 
     steps: RunSteps
-    places: Int[Tensor, "n"] | None
+    indices: Int[Tensor, "n"] | None
     rows: Int[Tensor, "R"]
     fresh: Bool[Tensor, "R"]
     last: Int[Tensor, "E"]
     ended: Int[Tensor, "E"]
 
     def take(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "n D"]:
-        if self.places is None:
+        if self.indices is None:
             return x.transpose(0, 1).flatten(0, 1)
-        return x.flatten(0, 1).index_select(0, self.places)
+        return x.flatten(0, 1).index_select(0, self.indices)
 
     def put(self, y: Float[Tensor, "n N"], layout: Layout) -> Float[Tensor, "B T N"]:
         """The reverse of `take`; zeros at padding."""
-        if self.places is None:
+        if self.indices is None:
             return y.unflatten(0, (layout.length, layout.batch)).transpose(0, 1)
-        whole = y.new_zeros(layout.batch * layout.length, y.shape[1]).index_copy(0, self.places, y)
-        return whole.unflatten(0, (layout.batch, layout.length))
+        padded = y.new_zeros(layout.batch * layout.length, y.shape[1]).index_copy(0, self.indices, y)
+        return padded.unflatten(0, (layout.batch, layout.length))
 
 
-@once_a_layout
+@cached_per_layout
 def pack(layout: Layout) -> PackedRuns:
     if layout.dense:
         rows = torch.arange(layout.batch, device=layout.positions.device)
@@ -94,16 +94,16 @@ def pack(layout: Layout) -> PackedRuns:
     rank = torch.empty_like(order).index_copy(0, order, torch.arange(count, device=order.device))
     sizes = torch.bincount(runs.step)
     before = sizes.cumsum(0) - sizes
-    turned = torch.empty_like(runs.tokens)
-    turned[before[runs.step] + rank[runs.number]] = runs.tokens
-    ends = before[runs.lengths[order] - 1] + torch.arange(count, device=order.device)
+    packed_tokens = torch.empty_like(runs.tokens)
+    packed_tokens[before[runs.step] + rank[runs.number]] = runs.tokens
+    last_tokens = before[runs.lengths[order] - 1] + torch.arange(count, device=order.device)
     heads = runs.tokens[runs.first]
     rows = heads // max(layout.length, 1)
-    closes = torch.ones_like(rows, dtype=torch.bool)
-    closes[:-1] = rows[1:] != rows[:-1]
+    is_last = torch.ones_like(rows, dtype=torch.bool)
+    is_last[:-1] = rows[1:] != rows[:-1]
     fresh = layout.starts.flatten()[heads]
-    steps = RunSteps(tuple(sizes.tolist()), ends)
-    return PackedRuns(steps, turned, rows[order], fresh[order], rank[closes], rows[closes])
+    steps = RunSteps(tuple(sizes.tolist()), last_tokens)
+    return PackedRuns(steps, packed_tokens, rows[order], fresh[order], rank[is_last], rows[is_last])
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ class Recurrence(Mixer):
 
     bridged = True
     vectors = 1  # number of vectors in a state; h is the first
-    beginning = 0.0  # initial value of learned starts
+    start_value = 0.0  # initial value of learned starts
 
     def __init__(self, config: RecurrenceConfig, width: int) -> None:
         super().__init__()
         self.cells = _cells(config, width)
-        starts = [nn.Parameter(torch.full((self.cells,), self.beginning)) for _ in range(self.vectors)]
+        starts = [nn.Parameter(torch.full((self.cells,), self.start_value)) for _ in range(self.vectors)]
         self.start = nn.ParameterList(starts) if config.learned_start else None
-        self.out = Projection(self.cells, width, writes=True) if config.out else nn.Identity()
+        self.out = Projection(self.cells, width, residual=True) if config.out else nn.Identity()
 
     def scan(
         self, x: Float[Tensor, "n D"], start: tuple[Tensor, ...], steps: RunSteps
@@ -167,13 +167,13 @@ class Recurrence(Mixer):
             return self._step(x, layout, state)
         packed = pack(layout)
         fresh = packed.fresh[:, None]
-        begin = tuple(torch.where(fresh, *(v[packed.rows] for v in pair)) for pair in zip(state.start, state.now))
-        y, ends = self._scan(packed.take(x), begin, packed.steps)
-        now = tuple(v.index_copy(0, packed.ended, e[packed.last].to(v.dtype)) for v, e in zip(state.now, ends))
+        start = tuple(torch.where(fresh, *(v[packed.rows] for v in pair)) for pair in zip(state.start, state.now))
+        y, final = self._scan(packed.take(x), start, packed.steps)
+        now = tuple(v.index_copy(0, packed.ended, e[packed.last].to(v.dtype)) for v, e in zip(state.now, final))
         return self.out(packed.put(y, layout)), Vectors(now, state.start)
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> Vectors:
-        return self.begin(self._start(batch, like), capacity, like=like)
+        return self.state_from(self._start(batch, like), capacity, like=like)
 
     def carry(self, state: Vectors) -> Vectors:
         cut = super().carry(state)
@@ -182,7 +182,7 @@ class Recurrence(Mixer):
     def final(self, state: Vectors) -> tuple[Float[Tensor, "B N"], ...]:
         return state.now
 
-    def begin(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> Vectors:
+    def state_from(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> Vectors:
         sizes = tuple(vector.shape[-1] for vector in vectors)
         if sizes != self.state_sizes:
             raise ConfigError(
@@ -194,10 +194,10 @@ class Recurrence(Mixer):
 
     def _step(self, x: Tensor, layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
         """Process one token per row, without looking for document boundaries."""
-        begin = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
+        start = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
         steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
-        y, ends = self._scan(x[:, 0], begin, steps)
-        now = tuple(torch.where(layout.keep, end.to(v.dtype), v) for end, v in zip(ends, state.now))
+        y, final = self._scan(x[:, 0], start, steps)
+        now = tuple(torch.where(layout.mask, end.to(v.dtype), v) for end, v in zip(final, state.now))
         return self.out(y[:, None]), Vectors(now, state.start)
 
     def _scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:

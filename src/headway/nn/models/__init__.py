@@ -9,32 +9,32 @@ from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, 
 from headway.nn.models.agents import (
     ConvolutionsConfig,
     GaussianHeadConfig,
-    NumbersConfig,
     ObservationConfig,
     PatchesConfig,
     StatesEmbed,
     StatesEmbedConfig,
+    StateVectorConfig,
     actor_critic,
     policy_head,
 )
 from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
-from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, Drawn, RegressionConfig
+from headway.nn.models.chunks import ChunkHeadConfig, ChunkNoise, Chunks, DiffusionConfig, RegressionConfig
 from headway.nn.models.describe import attention_maps, describe, outline
 from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.nn.models.encoder_decoder import (
     BothBridgeConfig,
     BridgeConfig,
+    EncodedSource,
     EncoderDecoder,
     EncoderDecoderConfig,
-    Heard,
     MemoryBridgeConfig,
     StateBridgeConfig,
 )
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
-from headway.nn.models.kinds import Cache, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
+from headway.nn.models.kinds import CacheDtype, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import (
     DistilledHead,
@@ -54,7 +54,7 @@ from headway.nn.models.trajectories import (
     TrajectoryInputs,
     step_heads,
 )
-from headway.nn.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
+from headway.nn.models.transformer import Decoding, ModelConfig, ModelFeatures, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolicy, UNetPolicyConfig
 
@@ -73,19 +73,19 @@ __all__ = [
     "BoardEmbedConfig",
     "BothBridgeConfig",
     "BridgeConfig",
-    "Cache",
+    "CacheDtype",
     "Captioner",
     "CaptionerConfig",
     "ChunkHeadConfig",
+    "ChunkNoise",
     "Chunks",
     "ConvolutionsConfig",
     "Decoding",
     "DiffusionConfig",
     "DistilledHead",
     "DistilledHeadConfig",
-    "Drawn",
     "EmbedConfig",
-    "Encoded",
+    "EncodedSource",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "FramesEmbed",
@@ -95,12 +95,11 @@ __all__ = [
     "GenerationProgress",
     "Generative",
     "HeadConfig",
-    "Heard",
     "KeypointsConfig",
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
-    "NumbersConfig",
+    "ModelFeatures",
     "ObservationConfig",
     "Observations",
     "OneHotEmbedConfig",
@@ -126,6 +125,7 @@ __all__ = [
     "Stack",
     "StackConfig",
     "StateBridgeConfig",
+    "StateVectorConfig",
     "StatesEmbed",
     "StatesEmbedConfig",
     "StepHead",

@@ -20,16 +20,16 @@ from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.chunks import (
     ChunkHeadConfig,
+    ChunkNoise,
     Chunks,
-    Drawn,
-    Noised,
+    NoisyChunks,
+    PosteriorEmbedConfig,
     PosteriorInputs,
     QueriesConfig,
     RegressionConfig,
-    ShownConfig,
 )
 from headway.nn.models.embeds import EmbedConfig
-from headway.nn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, Heard
+from headway.nn.models.encoder_decoder import EncodedSource, EncoderDecoder, EncoderDecoderConfig
 from headway.nn.models.heads import Loss
 from headway.nn.models.pooled import PooledHeadConfig
 from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth
@@ -44,7 +44,7 @@ from headway.nn.parts.positions import GridsConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Full
 
-_LARGEST = 1 << 14  # maximum height or width in pixels
+_MAX_SIDE = 1 << 14  # maximum height or width in pixels
 
 
 @register("scene")
@@ -67,8 +67,8 @@ class SceneEmbedConfig(EmbedConfig):
         if min(self.robot, self.surroundings, self.latent) < 0:
             raise ConfigError(f"sizes {self.robot}, {self.surroundings} and {self.latent}; set 0 or more each")
         for size in self.cameras:
-            if not 1 <= min(size) <= max(size) <= _LARGEST:
-                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_LARGEST} for each dimension")
+            if not 1 <= min(size) <= max(size) <= _MAX_SIDE:
+                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_MAX_SIDE} for each dimension")
 
     @property
     def states(self) -> int:
@@ -81,34 +81,34 @@ class SceneEmbedConfig(EmbedConfig):
         return sum(map(bool, (self.latent, self.robot, self.surroundings)))
 
     @property
-    def places(self) -> GridsConfig:
+    def grid_positions(self) -> GridsConfig:
         """Learned positions of the first tokens, and sinusoids of rows and columns for images."""
-        grids = tuple((-(-high // STRIDE), -(-wide // STRIDE)) for high, wide in self.cameras)
+        grids = tuple((-(-height // STRIDE), -(-width // STRIDE)) for height, width in self.cameras)
         return GridsConfig(self.front, grids)
 
     @property
     def length(self) -> int:
-        return self.places.length
+        return self.grid_positions.length
 
-    def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> SceneEmbedConfig:
+    def with_inputs(self, states: int, cameras: tuple[tuple[int, int], ...]) -> SceneEmbedConfig:
         """Return this config. Raises ConfigError for states and cameras of other sizes."""
-        own = tuple(map(tuple, self.cameras))
-        if (states, tuple(map(tuple, cameras))) != (self.states, own):
+        sizes = tuple(map(tuple, self.cameras))
+        if (states, tuple(map(tuple, cameras))) != (self.states, sizes):
             raise ConfigError(
-                f"this model takes states of size {self.states} and images of {own}, but the demonstrations have "
+                f"this model takes states of size {self.states} and images of {sizes}, but the demonstrations have "
                 f"{states} and {cameras}; use demonstrations of its robot"
             )
         return self
 
-    def reads(self, symbols: int, context: int | None) -> str:
-        sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
-        seen = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
-        return f"states of size {self.states}{seen}, {self.length} tokens"
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
+        sizes = ", ".join(f"{height} x {width}" for height, width in self.cameras)
+        cameras = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
+        return f"states of size {self.states}{cameras}, {self.length} tokens"
 
     def summary(self) -> str:
         return f"scene, images by ResNet-{self.depth}" if self.cameras else "scene"
 
-    def build(self, width: int, symbols: int, context: int | None) -> SceneEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> SceneEmbed:
         if not self.front and not self.cameras:
             raise ConfigError("the observation has no state and no cameras; set robot, surroundings or cameras")
         return SceneEmbed(self, width)
@@ -126,29 +126,31 @@ class SceneEmbed(nn.Module):
         self.eye = ResNet(config.depth) if config.cameras else None
         self.project = Projection(self.eye.width, width) if self.eye is not None else None
 
-    def whole(self, seen: Observations) -> Layout:
+    def default_layout(self, observations: Observations) -> Layout:
         """One document per row. Raises UserError for missing or unsupported inputs."""
-        size = 0 if seen.states is None else seen.states.shape[-1]
+        size = 0 if observations.states is None else observations.states.shape[-1]
         if size != self.config.states:
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
-        found = tuple(tuple(image.shape[2:]) for image in seen.images)
-        if found != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"images are {found}, but the model takes {self.config.cameras}; pass all of its cameras")
-        return Layout.full(seen.rows, self.config.length, device=seen.device)
+        sizes = tuple(tuple(image.shape[2:]) for image in observations.images)
+        if sizes != tuple(map(tuple, self.config.cameras)):
+            raise UserError(f"images are {sizes}, but the model takes {self.config.cameras}; pass all of its cameras")
+        return Layout.full(observations.rows, self.config.length, device=observations.device)
 
-    def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        latent = seen.latent
+    def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        latent = observations.latent
         if latent is None:
-            latent = torch.zeros(seen.rows, self.config.latent, device=seen.device, dtype=seen.dtype)
-        given = dict(zip(("robot", "surroundings"), self._states(seen)), latent=latent)
-        parts = [project(given[name])[:, None] for name, project in self.numbers.items()]
+            latent = torch.zeros(
+                observations.rows, self.config.latent, device=observations.device, dtype=observations.dtype
+            )
+        inputs = dict(zip(("robot", "surroundings"), self._states(observations)), latent=latent)
+        parts = [project(inputs[name])[:, None] for name, project in self.numbers.items()]
         if self.eye is not None and self.project is not None:
-            parts += [self.project(self.eye(image).flatten(1, 2)) for image in seen.images]
+            parts += [self.project(self.eye(image).flatten(1, 2)) for image in observations.images]
         return torch.cat(parts, 1), layout
 
-    def _states(self, seen: Observations) -> tuple[Tensor, ...]:
+    def _states(self, observations: Observations) -> tuple[Tensor, ...]:
         sizes = (self.config.robot, self.config.surroundings)
-        return () if seen.states is None else seen.states.split(sizes, -1)
+        return () if observations.states is None else observations.states.split(sizes, -1)
 
 
 _HEAD, _LATENT = "actions", "latent"
@@ -193,14 +195,14 @@ class ActConfig(ModelConfig):
         return
 
     @property
-    def trunk(self) -> EncoderDecoderConfig:
+    def encoder_decoder(self) -> EncoderDecoderConfig:
         """Encoder and decoder."""
-        latent = replace(self.observation, latent=self.head.size or self.observation.latent)
-        encoder = TransformerConfig(self.width, self.words, None, self.encoder, latent, {}, "none", self.init)
+        embed = replace(self.observation, latent=self.head.size or self.observation.latent)
+        encoder = TransformerConfig(self.width, self.words, None, self.encoder, embed, {}, "none", self.init)
         noised = self.actions if self.head.noised else 0
         queries = QueriesConfig(self.chunk, noised, self.observation.dropout, self.decoder.positions is None)
-        said = {_HEAD: StepHeadConfig(self.actions, 0, 1)}
-        decoder = TransformerConfig(self.width, 0, None, self.decoder, queries, cast(Any, said), "none", self.init)
+        heads = {_HEAD: StepHeadConfig(self.actions, 0, 1)}
+        decoder = TransformerConfig(self.width, 0, None, self.decoder, queries, cast(Any, heads), "none", self.init)
         return EncoderDecoderConfig(encoder, decoder, "none", self.init)
 
     @property
@@ -208,16 +210,18 @@ class ActConfig(ModelConfig):
         """The posterior; None without a latent."""
         if not self.head.size:
             return None
-        placed = self.posterior.positions is not None
-        shown = ShownConfig(self.shown, self.actions, self.observation.dropout, not placed)
+        has_positions = self.posterior.positions is not None
+        embed = PosteriorEmbedConfig(
+            self.posterior_state_size, self.actions, self.observation.dropout, not has_positions
+        )
         head = {_LATENT: PooledHeadConfig(2 * self.head.size)}
-        return TransformerConfig(self.width, 0, None, self.posterior, shown, cast(Any, head), "none", self.init)
+        return TransformerConfig(self.width, 0, None, self.posterior, embed, cast(Any, head), "none", self.init)
 
     @property
-    def shown(self) -> int:
+    def posterior_state_size(self) -> int:
         """How many of the first numbers of a state the posterior reads."""
-        seen = self.observation
-        return seen.robot if isinstance(seen, SceneEmbedConfig) else seen.states
+        observation = self.observation
+        return observation.robot if isinstance(observation, SceneEmbedConfig) else observation.states
 
     def build(self, seed: int | None = 0) -> Act:
         return Act(self, seed)
@@ -232,46 +236,50 @@ class Act(nn.Module):
         super().__init__()
         self.config = config
         _check(config)
-        self.trunk = EncoderDecoder(config.trunk, seed)
+        self.trunk = EncoderDecoder(config.encoder_decoder, seed)
         inference = config.inference
         self.posterior = None if inference is None else Transformer(inference, None if seed is None else seed + 1)
 
-    def forward(self, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
+    def forward(self, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         """Predict the chunks that follow observations, in normalised units. The latent is `observations.latent`, or 0
         if that is None; `sample` is the initial noise of diffusion, unused by regression.
         """
-        return self.config.head.said(self, seen, drawn)
+        return self.config.head.predict(self, observations, sample)
 
-    def losses(self, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+    def losses(self, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:
         """The head's losses on demonstrated chunks; see ChunkHeadConfig."""
-        return self.config.head.losses(self, seen, chunks, drawn)
+        return self.config.head.losses(self, observations, chunks, sample)
 
-    def draw(self, random: np.random.Generator, rows: int) -> Drawn:
+    def sample_noise(self, random: np.random.Generator, rows: int) -> ChunkNoise:
         """Sample the noise for `rows` chunks."""
-        return self.config.head.draw(random, rows, self.config.chunk, self.config.actions)
+        return self.config.head.sample_noise(random, rows, self.config.chunk, self.config.actions)
 
-    def look(self, seen: Observations) -> tuple[Heard, Terms]:
+    def encode(self, observations: Observations) -> tuple[EncodedSource, Terms]:
         """Encoded observations for the decoder, and auxiliary losses."""
-        layout = cast(RobotEmbed | SceneEmbed, self.trunk.encoder.embed).whole(seen)
-        heard = self.trunk.hear(seen, layout)
-        return heard, heard.auxiliary
+        layout = cast(RobotEmbed | SceneEmbed, self.trunk.encoder.embed).default_layout(observations)
+        encoded = self.trunk.encode(observations, layout)
+        return encoded, encoded.auxiliary
 
-    def say(self, heard: Heard, noised: Noised | None) -> Float[Tensor, "B C A"]:
+    def decode_chunk(self, encoded: EncodedSource, noisy: NoisyChunks | None) -> Float[Tensor, "B C A"]:
         """The decoder's output for each action of a chunk."""
-        memory = cast(Any, heard.memories)
-        layout = next(each.layout for each in memory if each is not None)
-        where = Layout.full(layout.batch, self.config.chunk, device=layout.positions.device)
-        x = self.trunk(heard, layout, noised, where).x
-        return self.trunk.heads[_HEAD](x, where)
+        memory = cast(Any, encoded.memories)
+        layout = next(layer_memory.layout for layer_memory in memory if layer_memory is not None)
+        query_layout = Layout.full(layout.batch, self.config.chunk, device=layout.positions.device)
+        x = self.trunk(encoded, layout, noisy, query_layout).x
+        return self.trunk.heads[_HEAD](x, query_layout)
 
-    def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+    def infer(self, observations: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and log variance of the latent of demonstrated chunks, for training."""
         assert self.posterior is not None  # a head with a latent has one
-        states = seen.states[:, : self.config.shown] if seen.states is not None and self.config.shown else None
+        states = (
+            observations.states[:, : self.config.posterior_state_size]
+            if observations.states is not None and self.config.posterior_state_size
+            else None
+        )
         front = 1 + (states is not None)
-        layout = Layout.padded(front + chunks.keep.sum(1), front + self.config.chunk)
-        said = self.posterior.output(_LATENT, PosteriorInputs(states, chunks.actions), layout)
-        return said.chunk(2, -1)  # type: ignore[return-value]
+        layout = Layout.padded(front + chunks.mask.sum(1), front + self.config.chunk)
+        statistics = self.posterior.output(_LATENT, PosteriorInputs(states, chunks.actions), layout)
+        return statistics.chunk(2, -1)  # type: ignore[return-value]
 
 
 def act(
@@ -290,13 +298,13 @@ def act(
     """
     mixer = AttentionConfig(heads, pattern=Full())
     block = BlockConfig(mixer, None, MLPConfig(activation="relu"), LayerNormConfig(), dropout=dropout)
-    reading = replace(block, cross=CrossAttentionConfig(heads))
+    decoder_block = replace(block, cross=CrossAttentionConfig(heads))
     return ActConfig(
         width,
         chunk,
         observation=RobotEmbedConfig(dropout=dropout),
         encoder=StackConfig(cycle((block,), depth)),
-        decoder=StackConfig(cycle((reading,), decoder)),
+        decoder=StackConfig(cycle((decoder_block,), decoder)),
         posterior=StackConfig(cycle((block,), posterior)),
         head=head or RegressionConfig(),
     )

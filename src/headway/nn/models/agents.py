@@ -48,7 +48,7 @@ class ObservationConfig:
 
 @register("numbers")
 @dataclass(frozen=True)
-class NumbersConfig(ObservationConfig):
+class StateVectorConfig(ObservationConfig):
     """A linear layer over a state vector."""
 
     size: int = 1  # size of a state; set from the data
@@ -94,7 +94,7 @@ class Patches(nn.Module):
 
     def forward(self, states: Float[Tensor, "B K C H W"]) -> Float[Tensor, "B K D"]:
         images = states.flatten(0, 1)
-        x, _ = self.patches(images, self.patches.whole(images))
+        x, _ = self.patches(images, self.patches.default_layout(images))
         return self.down(self.activation(self.up(x))).mean(1).unflatten(0, states.shape[:2])
 
 
@@ -118,15 +118,15 @@ class ConvolutionsConfig(ObservationConfig):
 class Convolutions(nn.Module):
     def __init__(self, config: ConvolutionsConfig, width: int) -> None:
         super().__init__()
-        channels, sides = config.channels, config.size
+        channels, sizes = config.channels, config.size
         filters: list[nn.Module] = []
         for outputs, taps, stride in _FILTERS:
-            if min(sides) < taps:
+            if min(sizes) < taps:
                 raise ConfigError(f"images of {config.size[0]} x {config.size[1]} are too small; use 36 x 36 or more")
             filters.append(ImageConvolution(channels, outputs, taps, stride, padded=False))
-            channels, sides = outputs, tuple((side - taps) // stride + 1 for side in sides)
+            channels, sizes = outputs, tuple((size - taps) // stride + 1 for size in sizes)
         self.filters = nn.ModuleList(filters)
-        self.project = Projection(channels * math.prod(sides), width)
+        self.project = Projection(channels * math.prod(sizes), width)
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
 
     def forward(self, states: Float[Tensor, "B K C H W"]) -> Float[Tensor, "B K D"]:
@@ -141,17 +141,17 @@ class Convolutions(nn.Module):
 class StatesEmbedConfig(EmbedConfig):
     """One token per observed state; `normalise` standardises states by running statistics of all states so far."""
 
-    states: NumbersConfig = NumbersConfig()  # encoder of a state
+    states: StateVectorConfig = StateVectorConfig()  # encoder of a state
     normalise: bool = True
     positions: PositionsConfig | None = None  # position vectors, added to the states
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"states of size {self.states.size}, the last {context or 1}"
 
     def summary(self) -> str:
         return "states, normalised" if self.normalise else "states"
 
-    def build(self, width: int, symbols: int, context: int | None) -> StatesEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> StatesEmbed:
         return StatesEmbed(self, width, context)
 
 
@@ -164,7 +164,7 @@ class StatesEmbed(nn.Module):
         self.states = config.states.build(width)
         self.positions = config.positions.build(width, context) if config.positions else None
 
-    def whole(self, states: Float[Tensor, "B T S"]) -> Layout:
+    def default_layout(self, states: Float[Tensor, "B T S"]) -> Layout:
         """One document per row."""
         return Layout.full(*states.shape[:2], device=states.device)
 
@@ -187,7 +187,7 @@ class GaussianHeadConfig(HeadConfig):
         if self.std <= 0:
             raise ConfigError(f"std is {self.std}; set a standard deviation above 0")
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> GaussianHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> GaussianHead:
         return GaussianHead(self, width)
 
 
@@ -220,7 +220,7 @@ def actor_critic(
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth), LayerNormConfig()),
-        embed=StatesEmbedConfig(NumbersConfig(states)),
+        embed=StatesEmbedConfig(StateVectorConfig(states)),
         heads={"policy": policy_head(actions, discrete), "value": _pooled(1)},
         tie="none",
         init=InitConfig(matrices="fan_in", residual="same", head="zero"),

@@ -67,10 +67,10 @@ class Branch(nn.Module):
 
     def __init__(self, config: BlockConfig, width: int, width_out: int | None = None) -> None:
         super().__init__()
-        place, out = config.placement, width_out or width
-        self.before = config.norm.build(width) if place in ("pre", "sandwich", "parallel") else nn.Identity()
-        self.after = config.norm.build(out) if place in ("sandwich", "branch") else nn.Identity()
-        self.last = config.norm.build(out) if place == "post" else nn.Identity()
+        placement, out = config.placement, width_out or width
+        self.before = config.norm.build(width) if placement in ("pre", "sandwich", "parallel") else nn.Identity()
+        self.after = config.norm.build(out) if placement in ("sandwich", "branch") else nn.Identity()
+        self.last = config.norm.build(out) if placement == "post" else nn.Identity()
         self.gain = LayerScale(out, config.layer_scale) if config.layer_scale is not None else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.path = DropPath(config.drop_path) if config.drop_path else nn.Identity()
@@ -114,11 +114,11 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State | None = None, memory: Memory | None = None
     ) -> BlockOutput:
-        return self.around(x, layout, memory, lambda h: self.mixer(h, layout, state, memory))
+        return self.run_with_mixer(x, layout, memory, lambda h: self.mixer(h, layout, state, memory))
 
-    def whole(self, x: Float[Tensor, "B T D"], layout: Layout) -> BlockOutput:
+    def encode(self, x: Float[Tensor, "B T D"], layout: Layout) -> BlockOutput:
         """Process whole documents, one per row; the state holds the mixer's final vectors (`Mixer.encode`)."""
-        return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
+        return self.run_with_mixer(x, layout, None, lambda h: self.mixer.encode(h, layout))
 
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
@@ -128,7 +128,7 @@ class Block(nn.Module):
             return self.mixer.remember(encoded, layout)
         return None if self.cross is None else self.cross.remember(encoded, layout, positions)
 
-    def around(
+    def run_with_mixer(
         self,
         x: Float[Tensor, "B T D"],
         layout: Layout,
@@ -152,7 +152,7 @@ class ParallelBlock(Block):
     GPT-NeoX).
     """
 
-    def around(
+    def run_with_mixer(
         self,
         x: Float[Tensor, "B T D"],
         layout: Layout,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from headway.codecs.boards import CLOCK, MOVERS, PARTS, STATE_PLANES, planes_for
+from headway.codecs.chess_boards import DRAW_HALF_MOVES, MOVE_PARTS, STATE_PLANES, UPWARD_MOVES, num_planes
 from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout
@@ -35,10 +35,10 @@ class BoardEmbedConfig(EmbedConfig):
     def length(self) -> int:
         return SQUARES
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"chess positions ({self.length} tokens), {self.history} earlier ones"
 
-    def build(self, width: int, symbols: int, context: int | None) -> BoardEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> BoardEmbed:
         return BoardEmbed(self, width)
 
 
@@ -52,14 +52,14 @@ class BoardEmbed(nn.Module):
 
     def __init__(self, config: BoardEmbedConfig, width: int) -> None:
         super().__init__()
-        count = planes_for(config.history)
-        self.project = Projection(count, width, bias=False, writes=True)
+        count = num_planes(config.history)
+        self.project = Projection(count, width, bias=False, residual=True)
         self.table = nn.Parameter(torch.empty(SQUARES, width))
         scales = torch.ones(count, device="cpu")
-        scales[count - STATE_PLANES + 5] = 1 / CLOCK
+        scales[count - STATE_PLANES + 5] = 1 / DRAW_HALF_MOVES
         self.register_buffer("scales", scales, persistent=False)
 
-    def whole(self, planes: UInt8[Tensor, "B N P"]) -> Layout:
+    def default_layout(self, planes: UInt8[Tensor, "B N P"]) -> Layout:
         """One document per position."""
         return Layout.full(planes.shape[0], SQUARES, device=planes.device)
 
@@ -74,7 +74,7 @@ class FromToHeadConfig(HeadConfig):
 
     size: int = 64  # size of the query and key vectors
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> FromToHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> FromToHead:
         return FromToHead(self, width)
 
 
@@ -91,7 +91,7 @@ class FromToHead(nn.Module):
         self.size = config.size
         self.ends = Projection(width, (config.size, config.size))
         self.promote = Projection(width, 4)
-        source, target, promotion = (torch.from_numpy(part[:MOVERS]) for part in PARTS)
+        source, target, promotion = (torch.from_numpy(part[:UPWARD_MOVES]) for part in MOVE_PARTS)
         self.register_buffer("moves", source * SQUARES + target, persistent=False)
         # Moves without promotion index a zero after the last of the 8 x 4 scores.
         added = torch.where(promotion < 0, 32, (target % 8) * 4 + promotion)
@@ -100,8 +100,8 @@ class FromToHead(nn.Module):
     def forward(self, x: Float[Tensor, "B N D"], layout: Layout) -> Float[Tensor, "B M"]:
         query, key = self.ends(x).chunk(2, dim=-1)
         scores = (query @ key.transpose(1, 2)).flatten(1) * self.size**-0.5
-        become = nn.functional.pad(self.promote(x[:, SQUARES - 8 :]).flatten(1), (0, 1))
-        return scores[:, self.moves] + become[:, self.promotions]
+        promotion_scores = nn.functional.pad(self.promote(x[:, SQUARES - 8 :]).flatten(1), (0, 1))
+        return scores[:, self.moves] + promotion_scores[:, self.promotions]
 
 
 @register("squares")
@@ -114,7 +114,7 @@ class SquaresHeadConfig(HeadConfig):
     hidden: int = 64  # units of the hidden layer over all squares
     activation: ActivationName = "silu"  # activation of both layers
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> SquaresHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> SquaresHead:
         return SquaresHead(self, width)
 
 

@@ -17,8 +17,8 @@ from headway.nn.models.embeds import TokenEmbed, TokenEmbedConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.transformer import (
     Decoding,
-    Encoded,
     ModelConfig,
+    ModelFeatures,
     Prompt,
     Transformer,
     TransformerConfig,
@@ -63,8 +63,8 @@ class CaptionerConfig(ModelConfig):
         return self.decoder.width
 
     @property
-    def symbols(self) -> int:
-        return self.decoder.symbols
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
 
     @property
     def images(self) -> PatchEmbedConfig:
@@ -120,15 +120,15 @@ class Captioner(nn.Module):
         if seeds[2] is not None:
             initialise(self.projector, config.init, 1, seeds[2])
 
-    def forward(self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout) -> Encoded:
+    def forward(self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout) -> ModelFeatures:
         """The decoder's features of whole texts, each after its image, for `heads["vocabulary"]`."""
-        x, where, terms = self._joined(images, ids, layout)
-        x, _, more = self.decoder.stack(x, where)
-        names = terms.keys() | more.keys()
-        auxiliary = cast(Terms, {name: terms.get(name, 0.0) + more.get(name, 0.0) for name in names})
-        return Encoded(x[:, -layout.length :], layout, auxiliary)
+        x, joined_layout, terms = self._join_inputs(images, ids, layout)
+        x, _, decoder_terms = self.decoder.stack(x, joined_layout)
+        names = terms.keys() | decoder_terms.keys()
+        auxiliary = cast(Terms, {name: terms.get(name, 0.0) + decoder_terms.get(name, 0.0) for name in names})
+        return ModelFeatures(x[:, -layout.length :], layout, auxiliary)
 
-    def look(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Terms]:
+    def encode_images(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Terms]:
         """The decoder's image tokens, one vector per patch, and the tower's auxiliary losses."""
         x, _, terms, _ = self.tower(images)
         front = self.config.images.tokens + self.config.images.registers
@@ -142,13 +142,13 @@ class Captioner(nn.Module):
         if prompt.source is None:
             raise UserError("the prompt has no image; pass prompt.source, Float[B, C, H, W]")
         check_prompt(prompt.layout, capacity, self.config.context)
-        x, where, _ = self._joined(prompt.source, prompt.ids, prompt.layout)
-        return self.decoder.read_first(x, where, capacity + x.shape[1] - prompt.layout.length)
+        x, joined_layout, _ = self._join_inputs(prompt.source, prompt.ids, prompt.layout)
+        return self.decoder.prefill(x, joined_layout, capacity + x.shape[1] - prompt.layout.length)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         return self.decoder.step(ids, decoding)
 
-    def _joined(
+    def _join_inputs(
         self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout
     ) -> tuple[Float[Tensor, "B S D"], Layout, Terms]:
         """Input of the decoder's first block: the image's tokens from position 0 on, then those of the text."""
@@ -156,20 +156,24 @@ class Captioner(nn.Module):
             raise UserError("packed rows contain several texts, but a row has one image; pass one text per row")
         if images.shape[0] != ids.shape[0]:
             raise UserError(f"{images.shape[0]} images for {ids.shape[0]} texts; pass one image per text")
-        seen, terms = self.look(images)
-        count = seen.shape[1]
-        front = torch.arange(count, device=ids.device).expand(layout.batch, count)
-        behind = torch.where(layout.keep, layout.positions + count, -1)
-        group = torch.cat([torch.full_like(front, IMAGE), torch.zeros_like(behind)], 1)
-        where = Layout(torch.cat([front, behind], 1), layout.dense, group)
+        image_tokens, terms = self.encode_images(images)
+        count = image_tokens.shape[1]
+        image_positions = torch.arange(count, device=ids.device).expand(layout.batch, count)
+        text_positions = torch.where(layout.mask, layout.positions + count, -1)
+        group = torch.cat([torch.full_like(image_positions, IMAGE), torch.zeros_like(text_positions)], 1)
+        joined_layout = Layout(torch.cat([image_positions, text_positions], 1), layout.dense, group)
         context = self.config.decoder.context
-        if context is not None and where.length > context:
+        if context is not None and joined_layout.length > context:
             raise UserError(
                 f"an image of {count} patches and {layout.length} text tokens exceed the context of {context}; "
                 "make the image smaller, or shorten the text"
             )
         embed = cast(TokenEmbed, self.decoder.embed)
-        return embed.place(torch.cat([seen, embed.look_up(ids)], 1), where), where, terms
+        return (
+            embed.add_positions(torch.cat([image_tokens, embed.look_up(ids)], 1), joined_layout),
+            joined_layout,
+            terms,
+        )
 
 
 def _check(config: CaptionerConfig) -> None:

@@ -19,7 +19,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.heads import Loss
-from headway.nn.models.patches import Learnt
+from headway.nn.models.patches import LearnedVectors
 from headway.nn.models.robot import Observations
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, Terms
@@ -27,46 +27,46 @@ from headway.nn.parts.positions import SinusoidalConfig
 from headway.nn.parts.projection import Projection
 
 
-class Noised(NamedTuple):
+class NoisyChunks(NamedTuple):
     """Chunks of actions with noise, and its amount: the diffusion `steps`, from 0."""
 
     actions: Float[Tensor, "B C A"]
     steps: Int[Tensor, "B"]
 
 
-class Drawn(NamedTuple):
+class ChunkNoise(NamedTuple):
     """Random numbers for a batch of chunks: standard normal noise and, for diffusion, a step per row."""
 
     noise: Tensor
     steps: Int[Tensor, "B"] | None = None
 
-    def to(self, device: torch.device | str) -> Drawn:
-        return Drawn(self.noise.to(device), None if self.steps is None else self.steps.to(device))
+    def to(self, device: torch.device | str) -> ChunkNoise:
+        return ChunkNoise(self.noise.to(device), None if self.steps is None else self.steps.to(device))
 
 
 class Chunks(NamedTuple):
     """Demonstrated chunks; `mask` is true for actions before the episode's end."""
 
     actions: Float[Tensor, "B C A"]
-    keep: Bool[Tensor, "B C"]
+    mask: Bool[Tensor, "B C"]
 
     def to(self, device: torch.device | str) -> Chunks:
-        return Chunks(self.actions.to(device), self.keep.to(device))
+        return Chunks(self.actions.to(device), self.mask.to(device))
 
 
 @runtime_checkable
-class Chunker(Protocol):
+class ChunkModel(Protocol):
     """The interface of a model for a chunk head."""
 
-    def look(self, seen: Observations) -> tuple[Any, Terms]:
+    def encode(self, observations: Observations) -> tuple[Any, Terms]:
         """Observations encoded once for the decoder, and auxiliary losses."""
         ...
 
-    def say(self, heard: Any, noised: Noised | None) -> Float[Tensor, "B C A"]:
+    def decode_chunk(self, encoded: Any, noisy: NoisyChunks | None) -> Float[Tensor, "B C A"]:
         """The decoder's output for each action of a chunk."""
         ...
 
-    def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+    def infer(self, observations: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and log variance of the latent of demonstrated chunks."""
         ...
 
@@ -86,15 +86,17 @@ class ChunkHeadConfig:
         """Whether the decoder takes actions with noise."""
         return False
 
-    def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
+    def sample_noise(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> ChunkNoise:
         """Sample the noise to train or predict `rows` chunks."""
         raise NotImplementedError
 
-    def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         """Named losses, summed over the actions in the mask."""
         raise NotImplementedError
 
-    def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
+    def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         """Predict chunks for observations."""
         raise NotImplementedError
 
@@ -117,28 +119,30 @@ class RegressionConfig(ChunkHeadConfig):
     def size(self) -> int:
         return self.latent
 
-    def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
-        return Drawn(torch.from_numpy(random.standard_normal((rows, self.latent), np.float32)))
+    def sample_noise(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> ChunkNoise:
+        return ChunkNoise(torch.from_numpy(random.standard_normal((rows, self.latent), np.float32)))
 
-    def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         divergence = {}
         if self.latent:
-            mean, log_variance = model.infer(seen, chunks)
-            seen = seen._replace(latent=mean + (0.5 * log_variance).exp() * drawn.noise)
-            each = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
-            divergence = {"kl": Loss(self.beta * each.sum(), seen.rows)}
-        memory, terms = model.look(seen)
-        error = (model.say(memory, None) - chunks.actions).abs()
-        return {"actions": summed(error, chunks.keep, terms), **divergence}
+            mean, log_variance = model.infer(observations, chunks)
+            observations = observations._replace(latent=mean + (0.5 * log_variance).exp() * sample.noise)
+            divergences = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
+            divergence = {"kl": Loss(self.beta * divergences.sum(), observations.rows)}
+        memory, terms = model.encode(observations)
+        error = (model.decode_chunk(memory, None) - chunks.actions).abs()
+        return {"actions": masked_loss(error, chunks.mask, terms), **divergence}
 
-    def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
-        return model.say(model.look(seen)[0], None)
+    def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
+        return model.decode_chunk(model.encode(observations)[0], None)
 
 
-def summed(error: Float[Tensor, "B C A"], keep: Bool[Tensor, "B C"], terms: Terms) -> Loss:
+def masked_loss(error: Float[Tensor, "B C A"], mask: Bool[Tensor, "B C"], terms: Terms) -> Loss:
     """The mean error per action, summed over the actions in the mask, plus the auxiliary means `terms`."""
-    count = int(keep.sum())
-    total = torch.where(keep, error.mean(-1), 0.0).sum()
+    count = int(mask.sum())
+    total = torch.where(mask, error.mean(-1), 0.0).sum()
     return Loss(total + sum(terms.values(), total.new_zeros(())) * count, count)
 
 
@@ -158,13 +162,13 @@ class QueriesConfig(EmbedConfig):
     def length(self) -> int:
         return self.chunk
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"{self.chunk} queries" + (f" and noisy actions of size {self.actions}" if self.actions else "")
 
     def summary(self) -> str:
         return "queries"
 
-    def build(self, width: int, symbols: int, context: int | None) -> Queries:
+    def build(self, width: int, vocab_size: int, context: int | None) -> Queries:
         if self.chunk < 1:
             raise ConfigError(f"model.chunk is {self.chunk}; set 1 action or more")
         return Queries(self, width)
@@ -174,14 +178,14 @@ class Queries(nn.Module):
     def __init__(self, config: QueriesConfig, width: int) -> None:
         super().__init__()
         self.table = None  # there is no vocabulary to share
-        self.queries = Learnt(config.chunk, width) if config.learned else Zeros(config.chunk, width)
+        self.queries = LearnedVectors(config.chunk, width) if config.learned else Zeros(config.chunk, width)
         self.noised = NoisedActions(config.actions, width) if config.actions else None
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, noised: Noised | None, layout: Layout) -> tuple[Float[Tensor, "B C D"], Layout]:
+    def forward(self, noisy: NoisyChunks | None, layout: Layout) -> tuple[Float[Tensor, "B C D"], Layout]:
         x = self.queries.table.expand(layout.batch, -1, -1)
         if self.noised is not None:
-            x = x + self.noised(noised)
+            x = x + self.noised(noisy)
         return self.dropout(x), layout
 
 
@@ -208,9 +212,9 @@ class NoisedActions(nn.Module):
         self.up, self.down = Projection(width, 4 * width), Projection(4 * width, width)
         self.activation = ACTIVATIONS["silu"]
 
-    def forward(self, noised: Noised) -> Float[Tensor, "B C D"]:
-        actions = self.actions(noised.actions)
-        step = self.places(Layout(noised.steps[:, None]), actions)
+    def forward(self, noisy: NoisyChunks) -> Float[Tensor, "B C D"]:
+        actions = self.actions(noisy.actions)
+        step = self.places(Layout(noisy.steps[:, None]), actions)
         return actions + self.down(self.activation(self.up(step)))
 
 
@@ -223,7 +227,7 @@ class PosteriorInputs(NamedTuple):
 
 @register("shown")
 @dataclass(frozen=True)
-class ShownConfig(EmbedConfig):
+class PosteriorEmbedConfig(EmbedConfig):
     """A class token, the state and each action of a chunk, with sinusoidal positions unless the stack adds its own."""
 
     states: int = 0  # size of the state, 0 for none
@@ -236,88 +240,91 @@ class ShownConfig(EmbedConfig):
         """Number of tokens before the actions."""
         return 1 + bool(self.states)
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"a state of size {self.states} and actions of size {self.actions}"
 
     def summary(self) -> str:
         return "class token, state, actions"
 
-    def build(self, width: int, symbols: int, context: int | None) -> ShownEmbed:
-        return ShownEmbed(self, width)
+    def build(self, width: int, vocab_size: int, context: int | None) -> PosteriorEmbed:
+        return PosteriorEmbed(self, width)
 
 
-class ShownEmbed(nn.Module):
+class PosteriorEmbed(nn.Module):
     """Zhao et al. 2023, figure 4, left: a class token, the state and the actions, with sinusoidal positions."""
 
-    def __init__(self, config: ShownConfig, width: int) -> None:
+    def __init__(self, config: PosteriorEmbedConfig, width: int) -> None:
         super().__init__()
         self.config = config
         self.table = None  # there is no vocabulary to share
-        self.first = Learnt(1, width)
+        self.first = LearnedVectors(1, width)
         self.states = Projection(config.states, width) if config.states else None
         self.actions = Projection(config.actions, width)
         self.positions = SinusoidalConfig().build(width, None) if config.positions else None
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, shown: PosteriorInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        actions = self.actions(shown.actions)
-        state = [] if self.states is None else [self.states(shown.states)[:, None]]
+    def forward(self, inputs: PosteriorInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        actions = self.actions(inputs.actions)
+        state = [] if self.states is None else [self.states(inputs.states)[:, None]]
         x = torch.cat([self.first(actions), *state, actions], 1)
         return self.dropout(x if self.positions is None else x + self.positions(layout, x)), layout
 
 
 _OFFSET = 0.008  # offset s of the cosine schedule, so that the first step is not too small
-_MOST = 0.999  # maximum beta of a step
+_MAX_BETA = 0.999  # maximum beta of a step
 
-Part = Callable[[Float[Tensor, "B C A"], Int[Tensor, "B"]], tuple[Float[Tensor, "B C A"], Float[Tensor, "B C A"]]]
+Denoiser = Callable[[Float[Tensor, "B C A"], Int[Tensor, "B"]], tuple[Float[Tensor, "B C A"], Float[Tensor, "B C A"]]]
 """Splits x at given steps into the (clipped) sample and its (unclipped) noise."""
 
 
-def kept_signal(steps: int) -> Float[Tensor, "T"]:
+def alphas_cumprod(steps: int) -> Float[Tensor, "T"]:
     """The cumulative product of alphas after each step: the cosine schedule of Nichol and Dhariwal 2021, equation 17,
     with clipped betas.
     """
-    places = torch.arange(steps + 1, dtype=torch.float64) / steps
-    curve = torch.cos((places + _OFFSET) / (1 + _OFFSET) * math.pi / 2).square()
-    taken = (1 - curve[1:] / curve[:-1]).clamp(max=_MOST)
-    return (1 - taken).cumprod(0).float()
+    fractions = torch.arange(steps + 1, dtype=torch.float64) / steps
+    curve = torch.cos((fractions + _OFFSET) / (1 + _OFFSET) * math.pi / 2).square()
+    betas = (1 - curve[1:] / curve[:-1]).clamp(max=_MAX_BETA)
+    return (1 - betas).cumprod(0).float()
 
 
-def places_of(steps: int, sampled: int, spacing: Literal["trailing", "leading"] = "trailing") -> list[int]:
+def sampling_steps(steps: int, sampled: int, spacing: Literal["trailing", "leading"] = "trailing") -> list[int]:
     """`sampled` evenly spaced steps in descending order, from the last one or ("leading") down to step 0."""
     if spacing == "leading":
-        return [steps // sampled * place for place in reversed(range(sampled))]
-    return [steps * (sampled - place) // sampled - 1 for place in range(sampled)]
+        return [steps // sampled * index for index in reversed(range(sampled))]
+    return [steps * (sampled - index) // sampled - 1 for index in range(sampled)]
 
 
 def ddim(
-    noise: Float[Tensor, "B C A"], part: Part, kept: Float[Tensor, "T"], places: Sequence[int]
+    noise: Float[Tensor, "B C A"], denoise: Denoiser, alpha_bars: Float[Tensor, "T"], timesteps: Sequence[int]
 ) -> Float[Tensor, "B C A"]:
     """Song et al. 2021 (DDIM), equation 12 with sigma 0: from noise to a sample through the steps `timesteps`."""
     x = noise
-    for place, following in zip(places, [*places[1:], None]):
-        clean, direction = part(x, torch.full((x.shape[0],), place, device=x.device))
-        if following is None:
+    for timestep, next_timestep in zip(timesteps, [*timesteps[1:], None]):
+        clean, direction = denoise(x, torch.full((x.shape[0],), timestep, device=x.device))
+        if next_timestep is None:
             return clean
-        x = kept[following].sqrt() * clean + (1 - kept[following]).sqrt() * direction
+        x = alpha_bars[next_timestep].sqrt() * clean + (1 - alpha_bars[next_timestep]).sqrt() * direction
     return x
 
 
 def ddpm(
-    noise: Float[Tensor, "B N C A"], part: Part, kept: Float[Tensor, "T"], places: Sequence[int]
+    noise: Float[Tensor, "B N C A"], denoise: Denoiser, alpha_bars: Float[Tensor, "T"], timesteps: Sequence[int]
 ) -> Float[Tensor, "B C A"]:
     """Ho et al. 2020, algorithm 2 with the variance of equation 7: starts from the first of N noise samples; each step
     but the last adds another one.
     """
     x = noise[:, 0]
-    for number, (place, following) in enumerate(zip(places, [*places[1:], None]), 1):
-        clean, _ = part(x, torch.full((x.shape[0],), place, device=x.device))
-        if following is None:
+    for index, (timestep, next_timestep) in enumerate(zip(timesteps, [*timesteps[1:], None]), 1):
+        clean, _ = denoise(x, torch.full((x.shape[0],), timestep, device=x.device))
+        if next_timestep is None:
             return clean
-        ratio, left = kept[place] / kept[following], 1 - kept[place]
-        before = 1 - kept[following]
-        mean = kept[following].sqrt() * (1 - ratio) / left * clean + ratio.sqrt() * before / left * x
-        x = mean + ((1 - ratio) * before / left).sqrt() * noise[:, number]
+        ratio, noise_variance = alpha_bars[timestep] / alpha_bars[next_timestep], 1 - alpha_bars[timestep]
+        next_variance = 1 - alpha_bars[next_timestep]
+        mean = (
+            alpha_bars[next_timestep].sqrt() * (1 - ratio) / noise_variance * clean
+            + ratio.sqrt() * next_variance / noise_variance * x
+        )
+        x = mean + ((1 - ratio) * next_variance / noise_variance).sqrt() * noise[:, index]
     return x
 
 
@@ -359,36 +366,38 @@ class DiffusionConfig(ChunkHeadConfig):
     def noised(self) -> bool:
         return True
 
-    def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
-        draws = (self.sampled,) if self.sampler == "ddpm" else ()
-        noise = random.standard_normal((rows, *draws, chunk, actions), np.float32)
-        return Drawn(torch.from_numpy(noise), torch.from_numpy(random.integers(0, self.steps, rows)))
+    def sample_noise(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> ChunkNoise:
+        sample_shape = (self.sampled,) if self.sampler == "ddpm" else ()
+        noise = random.standard_normal((rows, *sample_shape, chunk, actions), np.float32)
+        return ChunkNoise(torch.from_numpy(noise), torch.from_numpy(random.integers(0, self.steps, rows)))
 
-    def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         """Ho et al. 2020, equation 14, over the actions in the mask."""
-        assert drawn.steps is not None
-        noise = drawn.noise[:, 0] if self.sampler == "ddpm" else drawn.noise
-        left = self._kept(noise)[drawn.steps][:, None, None]
-        noised = left.sqrt() * chunks.actions + (1 - left).sqrt() * noise
-        memory, terms = model.look(seen)
-        wanted = noise if self.says == "noise" else chunks.actions
-        error = (model.say(memory, Noised(noised, drawn.steps)) - wanted).square()
-        return {"actions": summed(error, chunks.keep, terms)}
+        assert sample.steps is not None
+        noise = sample.noise[:, 0] if self.sampler == "ddpm" else sample.noise
+        alpha_bar = self._alphas_cumprod(noise)[sample.steps][:, None, None]
+        noisy_actions = alpha_bar.sqrt() * chunks.actions + (1 - alpha_bar).sqrt() * noise
+        memory, terms = model.encode(observations)
+        target = noise if self.says == "noise" else chunks.actions
+        error = (model.decode_chunk(memory, NoisyChunks(noisy_actions, sample.steps)) - target).square()
+        return {"actions": masked_loss(error, chunks.mask, terms)}
 
-    def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
-        memory, _ = model.look(seen)
-        kept = self._kept(drawn.noise)
+    def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
+        memory, _ = model.encode(observations)
+        alpha_bars = self._alphas_cumprod(sample.noise)
 
-        def part(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-            said, left = model.say(memory, Noised(x, steps)), kept[steps][:, None, None]
+        def denoise(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+            output, alpha_bar = model.decode_chunk(memory, NoisyChunks(x, steps)), alpha_bars[steps][:, None, None]
             if self.says == "noise":
-                clean, noise = (x - (1 - left).sqrt() * said) / left.sqrt(), said
+                clean, noise = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt(), output
             else:
-                clean, noise = said, (x - left.sqrt() * said) / (1 - left).sqrt()
+                clean, noise = output, (x - alpha_bar.sqrt() * output) / (1 - alpha_bar).sqrt()
             return clean if self.clip is None else clean.clamp(-self.clip, self.clip), noise
 
-        walk = ddpm if self.sampler == "ddpm" else ddim
-        return walk(drawn.noise, part, kept, places_of(self.steps, self.sampled, self.spacing))
+        sampler = ddpm if self.sampler == "ddpm" else ddim
+        return sampler(sample.noise, denoise, alpha_bars, sampling_steps(self.steps, self.sampled, self.spacing))
 
-    def _kept(self, like: Tensor) -> Float[Tensor, "T"]:
-        return kept_signal(self.steps).to(like)
+    def _alphas_cumprod(self, like: Tensor) -> Float[Tensor, "T"]:
+        return alphas_cumprod(self.steps).to(like)

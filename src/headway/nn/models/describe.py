@@ -32,7 +32,7 @@ from headway.nn.models.encoder_decoder import EncoderDecoderConfig
 from headway.nn.models.heads import VocabularyHead
 from headway.nn.models.patches import ConvolutionalStem
 from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
-from headway.nn.models.two_tower import SIDES, TwoTower, TwoTowerConfig
+from headway.nn.models.two_tower import TOWERS, TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import UNetPolicyConfig
 from headway.nn.parts.feedforward import Experts, ExpertsConfig
 from headway.nn.parts.projection import Projection
@@ -44,12 +44,12 @@ def outline(config: ModelConfig) -> nn.Module:
     as position tables, are still computed on the CPU, so an outline can be filled from a file.
     Raises ConfigError for sizes that are too large, or that do not fit together.
     """
-    with _fitting(), torch.device("meta"):
+    with _size_errors(), torch.device("meta"):
         return config.build(seed=None)
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
+def _size_errors() -> Iterator[None]:
     """Turn errors from building a model on the meta device into ConfigError: its configuration is at fault."""
     try:
         yield
@@ -73,21 +73,23 @@ def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
     """
     if isinstance(model, ModelConfig):
         model = outline(model)
-    with _fitting():
-        return _described(model)
+    with _size_errors():
+        return _measure(model)
 
 
-def _described(model: nn.Module) -> dict[str, Any]:
+def _measure(model: nn.Module) -> dict[str, Any]:
     config = cast(ModelConfig, model.config)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
     flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
     if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
-        flop = sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
+        flop = sum(flop_per_token(getattr(model, tower), _length(getattr(config, tower))) for tower in TOWERS)
     constant, growing = 0, 0  # bytes of a row's states: independent of its length, and per token
     if isinstance(decoder, Transformer) and decoder.config.stack.causal:
-        one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
-        constant, growing = 2 * one - two, two - one
+        one_token, two_tokens = (
+            _bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2)
+        )
+        constant, growing = 2 * one_token - two_tokens, two_tokens - one_token
     return {
         "parameters": count,
         "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
@@ -111,8 +113,8 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
     weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
     for experts in (m for m in model.modules() if isinstance(m, Experts)):
-        each = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
-        weights -= each * (experts.config.count - experts.config.active) // experts.config.count
+        expert_weights = sum(m.weight.numel() for m in experts.experts.modules() if isinstance(m, Projection))
+        weights -= expert_weights * (experts.config.count - experts.config.active) // experts.config.count
     scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
     scans += sum(m.flop for m in model.modules() if isinstance(m, ConvolutionalStem))
     return 2 * weights + scans + sum(_scores(m, context or 0) for m in model.modules())
@@ -120,8 +122,8 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
 
 def _scores(module: nn.Module, context: int) -> int:
     if isinstance(module, ConditionalGRU) and module.config.context == "additive":
-        units, read = module.keys.weight.shape
-        return 2 * (units + read) * context
+        units, width = module.keys.weight.shape
+        return 2 * (units + width) * context
     if isinstance(module, CrossAttention):
         return 4 * module.heads * module.size * context
     if not isinstance(module, SelfAttention):
@@ -148,25 +150,25 @@ def _tree(config: ModelConfig) -> list[str]:
         first = f"two towers into a shared space of {config.shared} dimensions, a learned scale ({loss})"
         return [first, *_parts(left=config.left, right=config.right)]
     if isinstance(config, CaptionerConfig):
-        first = f"captioner, {config.prefix} image tokens before the text{_reading(config.decoder)}"
+        first = f"captioner, {config.prefix} image tokens before the text{_image_order(config.decoder)}"
         parts = _parts(tower=config.tower, decoder=config.decoder)
         return [first, *parts, f"  projector with {config.projector.layers} layers"]
     if isinstance(config, ActConfig):
         first = f"chunks of {config.chunk} actions with {config.actions} dimensions, by {config.head.kind}"  # type: ignore[attr-defined]
-        parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
+        parts = _parts(encoder=config.encoder_decoder.encoder, decoder=config.encoder_decoder.decoder)
         return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
     if isinstance(config, UNetPolicyConfig):
         net, head = config.net, config.head
         return [
             f"{config.horizon} actions with {config.actions} dimensions by diffusion, {config.chunk} from now on",
-            f"  inputs of the last {config.history} steps: {config.observation.reads()}",
+            f"  inputs of the last {config.history} steps: {config.observation.describe_inputs()}",
             f"  U-Net over time, widths {', '.join(map(str, net.widths))}, {net.taps} taps, {net.groups} groups",
             f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, predicts the {head.says}",
         ]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
-    reads = config.embed.reads(config.symbols, config.context)
-    lines = [f"width {config.width}, {reads}, embed {config.embed.summary()}"]
+    inputs = config.embed.describe_inputs(config.vocab_size, config.context)
+    lines = [f"width {config.width}, {inputs}, embed {config.embed.summary()}"]
     for block, run in groupby(config.stack.blocks):
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
@@ -178,7 +180,7 @@ def _parts(**parts: TransformerConfig) -> list[str]:
     return [line for name, part in parts.items() for line in (f"  {name}", *(f"    {inner}" for inner in _tree(part)))]
 
 
-def _reading(decoder: TransformerConfig) -> str:
+def _image_order(decoder: TransformerConfig) -> str:
     """How the mixers of a captioner's decoder process an image."""
     both = [isinstance(block.mixer, AttentionConfig) for block in decoder.stack.blocks]
     if all(both):
@@ -236,14 +238,14 @@ def rollout(maps: Mapping[str, Float[Tensor, "B H T T"]]) -> Float[Tensor, "B T 
 
     `maps` come from `attention_maps`, in layer order.
     """
-    found: Tensor | None = None
+    product: Tensor | None = None
     for weights in maps.values():
         mean = weights.mean(1)
         layer = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)) / 2
-        found = layer if found is None else layer @ found
-    if found is None:
+        product = layer if product is None else layer @ product
+    if product is None:
         raise ValueError("no attention maps to roll out; pass at least one")
-    return found
+    return product
 
 
 def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[Tensor, "B H T S"]]:
@@ -253,7 +255,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, (SelfAttention, ConditionalGRU, CrossAttention)):
-            hooks.append(module.register_forward_pre_hook(partial(_note, current, name)))
+            hooks.append(module.register_forward_pre_hook(partial(_record_call, current, name)))
     try:
         with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
             run()
@@ -263,5 +265,5 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     return maps
 
 
-def _note(calls: list[str], name: str, module: nn.Module, inputs: Any) -> None:
+def _record_call(calls: list[str], name: str, module: nn.Module, inputs: Any) -> None:
     calls.append(name)

@@ -35,7 +35,7 @@ class EmbedConfig:
     Its module maps (inputs, layout) to (x, layout); `default_layout(inputs)` is the layout of inputs without one.
     """
 
-    def width_out(self, width: int, symbols: int) -> int:
+    def width_out(self, width: int, vocab_size: int) -> int:
         """Width of the vectors in a model of `width`."""
         return width
 
@@ -59,16 +59,16 @@ class EmbedConfig:
         named = {field.name for field in fields(self)}
         return replace(self, dropout=rate) if "dropout" in named else self  # type: ignore[call-arg]
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         """The model's inputs, in words."""
-        return f"vocabulary {symbols:,}, context {'no limit' if context is None else context}"
+        return f"vocabulary {vocab_size:,}, context {'no limit' if context is None else context}"
 
     def summary(self) -> str:
         """This embedding, in words."""
         positions = getattr(self, "positions", None)
         return f"{self.kind}, positions {'none' if positions is None else positions.kind}"  # type: ignore[attr-defined]
 
-    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
         raise NotImplementedError
 
 
@@ -86,19 +86,19 @@ class TokenEmbedConfig(EmbedConfig):
     dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
 
-    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
-        return TokenEmbed(self, width, symbols, context)
+    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
+        return TokenEmbed(self, width, vocab_size, context)
 
 
 class TokenEmbed(nn.Module):
     """Token ids to vectors: a table `table` [C, D], positions, types, norm, dropout."""
 
-    def __init__(self, config: TokenEmbedConfig, width: int, symbols: int, context: int | None) -> None:
+    def __init__(self, config: TokenEmbedConfig, width: int, vocab_size: int, context: int | None) -> None:
         super().__init__()
-        if symbols < 1:
-            raise ConfigError(f"the vocabulary has {symbols} tokens; set model.vocab_size to its size, 1 or more")
+        if vocab_size < 1:
+            raise ConfigError(f"the vocabulary has {vocab_size} tokens; set model.vocab_size to its size, 1 or more")
         inner = config.width or width
-        self.table = nn.Parameter(torch.empty(symbols, inner))
+        self.table = nn.Parameter(torch.empty(vocab_size, inner))
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
         self.scale = math.sqrt(width) if config.scaled else 1.0
         self.positions = config.positions.build(width, context) if config.positions else None
@@ -106,7 +106,7 @@ class TokenEmbed(nn.Module):
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def whole(self, inputs: Tensor | TokenInputs) -> Layout:
+    def default_layout(self, inputs: Tensor | TokenInputs) -> Layout:
         """One document per row."""
         ids = inputs if isinstance(inputs, Tensor) else inputs.ids
         return Layout.full(*ids.shape, device=ids.device)
@@ -115,13 +115,13 @@ class TokenEmbed(nn.Module):
         self, inputs: Int[Tensor, "B T"] | TokenInputs, layout: Layout
     ) -> tuple[Float[Tensor, "B T D"], Layout]:
         ids, types = (inputs, None) if isinstance(inputs, Tensor) else inputs
-        return self.place(self.look_up(ids), layout, types), layout
+        return self.add_positions(self.look_up(ids), layout, types), layout
 
     def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token vectors without positions."""
         return self.project(F.embedding(ids, self.table)) * self.scale
 
-    def place(
+    def add_positions(
         self, x: Float[Tensor, "B T D"], layout: Layout, types: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """Add positions and types to token vectors, or to image vectors between them: the input of the first block."""
@@ -137,21 +137,21 @@ class TokenEmbed(nn.Module):
 class OneHotEmbedConfig(EmbedConfig):
     """One-hot vectors as wide as the vocabulary: the first layer has separate weights for each token."""
 
-    def width_out(self, width: int, symbols: int) -> int:
-        return symbols
+    def width_out(self, width: int, vocab_size: int) -> int:
+        return vocab_size
 
-    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
-        return OneHotEmbed(symbols)
+    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
+        return OneHotEmbed(vocab_size)
 
 
 class OneHotEmbed(nn.Module):
-    def __init__(self, symbols: int) -> None:
+    def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self.symbols = symbols
+        self.symbols = vocab_size
         self.table = None
         self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # has the model's dtype and device
 
-    def whole(self, inputs: Tensor) -> Layout:
+    def default_layout(self, inputs: Tensor) -> Layout:
         """One document per row."""
         return Layout.full(*inputs.shape, device=inputs.device)
 

@@ -21,8 +21,8 @@ from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.stack import Stack
 from headway.nn.models.transformer import (
     Decoding,
-    Encoded,
     ModelConfig,
+    ModelFeatures,
     Prompt,
     Transformer,
     TransformerConfig,
@@ -34,7 +34,7 @@ from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
 Vectors = tuple[Tensor, ...]  # [B, N] each
-Ends = tuple[Vectors, ...]  # one per direction of a mixer, the forward one first
+FinalStates = tuple[Vectors, ...]  # one per direction of a mixer, the forward one first
 
 
 @family
@@ -86,7 +86,7 @@ class BothBridgeConfig(StateBridgeConfig):
     memory: ClassVar[bool] = True
 
 
-class Handed(NamedTuple):
+class BridgeOutput(NamedTuple):
     """A bridge's output from the final vectors of an encoder."""
 
     starts: tuple[Vectors, ...]  # one per block of the decoder
@@ -110,26 +110,28 @@ class Bridge(nn.Module):
             inner = [(config.summary,)] * len(inner)
         self.maps = nn.ModuleList(_map(config, *sizes, n) for n, sizes in enumerate(zip(inner, self.sizes)))
 
-    def forward(self, ends: Sequence[Ends | None]) -> Handed:
+    def forward(self, final_states: Sequence[FinalStates | None]) -> BridgeOutput:
         """`final_states` are those of the encoder's blocks; those not in `sources` may be None."""
-        found = [self._of(ends[number]) for number in self.sources]
+        inputs = [self._select_directions(final_states[number]) for number in self.sources]
         summary = None
         if self.summary is not None:
-            summary = self.activation(self.summary(torch.cat(found[-1], dim=-1)))
-            found = [(summary,)] * len(found)
-        pairs = zip(self.maps, found, self.sizes)
-        return Handed(tuple(self._through(through, vectors, sizes) for through, vectors, sizes in pairs), summary)
+            summary = self.activation(self.summary(torch.cat(inputs[-1], dim=-1)))
+            inputs = [(summary,)] * len(inputs)
+        pairs = zip(self.maps, inputs, self.sizes)
+        return BridgeOutput(
+            tuple(self._project(projection, vectors, sizes) for projection, vectors, sizes in pairs), summary
+        )
 
-    def _of(self, end: Ends | None) -> Vectors:
-        ends = cast(Ends, end)
-        if len(ends) == 1 or self.config.directions == "both":
-            return tuple(vector for direction in ends for vector in direction)
-        return ends[0 if self.config.directions == "forward" else 1]
+    def _select_directions(self, states: FinalStates | None) -> Vectors:
+        final_states = cast(FinalStates, states)
+        if len(final_states) == 1 or self.config.directions == "both":
+            return tuple(vector for direction in final_states for vector in direction)
+        return final_states[0 if self.config.directions == "forward" else 1]
 
-    def _through(self, through: nn.Module, vectors: Vectors, sizes: tuple[int, ...]) -> Vectors:
-        if not isinstance(through, Projection):
+    def _project(self, projection: nn.Module, vectors: Vectors, sizes: tuple[int, ...]) -> Vectors:
+        if not isinstance(projection, Projection):
             return vectors
-        return self.activation(through(torch.cat(vectors, dim=-1))).split(sizes, dim=-1)
+        return self.activation(projection(torch.cat(vectors, dim=-1))).split(sizes, dim=-1)
 
 
 def check_single(*layouts: Layout) -> None:
@@ -150,27 +152,28 @@ def _sources(config: StateBridgeConfig, encoders: int, decoders: int) -> list[in
     return list(range(decoders))
 
 
-def _sizes(stack: Stack, number: int, directions: str, side: str) -> tuple[int, ...]:
+def _sizes(stack: Stack, number: int, directions: str, stack_name: str) -> tuple[int, ...]:
     """The sizes of the vectors of a block's state."""
     mixer = cast(Block, stack.blocks[number]).mixer
     parts = [mixer]
-    if isinstance(mixer, Bidirectional) and side == "encoder":
+    if isinstance(mixer, Bidirectional) and stack_name == "encoder":
         both = [mixer.forwards, mixer.backwards]
         parts = {"both": both, "forward": both[:1], "backward": both[1:]}[directions]
     if not all(isinstance(part, Mixer) and part.bridged for part in parts):
         raise ConfigError(
-            f"block {number} of the {side} has the mixer {type(mixer).__name__}, whose state is not a set of vectors; "
+            f"block {number} of the {stack_name} has the mixer {type(mixer).__name__}, whose state is not a set of "
+            "vectors; "
             "choose a mixer such as lstm or gru, or set bridge to memory"
         )
     return tuple(size for part in parts for size in part.state_sizes)
 
 
-def _map(config: StateBridgeConfig, given: tuple[int, ...], wanted: tuple[int, ...], block: int) -> nn.Module:
-    if config.project or (config.project is None and given != wanted):
-        return Projection(sum(given), wanted)
-    if given != wanted:
+def _map(config: StateBridgeConfig, sizes: tuple[int, ...], target_sizes: tuple[int, ...], block: int) -> nn.Module:
+    if config.project or (config.project is None and sizes != target_sizes):
+        return Projection(sum(sizes), target_sizes)
+    if sizes != target_sizes:
         raise ConfigError(
-            f"vectors of sizes {given} cannot start block {block} of the decoder, which needs {wanted}; "
+            f"vectors of sizes {sizes} cannot start block {block} of the decoder, which needs {target_sizes}; "
             "set bridge.project to true, or make them equal"
         )
     return nn.Identity()
@@ -199,8 +202,8 @@ class EncoderDecoderConfig(ModelConfig):
         return self.decoder.width
 
     @property
-    def symbols(self) -> int:
-        return self.decoder.symbols
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
 
     @property
     def context(self) -> int | None:
@@ -210,7 +213,7 @@ class EncoderDecoderConfig(ModelConfig):
         return EncoderDecoder(self, seed)
 
 
-class Heard(NamedTuple):
+class EncodedSource(NamedTuple):
     """Encoded sources for a decoder: memories, initial vectors of its blocks, and auxiliary losses by name."""
 
     memories: tuple[Memory | None, ...] | None
@@ -225,9 +228,9 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.config = config
         _check(config)
-        own_head = config.tie in ("none", "embeddings")
-        decoder = _fitted(config)
-        self.decoder = Transformer(replace(decoder, tie="none" if own_head else "head"), None)
+        separate_head = config.tie in ("none", "embeddings")
+        decoder = _with_memory_width(config)
+        self.decoder = Transformer(replace(decoder, tie="none" if separate_head else "head"), None)
         table = shared_table(self.decoder.embed) if config.tie in ("embeddings", "all") else None
         self.encoder = Transformer(replace(config.encoder, tie="none"), None, table)
         self.heads = self.decoder.heads
@@ -246,56 +249,58 @@ class EncoderDecoder(nn.Module):
         source_layout: Layout,
         target: Any,
         target_layout: Layout,
-    ) -> Encoded:
+    ) -> ModelFeatures:
         """The decoder's features for whole targets (teacher forcing); its heads read them.
 
         `source` goes to the encoder's embedding (token ids, Int[B, S], or frames, Float[B, S, M]), or is the output of
         `encode`; `target` goes to the decoder's embedding (token ids, Int[B, T]).
         """
-        heard = self.hear(source, source_layout)
+        encoded = self.encode(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)
         states = None
-        if heard.starts is not None:
+        if encoded.starts is not None:
             check_single(layout)
-            states = self.decoder.stack.begin(heard.starts, layout.length, like=x)
-        x, _, terms = self.decoder.stack(x, layout, states, heard.memories)
-        names = heard.auxiliary.keys() | terms.keys()
-        auxiliary = {name: heard.auxiliary.get(name, 0.0) + terms.get(name, 0.0) for name in names}
-        return Encoded(x, layout, auxiliary)  # type: ignore[arg-type]
+            states = self.decoder.stack.states_from(encoded.starts, layout.length, like=x)
+        x, _, terms = self.decoder.stack(x, layout, states, encoded.memories)
+        names = encoded.auxiliary.keys() | terms.keys()
+        auxiliary = {name: encoded.auxiliary.get(name, 0.0) + terms.get(name, 0.0) for name in names}
+        return ModelFeatures(x, layout, auxiliary)  # type: ignore[arg-type]
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Encode the sources and process the targets' first tokens; see Transformer.start."""
         if prompt.source is None or prompt.source_layout is None:
             raise UserError("the prompt has no source to encode; pass prompt.source and prompt.source_layout")
-        heard = self.hear(prompt.source, prompt.source_layout)
-        return self.decoder.resume(prompt, capacity, heard.memories, heard.starts)
+        encoded = self.encode(prompt.source, prompt.source_layout)
+        return self.decoder.resume(prompt, capacity, encoded.memories, encoded.starts)
 
-    def hear(self, source: Any, layout: Layout) -> Heard:
+    def encode(self, source: Any, layout: Layout) -> EncodedSource:
         """Encode the sources for a decoder; sources that are already encoded are returned unchanged."""
-        if isinstance(source, Heard):
+        if isinstance(source, EncodedSource):
             return source
         if self.bridge is None:
             x, layout, terms, _ = self.encoder(source, layout)
-            return Heard(self.decoder.stack.remember(x, layout, self.encoder.stack.placed(layout, x)), None, terms)
+            return EncodedSource(
+                self.decoder.stack.remember(x, layout, self.encoder.stack.position_vectors(layout, x)), None, terms
+            )
         check_single(layout)
-        (x, layout, terms, _), ends = self.encoder.read(source, layout, self.bridge.sources)
-        starts, summary = self.bridge(ends)
-        positions = self.encoder.stack.placed(layout, x) if summary is None else None
+        (x, layout, terms, _), final_states = self.encoder.encode(source, layout, self.bridge.sources)
+        starts, summary = self.bridge(final_states)
+        positions = self.encoder.stack.position_vectors(layout, x) if summary is None else None
         if summary is not None:
             x, layout = summary[:, None], Layout.full(summary.shape[0], 1, device=summary.device)
         memories = self.decoder.stack.remember(x, layout, positions) if self.config.bridge.memory else None
-        return Heard(memories, starts, terms)
+        return EncodedSource(memories, starts, terms)
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         return self.decoder.step(ids, decoding)
 
 
 def _check(config: EncoderDecoderConfig) -> None:
-    same = (config.encoder.width, config.encoder.symbols) == (config.decoder.width, config.decoder.symbols)
+    same = (config.encoder.width, config.encoder.vocab_size) == (config.decoder.width, config.decoder.vocab_size)
     if config.tie in ("embeddings", "all") and not same:
         raise ConfigError(
             f"tie {config.tie} shares one table, but the encoder has width {config.encoder.width} and "
-            f"{config.encoder.symbols} tokens, the decoder {config.decoder.width} and {config.decoder.symbols}; "
+            f"{config.encoder.vocab_size} tokens, the decoder {config.decoder.width} and {config.decoder.vocab_size}; "
             "make them equal, or set tie to head"
         )
     blocks = config.decoder.stack.blocks
@@ -314,18 +319,18 @@ def _check(config: EncoderDecoderConfig) -> None:
         raise ConfigError("a mixer of the encoder reads an encoder's output; choose another mixer for the encoder")
 
 
-def _fitted(config: EncoderDecoderConfig) -> TransformerConfig:
+def _with_memory_width(config: EncoderDecoderConfig) -> TransformerConfig:
     """The decoder's configuration, with the memory's width filled in where it is unset and not the decoder's own."""
     summary = getattr(config.bridge, "summary", None)
     encoder = config.encoder
-    width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.symbols))
+    width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.vocab_size))
 
-    def fit(block: BlockConfig) -> BlockConfig:
+    def set_width(block: BlockConfig) -> BlockConfig:
         if block.cross is not None and block.cross.width is None and width != config.decoder.width:
             return replace(block, cross=replace(block.cross, width=width))
         if block.mixer.reads_memory and getattr(block.mixer, "memory", None) is None:
             return replace(block, mixer=replace(cast(Any, block.mixer), memory=width))
         return block
 
-    blocks = tuple(map(fit, config.decoder.stack.blocks))
+    blocks = tuple(map(set_width, config.decoder.stack.blocks))
     return replace(config.decoder, stack=replace(config.decoder.stack, blocks=blocks))

@@ -12,7 +12,7 @@ from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
-from headway.nn.models.patches import Grid, GridPositions, Learnt
+from headway.nn.models.patches import Grid, GridPositions, LearnedVectors
 from headway.nn.parts.convolution import Convolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
@@ -29,11 +29,11 @@ class FramesEmbedConfig(EmbedConfig):
     positions: PositionsConfig | None = SinusoidTableConfig()  # position vectors
     dropout: float = 0.0  # dropout rate of the sum
 
-    def reads(self, symbols: int, context: int | None) -> str:
-        longest = "any length" if context is None else f"at most {2 * context} frames"
-        return f"audio of {longest}, {self.bands} mel bands"
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
+        limit = "any length" if context is None else f"at most {2 * context} frames"
+        return f"audio of {limit}, {self.bands} mel bands"
 
-    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
         return FramesEmbed(self, width, context)
 
 
@@ -50,14 +50,14 @@ class FramesEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.table = None
 
-    def whole(self, inputs: Tensor) -> Layout:
+    def default_layout(self, inputs: Tensor) -> Layout:
         """One audio clip per row."""
         return Layout.full(*inputs.shape[:2], device=inputs.device)
 
     def forward(self, inputs: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
         after = self._check(inputs, layout)
-        x = self.activation(self.first(_silent(inputs, layout)))
-        x = self.activation(self.second(_silent(x, layout)))
+        x = self.activation(self.first(_zero_padding(inputs, layout)))
+        x = self.activation(self.second(_zero_padding(x, layout)))
         return self.dropout(x if self.positions is None else x + self.positions(after, x)), after
 
     def _check(self, inputs: Tensor, layout: Layout) -> Layout:
@@ -79,9 +79,9 @@ class FramesEmbed(nn.Module):
         return after
 
 
-def _silent(x: Tensor, layout: Layout) -> Tensor:
+def _zero_padding(x: Tensor, layout: Layout) -> Tensor:
     """Zero the padding, as a convolution pads a clip that is alone."""
-    return x if layout.dense else torch.where(layout.keep[..., None], x, 0.0)
+    return x if layout.dense else torch.where(layout.mask[..., None], x, 0.0)
 
 
 @register("spectrogram")
@@ -118,7 +118,7 @@ class SpectrogramEmbedConfig(EmbedConfig):
         rows, columns = self.grid(self.frames)
         return self.tokens + rows * columns
 
-    def fitting(self, frames: int) -> int:
+    def padded_frames(self, frames: int) -> int:
         """The smallest length of at least `frames` that divides into patches."""
         return self.patch[0] + max(0, -(-(frames - self.patch[0]) // self.stride[0])) * self.stride[0]
 
@@ -130,14 +130,14 @@ class SpectrogramEmbedConfig(EmbedConfig):
         rows, columns = ((size - part) // step + 1 for size, part, step in sizes)
         return rows, columns
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"audio of {self.frames} frames ({self.length} tokens) or other lengths"
 
     def summary(self) -> str:
         (long, high), (along, up) = self.patch, self.stride
         return f"patches of {long} frames x {high} bands, one every {along} x {up}, {self.tokens} learned tokens"
 
-    def build(self, width: int, symbols: int, context: int | None) -> SpectrogramEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> SpectrogramEmbed:
         return SpectrogramEmbed(self, width)
 
 
@@ -149,22 +149,22 @@ class SpectrogramEmbed(nn.Module):
         self.config = config
         self.table = None  # there is no vocabulary to share
         self.project = Projection(config.patch[0] * config.patch[1], width)
-        self.tokens = Learnt(config.tokens, width) if config.tokens else None
+        self.tokens = LearnedVectors(config.tokens, width) if config.tokens else None
         self.positions = GridPositions(config.tokens, config.grid(config.frames), width)
         self.dropout = Dropout(config.dropout)
 
-    def whole(self, frames: Float[Tensor, "B T M"]) -> Layout:
+    def default_layout(self, frames: Float[Tensor, "B T M"]) -> Layout:
         """One document per clip."""
         rows, columns = self._grid(frames)
         return Layout.full(frames.shape[0], self.config.tokens + rows * columns, device=frames.device)
 
     def forward(self, frames: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
-        front, places = self.positions(self._grid(frames))
+        token_positions, patch_positions = self.positions(self._grid(frames))
         (long, high), (along, up) = self.config.patch, self.config.stride
         patches = frames.unfold(1, long, along).unfold(2, high, up)  # [B, rows, columns, P, Q]
-        x = self.project(patches.flatten(3).flatten(1, 2)) + places
+        x = self.project(patches.flatten(3).flatten(1, 2)) + patch_positions
         if self.tokens is not None:
-            x = torch.cat([self.tokens(x) + front, x], 1)
+            x = torch.cat([self.tokens(x) + token_positions, x], 1)
         return self.dropout(x), layout
 
     def _grid(self, frames: Float[Tensor, "B T M"]) -> Grid:

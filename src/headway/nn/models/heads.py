@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.kernels.cross_entropy import IGNORED, linear_cross_entropy
+from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from headway.nn.kernels.linear import linear
 from headway.nn.kernels.pointwise import pointwise
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
@@ -32,7 +32,7 @@ class Loss(NamedTuple):
 class HeadConfig:
     """An output head of a model; its module maps (x, layout) to predictions."""
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> nn.Module:
         """`table` is the embedding [C, D] to share; None gives the head its own weights."""
         raise NotImplementedError
 
@@ -63,8 +63,8 @@ class VocabularyHeadConfig(HeadConfig):
         if self.maxout is not None and (self.maxout < 1 or self.transform is not None):
             raise ConfigError(f"maxout is {self.maxout}; set 1 or more units without a transform, or none")
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
-        return VocabularyHead(self, width, symbols, table)
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> VocabularyHead:
+        return VocabularyHead(self, width, vocab_size, table)
 
 
 class Transform(nn.Module):
@@ -92,7 +92,7 @@ class Maxout(nn.Module):
 class VocabularyHead(nn.Module):
     """A linear layer to the vocabulary; with `table` its weights are shared with the embedding (Press, Wolf 2017)."""
 
-    def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
+    def __init__(self, config: VocabularyHeadConfig, width: int, vocab_size: int, table: nn.Parameter | None) -> None:
         super().__init__()
         self.config = config
         self.transform = Transform(config.transform, width) if config.transform else nn.Identity()
@@ -102,9 +102,9 @@ class VocabularyHead(nn.Module):
             raise ConfigError(
                 f"an embedding of width {table.shape[1]} cannot be shared with a head of width {width}; set tie to none"
             )
-        self.project = Projection(width, symbols, bias=False) if table is None else None
+        self.project = Projection(width, vocab_size, bias=False) if table is None else None
         self.table = table
-        self.bias = nn.Parameter(torch.zeros(symbols)) if config.bias else None
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if config.bias else None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -126,10 +126,10 @@ class VocabularyHead(nn.Module):
     def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
         """Summed cross-entropy (nats) of the labelled positions; IGNORED ones are dropped before the head."""
         rows, targets = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
-        kept = targets != IGNORED
-        count = int(kept.sum())
+        labelled = targets != IGNORE_INDEX
+        count = int(labelled.sum())
         if count < targets.numel():
-            rows, targets = rows[kept], targets[kept]
+            rows, targets = rows[labelled], targets[labelled]
         if self.config.soft_cap is not None:
             total = nn.functional.cross_entropy(self(rows), targets, reduction="sum", label_smoothing=smoothing)
             return Loss(total, count)
@@ -141,7 +141,7 @@ class VocabularyHead(nn.Module):
         """log p(label) in nats; 0 where the label is IGNORED. Computed row by row to save memory."""
         out = x.new_zeros(labels.shape)
         for row in range(labels.shape[0]):
-            kept = labels[row] != IGNORED
-            scores = self(x[row][kept]).log_softmax(-1)
-            out[row, kept] = scores.gather(1, labels[row][kept][:, None])[:, 0]
+            labelled = labels[row] != IGNORE_INDEX
+            scores = self(x[row][labelled]).log_softmax(-1)
+            out[row, labelled] = scores.gather(1, labels[row][labelled][:, None])[:, 0]
         return out

@@ -26,7 +26,7 @@ from headway.nn.models.transformer import ModelConfig, Prompt, Transformer, Tran
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import UNetPolicy, UNetPolicyConfig
 
-Cache = Literal["fp32", "fp16", "int8"]  # number format of the KV cache
+CacheDtype = Literal["fp32", "fp16", "int8"]  # number format of the KV cache
 
 
 class GenerationProgress(Protocol):
@@ -73,159 +73,161 @@ class Generative(Protocol):
 
 RobotPolicy = Act | UNetPolicy  # all robot policies: they predict chunks of actions
 RobotPolicyConfig = ActConfig | UNetPolicyConfig
-Asked = nn.Module | ModelConfig
+ModelOrConfig = nn.Module | ModelConfig
 
 
-def is_text(model: Asked) -> bool:
+def is_text(model: ModelOrConfig) -> bool:
     """A stack over the tokens of text, with any heads."""
-    return _reads(model, TokenEmbedConfig, OneHotEmbedConfig) and not is_chess(model)
+    return _has_embedding(model, TokenEmbedConfig, OneHotEmbedConfig) and not is_chess(model)
 
 
-def has_vocabulary(model: Asked) -> bool:
+def has_vocabulary(model: ModelOrConfig) -> bool:
     """A stack over tokens with a vocabulary head."""
-    return is_text(model) and _says(model, "vocabulary")
+    return is_text(model) and _has_head(model, "vocabulary")
 
 
-def is_causal(model: Asked) -> bool:
+def is_causal(model: ModelOrConfig) -> bool:
     """A language model: it predicts each token from the tokens before it."""
-    return has_vocabulary(model) and _sees_before(model)
+    return has_vocabulary(model) and _has_causal_stack(model)
 
 
-def is_masked(model: Asked) -> bool:
+def is_masked(model: ModelOrConfig) -> bool:
     """A masked language model: it predicts tokens from both directions."""
-    return has_vocabulary(model) and not _sees_before(model)
+    return has_vocabulary(model) and not _has_causal_stack(model)
 
 
-def predicting_head(model: Asked) -> Literal["classes", "number"] | None:
+def predicting_head(model: ModelOrConfig) -> Literal["classes", "number"] | None:
     """The head that predicts classes, labels or a number for a whole input."""
-    return "classes" if _says(model, "classes") else "number" if _says(model, "number") else None
+    return "classes" if _has_head(model, "classes") else "number" if _has_head(model, "number") else None
 
 
-def is_text_classifier(model: Asked) -> bool:
+def is_text_classifier(model: ModelOrConfig) -> bool:
     """A stack that predicts a class, a number or labels for a text or a pair of texts."""
     return is_text(model) and predicting_head(model) is not None
 
 
-def is_cross_encoder(model: Asked) -> bool:
+def is_cross_encoder(model: ModelOrConfig) -> bool:
     """A stack that predicts one number for a text or a pair of texts, such as how relevant one is to the other."""
     head = getattr(_config(model), "heads", {}).get(predicting_head(model))
     return is_text(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
 
 
-def is_tagger(model: Asked) -> bool:
+def is_tagger(model: ModelOrConfig) -> bool:
     """A stack that predicts the class of each word."""
-    return is_text(model) and _says(model, "tags")
+    return is_text(model) and _has_head(model, "tags")
 
 
-def is_encoder_decoder(model: Asked) -> bool:
+def is_encoder_decoder(model: ModelOrConfig) -> bool:
     """An encoder of any input, and a decoder that generates."""
     return isinstance(_config(model), EncoderDecoderConfig)
 
 
-def is_translator(model: Asked) -> bool:
+def is_translator(model: ModelOrConfig) -> bool:
     """An encoder-decoder from tokens to tokens."""
     config = _config(model)
-    return isinstance(config, EncoderDecoderConfig) and _reads(config.encoder, TokenEmbedConfig, OneHotEmbedConfig)
+    return isinstance(config, EncoderDecoderConfig) and _has_embedding(
+        config.encoder, TokenEmbedConfig, OneHotEmbedConfig
+    )
 
 
-def is_transcriber(model: Asked) -> bool:
+def is_transcriber(model: ModelOrConfig) -> bool:
     """An encoder-decoder from audio to tokens."""
     config = _config(model)
-    return isinstance(config, EncoderDecoderConfig) and _reads(config.encoder, FramesEmbedConfig)
+    return isinstance(config, EncoderDecoderConfig) and _has_embedding(config.encoder, FramesEmbedConfig)
 
 
-def is_audio(model: Asked) -> bool:
+def is_audio(model: ModelOrConfig) -> bool:
     """A stack over windows of audio."""
     config = _config(model)
-    frames = _reads(config, FramesEmbedConfig) and config.context is not None
-    return frames or _reads(config, SpectrogramEmbedConfig)
+    frames = _has_embedding(config, FramesEmbedConfig) and config.context is not None
+    return frames or _has_embedding(config, SpectrogramEmbedConfig)
 
 
-def is_audio_classifier(model: Asked) -> bool:
+def is_audio_classifier(model: ModelOrConfig) -> bool:
     """A stack that predicts a class, a number or labels for audio."""
     return is_audio(model) and predicting_head(model) is not None
 
 
-def is_vision(model: Asked) -> TypeGuard[Transformer | TransformerConfig]:
+def is_vision(model: ModelOrConfig) -> TypeGuard[Transformer | TransformerConfig]:
     """A stack over images."""
-    return _reads(model, PatchEmbedConfig)
+    return _has_embedding(model, PatchEmbedConfig)
 
 
-def is_vision_classifier(model: Asked) -> bool:
+def is_vision_classifier(model: ModelOrConfig) -> bool:
     """A stack that predicts a class, a number or labels for an image."""
     return is_vision(model) and predicting_head(model) is not None
 
 
-def is_two_tower(model: Asked) -> TypeGuard[TwoTower | TwoTowerConfig]:
+def is_two_tower(model: ModelOrConfig) -> TypeGuard[TwoTower | TwoTowerConfig]:
     """Two stacks that embed their inputs in one shared space."""
     return isinstance(_config(model), TwoTowerConfig)
 
 
-def is_captioner(model: Asked) -> bool:
+def is_captioner(model: ModelOrConfig) -> bool:
     """An image encoder, and a decoder that generates text after its output."""
     return isinstance(_config(model), CaptionerConfig)
 
 
-def is_agent(model: Asked) -> bool:
+def is_agent(model: ModelOrConfig) -> bool:
     """A policy over states."""
-    return _reads(model, StatesEmbedConfig) and _says(model, "policy")
+    return _has_embedding(model, StatesEmbedConfig) and _has_head(model, "policy")
 
 
-def is_forecaster(model: Asked) -> bool:
+def is_forecaster(model: ModelOrConfig) -> bool:
     """A stack over a time series that predicts quantiles of its future values."""
-    return _reads(model, StatesEmbedConfig) and _says(model, "quantiles")
+    return _has_embedding(model, StatesEmbedConfig) and _has_head(model, "quantiles")
 
 
-def is_trajectories(model: Asked) -> bool:
+def is_trajectories(model: ModelOrConfig) -> bool:
     """A model of returns, states and actions."""
-    return _reads(model, TrajectoryEmbedConfig)
+    return _has_embedding(model, TrajectoryEmbedConfig)
 
 
-def is_robot(model: Asked) -> bool:
+def is_robot(model: ModelOrConfig) -> bool:
     """A robot policy, which predicts chunks of actions."""
     return isinstance(_config(model), RobotPolicyConfig)
 
 
-def is_board(model: Asked) -> bool:
+def is_board(model: ModelOrConfig) -> bool:
     """A chess model over squares."""
-    return _reads(model, BoardEmbedConfig)
+    return _has_embedding(model, BoardEmbedConfig)
 
 
-def is_chess(model: Asked) -> bool:
+def is_chess(model: ModelOrConfig) -> bool:
     """A chess model over squares or the tokens of a position, which predicts the position's value or best move."""
-    return is_board(model) or (_reads(model, TokenEmbedConfig) and _says(model, "value"))
+    return is_board(model) or (_has_embedding(model, TokenEmbedConfig) and _has_head(model, "value"))
 
 
-def reads_prompts(model: Asked) -> bool:
+def reads_prompts(model: ModelOrConfig) -> bool:
     """Whether the model takes text through a tokenizer."""
     return is_text(model) or is_translator(model) or is_transcriber(model) or is_two_tower(model) or is_captioner(model)
 
 
-def reads(model: Asked) -> list[Literal["texts", "images", "sounds"]]:
+def input_kinds(model: ModelOrConfig) -> list[Literal["texts", "images", "sounds"]]:
     """The kinds of input that the model takes; empty for states or a board."""
-    found: list[Literal["texts", "images", "sounds"]] = []
+    inputs: list[Literal["texts", "images", "sounds"]] = []
     if is_text(model) or is_translator(model) or is_two_tower(model):
-        found.append("texts")
+        inputs.append("texts")
     if is_vision(model) or is_two_tower(model) or is_captioner(model):
-        found.append("images")
-    return [*found, "sounds"] if is_audio(model) or is_transcriber(model) else found
+        inputs.append("images")
+    return [*inputs, "sounds"] if is_audio(model) or is_transcriber(model) else inputs
 
 
-def generates(model: Asked) -> bool:
+def generates(model: ModelOrConfig) -> bool:
     """Whether the model generates tokens one after the other."""
     return is_causal(model) or is_encoder_decoder(model) or is_captioner(model)
 
 
-def kind_of(model: Asked) -> str:
+def kind_of(model: ModelOrConfig) -> str:
     """The kind of a model, in words."""
-    for is_one, words in _WORDS:
-        if is_one(model):
+    for predicate, template in _KIND_TEXTS:
+        if predicate(model):
             heads = getattr(_config(model), "heads", None)
-            return words.format(heads=", ".join(heads or ()) or "none")
+            return template.format(heads=", ".join(heads or ()) or "none")
     return f"a {type(_config(model)).__name__.removesuffix('Config')}"
 
 
-_WORDS = (
+_KIND_TEXTS = (
     (is_causal, "a language model"),
     (is_masked, "a masked language model"),
     (is_text, "a text model (heads: {heads})"),
@@ -244,19 +246,19 @@ _WORDS = (
 )
 
 
-def _config(model: Asked) -> ModelConfig:
+def _config(model: ModelOrConfig) -> ModelConfig:
     return model if isinstance(model, ModelConfig) else model.config  # type: ignore[return-value]
 
 
-def _reads(model: Asked, *embeds: type[EmbedConfig]) -> bool:
+def _has_embedding(model: ModelOrConfig, *embeds: type[EmbedConfig]) -> bool:
     config = _config(model)
     return isinstance(config, TransformerConfig) and isinstance(config.embed, embeds)
 
 
-def _says(model: Asked, head: str) -> bool:
+def _has_head(model: ModelOrConfig, head: str) -> bool:
     return head in getattr(_config(model), "heads", ())
 
 
-def _sees_before(model: Asked) -> bool:
+def _has_causal_stack(model: ModelOrConfig) -> bool:
     config = _config(model)
     return isinstance(config, TransformerConfig) and config.stack.causal

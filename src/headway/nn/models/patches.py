@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import checked, register
+from headway.config import deferred_check, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
@@ -32,14 +32,14 @@ class ConvolutionalStem(nn.Module):
     def __init__(self, channels: int, width: int, halvings: int, more: int = 0) -> None:
         super().__init__()
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
-        self.places: list[int] = []  # output positions of each convolution per patch
-        for left in reversed(range(halvings)):
-            after = width >> left
+        self.positions_per_patch: list[int] = []  # output positions of each convolution per patch
+        for remaining in reversed(range(halvings)):
+            out_channels = width >> remaining
             for stride in (2, *(1,) * more):
-                self.convolutions.append(ImageConvolution(channels, after, stride=stride, bias=False))
-                self.norms.append(LayerNormConfig().build(after))
-                self.places.append(4**left)
-                channels = after
+                self.convolutions.append(ImageConvolution(channels, out_channels, stride=stride, bias=False))
+                self.norms.append(LayerNormConfig().build(out_channels))
+                self.positions_per_patch.append(4**remaining)
+                channels = out_channels
         self.activation = ACTIVATIONS["gelu"]
         self.project = Projection(width, width)
 
@@ -54,14 +54,14 @@ class ConvolutionalStem(nn.Module):
     def flop(self) -> int:
         """Operations per patch beyond one multiplication per weight: early convolutions run at more positions."""
         sizes = [convolution.product.weight.numel() for convolution in self.convolutions]  # type: ignore[union-attr]
-        return sum(2 * size * (places - 1) for size, places in zip(sizes, self.places))
+        return sum(2 * size * (positions - 1) for size, positions in zip(sizes, self.positions_per_patch))
 
 
 Grid = tuple[int, int]  # rows and columns of patches
 
 
 @register("patches")
-@checked
+@deferred_check
 @dataclass(frozen=True)
 class PatchEmbedConfig(EmbedConfig):
     """Images [B, `channels`, H, W], cut into patches of `patch` (height, width) pixels, row by row.
@@ -87,16 +87,20 @@ class PatchEmbedConfig(EmbedConfig):
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
             raise ConfigError(
-                f"patches of {_by(self.patch)} pixels in {self.channels} channels, images of {_by(self.size)}, "
+                f"patches of {_format_size(self.patch)} pixels in {self.channels} channels, images of "
+                f"{_format_size(self.size)}, "
                 f"{self.tokens} tokens, {self.registers} registers, stem_more {self.stem_more}; "
                 "set sizes above 0, and counts of 0 or more"
             )
-        if any(side % part for side, part in zip(self.size, self.patch)):
-            raise ConfigError(f"images of {_by(self.size)} do not split into {_by(self.patch)} patches; {self._near()}")
-        side = self.patch[0]
-        if self.stem == "convolutional" and (side != self.patch[1] or side < 2 or side & (side - 1)):
+        if any(length % part for length, part in zip(self.size, self.patch)):
             raise ConfigError(
-                f"a convolutional stem halves images, so patches of {_by(self.patch)} are impossible; "
+                f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; "
+                f"{self._suggest_size()}"
+            )
+        length = self.patch[0]
+        if self.stem == "convolutional" and (length != self.patch[1] or length < 2 or length & (length - 1)):
+            raise ConfigError(
+                f"a convolutional stem halves images, so patches of {_format_size(self.patch)} are impossible; "
                 "set squares of 2, 4, 8, 16 or 32 pixels, or stem=linear"
             )
 
@@ -108,14 +112,14 @@ class PatchEmbedConfig(EmbedConfig):
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Rows and columns of patches in an image of `size`. Raises UserError if it does not divide into patches."""
-        if any(side % part or side < part for side, part in zip(size, self.patch)):
+        if any(length % part or length < part for length, part in zip(size, self.patch)):
             raise UserError(
-                f"an image of {_by(size)} pixels does not split into {_by(self.patch)} patches; "
+                f"an image of {_format_size(size)} pixels does not split into {_format_size(self.patch)} patches; "
                 "resize it to multiples of the patch"
             )
         return size[0] // self.patch[0], size[1] // self.patch[1]
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         return f"images of {self.size[0]} x {self.size[1]} ({self.length} tokens) or other sizes"
 
     def summary(self) -> str:
@@ -123,12 +127,12 @@ class PatchEmbedConfig(EmbedConfig):
         stem = ", convolutional stem" if self.stem == "convolutional" else ""
         return f"patches {self.patch[0]} x {self.patch[1]}{stem}, {self.tokens} learned tokens{registers}"
 
-    def build(self, width: int, symbols: int, context: int | None) -> PatchEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> PatchEmbed:
         return PatchEmbed(self, width)
 
-    def _near(self) -> str:
-        near = tuple(max(1, round(side / part)) * part for side, part in zip(self.size, self.patch))
-        return f"set multiples of the patch, such as {_by((near[0], near[1]))}"
+    def _suggest_size(self) -> str:
+        nearest_size = tuple(max(1, round(length / part)) * part for length, part in zip(self.size, self.patch))
+        return f"set multiples of the patch, such as {_format_size((nearest_size[0], nearest_size[1]))}"
 
 
 class PatchEmbed(nn.Module):
@@ -141,23 +145,23 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.config = config
         self.table = None  # there is no vocabulary to share
-        self.stem, self.project, side = None, None, config.patch[0]
+        self.stem, self.project, patch_size = None, None, config.patch[0]
         if config.stem == "linear":
             self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)
-        elif width % (side // 2):
+        elif width % (patch_size // 2):
             raise ConfigError(
-                f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and "
-                f"{width} is not a multiple of {side // 2}; choose a model.width that is"
+                f"a convolutional stem over patches of {patch_size} pixels doubles its channels up to the width, and "
+                f"{width} is not a multiple of {patch_size // 2}; choose a model.width that is"
             )
         else:
-            self.stem = ConvolutionalStem(config.channels, width, side.bit_length() - 1, config.stem_more)
-        self.tokens = Learnt(config.tokens, width) if config.tokens else None
-        self.registers = Learnt(config.registers, width) if config.registers else None
+            self.stem = ConvolutionalStem(config.channels, width, patch_size.bit_length() - 1, config.stem_more)
+        self.tokens = LearnedVectors(config.tokens, width) if config.tokens else None
+        self.registers = LearnedVectors(config.registers, width) if config.registers else None
         self.positions = GridPositions(config.tokens, config.grid(config.size), width)
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def whole(self, images: Float[Tensor, "B C H W"]) -> Layout:
+    def default_layout(self, images: Float[Tensor, "B C H W"]) -> Layout:
         """One document per image. Raises UserError for images that do not divide into this model's patches."""
         rows, columns = self._grid(images)
         config = self.config
@@ -165,18 +169,18 @@ class PatchEmbed(nn.Module):
         return Layout.full(images.shape[0], length, device=images.device)
 
     def forward(self, images: Float[Tensor, "B C H W"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        front, places = self.positions(self._grid(images))
+        token_positions, patch_positions = self.positions(self._grid(images))
         if self.stem is not None:
             x = self.stem(images)
         else:
             assert self.project is not None  # one of the two always exists
-            high, wide = self.config.patch
-            cut = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))  # [B, C, rows, P, columns, Q]
-            x = self.project(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
-        x = x + places
+            height, width = self.config.patch
+            patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, rows, P, columns, Q]
+            x = self.project(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        x = x + patch_positions
         parts = [x] if self.registers is None else [self.registers(x), x]
         if self.tokens is not None:
-            parts = [self.tokens(x) + front, *parts]
+            parts = [self.tokens(x) + token_positions, *parts]
         return self.dropout(self.norm(torch.cat(parts, 1))), layout
 
     def _grid(self, images: Float[Tensor, "B C H W"]) -> Grid:
@@ -188,7 +192,7 @@ class PatchEmbed(nn.Module):
         return self.config.grid((images.shape[2], images.shape[3]))
 
 
-class Learnt(nn.Module):
+class LearnedVectors(nn.Module):
     """Learned vectors that are the same for every input."""
 
     def __init__(self, count: int, width: int) -> None:
@@ -215,14 +219,14 @@ class GridPositions(nn.Module):
         front, patches = self.table[: self.front], self.table[self.front :]
         if grid == self.grid:
             return front, patches
-        return front, resized(patches, self.grid, grid)
+        return front, resize_positions(patches, self.grid, grid)
 
 
-def resized(places: Float[Tensor, "N D"], before: Grid, after: Grid) -> Float[Tensor, "M D"]:
+def resize_positions(positions: Float[Tensor, "N D"], before: Grid, after: Grid) -> Float[Tensor, "M D"]:
     """Interpolate the position vectors of a grid's patches, row by row, to another grid."""
-    image = places.unflatten(0, before).permute(2, 0, 1)[None]
+    image = positions.unflatten(0, before).permute(2, 0, 1)[None]
     return F.interpolate(image, size=after, mode="bicubic", align_corners=False)[0].flatten(1).t()
 
 
-def _by(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"

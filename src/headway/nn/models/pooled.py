@@ -16,7 +16,7 @@ from headway.layout import Layout
 from headway.nn.kernels import View, attend
 from headway.nn.mixers.attention import head_size
 from headway.nn.models.heads import HeadConfig
-from headway.nn.models.patches import Learnt
+from headway.nn.models.patches import LearnedVectors
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, FeedForwardConfig, MLPConfig
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
@@ -33,7 +33,7 @@ class ProbeHeadConfig(HeadConfig):
     feed_forward: FeedForwardConfig = MLPConfig()  # feed-forward layer after the pooling
     norm: NormConfig = LayerNormConfig()  # norm before the feed-forward layer
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> ProbeHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> ProbeHead:
         return ProbeHead(self, width)
 
 
@@ -45,7 +45,7 @@ class ProbeHead(nn.Module):
     def __init__(self, config: ProbeHeadConfig, width: int) -> None:
         super().__init__()
         self.heads, self.size = config.heads, head_size(config.heads, None, width)
-        self.probe = Learnt(1, width)
+        self.probe = LearnedVectors(1, width)
         self.qkv = Projection(width, (width, width, width))
         self.out = Projection(width, width)
         self.norm = config.norm.build(width)
@@ -89,7 +89,7 @@ class PooledHeadConfig(HeadConfig):
     scale: float = 1.0  # factor on the outputs
     shift: float = 0.0  # number added to the outputs
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
 
 
@@ -123,7 +123,7 @@ class DistilledHeadConfig(HeadConfig):
     outputs: int = 1000  # number of classes
     dropout: float = 0.0  # dropout rate before both layers
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> DistilledHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> DistilledHead:
         return DistilledHead(self, width)
 
 
@@ -136,25 +136,25 @@ class DistilledHead(nn.Module):
         self.distilled = Projection(width, config.outputs)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B E"]:
-        labelled, taught = self.both(x)
-        return (labelled + taught) / 2
+        label_logits, teacher_logits = self.both(x)
+        return (label_logits + teacher_logits) / 2
 
     def both(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
         """Logits of both tokens: the first for the labels, the second for the teacher's predictions."""
         return self.project(self.dropout(x[:, 0])), self.distilled(self.dropout(x[:, 1]))
 
 
-def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
+def pool(x: Float[Tensor, "B T D"], layout: Layout, kind: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
     """One vector per row, ignoring padding and, in a mean, the first `skip` tokens. UserError for packed rows."""
-    if how == "tokens":
+    if kind == "tokens":
         return x
     if not layout.single:
         raise UserError("packed rows contain several documents, but pooling is per row; pass one document per row")
-    if how == "first":
+    if kind == "first":
         return x[:, 0]
-    if how == "last" and layout.dense:
+    if kind == "last" and layout.dense:
         return x[:, -1]
-    if how == "last":
+    if kind == "last":
         return x[torch.arange(layout.batch, device=x.device), layout.lengths - 1]
-    keep = layout.positions >= skip
-    return (x * keep[..., None]).sum(1) / keep.sum(1).clamp(min=1)[:, None]
+    mask = layout.positions >= skip
+    return (x * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from headway.codecs.boards import MOVES, TOKENS
+from headway.codecs.chess_boards import FEN_TOKENS, MOVES
 from headway.errors import ConfigError, nearest
 from headway.nn.mixers import (
     AttentionConfig,
     CrossAttentionConfig,
 )
-from headway.nn.models.agents import ConvolutionsConfig, NumbersConfig
-from headway.nn.models.ancestors import gru_2014, lstm_2014, rnnenc, rnnsearch
+from headway.nn.models.agents import ConvolutionsConfig, StateVectorConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.board import BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.embeds import TokenEmbedConfig
@@ -22,6 +21,7 @@ from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, ProbeHeadConfig
+from headway.nn.models.seq2seq_presets import gru_2014, lstm_2014, rnnenc, rnnsearch
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.trajectories import StepHeadConfig, TrajectoryEmbedConfig, step_heads
 from headway.nn.models.transformer import ModelConfig, TransformerConfig
@@ -37,12 +37,12 @@ Sizes = tuple[int, int, int]  # width, depth, heads
 
 
 def clip(
-    images: Sizes,
-    texts: Sizes,
-    shared: int,
+    image_sizes: Sizes,
+    text_sizes: Sizes,
+    shared_width: int,
     patch: int,
     size: int = 224,
-    symbols: int = 49408,
+    vocab_size: int = 49408,
     context: int = 77,
     dropout: float = 0.0,
 ) -> TwoTowerConfig:
@@ -51,26 +51,34 @@ def clip(
     """
     norm = LayerNormConfig(1e-5)
     embed = PatchEmbedConfig((patch, patch), (size, size), bias=False, norm=norm, dropout=dropout)
-    left = PooledHeadConfig(shared, bias=False)
-    right = PooledHeadConfig(shared, pool="last", bias=False)
+    image_head = PooledHeadConfig(shared_width, bias=False)
+    text_head = PooledHeadConfig(shared_width, pool="last", bias=False)
     return TwoTowerConfig(
         TransformerConfig(
-            images[0], 0, None, _stack(images, Full(), "quick_gelu", norm, dropout), embed, _head(left), "none"
-        ),
-        TransformerConfig(
-            texts[0],
-            symbols,
-            context,
-            _stack(texts, Causal(), "quick_gelu", norm, dropout),
-            TokenEmbedConfig(LearnedConfig(), dropout=dropout),
-            _head(right),
+            image_sizes[0],
+            0,
+            None,
+            _stack(image_sizes, Full(), "quick_gelu", norm, dropout),
+            embed,
+            _head(image_head),
             "none",
         ),
-        end=symbols - 1,
+        TransformerConfig(
+            text_sizes[0],
+            vocab_size,
+            context,
+            _stack(text_sizes, Causal(), "quick_gelu", norm, dropout),
+            TokenEmbedConfig(LearnedConfig(), dropout=dropout),
+            _head(text_head),
+            "none",
+        ),
+        end=vocab_size - 1,
     )
 
 
-def siglip(sizes: Sizes, patch: int = 16, size: int = 224, symbols: int = 32000, context: int = 64) -> TwoTowerConfig:
+def siglip(
+    sizes: Sizes, patch: int = 16, size: int = 224, vocab_size: int = 32000, context: int = 64
+) -> TwoTowerConfig:
     """Zhai et al. 2023: both towers are bidirectional. A probe pools the image; the text is pooled at its last token,
     which is mostly padding.
     """
@@ -80,7 +88,7 @@ def siglip(sizes: Sizes, patch: int = 16, size: int = 224, symbols: int = 32000,
     stack, last = _stack(sizes, Full(), activation, norm), PooledHeadConfig(sizes[0], pool="last")
     return TwoTowerConfig(
         TransformerConfig(sizes[0], 0, None, stack, embed, _head(probe), "none"),
-        TransformerConfig(sizes[0], symbols, context, stack, TokenEmbedConfig(LearnedConfig()), _head(last), "none"),
+        TransformerConfig(sizes[0], vocab_size, context, stack, TokenEmbedConfig(LearnedConfig()), _head(last), "none"),
         scale=math.log(10),
         bias=-10.0,
         filler=1,
@@ -110,7 +118,7 @@ def searchless(width: int, depth: int, heads: int, outputs: int = BINS) -> Trans
     return TransformerConfig(
         width,
         len(MOVES),
-        TOKENS + 2,
+        FEN_TOKENS + 2,
         StackConfig(cycle((block,), depth)),
         TokenEmbedConfig(positions=LearnedConfig(), scaled=True),
         {"value": PooledHeadConfig(outputs, pool="last")},
@@ -152,10 +160,14 @@ def decision_gym(
     """
     mixer, feed = AttentionConfig(heads, dropout=dropout), MLPConfig(activation="relu")
     block = BlockConfig(mixer, None, feed, LayerNormConfig(), dropout=dropout)
-    embed = TrajectoryEmbedConfig(NumbersConfig(states), actions, discrete, timesteps=timesteps, dropout=dropout)
-    said = step_heads(embed, states=extra, returns=extra)
+    embed = TrajectoryEmbedConfig(StateVectorConfig(states), actions, discrete, timesteps=timesteps, dropout=dropout)
+    prediction_heads = step_heads(embed, states=extra, returns=extra)
     return TransformerConfig(
-        width, stack=StackConfig(cycle((block,), depth), LayerNormConfig()), embed=embed, heads=said, tie="none"
+        width,
+        stack=StackConfig(cycle((block,), depth), LayerNormConfig()),
+        embed=embed,
+        heads=prediction_heads,
+        tie="none",
     )
 
 
@@ -240,7 +252,7 @@ def kwt(
     )
 
 
-def listener(
+def whisper_classifier(
     width: int, depth: int, heads: int, classes: int, context: int = 1500, bands: int = 80, dropout: float = 0.0
 ) -> TransformerConfig:
     """Whisper's encoder, whose convolutions suit small data, with mean pooling. `context` counts steps of 20 ms."""
@@ -258,28 +270,28 @@ def listener(
     )
 
 
-WITHOUT_KEYS = (True, False, True)  # a key bias would add the same to all scores of a query, so keys have none
+NO_KEY_BIAS = (True, False, True)  # a key bias would add the same to all scores of a query, so keys have none
 
 
 def whisper(
-    width: int, depth: tuple[int, int], heads: int, symbols: int = 51865, bands: int = 80
+    width: int, depth: tuple[int, int], heads: int, vocab_size: int = 51865, bands: int = 80
 ) -> EncoderDecoderConfig:
     """Whisper for windows of 30 s; `depth` is (encoder, decoder)."""
 
     def stack(pattern: Pattern, blocks: int) -> StackConfig:
-        cross = CrossAttentionConfig(heads, kv_bias=WITHOUT_KEYS[1:]) if pattern.causal else None
-        mixer = AttentionConfig(heads, pattern=pattern, qkv_bias=WITHOUT_KEYS)
+        cross = CrossAttentionConfig(heads, kv_bias=NO_KEY_BIAS[1:]) if pattern.causal else None
+        mixer = AttentionConfig(heads, pattern=pattern, qkv_bias=NO_KEY_BIAS)
         return StackConfig(cycle((BlockConfig(mixer, cross, MLPConfig(activation="gelu")),), blocks))
 
     return EncoderDecoderConfig(
         TransformerConfig(width, 0, 1500, stack(Full(), depth[0]), FramesEmbedConfig(bands), {}),
-        TransformerConfig(width, symbols, 448, stack(Causal(), depth[1]), TokenEmbedConfig(LearnedConfig())),
+        TransformerConfig(width, vocab_size, 448, stack(Causal(), depth[1]), TokenEmbedConfig(LearnedConfig())),
         "head",
     )
 
 
 def transformer_2017(
-    width: int, depth: int, heads: int, hidden: int, symbols: int = 37000, dropout: float = 0.1
+    width: int, depth: int, heads: int, hidden: int, vocab_size: int = 37000, dropout: float = 0.1
 ) -> EncoderDecoderConfig:
     """Vaswani et al. 2017, table 3: post-norm, sinusoids, one table for source, target and head, no final norm."""
     feed = MLPConfig(hidden=hidden, activation="relu")
@@ -292,26 +304,26 @@ def transformer_2017(
     decoder = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed, placement="post", dropout=dropout)
     init = InitConfig(matrices="xavier", residual="same", embedding=None)
     return EncoderDecoderConfig(
-        encoder=TransformerConfig(width, symbols, None, stack(encoder), embed, heads={}),
-        decoder=TransformerConfig(width, symbols, None, stack(decoder), embed),
+        encoder=TransformerConfig(width, vocab_size, None, stack(encoder), embed, heads={}),
+        decoder=TransformerConfig(width, vocab_size, None, stack(decoder), embed),
         init=init,
     )
 
 
-def marian(width: int, depth: int, heads: int, hidden: int, symbols: int) -> EncoderDecoderConfig:
+def marian(width: int, depth: int, heads: int, hidden: int, vocab_size: int) -> EncoderDecoderConfig:
     """Junczys-Dowmunt et al. 2018, as in the OPUS-MT models: the transformer of 2017 with SiLU, and with sines before
     cosines in its positions.
     """
     embed = TokenEmbedConfig(positions=SinusoidalConfig(interleaved=False), scaled=True, dropout=0.1)
 
-    def side(block: BlockConfig, heads: dict[str, HeadConfig]) -> TransformerConfig:
-        return TransformerConfig(width, symbols, 512, StackConfig(cycle((block,), depth), norm=None), embed, heads)
+    def build_part(block: BlockConfig, heads: dict[str, HeadConfig]) -> TransformerConfig:
+        return TransformerConfig(width, vocab_size, 512, StackConfig(cycle((block,), depth), norm=None), embed, heads)
 
     feed = MLPConfig(hidden=hidden, activation="silu")
     encoder = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed, placement="post", dropout=0.1)
     decoder = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed, placement="post", dropout=0.1)
     return EncoderDecoderConfig(
-        side(encoder, {}), side(decoder, {"vocabulary": VocabularyHeadConfig(bias=True)}), "all"
+        build_part(encoder, {}), build_part(decoder, {"vocabulary": VocabularyHeadConfig(bias=True)}), "all"
     )
 
 
@@ -319,7 +331,7 @@ def gpt(
     width: int,
     depth: int,
     heads: int,
-    symbols: int = 50257,
+    vocab_size: int = 50257,
     context: int = 1024,
     placement: str = "pre",
     dropout: float = 0.1,
@@ -336,7 +348,7 @@ def gpt(
     )
     norm = None if placement == "post" else LayerNormConfig()
     embed = TokenEmbedConfig(positions=LearnedConfig(), dropout=dropout)
-    return TransformerConfig(width, symbols, context, StackConfig(cycle((block,), depth), norm), embed)
+    return TransformerConfig(width, vocab_size, context, StackConfig(cycle((block,), depth), norm), embed)
 
 
 def gpt3(width: int, depth: int, heads: int, size: int) -> TransformerConfig:
@@ -347,7 +359,7 @@ def gpt3(width: int, depth: int, heads: int, size: int) -> TransformerConfig:
     block = config.stack.blocks[0]
     mixer = AttentionConfig(heads, head_size=size)
     blocks = cycle((BlockConfig(mixer, None, block.feed_forward, dropout=block.dropout),), depth)
-    return TransformerConfig(width, config.symbols, config.context, StackConfig(blocks), config.embed)
+    return TransformerConfig(width, config.vocab_size, config.context, StackConfig(blocks), config.embed)
 
 
 def decoder(
@@ -356,7 +368,7 @@ def decoder(
     heads: int,
     kv_heads: int,
     hidden: int | None,
-    symbols: int,
+    vocab_size: int,
     context: int = 2048,
     tie: bool = True,
 ) -> TransformerConfig:
@@ -365,7 +377,7 @@ def decoder(
     block = BlockConfig(mixer, None, GatedConfig(hidden=hidden), RMSNormConfig(1e-5))
     return TransformerConfig(
         width,
-        symbols,
+        vocab_size,
         context,
         StackConfig(cycle((block,), depth), RMSNormConfig(1e-5)),
         TokenEmbedConfig(),
@@ -378,7 +390,7 @@ def bert(
     width: int,
     depth: int,
     heads: int,
-    symbols: int = 30522,
+    vocab_size: int = 30522,
     types: int = 2,
     offset: int = 0,
     eps: float = 1e-12,
@@ -393,10 +405,10 @@ def bert(
     embed = TokenEmbedConfig(LearnedConfig(offset), norm, types=types, dropout=dropout)
     stack, init = StackConfig(cycle((block,), depth), norm=None), InitConfig(residual="same")
     pooler = PooledHeadConfig(dense=True, activation="tanh")
-    return TransformerConfig(width, symbols, 512, stack, embed, {"pooled": pooler}, init=init)
+    return TransformerConfig(width, vocab_size, 512, stack, embed, {"pooled": pooler}, init=init)
 
 
-def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 50368) -> TransformerConfig:
+def modernbert(width: int, depth: int, heads: int, hidden: int, vocab_size: int = 50368) -> TransformerConfig:
     """Warner et al. 2024, as a masked language model: every third layer sees all tokens, the others a local window."""
     norm, feed = LayerNormConfig(1e-5, bias=False), GatedConfig(hidden=hidden, activation="gelu")
 
@@ -404,11 +416,11 @@ def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 5
         mixer = AttentionConfig(heads, pattern=pattern, rotary=RotaryConfig(theta), qkv_bias=False, out_bias=False)
         return BlockConfig(mixer, None, feed, norm, mixer_norm=not first)
 
-    whole, near = block(Full(), 160000.0), block(Local(64), 10000.0)
-    blocks = (block(Full(), 160000.0, first=True), *cycle((near, near, whole), depth - 1))
+    global_block, local_block = block(Full(), 160000.0), block(Local(64), 10000.0)
+    blocks = (block(Full(), 160000.0, first=True), *cycle((local_block, local_block, global_block), depth - 1))
     head = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm, bias=False))
     return TransformerConfig(
-        width, symbols, 8192, StackConfig(blocks, norm), TokenEmbedConfig(norm=norm), {"vocabulary": head}
+        width, vocab_size, 8192, StackConfig(blocks, norm), TokenEmbedConfig(norm=norm), {"vocabulary": head}
     )
 
 
@@ -418,10 +430,10 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "marian-base": lambda: marian(512, 6, 8, 2048, 32000),
     "seq2seq-lstm-2014": lstm_2014,
     "seq2seq-gru-2014": gru_2014,
-    "seq2seq-gru-2014-full": lambda: gru_2014(symbols=15_000, full_rank=True),
+    "seq2seq-gru-2014-full": lambda: gru_2014(vocab_size=15_000, full_rank=True),
     "seq2seq-gru-rnnenc": rnnenc,
     "seq2seq-gru-rnnsearch": rnnsearch,
-    "gpt1": lambda: gpt(768, 12, 12, symbols=40478, context=512, placement="post"),
+    "gpt1": lambda: gpt(768, 12, 12, vocab_size=40478, context=512, placement="post"),
     "gpt2": lambda: gpt(768, 12, 12),
     "gpt2-medium": lambda: gpt(1024, 24, 16),
     "gpt2-large": lambda: gpt(1280, 36, 20),
@@ -438,7 +450,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "llama-1.1b": lambda: decoder(2048, 22, 32, 4, 5632, 32000, tie=False),
     "bert-base": lambda: bert(768, 12, 12),
     "bert-large": lambda: bert(1024, 24, 16),
-    "roberta-base": lambda: bert(768, 12, 12, symbols=50265, types=1, offset=2, eps=1e-5),
+    "roberta-base": lambda: bert(768, 12, 12, vocab_size=50265, types=1, offset=2, eps=1e-5),
     "modernbert-base": lambda: modernbert(768, 22, 12, 1152),
     "vit-ti16": lambda: vit(192, 12, 3, 16),
     "vit-s16": lambda: vit(384, 12, 6, 16),
@@ -464,9 +476,9 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "chess-9m": lambda: searchless(256, 8, 8),
     "chess-136m": lambda: searchless(1024, 8, 8),
     "chess-270m": lambda: searchless(1024, 16, 8),
-    "gpt-1m": lambda: gpt(128, 4, 4, symbols=65, context=64),
-    "gpt-10m": lambda: gpt(384, 6, 6, symbols=65, context=256),
-    "gpt-30m": lambda: gpt(384, 6, 6, symbols=50304, context=256),
+    "gpt-1m": lambda: gpt(128, 4, 4, vocab_size=65, context=64),
+    "gpt-10m": lambda: gpt(384, 6, 6, vocab_size=65, context=256),
+    "gpt-30m": lambda: gpt(384, 6, 6, vocab_size=50304, context=256),
 }
 
 

@@ -18,7 +18,7 @@ STRIDE = 32  # pixels between vectors, in both dimensions
 _LAYERS: dict[ResNetDepth, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _CHANNELS = (64, 128, 256, 512)
 _EPS = 1e-5
-_OF_A_GROUP = 16  # channels per group of a group norm
+_GROUP_CHANNELS = 16  # channels per group of a group norm
 
 
 class FrozenNorm(nn.Module):
@@ -44,7 +44,7 @@ class FrozenNorm(nn.Module):
 ResNetNorm = Literal["frozen", "group"]
 _NORMS: dict[ResNetNorm, Callable[[int], nn.Module]] = {
     "frozen": FrozenNorm,
-    "group": lambda channels: GroupNorm(channels // _OF_A_GROUP, channels),
+    "group": lambda channels: GroupNorm(channels // _GROUP_CHANNELS, channels),
 }
 
 
@@ -55,14 +55,14 @@ class ResidualConvolutions(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, norm: ResNetNorm = "frozen") -> None:
         super().__init__()
-        normed = _NORMS[norm]
+        build_norm = _NORMS[norm]
         self.first = ImageConvolution(channels, width, 3, stride, bias=False)
-        self.first_norm = normed(width)
+        self.first_norm = build_norm(width)
         self.second = ImageConvolution(width, width, 3, bias=False)
-        self.second_norm = normed(width)
+        self.second_norm = build_norm(width)
         changed = stride != 1 or channels != width
         self.around = ImageConvolution(channels, width, 1, stride, bias=False) if changed else nn.Identity()
-        self.around_norm = normed(width) if changed else nn.Identity()
+        self.around_norm = build_norm(width) if changed else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
         y = self.first_norm(self.first(x)).relu()
@@ -100,12 +100,12 @@ class ResNet(nn.Module):
         return x
 
 
-def blocks_of(depth: ResNetDepth) -> list[tuple[int, int, bool]]:
+def list_blocks(depth: ResNetDepth) -> list[tuple[int, int, bool]]:
     """(layer, block, whether the skip connection is a convolution) of each block of a depth."""
     counts = _LAYERS[depth]
     return [(layer, n, layer > 0 and n == 0) for layer, count in enumerate(counts) for n in range(count)]
 
 
-def channels_of(layer: int, block: int) -> tuple[int, int]:
+def block_channels(layer: int, block: int) -> tuple[int, int]:
     """Input and output channels of a block."""
     return _CHANNELS[max(0, layer - 1)] if block == 0 else _CHANNELS[layer], _CHANNELS[layer]

@@ -14,7 +14,7 @@ from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig, TokenEmbed, TokenEmbedConfig
-from headway.nn.models.patches import Learnt, PatchEmbed, PatchEmbedConfig
+from headway.nn.models.patches import LearnedVectors, PatchEmbed, PatchEmbedConfig
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
 from headway.nn.parts.positions import SinusoidalConfig
@@ -49,25 +49,25 @@ class Observations(NamedTuple):
         return (self.states if self.states is not None else self.images[0]).dtype
 
     def to(self, device: torch.device | str) -> Observations:
-        some = (self.states, self.words, self.lengths, self.latent)
-        states, words, lengths, latent = (None if each is None else each.to(device) for each in some)
+        tensors = (self.states, self.words, self.lengths, self.latent)
+        states, words, lengths, latent = (None if tensor is None else tensor.to(device) for tensor in tensors)
         return Observations(states, tuple(image.to(device) for image in self.images), words, lengths, latent)
 
     def select(self, rows: Int[Tensor, "R"]) -> Observations:
         """The observations of some rows."""
-        some = (self.states, self.words, self.lengths, self.latent)
-        states, words, lengths, latent = (None if each is None else each[rows] for each in some)
+        tensors = (self.states, self.words, self.lengths, self.latent)
+        states, words, lengths, latent = (None if tensor is None else tensor[rows] for tensor in tensors)
         return Observations(states, tuple(image[rows] for image in self.images), words, lengths, latent)
 
 
-def in_order(steps: Sequence[Observations]) -> Observations:
+def stack_steps(steps: Sequence[Observations]) -> Observations:
     """Stack the observations of several steps, the oldest first: states [B, N, S], images [B, N, 3, H, W]. A single
     step is returned unchanged.
     """
     if len(steps) == 1:
         return steps[0]
-    states = [each.states for each in steps if each.states is not None]
-    images = tuple(torch.stack(own, 1) for own in zip(*(each.images for each in steps)))
+    states = [step.states for step in steps if step.states is not None]
+    images = tuple(torch.stack(camera_images, 1) for camera_images in zip(*(step.images for step in steps)))
     return Observations(torch.stack(states, 1) if states else None, images)
 
 
@@ -91,7 +91,7 @@ class RobotEmbedConfig(EmbedConfig):
     @property
     def length(self) -> int:
         """Tokens of an observation, without the words of its task."""
-        return self.front + sum(each.length for each in self.eyes)
+        return self.front + sum(eye.length for eye in self.eyes)
 
     @property
     def front(self) -> int:
@@ -103,25 +103,25 @@ class RobotEmbedConfig(EmbedConfig):
         """The patch embedding of each camera. Raises ConfigError for sizes that do not divide into patches."""
         return tuple(replace(self.images, size=size) for size in self.cameras)
 
-    def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> RobotEmbedConfig:
+    def with_inputs(self, states: int, cameras: tuple[tuple[int, int], ...]) -> RobotEmbedConfig:
         """A copy for these state and camera sizes. Raises ConfigError for images that do not divide into patches."""
-        found = replace(self, states=states, cameras=cameras)
-        _ = found.eyes
-        return found
+        config = replace(self, states=states, cameras=cameras)
+        _ = config.eyes
+        return config
 
-    def reads(self, symbols: int, context: int | None) -> str:
-        sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
-        seen = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
-        words = f", {symbols:,} words" if symbols else ""
-        return f"states of size {self.states}{seen}{words}, {self.length} tokens"
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
+        sizes = ", ".join(f"{height} x {width}" for height, width in self.cameras)
+        cameras = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
+        words = f", {vocab_size:,} words" if vocab_size else ""
+        return f"states of size {self.states}{cameras}{words}, {self.length} tokens"
 
     def summary(self) -> str:
         return f"robot, images by {self.images.summary()}" if self.cameras else "robot"
 
-    def build(self, width: int, symbols: int, context: int | None) -> RobotEmbed:
+    def build(self, width: int, vocab_size: int, context: int | None) -> RobotEmbed:
         if not self.states and not self.cameras:
             raise ConfigError("the observation has no state and no cameras; set model.observation.states or cameras")
-        return RobotEmbed(self, width, symbols)
+        return RobotEmbed(self, width, vocab_size)
 
 
 class RobotEmbed(nn.Module):
@@ -130,59 +130,60 @@ class RobotEmbed(nn.Module):
     The words of the task come last, because their number varies by row.
     """
 
-    def __init__(self, config: RobotEmbedConfig, width: int, symbols: int) -> None:
+    def __init__(self, config: RobotEmbedConfig, width: int, vocab_size: int) -> None:
         super().__init__()
         self.config, self.width = config, width
         self.table = None  # the table of words is not shared
         self.latent = Projection(config.latent, width) if config.latent else None
         self.states = Projection(config.states, width) if config.states else None
-        self.kinds = Learnt(config.front, width) if config.front else None
+        self.kinds = LearnedVectors(config.front, width) if config.front else None
         self.cameras = nn.ModuleList(eye.build(width, 0, None) for eye in config.eyes)
-        self.words = TokenEmbedConfig(SinusoidalConfig()).build(width, symbols, None) if symbols else None
+        self.words = TokenEmbedConfig(SinusoidalConfig()).build(width, vocab_size, None) if vocab_size else None
         self.norm = config.norm.build(width) if config.norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
-    def whole(self, seen: Observations) -> Layout:
+    def default_layout(self, observations: Observations) -> Layout:
         """One document per row. Raises UserError for missing or unsupported inputs."""
-        self._check(seen)
+        self._check(observations)
         length = self.config.length
-        if self.words is None or seen.words is None or seen.lengths is None:
-            return Layout.full(seen.rows, length, device=seen.device)
-        lengths = length + seen.lengths
-        return Layout.padded(lengths, length + seen.words.shape[1])
+        if self.words is None or observations.words is None or observations.lengths is None:
+            return Layout.full(observations.rows, length, device=observations.device)
+        lengths = length + observations.lengths
+        return Layout.padded(lengths, length + observations.words.shape[1])
 
-    def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        front = [] if self.latent is None else [self.latent(self._held(seen))]
+    def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        front = [] if self.latent is None else [self.latent(self._latent_or_zeros(observations))]
         if self.states is not None:
-            front.append(self.states(seen.states))
+            front.append(self.states(observations.states))
         # Add a learned vector to each: otherwise a later norm would remove their magnitude.
         parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
-        for camera, images in zip(self.cameras, seen.images):
+        for camera, images in zip(self.cameras, observations.images):
             assert isinstance(camera, PatchEmbed)
-            parts.append(camera(images, camera.whole(images))[0])
-        return self.dropout(self.norm(torch.cat([*parts, *self._told(seen)], 1))), layout
+            parts.append(camera(images, camera.default_layout(images))[0])
+        return self.dropout(self.norm(torch.cat([*parts, *self._embed_words(observations)], 1))), layout
 
-    def _held(self, seen: Observations) -> Float[Tensor, "B Z"]:
+    def _latent_or_zeros(self, observations: Observations) -> Float[Tensor, "B Z"]:
         """The latent of the observations, or zeros."""
-        if seen.latent is not None:
-            return seen.latent
-        return torch.zeros(seen.rows, self.config.latent, device=seen.device)
+        if observations.latent is not None:
+            return observations.latent
+        return torch.zeros(observations.rows, self.config.latent, device=observations.device)
 
-    def _told(self, seen: Observations) -> list[Tensor]:
-        if self.words is None or seen.words is None:
+    def _embed_words(self, observations: Observations) -> list[Tensor]:
+        if self.words is None or observations.words is None:
             return []
         words = cast(TokenEmbed, self.words)
-        return [words(seen.words, words.whole(seen.words))[0]]
+        return [words(observations.words, words.default_layout(observations.words))[0]]
 
-    def _check(self, seen: Observations) -> None:
-        size = 0 if seen.states is None else seen.states.shape[-1]
+    def _check(self, observations: Observations) -> None:
+        size = 0 if observations.states is None else observations.states.shape[-1]
         if size != self.config.states:
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
-        if len(seen.images) != len(self.cameras):
+        if len(observations.images) != len(self.cameras):
             raise UserError(
-                f"images of {len(seen.images)} cameras for a model with {len(self.cameras)}; pass all of its cameras"
+                f"images of {len(observations.images)} cameras for a model with {len(self.cameras)}; pass all of its "
+                "cameras"
             )
-        if self.words is None and seen.words is not None:
+        if self.words is None and observations.words is not None:
             raise UserError("this model does not take task words; remove them")
-        if self.words is not None and seen.words is None:
+        if self.words is not None and observations.words is None:
             raise UserError("this model needs the words of the task; pass them")

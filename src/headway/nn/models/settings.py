@@ -26,7 +26,7 @@ from headway.nn.models.two_tower import HEAD, TwoTowerConfig
 @setting(TransformerConfig, "width")
 def _width(model: TransformerConfig, value: Any) -> TransformerConfig:
     """Width of all layers, and of the embedding and heads around them."""
-    return replace(model, width=whole("model.width", value))
+    return replace(model, width=positive_int("model.width", value))
 
 
 @setting(TransformerConfig, "depth")
@@ -78,32 +78,32 @@ def _size(model: TransformerConfig, value: Any) -> TransformerConfig:
     """Height and width of the images in pixels, or one number for both."""
     if not isinstance(model.embed, PatchEmbedConfig):
         raise ConfigError(f"model.size={value!r}: this model does not take images; remove the setting")
-    sides = value if isinstance(value, (list, tuple)) else [value, value]
-    if len(sides) != 2:
+    sizes = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(sizes) != 2:
         raise ConfigError(f"model.size is {value!r}; set height and width, or one number for both")
-    high, wide = (whole("model.size", side) for side in sides)
-    return replace(model, embed=replace(model.embed, size=(high, wide)))
+    height, width = (positive_int("model.size", size) for size in sizes)
+    return replace(model, embed=replace(model.embed, size=(height, width)))
 
 
 # Two transformers: one value for both or, as a list, one for each.
 
 
-def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
-    each = value if isinstance(value, list) and len(value) == 2 else (value, value)
+def _for_both_parts(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
+    pair = value if isinstance(value, list) and len(value) == 2 else (value, value)
     change = shortcuts(TransformerConfig)[name]
-    return replace(model, **{part: change(getattr(model, part), one) for part, one in zip(parts, each)})
+    return replace(model, **{part: change(getattr(model, part), part_value) for part, part_value in zip(parts, pair)})
 
 
-_DEEPEST = 10_000  # blocks in a stack
-_ALL = ("width", "depth", "heads", "mixer", "dropout", "drop_path")
-_TWO: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
+_MAX_DEPTH = 10_000  # blocks in a stack
+_PAIRED_SETTINGS = ("width", "depth", "heads", "mixer", "dropout", "drop_path")
+_PAIRED_PARTS: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
     EncoderDecoderConfig: (("encoder", "decoder"), ("width", "depth", "heads", "dropout")),
-    TwoTowerConfig: (("left", "right"), _ALL),
-    CaptionerConfig: (("tower", "decoder"), _ALL),
+    TwoTowerConfig: (("left", "right"), _PAIRED_SETTINGS),
+    CaptionerConfig: (("tower", "decoder"), _PAIRED_SETTINGS),
 }
-for _kind, (_parts, _names) in _TWO.items():
+for _kind, (_parts, _names) in _PAIRED_PARTS.items():
     for _name in _names:
-        setting(_kind, _name)(partial(_both, _parts, _name))
+        setting(_kind, _name)(partial(_for_both_parts, _parts, _name))
 
 
 # An encoder and a decoder.
@@ -112,18 +112,18 @@ for _kind, (_parts, _names) in _TWO.items():
 @setting(EncoderDecoderConfig, "mixer")
 def _mixers(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     """A mixer that reads the encoder's output also replaces the cross-attention; the encoder then gets a GRU."""
-    wanted, beside = from_dict(MixerConfig, value, "model.mixer"), value
-    if wanted.reads_memory:
-        beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
+    config, encoder_mixer = from_dict(MixerConfig, value, "model.mixer"), value
+    if config.reads_memory:
+        encoder_mixer = {"kind": "gru", "cells": getattr(config, "cells", None)}
         model = _cross(model, None)
-    encoder = replace(model.encoder, stack=mixer(model.encoder.stack, beside))
+    encoder = replace(model.encoder, stack=mixer(model.encoder.stack, encoder_mixer))
     return replace(model, encoder=encoder, decoder=replace(model.decoder, stack=mixer(model.decoder.stack, value)))
 
 
 @setting(EncoderDecoderConfig, "cells")
 def _cells(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     """Units of all recurrences and of the summary, and half as many of a maxout (as in the papers of 2014)."""
-    count = whole("model.cells", value)
+    count = positive_int("model.cells", value)
     encoder, decoder = (replace(part, stack=cells(part.stack, count)) for part in (model.encoder, model.decoder))
     changed = {
         name: replace(head, maxout=max(1, count // 2)) if getattr(head, "maxout", None) else head
@@ -144,11 +144,13 @@ def _cross(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     return replace(model, decoder=replace(model.decoder, stack=replace(model.decoder.stack, blocks=blocks)))
 
 
-@setting(EncoderDecoderConfig, "symbols")
-def _all_symbols(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
+@setting(EncoderDecoderConfig, "vocab_size")
+def _all_vocab_sizes(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
     """Size of the vocabulary; set from the data."""
-    size = whole("model.symbols", value)
-    return replace(model, encoder=replace(model.encoder, symbols=size), decoder=replace(model.decoder, symbols=size))
+    size = positive_int("model.vocab_size", value)
+    return replace(
+        model, encoder=replace(model.encoder, vocab_size=size), decoder=replace(model.decoder, vocab_size=size)
+    )
 
 
 @setting(EncoderDecoderConfig, "context")
@@ -159,7 +161,7 @@ def _all_context(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfi
 
 
 def _context(value: Any) -> int | None:
-    return None if value is None else whole("model.context", value)
+    return None if value is None else positive_int("model.context", value)
 
 
 # Two towers, or a tower and a decoder: vocabulary and context are those of the text.
@@ -168,7 +170,7 @@ def _context(value: Any) -> int | None:
 @setting(TwoTowerConfig, "shared")
 def _shared(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
     """Output width of every head that projects into the shared space."""
-    width = whole("model.shared", value)
+    width = positive_int("model.shared", value)
     return replace(model, left=_projecting(model.left, width), right=_projecting(model.right, width))
 
 
@@ -179,9 +181,9 @@ def _projecting(tower: TransformerConfig, width: int) -> TransformerConfig:
     return replace(tower, heads={**tower.heads, HEAD: replace(head, outputs=width)})
 
 
-@setting(TwoTowerConfig, "symbols")
-def _text_symbols(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
-    return replace(model, right=replace(model.right, symbols=whole("model.symbols", value)))
+@setting(TwoTowerConfig, "vocab_size")
+def _text_vocab_size(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
+    return replace(model, right=replace(model.right, vocab_size=positive_int("model.vocab_size", value)))
 
 
 @setting(TwoTowerConfig, "context")
@@ -189,9 +191,9 @@ def _text_context(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
     return replace(model, right=replace(model.right, context=_context(value)))
 
 
-@setting(CaptionerConfig, "symbols")
-def _caption_symbols(model: CaptionerConfig, value: Any) -> CaptionerConfig:
-    return replace(model, decoder=replace(model.decoder, symbols=whole("model.symbols", value)))
+@setting(CaptionerConfig, "vocab_size")
+def _caption_vocab_size(model: CaptionerConfig, value: Any) -> CaptionerConfig:
+    return replace(model, decoder=replace(model.decoder, vocab_size=positive_int("model.vocab_size", value)))
 
 
 @setting(CaptionerConfig, "context")
@@ -206,8 +208,8 @@ _STACKS = ("encoder", "decoder", "posterior")
 
 
 def _stacks(model: ActConfig, change: Callable[[StackConfig, Any], StackConfig], *values: Any) -> ActConfig:
-    each = zip(_STACKS, values if len(values) == 3 else 3 * values)
-    return replace(model, **{name: change(getattr(model, name), value) for name, value in each})
+    pairs = zip(_STACKS, values if len(values) == 3 else 3 * values)
+    return replace(model, **{name: change(getattr(model, name), value) for name, value in pairs})
 
 
 @setting(ActConfig, "depth")
@@ -239,7 +241,7 @@ def _act_dropout(model: ActConfig, value: Any) -> ActConfig:
 # One stack.
 
 
-def whole(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} is {value!r}; set an integer above 0")
     return value
@@ -247,15 +249,15 @@ def whole(name: str, value: Any) -> int:
 
 def depth(stack: StackConfig, value: Any) -> StackConfig:
     """Repeat or cut the pattern of blocks to `value` blocks."""
-    count = whole("model.depth", value)
-    if count > _DEEPEST:
-        raise ConfigError(f"model.depth is {count:,}; set {_DEEPEST:,} or less")
+    count = positive_int("model.depth", value)
+    if count > _MAX_DEPTH:
+        raise ConfigError(f"model.depth is {count:,}; set {_MAX_DEPTH:,} or less")
     return dataclasses.replace(stack, blocks=cycle(stack.blocks, count))
 
 
 def heads(stack: StackConfig, value: Any) -> StackConfig:
     """Give every attention layer `value` heads; key and value heads keep their share where it divides."""
-    count = whole("model.heads", value)
+    count = positive_int("model.heads", value)
     if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
         raise InapplicableError(f"model.heads={count}: this model has no attention heads; remove the setting")
 
@@ -270,11 +272,11 @@ def heads(stack: StackConfig, value: Any) -> StackConfig:
 def _with_heads(part: Any, count: int) -> Any:
     if not hasattr(part, "heads"):
         return part
-    shared = getattr(part, "kv_heads", None)
-    if shared is None:
+    kv_heads = getattr(part, "kv_heads", None)
+    if kv_heads is None:
         return dataclasses.replace(part, heads=count)
-    shared = max(1, count * shared // part.heads)
-    return dataclasses.replace(part, heads=count, kv_heads=shared)
+    kv_heads = max(1, count * kv_heads // part.heads)
+    return dataclasses.replace(part, heads=count, kv_heads=kv_heads)
 
 
 def mixer(stack: StackConfig, value: Any) -> StackConfig:
@@ -282,16 +284,16 @@ def mixer(stack: StackConfig, value: Any) -> StackConfig:
 
     A causal mixer that replaces a bidirectional one is run in both directions.
     """
-    wanted = from_dict(MixerConfig, value, "model.mixer")
-    given = set(value) if isinstance(value, dict) else set()
+    config = from_dict(MixerConfig, value, "model.mixer")
+    explicit = set(value) if isinstance(value, dict) else set()
 
     def change(block: BlockConfig) -> BlockConfig:
-        if type(block.mixer) is type(wanted) and not given:
+        if type(block.mixer) is type(config) and not explicit:
             return block
-        shared = {name for name, _ in _fields(wanted) & _fields(block.mixer)}
-        kept = {name: getattr(block.mixer, name) for name in shared - given}
-        new = dataclasses.replace(wanted, **kept)
-        return dataclasses.replace(block, mixer=new if block.mixer.causal else _both_ways(new))
+        common = {name for name, _ in _fields(config) & _fields(block.mixer)}
+        inherited = {name: getattr(block.mixer, name) for name in common - explicit}
+        replacement = dataclasses.replace(config, **inherited)
+        return dataclasses.replace(block, mixer=replacement if block.mixer.causal else _run_both_ways(replacement))
 
     changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
     if changed.causal != stack.causal:
@@ -307,7 +309,7 @@ def _fields(config: Any) -> set[tuple[str, str]]:
     return {(field.name, str(field.type)) for field in dataclasses.fields(config)}
 
 
-def _both_ways(mixer: MixerConfig) -> MixerConfig:
+def _run_both_ways(mixer: MixerConfig) -> MixerConfig:
     """Wrap `mixer` to run in both directions, unless its pattern already sees both ways."""
     if not mixer.causal or hasattr(mixer, "pattern"):
         return mixer

@@ -51,7 +51,7 @@ class StackOutput(NamedTuple):
     terms: Terms
 
 
-class Compiled(Protocol):
+class CompiledStack(Protocol):
     """Compiled code that computes whole documents instead of a stack's blocks (`headway.engine.encoder`)."""
 
     def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
@@ -73,7 +73,7 @@ class Stack(nn.Module):
             shared = nn.ModuleDict({**self.biases, POSITIONS: self.positions})
         self.blocks = nn.ModuleList()
         self.width_in = self.width = width  # width of the input and of the output
-        self.program: Compiled | None = None  # set when weights are packed
+        self.program: CompiledStack | None = None  # set when weights are packed
         for block in config.blocks:
             self.blocks.append(build_block(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
@@ -88,31 +88,31 @@ class Stack(nn.Module):
     ) -> StackOutput:
         if self.program is not None and states is None and memories is None and self.program.fits(x, layout):
             return StackOutput(self.program(x, layout), None, {})
-        after: list[State] = []
+        new_states: list[State] = []
         terms: Terms = {}
         none = [None] * len(self.blocks)
         for block, state, memory in zip(self.blocks, states or none, memories or none):
             x, state, extra = block(x, layout, state, memory)
-            after.append(state)
+            new_states.append(state)
             terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
-        return StackOutput(self.norm(x), tuple(after) if states is not None else None, terms)
+        return StackOutput(self.norm(x), tuple(new_states) if states is not None else None, terms)
 
-    def read(self, x: Float[Tensor, "B T D"], layout: Layout, ends: Collection[int]) -> StackOutput:
+    def encode(self, x: Float[Tensor, "B T D"], layout: Layout, final_blocks: Collection[int]) -> StackOutput:
         """Process whole documents, one per row. For the blocks with an index in `final_blocks`, the states are the
         mixer's final vectors in each direction; None for the others.
         """
-        after: list[State] = []
+        final_states: list[State] = []
         terms: Terms = {}
-        for number, block in enumerate(self._blocks()):
-            x, state, extra = block.whole(x, layout) if number in ends else block(x, layout)
-            after.append(state)
+        for index, block in enumerate(self._blocks()):
+            x, state, extra = block.encode(x, layout) if index in final_blocks else block(x, layout)
+            final_states.append(state)
             terms = terms | {name: terms.get(name, 0.0) + value for name, value in extra.items()}
-        return StackOutput(self.norm(x), tuple(after), terms)
+        return StackOutput(self.norm(x), tuple(final_states), terms)
 
-    def begin(self, vectors: Sequence[tuple[Tensor, ...]], capacity: int, *, like: Tensor) -> tuple[State, ...]:
+    def states_from(self, vectors: Sequence[tuple[Tensor, ...]], capacity: int, *, like: Tensor) -> tuple[State, ...]:
         """Initial states built from the given vectors of each block."""
         pairs = zip(self._blocks(), vectors, strict=True)
-        return tuple(block.mixer.begin(start, capacity, like=like) for block, start in pairs)
+        return tuple(block.mixer.state_from(start, capacity, like=like) for block, start in pairs)
 
     def initial_states(self, batch: int, capacity: int, *, like: Tensor) -> tuple[State, ...]:
         return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
@@ -129,7 +129,7 @@ class Stack(nn.Module):
         """
         return tuple(block.remember(encoded, layout, positions) for block in self._blocks())
 
-    def placed(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"] | None:
+    def position_vectors(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"] | None:
         """The positions that attention adds to queries and keys, for a decoder that reads this stack's output."""
         return None if self.positions is None else self.positions(layout, like)
 

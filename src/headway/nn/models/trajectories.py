@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.models.agents import NumbersConfig, ObservationConfig
+from headway.nn.models.agents import ObservationConfig, StateVectorConfig
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.heads import HeadConfig
 from headway.nn.parts.dropout import Dropout
@@ -48,7 +48,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     a position table after the norm; models of the transformers library have this table and an unused one of tokens.
     """
 
-    states: ObservationConfig = NumbersConfig()  # encoder of a state
+    states: ObservationConfig = StateVectorConfig()  # encoder of a state
     actions: int = 1  # number of choices, or size of an action
     discrete: bool = False  # whether actions are choices
     returns: bool = True  # whether returns-to-go are inputs
@@ -66,7 +66,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
         """Tokens per step."""
         return 3 if self.returns else 2
 
-    def reads(self, symbols: int, context: int | None) -> str:
+    def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         shape = " x ".join(map(str, self.states.shape))
         actions = f"{self.actions} {'choices' if self.discrete else 'dimensions'}"
         limit = "no limit" if context is None else context
@@ -75,7 +75,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     def summary(self) -> str:
         return f"{self.kind}, {self.timesteps:,} timesteps, states by {self.states.kind}"  # type: ignore[attr-defined]
 
-    def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
         if self.actions < 1 or self.timesteps < 1:
             raise ConfigError(
                 f"{self.actions} actions and {self.timesteps} timesteps; set model.embed.actions and "
@@ -102,7 +102,7 @@ class TrajectoryEmbed(nn.Module):
         self.unread = ChoiceEmbed(config.unread, width) if config.unread else None
         self.dropout = Dropout(config.dropout)
 
-    def whole(self, inputs: TrajectoryInputs) -> Layout:
+    def default_layout(self, inputs: TrajectoryInputs) -> Layout:
         """One document per row."""
         return Layout.full(*inputs.timesteps.shape, device=inputs.timesteps.device)
 
@@ -116,9 +116,9 @@ class TrajectoryEmbed(nn.Module):
         action = self.activation(self.actions(inputs.actions)) + times[:, :known]
         action = F.pad(action, (0, 0, 0, steps - known))
         x = torch.stack([*before, action], 2).flatten(1, 2)[:, : self.config.tokens * steps - (steps - known)]
-        return self._finished(x, self._of_tokens(layout, x.shape[1]))
+        return self._finish(x, self._token_layout(layout, x.shape[1]))
 
-    def following(
+    def step_tokens(
         self, action: Tensor, inputs: TrajectoryInputs, layout: Layout
     ) -> tuple[Float[Tensor, "B T D"], Layout]:
         """The tokens that one more step adds when continuing from states: the previous step's action ([B] or [B, A]),
@@ -129,33 +129,33 @@ class TrajectoryEmbed(nn.Module):
         before = self._before_action(inputs, times)
         x = torch.cat([self.activation(self.actions(action[:, None])) + earlier, *before], 1)
         first = self.config.tokens * layout.positions - 1
-        places = first + torch.arange(x.shape[1], device=first.device)
-        return self._finished(x, Layout(torch.where(layout.keep, places, -1)))
+        positions = first + torch.arange(x.shape[1], device=first.device)
+        return self._finish(x, Layout(torch.where(layout.mask, positions, -1)))
 
     def _before_action(self, inputs: TrajectoryInputs, times: Tensor) -> list[Tensor]:
         """The tokens of each step before its action, [B, K, D] each."""
-        found = [self.states(inputs.states) + times]
+        tokens = [self.states(inputs.states) + times]
         if self.returns is not None:
             if inputs.returns is None:
                 raise UserError("this model needs returns-to-go; pass one per step")
-            found.insert(0, self.activation(self.returns(inputs.returns[..., None])) + times)
-        return found
+            tokens.insert(0, self.activation(self.returns(inputs.returns[..., None])) + times)
+        return tokens
 
     def _times(self, timesteps: Int[Tensor, "B K"], layout: Layout) -> Float[Tensor, "B K D"]:
         if self.config.anchored:
             timesteps = timesteps - layout.positions.clamp(min=0)
         return self.timesteps(timesteps)
 
-    def _of_tokens(self, layout: Layout, length: int) -> Layout:
+    def _token_layout(self, layout: Layout, length: int) -> Layout:
         """The layout of the tokens, from that of the steps."""
         if layout.dense:
             return Layout.full(layout.batch, length, device=layout.positions.device)
         count = self.config.tokens
         inner = torch.arange(count, device=layout.positions.device)
-        places = torch.where(layout.keep[..., None], layout.positions[..., None] * count + inner, -1)
-        return Layout(places.flatten(1)[:, :length])
+        positions = torch.where(layout.mask[..., None], layout.positions[..., None] * count + inner, -1)
+        return Layout(positions.flatten(1)[:, :length])
 
-    def _finished(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+    def _finish(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         if self.positions is not None:
             x = x + self.positions(layout, x)
         x = self.norm(x)
@@ -171,8 +171,8 @@ class ChoiceEmbed(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.empty(count, width))
 
-    def forward(self, numbers: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-        return F.embedding(numbers, self.table)
+    def forward(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+        return F.embedding(ids, self.table)
 
 
 @register("steps")
@@ -186,7 +186,7 @@ class StepHeadConfig(HeadConfig):
     activation: ActivationName | None = None  # activation after the linear layer
     bias: bool = True  # whether the linear layer has a bias
 
-    def build(self, width: int, symbols: int, table: nn.Parameter | None) -> StepHead:
+    def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> StepHead:
         return StepHead(self, width)
 
 
@@ -198,9 +198,9 @@ class StepHead(nn.Module):
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B K O"]:
-        return self.said(x[:, self.config.token :: self.config.tokens])
+        return self.predict(x[:, self.config.token :: self.config.tokens])
 
-    def said(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+    def predict(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Outputs from the vectors of the selected tokens."""
         return self.activation(self.project(x))
 
@@ -208,11 +208,11 @@ class StepHead(nn.Module):
 def step_heads(embed: TrajectoryEmbedConfig, *, states: bool = False, returns: bool = False) -> dict[str, HeadConfig]:
     """The action head over the state token, and optional heads for the next state and return over the action token."""
     last, choices = embed.tokens - 1, embed.discrete
-    found: dict[str, HeadConfig] = {
+    heads: dict[str, HeadConfig] = {
         "actions": StepHeadConfig(embed.actions, last - 1, embed.tokens, None if choices else "tanh")
     }
     if states:
-        found["states"] = StepHeadConfig(embed.states.shape[0], last, embed.tokens)
+        heads["states"] = StepHeadConfig(embed.states.shape[0], last, embed.tokens)
     if returns:
-        found["returns"] = StepHeadConfig(1, last, embed.tokens)
-    return found
+        heads["returns"] = StepHeadConfig(1, last, embed.tokens)
+    return heads

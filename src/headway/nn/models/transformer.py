@@ -21,10 +21,10 @@ from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
-_MANY = 1 << 16  # positions over all rows from which free memory is checked before allocating states
+_MIN_CHECKED_POSITIONS = 1 << 16  # positions over all rows from which free memory is checked before allocating states
 
 
-class Encoded(NamedTuple):
+class ModelFeatures(NamedTuple):
     """Features before the heads, their layout, auxiliary losses by name, and the new states if the model was given
     states.
     """
@@ -78,7 +78,7 @@ class ModelConfig:
         return None
 
     @property
-    def symbols(self) -> int:
+    def vocab_size(self) -> int:
         """Size of the vocabulary; 0 without one."""
         return 0
 
@@ -100,7 +100,7 @@ class TransformerConfig(ModelConfig):
     """
 
     width: int = 512  # width of the model
-    symbols: int = 0  # size of the vocabulary; set from the data
+    vocab_size: int = 0  # size of the vocabulary; set from the data
     context: int | None = None  # maximum positions per row; none: no limit
     stack: StackConfig = StackConfig()  # layers
     embed: EmbedConfig = TokenEmbedConfig()  # embedding of the inputs
@@ -120,36 +120,38 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         _check(config)
-        self.embed = config.embed.build(config.width, config.symbols, config.context)
+        self.embed = config.embed.build(config.width, config.vocab_size, config.context)
         if table is not None:
             self.embed.table = table
-        self.stack = Stack(config.stack, config.embed.width_out(config.width, config.symbols))
+        self.stack = Stack(config.stack, config.embed.width_out(config.width, config.vocab_size))
         shared = shared_table(self.embed) if config.tie == "head" else None
         self.heads = nn.ModuleDict(
-            {name: head.build(self.stack.width, config.symbols, shared) for name, head in config.heads.items()}
+            {name: head.build(self.stack.width, config.vocab_size, shared) for name, head in config.heads.items()}
         )
         if seed is not None:
             initialise(self, config.init, len(config.stack.blocks), seed)
             start_heads(self.heads, config.init)
 
-    def forward(self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None) -> Encoded:
+    def forward(
+        self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None
+    ) -> ModelFeatures:
         """Features of whole documents, or of the tokens that continue `states`. `inputs` go to the embedding (token
         ids, Int[B, T], or TokenInputs); without a layout each row is one document.
         """
-        x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
-        x, after, terms = self.stack(x, where, states)
-        return Encoded(x, where, terms, after)
+        x, token_layout = self.embed(inputs, self._default_layout(inputs) if layout is None else layout)
+        x, new_states, terms = self.stack(x, token_layout, states)
+        return ModelFeatures(x, token_layout, terms, new_states)
 
-    def read(
-        self, inputs: Any, layout: Layout, ends: Collection[int]
-    ) -> tuple[Encoded, tuple[tuple[tuple[Tensor, ...], ...] | None, ...]]:
+    def encode(
+        self, inputs: Any, layout: Layout, final_blocks: Collection[int]
+    ) -> tuple[ModelFeatures, tuple[tuple[tuple[Tensor, ...], ...] | None, ...]]:
         """Features of whole documents, one per row, and the final vectors of some blocks; see Stack.encode."""
-        x, where = self.embed(inputs, layout)
-        x, found, terms = self.stack.read(x, where, ends)
-        return Encoded(x, where, terms), cast(Any, found)
+        x, token_layout = self.embed(inputs, layout)
+        x, final_states, terms = self.stack.encode(x, token_layout, final_blocks)
+        return ModelFeatures(x, token_layout, terms), cast(Any, final_states)
 
-    def _whole(self, inputs: Any) -> Layout:
-        return cast(Any, self.embed).whole(inputs)
+    def _default_layout(self, inputs: Any) -> Layout:
+        return cast(Any, self.embed).default_layout(inputs)
 
     def output(self, head: str, inputs: Any, layout: Layout | None = None) -> Tensor:
         """The output of one head for whole documents."""
@@ -173,9 +175,9 @@ class Transformer(nn.Module):
         """`start` with an encoder's memories, and with the vectors from which the blocks start."""
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
-        return self.read_first(x, layout, capacity, memories, starts)
+        return self.prefill(x, layout, capacity, memories, starts)
 
-    def read_first(
+    def prefill(
         self,
         x: Float[Tensor, "B T D"],
         layout: Layout,
@@ -184,12 +186,12 @@ class Transformer(nn.Module):
         starts: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Prefill from input vectors; the logits follow each row's last one."""
-        if layout.batch * capacity > _MANY:
+        if layout.batch * capacity > _MIN_CHECKED_POSITIONS:
             self._check_states(layout.batch, capacity, x)
         if starts is None:
             states = self.stack.initial_states(layout.batch, capacity, like=x)
         else:
-            states = self.stack.begin(starts, capacity, like=x)
+            states = self.stack.states_from(starts, capacity, like=x)
         x, states, _ = self.stack(x, layout, states, memories)
         rows = torch.arange(layout.batch, device=x.device)
         last = x[rows, layout.lengths - 1]
@@ -197,13 +199,15 @@ class Transformer(nn.Module):
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
         """Raise UserError if the states of `capacity` positions per row exceed free memory."""
-        from headway.memory import check_room  # not needed by a forward pass
+        from headway.memory import check_free_memory  # not needed by a forward pass
 
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
         tree_map(lambda state: sizes.append(state.nbytes), states)
-        what = f"generation of up to {capacity} positions in {batch} rows"
-        check_room(what, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once")
+        purpose = f"generation of up to {capacity} positions in {batch} rows"
+        check_free_memory(
+            purpose, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once"
+        )
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Process one more token per row; return the logits that follow it."""
@@ -214,12 +218,14 @@ class Transformer(nn.Module):
 
 
 def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
-    longest = int(layout.lengths.max())
+    max_length = int(layout.lengths.max())
     if int(layout.lengths.min()) < 1:
         raise UserError("a prompt of 0 tokens cannot be continued; start it with the codec's BOS token")
     limit = capacity if context is None else min(capacity, context)
-    if longest > limit:
-        raise UserError(f"a prompt of {longest} tokens exceeds the limit of {limit}; shorten it, or raise the context")
+    if max_length > limit:
+        raise UserError(
+            f"a prompt of {max_length} tokens exceeds the limit of {limit}; shorten it, or raise the context"
+        )
 
 
 def shared_table(embed: nn.Module) -> nn.Parameter:

@@ -17,8 +17,8 @@ from headway.layout import Layout
 from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
 
 HEAD = "embedding"
-Side = Literal["left", "right"]
-SIDES: tuple[Side, Side] = ("left", "right")
+TowerName = Literal["left", "right"]
+TOWERS: tuple[TowerName, TowerName] = ("left", "right")
 
 
 @register("two_tower")
@@ -42,8 +42,8 @@ class TwoTowerConfig(ModelConfig):
     filler: int | None = None  # token that pads texts
 
     @property
-    def symbols(self) -> int:
-        return self.right.symbols
+    def vocab_size(self) -> int:
+        return self.right.vocab_size
 
     @property
     def context(self) -> int | None:
@@ -53,18 +53,19 @@ class TwoTowerConfig(ModelConfig):
     def shared(self) -> int:
         """Width of the shared space. Raises ConfigError if the towers' widths differ."""
         widths = []
-        for side, tower in zip(SIDES, (self.left, self.right)):
+        for name, tower in zip(TOWERS, (self.left, self.right)):
             if HEAD not in tower.heads:
                 known = ", ".join(tower.heads) or "none"
-                raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); add one")
+                raise ConfigError(f"the {name} tower has no head {HEAD!r} (its heads: {known}); add one")
             widths.append(getattr(tower.heads[HEAD], "outputs", None) or tower.width)
-        left, right = widths
-        if left != right:
+        image_width, text_width = widths
+        if image_width != text_width:
             raise ConfigError(
-                f"the left tower outputs {left} features and the right one {right}; set model.shared to a common width "
+                f"the left tower outputs {image_width} features and the right one {text_width}; set model.shared to a "
+                "common width "
                 "(an attention-pooling head outputs the width of its tower)"
             )
-        return left
+        return image_width
 
     def build(self, seed: int | None = 0) -> TwoTower:
         return TwoTower(self, seed)
@@ -83,10 +84,10 @@ class TwoTower(nn.Module):
         self.scale = nn.Parameter(torch.tensor(config.scale))
         self.bias = None if config.bias is None else nn.Parameter(torch.tensor(config.bias))
 
-    def vectors(self, side: Side, inputs: Any, layout: Layout | None = None) -> Float[Tensor, "B E"]:
+    def vectors(self, tower_name: TowerName, inputs: Any, layout: Layout | None = None) -> Float[Tensor, "B E"]:
         """A unit vector per input of a tower: images, or ids (TokenInputs) with their layout."""
-        tower = cast(Transformer, getattr(self, side))
-        if side == "right" and layout is None:
+        tower = cast(Transformer, getattr(self, tower_name))
+        if tower_name == "right" and layout is None:
             layout = self.layout(inputs)
         return F.normalize(tower.output(HEAD, inputs, layout), dim=-1)
 
@@ -95,20 +96,20 @@ class TwoTower(nn.Module):
         end, (batch, length) = self.config.end, ids.shape
         if end is None:
             return Layout.full(batch, length, device=ids.device)
-        ends = ids == (ids.amax(1, keepdim=True) if end == "highest" else end)
-        after = ends.int().argmax(1) + 1
-        return Layout.padded(torch.where(ends.any(1), after, length), length)
+        is_end = ids == (ids.amax(1, keepdim=True) if end == "highest" else end)
+        after = is_end.int().argmax(1) + 1
+        return Layout.padded(torch.where(is_end.any(1), after, length), length)
 
-    def logits(self, left: Float[Tensor, "N E"], right: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
+    def logits(self, image_vectors: Float[Tensor, "N E"], text_vectors: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
         """Logits between unit vectors."""
-        said = self.scale.exp() * (left @ right.T)
-        return said if self.bias is None else said + self.bias
+        logits = self.scale.exp() * (image_vectors @ text_vectors.T)
+        return logits if self.bias is None else logits + self.bias
 
     def forward(self, images: Any, ids: Any, layout: Layout | None = None) -> Float[Tensor, "N M"]:
         """Logits of every image with every text."""
         return self.logits(self.vectors("left", images), self.vectors("right", ids, layout))
 
     @torch.no_grad()
-    def limit_scale(self, most: float) -> None:
+    def limit_scale(self, max_scale: float) -> None:
         """Clamp exp(scale) to at most `max_scale` (Radford et al. 2021, section 2.5: 100, for stable training)."""
-        self.scale.clamp_(max=math.log(most))
+        self.scale.clamp_(max=math.log(max_scale))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.nn.kernels import pointwise
-from headway.nn.models.chunks import Chunks, DiffusionConfig, Drawn, Noised
+from headway.nn.models.chunks import ChunkNoise, Chunks, DiffusionConfig, NoisyChunks
 from headway.nn.models.heads import Loss
 from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth, ResNetNorm
 from headway.nn.models.robot import Observations
@@ -31,7 +31,7 @@ from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
 from headway.nn.parts.projection import Projection
 
-_LARGEST = 1 << 14  # maximum height or width in pixels
+_MAX_SIDE = 1 << 14  # maximum height or width in pixels
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class KeypointsConfig:
         if len(sizes) > 1:
             raise ConfigError(f"the cameras have {len(sizes)} image sizes; use the same size for all")
         for size in (*sizes, self.resized, self.crop):
-            if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST:
-                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_LARGEST} for each dimension")
-        whole = self.resized or next(iter(sizes), None)
-        if whole and self.crop and (self.crop[0] > whole[0] or self.crop[1] > whole[1]):
+            if size is not None and not 1 <= min(size) <= max(size) <= _MAX_SIDE:
+                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_MAX_SIDE} for each dimension")
+        image_size = self.resized or next(iter(sizes), None)
+        if image_size and self.crop and (self.crop[0] > image_size[0] or self.crop[1] > image_size[1]):
             raise ConfigError(
-                f"a crop of {self.crop[0]} x {self.crop[1]} pixels does not fit in {whole[0]} x {whole[1]}; set a "
+                f"a crop of {self.crop[0]} x {self.crop[1]} pixels does not fit in {image_size[0]} x {image_size[1]}; "
+                "set a "
                 "smaller crop"
             )
 
@@ -87,12 +88,12 @@ class KeypointsConfig:
         high, wide = self.crop or self.resized or self.cameras[0]
         return -(-high // STRIDE), -(-wide // STRIDE)
 
-    def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> KeypointsConfig:
+    def with_inputs(self, states: int, cameras: tuple[tuple[int, int], ...]) -> KeypointsConfig:
         """A copy for these state and camera sizes. Raises ConfigError for cameras of different sizes."""
         surroundings = self.surroundings if states == self.states else 0
         return replace(self, robot=states - surroundings, surroundings=surroundings, cameras=cameras)
 
-    def reads(self) -> str:
+    def describe_inputs(self) -> str:
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
         if not sizes:
             return f"states of size {self.states}"
@@ -100,38 +101,39 @@ class KeypointsConfig:
         return f"states of size {self.states}, {len(self.cameras)} cameras of {sizes}, {eyes}"
 
 
-class Glimpses(nn.Module):
+class ObservationEncoder(nn.Module):
     """Chi et al. 2023, section 3.2: one observation vector for each of N steps."""
 
     def __init__(self, config: KeypointsConfig) -> None:
         super().__init__()
         self.config = config
         count = (len(config.cameras) if config.apart else 1) if config.cameras else 0
-        self.eyes = nn.ModuleList(PointingEye(config) for _ in range(count))
+        self.eyes = nn.ModuleList(KeypointEncoder(config) for _ in range(count))
 
-    def forward(self, seen: Observations) -> Float[Tensor, "B N E"]:
+    def forward(self, observations: Observations) -> Float[Tensor, "B N E"]:
         """Raises UserError for missing or unsupported inputs."""
-        self._check(seen)
-        assert seen.states is not None  # checked above
-        states = seen.states.reshape(seen.rows, -1, self.config.states)  # [B, S] is a single step
+        self._check(observations)
+        assert observations.states is not None  # checked above
+        states = observations.states.reshape(observations.rows, -1, self.config.states)  # [B, S] is a single step
         robot, surroundings = states.split((self.config.robot, self.config.surroundings), -1)
-        eyes = self.eyes if self.config.apart else list(self.eyes) * len(seen.images)
+        eyes = self.eyes if self.config.apart else list(self.eyes) * len(observations.images)
         shape = states.shape[:2]
-        looked = [
-            eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape) for eye, image in zip(eyes, seen.images)
+        keypoints = [
+            eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape)
+            for eye, image in zip(eyes, observations.images)
         ]
-        return torch.cat([robot, *looked, surroundings], -1)
+        return torch.cat([robot, *keypoints, surroundings], -1)
 
-    def _check(self, seen: Observations) -> None:
-        size = 0 if seen.states is None else seen.states.shape[-1]
+    def _check(self, observations: Observations) -> None:
+        size = 0 if observations.states is None else observations.states.shape[-1]
         if size != self.config.states:
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
-        found = tuple(tuple(image.shape[-2:]) for image in seen.images)
-        if found != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"images are {found}, but the model takes {self.config.cameras}; pass all of its cameras")
+        sizes = tuple(tuple(image.shape[-2:]) for image in observations.images)
+        if sizes != tuple(map(tuple, self.config.cameras)):
+            raise UserError(f"images are {sizes}, but the model takes {self.config.cameras}; pass all of its cameras")
 
 
-class PointingEye(nn.Module):
+class KeypointEncoder(nn.Module):
     """Keypoints of a centre crop, by a residual network and a spatial softmax."""
 
     def __init__(self, config: KeypointsConfig) -> None:
@@ -144,9 +146,9 @@ class PointingEye(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         if self.config.resized is not None:
             images = F.interpolate(images, size=self.config.resized, mode="bilinear", antialias=True)
-        high, wide = self.config.crop or images.shape[2:]
-        top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[2:], (high, wide)))
-        return self.out(self.points(self.net(images[:, :, top : top + high, left : left + wide])).flatten(1)).relu()
+        height, width = self.config.crop or images.shape[2:]
+        top, left = (round((length - part) / 2) for length, part in zip(images.shape[2:], (height, width)))
+        return self.out(self.points(self.net(images[:, :, top : top + height, left : left + width])).flatten(1)).relu()
 
 
 class SpatialSoftmax(nn.Module):
@@ -157,21 +159,21 @@ class SpatialSoftmax(nn.Module):
     def __init__(self, channels: int, points: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.maps = Projection(channels, points)
-        self.register_buffer("places", places(grid), persistent=False)
+        self.register_buffer("places", grid_coordinates(grid), persistent=False)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B P 2"]:
         weights = self.maps(x).flatten(1, 2).softmax(1)
         return weights.mT @ self.places
 
 
-def places(grid: tuple[int, int]) -> Float[Tensor, "S 2"]:
+def grid_coordinates(grid: tuple[int, int]) -> Float[Tensor, "S 2"]:
     """x and y of each grid position, row by row."""
     rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=torch.float64, device="cpu").float() for size in grid)
     return torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], 1)
 
 
 LAST_GROUPS = 8  # groups of the norm before the last layer
-_LONGEST = 10000.0  # maximum period of the sinusoids of the diffusion step
+_MAX_PERIOD = 10000.0  # maximum period of the sinusoids of the diffusion step
 
 
 @dataclass(frozen=True)
@@ -210,17 +212,19 @@ class UNet(nn.Module):
     connection to the level up, and the diffusion step and the observations modulate every layer.
     """
 
-    def __init__(self, config: UNetConfig, numbers: int, conditions: int) -> None:
+    def __init__(self, config: UNetConfig, channels: int, conditions: int) -> None:
         """`channels` is the input and output size per time step, `conditions` the size of the observations."""
         super().__init__()
         self.config = config
-        widths, told = config.widths, config.step + conditions
+        widths, condition_size = config.widths, config.step + conditions
         self.up, self.down = Projection(config.step, 4 * config.step), Projection(4 * config.step, config.step)
 
         def level(before: int, width: int) -> nn.ModuleList:
-            return nn.ModuleList([ModulatedLayer(config, each, width, told) for each in (before, width)])
+            return nn.ModuleList(
+                [ModulatedLayer(config, in_channels, width, condition_size) for in_channels in (before, width)]
+            )
 
-        self.descent = nn.ModuleList(level(before, width) for before, width in zip((numbers, *widths), widths))
+        self.descent = nn.ModuleList(level(before, width) for before, width in zip((channels, *widths), widths))
         self.halving = nn.ModuleList(Convolution(width, width, 3, 2) for width in widths[:-1])
         self.middle = level(widths[-1], widths[-1])
         pairs = list(pairwise(widths))[::-1]
@@ -228,24 +232,24 @@ class UNet(nn.Module):
         self.doubling = nn.ModuleList(DoublingConvolution(narrower, narrower) for narrower, _ in pairs)
         self.last = Convolution(widths[0], widths[0], config.taps)
         self.last_norm = GroupNorm(LAST_GROUPS, widths[0])
-        self.out = Projection(widths[0], numbers)
+        self.out = Projection(widths[0], channels)
 
     def forward(
-        self, x: Float[Tensor, "B T A"], steps: Int[Tensor, "B"], seen: Float[Tensor, "B E"]
+        self, x: Float[Tensor, "B T A"], steps: Int[Tensor, "B"], observations: Float[Tensor, "B E"]
     ) -> Float[Tensor, "B T A"]:
         half = self.config.step // 2
-        slower = -math.log(_LONGEST) / (half - 1)
+        slower = -math.log(_MAX_PERIOD) / (half - 1)
         angles = steps[:, None] * torch.exp(slower * torch.arange(half, device=x.device))
         step = torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
-        told = _mish(torch.cat([self.down(_mish(self.up(step))), seen], -1))[:, None]
-        kept = []
+        condition = _mish(torch.cat([self.down(_mish(self.up(step))), observations], -1))[:, None]
+        skips = []
         for number, level in enumerate(self.descent):
             x = self.halving[number - 1](x) if number else x
-            x = _through(level, x, told)
-            kept.append(x)
-        x = _through(self.middle, x, told)
+            x = _apply_level(level, x, condition)
+            skips.append(x)
+        x = _apply_level(self.middle, x, condition)
         for level, doubling in zip(self.ascent, self.doubling):
-            x = doubling(_through(level, torch.cat([x, kept.pop()], -1), told))
+            x = doubling(_apply_level(level, torch.cat([x, skips.pop()], -1), condition))
         return self.out(_mish(self.last_norm(self.last(x))))
 
 
@@ -254,26 +258,26 @@ class ModulatedLayer(nn.Module):
     modulated (FiLM, Perez et al. 2018, equation 2).
     """
 
-    def __init__(self, config: UNetConfig, channels: int, width: int, told: int) -> None:
+    def __init__(self, config: UNetConfig, channels: int, width: int, condition_size: int) -> None:
         super().__init__()
         self.scaled = config.scaled
         self.first, self.second = Convolution(channels, width, config.taps), Convolution(width, width, config.taps)
         self.first_norm, self.second_norm = GroupNorm(config.groups, width), GroupNorm(config.groups, width)
-        self.modulate = Projection(told, 2 * width if config.scaled else width)
+        self.modulate = Projection(condition_size, 2 * width if config.scaled else width)
         self.around = Projection(channels, width) if channels != width else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B T C"], told: Float[Tensor, "B 1 E"]) -> Float[Tensor, "B T D"]:
-        y, by = _mish(self.first_norm(self.first(x))), self.modulate(told)
+    def forward(self, x: Float[Tensor, "B T C"], condition: Float[Tensor, "B 1 E"]) -> Float[Tensor, "B T D"]:
+        y, shift = _mish(self.first_norm(self.first(x))), self.modulate(condition)
         if self.scaled:
-            scale, by = by.chunk(2, -1)
+            scale, shift = shift.chunk(2, -1)
             y = scale * y
-        y = y + by
+        y = y + shift
         return _mish(self.second_norm(self.second(y))) + self.around(x)
 
 
-def _through(layers: nn.Module, x: Tensor, told: Tensor) -> Tensor:
+def _apply_level(layers: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
     for layer in cast(Sequence[nn.Module], layers):
-        x = layer(x, told)
+        x = layer(x, condition)
     return x
 
 
@@ -337,32 +341,32 @@ class UNetPolicy(nn.Module):
     def __init__(self, config: UNetPolicyConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        self.glimpses = Glimpses(config.observation)
+        self.glimpses = ObservationEncoder(config.observation)
         self.net = UNet(config.net, config.actions, config.history * config.observation.width)
         if seed is not None:
             initialise(self, config.init, 1, seed)
 
-    def forward(self, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
+    def forward(self, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         """Predict the chunks from the present on, in normalised units, from the noise in `sample`."""
-        return self.config.head.said(self, seen, drawn)[:, self.config.history - 1 :]
+        return self.config.head.predict(self, observations, sample)[:, self.config.history - 1 :]
 
-    def losses(self, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
+    def losses(self, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:
         """Losses on demonstrated chunks of the whole horizon."""
-        return self.config.head.losses(self, seen, chunks, drawn)
+        return self.config.head.losses(self, observations, chunks, sample)
 
-    def draw(self, random: np.random.Generator, rows: int) -> Drawn:
+    def sample_noise(self, random: np.random.Generator, rows: int) -> ChunkNoise:
         """Sample the noise for `rows` chunks."""
-        return self.config.head.draw(random, rows, self.config.horizon, self.config.actions)
+        return self.config.head.sample_noise(random, rows, self.config.horizon, self.config.actions)
 
-    def look(self, seen: Observations) -> tuple[Float[Tensor, "B E"], Terms]:
+    def encode(self, observations: Observations) -> tuple[Float[Tensor, "B E"], Terms]:
         """The conditioning vector of observations, and no auxiliary losses."""
-        return self.glimpses(seen).flatten(1), {}
+        return self.glimpses(observations).flatten(1), {}
 
-    def say(self, heard: Float[Tensor, "B E"], noised: Noised | None) -> Float[Tensor, "B C A"]:
+    def decode_chunk(self, encoded: Float[Tensor, "B E"], noisy: NoisyChunks | None) -> Float[Tensor, "B C A"]:
         """The U-Net's output for each action of the horizon."""
-        assert noised is not None  # a diffusion head always passes it
-        return self.net(noised.actions, noised.steps, heard)
+        assert noisy is not None  # a diffusion head always passes it
+        return self.net(noisy.actions, noisy.steps, encoded)
 
-    def infer(self, seen: Observations, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    def infer(self, observations: Observations, chunks: Chunks) -> tuple[Tensor, Tensor]:
         """Not used: this model has no latent."""
         raise NotImplementedError

@@ -132,6 +132,6 @@ class Smolgen(nn.Module):
         heads, length = self.config.heads, self.config.length
         if x.shape[1] != length or not query.dense or not key.dense:
             raise UserError(f"smolgen takes rows of exactly {length} tokens; pass one input of that length per row")
-        whole = self.summary_norm(F.silu(self.summary(self.compress(x).flatten(1))))
-        each = self.split_norm(F.silu(self.split(whole))).unflatten(1, (heads, self.config.generated))
-        return (self.spread(each) + self.table).unflatten(2, (length, length))
+        summary = self.summary_norm(F.silu(self.summary(self.compress(x).flatten(1))))
+        head_vectors = self.split_norm(F.silu(self.split(summary))).unflatten(1, (heads, self.config.generated))
+        return (self.spread(head_vectors) + self.table).unflatten(2, (length, length))

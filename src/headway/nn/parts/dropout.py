@@ -32,11 +32,11 @@ class Dropout(nn.Module):
         dropped = round(self.p * _LEVELS)
         words = -(-x.numel() // 4)
         bits = torch.empty(words, dtype=torch.int64, device=x.device).random_(generator=self.generator)
-        draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        samples = bits.view(torch.int16)[: x.numel()].view(x.shape)
         # `random_` leaves the sign bit of a word clear, so every fourth sample lacks its top bit: compare 15 bits.
-        kept = (draws & 0x7FFF) >= dropped // 2
+        mask = (samples & 0x7FFF) >= dropped // 2
         # In bf16 the scale itself would be rounded, and with it the expectation.
-        return kept.to(torch.promote_types(x.dtype, torch.float32)).mul_(_LEVELS / (_LEVELS - dropped // 2 * 2))
+        return mask.to(torch.promote_types(x.dtype, torch.float32)).mul_(_LEVELS / (_LEVELS - dropped // 2 * 2))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

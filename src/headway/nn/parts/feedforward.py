@@ -79,9 +79,9 @@ class MLP(nn.Module):
         super().__init__()
         hidden = hidden_width(config.hidden, config.ratio, width)
         self.up = Projection(width, hidden, config.bias, inner=True)
-        self.down = Projection(hidden, width, config.bias, writes=True)
+        self.down = Projection(hidden, width, config.bias, residual=True)
         self.activation = ACTIVATIONS[config.activation]
-        self.joins = config.activation == "gelu_tanh"  # can be fused with the bias before it
+        self.fuses_bias = config.activation == "gelu_tanh"  # can be fused with the bias before it
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
@@ -89,8 +89,8 @@ class MLP(nn.Module):
 
     def _inner(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
         """activation(up(x)); if compiled, the bias is added in the same pass as the activation."""
-        bias, joins = self.up.bias, self.joins and not self.up.is_hooked
-        if bias is None or not (joins and bias.requires_grad and is_gelu_compiled(x, len(bias))):
+        bias, fuses = self.up.bias, self.fuses_bias and not self.up.is_hooked
+        if bias is None or not (fuses and bias.requires_grad and is_gelu_compiled(x, len(bias))):
             return self.activation(self.up(x))
         return shifted_gelu_tanh(self.up.product(x), bias)
 
@@ -119,7 +119,7 @@ class Gated(nn.Module):
         super().__init__()
         hidden = hidden_width(config.hidden, config.ratio, width)
         self.gate_up = Projection(width, (hidden, hidden), config.bias, inner=True)
-        self.down = Projection(hidden, width, config.bias, writes=True)
+        self.down = Projection(hidden, width, config.bias, residual=True)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
 
@@ -165,20 +165,20 @@ class Experts(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.router(tokens).float() if x.dtype.itemsize < 4 else self.router(tokens)
         probabilities = logits.softmax(-1)
-        weights, chosen = probabilities.topk(self.config.active, dim=-1)
+        weights, expert_ids = probabilities.topk(self.config.active, dim=-1)
         if self.config.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         out = torch.zeros_like(tokens)
         for index, expert in enumerate(self.experts):
-            rows, slots = (chosen == index).nonzero(as_tuple=True)
+            rows, slots = (expert_ids == index).nonzero(as_tuple=True)
             part, _ = expert(tokens[rows][None], layout)
             out = out.index_add(0, rows, part[0] * weights[rows, slots, None].to(part.dtype))
-        kept = layout.keep.reshape(-1).to(probabilities.dtype)[:, None]
-        count = kept.sum().clamp(min=1)
-        assigned = torch.zeros_like(probabilities).scatter(1, chosen, 1.0) * kept
+        mask = layout.mask.reshape(-1).to(probabilities.dtype)[:, None]
+        count = mask.sum().clamp(min=1)
+        assigned = torch.zeros_like(probabilities).scatter(1, expert_ids, 1.0) * mask
         share = assigned.sum(0) / (count * self.config.active)
-        mean = (probabilities * kept).sum(0) / count
+        mean = (probabilities * mask).sum(0) / count
         terms = {"balance": self.config.balance * self.config.count * (share * mean).sum()}
         if self.config.z_loss:
-            terms["z_loss"] = self.config.z_loss * (logits.logsumexp(-1).square() * kept[:, 0]).sum() / count
+            terms["z_loss"] = self.config.z_loss * (logits.logsumexp(-1).square() * mask[:, 0]).sum() / count
         return out.view_as(x), terms

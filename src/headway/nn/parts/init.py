@@ -57,10 +57,10 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
                 if module.recurrent and config.recurrent == "orthogonal":
                     _orthogonal(matrix, generator)
                 else:
-                    _draw(matrix, config, generator)
-            if module.writes and config.residual == "scaled":
+                    _sample_matrix(matrix, config, generator)
+            if module.residual and config.residual == "scaled":
                 module.weight.div_(math.sqrt(2 * depth))
-            if module.writes and config.residual == "zero":
+            if module.residual and config.residual == "zero":
                 module.weight.zero_()
         table = getattr(module, "table", None)
         if isinstance(table, nn.Parameter) and table not in tables:
@@ -72,19 +72,19 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
 def _uniform(model: nn.Module, config: InitConfig, generator: torch.Generator) -> None:
     """Sample every parameter of a Projection or of a module with a table, tied ones once."""
     bound = config.uniform or 0.0
-    drawn: set[nn.Parameter] = set()
+    sampled: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, Projection) or hasattr(module, "table"):
             for parameter in module.parameters(recurse=False):
-                if parameter not in drawn:
-                    drawn.add(parameter)
+                if parameter not in sampled:
+                    sampled.add(parameter)
                     parameter.uniform_(-bound, bound, generator=generator)
         if isinstance(module, Projection) and module.recurrent and config.recurrent == "orthogonal":
             for matrix in module.weight.split(module.slices):
                 _orthogonal(matrix, generator)
 
 
-def _draw(weight: Tensor, config: InitConfig, generator: torch.Generator) -> None:
+def _sample_matrix(weight: Tensor, config: InitConfig, generator: torch.Generator) -> None:
     fan_out, fan_in = weight.shape
     if config.matrices == "normal":
         weight.normal_(0.0, config.std, generator=generator)

@@ -120,22 +120,22 @@ class RunningNorm(nn.Module):
         return scaled.clamp(-self.reach, self.reach)
 
     @torch.no_grad()
-    def see(self, x: Float[Tensor, "N S"]) -> None:
+    def update(self, x: Float[Tensor, "N S"]) -> None:
         """Update the statistics with N samples (Chan, Golub and LeVeque 1979, equation 2.1)."""
-        before, new = self.count, float(len(x))
-        total = before + new
+        old_count, new_count = self.count, float(len(x))
+        total = old_count + new_count
         mean, variance = x.mean(0), x.var(0, unbiased=False)
         shift = mean - self.mean
-        squares = before * self.variance + new * variance + shift.square() * (before * new / total)
-        self.mean += shift * (new / total)
+        squares = old_count * self.variance + new_count * variance + shift.square() * (old_count * new_count / total)
+        self.mean += shift * (new_count / total)
         self.variance.copy_(squares / total)
-        self.count += new
+        self.count += new_count
 
 
 FeatureMap = Literal["elu", "dpfp", "relu", "silu", "identity"]
 KeyNorm = Literal["none", "sum", "l2"]
 SIGNED = ("silu", "identity")  # features that may be negative, so that their sum is not a norm
-_LEAST = 1e-6
+_EPSILON = 1e-6
 
 
 def features(x: Float[Tensor, "... K"], kind: FeatureMap, nu: int = 1) -> Float[Tensor, "... M"]:
@@ -160,8 +160,8 @@ def feature_size(size: int, kind: FeatureMap, nu: int = 1) -> int:
 def normalise(x: Float[Tensor, "... K"], kind: KeyNorm) -> Float[Tensor, "... K"]:
     """sum: positive features that add up to 1 (Schlag et al. 2021, section 4.2); l2: unit length (Yang et al. 2024)."""
     if kind == "sum":
-        return x / (x.sum(-1, keepdim=True) + _LEAST)
-    return x if kind == "none" else x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _LEAST)
+        return x / (x.sum(-1, keepdim=True) + _EPSILON)
+    return x if kind == "none" else x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _EPSILON)
 
 
 def check_features(kind: FeatureMap, nu: int, norm: KeyNorm = "none") -> None:

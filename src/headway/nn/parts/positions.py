@@ -75,8 +75,8 @@ class Rotary:
     def angles(self, layout: Layout, like: Tensor) -> Angles:
         def compute() -> Angles:
             positions = layout.positions[:1] if layout.dense else layout.positions
-            turns = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
-            return Angles(*((part * self.factor).to(like.dtype) for part in (turns.cos(), turns.sin())))
+            angles = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
+            return Angles(*((part * self.factor).to(like.dtype) for part in (angles.cos(), angles.sin())))
 
         return layout.derived(("rotary", self.config, self.size, like.dtype), compute)
 
@@ -224,18 +224,18 @@ class Grids(nn.Module):
         self.table = nn.Parameter(torch.empty(config.front, width))
 
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
-        places = [self._grid(*grid, self.table) for grid in self.config.grids]
+        vectors = [self._grid(*grid, self.table) for grid in self.config.grids]
         positions = layout.positions[:1] if layout.dense else layout.positions
-        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *places]))
+        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *vectors]))
 
     def _grid(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "P D"]:
         down, across = (self._line(count, like.device) for count in (rows, columns))
-        whole = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
-        return whole.flatten(0, 1).to(like.dtype)
+        vectors = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
+        return vectors.flatten(0, 1).to(like.dtype)
 
     def _line(self, count: int, device: torch.device) -> Float[Tensor, "N E"]:
         half = self.width // 2
         steps = torch.arange(0, half, 2, device=device, dtype=torch.float64)
         angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
-        turned = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
-        return torch.stack((turned.sin(), turned.cos()), -1).flatten(1)
+        phases = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
+        return torch.stack((phases.sin(), phases.cos()), -1).flatten(1)

@@ -30,27 +30,27 @@ class Projection(nn.Module):
         width: int,
         slices: int | Sequence[int],
         bias: bool | Sequence[bool] = True,
-        writes: bool = False,
+        residual: bool = False,
         recurrent: bool = False,
         inner: bool = False,
     ) -> None:
         super().__init__()
         self.slices = (slices,) if isinstance(slices, int) else tuple(slices)
         self.biased = (bias,) * len(self.slices) if isinstance(bias, bool) else tuple(bias)
-        self.writes = writes
+        self.residual = residual
         self.recurrent = recurrent
         self.inner = inner
         self.weight = nn.Parameter(torch.empty(sum(self.slices), width))
         self.weight.slices = self.slices  # type: ignore[attr-defined]
-        held = sum(size for size, has in zip(self.slices, self.biased) if has)
-        self.bias = nn.Parameter(torch.zeros(held)) if held else None
+        bias_size = sum(size for size, has in zip(self.slices, self.biased) if has)
+        self.bias = nn.Parameter(torch.zeros(bias_size)) if bias_size else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         return linear(x, self.weight, None if self.bias is None else self.offset(), self.inner)
 
     def product(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         """The product before the bias and adapters are added."""
-        return linear(x, self.weight, rounded=self.inner)
+        return linear(x, self.weight, bf16_output=self.inner)
 
     @property
     def is_hooked(self) -> bool:

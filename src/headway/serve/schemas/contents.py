@@ -6,62 +6,62 @@ from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
-from headway.serve.expressions import CHARACTER, LarkTerminal, both, either, literal, spelt
-from headway.serve.schemas.formats import AROUND
+from headway.serve.ecma_regex import CHARACTER, LarkTerminal, escape_json, escape_literal, intersection, union
+from headway.serve.schemas.formats import NECESSARY_PATTERNS
 from headway.serve.schemas.matching import is_void, matches, pattern_terminal
-from headway.serve.schemas.numbers import Numbers, UnknownError
+from headway.serve.schemas.numbers import NumberSet, UnknownError
 from headway.serve.schemas.values import (
     ANY,
     NEVER,
-    Arrays,
-    Fit,
+    ArraySet,
     JsonValues,
-    Objects,
+    ObjectSet,
     RecursionWithinError,
+    SchemaSet,
     Scope,
     StringPattern,
-    Strings,
-    fit,
+    StringSet,
+    all_of,
 )
 
 ANY_STRING = LarkTerminal(f"{CHARACTER}*")
-_LONGEST = 1 << 16  # maximum characters of a string
-_PATTERNS = 6  # maximum patterns for the keys of an object
-_LOOKS = 20_000  # maximum records to check for one schema
+_MAX_LENGTH = 1 << 16  # maximum characters of a string
+_MAX_PATTERNS = 6  # maximum patterns for the keys of an object
+_MAX_CHECKS = 20_000  # maximum records to check for one schema
 
 
 class Contents:
     """Examines sets of values. `values` returns the values that match."""
 
-    def __init__(self, values: Callable[[Fit], JsonValues], source: str) -> None:
+    def __init__(self, values: Callable[[SchemaSet], JsonValues], source: str) -> None:
         self._values = values
         self._source = source
-        self._known: dict[Fit, bool] = {}
-        self._within: list[Fit] = []
+        self._known: dict[SchemaSet, bool] = {}
+        self._within: list[SchemaSet] = []
         self._is_assumed = False  # whether a set was assumed to be empty because it is being examined
-        self._left = _LOOKS
+        self._checks_left = _MAX_CHECKS
 
-    def is_fit_void(self, wanted: Fit) -> bool:
+    def is_set_void(self, schemas: SchemaSet) -> bool:
         """Whether it is known that no finite value matches."""
-        if wanted in (NEVER, ANY):
-            return wanted == NEVER
-        if wanted in self._known:
-            return self._known[wanted]
-        if wanted in self._within:
+        if schemas in (NEVER, ANY):
+            return schemas == NEVER
+        if schemas in self._known:
+            return self._known[schemas]
+        if schemas in self._within:
             self._is_assumed = True
             return True
-        before, self._is_assumed = self._is_assumed, False
-        self._within.append(wanted)
+        was_assumed, self._is_assumed = self._is_assumed, False
+        self._within.append(schemas)
         try:
-            found = self.is_all_void(self._values(wanted))
-            if not found or not self._is_assumed or len(self._within) == 1:
-                self._known[wanted] = found
+            is_empty = self.is_all_void(self._values(schemas))
+            if not is_empty or not self._is_assumed or len(self._within) == 1:
+                self._known[schemas] = is_empty
         except RecursionWithinError:
-            found = False
+            is_empty = False
         finally:
             self._within.pop()
-        self._is_assumed = (before or (self._is_assumed and found)) and bool(self._within)
-        return found
+        self._is_assumed = (was_assumed or (self._is_assumed and is_empty)) and bool(self._within)
+        return is_empty
 
     def is_all_void(self, values: JsonValues) -> bool:
         if values.null or values.booleans:
@@ -70,67 +70,78 @@ class Contents:
 
     def is_void(self, record: Any) -> bool:
         """Whether an alternative is known to be empty."""
-        self._left -= 1
+        self._checks_left -= 1
         try:
-            return self._left >= 0 and self._is_void(record)
+            return self._checks_left >= 0 and self._is_void(record)
         except UnknownError:
             return False
 
     def _is_void(self, record: Any) -> bool:
-        if isinstance(record, Numbers):
+        if isinstance(record, NumberSet):
             return False
-        if isinstance(record, Strings):
-            return bool(record.values is not None or record.fits) and self.strings(record, exact=False) is None
-        if isinstance(record, Arrays):
-            return any(self.is_fit_void(record.item(i)) for i in range(min(record.least, len(record.first) + 1)))
-        assert isinstance(record, Objects)
-        if any(self.is_fit_void(self.member(record, name, False)) for name in record.required):
+        if isinstance(record, StringSet):
+            return bool(record.values is not None or record.patterns) and self.strings(record, exact=False) is None
+        if isinstance(record, ArraySet):
+            return any(
+                self.is_set_void(record.item_schemas(i)) for i in range(min(record.min_items, len(record.first) + 1))
+            )
+        assert isinstance(record, ObjectSet)
+        if any(self.is_set_void(self.member(record, name, False)) for name in record.required):
             return True
-        if record.least <= len(record.required) and not record.some:
+        if record.min_members <= len(record.required) and not record.required_scopes:
             return False
-        closed = any(scope.pattern is None and each == NEVER and not scope.patterns for scope, each in record.scoped)
-        if not closed:
+        is_closed = any(
+            scope.pattern is None and schemas == NEVER and not scope.patterns for scope, schemas in record.scoped
+        )
+        if not is_closed:
             return False
-        possible = [name for name in self.names(record) if not self.is_fit_void(self.member(record, name, False))]
-        if record.least > len(possible):
+        possible = [name for name in self.names(record) if not self.is_set_void(self.member(record, name, False))]
+        if record.min_members > len(possible):
             return True
-        return any(not any(self.is_in(scope, name) for name in possible) for scope, _ in record.some)
+        return any(not any(self.is_in(scope, name) for name in possible) for scope, _ in record.required_scopes)
 
-    def strings(self, record: Strings, exact: bool = True) -> LarkTerminal | None:
+    def strings(self, record: StringSet, exact: bool = True) -> LarkTerminal | None:
         """The strings in JSON notation, without quotation marks; None if there are known to be none.
 
         If `exact`, only plain strings of a format; otherwise a superset of the format. UnknownError if neither is
         known.
         """
-        fits = [self._pattern(each, exact) for each in sorted(record.fits)]
-        misfits = [self._pattern(each, not exact) for each in sorted(record.misfits)]
+        fits = [self._pattern(pattern, exact) for pattern in sorted(record.patterns)]
+        misfits = [self._pattern(pattern, not exact) for pattern in sorted(record.excluded_patterns)]
         if exact and None in misfits:
             raise UnknownError("strings that do not have a format")
-        held, not_held = [each for each in fits if each], [each for each in misfits if each]
+        required, forbidden = [pattern for pattern in fits if pattern], [pattern for pattern in misfits if pattern]
         if record.values is not None:
-            texts = [
+            allowed_texts = [
                 text
                 for text in sorted(record.values)
-                if all(matches(each, text) for each in held) and not any(matches(each, text) for each in not_held)
+                if all(matches(pattern, text) for pattern in required)
+                and not any(matches(pattern, text) for pattern in forbidden)
             ]
-            return either([LarkTerminal(literal(spelt(text))) for text in texts]) if texts else None
-        if record.least > _LONGEST:
-            raise UnknownError(f"strings of {record.least:,} characters")
-        most = record.most if record.most is None or record.most < _LONGEST else _LONGEST
-        if record.least or most is not None:
-            held.append(LarkTerminal(f"{CHARACTER}{{{record.least},{'' if most is None else most}}}"))
-        excluded = [LarkTerminal(literal(spelt(text))) for text in sorted(record.excluded)]
-        others = [*not_held, *([either(excluded)] if excluded else [])]
-        found = both(held or [ANY_STRING], others)
-        return None if (len(held) > 1 or others) and is_void(found) else found
+            return (
+                union([LarkTerminal(escape_literal(escape_json(text))) for text in allowed_texts])
+                if allowed_texts
+                else None
+            )
+        if record.min_length > _MAX_LENGTH:
+            raise UnknownError(f"strings of {record.min_length:,} characters")
+        max_length = record.max_length if record.max_length is None or record.max_length < _MAX_LENGTH else _MAX_LENGTH
+        if record.min_length or max_length is not None:
+            required.append(
+                LarkTerminal(f"{CHARACTER}{{{record.min_length},{'' if max_length is None else max_length}}}")
+            )
+        excluded = [LarkTerminal(escape_literal(escape_json(text))) for text in sorted(record.excluded)]
+        complement = [*forbidden, *([union(excluded)] if excluded else [])]
+        terminal = intersection(required or [ANY_STRING], complement)
+        return None if (len(required) > 1 or complement) and is_void(terminal) else terminal
 
     def _pattern(self, pattern: StringPattern, exact: bool) -> LarkTerminal | None:
         if not pattern.is_format or exact:
             return pattern_terminal(pattern, self._source)
-        around = AROUND.get(pattern.text)
+        around = NECESSARY_PATTERNS.get(pattern.text)
         return None if around is None else pattern_terminal(StringPattern(around), self._source)
 
-    def names(self, record: Objects) -> list[str]:
+    def names(self, record: ObjectSet) -> list[str]:
         """All named keys, in order."""
         scoped = chain.from_iterable(sorted(scope.names) for scope, _ in sorted(record.scoped, key=str))
         return list(dict.fromkeys((*record.members, *record.required, *scoped)))
@@ -139,58 +150,61 @@ class Contents:
         if scope.pattern is not None:
             return matches(pattern_terminal(scope.pattern, self._source), name)
         inside = name in scope.names or any(
-            matches(pattern_terminal(each, self._source), name) for each in scope.patterns
+            matches(pattern_terminal(pattern, self._source), name) for pattern in scope.patterns
         )
         return not inside
 
-    def member(self, record: Objects, name: str, exact: bool = True) -> Fit:
+    def member(self, record: ObjectSet, name: str, exact: bool = True) -> SchemaSet:
         """The set that the member with this name must match."""
-        found = fit(record.members.get(name, ANY), *(each for scope, each in record.scoped if self.is_in(scope, name)))
-        return found if record.keys == ANY or self._is_key(record.keys, name, exact) else NEVER
+        schemas = all_of(
+            record.members.get(name, ANY),
+            *(scope_schemas for scope, scope_schemas in record.scoped if self.is_in(scope, name)),
+        )
+        return schemas if record.keys == ANY or self._is_key(record.keys, name, exact) else NEVER
 
-    def _is_key(self, keys: Fit, name: str, exact: bool) -> bool:
+    def _is_key(self, keys: SchemaSet, name: str, exact: bool) -> bool:
         """Whether a name matches the constraints on names."""
-        exactly = Strings(values=frozenset([name]))
-        shared = [each.intersection(exactly) for each in self._values(keys).strings]
-        return any(each is not None and self.strings(each, exact) is not None for each in shared)
+        exactly = StringSet(values=frozenset([name]))
+        shared = [strings.intersection(exactly) for strings in self._values(keys).strings]
+        return any(strings is not None and self.strings(strings, exact) is not None for strings in shared)
 
-    def others(self, record: Objects) -> list[tuple[LarkTerminal, Fit]]:
+    def other_members(self, record: ObjectSet) -> list[tuple[LarkTerminal, SchemaSet]]:
         """Keys that are not named, and the sets that their members must match."""
         scopes = [scope for scope, _ in record.scoped]
-        patterns = sorted({each for scope in scopes for each in (*scope.patterns, *filter(None, [scope.pattern]))})
-        if len(patterns) > _PATTERNS:
-            raise UnknownError(f"objects with {len(patterns)} patterns of keys, more than {_PATTERNS}")
+        patterns = sorted({entry for scope in scopes for entry in (*scope.patterns, *filter(None, [scope.pattern]))})
+        if len(patterns) > _MAX_PATTERNS:
+            raise UnknownError(f"objects with {len(patterns)} patterns of keys, more than {_MAX_PATTERNS}")
         keys = self._keys(record.keys)
-        named = [LarkTerminal(literal(spelt(name))) for name in self.names(record)]
-        without = [either(named)] if named else []
-        found: dict[Fit, list[tuple[StringPattern, ...]]] = {}
-        for some in chain.from_iterable(combinations(patterns, count) for count in range(len(patterns) + 1)):
-            wanted = fit(*(each for scope, each in record.scoped if _covers(scope, some)))
-            found.setdefault(wanted, []).append(some)
+        named = [LarkTerminal(escape_literal(escape_json(name))) for name in self.names(record)]
+        excluded = [union(named)] if named else []
+        groups_by_set: dict[SchemaSet, list[tuple[StringPattern, ...]]] = {}
+        for subset in chain.from_iterable(combinations(patterns, count) for count in range(len(patterns) + 1)):
+            schemas = all_of(*(entry for scope, entry in record.scoped if _covers(scope, subset)))
+            groups_by_set.setdefault(schemas, []).append(subset)
         options = []
-        for wanted, groups in found.items():
-            if self.is_fit_void(wanted):
+        for schemas, groups in groups_by_set.items():
+            if self.is_set_void(schemas):
                 continue
             if len(groups) == 2 ** len(patterns):
-                options.append((both(keys or [ANY_STRING], without), wanted))
+                options.append((intersection(keys or [ANY_STRING], excluded), schemas))
                 continue
-            for some in groups:
-                held = [pattern_terminal(each, self._source) for each in some]
-                not_held = [pattern_terminal(each, self._source) for each in patterns if each not in some]
-                key = both([*keys, *held] or [ANY_STRING], [*not_held, *without])
+            for subset in groups:
+                required = [pattern_terminal(entry, self._source) for entry in subset]
+                forbidden = [pattern_terminal(entry, self._source) for entry in patterns if entry not in subset]
+                key = intersection([*keys, *required] or [ANY_STRING], [*forbidden, *excluded])
                 if not is_void(key):
-                    options.append((key, wanted))
+                    options.append((key, schemas))
         return options
 
-    def _keys(self, keys: Fit) -> list[LarkTerminal]:
-        if keys == ANY or Strings() in (records := self._values(keys).strings):
+    def _keys(self, keys: SchemaSet) -> list[LarkTerminal]:
+        if keys == ANY or StringSet() in (records := self._values(keys).strings):
             return []
-        spelled = [each for each in map(self.strings, records) if each is not None]
-        return [either(spelled) if spelled else both([LarkTerminal("a"), LarkTerminal("b")])]
+        spelled = [terminal for terminal in map(self.strings, records) if terminal is not None]
+        return [union(spelled) if spelled else intersection([LarkTerminal("a"), LarkTerminal("b")])]
 
 
 def _covers(scope: Scope, patterns: tuple[StringPattern, ...]) -> bool:
     """Whether unnamed keys that match exactly these patterns are in a scope."""
     if scope.pattern is not None:
         return scope.pattern in patterns
-    return not any(each in patterns for each in scope.patterns)
+    return not any(pattern in patterns for pattern in scope.patterns)

@@ -9,9 +9,9 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 from headway.errors import UserError
 
-LARGEST = 1 << 18  # maximum characters of a schema
-DEEPEST = 64  # maximum depth of schemas
-_LISTED = 64  # maximum names of ignored keywords
+MAX_SCHEMA_LENGTH = 1 << 18  # maximum characters of a schema
+MAX_SCHEMA_DEPTH = 64  # maximum depth of schemas
+_MAX_IGNORED = 64  # maximum names of ignored keywords
 NEWEST = 2020
 ANY_DRAFT = 0  # a schema without $schema: 2020-12, and the keywords of older drafts
 _DRAFTS = {
@@ -37,12 +37,22 @@ _KEYWORDS: dict[str, tuple[int, int]] = {
     "$recursiveRef": (2019, 2019),
     "$dynamicRef": (2020, 2020),
 }
-_ONE = ("items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
-_SCHEMA_AT = (*_ONE, "unevaluatedProperties", "unevaluatedItems")
+_SINGLE_SCHEMA_AT = (
+    "items",
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "propertyNames",
+    "not",
+    "if",
+    "then",
+    "else",
+)
+_SCHEMA_AT = (*_SINGLE_SCHEMA_AT, "unevaluatedProperties", "unevaluatedItems")
 _SCHEMAS_AT = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED_SCHEMAS_AT = ("properties", "patternProperties", "$defs", "definitions", "dependencies", "dependentSchemas")
-_OF_DOCUMENT = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$defs", "definitions")
-_DOCUMENTING = ("title", "description", "default", "examples", "example", "$comment", "deprecated", "$vocabulary")
+_IDENTIFIERS = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$defs", "definitions")
+_ANNOTATIONS = ("title", "description", "default", "examples", "example", "$comment", "deprecated", "$vocabulary")
 
 
 class SchemaNode(NamedTuple):
@@ -63,38 +73,38 @@ class Document:
             size = len(json.dumps(schema, allow_nan=False))
         except (ValueError, TypeError, RecursionError):
             raise UserError(f"{source} is not JSON, or nested too deeply; send a JSON schema") from None
-        if size > LARGEST:
-            raise UserError(f"{source} has {size:,} characters; use {LARGEST:,} at most")
+        if size > MAX_SCHEMA_LENGTH:
+            raise UserError(f"{source} has {size:,} characters; use {MAX_SCHEMA_LENGTH:,} at most")
         self.source = source
         self.nodes: list[SchemaNode] = []
-        self._numbers: dict[int, int] = {}  # of schemas, by object identity
+        self._indices: dict[int, int] = {}  # of schemas, by object identity
         self._ignored: dict[str, None] = {}
         self._resources: dict[str, SchemaNode] = {}  # by URI
         self._anchors: dict[str, SchemaNode] = {}
         self._dynamic: dict[str, int] = {}  # count of each dynamic anchor
         draft = ANY_DRAFT
         if isinstance(schema, Mapping) and "$schema" in schema:
-            named = schema["$schema"]
-            plain = named.rstrip("#").split("://")[-1] if isinstance(named, str) else ""
-            if plain in _DRAFTS:
-                draft = _DRAFTS[plain]
-            elif "json-schema.org/" in plain:
-                raise self.refused("", f"the $schema {named!r:.80}", "use a draft from 4 to 2020-12")
+            identifier = schema["$schema"]
+            uri = identifier.rstrip("#").split("://")[-1] if isinstance(identifier, str) else ""
+            if uri in _DRAFTS:
+                draft = _DRAFTS[uri]
+            elif "json-schema.org/" in uri:
+                raise self.error("", f"the $schema {identifier!r:.80}", "use a draft from 4 to 2020-12")
             else:
                 self.ignore("$schema")
-        named = _identifier(schema, draft)
-        root = SchemaNode(schema, "" if named is None else urldefrag(named)[0], "", draft)
+        identifier = _identifier(schema, draft)
+        root = SchemaNode(schema, "" if identifier is None else urldefrag(identifier)[0], "", draft)
         self._resources[root.base] = self._resources[""] = root
         for node in self._walk(root, 0):
             self._collect(node)
-        self.root = self.number(root)
+        self.root = self.index_of(root)
 
-    def refused(self, path: str, what: str, remedy: str = "leave it out") -> UserError:
-        where = f" at {path!r:.100}" if path else ""
-        return UserError(f"{self.source} has {what}{where}, which cannot be enforced; {remedy}")
+    def error(self, path: str, problem: str, remedy: str = "leave it out") -> UserError:
+        location = f" at {path!r:.100}" if path else ""
+        return UserError(f"{self.source} has {problem}{location}, which cannot be enforced; {remedy}")
 
     def ignore(self, name: str) -> None:
-        if len(self._ignored) < _LISTED:
+        if len(self._ignored) < _MAX_IGNORED:
             self._ignored[name] = None
 
     @property
@@ -102,22 +112,22 @@ class Document:
         """Keywords and formats without effect, in order of appearance."""
         return list(self._ignored)
 
-    def number(self, node: SchemaNode) -> int:
+    def index_of(self, node: SchemaNode) -> int:
         """The index of a schema, the same each time."""
-        found = self._numbers.get(id(node.schema)) if isinstance(node.schema, Mapping) else None
-        if found is None:
+        index = self._indices.get(id(node.schema)) if isinstance(node.schema, Mapping) else None
+        if index is None:
             if not isinstance(node.schema, (bool, Mapping)):
-                given = json.dumps(node.schema)
-                raise self.refused(node.path, f"{given:.40} instead of a schema", "use an object or a boolean")
+                text = json.dumps(node.schema)
+                raise self.error(node.path, f"{text:.40} instead of a schema", "use an object or a boolean")
             self.nodes.append(node)
-            found = len(self.nodes) - 1
+            index = len(self.nodes) - 1
             if isinstance(node.schema, Mapping):
-                self._numbers[id(node.schema)] = found
-        return found
+                self._indices[id(node.schema)] = index
+        return index
 
     def inner(self, node: SchemaNode, schema: Any, *names: str | int) -> int:
         """The index of a schema within another."""
-        return self.number(self._inner(node, schema, *names))
+        return self.index_of(self._inner(node, schema, *names))
 
     def keywords(self, node: SchemaNode) -> dict[str, Any]:
         """The constraining keywords that a schema's draft knows. Others are recorded as ignored."""
@@ -125,37 +135,37 @@ class Document:
         assert isinstance(schema, Mapping)
         if "$ref" in schema and 4 <= draft <= 7:  # keywords next to a reference have no effect
             for name in schema:
-                if name != "$ref" and name not in (*_DOCUMENTING, *_OF_DOCUMENT):
+                if name != "$ref" and name not in (*_ANNOTATIONS, *_IDENTIFIERS):
                     self.ignore(name)
             return {"$ref": schema["$ref"]}
-        found = {}
+        known = {}
         for name, value in schema.items():
             first, last = _KEYWORDS.get(name, (9999, 0))
             if first <= draft <= last or (draft == ANY_DRAFT and last):
-                found[name] = value
-            elif name not in _OF_DOCUMENT and name not in _DOCUMENTING:
+                known[name] = value
+            elif name not in _IDENTIFIERS and name not in _ANNOTATIONS:
                 self.ignore(name)
-        return found
+        return known
 
     def target(self, node: SchemaNode, keyword: str, reference: Any) -> int:
         """The index of a reference's target."""
         path = f"{node.path}/{keyword}"
         if not isinstance(reference, str):
-            raise self.refused(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
+            raise self.error(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
         uri, fragment = urldefrag(_absolute(node.base, reference))
         is_dynamic = keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1
         if is_dynamic or (keyword == "$recursiveRef" and self._dynamic.get("", 0)):
-            raise self.refused(path, f"a {keyword} that depends on where it is used", "use $ref")
-        found = self._anchors.get(f"{uri}#{fragment}") if fragment else None
+            raise self.error(path, f"a {keyword} that depends on where it is used", "use $ref")
+        target_node = self._anchors.get(f"{uri}#{fragment}") if fragment else None
         resource = self._resources.get(uri)
-        if found is None and resource is not None and (not fragment or fragment.startswith("/")):
-            found = self._at(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
-        if found is None:
-            what = f"the {keyword} {reference!r:.80} without a target"
-            raise self.refused(path, what, "put the schema into $defs and refer to it as #/$defs/name")
-        return self.number(found)
+        if target_node is None and resource is not None and (not fragment or fragment.startswith("/")):
+            target_node = self._resolve_pointer(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
+        if target_node is None:
+            problem = f"the {keyword} {reference!r:.80} without a target"
+            raise self.error(path, problem, "put the schema into $defs and refer to it as #/$defs/name")
+        return self.index_of(target_node)
 
-    def _at(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
+    def _resolve_pointer(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
         """The target of a JSON pointer, if it can be a schema."""
         node: Any = resource
         value: Any = resource.schema
@@ -171,8 +181,8 @@ class Document:
 
     def _inner(self, node: SchemaNode, schema: Any, *names: str | int) -> SchemaNode:
         path = node.path + "".join(f"/{_escaped(str(name))}" for name in names)
-        named = _identifier(schema, node.draft)
-        base = node.base if named is None else urldefrag(_absolute(node.base, named))[0]
+        identifier = _identifier(schema, node.draft)
+        base = node.base if identifier is None else urldefrag(_absolute(node.base, identifier))[0]
         return SchemaNode(schema, base, path, node.draft)
 
     def _collect(self, node: SchemaNode) -> None:
@@ -180,9 +190,9 @@ class Document:
         schema = node.schema
         if not isinstance(schema, Mapping):
             return
-        named = _identifier(schema, node.draft)
-        if named is not None:
-            uri, fragment = urldefrag(_absolute(node.base, named))
+        identifier = _identifier(schema, node.draft)
+        if identifier is not None:
+            uri, fragment = urldefrag(_absolute(node.base, identifier))
             if fragment:
                 self._anchors[f"{uri}#{fragment}"] = node
             else:
@@ -197,32 +207,32 @@ class Document:
 
     def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
         """The schema and all schemas within it, at the keywords that contain schemas."""
-        if depth > DEEPEST:
-            raise UserError(f"{self.source} has schemas more than {DEEPEST} deep; use a flatter one")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise UserError(f"{self.source} has schemas more than {MAX_SCHEMA_DEPTH} deep; use a flatter one")
         schema = node.schema
         yield node
         if not isinstance(schema, Mapping):
             return
         for name, value in schema.items():
-            within: list[tuple[tuple[str | int, ...], Any]] = []
+            subschemas: list[tuple[tuple[str | int, ...], Any]] = []
             if name in _SCHEMA_AT and isinstance(value, Mapping):
-                within = [((name,), value)]
+                subschemas = [((name,), value)]
             elif name in _SCHEMAS_AT and isinstance(value, list):
-                within = [((name, i), each) for i, each in enumerate(value)]
+                subschemas = [((name, i), subschema) for i, subschema in enumerate(value)]
             elif name in _NAMED_SCHEMAS_AT and isinstance(value, Mapping):
-                within = [((name, key), each) for key, each in value.items()]
-            for names, each in within:
-                if isinstance(each, Mapping):
-                    yield from self._walk(self._inner(node, each, *names), depth + 1)
+                subschemas = [((name, key), subschema) for key, subschema in value.items()]
+            for names, subschema in subschemas:
+                if isinstance(subschema, Mapping):
+                    yield from self._walk(self._inner(node, subschema, *names), depth + 1)
 
 
 def _identifier(schema: Any, draft: int) -> str | None:
     if not isinstance(schema, Mapping) or ("$ref" in schema and 4 <= draft <= 7):
         return None
-    named = schema.get("id" if draft == 4 else "$id")
-    if draft == ANY_DRAFT and not isinstance(named, str):
-        named = schema.get("id")
-    return named if isinstance(named, str) else None
+    identifier = schema.get("id" if draft == 4 else "$id")
+    if draft == ANY_DRAFT and not isinstance(identifier, str):
+        identifier = schema.get("id")
+    return identifier if isinstance(identifier, str) else None
 
 
 def _absolute(base: str, reference: str) -> str:

@@ -55,7 +55,7 @@ FORMATS = {
     "regex": rf"^\^?(?:{_ATOM}|\((?:\?:)?{_ATOM}+(?:\|{_ATOM}+)*\)[*+?]?)*(?:\|(?:{_ATOM})+)*\$?$",
 }
 # Patterns that match every string of a format, to exclude a format.
-AROUND = {
+NECESSARY_PATTERNS = {
     "date": r"^[0-9]{4}-",
     "time": r"^[0-9]{2}:",
     "date-time": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]",

@@ -6,37 +6,37 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.serve.expressions import LarkTerminal, either, joined, literal, spelt
+from headway.serve.ecma_regex import LarkTerminal, concatenate, escape_json, escape_literal, union
 from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
-from headway.serve.schemas.reading import SchemaReader
+from headway.serve.schemas.schema_reader import SchemaReader
 from headway.serve.schemas.shapes import Shape
 from headway.serve.schemas.values import (
     ALL,
     NEVER,
-    Arrays,
+    ArraySet,
     Contained,
-    Fit,
     JsonValues,
-    Objects,
+    ObjectSet,
     RecursionWithinError,
-    fit,
+    SchemaSet,
+    all_of,
 )
 
-_MOST = 1 << 16  # maximum items of an array, or members of an object
-_STATES = 4096  # maximum states to count one array or object
-_RULES = 60_000  # maximum rules of a grammar
-_SPACE = r"(?: |\r?\n[ \t]{0,32})?"  # between JSON tokens; limited, as models might never stop
-_MARKS = {
-    "OPEN_LIST": rf"\[{_SPACE}",
-    "CLOSE_LIST": rf"{_SPACE}\]",
-    "NO_LIST": rf"\[{_SPACE}\]",
-    "OPEN_OBJECT": rf"\{{{_SPACE}",
-    "CLOSE_OBJECT": rf"{_SPACE}\}}",
-    "NO_OBJECT": rf"\{{{_SPACE}\}}",
-    "COMMA": f"{_SPACE},{_SPACE}",
-    "COLON": f"{_SPACE}:{_SPACE}",
+_MAX_ITEMS = 1 << 16  # maximum items of an array, or members of an object
+_MAX_STATES = 4096  # maximum states to count one array or object
+_MAX_RULES = 60_000  # maximum rules of a grammar
+_WHITESPACE = r"(?: |\r?\n[ \t]{0,32})?"  # between JSON tokens; limited, as models might never stop
+_PUNCTUATION = {
+    "OPEN_LIST": rf"\[{_WHITESPACE}",
+    "CLOSE_LIST": rf"{_WHITESPACE}\]",
+    "NO_LIST": rf"\[{_WHITESPACE}\]",
+    "OPEN_OBJECT": rf"\{{{_WHITESPACE}",
+    "CLOSE_OBJECT": rf"{_WHITESPACE}\}}",
+    "NO_OBJECT": rf"\{{{_WHITESPACE}\}}",
+    "COMMA": f"{_WHITESPACE},{_WHITESPACE}",
+    "COLON": f"{_WHITESPACE}:{_WHITESPACE}",
 }
 _QUOTE = LarkTerminal(r"\x{22}")
 
@@ -61,9 +61,9 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
     reader = SchemaReader(document)
     try:
         root = reader.root()
-        if reader.contents.is_fit_void(root):
+        if reader.contents.is_set_void(root):
             raise UserError(f"nothing matches {source}, or it refers to itself without end; allow some value")
-        writer = _Writer(reader, prefix)
+        writer = _GrammarWriter(reader, prefix)
         start = writer.symbol(root)
         writer.finish()
     except RecursionWithinError:
@@ -77,94 +77,96 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
     return Grammar(start, writer.lines, document.ignored, writer.shapes())
 
 
-class _Writer:
+class _GrammarWriter:
     """Generates rules for sets of values, each once."""
 
     def __init__(self, reader: SchemaReader, prefix: str) -> None:
         self._reader = reader
         self._contents: Contents = reader.contents
         self._prefix = prefix
-        self._symbols: dict[Fit, str | None] = {}
+        self._symbols: dict[SchemaSet, str | None] = {}
         self._terminals: dict[str, str] = {}
-        self._waiting: list[tuple[Fit, str]] = []
+        self._pending: list[tuple[SchemaSet, str]] = []
         self._bodies: dict[str, str] = {}
         self._count = 0  # of names
         self.lines: list[str] = []
-        self._shapes: dict[Fit, list[tuple[str, bool, list[Fit], dict[str, Fit], list[Fit], list[str] | None]]] = {}
+        self._shapes: dict[
+            SchemaSet, list[tuple[str, bool, list[SchemaSet], dict[str, SchemaSet], list[SchemaSet], list[str] | None]]
+        ] = {}
 
-    def symbol(self, wanted: Fit) -> str:
+    def symbol(self, schemas: SchemaSet) -> str:
         """The name of the rule or terminal for a set that is not known to be empty."""
-        found = self._symbols.get(wanted)
-        if found is not None:
-            return found
-        values = self._reader.values(wanted) if wanted else ALL
+        name = self._symbols.get(schemas)
+        if name is not None:
+            return name
+        values = self._reader.values(schemas) if schemas else ALL
         terminal, fragments = self._scalars(values)
         if not values.arrays and not values.objects and not fragments:
-            found = self._terminal(terminal)
+            name = self._terminal(terminal)
         elif not values.arrays and not values.objects and terminal is None and len(fragments) == 1:
-            found = self._rule(f"%json {fragments[0]}")
+            name = self._rule(f"%json {fragments[0]}")
         else:
-            found = self._name("v")
-            self._waiting.append((wanted, found))
-        self._symbols[wanted] = found
-        return found
+            name = self._new_name("v")
+            self._pending.append((schemas, name))
+        self._symbols[schemas] = name
+        return name
 
     def finish(self) -> None:
         """Generate the rules of all requested symbols."""
-        while self._waiting:
-            wanted, name = self._waiting.pop()
-            values = self._reader.values(wanted) if wanted else ALL
+        while self._pending:
+            schemas, name = self._pending.pop()
+            values = self._reader.values(schemas) if schemas else ALL
             terminal, fragments = self._scalars(values)
             options = [self._terminal(terminal)] if terminal is not None else []
             options += [self._rule(f"%json {fragment}") for fragment in fragments]
-            self._shapes[wanted] = []
+            self._shapes[schemas] = []
             for array in values.arrays:
                 if not self._contents.is_void(array):
-                    options += self._array(array, wanted)
-            for each in values.objects:
-                for one in self._resolved(each):
-                    if not self._contents.is_void(one):
-                        options += self._object(one, wanted)
+                    options += self._array(array, schemas)
+            for record in values.objects:
+                for resolved in self._resolve_required(record):
+                    if not self._contents.is_void(resolved):
+                        options += self._object(resolved, schemas)
             if not options:
                 raise UnknownError("values that cannot be expressed")
-            self._line(f"{name}: {' | '.join(dict.fromkeys(options))}")
+            self._add_line(f"{name}: {' | '.join(dict.fromkeys(options))}")
 
-    def _name(self, kind: str) -> str:
+    def _new_name(self, kind: str) -> str:
         self._count += 1
         return f"{self._prefix}{kind}{self._count}"
 
-    def _line(self, line: str) -> None:
+    def _add_line(self, line: str) -> None:
         self.lines.append(line)
-        if len(self.lines) > _RULES:
-            raise UnknownError(f"more than {_RULES:,} rules")
+        if len(self.lines) > _MAX_RULES:
+            raise UnknownError(f"more than {_MAX_RULES:,} rules")
 
     def _rule(self, body: str, kind: str = "r") -> str:
         """The name of a rule with this body, the same for the same body."""
-        found = self._bodies.get(body)
-        if found is None:
-            found = self._name(kind)
-            self._bodies[body] = found
-            self._line(f"{found}: {body}")
-        return found
+        name = self._bodies.get(body)
+        if name is None:
+            name = self._new_name(kind)
+            self._bodies[body] = name
+            self._add_line(f"{name}: {body}")
+        return name
 
     def _terminal(self, terminal: LarkTerminal | None) -> str:
         if terminal is None:
             raise UnknownError("values that cannot be expressed")
         body = terminal.lark()
-        found = self._terminals.get(body)
-        if found is None:
-            found = f"{self._prefix.upper()}T{len(self._terminals)}"
-            self._terminals[body] = found
-            self._line(f"{found}: {body}")
-        return found
+        name = self._terminals.get(body)
+        if name is None:
+            name = f"{self._prefix.upper()}T{len(self._terminals)}"
+            self._terminals[body] = name
+            self._add_line(f"{name}: {body}")
+        return name
 
-    def _mark(self, name: str) -> str:
-        return self._terminal(LarkTerminal(_MARKS[name]))
+    def _punctuation(self, name: str) -> str:
+        return self._terminal(LarkTerminal(_PUNCTUATION[name]))
 
     def _scalars(self, values: JsonValues) -> tuple[LarkTerminal | None, list[str]]:
         """A terminal for scalars, and llguidance schemas for scalars that it cannot express."""
         options = [LarkTerminal("null")] if values.null else []
-        options += [LarkTerminal("true" if each else "false") for each in sorted(values.booleans)]
+        options += [LarkTerminal("true" if boolean else "false") for boolean in sorted(values.booleans)]
         fragments = []
         for number in values.numbers:
             terminal = number.terminal()
@@ -178,140 +180,156 @@ class _Writer:
         for string in values.strings:
             terminal = self._contents.strings(string)
             if terminal is not None:
-                options.append(joined([_QUOTE, terminal, _QUOTE]))
-        return (either(options) if options else None), fragments
+                options.append(concatenate([_QUOTE, terminal, _QUOTE]))
+        return (union(options) if options else None), fragments
 
-    def _resolved(self, record: Objects) -> list[Objects]:
+    def _resolve_required(self, record: ObjectSet) -> list[ObjectSet]:
         """The same without requirements that some member is of a kind: they are applied to the named members."""
-        found = [record]
-        for scope, wanted in sorted(record.some, key=str):
+        resolved = [record]
+        for scope, schemas in sorted(record.required_scopes, key=str):
             names = [name for name in self._contents.names(record) if self._contents.is_in(scope, name)]
-            demands = [Objects(((name, wanted),), required=(name,), least=1) for name in names]
-            parts = (one.intersection(each) for one in found for each in demands)
-            found = [part for part in parts if part is not None]
-        return [replace(each, some=frozenset()) for each in found]
+            demands = [ObjectSet(((name, schemas),), required=(name,), min_members=1) for name in names]
+            parts = (base.intersection(candidate) for base in resolved for candidate in demands)
+            resolved = [part for part in parts if part is not None]
+        return [replace(candidate, some=frozenset()) for candidate in resolved]
 
-    def _array(self, record: Arrays, wanted: Fit) -> list[str]:
-        items: list[Fit] = []
-        for each in record.first:
-            if self._contents.is_fit_void(each):
+    def _array(self, record: ArraySet, schemas: SchemaSet) -> list[str]:
+        items: list[SchemaSet] = []
+        for item_schemas in record.first:
+            if self._contents.is_set_void(item_schemas):
                 break
-            items.append(each)
-        cut = len(items) < len(record.first)
-        others = NEVER if cut or self._contents.is_fit_void(record.others) else record.others
-        most = _MOST if record.most is None else min(record.most, _MOST)
-        most = min(most, len(items)) if others == NEVER else most
-        values = self._listed(record) if record.unique else None
+            items.append(item_schemas)
+        is_cut = len(items) < len(record.first)
+        other_items = NEVER if is_cut or self._contents.is_set_void(record.other_items) else record.other_items
+        max_items = _MAX_ITEMS if record.max_items is None else min(record.max_items, _MAX_ITEMS)
+        max_items = min(max_items, len(items)) if other_items == NEVER else max_items
+        values = self._enumerate_items(record) if record.unique else None
         if values is not None:
-            most = min(most, len(values))
-        if record.least > most:
-            if record.least > _MOST:
-                raise UnknownError(f"arrays of {record.least:,} items")
+            max_items = min(max_items, len(values))
+        if record.min_items > max_items:
+            if record.min_items > _MAX_ITEMS:
+                raise UnknownError(f"arrays of {record.min_items:,} items")
             return []
-        distinct = record.unique and most > 1
-        self._shapes[wanted].append(("array", distinct, items, {}, [others] if others != NEVER else [], values))
-        unbounded = record.most is None and others != NEVER and values is None
+        distinct = record.unique and max_items > 1
+        self._shapes[schemas].append(
+            ("array", distinct, items, {}, [other_items] if other_items != NEVER else [], values)
+        )
+        unbounded = record.max_items is None and other_items != NEVER and values is None
         if record.contains:
-            return self._counted_array(replace(record, first=tuple(items), others=others), None if unbounded else most)
-        options = [self._mark("NO_LIST")] if record.least == 0 else []
-        if most == 0:
+            return self._counted_array(
+                replace(record, first=tuple(items), others=other_items), None if unbounded else max_items
+            )
+        options = [self._punctuation("NO_LIST")] if record.min_items == 0 else []
+        if max_items == 0:
             return options
-        comma, body = self._mark("COMMA"), ""
-        if most > len(items):
-            other = self.symbol(others)
-            least = max(0, record.least - len(items) - (0 if items else 1))
-            count = "*" if unbounded else f"{{{least},{most - max(len(items), 1)}}}"
-            if unbounded and least:
-                count = f"{{{least},}}"
-            body = f"({comma} {other}){count}" if count != "{0,0}" else ""
+        comma, body = self._punctuation("COMMA"), ""
+        if max_items > len(items):
+            item_symbol = self.symbol(other_items)
+            min_items = max(0, record.min_items - len(items) - (0 if items else 1))
+            count = "*" if unbounded else f"{{{min_items},{max_items - max(len(items), 1)}}}"
+            if unbounded and min_items:
+                count = f"{{{min_items},}}"
+            body = f"({comma} {item_symbol}){count}" if count != "{0,0}" else ""
             if not items:
-                body = f"{other} {body}"
-        for i in range(min(len(items), most) - 1, -1, -1):
+                body = f"{item_symbol} {body}"
+        for i in range(min(len(items), max_items) - 1, -1, -1):
             body = f"{self.symbol(items[i])} {body}"
             if i:
-                body = f"{comma} {body}" if i < record.least else self._rule(f"({comma} {body})?", "t")
-        return [*options, self._rule(f"{self._mark('OPEN_LIST')} {body} {self._mark('CLOSE_LIST')}", "a")]
+                body = f"{comma} {body}" if i < record.min_items else self._rule(f"({comma} {body})?", "t")
+        return [*options, self._rule(f"{self._punctuation('OPEN_LIST')} {body} {self._punctuation('CLOSE_LIST')}", "a")]
 
-    def _counted_array(self, record: Arrays, most: int | None) -> list[str]:
+    def _counted_array(self, record: ArraySet, max_items: int | None) -> list[str]:
         """An array with a limited number of matching items: a rule per count of items and of matches."""
         if len(record.contains) > 1:
             raise UnknownError("arrays with more than one 'contains'")
-        wanted: Contained = next(iter(record.contains))
-        top = wanted.least if wanted.most is None else wanted.most + 1
-        last = max(len(record.first), record.least, 1) if most is None else most
-        if (last + 1) * (top + 1) > _STATES:
+        contained: Contained = next(iter(record.contains))
+        max_count = contained.min_count if contained.max_count is None else contained.max_count + 1
+        last = max(len(record.first), record.min_items, 1) if max_items is None else max_items
+        if (last + 1) * (max_count + 1) > _MAX_STATES:
             raise UnknownError("arrays that contain that many items")
-        comma, close, name = self._mark("COMMA"), self._mark("CLOSE_LIST"), self._name("c")
+        comma, close, name = self._punctuation("COMMA"), self._punctuation("CLOSE_LIST"), self._new_name("c")
         live: set[tuple[int, int]] = set()
-        for place in range(last, -1, -1):
-            for count in range(top, -1, -1):
-                item = record.item(place)
-                may_end = record.least <= place and wanted.least <= count
-                if may_end and (wanted.most is None or count <= wanted.most):
-                    live.add((place, count))
-                options = [close] if place and (place, count) in live else []
-                other = item if wanted.most is None else fit(item, self._reader.negated(wanted.fit))
-                for each, after in ((fit(item, wanted.fit), min(count + 1, top)), (other, count)):
-                    follows = (min(place + 1, last), after)
-                    full = place >= last and most is not None
-                    if not full and follows in live and not self._contents.is_fit_void(each):
-                        options.append(f"{comma if place else ''} {self.symbol(each)} {name}_{follows[0]}_{follows[1]}")
-                        live.add((place, count))
+        for position in range(last, -1, -1):
+            for count in range(max_count, -1, -1):
+                item = record.item_schemas(position)
+                may_end = record.min_items <= position and contained.min_count <= count
+                if may_end and (contained.max_count is None or count <= contained.max_count):
+                    live.add((position, count))
+                options = [close] if position and (position, count) in live else []
+                unmatched = (
+                    item if contained.max_count is None else all_of(item, self._reader.negated(contained.schemas))
+                )
+                for next_item, next_count in (
+                    (all_of(item, contained.schemas), min(count + 1, max_count)),
+                    (unmatched, count),
+                ):
+                    follows = (min(position + 1, last), next_count)
+                    full = position >= last and max_items is not None
+                    if not full and follows in live and not self._contents.is_set_void(next_item):
+                        options.append(
+                            f"{comma if position else ''} {self.symbol(next_item)} {name}_{follows[0]}_{follows[1]}"
+                        )
+                        live.add((position, count))
                 if options:
-                    self._line(f"{name}_{place}_{count}: {' | '.join(options)}")
-                elif (place, count) in live and place:
+                    self._add_line(f"{name}_{position}_{count}: {' | '.join(options)}")
+                elif (position, count) in live and position:
                     raise UnknownError("arrays that contain such items")
-        options = [self._mark("NO_LIST")] if record.least == 0 and wanted.least == 0 else []
-        item_first = (0, 0) in live and (record.item(0) != NEVER and most != 0)
-        return [*options, *([self._rule(f"{self._mark('OPEN_LIST')} {name}_0_0", "a")] if item_first else [])]
+        options = [self._punctuation("NO_LIST")] if record.min_items == 0 and contained.min_count == 0 else []
+        can_start = (0, 0) in live and (record.item_schemas(0) != NEVER and max_items != 0)
+        return [*options, *([self._rule(f"{self._punctuation('OPEN_LIST')} {name}_0_0", "a")] if can_start else [])]
 
-    def _listed(self, record: Arrays) -> list[str] | None:
+    def _enumerate_items(self, record: ArraySet) -> list[str] | None:
         """All possible items, as JSON, if they are few and scalar."""
-        found: list[str] = []
-        for each in {record.others, *record.first} - {NEVER}:
-            values = self._reader.values(each) if each else ALL
+        items: list[str] = []
+        for entry in {record.other_items, *record.first} - {NEVER}:
+            values = self._reader.values(entry) if entry else ALL
             if values.arrays or values.objects or any(string.values is None for string in values.strings):
                 return None
-            found += ["null"] * values.null + [str(each).lower() for each in values.booleans]
-            found += [f'"{spelt(text)}"' for string in values.strings for text in string.values or ()]
+            items += ["null"] * values.null + [str(entry).lower() for entry in values.booleans]
+            items += [f'"{escape_json(text)}"' for string in values.strings for text in string.values or ()]
             for number in values.numbers:
                 listed = number.listed()
                 if listed is None:
                     return None
-                found += listed
-        return sorted(set(found))
+                items += listed
+        return sorted(set(items))
 
-    def _object(self, record: Objects, wanted: Fit) -> list[str]:
-        contents, comma = self._contents, self._mark("COMMA")
-        colon = self._mark("COLON")
+    def _object(self, record: ObjectSet, schemas: SchemaSet) -> list[str]:
+        contents, comma = self._contents, self._punctuation("COMMA")
+        colon = self._punctuation("COLON")
         members = {name: contents.member(record, name) for name in contents.names(record)}
         shape = {}
         entries = []
-        for name, each in members.items():
+        for name, member_schemas in members.items():
             required = name in record.required
-            if contents.is_fit_void(each):
+            if contents.is_set_void(member_schemas):
                 if required:
                     return []
                 continue
-            shape[name] = each
-            key = self._terminal(joined([_QUOTE, LarkTerminal(literal(spelt(name))), _QUOTE]))
-            entries.append((f"{key} {colon} {self.symbol(each)}", required))
-        others = contents.others(record)
+            shape[name] = member_schemas
+            key = self._terminal(concatenate([_QUOTE, LarkTerminal(escape_literal(escape_json(name))), _QUOTE]))
+            entries.append((f"{key} {colon} {self.symbol(member_schemas)}", required))
+        other_members = contents.other_members(record)
         tail = ""
-        if others:
+        if other_members:
             tail = " | ".join(
-                f"{self._terminal(joined([_QUOTE, key, _QUOTE]))} {colon} {self.symbol(each)}" for key, each in others
+                f"{self._terminal(concatenate([_QUOTE, key, _QUOTE]))} {colon} {self.symbol(member_schemas)}"
+                for key, member_schemas in other_members
             )
             tail = self._rule(tail, "m")
         count = len(record.required)
-        distinct = bool(tail) and record.least > count + 1
-        self._shapes[wanted].append(("object", distinct, [], shape, [each for _, each in others], None))
-        most = len(entries) + (_MOST if tail else 0) if record.most is None else record.most
-        options = [self._mark("NO_OBJECT")] if record.least == 0 else []
-        if record.least > count or most < len(entries) + bool(tail) * _MOST:
-            name = self._counted(entries, tail, record.least, None if record.most is None else most)
+        distinct = bool(tail) and record.min_members > count + 1
+        self._shapes[schemas].append(
+            ("object", distinct, [], shape, [member_schemas for _, member_schemas in other_members], None)
+        )
+        max_members = len(entries) + (_MAX_ITEMS if tail else 0) if record.max_members is None else record.max_members
+        options = [self._punctuation("NO_OBJECT")] if record.min_members == 0 else []
+        if record.min_members > count or max_members < len(entries) + bool(tail) * _MAX_ITEMS:
+            name = self._counted_members(
+                entries, tail, record.min_members, None if record.max_members is None else max_members
+            )
             if name:
-                options.append(self._rule(f"{self._mark('OPEN_OBJECT')} {name}", "o"))
+                options.append(self._rule(f"{self._punctuation('OPEN_OBJECT')} {name}", "o"))
             return options
         follows = f"({comma} {tail})*" if tail else ""
         starts = [] if count or not tail else [f"{tail} {follows}"]
@@ -322,61 +340,68 @@ class _Writer:
             follows = f"{comma} {entry} {follows}" if required else f"({comma} {entry})? {follows}"
         if starts:
             body = self._rule(" | ".join(starts), "b")
-            options.append(self._rule(f"{self._mark('OPEN_OBJECT')} {body} {self._mark('CLOSE_OBJECT')}", "o"))
+            options.append(
+                self._rule(f"{self._punctuation('OPEN_OBJECT')} {body} {self._punctuation('CLOSE_OBJECT')}", "o")
+            )
         return options
 
-    def _counted(self, entries: list[tuple[str, bool]], tail: str, least: int, most: int | None) -> str:
+    def _counted_members(
+        self, entries: list[tuple[str, bool]], tail: str, min_members: int, max_members: int | None
+    ) -> str:
         """The members of an object with a limited number of them: a rule per member and count."""
-        cap = least if most is None else most
-        if (len(entries) + 1) * (cap + 1) > _STATES:
+        cap = min_members if max_members is None else max_members
+        if (len(entries) + 1) * (cap + 1) > _MAX_STATES:
             raise UnknownError("objects with that many members")
-        comma, close, name = self._mark("COMMA"), self._mark("CLOSE_OBJECT"), self._name("c")
+        comma, close, name = self._punctuation("COMMA"), self._punctuation("CLOSE_OBJECT"), self._new_name("c")
         live: set[tuple[int, int]] = set()
         for i in range(len(entries), -1, -1):
             for count in range(cap, -1, -1):
-                more = min(count + 1, cap)
-                full = most is not None and count >= most
+                next_count = min(count + 1, cap)
+                full = max_members is not None and count >= max_members
                 separator = comma if count else ""
                 options = []
                 if i < len(entries):
                     entry, required = entries[i]
-                    if not full and (i + 1, more) in live:
-                        options.append(f"{separator} {entry} {name}_{i + 1}_{more}")
+                    if not full and (i + 1, next_count) in live:
+                        options.append(f"{separator} {entry} {name}_{i + 1}_{next_count}")
                     if not required and (i + 1, count) in live:
                         options.append(f"{name}_{i + 1}_{count}")
                 else:
-                    if count >= max(least, 1):
+                    if count >= max(min_members, 1):
                         options.append(close)
-                    if tail and not full and ((i, more) in live or (more == count and options)):
-                        options.append(f"{separator} {tail} {name}_{i}_{more}")
+                    if tail and not full and ((i, next_count) in live or (next_count == count and options)):
+                        options.append(f"{separator} {tail} {name}_{i}_{next_count}")
                 if options:
                     live.add((i, count))
-                    self._line(f"{name}_{i}_{count}: {' | '.join(options)}")
+                    self._add_line(f"{name}_{i}_{count}: {' | '.join(options)}")
         return f"{name}_0_0" if (0, 0) in live else ""
 
     def shapes(self) -> list[list[Shape]]:
         """The shapes of all sets that contain unique items or keys; empty if there are none."""
-        inside: dict[Fit, set[Fit]] = {
-            each: {to for _, _, first, named, others, _ in shapes for to in (*first, *named.values(), *others)}
-            for each, shapes in self._shapes.items()
+        inside: dict[SchemaSet, set[SchemaSet]] = {
+            schemas: {
+                target for _, _, first, named, others, _ in shapes for target in (*first, *named.values(), *others)
+            }
+            for schemas, shapes in self._shapes.items()
         }
-        needed = {each for each, shapes in self._shapes.items() if any(shape[1] for shape in shapes)}
+        needed = {schemas for schemas, shapes in self._shapes.items() if any(shape[1] for shape in shapes)}
         if not needed:
             return []
-        while more := {each for each, to in inside.items() if each not in needed and to & needed}:
+        while more := {schemas for schemas, target in inside.items() if schemas not in needed and target & needed}:
             needed |= more
         root = next(iter(self._symbols))
         order = [root, *sorted(needed - {root}, key=str)]
-        places = {each: i for i, each in enumerate(order)}
+        indices = {schemas: i for i, schemas in enumerate(order)}
 
-        def place(each: Fit) -> int:
-            return places.get(each, -1)
+        def index_of(schemas: SchemaSet) -> int:
+            return indices.get(schemas, -1)
 
         return [
             [
-                Shape(kind, distinct, [place(to) for to in first], {name: place(to) for name, to in named.items()},
-                      [place(to) for to in others], values)
-                for kind, distinct, first, named, others, values in self._shapes.get(each, [])
+                Shape(kind, distinct, [index_of(target) for target in first], {name: index_of(target) for name,
+                target in named.items()},
+                      [index_of(target) for target in others], values)
+                for kind, distinct, first, named, others, values in self._shapes.get(schemas, [])
             ]
-            for each in order
+            for schemas in order
         ]  # fmt: skip

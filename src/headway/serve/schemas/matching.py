@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from headway.serve.expressions import LarkTerminal, expression, spelt
+from headway.serve.ecma_regex import LarkTerminal, escape_json, parse_pattern
 from headway.serve.schemas.formats import FORMATS
 from headway.serve.schemas.values import StringPattern
 
@@ -38,7 +38,7 @@ def byte_tokenizer(specials: int = 0) -> LLTokenizer:
 def pattern_terminal(pattern: StringPattern, source: str) -> LarkTerminal:
     """Strings that contain a match of a pattern, escaped as in JSON."""
     text = FORMATS[pattern.text] if pattern.is_format else pattern.text
-    return expression(text, source).terminal(searched=True, quoted=True)
+    return parse_pattern(text, source).terminal(searched=True, quoted=True)
 
 
 @lru_cache(maxsize=4096)
@@ -60,7 +60,7 @@ def _matcher(lark: str) -> LLMatcher:
 def matches(terminal: LarkTerminal, text: str) -> bool:
     """Whether a terminal of quoted strings matches a string."""
     matcher = _matcher(terminal.lark())
-    taken = matcher.try_consume_tokens([1 + byte for byte in spelt(text).encode()])
-    found = taken == len(spelt(text).encode()) and matcher.is_accepting()
+    consumed = matcher.try_consume_tokens([1 + byte for byte in escape_json(text).encode()])
+    is_match = consumed == len(escape_json(text).encode()) and matcher.is_accepting()
     matcher.reset()
-    return found
+    return is_match

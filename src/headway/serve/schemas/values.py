@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from headway.errors import UserError
-from headway.serve.schemas.numbers import Numbers, UnknownError
+from headway.serve.schemas.numbers import NumberSet, UnknownError
 
-MOST = 512  # maximum alternatives of one type
-_LOOKED = 4  # number of alternatives up to which empty ones are not removed
-_NUMBERS = 1 << 13  # maximum for numbers, which are listed one by one
+MAX_ALTERNATIVES = 512  # maximum alternatives of one type
+_MAX_UNCHECKED = 4  # number of alternatives up to which empty ones are not removed
+_MAX_NUMBERS = 1 << 13  # maximum for numbers, which are listed one by one
 # Indices of schemas that must all match; a negated index must not match. Everything matches the empty set.
-Fit = frozenset[int]
-ANY: Fit = frozenset()
-NEVER: Fit = frozenset((1,))
+SchemaSet = frozenset[int]
+ANY: SchemaSet = frozenset()
+NEVER: SchemaSet = frozenset((1,))
 Record = TypeVar("Record")
 
 
@@ -27,10 +27,10 @@ class RecursionWithinError(Exception):
     """A schema refers to itself for the same value."""
 
 
-def fit(*fits: Fit) -> Fit:
+def all_of(*fits: SchemaSet) -> SchemaSet:
     """The values that match all of these."""
-    found = frozenset().union(*fits)
-    return NEVER if 1 in found or any(-number in found for number in found) else found - {-1}
+    combined = frozenset().union(*fits)
+    return NEVER if 1 in combined or any(-number in combined for number in combined) else combined - {-1}
 
 
 class StringPattern(NamedTuple):
@@ -41,110 +41,125 @@ class StringPattern(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Strings:
+class StringSet:
     """Strings with length limits that match some patterns and do not match others; only `values`, if these are set."""
 
     values: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
-    fits: frozenset[StringPattern] = frozenset()
-    misfits: frozenset[StringPattern] = frozenset()
-    least: int = 0
-    most: int | None = None
+    patterns: frozenset[StringPattern] = frozenset()
+    excluded_patterns: frozenset[StringPattern] = frozenset()
+    min_length: int = 0
+    max_length: int | None = None
 
-    def intersection(self, other: Strings) -> Strings | None:
+    def intersection(self, other: StringSet) -> StringSet | None:
         values = other.values if self.values is None else self.values
         if self.values is not None and other.values is not None:
             values = self.values & other.values
-        excluded, fits = self.excluded | other.excluded, self.fits | other.fits
-        misfits, least, most = self.misfits | other.misfits, max(self.least, other.least), _min(self.most, other.most)
+        excluded, patterns = self.excluded | other.excluded, self.patterns | other.patterns
+        excluded_patterns, min_length, max_length = (
+            self.excluded_patterns | other.excluded_patterns,
+            max(self.min_length, other.min_length),
+            _min(self.max_length, other.max_length),
+        )
         if values is not None:
             values = frozenset(
-                each for each in values - excluded if least <= len(each) and (most is None or len(each) <= most)
+                text
+                for text in values - excluded
+                if min_length <= len(text) and (max_length is None or len(text) <= max_length)
             )
-            excluded, least, most = frozenset(), 0, None
-        if values == frozenset() or (most is not None and least > most) or fits & misfits:
+            excluded, min_length, max_length = frozenset(), 0, None
+        if (
+            values == frozenset()
+            or (max_length is not None and min_length > max_length)
+            or patterns & excluded_patterns
+        ):
             return None
-        return Strings(values, excluded, fits, misfits, least, most)
+        return StringSet(values, excluded, patterns, excluded_patterns, min_length, max_length)
 
-    def complement(self) -> list[Strings]:
-        found = [Strings(fits=frozenset([each])) for each in self.misfits]
-        found += [Strings(misfits=frozenset([each])) for each in self.fits]
+    def complement(self) -> list[StringSet]:
+        parts = [StringSet(patterns=frozenset([pattern])) for pattern in self.excluded_patterns]
+        parts += [StringSet(excluded_patterns=frozenset([pattern])) for pattern in self.patterns]
         if self.values is not None:
-            found.append(Strings(excluded=self.values))
+            parts.append(StringSet(excluded=self.values))
         if self.excluded:
-            found.append(Strings(values=self.excluded))
-        if self.least:
-            found.append(Strings(most=self.least - 1))
-        if self.most is not None:
-            found.append(Strings(least=self.most + 1))
-        return found
+            parts.append(StringSet(values=self.excluded))
+        if self.min_length:
+            parts.append(StringSet(max_length=self.min_length - 1))
+        if self.max_length is not None:
+            parts.append(StringSet(min_length=self.max_length + 1))
+        return parts
 
 
 class Contained(NamedTuple):
     """How many items of an array must match."""
 
-    fit: Fit
-    least: int
-    most: int | None
+    schemas: SchemaSet
+    min_count: int
+    max_count: int | None
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ArraySet:
     """Arrays by their items: the first ones, the others, and their number."""
 
-    first: tuple[Fit, ...] = ()
-    others: Fit = ANY
-    least: int = 0
-    most: int | None = None
+    first: tuple[SchemaSet, ...] = ()
+    other_items: SchemaSet = ANY
+    min_items: int = 0
+    max_items: int | None = None
     unique: bool = False
     contains: frozenset[Contained] = frozenset()
 
-    def item(self, place: int) -> Fit:
-        return self.first[place] if place < len(self.first) else self.others
+    def item_schemas(self, index: int) -> SchemaSet:
+        return self.first[index] if index < len(self.first) else self.other_items
 
-    def intersection(self, other: Arrays) -> Arrays | None:
+    def intersection(self, other: ArraySet) -> ArraySet | None:
         count = max(len(self.first), len(other.first))
-        found = Arrays(
-            tuple(fit(self.item(i), other.item(i)) for i in range(count)),
-            fit(self.others, other.others),
-            max(self.least, other.least),
-            _min(self.most, other.most),
+        shared = ArraySet(
+            tuple(all_of(self.item_schemas(i), other.item_schemas(i)) for i in range(count)),
+            all_of(self.other_items, other.other_items),
+            max(self.min_items, other.min_items),
+            _min(self.max_items, other.max_items),
             self.unique or other.unique,
             self.contains | other.contains,
         )
-        never = next((i for i, each in enumerate(found.first) if each == NEVER), None)
-        if never is None and found.others == NEVER:
-            never = len(found.first)
-        if never is not None:
-            found = replace(found, first=found.first[:never], most=_min(found.most, never), others=NEVER)
-        return None if found.most is not None and found.least > found.most else found
+        first_impossible = next((i for i, schemas in enumerate(shared.first) if schemas == NEVER), None)
+        if first_impossible is None and shared.other_items == NEVER:
+            first_impossible = len(shared.first)
+        if first_impossible is not None:
+            shared = replace(
+                shared,
+                first=shared.first[:first_impossible],
+                most=_min(shared.max_items, first_impossible),
+                others=NEVER,
+            )
+        return None if shared.max_items is not None and shared.min_items > shared.max_items else shared
 
-    def complement(self, negated: Callable[[Fit], Fit]) -> list[Arrays]:
+    def complement(self, negated: Callable[[SchemaSet], SchemaSet]) -> list[ArraySet]:
         if self.unique:
             raise UnknownError("arrays with duplicate items")
-        found = []
-        if self.least:
-            found.append(Arrays(most=self.least - 1))
-        if self.most is not None:
-            found.append(Arrays(least=self.most + 1))
-        for i, each in enumerate(self.first):
-            if each != ANY:
-                found.append(Arrays((*[ANY] * i, negated(each)), least=i + 1))
-        if self.others != ANY and (self.most is None or self.most > len(self.first)):
-            if self.others == NEVER:
-                found.append(Arrays(least=len(self.first) + 1))
+        parts = []
+        if self.min_items:
+            parts.append(ArraySet(max_items=self.min_items - 1))
+        if self.max_items is not None:
+            parts.append(ArraySet(min_items=self.max_items + 1))
+        for i, entry in enumerate(self.first):
+            if entry != ANY:
+                parts.append(ArraySet((*[ANY] * i, negated(entry)), min_items=i + 1))
+        if self.other_items != ANY and (self.max_items is None or self.max_items > len(self.first)):
+            if self.other_items == NEVER:
+                parts.append(ArraySet(min_items=len(self.first) + 1))
             elif self.first:
                 raise UnknownError("arrays with an item of another kind after the first")
             else:
-                found.append(Arrays(contains=frozenset([Contained(negated(self.others), 1, None)])))
-        for each in self.contains:
-            if each.least == 1:
-                found.append(Arrays(others=negated(each.fit)))
-            elif each.least:
-                found.append(Arrays(contains=frozenset([Contained(each.fit, 0, each.least - 1)])))
-            if each.most is not None:
-                found.append(Arrays(contains=frozenset([Contained(each.fit, each.most + 1, None)])))
-        return found
+                parts.append(ArraySet(contains=frozenset([Contained(negated(self.other_items), 1, None)])))
+        for entry in self.contains:
+            if entry.min_count == 1:
+                parts.append(ArraySet(other_items=negated(entry.schemas)))
+            elif entry.min_count:
+                parts.append(ArraySet(contains=frozenset([Contained(entry.schemas, 0, entry.min_count - 1)])))
+            if entry.max_count is not None:
+                parts.append(ArraySet(contains=frozenset([Contained(entry.schemas, entry.max_count + 1, None)])))
+        return parts
 
 
 class Scope(NamedTuple):
@@ -156,58 +171,62 @@ class Scope(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectSet:
     """Objects by their members: named ones in their order, those of scopes, and their number."""
 
-    named: tuple[tuple[str, Fit], ...] = ()
-    scoped: frozenset[tuple[Scope, Fit]] = frozenset()
-    some: frozenset[tuple[Scope, Fit]] = frozenset()  # each requires at least one such member
-    keys: Fit = ANY
+    named: tuple[tuple[str, SchemaSet], ...] = ()
+    scoped: frozenset[tuple[Scope, SchemaSet]] = frozenset()
+    required_scopes: frozenset[tuple[Scope, SchemaSet]] = frozenset()  # each requires at least one such member
+    keys: SchemaSet = ANY
     required: tuple[str, ...] = ()
-    least: int = 0
-    most: int | None = None
+    min_members: int = 0
+    max_members: int | None = None
 
     @property
-    def members(self) -> dict[str, Fit]:
+    def members(self) -> dict[str, SchemaSet]:
         return dict(self.named)
 
-    def intersection(self, other: Objects) -> Objects | None:
+    def intersection(self, other: ObjectSet) -> ObjectSet | None:
         if other == _ALL_OBJECTS or self == _ALL_OBJECTS:
             return self if other == _ALL_OBJECTS else other
-        mine = self.members
-        for name, each in other.named:
-            mine[name] = fit(mine[name], each) if name in mine else each
+        members = self.members
+        for name, entry in other.named:
+            members[name] = all_of(members[name], entry) if name in members else entry
         required = tuple(dict.fromkeys((*self.required, *other.required)))
-        found = Objects(
-            tuple(mine.items()),
+        shared = ObjectSet(
+            tuple(members.items()),
             self.scoped | other.scoped,
-            self.some | other.some,
-            fit(self.keys, other.keys),
+            self.required_scopes | other.required_scopes,
+            all_of(self.keys, other.keys),
             required,
-            max(self.least, other.least, len(required)),
-            _min(self.most, other.most),
+            max(self.min_members, other.min_members, len(required)),
+            _min(self.max_members, other.max_members),
         )
-        if (found.most is not None and found.least > found.most) or any(mine.get(each) == NEVER for each in required):
+        if (shared.max_members is not None and shared.min_members > shared.max_members) or any(
+            members.get(entry) == NEVER for entry in required
+        ):
             return None
-        return found
+        return shared
 
-    def complement(self, negated: Callable[[Fit], Fit]) -> list[Objects]:
-        found = [
-            Objects(((name, negated(each)),), required=(name,), least=1) for name, each in self.named if each != ANY
+    def complement(self, negated: Callable[[SchemaSet], SchemaSet]) -> list[ObjectSet]:
+        parts = [
+            ObjectSet(((name, negated(schemas)),), required=(name,), min_members=1)
+            for name, schemas in self.named
+            if schemas != ANY
         ]
-        found += [Objects(((name, NEVER),)) for name in self.required]
-        if self.least > len(self.required):
-            found.append(Objects(most=self.least - 1))
-        if self.most is not None:
-            found.append(Objects(least=self.most + 1))
-        found += [Objects(some=frozenset([(scope, negated(each))])) for scope, each in self.scoped]
-        found += [Objects(scoped=frozenset([(scope, negated(each))])) for scope, each in self.some]
+        parts += [ObjectSet(((name, NEVER),)) for name in self.required]
+        if self.min_members > len(self.required):
+            parts.append(ObjectSet(max_members=self.min_members - 1))
+        if self.max_members is not None:
+            parts.append(ObjectSet(min_members=self.max_members + 1))
+        parts += [ObjectSet(required_scopes=frozenset([(scope, negated(schemas))])) for scope, schemas in self.scoped]
+        parts += [ObjectSet(scoped=frozenset([(scope, negated(schemas))])) for scope, schemas in self.required_scopes]
         if self.keys != ANY:
             raise UnknownError("objects with a name that does not match propertyNames")
-        return found
+        return parts
 
 
-_ALL_OBJECTS = Objects()
+_ALL_OBJECTS = ObjectSet()
 BOOLEANS = frozenset((False, True))
 
 
@@ -217,10 +236,10 @@ class JsonValues:
 
     null: bool = False
     booleans: frozenset[bool] = frozenset()
-    numbers: tuple[Numbers, ...] = ()
-    strings: tuple[Strings, ...] = ()
-    arrays: tuple[Arrays, ...] = ()
-    objects: tuple[Objects, ...] = ()
+    numbers: tuple[NumberSet, ...] = ()
+    strings: tuple[StringSet, ...] = ()
+    arrays: tuple[ArraySet, ...] = ()
+    objects: tuple[ObjectSet, ...] = ()
 
     @property
     def is_nothing(self) -> bool:
@@ -230,32 +249,36 @@ class JsonValues:
         return JsonValues(
             self.null and other.null,
             self.booleans & other.booleans,
-            _products(self.numbers, other.numbers),
-            _products(self.strings, other.strings),
-            _products(self.arrays, other.arrays),
-            _products(self.objects, other.objects),
+            _intersections(self.numbers, other.numbers),
+            _intersections(self.strings, other.strings),
+            _intersections(self.arrays, other.arrays),
+            _intersections(self.objects, other.objects),
         )
 
     def union(self, other: JsonValues) -> JsonValues:
         return JsonValues(
             self.null or other.null,
             self.booleans | other.booleans,
-            _bounded([*self.numbers, *other.numbers]),
-            _bounded([*self.strings, *other.strings]),
-            _bounded([*self.arrays, *other.arrays]),
-            _bounded([*self.objects, *other.objects]),
+            _limit([*self.numbers, *other.numbers]),
+            _limit([*self.strings, *other.strings]),
+            _limit([*self.arrays, *other.arrays]),
+            _limit([*self.objects, *other.objects]),
         )
 
     def without(self, is_void: Callable[[Any], bool]) -> JsonValues:
         """The same set without alternatives that are known to be empty."""
 
-        def left(records: tuple[Record, ...]) -> tuple[Record, ...]:
-            return tuple(each for each in records if not is_void(each)) if len(records) > _LOOKED else records
+        def nonempty(records: tuple[Record, ...]) -> tuple[Record, ...]:
+            return (
+                tuple(record for record in records if not is_void(record)) if len(records) > _MAX_UNCHECKED else records
+            )
 
-        return replace(self, strings=left(self.strings), arrays=left(self.arrays), objects=left(self.objects))
+        return replace(
+            self, strings=nonempty(self.strings), arrays=nonempty(self.arrays), objects=nonempty(self.objects)
+        )
 
     def difference(
-        self, other: JsonValues, negated: Callable[[Fit], Fit], is_void: Callable[[Any], bool]
+        self, other: JsonValues, negated: Callable[[SchemaSet], SchemaSet], is_void: Callable[[Any], bool]
     ) -> JsonValues:
         """The values that are not in the other set. `negated` returns the complement, and `is_void` whether a record is
         known to be empty. UnknownError if the difference cannot be expressed.
@@ -263,59 +286,59 @@ class JsonValues:
         return JsonValues(
             self.null and not other.null,
             self.booleans - other.booleans,
-            _differences(self.numbers, other.numbers, lambda each: each.complement(), is_void),
-            _differences(self.strings, other.strings, lambda each: each.complement(), is_void),
-            _differences(self.arrays, other.arrays, lambda each: each.complement(negated), is_void),
-            _differences(self.objects, other.objects, lambda each: each.complement(negated), is_void),
+            _differences(self.numbers, other.numbers, lambda record: record.complement(), is_void),
+            _differences(self.strings, other.strings, lambda record: record.complement(), is_void),
+            _differences(self.arrays, other.arrays, lambda record: record.complement(negated), is_void),
+            _differences(self.objects, other.objects, lambda record: record.complement(negated), is_void),
         )
 
 
-ALL = JsonValues(True, BOOLEANS, (Numbers(),), (Strings(),), (Arrays(),), (Objects(),))
+ALL = JsonValues(True, BOOLEANS, (NumberSet(),), (StringSet(),), (ArraySet(),), (ObjectSet(),))
 NOTHING = JsonValues()
 
 
-def _products(ones: Sequence[Record], others: Sequence[Record]) -> tuple[Record, ...]:
+def _intersections(left: Sequence[Record], right: Sequence[Record]) -> tuple[Record, ...]:
     """All intersections of one alternative of each list."""
-    if len(ones) * len(others) > MOST * 32:
+    if len(left) * len(right) > MAX_ALTERNATIVES * 32:
         raise _too_many()
-    pairs = (one.intersection(other) for one in ones for other in others)  # type: ignore[attr-defined]
-    return _bounded(pair for pair in pairs if pair is not None)
+    pairs = (left_record.intersection(right_record) for left_record in left for right_record in right)  # type: ignore[attr-defined]
+    return _limit(pair for pair in pairs if pair is not None)
 
 
 def _differences(
-    ones: tuple[Record, ...],
-    others: Sequence[Record],
+    records: tuple[Record, ...],
+    excluded_records: Sequence[Record],
     complement: Callable[[Record], list[Record]],
     is_void: Callable[[Record], bool],
 ) -> tuple[Record, ...]:
     """The values in one of `records` and in none of the others."""
-    for other in others:
-        left: list[Record] = []
-        rest = None
-        for one in ones:
-            shared = one.intersection(other)  # type: ignore[attr-defined]
+    for excluded in excluded_records:
+        remaining: list[Record] = []
+        complements = None
+        for record in records:
+            shared = record.intersection(excluded)  # type: ignore[attr-defined]
             if shared is None or is_void(shared):
-                left.append(one)
+                remaining.append(record)
                 continue
-            rest = complement(other) if rest is None else rest
-            parts = (one.intersection(each) for each in rest)  # type: ignore[attr-defined]
-            left += [part for part in parts if part is not None and not is_void(part)]
-        ones = _bounded(left)
-    return ones
+            complements = complement(excluded) if complements is None else complements
+            parts = (record.intersection(outside) for outside in complements)  # type: ignore[attr-defined]
+            remaining += [part for part in parts if part is not None and not is_void(part)]
+        records = _limit(remaining)
+    return records
 
 
-def _bounded(records: Iterable[Record]) -> tuple[Record, ...]:
-    found = tuple(dict.fromkeys(records))
-    if len(found) > (_NUMBERS if found and isinstance(found[0], Numbers) else MOST):
+def _limit(records: Iterable[Record]) -> tuple[Record, ...]:
+    unique = tuple(dict.fromkeys(records))
+    if len(unique) > (_MAX_NUMBERS if unique and isinstance(unique[0], NumberSet) else MAX_ALTERNATIVES):
         raise _too_many()
-    return found
+    return unique
 
 
 def _too_many() -> UserError:
-    return UserError(f"the schema has more than {MOST} combined alternatives of one type; use fewer")
+    return UserError(f"the schema has more than {MAX_ALTERNATIVES} combined alternatives of one type; use fewer")
 
 
-def _min(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
+def _min(left: int | None, right: int | None) -> int | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return min(left, right)

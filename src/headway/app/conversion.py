@@ -1,0 +1,199 @@
+"""Convert models: import to headway's own format, quantise, and export to formats that other programs read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from headway.app.runs import recipe_of_run
+from headway.arguments import check_types
+from headway.codecs import TokenizerCodec
+from headway.codecs.special_tokens import SpecialTokens, set_post_processor
+from headway.domains import text
+from headway.errors import UserError, nearest
+from headway.formats import native
+from headway.formats.digests import FILE as DIGESTS
+from headway.formats.digests import seal
+from headway.formats.durable import atomic_write, read_json, write_json
+from headway.formats.gguf import SUFFIX as GGUF
+from headway.formats.gguf import save_gguf
+from headway.formats.hub import find_folder
+from headway.formats.native import Weights
+from headway.formats.onnx import SUFFIX as ONNX
+from headway.formats.onnx import check_onnx, save_onnx
+from headway.formats.open import OpenedModel, open_model
+from headway.formats.published import CONFIG, save_published
+from headway.learn.run import RunDirectory
+from headway.nn.models import ModelConfig
+from headway.outputs import check_kind
+
+Format = Literal["hf", "gguf", "onnx"]
+_TRAINING_FILES = (
+    native.FILE,
+    "metrics.jsonl",
+    "report.html",
+    DIGESTS,
+    ".lock",
+)  # files of a run that inference does not need
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def import_model(opened: OpenedModel, directory: Path) -> None:
+    """Write headway's own format: weights with their configuration, tokenizer, and usage settings."""
+    check_empty(directory)
+    with _atomic_folder(directory) as draft:
+        native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
+        _save_usage_and_codec(opened, draft)
+
+
+@contextmanager
+def _atomic_folder(directory: Path) -> Iterator[Path]:
+    """A temporary folder that is moved to `directory`, with digests, once everything is written."""
+    with atomic_write(Path(os.path.realpath(directory)), new=True) as draft:
+        draft.mkdir()
+        yield draft
+        seal(draft)
+
+
+class QuantizationResult(NamedTuple):
+    """The result of `quantize`: the folder, the number format, and the bytes of the weights before and after."""
+
+    directory: Path
+    weights: Weights
+    bytes_before: int
+    bytes: int
+
+
+@check_types
+def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> QuantizationResult:
+    """Quantise the weights of a run or model to "int8" or "int4" and write it to the folder `out`, with its tokenizer
+    and everything else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not
+    empty.
+    """
+    from headway.engine import quantise, save_quantised
+
+    if weights not in ("int8", "int4"):
+        raise UserError(f"unknown number format {weights} for quantised weights; use int8 or int4")
+    source, directory = find_folder(model), Path(out)
+    check_empty(directory)
+    opened = open_model(source, None)
+    before = sum(tensor.numel() * tensor.element_size() for _, tensor in native.named_tensors(opened.model))
+    with _atomic_folder(directory) as draft:
+        after = save_quantised(quantise(opened.model, weights), weights, draft)
+        if RunDirectory(source).exists():
+            for path in source.iterdir():
+                if path.is_file() and path.name not in _TRAINING_FILES:
+                    check_kind(path, os.lstat(path))  # a link may point to a private file elsewhere
+                    shutil.copy2(path, draft / path.name)
+        else:
+            _save_usage_and_codec(opened, draft)
+    return QuantizationResult(directory, weights, before, after)
+
+
+def open_for_export(path: Path) -> OpenedModel:
+    """Open a model or run to export. The tokenizer of a run trained on whole documents then adds the bos token, as the
+    run's prompts have it.
+    """
+    opened = open_model(path)
+    codec = opened.codec
+    if not RunDirectory(path).exists() or not isinstance(codec, TokenizerCodec) or codec.bos_id is None:
+        return opened
+    task = recipe_of_run(path).task
+    if isinstance(task, text.LanguageConfig) and not task.random_crops:
+        bos = codec.tokenizer.id_to_token(codec.bos_id)
+        set_post_processor(codec.tokenizer, "", SpecialTokens(bos=bos), {"add_bos_token": True})
+    return opened
+
+
+@check_types
+def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
+    """Write a run or model to `out` in a format that other programs read, and return the name of its family or kind
+    in that format.
+
+    "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16 or
+    q8_0; "onnx" is a graph for onnxruntime, where `out` is the file or a folder for model.onnx, with the tokenizer,
+    labels and image processor next to it. None chooses by the suffix of `out`: .gguf, .onnx, otherwise hf. Raises
+    UserError for a model that the format cannot represent, and if `out` already exists.
+    """
+    target_format = format_from_suffix(Path(out)) if format is None else format
+    check_format(target_format, dtype)
+    if target_format == "onnx":
+        check_onnx()
+    return export_model(open_for_export(find_folder(model)), Path(out), target_format, dtype, str(model))
+
+
+def export_model(
+    opened: OpenedModel, directory: Path, target_format: str = "hf", dtype: str | None = None, source: str = "the model"
+) -> str:
+    """Write a published format and return the name of the model's family in it.
+
+    "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None), f16 or
+    q8_0. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError for a model that the format
+    cannot represent.
+    """
+    check_format(target_format, dtype)
+    model, usage, codec = opened
+    if target_format == "onnx":
+        file = directory if directory.suffix == ONNX else directory / f"model{ONNX}"
+        return save_onnx(model, usage, codec, file, source)
+    check_empty(directory)
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    if target_format == "gguf":
+        precision: Any = (dtype or "f32").upper()
+        return save_gguf(model, config, directory, codec, usage, precision)
+    with _atomic_folder(directory) as draft:
+        family = save_published(model, config, draft, usage)
+        if codec is not None:
+            codec.save(draft)
+            # Add the ids of special tokens that config.json lacks, and the chat template.
+            ids = {
+                "bos_token_id": codec.bos_id,
+                "eos_token_id": codec.eos_id,
+                "pad_token_id": getattr(codec, "pad", None),
+            }
+            written_config = read_json(draft / CONFIG)
+            missing_ids = {
+                name: token_id
+                for name, token_id in ids.items()
+                if written_config.get(name) is None and token_id is not None
+            }
+            write_json(draft / CONFIG, written_config | missing_ids)
+            if usage.template is not None:
+                path = draft / _TOKENIZER_CONFIG
+                write_json(path, read_json(path) | {"chat_template": usage.template})
+    return family
+
+
+def format_from_suffix(out: Path) -> Format:
+    """The export format for a file suffix."""
+    formats: dict[str, Format] = {GGUF: "gguf", ONNX: "onnx"}
+    return formats.get(out.suffix, "hf")
+
+
+def check_format(target_format: str, dtype: str | None) -> None:
+    """Raise UserError for an unknown format, and for a `dtype` with a format other than gguf."""
+    if target_format not in get_args(Format):
+        raise UserError(f"unknown format {target_format!r}; {nearest(target_format, get_args(Format))}")
+    if dtype is not None and target_format != "gguf":
+        raise UserError(
+            f"--dtype {dtype} applies to gguf files only, and the format is {target_format}; add --format gguf"
+        )
+
+
+def check_empty(directory: Path) -> None:
+    """Raise UserError if a folder is not empty, or is a broken link."""
+    if directory.is_symlink() and not directory.exists():
+        raise UserError(f"{directory} is a link to {os.readlink(directory)}, which does not exist; remove the link")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already exists and is not empty; choose another folder")
+
+
+def _save_usage_and_codec(opened: OpenedModel, directory: Path) -> None:
+    """Write the usage and the codec of a model next to its weights."""
+    opened.usage.save(directory)
+    if opened.codec is not None:
+        opened.codec.save(directory)

@@ -1,0 +1,291 @@
+"""Decode image files, and preprocess pixels for a model according to a published preprocessor_config.json."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from headway.config import from_dict
+from headway.errors import UserError, nearest
+from headway.images import FORMATS, open_image, pillow
+
+_LARGE_IMAGE = 1 << 23  # pixels; larger images are decoded one at a time
+_LARGE_IMAGE_LOCK = threading.Lock()
+
+
+def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an image file, rotated by its EXIF orientation; the first frame of several.
+
+    Palettes and grey become RGB, 16 bits become 8, and transparency becomes white. UserError if it is not an image, is
+    truncated or corrupt, or has so many pixels that decoding would exhaust memory (a decompression bomb).
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file} is not a file; pass image files ({', '.join(FORMATS)})")
+    return _read(file, str(file))
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """`read_image` of a file's bytes; `name` is for messages."""
+    return _read(io.BytesIO(data), name)
+
+
+def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    Image = pillow()
+    try:
+        with open_image(source, name) as image, _decoding_lock(image):
+            return _rgb(image, name)
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise UserError(f"{name} has too many pixels ({_error_text(error)}); make the image smaller") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name} is not a supported image; use one of {', '.join(FORMATS)}") from None
+    except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
+        raise UserError(f"{name} is truncated or corrupt ({_error_text(error)}); download or save it again") from None
+
+
+def _decoding_lock(image: Any) -> AbstractContextManager[Any]:
+    """A lock for large images, which are decoded one at a time."""
+    return _LARGE_IMAGE_LOCK if image.width * image.height > _LARGE_IMAGE else nullcontext()
+
+
+def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
+    """Write an image in the format of the file's extension. UserError if it is unknown or the path is not writable."""
+    try:
+        pillow().fromarray(pixels).save(path)
+    except ValueError:
+        raise UserError(f"{path} does not have an image file's extension; use one such as .png") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({_error_text(error)}); choose another path") from None
+
+
+def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    from PIL import ImageOps
+
+    image.load()  # decode now, so that errors are raised here
+    is_grey = image.mode.startswith(("I", "F"))
+    if not is_grey:
+        ImageOps.exif_transpose(image, in_place=True)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _LARGE_IMAGE // (8 * image.width))
+    for top in range(0, image.height, rows):  # in bands, because conversion takes several times their memory
+        band = image if rows >= image.height else image.crop((0, top, image.width, min(image.height, top + rows)))
+        pixels[top : top + rows] = _eight_bits(band, name)[:, :, None] if is_grey else np.asarray(_opaque(band))
+    return pixels
+
+
+def _opaque(image: Any) -> Any:
+    """An image in RGB, with a white background."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
+        image = pillow().alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Any, name: str) -> UInt8[np.ndarray, "H W"]:
+    """16-bit grey scaled to 8 bits; Pillow itself would clip it at 255."""
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+        raise UserError(f"{name} has pixels of mode {image.mode}, outside 0 to 65535; save it with 8 or 16 bits")
+    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _error_text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+FILE = "preprocessor_config.json"
+_MAX_EDGE = 1 << 12  # maximum height or width of a model's input
+_MAX_SCALE = 1e6  # maximum of scaling constants
+_HALF = (0.5, 0.5, 0.5)
+_COMMON = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+_COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_crop": False}
+# The defaults of each kind for missing keys.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {**_COMMON, "size": 224},
+    "DeiT": {**_COMMON, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+    "CLIP": {
+        **_COMMON,
+        "size": 224,
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
+    "Siglip": {**_COMMON, "size": 224, "resample": 3},
+}
+_SHORTEST_EDGE_KINDS = ("CLIP",)  # kinds for which a single number as size is the shorter edge
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Image preprocessing. Steps that are None are skipped.
+
+    Images are resized to `size` (height, width) or to the `shortest` edge, with Pillow's filter `resample`; the centre
+    `crop` (height, width) is taken, padded with black; then pixels x become (`factor` x - `mean`) / `std` per channel.
+    One number for `mean` and `std` means greyscale input.
+    """
+
+    size: tuple[int, int] | None = (224, 224)
+    shortest: int | None = None
+    resample: int = 2
+    crop: tuple[int, int] | None = None
+    factor: float | None = 1 / 255
+    mean: tuple[float, ...] | None = _HALF
+    std: tuple[float, ...] | None = _HALF
+
+    @staticmethod
+    def read(values: Mapping[str, Any], source: str) -> ImageProcessor:
+        """Parse the values of a preprocessor_config.json; `source` is for messages. UserError for unsupported ones."""
+        kind = _kind(values, source)
+        settings = {**DEFAULTS[kind], **{k: v for k, v in values.items() if v is not None}}
+        size = shortest = crop = None
+        if _flag(settings, "do_resize", source):
+            edges = settings["size"]
+            if kind in _SHORTEST_EDGE_KINDS and not isinstance(edges, Mapping):
+                edges = {"shortest_edge": edges}
+            if isinstance(edges, Mapping) and edges.get("shortest_edge") and not edges.get("longest_edge"):
+                shortest = _edge(edges["shortest_edge"], f"{source}: size")
+            else:
+                size = _height_and_width(edges, f"{source}: size")
+        if _flag(settings, "do_center_crop", source):
+            crop = _height_and_width(settings.get("crop_size", 224), f"{source}: crop_size")
+        factor = mean = std = None
+        if _flag(settings, "do_rescale", source):
+            factor = _number(settings["rescale_factor"], f"{source}: rescale_factor")
+        if _flag(settings, "do_normalize", source):
+            mean, std = (_channels(settings[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
+            if len(mean) != len(std):
+                raise UserError(
+                    f"{source}: image_mean has {len(mean)} numbers but image_std {len(std)}; use equally many"
+                )
+            if min(map(abs, std)) * _MAX_SCALE < 1:
+                raise UserError(f"{source}: image_std is {list(std)}; use divisors that are not near 0")
+        resample = from_dict(int, settings["resample"], f"{source}: resample")
+        if not 0 <= resample <= 5:
+            raise UserError(f"{source}: resample is {resample}; use a Pillow filter, 0 to 5 (2 bilinear, 3 bicubic)")
+        return ImageProcessor(size, shortest, resample, crop, factor, mean, std)
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.mean is None else len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of the model's input; None if images keep their own."""
+        return self.crop or (None if self.shortest is not None else self.size)
+
+    def __call__(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "C h w"]:
+        """The model's input for one image."""
+        return self.normalize(self.pixels(pixels))
+
+    def pixels(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w C"]:
+        """The resized and cropped image, with the model's number of channels."""
+        resized = self._resized(image)
+        if self.crop is not None:
+            resized = _center_crop(resized, self.crop)
+        return to_grey(resized) if self.channels == 1 else resized
+
+    def normalize(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float32[np.ndarray, "C h w"]:
+        x = pixels.astype(np.float32)
+        if self.factor is not None:
+            x = (pixels.astype(np.float64) * self.factor).astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            x = (x - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+    def _resized(self, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        height, width = pixels.shape[:2]
+        if self.shortest is not None:
+            longer_edge = int(self.shortest * max(height, width) / min(height, width))
+            if longer_edge > _MAX_EDGE:
+                raise UserError(
+                    f"an image of {height} x {width} pixels is too narrow: with a shorter edge of {self.shortest} the "
+                    f"longer one has {longer_edge}, more than {_MAX_EDGE}; crop it"
+                )
+            height, width = (longer_edge, self.shortest) if width <= height else (self.shortest, longer_edge)
+        elif self.size is not None:
+            height, width = self.size
+        if (height, width) == pixels.shape[:2]:
+            return pixels
+        return np.array(pillow().fromarray(pixels).resize((width, height), resample=self.resample))
+
+
+def to_grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
+    """Luma by ITU-R 601-2, bit-identical to Pillow's mode L; grey images are unchanged."""
+    red, green, blue = (pixels[..., i : i + 1].astype(np.uint32) for i in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
+
+
+def _kind(values: Mapping[str, Any], source: str) -> str:
+    name = values.get("image_processor_type") or values.get("feature_extractor_type") or "ViTImageProcessor"
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
+    if kind not in DEFAULTS:
+        raise UserError(f"{source}: image_processor_type is {name!r}; {nearest(kind, DEFAULTS)}")
+    return kind
+
+
+def _flag(settings: Mapping[str, Any], name: str, source: str) -> bool:
+    return from_dict(bool, settings[name], f"{source}: {name}")
+
+
+def _edge(value: Any, path: str) -> int:
+    length = from_dict(int, value, path)
+    if not 1 <= length <= _MAX_EDGE:
+        raise UserError(f"{path} is {length}; use 1 to {_MAX_EDGE} pixels")
+    return length
+
+
+def _height_and_width(value: Any, path: str) -> tuple[int, int]:
+    """Height and width from a mapping, or from one number for both (older files)."""
+    if isinstance(value, Mapping):
+        if not {"height", "width"} <= value.keys():
+            raise UserError(f"{path} is {dict(value)}; use height and width, or shortest_edge alone")
+        return _edge(value["height"], path), _edge(value["width"], path)
+    length = _edge(value, path)
+    return length, length
+
+
+def _number(value: Any, path: str) -> float:
+    number = from_dict(float, value, path)
+    if not abs(number) <= _MAX_SCALE:
+        raise UserError(f"{path} is {number}; use a number from -{_MAX_SCALE:g} to {_MAX_SCALE:g}")
+    return number
+
+
+def _channels(value: Any, path: str) -> tuple[float, ...]:
+    """A number per channel, or one for all; a list of one is for greyscale."""
+    if not isinstance(value, (list, tuple)):
+        return (_number(value, path),) * 3
+    if len(value) not in (1, 3):
+        raise UserError(f"{path} has {len(value)} numbers; use 3 for red, green and blue, or 1 for grey")
+    return tuple(_number(number, path) for number in value)
+
+
+def _center_crop(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    out = np.zeros((*crop, pixels.shape[2]), pixels.dtype)
+    (image_top, crop_top, height), (image_left, crop_left, width) = (
+        _center_span(*pair) for pair in zip(pixels.shape, crop)
+    )
+    out[crop_top : crop_top + height, crop_left : crop_left + width] = pixels[
+        image_top : image_top + height, image_left : image_left + width
+    ]
+    return out
+
+
+def _center_span(length: int, crop_length: int) -> tuple[int, int, int]:
+    """The start of the centre in the image, its start in the crop, and its length."""
+    start = (length - crop_length) // 2
+    return (start, 0, crop_length) if start >= 0 else (0, -start, length)

@@ -1,0 +1,257 @@
+"""Train codecs from a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
+
+Only `lowercase` changes the text: codecs reproduce exactly the text that they have tokens for. Word and character
+codecs have an unknown token; the others work on bytes and need none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Literal, get_args
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from headway.codecs.base import BYTES, Kind
+from headway.codecs.tokenizer import END_OF_TEXT, SECTION_LENGTH, TokenizerCodec
+from headway.codecs.tokenizer_limits import MAX_TOKEN_LENGTH
+from headway.errors import UserError, nearest
+
+Split = Literal["text", "space"]
+
+SUBWORDS = ("bpe", "wordpiece", "unigram")
+LINES = r"(?<=\n)(?=[^\n])"  # before each line but the first
+# A word with inner apostrophes and hyphens, or a punctuation mark, with the space before it; or other white space.
+WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
+REPLACEMENT = "\ufffd"  # Unicode's replacement character
+UNKNOWN_TOKEN = {"text": " <unk>", "space": "<unk>"}  # in text, with a space before it like words
+MAX_WORD_BYTES = 100  # bytes; WordPiece gives up on longer words, so they are cut
+MIN_FREQUENCY = 2  # minimum frequency of a merged pair
+MAX_INT = (1 << 31) - 1
+MAX_VOCAB_SIZE = 1 << 24  # size of a vocabulary
+ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
+_WINDOW = 500  # characters; a text whose windows all contain a space and other text has no long word
+_SPACE = re.compile(r"\s")
+_LONG_WORD = re.compile(r"\w{1000}(?=\w)|[^\w\s]{1000}(?=[^\w\s])")
+_LONG_SPACE = re.compile(r"(\s{1000})\s+")
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+
+def train_codec(
+    kind: Kind,
+    texts: Iterable[str],
+    size: int | None = None,
+    *,
+    lowercase: bool = False,
+    split: Split = "text",
+    prefix_space: bool = False,
+    special: Sequence[str] = (END_OF_TEXT,),
+    fewer: bool = False,
+) -> TokenizerCodec:
+    """Train a codec with a vocabulary of `size` tokens, including those of `special`, which have the last ids. With
+    `fewer`, `size` is a maximum that the data need not fill.
+
+    `texts` is read once and never fully in memory. `size` None takes all words or characters of the data, or all bytes.
+    `split="space"` takes everything between spaces as words (phonemes). `prefix_space` uses the same token for a word
+    at the start of a line and after a space, which suits sentences. Raises UserError if there is no text, and for a
+    size that is too small for the kind or larger than the data can fill.
+    """
+    _check(kind, size, split, prefix_space, special)
+    line_space = prefix_space or (kind == "word" and split == "text")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = _normalizer(lowercase, line_space)
+    tokenizer.pre_tokenizer = _pre_tokenizer(kind, split)
+    tokenizer.decoder = _decoder(kind, split, line_space)
+    max_size = MAX_INT if size is None else size - len(special)
+    sections = _sections(_non_empty(texts))
+    if kind in SUBWORDS:
+        sections = map(_with_short_words, sections)
+    if kind == "byte":
+        tokenizer.model = models.BPE({token: byte for byte, token in enumerate(ALPHABET)}, [])
+    elif kind == "char":
+        tokenizer.model = _train_characters(tokenizer, sections, max_size)
+    elif kind == "word":
+        tokenizer.model = _train_words(tokenizer, sections, max_size, UNKNOWN_TOKEN[split])
+    else:
+        tokenizer.model = _train_subwords(kind, tokenizer, sections, max_size)
+    _check_vocab_filled(tokenizer, kind, None if fewer else size, special)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return TokenizerCodec(tokenizer)
+
+
+def sentence_codec(
+    kind: Kind, texts: Iterable[str], size: int | None, special: Sequence[str], lowercase: bool = False
+) -> TokenizerCodec:
+    """Train a codec with at most `size` tokens for sentences: a word has the same token at the start of a sentence and
+    inside it. Raises the errors of `train_codec`.
+    """
+    spaced = kind in SUBWORDS
+    return train_codec(kind, texts, size, lowercase=lowercase, prefix_space=spaced, special=special, fewer=True)
+
+
+def _check(kind: str, size: int | None, split: str, prefix_space: bool, special: Sequence[str]) -> None:
+    if kind not in get_args(Kind):
+        raise UserError(f"there is no codec of kind {kind!r}; {nearest(kind, get_args(Kind))}")
+    if split not in get_args(Split):
+        raise UserError(f"split is {split!r}; {nearest(split, get_args(Split))}")
+    if split == "space" and kind != "word":
+        raise UserError(f"a {kind} codec does not support the split 'space'; use kind 'word', or split 'text'")
+    if prefix_space and kind not in SUBWORDS:
+        raise UserError(f"a {kind} codec does not support prefix_space; omit it, or use {', '.join(SUBWORDS)}")
+    if len(set(special)) < len(special) or "" in special:
+        raise UserError(f"the special tokens {list(special)} are not distinct names; pass each name once")
+    _check_size(kind, size, len(special))
+
+
+def _check_size(kind: str, size: int | None, special: int) -> None:
+    byte_size = len(ALPHABET) + special
+    min_size = special + 2 if kind in ("word", "char") else byte_size  # the unknown token and one more, or all bytes
+    if size is None:
+        if kind in SUBWORDS:
+            raise UserError(f"a {kind} codec needs a size; set one, such as 8000")
+    elif kind == "byte" and size != byte_size:
+        raise UserError(f"size {size} is not that of a byte codec; set {byte_size}, or omit it")
+    elif size < min_size:
+        raise UserError(f"size {size} is too small for a {kind} codec; set {min_size} or more")
+    elif size > MAX_VOCAB_SIZE:  # the library allocates memory for it at once, and aborts the process if that fails
+        raise UserError(f"size {size:,} is too large for a codec; set {MAX_VOCAB_SIZE:,} or less")
+
+
+def _check_vocab_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:
+    vocab_size = tokenizer.get_vocab_size() + len(special)
+    if size is not None and vocab_size < size:
+        raise UserError(
+            f"size {size} is larger than the data can fill: they are enough for a {kind} codec of {vocab_size} tokens; "
+            f"set {vocab_size} or less, or add data"
+        )
+    for name in special:
+        if tokenizer.token_to_id(name) is not None:
+            raise UserError(f"the special token {name!r} also occurs in the data as a {kind}; choose another name")
+
+
+def _non_empty(texts: Iterable[str]) -> Iterator[str]:
+    """The non-empty texts; UserError if there are none."""
+    non_empty = (text for text in texts if text)
+    first = next(non_empty, None)
+    if first is None:
+        raise UserError("there is no text to train a codec on; pass data that are not empty")
+    return chain([first], non_empty)
+
+
+def _sections(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, with long ones cut before white space, because the library uses a hundred bytes per character."""
+    for text in texts:
+        start = 0
+        while len(text) - start > SECTION_LENGTH:
+            cut = _WORD_END.search(text, start + SECTION_LENGTH)
+            end = cut.start() if cut else len(text)
+            yield text[start:end]
+            start = end
+        yield text[start:] if start else text
+
+
+def _with_short_words(text: str) -> str:
+    """A text with spaces inserted into words of over a thousand characters, and at most a thousand spaces in a row:
+    trainers are quadratic in these lengths.
+    """
+    windows = (text[start : start + _WINDOW] for start in range(0, len(text) - _WINDOW + 1, _WINDOW))
+    if all(_SPACE.search(window) and not window.isspace() for window in windows):
+        return text
+    return _LONG_SPACE.sub(r"\1", _LONG_WORD.sub(r"\g<0> ", text))
+
+
+def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | None:
+    """With `line_space`, add a space before each line, so that its first word has the same token as elsewhere."""
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    if line_space:
+        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(LINES), " ")]
+    return normalizers.Sequence(steps) if steps else None  # type: ignore[arg-type]
+
+
+def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
+    if kind == "char":
+        return None
+    if split == "space":
+        return pre_tokenizers.WhitespaceSplit()
+    if kind == "word":
+        return pre_tokenizers.Split(Regex(WORD), "isolated")
+    # GPT-2's pattern separates letters, digits and punctuation, and keeps a space with the word after it.
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "byte")
+    if kind != "wordpiece":
+        return bytewise
+    short = pre_tokenizers.Split(Regex(f".{{1,{MAX_WORD_BYTES}}}"), "isolated")
+    return pre_tokenizers.Sequence([bytewise, short])
+
+
+def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None:
+    if split == "space":
+        return None  # tokens are joined by spaces
+    first = decoders.Fuse() if kind in ("word", "char") else decoders.ByteLevel()
+    if not line_space:
+        return first
+    # LINE_SPACE_STEPS repeats these steps for the stream decoder.
+    return decoders.Sequence([first, decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
+
+
+def _train_characters(tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
+    """Characters in code point order; if there are too many, the rarest become unknown."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
+    del counts[REPLACEMENT]  # the unknown token
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: max_size - 1]
+    vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
+    return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay as they are
+
+
+def _train_words(tokenizer: Tokenizer, texts: Iterable[str], max_size: int, unknown: str) -> models.Model:
+    """The unknown token, then words by frequency."""
+    trainer = trainers.WordLevelTrainer(  # type: ignore[call-arg]
+        vocab_size=max_size, min_frequency=1, special_tokens=[unknown], show_progress=False
+    )
+    trained = _train(tokenizer, models.WordLevel({unknown: 0}, unk_token=unknown), texts, trainer)
+    words = {word: i for word, i in trained.get_vocab().items() if len(word) <= MAX_TOKEN_LENGTH}
+    return models.WordLevel({word: i for i, word in enumerate(sorted(words, key=words.__getitem__))}, unk_token=unknown)
+
+
+def _train_subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
+    if kind == "unigram":
+        trainer = trainers.UnigramTrainer(vocab_size=max_size, initial_alphabet=ALPHABET, show_progress=False)
+        trained = _train(tokenizer, models.Unigram(), texts, trainer)
+        return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=max_size,
+        min_frequency=MIN_FREQUENCY,
+        initial_alphabet=ALPHABET,
+        max_token_length=MAX_TOKEN_LENGTH,
+        show_progress=False,
+    )
+    trained = _train(tokenizer, models.BPE(), texts, trainer)
+    if kind == "bpe":
+        return trained.model
+    # BPE's tokens, matched like WordPiece: the longest first. A token at the start of a word includes the space, so the
+    # others need no "##". Equal data produce an equal codec, which the library's own trainer does not guarantee.
+    return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=MAX_WORD_BYTES, continuing_subword_prefix="")
+
+
+def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Unigram's pieces and log probabilities, best first, without the differences between equal trainings.
+
+    These are the last digits (thread order), and which of the bytes that never occurred is worst.
+    """
+    floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
+    rounded_scores = [(piece, round(max(score, floor), 6)) for piece, score in scores]
+    return sorted(rounded_scores, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _train(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
+    """A separate tokenizer for training, which leaves its own special tokens in it."""
+    scratch = Tokenizer(model)
+    if tokenizer.normalizer is not None:
+        scratch.normalizer = tokenizer.normalizer
+    scratch.pre_tokenizer = tokenizer.pre_tokenizer
+    scratch.train_from_iterator(texts, trainer)
+    return scratch

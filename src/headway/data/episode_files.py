@@ -1,0 +1,383 @@
+"""Episode files: several .npz layouts, HDF5 in D4RL's layout, Minari folders."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headway.data.array_store import output_errors
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
+from headway.data.input_files import File, find_files, resolve_named_splits
+from headway.data.splits import split_code
+from headway.errors import UserError, nearest
+from headway.parsing import parse_json
+from headway.safe_io import check_in_memory, open_file, user_path
+from headway.temporary_files import temporary_path
+
+EPISODE_KINDS = (".npz", ".hdf5", ".h5")
+# Column names: headway's, those of D4RL and Minari, of imitation, and of files with one array per episode.
+STATE_NAMES, ACTION_NAMES = ("states", "observations", "obs", "observation"), ("actions", "acts", "action")
+REWARD_NAMES = ("rewards", "rews", "reward")
+_TERMINAL_NAMES, _TIMEOUT_NAMES = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
+_NUMBERED_NAME = re.compile(r"(?:observation|obs)_(\d+)")
+_EPISODE_NAME = re.compile(r"episode_(\d+)")
+_DEFLATE = 1  # HDF5's filter id
+_MAX_METADATA = 1 << 24  # maximum bytes of metadata.json
+_SMALL_CHUNK, _FILTER_OVERHEAD = (
+    1 << 18,
+    1 << 16,
+)  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
+_FLAT_NAMES = ("ends", "indices", *_TERMINAL_NAMES, *_TIMEOUT_NAMES)
+
+_HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+ArrayReaders = Mapping[str, Callable[[], np.ndarray]]
+
+
+def read_episodes(paths: Sequence[Path | str]) -> Episodes:
+    """Read the episodes of files, folders of files or Minari data sets. A UserError names any that cannot be read."""
+    if not paths:
+        raise UserError("no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)")
+    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
+    return concatenate_episodes([read_recording(file) for file in files], [str(file) for file in files])
+
+
+def episode_lengths(file: File) -> list[int]:
+    """The number of steps of each episode in a file, from its rewards and ends alone."""
+    source = str(file)
+    if file.path.suffix.lower() == ".npz":
+        with open_arrays(file.path) as columns:
+            indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
+            suffixed = [
+                {name: read for name, read in columns.items() if name.endswith(f"_{index}")} for index in indices
+            ]
+            episodes = [{name.rpartition("_")[0]: read for name, read in arrays.items()} for arrays in suffixed]
+            return [len(_column(arrays, REWARD_NAMES, source)) for arrays in episodes] or _flat_lengths(columns, source)
+    with _hdf5(file.path) as group:
+        indices = sorted(
+            int(result[1]) for result in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if result
+        )
+        groups = [_arrays(_open_node(group, f"episode_{index}", source), source) for index in indices]
+        result = [len(_column(arrays, REWARD_NAMES, source)) for arrays in groups]
+        return result or _flat_lengths(_arrays(group, source), source)
+
+
+def _flat_lengths(columns: ArrayReaders, source: str) -> list[int]:
+    ends, _ = _episode_ends(columns, len(_column(columns, REWARD_NAMES, source)), source)
+    return np.diff(ends, prepend=0).tolist()
+
+
+def all_episode_lengths(paths: Sequence[Path | str]) -> list[int]:
+    """The number of steps of each episode that `read_episodes` reads from these paths, without reading states."""
+    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
+    return [length for file in files for length in episode_lengths(file)]
+
+
+def write_episodes(path: Path, episodes: Episodes) -> None:
+    """Write one .npz of flat arrays: states, actions, rewards and the ends of episodes. Written under a temporary name,
+    then renamed.
+    """
+    arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
+    part = temporary_path(path)
+    try:
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                np.savez_compressed(file, environment=np.array(episodes.environment), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_recording(file: File) -> Episodes:
+    """The episodes of one file. UserError, with the reason, if it cannot be read."""
+    code = 0 if file.named_split is None else split_code(file.named_split)
+    if file.path.suffix.lower() == ".npz":
+        with open_arrays(file.path) as columns:
+            return collate_episodes(_read_npz(columns, str(file)), str(file), code, _environment_name(columns))
+    with _hdf5(file.path) as group:
+        return collate_episodes(_read_hdf5(group, str(file)), str(file), code, _minari_environment(file.path))
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[ArrayReaders]:
+    """The arrays of an .npz, each read on demand. Python objects, which could run code, are rejected."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open_file(path))
+        with _damage_errors(path, ".npz", "save it again with numpy.savez"):
+            archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UserError(f"{path} contains one unnamed array; save it again with numpy.savez")
+        stack.enter_context(archive)
+        for entry in archive.zip.infolist():
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(
+                    f"{path}: {entry.filename} has a compression that numpy never uses; save it with numpy.savez"
+                )
+            check_in_memory(f"{path}: {entry.filename}", entry.compress_size, entry.file_size)
+        yield {name: partial(_entry, archive, name, path) for name in archive.files}
+
+
+def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
+    with _damage_errors(path, ".npz", "save it again with numpy.savez"):
+        try:
+            _check_header(archive, name, path)
+            array = archive[name]
+        except ValueError as error:
+            if "pickle" not in str(error):
+                raise
+            raise UserError(
+                f"{path}: {name} contains Python objects, which can run code when loaded; save plain arrays"
+            ) from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: {name} is not an array; save it with numpy.savez")
+    return array
+
+
+def _check_header(archive: Any, name: str, path: Path) -> None:
+    """Check that an array's header matches its bytes: numpy allocates memory by the header before it reads."""
+    entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    with archive.zip.open(entry) as file:
+        read_header = _HEADERS.get(np.lib.format.read_magic(file))
+        if read_header is not None:
+            shape, _, dtype = read_header(file)
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it again")
+
+
+@contextmanager
+def _damage_errors(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
+    """Turn any exception that a library raises for a damaged file into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged or not {kind} ({_first_line(error)}); {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
+
+
+def _environment_name(columns: ArrayReaders) -> str:
+    """The environment in which the file was recorded; "" if unknown."""
+    name = columns["environment"]() if "environment" in columns else np.array("")
+    return str(name) if name.ndim == 0 and name.dtype.kind == "U" else ""
+
+
+def _read_npz(columns: ArrayReaders, source: str) -> list[Episode]:
+    indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
+    if not indices:
+        return _concatenated_episodes(columns, source)
+    result = []
+    for index in indices:
+        suffix = f"_{index}"
+        arrays = {name.removesuffix(suffix): read for name, read in columns.items() if name.endswith(suffix)}
+        result.append(_single_episode(arrays, f"{source}, episode {index}"))
+    return result
+
+
+def _single_episode(columns: ArrayReaders, source: str) -> Episode:
+    """An episode with its own arrays; a state after the last action is dropped."""
+    states, actions, rewards = (_column(columns, names, source) for names in (STATE_NAMES, ACTION_NAMES, REWARD_NAMES))
+    if len(states) == len(rewards) + 1:
+        states = states[:-1]
+    terminated = next((columns[name]() for name in _TERMINAL_NAMES if name in columns), np.ones(1, bool))
+    return Episode(states, actions, rewards, not bool(np.ravel(terminated)[-1:].any()))
+
+
+def _concatenated_episodes(columns: ArrayReaders, source: str) -> list[Episode]:
+    """Concatenated episodes."""
+    states, actions, rewards = (_column(columns, names, source) for names in (STATE_NAMES, ACTION_NAMES, REWARD_NAMES))
+    ends, truncated = _episode_ends(columns, len(rewards), source)
+    first = np.concatenate([[0], ends[:-1]])
+    offsets = np.zeros_like(first)
+    if len(states) == len(rewards) + len(ends):  # imitation stores the state after each episode's last action
+        offsets = np.arange(len(ends))
+    elif len(states) != len(rewards) or len(actions) != len(rewards):
+        raise UserError(
+            f"{source} has {len(rewards):,} rewards, {len(states):,} states and {len(actions):,} actions; "
+            "save one of each per step"
+        )
+    return [
+        Episode(states[start + offset : end + offset], actions[start:end], rewards[start:end], bool(is_truncated))
+        for start, end, offset, is_truncated in zip(first, ends, offsets, truncated)
+    ]
+
+
+def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of episodes, and which of them were truncated."""
+    if "ends" in columns or "indices" in columns:
+        indices = np.ravel(columns["ends" if "ends" in columns else "indices"]())
+        ends = indices if "ends" in columns else np.append(indices, steps)
+        if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
+            raise UserError(f"{source}: the ends of episodes do not increase to {steps:,} rewards; correct them")
+        ends = ends.astype(np.int64)
+        flags = next((np.ravel(columns[name]()) for name in ("cut",) if name in columns), None)
+        if flags is None and "terminal" in columns:
+            flags = ~np.ravel(columns["terminal"]()).astype(bool)
+        return ends, np.zeros(len(ends), bool) if flags is None or len(flags) != len(ends) else flags
+    terminated, truncated = (_flags(columns, names, steps, source) for names in (_TERMINAL_NAMES, _TIMEOUT_NAMES))
+    if terminated is None and truncated is None:
+        raise UserError(
+            f"{source} does not mark the ends of episodes; add an array ends, or terminals and timeouts as in D4RL"
+        )
+    all_false = np.zeros(steps, bool)
+    terminated, truncated = (
+        all_false if terminated is None else terminated,
+        all_false if truncated is None else truncated,
+    )
+    ends = np.flatnonzero(terminated | truncated) + 1
+    if not len(ends) or ends[-1] != steps:  # the recording stopped during an episode
+        ends = np.append(ends, steps)
+    return ends, ~terminated[ends - 1]
+
+
+def _flags(columns: ArrayReaders, names: Collection[str], steps: int, source: str) -> np.ndarray | None:
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        return None
+    flags = np.ravel(columns[name]()).astype(bool)
+    if len(flags) != steps:
+        raise UserError(f"{source} has {steps:,} rewards but {len(flags):,} {name}; save one of each per step")
+    return flags
+
+
+def _column(columns: ArrayReaders, names: Sequence[str], source: str) -> np.ndarray:
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        hint = nearest(names[0], columns) if columns else "it is empty"
+        raise UserError(f"{source} has no {names[0]} ({hint}); name them {' or '.join(names[:2])}")
+    values = columns[name]()
+    if values.ndim == 0:
+        raise UserError(f"{source}: {name} is a single number; save one per step")
+    return values
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
+    with ExitStack() as stack:
+        open_file(path).close()  # a pipe would block the library
+        with _damage_errors(path, "HDF5", "download it again"):
+            file = stack.enter_context(h5py.File(path, "r"))
+        yield file
+
+
+def _read_hdf5(group: Any, source: str) -> list[Episode]:
+    indices = sorted(int(match[1]) for match in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if match)
+    if not indices:
+        return _concatenated_episodes(_arrays(group, source), source)
+    return [_read_minari(group, index, source) for index in indices]
+
+
+def _read_minari(group: Any, index: int, source: str) -> Episode:
+    location = f"{source}, episode {index}"
+    return _single_episode(_arrays(_open_node(group, f"episode_{index}", source), location), location)
+
+
+def _group_names(group: Any, source: str) -> list[str]:
+    with _damage_errors(source, "HDF5", "download it again"):
+        return [name for name in group if isinstance(name, str)]  # a damaged name may be bytes
+
+
+def _arrays(group: Any, source: str) -> ArrayReaders:
+    """The arrays directly in a group, each read on demand."""
+    import h5py
+
+    if not isinstance(group, h5py.Group):
+        raise UserError(f"{source} is a single array; save a group of states, actions and rewards")
+    return {name: partial(_array, group, name, source) for name in _group_names(group, source)}
+
+
+def _array(group: Any, name: str, source: str) -> np.ndarray:
+    import h5py
+
+    node = _open_node(group, name, source)
+    if not isinstance(node, h5py.Dataset):
+        raise UserError(f"{source}: {name} is a group of several arrays; save states and actions as one array each")
+    with _damage_errors(source, "HDF5", "download it again"):
+        if not (node.is_virtual or node.external) and node.dtype.kind in "fiub":
+            _check_dataset(node, f"{source}: {name}")
+            return np.asarray(node[()])
+    raise UserError(f"{source}: {name} is virtual, external or not numeric; save it as a plain array of numbers")
+
+
+def _open_node(group: Any, name: str, source: str) -> Any:
+    """An object in a group. Links to other files, which no data file should need, are rejected."""
+    import h5py
+
+    with _damage_errors(source, "HDF5", "download it again"):
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.SoftLink):
+            group, name = (group.file if link.path.startswith("/") else group), link.path
+            if all(_is_hard_link(group, path) for path in accumulate(filter(None, name.split("/")), "{}/{}".format)):
+                return group[name]
+        elif not isinstance(link, h5py.ExternalLink):
+            return group[name]
+        else:
+            raise UserError(f"{source}: {name} is a link to another file, which is not followed; copy the data into it")
+    raise UserError(f"{source}: {name} is a link to another link, which is not followed; copy the data into it")
+
+
+def _is_hard_link(group: Any, path: str) -> bool:
+    """Whether the last component of a path is not a link; callers check every component in order."""
+    import h5py
+
+    return isinstance(group.get(path, getlink=True), h5py.HardLink)
+
+
+def _check_dataset(dataset: Any, name: str) -> None:
+    """Check before reading that neither an array nor any of its chunks expands beyond the limits."""
+    stored_bytes, chunk_bytes = (
+        dataset.id.get_storage_size(),
+        math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize,
+    )
+    check_in_memory(name, stored_bytes, max(dataset.nbytes, chunk_bytes))
+    filters = dataset.id.get_create_plist()
+    filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
+    if len(set(filter_ids)) < len(filter_ids):
+        raise UserError(f"{name} is compressed twice; save it with one compression")
+    large_chunks: list[tuple[int, ...]] = []
+    if dataset.chunks and dataset.nbytes and _DEFLATE in filter_ids:
+        dataset.id.chunk_iter(
+            lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None
+        )
+    for position in large_chunks:  # the library does not limit the expansion of a chunk
+        compressed = dataset.id.read_direct_chunk(position)[1]
+        if (
+            len(zlib.decompressobj().decompress(compressed, chunk_bytes + _FILTER_OVERHEAD))
+            > chunk_bytes + _FILTER_OVERHEAD - 1
+        ):
+            raise UserError(f"{name} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
+
+
+def _minari_environment(path: Path) -> str:
+    """The environment in Minari's metadata.json next to a file; "" if there is none."""
+    try:
+        with open_file(path.parent / "metadata.json") as file:
+            metadata = parse_json(file.read(_MAX_METADATA))
+        spec = metadata["env_spec"]
+        return str((parse_json(spec) if isinstance(spec, str) else spec)["id"])
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

@@ -1,0 +1,311 @@
+"""Sounds from files, read with libsndfile or otherwise FFmpeg, complete or in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.data.containers import import_av, open_container
+from headway.domains.audio.mel import RATE, Resampler
+from headway.errors import UserError, logger
+from headway.safe_io import check_in_memory, file_size, open_file
+
+_LOG = logger(__name__)
+_AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
+_RELIABLE_LENGTH = ("mov", "matroska")  # formats whose headers state their length; others' is a guess from the size
+_BLOCK_FRAMES = 256  # codec frames per block, about a thousand samples each
+_SAMPLE_BYTES = 2  # bytes per sample of most recordings
+MAX_SECONDS = 24 * 3600  # seconds; years of silence fit into a small file
+_LENGTH_TOLERANCE = 0.5  # seconds by which a sound may be shorter than its header states
+
+
+class ContainerReader:
+    """The first audio stream of a container, at its own `rate`; `seconds` long according to the header.
+
+    UserError for a format that FFmpeg cannot read, for a file without sound, and if the package av is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open() as stream:
+            first = next(self._decode(stream), None)
+            if first is None:
+                raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
+            self.rate: int = first.sample_rate
+            stated = _seconds(stream)
+        self.seconds: float = sum(map(len, self.read())) / self.rate if stated is None else stated
+
+    def read(self) -> Iterator[Float[Tensor, "N channels"]]:
+        """The samples in blocks. UserError if they are damaged, or end earlier than the header states."""
+        av, count = import_av(f"{self.path} {_AV_HINT}"), 0
+        with self._open() as stream:
+            stated, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
+            chunks: list[Tensor] = []
+            for frame in self._decode(stream):
+                for resampled in resampler.resample(frame):
+                    count += resampled.samples
+                    chunks.append(torch.from_numpy(resampled.to_ndarray()).T)
+                if len(chunks) >= _BLOCK_FRAMES:
+                    check_length(self.path, count / self.rate)
+                    yield torch.cat(chunks)
+                    chunks = []
+            if chunks:
+                yield torch.cat(chunks)
+            is_reliable = stream.container.format.name.startswith(_RELIABLE_LENGTH)
+        if stated is not None and is_reliable and count / self.rate < stated - _LENGTH_TOLERANCE:
+            raise UserError(
+                f"{self.path} ends after {count / self.rate:.1f} of {stated:.1f} s; download the file again"
+            )
+
+    def _decode(self, stream: Any) -> Iterator[Any]:
+        return (frame for frame in stream.container.decode(stream) if frame.samples)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        av = import_av(f"{self.path} {_AV_HINT}")
+        try:
+            with open_container(self.path) as container:
+                if not container.streams.audio:
+                    raise UserError(f"{self.path} has no sound; use a file with an audio stream")
+                yield container.streams.audio[0]
+        except (av.FFmpegError, ValueError, RuntimeError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(
+                f"{self.path} is not a readable sound file ({reason}); use .wav, .flac, .ogg, .mp3, .m4a or .mp4"
+            ) from error
+
+
+def _seconds(stream: Any) -> float | None:
+    """The length according to the header, if stated; that of a video may differ."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    container = stream.container
+    if container.duration is None or container.streams.video:
+        return None
+    return container.duration / 1_000_000  # from microseconds
+
+
+def check_length(path: Path, seconds: float) -> None:
+    """UserError for a sound of more than a day."""
+    if seconds > MAX_SECONDS:
+        raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut it into shorter sounds")
+
+
+def check_plausible_length(path: Path, seconds: float, rate: int) -> None:
+    """UserError for a sound longer than its bytes can plausibly contain: hours of silence."""
+    check_in_memory(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE_BYTES)
+
+
+AUDIO_EXTENSIONS = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".m4a",
+    ".aac",
+    ".mp4",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".wma",
+    ".aiff",
+)
+BLOCK = 1 << 18  # samples per block of a file
+_MAX_CHANNELS = 8  # of a sound, up to which blocks have full length
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
+
+
+class Sound(Protocol):
+    """Samples at one rate, of one channel, in blocks; `source` names them in messages."""
+
+    source: str
+
+    def blocks(self) -> Iterator[Float[Tensor, "N"]]: ...
+
+
+class FileSound:
+    """A file as numbers between -1 and 1 at `rate` samples per second, its channels averaged; `seconds` long. If the
+    channels would cancel out because one is inverted, only the loudest is used: `out_of_phase` is True after reading
+    such a sound, and it is logged if `warn`.
+
+    UserError for an unreadable file, and for one of more than a day; later damage is found while reading.
+    """
+
+    def __init__(self, path: Path | str, rate: int = RATE, warn: bool = True) -> None:
+        self.path, self.rate, self.warn, self.out_of_phase = Path(path), rate, warn, False
+        self.source = str(self.path)
+        if not self.path.is_file():
+            problem = (
+                "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
+            )
+            raise UserError(f"{self.path} {problem}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
+        self._reader = _open_reader(self.path)
+        self.seconds = self._reader.seconds
+        check_length(self.path, self.seconds)
+        check_plausible_length(self.path, self.seconds, max(rate, self._reader.rate))
+        try:
+            Resampler(self._reader.rate, rate)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
+
+    def blocks(self) -> Iterator[Float[Tensor, "N"]]:
+        """The sound from its start, in blocks. UserError if the file ends earlier than its header states, and for NaN
+        or infinite samples.
+        """
+        resampler, count, mix = Resampler(self._reader.rate, self.rate), 0, ChannelMix(self.source)
+        for samples in self._reader.read():
+            count += len(samples)
+            check_length(self.path, count / self._reader.rate)
+            check_plausible_length(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
+            yield resampler.push(mix.mono(samples))
+        self.out_of_phase = mix.chosen_channel is not None
+        if self.out_of_phase and self.warn:
+            _LOG.warning("%s: %s", self.source, OUT_OF_PHASE)
+        yield resampler.finish()
+
+
+class LibsndfileReader:
+    """Reads a file with libsndfile, at its own `rate`. UserError for an empty sound and a truncated .wav; RuntimeError,
+    or another exception of soundfile, for other invalid files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _soundfile(path).SoundFile(path) as file:
+            self.rate: int = file.samplerate
+            self.seconds: float = file.frames / file.samplerate
+        if not self.seconds:
+            raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
+        _check_wav(path)
+
+    def read(self) -> Iterator[Float[Tensor, "N channels"]]:
+        """The samples in blocks. UserError if there are fewer than the header states."""
+        count = 0
+        try:
+            with _soundfile(self.path).SoundFile(self.path) as file:
+                frames = file.frames
+                max_frames = max(1, BLOCK // max(1, file.channels // _MAX_CHANNELS))
+                while len(samples := file.read(max_frames, dtype="float32", always_2d=True)):
+                    count += len(samples)
+                    yield torch.from_numpy(samples)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path} is not a readable sound file ({reason}); download the file again") from error
+        if count < frames:
+            raise UserError(f"{self.path} ends after {count} of {frames} samples; download the file again")
+
+
+def _open_reader(path: Path) -> LibsndfileReader | ContainerReader:
+    """libsndfile for the formats that it supports, otherwise FFmpeg."""
+    try:
+        return LibsndfileReader(path)
+    except (TypeError, ValueError, RuntimeError):  # from soundfile, which is only imported if needed
+        return ContainerReader(path)
+
+
+class ArraySound:
+    """A sound in memory: numbers between -1 and 1, at 16 kHz, of one channel or [N, channels]."""
+
+    def __init__(self, samples: Any, source: str = "the sound") -> None:
+        values = torch.as_tensor(samples)
+        if not values.is_floating_point() or values.dim() not in (1, 2):
+            raise UserError(
+                f"{source} is {values.dtype} of shape {tuple(values.shape)}; use floating-point numbers between -1 and "
+                "1, of shape [samples] or [samples, channels]"
+            )
+        if not len(values):
+            raise UserError(f"{source} has 0 samples; leave it out")
+        self.source = source
+        mix = ChannelMix(source)
+        self._samples = mix.mono(values.float().view(len(values), -1))
+        if mix.chosen_channel is not None:
+            _LOG.warning("%s: %s", source, OUT_OF_PHASE)
+
+    def blocks(self) -> Iterator[Float[Tensor, "N"]]:
+        """The sound from its start, in blocks."""
+        yield from self._samples.split(BLOCK)
+
+
+SoundInput = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
+
+
+def open_sound(source: SoundInput) -> Sound:
+    """A sound from its file or samples; an open sound is returned as it is. UserError for anything else."""
+    if isinstance(source, (FileSound, ArraySound)):
+        return source
+    if isinstance(source, (str, Path)):
+        return FileSound(source)
+    if isinstance(source, (np.ndarray, Tensor, list, tuple)):
+        return ArraySound(source)
+    raise UserError(f"a {type(source).__name__} is not a sound; pass the path of a file, or samples at {RATE} Hz")
+
+
+def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
+    """A complete file. Errors as for FileSound."""
+    return torch.cat(list(FileSound(path, rate).blocks()))
+
+
+OUT_OF_PHASE = "its channels cancel each other out, so only the loudest is used"
+_SILENT, _CANCELLED_SHARE = 1e-8, 1e-3  # power of silence, and the share left after averaging
+
+
+class ChannelMix:
+    """Mixes channels in blocks: their mean, or the loudest if the mean leaves less than a thousandth of their power
+    (-30 dB). The first block that is not silent decides; `chosen` is then the only channel used.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source, self._is_decided = source, False
+        self.chosen_channel: int | None = None
+
+    def mono(self, samples: Float[Tensor, "N channels"]) -> Float[Tensor, "N"]:
+        """UserError for NaN or infinite samples."""
+        if not self._is_decided and samples.shape[1] > 1:
+            powers = samples.double().square().mean(0)
+            power = float(powers.mean())
+            if power > _SILENT:
+                self._is_decided = True
+                if float(samples.double().mean(1).square().mean()) < _CANCELLED_SHARE * power:
+                    self.chosen_channel = int(powers.argmax())
+        return mono(samples if self.chosen_channel is None else samples[:, self.chosen_channel, None], self.source)
+
+
+def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Float[Tensor, "N"]:
+    """The mean of the channels. UserError for NaN or infinite samples."""
+    sound = samples.mean(1)
+    if not bool(sound.isfinite().all()):
+        raise UserError(f"{source} has NaN or infinite samples; create the file again")
+    return sound
+
+
+def _check_wav(path: Path) -> None:
+    """UserError for a truncated .wav, which libsndfile would read without an error."""
+    with open_file(path) as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return
+        total_size = file_size(file)
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            remaining = total_size - file.tell()
+            if chunk[:4] == b"data":
+                if size not in _UNKNOWN_SIZES and size > remaining:
+                    raise UserError(f"{path} ends after {remaining} of {size} bytes of sound; download the file again")
+                return
+            file.seek(size + size % 2, 1)
+
+
+def _soundfile(path: Path) -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: its library for this machine is missing
+        raise UserError(f"{path} needs the package soundfile; pip install 'headway[audio]'") from error
+    return soundfile

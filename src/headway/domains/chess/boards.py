@@ -1,0 +1,185 @@
+"""Boards, moves and positions: conversions between python-chess (extra `chess`), which knows the rules, and headway's
+records and move ids; and positions with operations (EPD), as in test suites, including older notations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from headway.codecs.chess_boards import (
+    MIRRORED_MOVES,
+    MOVE_INDEX,
+    MOVES,
+    NO_SQUARE,
+    PROMOTIONS,
+    SQUARES,
+    from_bitboards,
+    parse_fen,
+)
+from headway.errors import UserError
+
+try:
+    import chess
+    import chess.pgn
+    import chess.svg
+except ImportError:
+    raise UserError("chess needs the package chess (GPL-3.0+); run pip install 'headway[chess]'") from None
+
+notation, drawing = chess.pgn, chess.svg  # re-exported
+Record = tuple[int, ...]  # eight bitboards and five states, in the order of `from_bitboards`
+
+
+_RANK = "[1-8pnbrqkPNBRQK]{1,8}"
+_STANDARD_FEN = re.compile(rf"(?:{_RANK}/){{7}}{_RANK} [wb] (?:-|K?Q?k?q?(?<! )) (?:-|[a-h][36]) \d+ \d+")
+_COORDINATES = re.compile(r"[a-h][1-8][a-h][1-8][nbrqk]?|0000")
+_MAX_FEN_CHARS = 1 << 10  # characters
+_REMEDY = ("write moves as e2e4 or Nf3", "correct the move or the position")
+_INDEX = [-1] * (6 << 12)
+for _move, _number in MOVE_INDEX.items():
+    _piece = PROMOTIONS.find(_move[4]) + 2 if len(_move) == 5 else 0
+    _INDEX[SQUARES.index(_move[:2]) | SQUARES.index(_move[2:4]) << 6 | _piece << 12] = _number
+_MIRROR = MIRRORED_MOVES.tolist()
+_RIGHTS = ((chess.BB_H1, 2), (chess.BB_A1, 4), (chess.BB_H8, 8), (chess.BB_A8, 16))
+
+
+def record(board: chess.Board, repeated: int = 0) -> Record:
+    """Return a position as integers; `repeated` is how often it occurred on the board before."""
+    rights = board.clean_castling_rights()
+    flags = int(not board.turn) + sum(flag for square, flag in _RIGHTS if rights & square)
+    passed = board.ep_square if board.ep_square is not None and board.has_legal_en_passant() else NO_SQUARE
+    return (
+        board.pawns, board.knights, board.bishops, board.rooks, board.queens, board.kings,
+        board.occupied_co[chess.WHITE], board.occupied_co[chess.BLACK],
+        flags, passed, min(255, board.halfmove_clock), repeated, min(65535, board.fullmove_number),
+    )  # fmt: skip
+
+
+def repetition_key(position: Record) -> Record:
+    """Return what makes two positions of a game equal: everything but the counters."""
+    return position[:10]
+
+
+def to_position_array(records: Sequence[Record]) -> np.ndarray:
+    """Return records as POSITION [N]."""
+    boards = np.array([position[:8] for position in records], np.uint64).reshape(-1, 8)
+    states = np.array([position[8:] for position in records], np.int64).reshape(-1, 5)
+    return from_bitboards(boards, states)
+
+
+def encode_move(move: chess.Move, turn: chess.Color) -> int:
+    """Return a move's id from the mover's side."""
+    number = _INDEX[move.from_square | move.to_square << 6 | (move.promotion or 0) << 12]
+    return number if turn else _MIRROR[number]
+
+
+def legal_move_ids(board: chess.Board) -> list[int]:
+    """Return the ids of all legal moves, from the mover's side."""
+    return [encode_move(move, board.turn) for move in board.generate_legal_moves()]
+
+
+def decode_move(number: int, turn: chess.Color) -> chess.Move:
+    """Return the move of an id from the mover's side."""
+    return chess.Move.from_uci(MOVES[number if turn else _MIRROR[number]])
+
+
+def board_from_fen(fen: str, where: str = "") -> chess.Board:
+    """Return the board of a FEN. UserError for an invalid FEN, an illegal position, and Chess960."""
+    prefix = f"{where}: " if where else ""
+    if len(fen) > _MAX_FEN_CHARS:
+        raise UserError(
+            f"{prefix}FEN {fen[:40]!r}... has {len(fen):,} characters, at most {_MAX_FEN_CHARS} are possible; correct "
+            "it"
+        )
+    try:
+        board = chess.Board(fen) if _STANDARD_FEN.fullmatch(fen) else _parse_unusual_fen(fen, prefix)
+    except ValueError:  # ranks that are not 8 squares long
+        board = _parse_unusual_fen(fen, prefix)
+    status = board.status()
+    if status != chess.STATUS_VALID:
+        faults = ", ".join(str(flag.name).lower().replace("_", " ") for flag in chess.Status if status & flag)
+        raise UserError(f"{prefix}FEN {fen.strip()!r} is not a chess position ({faults}); correct it")
+    return board
+
+
+def _parse_unusual_fen(fen: str, prefix: str) -> chess.Board:
+    """Parse an unusual FEN: its counters are missing, or something is wrong with it."""
+    try:
+        parse_fen(fen)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+    try:
+        return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+    except ValueError as error:
+        raise UserError(f"{prefix}FEN {fen.strip()!r} cannot be read ({error}); correct it") from None
+
+
+def parse_move(board: chess.Board, text: str, where: str = "") -> chess.Move:
+    """Return a legal move written as e2e4 or as Nf3. UserError for an unknown or illegal one."""
+    prefix = f"{where}: " if where else ""
+    coordinates = _COORDINATES.fullmatch(text) is not None
+    try:
+        move = board.parse_uci(text) if coordinates else board.parse_san(text)  # castling written as e1h1 becomes e1g1
+    except ValueError as error:
+        is_illegal = coordinates or isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
+        kind = "not a legal move" if is_illegal else "not a chess move"
+        raise UserError(f"{prefix}{text!r} is {kind} in {board.fen()!r}; {_REMEDY[coordinates]}") from None
+    if not move:
+        raise UserError(f"{prefix}{text!r} is a null move, which is not a chess move; correct it")
+    return move
+
+
+_OPERATION = re.compile(r'[\s;]*(\w+)((?:\s+(?:"[^"]*(?:"|$)|[^\s;"]+))*)\s*(?:;|$)')
+_COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # counters of a FEN, before the operations
+_TAIL = re.compile(r"(?:\+|#|[!?]|ch|mate|dis|dbl|\(?e\.?p\.?\)?)+$")
+_MAX_MOVE_CHARS = 20  # characters of a move
+_MAX_LINE_CHARS = 1 << 16  # characters
+_CASTLING = re.compile(r"[0Oo]-?[0Oo](-?[0Oo])?")
+_PROMOTION = re.compile(r"(?<=[a-h][18])[=/(]?([QRBN])\)?$")
+
+
+def parse_epd(line: str, where: str) -> tuple[chess.Board, str]:
+    """Return the board of a line and the rest of it. UserError for an invalid position."""
+    if len(line) > _MAX_LINE_CHARS:
+        raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
+    parts = line.split(maxsplit=4)
+    operations = parts[4].strip() if len(parts) > 4 else ""
+    counters = _COUNTERS.match(operations)
+    fen = " ".join([*parts[:4], *(counters.group().split() if counters else ())])
+    return board_from_fen(fen, where), operations[counters.end() :] if counters else operations
+
+
+def parse_operations(text: str, where: str) -> dict[str, str]:
+    """Return the value of each operation, without quotes. UserError for invalid operations."""
+    operations: dict[str, str] = {}
+    start, end = 0, len(text.rstrip("; \t"))
+    while start < end:
+        match = _OPERATION.match(text, start)
+        if match is None:
+            raise UserError(
+                f'{where}: {text[start:].strip()[:60]!r} is not an operation; write them as bm Nf3; id "one";'
+            )
+        operations.setdefault(match[1], match[2].strip().strip('"'))
+        start = match.end()
+    return operations
+
+
+def parse_moves(board: chess.Board, text: str, where: str) -> list[chess.Move]:
+    """Return the moves of an operation: Nf3, e2e4, and as in older suites: Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
+    UserError for an illegal one.
+    """
+    return [_suite_move(board, word, where) for word in text.replace(",", " ").split() if not _TAIL.fullmatch(word)]
+
+
+def _suite_move(board: chess.Board, word: str, where: str) -> chess.Move:
+    if len(word) > _MAX_MOVE_CHARS:
+        raise UserError(f"{where}: {word[:_MAX_MOVE_CHARS]!r}... is not a chess move; write moves as e2e4 or Nf3")
+    bare = _PROMOTION.sub(r"=\1", _TAIL.sub("", word).replace(":", "x"))
+    if castling := _CASTLING.fullmatch(bare):
+        bare = "O-O-O" if castling[1] else "O-O"
+    try:
+        return parse_move(board, bare, where)
+    except UserError as error:
+        raise UserError(str(error).replace(repr(bare), repr(word))) from None

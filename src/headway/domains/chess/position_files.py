@@ -1,0 +1,247 @@
+"""Read positions with their targets from PGN, EPD, puzzles and labels in CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from headway.codecs.chess_boards import MIRRORED_MOVES, MOVE_INDEX
+from headway.data.column_names import check_column_names
+from headway.data.input_files import File, expand_archives, find_files, read_lines, resolve_named_splits
+from headway.data.splits import text_key
+from headway.domains.chess.boards import (
+    Record,
+    board_from_fen,
+    chess,
+    decode_move,
+    encode_move,
+    legal_move_ids,
+    parse_epd,
+    parse_move,
+    parse_moves,
+    parse_operations,
+    record,
+)
+from headway.domains.chess.pgn import Game, games
+from headway.domains.chess.win_probability import expected, outcome, read_score, worth
+from headway.errors import UserError, logger, nearest
+from headway.safe_io import user_path
+
+_LOG = logger(__name__)
+KINDS = (".pgn", ".epd", ".csv", ".zip")
+POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # column names, case-insensitive
+_MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
+
+
+@dataclass
+class PositionRun:
+    """Consecutive positions of a game, or a single one.
+
+    For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
+    (`win_probability.worth`), NaN if unknown; and (win, draw, loss) of the mover, NaN if unknown. `key` is the same for
+    equal runs.
+    """
+
+    key: str
+    records: list[Record] = field(default_factory=list)
+    moves: list[list[int]] = field(default_factory=list)
+    worths: list[list[float]] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class ReadTally:
+    """Counts of read and skipped items, for a report."""
+
+    games: int = 0
+    variants: int = 0
+    bad: int = 0
+    unlabelled: int = 0
+
+
+_MIRROR = MIRRORED_MOVES.tolist()
+UNKNOWN = np.full(3, math.nan)
+
+
+def chess_files(paths: Sequence[Path | str]) -> list[File]:
+    """Return the chess files at `paths`. UserError if there are none, or if one cannot be read."""
+    if not paths:
+        raise UserError("there are no chess files; pass at least one .pgn, .epd or .csv")
+    files = expand_archives((f for path in paths for f in find_files(user_path(path), KINDS)), KINDS)
+    return resolve_named_splits(files)
+
+
+def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Iterator[PositionRun]:
+    """Yield the samples of a file. `evals` is the weight of an engine's evaluation in comments relative to the game's
+    result.
+    """
+    if file.kind == ".pgn":
+        for game in games(file, skip_bad):
+            tally.games += 1
+            tally.variants += game.variant is not None
+            tally.bad += bool(game.fault)
+            if game.variant is None and game.moves:
+                yield _game_run(game, evals)
+        return
+    for run in _read_epd(file) if file.kind == ".epd" else _read_csv(file):
+        if run.moves[0] or not np.isnan(run.values[0]).any():
+            yield run
+        else:
+            tally.unlabelled += 1
+
+
+def unlabelled_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
+    """Yield the positions of a file without targets: of a game those before each move, or those of a list; and an id of
+    the game, "" if there is none. Damaged games yield the part before the damage, with a warning.
+    """
+    if file.kind == ".pgn":
+        damaged = 0
+        for game in games(file, True):
+            damaged += bool(game.fault) and game.variant is None
+            if game.variant is None and game.moves:
+                board, name = game.start, f"{text_key(game.key):016x}"
+                for number in game.moves:
+                    yield board.copy(stack=False), name
+                    board.push(decode_move(number, board.turn))
+        if damaged:
+            _LOG.warning("%s: %d damaged games; using the part before the damage", file, damaged)
+        return
+    if file.kind == ".epd":
+        for number, line in enumerate(read_lines(file), 1):
+            if line.strip():
+                yield board_from_fen(" ".join(line.split()[:4]), f"{file}, line {number}"), ""
+        return
+    for where, row, (position,) in read_rows(file, POSITION_NAMES):
+        yield board_from_fen(row[position], where), row.get("game", "")
+
+
+def _game_run(game: Game, evals: float) -> PositionRun:
+    """The move played at each position; its worth is the evaluation after it, and the value a mean of evaluation and
+    result.
+    """
+    run = PositionRun(game.key, game.records, [[move] for move in game.moves])
+    before: np.ndarray | None = None
+    for position, after in zip(game.records, game.evaluations):
+        black = bool(position[8] & 1)
+        best = before if before is not None else game.result
+        value = UNKNOWN if best is None else best
+        if before is not None and game.result is not None:
+            value = evals * before + (1 - evals) * game.result
+        run.values.append(value[::-1] if black else value)
+        played = math.nan  # the move's worth by the evaluation after it, otherwise by the game's result
+        if after is not None:
+            played = float(worth(-after if black else after))
+        elif game.result is not None:
+            played = float(expected(game.result[::-1] if black else game.result))
+        run.worths.append([played])
+        before = None if after is None else outcome(after)
+    return run
+
+
+def _single_run(
+    board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray, key: str = ""
+) -> PositionRun:
+    move_ids = [encode_move(move, board.turn) for move in moves]
+    return PositionRun(key or board.epd(), [record(board)], [move_ids], [list(worths)], [value])
+
+
+def _read_epd(file: File) -> Iterator[PositionRun]:
+    """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's side."""
+    for number, line in enumerate(read_lines(file), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        board, operation_text = parse_epd(line, where)
+        known = parse_operations(operation_text, where)
+        moves = parse_moves(board, known.get("bm", ""), where)
+        score = _number(known["ce"], where) if "ce" in known else math.nan
+        value, worths = outcome(score), [float(worth(score))] * len(moves)
+        yield _single_run(board, moves, worths, value)
+
+
+def _read_csv(file: File) -> Iterator[PositionRun]:
+    """Yield an engine's labels (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles,
+    whose first move is the opponent's.
+    """
+    for where, row, (position, move) in read_rows(file, POSITION_NAMES, MOVE_NAMES):
+        board = board_from_fen(row[position], where)
+        moves = find_moves(row[move], where)
+        if move.lower() == "moves":
+            key = board.epd()  # shared by all its positions, so that they are in the same split
+            for index, text in enumerate(moves):
+                played = parse_move(board, text, where)
+                if index % 2:
+                    yield _single_run(board, [played], [math.nan], UNKNOWN, key)
+                board.push(played)
+        elif row.get("scores"):
+            yield _label_run(board, row, where)
+        else:
+            yield _single_run(board, [parse_move(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
+
+
+def _label_run(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:
+    legal, moves, scores = set(legal_move_ids(board)), [], []
+    for item in row["scores"].split():
+        text, _, score = item.partition(":")
+        number = MOVE_INDEX.get(text, -1)
+        number = number if board.turn or number < 0 else _MIRROR[number]
+        if number not in legal:
+            number = encode_move(parse_move(board, text, where), board.turn)
+        moves.append(number)
+        scores.append(_number(score, where))
+    worths = worth(np.array(scores)).tolist()
+    if row.get("wdl"):
+        parts = [_number(part, where) for part in row["wdl"].split()]
+        if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
+            raise UserError(f"{where}: {row['wdl']!r} is not a win, draw and loss that sum to 1000; correct it")
+        value = np.array(parts) / sum(parts)
+    else:
+        value = outcome(scores[0])
+    return PositionRun(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
+
+
+def find_moves(text: str, where: str) -> list[str]:
+    """Return the moves in a cell. UserError if there are none."""
+    moves = _MOVE.findall(text)
+    if not moves:
+        raise UserError(f"{where}: {text[:60]!r} contains no move; write moves as e2e4")
+    return moves
+
+
+def _number(text: str, where: str) -> float:
+    """Parse centipawns: a number, or a mate as #3 and #-3."""
+    try:
+        return read_score(text) if text.startswith("#") else float(text)
+    except ValueError:
+        raise UserError(f"{where}: {text[:60]!r} is not an evaluation; write centipawns as 34, a mate as #3") from None
+
+
+def read_rows(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+    """Yield a row's location, its values by name, and for each of `wanted` the name of the matching column."""
+    reader = csv.reader((line + "\n" for line in read_lines(file)), strict=True)
+    try:
+        header = next(reader, [])
+        check_column_names(str(file), header)
+        names = [_column(file, header, candidates) for candidates in wanted]
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if len(row) != len(header):
+                raise UserError(f"{where} has {len(row)} columns, but the header has {len(header)}; correct it")
+            yield where, dict(zip(header, row)), names
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
+
+
+def _column(file: File, header: Iterable[str], wanted: Sequence[str]) -> str:
+    column = next((name for name in header if name.strip().lower() in wanted), None)
+    if column is None:
+        names = " or ".join(map(repr, wanted))
+        known = nearest(wanted[0], header) if header else "it is empty"
+        raise UserError(f"{file} has no column {names} ({known}); add a header such as position,bestmove")
+    return column

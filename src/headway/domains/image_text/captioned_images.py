@@ -1,0 +1,109 @@
+"""Tables of images with captions, and the images as model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.codecs.image_processor import ImageProcessor, decode_image, pillow
+from headway.data import Table, read_table
+from headway.data.content_hash import fingerprint
+from headway.data.image_cache import DecodedImages, ImageSource, Pixels, open_images
+from headway.data.input_files import File, read_blocks
+from headway.errors import UserError
+
+
+class CaptionColumns(NamedTuple):
+    """The column names of a table; the language may be missing."""
+
+    image: str = "path"
+    caption: str = "caption"
+    language: str = "language"
+
+
+COLUMNS = CaptionColumns()
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts of M images.
+
+    `images` are files, each once. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), comes from `locations[n]`
+    and is in `languages[n]`, None if unknown. `is_query`, bool [N], marks the texts that evaluation uses; the others
+    are for training only. `named_splits`, uint8 [M], is the split in the table names for each image. Images of one of
+    the `groups` [M] are always in one split; without groups, images of equal pixels are.
+    """
+
+    images: list[File]
+    texts: list[str]
+    image_of: np.ndarray
+    locations: list[str]
+    named_splits: np.ndarray
+    is_query: np.ndarray
+    languages: list[str] | None = None
+    groups: list[str] | None = None
+
+
+def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
+    """The rows of .csv, .tsv and .jsonl tables. Image paths are relative to the table's folder.
+
+    Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is not a file.
+    """
+    table = read_table(paths, columns._asdict(), optional=("language",))
+    files = _images(table)
+    missing = {file for file in set(files) if not file.is_file()}
+    if missing:
+        missing_rows = [row for row, file in enumerate(files) if file in missing]
+        first = missing_rows[0]
+        raise UserError(
+            f"{table.location(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
+            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: "
+            "correct "
+            "them, or remove these rows"
+        )
+    image_index: dict[Path, int] = {}
+    image_of = np.array([image_index.setdefault(file, len(image_index)) for file in files], np.int64)
+    named_splits = np.zeros(len(image_index), np.uint8)
+    np.maximum.at(named_splits, image_of, table.named_splits)  # an image held out in any table is held out
+    locations = [table.location(row) for row in range(len(table))]
+    images, texts = [File(file) for file in image_index], table.columns["caption"]
+    return Captions(
+        images, texts, image_of, locations, named_splits, np.ones(len(texts), bool), table.columns.get("language")
+    )
+
+
+def _images(table: Table) -> list[Path]:
+    """The image of each row. Caches repeated paths."""
+
+    @cache
+    def path_of(table: Path, name: str) -> Path:
+        return (table.parent / Path(name).expanduser()).absolute()
+
+    return [path_of(file.path, name) for (file, _), name in zip(table.locations, table.columns["image"])]
+
+
+_KEY_BYTES = 16  # bytes per key
+
+
+def decode_images(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
+    """The images of files, and of members of .zip archives, resized and cropped for a model, through the cache.
+
+    UserError for the first image that is corrupt, not an image or too large to decode; with `skip` such images are
+    counted in a warning, and their pixels are black.
+    """
+    if processor.shape is None:
+        raise UserError("the image processor outputs images of different sizes; make it resize or crop to one")
+    pillow()  # fails early if Pillow is missing
+    settings = (processor.size, processor.shortest, processor.resample, processor.crop)
+    shape = (*processor.shape, processor.channels)
+
+    def read(index: int) -> Pixels:
+        file = files[index]
+        return processor.pixels(decode_image(b"".join(read_blocks(file)), str(file)))
+
+    return open_images(ImageSource(read, len(files), shape, (fingerprint(files), settings), _KEY_BYTES), skip)

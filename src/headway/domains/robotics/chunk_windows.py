@@ -1,0 +1,209 @@
+"""Demonstrations as training data: the observation at a step, and the chunk of actions from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headway.data import Splits
+from headway.data.demonstrations import Demonstrations
+from headway.data.episodes import step_indices
+from headway.data.shuffling import epoch_seed, shuffled_indices
+from headway.domains.robotics.robot_codec import Camera, RobotCodec
+from headway.errors import ConfigError
+from headway.learn import Shard
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes
+from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
+from headway.nn.models.robot import stack_steps
+
+_BRIGHTEST = 255.0
+_MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pixels become -2 to 2
+_EVAL_BATCH = 64  # windows per evaluation batch
+_RNG_STREAM = 13  # random stream, independent of others with the same seed
+
+
+class DemonstrationExamples(Examples):
+    """Windows over the steps of demonstrations, divided by `splits`; a training batch has `size` of them, with `noise`
+    on scaled states. `model` defines the length of chunks and their random inputs; one that takes the last `history`
+    steps gets them, and learns the actions from the oldest of them.
+    """
+
+    def __init__(
+        self,
+        data: Demonstrations,
+        splits: Splits,
+        codec: RobotCodec,
+        model: RobotPolicyConfig,
+        size: int,
+        seed: int,
+        noise: float,
+    ) -> None:
+        self.data, self.splits, self.codec, self.model = data, splits, codec, model
+        self.size, self.seed, self.noise = size, seed, noise
+        self._starts = np.repeat(data.starts, data.lengths)
+        self._ends = np.repeat(data.ends, data.lengths)  # end of each step's episode
+        self._tasks = np.repeat(data.tasks, data.lengths)
+
+    @cached_property
+    def _states(self) -> np.ndarray:
+        return self.codec.states(self.data.states)
+
+    @cached_property
+    def _actions(self) -> np.ndarray:
+        return self.codec.encode_actions(self.data.actions)
+
+    def of(self, split: str) -> ChunkWindows:
+        return ChunkWindows(self, self.splits.rows(split))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removal_notes(self.splits)
+
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
+
+    def count(self, split: str) -> int:
+        """Number of demonstrations; each has many windows."""
+        return len(self.splits.rows(split))
+
+    def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
+        """Return `model` with the sizes of states, images and actions, and the vocabulary. UserError without training
+        data.
+        """
+        self.splits.rows("train")
+        config = cast(RobotPolicyConfig, model)
+        cameras = tuple(camera.read for camera in self.codec.cameras)
+        try:
+            observation = config.observation.with_inputs(len(self.codec.mean), cameras)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
+        sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
+        if isinstance(config, ActConfig):
+            return replace(config, **sizes, words=self.codec.vocab_size)
+        if self.codec.vocab_size:
+            raise ConfigError("this model does not take task names, but there are several; set task.text=false")
+        return replace(config, **sizes)
+
+    def observations(self, steps: np.ndarray) -> Observations:
+        """Return the observations at steps, int64 [B]; an episode's first step is repeated for missing ones."""
+        lags = reversed(range(self.model.history))
+        return stack_steps([self._observe(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
+
+    def _observe(self, steps: np.ndarray) -> Observations:
+        names = [self.data.task_names[task] for task in self._tasks[steps].tolist()]
+        images = {camera.name: self.data.cameras[camera.name].read(steps) for camera in self.codec.cameras}
+        return make_observations(self.codec, self._states[steps], images, names)
+
+    def chunks(self, steps: np.ndarray) -> Chunks:
+        """Return the actions from steps, int64 [B], including those of the history; an episode's first and last action
+        are repeated beyond its ends.
+        """
+        step_indices = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
+        first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
+        actions = self._actions[step_indices.clip(first, last)]
+        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= step_indices) & (step_indices <= last)))
+
+    def contents(self) -> Contents:
+        data = self.data
+        pictures = [f"{name}: {data.cameras[name].content}" for name in sorted(data.cameras)]
+        return {"states and actions": (data.keys(),), "pictures": (pictures,), "tasks": (data.task_names, data.tasks)}
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+
+class ChunkWindows:
+    """Windows of the demonstrations with these `indices`, int64 [E]. In evaluation they start at `steps`, one chunk
+    after the other; in training one starts at each step.
+    """
+
+    def __init__(self, examples: DemonstrationExamples, indices: np.ndarray, limit: int | None = None) -> None:
+        self.examples, self.indices = examples, indices
+        data = examples.data
+        self.steps = step_indices(data.starts[indices], data.ends[indices], examples.model.chunk)[:limit]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def training_order(self) -> TaskRotation:
+        starts, ends, tasks = self.examples.data.starts, self.examples.data.ends, self.examples.data.tasks[self.indices]
+        task_episodes = [self.indices[tasks == task] for task in np.unique(tasks)]
+        steps = tuple(step_indices(starts[episodes], ends[episodes]) for episodes in task_episodes)
+        return TaskRotation(steps, self.examples.size, self.examples.seed)
+
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), _EVAL_BATCH)
+
+    def limited_to(self, limit: int | None) -> ChunkWindows:
+        """Return the first `limit` windows."""
+        return ChunkWindows(self.examples, self.indices, limit)
+
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        """Return observations with the batch's random inputs, and the chunks that follow; `tokens` counts valid
+        actions, `computed` all. In training, `indices` are steps of the data.
+        """
+        examples = self.examples
+        steps, number = (self.steps[indices], int(indices[0])) if rng_key is None else (indices, rng_key.batch_index)
+        chunks, observations = examples.chunks(steps), examples.observations(steps)
+        random = np.random.default_rng([_RNG_STREAM, examples.seed, number])
+        noise = examples.model.head.sample_noise(random, len(steps), examples.model.horizon, len(examples.codec.scale))
+        if rng_key is not None and examples.noise and observations.states is not None:
+            state_noise = random.standard_normal(tuple(observations.states.shape), np.float32)
+            observations = observations._replace(
+                states=observations.states + examples.noise * torch.from_numpy(state_noise)
+            )
+        return Batch((observations, noise), chunks, int(chunks.mask.sum()), chunks.mask.numel())
+
+
+class TaskRotation(NamedTuple):
+    """Batches of `size` steps, from those of each task, int64 [N] each: tasks alternate, and the steps of each come in
+    separate shuffled epochs, so that tasks with longer demonstrations do not dominate.
+    """
+
+    steps: tuple[np.ndarray, ...]
+    size: int
+    seed: int
+
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
+        for number in count(start + shard.rank, shard.world):
+            positions = np.arange(number * self.size, (number + 1) * self.size)
+            rounds, owners = np.divmod(positions, len(self.steps))
+            steps = np.empty(self.size, np.int64)
+            for owner, task_steps in enumerate(self.steps):
+                mask = owners == owner
+                steps[mask] = task_steps[shuffled_indices(rounds[mask], len(task_steps), epoch_seed(self.seed, owner))]
+            yield RngKey(number, positions), steps
+
+
+def make_observations(
+    codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
+) -> Observations:
+    """Return model inputs from scaled states [B, S], images of each camera (uint8 [B, H, W, 3]) and B task names."""
+    images = tuple(to_pixels(pictures[camera.name], camera) for camera in codec.cameras)
+    state = torch.from_numpy(states) if codec.mean else None
+    if not codec.words:
+        return Observations(state, images)
+    words, lengths = codec.batch_word_ids(names)
+    return Observations(state, images, torch.from_numpy(words), torch.from_numpy(lengths))
+
+
+def to_pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
+    """Scale images to values around 0, in the model's input size."""
+    image = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
+    if tuple(image.shape[2:]) != tuple(camera.read):
+        image = F.interpolate(image, size=camera.read, mode="bilinear", antialias=True)
+    if not camera.scale:
+        return (image - _MIDDLE) / _HALF
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (camera.shift, camera.scale))
+    return (image / _BRIGHTEST - shift) / scale

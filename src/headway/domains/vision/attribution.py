@@ -1,0 +1,142 @@
+"""Attention attribution for images, and pictures of examples for the page of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from headway.domains.vision.image_inference import Image, input_dtype, processor_of, to_rgb
+from headway.errors import UserError
+from headway.formats.usage import Usage
+from headway.generate.prompts import device_of, evaluation_mode
+from headway.learn import examples
+from headway.learn.report import Picture, Tile, tile_grid
+from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
+from headway.nn.models.describe import rollout
+from headway.summary_card import SummaryCard, summary_repr
+
+if TYPE_CHECKING:
+    from headway.domains.vision.task import ImageDataset
+    from headway.learn.objectives.predictions import Prediction
+
+
+_MIN_SIZE, _FILE_MIN_SIZE = 224, 448  # minimum shorter side of a picture in pixels, in a report and as its own file
+_GAP, _LINE_HEIGHT = 8, 26  # pixels between two images, and per line of text under them
+_LOW_COLOR, _HIGH_COLOR = np.array([18, 24, 60]), np.array([255, 214, 70])
+
+
+@summary_repr
+@dataclass(frozen=True)
+class ImageAttention:
+    """The image as the model sees it, and each patch's weight in its prediction, from 0 to 1, with a maximum of 1."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    weights: Float[np.ndarray, "rows columns"]
+
+    def card(self) -> SummaryCard:
+        """Sizes, and how to display it."""
+        shapes = [" x ".join(map(str, array.shape[:2])) for array in (self.pixels, self.weights)]
+        return SummaryCard("ImageAttention", {"pixels": shapes[0], "patches": shapes[1], "shown by": "picture()"})
+
+    def picture(self, min_size: int = _MIN_SIZE) -> UInt8[np.ndarray, "h w 3"]:
+        """The image with a heat map: dark for low and warm for high attention; enlarged until its shorter side has
+        `min_size` pixels.
+        """
+        size = self.pixels.shape[:2]
+        scale = max(1, -(-min_size // min(size)))
+        enlarged = self.pixels.repeat(scale, 0).repeat(scale, 1).astype(np.float64)
+        weights = torch.from_numpy(self.weights)[None, None]
+        heat = torch.nn.functional.interpolate(weights, enlarged.shape[:2], mode="bilinear")[0, 0].numpy()[..., None]
+        tint = _LOW_COLOR + (_HIGH_COLOR - _LOW_COLOR) * heat
+        alpha = 0.55 - 0.2 * heat
+        return ((1 - alpha) * enlarged + alpha * tint).round().clip(0, 255).astype(np.uint8)
+
+    def side_by_side(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
+        """The plain image, the heat map to its right, and below both some `lines` of text."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        heat_map = self.picture(_FILE_MIN_SIZE)
+        plain = np.asarray(
+            Image.fromarray(self.pixels).resize((heat_map.shape[1], heat_map.shape[0]), Image.Resampling.NEAREST)
+        )
+        gap = np.full((len(heat_map), _GAP, 3), 255, np.uint8)
+        canvas = np.concatenate([plain, gap, heat_map], axis=1)
+        font = ImageFont.load_default(0.7 * _LINE_HEIGHT)
+        width = max([canvas.shape[1], *(int(font.getlength(line)) + 2 * _GAP for line in lines)])
+        canvas = np.pad(canvas, ((0, 0), (0, width - canvas.shape[1]), (0, 0)), constant_values=255)
+        text_band = Image.new("RGB", (width, _GAP + _LINE_HEIGHT * len(lines)), "white")
+        draw = ImageDraw.Draw(text_band)
+        for index, line in enumerate(lines):
+            draw.text((_GAP, _LINE_HEIGHT * (index + 0.6)), line, "black", font, anchor="lm")
+        return np.concatenate([canvas, np.asarray(text_band)])
+
+
+def attribute_images(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[ImageAttention]:
+    """Attention rollout for each image (Abnar and Zuidema 2020). UserError for a model without attention."""
+    processor = processor_of(usage, source)
+    attention_maps = []
+    for image in images:
+        pixels = processor.pixels(to_rgb(image))
+        weights = next(patch_weights(model, torch.from_numpy(processor.normalize(pixels))[None]), None)
+        if weights is None:
+            raise UserError(f"{source} has no attention layers; use a model with mixer attention")
+        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
+    return attention_maps
+
+
+def patch_weights(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
+    """The weight of each patch in the head's input, for each image; empty if the model has no attention."""
+    embed = cast(PatchEmbed, model.embed).config
+    model_inputs = inputs.to(device_of(model), input_dtype(model))
+    with evaluation_mode(model):
+        maps = attention_maps(model, lambda: model(model_inputs))
+    if not maps:
+        return
+    num_special = embed.tokens + embed.registers
+    attention = rollout(maps)
+    head = dict(model.heads.items()).get(kinds.predicting_head(model) or "")
+    is_mean_pooled = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
+    rows = attention[:, num_special:].mean(1) if is_mean_pooled else attention[:, : embed.tokens].mean(1)
+    grid = embed.grid((inputs.shape[2], inputs.shape[3]))
+    for weights in rows[:, num_special:].unflatten(1, grid).float().cpu().numpy():
+        minimum = weights.min()
+        yield (weights - minimum) / max(float(weights.max() - minimum), 1e-12)
+
+
+_MAX_TILES = 12  # images
+
+
+def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
+    """Example images with their predictions, half of them wrong if correctness is defined."""
+    incorrect, rest = (
+        [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
+        for is_wrong in (True, False)
+    )
+    selection = [
+        group[index]
+        for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
+        for index in examples.spread_evenly(np.arange(len(group)), limit).tolist()
+    ]
+    tiles = []
+    for prediction in sorted(selection):
+        pixels = np.asarray(images.images[images.rows[prediction.row]])
+        pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
+        heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
+        separators = {None: " for ", False: ", not "}
+        caption = (
+            prediction.output
+            if prediction.is_correct
+            else f"{prediction.output}{separators[prediction.right]}{prediction.reference}"
+        )
+        tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
+    note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
+    caption = all(tile.is_correct is not None for tile in tiles)
+    subject = "correct and incorrect predictions" if caption else "predictions, with the true values"
+    return Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)

@@ -1,0 +1,202 @@
+"""Attention within complete documents stored one after the other, for encoders.
+
+There is no padding and no cache: the keys and values of a head in one document are laid out for the products when
+needed. A few queries at a time see their full range, so weights take two passes (largest score, then exponentials). How
+queries and keys are cut depends only on their positions in the document: a document's result does not depend on its
+neighbours or on threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+
+from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
+from headway.engine.operations import at, tanh
+from headway.engine.paged_attention import prepare_head
+from headway.engine.softmax import LOWEST
+from headway.engine.vectors import broadcast, constant, exponentials_32, multiply_add, reduce, word
+
+QUERIES = 6  # queries of a head that share each load of a key or value
+SPAN = 32  # keys whose weights are computed at once
+_LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+_FLOATS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
+_PARTS = 2  # vectors of a row computed at once
+COLUMNS = _PARTS * _LANES
+NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
+
+
+@intrinsic
+def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: Any, out: Any, out_stride: Any) -> Any:
+    """out[k, c] = sum over t up to `steps` of a[k, t] b[t, c], for QUERIES rows k and COLUMNS columns c. Strides are in
+    bytes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, a_stride, b, b_stride, steps, out, out_stride = args
+
+        def vectors(address: Any) -> list[Any]:
+            base = builder.inttoptr(address, _FLOATS.as_pointer())
+            return [builder.gep(base, [word(part)]) for part in range(_PARTS)]
+
+        zero = constant(_FLOATS, 0.0)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(QUERIES)]
+        for parts in sums:  # the caller may loop over this code
+            for total in parts:
+                builder.store(zero, total)
+        addresses = (builder.add(a, builder.mul(a_stride, word(k))) for k in range(QUERIES))
+        rows = [builder.inttoptr(address, _F32.as_pointer()) for address in addresses]
+        with cgutils.for_range(builder, steps) as loop:
+            columns = [
+                builder.load(address, align=4) for address in vectors(builder.add(b, builder.mul(b_stride, loop.index)))
+            ]
+            for row, parts in zip(rows, sums):
+                factor = broadcast(builder, builder.load(builder.gep(row, [loop.index])), _FLOATS)
+                for column, total in zip(columns, parts):
+                    builder.store(multiply_add(builder, factor, column, builder.load(total)), total)
+        for k, parts in enumerate(sums):
+            for total, address in zip(parts, vectors(builder.add(out, builder.mul(out_stride, word(k))))):
+                builder.store(builder.load(total), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate
+
+
+@intrinsic
+def _largest(typing: Any, values: Any, count: Any) -> Any:
+    """The largest of SPAN `count` floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
+        top = cgutils.alloca_once(builder, _SIXTEEN)
+        builder.store(constant(_SIXTEEN, float(LOWEST)), top)
+        with cgutils.for_range(builder, builder.mul(args[1], ir.Constant(args[1].type, SPAN // 16))) as loop:
+            values = builder.load(builder.gep(base, [loop.index]), align=4)
+            builder.store(larger(builder.load(top), values), top)
+        return reduce(builder, builder.load(top), larger)
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@compiled
+def _softmax(scores: int, start: int, end: int, spans: int, sink: int) -> F32:
+    """Turn scores into weights in place, exp(score - largest) from `start` to `end` of SPAN `spans` and 0 elsewhere;
+    return their sum. A sink, at an address if any, takes part in it.
+    """
+    s, size = f32(scores), spans * SPAN
+    for t in range(start):
+        s[t] = LOWEST
+    for t in range(end, size):
+        s[t] = LOWEST
+    top, total = _largest(scores, spans), np.float32(0)
+    if sink != 0:
+        top = max(top, f32(sink)[0])
+        total = exp(f32(sink)[0] - top)
+    for n in range(spans):
+        total += exponentials_32(scores + 4 * n * SPAN, top)
+    for t in range(start):
+        s[t] = np.float32(0)
+    for t in range(end, size):
+        s[t] = np.float32(0)
+    return total
+
+
+@compiled
+def lay_out(op: np.ndarray, op_floats: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+    """Lay out the keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each
+    row padded to COLUMNS. The padding is arbitrary: no score or column computed from it is used.
+    """
+    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), padded_to_columns(op[5])
+    for t in range(length):
+        row, column = op[1] + (start + t) * op[2], f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS))
+        key = f32(row + 4 * (heads + g) * size)
+        if op[7] >= 0 or half > 0:
+            new = f32(spare)
+            for d in range(size):
+                new[d] = key[d]
+            cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+            prepare_head(spare, size, op[7], op[10], op[11], op_floats[0], cos, sin, half)
+            key = new
+        for d in range(size):
+            column[d * COLUMNS] = key[d]
+        value, stored = f32(row + 4 * (heads + groups + g) * size), f32(values + 4 * t * wide)
+        for d in range(size):
+            stored[d] = value[d]
+
+
+@compiled
+def padded_to_columns(size: int) -> int:
+    """`size` rounded up to full COLUMNS."""
+    return (size + COLUMNS - 1) // COLUMNS * COLUMNS
+
+
+@compiled
+def _queries(op: np.ndarray, op_floats: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+    """Queries of a head from position `first` of a document on, [QUERIES, K]; padding is arbitrary."""
+    size, half, queries = op[5], op[14], at(op[23], scratch)
+    for i in range(count):
+        new, t = f32(queries + 4 * i * size), first + i
+        old = f32(op[1] + (start + first + i) * op[2] + 4 * h * size)
+        for d in range(size):
+            new[d] = old[d]
+        cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+        prepare_head(queries + 4 * i * size, size, op[7], op[8], op[9], op_floats[0], cos, sin, half)
+        for d in range(size):
+            new[d] *= np.float32(op_floats[2])
+
+
+@compiled
+def _add_bias(op: np.ndarray, scores: int, base: int, start: int, end: int, query: int, n: int, h: int) -> None:
+    """Add biases to the scores of keys `start` to `end`, which are stored from key `base` on."""
+    s, heads, span = f32(scores), op[3], op[18]
+    if op[16] == BY_DISTANCE:
+        distances = f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))
+        for t in range(start, end):
+            s[t - base] += distances[t - query]
+    else:
+        generated = f32(op[17] + 4 * ((n * heads + h) * span + query) * span)
+        fixed = f32(op[19] + 4 * (h * span + query) * span)
+        for t in range(start, end):
+            s[t - base] += generated[t] + fixed[t]
+
+
+@compiled
+def attend_queries(
+    op: np.ndarray, op_floats: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
+) -> None:
+    """Attention of one head's queries `first` to `last` of document n, whose keys and values are laid out."""
+    size, before, after, wide = op[5], op[15], op[6], padded_to_columns(op[5])
+    queries, scores, sums = at(op[23], scratch), at(op[24], scratch), at(op[26], scratch)
+    keys, values, cap = at(op[21], scratch), at(op[22], scratch), np.float32(op_floats[1])
+    step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
+    for q in range(first, last, QUERIES):
+        count = min(QUERIES, last - q)
+        _queries(op, op_floats, start, q, count, h, scratch)
+        low, high = max(0, q - before), min(length, q + count + after)
+        base, spans = low // SPAN * SPAN, (high + SPAN - 1) // SPAN - low // SPAN
+        for t in range(base, base + spans * SPAN, COLUMNS):
+            _products(queries, 4 * size, keys + 4 * t * size, 4 * COLUMNS, size, scores + 4 * (t - base), step)
+        for i in range(count):
+            row, query = scores + i * step, q + i
+            first_key, end = max(0, query - before), min(length, query + 1 + after)
+            if cap > 0:
+                for t in range(first_key - base, end - base):
+                    f32(row)[t] = cap * tanh(f32(row)[t] / cap)
+            if op[16] != NO_BIAS:
+                _add_bias(op, row, base, first_key, end, query, n, h)
+            sink = 0 if op[20] == 0 else op[20] + 4 * h
+            f32(at(op[25], scratch))[i] = _softmax(row, first_key - base, end - base, spans, sink)
+        for c in range(0, wide, COLUMNS):
+            visible_values = values + 4 * (low * wide + c)
+            _products(scores + 4 * (low - base), step, visible_values, 4 * wide, high - low, sums + 4 * c, 4 * wide)
+        for i in range(count):
+            out, row_sums = f32(op[27] + (start + q + i) * op[28] + 4 * h * size), f32(sums + 4 * i * wide)
+            inverse = np.float32(1) / f32(at(op[25], scratch))[i]
+            for d in range(size):
+                out[d] = row_sums[d] * inverse

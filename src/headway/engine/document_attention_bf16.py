@@ -1,0 +1,499 @@
+"""Attention within complete documents in bf16 on a processor's matrix unit; softmax is in fp32.
+
+Tiles of 16 queries of a head process a few keys at a time; earlier sums are rescaled when a larger score comes (Milakov
+and Gimelshein 2018). How queries and keys are cut depends only on their positions in the document, as in
+`document_attention`. Queries are columns, so a vector has one element per query, and nothing is summed within vectors.
+Queries and keys are sums of two bf16 numbers, and the smallest of the four products is dropped: a score may be large,
+and its error is a relative error of the weight. Weights and values are rounded once.
+
+A tile holds elements in pairs, each in a word of 32 bits: element r of 32 is paired with element 16 + r, in queries and
+keys alike, and in weights and values, so that full vectors become pairs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from headway.engine.document_attention import BY_DISTANCE, NO_BIAS, SPAN
+from headway.engine.machine import _F32, _I32, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
+from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
+from headway.engine.operations import at, tanh
+from headway.engine.paged_attention import prepare_head
+from headway.engine.softmax import LOWEST
+from headway.engine.vectors import broadcast, call, constant, multiply_add, word
+
+QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
+KEYS_AT_ONCE = 256  # keys whose scores for so many queries stay in cache
+_TILE, _LINE = 1024, 64  # bytes
+_SCORES = KEYS_AT_ONCE * _LINE  # bytes of the scores of a tile of queries
+_LANES = 16
+_FLOATS, _WORDS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
+_all, _word = partial(constant, _FLOATS), partial(constant, _WORDS)
+_VOID = ir.VoidType()
+# 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 has 4e-3; exact at 0, so that the smallest power is 0.
+_POWERS = (0.05500869, 0.24221063, 0.69328292, 1.0)
+_LOG2_E, _MIN_POWER = 1.4426950408889634, -127.0
+_ROUNDER = 1.5 * 2**23  # adding this drops the fraction and leaves the integer in the lowest bits
+
+
+def _load(builder: Any, address: Any, kind: ir.VectorType, offset: int = 0) -> Any:
+    target = builder.add(address, word(offset))
+    return builder.load(builder.inttoptr(target, kind.as_pointer()), align=4)
+
+
+def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    target = builder.add(address, word(offset))
+    builder.store(value, builder.inttoptr(target, value.type.as_pointer()), align=4)
+
+
+def _to_bf16(builder: Any, x: Any) -> Any:
+    """bf16 in the upper halves of words, rounded to nearest; NaN stays NaN."""
+    bits = builder.bitcast(x, _WORDS)
+    odd = builder.and_(builder.lshr(bits, _word(16)), _word(1))
+    bits = builder.add(builder.add(bits, _word(0x7FFF)), odd)
+    return builder.select(builder.fcmp_unordered("uno", x, x), _word(0x7FC00000), bits)
+
+
+def _pairs(builder: Any, low: Any, high: Any) -> Any:
+    return builder.or_(builder.lshr(low, _word(16)), builder.and_(high, _word(0xFFFF0000)))
+
+
+@intrinsic
+def _pair(typing: Any, low: Any, high: Any, out: Any) -> Any:
+    """16 pairs of the elements at two addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        halves = [_to_bf16(builder, _load(builder, address, _FLOATS)) for address in args[:2]]
+        _store(builder, _pairs(builder, *halves), args[2])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def _split(typing: Any, x: Any, factor: Any, out: Any) -> Any:
+    """16 pairs of the 32 elements at an address times a factor, and a tile further those of the rounding error."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, factor, out = args
+        first, second = [], []
+        for offset in (0, _LINE):
+            value = builder.fmul(_load(builder, x, _FLOATS, offset), broadcast(builder, factor, _FLOATS))
+            first.append(_to_bf16(builder, value))
+            high = builder.bitcast(builder.and_(first[-1], _word(0xFFFF0000)), _FLOATS)
+            second.append(_to_bf16(builder, builder.fsub(value, high)))
+        _store(builder, _pairs(builder, *first), out)
+        _store(builder, _pairs(builder, *second), out, _TILE)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), generate
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose 16 rows of 16."""
+    columns, size = list(rows), 1
+    while size < _LANES:  # swap blocks of this size across the diagonal
+        lower = [lane if not lane & size else _LANES + lane - size for lane in range(_LANES)]
+        upper = [lane + size if not lane & size else _LANES + lane for lane in range(_LANES)]
+        for row in range(_LANES):
+            if not row & size:
+                a, b = columns[row], columns[row + size]
+                columns[row], columns[row + size] = (
+                    builder.shuffle_vector(a, b, ir.Constant(_WORDS, order)) for order in (lower, upper)
+                )
+        size *= 2
+    return columns
+
+
+@intrinsic
+def _transpose(typing: Any, tile: Any, out: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = [_load(builder, args[0], _WORDS, _LINE * row) for row in range(_LANES)]
+        for row, words in enumerate(_transposed(builder, rows)):
+            _store(builder, words, args[1], _LINE * row)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _divide(typing: Any, tile: Any, totals: Any, out: Any) -> Any:
+    """16 elements of each query, which are columns, divided by their totals, as rows."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        inverse = builder.fdiv(_all(1.0), _load(builder, args[1], _FLOATS))
+        rows = [builder.fmul(_load(builder, args[0], _FLOATS, _LINE * row), inverse) for row in range(_LANES)]
+        for row, values in enumerate(_transposed(builder, rows)):
+            _store(builder, values, args[2], _LINE * row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+def _take(builder: Any, register: int, address: Any) -> None:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "x86.tileloadd64", _VOID, _register(register), pointer, word(_LINE))
+
+
+def _put(builder: Any, register: int, address: Any) -> None:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "x86.tilestored64", _VOID, _register(register), pointer, word(_LINE))
+
+
+def _add_products(builder: Any, total: int, rows: int, columns: int) -> None:
+    call(builder, "x86.tdpbf16ps", _VOID, *map(_register, (total, rows, columns)))
+
+
+_KEYS, _QUERIES = BLOCKS, BLOCKS + 2  # registers after those of sums: both parts of keys, and of each tile of queries
+
+
+def _scores(blocks: int) -> Any:
+    """Scores of `count` tiles of keys, which are rows, with `blocks` tiles of queries. `chunks` of 32 elements make a
+    key; both parts of each chunk are adjacent.
+    """
+
+    @intrinsic
+    def products(typing: Any, keys: Any, q: Any, chunks: Any, count: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            keys, q, chunks, count, out = args
+            key_bytes = builder.mul(chunks, word(2 * _TILE))
+            with cgutils.for_range(builder, count) as tiles:
+                for block in range(blocks):
+                    call(builder, "x86.tilezero", _VOID, _register(block))
+                tile = builder.add(keys, builder.mul(key_bytes, tiles.index))
+                with cgutils.for_range(builder, chunks) as loop:
+                    start = builder.mul(loop.index, word(2 * _TILE))
+                    for part in range(2):
+                        address = builder.add(builder.add(tile, start), word(part * _TILE))
+                        _take(builder, _KEYS + part, address)
+                    for block in range(blocks):
+                        query = builder.add(builder.add(q, start), builder.mul(key_bytes, word(block)))
+                        first = _QUERIES + 2 * block
+                        for part in range(2):
+                            _take(builder, first + part, builder.add(query, word(part * _TILE)))
+                        _add_products(builder, block, _KEYS, first)
+                        _add_products(builder, block, _KEYS + 1, first)
+                        _add_products(builder, block, _KEYS, first + 1)
+                here = builder.add(out, builder.mul(tiles.index, word(_TILE)))
+                for block in range(blocks):
+                    _put(builder, block, builder.add(here, word(block * _SCORES)))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return products
+
+
+def _weigh(blocks: int) -> Any:
+    """Add `count` times 32 values times their weights to a tile of sums, of 16 elements of a value, for `blocks` tiles
+    of queries, whose sums are `step` bytes apart.
+    """
+
+    @intrinsic
+    def products(typing: Any, values: Any, weights: Any, count: Any, out: Any, step: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values, weights, count, out, step = args
+            sums = [builder.add(out, builder.mul(step, word(block))) for block in range(blocks)]
+            for block, address in enumerate(sums):
+                _take(builder, block, address)
+            with cgutils.for_range(builder, count) as loop:
+                start = builder.mul(loop.index, word(_TILE))
+                _take(builder, _KEYS, builder.add(values, start))
+                for block in range(blocks):
+                    weight_tile = builder.add(builder.add(weights, start), word(block * _SCORES))
+                    _take(builder, _QUERIES + block, weight_tile)
+                    _add_products(builder, block, _KEYS, _QUERIES + block)
+            for block, address in enumerate(sums):
+                _put(builder, block, address)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return products
+
+
+_scores_one, _scores_two = _scores(1), _scores(2)
+_weigh_one, _weigh_two = _weigh(1), _weigh(2)
+
+
+def _power(builder: Any, x: Any) -> Any:
+    """2^x of each element, 0 from -127 down; x is at most 0. NaN stays NaN."""
+    x = builder.select(builder.fcmp_ordered("<", x, _all(_MIN_POWER)), _all(_MIN_POWER), x)
+    # These flags keep the compiler from cancelling the addition and subtraction.
+    moved = builder.fadd(x, _all(_ROUNDER), flags=("contract",))
+    fraction = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
+    p = _all(_POWERS[0])
+    for factor in _POWERS[1:]:
+        p = multiply_add(builder, p, fraction, _all(factor))
+    exponent = builder.shl(builder.bitcast(moved, _WORDS), _word(23))
+    return builder.bitcast(builder.add(builder.bitcast(p, _WORDS), exponent), _FLOATS)
+
+
+@intrinsic
+def _softmax(typing: Any, scores: Any, spans: Any, state: Any, sums: Any, rows: Any) -> Any:
+    """Turn the scores of 16 queries with SPAN `spans` keys into weights exp(score - top), in pairs, in place. At
+    `state` are the largest scores so far and the sums of weights; these and `rows` rows of sums are rescaled.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scores, spans, state, sums, rows = args
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        before = _load(builder, state, _FLOATS)
+        tops = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
+        totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
+        for top, total in zip(tops, totals):
+            builder.store(before, top)
+            builder.store(_all(0.0), total)
+        with cgutils.for_range(builder, builder.mul(spans, word(SPAN // 2))) as loop:
+            here = builder.add(scores, builder.mul(loop.index, word(2 * _LINE)))
+            for offset, top in zip((0, _LINE), tops):
+                builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
+        top = larger(*map(builder.load, tops))
+        _store(builder, top, state)
+        # Queries that have seen nothing get weights of 0: no score is above the lowest one.
+        base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
+        shift = builder.fmul(base, _all(-_LOG2_E))
+        with cgutils.for_range(builder, spans) as loop:
+            start = builder.mul(loop.index, word(SPAN * _LINE))
+            with cgutils.for_range(builder, word(_LANES)) as pairs:
+                here = builder.add(builder.add(scores, start), builder.mul(pairs.index, word(_LINE)))
+                halves = []
+                for offset, total in zip((0, _TILE), totals):
+                    score = _load(builder, here, _FLOATS, offset)
+                    weight = _power(builder, multiply_add(builder, score, _all(_LOG2_E), shift))
+                    builder.store(builder.fadd(builder.load(total), weight), total)
+                    halves.append(builder.add(builder.bitcast(weight, _WORDS), _word(0x8000)))
+                _store(builder, _pairs(builder, *halves), builder.sub(here, builder.udiv(start, word(2))))
+        rescale = _power(builder, builder.fmul(builder.fsub(before, top), _all(_LOG2_E)))
+        total = builder.fadd(*map(builder.load, totals))
+        _store(builder, multiply_add(builder, _load(builder, state, _FLOATS, _LINE), rescale, total), state, _LINE)
+        with cgutils.for_range(builder, rows) as loop:
+            row = builder.add(sums, builder.mul(loop.index, word(_LINE)))
+            _store(builder, builder.fmul(_load(builder, row, _FLOATS), rescale), row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@compiled
+def padded_to_chunks(size: int) -> int:
+    """`size` rounded up to full chunks of 32."""
+    return (size + 31) // 32 * 32
+
+
+def bf16_scratch_sizes(size: int, keys: int) -> tuple[int, ...]:
+    """Scratch bytes of a head's keys, values, queries, scores, rows that become tiles, and results."""
+    wide, spans = -(-size // 32) * 32, -(-keys // SPAN) * SPAN
+    sums = BLOCKS * (_LINE * wide + 2 * _LINE)
+    return 4 * wide * spans, 2 * wide * spans, 4 * wide * QUERIES_AT_ONCE, BLOCKS * _SCORES, (12 + _LINE) * wide, sums
+
+
+@compiled
+def _copy_padded(source: int, size: int, target: int) -> None:
+    new, old = f32(target), f32(source)
+    for d in range(size):
+        new[d] = old[d]
+    for d in range(size, padded_to_chunks(size)):
+        new[d] = np.float32(0)
+
+
+@compiled
+def _prepare_vector(
+    op: np.ndarray, op_floats: np.ndarray, source: int, t: int, weight: int, bias: int, scratch: int
+) -> int:
+    """The address of a query or key at position t, normed and rotated, padded to chunks: in scratch or in place."""
+    size, half = op[5], op[14]
+    if op[7] < 0 and half == 0 and size == padded_to_chunks(size):
+        return source
+    _copy_padded(source, size, scratch)
+    cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+    prepare_head(scratch, size, op[7], weight, bias, op_floats[0], cos, sin, half)
+    return scratch
+
+
+@compiled
+def _padded_value(source: int, size: int, scratch: int) -> int:
+    if size == padded_to_chunks(size):
+        return source
+    _copy_padded(source, size, scratch)
+    return scratch
+
+
+@compiled
+def _clear(target: int, count: int) -> None:
+    zeros = f32(target)
+    for d in range(count):
+        zeros[d] = np.float32(0)
+
+
+@compiled
+def lay_out_bf16(op: np.ndarray, op_floats: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+    """Lay out the keys of a group in a document as tiles [length / 16, K / 32, both parts] of 16 keys, and its values
+    as tiles [V / 16, length / 32] of 16 elements each; padded with zeros.
+    """
+    size, stride, wide = op[5], op[2], padded_to_chunks(op[5])
+    keys, values, buffer = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch)
+    key = op[1] + start * stride + 4 * (op[3] + g) * size
+    value, other_buffer, zero, spans = (
+        key + 4 * op[4] * size,
+        buffer + 4 * wide,
+        buffer + 8 * wide,
+        (length + SPAN - 1) // SPAN,
+    )
+    pairs = buffer + 12 * wide
+    _clear(zero, wide)
+    for t in range(spans * SPAN):
+        row = zero
+        if t < length:
+            row = _prepare_vector(op, op_floats, key + t * stride, t, op[10], op[11], buffer)
+        tile = keys + t // BLOCK_ROWS * (wide // 32) * 2 * _TILE + t % BLOCK_ROWS * _LINE
+        for c in range(wide // 32):
+            _split(row + 2 * c * _LINE, np.float32(1), tile + 2 * c * _TILE)
+    for n in range(spans):
+        for r in range(BLOCK_ROWS):
+            t = n * SPAN + r
+            low = _padded_value(value + t * stride, size, buffer) if t < length else zero
+            t += BLOCK_ROWS
+            high = _padded_value(value + t * stride, size, other_buffer) if t < length else zero
+            for c in range(wide // 16):
+                _pair(low + c * _LINE, high + c * _LINE, pairs + c * _TILE + r * _LINE)
+        for c in range(wide // 16):
+            _transpose(pairs + c * _TILE, values + (c * spans + n) * _TILE)
+
+
+@compiled
+def _queries(op: np.ndarray, op_floats: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+    """Queries of a head from position `first` of a document on as tiles [queries / 16, K / 32, both parts], each query
+    a column; padded with zeros.
+    """
+    buffer, q, wide, scale = at(op[25], scratch), at(op[23], scratch), padded_to_chunks(op[5]), np.float32(op_floats[2])
+    zero, pairs, parts = buffer + 8 * wide, buffer + 12 * wide, wide // 16
+    for block in range((count + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        for i in range(BLOCK_ROWS):
+            t, row = first + block * BLOCK_ROWS + i, zero
+            if t < first + count:
+                source = op[1] + (start + t) * op[2] + 4 * h * op[5]
+                row = _prepare_vector(op, op_floats, source, t, op[8], op[9], buffer)
+            for c in range(wide // 32):
+                _split(row + 2 * c * _LINE, scale, pairs + 2 * c * _TILE + i * _LINE)
+        for part in range(parts):
+            _transpose(pairs + part * _TILE, q + (block * parts + part) * _TILE)
+
+
+@compiled
+def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, count: int, n: int, h: int) -> None:
+    """Add biases to the scores of keys `base` to `end`, each with a tile of queries from `query` on."""
+    span = op[18]
+    for t in range(base, end):
+        s = f32(scores + (t - base) * _LINE)
+        for i in range(count):
+            if op[16] == BY_DISTANCE:
+                s[i] += f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))[t - query - i]
+            else:
+                generated = f32(op[17] + 4 * ((n * op[3] + h) * span + query + i) * span)
+                fixed = f32(op[19] + 4 * (h * span + query + i) * span)
+                s[i] += generated[t] + fixed[t]
+
+
+@compiled
+def _hide(scores: int, base: int, start: int, end: int, query: int, before: int, after: int, length: int) -> None:
+    """Set the scores of keys `start` to `end` to the lowest score for queries that do not see them."""
+    for t in range(start, end):
+        s = f32(scores + (t - base) * _LINE)
+        if t >= length:
+            for i in range(BLOCK_ROWS):
+                s[i] = LOWEST
+        else:
+            for i in range(BLOCK_ROWS):
+                if i < t - after - query or i > t + before - query:
+                    s[i] = LOWEST
+
+
+@compiled
+def _weights(
+    op: np.ndarray, cap: F32, base: int, spans: int, n: int, length: int, h: int, query: int, count: int, scores: int
+) -> None:
+    """Scores of a tile of queries with SPAN `spans` keys from `base` on, ready for the softmax."""
+    end = base + spans * SPAN
+    if cap > 0:
+        s = f32(scores)
+        for i in range(spans * SPAN * BLOCK_ROWS):
+            s[i] = cap * tanh(s[i] / cap)
+    if op[16] != NO_BIAS:
+        _add_biases(op, scores, base, min(end, length), query, count, n, h)
+    before, after = op[15], op[6]
+    first, last = max(base, query + BLOCK_ROWS - 1 - before), min(end, min(length, query + after + 1))
+    _hide(scores, base, base, min(first, end), query, before, after, length)
+    _hide(scores, base, max(last, min(first, end)), end, query, before, after, length)
+
+
+@compiled
+def attend_queries_bf16(
+    op: np.ndarray, op_floats: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
+) -> None:
+    """`document_attention.attend_queries`, for the layout of `lay_out_bf16`."""
+    if not HAS_BF16_UNIT:
+        return
+    wide, spans, cap = padded_to_chunks(op[5]), (length + SPAN - 1) // SPAN, np.float32(op_floats[1])
+    keys, values, q, scores = at(op[21], scratch), at(op[22], scratch), at(op[23], scratch), at(op[24], scratch)
+    sums, chunks = at(op[26], scratch), wide // 32
+    tops, step = sums + BLOCKS * _LINE * wide, _LINE * wide
+    for query in range(first, last, QUERIES_AT_ONCE):
+        count = min(QUERIES_AT_ONCE, last - query)
+        blocks = (count + BLOCK_ROWS - 1) // BLOCK_ROWS
+        _queries(op, op_floats, start, query, count, h, scratch)
+        _clear(sums, blocks * BLOCK_ROWS * wide)
+        for i in range(blocks * BLOCK_ROWS):
+            state = f32(tops + i // BLOCK_ROWS * 2 * _LINE)
+            state[i % BLOCK_ROWS] = LOWEST if op[20] == 0 else f32(op[20])[h]
+            state[BLOCK_ROWS + i % BLOCK_ROWS] = np.float32(0 if op[20] == 0 else 1)
+        low, high = max(0, query - op[15]) // SPAN, (min(length, query + count + op[6]) + SPAN - 1) // SPAN
+        for span in range(low, high, KEYS_AT_ONCE // SPAN):
+            span_count = min(high - span, KEYS_AT_ONCE // SPAN)
+            tiles = keys + 2 * span * chunks * 2 * _TILE
+            if blocks == 1:
+                _scores_one(tiles, q, chunks, 2 * span_count, scores)
+            else:
+                _scores_two(tiles, q, chunks, 2 * span_count, scores)
+            for b in range(blocks):
+                here, query_start = scores + b * _SCORES, query + b * BLOCK_ROWS
+                _weights(
+                    op,
+                    cap,
+                    span * SPAN,
+                    span_count,
+                    n,
+                    length,
+                    h,
+                    query_start,
+                    min(BLOCK_ROWS, last - query_start),
+                    here,
+                )
+                _softmax(here, span_count, tops + 2 * b * _LINE, sums + b * step, wide)
+            for c in range(wide // 16):
+                value_tiles, into = values + (c * spans + span) * _TILE, sums + c * _TILE
+                if blocks == 1:
+                    _weigh_one(value_tiles, scores, span_count, into, step)
+                else:
+                    _weigh_two(value_tiles, scores, span_count, into, step)
+        for b in range(blocks):
+            _finish(op, start, h, query + b * BLOCK_ROWS, last, sums + b * step, tops + (2 * b + 1) * _LINE, scratch)
+
+
+@compiled
+def _finish(op: np.ndarray, start: int, h: int, query: int, last: int, sums: int, totals: int, scratch: int) -> None:
+    """Write the results of a tile of queries to the output."""
+    size, columns = op[5], at(op[25], scratch) + 12 * padded_to_chunks(op[5])
+    for c in range((size + 15) // 16):
+        _divide(sums + c * _TILE, totals, columns)
+        for i in range(min(BLOCK_ROWS, last - query)):
+            out, values = f32(op[27] + (start + query + i) * op[28] + 4 * (h * size + 16 * c)), f32(columns + i * _LINE)
+            for d in range(min(16, size - 16 * c)):
+                out[d] = values[d]

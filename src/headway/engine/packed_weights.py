@@ -1,0 +1,332 @@
+"""Weights in the engine's layout: fp32 as they are, int8 and int4 in tiles; as tensors, and on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from headway.config import to_dict
+from headway.engine.machine import announce_compilation
+from headway.engine.pool import max_threads, pool
+from headway.engine.products import SCRATCH_BYTES, packed_product, unpack_rows
+from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
+from headway.engine.tiling import pack_tiles
+from headway.errors import UserError
+from headway.formats.durable import write_tensors
+from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, uninitialized_model
+from headway.formats.native import Weights as Format
+from headway.formats.tensorfile import read_tensors
+from headway.nn.models.embeds import TokenEmbed
+from headway.nn.parts.projection import Projection
+
+CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
+
+
+class PackedMatrix(NamedTuple):
+    """A matrix of `rows` x `columns`. Quantised: value = scale of the group x code, in tiles (`engine/tiles.py`) whose
+    last rows and columns are padded with zeros.
+    """
+
+    kind: int
+    weights: Float[Tensor, "R C"] | Int[Tensor, "T G B"]
+    scales: Float[Tensor, "T G 16"] | None
+    rows: int
+    columns: int
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Addresses of the weights and their scales, 0 without scales."""
+        return self.weights.data_ptr(), 0 if self.scales is None else self.scales.data_ptr()
+
+    @property
+    def bytes(self) -> int:
+        tensors = (self.weights, self.scales)
+        return sum(part.numel() * part.element_size() for part in tensors if part is not None)
+
+
+def pack(matrix: Float[Tensor, "R C"], dtype: Format) -> PackedMatrix:
+    """Raises UserError for weights that are NaN or infinite."""
+    rows, columns = matrix.shape
+    values = matrix.detach().float().contiguous()
+    if not bool(torch.isfinite(values).all()):
+        raise UserError("a weight is NaN or infinite; use a checkpoint with valid weights")
+    if dtype == "fp32":
+        return PackedMatrix(FP32, values, None, rows, columns)
+    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    size, code_dtype = (TILE8, torch.int8) if dtype == "int8" else (TILE4, torch.uint8)
+    codes, scales = torch.empty(tile_rows, groups, size, dtype=code_dtype), torch.empty(tile_rows, groups, TILE)
+    fields = (CODES[dtype], values.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
+    threads = pool(max_threads())
+    with announce_compilation(pack_tiles):
+        threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
+    return PackedMatrix(CODES[dtype], codes, scales, rows, columns)
+
+
+def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
+    """The weights as the engine's products use them."""
+    if packed.scales is None:
+        return packed.weights
+    tile_rows, groups = packed.scales.shape[:2]
+    lines = packed.weights.view(tile_rows, groups, -1, TILE, 4)
+    if packed.kind == INT4:
+        lines = torch.cat([lines & 15, lines >> 4], dim=2).to(torch.int16) - 8
+    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tile_rows, TILE, groups, GROUP)
+    values *= packed.scales.permute(0, 2, 1)[:, :, :, None]
+    return values.view(tile_rows * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
+
+
+class PackedTensor(torch.Tensor):
+    """A matrix [R, C] stored in 8 or 4 bits that looks like one in fp32. Linear layers and embeddings use it directly;
+    any other operation unpacks it first, which is slow but correct.
+    """
+
+    packed: PackedMatrix
+
+    @staticmethod
+    def __new__(cls, packed: PackedMatrix) -> PackedTensor:
+        tensor = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
+        tensor.packed = packed
+        return tensor
+
+    def __init__(self, packed: PackedMatrix) -> None:
+        return None
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"PackedTensor({self.packed.rows} x {self.packed.columns}, {self.packed.bytes} bytes)"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and isinstance(args[1], PackedTensor):
+            return _linear(*args, **kwargs)
+        if func is F.embedding and isinstance(args[1], PackedTensor):
+            return look_up(args[1].packed, args[0])  # the other arguments are for training
+        if func is torch.Tensor.detach:  # otherwise torch imports its distributed tensors, 37 MB
+            return PackedTensor(args[0].packed)
+        if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
+            # Views of tensors created outside this mode cannot be made below.
+            args, kwargs = tree_map(_unpacked, args), tree_map(_unpacked, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return PackedTensor(args[0].packed)
+        return func(*tree_map(_unpacked, args), **tree_map(_unpacked, kwargs or {}))
+
+
+def _unpacked(item: Any) -> Any:
+    return unpack(item.packed) if isinstance(item, PackedTensor) else item
+
+
+def quantise(model: nn.Module, dtype: Format) -> nn.Module:
+    """Convert the matrices of a model's linear layers, embedding and heads to `dtype`, in place; tied ones once.
+
+    Positions, norms, biases and the state matrices of recurrences are unchanged. Afterwards the model is for inference
+    only.
+    """
+    if dtype == "fp32":
+        return model
+    packed_parameters: dict[int, nn.Parameter] = {}
+    for module, name, weight in list(_matrices(model)):
+        if isinstance(weight, PackedTensor):
+            raise UserError(f"the weights are in int8 or int4 already; load the model again for {dtype}")
+        if id(weight) not in packed_parameters:
+            with torch.no_grad():
+                packed_parameters[id(weight)] = parameter_of(PackedTensor(pack(weight, dtype)))
+        setattr(module, name, packed_parameters[id(weight)])
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, PackedTensor):
+            check_finite(name, parameter)
+            parameter.data = parameter.data.float()  # unpacked weights of an fp16 file
+    return model
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise UserError for a tensor with NaN or infinity, which quantised products could hide."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
+
+
+def parameter_of(tensor: Tensor) -> nn.Parameter:
+    """A parameter for inference only. In inference mode a tensor subclass cannot become a parameter."""
+    with torch.inference_mode(False):
+        return nn.Parameter(tensor, requires_grad=False)
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    tables = {id(m.table) for m in model.modules() if isinstance(m, TokenEmbed)}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if (isinstance(module, Projection) and name == "weight") or id(parameter) in tables:
+                yield module, name, parameter
+
+
+def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
+    """Rows of a packed matrix."""
+    rows = ids.reshape(-1).long().contiguous()
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= packed.rows):
+        raise IndexError(f"index out of range: a table has rows 0 to {packed.rows - 1}")
+    out = torch.empty(rows.numel(), packed.columns)
+    fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
+    threads = _threads(rows.numel() * packed.columns)
+    threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
+    return out.view(*ids.shape, packed.columns)
+
+
+def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
+    packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
+    return _product(packed, rows, bias).view(*x.shape[:-1], packed.rows)
+
+
+def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
+    """The product with inputs quantised to 8 bits, from the packed weights."""
+    offset = None if bias is None else bias.detach().float().contiguous()
+    batch, groups = x.shape[0], -(-packed.columns // GROUP)
+    threads = _threads(batch * packed.rows * packed.columns)
+    q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
+    corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
+    scratch = np.empty(SCRATCH_BYTES * threads.threads, np.uint8)
+    addresses = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
+    start = 0 if offset is None else offset.data_ptr()
+    fields = (
+        packed.kind,
+        *packed.addresses,
+        start,
+        *addresses,
+        packed.rows,
+        packed.columns,
+        batch,
+    )
+    threads.run(lambda thread: packed_product(*fields, scratch.ctypes.data, threads.counter, thread, threads.threads))
+    return y
+
+
+def _threads(work: int) -> Any:
+    """A single thread for work that is done before a second one would wake up."""
+    return pool(max_threads() if work > 1 << 16 else 1)
+
+
+VERSION = "2"
+_CODES, _SCALES = ".codes", ".scales"
+
+
+def save_quantised(model: nn.Module, dtype: Format, directory: Path) -> int:
+    """Write `directory`/quantized.safetensors atomically; return the bytes of its weights."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model):
+        if isinstance(tensor, PackedTensor):
+            assert tensor.packed.scales is not None  # fp32 is never packed
+            tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
+        else:
+            tensors[name] = tensor.data
+    config: Any = model.config
+    header = {
+        "format": "headway-quantized",
+        "version": VERSION,
+        "weights": dtype,
+        "group": str(GROUP),
+        "numbers": str(_parameter_count(model)),
+        "config": json.dumps(to_dict(config)),
+    }
+    write_tensors(directory / QUANTISED, tensors, header)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
+    """The model in `directory`, in evaluation mode. Raises UserError for a file that is damaged, of another version, or
+    not in the `wanted` format.
+    """
+    path = Path(directory) / QUANTISED
+    tensors, header = read_tensors(path, "quantize the model again")
+    dtype = _check(header, path)
+    if wanted not in (None, dtype):
+        raise UserError(f"{path} has weights in {dtype}, not {wanted}; quantize the original model to {wanted}")
+    model = uninitialized_model(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
+    if header.get("numbers") != str(_parameter_count(model)):  # tiles are padded, so their shapes do not show it
+        raise UserError(
+            f"{path} has {header.get('numbers')} parameters, but its configuration needs {_parameter_count(model)}; "
+            "quantize the model again"
+        )
+    expected = dict(named_tensors(model))
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in expected.items():
+        if name + _CODES in tensors:
+            codes, scales = tensors.pop(name + _CODES), tensors.pop(name + _SCALES, None)
+            loaded[name] = _packed(dtype, name, codes, scales, tensor.shape, path)
+        elif name in tensors:
+            loaded[name] = tensors.pop(name)
+            check_finite(f"{path}: {name!r}", loaded[name])
+    check_tensors(expected, {**loaded, **tensors}, path)
+    _put(model, expected, loaded)
+    return model.eval().requires_grad_(False)
+
+
+def _parameter_count(model: nn.Module) -> int:
+    """The number of a model's parameters, tied ones once, as if none were packed."""
+    return sum(tensor.numel() for _, tensor in named_tensors(model))
+
+
+def _check(header: dict[str, str], path: Path) -> Format:
+    if header.get("format") != "headway-quantized":
+        raise UserError(
+            f"{path} has format {header.get('format')!r}, not 'headway-quantized'; quantize the model again"
+        )
+    if header.get("version") != VERSION or header.get("group") != str(GROUP):
+        raise UserError(
+            f"{path} has version {header.get('version')} with groups of {header.get('group')}, but this headway reads "
+            f"{VERSION} with {GROUP}; quantize the model again"
+        )
+    dtype = header.get("weights")
+    if dtype not in get_args(Format) or dtype == "fp32":
+        raise UserError(f"{path} has weights in {dtype!r}, not in int8 or int4; quantize the model again")
+    return dtype  # type: ignore[return-value]
+
+
+def _packed(
+    dtype: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
+) -> PackedTensor:
+    """Raises UserError for codes or scales that do not match this shape."""
+    if len(shape) != 2:
+        raise UserError(
+            f"{path}: {name!r} has codes, but its shape is {tuple(shape)} and only matrices are quantized; "
+            "quantize the model again"
+        )
+    rows, columns = shape
+    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    kind, size = (torch.uint8, TILE4) if CODES[dtype] == INT4 else (torch.int8, TILE8)
+    sound = (
+        scales is not None
+        and (tuple(codes.shape), codes.dtype) == ((tile_rows, groups, size), kind)
+        and (tuple(scales.shape), scales.dtype) == ((tile_rows, groups, TILE), torch.float32)
+    )
+    if not sound:
+        raise UserError(
+            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {dtype} weights of "
+            f"{rows} x {columns} and their scales; quantize the model again"
+        )
+    assert scales is not None
+    if not bool(torch.isfinite(scales).all()):
+        raise UserError(f"{path}: {name!r} has a scale that is NaN or infinite; quantize the model again")
+    return PackedTensor(PackedMatrix(CODES[dtype], codes, scales, rows, columns))
+
+
+def _put(model: nn.Module, targets: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Set each tensor wherever the model has its counterpart, so that ties are kept."""
+    parameters = {id(targets[name]): parameter_of(tensor) for name, tensor in loaded.items()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, parameters[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if id(buffer) in parameters:
+                setattr(module, name, parameters[id(buffer)].data)

@@ -1,0 +1,259 @@
+"""Lowering of a model's modules to a program. A model with a module that has no instruction runs with torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from headway.engine import operations as code
+from headway.engine.blocks import BlockLowering, Inner
+from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
+from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
+from headway.engine.interpreter import NAMES, Opcode, run_all_step, run_step
+from headway.engine.lowering import (
+    LINEAR,
+    RECURRENT,
+    AttentionLowering,
+    activation_code,
+    lower_conditional,
+)
+from headway.engine.means import KeyMeans
+from headway.engine.operations import GATED
+from headway.layout import Layout
+from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.conditional_gru import ConditionalGRU
+from headway.nn.mixers.cross import CrossAttention
+from headway.nn.models import Transformer
+from headway.nn.models.block import Block, Branch, LayerScale
+from headway.nn.models.embeds import TokenEmbed, TypeEmbed
+from headway.nn.models.heads import Maxout, Transform, VocabularyHead
+from headway.nn.models.stack import Stack
+from headway.nn.parts.bias import Alibi, Relative
+from headway.nn.parts.dropout import Dropout
+from headway.nn.parts.feedforward import MLP, Experts, Gated
+from headway.nn.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
+from headway.nn.parts.positions import Learned, Sinusoidal
+from headway.nn.parts.projection import Projection
+from headway.visibility import Causal
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """Instructions for one new token of up to `rows` rows whose positions stay below `capacity`."""
+
+    run: Any  # the compiled loop
+    table: np.ndarray
+    floats: np.ndarray
+    scratch: list[int]  # scratch address of each thread
+    body: int  # number of instructions before those of the head
+    x: Slot  # input of the head
+    vocab_size: int  # logits per row
+    kv_tables: BlockTables
+    memory_tables: BlockTables
+    rows: int
+    capacity: int
+    buffers: list[Any]
+    state_fields: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are state addresses
+    state_offsets: np.ndarray  # those addresses, relative to the start of the states
+    state_size: int  # floats per row
+
+    def write_logits(self, address: int) -> None:
+        """Set where the next run writes its logits, [rows, C]; the last instruction computes them."""
+        self.table[-1, _RESULTS] = address
+
+    def find_states(self, states: np.ndarray) -> None:
+        """Use these states, [B, N], in the next run."""
+        self.table[self.state_fields] = self.state_offsets + states.ctypes.data
+
+
+def lower(
+    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, cache_dtype: int, means: KeyMeans,
+    threads: int,
+) -> StepProgram:  # fmt: skip
+    """The program of a decoder whose encoder outputs have at most `reach` positions, and which stores keys, minus these
+    means, and values in `cache_dtype`. Raises CannotLowerError.
+    """
+    return _Lowering(model, weights, rows, capacity, reach, cache_dtype, means).program(threads)
+
+
+def check(model: Transformer) -> None:
+    """Raise CannotLowerError for a module without an instruction, before any weight is packed or initialised."""
+    for name, module in model.named_modules():
+        if not isinstance(module, _KNOWN):
+            raise CannotLowerError(f"{type(module).__name__} ({name})")
+        if isinstance(module, (SelfAttention, CrossAttention)) and module.config.placed:
+            raise CannotLowerError(f"positions in queries and keys ({name})")
+        if isinstance(module, SelfAttention) and not isinstance(module.config.pattern, Causal):
+            raise CannotLowerError(f"attention with the pattern {type(module.config.pattern).__name__} ({name})")
+
+
+class _Lowering(BlockLowering):
+    def __init__(
+        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, cache_dtype: int,
+        means: KeyMeans,
+    ) -> None:  # fmt: skip
+        blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
+        self.state_size = sum(state_size(block.mixer) for block in blocks)
+        super().__init__(Builder(weights, rows, self.state_size), model.config.width)
+        self.model, self.capacity = model, capacity
+        self.cache_dtype, self.means = cache_dtype, means
+        self.kv_tables = block_tables(blocks, rows, capacity, cache_dtype, self_block_bytes)
+        self.memory_tables = block_tables(blocks, rows, reach, cache_dtype, memory_block_bytes)
+        self.attention = AttentionLowering(self.build, self.kv_tables, self.memory_tables, capacity)
+        self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store starts
+
+    def program(self, threads: int) -> StepProgram:
+        build, model = self.build, self.model
+        self._embed(model.embed)
+        build.barrier()
+        for block in model.stack.blocks:
+            assert isinstance(block, Block)
+            build.reuse_shared()
+            self.block(block)
+        body = len(build)
+        vocab_size = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
+        table, floats = build.table()
+        state_fields = np.nonzero(table >= STATES)
+        loop = run_all_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
+        scratch = np.zeros((threads, build.scratch + 64), np.uint8)
+        build.buffers.append(scratch)
+        return StepProgram(
+            loop, table, floats, [part.ctypes.data for part in scratch], body, self.x, vocab_size, self.kv_tables,
+            self.memory_tables, build.rows, self.capacity, build.buffers, (state_fields[0], state_fields[1]),
+            table[state_fields] - STATES, self.state_size,
+        )  # fmt: skip
+
+    def _embed(self, embed: nn.Module) -> None:
+        if not isinstance(embed, TokenEmbed) or not isinstance(embed.project, nn.Identity):
+            raise CannotLowerError(f"the embedding {type(embed).__name__}")
+        packed = self.build.weights.matrix(embed.table)
+        positions = None
+        if embed.positions is not None:
+            limit = self.capacity
+            if isinstance(embed.positions, Learned):
+                limit = min(limit, embed.positions.table.shape[0] - embed.positions.offset)
+            positions = embed.positions(Layout.full(1, limit), torch.zeros(1, 1, packed.columns))[0]
+        if embed.types is not None:
+            first = embed.types.table[:1]
+            positions = first.expand(self.capacity, -1) if positions is None else positions + first
+        self.build.emit(
+            Opcode.EMBED,
+            format=packed.kind,
+            table=packed.addresses[0],
+            scales=packed.addresses[1],
+            width=packed.columns,
+            out=self.x.address,
+            stride=self.x.stride,
+            positions=self.build.constant(positions),
+            limit=0 if positions is None else positions.shape[0],
+            offset=0,
+            scale=embed.scale,
+        )
+        if not isinstance(embed.norm, nn.Identity):
+            self.build.barrier()
+            self.norm(embed.norm, self.x, self.x)
+
+    def mix(self, block: Block, x: Slot) -> Inner:
+        mixer = block.mixer
+        if isinstance(mixer, ConditionalGRU):
+            layer = (
+                self._layers["fixed"]
+                if fixed_size(mixer)
+                else self._next("read", memory_block_bytes(block, self.cache_dtype))
+            )
+            self._layers["fixed"] += fixed_size(mixer)
+            return lower_conditional(self.build, mixer, x, self.memory_tables, layer), mixer.out
+        lowered = _RECURRENT.get(type(mixer))
+        if lowered is not None:
+            return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
+        if not isinstance(mixer, SelfAttention):
+            raise CannotLowerError(type(mixer).__name__)
+        return self.attention.self_attention(
+            mixer, x, self._next("own", self_block_bytes(block, self.cache_dtype)), self.means.get(mixer)
+        ), mixer.out
+
+    def read(self, block: Block, x: Slot) -> Inner:
+        assert block.cross is not None
+        return self.attention.cross_attention(
+            block.cross, x, self._next("read", memory_block_bytes(block, self.cache_dtype))
+        ), block.cross.out
+
+    def _next(self, which: str, size: int) -> int:
+        """The byte of a block where a layer's keys start; reserves `size` bytes."""
+        start = self._layers[which]
+        self._layers[which] += size
+        return start
+
+    def _head(self, head: nn.Module, x: Slot) -> int:
+        if not isinstance(head, VocabularyHead):
+            raise CannotLowerError(f"the head {type(head).__name__}")
+        if isinstance(head.transform, Transform):
+            y = self.build.shared(x.width)
+            dense = head.transform.dense
+            activation = activation_code(head.transform.activation)
+            self.build.multiply(x, dense.matrix(), offset_of(dense), y, activation=activation)
+            self.build.barrier()
+            x = self.norm(head.transform.norm, y)
+        elif isinstance(head.transform, Maxout):
+            dense = head.transform.dense
+            y = self.build.shared(dense.weight.shape[0] // 2)
+            self.build.multiply(x, dense.matrix(), offset_of(dense), y, GATED, code.MAXOUT)
+            self.build.barrier()
+            x = y
+        elif not isinstance(head.transform, nn.Identity):
+            raise CannotLowerError(f"the head's {type(head.transform).__name__}")
+        vocab_size = head.weight.shape[0]
+        cap = head.config.soft_cap
+        self.build.multiply(
+            x,
+            head.weight,
+            head.bias,
+            Slot(0, 4 * vocab_size, vocab_size),  # address set by `StepProgram.write_logits`
+            activation=code.NONE if cap is None else code.SOFT_CAP,
+            cap=cap or 0.0,
+            scale=head.config.scale,
+        )
+        return vocab_size
+
+
+_RESULTS = 1 + NAMES[Opcode.MULTIPLY].split().index("y")
+_RECURRENT = RECURRENT | LINEAR
+_KNOWN = (
+    Transformer,
+    TokenEmbed,
+    TypeEmbed,
+    Learned,
+    Sinusoidal,
+    Stack,
+    Block,
+    Branch,
+    LayerScale,
+    SelfAttention,
+    QKNorm,
+    WideQKNorm,
+    CrossAttention,
+    ConditionalGRU,
+    *_RECURRENT,
+    Strength,
+    LogDecay,
+    Projection,
+    MLP,
+    Gated,
+    Experts,
+    LayerNorm,
+    RMSNorm,
+    VocabularyHead,
+    Transform,
+    Maxout,
+    Alibi,
+    Relative,
+    Dropout,
+    nn.Identity,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.ParameterList,
+)

@@ -1,0 +1,242 @@
+"""Environments by name: Gymnasium, Meta-World and user-defined ones; their observation and action spaces."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from headway.errors import UserError, logger, nearest
+
+INSTALL = "pip install 'headway[rl]'"
+METAWORLD = "metaworld/"
+ENV_VARIABLE = "HEADWAY_ENV"  # a user-defined environment for training, as module:Name; files may not name one
+_LOG = logger(__name__)
+
+
+def gymnasium() -> Any:
+    """The package gymnasium, imported only when an environment is needed; UserError if it is not installed."""
+    try:
+        return import_module("gymnasium")
+    except ImportError as error:
+        raise UserError(f"environments need the package gymnasium; {INSTALL}") from error
+
+
+def check_environment_name(name: str) -> str:
+    """Check the name of an environment from a file. UserError for a name that would run code."""
+    if ":" in name:
+        raise UserError(
+            f"the file names the environment {name!r}, which would run its own code; allow it with --env {name}, or "
+            f"with {ENV_VARIABLE}={name} in training"
+        )
+    return name
+
+
+def single_environment(env: str | Sequence[str] | None, source: str) -> str | None:
+    """The named environment, or None. UserError for several."""
+    names = [env] if isinstance(env, str) else list(env or ())
+    if len(names) > 1:
+        raise UserError(f"{source} plays in one environment, but {len(names)} are named; name one")
+    return names[0] if names else None
+
+
+def make_environment(name: str, *, render: bool = False) -> Any:
+    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of your own module (a class, a
+    function, or an id that the module registers). With `render` its method `render` returns images. Raises UserError
+    for an unknown environment.
+    """
+    package = gymnasium()
+    if render:
+        configure_offscreen()
+    if ":" in name:
+        return _make_user_defined(package, name, render)
+    if name.startswith(METAWORLD):
+        from headway.environments.metaworld import MetaWorld  # imports gymnasium
+
+        return MetaWorld(name.removeprefix(METAWORLD), render=render)
+    return _make_registered(package, name, render)
+
+
+def configure_offscreen() -> None:
+    """Use off-screen rendering if there is no screen and no other setting."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def log_mujoco_warnings() -> None:
+    """Send MuJoCo's warnings to Python's log; by default it writes them to a file in the current folder."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda message: _LOG.debug("MuJoCo: %s", message))
+
+
+def _make_registered(package: Any, name: str, render: bool) -> Any:
+    errors = package.error
+    render_arguments = {"render_mode": "rgb_array"} if render else {}  # not every constructor accepts render_mode
+    try:
+        # Import the module of a registered environment, with or without a version in its name.
+        registered_id = next(
+            (registered for registered in package.registry if registered == name or registered.startswith(f"{name}-v")),
+            None,
+        )
+        entry_point = None if registered_id is None else package.registry[registered_id].entry_point
+        if isinstance(entry_point, str):
+            import_module(entry_point.partition(":")[0])
+        log_mujoco_warnings()
+        return package.make(name, disable_env_checker=True, **render_arguments)
+    except errors.DependencyNotInstalled as error:
+        raise UserError(f"the environment {name!r} needs a package ({first_line(error)}); {INSTALL}") from error
+    except errors.NamespaceNotFound as error:
+        raise UserError(f"there is no environment {name!r} here ({first_line(error)}); install its package") from error
+    except errors.UnregisteredEnv as error:
+        raise UserError(f"there is no environment {name!r}; {nearest(name, package.registry)}") from error
+    except (ImportError, errors.Error) as error:
+        raise UserError(f"the environment {name!r} cannot be created ({first_line(error)}); choose another") from error
+    except Exception as error:  # its constructor may raise anything
+        raise _creation_error(name, error) from error
+
+
+def _make_user_defined(package: Any, name: str, render: bool) -> Any:
+    module, _, attribute = name.partition(":")
+    maker = import_user_callable(name, "the environment", missing_is_none=True)
+    if maker is None and attribute in package.registry:
+        return _make_registered(package, attribute, render)
+    if maker is None:
+        raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
+    if render and not _accepts_render_mode(maker):
+        raise UserError(f"the environment {name!r} has no parameter render_mode for rendering; add it")
+    log_mujoco_warnings()
+    try:
+        environment = maker(render_mode="rgb_array") if render else maker()
+    except Exception as error:
+        raise _creation_error(name, error) from error
+    if not isinstance(environment, package.Env):
+        raise UserError(f"{name!r} returns a {type(environment).__name__}, not a gymnasium.Env; return a gymnasium.Env")
+    return environment
+
+
+def import_user_callable(name: str, noun: str, missing_is_none: bool = False) -> Callable[..., Any] | None:
+    """Import the user's module:name, from the current folder or an installed module."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        imported = import_module(module)
+    except Exception as error:  # a module may raise anything
+        raise UserError(
+            f"{noun} {name!r}: the module {module!r} cannot be imported ({first_line(error)}); "
+            "run from the folder that contains it, or install it"
+        ) from error
+    target = getattr(imported, attribute, None)
+    if target is None and not missing_is_none:
+        raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(imported))}")
+    if target is not None and not callable(target):
+        raise UserError(
+            f"{noun} {name!r} is a {type(target).__name__}, which is not callable; name a class or a function"
+        )
+    return target
+
+
+def _creation_error(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the environment {name!r} cannot be created ({type(error).__name__}: {first_line(error)}); correct its code"
+    )
+
+
+def _accepts_render_mode(maker: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except ValueError:  # callables not written in Python may have no signature
+        return False
+    return any(parameter.name == "render_mode" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error."""
+    return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")
+
+
+State = np.ndarray
+Action = np.ndarray | np.integer | int
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """States of `shape`, float32 or, for images, uint8; actions that are one of `n_actions`, or `action_size` numbers
+    from `low` to `high` [A] (infinite if unbounded).
+    """
+
+    shape: tuple[int, ...]
+    image: bool
+    n_actions: int | None
+    action_size: int | None
+    low: np.ndarray
+    high: np.ndarray
+    first_action: int = 0  # the environment's number of action 0
+    action_shape: tuple[int, ...] = ()
+
+    @property
+    def action_text(self) -> str:
+        """The kind of actions, for people."""
+        return f"{self.n_actions} choices" if self.n_actions is not None else f"{self.action_size} numbers"
+
+    def state(self, observation: Any) -> State:
+        """An observation as model input; a copy, because environments may reuse the memory."""
+        if self.image:
+            return np.array(observation)
+        return np.array(observation, dtype=np.float32).reshape(self.shape)
+
+    def action(self, action: Action) -> Any:
+        """An action in the environment's format, clipped to its bounds."""
+        if self.n_actions is not None:
+            return self.first_action + int(action)
+        clipped = np.clip(np.asarray(action, dtype=np.float32), self.low, self.high)
+        return clipped.reshape(self.action_shape).astype(np.float32)
+
+    def random(self, generator: np.random.Generator) -> Action:
+        """Sample an action uniformly; -1 and 1 replace infinite bounds."""
+        if self.n_actions is not None:
+            return int(generator.integers(self.n_actions))
+        low, high = (
+            np.where(np.isfinite(edge), edge, default) for edge, default in ((self.low, -1.0), (self.high, 1.0))
+        )
+        return generator.uniform(low, high).astype(np.float32)
+
+
+def flatten_observations(environment: Any) -> Any:
+    """`environment` with composite or discrete observations flattened."""
+    spaces = gymnasium().spaces
+    if isinstance(environment.observation_space, spaces.Box):
+        return environment
+    return gymnasium().wrappers.FlattenObservation(environment)
+
+
+def spaces_of(environment: Any, name: str) -> Spaces:
+    """The spaces of a flattened environment. UserError for unsupported action spaces."""
+    spaces = gymnasium().spaces
+    observation_space, action_space = environment.observation_space, environment.action_space
+    if observation_space.shape is None:
+        raise UserError(
+            f"the environment {name!r} has observations {observation_space} without a fixed size; wrap them as a Box"
+        )
+    image = len(observation_space.shape) == 3
+    shape = tuple(observation_space.shape) if image else (int(np.prod(observation_space.shape)),)
+    no_bounds = np.zeros(0, np.float32)
+    if isinstance(action_space, spaces.Discrete):
+        return Spaces(shape, image, int(action_space.n), None, no_bounds, no_bounds, int(action_space.start))
+    if isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating):
+        low, high = (np.ravel(edge).astype(np.float32) for edge in (action_space.low, action_space.high))
+        return Spaces(shape, image, None, len(low), low, high, action_shape=tuple(action_space.shape))
+    raise UserError(
+        f"the environment {name!r} has the action space {action_space}; use one with discrete actions (Discrete) or "
+        "floats "
+        "(Box), or wrap it"
+    )

@@ -1,0 +1,313 @@
+"""Rollouts: episodes that an agent plays in parallel, their returns, and their films."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from headway.data.video import VideoWriter, check_video_path
+from headway.environments.vector_env import VectorEnv
+from headway.errors import UserError, logger
+from headway.metrics import bootstrap_mean
+
+SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
+"""The first seeds of evaluation episodes, distinct from those of recordings and of other splits."""
+
+REPORT_SEEDS = 3_000_000
+"""The first seed of episodes for reports, distinct from those of evaluations."""
+
+_LOG = logger(__name__)
+_D4RL_BOUNDS = {  # D4RL's returns of a random and of an expert policy
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+
+
+def normalised_return(environment: str, value: float) -> float | None:
+    """A return in per cent of an expert's; None if D4RL has no bounds. Its bounds are for older versions of these
+    environments, whose rewards differ from those of version 5 only by small terms.
+    """
+    bounds = _D4RL_BOUNDS.get(environment.partition("-v")[0])
+    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def evaluation_seeds(split: str, episodes: int) -> range:
+    """The seeds of an evaluation. UserError for a split without episodes."""
+    if split not in SEEDS:
+        raise UserError(f"no episodes are played in the split {split!r}; use {', '.join(SEEDS)}")
+    return range(SEEDS[split], SEEDS[split] + episodes)
+
+
+def check_episodes(episodes: int, seed: int | None) -> None:
+    """UserError for fewer than 1 episode, or a negative seed."""
+    if episodes < 1 or (seed is not None and seed < 0):
+        raise UserError(f"episodes is {episodes} and seed is {seed}; use 1 or more episodes and a seed of 0 or more")
+
+
+def target_returns(target_return: float | Sequence[float]) -> list[float]:
+    """The target returns as a list: one, several or none."""
+    return [target_return] if isinstance(target_return, (int, float)) else list(target_return)
+
+
+def first_seed(seed: int | None) -> int:
+    """The seed of the first episode: `seed`, with a warning if recordings may use it, or the first seed of the test
+    split.
+    """
+    if seed is not None and seed < SEEDS["validation"]:
+        _LOG.warning(
+            "recordings may start from seed %d, so the model may have been trained on these episodes; "
+            "remove --seed, or use %d or more",
+            seed,
+            SEEDS["validation"],
+        )
+    return SEEDS["test"] if seed is None else seed
+
+
+class EpisodeWatch(Protocol):
+    """Watches the first `episodes` episodes one after the other. `render` returns the current image, uint8 [H, W, 3];
+    `return_so_far` is the return so far.
+    """
+
+    @property
+    def episodes(self) -> int: ...
+
+    def step(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        """Called before each action; episodes are numbered from 0."""
+        ...
+
+    def end(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        """Called after the last action of an episode."""
+        ...
+
+
+_MAX_FRAME_RATE = 30.0  # default and maximum frames per second
+_MAX_WAITING = 8  # maximum frames waiting for the encoder, about 750 kB each
+_MAX_DENOMINATOR = 1000  # the largest denominator of frames per second
+_END_SECONDS = 0.7  # seconds for which the end of an episode is shown
+_CAPTION_HEIGHT, _FONT_SIZE = 24, 14  # pixels of the caption's height, and of its font size
+
+
+class FilmConfig(NamedTuple):
+    """A video of the first `episodes`, `speed` times as fast as real time."""
+
+    path: Path
+    episodes: int = 3
+    speed: float = 1.0
+
+
+def film_config(path: str | Path | None, episodes: int, speed: float) -> FilmConfig | None:
+    """The requested film, or None. UserError for invalid settings, before any work."""
+    if path is None:
+        return None
+    if episodes < 1 or not 0 < speed < math.inf:
+        raise UserError(
+            f"a film of {episodes} episodes at {speed:g} times their speed is not possible; use 1 episode or more, and "
+            "a speed above 0"
+        )
+    check_video_path(Path(path))
+    return FilmConfig(Path(path), episodes, speed)
+
+
+@dataclass
+class EpisodeFilm:
+    """Writes episodes to a film. The caption has the number and the return of the episode, and `caption_suffix` for the
+    targets of the model.
+
+    A separate thread encodes frames while the next ones are played; only frames in the film are rendered.
+    """
+
+    film: VideoWriter
+    encoder: ThreadPoolExecutor
+    steps_per_frame: int
+    frame_rate: Fraction
+    episodes: int
+    caption_suffix: str = ""
+    _steps: int = 0
+    _waiting: deque[Future[None]] = field(default_factory=deque)
+
+    def step(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        if self._steps % self.steps_per_frame == 0:
+            self._add_frame(render(), episode, return_so_far)
+        self._steps += 1
+
+    def end(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        frame = render()
+        for _ in range(max(1, round(_END_SECONDS * self.frame_rate))):
+            self._add_frame(frame, episode, return_so_far)
+        self._steps = 0
+
+    def finish(self) -> None:
+        for future in self._waiting:
+            future.result()
+
+    def _add_frame(self, frame: np.ndarray, episode: int, return_so_far: float) -> None:
+        text = f"episode {episode + 1} of {self.episodes}{self.caption_suffix}   return {return_so_far:.5g}"
+        self._waiting.append(self.encoder.submit(lambda: self.film.add(with_caption(frame, text))))
+        if len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft().result()
+
+
+@contextmanager
+def open_film(config: FilmConfig | None, rate: float | None) -> Iterator[EpisodeFilm | None]:
+    """Open a film for episodes with `rate` steps per second, if known; None without a film."""
+    if config is None:
+        yield None
+        return
+    steps_per_frame, frame_rate = frame_sampling((rate or _MAX_FRAME_RATE) * config.speed)
+    if frame_rate < 1:
+        raise UserError(
+            f"a film at speed {config.speed:g} would have {float(frame_rate):.2g} frames per second; raise --speed"
+        )
+    with VideoWriter(config.path, frame_rate, fast=True) as film, ThreadPoolExecutor(1, "film") as encoder:
+        episode_film = EpisodeFilm(film, encoder, steps_per_frame, frame_rate, config.episodes)
+        yield episode_film
+        episode_film.finish()
+
+
+def with_caption(frame: np.ndarray, text: str) -> np.ndarray:
+    """An image with a caption below it, cut to its width; without the package pillow only the image."""
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        return frame
+    bar = Image.new("RGB", (frame.shape[1], _CAPTION_HEIGHT), "#e8e8e8")
+    ImageDraw.Draw(bar).text(
+        (6, (_CAPTION_HEIGHT - _FONT_SIZE) // 2), text, "black", ImageFont.load_default(_FONT_SIZE)
+    )
+    return np.concatenate([frame, np.asarray(bar)])
+
+
+def frame_sampling(rate: float) -> tuple[int, Fraction]:
+    """The steps per frame of a film, and its frames per second, at most 30."""
+    steps_per_frame = max(1, math.ceil(rate / _MAX_FRAME_RATE))
+    return steps_per_frame, Fraction(rate).limit_denominator(_MAX_DENOMINATOR) / steps_per_frame
+
+
+MAX_PARALLEL = 16  # maximum parallel episodes
+
+
+class Returns(NamedTuple):
+    """Returns and lengths of E episodes, by number. `truncated` counts those that the player's limit ended."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    truncated: int
+
+
+class EpisodePlayer(Protocol):
+    """An agent that acts in B episodes with equal step counts."""
+
+    @property
+    def limit(self) -> int | None:
+        """The maximum steps of an episode, None for no limit."""
+        ...
+
+    def act(self, states: np.ndarray) -> np.ndarray:
+        """An action for each row, from the current states [B, *shape]."""
+        ...
+
+    def observe_actions(self, actions: np.ndarray) -> None:
+        """Observe the last actions as executed, clipped to the bounds; only for numeric actions."""
+        ...
+
+    def observe_rewards(self, rewards: np.ndarray) -> None:
+        """Observe the rewards of the actions, [B]."""
+        ...
+
+    def keep_rows(self, rows: np.ndarray) -> None:
+        """Continue with these rows only."""
+        ...
+
+
+def check_no_chunking(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
+    """UserError for action chunk settings with a model that predicts one action at a time."""
+    if execute is not None or ensemble != "run":
+        raise UserError(f"{source} predicts one action at a time; remove execute and ensemble")
+
+
+def play_episodes(
+    player: Callable[[Sequence[int]], EpisodePlayer],
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    watch: EpisodeWatch | None = None,
+) -> Returns:
+    """Play one episode per seed; `player` creates the agent for a group of seeds, and `watch` observes the first."""
+    outcomes: dict[int, tuple[float, int, bool]] = {}
+    for group in parallel_groups(len(seeds), min(MAX_PARALLEL, len(envs)), watch):
+        outcomes |= zip(group, _play_group(player([seeds[number] for number in group]), envs, seeds, group, watch))
+    returns, lengths, truncated = zip(*(outcomes[number] for number in range(len(seeds))))
+    return Returns(np.array(returns), np.array(lengths), sum(truncated))
+
+
+def parallel_groups(episodes: int, max_parallel: int, watch: EpisodeWatch | None) -> list[list[int]]:
+    """Groups of at most `max_parallel` episodes that are played in parallel. Only the first environment can be
+    rendered, so each watched episode is the first of a group.
+    """
+    watched = 0 if watch is None else min(watch.episodes, episodes)
+    groups = [[number] for number in range(watched)]
+    remaining = deque(range(watched, episodes))
+    for group in groups:
+        group += [remaining.popleft() for _ in range(min(max_parallel - 1, len(remaining)))]
+    while remaining:
+        groups.append([remaining.popleft() for _ in range(min(max_parallel, len(remaining)))])
+    return groups
+
+
+def _play_group(
+    player: EpisodePlayer,
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    episode_indices: Sequence[int],
+    watch: EpisodeWatch | None,
+) -> list[tuple[float, int, bool]]:
+    """Return and length of the episodes with these numbers, and whether the player's limit truncated each."""
+    limit = player.limit
+    rows = np.arange(len(episode_indices))
+    states = np.stack([envs.reset(row, seeds[number]) for row, number in enumerate(episode_indices)])
+    returns, lengths, truncated = np.zeros(len(rows)), np.zeros(len(rows), int), np.zeros(len(rows), bool)
+    watch = watch if watch is not None and episode_indices[0] < watch.episodes else None
+    while len(rows):
+        if watch is not None and rows[0] == 0:
+            watch.step(envs.frame, episode_indices[0], float(returns[0]))
+        actions = player.act(states)
+        if envs.spaces.n_actions is None:
+            actions = np.clip(actions, envs.spaces.low, envs.spaces.high)
+            player.observe_actions(actions)
+        steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
+        rewards = np.array([step.reward for step in steps])
+        returns[rows] += rewards
+        lengths[rows] += 1
+        is_over = np.array([step.terminated or step.truncated for step in steps])
+        truncated[rows] = ~is_over & (limit is not None) & (lengths[rows] >= (limit or 0))
+        player.observe_rewards(rewards)
+        continuing = np.flatnonzero(~is_over & ~truncated[rows])
+        if watch is not None and rows[0] == 0 and 0 not in continuing:
+            watch.end(envs.frame, episode_indices[0], float(returns[0]))
+        if len(continuing) < len(rows):
+            player.keep_rows(continuing)
+        rows, states = rows[continuing], np.array([steps[index].state for index in continuing])
+    return list(zip(returns.tolist(), lengths.tolist(), truncated.tolist()))
+
+
+def return_scores(episodes: Returns, environment: str) -> dict[str, Any]:
+    """The mean return with its interval, also normalised if D4RL has bounds, and the mean length."""
+    mean = float(episodes.returns.mean())
+    scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(episodes.returns)}
+    normalised = normalised_return(environment, mean)
+    if normalised is not None:
+        scores["return_normalised"] = normalised
+    scores |= {"length_mean": float(episodes.lengths.mean()), "samples": len(episodes.returns)}
+    if episodes.truncated:
+        scores["cut"] = episodes.truncated
+    return scores

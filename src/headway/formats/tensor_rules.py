@@ -1,0 +1,282 @@
+"""A published checkpoint format as a table that works both ways: which of its tensors make one of headway's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from headway.errors import UserError
+from headway.formats.settings import Settings
+from headway.nn.models import ModelConfig
+
+T = TypeVar("T")
+
+
+def expect(part: Any, kind: type[T]) -> T:
+    """Return `part` if it is of the kind that a family can express, otherwise raise UserError."""
+    if not isinstance(part, kind):
+        raise UserError(
+            f"the model has a {type(part).__name__} where this family has a {kind.__name__}; choose another family"
+        )
+    return part
+
+
+class TensorTransform(Protocol):
+    """How tensors of a file become one of headway's, and back, bit for bit.
+
+    `slices` returns the slices of headway's tensor in order, as views if possible, so that no number is copied twice.
+    `sizes` are the rows of the slices that headway's tensor fuses (query, key, value; gate, up).
+    """
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
+
+
+class StackedRows:
+    """One tensor as it is, or several as consecutive slices."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return list(tensor.split(list(sizes)))
+
+
+_ROWS = StackedRows()  # stateless
+
+
+class Unsplit:
+    """One tensor that the file stores exactly as headway does: fused (Phi-3's qkv), or a scalar."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor]
+
+
+class Transposed:
+    """One matrix whose rows are the inputs (GPT-2's Conv1D)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].T]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.T]
+
+
+class SingleRow:
+    """A vector that the file stores as a matrix of one row (BART's bias of the logits), or a scalar as a vector
+    (SigLIP's scale).
+    """
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].squeeze(0)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor[None]]
+
+
+class RowVector:
+    """A matrix of one row that the file stores as a vector (CLIP's class token)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0][None]]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.squeeze(0)]
+
+
+@dataclass(frozen=True)
+class FlattenedRows:
+    """A matrix whose rows have another `shape` in the file (a convolution)."""
+
+    shape: tuple[int, ...]
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].flatten(1)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.unflatten(1, self.shape)]
+
+
+class VocabularyRows:
+    """A matrix whose rows are separate tensors [1, 1, D] in the file (class and distillation token)."""
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [part.squeeze(0) for part in parts]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [row[None] for row in tensor.split(1)]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """One tensor whose `parts` slices alternate per head (GPT-NeoX: query, key and value of each head)."""
+
+    heads: int
+    parts: int = 3
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [self._swap(parts[0], self.heads, self.parts)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [self._swap(tensor, self.parts, self.heads)]
+
+    def _swap(self, tensor: Tensor, outer: int, inner: int) -> Tensor:
+        return tensor.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Rows whose rotary pairs are adjacent in the file (llama2.c, GGUF) and in two halves here.
+
+    `heads` is the number of heads per part, 0 for a part without rotation (values).
+    """
+
+    heads: tuple[int, ...]
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [
+            part.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2) if count else part
+            for part, count in zip(parts, self.heads)
+        ]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [
+            part.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2) if count else part
+            for part, count in zip(tensor.split(list(sizes)), self.heads)
+        ]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """`sources` (names in the file) make `target` (a name in the model's state).
+
+    With `is_copy`, the source repeats a tied tensor: it is neither read nor written.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    transform: TensorTransform = _ROWS
+    is_copy: bool = False
+
+
+def rule(target: str, *sources: str, transform: TensorTransform = _ROWS) -> TensorRule:
+    return TensorRule(target, sources, transform)
+
+
+def tied_copy(target: str, source: str) -> TensorRule:
+    """A rule for a file tensor that repeats `target`, which another rule makes."""
+    return TensorRule(target, (source,), is_copy=True)
+
+
+def linear(target: str, *sources: str, bias: bool = True, transform: TensorTransform = _ROWS) -> list[TensorRule]:
+    """Rules for the weight of a layer and, with `bias`, its bias under the same names."""
+    suffixes = (".weight", ".bias") if bias else (".weight",)
+    return [TensorRule(target + suffix, tuple(name + suffix for name in sources), transform) for suffix in suffixes]
+
+
+def vocabulary(config: Any, table: str, source: str, head: str = "heads.vocabulary") -> TensorRule:
+    """A rule for the head's own weight or, if it is tied to `table`, for a copy that some files store."""
+    untied = config.tie in ("none", "embeddings")
+    return rule(f"{head}.project.weight", source) if untied else tied_copy(table, source)
+
+
+def layers(count: int, make: Callable[[int], Sequence[TensorRule]]) -> list[TensorRule]:
+    """Return the rules of all layers."""
+    return [tensor_rule for i in range(count) for tensor_rule in make(i)]
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """A convolution's kernels [D, C, taps, taps] in the file, whose rows are [taps, taps, C], flattened, here."""
+
+    taps: int
+    channels: int
+
+    def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [parts[0].movedim(1, -1).flatten(1)]
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.unflatten(1, (self.taps, self.taps, self.channels)).movedim(-1, 1)]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tensor of the file that consists of several rules' tensors, equal parts in order: `stored_name` in its name
+    replaces each of `parts` in theirs. Exports write it the same way.
+    """
+
+    stored_name: str
+    parts: tuple[str, ...]
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of the rules' tensors that the tensor of this name contains."""
+        return [name.replace(self.stored_name, part) for part in self.parts]
+
+
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """Files next to the weights that describe preprocessing.
+
+    `read(directory, settings, weights)` returns their content, which `Usage.processor` stores; `write(directory,
+    settings, processor)` writes them and returns the settings for config.json. Both raise UserError if something is
+    missing.
+    """
+
+    read: Callable[[Path, Settings, Any], dict[str, Any]]
+    write: Callable[[Path, dict[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor of the file that stacks many of the rules' tensors: items along its first axis, and their parts along
+    the second.
+
+    `pattern` is a regular expression for its name; `names` are replacements that give the names of an item's parts,
+    with `{}` for the item's index (the experts of Mixtral, stacked in newer files).
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published family of models: its settings and tensors as tables that work both ways.
+
+    `read` turns its config.json, with the tensor names of the file, into headway's configuration; `write` does the
+    reverse, including "model_type" and "architectures". An export checks that `read(write(config))` is `config`, so
+    `write` may ignore what it cannot express. `rules` returns the tensors of a configuration. `renames` are pairs of a
+    regular expression and its replacement that turn older names, or names without a prefix, into the names of the
+    rules; `stacked` are tensors of other files of the family that contain several of the rules' tensors each; `skipped`
+    are expressions for tensors that are not weights (masks, position ids). `older` are superseded spellings of
+    settings, which an export leaves out. `fused` are tensors of the file that contain several of the rules' tensors;
+    `processor_files` reads and writes the files next to the weights if they differ from those of transformers.
+
+    `fixed` are settings that the family's class in transformers uses and that must be null or one of these values here;
+    `ignored` are those that change no output, even if they are fixed elsewhere (see `setting_keys`). `aliases` are
+    common names for settings of the family; `towers` are settings with the nested settings of a part.
+    """
+
+    name: str
+    read: Callable[[Settings, Collection[str]], ModelConfig]
+    write: Callable[[Any], dict[str, Any]]
+    rules: Callable[[Any], list[TensorRule]]
+    renames: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of keys that a config.json leaves out
+    stacked: tuple[Stacked, ...] = ()
+    older: tuple[str, ...] = ()
+    fused: tuple[Fused, ...] = ()
+    processor_files: ProcessorFiles | None = None
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: Collection[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    towers: tuple[str, ...] = ()

@@ -1,0 +1,117 @@
+"""Fair queueing: each owner gets as much computed as any other that has requests, oldest requests first within an
+owner.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable
+
+from headway.engine import Row
+from headway.generate.prompts import Ids
+from headway.generate.score import TokenScore
+from headway.generate.sequence_sampler import SequenceSampler
+from headway.generate.session import Continuation
+from headway.generate.speculation import CountedGuessLength, Lookup
+
+
+class Sample:
+    """One sample of a request. Without a row it waits, or follows a sample that processes the same prompt."""
+
+    def __init__(
+        self,
+        number: int,
+        owner: str,
+        prompt: Ids,
+        output: Continuation,
+        sampler: SequenceSampler,
+        prompt_top: int | None = None,
+        generates: bool = True,
+    ) -> None:
+        """`prompt_top` is how many of the most probable tokens to report per prompt token; None: the prompt is not
+        scored. With `generates` False the sample ends with its prompt.
+        """
+        self.ticket = 0  # of its request, once submitted
+        self.number, self.owner, self.output, self.sampler = number, owner, output, sampler
+        self.prompt_top, self.generates = prompt_top, generates
+        self.scores: list[TokenScore] = []  # of the prompt's tokens from the second on
+        self.guesser, self.guess_length = Lookup(prompt), CountedGuessLength()
+        self.row: Row | None = None
+        self.processed = 0  # how many of its ids the row has processed
+        self.cached_tokens = len(prompt)  # prompt tokens that were cached each time it started
+        self.followers: list[Sample] = []
+        self.done = False
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sort key: older samples come first."""
+        return self.ticket, self.number
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and the generated tokens."""
+        return self.guesser.ids
+
+    @property
+    def unprocessed(self) -> int:
+        return len(self.ids) - self.processed
+
+    @property
+    def prefilling(self) -> bool:
+        return self.row is not None and not self.output.ids
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits after each token of its prompt are needed."""
+        return self.prompt_top is not None and not self.output.ids
+
+
+class FairQueue:
+    """The waiting samples, and the tokens computed for each owner that has any active (Sheng et al. 2024, virtual token
+    counter).
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Sample]] = {}
+        self._served: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, sample: Sample) -> None:
+        """Queue a sample. A new owner starts with the count of the least served one."""
+        self._served.setdefault(sample.owner, min(self._served.values(), default=0))
+        insort(self._waiting.setdefault(sample.owner, []), sample, key=lambda entry: entry.age)
+
+    def next(self) -> Sample | None:
+        """The sample to start next."""
+        return min((samples[0] for samples in self._waiting.values()), key=self._priority, default=None)
+
+    def start(self, sample: Sample) -> None:
+        """Remove a sample that starts."""
+        self._waiting[sample.owner].remove(sample)
+        self._tidy()
+
+    def drop(self, tickets: Collection[int]) -> None:
+        """Remove requests."""
+        for samples in self._waiting.values():
+            samples[:] = [sample for sample in samples if sample.ticket not in tickets]
+        self._tidy()
+
+    def charge(self, owner: str, tokens: int) -> None:
+        """Count tokens computed for an owner."""
+        self._served[owner] += tokens
+
+    def ordered(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Samples by how little their owners were served."""
+        return sorted(samples, key=self._priority)
+
+    def forget(self, present: Collection[str]) -> None:
+        """Drop the counts of owners that have nothing waiting and are not in `present`."""
+        self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
+
+    def _priority(self, sample: Sample) -> tuple[int, tuple[int, int]]:
+        return self._served[sample.owner], sample.age
+
+    def _tidy(self) -> None:
+        self._waiting = {owner: samples for owner, samples in self._waiting.items() if samples}

@@ -1,0 +1,139 @@
+"""The next token of each of many sequences, each with its own sampling settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.engine.pool import Pool
+from headway.engine.sampling_batch import SamplingBatch
+from headway.engine.sampling_kernels import MASK, TOP, UNIFORM
+from headway.errors import UserError
+from headway.generate.masks import MaskBudget, fill_masks
+from headway.generate.sampling import Sampler, Sampling, uniforms
+from headway.generate.sampling_table import SamplingTable
+from headway.generate.score import TokenScore
+
+_AHEAD = 64  # uniform numbers generated at once; a single one takes nearly as long
+
+
+class Rule(Protocol):
+    """A constraint on the tokens of one sequence."""
+
+    def fill(self, mask: np.ndarray) -> None:
+        """Set the bits of the tokens that are allowed next, int32 [ceil(C / 32)], lowest bit first."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Advance past the sampled token, which was allowed; also called for an end token."""
+        ...
+
+
+class SampledToken(NamedTuple):
+    """A token, its log probability, and the most probable tokens with theirs, in nats, before temperature and
+    penalties.
+    """
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class SequenceSampler:
+    """Samples the tokens of one sequence one by one. `sampler` has this one row and samples with the engine."""
+
+    def __init__(self, sampler: Sampler, rule: Rule | None, top: int, vocab_size: int) -> None:
+        """`top` is how many of the most probable tokens to report with each sampled one."""
+        assert sampler.table is not None
+        self.rule, self.top, self._table, self._keys = rule, top, sampler.table, sampler.keys
+        [self.address] = self._table.addresses
+        self.step = 0
+        self._fields, self._floats = self._table.fields[0], self._table.floats[0]
+        self._mask = np.zeros(0 if rule is None else -(-vocab_size // 32), np.int32)
+        self._fields[TOP], self._fields[MASK] = top, self._mask.ctypes.data if rule is not None else 0
+        self.masks = None if rule is None else MaskBudget(self._allow)
+        self._set_uniform()
+
+    def _allow(self) -> None:
+        """Set the mask to the tokens that the rule allows. Raises UserError if the rule fails."""
+        assert self.rule is not None
+        self._mask[:] = 0
+        self.rule.fill(self._mask)
+
+    def take(self, token: int) -> None:
+        """Continue after this token."""
+        self.step += 1
+        self._set_uniform()
+        self._table.add([token])
+        if self.rule is not None:
+            self.rule.take(token)
+
+    def _set_uniform(self) -> None:
+        """Store the uniform number for the next token."""
+        offset = self.step % _AHEAD
+        if offset == 0:
+            self._uniforms = uniforms(self._keys, np.arange(self.step, self.step + _AHEAD, dtype=np.uint64)).tolist()
+        self._floats[UNIFORM] = self._uniforms[offset]
+
+
+class StepSampling:
+    """Samples the next token of several sequences from the logits of one step, each as its own sampler would alone:
+    pass `batch` to the engine, then read `outcomes`.
+    """
+
+    def __init__(self, samplers: Sequence[SequenceSampler], logit_rows: Sequence[int]) -> None:
+        self._failed: dict[int, UserError] = {}
+        if any(sampler.masks is not None for sampler in samplers):
+            self._failed = fill_masks([sampler.masks for sampler in samplers])
+        self._top_counts = [sampler.top for sampler in samplers]
+        rows = [(sampler.address, row) for sampler, row in zip(samplers, logit_rows)]
+        self.batch = SamplingBatch(rows, max(self._top_counts, default=0))
+
+    def outcomes(self) -> list[SampledToken | UserError | None]:
+        """One outcome per sequence; None if its rule allows no token, or the error that its rule raised."""
+        tokens, logprobs, top, top_logprobs = self.batch.choices
+        outcomes: list[SampledToken | UserError | None] = [
+            None if token < 0 else SampledToken(token, logprob, [])
+            for token, logprob in zip(tokens.tolist(), logprobs.tolist())
+        ]
+        for number, count in enumerate(self._top_counts):
+            chosen = outcomes[number]
+            if count and isinstance(chosen, SampledToken):
+                chosen.top.extend(zip(top[number, :count].tolist(), top_logprobs[number, :count].tolist()))
+        for number, error in self._failed.items():
+            outcomes[number] = error
+        return outcomes
+
+
+def sample_rows(
+    logits: Float[Tensor, "N C"], logit_rows: Sequence[int], samplers: Sequence[SequenceSampler], pool: Pool
+) -> list[SampledToken | UserError | None]:
+    """`StepSampling.outcomes` from logits that exist already."""
+    choice = StepSampling(samplers, logit_rows)
+    choice.batch.run(logits, pool)
+    return choice.outcomes()
+
+
+def score_tokens(
+    logits: Float[Tensor, "N C"], logit_rows: Sequence[int], ids: Sequence[int], top: int, pool: Pool
+) -> list[TokenScore]:
+    """Score the id at each row of the logits, with the `top` most probable tokens. The sampling kernel computes the log
+    probabilities, so they equal those of a token sampled there, bit for bit.
+    """
+    count, vocab_size = len(ids), logits.shape[1]
+    tokens, table = np.array(ids), SamplingTable(Sampling(temperature=0), [()] * count)
+    masks = np.zeros((count, -(-vocab_size // 32)), np.uint32)  # each allows one token
+    masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
+    table.fields[:, MASK] = masks.ctypes.data + masks.strides[0] * np.arange(count)
+    table.fields[:, TOP] = top
+    chosen, logprobs, top_ids, values = SamplingBatch(list(zip(table.addresses, logit_rows)), top).run(logits, pool)
+    logprobs[chosen != tokens] = -np.inf  # a logit of -inf, which a mask never allows
+    rows, index = logits[list(logit_rows)], torch.from_numpy(tokens)
+    ranks = (rows > rows.gather(1, index[:, None])).sum(1) + 1
+    tops = [list(zip(*pair)) for pair in zip(top_ids.tolist(), values.tolist())]
+    return list(map(TokenScore, ids, logprobs.tolist(), ranks.tolist(), tops if top else [[] for _ in ids]))

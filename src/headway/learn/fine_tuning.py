@@ -1,0 +1,389 @@
+"""Fine-tuning: initialise a run from the weights of another model, and choose its settings."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headway.codecs.tokenizer import FILE as TOKENIZER
+from headway.config import override
+from headway.errors import ConfigError, UserError, nearest
+from headway.formats.heads import NUMBER
+from headway.formats.hub import named_folder
+from headway.formats.native import FILE, load_model, named_tensors, save_model
+from headway.formats.open import OpenedModel, open_model
+from headway.learn.adapters import AdapterConfig, with_adapter
+from headway.learn.recipe import Recipe
+from headway.learn.scaling import Settings, Throughput, format_number, format_seconds
+from headway.learn.task import Task
+from headway.nn.models import (
+    ActConfig,
+    CaptionerConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    PatchEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    build,
+    kinds,
+)
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.patches import Grid, resize_positions
+
+
+def prepare_for_training(model: nn.Module, recipe: Recipe, fresh: Collection[str]) -> nn.Module:
+    """`model` as the recipe trains it: with its adapter and the trainable parameters `fresh`, and with the parts of
+    `train.frozen` frozen.
+    """
+    return freeze(with_adapter(model, recipe.adapter, fresh, recipe.train.seed), recipe.train.frozen)
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Freeze the parameters that `names` match: parts of the model ("tower", "decoder.stack"), parameters, or patterns
+    of either ("*.bias"). ConfigError for a name without a match.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        matching = [p for key, p in parameters.items() if any(fnmatchcase(part, name) for part in _parent_names(key))]
+        if not matching:
+            suggestion = nearest(name, sorted({part for key in parameters for part in _parent_names(key)}))
+            raise ConfigError(f"train.frozen: the model has no part {name!r}; {suggestion}")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+    return model
+
+
+def _parent_names(key: str) -> Iterable[str]:
+    """The parts of the model that contain a parameter, and the parameter itself: decoder, decoder.stack, ..."""
+    words = key.split(".")
+    return (".".join(words[:count]) for count in range(1, len(words) + 1))
+
+
+_SHAPE_SETTINGS = ("width", "context", "vocab_size")  # settings that determine the shapes of weights
+_MAX_NAMED = 3  # maximum tensors that a message names
+_POSITIONS = "embed.positions.table"  # position embeddings of images
+_POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
+
+
+class TensorMatch(NamedTuple):
+    """Which tensors of a model come from the pretrained one and which are newly initialised, by name; and the patch
+    grids of both models, between which position embeddings are interpolated.
+    """
+
+    matched: tuple[str, ...]
+    fresh: tuple[str, ...]
+    grids: tuple[Grid, Grid] | None = None
+
+    def __str__(self) -> str:
+        interpolation = ""
+        if self.grids is not None:
+            old_grid, new_grid = (f"{rows} x {columns}" for rows, columns in self.grids)
+            interpolation = f"; position embeddings interpolated from {old_grid} to {new_grid} patches"
+        if not self.fresh:
+            return f"all {len(self.matched)} tensors{interpolation}"
+        names = ", ".join(self.fresh[:_MAX_NAMED]) + (", ..." if len(self.fresh) > _MAX_NAMED else "")
+        total = len(self.matched) + len(self.fresh)
+        return f"{len(self.matched)} of {total} tensors; newly initialised: {names}{interpolation}"
+
+
+def open_start(start: str) -> OpenedModel:
+    """Load the pretrained model. Raises UserError for a language model without a tokenizer."""
+    pretrained = open_model(named_folder(start))
+    if pretrained.codec is None and kinds.reads_prompts(pretrained.model):
+        raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
+    return pretrained
+
+
+def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra_files: Iterable[str]) -> None:
+    """Copy the pretrained model's other files (tokenizers, usage, files that a task names) into `directory`."""
+    if pretrained.codec is not None:
+        pretrained.codec.save(directory)
+    for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source tokenizer of a translation model
+        (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
+    pretrained.usage.save(directory)
+    for name in extra_files:
+        if (named_folder(start) / name).is_file():
+            shutil.copyfile(named_folder(start) / name, directory / name)
+
+
+def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
+    """`model` with a vocabulary at least as large as that of `original`: published embeddings are often padded."""
+    if isinstance(model, EncoderDecoderConfig) and isinstance(original, EncoderDecoderConfig):
+        encoder = keep_vocabulary(model.encoder, original.encoder)
+        decoder = keep_vocabulary(model.decoder, original.decoder)
+        return replace(model, encoder=encoder, decoder=decoder)  # type: ignore[arg-type]
+    return override(model, {"vocab_size": original.vocab_size}) if original.vocab_size > model.vocab_size else model
+
+
+def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
+    """Match the tensors of a model, which may be an outline, to those of `start` by name and shape.
+
+    Heads, the number of layers and the image size may differ. Raises ConfigError for settings that do not fit the
+    weights, and for a model without any matching tensor.
+    """
+    shapes = {key: tensor.shape for key, tensor in named_tensors(model)}
+    pretrained_tensors = dict(named_tensors(start))
+    config: Any = model.config
+    pretrained_config: Any = start.config
+    grids = _grids(config, pretrained_config)
+    matched = tuple(_source_names(shapes, pretrained_tensors)) + ((_POSITIONS,) if grids is not None else ())
+    fresh = tuple(key for key in shapes if key not in matched)
+    for key in fresh:
+        if key in pretrained_tensors and not _in_head(key):
+            raise ConfigError(
+                _mismatch_message(config, pretrained_config, key, shapes[key], pretrained_tensors[key].shape, name)
+            )
+    if all(_in_head(key) for key in matched):
+        raise ConfigError(
+            f"no weight of {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) "
+            "in name and "
+            "shape; start from a model of the same architecture"
+        )
+    # A different number of heads would change the function without changing any shape.
+    for block, pretrained_block in zip(_blocks(config), _blocks(pretrained_config)):
+        for part in ("mixer", "cross"):
+            for setting in ("heads", "kv_heads"):
+                heads, pretrained_heads = (
+                    getattr(getattr(block, part), setting, None) for block in (block, pretrained_block)
+                )
+                if None not in (heads, pretrained_heads) and heads != pretrained_heads:
+                    raise ConfigError(
+                        f"{setting} {heads} does not fit {name}, which has {pretrained_heads}; remove this setting"
+                    )
+    return TensorMatch(matched, fresh, grids)
+
+
+@torch.no_grad()
+def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
+    """Copy the weights of `start` that match the model's in name and shape, and interpolate position embeddings."""
+    tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
+    for key, source in _source_names(
+        {key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors
+    ).items():
+        tensors[key].copy_(pretrained_tensors[source])
+    _rescale_number_head(model, start)
+    grids = _grids(model.config, start.config)
+    if grids is not None:
+        prefix = tensors[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
+        patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
+        tensors[_POSITIONS].copy_(torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
+
+
+def _rescale_number_head(model: nn.Module, start: nn.Module) -> None:
+    """Adjust a copied regression head so that it predicts the same numbers under its new scale and shift."""
+    heads, pretrained_heads = (getattr(module, "heads", {}) for module in (model, start))
+    if NUMBER in heads and NUMBER in pretrained_heads:
+        head, pretrained_head = heads[NUMBER], pretrained_heads[NUMBER].config
+        ratio, shift = pretrained_head.scale / head.config.scale, pretrained_head.shift - head.config.shift
+        head.project.weight.mul_(ratio)
+        if head.project.bias is not None:
+            head.project.bias.mul_(ratio).add_(shift / head.config.scale)
+
+
+def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:
+    """The model of a run before its first step: random weights, then those of the pretrained model and of pretrained
+    parts, with its adapter and frozen parameters.
+
+    With an adapter, resuming needs the frozen weights: the process that `saves_base` writes them to the folder `base`.
+    Without one, a run that has `started` has all weights in its checkpoint.
+    """
+    train = recipe.train
+    if recipe.adapter is not None and (base / FILE).is_file():
+        return prepare_for_training(load_model(base), recipe, fresh)
+    model = build(recipe.model, train.seed)
+    if not started:
+        if recipe.start is not None:
+            copy_matching_weights(model, open_start(recipe.start).model)
+        for part, start in recipe.task.part_starts().items():
+            copy_matching_weights(model.get_submodule(part), start.open())
+    if recipe.adapter is not None and saves_base:
+        save_model(model, recipe.model, base)
+    return prepare_for_training(model, recipe, fresh)
+
+
+def _source_names(shapes: dict[str, torch.Size], pretrained_tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The names of the pretrained tensors for the model's tensors.
+
+    A pooler (Devlin et al. 2019) is the dense layer of a head, whose name may differ between the models.
+    """
+    poolers = {key.split(".", 2)[2]: key for key in pretrained_tensors if _POOLER.fullmatch(key)}
+    sources = {}
+    for key, shape in shapes.items():
+        source = (
+            key if key in pretrained_tensors or not _POOLER.fullmatch(key) else poolers.get(key.split(".", 2)[2], key)
+        )
+        if source in pretrained_tensors and pretrained_tensors[source].shape == shape:
+            sources[key] = source
+    return sources
+
+
+def _grids(config: Any, pretrained_config: Any) -> tuple[Grid, Grid] | None:
+    """The patch grids of two image models that differ only in the grid; None for other models."""
+    if not (isinstance(config, TransformerConfig) and isinstance(pretrained_config, TransformerConfig)):
+        return None
+    embed, pretrained_embed = config.embed, pretrained_config.embed
+    if not (isinstance(embed, PatchEmbedConfig) and isinstance(pretrained_embed, PatchEmbedConfig)):
+        return None
+    grids = pretrained_embed.grid(pretrained_embed.size), embed.grid(embed.size)
+    differs_only_in_grid = (
+        config.width == pretrained_config.width and embed.tokens == pretrained_embed.tokens and grids[0] != grids[1]
+    )
+    return grids if differs_only_in_grid else None
+
+
+def _in_head(key: str) -> bool:
+    return "heads" in key.split(".")
+
+
+def _mismatch_message(
+    config: ModelConfig,
+    pretrained_config: ModelConfig,
+    key: str,
+    shape: torch.Size,
+    pretrained_shape: torch.Size,
+    name: str,
+) -> str:
+    """The message for a setting, or otherwise a tensor, that does not fit the weights."""
+    for setting in _SHAPE_SETTINGS:
+        ours, pretrained = getattr(config, setting), getattr(pretrained_config, setting)
+        if ours != pretrained and (ours or 0) in shape and (pretrained or 0) in pretrained_shape:
+            return f"model.{setting} {ours} does not fit the weights of {name}, which have {pretrained}; remove it"
+    return (
+        f"the model's {key} has shape {tuple(shape)}, but that of {name} has {tuple(pretrained_shape)}; "
+        "remove the settings that change the model's shape"
+    )
+
+
+def _blocks(config: Any) -> Iterator[BlockConfig]:
+    if isinstance(config, TransformerConfig):
+        yield from config.stack.blocks
+    elif isinstance(config, EncoderDecoderConfig):
+        yield from (*config.encoder.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, TwoTowerConfig):
+        yield from (*config.left.stack.blocks, *config.right.stack.blocks)
+    elif isinstance(config, CaptionerConfig):
+        yield from (*config.tower.stack.blocks, *config.decoder.stack.blocks)
+    elif isinstance(config, ActConfig):
+        yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)
+
+
+_WIDTH, _BASE_RATE = (
+    384,
+    4e-4,
+)  # of the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents of banking77
+_MIN_RATE, _MAX_RATE = 1e-5, 3e-3  # minimum and maximum learning rate
+_ADAPTER_FACTOR, _MAX_ADAPTER_RATE = (
+    10.0,
+    1e-2,
+)  # learning rate of adapters: factor on the full model's rate, and maximum
+_EPOCH_SCALE, _MIN_EPOCHS, _MAX_EPOCHS = 600.0, 3.0, 40.0
+_MIN_VALIDATION = 50  # minimum validation samples for early stopping
+FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs with fewer validation samples, whatever their scores
+_MANY_SAMPLES = 10_000  # samples from which on the learning rate does not depend on their number
+_MIN_BATCH, _MAX_BATCH = 8, 64  # minimum and maximum samples per batch
+_MIN_STEPS = 300  # desired minimum of steps
+_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS = 2, 1000  # the same for samples with several targets each
+
+
+class TuningPlan(NamedTuple):
+    """A fine-tuning plan: batch settings; the initial number of steps that the data justify (`useful`); that number or
+    the steps that fit in the time, if those are fewer (`steps`); their epochs; and the reason, for people.
+    """
+
+    settings: Settings
+    useful: int
+    steps: int
+    epochs: float
+    reason: str
+
+
+def tuning_optimizer(width: int, adapter: AdapterConfig | None, factor: float = 1.0) -> Settings:
+    """Optimiser and schedule for a model of `width`, or for an adapter of it; `factor` scales the learning rate.
+
+    The learning rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at
+    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 on, where
+    models of billions of parameters are tuned at 1e-5 to 2e-5. Models of width 64 learn 50 dialogues faster at 3e-3
+    than at 1e-3. Adapters use ten times as much (Schulman et al. 2025, "LoRA without regret").
+    """
+    rate = min(max(_BASE_RATE * (_WIDTH / width) ** 2, _MIN_RATE), _MAX_RATE)
+    if adapter is not None:
+        rate = min(_ADAPTER_FACTOR * rate, _MAX_ADAPTER_RATE)
+    rate = float(f"{factor * rate:.2g}")
+    return {
+        "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
+        "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
+    }
+
+
+def small_data_rate(rate: float, samples: int) -> float:
+    """The learning rate of a model whose head is fitted before the first step; `rate` is that for many samples.
+
+    Fewer samples allow fewer steps, in which a large learning rate only destroys pretrained features. So it falls with
+    the square root of their number below 10,000 (tested with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
+    intents: docs/decisions/0025).
+    """
+    return float(f"{rate * min(1.0, math.sqrt(samples / _MANY_SAMPLES)):.2g}")
+
+
+def has_few_validation_samples(task: Task) -> bool:
+    """Whether validation has too few samples to decide how long to train a model whose head was fitted."""
+    return task.objective.small_data_lr and task.count("validation") < _MIN_VALIDATION
+
+
+def planned_epochs(samples: int) -> float:
+    """The initially planned epochs: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 and more. Evaluations
+    decide whether training continues.
+    """
+    return min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS)
+
+
+def plan_tuning(
+    samples: int,
+    targets: int,
+    pace: Throughput,
+    seconds: float,
+    batch_setting: str,
+    min_batch: int = 1,
+    own_batch: int | None = None,
+    max_samples: int = _MAX_BATCH,
+    max_epochs: float = _MAX_EPOCHS,
+) -> TuningPlan:
+    """The plan for `seconds` of fine-tuning on `samples` samples with `targets` targets in total, at a `pace`.
+
+    `batch_setting` is the recipe's setting for the batch size, `min_batch` its minimum (a row of tokens), `own_batch`
+    the user's value, `max_samples` the maximum samples in it, and `max_epochs` the maximum epochs. Batches are large
+    enough to be efficient and small enough for some hundred steps.
+    """
+    targets_per_sample = targets / max(1, samples)
+    epochs = min(planned_epochs(samples), max_epochs)
+    min_samples, min_steps = (
+        (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
+    )
+    batch_samples = min(max(samples * epochs / min_steps, min_samples), max_samples)
+    units = own_batch or max(
+        min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share)))
+    )
+    step_targets = units * pace.share  # targets a step
+    useful = max(1, math.ceil(epochs * targets / step_targets))
+    steps = max(1, min(useful, int(seconds / (pace.overhead + step_targets / pace.targets))))
+    epochs_read = steps * step_targets / max(1, targets)
+    data_limited = steps == useful
+    reason = (
+        f"{format_number(epochs)} epochs of {samples:,} samples at first, and more while validation improves"
+        if data_limited
+        else (
+            f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "
+            f"{format_number(epochs)} would be better"
+        )
+    )
+    return TuningPlan({batch_setting: units}, useful, steps, epochs_read, reason)

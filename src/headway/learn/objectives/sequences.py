@@ -1,0 +1,145 @@
+"""Sequence objectives: the likelihood of tokens, and generation from a source (text, audio, image)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from headway.codecs import Codec
+from headway.data import IGNORE_INDEX
+from headway.generate import SearchConfig
+from headway.layout import Layout
+from headway.learn.examples import Batch, Examples, Samples
+from headway.learn.objective import Objective, evaluation_batches
+from headway.metrics import language_scores
+from headway.nn.mixers import State
+from headway.nn.models import Loss, ModelFeatures, VocabularyHead
+
+E = TypeVar("E", bound=Examples)
+
+
+class Likelihood(Objective[E]):
+    """Cross-entropy of the targets, int64 [B, T], of which -100 is ignored, with the model's auxiliary losses.
+
+    `smoothing` distributes that fraction of each target over all tokens (Szegedy et al. 2016); `head` is the name of
+    the vocabulary head's module.
+    """
+
+    def __init__(self, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
+        self.smoothing, self.head = smoothing, head
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        return self.losses(model, self.encode(model, batch), batch, self.smoothing)
+
+    def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> ModelFeatures:
+        """The model's encoding of a batch; `states` are the final states of the previous batch in stateful training."""
+        return model(*batch.inputs)
+
+    def losses(self, model: nn.Module, encoded: ModelFeatures, batch: Batch, smoothing: float) -> dict[str, Loss]:
+        """The loss of an encoded batch, and its auxiliary losses."""
+        head = cast(VocabularyHead, model.get_submodule(self.head))
+        loss = head.loss(encoded.x, batch.targets, smoothing)
+        return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
+
+    def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
+        """Total nats of the targets of samples, without smoothing, and the number of targets."""
+        nats, count, states = 0.0, 0, None
+        for _, batch in evaluation_batches(model, samples):
+            encoded = self.encode(model, batch, states)
+            loss, states = self.losses(model, encoded, batch, 0.0)["loss"], encoded.states
+            nats, count = nats + float(loss.total), count + loss.count
+        return nats, count
+
+
+Ids = list[int]
+_ERROR_METRICS = ("loss", "wer", "per")  # scores that are better if lower
+
+
+@dataclass(frozen=True)
+class Sources:
+    """N sources: the domain's `inputs`, all correct references of each, and each as a line of text."""
+
+    inputs: Any
+    references: Sequence[Sequence[str]]
+    display_texts: Sequence[str]
+
+
+class SourceTargetExamples(Examples):
+    """Samples of a source and its references, in the tokens of `codec`."""
+
+    codec: Codec
+
+    def sources(self, split: str, limit: int | None = None) -> Sources:
+        """At most `limit` sources of a split. A source of several samples may occur once, with all its references."""
+        raise NotImplementedError
+
+    def sample_sources(self, count: int) -> Sources:
+        """Evenly spaced sources of the final split."""
+        return self.sources(self.final_split, count)
+
+    def decode_all(self, generated: Sequence[Ids]) -> list[str]:
+        return [self.codec.decode(ids) for ids in generated]
+
+
+def teacher_forcing(
+    rows: Sequence[Ids], prompt: Sequence[int], eos: int
+) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
+    """Teacher forcing: input tokens (the prompt before each row), their layout, and labels after the prompt: the same
+    tokens and EOS.
+    """
+    lengths = [len(prompt) + len(row) for row in rows]
+    inputs = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    labels = torch.full_like(inputs, IGNORE_INDEX)
+    for row_index, (row, length) in enumerate(zip(rows, lengths)):
+        inputs[row_index, :length] = torch.tensor([*prompt, *row])
+        labels[row_index, len(prompt) - 1 : length] = torch.tensor([*row, eos])
+    return inputs, Layout.padded(lengths), labels
+
+
+S = TypeVar("S", bound=SourceTargetExamples)
+
+
+class SequenceGeneration(Likelihood[S], Generic[S]):
+    """The likelihood of sequences given their sources; also evaluated by what `search` generates from the sources. A
+    domain defines the generation (`generate`) and its scores (`scores`).
+    """
+
+    def __init__(self, goal: str, search: SearchConfig, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
+        super().__init__(smoothing, head)
+        self.goal, self.goal_better = goal, "min" if goal in _ERROR_METRICS else "max"
+        self.search = search
+
+    def search_for(self, split: str) -> SearchConfig:
+        """The search for a split: greedy for splits that are evaluated repeatedly."""
+        return self.search if split in ("test", "all") else replace(self.search, beam=1)
+
+    def generate(self, model: nn.Module, examples: S, sources: Sources, search: SearchConfig) -> list[Ids]:
+        """The most likely tokens for each source, without BOS and EOS."""
+        raise NotImplementedError
+
+    def scores(self, examples: S, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
+        """The scores of the generated tokens."""
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, examples: S, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss and perplexity of the targets, without smoothing, and the scores of the generated sequences."""
+        nats, count = self.nats(model, examples.of(split).limited_to(limit))
+        sources, search = examples.sources(split, limit), self.search_for(split)
+        scores = self.scores(examples, sources, self.generate(model, examples, sources, search))
+        return {**language_scores(nats, count), **scores, "beam": search.beam}
+
+    def samples(self, model: nn.Module, examples: S, count: int) -> list[dict[str, str]]:
+        sources = examples.sample_sources(count)
+        generated = self.generate(model, examples, sources, self.search)
+        rows = zip(sources.display_texts, generated, sources.references)
+        return [self.sample(examples, source, ids, references) for source, ids, references in rows]
+
+    def sample(self, examples: S, source: str, ids: Ids, references: Sequence[str]) -> dict[str, str]:
+        """A source with its output and references."""
+        [output] = examples.decode_all([ids])
+        return {"source": source, "output": output, "reference": " | ".join(references)}

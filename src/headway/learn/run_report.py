@@ -1,0 +1,336 @@
+"""The report of a run: from its metrics to the sections of report.html."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headway.config import to_dict
+from headway.learn import Run, measure_of, unit_of
+from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
+from headway.learn.report.rendering import Picture, Sections, explain_low_scores, write_report
+from headway.learn.training_log import format_duration, format_epochs
+
+TITLES = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "bleu": "BLEU",
+    "bleu_lowercase": "BLEU, lower-cased",
+    "chrf": "chrF",
+    "wer": "word error rate",
+    "per": "phoneme error rate",
+    "boundary_error_ms": "boundary error (ms)",
+    "start_error_ms": "start time error (ms)",
+    "end_error_ms": "end time error (ms)",
+    "exact_match": "exact match",
+    "exact_match_novel": "exact match, novel pairs",
+    "return_mean": "mean return",
+    "return_normalised": "D4RL normalised return",
+    "target_return": "target return",
+    "success_rate": "success rate",
+    "score": "success and speed",
+    "steps_mean": "steps to success",
+    "length_mean": "steps per episode",
+    "f1": "F1",
+    "mean_recall_at_1": "recall at 1, mean of both directions",
+    "f1_micro": "micro F1",
+    "rare_f1": "F1 of rare classes",
+    "r2": "R²",
+    "policy": "nats per move",
+    "value": "nats per outcome",
+    "score_error": "error of the expected score",
+    "mase": "mean absolute scaled error",
+    "mase_naive": "mean absolute scaled error, seasonal naive",
+    "mase_smoothing": "mean absolute scaled error, exponential smoothing",
+    "weighted_quantile_loss_smoothing": "weighted quantile loss, exponential smoothing",
+    "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
+    "legal_rate": "legal top moves",
+    "perplexity_change": "perplexity of the chosen answers, relative to the initial model",
+    "samples": "samples",
+    "tokens": "tokens",
+}
+RATE_METRICS = (
+    "wer",
+    "per",
+    "accuracy",
+    "next_accuracy",
+    "exact_match",
+    "exact_match_novel",
+    "f1",
+    "f1_micro",
+    "rare_f1",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "puzzle_accuracy",
+    "legal_rate",
+)
+_AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at k
+# Fields of metrics.jsonl that are not metrics.
+_NON_METRICS = (
+    "step",
+    "split",
+    "weights",
+    "seconds",
+    "evaluation_seconds",
+    "samples",
+    "words",
+    "positions",
+    "target_return",
+    "tokens",
+    "beam",
+    "boundaries",
+    "environment_steps",
+)
+
+
+def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
+    """Write the report of a run into its directory. Raises UserError without the extra `report`."""
+    return write_report(run.directory, run_sections(run, pictures))
+
+
+def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
+    """The report of a run. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
+    recipe, summary = run.recipe, run.summary
+    recipe_data, sentences = to_dict(recipe), notes(recipe.reasons, summary)
+    forecast, best = summary.get("forecast"), summary.get("best") or {}
+    if forecast and "loss" in best:  # the predicted and the actual final loss
+        low, high = (compact_number(bound) for bound in forecast["loss_interval"])
+        sentences.append(
+            f"After {forecast['step']:,} steps the predicted final validation loss was "
+            f"{compact_number(forecast['loss'])} "
+            f"({low} to {high}); the best is {compact_number(best['loss'])}."
+        )
+    if refitted := summary.get("refitted"):
+        sentences.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
+    sentences += () if run.task is None else run.task.examples.remarks
+    return Sections(
+        title=run_title(run.directory, recipe.name),
+        subtitle=recipe.description,
+        headline=_headline(run),
+        curves=curves(run.metrics, measure_of(run.task)),
+        scores=scores(summary.get("scores", {}), best, measure_of(run.task)),
+        samples=summary.get("samples", ()),
+        pictures=pictures,
+        notes=sentences,
+        configuration={name: recipe_data[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
+        facts=_facts(summary, unit_of(run.task)),
+        command=repeat_command(run),
+    )
+
+
+def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
+    """Sentences about the training, the `reasons` of the plan, the evaluated samples, and reasons for low scores."""
+    scores = summary.get("scores") or {}
+    sentences = [*_training_note(summary), *(f"Plan: {reason}." for reason in reasons)]
+    if scores.get("judged") is not None:
+        evaluated, total = scores["judged"], scores["judged_of"]
+        sentences.append(
+            f"The {scores['split']} scores are from {evaluated:,} of {total:,} samples, because time was limited; "
+            "`headway evaluate` uses all of them."
+        )
+    if remark := scores.get("remark") or summary.get("remark"):
+        sentences.append(remark)
+    return [*sentences, *explain_low_scores(scores, summary.get("samples") or ())]
+
+
+def run_title(directory: Path, name: str) -> str:
+    """The title of a run or a comparison: the name of its directory, and `name`, the recipe or subject."""
+    folder = directory.resolve().name
+    return name if folder in ("", name) else f"{folder}: {name}"
+
+
+def _training_note(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence about the training and the saved model; empty for a summary without steps."""
+    if not summary.get("step"):
+        return []
+    unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
+    amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {format_epochs(epochs)}")
+    steps = f"{summary['step']:,} steps ({amount})"
+    is_early = summary["step"] < summary.get("steps", 0)
+    ending = f" and stopped before step {summary['steps']:,}" if is_early else ""
+    sentence = f"Trained for {steps} in {format_duration(summary.get('seconds') or 0.0)}{ending}."
+    if "step" not in best:
+        return [sentence]
+    best_text = f"from step {best['step']:,}" if best["step"] else "the initial one"
+    return [f"{sentence[:-1]}; the best model is {best_text}."]
+
+
+def _headline(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    scores = summary.get("scores") or summary.get("best") or {}
+    split = scores.get("split", "validation")
+    # The goal and the metrics that the field reports with it, before the loss.
+    goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in scores else ()
+    order = [
+        "success_rate",
+        goal,
+        *rare,
+        "exact_match",
+        "bleu",
+        "chrf",
+        "wer",
+        "per",
+        "r2",
+        "mean_absolute_error",
+        "accuracy",
+        "loss",
+        "bits_per_byte",
+    ]
+    available = [name for name in dict.fromkeys(order) if name in scores]
+    names = [name for name in available if name != "score" or "success_rate" not in available][:2]
+    figures = {f"{title(name)}, {split}": format_metric(name, scores[name]).replace(".0 %", " %") for name in names}
+    seconds = summary.get("seconds") or 0.0
+    return {
+        **figures,
+        "parameters": compact_number(float(summary["parameters"])),
+        "training": format_duration(seconds),
+        f"{unit_of(run.task)}s per second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+    }
+
+
+def title(name: str) -> str:
+    """A metric's name for people."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def format_metric(name: str, value: float) -> str:
+    """A metric's value for people: rates in per cent, counts with all digits."""
+    if is_rate(name):
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else compact_number(value)
+
+
+def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token") -> list[Picture]:
+    """Curves by step of the loss, the learning rate and every validation metric that is not always 0."""
+    lines = list(metrics)
+    training = [line for line in lines if "split" not in line]
+    evaluations = [line for line in lines if "split" in line]
+    loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
+    pictures = [
+        Picture("Loss", measure, line_chart(loss, "step", "loss", log=True)),
+        Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
+    ]
+    names = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float)) and item}
+    for name, parts in metric_families(names - {*_NON_METRICS, "loss", "perplexity"}).items():
+        series = {title(part): points(evaluations, part) for part in parts}
+        if len(series[title(name)]) > 1:
+            chart = line_chart(series, "step", title(name), dots=True, share=is_rate(name))
+            pictures.append(Picture(chart_heading(name), "validation", chart))
+    return [picture for picture in pictures if picture.figure]
+
+
+def metric_families(names: Collection[str]) -> dict[str, list[str]]:
+    """Metrics grouped by their base metric, which comes first: recall_at_1_de belongs to recall_at_1."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        base = next((group for group in groups if name.startswith(f"{group}_")), name)
+        groups.setdefault(base, []).append(name)
+    return groups
+
+
+def is_rate(name: str) -> bool:
+    """Whether a metric is shown in per cent."""
+    return (
+        name in RATE_METRICS
+        or name.endswith("_rate")
+        or name.startswith("success_rate")
+        or _AT_K.search(name) is not None
+    )
+
+
+def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
+    """The points (x, metric) of the lines that have both; rates in per cent."""
+    return [
+        (float(line[x]), chart_value(name, line[name]))
+        for line in lines
+        if line.get(name) is not None and line.get(x) is not None
+    ]
+
+
+def chart_value(name: str, value: float) -> float:
+    """A metric's value in charts: rates in per cent."""
+    return 100.0 * value if is_rate(name) else float(value)
+
+
+def chart_heading(name: str) -> str:
+    """The heading of a metric's chart, with its unit."""
+    text = title(name)
+    return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
+
+
+def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
+    """One row per metric: its final score with interval, its best validation score, and its signature. `measure` is the
+    unit of the loss.
+    """
+    rows: list[dict[str, Any]] = []
+    non_scores = ("step", "seconds", "beam", "judged", "judged_of")
+    names = [
+        name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in non_scores
+    ]
+    for name in sorted(names, key="samples".__eq__):  # samples come last
+        interval = final.get(f"{name}_interval")
+        row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
+        row[final.get("split", "test")] = format_metric(name, final[name]) if name in final else None
+        row["95 % interval"] = format_interval(*interval, share=is_rate(name)) if interval else None
+        if final.get("split") != "validation":
+            row["best validation"] = format_metric(name, best[name]) if name in best else None
+        row["signature"] = final.get(f"{name}_signature")
+        rows.append(row)
+    return drop_empty_columns(rows)
+
+
+def drop_empty_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table without columns that are None in all rows."""
+    empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
+    return [{key: item for key, item in row.items() if key not in empty} for row in rows]
+
+
+def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
+    machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
+    if summary.get("processes", 1) > 1:
+        machine["processes"] = summary["processes"]
+    time = {
+        "steps": summary.get("step"),
+        f"{unit}s": summary.get("tokens"),
+        **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
+        "parameters": summary.get("parameters"),
+        **({} if summary.get("trained") is None else {"trainable parameters": summary["trained"]}),
+        "training": format_duration(summary.get("seconds") or 0.0),
+        "including evaluations": format_duration(summary.get("elapsed") or 0.0),
+        "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
+    }
+    versions = {"python": summary.get("python"), **summary.get("packages", {})}
+    return {"Machine": machine, "Versions": versions, "Training": time}
+
+
+def repeat_command(run: Run) -> str:
+    """The command that repeats the training, bit for bit on the same machine."""
+    words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
+    words += ["--threads", str(run.summary.get("threads", 1))]
+    if run.summary.get("device") == "cpu":
+        words += ["--device", "cpu"]
+    if run.summary.get("deterministic"):
+        words.append("--deterministic")
+    return shlex.join(words)
+
+
+def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Run:
+    """The run with its final scores (of the split "split") and samples in its summary.
+
+    Samples of exact-match tasks are marked as right or wrong.
+    """
+    exact = any(name in final for name in RATE_METRICS)
+    marked = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
+    return replace(run, summary={**run.summary, "scores": dict(final), "samples": marked})
+
+
+def _mark(sample: Mapping[str, str]) -> dict[str, str]:
+    if "output" not in sample or "reference" not in sample:
+        return {}
+    return {"": "✓" if sample["output"] in sample["reference"].split(" | ") else "✗"}

@@ -1,0 +1,105 @@
+"""Evaluation of a model: on the data of its run, or on other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from headway.arguments import check_types, format_value
+from headway.data.catalogue import KNOWN_SETS
+from headway.errors import UserError, nearest
+from headway.in_memory_data import Data, Paths, data_paths
+from headway.learn import Recipe, Task
+from headway.learn.fingerprint import differences, fingerprint
+from headway.learn.run import RunDirectory
+from headway.model_handle import ModelHandle
+from headway.safe_io import HUB_PREFIX, hub_confirmed
+
+
+@check_types
+def evaluate(
+    model: ModelHandle,
+    data: Data | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    stride: int | None = None,
+) -> dict[str, Any]:
+    """The metrics of a run, computed by its own task; with a "note" if the data are not the run's own."""
+    return scores_and_task(model, data, split, limit, stride)[0]
+
+
+def scores_and_task(
+    model: ModelHandle, data: Data | None, split: str | None, limit: int | None, stride: int | None
+) -> tuple[dict[str, Any], Task]:
+    """`evaluate`, together with the task."""
+    recipe = model.recipe
+    assert recipe is not None  # the verb is listed for runs only
+    if data is None:
+        check_hub_data(recipe.data, str(model.directory))
+    with data_paths(data, recipe.domain) as paths:
+        task = open_task(recipe, model.directory, paths)
+        evaluated_split = split or (task.final_split if data is None else task.default_split)
+        status = RunDirectory(model.directory).read_status()
+        data_difference = differences(status.get("data"), fingerprint(task))
+        note = {} if data_difference is None else {"note": f"the run was trained on other data: {data_difference}"}
+        if data is None and evaluated_split == "validation" and status.get("refitted"):
+            note = {"note": "the head was also fitted to the validation samples; evaluate the test split"}
+        scores = _evaluate_split(model, task, evaluated_split, limit, stride)
+        remark = task.remark(model.module)
+        return {**scores, **({"remark": remark} if remark else {}), **note}, task
+
+
+def evaluate_published(
+    model: ModelHandle,
+    task_of: Callable[[list[Path]], Task],
+    domain: str,
+    data: Data | None,
+    split: str | None,
+    limit: int | None,
+    stride: int | None,
+) -> dict[str, Any]:
+    """The metrics of a model without a recipe, computed by the task that `task_of` creates from data paths."""
+    with data_paths(data, domain) as paths:
+        if paths is None:
+            raise UserError(f"{model.directory} has no recipe that names evaluation data; pass data=... (--data)")
+        task = task_of([Path(path) for path in path_list(paths)])
+        return _evaluate_split(model, task, split or task.default_split, limit, stride)
+
+
+def check_hub_data(data: Collection[str], source: str) -> None:
+    """UserError for hub data that only the recipe at `source` names, because the recipe may be untrusted. A resumed run
+    continues with them.
+    """
+    name = next((name for name in data if name.startswith(HUB_PREFIX)), None)
+    if name is not None and not hub_confirmed():
+        raise UserError(
+            f"{source} names the hub dataset {name}, which is downloaded only if you request it; pass --data {name} "
+            "(data=...), or set HEADWAY_HUB=1 to allow hub datasets in recipes"
+        )
+
+
+def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
+    """The task of a recipe on `data`, or on the data that the recipe names."""
+    paths = [Path(path) for path in (recipe.data if data is None else path_list(data))]
+    uses_known_data = data is None and all(name in KNOWN_SETS for name in recipe.data)
+    return recipe.task.open(recipe, None if uses_known_data else paths, workspace)
+
+
+def path_list(data: Paths) -> list[str | Path]:
+    """The data as a list of paths. UserError for anything else."""
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in paths:
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"the data contain {format_value(path)}; pass paths of files")
+    return paths
+
+
+def _evaluate_split(
+    model: ModelHandle, task: Task, split: str, limit: int | None, stride: int | None
+) -> dict[str, Any]:
+    if split not in task.split_names:
+        raise UserError(f"there is no split {split!r}; {nearest(split, task.split_names)}")
+    if stride is None:
+        return {"split": split, **task.evaluate(model.module, split, limit)}
+    return {"split": split, "stride": stride, **task.evaluate_strided(model.module, split, stride, limit)}

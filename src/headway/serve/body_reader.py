@@ -1,0 +1,161 @@
+"""Bodies of requests, read within limits of size, depth and time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ServerSettings
+from headway.serve.neutral import without_neutral
+
+_INLINE_BYTES = 1 << 16  # bytes that are decoded on the event loop; larger bodies are decoded in a thread
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # strings are skipped
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.{1,200}?)`(?: - at `\$?(.*?)`)?$", re.DOTALL)
+_LOCATION = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
+_MAX_FIELDS = 1000  # maximum fields of a form
+
+
+async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settings: ServerSettings) -> Any:
+    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for an invalid body, and
+    ClientDisconnect if the client disconnects too early.
+    """
+    _check_type(request, "application/json")
+    raw = await _read_bytes(request, settings.body_bytes, settings.receive_seconds)
+    if len(raw) <= _INLINE_BYTES:
+        return decode(raw, decoder, settings.max_depth)
+    return await asyncio.to_thread(decode, raw, decoder, settings.max_depth)
+
+
+async def read_form(request: Request, settings: ServerSettings) -> FormData:
+    """The fields and files of a form. Raises the same errors as `read_body`."""
+    _check_type(request, "multipart/form-data")
+    _check_length(request, settings.form_bytes)
+    size, disconnected = 0, False
+    original_stream = request.stream
+
+    async def bounded() -> Any:
+        nonlocal size, disconnected
+        try:
+            async for chunk in original_stream():
+                size += len(chunk)
+                if size > settings.form_bytes:
+                    raise _too_large(f"more than {settings.form_bytes:,}", settings.form_bytes)
+                yield chunk
+        except ClientDisconnect:
+            disconnected = True
+            raise MultiPartException("the client left") from None  # on which the parser closes its files
+
+    request.stream = bounded  # type: ignore[method-assign]  # read by Starlette's parser
+    try:
+        async with asyncio.timeout(settings.receive_seconds):
+            return await request.form(max_files=16, max_fields=_MAX_FIELDS, max_part_size=settings.body_bytes)
+    except TimeoutError:
+        raise _timeout_error(settings.receive_seconds) from None
+    except (HTTPException, KeyError, UnicodeDecodeError, ValueError) as error:  # HTTPException comes from the parser
+        if disconnected:
+            raise ClientDisconnect from None
+        reason = getattr(error, "detail", None) or str(error)
+        raise StatusError(400, f"the body is not a form ({reason}); send multipart/form-data") from None
+
+
+def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
+    """A body as the decoder's struct. StatusError 400 for invalid JSON, deep nesting, and wrong fields or types."""
+    if raw.count(b"[") + raw.count(b"{") > depth:
+        _check_depth(raw, depth)
+    try:
+        try:
+            return decoder.decode(raw)
+        except msgspec.ValidationError:  # perhaps for a field without effect
+            struct: Any = decoder.type
+            return msgspec.convert(without_neutral(msgspec.json.decode(raw), struct), struct)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), decoder.type) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StatusError(400, f"the body is not JSON: {error}; send an object in UTF-8", code="invalid_json") from None
+    except RecursionError:
+        raise _too_deep(depth) from None
+
+
+def _check_depth(raw: bytes, max_depth: int) -> None:
+    depth = 0
+    for match in _BRACKETS.finditer(raw):
+        first = raw[match.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise _too_deep(max_depth)
+        elif first in b"]}":
+            depth -= 1
+
+
+def _too_deep(max_depth: int) -> StatusError:
+    return StatusError(400, f"the body has more than {max_depth} levels; make it flatter", code="too_deep")
+
+
+def _validation_error(message: str, struct: Any) -> StatusError:
+    """msgspec's error for a body, with the name of the field at fault and the known fields."""
+    unknown = _UNKNOWN_FIELD.search(message)
+    if unknown is not None and not unknown[2]:
+        known = [field.encode_name for field in msgspec.structs.fields(struct)]
+        message = f"unknown field {unknown[1]!r}; use {', '.join(known)}"
+        return StatusError(400, message, unknown[1], "unknown_field")
+    match = _LOCATION.match(message)
+    reason, location = (message, None) if match is None else (match[1], match[2])
+    if unknown is not None:
+        reason, location = f"unknown field {unknown[1]!r}", f"{location}.{unknown[1]}" if location else unknown[1]
+    at = f" at {location}" if location else ""
+    return StatusError(400, f"the body is invalid: {reason}{at}; see /docs for the fields", location or None)
+
+
+def _check_type(request: Request, expected: str) -> None:
+    content_type = request.headers.get("content-type", "")
+    kind, _, parameters = content_type.partition(";")
+    may_be_missing = (
+        not content_type and expected == "application/json" and "origin" not in request.headers
+    )  # not from a web page
+    if kind.strip().lower() != expected and not may_be_missing:
+        problem = f"is {content_type[:80]!r}" if content_type else "is missing"
+        raise StatusError(415, f"the Content-Type header {problem}; send {expected}", code="unsupported_media_type")
+    if expected == "application/json" and "charset" in parameters.lower() and "utf-8" not in parameters.lower():
+        raise StatusError(415, f"the Content-Type header has {parameters.strip()[:80]!r}; send UTF-8")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise StatusError(415, "the body is compressed; send it uncompressed")
+
+
+def _check_length(request: Request, max_bytes: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
+        raise _too_large(f"{length[:20]}", max_bytes)
+
+
+async def _read_bytes(request: Request, max_bytes: int, seconds: float) -> bytes:
+    _check_length(request, max_bytes)
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(f"more than {max_bytes:,}", max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise _timeout_error(seconds) from None
+    return b"".join(chunks)
+
+
+def _timeout_error(seconds: float) -> StatusError:
+    return StatusError(408, f"the body did not arrive within {seconds:g} s; send it faster", code="body_timeout")
+
+
+def _too_large(size: str, max_bytes: int) -> StatusError:
+    return StatusError(
+        413, f"the body has {size} bytes, but the limit is {max_bytes:,}; send less", code="body_too_large"
+    )
