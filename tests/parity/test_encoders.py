@@ -385,5 +385,5 @@ def test_a_classifier_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
 def test_a_head_that_no_class_has_is_not_exported(tmp_path: Path) -> None:
     pair = twins(model("Bert", "Model", "small"), tmp_path / "theirs")
     odd = replace(pair.ours.config, heads={"classes": PooledHeadConfig(3, pool="mean")})
-    with pytest.raises(UserError, match="has not the published form of bert: "):
+    with pytest.raises(UserError, match="cannot be saved as a published bert model: "):
         save_published(odd.build(), odd, tmp_path / "out", pair.usage)

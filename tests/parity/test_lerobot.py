@@ -219,7 +219,7 @@ def test_what_a_diffusion_policy_is(folders: Callable[[str], Path], capsys: pyte
     assert (config.chunk, config.history, config.observation.crop, config.observation.grid) == (6, 3, (54, 72), (2, 3))
     assert cli(["show", str(folders("diffusion-cameras"))]) == 0
     told = capsys.readouterr().out
-    for part in ("8 actions of 4 numbers", "2 cameras of 70 x 90", "widths 16, 32", "6 of 20 steps by DDIM"):
+    for part in ("8 actions with 4 dimensions", "2 cameras of 70 x 90", "widths 16, 32", "6 of 20 steps by DDIM"):
         assert part in told
 
 

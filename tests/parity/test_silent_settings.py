@@ -202,7 +202,7 @@ def test_codes_of_a_quantisation_are_not_read_as_weights(dtype: torch.dtype, tmp
     tensors = load_file(tmp_path / "a" / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     coded = {**tensors, name: (tensors[name] * 100).to(dtype)}
-    with pytest.raises(UserError, match=rf"{name} has dtype {str(dtype).removeprefix('torch.')}, which only a quant"):
+    with pytest.raises(UserError, match=rf"{name} has dtype {str(dtype).removeprefix('torch.')}, which only quant"):
         load_published(copied(tmp_path / "a", tmp_path / "b", coded))
 
 

@@ -110,7 +110,7 @@ def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
 
 
 def test_names_of_the_package_are_functions_and_classes_and_not_its_modules() -> None:
-    for name in ("learn", "app.compare", "app.exchange", "app.recipes"):
+    for name in ("learn", "app.compare", "app.conversion", "app.recipes"):
         import_module(f"headway.{name}")
     assert not any(isinstance(getattr(hw, name), ModuleType) for name in hw.__all__)
 

@@ -136,7 +136,7 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
         "empty.wav": "0 samples",
         "nan.wav": "NaN or infinite",
         "text.wav": "not a readable sound file",
-        "slow.wav": "slow.wav: a rate of 500 samples a second is not within",
+        "slow.wav": "slow.wav: a rate of 500 samples per second is not within",
         "nothing.mp3": "not a readable sound file",
         "a.raw": "not a readable sound file",
         "absent.wav": "does not exist",

@@ -71,7 +71,7 @@ def test_marks() -> None:
     assert (MARKS.eos, MARKS.start, MARKS.first_time) == (END, END + 1, FIRST_TIME)
     assert MARKS.initial_ids("de", "translate") == [END + 1, END + 3, END + 4]
     assert set(range(END + 1, FIRST_TIME)) == set(MARKS.suppressed)
-    with pytest.raises(UserError, match="language 'fr' is not among"):
+    with pytest.raises(UserError, match="this model has no language 'fr'"):
         MARKS.check("fr", "transcribe")
     english = WhisperTokens.of(codec(), USAGE, 51864)
     assert english.initial_ids("en", "transcribe") == [END + 1]
@@ -479,7 +479,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([tmp_path / "absent.wav"], "does not exist"),
         ([good, good, "--format", "srt"], "cannot share stdout"),
         ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "is the output of two files"),
-        ([good, "--max-line-width", "42"], "not in txt; add --format srt"),
+        ([good, "--max-line-width", "42"], "not txt; add --format srt"),
         ([good, "--max-line-count", "2", "--format", "srt"], "add --max-line-width"),
         ([good, "--max-line-width", "0", "--format", "srt"], "max-line-width"),
         ([good, "--language", "xx"], "'xx' is not among"),

@@ -98,7 +98,7 @@ def test_programs_run_in_turn(
     words = ("--shape", shapes / "marian", "--weights", "int4", "--against", "ctranslate2")
     code, out, err = ask(capsys, "translate", *words)
     assert code == 0
-    turn = [("probe", "measure", "fp32"), ("ours", "measure", "int4"), ("ctranslate2", "measure", "int8")]
+    turn = [("probe", "measure", "fp32"), ("headway_runner", "measure", "int4"), ("ctranslate2", "measure", "int8")]
     assert told == [("ctranslate2", "prepare", "int8"), *3 * turn]
     assert "run 3 of 3: ctranslate2 int8, 20 sentences per second" in err
     lines = [" ".join(line.split()) for line in out.splitlines()]

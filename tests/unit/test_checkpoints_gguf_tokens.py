@@ -174,7 +174,7 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
         "tokens, 1 duplicate": {"tokens": [*values[start + "tokens"][:-1], "a"]},
         "does not consist of tokens": {"merges": ["a nothing"]},
         "0 characters": {"tokens": [""]},
-        "give a list": {"tokens": "abc"},
+        "use a list": {"tokens": "abc"},
         "give text": {"tokens": [1, 2]},
         "whole number": {"bos_token_id": "1"},
     }

@@ -97,7 +97,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
     ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers names 1 of 2 layers"),
     ({"model_type": "gpt2", "n_head": 2, "scale_attn_weights": False}, "scale_attn_weights is False"),
     ({"model_type": "openai-gpt", "afn": "selu"}, "afn is 'selu'; did you mean 'silu'?"),
-    ({"model_type": "mixtral", "num_experts_per_tok": 9}, "active 9 of 8 experts"),
+    ({"model_type": "mixtral", "num_experts_per_tok": 9}, "active is 9 of 8 experts"),
 ])  # fmt: skip
 def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[str, Any], words: str) -> None:
     set_in(folder, **settings)

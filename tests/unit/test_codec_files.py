@@ -89,7 +89,7 @@ def test_values_that_do_not_fit_together_are_refused(file: str, changes: dict[st
     (tmp_path / file).write_text(json.dumps(values))
     assert read(tmp_path) is not None
     (tmp_path / file).write_text(json.dumps({**values, **changes}))
-    with pytest.raises(UserError, match=rf"^{file}(:| does not fit together)") as caught:
+    with pytest.raises(UserError, match=rf"^{file}(:| is inconsistent)") as caught:
         read(tmp_path)
     assert str(caught.value).endswith(("restore it from a copy", "did you mean 'mean'?"))
 
@@ -100,5 +100,5 @@ def test_numbers_that_are_none_are_refused(file: str, tmp_path: Path) -> None:
     name = {"agent.json": "low", "familiar.json": "alike", "forecast.json": "spread"}.get(file, "mean")
     bad: Any = {"alike": {**FAMILIAR["alike"], "middle": [float("nan"), 0]}, "spread": float("inf")}
     (tmp_path / file).write_text(json.dumps({**values, name: bad.get(name, [1e300, 0])}))
-    with pytest.raises(UserError, match=r"is (nan|inf|1e\+300); give a (finite number|number from -1e\+30 to 1e\+30)"):
+    with pytest.raises(UserError, match=r"is (nan|inf|1e\+300); use a (finite number|number from -1e\+30 to 1e\+30)"):
         read(tmp_path)

@@ -265,13 +265,13 @@ def test_a_damaged_cache_is_said(play: Path, codec: TokenizerCodec) -> None:
 BUILD = """
 import sys, time
 from headway.codecs import load_codec
-from headway.data import open_tokens, tokens
-build = tokens._build
+from headway.data import open_tokens, token_cache
+build = token_cache._build
 def slow(*arguments):
     print("building", flush=True)
     build(*arguments)
     time.sleep(float(sys.argv[3]))
-tokens._build = slow
+token_cache._build = slow
 print(len(open_tokens([sys.argv[1]], load_codec(sys.argv[2])).ids), flush=True)
 """
 

@@ -26,5 +26,5 @@ def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
 
 
 def test_joining_names_both_sources() -> None:
-    with pytest.raises(UserError, match="two has states of 3 numbers, and one of 6"):
+    with pytest.raises(UserError, match="two has states of size 3, but one has size 6"):
         concatenate_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])

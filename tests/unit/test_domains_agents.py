@@ -508,7 +508,7 @@ def test_a_curve_is_of_the_episodes_that_ended() -> None:
     """Means are weighed by how many there are; where none ended there is no point."""
     lines = [(float(number), float(number % 2), float(number % 3)) for number in range(1, 601)]
     picture = learning_curve(lines)[0]
-    assert picture.caption.startswith("means of 600 episodes")
+    assert picture.caption.startswith("means of 600 training episodes")
     assert learning_curve([(10.0, float("nan"), 0.0), (20.0, 5.0, 2.0)]) == []
 
 

@@ -259,7 +259,7 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
 def test_what_a_captioner_cannot_do_is_said(run: Path) -> None:
     model = hw.load(run)
     for ask, message in (
-        (lambda: model.generate("a"), "captions of images, which cannot continue a prompt; use caption"),
+        (lambda: model.generate("a"), "an image captioning model, which cannot continue a prompt; use caption"),
         (lambda: model.score(["a"]), "use caption"),
         (lambda: model.translate(["a"]), "use caption"),
         (lambda: model.logits([[1]]), "use caption"),

@@ -59,7 +59,7 @@ def test_only_what_the_assistant_says_is_learnt(told: Path, data_dir: Path) -> N
         answers = [m["content"] for m in rows[number]["messages"] if m["role"] == "assistant"]
         assert text == "".join(answers)
         ends = ids[np.flatnonzero(np.diff(marks.astype(int), append=0) == -1)]
-        assert set(ends.tolist()) == {examples.codec.end}
+        assert set(ends.tolist()) == {examples.codec.eos_id}
 
 
 def test_rows_hold_whole_conversations_kept_apart(told: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path
 def test_roles_are_symbols_of_a_codec_that_is_trained_here(told: Path) -> None:
     task = opened(small(instruct()), told)
     ids, _ = task.examples.cache.chat(0)
-    assert {task.examples.codec.token(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
+    assert {task.examples.codec.token_id(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
 
 
 @pytest.mark.parametrize("lora", [None, 4])
@@ -150,7 +150,7 @@ def test_a_published_model_is_taught_its_own_template(
     ids, marks = examples.cache.chat(1)
     row = chats(data_dir)[1]["messages"]
     assert examples.codec.decode(ids.tolist()) == "".join(f"<|{m['role']}|>{m['content']}" for m in row)
-    assert ids[marks == 1][-1] == examples.codec.end
+    assert ids[marks == 1][-1] == examples.codec.eos_id
     before, after = open_model(start).model.state_dict(), open_model(run.directory).model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

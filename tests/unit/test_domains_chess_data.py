@@ -225,7 +225,7 @@ def test_it_overfits_a_batch(tmp_path: Path) -> None:
 def test_an_empty_split_is_told_before_any_work(tmp_path: Path) -> None:
     rows = "".join(f"{chess.STARTING_FEN[:-1]}{n},e2e4\n" for n in range(1, 9))
     path = write(tmp_path, "a.csv", f"position,bestmove\n{rows}")
-    with pytest.raises(UserError, match="the validation split of 8 positions is empty; give games in files named val"):
+    with pytest.raises(UserError, match="the validation split of 8 positions is empty; add games in files named val"):
         train(tmp_path / "run", path, **{"task.split.validation": 0.0})
     told = "the train split of 0 positions with a target action_value is empty; give games with results"
     chosen = find_recipe("chess-searchless")

@@ -88,7 +88,7 @@ def test_texts_without_a_partner_are_an_error(tmp_path: Path) -> None:
     table = tmp_path / "alone.csv"
     table.write_text("text,label\n" + "".join(f"text {n},{n}\n" for n in range(30)), encoding="utf-8")
     recipe = small(embedding(), **{"task.codec": "char", "task.size": None})
-    with pytest.raises(UserError, match="validation split of 0 texts with a partner is empty; give files named"):
+    with pytest.raises(UserError, match="validation split of 0 texts with a partner is empty; add files named"):
         opened(recipe, table).adapt(recipe.model)
 
 

@@ -216,7 +216,7 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
         ({"train.accumulate": 2}, "set train.accumulate to 1, and task.at_once"),
         ({"train.batch_size": 1}, "train.batch_size is 1"),
         ({"train.batch_size": 60}, "exceeds the .* images for training"),
-        ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; give tables named validation"),
+        ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; add tables named validation"),
         ({"task.loss": "sigmoid"}, "needs a bias, but the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
         ({"model": "gpt-1m"}, "an image tower and a text tower"),

@@ -134,7 +134,7 @@ def test_what_the_prompt_holds_of_the_assistants_does_not_count(data_dir: Path, 
         for ending, key in ((0, "chosen"), (1, "rejected")):
             ids, marks = task.examples.cache.chat(number, ending)
             assert task.examples.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
-            assert ids[marks == 1][-1] == task.examples.codec.end
+            assert ids[marks == 1][-1] == task.examples.codec.eos_id
 
 
 def test_an_ending_that_begins_like_the_other_counts_whole(data_dir: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_
     ("name", "value", "said"),
     [
         ("empty_rate", 0.75, "75% of its answers to held-out prompts are empty"),
-        ("endless_rate", 1.0, "100% of its answers to held-out prompts are without an end"),
+        ("endless_rate", 1.0, "100% of its answers to held-out prompts are endless"),
         ("equal_rate", 0.6, "60% of its answers to held-out prompts are the same to different prompts"),
         ("perplexity_change", 1.2, "the perplexity of the chosen answers is 1.2 times that at the start"),
     ],

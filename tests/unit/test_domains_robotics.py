@@ -171,7 +171,7 @@ def test_pictures_come_in_the_size_that_is_read(tmp_path: Path, monkeypatch: pyt
 def test_simulators_draw_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what it was scaled to: a camera of another shape sees other things."""
     data = made(cameras=("top",))
-    given(monkeypatch, replace(data, cameras={"top": Pictures(data.states, (16, 16), recorded=(32, 48))}))
+    given(monkeypatch, replace(data, cameras={"top": Pictures(data.states, (16, 16), recorded_size=(32, 48))}))
     (camera,) = opened(tmp_path, **OFFLINE, **PATCHES, **{"task.size": [16, 16]}).examples.codec.cameras
     assert (camera.recorded, camera.read) == ((32, 48), (16, 16))
 

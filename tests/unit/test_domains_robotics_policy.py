@@ -222,9 +222,9 @@ def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch
     looked: list[int] = []
 
     class Seen(VectorEnv):
-        def __init__(self, name: str, count: int, *, drawn: bool = False, cameras: Any = (), size: Any = ()) -> None:
+        def __init__(self, name: str, count: int, *, render: bool = False, cameras: Any = (), size: Any = ()) -> None:
             assert (list(cameras), size) == (["top"], (24, 24))
-            super().__init__(name, count, render=drawn)
+            super().__init__(name, count, render=render)
 
         def images(self, row: int) -> dict[str, np.ndarray]:
             looked.append(row)

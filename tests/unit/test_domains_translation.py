@@ -222,11 +222,11 @@ def _overfit(task: Task, recipe: Recipe) -> nn.Module:
 
 
 def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest.LogCaptureFixture) -> None:
-    short = override(small(translation(), size=600, longest=None), {"model.context": 20})
+    short = override(small(translation(), size=600, max_length=None), {"model.context": 20})
     long = open_task(short, captions)
     with pytest.raises(UserError, match="too long"):
         long.adapt(short.model)
-    examples = captions_examples(captions, longest=20)
+    examples = captions_examples(captions, max_length=20)
     with caplog.at_level(logging.WARNING):
         pairs = examples.of("train")
     assert int(pairs.source.lengths.max()) + 1 <= 20

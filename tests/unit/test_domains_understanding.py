@@ -348,7 +348,7 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     recipe = small(classification())
     task = opened(recipe, questions)
     model = build(task.adapt(recipe.model))
-    said = r"\(its heads: classes\), which cannot tag words; use classify or embed with it, .*headway train tagging"
+    said = r"\(heads: classes\), which cannot tag words; use classify or embed with it, .*headway train tagging"
     with pytest.raises(UserError, match=said):
         hw.Model(OpenedModel(model, Usage(), task.examples.codec), Path("m")).tag("a text")
     with pytest.raises(UserError, match="outputs 6 classes but 2 have names"):

@@ -12,9 +12,9 @@ from headway.temporary_files import clean, temporary_path
 _BEGIN = """
 import sys
 from pathlib import Path
-from headway.temporary_files import draft_of
+from headway.temporary_files import temporary_path
 for name in ("run.json", "out"):
-    draft = draft_of(Path(sys.argv[1]) / name)
+    draft = temporary_path(Path(sys.argv[1]) / name)
     draft.mkdir() if name == "out" else draft.touch()
     (draft / "weights").touch() if name == "out" else None
 print(draft, flush=True)

@@ -141,9 +141,9 @@ def test_no_tokens_too_many_and_none_wanted(folder: Path, capsys: pytest.Capture
     [found] = session.generate([[2] * 10], GREEDY, Limits(10**9, ignore_end=True))
     assert (len(found.ids), found.finish_reason) == (6, "length")
     for words, message in (
-        (("--max-new-tokens", "0"), "from 1 on"),
+        (("--max-new-tokens", "0"), "integer of at least 1"),
         (("--threads", "4096"), "4096 threads are too many for"),
-        (("--threads", "0"), "from 1 on"),
+        (("--threads", "0"), "integer of at least 1"),
     ):
         assert cli.main(["generate", str(folder / "int8"), "--prompt", "a", *words]) == 2
         assert message in capsys.readouterr().err

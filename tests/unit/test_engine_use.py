@@ -208,7 +208,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
     bare = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)))
     save_model(build(bare), bare, tmp_path / "bare")
     for arguments, message in (
-        (("--draft", other), r"the vocabulary of the draft \S+ differs from that of \S+ \(\d+ \w+ against \d+\)"),
+        (("--draft", other), r"the vocabulary of the draft \S+ differs from that of \S+ \(\d+ \w+ instead of \d+\)"),
         (("--draft", tmp_path / "bare"), "only one of them has a tokenizer"),
         (("--draft", tmp_path / "none"), "does not exist"),
         (("--draft", run, "--backend", "torch"), "remove the draft"),

@@ -123,11 +123,11 @@ def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, ca
         ),
         (("canvas:Fast", "--horizon", "9", "--out", "fast"), "500 steps per second, but videos have at most 240"),
         (("canvas:Canvas", "--horizon", "9", "--out", "canvas.py/a.npz"), "cannot be written"),
-        (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "give a number below 999,901"),
-        (("canvas:Canvas", "--out", "a.npz", "--episodes", "1000001"), "give 1,000,000 at most"),
-        (("metaworld/reach-v3", "--out", "a.npz", "--episodes", "250001"), "give 250,000 at most"),
-        (("metaworld/reach-v3", "--out", "a.npz", "--seed", "999900"), "give a number below 999,601"),
-        (("canvas:Canvas", "--policy", "expert", "--out", "a.npz", "--seed", "999601"), "give a number below 999,601"),
+        (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "use a seed below 999,901"),
+        (("canvas:Canvas", "--out", "a.npz", "--episodes", "1000001"), "use at most 1,000,000"),
+        (("metaworld/reach-v3", "--out", "a.npz", "--episodes", "250001"), "use at most 250,000"),
+        (("metaworld/reach-v3", "--out", "a.npz", "--seed", "999900"), "use a seed below 999,601"),
+        (("canvas:Canvas", "--policy", "expert", "--out", "a.npz", "--seed", "999601"), "use a seed below 999,601"),
         (("canvas:Canvas", "--policy", "expert", "--out", "a.npz", "--seed", "999600"), "there is no expert"),
     ],
 )
@@ -232,7 +232,7 @@ def test_episodes_of_two_environments_are_not_one_set() -> None:
     object.__setattr__(other, "environment", "CartPole-v0")
     assert len(concatenate_episodes([one, other], ["a", "b"])) == 60  # versions of one
     object.__setattr__(other, "environment", "Acrobot-v1")
-    with pytest.raises(UserError, match="b was recorded in Acrobot-v1, and a in CartPole-v1"):
+    with pytest.raises(UserError, match="b was recorded in Acrobot-v1, but a in CartPole-v1"):
         concatenate_episodes([one, other], ["a", "b"])
 
 
@@ -298,7 +298,7 @@ def test_success_that_is_told_at_the_end_alone_counts() -> None:
         def act(self, look: Any) -> np.ndarray:
             return np.zeros((self.rows, 1))
 
-        def select(self, rows: np.ndarray) -> None:
+        def keep_rows(self, rows: np.ndarray) -> None:
             self.rows = len(rows)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -132,10 +132,10 @@ def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Pat
 
 KILLED = """
 import os, signal, sys
-from headway.app import exchange
+from headway.app import conversion
 from headway.app.cli import main as cli
 
-exchange.seal = lambda draft: os.kill(os.getpid(), signal.SIGKILL)
+conversion.seal = lambda draft: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """
 

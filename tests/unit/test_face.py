@@ -121,7 +121,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
         ),
         "attention": (
             hw.Attention({"<self>": torch.zeros(2, 3, 3)}, ["a", "b", "c"], []),
-            "Attention: maps 1, symbols 3",
+            "Attention: maps 1, tokens 3",
             "&lt;self&gt;",
         ),
         "look": (

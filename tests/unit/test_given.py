@@ -184,7 +184,7 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
         (lambda: Sampling(top_k=2.5), "top_k is 2.5; pass an integer or None"),  # type: ignore[arg-type]
         (lambda: Sampling(seed=True), "seed is True; pass an integer or None"),
         (lambda: Limits("3"), "max_new_tokens is '3'; pass an integer"),  # type: ignore[arg-type]
-        (lambda: Limits(stop=["a", 3]), "stop is a list; give a tuple of texts"),  # type: ignore[arg-type]
+        (lambda: Limits(stop=["a", 3]), "stop is a list; use a tuple of strings"),  # type: ignore[arg-type]
         (lambda: SearchConfig(beam="4"), "beam is '4'; pass an integer"),  # type: ignore[arg-type]
         (lambda: audio.TranscriptionOptions(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; pass a number or None"),  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ FORKED = """
 import os, sys
 import torch
 import headway as hw
-from headway import given
+from headway import arguments
 
 torch.set_num_threads(2)
 torch.mm(torch.ones(900, 900), torch.ones(900, 900))

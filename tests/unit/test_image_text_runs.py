@@ -125,7 +125,7 @@ def test_a_model_that_matches_refuses_other_uses(run: Path) -> None:
         lambda text: model.score([text]),
         lambda text: model.translate([text]),
     ):
-        with pytest.raises(UserError, match=r"compares images with texts, which cannot .*; use match or embed"):
+        with pytest.raises(UserError, match=r"is an image-text embedding model, which cannot .*; use match or embed"):
             use("red")
     with pytest.raises(UserError, match="pass the class names as texts to match"):
         model.classify(["a.png"])

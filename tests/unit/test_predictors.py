@@ -99,11 +99,11 @@ def test_every_model_has_a_kind_and_something_that_it_can() -> None:
         (
             "bare",
             lambda model: model.fill("a [MASK]"),
-            r"is a model of texts \(its heads: none\), .*; use embed",
+            r"is a text model \(heads: none\), .*; use embed",
         ),
         ("masked", lambda model: model.score("a"), "is a masked language model, which cannot score texts; use fill or"),
         ("masked", lambda model: model.evaluate("a.txt"), "fine-tune it with --from and evaluate that run"),
-        ("cartpole", lambda model: model.generate("a"), "is a model of trajectories, .*; use rollout with it"),
+        ("cartpole", lambda model: model.generate("a"), "is a trajectory model, .*; use rollout with it"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line(name: str, ask: Any, message: str) -> None:
@@ -119,11 +119,11 @@ def test_a_domain_is_imported_when_its_verb_is_asked_for() -> None:
     code = """
 import sys
 import headway as hw
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import build
 from headway.nn.models.presets import preset
-model = hw.Model(Opened(build(preset("gpt-1m")), Usage(), None), "m")
+model = hw.Model(OpenedModel(build(preset("gpt-1m")), Usage(), None), "m")
 def there(): return [name for name in sys.modules if name.startswith("headway.domains") and name.endswith("predictors")]
 assert not there() and "generate" in model.verbs and not there(), there()
 try: model.transcribe("a.wav")

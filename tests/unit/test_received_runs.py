@@ -74,5 +74,5 @@ def test_data_that_a_recipe_names_are_fetched_only_where_the_user_asks(
 
 
 def test_a_model_whose_size_no_computer_can_count_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the sizes of the model are too large \(.*; correct them"):
+    with pytest.raises(ConfigError, match=r"the model's sizes are too large \(.*; correct them"):
         outline(override(preset("llama-135m"), {"symbols": 10**18}))

@@ -274,7 +274,7 @@ def test_what_is_written_meanwhile_is_not_replaced(model: Path, tmp_path: Path) 
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "file").write_text("mine")
 
-    with pytest.raises(UserError, match=r"out was written by another program meanwhile"):
+    with pytest.raises(UserError, match=r"out was written by another program in the meantime"):
         write()
     assert files(tmp_path) == {"out/file": b"mine"}
     (tmp_path / "link").symlink_to(tmp_path / "empty")

@@ -202,7 +202,7 @@ def test_a_finished_run_goes_on(
     second = json.loads(captured.out.splitlines()[-1])
     assert second["steps"] > 0.4 * first["steps"]  # from where the rate began to fall
     assert second["minutes"] == pytest.approx(0.61)
-    assert "its size " in captured.err
+    assert "the model size " in captured.err
     assert second["best"]["loss"] <= first["best"]["loss"]
 
 
@@ -248,5 +248,5 @@ def test_a_plan_for_an_lstm_leaves_out_the_heads_that_it_chooses_for_attention()
     assert len(fits) > 1
     recipe = with_size(named("text"), best, TEXT, 10**6, user)
     assert {block.mixer.kind for block in recipe.model.stack.blocks} == {"lstm"}  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="no heads"):  # the user's own are still refused
+    with pytest.raises(ConfigError, match="no attention heads"):  # the user's own are still refused
         choose_size(named("text"), TEXT, {**user, "model.heads": 2}, 10**6, 600.0, paced())

@@ -434,7 +434,7 @@ def test_a_fault_of_the_engine_is_no_end(data_dir: Path, caplog: pytest.LogCaptu
 
 
 def test_time_is_limited(data_dir: Path) -> None:
-    with asking(ready(stories(data_dir), "s", Script(wait=0.1)), seconds=0.35) as client:
+    with asking(ready(stories(data_dir), "s", Script(wait=0.1)), request_seconds=0.35) as client:
         late = client.post(COMPLETE, json={"prompt": [5] * 50})
         assert late.status_code == 408
         assert refusal_of(late.json(), "longer than 0.35 s")["code"] == "timeout"

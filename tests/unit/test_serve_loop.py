@@ -199,7 +199,7 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     with pytest.raises(UserError, match="supports no response formats"):
         alone.submit(Request([2], rule=lambda: None))  # type: ignore[arg-type,return-value]
     alone.submit(Request([8], limits=limits))
-    with pytest.raises(FullError, match="the queue is full with 2 requests"):
+    with pytest.raises(FullError, match="2 requests are waiting"):
         alone.submit(Request([9], limits=limits))
     assert alone.state() == (1, 2)
     said: list[SampleOutput] = []

@@ -97,7 +97,7 @@ def test_the_broken_one_says_why_and_where_is_not_told(zoo: Path, data_dir: Path
 def test_bad_names_are_refused_at_the_start(zoo: Path, tmp_path: Path) -> None:
     for named, folder, message in (
         ([zoo / "nothing"], None, "nothing does not exist"),
-        ([zoo / "broken"], None, "broken holds no"),
+        ([zoo / "broken"], None, "broken contains no"),
         ([zoo / "stories.bin"], zoo, "both named stories; rename one"),
         ([], tmp_path, "there is no model to serve"),
         ([], zoo / "tok512.bin", "is not a folder"),
@@ -214,7 +214,7 @@ def test_the_end_waits_for_those_who_use_and_takes_no_others(zoo: Path) -> None:
 def test_a_quantized_model_is_known_too(zoo: Path, tmp_path: Path) -> None:
     hw.quantize(zoo / "stories.bin", tmp_path / "small", "int8")
     assert served(None, [tmp_path / "small"]).listed()["small"] == served(zoo).listed()["stories"]._replace(
-        changed=int((tmp_path / "small").stat().st_mtime)
+        modified=int((tmp_path / "small").stat().st_mtime)
     )
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_ranked(zoo: Path) -> None:
     ):
         with pytest.raises(UserError, match=told):
             model.rerank(*asked)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"cannot rank documents; use .*, or take a cross-encoder"):
+    with pytest.raises(UserError, match=r"cannot rank documents; use .*, or use a cross-encoder"):
         hw.load(zoo / "minilm", "cpu").rerank(QUERY, DOCUMENTS)
 
 

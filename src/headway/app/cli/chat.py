@@ -47,15 +47,15 @@ def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply
     sampling, limits = sampling_settings(args)
     system_message = system_messages(args)
     conversation = model.talk
-    conversation.ask(
+    conversation.encode_prompt(
         [*system_message, {"role": "user", "content": "?"}], limits
     )  # a template may reject a system message
     terminal.note(KEYS_HELP)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
-        ids, dropped = conversation.ask([*system_message, *to_messages(turns)], limits)
+        ids, dropped = conversation.encode_prompt([*system_message, *to_messages(turns)], limits)
         report_dropped(dropped, model, terminal)
-        return conversation.answer(ids, sampling, limits)
+        return conversation.stream_answer(ids, sampling, limits)
 
     return reply
 
