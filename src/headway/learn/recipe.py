@@ -126,7 +126,7 @@ def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The complete configuration of a training run: recipe.json. docs/settings.md lists the settings of each field.
+    """The complete configuration of a training run: recipe.json. docs/reference/settings lists the settings of each field.
 
     data: names of known datasets; () means the user's own data.
     expected: expected score and time, in words.

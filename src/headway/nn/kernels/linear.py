@@ -28,7 +28,7 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
 
     BLAS chooses its kernel, and thus the order of summation, by the shape of the whole product. Here products run in
     blocks of fixed shape and attention runs row by row over exactly the visible keys. This is slower:
-    docs/deterministic.md has measurements.
+    docs/explanation/deterministic.md has measurements.
     """
     token = _DETERMINISTIC.set(enabled)
     try:
