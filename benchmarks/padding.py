@@ -23,9 +23,9 @@ def share(recipe_name: str, batches: int, data: list[Path] | None = None) -> dic
         kept = computed = 0
         for batch in islice(task.batches("train"), batches):
             read = batch.inputs if isinstance(batch, Batch) else vars(batch).values()
-            layouts = [value for value in read if hasattr(value, "keep")]
-            kept += sum(int(layout.keep.sum()) for layout in layouts)
-            computed += sum(layout.keep.numel() for layout in layouts)
+            layouts = [value for value in read if hasattr(value, "mask")]
+            kept += sum(int(layout.mask.sum()) for layout in layouts)
+            computed += sum(layout.mask.numel() for layout in layouts)
     return {"batches": batches, "tokens_computed": computed, "padding": round(1 - kept / computed, 4)}
 
 

@@ -1,6 +1,6 @@
 """Move modules and what imports them: the lines `> PATH` of rename maps.
 
-    python tools/move.py MAP...
+python tools/move.py MAP...
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def main() -> int:
     if workspace.problems and "--force" not in sys.argv:
         return 1
     workspace.write()
-    pattern = re.compile(r"(?<![\w.])(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + r")(?![\w])")
+    pattern = re.compile(
+        r"(?<![\w.])(" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + r")(?![\w])"
+    )
     paths = {old.removeprefix("src/"): new.removeprefix("src/") for old, new in moves.items()}
     listed = subprocess.run(["git", "ls-files", *TEXTS], capture_output=True, text=True, check=True).stdout.split()
     for path in listed:

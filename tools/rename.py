@@ -18,9 +18,7 @@ attribute of the same name, pyright says which one an access means.
 from __future__ import annotations
 
 import ast
-import pickle
 import re
-import subprocess
 import sys
 from builtins import __dict__ as BUILTINS
 from collections import defaultdict
@@ -96,11 +94,6 @@ class Workspace:
         }
         self.groups: dict[tuple[tuple[str, str], str], frozenset] = {}
         self._pyright = None
-        stored = Path("/tmp/rename/answers.pickle")
-        self.answers = pickle.loads(stored.read_bytes()) if stored.exists() else {}
-        self._ordinals: dict[tuple[str, str], dict[int, int]] = {}
-        observed = Path("/tmp/rename/trace.pickle")
-        self.observed = pickle.loads(observed.read_bytes()) if observed.exists() else {}
 
     # which object a name means
 
@@ -112,7 +105,13 @@ class Workspace:
         if known := self.imported.get((id(owner), name)):
             _, one = known
             if not one.name:
-                return ("module", self.modules[one.module]) if one.bound and one.module in self.modules else ("package", one.module.split(".")[0]) if not one.bound else None
+                return (
+                    ("module", self.modules[one.module])
+                    if one.bound and one.module in self.modules
+                    else ("package", one.module.split(".")[0])
+                    if not one.bound
+                    else None
+                )
             return self.member_of_module(one.module, one.name, depth + 1)
         file = self.file_of(owner)
         if owner.kind in ("module", "class", "function"):
@@ -169,7 +168,9 @@ class Workspace:
         key = (id(scope), old)
         if key in self.names:
             if self.names[key] != new:
-                self.problems.append(f"{where}: {old} of {file.path}:{scope.qualname} is also renamed to {self.names[key]}")
+                self.problems.append(
+                    f"{where}: {old} of {file.path}:{scope.qualname} is also renamed to {self.names[key]}"
+                )
             return
         self.names[key] = new
         stack = [scope]
@@ -195,8 +196,15 @@ class Workspace:
         """`__all__` and the names of `lazily` in a file."""
         for text in file.texts:
             if text.text == old and any(
-                (isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets))
-                or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("lazily", "lazy_imports", "export_lazily"))
+                (
+                    isinstance(node, ast.Assign)
+                    and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+                )
+                or (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id in ("lazily", "lazy_imports", "export_lazily")
+                )
                 for node in text.parents
             ):
                 self.edit(file, text.offset + 1, old, new, where)
@@ -241,7 +249,6 @@ class Workspace:
                 continue
             related.add(one)
             stack += self.bases()[one] + self.derived()[one]
-        # only relatives that are linked through classes which know the name: bases of bases that do not define it still link
         members = self._linked(key, name)
         for member in members:
             self.groups[member, name] = members
@@ -273,7 +280,11 @@ class Workspace:
             self._bases = {}
             for key, cls in self.classes.items():
                 found = [self.expression(cls.outer, base) for base in cls.node.bases]
-                self._bases[key] = [(one[1].path, one[2]) for one in found if one and one[0] == "def" and (one[1].path, one[2]) in self.classes]
+                self._bases[key] = [
+                    (one[1].path, one[2])
+                    for one in found
+                    if one and one[0] == "def" and (one[1].path, one[2]) in self.classes
+                ]
         return self._bases
 
     def derived(self) -> dict:
@@ -305,7 +316,10 @@ class Workspace:
                 self.problems.append(f"{pair.line}: class {qualname} of {path} has {pair.new} already")
 
     def renamed_away(self, path: str, qualname: str, name: str) -> bool:
-        return any(p.kind == "member" and p.old == name and (p.path, p.qualname) in self.group((path, qualname), name) for p in self.pairs)
+        return any(
+            p.kind == "member" and p.old == name and (p.path, p.qualname) in self.group((path, qualname), name)
+            for p in self.pairs
+        )
 
     def accesses(self) -> None:
         """Attribute accesses of renamed members and module names."""
@@ -340,14 +354,8 @@ class Workspace:
             for one in [key, *self.ancestors(key)]:
                 if access.name in self.classes[one].attributes:
                     return renamed.get(one)
-        if (new := self.observed_member(file, access, renamed)) is not False:
-            return new
-        cache_key = (file.path, access.name, self.ordinal(file, "attr", access.name, access.offset))
-        if cache_key not in self.answers:
-            places = self.definitions(file, access.offset)
-            inside = [self.class_at(path, line, column, access.name) for path, line, column in places if path]
-            self.answers[cache_key] = (inside, bool(places))
-        inside, places = self.answers[cache_key]
+        places = self.definitions(file, access.offset)
+        inside = [self.class_at(path, line, column, access.name) for path, line, column in places if path]
         if any(inside):
             news = {renamed.get(one) for one in inside if one}
             if len(news) == 1:
@@ -363,66 +371,6 @@ class Workspace:
         self.problems.append(f"{self.where(file, access.offset)}: unknown .{access.name}, one of {news}")
         return None
 
-    def ordinal(self, file: File, kind: str, name: str, offset: int) -> int:
-        key = (file.path, kind)
-        if key not in self._ordinals:
-            count, self._ordinals[key] = defaultdict(int), {}
-            for one in sorted(file.accesses if kind == "attr" else file.keywords, key=lambda one: one.offset):
-                self._ordinals[key][one.offset] = count[one.name]
-                count[one.name] += 1
-        return self._ordinals[key][offset]
-
-    def observed_member(self, file: File, access: Access, renamed: dict):
-        """The new name by the types that tests saw here; None if it stays, False if nothing was seen."""
-        seen = self.observed.get((file.path, "attr", access.name, self.ordinal(file, "attr", access.name, access.offset)))
-        if not seen:
-            return False
-        news = set()
-        for one in seen:
-            if not one.startswith("type "):
-                news.add(None)
-                continue
-            for part in one[5:].split():
-                module, _, qualname = part.partition(":")
-                key = self.class_named(module, qualname)
-                if key and access.name in self.classes[key].attributes:
-                    news.add(renamed.get(key))
-                    break
-            else:
-                news.add(None)
-        if len(news) > 1:
-            self.problems.append(f"{self.where(file, access.offset)}: .{access.name} is of several: {news} {seen}")
-            return None
-        return news.pop()
-
-    def class_named(self, module: str, qualname: str):
-        for name, file in self.modules.items():
-            if name == module or name.endswith("." + module):
-                key = (file.path, qualname.replace("<locals>.", ""))
-                if key in self.classes:
-                    return key
-        return None
-
-    def observed_keyword(self, file: File, keyword: Keyword):
-        seen = self.observed.get((file.path, "kw", keyword.name, self.ordinal(file, "kw", keyword.name, keyword.offset)))
-        if not seen:
-            return False
-        news = set()
-        for one in seen:
-            if one.startswith("type "):
-                key = self.class_named(*one[5:].split()[0].split(":"))
-                news.add(self.constructor(key, keyword.name) if key else None)
-            else:
-                _, module, qualname = one.split(" ", 2)
-                other = next((f for name, f in self.modules.items() if name == module or name.endswith("." + module)), None)
-                found = {
-                    self.keyword_renames.get((id(inner), keyword.name))
-                    for _, inner in (other.defs.values() if other else ())
-                    if inner.qualname == qualname.replace("<locals>.", "")
-                }
-                news |= found or {None}
-        return news.pop() if len(news) == 1 else False
-
     def ancestors(self, key) -> list:
         found, stack = [], list(self.bases()[key])
         while stack:
@@ -435,7 +383,12 @@ class Workspace:
     def class_of_self(self, file: File, scope: Scope, name: str):
         """The class of `self` or `cls` if the name is a method's first parameter."""
         owner = scope.resolve(name)
-        if owner is not None and owner.kind == "function" and owner.parameters[:1] == [name] and owner.parent.kind == "class":
+        if (
+            owner is not None
+            and owner.kind == "function"
+            and owner.parameters[:1] == [name]
+            and owner.parent.kind == "class"
+        ):
             return (file.path, owner.parent.qualname)
         return None
 
@@ -446,7 +399,10 @@ class Workspace:
         offset = file.source.starts[line - 1] + column
         if not hasattr(self, "_places"):
             self._places = {
-                (key[0], at): key for key, cls in self.classes.items() for offsets in cls.attributes.values() for at in offsets
+                (key[0], at): key
+                for key, cls in self.classes.items()
+                for offsets in cls.attributes.values()
+                for at in offsets
             }
         return self._places.get((path, offset))
 
@@ -505,10 +461,16 @@ class Workspace:
             return self.only(file, keyword, news)
         name = callee.attr if isinstance(callee, ast.Attribute) else callee.id if isinstance(callee, ast.Name) else ""
         if name in ("replace", "_replace", "evolve"):
-            news = {self.member_renames.get((*key, keyword.name)) for key, cls in self.classes.items() if keyword.name in cls.scope.bound}
+            news = {
+                self.member_renames.get((*key, keyword.name))
+                for key, cls in self.classes.items()
+                if keyword.name in cls.scope.bound
+            }
             return self.only(file, keyword, news)
         if name == "__init__":
-            news = {self.keyword_renames.get((id(inner), keyword.name)) for _, inner in parameters["__init__", keyword.name]}
+            news = {
+                self.keyword_renames.get((id(inner), keyword.name)) for _, inner in parameters["__init__", keyword.name]
+            }
             return self.only(file, keyword, news)
         candidates = parameters.get((name, keyword.name), [])
         if not candidates:
@@ -529,8 +491,6 @@ class Workspace:
         return None
 
     def only(self, file: File, keyword: Keyword, news: set) -> str | None:
-        if len(news) > 1 and (new := self.observed_keyword(file, keyword)) is not False:
-            return new
         if len(news) > 1:
             callee = keyword.call.func
             if isinstance(callee, ast.Attribute):
@@ -555,7 +515,9 @@ class Workspace:
         members = defaultdict(set)
         for (_, _, old), new in self.member_renames.items():
             members[old].add(new)
-        module_names = {(self.file_of_id(scope), old): new for (scope, old), new in self.names.items() if self.file_of_id(scope)}
+        module_names = {
+            (self.file_of_id(scope), old): new for (scope, old), new in self.names.items() if self.file_of_id(scope)
+        }
         olds = {old for _, old in module_names} | set(members)
         for file in self.files.values():
             for text in file.texts:
@@ -565,7 +527,10 @@ class Workspace:
                     continue
                 call = next((node for node in reversed(text.parents) if isinstance(node, ast.Call)), None)
                 name = getattr(call.func, "attr", getattr(call.func, "id", "")) if call else ""
-                if name in ("setattr", "getattr", "hasattr", "delattr", "delitem", "attrgetter", "object", "spy") and call.args:
+                if (
+                    name in ("setattr", "getattr", "hasattr", "delattr", "delitem", "attrgetter", "object", "spy")
+                    and call.args
+                ):
                     owner = self.expression(text.scope, call.args[0])
                     new = None
                     if owner and owner[0] == "module":
@@ -575,7 +540,9 @@ class Workspace:
                         keys += self.ancestors(keys[0]) if keys[0] in self.classes else []
                         new = next((n for k in keys if (n := self.member_renames.get((*k, text.text)))), None)
                     elif len(members[text.text]) == 1:
-                        self.problems.append(f"{self.where(file, text.offset)}: string {text.text!r} in {name}, perhaps {members[text.text]}")
+                        self.problems.append(
+                            f"{self.where(file, text.offset)}: {text.text!r} in {name}, perhaps {members[text.text]}"
+                        )
                     if new:
                         self.edit(file, text.offset + 1, text.text, new, "string")
 
@@ -633,7 +600,9 @@ class Workspace:
                     elif owner is not scope and (new_of(owner, name) if owner else name) == new:
                         outside = owner is None or self.encloses(owner, scope)
                         if outside:
-                            self.problems.append(f"{what}: it would hide {new} that {inner.qualname or 'the module'} uses")
+                            self.problems.append(
+                                f"{what}: it would hide {new} that {inner.qualname or 'the module'} uses"
+                            )
 
     @staticmethod
     def encloses(outer: Scope, inner: Scope) -> bool:
@@ -679,13 +648,11 @@ def main() -> int:
     else:
         workspace = Workspace()
         workspace.plan(pairs)
-    if action != "check":
-        Path("/tmp/rename/answers.pickle").write_bytes(pickle.dumps(workspace.answers))
     for problem in dict.fromkeys(workspace.problems):
         print(problem)
     print(len(pairs), "pairs,", sum(map(len, workspace.edits.values())), "edits,", len(workspace.problems), "problems")
-    if action == "plan" or action == "apply":
-        Path("/tmp/rename/guesses").write_text("\n".join(workspace.guesses))
+    if action != "check":
+        print(*workspace.guesses, sep="\n")
     if action == "apply" and (not workspace.problems or "--force" in sys.argv):
         workspace.write()
     return bool(workspace.problems)

@@ -203,7 +203,12 @@ class File(ast.NodeVisitor):
 
     def use(self, name: str, offset: int, binds: bool = False, scope: Scope | None = None) -> None:
         scope = scope or self.scope
-        assert self.text[offset : offset + len(name)] == name, (self.path, name, offset, self.text[offset - 20 : offset + 20])
+        assert self.text[offset : offset + len(name)] == name, (
+            self.path,
+            name,
+            offset,
+            self.text[offset - 20 : offset + 20],
+        )
         scope.uses.append((name, offset))
         if binds:
             owner = scope
@@ -240,7 +245,12 @@ class File(ast.NodeVisitor):
         offset = self.source.end(node) - len(node.attr)
         assert self.text[offset : offset + len(node.attr)] == node.attr, (self.path, node.attr)
         self.accesses.append(Access(node.attr, offset, node.value, self.scope))
-        if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and self._class and node.value.id in self._self[-1:]:
+        if (
+            isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and self._class
+            and node.value.id in self._self[-1:]
+        ):
             self._class[-1].attributes.setdefault(node.attr, []).append(offset)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -254,7 +264,11 @@ class File(ast.NodeVisitor):
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str):
-            self.texts.append(Text(node.value, self.source.start(node), self.source.end(node), tuple(self._parents[-5:-1]), self.scope))
+            self.texts.append(
+                Text(
+                    node.value, self.source.start(node), self.source.end(node), tuple(self._parents[-5:-1]), self.scope
+                )
+            )
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         start, end = self.source.start(node), self.source.end(node)
@@ -278,7 +292,11 @@ class File(ast.NodeVisitor):
         kind = "global" if isinstance(node, ast.Global) else "nonlocal"
         offset = self.source.start(node)
         for name in node.names:
-            offset = self.after(r"\b", offset + len(kind), name) if name == node.names[0] else self.after(r"\b", offset, name)
+            offset = (
+                self.after(r"\b", offset + len(kind), name)
+                if name == node.names[0]
+                else self.after(r"\b", offset, name)
+            )
             self.scope.elsewhere[name] = kind
             self.use(name, offset)
             offset += len(name)
@@ -317,7 +335,9 @@ class File(ast.NodeVisitor):
             bound = alias.asname or alias.name
             offset = end - len(bound) if alias.asname else start
             self.use(bound, offset, True)
-            self.imports.append(Imported(node.module or "", alias.name, bound, start, offset, module_offset, self.scope))
+            self.imports.append(
+                Imported(node.module or "", alias.name, bound, start, offset, module_offset, self.scope)
+            )
 
     # scopes
 
@@ -330,7 +350,13 @@ class File(ast.NodeVisitor):
         if in_class:
             self._class[-1].attributes.setdefault(node.name, []).append(offset)
         arguments = node.args
-        every = [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs, *filter(None, [arguments.kwarg])]
+        every = [
+            *arguments.posonlyargs,
+            *arguments.args,
+            *filter(None, [arguments.vararg]),
+            *arguments.kwonlyargs,
+            *filter(None, [arguments.kwarg]),
+        ]
         for default in [*arguments.defaults, *filter(None, arguments.kw_defaults)]:
             self.visit(default)
         for argument in every:
@@ -344,8 +370,12 @@ class File(ast.NodeVisitor):
         for argument in every:
             inner.parameters.append(argument.arg)
             self.use(argument.arg, self.source.start(argument), True)
-        is_method = in_class and not any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
-        self._self.append(every[0].arg if is_method and every else (self._self[-1] if self._self and not in_class else ""))
+        is_method = in_class and not any(
+            isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list
+        )
+        self._self.append(
+            every[0].arg if is_method and every else (self._self[-1] if self._self and not in_class else "")
+        )
         for statement in node.body:
             self.visit(statement)
         self._self.pop()
@@ -358,7 +388,13 @@ class File(ast.NodeVisitor):
         for default in [*arguments.defaults, *filter(None, arguments.kw_defaults)]:
             self.visit(default)
         outer, self.scope = self.scope, self.enter("lambda", self.scope.qualname)
-        for argument in [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs, *filter(None, [arguments.kwarg])]:
+        for argument in [
+            *arguments.posonlyargs,
+            *arguments.args,
+            *filter(None, [arguments.vararg]),
+            *arguments.kwonlyargs,
+            *filter(None, [arguments.kwarg]),
+        ]:
             self.scope.parameters.append(argument.arg)
             self.use(argument.arg, self.source.start(argument), True)
         self.visit(node.body)

@@ -130,7 +130,7 @@ def _record(name: str, cls: type) -> Iterator[str]:
         yield "\n".join(table) + "\n"
     for method, found in vars(cls).items() if name not in SETTINGS else ():
         if inspect.isfunction(found) and not method.startswith("_") and method not in HIDDEN and found.__doc__:
-            yield from _function(f"{name[0].lower()}{name[1:]}.{method}", found, "####", skip=1)
+            yield from _function(f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}.{method}", found, "####", skip=1)
 
 
 def _fields(cls: type) -> Iterator[tuple[str, str, str]]:

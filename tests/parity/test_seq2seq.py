@@ -192,7 +192,7 @@ def translated(pair: Twins, source: Batch, search: SearchConfig, **options: Any)
     """As the model says it is to be used."""
     usage = pair.usage
     assert usage.decoder_start is not None
-    known = {"begin": usage.decoder_start, "end": usage.ends[0], "suppressed": usage.suppressed}
+    known = {"bos": usage.decoder_start, "eos": usage.ends[0], "suppressed": usage.suppressed}
     forced = [usage.forced] * len(source.ids) if usage.forced else None
     return translate_ids(pair.ours, rows(source), config=search, prefixes=forced, **{**known, **options})
 

@@ -340,7 +340,7 @@ def test_a_model_without_times_hears_up_to_a_pause(monkeypatch: pytest.MonkeyPat
         "headway.domains.audio.transcriber.detect_speech", lambda sound: DetectedSpeech(2 * RATE, spans)
     )
     made, _ = transcriber([list(b" one"), list(b" two"), list(b" no")], vad=True)
-    made.special_tokens = replace(made.special_tokens, symbols=made.special_tokens.first_time)  # writes no times
+    made.special_tokens = replace(made.special_tokens, vocab_size=made.special_tokens.first_time)  # writes no times
     made.config = replace(made.config, timestamps=False)
     made.window_transcriber.special_tokens, made.words = made.special_tokens, None
     found = made.transcribe(noise(2 * RATE)).segments

@@ -47,7 +47,7 @@ class Knows:
     has_policy = has_value = True
     history = 0
 
-    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
+    def evaluate(self, places: list[PositionInput]) -> list[Evaluation]:
         counts = [len(place.moves) for place in places]
         return [Evaluation(np.full(n, 1 / n, np.float32), np.array([0.0, 1.0, 0.0])) for n in counts]
 

@@ -134,7 +134,7 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
     """One precision for all, equal seconds of steps, and the numbers that came of it."""
     own = {"attention": Precision("bf16", "a unit"), "lstm": Precision("fp32", "narrow")}
     answers = iter(own.values())
-    monkeypatch.setattr(module, "choose", lambda *given: next(answers))
+    monkeypatch.setattr(module, "choose_precision", lambda *given: next(answers))
     recipe = configure_recipe("text", str(book), {**SMALL, "train.precision": "auto"}, None)
     found, asked = told(monkeypatch, recipe, {"model.mixer": list(own)}, tmp_path / "c", minutes=1.0)
     assert [run.train.precision for run, _ in asked] == ["fp32", "fp32"]

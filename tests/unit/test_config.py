@@ -128,7 +128,7 @@ def test_settings_are_taken_together() -> None:
         override(vision, {"model.size": 28})
     shares = {"task.split.validation": 0.5, "task.split.test": 0.4}
     assert override(override(vision, shares), {"task.split.test": 0.05, "task.split.validation": 0.9})
-    with pytest.raises(ConfigError, match="take 1.04 of the data"):
+    with pytest.raises(ConfigError, match=r"take 1\.04 of the data"):
         override(vision, {"task.split.validation": 0.99})
 
 

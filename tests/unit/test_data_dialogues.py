@@ -126,13 +126,13 @@ def test_long_conversations_are_left_out_where_that_is_asked(told: Path, caplog:
     task = opened(recipe, told)
     task.adapt(recipe.model)
     assert "conversations, which are too long" in caplog.text
-    assert task.examples.cache.lengths[task.examples.numbers("train")].max() <= 41
+    assert task.examples.cache.lengths[task.examples.rows_of("train")].max() <= 41
 
 
 def test_equal_questions_are_on_one_side(data_dir: Path, tmp_path: Path) -> None:
     asked = questions(data_dir, 40)
     rows = [{"messages": say(question, f"{answer} {n}")} for question, answer in asked for n in range(3)]
     task = opened(small(instruct()), write(tmp_path / "chats.jsonl", rows))
-    found = {name: task.examples.numbers(name).tolist() for name in ("train", "validation", "test")}
+    found = {name: task.examples.rows_of(name).tolist() for name in ("train", "validation", "test")}
     assert sum(len({row // 3 for row in side}) for side in found.values()) == 40
     assert sum(map(len, found.values())) == 120

@@ -53,8 +53,8 @@ def test_only_what_the_assistant_says_is_learnt(told: Path, data_dir: Path) -> N
     for row, place in learnt[learnt[:, 1] < inputs.shape[1] - 1].tolist():
         ends = layout.positions[row, place + 1] < 1  # the last symbol of a conversation is no input
         assert ends or batch.targets[row, place] == inputs[row, place + 1]
-    for number in examples.numbers("train").tolist()[:20]:
-        ids, marks = examples.cache.part(number)
+    for number in examples.rows_of("train").tolist()[:20]:
+        ids, marks = examples.cache.chat(number)
         text = examples.codec.decode(ids[marks == 1].tolist())
         answers = [m["content"] for m in rows[number]["messages"] if m["role"] == "assistant"]
         assert text == "".join(answers)
@@ -68,12 +68,12 @@ def test_rows_hold_whole_conversations_kept_apart(told: Path) -> None:
     task = opened(recipe, told)
     model = build(task.adapt(recipe.model), seed=3).eval()
     batch = next(task.batches("validation"))
-    held_out = task.examples.numbers("validation").tolist()
+    held_out = task.examples.rows_of("validation").tolist()
     assert int((batch.inputs[1].positions == 0).sum()) == len(held_out)
     together = task.loss(model, batch)["loss"]
     alone, count = 0.0, 0
     for number in held_out:
-        ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.part(number))
+        ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.chat(number))
         with torch.no_grad():
             logits = model.logits(ids[None, :-1])[0]
         nats = F.cross_entropy(logits, ids[1:], reduction="none")
@@ -103,14 +103,14 @@ def test_it_overfits_one_batch_and_answers(told: Path, data_dir: Path) -> None:
     model, batch, loss = overfit(task, recipe, 80)
     assert loss < 0.1
     examples, inputs = task.examples, batch.inputs[0]
-    known = [n for n in examples.numbers("train").tolist() if torch.isin(_row(examples, n), inputs).all()]
+    known = [n for n in examples.rows_of("train").tolist() if torch.isin(_row(examples, n), inputs).all()]
     seen = [n for n in known if any(_holds(row, _row(examples, n)) for row in inputs)]
     assert seen
     assert list(replies(model, examples, seen[:4])) == [examples.reply(n) for n in seen[:4]]
 
 
 def _row(examples: Any, number: int) -> torch.Tensor:
-    return torch.from_numpy(examples.cache.part(number)[0][:-1].astype(np.int64))
+    return torch.from_numpy(examples.cache.chat(number)[0][:-1].astype(np.int64))
 
 
 def _holds(row: torch.Tensor, part: torch.Tensor) -> bool:
@@ -133,7 +133,7 @@ def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path
 
 def test_roles_are_symbols_of_a_codec_that_is_trained_here(told: Path) -> None:
     task = opened(small(instruct()), told)
-    ids, _ = task.examples.cache.part(0)
+    ids, _ = task.examples.cache.chat(0)
     assert {task.examples.codec.token(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
 
 
@@ -147,7 +147,7 @@ def test_a_published_model_is_taught_its_own_template(
     run = train(tmp_path / "run", told, small(instruct()), start=start, lora=lora, set=settings)
     assert read_usage(run.directory).template == TEMPLATE
     examples = opened(replace(small(instruct()), start=str(start)), told, run.directory).examples
-    ids, marks = examples.cache.part(1)
+    ids, marks = examples.cache.chat(1)
     row = chats(data_dir)[1]["messages"]
     assert examples.codec.decode(ids.tolist()) == "".join(f"<|{m['role']}|>{m['content']}" for m in row)
     assert ids[marks == 1][-1] == examples.codec.end
@@ -169,5 +169,5 @@ def test_few_conversations_from_a_model_get_rows_that_hold_them_and_a_validation
     longest = int(task.examples.cache.lengths.max()) - 1
     assert settings["task.context"] == next(size for size in (128, 256) if longest <= size)
     assert settings["task.split.validation"] == 0.15
-    many = SCALES["instruct"].held_out(10_000)
+    many = SCALES["instruct"].held_out_shares(10_000)
     assert many["task.split.validation"] == 0.05

@@ -41,7 +41,7 @@ class Even:
     history = 0
     fails = False
 
-    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
+    def evaluate(self, places: list[PositionInput]) -> list[Evaluation]:
         if self.fails:
             raise MemoryError("no room")
         counts = [len(place.moves) for place in places]

@@ -57,7 +57,7 @@ class Even:
     def __init__(self, counts: bool = False) -> None:
         self.counts, self.seen = counts, []
 
-    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
+    def evaluate(self, places: list[PositionInput]) -> list[Evaluation]:
         self.seen += places
         return [self._opinion(place) for place in places]
 
@@ -504,7 +504,7 @@ class Counting:
     def __init__(self, inner: object, rows: list[int]) -> None:
         self.inner, self.rows = inner, rows
 
-    def judge(self, places: list[PositionInput]) -> list[Evaluation]:
+    def evaluate(self, places: list[PositionInput]) -> list[Evaluation]:
         self.rows.append(len(places))
         return self.inner.evaluate(places)  # type: ignore[attr-defined]
 

@@ -65,13 +65,13 @@ def test_the_loss_of_choices_is_that_of_the_paper(chosen: Path) -> None:
     task = opened(recipe, chosen)
     start = build(task.adapt(recipe.model), recipe.train.seed).eval()
     model = moved(build(task.adapt(recipe.model)))
-    numbers = task.examples.numbers("validation").tolist()
+    numbers = task.examples.rows_of("validation").tolist()
     found = task.evaluate(model)
     margins, rewards = [], []
     for number in numbers:
         pair = []
         for ending in (0, 1):
-            ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.part(number, ending))
+            ids, marks = (torch.from_numpy(part.astype(np.int64)) for part in task.examples.cache.chat(number, ending))
             both = []
             for one in (model, start):
                 with torch.no_grad():
@@ -132,7 +132,7 @@ def test_what_the_prompt_holds_of_the_assistants_does_not_count(data_dir: Path, 
     task = opened(small(preference()), write(tmp_path / "choices.jsonl", rows))
     for number in range(60):
         for ending, key in ((0, "chosen"), (1, "rejected")):
-            ids, marks = task.examples.cache.part(number, ending)
+            ids, marks = task.examples.cache.chat(number, ending)
             assert task.examples.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
             assert ids[marks == 1][-1] == task.examples.codec.end
 
@@ -149,7 +149,7 @@ def test_an_ending_that_begins_like_the_other_counts_whole(data_dir: Path, tmp_p
     task = opened(replace(small(preference()), start=str(start)), path, run.directory)
     for number in range(60):
         for ending, key in ((0, "chosen"), (1, "rejected")):
-            ids, marks = task.examples.cache.part(number, ending)
+            ids, marks = task.examples.cache.chat(number, ending)
             assert task.examples.codec.decode(ids[marks == 1].tolist()) == rows[number][key]
 
 
@@ -179,8 +179,8 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
     assert len(kept) == 1
     model = hw.load(taught.directory)
     task = opened(recipe, chosen, run.directory)
-    number = int(task.examples.numbers("train")[0])
-    ids, marks = task.examples.cache.part(number, 0)
+    number = int(task.examples.rows_of("train")[0])
+    ids, marks = task.examples.cache.chat(number, 0)
     first = int(np.flatnonzero(marks)[0])
     with torch.inference_mode():
         logs = model.logits([ids[:-1].tolist()])[0].log_softmax(-1)
@@ -238,7 +238,7 @@ def test_answers_that_got_worse_are_a_fault(name: str, value: float, said: str) 
 def test_answers_are_compared_with_both_endings(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = opened(small(preference()), chosen)
     task.adapt(small(preference()).model)
-    rows = task.examples.numbers("validation")
+    rows = task.examples.rows_of("validation")
     model = build(small(preference()).model)
 
     def answering(part: int | None, reason: str = "end") -> dict[str, float]:

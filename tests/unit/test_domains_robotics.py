@@ -225,7 +225,7 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.
     given(monkeypatch, replace(data, actions=data.actions[:, :0]))
     with pytest.raises(UserError, match="actions of 0 numbers"):
         opened(tmp_path)
-    given(monkeypatch, replace(data, names=("",)))
+    given(monkeypatch, replace(data, task_names=("",)))
     with pytest.raises(UserError, match="a task has no name"):
         opened(tmp_path, **{"task.text": True})
 

@@ -15,7 +15,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
-from headway.domains.robotics.policy import RobotController, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.policy import PolicyRunner, RobotController, ensemble_chunks, structure_observation  # noqa: E402
 from headway.domains.robotics.robot_codec import words_of  # noqa: E402
 from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
 from headway.environments import VectorEnv  # noqa: E402
@@ -230,7 +230,7 @@ def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch
             looked.append(row)
             return {"top": picture(self._environments[row].unwrapped.places, (24, 24))}
 
-    monkeypatch.setattr(import_module("headway.domains.robotics.rollout"), "Copies", Seen)
+    monkeypatch.setattr(import_module("headway.domains.robotics.rollout"), "VectorEnv", Seen)
     given(monkeypatch, made(cameras=("top",)))
     settings = {"task.state": 0, "task.execute": 5, "task.ensemble": None, **PATCHES}
     task = opened(tmp_path, **settings)

@@ -43,7 +43,7 @@ def fit(
     monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any
 ) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
-    monkeypatch.setattr("headway.app.planning.SizePlanner._measured", lambda self, recipe: pace)
+    monkeypatch.setattr("headway.app.planning.SizePlanner._measure", lambda self, recipe: pace)
     found = size_planner(configure_recipe(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
     assert found is not None
     with found:
@@ -197,7 +197,7 @@ def test_conversations_get_rows_that_hold_the_longest(
     assert recipe.task.context == recipe.model.context == 256  # type: ignore[attr-defined]
     assert recipe.train.batch_tokens == 2048
     chats = task.examples  # type: ignore[attr-defined]
-    said = sum(int(chats.cache.part(i)[1].sum()) for i in chats.numbers("train").tolist())
+    said = sum(int(chats.cache.chat(i)[1].sum()) for i in chats.rows_of("train").tolist())
     assert scale("instruct").unique_targets(task) == said > 0
 
 

@@ -209,9 +209,9 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
             random.normal(size=(len(actor.to_go), 4)).astype(np.float32),
             random.normal(size=len(actor.to_go)),
         )
-        monkeypatch.setattr(head, "said", note)
+        monkeypatch.setattr(head, "predict", note)
         action = actor.act(states)
-        monkeypatch.setattr(head, "said", plain_said)
+        monkeypatch.setattr(head, "predict", plain_said)
         np.testing.assert_allclose(said[-1], plain.say(states), rtol=1e-4, atol=1e-5)
         actor.observe_rewards(rewards)
         plain.actions.append(action)

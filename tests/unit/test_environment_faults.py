@@ -302,7 +302,7 @@ def test_success_that_is_told_at_the_end_alone_counts() -> None:
             self.rows = len(rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "Acting", Still)
+        patch.setattr(rollout, "PolicyRunner", Still)
         played = rollout.play(None, None, Told(), "task", range(2))  # type: ignore[arg-type]
     assert played.succeeded is not None
     assert played.succeeded.tolist() == [0, 3]

@@ -340,9 +340,9 @@ class Right:
         self.late[:] = False
         return found
 
-    def take(self, rewards: np.ndarray) -> None: ...
+    def observe_rewards(self, rewards: np.ndarray) -> None: ...
 
-    def select(self, rows: np.ndarray) -> None:
+    def keep_rows(self, rows: np.ndarray) -> None:
         self.late = self.late[rows]
 
 

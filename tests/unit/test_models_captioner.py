@@ -101,13 +101,13 @@ def test_the_prefix_is_seen_both_ways_and_the_text_causally(monkeypatch: pytest.
     vectors = torch.randn(1, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     changed = vectors.clone()
     changed[:, 3] += 1.0  # the last patch, as the projector gives it
-    monkeypatch.setattr(model, "look", lambda seen: (vectors, {}))
+    monkeypatch.setattr(model, "encode_images", lambda seen: (vectors, {}))
     before, other = tokens_of(model, images(1), ids), ids.clone()
     other[0, 3] = (other[0, 3] + 1) % 11
     after = tokens_of(model, images(1), other)
     close(after[:, : 4 + 3], before[:, : 4 + 3], **TOLERANCE)  # neither the image nor earlier text sees later text
     assert not torch.allclose(after[:, 4 + 3 :], before[:, 4 + 3 :])
-    monkeypatch.setattr(model, "look", lambda seen: (changed, {}))
+    monkeypatch.setattr(model, "encode_images", lambda seen: (changed, {}))
     after = tokens_of(model, images(1), ids)
     assert ((after - before).abs().amax(-1) > 1e-6).all()  # all tokens see the last patch, the first patch too
 

@@ -318,7 +318,7 @@ def test_all_processes_read_the_same_data() -> None:
         def __init__(self, rank: int, first: dict[str, int | str], told: float) -> None:
             self.rank, self.device, self._first, self._told = rank, torch.device("cpu"), first, told
 
-        def tell(self, data: Any) -> Any:
+        def broadcast_object(self, data: Any) -> Any:
             return self._first
 
         def sum(self, values: torch.Tensor) -> torch.Tensor:

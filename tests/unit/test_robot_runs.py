@@ -184,7 +184,7 @@ def test_settings_that_a_start_does_not_have(
 def test_tasks_that_a_start_has_no_words_for(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given(monkeypatch, replace(made(("reach", "left")), names=("swim", "left")))
+    given(monkeypatch, replace(made(("reach", "left")), task_names=("swim", "left")))
     with pytest.raises(
         UserError, match="'swim' has no word that this policy knows; choose one of its tasks: 'reach', 'l"
     ):

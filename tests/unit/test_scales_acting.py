@@ -142,7 +142,9 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
     small = replace(own, shapes=((16, 1, 1), (24, 1, 1)))
     assert not own.calibrated
     for fitted in (False, True):
-        monkeypatch.setattr("headway.app.planning.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
+        monkeypatch.setattr(
+            "headway.app.planning.scale_of", lambda name, fitted=fitted: replace(small, calibrated=fitted)
+        )
         (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
         assert any("parameters (width" in reason for reason in plan.reasons)
         assert any("lowest predicted loss" in reason for reason in plan.reasons) is fitted

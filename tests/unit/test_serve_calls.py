@@ -98,7 +98,7 @@ def test_an_object_is_followed_as_far_as_it_is_one() -> None:
 
 def in_pieces(reader_of: Any, symbols: list[tuple[str, int | None]]) -> tuple[str, list[tuple[str, str]], bool]:
     """What is said, the calls, and whether one of them is broken."""
-    reader = reader_of(pieces=True)
+    reader = reader_of(streams=True)
     parts: list[Part] = [part for text, symbol in symbols for part in reader.push(text, symbol)] + reader.flush()
     calls: list[tuple[str, str]] = []
     for part in parts:

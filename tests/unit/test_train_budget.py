@@ -59,7 +59,7 @@ class Stopped:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def worked(self) -> float:
+    def elapsed(self) -> float:
         return self.now
 
     def leave_out(self, seconds: float) -> None:

@@ -53,7 +53,7 @@ def test_a_run_is_one_block_that_is_renewed(
     handles: list[_Handle], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        sys.modules["headway.learn.training_log"], "_RENEW", 1e9
+        sys.modules["headway.learn.training_log"], "_NOTEBOOK_INTERVAL", 1e9
     )  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
     Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ def test_interrupt_within_an_evaluation_is_made_up_for(
         return judge(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CountOn, "judge", interrupted)
+        patch.setattr(CountOn, "evaluate", interrupted)
         with pytest.raises(UserInterrupt, match=f"stopped at step {step}"):
             train(stopped, counting_recipe(**SETTINGS))
     train(stopped, counting_recipe(**SETTINGS), resume=True)
@@ -183,7 +183,7 @@ def test_an_evaluation_that_is_broken_off_is_no_time_of_training(
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(CountOn, "judge", slow)
+        patch.setattr(CountOn, "evaluate", slow)
         with pytest.raises(UserInterrupt):
             train(tmp_path / "a", counting_recipe(**SETTINGS))
     summary = json.loads((tmp_path / "a" / "run.json").read_text())
@@ -392,7 +392,7 @@ def test_mean_of_checkpoints_is_judged_and_kept_if_better(tmp_path: Path) -> Non
 
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values)})
+    monkeypatch.setattr(CountOn, "evaluate", lambda *_: {"loss": next(values)})
     run = train(tmp_path, counting_recipe(patience=2))
     assert (run.summary["step"], run.summary["best"]) == (8, {"step": 4, "loss": 2.0})
     assert train(tmp_path, counting_recipe(patience=2), resume=True).summary == run.summary
@@ -400,15 +400,16 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: py
 
 def test_an_unusable_model_ends_the_run_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 2.0, 1.0])
-    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values)})
-    monkeypatch.setattr(CountOn, "fault", lambda _, scores, best: "it is empty" if scores["loss"] == 1.0 else None)
+    monkeypatch.setattr(CountOn, "evaluate", lambda *_: {"loss": next(values)})
+    empty = lambda _, scores, best: "it is empty" if scores["loss"] == 1.0 else None  # noqa: E731
+    monkeypatch.setattr(CountOn, "failure_reason", empty)
     run = train(tmp_path, counting_recipe())
     assert (run.summary["step"], run.summary["best"]) == (6, {"step": 4, "loss": 2.0})
     assert run.summary["status"] == "finished"
 
 
 def test_a_model_that_needs_no_more_training_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CountOn, "finished", lambda *_: "it is good")
+    monkeypatch.setattr(CountOn, "stop_reason", lambda *_: "it is good")
     run = train(tmp_path, counting_recipe())
     assert (run.summary["step"], run.summary["best"]["step"]) == (2, 2)
 
@@ -557,9 +558,9 @@ def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) 
 
 def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([math.nan, 3.0, math.nan, math.inf])
-    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values, 4.0)})
+    monkeypatch.setattr(CountOn, "evaluate", lambda *_: {"loss": next(values, 4.0)})
     assert train(tmp_path / "a", counting_recipe()).summary["best"] == {"step": 4, "loss": 3.0}
-    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": math.nan})
+    monkeypatch.setattr(CountOn, "evaluate", lambda *_: {"loss": math.nan})
     with pytest.raises(UserError, match=r"was not finite in any evaluation.*; lower optim.lr"):
         train(tmp_path / "b", counting_recipe())
 
@@ -568,7 +569,7 @@ def test_of_equal_goals_the_model_of_the_smaller_loss_is_kept(tmp_path: Path, mo
     scores = iter([(0.5, 3.0), (0.75, 2.0), (0.75, 1.0), (0.75, 1.5), (0.5, 0.1)])
     monkeypatch.setattr(CountOn, "goal", "accuracy")
     monkeypatch.setattr(CountOn, "goal_better", "max")
-    monkeypatch.setattr(CountOn, "judge", lambda *_: dict(zip(("accuracy", "loss"), next(scores, (0.1, 9.0)))))
+    monkeypatch.setattr(CountOn, "evaluate", lambda *_: dict(zip(("accuracy", "loss"), next(scores, (0.1, 9.0)))))
     assert train(tmp_path, counting_recipe()).summary["best"] == {"step": 6, "accuracy": 0.75, "loss": 1.0}
 
 

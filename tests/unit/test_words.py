@@ -96,7 +96,7 @@ def messages() -> Iterator[tuple[str, str]]:
 def _speaks(function: ast.expr) -> bool:
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     log = isinstance(function, ast.Attribute) and name in ("info", "warning", "error", "debug", "exception")
-    return name.endswith("Error") or log or name in ("say", "note", "print", "notice", "print_line", "print_note", "show")
+    return name.endswith("Error") or log or name in ("print", "print_line", "note")
 
 
 def helps() -> Iterator[tuple[str, str]]:

@@ -173,15 +173,15 @@ class _LimitInserter(NodeTransformer):
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _environment_call("contained", [node], node)
+        return _environment_call("checked", [node], node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _environment_call("contained", [node], node)
+        return _environment_call("checked", [node], node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _environment_call("contained", [node], node) if node.ctx == "load" else node
+        return _environment_call("checked", [node], node) if node.ctx == "load" else node
 
 
 def _environment_call(name: str, args: list[nodes.Expr], node: nodes.Node) -> nodes.Expr:

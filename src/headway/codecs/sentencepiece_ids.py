@@ -66,7 +66,7 @@ def _fairseq_order(pieces: PieceTable, path: Path) -> PieceTable:
     first = ["<s>", "<pad>", "</s>", "<unk>"]
     return replace(
         pieces,
-        texts=[*first, *pieces.spellings[3:], "<mask>"],
+        spellings=[*first, *pieces.spellings[3:], "<mask>"],
         scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
         types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
     )
@@ -98,7 +98,7 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
         spellings[token_id] = spelling
         types[token_id] = special_types.get(spelling, NORMAL if spelling in scores else UNUSED)
     numbered = replace(
-        pieces, texts=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types
+        pieces, spellings=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types
     )
     codes = [spelling for spelling in spellings if spelling.startswith(">>") and spelling.endswith("<<")]
     return _with_language_codes(numbered, codes, model)

@@ -289,8 +289,8 @@ def _line_file(path: Path) -> File:
 
 def _without_named_split(source: PairSource) -> PairSource:
     if isinstance(source, AlignedFiles):
-        return AlignedFiles(replace(source.source, side=None), source.target)
-    return replace(source, side=None)
+        return AlignedFiles(replace(source.source, named_split=None), source.target)
+    return replace(source, named_split=None)
 
 
 def _read_aligned(source: AlignedFiles) -> Iterator[Pair]:

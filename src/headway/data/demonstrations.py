@@ -142,7 +142,7 @@ def _with_split(demonstrations: Demonstrations, split: str | None) -> Demonstrat
     """Use the split that the folder's name states, if the folder's own metadata states none."""
     if split is None or demonstrations.named_splits.any():
         return demonstrations
-    return replace(demonstrations, named=np.full(len(demonstrations), split_code(split), np.uint8))
+    return replace(demonstrations, named_splits=np.full(len(demonstrations), split_code(split), np.uint8))
 
 
 def _from_episodes(episodes: Episodes, file: File) -> Demonstrations:

@@ -96,7 +96,7 @@ def resolve_named_splits(files: list[File]) -> list[File]:
     """Split names count only if something is left to train on: a lone test.txt is ordinary data."""
     if any(file.named_split in ("train", None) for file in files):
         return files
-    return [replace(file, side=None) for file in files]
+    return [replace(file, named_split=None) for file in files]
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -120,7 +120,7 @@ def _files_in_folder(folder: Path, kinds: Collection[str], excluded: Collection[
             continue
         folder_split = next(filter(None, map(split_from_name, [*reversed(parts[:-1]), folder.name])), None)
         files = find_files(path, kinds)
-        matches.extend(replace(file, side=file.named_split or folder_split) for file in files)
+        matches.extend(replace(file, named_split=file.named_split or folder_split) for file in files)
     if not matches and not excluded:
         raise UserError(f"folder {folder} contains no supported files; {supported_formats(kinds)}")
     return matches
@@ -137,7 +137,7 @@ def expand_archives(files: Iterable[File], kinds: Collection[str]) -> list[File]
         inner_files = [inner for inner in archive_members(file.path) if inner.kind in file_kinds]
         if not inner_files:
             raise UserError(f"archive {file} contains no supported files; {supported_formats(file_kinds)}")
-        expanded.extend(replace(inner, side=inner.named_split or file.named_split) for inner in inner_files)
+        expanded.extend(replace(inner, named_split=inner.named_split or file.named_split) for inner in inner_files)
     return expanded
 
 

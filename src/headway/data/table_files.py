@@ -98,7 +98,7 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedCorpus:
         raise UserError("no files of tagged text; pass at least one")
     all_files = [file for path in paths for file in find_files(user_path(path), CONLL_KINDS)]
     files = resolve_named_splits(
-        [replace(file, side=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files]
+        [replace(file, named_split=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files]
     )
     sentences: list[TaggedSentence] = []
     codes: list[int] = []

@@ -186,7 +186,7 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
 def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
     """Return a Llama's rules for a file whose rotary pairs are adjacent."""
     transform = Interleaved((heads, kv_heads, 0))
-    return [replace(rule, form=transform) if ".mixer.qkv." in rule.target else rule for rule in rules]
+    return [replace(rule, transform=transform) if ".mixer.qkv." in rule.target else rule for rule in rules]
 
 
 def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> PublishedModel:

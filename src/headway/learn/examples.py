@@ -284,7 +284,7 @@ class IndexedExamples(Examples):
 
     def limited(self, split: str, limit: int | None) -> Self:
         selected, examples = self.limited_rows(self.rows_of(split), limit), copy(self)
-        examples.splits = self.splits._replace(sides={**self.splits.indices, split: selected})
+        examples.splits = self.splits._replace(indices={**self.splits.indices, split: selected})
         return examples
 
     @property

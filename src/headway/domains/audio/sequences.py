@@ -309,7 +309,7 @@ class SequenceSamples:
         return FixedSizeBatches(len(self), self.examples.eval_batch_size)
 
     def limited_to(self, limit: int | None) -> SequenceSamples:
-        return replace(self, numbers=spread_evenly(self.indices, limit))
+        return replace(self, indices=spread_evenly(self.indices, limit))
 
 
 class TimedDigits(SpeechRecognition[SpokenSequences]):
@@ -341,7 +341,7 @@ class TimedDigits(SpeechRecognition[SpokenSequences]):
         """
         samples = examples.of(examples.final_split).limited_to(12)
         spans, index = max(zip(samples.spans(), samples.indices), key=lambda candidate: len(candidate[0]))
-        sample = replace(samples, numbers=np.array([index]))
+        sample = replace(samples, indices=np.array([index]))
         aligned = self.alignment(cast(EncoderDecoder, model), examples, sample)
         tracks = {"spoken": spans, "recognised": examples.spans(aligned.ids)}
         [[reference]] = examples.with_transcripts(sample).references

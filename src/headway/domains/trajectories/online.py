@@ -242,7 +242,7 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
         self.episodes = concatenate_episodes(parts, ["the data", f"the environment {self.envs.name!r}"])
         own_indices = len(self.recorded) + np.arange(len(self._own_buffer))
         train = np.concatenate([np.sort(np.array(self._recorded_buffer, np.int64)), own_indices])
-        self.splits = self.splits._replace(sides={**self.splits.indices, "train": train})
+        self.splits = self.splits._replace(indices={**self.splits.indices, "train": train})
         self.to_go = self.codec.returns(self.episodes.returns_to_go())
         if self.follow:
             self.codec = replace(self.codec, target=float(self._returns().max()))

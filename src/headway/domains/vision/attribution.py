@@ -133,7 +133,7 @@ def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Pr
         caption = (
             prediction.output
             if prediction.is_correct
-            else f"{prediction.output}{separators[prediction.right]}{prediction.reference}"
+            else f"{prediction.output}{separators[prediction.is_correct]}{prediction.reference}"
         )
         tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
     note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""

@@ -191,7 +191,7 @@ class _GrammarWriter:
             demands = [ObjectSet(((name, schemas),), required=(name,), min_members=1) for name in names]
             parts = (base.intersection(candidate) for base in resolved for candidate in demands)
             resolved = [part for part in parts if part is not None]
-        return [replace(candidate, some=frozenset()) for candidate in resolved]
+        return [replace(candidate, required_scopes=frozenset()) for candidate in resolved]
 
     def _array(self, record: ArraySet, schemas: SchemaSet) -> list[str]:
         items: list[SchemaSet] = []
@@ -217,7 +217,7 @@ class _GrammarWriter:
         unbounded = record.max_items is None and other_items != NEVER and values is None
         if record.contains:
             return self._counted_array(
-                replace(record, first=tuple(items), others=other_items), None if unbounded else max_items
+                replace(record, first=tuple(items), other_items=other_items), None if unbounded else max_items
             )
         options = [self._punctuation("NO_LIST")] if record.min_items == 0 else []
         if max_items == 0:

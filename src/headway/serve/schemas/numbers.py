@@ -56,7 +56,7 @@ class NumberSet:
         if self.high is not None:
             parts.append(NumberSet(low=self.high, low_open=not self.high_open))
         if self.integer is not None:
-            parts.append(replace(NumberSet(), whole=not self.integer))
+            parts.append(replace(NumberSet(), integer=not self.integer))
         return parts
 
     def listed(self) -> list[str] | None:

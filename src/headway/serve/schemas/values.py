@@ -129,8 +129,8 @@ class ArraySet:
             shared = replace(
                 shared,
                 first=shared.first[:first_impossible],
-                most=_min(shared.max_items, first_impossible),
-                others=NEVER,
+                max_items=_min(shared.max_items, first_impossible),
+                other_items=NEVER,
             )
         return None if shared.max_items is not None and shared.min_items > shared.max_items else shared
 
