@@ -13,7 +13,7 @@ from pages.settings import GENERATED
 HEAD = f"""# Commands
 
 Every command has `--help` with an example, `--json` for one JSON object as the last line of its output, and the [options of every
-command](#options-of-every-command). A command exits with 0 on success, 2 on wrong input (one line on stderr says what to change), 1 if it fails and
+command](#options-of-every-command). A command exits with 0 on success, 2 on wrong input (one line on stderr with the change to make), 1 if it fails and
 130 after Ctrl-C.
 
 {GENERATED}

@@ -110,7 +110,7 @@ FAMILIES: dict[type, str] = {
     EmbedConfig: "`model.embed`. The data decide the kind.",
     ObservationConfig: "`states` of trajectories: how a state becomes a vector.",
     HeadConfig: "`model.heads`, by name. The task decides the kind.",
-    ChunkHeadConfig: "`model.head` of a policy that says chunks of actions.",
+    ChunkHeadConfig: "`model.head` of a policy that predicts chunks of actions.",
     TaskConfig: "`task.NAME`. The recipe decides the kind.",
 }
 PARTS = (Pattern, ScalingConfig, NormConfig, FeedForwardConfig, BiasConfig, PositionsConfig)

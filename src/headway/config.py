@@ -341,6 +341,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "CaptionerConfig": {"symbols": "vocab_size"},
     "TrainConfig": {"keep": "keep_checkpoints"},
     "PPOConfig": {"copies": "num_envs"},
+    "DiffusionConfig": {"says": "predicts"},
     "CaptionsConfig": {"longest": "max_length"},
     "PairsConfig": {"longest": "max_length"},
 }

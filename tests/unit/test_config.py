@@ -14,6 +14,7 @@ from headway.domains.image_text.caption_config import CaptionsConfig
 from headway.domains.translation.config import PairsConfig
 from headway.errors import ConfigError
 from headway.learn.recipe import TrainConfig
+from headway.nn.models.chunks import DiffusionConfig
 
 
 @family
@@ -136,7 +137,12 @@ def test_renamed_settings_are_read_under_both_names() -> None:
     """In recipe.json and in `--set`; classes in the table exist and have the new names."""
     domains.recipes()  # which registers all kinds
     known = {cls.__name__: cls for base in config._KINDS for cls in config.kinds(base).values()}
-    known |= {"TrainConfig": TrainConfig, "CaptionsConfig": CaptionsConfig, "PairsConfig": PairsConfig}
+    known |= {
+        "DiffusionConfig": DiffusionConfig,
+        "TrainConfig": TrainConfig,
+        "CaptionsConfig": CaptionsConfig,
+        "PairsConfig": PairsConfig,
+    }
     for name, names in config.RENAMED.items():
         assert {*names.values()} <= {f.name for f in fields(known[name])} | config.shortcuts(known[name]).keys()
     recipe = find_recipe("shakespeare")

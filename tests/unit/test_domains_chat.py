@@ -134,7 +134,9 @@ def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path
 def test_roles_are_symbols_of_a_codec_that_is_trained_here(told: Path) -> None:
     task = opened(small(instruct()), told)
     ids, _ = task.examples.cache.chat(0)
-    assert {task.examples.codec.token_id(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(ids.tolist())
+    assert {task.examples.codec.token_id(f"<|{role}|>") for role in ("system", "user", "assistant")} <= set(
+        ids.tolist()
+    )
 
 
 @pytest.mark.parametrize("lora", [None, 4])

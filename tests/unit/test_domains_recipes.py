@@ -60,7 +60,10 @@ def test_a_domain_says_what_it_holds_before_it_is_imported() -> None:
 
 
 def test_a_recipe_imports_its_own_domain_alone() -> None:
-    asked = "import sys; from headway.app.recipes import load_recipe; load_recipe('text'); load_recipe('vision'); print(*sys.modules)"
+    asked = (
+        "import sys; from headway.app.recipes import load_recipe; load_recipe('text'); load_recipe('vision'); "
+        "print(*sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
     inner = {name.split(".")[2] for name in found if name.startswith("headway.domains.") and name.count(".") > 2}
     assert inner == {"text", "vision"}

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 HISTORY = (ROOT / "docs/explanation/history.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", HISTORY, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-ROWS = re.findall(r"^\| (\d+) \| (.*?) \| `headway claims (\S+)` \| \[(.+)\]\(\.\./\.\./(\S+)\) \|$", HISTORY, re.MULTILINE)
+ROWS = re.findall(
+    r"^\| (\d+) \| (.*?) \| `headway claims (\S+)` \| \[(.+)\]\(\.\./\.\./(\S+)\) \|$", HISTORY, re.MULTILINE
+)
 
 
 def parsed(line: str) -> tuple[str, Namespace]:

@@ -32,7 +32,7 @@ HEADS: list[Any] = [
     RegressionConfig(latent=4),
     RegressionConfig(latent=0),
     DiffusionConfig(10, 4),
-    DiffusionConfig(10, 4, says="noise", clip=1.0),
+    DiffusionConfig(10, 4, predicts="noise", clip=1.0),
 ]
 
 
@@ -241,7 +241,7 @@ def test_settings_reach_all_stacks() -> None:
         ({"chunk": 0}, "chunks of 0 actions"),
         ({"head.latent": -1}, "latent is -1"),
         ({"head": {"kind": "diffusion", "sampled": 101}}, "101 of 100 steps cannot be sampled"),
-        ({"head": {"kind": "diffusion", "says": "noise"}}, "set model.head.clip=1"),
+        ({"head": {"kind": "diffusion", "predicts": "noise"}}, "set model.head.clip=1"),
         ({"depth": [1, 2, 3, 4]}, r"model\.depth is \[1, 2, 3, 4\]"),
         ({"observation": {"kind": "robot", "states": 0}}, "has no state and no cameras"),
         ({"observation.cameras": [[30, 32]]}, "do not split into 16 x 16 patches"),

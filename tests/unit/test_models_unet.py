@@ -74,7 +74,7 @@ def test_a_net_keeps_time_and_is_told(numbers: int) -> None:
 
 
 def policy(**settings: Any) -> UNetPolicyConfig:
-    head = DiffusionConfig(20, 5, says="noise", clip=1.0, spacing="leading")
+    head = DiffusionConfig(20, 5, predicts="noise", clip=1.0, spacing="leading")
     return UNetPolicyConfig(**{"horizon": 4, "actions": 2, "net": NET, "head": head, **settings})
 
 

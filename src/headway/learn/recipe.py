@@ -52,7 +52,7 @@ class TrainConfig:
     """
 
     steps: int = 1000
-    batch_tokens: int | None = None  # tokens per micro-batch, if batch_size is none
+    batch_tokens: int | None = None  # tokens per micro-batch, unless batch_size is set
     batch_size: int | None = None  # samples per micro-batch
     accumulate: int = 1  # micro-batches per step, over all processes together
     clip: float | None = 1.0
@@ -126,9 +126,9 @@ def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The complete configuration of a training run: recipe.json. docs/reference/settings lists the settings of each field.
+    """The complete configuration of a training run: recipe.json; docs/reference/settings has all settings.
 
-    data: names of known datasets; () means the user's own data.
+    data: names of known data sets, or paths; () if the user passes data.
     expected: expected score and time, in words.
     start: the run or published model that initialises the weights; None: random weights from the seed.
     adapter: the adapter that is trained instead of these weights, which are then frozen.

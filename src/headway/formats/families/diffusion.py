@@ -143,7 +143,7 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
         "num_train_timesteps": head.steps,
         "num_inference_steps": head.sampled,
         "beta_schedule": _SCHEDULE,
-        "prediction_type": prediction_types[head.says],
+        "prediction_type": prediction_types[head.predicts],
         "clip_sample": head.clip is not None,
         "clip_sample_range": head.clip or _DEFAULTS["clip_sample_range"],
     }

@@ -343,7 +343,7 @@ class DiffusionConfig(ChunkHeadConfig):
 
     steps: int = 100  # noise steps in training
     sampled: int = 10  # denoising steps at inference
-    says: Literal["noise", "sample"] = "sample"  # prediction target of the decoder: the noise, or the clean sample
+    predicts: Literal["noise", "sample"] = "sample"  # prediction target of the decoder: the noise, or the clean sample
     clip: float | None = None
     sampler: Literal["ddim", "ddpm"] = "ddim"  # ddpm adds noise at every denoising step, ddim none
     spacing: Literal["trailing", "leading"] = "trailing"  # steps to sample: from the last one, or down to step 0
@@ -356,10 +356,10 @@ class DiffusionConfig(ChunkHeadConfig):
             )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"model.head.clip is {self.clip}; set a number above 0, or none")
-        if self.says == "noise" and self.clip is None:
+        if self.predicts == "noise" and self.clip is None:
             raise ConfigError(
                 "a head that predicts noise needs clipped samples; set model.head.clip=1 "
-                "task.scaling=range, or model.head.says=sample"
+                "task.scaling=range, or model.head.predicts=sample"
             )
 
     @property
@@ -380,7 +380,7 @@ class DiffusionConfig(ChunkHeadConfig):
         alpha_bar = self._alphas_cumprod(noise)[sample.steps][:, None, None]
         noisy_actions = alpha_bar.sqrt() * chunks.actions + (1 - alpha_bar).sqrt() * noise
         memory, terms = model.encode(observations)
-        target = noise if self.says == "noise" else chunks.actions
+        target = noise if self.predicts == "noise" else chunks.actions
         error = (model.decode_chunk(memory, NoisyChunks(noisy_actions, sample.steps)) - target).square()
         return {"actions": masked_loss(error, chunks.mask, terms)}
 
@@ -390,7 +390,7 @@ class DiffusionConfig(ChunkHeadConfig):
 
         def denoise(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             output, alpha_bar = model.decode_chunk(memory, NoisyChunks(x, steps)), alpha_bars[steps][:, None, None]
-            if self.says == "noise":
+            if self.predicts == "noise":
                 clean, noise = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt(), output
             else:
                 clean, noise = output, (x - alpha_bar.sqrt() * output) / (1 - alpha_bar).sqrt()

@@ -163,7 +163,7 @@ def _tree(config: ModelConfig) -> list[str]:
             f"{config.horizon} actions with {config.actions} dimensions by diffusion, {config.chunk} from now on",
             f"  inputs of the last {config.history} steps: {config.observation.describe_inputs()}",
             f"  U-Net over time, widths {', '.join(map(str, net.widths))}, {net.taps} taps, {net.groups} groups",
-            f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, predicts the {head.says}",
+            f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, predicts the {head.predicts}",
         ]
     if not isinstance(config, TransformerConfig):
         return [str(config)]

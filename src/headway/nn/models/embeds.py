@@ -76,7 +76,7 @@ class EmbedConfig:
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
     """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types with a learned vector (BERT: 2);
-    `width` is the width of the table if a projection follows it (ALBERT).
+    `width` is the width of the table, with a projection to the width of the model after it (none: the same width).
     """
 
     positions: PositionsConfig | None = None  # position vectors, added to token vectors

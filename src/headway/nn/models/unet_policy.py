@@ -286,7 +286,7 @@ def _mish(x: Tensor) -> Tensor:
     return pointwise(F.mish, x)
 
 
-_HEAD = DiffusionConfig(sampled=100, says="noise", clip=1.0, sampler="ddpm", spacing="leading")  # as in the paper
+_HEAD = DiffusionConfig(sampled=100, predicts="noise", clip=1.0, sampler="ddpm", spacing="leading")  # as in the paper
 
 
 @register("unet-policy")
