@@ -53,8 +53,8 @@ class PairSpecialTokens(NamedTuple):
 class PairsConfig(TaskConfig):
     """Predict the target of each pair from its source.
 
-    `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `longest` source or target
-    tokens are left out and counted; without `longest`, a pair that does not fit the model or a batch is an error.
+    `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `max_length` source or target
+    tokens are left out and counted; without `max_length`, a pair that does not fit the model or a batch is an error.
     `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
     `reverse_source` feeds the source's tokens in reverse order, in training and in use (Sutskever et al. 2014, section
     3.3); the eos token and the padding still follow them.
