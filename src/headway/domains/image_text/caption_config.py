@@ -153,7 +153,7 @@ def caption_data(
 class CaptionsConfig(TaskConfig):
     """Generate the caption of an image.
 
-    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit). A caption of more than `max_length`
+    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit). A caption of over `max_length`
     tokens is an error, or with `drop_long` left out of training and counted; generated captions are never longer.
     `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
     splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
