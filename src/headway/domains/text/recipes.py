@@ -52,7 +52,7 @@ def published_decoder(
     """A small decoder with Qwen3's architecture, so that other programs can run it: RMSNorm, QK-norm, RoPE, SwiGLU and
     no biases; residual branches and head are initialised to zero.
 
-    The inner width is three times the model's, a multiple of the block size of quantisers; `modern_decoder` has `window`.
+    The inner width is three times the model's, a multiple of the block size of quantisers. `window`: `modern_decoder`.
     """
     norm = RMSNormConfig()
     block = BlockConfig(_attention(heads, window, norm), None, GatedConfig(ratio=3.0), norm, dropout=dropout)
