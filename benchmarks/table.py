@@ -229,7 +229,8 @@ def where(machine: Result, used: str | None = None) -> str:
 
 def line(row: Row, machine: str, path: Path) -> str:
     name = path.relative_to(RESULTS).as_posix() + "/" * path.is_dir()
-    return f"| {' | '.join(row)} | {machine} | [{name.removesuffix('.json').rstrip('/')}](../../benchmarks/results/{name}) |"
+    title = name.removesuffix(".json").rstrip("/")
+    return f"| {' | '.join(row)} | {machine} | [{title}](../../benchmarks/results/{name}) |"
 
 
 def measured(subject: str) -> Iterator[str]:

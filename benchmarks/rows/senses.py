@@ -55,7 +55,7 @@ def spoken_prompts(result: Result) -> Iterator[Row]:
 def scenes(result: Result) -> Iterator[Row]:
     test = result["test"]
     what = f"captions of drawn scenes, {millions(result)}: exact matches"
-    yield f"{what}", f"{percent(test['exact_match'])}; {duration(result)}", ""
+    yield what, f"{percent(test['exact_match'])}; {duration(result)}", ""
     yield f"{what}, pairs of colour and shape not in training", percent(test["exact_match_novel"]), ""
 
 
@@ -116,7 +116,8 @@ def transcription(result: Result) -> Iterator[Row]:
 def forecast(result: Result) -> Iterator[Row]:
     for name, part in result["sets"].items():
         yield (
-            f"{name}, forecast of {part['minutes']:g} core-minute{'s' * (part['minutes'] != 1)}: MASE",
+            f"{name}, model trained for {part['minutes']:g} min: MASE",
             f"{part['model']['mase']['median']:.2f}",
-            f"exponential smoothing {part['smoothing']['mase']:.2f}, seasonal naive {part['seasonal_naive']['mase']:.2f}",
+            f"exponential smoothing {part['smoothing']['mase']:.2f}, "
+            f"seasonal naive {part['seasonal_naive']['mase']:.2f}",
         )
