@@ -81,7 +81,8 @@ def minutes() -> Iterator[str]:
         for run in result.get("chosen", ()):
             parts = [f"{run['set']}, {run['minutes']:g} min", f"{run['parameters'] / 1e6:.2g}M parameters"]
             parts += ["half a core in use"] if run["beside_half_a_core"] else []
-            parts += [NOTES.get(run["note"], run["note"])] if "note" in run else []
+            note: str = run.get("note", "")
+            parts += [NOTES.get(note, note)] if note else []
             figure = f"{scored(run['scores'])}; {run['wall_seconds']:,.0f} s"
             row = (", ".join(parts), figure, f"requested: {60 * run['minutes']:,.0f} s")
             yield line(row, f"{cores(run.get('cores', 2))} of {where(run['machine'])}", path)
