@@ -1,7 +1,7 @@
-"""Make the table of docs/benchmarks/index.md from benchmarks/results.
+"""Make the tables of docs/benchmarks/index.md from benchmarks/results.
 
 python benchmarks/table.py                  # writes between the page's marks
-python benchmarks/table.py --check          # exit 1 if the page is not what the results say
+python benchmarks/table.py --check          # exit 1 if the page differs from the results
 """
 
 from __future__ import annotations
@@ -10,15 +10,123 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from budget import regret
 from measure import RESULTS, ROOT
 from rows import acting, senses, speeds, texts
-from rows.told import Found, Row
+from rows.cells import Result, Row, percent
 
 START, END = "<!-- table -->", "<!-- /table -->"
-CORES = {1: "one core", 2: "two cores"}
-WORN = ("(R)", "(TM)", " Processor", "CPU")  # what names of processors are decorated with
+HEADER = ["| what | headway | compared with | machine | file |", "|---|---|---|---|---|"]
+UNITS = {"amx": "AMX", "amx_bf16": "AMX", "avx512f": "AVX-512", "avx512": "AVX-512", "vnni": "VNNI", "avx2": "AVX2"}
+ORNAMENTS = ("(R)", "(TM)", " Processor", "CPU")  # of names of processors
+NOTES = {  # notes of runs in budget.json, in the words of the page
+    "before dropout followed the room of a model: it had 0.1; evaluations were of the first pairs, which are short": (
+        "dropout 0.1, evaluated on short pairs"
+    ),
+    "before drawn images were told from others; small programs ran beside it": (
+        "no detection of drawings, small programs running"
+    ),
+    "the form before Qwen3's; small programs ran beside it": "older architecture, small programs running",
+    "small programs ran beside it": "small programs running",
+    "a program of two threads ran beside it, and beside its judgement": "a program of two threads running",
+    "beside programs that left it 160 % of two cores": "other programs running, 1.6 cores free",
+    "a third to a half of one core, beside other programs": "other programs running, 0.33 to 0.5 cores free",
+    "on one core, while other programs ran on the other": "other programs on the second core",
+}
+Located = tuple[Path, Result]
+
+
+def engine_files(row: str) -> Iterator[Located]:
+    """This row of the engine from the machines with the best and the worst ratio, if several measured it."""
+    paths = sorted((RESULTS / "machines").glob("*.json"))
+    machines = [(path, json.loads(path.read_text(encoding="utf-8"))["rows"]) for path in paths]
+    measured = [(path, rows[row]) for path, rows in machines if row in rows]
+    measured.sort(key=lambda one: margin(one[1]), reverse=True)
+    yield from [*measured[:1], *measured[1:][-1:]]
+
+
+def margin(result: Result) -> float:
+    """By how much a row exceeds its lowest target; its speed if it has no target."""
+    if result["asked"]:
+        return min(target["reached"] / target["asked"] for target in result["asked"])
+    medians = [
+        each[result["goal"]]["median"] for title, each in result["programs"].items() if title.startswith("headway")
+    ]
+    return -min(medians) if result["goal"] == "seconds" else max(medians)
+
+
+def files(name: str) -> Iterator[Located]:
+    """The results of this name: of one machine, or of each kind."""
+    if name in ENGINE:
+        yield from engine_files(name)
+        return
+    for path in (*RESULTS.glob(f"{name}.json"), *sorted(RESULTS.glob(f"machines/*/{name}.json"))):
+        yield path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def claims() -> Iterator[str]:
+    """How many of the claims hold, by their committed verdicts."""
+    folder = RESULTS / "claims"
+    verdicts = [json.loads(path.read_text(encoding="utf-8"))["verdict"] for path in sorted(folder.glob("*.json"))]
+    if verdicts:
+        what = f"{len(verdicts)} claims about the history of the field, evaluated by fixed rules"
+        yield line((what, f"{verdicts.count('holds')} hold", ""), "1 core", folder)
+
+
+def minutes() -> Iterator[str]:
+    """Scores of generic recipes with `--minutes`, run by run."""
+    for path, result in files("budget"):
+        for run in result.get("chosen", ()):
+            parts = [f"{run['set']}, {run['minutes']:g} min", f"{run['parameters'] / 1e6:.2g}M parameters"]
+            parts += ["half a core in use"] if run["beside_half_a_core"] else []
+            note: str = run.get("note", "")
+            parts += [NOTES.get(note, note)] if note else []
+            figure = f"{scored(run['scores'])}; {run['wall_seconds']:,.0f} s"
+            row = (", ".join(parts), figure, f"requested: {60 * run['minutes']:,.0f} s")
+            yield line(row, f"{cores(run.get('cores', 2))} of {where(run['machine'])}", path)
+
+
+def regrets() -> Iterator[str]:
+    """How much worse the choice of `--minutes` is than the best of a grid of sizes and learning rates."""
+    for path, result in files("budget"):
+        runs = {(one["set"], one["minutes"], one["processor"]): one for one in result.get("grid", ())}
+        for name, minutes, processor in runs:
+            cells = [one for one in result["grid"] if one["processor"] == processor]
+            one = regret(name, minutes, cells)
+            if one is not None:
+                score = "{:.1%}" if one["score"] == "accuracy" else "{:.4g}"
+                unit = {"loss": "{:+.1%}", "accuracy": "{:+.1f} points"}.get(one["score"], "{:+.1f}")
+                width, depth, _ = one["best_size"]
+                row = (
+                    f"{name}, {minutes:g} min: {one['score'].replace('bleu', 'BLEU')} and gap to the best of a grid",
+                    f"{score.format(one['chosen'])}; gap {unit.format(one['regret'])}",
+                    f"{score.format(one['best'])}: width {width}, {depth} layers, learning rate {one['best_rate']:g}",
+                )
+                yield line(row, f"1 core of {plain(processor)}", path)
+
+
+def demos() -> Iterator[str]:
+    """`make demo` on a free machine, and while a program uses half of one core."""
+    for path, result in files("budget"):
+        for run in result.get("demo", ()):
+            busy = ", half a core in use" if run["beside_half_a_core"] else ""
+            figure = f"WER {percent(run['wer'])}, PER {percent(run['per'])}; {run['wall_seconds']:.0f} s"
+            yield line((f"`make demo`{busy}", figure, ""), f"2 cores of {where(run['machine'])}", path)
+
+
+def scored(scores: Result) -> str:
+    """The usual metric of a kind of task, with its interval."""
+    for name, number, unit in (
+        ("bleu", "{:.1f}", " BLEU"),
+        ("accuracy", "{:.1%}", " accuracy"),
+        ("bits_per_byte", "{:.3f}", " bits per byte"),
+    ):
+        if name in scores:
+            edges = [number.format(edge) for edge in scores.get(f"{name}_interval", ())]
+            return number.format(scores[name]) + unit + (f" ({edges[0]} to {edges[1]})" if edges else "")
+    return f"loss {scores['loss']:.3f}"
 
 
 ENGINE = (
@@ -35,154 +143,112 @@ ENGINE = (
     "train-1m",
     "load-135m",
 )  # rows of benchmarks/engine.py
-
-
-def extremes(row: str) -> Iterator[Found]:
-    """This row of the engine where it stands best, and where it stands worst, if several measured it."""
-    machines = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "machines").glob("*.json"))]
-    found = sorted((one["rows"][row] for one in machines if row in one["rows"]), key=margin, reverse=True)
-    yield from [*found[:1], *found[1:][-1:]]
-
-
-def margin(found: Found) -> float:
-    """How far a row lies above the least of what was asked of it; where nothing was, how fast it is."""
-    if found["asked"]:
-        return min(each["reached"] / each["asked"] for each in found["asked"])
-    medians = [
-        each[found["goal"]]["median"] for title, each in found["programs"].items() if title.startswith("headway")
-    ]
-    return -min(medians) if found["goal"] == "seconds" else max(medians)
-
-
-def results(name: str) -> Iterator[Found]:
-    """The results of this name: of one machine, or of each kind."""
-    if name in ENGINE:
-        yield from extremes(name)
-        return
-    for path in (*RESULTS.glob(f"{name}.json"), *sorted(RESULTS.glob(f"machines/*/{name}.json"))):
-        yield json.loads(path.read_text(encoding="utf-8"))
-
-
-def claims() -> Iterator[str]:
-    """How many of the claims hold, by their committed verdicts."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "claims").glob("*.json"))]
-    if found:
-        holding = sum(claim["verdict"] == "holds" for claim in found)
-        yield f"| claims of the history, by fixed rules | {holding} of {len(found)} hold here |  | one core |"
-
-
-def minutes() -> Iterator[str]:
-    """What generic recipes made of their minutes, run by run."""
-    for found in results("budget"):
-        for run in found.get("chosen", ()):
-            what, given = run["set"], f"{run['minutes']:g} minutes of {CORES[run.get('cores', 2)]}"
-            beside = ", beside half a core" if run["beside_half_a_core"] else ""
-            off = run["wall_seconds"] / 60 / run["minutes"] - 1
-            size = f"{run['parameters'] / 1e6:.2g}M parameters, {off:+.1%} of the time"
-            note = f"; {run['note']}" if "note" in run else ""
-            told = (f"`--minutes`, {what}: {given}{beside}{note}", scored(run["scores"]), size, where(run["machine"]))
-            yield f"| {' | '.join(told)} |"
-
-
-def regrets() -> Iterator[str]:
-    """How much worse the choice of `--minutes` is than the best of a grid of sizes and rates, at equal minutes."""
-    for found in results("budget"):
-        asked = {(one["set"], one["minutes"], one["processor"]): one for one in found.get("grid", ())}
-        for name, minutes, processor in asked:
-            cells = [one for one in found["grid"] if one["processor"] == processor]
-            one = regret(name, minutes, cells)
-            if one is not None:
-                unit = {"loss": "{:+.1%} of the loss", "accuracy": "{:+.1f} points"}.get(one["score"], "{:+.1f}")
-                what = f"`--minutes` beside a grid, {name}: {minutes:g} minutes of one core, regret"
-                width, depth, _ = one["best_size"]
-                best = f"best cell {one['best']:.4g}: {width} wide, {depth} layers, rate {one['best_rate']:g}"
-                yield f"| {what} | {unit.format(one['regret'])} ({one['chosen']:.4g}) | {best} | {processor} |"
-
-
-def demos() -> Iterator[str]:
-    """`make demo` alone, and beside a program that takes half of one core."""
-    for found in results("budget"):
-        for run in found.get("demo", ()):
-            beside = ", beside half a core" if run["beside_half_a_core"] else ""
-            rates = f"WER {run['wer']:.1%}, PER {run['per']:.1%} in {run['wall_seconds']:.0f} s, the make included"
-            yield f"| `make demo`{beside} | {rates} |  | {where(run['machine'])} |"
-
-
-def scored(scores: Found) -> str:
-    """The figure that a kind of task is known by, with its interval."""
-    for name, said in (("bleu", "{:.1f} BLEU"), ("accuracy", "{:.1%}"), ("bits_per_byte", "{:.3f} bits a byte")):
-        if name in scores:
-            edges = [said.format(edge) for edge in scores.get(f"{name}_interval", ())]
-            return said.format(scores[name]) + (f" ({edges[0]} to {edges[1]})" if edges else "")
-    return f"loss {scores['loss']:.3f}"
-
-
-PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
-    "shakespeare": texts.shakespeare,
-    "translation-speed": texts.translation_speed,
-    "translation-score": texts.translation_score,
-    "pronounce-5-minutes": texts.pronounce,
-    "pronounce-45-minutes": texts.pronounce,
-    "understanding-banking77": texts.banking77,
-    "understanding-banking77-lora": texts.banking77,
-    "masked": texts.masked,
-    "few": texts.few,
-    "names": texts.names,
-    "dialogues": texts.dialogues,
-    "emoji-clip": senses.emoji,
-    "understanding-embed": texts.embedding,
-    "understanding-start": texts.start,
-    "fashion-mnist": senses.fashion,
-    "digits": senses.digits,
-    "vision-speed": senses.vision_speed,
-    "spoken-digits": senses.spoken_digits,
-    "spoken-speakers": senses.spoken_speakers,
-    "spoken-sequences": senses.spoken_sequences,
-    "spoken-prompts": senses.spoken_prompts,
-    "load": texts.loading,
-    "fuzz": texts.fuzz,
-    "scenes": senses.scenes,
-    "emoji-caption": senses.emoji_caption,
-    "chess": acting.chess,
-    **{f"trajectories-{name}": acting.trajectories for name in ("cartpole", "pendulum", "double", "hopper", "cheetah")},
-    "online": acting.online,
-    "robotics": acting.robotics,
-    "robotics-together": acting.robotics_together,
-    "robotics-chunks": acting.robotics_chunks,
-    "robotics-heads": acting.robotics_heads,
-    **{f"robotics-cameras-{task}": acting.robotics_cameras for task in ("reach", "door-open", "drawer-open")},
-    "padding": texts.padding,
-    "memory": texts.memory,
-    **dict.fromkeys(ENGINE, speeds.engine),
-    "serve": speeds.serve,
-    "forms": speeds.forms,
-    "context": speeds.context,
-    "rounding": speeds.rounding,
-    "transcription": senses.transcription,
-    "recurrent": speeds.recurrent,
-    "mixers": speeds.mixers,
+SUBJECTS: dict[str, dict[str, Callable[[Result], Iterator[Row]]]] = {
+    "Texts and translation": {
+        "shakespeare": texts.shakespeare,
+        "translation-speed": texts.translation_speed,
+        "translation-score": texts.translation_score,
+        "pronounce-5-minutes": texts.pronounce,
+        "pronounce-45-minutes": texts.pronounce,
+    },
+    "Labelled texts, tagging and embeddings": {
+        "understanding-banking77": texts.banking77,
+        "understanding-banking77-lora": texts.banking77,
+        "masked": texts.masked,
+        "few": texts.few,
+        "names": texts.names,
+        "understanding-embed": texts.embedding,
+        "understanding-start": texts.start,
+    },
+    "Chat": {"dialogues": texts.dialogues},
+    "Images and captions": {
+        "fashion-mnist": senses.fashion,
+        "digits": senses.digits,
+        "emoji-clip": senses.emoji,
+        "scenes": senses.scenes,
+        "emoji-caption": senses.emoji_caption,
+        "vision-speed": senses.vision_speed,
+    },
+    "Sounds and speech": {
+        "spoken-digits": senses.spoken_digits,
+        "spoken-speakers": senses.spoken_speakers,
+        "spoken-sequences": senses.spoken_sequences,
+        "spoken-prompts": senses.spoken_prompts,
+        "transcription": senses.transcription,
+    },
+    "Time series": {"forecast": senses.forecast},
+    "Agents, robots and chess": {
+        **{
+            f"trajectories-{name}": acting.trajectories
+            for name in ("cartpole", "pendulum", "double", "hopper", "cheetah")
+        },
+        "online": acting.online,
+        "robotics": acting.robotics,
+        "robotics-together": acting.robotics_together,
+        "robotics-chunks": acting.robotics_chunks,
+        "robotics-heads": acting.robotics_heads,
+        **{f"robotics-cameras-{task}": acting.robotics_cameras for task in ("reach", "door-open", "drawer-open")},
+        "chess": acting.chess,
+    },
+    "CPU engine": {
+        **dict.fromkeys(ENGINE[:-1], speeds.engine),
+        "context": speeds.context,
+        "forms": speeds.forms,
+        "rounding": speeds.rounding,
+        "recurrent": speeds.recurrent,
+        "mixers": speeds.mixers,
+    },
+    "Server": {"serve": speeds.serve},
+    "Loading and memory": {
+        ENGINE[-1]: speeds.engine,
+        "load": texts.loading,
+        "memory": texts.memory,
+        "padding": texts.padding,
+    },
+    "Fuzzing": {"fuzz": texts.fuzz},
 }
 
 
-def where(machine: Found, used: str | None = None) -> str:
-    """The processor, and the best units that it has, or those that were `used` where less of it was."""
-    name = machine["processor"]
-    for worn in WORN:
-        name = name.replace(worn, "")
+def plain(processor: str) -> str:
+    for ornament in ORNAMENTS:
+        processor = processor.replace(ornament, "")
+    return processor
+
+
+def cores(count: int) -> str:
+    return f"{count} core{'s' * (count > 1)}"
+
+
+def where(machine: Result, used: str | None = None) -> str:
+    """The processor and its best instruction set, or the one that was `used`."""
+    name = plain(machine["processor"])
     if used is not None:
-        return f"{name} ({used})"
+        return f"{name} ({UNITS.get(used, used)})"
     units = [unit for unit in ("amx_bf16", "avx512f", "avx2") if unit in machine["units"]]
-    return f"{name} ({units[0].partition('_')[0]})" if units else name
+    return f"{name} ({UNITS[units[0]]})" if units else name
+
+
+def line(row: Row, machine: str, path: Path) -> str:
+    name = path.relative_to(RESULTS).as_posix() + "/" * path.is_dir()
+    title = name.removesuffix(".json").rstrip("/")
+    return f"| {' | '.join(row)} | {machine} | [{title}](../../benchmarks/results/{name}) |"
+
+
+def measured(subject: str) -> Iterator[str]:
+    for name, rows in SUBJECTS[subject].items():
+        for path, result in files(name):
+            for row in rows(result):
+                yield line(row, where(result["machine"], result.get("instructions")), path)
 
 
 def table() -> str:
-    lines = ["| what | headway | beside | 2 cores of |", "|---|---|---|---|"]
-    for name, rows in PARTS.items():
-        for found in results(name):
-            lines += [
-                f"| {' | '.join(row)} | {where(found['machine'], found.get('instructions'))} |" for row in rows(found)
-            ]
-    return "\n".join([*lines, *minutes(), *regrets(), *demos(), *claims()])
+    """One table per subject that has results."""
+    tables = {subject: list(measured(subject)) for subject in SUBJECTS if subject != "Fuzzing"}
+    tables["Planning by minutes"] = [*minutes(), *regrets(), *demos()]
+    tables |= {"Fuzzing": list(measured("Fuzzing")), "History of the field": list(claims())}
+    return "\n".join(
+        "\n".join([f"## {subject}", "", *HEADER, *lines, ""]) for subject, lines in tables.items() if lines
+    )
 
 
 def main() -> int:
@@ -193,7 +259,7 @@ def main() -> int:
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)
-    wanted = f"{before}{START}\n{table()}\n{END}{after}"
+    wanted = f"{before}{START}\n\n{table()}\n{END}{after}"
     if args.check:
         return int(wanted != text)
     page.write_text(wanted, encoding="utf-8")

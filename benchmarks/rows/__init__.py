@@ -1,1 +1,1 @@
-"""The rows of the README's table, from files of results."""
+"""Rows of the tables of docs/benchmarks/index.md, made from files of results."""

@@ -4,135 +4,133 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rows.told import Found, Row
+from rows.cells import Result, Row, millions, percent
 
 
-def chess(found: Found) -> Iterator[Row]:
-    what = f"chess, {found['run']['parameters'] / 1e6:.1f}M parameters"
-    yield (
-        f"{what}: puzzles of Lichess solved by policy, one move ahead, a tree of 200 nodes",
-        ", ".join(
-            f"{100 * part['puzzle_accuracy']:.1f} % of {part['samples']:,}" for part in found["puzzles"].values()
-        ),
-        "",
-    )
+def chess(result: Result) -> Iterator[Row]:
+    what = f"chess, {millions(result['run'])}"
+    searches = ("policy only", "one move ahead", "tree of 200 nodes")
+    for search, part in zip(searches, result["puzzles"].values(), strict=True):
+        yield (
+            f"{what}: Lichess puzzles solved, {search}",
+            f"{percent(part['puzzle_accuracy'])} of {part['samples']:,}",
+            "",
+        )
     opponents = (
         ("random", "random moves"),
         ("elo", "Stockfish at UCI_Elo 1320"),
         ("elo-1500", "Stockfish at UCI_Elo 1500"),
     )
-    for kind, beside in opponents:
-        match = found[kind]["matches"][0]
+    for kind, opponent in opponents:
+        match = result[kind]["matches"][0]
         games = f"{match['wins']} won, {match['draws']} drawn, {match['losses']} lost"
         yield (
-            f"{what}: {match['games']} games at 0.1 s a move against {beside}",
-            f"{100 * match['score']:.1f} % of the points ({games})",
-            "",
+            f"{what}: {match['games']} games, 0.1 s per move, points",
+            f"{percent(match['score'])} ({games})",
+            opponent,
         )
 
 
-def trajectories(found: Found) -> Iterator[Row]:
-    """The first return that is asked for, over seeds."""
+def trajectories(result: Result) -> Iterator[Row]:
+    """The return for the first target, over seeds."""
 
-    def told(kind: str) -> str:
-        spread = found[f"{kind}_return"]
-        return f"{spread['median']:,.0f} ({spread['low']:,.0f} to {spread['high']:,.0f})"
+    def spread(kind: str) -> str:
+        values = result[f"{kind}_return"]
+        return f"{values['median']:,.0f} ({values['low']:,.0f} to {values['high']:,.0f})"
 
-    data = found["data"]
-    cloning = f"behaviour cloning: {told('cloning')}; " if "cloning" in found else ""
+    data = result["data"]
+    cloning = f"behaviour cloning: {spread('cloning')}; " if "cloning" in result else ""
     yield (
-        f"{found['environment']}: mean return over {len(found['conditioned'])} seeds of a Decision Transformer",
-        told("conditioned"),
-        f"{cloning}the {data['episodes']:,} recorded episodes: {data['return_mean']:,.0f} in the mean",
+        f"{result['environment']}, Decision Transformer, {len(result['conditioned'])} seeds: mean return",
+        spread("conditioned"),
+        f"{cloning}{data['episodes']:,} recorded episodes: {data['return_mean']:,.0f}",
     )
 
 
-def robotics(found: Found) -> Iterator[Row]:
-    """Success in each task, and the mean."""
-    low, high = found["success_rate_interval"]
-    each = ", ".join(f"{task} {100 * part['test']['success_rate']:.0f}" for task, part in found["tasks"].items())
-    longest = max(part["seconds"] for part in found["tasks"].values())
-    reached = f"{100 * found['success_rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    yield (
-        f"Meta-World, {len(found['tasks'])} tasks from 50 demonstrations each, policies of "
-        f"{next(iter(found['tasks'].values()))['parameters'] / 1e6:.1f}M parameters: success",
-        f"{reached} after {longest / 60:.1f} minutes of one core a task at most: {each}",
-        "",
-    )
+def robotics(result: Result) -> Iterator[Row]:
+    """Success on average over the tasks, and per task."""
+    tasks = result["tasks"]
+    low, high = (percent(edge) for edge in result["success_rate_interval"])
+    longest = max(part["seconds"] for part in tasks.values())
+    what = f"Meta-World, 50 demonstrations per task, policy per task of {millions(next(iter(tasks.values())))}: success"
+    reached = f"{percent(result['success_rate'])} ({low} to {high}); {longest / 60:.1f} core-minutes per task or less"
+    yield f"{what}, mean of {len(tasks)} tasks", reached, ""
+    each = ", ".join(f"{task} {percent(part['test']['success_rate'], 0)}" for task, part in tasks.items())
+    yield f"{what}, per task", each, ""
 
 
-def _share(scores: Found) -> str:
-    low, high = scores["success_rate_interval"]
-    return f"{100 * scores['success_rate']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+def _share(scores: Result) -> str:
+    low, high = (percent(edge, 0) for edge in scores["success_rate_interval"])
+    return f"{percent(scores['success_rate'], 0)} ({low} to {high})"
 
 
-def _time(part: Found) -> str:
-    return f"{part['seconds'] / 60:.0f} minutes of {'one core' if part['threads'] == 1 else '2 cores'}"
+def _time(part: Result) -> str:
+    return f"{part['seconds'] / 60:.0f} {'core-minutes' if part['threads'] == 1 else 'min on 2 cores'}"
 
 
-def _spread(scores: Found) -> str:
-    """Over seeds, in %: one number where all came to the same."""
+def _spread(scores: Result) -> str:
+    """Over seeds, in %: one number if all seeds have the same."""
     median, low, high = (round(100 * scores["success_rate"][name]) for name in ("median", "low", "high"))
-    return str(median) if low == high else f"{median} ({low} to {high})"
+    return f"{median}%" if low == high else f"{median}% ({low} to {high})"
 
 
-def _trained(parts: Found) -> str:
+def _trained(parts: Result) -> str:
     runs = [run for part in parts.values() for run in part["runs"]]
     seeds = len({run["seed"] for run in runs})
     return f"{seeds} seeds of {runs[0]['steps']:,} steps"
 
 
-def robotics_together(found: Found) -> Iterator[Row]:
-    """One policy of all tasks, told their names."""
-    scores = found["test"]
-    marks = {
+def robotics_together(result: Result) -> Iterator[Row]:
+    """One policy for all tasks, with the task's name as an input."""
+    scores = result["test"]
+    rates = {
         name: value for name, value in scores.items() if name.startswith("success_rate_") and "interval" not in name
     }
     each = ", ".join(
-        f"{name.removeprefix('success_rate_').replace('_', '-')} {100 * value:.0f}" for name, value in marks.items()
+        f"{name.removeprefix('success_rate_').replace('_', '-')} {percent(value, 0)}" for name, value in rates.items()
     )
-    yield (
-        f"one policy of these {len(marks)} tasks, told their names",
-        f"{_share(scores)} after {_time(found)}: {each}",
-        "",
-    )
+    what = f"Meta-World, one policy for these {len(rates)} tasks, task name as input: success"
+    yield f"{what}, mean", f"{_share(scores)}; {_time(result)}", ""
+    yield f"{what}, per task", each, ""
 
 
-def robotics_chunks(found: Found) -> Iterator[Row]:
-    """Success by the size of chunks, ensembled and carried out whole."""
-    parts = found["chunks"]
-    rates = {
-        way: ", ".join(f"{size}: {_spread(part['carried_out'][way])}" for size, part in parts.items())
-        for way in ("ensembled", "whole")
-    }
-    yield (
-        f"{found['task']}, success in % by the size of chunks, {_trained(parts)}",
-        f"all that speak of a step averaged: {rates['ensembled']}",
-        f"one after the other as a whole: {rates['whole']}",
-    )
+def robotics_chunks(result: Result) -> Iterator[Row]:
+    """Success by the size of chunks, with overlapping predictions averaged and with chunks executed one by one."""
+    parts = result["chunks"]
+    for size, part in parts.items():
+        rates = {way: _spread(part["carried_out"][way]) for way in ("ensembled", "whole")}
+        yield (
+            f"{result['task']}, chunks of {size}, {_trained(parts)}: success, overlapping chunks averaged",
+            rates["ensembled"],
+            f"one chunk after another: {rates['whole']}",
+        )
 
 
-def robotics_heads(found: Found) -> Iterator[Row]:
-    parts = found["heads"]
-    told = ", ".join(f"{name} {_spread(part)}" for name, part in parts.items())
-    yield f"{found['task']}, success in % by head, {_trained(parts)}", told, ""
+def robotics_heads(result: Result) -> Iterator[Row]:
+    parts = result["heads"]
+    rates = ", ".join(f"{name} {_spread(part)}" for name, part in parts.items())
+    yield f"{result['task']}, by head, {_trained(parts)}: success", rates, ""
 
 
-def robotics_cameras(found: Found) -> Iterator[Row]:
-    yield f"{found['task']} from two cameras and the hand's state", f"{_share(found['test'])} after {_time(found)}", ""
+def robotics_cameras(result: Result) -> Iterator[Row]:
+    what = f"{result['task']} from two cameras and the state of the hand: success"
+    yield what, f"{_share(result['test'])}; {_time(result)}", ""
 
 
-def online(found: Found) -> Iterator[Row]:
-    """Agents that learn by PPO, seed by seed, and after how many steps the goal was reached in training."""
-    for name, programs in found["results"].items():
-        told = {}
-        for program, seeds in programs.items():
-            returns = ", ".join(f"{one['test_return_mean']:.0f}" for one in seeds.values())
-            reached = [one["goal_reached_after_steps"] for one in seeds.values()]
-            steps = ", ".join("never" if one is None else f"{one:,.0f}" for one in reached)
-            seconds = max(one["cpu_seconds"] for one in seeds.values())
-            told[program] = f"{returns} (goal after {steps} steps; {seconds:.0f} core-seconds)"
-        goal, count = found["goals"][name], found["steps"][name]
-        what = f"`ppo`, {name}, {count:,} steps: return of each seed in test, goal {goal:g}"
-        peer = told.get("stable-baselines3")
-        yield what, told.get("headway", "not run"), f"stable-baselines3 {peer}" if peer else ""
+def online(result: Result) -> Iterator[Row]:
+    """Agents that learn by PPO, seed by seed, and after how many steps they reached the goal in training."""
+    for name, programs in result["results"].items():
+        goal, count = result["goals"][name], result["steps"][name]
+        what = f"`ppo`, {name}, {count:,} steps"
+        figures = {program: _ppo(list(seeds.values())) for program, seeds in programs.items()}
+        ours, peer = figures["headway"], figures.get("stable-baselines3")
+        titles = (f"test return per seed (goal {goal:g})", "steps until the goal", "longest time of a seed")
+        for index, title in enumerate(titles):
+            yield f"{what}: {title}", ours[index], f"stable-baselines3: {peer[index]}" if peer else ""
+
+
+def _ppo(seeds: list[Result]) -> tuple[str, str, str]:
+    returns = ", ".join(f"{one['test_return_mean']:.0f}" for one in seeds)
+    reached = [one["goal_reached_after_steps"] for one in seeds]
+    steps = ", ".join("not reached" if one is None else f"{one:,.0f}" for one in reached)
+    return returns, steps, f"{max(one['cpu_seconds'] for one in seeds):.0f} core-seconds"

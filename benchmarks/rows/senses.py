@@ -4,126 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rows.told import Found, Row, duration, rounded
+from rows.cells import Result, Row, core_minutes, duration, millions, percent, rounded
 
 
-def emoji(found: Found) -> Iterator[Row]:
-    test = found["test"]
+def emoji(result: Result) -> Iterator[Row]:
+    test = result["test"]
     rates = {
-        kind: (100 * test[f"{kind}_at_1"], 100 * test[f"{kind}_at_5"]) for kind in ("recall", "neighbour", "chance")
+        kind: f"{percent(test[f'{kind}_at_1'])}, {percent(test[f'{kind}_at_5'])}"
+        for kind in ("recall", "neighbour", "chance")
     }
     yield (
-        f"names of {test['samples']} held-out emoji in five languages, given the image, "
-        f"{found['parameters'] / 1e6:.1f}M parameters",
-        f"recall@1 {rates['recall'][0]:.1f} %, @5 {rates['recall'][1]:.1f} % after {duration(found)}",
-        f"neighbour in pixels: {rates['neighbour'][0]:.1f} %, {rates['neighbour'][1]:.1f} %; "
-        f"chance: {rates['chance'][0]:.1f} %, {rates['chance'][1]:.1f} %",
+        f"{test['samples']} held-out emoji, names in five languages by image, {millions(result)}: recall@1, recall@5",
+        f"{rates['recall']}; {duration(result)}",
+        f"nearest image by pixels: {rates['neighbour']}; chance: {rates['chance']}",
     )
 
 
-def spoken_digits(found: Found) -> Iterator[Row]:
+def spoken_digits(result: Result) -> Iterator[Row]:
+    accuracy = percent(result["scores"]["accuracy"])
+    what = f"spoken digits (FSDD, takes 0 to 4), {millions(result)}: accuracy"
+    yield what, f"{accuracy}; {core_minutes(result)}", ""
+
+
+def spoken_speakers(result: Result) -> Iterator[Row]:
+    rates = result["accuracy"]
     yield (
-        f"spoken digits (FSDD, takes 0 to 4), {found['parameters'] / 1e6:.1f}M parameters",
-        f"accuracy {100 * found['scores']['accuracy']:.1f} % after {spoken_minutes(found)}",
+        f"spoken digits of a held-out speaker, mean over {len(result['by_speaker'])} of six speakers: accuracy",
+        f"{percent(rates['mean'])} ({percent(rates['least'])} to {percent(rates['greatest'])})",
         "",
     )
 
 
-def spoken_speakers(found: Found) -> Iterator[Row]:
-    rates = found["accuracy"]
+def spoken_sequences(result: Result) -> Iterator[Row]:
+    scores = result["scores"]
     yield (
-        f"the same of a speaker who is not trained on, mean of {len(found['by_speaker'])} of six",
-        f"accuracy {100 * rates['mean']:.1f} % ({100 * rates['least']:.1f} to {100 * rates['greatest']:.1f})",
+        f"2 to 5 spoken digits with timestamps, {millions(result)}, from scratch: WER, mean error of timestamps",
+        f"{percent(scores['wer'])}, {scores['boundary_error_ms']:.0f} ms; {core_minutes(result)}",
         "",
     )
 
 
-def spoken_sequences(found: Found) -> Iterator[Row]:
-    scores = found["scores"]
+def spoken_prompts(result: Result) -> Iterator[Row]:
     yield (
-        f"2 to 5 spoken digits with their times, {found['parameters'] / 1e6:.1f}M parameters, from scratch",
-        f"WER {100 * scores['wer']:.1f} %, {scores['boundary_error_ms']:.0f} ms from the true times in the mean, after "
-        f"{spoken_minutes(found)}",
+        "Asterisk's voice prompts, Whisper tiny.en fine-tuned: WER",
+        f"{percent(result['scores']['wer'])}; {core_minutes(result)}",
+        f"not fine-tuned: {percent(result['before']['wer'])}",
+    )
+
+
+def scenes(result: Result) -> Iterator[Row]:
+    test = result["test"]
+    what = f"captions of drawn scenes, {millions(result)}: exact matches"
+    yield what, f"{percent(test['exact_match'])}; {duration(result)}", ""
+    yield f"{what}, pairs of colour and shape not in training", percent(test["exact_match_novel"]), ""
+
+
+def emoji_caption(result: Result) -> Iterator[Row]:
+    test = result["test"]
+    yield (
+        f"names of {test['samples']} held-out emoji, {millions(result)}, from scratch: exact matches, chrF",
+        f"{percent(test['exact_match'])}, {test['chrf']:.1f}; {duration(result)}",
         "",
     )
 
 
-def spoken_prompts(found: Found) -> Iterator[Row]:
-    yield (
-        f"Asterisk's prompts by Whisper tiny.en, fine-tuned for {spoken_minutes(found)}",
-        f"WER {100 * found['scores']['wer']:.1f} %",
-        f"before: {100 * found['before']['wer']:.1f} %",
-    )
+def fashion(result: Result) -> Iterator[Row]:
+    accuracy = percent(result["test"]["accuracy"])
+    yield f"Fashion-MNIST, {millions(result)}: test accuracy", f"{accuracy}; {duration(result)}", ""
 
 
-def spoken_minutes(found: Found) -> str:
-    return f"{found['core_seconds'] / 60:.0f} core-minutes"
+def digits(result: Result) -> Iterator[Row]:
+    slowest = result["seconds_a_fold"]["max"]
+    accuracy = percent(result["accuracy"])
+    yield "digits of scikit-learn, five folds: accuracy, slowest fold", f"{accuracy}; {slowest:.0f} s", ""
 
 
-def scenes(found: Found) -> Iterator[Row]:
-    test = found["test"]
-    yield (
-        f"captions of drawn scenes, {found['parameters'] / 1e6:.1f}M parameters: right to the letter",
-        f"{100 * test['exact_match']:.1f} %, with pairs of colour and shape that training never shows "
-        f"{100 * test['exact_match_novel']:.1f} %; {duration(found)}",
-        "",
-    )
-
-
-def emoji_caption(found: Found) -> Iterator[Row]:
-    test = found["test"]
-    yield (
-        f"names of {test['samples']} held-out emoji, {found['parameters'] / 1e6:.1f}M parameters, from scratch",
-        f"right to the letter {100 * test['exact_match']:.1f} %, chrF {test['chrf']:.1f}; {duration(found)}",
-        "",
-    )
-
-
-def fashion(found: Found) -> Iterator[Row]:
-    yield (
-        f"Fashion-MNIST, {found['parameters'] / 1e6:.1f}M parameters: test accuracy",
-        f"{100 * found['test']['accuracy']:.1f} % after {duration(found)}",
-        "",
-    )
-
-
-def digits(found: Found) -> Iterator[Row]:
-    slowest = found["seconds_a_fold"]["max"]
-    yield (
-        "scikit-learn's digits, five folds: accuracy",
-        f"{100 * found['accuracy']:.1f} %, {slowest:.0f} s for the slowest fold",
-        "",
-    )
-
-
-def vision_speed(found: Found) -> Iterator[Row]:
+def vision_speed(result: Result) -> Iterator[Row]:
     names = {"vit-ti16": "vit-ti16 at 224 x 224", "fashion": "a ViT of 6 layers and width 128 at 28 x 28"}
-    for shape, precisions in found["shapes"].items():
-        for key, what in (("training_images_a_second", "training"), ("images_a_second", "using")):
-            told = {
+    for shape, precisions in result["shapes"].items():
+        for key, what in (("training_images_a_second", "training"), ("images_a_second", "inference")):
+            speeds = {
                 program: ", ".join(
                     f"{precision} {rounded(programs[program][key]['median'])}"
                     for precision, programs in precisions.items()
                 )
                 for program in ("headway", "transformers")
             }
-            yield f"{what} {names[shape]}: images a second", told["headway"], f"transformers {told['transformers']}"
+            yield f"{what}, {names[shape]}", f"{speeds['headway']} images/s", f"transformers {speeds['transformers']}"
 
 
-def transcription(found: Found) -> Iterator[Row]:
-    """Ours under short names, and those of the peers."""
-    every = found["programs"]
-    ours = {name.removeprefix("headway "): part for name, part in every.items() if name.startswith("headway")}
-    peers = {name: part for name, part in every.items() if not name.startswith("headway")}
+def transcription(result: Result) -> Iterator[Row]:
+    """The dtypes of headway, and the programs it is compared with."""
+    programs = result["programs"]
+    ours = {name.removeprefix("headway "): part for name, part in programs.items() if name.startswith("headway")}
+    peers = {name: part for name, part in programs.items() if not name.startswith("headway")}
+    ours = {name.replace(", cache ", " with KV cache "): part for name, part in ours.items()}
 
-    def told(parts: Found, value: Callable[[Found], str]) -> str:
+    def cell(parts: Result, value: Callable[[Result], str]) -> str:
         return ", ".join(f"{name} {value(part)}" for name, part in parts.items())
 
-    seconds = found["sound_seconds"]
+    seconds = result["sound_seconds"]
     for what, value in (
-        (f"transcribing {seconds['eleven']} s of speech: seconds", lambda part: f"{part['seconds']['median']:.2f}"),
-        ("word error rate of ten utterances, %", lambda part: f"{100 * part['wer']:.1f}"),
-        (f"of {seconds['joined']:.0f} s of them in a row, %", lambda part: f"{100 * part['joined_wer']:.1f}"),
+        (f"transcribing {seconds['eleven']} s of speech", lambda part: f"{part['seconds']['median']:.2f} s"),
+        ("WER of ten utterances", lambda part: percent(part["wer"])),
+        (f"WER of {seconds['joined']:.0f} s of joined utterances", lambda part: percent(part["joined_wer"])),
     ):
-        name = f"Whisper tiny.en, beam {found['beam']}, {found['threads']} threads: {what}"
-        yield name, told(ours, value), told(peers, value)
+        name = f"Whisper tiny.en, beam {result['beam']}, {result['threads']} threads: {what}"
+        yield name, cell(ours, value), cell(peers, value)
+
+
+def forecast(result: Result) -> Iterator[Row]:
+    for name, part in result["sets"].items():
+        yield (
+            f"{name}, model trained for {part['minutes']:g} min: MASE",
+            f"{part['model']['mase']['median']:.2f}",
+            f"exponential smoothing {part['smoothing']['mase']:.2f}, "
+            f"seasonal naive {part['seasonal_naive']['mase']:.2f}",
+        )

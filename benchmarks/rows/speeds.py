@@ -1,90 +1,104 @@
-"""Rows of mixers and of the CPU engine."""
+"""Rows of mixers, of the CPU engine and of the server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rows.told import Found, Row, rounded
+from rows.cells import Result, Row, rounded
 
 ENGINE = {
-    "decode": "decoding, {rows} at once",
-    "prefill": "reading a prompt of 512",
-    "translate": "translating by beam 4, {rows} sentences at once",
-    "train": "training, batches of {rows} rows",
+    "decode": "decoding, batch {rows}",
+    "prefill": "prefill of 512 tokens",
+    "translate": "translating with beam 4, {rows} sentences at once",
+    "train": "training, batch {rows}",
     "load": "loading",
 }
+UNITS = {"tokens_per_second": "tokens/s", "sentences_per_second": "sentences/s", "seconds": "s"}
 
 
-def recurrent(found: Found) -> Iterator[Row]:
+def recurrent(result: Result) -> Iterator[Row]:
     for kind, theirs in (("lstm", "nn.LSTM"), ("gru", "nn.GRU")):
-        yield f"a training step of {kind}, width 256, 256 tokens", f"{found[kind]['ratio']:.2f} times {theirs}'s", ""
+        yield (
+            f"{kind}, width 256, 256 tokens: time of a training step",
+            f"{result[kind]['ratio']:.2f} times",
+            theirs,
+        )
 
 
-def mixers(found: Found) -> Iterator[Row]:
-    lengths = found["faster_than_attention_from"].items()
-    told = ", ".join(f"{name} from {length:,} tokens on" if length else f"{name} at none" for name, length in lengths)
-    yield "training faster than causal attention, lengths 128 to 8,192", told, ""
+def mixers(result: Result) -> Iterator[Row]:
+    for name, length in result["faster_than_attention_from"].items():
+        yield (
+            f"{name}: shortest sequence from 128 to 8,192 that trains faster than with attention",
+            f"{length:,} tokens" if length else "not reached",
+            "causal attention",
+        )
 
 
-def engine(found: Found) -> Iterator[Row]:
-    goal, programs = found["goal"], found["programs"]
+def engine(result: Result) -> Iterator[Row]:
+    goal, programs = result["goal"], result["programs"]
     speeds = {title: rounded(each[goal]["median"]) for title, each in programs.items()}
     ours = ", ".join(f"{title.split()[-1]} {speed}" for title, speed in speeds.items() if title.startswith("headway "))
     theirs = ", ".join(f"{title} {speed}" for title, speed in speeds.items() if not title.startswith("headway "))
-    keeps = found["kind"] in ("decode", "prefill", "translate") and found["cache"] is not None
-    cache = f", keys and values in {found['cache']}" if keeps else ""
-    yield f"{ENGINE[found['kind']].format(**found)}, {found['shape']}{cache}: {goal.replace('_', ' ')}", ours, theirs
+    has_cache = result["kind"] in ("decode", "prefill", "translate") and result["cache"] is not None
+    cache = f", {result['cache']} KV cache" if has_cache else ""
+    what = f"{ENGINE[result['kind']].format(**result)}, {result['shape']}{cache}"
+    yield what, f"{ours} {UNITS[goal]}", f"{theirs} {UNITS[goal]}" if theirs else ""
 
 
-def serve(found: Found) -> Iterator[Row]:
-    told = lambda speeds: ", ".join(rounded(each["tokens_per_second"]) for each in speeds.values())  # noqa: E731
-    texts = {
-        "drawn": "drawn texts after prompts of 128",
-        "known": "drawn texts after prompts that were read before",
-        "greedy": "greedy texts after prompts of 128",
-        "schema": "texts that a JSON schema holds",
+def serve(result: Result) -> Iterator[Row]:
+    speeds = lambda runs: ", ".join(rounded(each["tokens_per_second"]) for each in runs.values())  # noqa: E731
+    requests = {
+        "drawn": "sampling, prompts of 128 tokens",
+        "known": "sampling, repeated prompts of 128 tokens",
+        "greedy": "greedy, prompts of 128 tokens",
+        "schema": "output that follows a JSON schema",
     }
-    for how, clients in found["clients"].items():
-        what = f"`headway serve`, {found['shape']} {found['form']}, {', '.join(clients)} clients, {texts[how]}"
-        beside = [f"llama.cpp's server at Q8_0 {told(found['llama.cpp'][how])}"] if how in found["llama.cpp"] else []
-        beside.append(f"`bench decode` with as many rows, prompts left out {told(found['alone'])}")
-        yield f"{what}: new tokens a second", told(clients), "; ".join(beside)
+    for how, clients in result["clients"].items():
+        peers = [f"llama.cpp Q8_0 {speeds(result['llama.cpp'][how])} tokens/s"] if how in result["llama.cpp"] else []
+        peers.append(f"`headway bench decode` {speeds(result['alone'])} tokens/s")
+        yield (
+            f"{result['shape']} {result['form']}, {', '.join(clients)} clients: {requests[how]}",
+            f"{speeds(clients)} tokens/s",
+            "; ".join(peers),
+        )
 
 
-def context(found: Found) -> Iterator[Row]:
-    """Of the caches, that which suits the weights: both fp32, or both int8."""
-    told = []
-    for form, caches in found["weights"].items():
-        near, far = (caches[form][position]["tokens_a_second"]["median"] for position in ("128", "8192"))
-        size = caches[form]["8192"]["cache_bytes"]
-        told.append(f"{form} {near:.0f} and {far:.0f}, with {size / 1e6:.0f} MB of keys and values")
-    yield (
-        f"decoding with {found['shape']} at positions 128 and 8,192, tokens a second, weights and cache alike",
-        "; ".join(told),
-        "",
-    )
+def context(result: Result) -> Iterator[Row]:
+    """The cache has the dtype of the weights: both fp32, or both int8."""
+    for dtype, caches in result["weights"].items():
+        near, far = (caches[dtype][position]["tokens_a_second"]["median"] for position in ("128", "8192"))
+        size = caches[dtype]["8192"]["cache_bytes"]
+        yield (
+            f"decoding at position 8,192, {result['shape']}, {dtype} weights and KV cache of {size / 1e6:.0f} MB",
+            f"{far:.0f} tokens/s",
+            f"position 128: {near:.0f} tokens/s",
+        )
 
 
-def forms(found: Found) -> Iterator[Row]:
+def forms(result: Result) -> Iterator[Row]:
     for rows in (1, 128):
         speeds = {
-            name: each[f"int8, rows {rows}"]["gigaoperations_a_second"]
-            for name, each in found["forms"].items()
+            name.replace(", ", " "): each[f"int8, rows {rows}"]["gigaoperations_a_second"]
+            for name, each in result["forms"].items()
             if "skipped" not in each
         }
-        told = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
-        yield f"int8 products of {rows} row{'s' * (rows > 1)}, one thread: 10^9 operations a second", told, ""
+        portable, *others = (f"{name} {speed:,.0f}" for name, speed in speeds.items())
+        what = f"int8 matrix product of {rows} row{'s' * (rows > 1)}, one thread, by instruction set"
+        yield what, f"{', '.join(others)} x 10^9 operations/s", portable
 
 
-def rounding(found: Found) -> Iterator[Row]:
-    for model in found["models"]:
-        names = {"fp32": model.get("fp32"), **{form: model[form]["both"] for form in ("int8", "int4")}}
+def rounding(result: Result) -> Iterator[Row]:
+    for model in result["models"]:
+        parts = {"fp32": model.get("fp32"), **{dtype: model[dtype]["both"] for dtype in ("int8", "int4")}}
         if "sentences" in model:
-            ours = ", ".join(f"{name} {part['bleu']['bleu']:.1f}" for name, part in names.items())
-            yield f"BLEU of {model['model']} on validation, greedy", ours, ""
+            what, scores = (
+                "BLEU of {} on validation, greedy",
+                {k: f"{part['bleu']['bleu']:.1f}" for k, part in parts.items()},
+            )
         elif "questions" in model:
-            ours = ", ".join(f"{name} {part['cosine']:.4f}" for name, part in names.items() if part)
-            yield f"cosine of {model['model']}'s vectors to those of fp32", ours, ""
+            what = "cosine between the vectors of {} and those in fp32"
+            scores = {"fp32": "1", **{k: f"{part['cosine']:.4f}" for k, part in parts.items() if part}}
         else:
-            ours = ", ".join(f"{name} {part['perplexity']:.3f}" for name, part in names.items())
-            yield f"perplexity of {model['model']}", ours, ""
+            what, scores = "perplexity of {}", {k: f"{part['perplexity']:.3f}" for k, part in parts.items()}
+        ours = ", ".join(f"{dtype} {score}" for dtype, score in scores.items() if dtype != "fp32")
+        yield what.format(model["model"]), ours, f"fp32 {scores['fp32']}"

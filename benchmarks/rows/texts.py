@@ -1,164 +1,166 @@
-"""Rows of models of text, and of what all models share."""
+"""Rows of models of text, of loading and memory, and of damaged files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rows.told import Found, Row, duration
+from rows.cells import Result, Row, core_minutes, duration, millions, percent
 
 
-def shakespeare(found: Found) -> Iterator[Row]:
-    quick, minute, peer = found["quick"], found["minute"], found["transformers"]
+def shakespeare(result: Result) -> Iterator[Row]:
+    quick, minute, peer = result["quick"], result["minute"], result["transformers"]
     yield (
-        "characters of Shakespeare, 0.8M parameters: validation loss from the start of the process",
-        f"{quick['loss']['median']:.2f} after {quick['seconds']['median']:.0f} s; "
-        f"{minute['loss']['median']:.2f} after {minute['seconds']['median']:.0f} s",
-        f"transformers' GPT-2: {peer['last'][1]:.2f} after {peer['last'][0]:.0f} s",
+        "Shakespeare by characters, 0.8M parameters: validation loss, time from the start of the process",
+        f"{quick['loss']['median']:.2f} in {quick['seconds']['median']:.0f} s; "
+        f"{minute['loss']['median']:.2f} in {minute['seconds']['median']:.0f} s",
+        f"GPT-2 of transformers: {peer['last'][1]:.2f} in {peer['last'][0]:.0f} s",
     )
 
 
-def translation_speed(found: Found) -> Iterator[Row]:
-    reached = [seconds for seconds in found["seconds_to_bleu_10.7"] if seconds is not None]
-    yield (
-        "Multi30k, English to German, 4+4 layers of width 128: training",
-        f"{found['target_tokens_a_second']['median']:,.0f} target tokens a second; "
-        f"BLEU 10.7 in {max(reached):.0f} s at most",
-        "JoeyNMT 2.3 (AVX2 machine): 1,230; 890 s",
-    )
-    yield (
-        "the same model: translating test_2016, greedy",
-        f"{found['greedy_sentences_a_second']['median']:.0f} sentences a second",
-        "JoeyNMT 2.3 (AVX2 machine): 13",
-    )
+def translation_speed(result: Result) -> Iterator[Row]:
+    """JoeyNMT's figures are from a machine with AVX2."""
+    reached = [seconds for seconds in result["seconds_to_bleu_10.7"] if seconds is not None]
+    model, peer = "Multi30k, English to German, 4+4 layers of width 128", "JoeyNMT 2.3, on AVX2"
+    tokens = result["target_tokens_a_second"]["median"]
+    yield f"{model}: training speed", f"{tokens:,.0f} target tokens/s", f"{peer}: 1,230 target tokens/s"
+    yield f"{model}: time to BLEU 10.7, slowest run", f"{max(reached):.0f} s", f"{peer}: 890 s"
+    sentences = result["greedy_sentences_a_second"]["median"]
+    yield f"{model}: greedy translation of test_2016", f"{sentences:.0f} sentences/s", f"{peer}: 13 sentences/s"
 
 
-def translation_score(found: Found) -> Iterator[Row]:
-    test = found["test"]
+def translation_score(result: Result) -> Iterator[Row]:
+    test = result["test"]
     yield (
-        f"Multi30k, test_2016, {found['parameters'] / 1e6:.1f}M parameters, beam 5",
-        f"BLEU {test['bleu']:.1f} (lower-cased {test['bleu_lowercase']:.1f}) after {duration(found)}",
-        "published small models: 41 lower-cased, tokenised",
+        f"Multi30k, test_2016, {millions(result)}, beam 5",
+        f"BLEU {test['bleu']:.1f}, lower-cased {test['bleu_lowercase']:.1f}; {duration(result)}",
+        "published small models: BLEU 41, lower-cased and tokenised",
     )
 
 
-def pronounce(found: Found) -> Iterator[Row]:
-    test = found["test"]
+def pronounce(result: Result) -> Iterator[Row]:
+    test = result["test"]
     yield (
-        f"English words to phonemes (CMUdict), {found['parameters'] / 1e6:.1f}M parameters",
-        f"WER {100 * test['wer']:.1f} %, PER {100 * test['per']:.1f} % in {duration(found)}",
-        "published transformers, another split: 22.1 %, 5.2 %",
+        f"English words to phonemes (CMUdict), {millions(result)}",
+        f"WER {percent(test['wer'])}, PER {percent(test['per'])}; {duration(result)}",
+        "published transformers, another split: WER 22.1%, PER 5.2%",
     )
 
 
-def dialogues(found: Found) -> Iterator[Row]:
-    starts = {"stories260K": "stories260K (published)", "text": "a text model of headway's own"}
+def dialogues(result: Result) -> Iterator[Row]:
+    starts = {"stories260K": "stories260K", "text": "a `text` model trained by headway"}
     for name, what in starts.items():
-        part = found[name]
-        taught, preferred = part["instruct"], part["preference"]
+        part = result[name]
+        dialogues, pairs = part["instruct"], part["preference"]
+        known, other = part["other combinations"]["dialogues"], part["other words"]["dialogues"]
         yield (
-            f"50 dialogues from {what}, {taught['processor_seconds']:.0f} s of one core: held-out dialogues of two or "
-            "three turns with the right answer at each",
-            f"{part['other combinations']['dialogues']} with known questions, {part['other words']['dialogues']} with "
-            "questions in other words",
+            f"50 dialogues, from {what}: held-out dialogues with the right answer in every turn",
+            f"known questions: {known}; reworded questions: {other}; {dialogues['processor_seconds']:.0f} core-seconds",
             "",
         )
         yield (
-            f"30 pairs from that model, {preferred['processor_seconds']:.0f} s of one core: held-out pairs",
-            f"{100 * preferred['scores']['accuracy']:.0f} % preferred rightly; perplexity of the chosen answers times "
-            f"{preferred['scores']['perplexity_change']:.3f}, of the dialogues times {part['perplexity']['ratio']:.3f}",
+            f"then 30 preference pairs ({what}): held-out pairs ranked correctly",
+            f"{percent(pairs['scores']['accuracy'], 0)}; {pairs['processor_seconds']:.0f} core-seconds",
+            "",
+        )
+        yield (
+            f"change of perplexity by these pairs ({what})",
+            f"chosen answers {pairs['scores']['perplexity_change']:.3f} times, "
+            f"dialogues {part['perplexity']['ratio']:.3f} times",
             "",
         )
 
 
-def few(found: Found) -> Iterator[Row]:
-    for row in found["rows"]:
-        ours, regression = (f"{100 * row[part]['accuracy']:.1f} %" for part in ("ours", "regression"))
+def few(result: Result) -> Iterator[Row]:
+    for row in result["rows"]:
+        ours, regression = (percent(row[part]["accuracy"]) for part in ("ours", "regression"))
         yield (
-            f"{row['set']} from all-MiniLM-L6-v2, {row['each']} texts per intent, {row['minutes']:g} min of one core",
-            f"accuracy {ours}",
-            f"logistic regression on the same vectors, the best of three penalties: {regression}",
+            f"{row['set']} from all-MiniLM-L6-v2, {row['each']} texts per intent: accuracy",
+            f"{ours}; {row['minutes']:g} core-minutes",
+            f"logistic regression on the same vectors, best of 3 penalties: {regression}",
         )
 
 
-def names(found: Found) -> Iterator[Row]:
-    ours, theirs = found["headway"], found["transformers"]
+def names(result: Result) -> Iterator[Row]:
+    ours, theirs = result["headway"], result["transformers"]
     yield (
-        f"names of WNUT17 from all-MiniLM-L6-v2, {ours['core_seconds']:.0f} s of one core",
-        f"entity F1 {100 * ours['test']['f1']:.1f} %",
-        f"transformers with as many core seconds: {100 * theirs['test']['f1']:.1f} %",
+        "names of WNUT17 from all-MiniLM-L6-v2: entity F1",
+        f"{percent(ours['test']['f1'])}; {ours['core_seconds']:.0f} core-seconds",
+        f"transformers, as many core-seconds: {percent(theirs['test']['f1'])}",
     )
 
 
-def padding(found: Found) -> Iterator[Row]:
-    shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
-    yield "padding among the tokens computed", shares, ""
+def padding(result: Result) -> Iterator[Row]:
+    shares = ", ".join(f"{name} {percent(part['padding'])}" for name, part in result["padding"].items())
+    yield "padding in the tokens computed, by recipe", shares, ""
 
 
-def memory(found: Found) -> Iterator[Row]:
-    whole = found["peaks"]["whole"] / found["peaks"]["none"] - 1
+def memory(result: Result) -> Iterator[Row]:
+    logits = result["peaks"]["whole"] / result["peaks"]["none"] - 1
     yield (
-        "cross-entropy at 50,000 symbols adds to a step's peak memory",
-        f"{100 * found['cross_entropy_adds']:.1f} %",
-        f"with all logits: {100 * whole:.0f} %",
+        "cross-entropy with a vocabulary of 50,000: share added to the peak memory of a training step",
+        percent(result["cross_entropy_adds"]),
+        f"with all logits in memory: {percent(logits, 0)}",
     )
-    text = found["tokenising"]
+    text = result["tokenising"]
     yield (
-        f"tokenising {text['text_bytes'] / 1e9:.1f} GB of text",
-        f"{text['peak_bytes'] / 1e6:.0f} MB at most, {text['seconds']:.0f} s",
+        f"tokenising {text['text_bytes'] / 1e9:.1f} GB of text: peak memory and time",
+        f"{text['peak_bytes'] / 1e6:.0f} MB; {text['seconds']:.0f} s",
         "",
     )
-    held = found["decoding"]
+    decoding = result["decoding"]
     yield (
-        "decoding with llama-135m in int8: peak memory beyond that of `import torch`",
-        f"{held['beyond_torch']:.2f} times weights, keys and values",
-        f"`import torch`: {held['importing_torch_bytes'] / 1e6:.0f} MB; weights, keys and values: "
-        f"{held['weight_and_cache_bytes'] / 1e6:.0f} MB",
+        "decoding with llama-135m in int8: peak memory in addition to `import torch`",
+        f"{decoding['beyond_torch']:.2f} times weights and KV cache",
+        f"weights and KV cache: {decoding['weight_and_cache_bytes'] / 1e6:.0f} MB; "
+        f"`import torch`: {decoding['importing_torch_bytes'] / 1e6:.0f} MB",
     )
 
 
-def banking77(found: Found) -> Iterator[Row]:
-    how = f"LoRA of rank {found['lora']}" if found["lora"] else "full"
-    yield (
-        f"banking77 from all-MiniLM-L6-v2, {how} fine-tuning",
-        f"accuracy {100 * found['test']['accuracy']:.1f} % in {found['core_seconds'] / 60:.0f} core-minutes",
-        "",
-    )
+def banking77(result: Result) -> Iterator[Row]:
+    how = f"LoRA of rank {result['lora']}" if result["lora"] else "full fine-tuning"
+    accuracy = percent(result["test"]["accuracy"])
+    yield f"banking77 from all-MiniLM-L6-v2, {how}: accuracy", f"{accuracy}; {core_minutes(result)}", ""
 
 
-def embedding(found: Found) -> Iterator[Row]:
-    yield f"embedding {found['sentences']:,} sentences of mixed length by all-MiniLM-L6-v2", *beside(found)
+def embedding(result: Result) -> Iterator[Row]:
+    yield f"embedding {result['sentences']:,} sentences of mixed length with all-MiniLM-L6-v2", *_times(result)
 
 
-def start(found: Found) -> Iterator[Row]:
-    yield "from the start of a process to one embedded line", *beside(found)
+def start(result: Result) -> Iterator[Row]:
+    yield "embedding one line, from the start of the process", *_times(result)
 
 
-def beside(found: Found) -> tuple[str, str]:
-    times = found["wall_seconds"]
+def _times(result: Result) -> tuple[str, str]:
+    times = result["wall_seconds"]
     return f"{times['headway']['median']:.2f} s", f"transformers: {times['transformers']['median']:.2f} s"
 
 
-def masked(found: Found) -> Iterator[Row]:
-    for part, what in (("few", "10 questions an intent"), ("all", "all questions")):
-        if part in found:
-            ours, scratch = (found[part][begin]["test_accuracy"]["median"] for begin in ("pretrained", "scratch"))
+def masked(result: Result) -> Iterator[Row]:
+    for part, what in (("few", "10 texts per intent"), ("all", "all texts")):
+        if part in result:
+            ours, scratch = (
+                percent(result[part][start]["test_accuracy"]["median"]) for start in ("pretrained", "scratch")
+            )
             yield (
-                f"a BERT of 4 layers and width 256, pre-trained for 20 minutes, on banking77 ({what})",
-                f"accuracy {100 * ours:.1f} %",
-                f"from scratch: {100 * scratch:.1f} %",
+                f"banking77, {what}, BERT of 4 layers and width 256, pre-trained for 20 min: accuracy",
+                ours,
+                f"not pre-trained: {scratch}",
             )
 
 
-def loading(found: Found) -> Iterator[Row]:
+def loading(result: Result) -> Iterator[Row]:
     for target in ("float32", "float16"):
-        ours, theirs = (found[target][program] for program in ("headway", "transformers"))
+        ours, theirs = (
+            f"{part['seconds']['median']:.1f} s; {part['peak_over_model']['median']:.2f} times the model"
+            for part in (result[target]["headway"], result[target]["transformers"])
+        )
         yield (
-            f"loading {found['model']} from fp16 shards as {target}",
-            f"{ours['seconds']['median']:.1f} s, {ours['peak_over_model']['median']:.2f} times the model in memory",
-            f"transformers: {theirs['seconds']['median']:.1f} s, {theirs['peak_over_model']['median']:.2f} times",
+            f"loading {result['model']} from fp16 shards as {target}: time and peak memory",
+            ours,
+            f"transformers: {theirs}",
         )
 
 
-def fuzz(found: Found) -> Iterator[Row]:
-    files = sum(reader["files"] for reader in found["readers"].values())
-    yield f"{files:,} damaged files into {len(found['readers'])} readers", f"{found['failures']} failures", ""
+def fuzz(result: Result) -> Iterator[Row]:
+    files = sum(reader["files"] for reader in result["readers"].values())
+    yield f"{files:,} damaged files, {len(result['readers'])} readers", f"{result['failures']} failures", ""

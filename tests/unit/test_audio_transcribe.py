@@ -482,7 +482,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([good, "--max-line-width", "42"], "not txt; add --format srt"),
         ([good, "--max-line-count", "2", "--format", "srt"], "add --max-line-width"),
         ([good, "--max-line-width", "0", "--format", "srt"], "max-line-width"),
-        ([good, "--language", "xx"], "'xx' is not among"),
+        ([good, "--language", "xx"], "no language 'xx'"),
         ([good, "--temperature", "0,hot"], "'hot' is not a number"),
     ):
         assert main(["transcribe", place, *quick, *map(str, given)]) == 2

@@ -102,7 +102,7 @@ def test_programs_run_in_turn(
     assert told == [("ctranslate2", "prepare", "int8"), *3 * turn]
     assert "run 3 of 3: ctranslate2 int8, 20 sentences per second" in err
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[1] == "program sentences per second least most peak MB headway is"
+    assert lines[1] == "program sentences per second min max peak MB headway is"
     assert lines[3] == "ctranslate2 int8 20 1 40 0 3.00 x in int4"
 
 

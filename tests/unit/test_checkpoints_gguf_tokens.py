@@ -175,7 +175,7 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
         "does not consist of tokens": {"merges": ["a nothing"]},
         "0 characters": {"tokens": [""]},
         "use a list": {"tokens": "abc"},
-        "give text": {"tokens": [1, 2]},
+        "use a string": {"tokens": [1, 2]},
         "whole number": {"bos_token_id": "1"},
     }
     for message, changes in cases.items():

@@ -175,9 +175,9 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
 def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
     """What comes before the first, and what one takes too long, is taken from those that follow."""
     clock, asked = SimpleNamespace(now=20.0), []
-    clock.worked = lambda: clock.now
+    clock.elapsed = lambda: clock.now
     task: Any = SimpleNamespace(save=lambda place: None)
-    tasks: Any = SimpleNamespace(of=lambda recipe: task)
+    tasks: Any = SimpleNamespace(get=lambda recipe: task)
     recipe = find_recipe("shakespeare")
     several = [module.Variant(name, recipe, recipe.model, 1) for name in ("a", "b", "c")]
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +190,7 @@ def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
 
         patch.setattr(module, "train", train)
         module._TrialRunner(tmp_path, tasks, 2.0, clock, "cpu", None).run_all(several, 1)
-    page = module._PAGE
+    page = module._REPORT_NAME
     assert asked == pytest.approx([(340 - page) / 3, (340 - page) / 3 - 1.5, (340 - page) / 3 - 1.5])
     assert clock.now == pytest.approx(360 - page)
 
@@ -227,7 +227,7 @@ def test_a_notice_about_the_data_comes_once(
     recipe = vision_data.tiny(**{"train.steps": 1, "model.depth": 1})
     for place in ("a", "b"):
         compare(recipe, {"optim.lr": [0.1, 0.2]}, data, run=tmp_path / place, device="cpu")
-        assert sum("are no images and left out (1 .txt)" in record.message for record in caplog.records) == 1
+        assert sum("skipped 1 files that are not images (1 .txt)" in record.message for record in caplog.records) == 1
         caplog.clear()
 
 

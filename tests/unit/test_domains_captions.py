@@ -237,7 +237,7 @@ def test_the_command_line_writes_captions(run: Path, tmp_path: Path, capsys: pyt
     assert cli.main(["show", str(run)]) == cli.DONE
     shown = capsys.readouterr().out
     assert "captioner, 16 image tokens before the text" in shown
-    assert "by torch: the engine has no instruction for an image before the text" in shown
+    assert "torch: the engine has no instruction for an image before the text" in shown
     with pytest.raises(UserError, match="no instruction for an image before the text; use --backend torch"):
         hw.load(run, "cpu", backend="cpu").caption(files)
 

@@ -98,7 +98,7 @@ def test_what_cannot_be_filled_in_is_refused(codec: Codec) -> None:
     with pytest.raises(UserError, match="top is 0"):
         fill(model, codec, "[MASK]", top=0)
     bare = build(replace(model.config, heads={}, tie="none"))
-    for other, kind in ((build(preset("gpt-1m")), "a language model"), (bare, r"a model of texts \(its heads: none\)")):
+    for other, kind in ((build(preset("gpt-1m")), "a language model"), (bare, r"a text model \(heads: none\)")):
         with pytest.raises(UserError, match=f"m is {kind}, which cannot fill in masks"):
             hw.Model(OpenedModel(other, Usage(), codec), Path("m")).fill("[MASK]")
 

@@ -223,7 +223,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
     with pytest.raises(UserError, match="12 tokens against 11"):
         hw.load(tmp_path / "bare", draft=tmp_path / "wider")
     swapped = train_codec("char", iter(["abc"])), train_codec("char", iter(["abd"]))
-    assert swapped[0].difference(swapped[1]) == "id 2 is 'd' against 'c'"
+    assert swapped[0].difference(swapped[1]) == "id 2 is 'd' instead of 'c'"
     assert swapped[0].difference(train_codec("char", iter(["abc"]))) is None
 
 

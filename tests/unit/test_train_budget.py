@@ -155,10 +155,10 @@ def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.Monke
     monkeypatch.setattr("headway.learn.loop.from_dict", lambda kind, recipe: recipe)
     recipe, said, lines = _recipe(TrainConfig(steps=1000), FLAT.planned(1000)), [], []
     display = SimpleNamespace(print_line=said.append)
-    journal = SimpleNamespace(seconds=lambda: 1.0, plan=lines.append, display=display)
+    journal = SimpleNamespace(seconds=lambda: 1.0, set_steps=lines.append, display=display)
     run = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(step=9, evaluated=0))
     run.processes = SimpleNamespace(broadcast_object=lambda found: found)
-    run.adopt = lambda found: setattr(run, "recipe", found)
+    run.change_recipe = lambda found: setattr(run, "recipe", found)
     loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
     for steps in (1000, 700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885):
         plan = None if steps == run.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)

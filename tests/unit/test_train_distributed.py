@@ -95,7 +95,7 @@ IMPATIENT = """
 import runpy, sys
 from headway.learn import distributed
 
-distributed._BEAT, distributed._LOST = 0.2, 15
+distributed._HEARTBEAT_SECONDS, distributed._MAX_MISSED = 0.2, 15
 script = sys.argv.pop(1)
 sys.argv[0] = script
 try:

@@ -206,7 +206,7 @@ def test_an_evaluation_that_is_made_up_for_stands_once(
         raise RuntimeError("killed")
 
     for target, name, fault, error in (
-        (CountOn, "judge", interrupted, UserInterrupt),
+        (CountOn, "evaluate", interrupted, UserInterrupt),
         (Loop, "_step", killed, RuntimeError),
     ):
         with monkeypatch.context() as patch:
@@ -542,7 +542,7 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
-    run = SimpleNamespace(progress=progress, recipe=counting_recipe(steps=100), rate=lambda: 0.1)
+    run = SimpleNamespace(progress=progress, recipe=counting_recipe(steps=100), learning_rate=lambda: 0.1)
     journal = TrainingLog(cast(RunState, run), [], PlainDisplay(100, 1.0, ""))
     for step in range(1, 101):
         loss = 40.0 if step == 5 or step > 30 else 2.0  # a spike is no divergence

@@ -52,7 +52,7 @@ def test_a_few_episodes_judge_a_run_that_plays_nowhere(run: Path, tmp_path: Path
     [
         (
             {"validation": 0.99, "test": 0.0},
-            "the train split of 1 episodes is empty; give files named train, or smaller",
+            "the train split of 1 episodes is empty; add files named train, or lower",
         ),
         ({"validation": 0.0, "test": 0.0}, "the validation split of 1 episodes is empty"),
     ],

@@ -209,7 +209,7 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
         opened(tmp_path / "some.csv", tmp_path)
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\n")
     assert opened(tmp_path / "some.csv", tmp_path).images.shape == (2, 16, 16, 3)
-    with pytest.raises(ConfigError, match="this model reads no images"):
+    with pytest.raises(ConfigError, match="this model does not take images"):
         VisionConfig().open(replace(find_recipe("text"), train=tiny().train), [folder], tmp_path)
 
 

@@ -238,7 +238,7 @@ def test_a_damaged_image_does_not_cost_the_others_their_answer(
     assert told.err.strip().splitlines()[-1].startswith(f"headway: {place / 'red' / '0.png'}")
     (tmp_path / "empty").mkdir()
     for asked, message in (
-        ([str(tmp_path / "empty")], "holds no images"),
+        ([str(tmp_path / "empty")], "contains no images"),
         ([str(place / "red" / "0.png")], "red/0.png"),
     ):
         assert cli.main(["classify", str(run.directory), *asked]) == cli.USER_ERROR

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import headway as hw
 from headway.app.cli.main import COMMANDS, module_of
 from headway.app.cli.options import Parser, add_common
 
@@ -197,6 +198,7 @@ ENDINGS = {"py", "json", "jsonl", "html", "md", "csv", "npz", "safetensors"}
 FOREIGN = {  # of other programs, files and formats
     *("cpu.cfs_quota_us", "lichess_db_puzzle.csv", "CHANGELOG.md", "FooConfig", "NAMESettings", "Qg7mate"),
     *("observation_0", "observation_1", "action_0", "reward_0", "terminal_0"),
+    *("nn.Module", "TrainingArguments", "DPOTrainer", "tokenizer.bin"),
     *("chance_at_K", "neighbour_at_K", "image_recall_at_K"),
 }
 
@@ -204,11 +206,13 @@ FOREIGN = {  # of other programs, files and formats
 def unknown(text: str) -> list[str]:
     """Names in backticks that are nowhere in the sources, or not in the module that they name."""
     found = []
+    types = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in hw.__all__}  # variables in the reference
     for name in re.findall(r"(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)", text):
         parts = name.removesuffix("()").strip(".").split(".")
         outside = len(parts) == 2 and parts[0] in modules() and parts[1] not in {*modules()[parts[0]], *ENDINGS}
         outside &= parts[0] not in OBJECTS
-        if name not in FOREIGN and (outside or not all(part in identifiers() for part in parts)):
+        known = all(part in identifiers() or (part == parts[0] and part in types) for part in parts)
+        if name not in FOREIGN and (outside or not known):
             found.append(name)
     return found
 

@@ -82,7 +82,7 @@ class WindowCodec:
         valid = valid_counts and self.spread > 0
         if not valid or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
-                f"{FILE} does not fit together (context {self.context}, horizon {self.horizon}, season {self.season}, "
+                f"{FILE} is inconsistent (context {self.context}, horizon {self.horizon}, season {self.season}, "
                 f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
             )
         lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
