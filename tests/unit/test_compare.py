@@ -190,7 +190,7 @@ def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
 
         patch.setattr(module, "train", train)
         module._TrialRunner(tmp_path, tasks, 2.0, clock, "cpu", None).run_all(several, 1)
-    page = module._REPORT_NAME
+    page = module._PAGE_SECONDS
     assert asked == pytest.approx([(340 - page) / 3, (340 - page) / 3 - 1.5, (340 - page) / 3 - 1.5])
     assert clock.now == pytest.approx(360 - page)
 
