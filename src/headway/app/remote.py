@@ -48,7 +48,7 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
     Raises UserError if the server does not answer or refuses the key, and for an unknown model.
     """
-    server = _Server(url, api_key or os.environ.get(KEY_VARIABLE))
+    server = _ServerClient(url, api_key or os.environ.get(KEY_VARIABLE))
     models = server.request(
         "GET",
         "/v1/models",
@@ -72,7 +72,7 @@ class RemoteModel:
     the kinds of its inputs: texts, images, sounds.
     """
 
-    def __init__(self, server: _Server, info: _ModelInfo) -> None:
+    def __init__(self, server: _ServerClient, info: _ModelInfo) -> None:
         self._server = server
         self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = info
         self.thresholds: dict[str, float] = {}  # set by `classify`; see `headway.Model.thresholds`
@@ -352,7 +352,7 @@ class _ModelInfo(NamedTuple):
         return cls(response["id"], *(response[name] for name in cls._fields[1:]))
 
 
-class _Server:
+class _ServerClient:
     """Requests to one server, each on its own connection, so threads can share it."""
 
     def __init__(self, url: str, key: str | None) -> None:

@@ -189,7 +189,7 @@ class Intrinsic:
 intrinsic: Any = Intrinsic  # type checkers do not see that intrinsics can be called in compiled code
 
 
-class _LazyModule:
+class _DeferredModule:
     """A module of numba, imported on first use, that is, when something is compiled."""
 
     def __init__(self, name: str) -> None:
@@ -199,8 +199,8 @@ class _LazyModule:
         return getattr(importlib.import_module(self._name), attribute)
 
 
-types: Any = _LazyModule("numba.core.types")
-cgutils: Any = _LazyModule("numba.core.cgutils")
+types: Any = _DeferredModule("numba.core.types")
+cgutils: Any = _DeferredModule("numba.core.cgutils")
 
 
 @contextmanager
