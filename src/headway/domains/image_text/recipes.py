@@ -42,7 +42,7 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
 if TYPE_CHECKING:
-    pass
+    from headway.domains.image_text.captioning import CaptionDataset
 
 
 # The maximum attention score of normalised queries and keys; with the usual scale, those of small heads stay below 5.
