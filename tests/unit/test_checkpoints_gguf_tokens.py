@@ -176,7 +176,7 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
         "0 characters": {"tokens": [""]},
         "use a list": {"tokens": "abc"},
         "use a string": {"tokens": [1, 2]},
-        "whole number": {"bos_token_id": "1"},
+        "integer": {"bos_token_id": "1"},
     }
     for message, changes in cases.items():
         with pytest.raises(UserError, match=message):
