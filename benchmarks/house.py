@@ -1,15 +1,36 @@
-"""How large and how plain the code is, in numbers that a change can be held to.
+"""Measure the size and the structure of the package, so that a change can be compared with the code before it.
 
-    python benchmarks/house.py            # of this tree: one JSON object
-    python benchmarks/house.py FOLDER     # of another checkout
+    python benchmarks/house.py                    # figures of this tree as JSON
+    python benchmarks/house.py FOLDER             # figures of another checkout
+    python benchmarks/house.py --write before     # also store them as a row of results/house.json; or: after
+    python benchmarks/house.py --called-once      # list the short functions with one caller instead
 
-Counted are the files of src/headway. A header is a file's docstring and imports up to its first other statement. A
-private function is used once where its name stands once beside its definition in the package. The closure of a forward
-pass with its loss are the files that are reached by imports from the model of `text` and from the loss.
+The figures describe the files of src/headway:
+
+- `tokens_per_code_line`: Tokens except layout and comments, per line that contains code. Lines of docstrings, comments
+  and blank lines are not lines of code.
+- `header_share`: The share of lines before the first statement of a file that is not a docstring or an import.
+- `mean_function_body`: Lines from the first statement after the docstring to the end of the function, including blank
+  lines and comments between them. Decorators and the signature are not counted. A nested function counts as a function
+  and within the body of the outer one. A function that consists of its docstring has 0 lines.
+- `private_functions_used_once`: A private name that occurs once in the package in addition to its definition.
+- `short_functions_called_once`: Functions with a body of less than six lines and one call, public and nested ones
+  included. They are found by name, in the file for private and nested functions and in the package for others. A
+  function counts if its name has one definition there and one reference, which is a call; strings and attributes of
+  other objects with this name count as references. Left out are dunder methods, decorated functions, functions without
+  statements, methods of protocols, and methods that a base class or a subclass in the package defines as well.
+- `import_cycles`: Files that import each other, directly or not: the strongly connected components of the imports,
+  including those in functions and under TYPE_CHECKING. An import of a name from a package counts for its `__init__`.
+- `closure_of_a_forward`: The files that module-level imports reach from the model of the recipe `text` and its loss.
+- `loaded_by_a_forward`: The modules in `sys.modules` after a language model has computed a loss and its gradients.
+  The `__init__` of packages do not run, because they import modules that the computation does not need.
+- `loaded_by_a_forward_with_packages`: The same as a user would run it.
+- `modules_loaded`: The number of modules of the package in `sys.modules` after `hw.load` of a small language model.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import json
@@ -19,117 +40,307 @@ import subprocess
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/house.json"
 MODELS = {"Transformer", "EncoderDecoder", "TwoTower", "Captioner", "Act", "Trajectories", "Model"}
-LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 FORWARD = ("headway.nn.models.transformer", "headway.nn.kernels.cross_entropy", "headway.nn.models.heads")
-LOADED = "import sys, headway; headway.load(sys.argv[1]); print(sum(m.split('.')[0] == 'headway' for m in sys.modules))"
+SHORT = 6  # lines of a function body from which a function is not short
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Trees = Mapping[str, ast.Module]  # by the name of the module
+
+RUN_FORWARD = """
+import json, sys, types
+from pathlib import Path
+
+source, with_packages = Path(sys.argv[1]), sys.argv[2] == "with packages"
+if not with_packages:
+    for init in (source / "headway").rglob("__init__.py"):
+        package = types.ModuleType(".".join(init.parent.relative_to(source).parts))
+        package.__path__ = [str(init.parent)]
+        sys.modules[package.__name__] = package
+
+import torch
+from headway.nn.mixers.attention import AttentionConfig
+from headway.nn.models.block import BlockConfig
+from headway.nn.models.stack import StackConfig
+from headway.nn.models.transformer import TransformerConfig
+from headway.visibility import Causal
+
+block = BlockConfig(mixer=AttentionConfig(heads=2, pattern=Causal()))
+model = TransformerConfig(width=16, vocab_size=32, stack=StackConfig((block,))).build()
+ids = torch.zeros(2, 8, dtype=torch.long)
+model.heads["vocabulary"].loss(model(ids).x, ids).total.backward()
+modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "headway"]
+print(json.dumps(sorted(module.__file__ for module in modules if getattr(module, "__file__", None))))
+"""
+LOAD = "import sys, headway; headway.load(sys.argv[1]); print(sum(m.split('.')[0] == 'headway' for m in sys.modules))"
 
 
-def header(tree: ast.Module, lines: int) -> int:
-    """The lines before the first statement that is neither a docstring nor an import."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT, help="checkout to measure (default: this one)")
+    parser.add_argument("--write", choices=("before", "after"), help="row of results/house.json to store")
+    parser.add_argument("--called-once", action="store_true", help="list the short functions with one caller")
+    args = parser.parse_args()
+    root = args.folder.resolve()
+    if args.called_once:
+        print("\n".join(short_functions_called_once(parse(read_sources(root)))))
+        return
+    figures = measure(root)
+    print(json.dumps(figures, indent=1))
+    if args.write:
+        write_row(args.write, root, figures)
+
+
+def write_row(name: str, root: Path, figures: dict[str, Any]) -> None:
+    """Store the figures with the commit that they describe; exit with an error if src has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+    if git("status", "--porcelain", "--", "src"):
+        sys.exit(f"{root}/src has changes that are not committed; commit them, because a row names its commit")
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows[name] = {"revision": git("rev-parse", "HEAD"), **figures}
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def read_sources(root: Path) -> dict[str, str]:
+    """The text of each module of the package."""
+    source = root / "src"
+    paths = sorted((source / "headway").rglob("*.py"))
+    return {
+        ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__"): path.read_text()
+        for path in paths
+    }
+
+
+def parse(texts: Mapping[str, str]) -> dict[str, ast.Module]:
+    return {name: ast.parse(text) for name, text in texts.items()}
+
+
+def measure(root: Path) -> dict[str, Any]:
+    texts = read_sources(root)
+    trees = parse(texts)
+    lines = {name: text.count("\n") for name, text in texts.items()}
+    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
+    classes = Counter(node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    private = Counter(node.name for node in functions if re.match(r"_[^_]", node.name))
+    num_tokens, num_code_lines, names = 0, 0, Counter[str]()
+    for name, text in texts.items():
+        tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in LAYOUT]
+        num_tokens += len(tokens)
+        names.update(token.string for token in tokens if token.type == tokenize.NAME)
+        covered = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+        num_code_lines += len(covered - docstring_lines(trees[name]))
+    packages: dict[str, dict[str, int]] = {}
+    for name in texts:
+        package = packages.setdefault(package_of(name, texts), {"files": 0, "lines": 0})
+        package["files"] += 1
+        package["lines"] += lines[name]
+    imports = {name: set(imported_modules(tree.body, texts)) for name, tree in trees.items()}
+    all_imports = {name: set(imported_modules(ast.walk(tree), texts)) for name, tree in trees.items()}
+    reached = reachable(imports, FORWARD)
+    outside = [tree for name, tree in trees.items() if not name.startswith(("headway.nn.models", "headway.engine"))]
+    formatting = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--check", "src"], cwd=root, capture_output=True, text=True
+    )
+    return {
+        "files": len(texts),
+        "lines": sum(lines.values()),
+        "tokens": num_tokens,
+        "code_lines": num_code_lines,
+        "tokens_per_code_line": round(num_tokens / num_code_lines, 2),
+        "unformatted_files": formatting.stdout.count("Would reformat: "),
+        "packages": dict(sorted(packages.items())),
+        "header_share": round(sum(header_lines(trees[name], lines[name]) for name in texts) / sum(lines.values()), 3),
+        "functions": len(functions),
+        "mean_function_body": round(sum(map(body_lines, functions)) / len(functions), 2),
+        "short_functions_called_once": len(short_functions_called_once(trees)),
+        "private_functions": sum(private.values()),
+        "private_functions_used_once": sum(count for name, count in private.items() if names[name] == 2 * count),
+        "import_cycles": import_cycles(all_imports),
+        "closure_of_a_forward": {"files": len(reached), "lines": sum(lines[name] for name in reached)},
+        "loaded_by_a_forward": loaded_by_a_forward(root, "without packages"),
+        "loaded_by_a_forward_with_packages": loaded_by_a_forward(root, "with packages"),
+        "isinstance_of_models_outside": sum(map(count_model_checks, outside)),
+        "class_names_twice": {name: count for name, count in sorted(classes.items()) if count > 1},
+        "modules_loaded": modules_loaded(root),
+    }
+
+
+def package_of(module: str, modules: Mapping[str, str]) -> str:
+    """The package of the first level: "nn" for headway.nn.models.stack, "headway" for files of the top level."""
+    first = module.split(".")[1:2]
+    is_package = first and any(name.startswith(f"headway.{first[0]}.") for name in modules)
+    return first[0] if is_package else "headway"
+
+
+def header_lines(tree: ast.Module, num_lines: int) -> int:
+    """Lines before the first statement that is not a docstring or an import."""
     for node in tree.body:
-        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if not text and not isinstance(node, (ast.Import, ast.ImportFrom)):
-            return min(node.lineno, *(one.lineno for one in getattr(node, "decorator_list", [])), node.lineno) - 1
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not is_text and not isinstance(node, (ast.Import, ast.ImportFrom)):
+            return first_line(node) - 1
+    return num_lines
+
+
+def first_line(node: ast.stmt) -> int:
+    """The line on which a statement or its first decorator starts."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        has_body = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if has_body and ast.get_docstring(node) is not None:
+            lines.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return lines
 
 
-def module_of(path: Path, source: Path) -> str:
-    return ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+def statements(function: Function) -> list[ast.stmt]:
+    """The statements of a function after its docstring."""
+    return function.body[1:] if ast.get_docstring(function) is not None else function.body
 
 
-def imported(tree: ast.Module, modules: set[str]) -> Iterator[str]:
-    """The modules of the package that a file imports when it is imported itself."""
-    for node in tree.body:
+def body_lines(function: Function) -> int:
+    body = statements(function)
+    return (function.end_lineno or 0) - first_line(body[0]) + 1 if body else 0
+
+
+def short_functions_called_once(trees: Trees) -> list[str]:
+    """Each as MODULE:LINE NAME; see the module's docstring for what is counted."""
+    references = {module: Counter(referenced_names(tree)) for module, tree in trees.items()}
+    calls = {module: Counter(called_names(tree)) for module, tree in trees.items()}
+    definitions = {
+        module: Counter(node.name for node in ast.walk(tree) if isinstance(node, Function))
+        for module, tree in trees.items()
+    }
+    in_package = [sum(counters.values(), Counter[str]()) for counters in (references, calls, definitions)]
+    inherited = inherited_methods(trees)
+    names = []
+    for module, tree in trees.items():
+        in_file = [references[module], calls[module], definitions[module]]
+        for function, outer in functions_with_outer(tree):
+            name, body = function.name, statements(function)
+            is_method = isinstance(outer, ast.ClassDef)
+            is_empty = not body or ast.unparse(body[0]) in ("...", "pass", "raise NotImplementedError")
+            is_dunder = name.startswith("__") and name.endswith("__")
+            if is_dunder or is_empty or function.decorator_list or body_lines(function) >= SHORT:
+                continue
+            if is_method and (outer.name, name) in inherited:
+                continue
+            is_local = name.startswith("_") or isinstance(outer, Function)
+            if [counter[name] for counter in (in_file if is_local else in_package)] == [1, 1, 1]:
+                names.append(f"{module}:{function.lineno} {name}")
+    return names
+
+
+def functions_with_outer(tree: ast.AST, outer: ast.AST | None = None) -> Iterator[tuple[Function, ast.AST | None]]:
+    """All functions, each with the class or function that contains it."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Function):
+            yield node, outer
+        yield from functions_with_outer(node, node if isinstance(node, (ast.ClassDef, Function)) else outer)
+
+
+def referenced_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            yield node.value  # of a table of exports, or of getattr
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.name
+
+
+def called_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+            yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+
+
+def inherited_methods(trees: Trees) -> set[tuple[str, str]]:
+    """Pairs of a class and a method that a base class or subclass defines as well, or that belongs to a protocol."""
+    classes = {node.name: node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    bases = {name: {ast.unparse(b).split("[")[0].split(".")[-1] for b in node.bases} for name, node in classes.items()}
+    methods = {name: {part.name for part in node.body if isinstance(part, Function)} for name, node in classes.items()}
+    pairs = {(name, method) for name in classes if "Protocol" in bases[name] for method in methods[name]}
+    for name in classes:
+        for base in reachable(bases, bases[name]) & classes.keys():
+            for method in methods[name] & methods[base]:
+                pairs |= {(name, method), (base, method)}
+    return pairs
+
+
+def imported_modules(nodes: Iterator[ast.AST] | Sequence[ast.AST], modules: Mapping[str, Any]) -> Iterator[str]:
+    """The modules of the package that the imports among these nodes name."""
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("headway"):
-            yield from ({f"{node.module}.{name.name}" for name in node.names} & modules) or {node.module}
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in modules else node.module
         elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name in modules)
+            yield from (alias.name for alias in node.names if alias.name in modules)
 
 
-def closure(trees: dict[str, ast.Module], starts: tuple[str, ...]) -> set[str]:
-    """What is reached by imports; a package's own __init__ counts only where it is named."""
-    found: set[str] = set()
-    left = list(starts)
-    while left:
-        name = left.pop()
-        if name in trees and name not in found:
-            found.add(name)
-            left.extend(imported(trees[name], set(trees)))
-    return found
+def reachable(graph: Mapping[str, set[str]], starts: Sequence[str] | set[str]) -> set[str]:
+    """All nodes on paths from the starts, these included."""
+    reached: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(graph.get(name, ()))
+    return reached
 
 
-def asked_of_models(tree: ast.Module) -> int:
-    """isinstance(x, M) where M, or one of a tuple, is a model."""
+def import_cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The files of each cycle, the largest cycle first."""
+    reached = {name: reachable(graph, graph[name]) for name in graph}
+    cycles = {frozenset(other for other in reached[name] if name in reached.get(other, ())) for name in graph}
+    return sorted((sorted(cycle) for cycle in cycles if len(cycle) > 1), key=lambda cycle: (-len(cycle), cycle))
+
+
+def count_model_checks(tree: ast.Module) -> int:
+    """The number of isinstance(x, M) where M, or an item of a tuple, is a model."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"]
     return sum(
         bool(MODELS & set(re.findall(r"\w+", ast.unparse(call.args[1])))) for call in calls if len(call.args) > 1
     )
 
 
-def counted(root: Path) -> dict[str, Any]:
-    source = root / "src"
-    texts = {module_of(path, source): path.read_text() for path in sorted((source / "headway").rglob("*.py"))}
-    trees = {name: ast.parse(text) for name, text in texts.items()}
-    lines = {name: text.count("\n") for name, text in texts.items()}
-    tokens, names = 0, Counter[str]()
-    for text in texts.values():
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            tokens += token.type not in LAYOUT
-            names[token.string] += token.type == tokenize.NAME
-    classes, private = Counter[str](), Counter[str]()
-    for tree in trees.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                classes[node.name] += 1
-            elif isinstance(node, ast.FunctionDef) and re.match(r"_[^_]", node.name):
-                private[node.name] += 1
-    reached = closure(trees, FORWARD)
-    outside = [tree for name, tree in trees.items() if not name.startswith(("headway.nn.models", "headway.engine"))]
-    return {
-        "files": len(texts),
-        "lines": sum(lines.values()),
-        "tokens": tokens,
-        "header_share": round(sum(header(trees[name], lines[name]) for name in texts) / sum(lines.values()), 3),
-        "private_functions": sum(private.values()),
-        "private_functions_used_once": sum(count for name, count in private.items() if names[name] == 2 * count),
-        "closure_of_a_forward": {"files": len(reached), "lines": sum(lines[name] for name in reached)},
-        "isinstance_of_models_outside": sum(map(asked_of_models, outside)),
-        "class_names_twice": {name: count for name, count in sorted(classes.items()) if count > 1},
-    }
-
-
-def loaded(root: Path) -> int:
-    """How many modules of the package are there when a small text model has been loaded."""
+def run_python(root: Path, *arguments: str) -> str:
+    """The output of Python with the package of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def loaded_by_a_forward(root: Path, packages: str) -> dict[str, int]:
+    paths = json.loads(run_python(root, "-c", RUN_FORWARD, str(root / "src"), packages))
+    return {"files": len(paths), "lines": sum(Path(path).read_text().count("\n") for path in paths)}
+
+
+def modules_loaded(root: Path) -> int:
     with TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("\n".join(f"line {n} of a text about {n % 17}" for n in range(2000)))
-        command = [
-            sys.executable,
-            "-m",
-            "headway",
-            "train",
-            "text",
-            "--data",
-            str(text),
-            "--run",
-            f"{folder}/run",
-            "--set",
-        ]
         small = ["model.width=16", "model.depth=1", "model.heads=2", "task.size=300", "train.steps=1"]
-        subprocess.run([*command, *small], env=environment, check=True, capture_output=True)
-        asked = [sys.executable, "-c", LOADED, f"{folder}/run"]
-        return int(subprocess.run(asked, env=environment, check=True, capture_output=True, text=True).stdout)
+        options = ["--data", str(text), "--run", f"{folder}/run", "--set", *small]
+        run_python(root, "-m", "headway", "train", "text", *options)
+        return int(run_python(root, "-c", LOAD, f"{folder}/run"))
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
-    print(json.dumps({**counted(place), "modules_loaded": loaded(place)}, indent=1))
+    main()
