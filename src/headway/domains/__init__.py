@@ -1,8 +1,8 @@
-"""The domains of headway: one package each, imported when one of its recipes or tasks is named.
+"""The domains of headway. Each is a package that is imported when one of its recipes or tasks is named.
 
-A package lists the names of its RECIPES, which its module `recipes` builds, and its TASKS with the module that
-registers each. VERBS are the verbs of models that it implements, each with the predicate of `headway.nn.models.kinds`
-that selects the models; its module `predictors` has a function for each verb. SCALES in its module `recipes` describes
+Each package lists in RECIPES the names of the recipes that its `recipes` module builds, and in TASKS the module that
+registers each task. VERBS maps each model verb that it implements to the predicate in `headway.nn.models.kinds` that
+selects suitable models; its `predictors` module has a function for each verb. SCALES in its `recipes` module describes
 how auto-scaled recipes grow with data and time.
 """
 
@@ -26,7 +26,7 @@ _LOG = logger(__name__)
 
 @cache
 def recipe_domains() -> dict[str, str]:
-    """The domain of each recipe, by its name. Imports only the names of a domain."""
+    """The domain of each recipe, by recipe name. Imports only the name lists of the domains."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
 
@@ -42,7 +42,7 @@ def tasks() -> dict[str, str]:
 
 
 class VerbProvider(NamedTuple):
-    """The module with the predictor of a verb, for models that satisfy a predicate of `headway.nn.models.kinds`."""
+    """The module that implements a verb for models that satisfy a predicate in `headway.nn.models.kinds`."""
 
     module: str
     predicate: str
@@ -50,7 +50,7 @@ class VerbProvider(NamedTuple):
 
 @cache
 def verbs() -> dict[str, tuple[VerbProvider, ...]]:
-    """The providers of each verb of a model."""
+    """The providers of each model verb."""
     providers: dict[str, list[VerbProvider]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
@@ -60,25 +60,25 @@ def verbs() -> dict[str, tuple[VerbProvider, ...]]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name, without those of domains that cannot be imported. Builds no model."""
+    """All recipes by name, except those from domains that cannot be imported. Does not build models."""
     all_recipes: dict[str, Recipe] = {}
     for domain in _domains():
         try:
             all_recipes |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
-            _LOG.warning("cannot import the domain %s: %s", domain, error)
+            _LOG.warning("cannot import domain %s: %s", domain, error)
     return all_recipes
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
+    """The recipe with this name. Raises UserError that suggests the nearest name if it does not exist."""
     if name not in recipe_domains():
         raise UserError(f"there is no recipe {name!r}; {nearest(name, recipe_domains())}")
     return _makers(recipe_domains()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
-    """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
+    """How the generic recipe with this name grows with data and time; None for a recipe of fixed size."""
     if name not in recipe_domains():
         return None
     return getattr(import_module(f"{__name__}.{recipe_domains()[name]}.recipes"), "SCALES", {}).get(name)
@@ -87,7 +87,7 @@ def scale_of(name: str) -> Scale | None:
 @cache
 def _domains() -> tuple[str, ...]:
     for folder in __path__:
-        os.scandir(folder).close()  # an error, where no more files can be opened: pkgutil would find nothing
+        os.scandir(folder).close()  # raises if no more files can be opened; pkgutil would silently find nothing
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 

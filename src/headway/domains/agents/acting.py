@@ -1,4 +1,4 @@
-"""Agents in action: in parallel episodes, or step by step for another program."""
+"""Running agents, in parallel episodes or step by step for another program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RNG_STREAM = 15  # random stream, independent of the environments' for the same
 
 
 class Agents:
-    """Agents in B episodes of the same age; samples depend only on the seed of each."""
+    """Agents in B episodes of the same age; the samples in each depend only on its seed."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
@@ -60,7 +60,7 @@ def _actions(
     lengths: np.ndarray,
     generators: Sequence[np.random.Generator],
 ) -> np.ndarray:
-    """Return an action per row from its last states, in the environment's units."""
+    """Return an action per row, given its last states, in the environment's units."""
     device, discrete = device_of(model), codec.choices is not None
     encoded = model(torch.from_numpy(states).to(device), layout_of(lengths, codec.context, device))
     output = policy_output(model, encoded).cpu().numpy()
@@ -71,7 +71,7 @@ def _actions(
 
 
 class RecordingAgents(RowPolicy):
-    """An agent that acts in the episodes of a recording, which differ in age."""
+    """An agent that acts in episodes being recorded, which differ in age."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, rows: int) -> None:
         self.model, self.codec = model, codec
@@ -111,12 +111,12 @@ class AgentPolicy:
         self._agents = Agents(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Any) -> int | np.ndarray:
-        """The action for an observation, as the environment takes it. UserError for an unsuitable observation."""
+        """The action for an observation, in the environment's format. UserError for an unsuitable observation."""
         state = np.asarray(observation)
         if state.dtype.kind not in "fiub" or state.size != self.codec.states or not np.isfinite(state).all():
             raise UserError(
                 f"the observation is {state.dtype} {state.shape}, but this agent takes {self.codec.states} numbers; "
-                "pass those of its environment, flattened"
+                "pass its environment's observation, flattened"
             )
         with evaluation_mode(self.model):
             action = self._agents.act(state.reshape(1, -1).astype(np.float32))[0]

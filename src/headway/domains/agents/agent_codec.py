@@ -1,4 +1,4 @@
-"""States and actions of an agent in the units of its environment. No torch."""
+"""An agent's states and actions in the units of its environment. Does not need torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ FILE = "agent.json"  # stored next to the model of an agent
 
 @dataclass(frozen=True)
 class AgentCodec:
-    """States of `states` numbers, of which the last `context` are visible at once; actions are one of `choices`,
-    starting at `first` in the environment, or vectors within `low` and `high` [A], None for no bound, which the
+    """A state has `states` numbers, and the agent sees the last `context` states. Actions are either one of `choices`,
+    numbered from `first` in the environment, or vectors between `low` and `high` [A] (None: unbounded), which the
     environment takes in the shape `action_shape`.
 
-    `environment` is the environment it acts in, `horizon` the maximum steps of an episode if the environment has no
-    limit. With `draw`, actions are sampled as in training, otherwise the most probable one is taken.
+    `environment` is the environment that it acts in, and `horizon` the maximum number of steps per episode if the
+    environment has no limit. With `draw`, actions are sampled as in training; otherwise the most probable action is
+    taken.
     """
 
     states: int
@@ -40,7 +41,7 @@ class AgentCodec:
         if min(self.states, self.actions, self.context, self.horizon or 1) < 1 or len(self.low) != len(self.high):
             raise ConfigError(
                 f"{FILE} is inconsistent ({self.states} states, {self.action_text}, context {self.context}, horizon "
-                f"{self.horizon}, {len(self.high)} upper bounds); restore it from a copy"
+                f"{self.horizon}, {len(self.high)} upper bounds); restore it from a backup"
             )
 
     @property
@@ -50,7 +51,7 @@ class AgentCodec:
 
     @property
     def action_text(self) -> str:
-        """The kind of actions, for messages."""
+        """Description of the actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.low)} numbers"
 
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
@@ -72,12 +73,12 @@ class AgentCodec:
 
 
 def make_codec(envs: VectorEnv, context: int, horizon: int | None, draw: bool) -> AgentCodec:
-    """Return the codec for an environment. UserError for states that are images, or episodes without a limit."""
+    """Return the codec for an environment. UserError for image states or for episodes without a step limit."""
     spaces = envs.spaces
     if spaces.image or len(spaces.shape) != 1:
         raise UserError(
-            f"the environment {envs.name!r} has images of {' x '.join(map(str, spaces.shape))}, but agents that "
-            "learn online take vectors; wrap it to return them, or record episodes for the recipe trajectories"
+            f"the environment {envs.name!r} returns images ({' x '.join(map(str, spaces.shape))}), but agents that "
+            "learn online take vectors; wrap it to return vectors, or record episodes for the recipe trajectories"
         )
     if horizon is None and envs.horizon is None:
         raise UserError(
@@ -105,20 +106,21 @@ def check_fits(codec: AgentCodec, spaces: Spaces, name: str) -> None:
     if spaces.shape != (codec.states,):
         shape = " x ".join(map(str, spaces.shape))
         raise UserError(
-            f"the environment {name!r} has states of {shape} numbers, but this agent takes {codec.states}; "
-            "choose an environment that fits (--env), or train in this one"
+            f"the environment {name!r} has states of {shape} numbers, but this agent takes {codec.states}; choose a "
+            "matching environment with --env, or train in this one"
         )
     if (spaces.n_actions, len(spaces.low)) != (codec.choices, len(codec.low)):
         raise UserError(
             f"the environment {name!r} takes actions of {spaces.action_text}, but this agent outputs "
-            f"{codec.action_text}; "
-            "choose an environment that fits (--env), or train in this one"
+            f"{codec.action_text}; choose a matching environment with --env, or train in this one"
         )
 
 
 def read_codec(directory: Path) -> AgentCodec:
-    """Read the codec of a run. UserError if the folder has none."""
+    """Read a run's codec. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
-        raise UserError(f"{directory} has no {FILE} with its agent's states and actions; use a run of ppo")
+        raise UserError(
+            f"{directory} has no {FILE}, which describes the agent's states and actions; use a run of the recipe ppo"
+        )
     return from_dict(AgentCodec, read_json(path), str(path))

@@ -1,4 +1,4 @@
-"""Learning curves and film strips of an agent, for the report of a run."""
+"""An agent's learning curves and film strips, for run reports."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _POINTS = 200  # maximum points of a curve
 
 
 def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]:
-    """Plot the mean return of finished episodes over the steps of all environments: `curve` has steps, mean and number
-    of episodes.
+    """Plot the mean return of finished episodes against the steps in all environments. Each line of `curve` has the
+    steps, the mean return and the number of episodes.
     """
     lines = np.array(curve).reshape(-1, 3)
     points = []
@@ -29,8 +29,8 @@ def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]
     if len(points) < 2:
         return []
     chart = line_chart({"training": points}, "environment steps", "return")
-    caption = f"means of {int(lines[:, 2].sum()):,} training episodes with sampled actions"
-    return [Picture("Returns in training", caption, chart)]
+    caption = f"averages over {int(lines[:, 2].sum()):,} training episodes with sampled actions"
+    return [Picture("Training returns", caption, chart)]
 
 
 @episode_pictures
@@ -39,4 +39,4 @@ def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> Itera
     reel = FrameSampler()
     with VectorEnv(environment, 1, render=True) as envs:
         played = play(model, codec, envs, [REPORT_SEEDS], reel)
-    yield FilmedEpisode("An episode", f"a return of {float(played.returns[0]):.5g} in {played.lengths[0]} steps", reel)
+    yield FilmedEpisode("An episode", f"return {float(played.returns[0]):.5g} in {played.lengths[0]} steps", reel)

@@ -47,8 +47,8 @@ def distribution(output: Tensor, discrete: bool) -> Categorical | Normal:
 
 
 def sample_actions(output: Float[np.ndarray, "B E"], discrete: bool, noise: np.ndarray) -> np.ndarray:
-    """Sample actions from the policy's output: choices [B] from `noise`, uniform from 0 to 1, [B], or numbers [B, A]
-    from standard normal `noise`, [B, A].
+    """Sample actions from the policy's output: choices [B] with uniform `noise` [B] between 0 and 1, or vectors [B, A]
+    with standard normal `noise` [B, A].
     """
     if not discrete:
         mean, log_std = np.split(output, 2, -1)
@@ -63,7 +63,7 @@ def most_probable(output: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarra
 
 
 def sample_noise(generator: np.random.Generator, shape: tuple[int, ...], discrete: bool, actions: int) -> np.ndarray:
-    """Sample the noise that `sample_actions` needs, float32."""
+    """Sample the float32 noise that `sample_actions` needs."""
     if discrete:
         return generator.random(shape, np.float32)
     return generator.standard_normal((*shape, actions), np.float32)

@@ -1,4 +1,4 @@
-"""Rollouts and generalised advantage estimation: the agent plays, stores its steps, and learns from them."""
+"""Rollouts and generalised advantage estimation: the agent plays, stores its steps and learns from them."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def advantages(
     discount: float,
     trace: float,
 ) -> Float[np.ndarray, "T N"]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+    """Return advantages by generalised advantage estimation (Schulman et al. 2016, equation 16).
 
-    `following` are the values of the next states. An episode that `ended` has no later value; one that is `over`
-    without that was truncated by a time limit: the value of its next state counts, but no advantages of the next
-    episode do.
+    `following` are the values of the next states. An episode that `ended` has no value after its last step. One that is
+    `over` without having ended was truncated by a time limit: the value of its next state counts, but the advantages of
+    the next episode do not.
     """
     errors = rewards + discount * following * ~ended - values
     estimates = np.empty_like(errors)
@@ -92,8 +92,8 @@ def advantages(
 
 
 class ReturnScale:
-    """Divides rewards by the running standard deviation of the discounted return in an episode (Engstrom et al. 2020,
-    appendix A.2).
+    """Divides rewards by the running standard deviation of the discounted return (Engstrom et al. 2020, appendix
+    A.2).
     """
 
     def __init__(self, rows: int, discount: float) -> None:
@@ -114,7 +114,7 @@ class ReturnScale:
         return np.clip(rewards / np.sqrt(self.variance + _EPS), -_MAX_SCALED_REWARD, _MAX_SCALED_REWARD)
 
     def _update(self, sums: np.ndarray) -> None:
-        """Chan, Golub and LeVeque 1979, equation 2.1."""
+        """Merge the statistics of new samples (Chan, Golub and LeVeque 1979, equation 2.1)."""
         new, total = float(sums.size), self.count + sums.size
         shift = float(sums.mean()) - self.mean
         squares = self.count * self.variance + new * float(sums.var()) + shift**2 * self.count * new / total
@@ -135,7 +135,7 @@ _EVAL_BATCH = 4096  # windows per batch without gradients
 
 
 class Estimation(NamedTuple):
-    """Settings of advantage estimation: the `discount` gamma and the `trace` lambda; whether rewards are `scaled`."""
+    """Settings of advantage estimation: `discount` (gamma), `trace` (lambda), and whether rewards are `scaled`."""
 
     discount: float
     trace: float
@@ -143,8 +143,8 @@ class Estimation(NamedTuple):
 
 
 class PolicySteps(NamedTuple):
-    """M steps of one policy: inputs ([M, K, S], of which `lengths` are valid states), actions with their log
-    probabilities, and value estimates.
+    """M steps taken by one policy: inputs [M, K, S] with the number of valid states in `lengths`, actions with their
+    log probabilities, and value estimates.
     """
 
     windows: Float[Tensor, "M K S"]
@@ -156,7 +156,7 @@ class PolicySteps(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """T steps of N environments, and the last states of truncated episodes."""
+    """T steps in N environments, and the last states of truncated episodes."""
 
     windows: np.ndarray
     lengths: np.ndarray
@@ -168,11 +168,11 @@ class _Record(NamedTuple):
 
 
 class Experience:
-    """Plays in parallel environments, whose episodes continue from one call of `gather` to the next.
+    """Plays in parallel environments. Their episodes continue from one call of `gather` to the next.
 
-    The seed of episode e is a function of e, and actions are sampled from the seed and the index of the step, so the
-    state of an environment is determined by the seeds and actions of its running episode, which is what a checkpoint
-    stores. `steps` counts the steps in all environments so far.
+    The seed of episode e is a function of e, and actions are sampled from the seed and the step index. The seed and the
+    actions of its running episode therefore determine an environment's state, so a checkpoint stores only these.
+    `steps` counts the steps in all environments so far.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Experience:
 
     @property
     def running(self) -> RunningNorm | None:
-        """The running normalisation of states, if there is one."""
+        """The running state normalisation, if the model has one."""
         embed = self.model.embed
         norm = embed.running if isinstance(embed, StatesEmbed) else None
         return norm if isinstance(norm, RunningNorm) else None
@@ -201,8 +201,8 @@ class Experience:
     def gather(self, count: int) -> PolicySteps:
         """Play the next `count` steps in each environment with the current policy. UserError if an environment fails.
 
-        The state normalisation uses all earlier steps and stays fixed while these are learned from. Before the first
-        steps there are no statistics, so the first steps count at once: heads initialised to zero output the same on
+        The state normalisation uses all earlier steps and stays fixed while the agent learns from the new ones. Since
+        there are no statistics yet, the first steps update them at once; heads initialised to zero output the same on
         any scale.
         """
         if self.latest is None:
@@ -219,7 +219,7 @@ class Experience:
         return self.latest
 
     def _update_norm(self, windows: Tensor, lengths: Tensor) -> None:
-        """Update the running statistics with the last state of each window."""
+        """Update the running statistics with the last state in each window."""
         if self.running is not None:
             self.running.update(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
 
@@ -276,7 +276,7 @@ class Experience:
 
     @torch.no_grad()
     def _estimate(self, record: _Record) -> PolicySteps:
-        """Compute advantages and log probabilities of the steps, with the policy that took them."""
+        """Compute the advantages and log probabilities of the steps under the policy that took them."""
         count, rows = record.lengths.shape
         windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
         actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
@@ -298,7 +298,7 @@ class Experience:
         )
 
     def _forward(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return policy outputs and values of windows."""
+        """Return policy outputs and values for windows."""
         device, outputs, values = device_of(self.model), [], []
         for start in range(0, len(windows), _EVAL_BATCH):
             chunk, sizes = windows[start : start + _EVAL_BATCH], lengths[start : start + _EVAL_BATCH]
@@ -329,8 +329,8 @@ class Experience:
         """Restart the running episodes and replay their actions."""
         if len(state["numbers"]) != len(self.envs):
             raise UserError(
-                f"the checkpoint has {len(state['numbers'])} environments, but task.num_envs is "
-                f"{len(self.envs)}; resume with the original settings"
+                f"the checkpoint has {len(state['numbers'])} environments, but task.num_envs={len(self.envs)}; resume "
+                "with the original settings"
             )
         self.episodes, self.steps, counted = (int(number) for number in state["counts"])
         self._states_counted = bool(counted)

@@ -29,7 +29,7 @@ from headway.model_handle import ModelHandle
 @check_types
 def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> AgentPolicy:
     if task is not None:
-        raise UserError(f"{model.directory} is an agent for one environment; leave task out")
+        raise UserError(f"{model.directory} is an agent for one environment; omit task")
     return AgentPolicy(model.module, _codec(model), seed)
 
 
@@ -47,19 +47,19 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes: the mean of their returns with its interval, and each return in `results`.
+    """Play episodes and return their mean return with its interval, and each return in `results`.
 
-    `env` is chosen by the user: a Gymnasium id or module:Name; None is the training environment. Episode i starts from
-    `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes`, `speed` times as fast as real
-    time. `draw` samples actions as in training, or not (None: as in the run). Raises UserError, before any work, for an
-    environment that does not fit.
+    `env` is a Gymnasium id or module:Name (None: the training environment). Episode i starts from `seed` + i (None: the
+    test seeds). `render` is the path of a video of the first `render_episodes`, `speed` times as fast as real time.
+    `draw` is whether actions are sampled as in training (None: as in the run). Raises UserError, before any work, for
+    an environment that does not match.
     """
     check_episodes(episodes, seed)
     source = str(model.directory)
     check_no_chunking(execute, ensemble, source)
     requested = single_environment(env, source)
     if target_returns(target_return):
-        raise UserError(f"{source} is an agent without target returns; leave target_return out")
+        raise UserError(f"{source} is an agent without target returns; omit target_return")
     codec = _codec(model)
     codec = codec if draw is None else replace(codec, draw=draw)
     name = requested or check_environment_name(codec.environment)
@@ -75,18 +75,18 @@ def rollout(
 
 
 def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingAgents:
-    """The agent of a run as a policy for `headway data collect`. UserError for an environment that does not fit."""
+    """A run's agent as a policy for `headway data collect`. UserError for an environment that does not match."""
     codec = _codec(model)
     check_fits(codec, envs.spaces, envs.name)
     return RecordingAgents(model.module, codec, len(envs))
 
 
 def _codec(model: ModelHandle) -> AgentCodec:
-    """Return the codec next to a model. UserError if its states differ from the model's."""
+    """Return the codec stored next to a model. UserError if its states differ from the model's."""
     codec, embed = read_codec(model.directory), model.module.config.embed
     if embed.states.size != codec.states:
         raise UserError(
-            f"{model.directory} has a model of {embed.states.size} numbers, but its {FILE} has {codec.states}; copy "
-            "the file of its run"
+            f"the model in {model.directory} takes {embed.states.size} numbers, but its {FILE} has {codec.states}; "
+            "copy that file from the model's run"
         )
     return codec

@@ -1,4 +1,4 @@
-"""Agents that learn online: they learn from their own steps in an environment, and are evaluated by playing there."""
+"""Agents that learn online, from their own steps in an environment, and are evaluated by playing there."""
 
 from __future__ import annotations
 
@@ -62,18 +62,19 @@ _ORDER = 16  # random stream, independent of others with the same seed
 @deferred_check
 @dataclass(frozen=True)
 class PPOConfig(TaskConfig):
-    """Learn in the environment `env`, or that of HEADWAY_ENV, by proximal policy optimisation (Schulman et al. 2017).
+    """Learn in the environment `env`, or in the one set by HEADWAY_ENV, by proximal policy optimisation (Schulman et
+    al. 2017).
 
-    In each period the policy takes `steps` steps in each of `copies` parallel environments, and learns from them for
-    `epochs` epochs. Rewards after t steps count by `discount`^t; `trace` is the lambda of generalised advantage
-    estimation. `clip` bounds the change of an action's probability in a period, `value_clip` that of a value (none:
-    unbounded). `value` and `entropy` weigh the value error and the entropy. Continuous actions start with the standard
-    deviation `std`, relative to half the range of their bounds. `scale_rewards` divides rewards by the standard
-    deviation of returns.
+    In each period the policy takes `steps` steps in each of `num_envs` parallel environments and learns from them for
+    `epochs` epochs. A reward after t steps is weighted by `discount`^t; `trace` is the lambda of generalised advantage
+    estimation. `clip` bounds how much an action's probability changes in a period, and `value_clip` how much a value
+    does (none: unbounded). `value` and `entropy` are the loss weights of the value error and the entropy bonus.
+    Continuous actions start with the standard deviation `std`, relative to half their range. `scale_rewards` divides
+    rewards by the standard deviation of the returns.
 
-    The policy takes the last `context` states. An episode ends after `horizon` steps (none: the environment's own
-    limit); either is a time limit, after which the value of the state still counts. `episodes` are played at each
-    evaluation with the most probable actions, or with `draw` sampled ones as in training.
+    The policy takes the last `context` states. An episode is truncated after `horizon` steps (none: the environment's
+    own limit); the value of its last state still counts. Each evaluation plays `episodes` episodes with the most
+    probable actions or, with `draw`, with sampled actions as in training.
     """
 
     env: str | None = None  # Gymnasium id of the environment
@@ -100,7 +101,7 @@ class PPOConfig(TaskConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more")
         if self.horizon is not None and self.horizon < 1:
-            raise ConfigError(f"task.horizon is {self.horizon}; choose 1 step or more, or none")
+            raise ConfigError(f"task.horizon is {self.horizon}; choose 1 or more, or none")
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose a number from 0 to 1")
@@ -112,18 +113,18 @@ class PPOConfig(TaskConfig):
             raise ConfigError(f"task.value is {self.value}, task.entropy {self.entropy}; choose 0 or more")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for an unknown environment, or one that headway's agents cannot learn in."""
+        """Raises UserError for an unknown environment, or one in which headway's agents cannot learn."""
         if recipe.data:
             raise UserError(
-                f"an agent learns only from its environment, but there are data ({recipe.data[0]}); "
-                "leave --data out, or learn from episodes with the recipe trajectories"
+                f"an agent learns only from its environment and does not take data ({recipe.data[0]}); remove --data, "
+                "or use the recipe trajectories to learn from episodes"
             )
         check_model(recipe.model)
         rows = self._rows(recipe)
         name = os.environ.get(ENV_VARIABLE) or (check_environment_name(self.env) if self.env is not None else "")
         if not name:
             raise UserError(
-                f"there is no environment; set task.env=CartPole-v1 or another Gymnasium id, or "
+                "no environment is set; set task.env=CartPole-v1 or another Gymnasium id, or "
                 f"{ENV_VARIABLE}=module:Name for your own"
             )
         with ExitStack() as stack:
@@ -136,20 +137,19 @@ class PPOConfig(TaskConfig):
         )
 
     def _rows(self, recipe: Recipe) -> int:
-        """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
+        """Return the steps per batch. ConfigError if they do not divide the steps per period."""
         rows, total = recipe.train.rows(1), self.num_envs * self.steps
         if total % rows:
             raise ConfigError(
-                f"batches of {rows} do not divide the {total:,} steps of {self.num_envs} copies x {self.steps}; set "
-                f"train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if total % d == 0)}"
+                f"train.batch_size={rows} does not divide the {total:,} steps per period "
+                f"(task.num_envs={self.num_envs} x task.steps={self.steps}); set it to a divisor such as "
+                f"{max(d for d in range(1, rows + 1) if total % d == 0)}"
             )
         return rows
 
 
 class StepTargets(NamedTuple):
-    """B steps: the actions and their log probabilities, the value estimates, the advantages, and the target returns of
-    the value.
-    """
+    """B steps: actions with their log probabilities, value estimates, advantages and target returns."""
 
     actions: Tensor
     log_probabilities: Float[Tensor, "B"]
@@ -159,7 +159,9 @@ class StepTargets(NamedTuple):
 
 
 class RolloutExamples(OnPolicyExamples):
-    """The steps of a learning policy in `envs`, in batches of `rows`. `experience` belongs to the model in training."""
+    """The steps that a learning policy takes in `envs`, in batches of `rows`. `experience` belongs to the model in
+    training.
+    """
 
     def __init__(self, config: PPOConfig, codec: AgentCodec, envs: VectorEnv, rows: int, seed: int) -> None:
         self.config, self.codec, self.envs, self.rows, self.seed = config, codec, envs, rows, seed
@@ -182,7 +184,7 @@ class RolloutExamples(OnPolicyExamples):
         return "test"
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """Return `model` with the size of states, and positions if it takes several at once."""
+        """Return `model` with the state size, and with positions if it takes several states at once."""
         config = cast(TransformerConfig, model)
         embed, context = cast(StatesEmbedConfig, config.embed), self.config.context
         positions = embed.positions or (LearnedConfig() if context > 1 else None)
@@ -205,13 +207,17 @@ class RolloutExamples(OnPolicyExamples):
         return self.experience
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Batch k has steps of period k // `period`, each of which occurs once per epoch, in an order that depends on
-        the seed and the epoch. UserError for other splits, which have no batches, and for several processes.
+        """Batch k has steps from period k // `period`. Each step occurs once per epoch, in an order that depends on the
+        seed and the epoch. UserError for other splits, which have no batches, and for several processes.
         """
         if split != "train":
-            raise UserError(f"the {split} split of an environment is played and has no batches; use train")
+            raise UserError(
+                f"the {split} split of an environment is evaluated by playing and has no batches; use train"
+            )
         if shard.world > 1:
-            raise UserError(f"{shard.world} processes cannot share one agent's experience; train with one process")
+            raise UserError(
+                f"an agent's experience cannot be split over {shard.world} processes; train with one process"
+            )
         experience, batches_per_epoch = self._experience, self.steps_per_period // self.rows
         for number in count(start):
             if number % self.rollout_batches == 0:
@@ -254,7 +260,7 @@ class ClippedPolicy(Objective[RolloutExamples]):
         return replace(config, heads={**config.heads, "policy": policy})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        """Schulman et al. 2017, equation 9: the clipped objective, the weighted value error and the negative weighted
+        """Schulman et al. 2017, equation 9: the clipped objective, the weighted value error and the negated weighted
         entropy.
         """
         module, config, targets = cast(Transformer, model), self.config, cast(StepTargets, batch.targets)
@@ -276,8 +282,8 @@ class ClippedPolicy(Objective[RolloutExamples]):
     def evaluate(
         self, model: nn.Module, examples: RolloutExamples, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Return the scores of up to `limit` episodes played from seeds of this split; in training also the environment
-        steps so far.
+        """Return the scores of up to `limit` episodes played from this split's seeds; during training also the
+        environment steps so far.
         """
         seeds = evaluation_seeds(split, min(self.config.episodes, limit or self.config.episodes))
         scores = return_scores(play(cast(Transformer, model), self.codec, self.envs, seeds), self.envs.name)
@@ -294,11 +300,11 @@ class ClippedPolicy(Objective[RolloutExamples]):
         return max(1.0, (limit or 0) / max(1.0, scores["length_mean"]))
 
     def report_cost(self) -> float:
-        """One filmed episode."""
+        """One episode as a video."""
         return 1.0
 
     def samples(self, model: nn.Module, examples: RolloutExamples, count: int) -> list[dict[str, str]]:
-        """Return the results of a few episodes."""
+        """Return the results from a few episodes."""
         if not count:
             return []
         played = play(cast(Transformer, model), self.codec, self.envs, range(REPORT_SEEDS, REPORT_SEEDS + count))
@@ -308,7 +314,7 @@ class ClippedPolicy(Objective[RolloutExamples]):
         ]
 
     def pictures(self, model: nn.Module, examples: RolloutExamples) -> list[Picture]:
-        """Plot returns over environment steps, and draw an episode as a film strip if it can be rendered here."""
+        """Plot returns against environment steps, and draw an episode as a film strip if rendering works here."""
         curve = [] if examples.experience is None else agent_plots.learning_curve(examples.experience.curve)
         return curve + agent_plots.film_strip(cast(Transformer, model), self.codec, self.envs.name)
 
@@ -317,7 +323,7 @@ class ClippedPolicy(Objective[RolloutExamples]):
 
 
 def make_batch(steps: PolicySteps, rows: Int[Tensor, "B"]) -> Batch:
-    """Return a batch of some steps, with advantages normalised to mean 0 and standard deviation 1; `computed` counts
+    """Return a batch of these steps, with advantages normalised to mean 0 and standard deviation 1; `computed` counts
     the states that the model takes.
     """
     chosen = PolicySteps(*(tensor[rows] for tensor in steps))
@@ -336,8 +342,8 @@ def surrogate(
     advantages: Float[Tensor, "B"],
     clip: float,
 ) -> Float[Tensor, "B"]:
-    """Schulman et al. 2017, equation 7, negated for minimisation. `before` are the log probabilities when the actions
-    were taken.
+    """Schulman et al. 2017, equation 7, negated for minimisation. `before` are the log probabilities at the time the
+    actions were taken.
     """
     ratio = (policy.log_probability(actions) - before).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -346,7 +352,7 @@ def surrogate(
 def value_error(
     values: Float[Tensor, "B"], before: Float[Tensor, "B"], targets: Float[Tensor, "B"], clip: float | None
 ) -> Float[Tensor, "B"]:
-    """Half the squared error; with `clip` at least that of the value clipped to the range around the one `before`."""
+    """Half the squared error; with `clip`, at least that of the value clipped to a range around the value `before`."""
     error = (values - targets).square()
     if clip is not None:
         clipped = before + (values - before).clamp(-clip, clip)
@@ -355,12 +361,12 @@ def value_error(
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:
-    """ConfigError for a model without a policy and a value."""
+    """ConfigError for a model without policy and value heads."""
     if not (isinstance(model, TransformerConfig) and isinstance(model.embed, StatesEmbedConfig)):
         raise ConfigError(
-            f"{type(model).__name__} does not take states, so it cannot be an agent; keep the model of the recipe ppo, "
-            "and set model.width, model.depth or model.mixer"
+            f"{type(model).__name__} does not take states, so it cannot be an agent; keep the model from the recipe "
+            "ppo, and set model.width, model.depth or model.mixer"
         )
     if not {"policy", "value"} <= set(model.heads):
-        raise ConfigError(f"the model has the heads {', '.join(model.heads)}; add policy and value")
+        raise ConfigError(f"the model only has the heads {', '.join(model.heads)}; add policy and value")
     return model

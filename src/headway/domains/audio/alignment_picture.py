@@ -1,4 +1,4 @@
-"""Pictures of sounds and their transcripts for the page of a run."""
+"""Pictures of recordings and their transcripts, for run reports."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def alignment_picture(
     attention: Float[np.ndarray, "N S"] | None,
     tokens: Sequence[str],
 ) -> Picture:
-    """A spectrogram, the spoken and the recognised words, and the decoder's attention for each predicted token."""
-    caption = f"{name}; below, the attention of each token (rows), averaged over layers and heads"
+    """A spectrogram with the spoken and the recognised words, and the decoder's attention for each predicted token."""
+    caption = f"{name}; below, each token's attention (rows), averaged over layers and heads"
     figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)), tracks, attention, tokens)
     return Picture("Alignment", caption, figure, wide=True)
 

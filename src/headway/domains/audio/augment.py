@@ -1,4 +1,4 @@
-"""Label-preserving audio augmentation: each a pure function of a seed and a position in the sample stream."""
+"""Label-preserving audio augmentation: pure functions of a seed and a position in the sample stream."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ _MIN_POWER = 1e-12  # minimum signal power for adding relative noise
 @deferred_check
 @dataclass(frozen=True)
 class SoundAugmentConfig:
-    """Audio augmentation. An option is off if a number is 0, `speeds` is (1.0,), or `noise` is unset.
+    """Audio augmentation. A number of 0, speeds of (1.0,) and unset `noise` turn an option off.
 
-    `shift`: maximum shift in seconds, to either side, within the window. `gain`: maximum change of loudness in
-    decibels. `speeds`: one is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1). `noise`: range of
-    signal-to-noise ratios in decibels, for white noise. `time_masks` stretches of at most `time_width` seconds and
-    `band_masks` of at most `band_width` bands are replaced by the mean of the spectrogram (Park et al. 2019,
-    SpecAugment, without time warping, which they found to matter least).
+    `shift`: maximum shift in either direction within the window, in seconds. `gain`: maximum change in loudness, in
+    decibels. `speeds`: factors, one of which is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1).
+    `noise`: range of signal-to-noise ratios for white noise, in decibels. `time_masks` spans of at most `time_width`
+    seconds and `band_masks` groups of at most `band_width` bands are replaced by the mean of the spectrogram
+    (SpecAugment, Park et al. 2019, without time warping, which they found to matter least).
     """
 
     shift: float = 0.0
     gain: float = 0.0
     speeds: tuple[float, ...] = (1.0,)
     noise: tuple[float, float] | None = None
-    time_masks: int = 0  # number of masked stretches of time
-    time_width: float = 0.1  # maximum seconds of one
+    time_masks: int = 0  # number of masked time spans
+    time_width: float = 0.1  # maximum seconds per span
     band_masks: int = 0  # number of masked groups of bands
-    band_width: int = 10  # maximum bands of one
+    band_width: int = 10  # maximum bands per group
 
     def __post_init__(self) -> None:
         for name in ("shift", "gain", "time_masks", "time_width", "band_masks", "band_width"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose 0 (off) or more")
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise ConfigError(f"augment.speeds are {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
+            raise ConfigError(f"augment.speeds is {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
         if self.noise is not None and self.noise[0] > self.noise[1]:
-            raise ConfigError(f"augment.noise is {self.noise}; put the lower number of decibels first")
+            raise ConfigError(f"augment.noise is {self.noise}; the first number must not exceed the second")
 
 
 def augmentation_rng(seed: int, position: int) -> np.random.Generator:
-    """The random generator for the sample at a position of the stream."""
+    """The random generator for the sample at a position in the stream."""
     return np.random.Generator(np.random.Philox(key=epoch_seed(seed, position)))
 
 
 def change_speed_and_gain(
     sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
 ) -> Float[Tensor, "M"]:
-    """The sound with another speed and gain."""
+    """The audio with another speed and gain."""
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
     return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound
 
 
 def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "N"]:
-    """The sound with white noise at a signal-to-noise ratio in decibels."""
+    """The audio with white noise at a signal-to-noise ratio in decibels."""
     if config.noise is None:
         return sound
     power = max(float(sound.square().mean()), _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
@@ -74,9 +74,9 @@ def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.ran
 def fit_to_window(
     sound: Float[Tensor, "N"], length: int, shift: float = 0.0, rng: np.random.Generator | None = None
 ) -> Float[Tensor, "length"]:
-    """The sound in a window of `length` samples, padded with silence or cropped.
+    """The audio in a window of `length` samples, padded with silence or cropped.
 
-    Without `rng` it is centred; with it, shifted by up to `shift` seconds, and a longer sound is cropped at random.
+    Without `rng` it is centred; with it, it is shifted by up to `shift` seconds, and longer audio is cropped at random.
     """
     space = length - len(sound)
     start = space // 2
@@ -91,7 +91,7 @@ def fit_to_window(
 def delay(
     sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, rng: np.random.Generator
 ) -> Float[Tensor, "M"]:
-    """The sound after up to `shift` seconds of silence, M <= `length` samples in total."""
+    """The audio after up to `shift` seconds of silence, M <= `length` samples in total."""
     if not config.shift:
         return sound
     space = length - len(sound)
@@ -101,7 +101,7 @@ def delay(
 def mask_spectrogram(
     frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator
 ) -> Float[Tensor, "T M"]:
-    """A spectrogram with masked stretches of time and of bands."""
+    """A spectrogram with masked time spans and groups of bands."""
     mean = frames.mean()
     frames = frames.clone()
     max_frames = round(config.time_width * RATE / HOP)

@@ -1,4 +1,4 @@
-"""Sound classification, and the statistics of sounds for detecting out-of-distribution ones."""
+"""Audio classification, and statistics that detect out-of-distribution recordings."""
 
 from __future__ import annotations
 
@@ -40,22 +40,23 @@ from headway.learn.report import Picture
 from headway.learn.report.confusion import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
-_MAX_MEASURED = 1_000  # sounds for the in-distribution statistics, about 2 ms each
+_MAX_MEASURED = 1_000  # recordings for the in-distribution statistics, about 2 ms each
 
 
 @dataclass(frozen=True)
 class SoundTaskConfig(TaskConfig):
     """Shared settings of audio tasks.
 
-    `seconds` is the model's window, none for the longest sound. `skip_bad` leaves out and counts unusable samples
-    (damaged sounds; with transcripts also those without a sound, sounds without one, and sounds longer than the
-    window); otherwise each is an error. `smoothing` is label smoothing (Szegedy et al. 2016).
+    `seconds` is the length of the model's window (none: the longest recording). `skip_bad` skips and counts unusable
+    samples: damaged recordings and, if there are transcripts, transcripts without a recording, recordings without a
+    transcript, and recordings longer than the window. Otherwise each is an error. `smoothing` is label smoothing
+    (Szegedy et al. 2016).
     """
 
-    seconds: float | None = None  # the model's window; none: the longest sound
-    skip_bad: bool = False  # whether to leave out unusable samples, and count them
-    smoothing: float = 0.0  # share of each label that is spread over all classes
-    augment: SoundAugmentConfig = SoundAugmentConfig()  # augmentation of training sounds
+    seconds: float | None = None  # length of the model's window; none: the longest recording
+    skip_bad: bool = False  # whether to skip and count unusable samples
+    smoothing: float = 0.0  # share of each label's probability that is spread over all classes
+    augment: SoundAugmentConfig = SoundAugmentConfig()  # augmentation of training recordings
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def __post_init__(self) -> None:
@@ -68,13 +69,14 @@ class SoundTaskConfig(TaskConfig):
 @register("sounds")
 @dataclass(frozen=True)
 class SoundsConfig(SoundTaskConfig, TargetConfig):
-    """Predict the class of each sound or, from a table, its number or any of several labels. Data are folders of
-    sounds, one folder per class, or tables of path and label.
+    """Predict the class of each recording or, from a table, its number or its labels. The data are folders with
+    recordings, one folder per class, or tables with paths and labels.
 
-    A sound longer than the window is an error, or is cut with `crop`: at random in training, otherwise to its middle.
+    A recording longer than the window is an error unless `crop` is set: then it is cropped, at random in training and
+    otherwise to its middle.
     """
 
-    crop: bool = False  # whether to cut sounds longer than the window
+    crop: bool = False  # whether to crop recordings longer than the window
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
@@ -83,7 +85,7 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
         )
 
     def task_over(self, recipe: Recipe, labelled: LabelledFiles, workspace: Path) -> Task:
-        """The task over these sounds."""
+        """The task on these recordings."""
         chosen = choose_target(
             labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders
         )
@@ -92,13 +94,15 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
 
 class SoundDataset(TargetSamples):
-    """Windows of sounds with their targets, augmented in training."""
+    """Audio windows with their targets, augmented in training."""
 
     def __init__(
         self, config: SoundsConfig, recipe: Recipe, labelled: LabelledFiles, chosen: ChosenTarget, workspace: Path
     ) -> None:
         if not isinstance(recipe.model, TransformerConfig):
-            raise ConfigError(f"sound classes need a transformer, not a {type(recipe.model).__name__}; choose another")
+            raise ConfigError(
+                f"audio classification needs a transformer, not a {type(recipe.model).__name__}; choose another model"
+            )
         self.config = config
         self.bands = bands_of(recipe.model)
         sounds = open_sounds(labelled.files, config.skip_bad)
@@ -111,7 +115,7 @@ class SoundDataset(TargetSamples):
         lengths = sounds.lengths[self.rows]
         self.frames = choose_window(recipe, recipe.model, lengths, config.seconds, workspace)
         windowed_model = with_window(recipe.model, self.frames)
-        self.tokens = windowed_model.context or windowed_model.embed.length or 1  # per sound
+        self.tokens = windowed_model.context or windowed_model.embed.length or 1  # per recording
         if not config.crop:
             location = locations[int(lengths.argmax())] if len(locations) else ""
             check_lengths(lengths, self.frames, location, "cut it, set task.crop=true, or raise task.seconds")
@@ -122,7 +126,7 @@ class SoundDataset(TargetSamples):
             locations.__getitem__,
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
-        self.set_targets(samples, chosen, config.split, "sounds", "a folder", workspace)
+        self.set_targets(samples, chosen, config.split, "recordings", "a folder", workspace)
 
     def contents(self) -> Contents:
         return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.rows)],)}
@@ -139,7 +143,7 @@ class SoundDataset(TargetSamples):
         return with_window(model, self.frames)
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Log-mel frames of the windows, Float[B, T, M], and targets."""
+        """Log-mel frames, Float[B, T, M], and targets."""
         rngs = (
             [None] * len(rows)
             if rng_key is None
@@ -164,7 +168,7 @@ class SoundDataset(TargetSamples):
         )
 
     def input_statistics(self) -> TrainingStatistics:
-        """In-distribution statistics of the training sounds."""
+        """In-distribution statistics of the training recordings."""
         rows = self.rows[self.splits.rows("train")]
         sample = rows[:: -(-len(rows) // _MAX_MEASURED)]
         return TrainingStatistics(
@@ -189,22 +193,22 @@ class SoundDataset(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
-        """Two sounds as model inputs."""
+        """Two model inputs."""
         pictures = []
         for row in self.spread_rows(2):
             frames = self.take(np.array([row])).inputs[0][0]
             figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)))
-            pictures.append(Picture("A sound as model input", self.describe_row(row), figure))
+            pictures.append(Picture("Model input", self.describe_row(row), figure))
         return pictures
 
 
 def inference_frames(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
-    """The model input for a sound outside training: the middle of its window."""
+    """The model input outside training: the middle of the recording."""
     return window_frames(fit_to_window(sound, frames * HOP), frames, bands)
 
 
 def window_frames(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
-    """The frames of windows, padded with silence if shorter than one transform."""
+    """The frames of windows, padded with silence if shorter than one frame."""
     missing = max(0, MIN_SAMPLES - windows.shape[-1])
     return log_mel(torch.nn.functional.pad(windows, (0, missing)), bands)[..., :frames, :]
 
@@ -215,9 +219,9 @@ _DEPTH = 2.0  # maximum depth below the loudest frame: 8 decades of power, in fr
 
 
 def sound_statistics(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
-    """Statistics of a sound, independent of its loudness, as numbers from 0 to 1: for each of 8 groups of bands the
-    mean, the deviation and the mean change over time; a histogram of levels; the mean difference between bands; and the
-    contrast, which is 0 for a silent or constant sound.
+    """Loudness-independent statistics of a recording, from 0 to 1: mean, standard deviation and mean change over time
+    of each of 8 groups of bands; a histogram of levels; the mean difference between bands; and the contrast, which is 0
+    for a silent or constant recording.
     """
     frames = log_mel(F.pad(sound, (0, max(0, MIN_SAMPLES - len(sound)))), _BANDS)
     levels_db = ((frames - frames.max() + _DEPTH) / _DEPTH).numpy().astype(np.float64)
@@ -229,6 +233,6 @@ def sound_statistics(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
 
 
 def crop_to_window(sound: Float[Tensor, "N"], frames: int) -> Float[Tensor, "M"]:
-    """The middle of a sound, as much as fits into a window of `frames`."""
+    """The middle of the audio, as much as fits into a window of `frames`."""
     excess = max(0, len(sound) - frames * HOP)
     return sound[excess // 2 : len(sound) - (excess - excess // 2)]

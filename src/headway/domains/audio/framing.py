@@ -1,4 +1,4 @@
-"""Windows of log-mel frames from a sound of any length, in constant memory."""
+"""Windows of log-mel frames from audio of any length, in constant memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from headway.formats.usage import Usage
 _EDGE = WINDOW // 2  # samples before and after a frame's middle
 _BLOCK_FRAMES = 6000  # frames per block
 _PADDING_SETTING = "sound_padding"  # setting stored with a model
-Padding = Literal["zeros", "silence"]  # content of a window past the end of a sound
+Padding = Literal["zeros", "silence"]  # content of a window past the end of the audio
 
 
 def padding_of(usage: Usage) -> Padding:
-    """A model's padding past the end of a sound: frames of 0, as in the program of Radford et al., or silence, which is
-    below -0.4. The default is zeros for a published model and silence for a run. UserError for an unknown setting.
+    """How a model pads past the end of the audio: with frames of 0, as Radford et al.'s code does, or with silence,
+    which is below -0.4. The default is zeros for a published model and silence for a run. UserError for an unknown
+    setting.
     """
     padding: Any = usage.settings.get(_PADDING_SETTING, "zeros" if usage.family else "silence")
     if padding not in get_args(Padding):
@@ -37,19 +38,19 @@ def padding_setting(padding: Padding) -> dict[str, Any]:
 
 
 def frame_windows(windows: Float[Tensor, "B N"], bands: int) -> Float[Tensor, "B T bands"]:
-    """The frames of windows of N = 160 T samples, each with its own sound, as from `FramedWindows`."""
+    """The frames of windows of N = 160 T samples, each from separate audio, as from `FramedWindows`."""
     return log_mel(F.pad(windows, (0, WINDOW)), bands)[:, : windows.shape[1] // HOP]
 
 
 class FramedWindows:
-    """The frames of a sound, scaled by its loudest frame, as if computed in one pass.
+    """The frames of a recording, scaled by its loudest frame, as if computed in one pass.
 
-    The sound is read twice: first for its length, its loudest frame and its integrity, then window by window. UserError
-    for a truncated sound, or one shorter than a frame.
+    The recording is read twice: first to check it and to find its length and its loudest frame, then window by window.
+    UserError for a recording that is truncated or shorter than a frame.
     """
 
     def __init__(self, sound: Sound, bands: int, length: int, padding: Padding) -> None:
-        """`length` is that of a window, in frames."""
+        """`length` is the window length in frames."""
         self.sound, self.bands, self.length, self.padding = sound, bands, length, padding
         self.samples, self._max_log = 0, -torch.inf
         framed = SampleFrames(sound)
@@ -73,8 +74,8 @@ class FramedWindows:
 
 
 class SampleFrames:
-    """The samples under frames: those of frame n begin at n HOP, half a frame before its middle. The sound is reflected
-    before its start and followed by silence.
+    """The samples under the frames: those of frame n start at n HOP, half a frame before its middle. The audio is
+    reflected before its start and followed by silence.
     """
 
     def __init__(self, sound: Sound) -> None:
@@ -85,7 +86,7 @@ class SampleFrames:
         self._fill(MIN_SAMPLES)
         if len(self._buffer) < MIN_SAMPLES:
             raise UserError(
-                f"{sound.source} has {len(self._buffer)} samples, fewer than a frame ({MIN_SAMPLES}); leave it out"
+                f"{sound.source} has only {len(self._buffer)} samples, less than one frame ({MIN_SAMPLES}); remove it"
             )
         self._buffer = torch.cat([self._buffer[1 : _EDGE + 1].flip(0), self._buffer])
 

@@ -22,23 +22,22 @@ _MAX_MATRIX = 1 << 18  # coefficients of a filter matrix; more are applied one b
 
 
 def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[Tensor, "M"]:
-    """The sound resampled to `wanted` Hz, M = N wanted / rate rounded up (Crochiere and Rabiner 1983, polyphase).
+    """Resample audio to `wanted` Hz: M = N wanted / rate, rounded up (polyphase, Crochiere and Rabiner 1983).
 
-    Each phase between the old samples has its own filter. UserError for an implausible rate.
+    Each phase between the old samples has its own filter. UserError for an implausible sample rate.
     """
     resampler = Resampler(rate, wanted)
     return sound if rate == wanted else torch.cat([resampler.push(sound), resampler.finish()])
 
 
 class Resampler:
-    """`resample` for a sound in blocks; the concatenated outputs equal those of the complete sound."""
+    """`resample` for audio in blocks; the concatenated outputs equal those for the complete audio."""
 
     def __init__(self, rate: int, wanted: int = RATE) -> None:
         for value in (rate, wanted):
             if not _MIN_RATE <= value <= _MAX_RATE:
                 raise UserError(
-                    f"a rate of {value} samples per second is not within {_MIN_RATE} and {_MAX_RATE}; pass the true "
-                    "rate"
+                    f"a sample rate of {value} Hz is not between {_MIN_RATE} and {_MAX_RATE}; pass the true rate"
                 )
         divisor = math.gcd(rate, wanted)
         self._old, self._new = rate // divisor, wanted // divisor
@@ -46,7 +45,7 @@ class Resampler:
         if rate != wanted and self._new * taps > _MAX_COEFFICIENTS:
             raise UserError(
                 f"resampling {rate} to {wanted} Hz needs {self._new:,} filters of {taps:,} coefficients, too many; "
-                "pass the true rate, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
+                "pass the true rate, or convert the audio first: ffmpeg -i FILE -ar 16000 NEW.wav"
             )
         self._filters = None if rate == wanted else _filters(self._old, self._new)
         self._buffer = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
@@ -131,20 +130,19 @@ _FLOOR, _DYNAMIC_RANGE = 1e-10, 8.0  # power that counts as silence; dynamic ran
 
 
 def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B T bands"]:
-    """T = N / 160 frames of sounds at 16 kHz, each scaled by its own loudest frame.
+    """T = N / 160 frames of audio at 16 kHz, each recording scaled by its own loudest frame.
 
-    Whisper's windows are 30 s; shorter sounds are padded with silence (`pad`). UserError for a sound shorter than a
+    Whisper's windows are 30 s long; shorter audio is padded with silence (`pad`). UserError for audio shorter than a
     frame, or with NaN or infinite samples.
     """
     if not sound.is_floating_point():
-        raise UserError(f"the samples are {sound.dtype}; use floating-point numbers between -1 and 1")
+        raise UserError(f"the samples are {sound.dtype}; pass floating-point numbers between -1 and 1")
     if sound.shape[-1] < MIN_SAMPLES:
         raise UserError(
-            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({MIN_SAMPLES}); use a longer one, or "
-            "pad it"
+            f"the audio has {sound.shape[-1]} samples, less than one frame ({MIN_SAMPLES}); use longer audio, or pad it"
         )
     if not bool(sound.isfinite().all()):
-        raise UserError("the sound has NaN or infinite samples; create the file again")
+        raise UserError("the audio has NaN or infinite samples; recreate the file")
     padded = F.pad(sound[..., None, :], (WINDOW // 2, WINDOW // 2), mode="reflect")[..., 0, :]
     frames = sound.shape[-1] // HOP
     log_powers = log_power(padded[..., : (frames - 1) * HOP + WINDOW], bands)
@@ -160,7 +158,7 @@ def log_power(samples: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T
 
 
 def scale_frames(log_powers: Float[Tensor, "*B T bands"], maximum: Tensor | float) -> Float[Tensor, "*B T bands"]:
-    """Model inputs, given the largest logarithm of the sound."""
+    """Model inputs, given the maximum log power of the audio."""
     lowest = torch.as_tensor(maximum - _DYNAMIC_RANGE).to(log_powers)
     return ((log_powers.maximum(lowest) + 4.0) / 4.0).contiguous()
 
@@ -192,12 +190,12 @@ def _hertz(mels: float) -> float:
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
-    """The sound followed by silence. UserError for an empty sound, and for a longer one, which is never cut
-    silently.
-    """
+    """The audio followed by silence. UserError if it is empty or longer than the window; it is never cut silently."""
     if not len(sound):
-        raise UserError("a sound of 0 samples is empty; leave it out")
+        raise UserError("the audio has 0 samples; remove it")
     length = round(seconds * RATE)
     if len(sound) > length:
-        raise UserError(f"a sound of {len(sound) / RATE:.2f} s is longer than {seconds:g} s; cut it into shorter ones")
+        raise UserError(
+            f"the audio is {len(sound) / RATE:.2f} s long, more than {seconds:g} s; split it into shorter clips"
+        )
     return F.pad(sound, (0, length - len(sound)))

@@ -1,4 +1,4 @@
-"""Speech and audio models in use: classes and transcripts of one sound or many."""
+"""Inference with speech and audio models: classes and transcripts of one or more recordings."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
             samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
         else:
             if not Path(sound).is_file():
-                raise UserError(f"{sound} is not a file; pass a sound file")
+                raise UserError(f"{sound} is not a file; pass an audio file")
             name, samples = str(sound), read_sound(sound)
         window = window_of(config)
         if not truncate:
-            check_lengths(np.array([len(samples)]), window, name, "cut it, or use its middle with truncate")
+            check_lengths(np.array([len(samples)]), window, name, "cut it, or set truncate to use its middle")
         if on_statistics is not None:
             on_statistics(index, sound_statistics(crop_to_window(samples, window)))
         return inference_frames(samples, window, bands_of(config))
@@ -85,18 +85,18 @@ def transcribe(
 
 
 def transcriber(model: ModelHandle, config: TranscriptionOptions) -> Transcriber:
-    generator: Any = model.generator  # encodes sounds, as the module does
+    generator: Any = model.generator  # encodes audio, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
 
 
 def _check_sounds(sounds: Sequence[Sound]) -> None:
-    """Raises UserError for values that cannot be sounds, before reading the first."""
+    """Raises UserError for values that cannot be audio, before reading the first."""
     for index, sound in enumerate(sounds):
         if isinstance(sound, np.ndarray):
             if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
                 raise UserError(
-                    f"sound {index + 1} is {sound.dtype} of shape {sound.shape}; pass its samples at 16 kHz, "
+                    f"sound {index + 1} is {sound.dtype} with shape {sound.shape}; pass samples at 16 kHz as "
                     "floating-point numbers between -1 and 1"
                 )
         elif not isinstance(sound, (str, Path)):
-            raise UserError(f"sound {index + 1} is a {type(sound).__name__}; pass paths of sound files, or samples")
+            raise UserError(f"sound {index + 1} is a {type(sound).__name__}; pass paths of audio files, or samples")

@@ -1,4 +1,4 @@
-"""Recipes for audio classification and transcription, and how those from scratch scale with the sounds and the time."""
+"""Recipes for audio classification and transcription, and how training from scratch scales with data and time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
 
 
 def audio() -> Recipe:
-    """Any sounds with labels."""
+    """Any labelled audio files."""
     return Recipe(
         name="audio",
         domain="audio",
-        description="any sounds with labels: a folder per class, or a .csv of path and label",
+        description="audio files with labels: a folder per class, or a .csv with path and label",
         data=(),
         model=whisper_classifier(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
@@ -48,13 +48,13 @@ def audio() -> Recipe:
         optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=1000, batch_size=32),
-        expected="--minutes chooses size and steps for your data; minutes for a few thousand sounds of a second",
+        expected="--minutes chooses size and steps for your data; minutes for a few thousand one-second clips",
     )
 
 
 def spoken_digits() -> Recipe:
-    """The official split: takes 0 to 4 of each digit and speaker are the test split. The 20 of 3,000 sounds over one
-    second are cropped to the middle.
+    """The official split: takes 0 to 4 of each digit and speaker are the test split. 20 of the 3,000 recordings are
+    longer than one second and are cropped to the middle.
     """
     return Recipe(
         name="spoken-digits",
@@ -79,15 +79,15 @@ def spoken_digits() -> Recipe:
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=3000, batch_size=32),
-        expected="accuracy 99 % in 8 minutes of a core",
+        expected="accuracy 99 % in 8 minutes on one core",
     )
 
 
 def small_whisper(
     width: int, depth: tuple[int, int], heads: int, vocab_size: int, context: int, dropout: float
 ) -> EncoderDecoderConfig:
-    """A small Whisper to train from scratch. Its convolutions must output values as large as its positions from the
-    start: with large models' initial weights of 0.02, the sound would be a twentieth of them.
+    """A small Whisper to train from scratch. From the start, the output of its convolutions must be as large as its
+    position embeddings; with the initial weights of 0.02 that large models use, it would be a twentieth as large.
     """
     model = override(whisper(width, depth, heads, vocab_size), {"dropout": dropout})
     decoder = replace(model.decoder, context=context)
@@ -95,11 +95,11 @@ def small_whisper(
 
 
 def spoken_sequences() -> Recipe:
-    """Speech with known times: any number of sequences, joined from recordings of single digits."""
+    """Speech with known times: any number of sequences, concatenated from recordings of single digits."""
     return Recipe(
         name="spoken-sequences",
         domain="audio",
-        description="sequences of spoken digits with the times of each (from the Free Spoken Digit Dataset)",
+        description="sequences of spoken digits with the times of each digit (from the Free Spoken Digit Dataset)",
         data=("spoken-digits",),
         model=small_whisper(width=128, depth=(3, 2), heads=4, vocab_size=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
@@ -109,18 +109,18 @@ def spoken_sequences() -> Recipe:
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=3000, batch_size=16, evaluate_limit=100),
-        expected="WER 0.5 %, mean time error 6 ms, in 15 minutes of a core",
+        expected="WER 0.5 %, mean time error 6 ms, in 15 minutes on one core",
     )
 
 
 def transcription() -> Recipe:
-    """Any speech with transcripts. From scratch it takes many hours of speech; with --from a published Whisper,
-    minutes.
+    """Any speech with transcripts. Training from scratch takes many hours of speech; with --from a published Whisper,
+    minutes are enough.
     """
     return Recipe(
         name="transcription",
         domain="audio",
-        description="any speech with transcripts: sounds next to a .tsv or .jsonl of path and text",
+        description="speech with transcripts: audio files next to a .tsv or .jsonl with path and text",
         data=(),
         model=small_whisper(width=256, depth=(4, 4), heads=4, vocab_size=64, context=448, dropout=0.1),
         task=TranscriptionConfig(
@@ -129,7 +129,7 @@ def transcription() -> Recipe:
         optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_size=16, evaluate_limit=200),
-        expected="hours of speech from scratch; better with --from a published Whisper and --minutes",
+        expected="needs hours of speech from scratch; better with --from a published Whisper and --minutes",
     )
 
 
@@ -145,15 +145,15 @@ _WHISPER_SHAPES = (
     (384, [6, 4], 6),
     (512, [8, 6], 8),
 )
-_MAX_SAMPLED = 1000  # sounds whose lengths are sampled
-_MAX_WINDOW = 10.0  # maximum seconds of a chosen window; models for sounds take 30
-_MANY_SOUNDS, _HUGE_DATASET = 20_000, 200_000  # sounds, above which less augmentation is needed, and hardly any
-_MIN_HOURS = 5.0  # of speech that suffice to learn transcription of any text
+_MAX_SAMPLED = 1000  # files whose lengths are read
+_MAX_WINDOW = 10.0  # maximum seconds of the chosen window; audio models take 30
+_MANY_SOUNDS, _HUGE_DATASET = 20_000, 200_000  # recordings above which less augmentation is needed, and hardly any
+_MIN_HOURS = 5.0  # hours of speech that are enough to learn to transcribe any text
 _MIN_REPETITIONS = 200  # repetitions per word needed with less speech
 
 
 class Lengths(NamedTuple):
-    """Seconds of sounds: the 98th percentile, the maximum and the total."""
+    """Recording lengths in seconds: the 98th percentile, the maximum and the total."""
 
     percentile_98: float
     longest: float
@@ -162,11 +162,13 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class SoundsScale(Scale):
-    """A window that most sounds fit into, and the augmentation of the recipe spoken-digits, reduced for many sounds."""
+    """A window that most recordings fit into, and the augmentation from the recipe spoken-digits, reduced for many
+    recordings.
+    """
 
     calibrated: bool = True
     descent: Descent | None = Descent(1.3, 3.7, 11.0)
-    # Augmentation makes each repetition another sound: shifted, slower or louder, with other parts masked.
+    # Augmentation makes each repetition different: shifted, slower or louder, with other parts masked.
     law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
     batch_setting: str = "train.batch_size"
     min_batch: int = 16
@@ -182,26 +184,28 @@ class SoundsScale(Scale):
         if task.seconds is not None:
             return DataSettings({**self.held_out_shares(count), **_augmentation(count, task.seconds)})
         lengths = sample_lengths(labelled.files)
-        # A few long sounds would make all the others expensive.
+        # A few long recordings would make all the others expensive.
         length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
         window = math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
         crops = lengths.longest > window
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
         settings = {**seconds, **({"task.crop": True} if crops else {})}
-        crop_note = f", which crop longer ones (at most {format_number(lengths.longest)} s)" if crops else ""
-        reason = f"windows of {window:g} s for {count:,} sounds{crop_note}"
+        crop_note = f", longer ones (up to {format_number(lengths.longest)} s) cropped" if crops else ""
+        reason = f"windows of {window:g} s for {count:,} recordings{crop_note}"
         return DataSettings({**settings, **self.held_out_shares(count), **_augmentation(count, window)}, reason)
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """In addition to the augmentation of sounds."""
+        """In addition to audio augmentation."""
         return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
 
 
 @dataclass(frozen=True)
 class SpeechScale(Scale):
-    """Small Whispers, and vocabularies that grow with the text; an error for too little speech to learn from."""
+    """Small Whispers, and vocabularies that grow with the text. UserError if there is too little speech to learn
+    from.
+    """
 
-    # A few times the data that text needs per token, because each must be found in the sound.
+    # Each token needs a few times as much data as in text, because it must be found in the audio.
     law: ScalingLaw = field(default_factory=lambda: replace(ScalingLaw(), repeats=30.0))
     batch_setting: str = "train.batch_size"
     min_batch: int = 8
@@ -223,7 +227,7 @@ class SpeechScale(Scale):
         if task.seconds is None:
             settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
         hours = format_number(lengths.total / 3600)
-        reason = f"{hours} hours of speech, {len(spoken_words):,} words, {len(set(spoken_words)):,} different ones"
+        reason = f"{hours} hours of speech, {len(spoken_words):,} words ({len(set(spoken_words)):,} different)"
         return DataSettings(settings, reason)
 
     def unique_targets(self, task: Task) -> int:
@@ -235,7 +239,7 @@ class SpeechScale(Scale):
 
 
 def sample_lengths(files: Sequence[Path]) -> Lengths:
-    """From the headers of a sample of files, spread evenly; unreadable files are skipped, and reported when opened."""
+    """Lengths from the headers of evenly spaced files. Unreadable files are skipped here and reported when opened."""
     indices = np.unique(np.linspace(0, len(files) - 1, min(_MAX_SAMPLED, len(files))).astype(int)) if files else []
     seconds = []
     for index in indices:
@@ -244,22 +248,23 @@ def sample_lengths(files: Sequence[Path]) -> Lengths:
         except UserError:
             continue
     if not seconds:
-        raise UserError(f"cannot read any of {len(files):,} sounds; use a supported format (.wav, .flac, .mp3, ...)")
+        raise UserError(
+            f"cannot read any of {len(files):,} audio files; use a supported format (.wav, .flac, .mp3, ...)"
+        )
     return Lengths(
         float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
     )
 
 
 def check_speech(hours: float, num_words: int, different: int) -> None:
-    """UserError for too little speech to train a model from scratch."""
+    """UserError if there is too little speech to train a model from scratch."""
     if hours >= _MIN_HOURS or num_words >= _MIN_REPETITIONS * max(1, different):
         return
     needed = min(_MIN_HOURS, hours * _MIN_REPETITIONS * max(1, different) / max(1, num_words))
     raise UserError(
-        f"there are {format_number(hours)} hours of speech with {different:,} different words, too few to learn "
-        "transcription "
-        f"from scratch; add speech up to about {format_number(needed)} hours, or start from a published Whisper "
-        "with --from"
+        f"{format_number(hours)} hours of speech with {different:,} different words are too little to learn "
+        f"transcription from scratch; add speech until there are about {format_number(needed)} hours, or start from a "
+        "published Whisper with --from"
     )
 
 

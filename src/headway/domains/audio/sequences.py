@@ -1,4 +1,4 @@
-"""Spoken digits, and sequences of digits joined with known gaps: speech with known times."""
+"""Spoken digits, and digit sequences with known gaps: speech with known times."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ from headway.nn.models import EncoderDecoder
 from headway.safe_io import DAMAGE, user_path
 
 _FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
-_TEST_TAKES = 5  # of each digit and speaker, from 0 on: the official split
-_MAX_BYTES = 1 << 26  # maximum bytes read of a recording
+_TEST_TAKES = 5  # takes per digit and speaker in the official test split, from 0 on
+_MAX_BYTES = 1 << 26  # maximum bytes per recording
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Recordings in the order of their names: files, digits (0 to 9), speakers, and take numbers, int [N]."""
+    """Recordings ordered by name: files, digits (0 to 9), speakers and take numbers, int [N]."""
 
     files: list[Path]
     digits: np.ndarray
@@ -78,12 +78,12 @@ class Takes:
 
 
 def read_takes(paths: Sequence[Path]) -> Takes:
-    """The recordings of an archive (.zip, .tar.gz, .tar.xz, ...) or below a folder. UserError if there are none."""
+    """The recordings in an archive (.zip, .tar.gz, .tar.xz, ...) or under a folder. UserError if there are none."""
     files = [file for path in paths for file in _recordings(path)]
     matches_by_name = sorted((path.name, path, match) for path in files if (match := _FILE_NAME.fullmatch(path.name)))
     if not matches_by_name:
         raise UserError(
-            f"{', '.join(map(str, paths))} has no recordings named like 7_jackson_3.wav; use the original data set"
+            f"{', '.join(map(str, paths))} has no recordings with names like 7_jackson_3.wav; use the original data set"
         )
     matches = [match for _, _, match in matches_by_name]
     digits_and_takes = np.array([[int(match[1]), int(match[3])] for match in matches])
@@ -100,7 +100,7 @@ def _recordings(path: Path) -> list[Path]:
     if not folder.is_dir():
         if file_kind(folder.name) not in ARCHIVES or not folder.is_file():
             raise UserError(
-                f"{folder} is not a folder or an archive ({', '.join(ARCHIVES)}, .tar.xz); use one that exists"
+                f"{folder} is not an existing folder or archive ({', '.join(ARCHIVES)}, .tar.xz); pass one that exists"
             )
         key = cache_key("takes", fingerprint([File(folder)]))
         folder = open_or_build(cache_root() / key, lambda target: _extract(user_path(path), target))
@@ -122,14 +122,14 @@ def _extract(archive: Path, folder: Path) -> None:
 @register("spoken_digits")
 @dataclass(frozen=True)
 class SpokenDigitsConfig(SoundsConfig):
-    """Classify spoken digits. The test split is the official one, takes 0 to 4 of each digit and speaker, or with
-    `hold_out` all recordings of one speaker. The validation split is sampled from the rest.
+    """Classify spoken digits. The test split is the official one (takes 0 to 4 of each digit and speaker) or, with
+    `hold_out`, all recordings of one speaker. The validation split is sampled from the rest.
     """
 
     hold_out: str | None = None  # the speaker whose recordings are the test split
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data other than this set."""
+        """Raises UserError for any other data set."""
         takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
         labelled = LabelledFiles(
@@ -154,39 +154,45 @@ class JoinedDigits(NamedTuple):
 @deferred_check
 @dataclass(frozen=True)
 class SpokenSequencesConfig(SpeechConfig):
-    """Transcribe the digits in a window of `seconds`, each between its start and end timestamps.
+    """Transcribe the digits in a window of `seconds`, each between start and end timestamps.
 
-    One speaker reads `least` to `most` digits with a random `gap` of silence between them, and at most `lead` seconds
-    before the first; digits that do not fit into the window are left out. Sequences of a split are joined from its own
-    recordings (the official test takes; the validation split is sampled from the others): `held_out` each for
-    validation and test, and an endless number for training.
+    One speaker reads `least` to `most` digits, with a random `gap` of silence between them and at most `lead` seconds
+    before the first; digits that do not fit into the window are omitted. Each split's sequences are concatenated from
+    its own recordings: the official test takes, and a validation sample of the others. Validation and test have
+    `held_out` sequences each; training has an unlimited number.
     """
 
     seconds: float | None = 4.0
     least: int = 2  # minimum number of digits
     most: int = 5  # maximum number of digits
-    gap: tuple[float, float] = (0.1, 0.6)  # range of the seconds of silence between digits
+    gap: tuple[float, float] = (0.1, 0.6)  # range of silence between digits, in seconds
     lead: float = 0.5  # maximum seconds of silence before the first
-    held_out: int = 300  # number of validation and of test sequences
+    held_out: int = 300  # number of validation sequences, and of test sequences
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seconds is None:
-            raise ConfigError("task.seconds is not set; choose the window of a sequence, such as 4")
+            raise ConfigError("task.seconds is not set; choose a window length, such as 4")
         if not 1 <= self.least <= self.most:
-            raise ConfigError(f"task.least is {self.least} and task.most {self.most}; choose 1 or more, least first")
+            raise ConfigError(
+                f"task.least is {self.least} and task.most is {self.most}; both must be at least 1, and task.least at "
+                "most task.most"
+            )
         if not 0 <= self.gap[0] <= self.gap[1] or self.lead < 0:
-            raise ConfigError(f"task.gap is {self.gap} and task.lead {self.lead}; choose seconds from 0, lower first")
+            raise ConfigError(
+                f"task.gap is {self.gap} and task.lead is {self.lead}; use at least 0 seconds, and put the smaller gap "
+                "first"
+            )
         if self.held_out < 1:
             raise ConfigError(f"task.held_out is {self.held_out}; choose 1 or more")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data other than this set."""
+        """Raises UserError for any other data set."""
         return Task(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
 class SpokenSequences(SpeechDataset):
-    """Joined digits, each sequence a pure function of its split and index."""
+    """Digit sequences, each a pure function of its split and index."""
 
     def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
         model = check_speech_model(recipe.model)
@@ -209,7 +215,7 @@ class SpokenSequences(SpeechDataset):
         codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
         start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
         if start is None or no_timestamps is None or eos is None:
-            raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a run of this task")
+            raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a run with this task")
         super().__init__(
             recipe, codec, SpeechSpecialTokens((start,), eos, (start, no_timestamps)), frames, config, workspace
         )
@@ -229,12 +235,12 @@ class SpokenSequences(SpeechDataset):
         return self.splits.final
 
     def of(self, split: str) -> SequenceSamples:
-        """Training sequences are endless; `len` is nominal. UserError for a split without recordings."""
+        """Training sequences are unlimited, and `len` is nominal. UserError for a split without recordings."""
         self.splits.rows(split)
         return SequenceSamples(self, split, np.arange(self.config.held_out))
 
     def sequence(self, split: str, index: int, augmented: bool = False) -> JoinedDigits:
-        """The sequence of a split with an index: a pure function of both (for training, also of the run's seed)."""
+        """A sequence: a pure function of its split and index and, for training, of the run's seed."""
         seed = epoch_seed(self.seed if split == "train" else 0, _SPLITS.index(split))
         rng = sample_rng(seed, index)
         config, speakers = self.config, self.rows_by_speaker[split]
@@ -254,7 +260,7 @@ class SpokenSequences(SpeechDataset):
         return JoinedDigits(add_noise(window, config.augment, rng) if augmented else window, spans)
 
     def ids(self, spans: Sequence[Span]) -> list[int]:
-        """Each word between the tokens of its times."""
+        """Each word between its timestamp tokens."""
         words = self.codec.encode_batch([span.text for span in spans])
         return [
             token
@@ -282,7 +288,7 @@ class SpokenSequences(SpeechDataset):
 
 @dataclass(frozen=True)
 class SequenceSamples:
-    """Sequences of a split by index."""
+    """A split's sequences by index."""
 
     examples: SpokenSequences
     split: str
@@ -316,7 +322,7 @@ class TimedDigits(SpeechRecognition[SpokenSequences]):
     """Digits between their start and end timestamps; scores words and times."""
 
     def scores(self, examples: SpokenSequences, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
-        """Adds the mean error of correct words' times, in milliseconds."""
+        """Adds the mean time error of correct words, in milliseconds."""
         scores = {**super().scores(examples, sources, generated), "beam": self.search.beam}
         predictions = zip(sources.inputs.spans(), generated)
         pairs = [pair for spans, ids in predictions for pair in matching_words(spans, examples.spans(ids))]
@@ -336,7 +342,7 @@ class TimedDigits(SpeechRecognition[SpokenSequences]):
         return {**super().sample(examples, source, ids, references), "times": _format_times(examples.spans(ids))}
 
     def pictures(self, model: nn.Module, examples: SpokenSequences) -> list[Picture]:
-        """A sequence of the final split: the true and the recognised times of its digits, and the decoder's
+        """A sequence from the final split, with the true and the recognised times of its digits, and the decoder's
         attention.
         """
         samples = examples.of(examples.final_split).limited_to(12)

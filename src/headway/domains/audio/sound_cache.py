@@ -1,4 +1,4 @@
-"""Sounds decoded once into a memory map, and tables of transcripts."""
+"""Audio decoded once into a memory map, and transcript tables."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _MAX_NAMES = 3
 
 
 class Sounds:
-    """The samples of files at 16 kHz, as from `read_sound`; `keys` identify their contents.
+    """The files' samples at 16 kHz, as from `read_sound`; `keys` identify their contents.
 
-    `unreadable` are files that could not be read, which are errors unless skipping was requested; for `out_of_phase`
-    files only the loudest channel was used, because their channels cancel each other out.
+    `unreadable` files could not be read and are errors unless skipping was requested. For `out_of_phase` files only the
+    loudest channel was used, because their channels cancel each other out.
     """
 
     def __init__(self, files: Sequence[Path], keys: Sequence[str], folder: Path) -> None:
@@ -55,16 +55,16 @@ class Sounds:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Samples of each, int64 [N]."""
+        """Samples per file, int64 [N]."""
         return np.diff(self._offsets)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Notes on how the sounds were read, as sentences."""
+        """Notes on how the files were read, as sentences."""
         if not self.out_of_phase:
             return ()
         names = ", ".join(str(self.files[index]) for index in self.out_of_phase[:_MAX_NAMES])
-        fact = f"the channels of {len(self.out_of_phase)} of {len(self)} sounds cancel each other out"
+        fact = f"the channels of {len(self.out_of_phase)} of {len(self)} recordings cancel each other out"
         return (f"{fact}, so only the loudest channel is used ({names}).",)
 
     def __getitem__(self, index: int) -> Float[Tensor, "N"]:
@@ -72,9 +72,9 @@ class Sounds:
 
 
 def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
-    """The sounds of files, from the cache if the same contents were decoded before.
+    """The files' audio, from the cache if the same contents were decoded before.
 
-    An invalid or empty file is a UserError, or with `skip` counted in the log and left empty.
+    An invalid or empty file is a UserError; with `skip`, such files are counted in the log and left empty.
     """
     with ThreadPoolExecutor() as workers:
         keys = list(workers.map(_digest, files))
@@ -85,7 +85,7 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
         if not skip:
             _read(files[sounds.unreadable[0]], skip=False)  # raises the error
         names = ", ".join(str(files[index]) for index in sounds.unreadable[:_MAX_NAMES])
-        _LOG.warning("left out %d of %d sounds, which cannot be read (%s)", len(sounds.unreadable), len(files), names)
+        _LOG.warning("skipped %d of %d audio files that cannot be read (%s)", len(sounds.unreadable), len(files), names)
     for remark in sounds.remarks:
         _LOG.warning("%s", remark)
     return sounds
@@ -129,7 +129,7 @@ def _read(path: Path, skip: bool) -> tuple[Tensor, bool] | None:
             raise
         if skip:
             return None
-        raise UserError(f"{error}; or leave such sounds out with task.skip_bad=true") from None
+        raise UserError(f"{error}; or skip such files with task.skip_bad=true") from None
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,20 @@ class Transcripts:
 
 def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "text", skip: bool = False) -> Transcripts:
     """Read .tsv, .csv and .jsonl files with the columns `path`, relative to the table's folder, and `text`. A folder
-    provides all its tables, and each of its sounds must have a transcript.
+    stands for all its tables, and each audio file in it must have a transcript.
 
-    Transcripts without a file and sounds without a transcript are UserErrors, or with `skip` lines in the log.
+    Transcripts without a file and files without a transcript are UserErrors; with `skip`, they are logged instead.
     """
     if not paths:
-        raise UserError("there are no transcripts; pass a .tsv of path and text, or a folder of sounds with one")
+        raise UserError(
+            "there are no transcripts; pass a .tsv with path and text, or a folder with audio files and such a table"
+        )
     for source in paths:
         if not user_path(source).is_dir() and source.suffix.lower() not in TABLE_KINDS:
-            fact = "is not a folder or a table" if source.exists() else "does not exist"
-            raise UserError(f"{source} {fact}; pass a .tsv of path and text, or a folder of sounds with one")
+            fact = "is neither a folder nor a table" if source.exists() else "does not exist"
+            raise UserError(
+                f"{source} {fact}; pass a .tsv with path and text, or a folder with audio files and such a table"
+            )
     folders = [user_path(source) for source in paths]
     for source in folders:
         if source.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in source.rglob("*")):
@@ -186,11 +190,13 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     if untranscribed:
         fact = f"{untranscribed[0]} has no transcript"
         _report_unusable(
-            skip, fact, "sounds", len(untranscribed), len(sounds), "add one, or remove the sound from the folder"
+            skip, fact, "recordings", len(untranscribed), len(sounds), "add one, or remove the file from the folder"
         )
     rows = np.setdiff1d(np.arange(len(files)), missing)
     if not len(rows):
-        raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.locations[0][0]}")
+        raise UserError(
+            f"none of {len(files)} transcripts has an audio file; check the paths in {table.locations[0][0]}"
+        )
     return transcripts.select(rows)
 
 
@@ -198,4 +204,4 @@ def _report_unusable(skip: bool, fact: str, noun: str, count: int, total: int, r
     if not skip:
         more = f" (and {count - 1} more of {total} {noun})" if count > 1 else ""
         raise UserError(f"{fact}{more}; {remedy}, or skip such samples with task.skip_bad=true")
-    _LOG.warning("left out %d of %d %s (%s)", count, total, noun, fact)
+    _LOG.warning("skipped %d of %d %s (%s)", count, total, noun, fact)

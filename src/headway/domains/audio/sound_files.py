@@ -1,4 +1,4 @@
-"""Sounds from files, read with libsndfile or otherwise FFmpeg, complete or in blocks."""
+"""Audio files, read with libsndfile or FFmpeg, as a whole or in blocks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from headway.safe_io import check_in_memory, file_size, open_file
 
 _LOG = logger(__name__)
 _AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
-_RELIABLE_LENGTH = ("mov", "matroska")  # formats whose headers state their length; others' is a guess from the size
+_RELIABLE_LENGTH = (
+    "mov",
+    "matroska",
+)  # formats whose headers state their length; for others it is a guess from the size
 _BLOCK_FRAMES = 256  # codec frames per block, about a thousand samples each
 _SAMPLE_BYTES = 2  # bytes per sample of most recordings
-MAX_SECONDS = 24 * 3600  # seconds; years of silence fit into a small file
-_LENGTH_TOLERANCE = 0.5  # seconds by which a sound may be shorter than its header states
+MAX_SECONDS = 24 * 3600  # years of silence fit into a small file
+_LENGTH_TOLERANCE = 0.5  # seconds by which audio may be shorter than its header states
 
 
 class ContainerReader:
-    """The first audio stream of a container, at its own `rate`; `seconds` long according to the header.
+    """The first audio stream in a container, at its own `rate`; `seconds` is the length that the header states.
 
-    UserError for a format that FFmpeg cannot read, for a file without sound, and if the package av is missing.
+    UserError for a format that FFmpeg cannot read, a file without audio, or a missing av package.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +40,7 @@ class ContainerReader:
         with self._open() as stream:
             first = next(self._decode(stream), None)
             if first is None:
-                raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
+                raise UserError(f"{path} has 0 audio samples; remove it or record it again")
             self.rate: int = first.sample_rate
             stated = _seconds(stream)
         self.seconds: float = sum(map(len, self.read())) / self.rate if stated is None else stated
@@ -73,17 +76,17 @@ class ContainerReader:
         try:
             with open_container(self.path) as container:
                 if not container.streams.audio:
-                    raise UserError(f"{self.path} has no sound; use a file with an audio stream")
+                    raise UserError(f"{self.path} has no audio stream; use a file with one")
                 yield container.streams.audio[0]
         except (av.FFmpegError, ValueError, RuntimeError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
-                f"{self.path} is not a readable sound file ({reason}); use .wav, .flac, .ogg, .mp3, .m4a or .mp4"
+                f"{self.path} is not a readable audio file ({reason}); use .wav, .flac, .ogg, .mp3, .m4a or .mp4"
             ) from error
 
 
 def _seconds(stream: Any) -> float | None:
-    """The length according to the header, if stated; that of a video may differ."""
+    """The length that the header states, if any; the video's may differ."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     container = stream.container
@@ -93,13 +96,13 @@ def _seconds(stream: Any) -> float | None:
 
 
 def check_length(path: Path, seconds: float) -> None:
-    """UserError for a sound of more than a day."""
+    """UserError for audio longer than a day."""
     if seconds > MAX_SECONDS:
-        raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut it into shorter sounds")
+        raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; split it into shorter files")
 
 
 def check_plausible_length(path: Path, seconds: float, rate: int) -> None:
-    """UserError for a sound longer than its bytes can plausibly contain: hours of silence."""
+    """UserError for audio that is implausibly long for its file size, such as hours of silence."""
     check_in_memory(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE_BYTES)
 
 
@@ -119,12 +122,12 @@ AUDIO_EXTENSIONS = (
     ".aiff",
 )
 BLOCK = 1 << 18  # samples per block of a file
-_MAX_CHANNELS = 8  # of a sound, up to which blocks have full length
+_MAX_CHANNELS = 8  # channels up to which blocks have full length
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
 class Sound(Protocol):
-    """Samples at one rate, of one channel, in blocks; `source` names them in messages."""
+    """Samples of one channel at one rate, in blocks; `source` names them in messages."""
 
     source: str
 
@@ -132,11 +135,11 @@ class Sound(Protocol):
 
 
 class FileSound:
-    """A file as numbers between -1 and 1 at `rate` samples per second, its channels averaged; `seconds` long. If the
-    channels would cancel out because one is inverted, only the loudest is used: `out_of_phase` is True after reading
-    such a sound, and it is logged if `warn`.
+    """A file as numbers between -1 and 1 at `rate` samples per second, with its channels averaged; it is `seconds`
+    long. If the channels would cancel out because one is inverted, only the loudest is used: `out_of_phase` is True
+    after reading such a file, and with `warn` a warning is logged.
 
-    UserError for an unreadable file, and for one of more than a day; later damage is found while reading.
+    UserError for an unreadable file or one longer than a day; later damage is found while reading.
     """
 
     def __init__(self, path: Path | str, rate: int = RATE, warn: bool = True) -> None:
@@ -146,7 +149,7 @@ class FileSound:
             problem = (
                 "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
             )
-            raise UserError(f"{self.path} {problem}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
+            raise UserError(f"{self.path} {problem}; use an audio file, such as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _open_reader(self.path)
         self.seconds = self._reader.seconds
         check_length(self.path, self.seconds)
@@ -157,8 +160,8 @@ class FileSound:
             raise UserError(f"{self.path}: {error}") from None
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The sound from its start, in blocks. UserError if the file ends earlier than its header states, and for NaN
-        or infinite samples.
+        """The audio from its start, in blocks. UserError if the file ends earlier than its header states, or has NaN or
+        infinite samples.
         """
         resampler, count, mix = Resampler(self._reader.rate, self.rate), 0, ChannelMix(self.source)
         for samples in self._reader.read():
@@ -173,8 +176,8 @@ class FileSound:
 
 
 class LibsndfileReader:
-    """Reads a file with libsndfile, at its own `rate`. UserError for an empty sound and a truncated .wav; RuntimeError,
-    or another exception of soundfile, for other invalid files.
+    """Reads a file with libsndfile, at its own `rate`. UserError for an empty file or a truncated .wav; RuntimeError or
+    another exception from soundfile for other invalid files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -183,7 +186,7 @@ class LibsndfileReader:
             self.rate: int = file.samplerate
             self.seconds: float = file.frames / file.samplerate
         if not self.seconds:
-            raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
+            raise UserError(f"{path} has 0 audio samples; remove it or record it again")
         _check_wav(path)
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
@@ -198,7 +201,7 @@ class LibsndfileReader:
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is not a readable sound file ({reason}); download the file again") from error
+            raise UserError(f"{self.path} is not a readable audio file ({reason}); download the file again") from error
         if count < frames:
             raise UserError(f"{self.path} ends after {count} of {frames} samples; download the file again")
 
@@ -212,17 +215,17 @@ def _open_reader(path: Path) -> LibsndfileReader | ContainerReader:
 
 
 class ArraySound:
-    """A sound in memory: numbers between -1 and 1, at 16 kHz, of one channel or [N, channels]."""
+    """Audio in memory: numbers between -1 and 1 at 16 kHz, with one channel or as [N, channels]."""
 
-    def __init__(self, samples: Any, source: str = "the sound") -> None:
+    def __init__(self, samples: Any, source: str = "the audio") -> None:
         values = torch.as_tensor(samples)
         if not values.is_floating_point() or values.dim() not in (1, 2):
             raise UserError(
-                f"{source} is {values.dtype} of shape {tuple(values.shape)}; use floating-point numbers between -1 and "
-                "1, of shape [samples] or [samples, channels]"
+                f"{source} is {values.dtype} with shape {tuple(values.shape)}; use floating-point numbers between -1 "
+                "and 1 with shape [samples] or [samples, channels]"
             )
         if not len(values):
-            raise UserError(f"{source} has 0 samples; leave it out")
+            raise UserError(f"{source} has 0 samples; remove it")
         self.source = source
         mix = ChannelMix(source)
         self._samples = mix.mono(values.float().view(len(values), -1))
@@ -230,7 +233,7 @@ class ArraySound:
             _LOG.warning("%s: %s", source, OUT_OF_PHASE)
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The sound from its start, in blocks."""
+        """The audio from its start, in blocks."""
         yield from self._samples.split(BLOCK)
 
 
@@ -238,18 +241,18 @@ SoundInput = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
 
 
 def open_sound(source: SoundInput) -> Sound:
-    """A sound from its file or samples; an open sound is returned as it is. UserError for anything else."""
+    """The sound in a file or of samples; an open sound is returned as is. UserError for anything else."""
     if isinstance(source, (FileSound, ArraySound)):
         return source
     if isinstance(source, (str, Path)):
         return FileSound(source)
     if isinstance(source, (np.ndarray, Tensor, list, tuple)):
         return ArraySound(source)
-    raise UserError(f"a {type(source).__name__} is not a sound; pass the path of a file, or samples at {RATE} Hz")
+    raise UserError(f"a {type(source).__name__} is not audio; pass the path of a file, or samples at {RATE} Hz")
 
 
 def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
-    """A complete file. Errors as for FileSound."""
+    """A complete file. Raises the same errors as FileSound."""
     return torch.cat(list(FileSound(path, rate).blocks()))
 
 
@@ -258,7 +261,7 @@ _SILENT, _CANCELLED_SHARE = 1e-8, 1e-3  # power of silence, and the share left a
 
 
 class ChannelMix:
-    """Mixes channels in blocks: their mean, or the loudest if the mean leaves less than a thousandth of their power
+    """Mixes channels in blocks by averaging, or takes the loudest if the mean has less than a thousandth of their power
     (-30 dB). The first block that is not silent decides; `chosen` is then the only channel used.
     """
 
@@ -278,11 +281,11 @@ class ChannelMix:
         return mono(samples if self.chosen_channel is None else samples[:, self.chosen_channel, None], self.source)
 
 
-def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Float[Tensor, "N"]:
+def mono(samples: Float[Tensor, "N channels"], source: str = "the audio") -> Float[Tensor, "N"]:
     """The mean of the channels. UserError for NaN or infinite samples."""
     sound = samples.mean(1)
     if not bool(sound.isfinite().all()):
-        raise UserError(f"{source} has NaN or infinite samples; create the file again")
+        raise UserError(f"{source} has NaN or infinite samples; recreate the file")
     return sound
 
 
@@ -298,7 +301,7 @@ def _check_wav(path: Path) -> None:
             remaining = total_size - file.tell()
             if chunk[:4] == b"data":
                 if size not in _UNKNOWN_SIZES and size > remaining:
-                    raise UserError(f"{path} ends after {remaining} of {size} bytes of sound; download the file again")
+                    raise UserError(f"{path} ends after {remaining} of {size} bytes of audio; download the file again")
                 return
             file.seek(size + size % 2, 1)
 

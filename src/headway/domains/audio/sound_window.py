@@ -1,4 +1,4 @@
-"""A model's window of sound, in frames of 10 ms."""
+"""A model's audio window, in frames of 10 ms."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from headway.errors import ConfigError, UserError
 from headway.learn import Recipe
 from headway.nn.models import FramesEmbedConfig, SpectrogramEmbedConfig, TransformerConfig
 
-_RECIPE = "recipe.json"  # in a workspace, shows that the run has started, so its window is fixed
+_RECIPE = "recipe.json"  # if in the workspace, the run has started, so its window is fixed
 
 
 def window_of(model: TransformerConfig) -> int:
-    """The frames of a model's window. ConfigError for a model that does not take sounds."""
+    """The frames in a model's window. ConfigError for a model that does not take audio."""
     if isinstance(model.embed, SpectrogramEmbedConfig):
         return model.embed.frames
     if isinstance(model.embed, FramesEmbedConfig) and model.context is not None:
         return 2 * model.context
     raise ConfigError(
-        f"this task needs a model that takes windows of sound, but the model's embed is {type(model.embed).__name__}; "
-        "choose another, such as that of the recipe audio"
+        f"this task needs a model that takes audio windows, but model.embed is {type(model.embed).__name__}; choose "
+        "another model, such as the one from the recipe audio"
     )
 
 
@@ -50,8 +50,8 @@ def valid_frames(model: TransformerConfig, frames: int) -> int:
 def choose_window(
     recipe: Recipe, model: TransformerConfig, lengths: np.ndarray, seconds: float | None, workspace: Path
 ) -> int:
-    """The frames of the window: `seconds` if given; otherwise the model's own if it is trained or comes from another,
-    and for a new model the longest sound, at most the model's window. `lengths` are in samples.
+    """The frames in the window: `seconds` if set; otherwise the model's own window if it is trained or has a start
+    model; for a new model the longest recording, at most the model's window. `lengths` are in samples.
     """
     max_frames = window_of(model)
     if seconds is not None:
@@ -67,10 +67,10 @@ def frames_of(samples: int) -> int:
 
 
 def check_lengths(lengths: np.ndarray, frames: int, location: str, remedy: str) -> None:
-    """UserError if the longest sound, located at `named`, exceeds the window."""
+    """UserError if the longest recording, located at `named`, exceeds the window."""
     max_length = int(lengths.max(initial=0))
     if frames_of(max_length) > frames:
         raise UserError(
-            f"{location} has {max_length / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; "
+            f"{location} is {max_length / RATE:.2f} s long, but the model's window is {frames * HOP / RATE:g} s; "
             f"{remedy}"
         )

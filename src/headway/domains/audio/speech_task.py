@@ -1,4 +1,4 @@
-"""Speech recognition as a task: token likelihood in training, word error rate in evaluation."""
+"""The speech recognition task: trained on token likelihood, evaluated by word error rate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from headway.nn.mixers import CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
 
 START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
-_MASK_STREAM = 1 << 32  # separates the random numbers of masks from all others of a position
+_MASK_STREAM = 1 << 32  # separates the random numbers of masks from all others at a position
 _PUNCTUATION = re.compile(r"[^\w\s']|_")
 _EOS_LABEL = "·"  # label of the eos token, which has no text
 
@@ -55,8 +55,8 @@ class SpeechConfig(SoundTaskConfig):
 
 
 class Utterance(NamedTuple):
-    """The samples of a window, how many of them belong to the sound (silence follows), and the tokens of its
-    transcript.
+    """The samples in a window, how many of them are from the recording (silence follows), and the transcript's
+    tokens.
     """
 
     window: Float[Tensor, "N"]
@@ -65,7 +65,7 @@ class Utterance(NamedTuple):
 
 
 class SpeechSpecialTokens(NamedTuple):
-    """`prompt` starts every text, `eos` follows it, `suppressed` tokens are never generated."""
+    """`prompt` precedes every transcript, `eos` follows it, and `suppressed` tokens are never generated."""
 
     prompt: tuple[int, ...]
     eos: int
@@ -73,13 +73,13 @@ class SpeechSpecialTokens(NamedTuple):
 
 
 class SpeechDataset(SourceTargetExamples):
-    """Sounds with their transcripts. A batch is train.batch_size sounds.
+    """Recordings with their transcripts. A batch is train.batch_size recordings.
 
     Subclasses define the samples (`of`) and their transcripts (`with_transcripts`).
     """
 
     codec: TokenizerCodec
-    eval_batch_size = 16  # sounds per evaluation batch
+    eval_batch_size = 16  # recordings per evaluation batch
 
     def __init__(
         self,
@@ -90,8 +90,8 @@ class SpeechDataset(SourceTargetExamples):
         config: SpeechConfig,
         folder: Path,
     ) -> None:
-        """The padding past the end of a sound is that of the model in `folder`. Raises ConfigError for a recipe that
-        counts tokens.
+        """Pads past the end of a recording as the model in `folder` does. Raises ConfigError for a recipe that counts
+        batches in tokens.
         """
         self.codec, self.special_tokens = codec, special_tokens
         self.padding: Padding = padding_of(read_usage(folder))
@@ -145,7 +145,7 @@ class SpeechDataset(SourceTargetExamples):
 
 
 def normalize_words(text: str) -> str:
-    """A text normalised for comparing words: lower case, no punctuation except apostrophes."""
+    """Text normalised for comparing words: lower case, no punctuation except apostrophes."""
     return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
@@ -153,9 +153,7 @@ H = TypeVar("H", bound=SpeechDataset)
 
 
 class SpeechRecognition(SequenceGeneration[H], Generic[H]):
-    """Speech recognition, scored by the word error rate of texts after `normalize`; `signature` describes the
-    normalisation.
-    """
+    """Speech recognition, scored by the word error rate after `normalize`; `signature` describes the normalisation."""
 
     def __init__(
         self,
@@ -170,18 +168,18 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
         return self.search
 
     def adapt(self, model: ModelConfig, examples: H) -> ModelConfig:
-        """Raises UserError for evaluation splits without a word."""
+        """Raises UserError for an evaluation split without words."""
         for split in ("validation", examples.final_split):
             texts = [text for (text,) in examples.sources(split).references]
             if not any(map(self.normalize, texts)):
                 raise UserError(
-                    f"no text of the {split} split has a word to compare ({len(texts):,} texts such as {texts[0]!r}); "
-                    "add texts with words"
+                    f"no transcript in the {split} split has a word to compare ({len(texts):,} transcripts such as "
+                    f"{texts[0]!r}); add transcripts with words"
                 )
         return model
 
     def evaluate(self, model: nn.Module, examples: H, split: str, limit: int | None = None) -> dict[str, Any]:
-        """As in `SequenceGeneration`, but each sound is encoded once, for the loss and for the transcript."""
+        """As in `SequenceGeneration`, but each recording is encoded only once, for both loss and transcript."""
         sources, search = examples.sources(split, limit), self.search_for(split)
         nats, count, generated = 0.0, 0, list[Ids]()
         for batch in _encoded_batches(cast(EncoderDecoder, model), sources.inputs):
@@ -222,7 +220,7 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
         return {**scores, "wer_signature": self.signature}
 
     def sample(self, examples: H, source: str, ids: Ids, references: Sequence[str]) -> dict[str, str]:
-        """With a check mark if all words are correct."""
+        """Marked as correct if all words are."""
         columns = super().sample(examples, source, ids, references)
         output = columns["output"].strip()
         check_mark = "✓" if self.normalize(output) == self.normalize(columns["reference"]) else "✗"
@@ -230,7 +228,7 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
 
     @torch.no_grad()
     def alignment(self, model: EncoderDecoder, examples: H, sample: Samples) -> SpeechAlignment:
-        """The cross-attention of the generated transcript of one sample, averaged over layers and heads."""
+        """The cross-attention of one sample's generated transcript, averaged over layers and heads."""
         prompt, codec = list(examples.special_tokens.prompt), examples.codec
         [ids] = self.generate(model, examples, examples.with_transcripts(sample), self.search)
         with evaluation_mode(model):
@@ -249,15 +247,15 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
 
 
 def _encoded_batches(model: EncoderDecoder, samples: Samples) -> Iterator[Batch]:
-    """The samples once, in batches with encoder outputs as inputs."""
+    """Each sample once, in batches with encoder outputs as inputs."""
     for _, batch in evaluation_batches(model, samples):
         frames, layout, *other_inputs = batch.inputs
         yield batch._replace(inputs=(model.encode(frames, layout), layout, *other_inputs))
 
 
 class SpeechAlignment(NamedTuple):
-    """A transcript: its tokens with eos, and their attention, weights whose rows sum to 1 over the encoder's steps of
-    20 ms. `frames` are the model inputs.
+    """A transcript's tokens with eos, and their attention: `weights`, whose rows sum to 1 over the encoder's 20 ms
+    steps. `frames` are the model inputs.
     """
 
     text: str
@@ -271,7 +269,7 @@ def check_speech_model(model: ModelConfig) -> EncoderDecoderConfig:
     """The model if it is a speech encoder-decoder; ConfigError for another."""
     if not isinstance(model, EncoderDecoderConfig) or model.tie in ("all", "embeddings"):
         raise ConfigError(
-            f"transcription needs an encoder_decoder whose encoder takes sounds, but the model is a "
+            "transcription needs an encoder_decoder whose encoder takes audio, but the model is a "
             f"{type(model).__name__}; choose another, such as whisper-tiny"
         )
     bands_of(model.encoder)
@@ -279,10 +277,10 @@ def check_speech_model(model: ModelConfig) -> EncoderDecoderConfig:
 
 
 def check_targets(lengths: np.ndarray, context: int | None, location: str) -> None:
-    """UserError if the longest text, located at `named`, exceeds the decoder's context."""
+    """UserError if the longest transcript, located at `named`, exceeds the decoder's context."""
     max_length = int(lengths.max(initial=0))
     if context is not None and max_length > context:
         raise UserError(
-            f"{location} has a text of {max_length} tokens, more than the model's context of {context}; cut sound and "
-            "text, or raise model.decoder.context"
+            f"{location} has a transcript of {max_length} tokens, but the model's context is {context}; split the "
+            "recording and its transcript, or raise model.decoder.context"
         )

@@ -17,8 +17,8 @@ Format = Literal["txt", "json", "srt", "vtt"]
 
 @dataclass(frozen=True)
 class SubtitleLines:
-    """The layout of words in subtitles, across segments: maximum characters and words per line, and lines per subtitle;
-    None for no limit. A longer word gets its own line.
+    """Subtitle layout across segments: maximum characters and words per line, and lines per subtitle (None: no limit).
+    A longer word gets its own line.
     """
 
     max_line_width: int | None = None
@@ -34,11 +34,11 @@ class SubtitleLines:
 
 
 def format_transcript(transcript: Transcription, format: Format, lines: SubtitleLines | None = None) -> str:
-    """A transcript as the content of a file. `lines` lay out subtitles with word times (`words`); UserError without
-    them, and for other formats.
+    """A transcript as file content. `lines` lays out subtitles by word times (`words`); UserError without them, or for
+    other formats.
     """
     if lines is not None and format not in ("srt", "vtt"):
-        raise UserError(f"line options need srt or vtt, not {format}; choose one of them, or leave the options out")
+        raise UserError(f"line options need srt or vtt, not {format}; choose one of these, or omit the options")
     if format == "txt":
         return _join_lines(segment.text.strip() for segment in transcript.segments)
     if format == "json":
@@ -69,7 +69,7 @@ class Cue(NamedTuple):
 
 
 def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[Cue]:
-    """One subtitle per segment, or as many as `lines` requires; none spans a pause."""
+    """One subtitle per segment, or as many as `lines` requires. Subtitles never span a pause."""
     if lines is None:
         yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
         return

@@ -1,4 +1,4 @@
-"""Transcription of sounds of any length, window by window, each conditioned on the text before it."""
+"""Transcription of audio of any length, window by window, each conditioned on the text before it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from headway.nn.models import EncodedSource, EncoderDecoder
 from headway.summary_card import SummaryCard, summary_repr
 
 FRAME = HOP / RATE  # seconds
-_MAX_CONTEXT_TEMPERATURE = 0.5  # the temperature above which a text does not condition the next
-MAX_PARALLEL_SOUNDS = 8  # maximum sounds at a time: each holds its encoder output in memory
+_MAX_CONTEXT_TEMPERATURE = 0.5  # temperature above which text does not condition the next window
+MAX_PARALLEL_SOUNDS = 8  # maximum recordings at a time: each keeps its encoder output in memory
 Progress = Callable[[float, float], None]  # seconds done, and total seconds
 
 
@@ -60,7 +60,7 @@ class Segment:
 @summary_repr
 @dataclass(frozen=True)
 class Transcription:
-    """The text of a sound of `duration` seconds, its segments, and the requested or detected `language`."""
+    """The text of `duration` seconds of audio, its segments, and the requested or detected `language`."""
 
     text: str
     language: str | None
@@ -91,7 +91,7 @@ class Transcriber:
         special_tokens = WhisperTokens.of(codec, usage, model.config.vocab_size)
         special_tokens.check(config.language, config.task)
         if config.words and not special_tokens.has_timestamps:
-            raise UserError("this model does not generate timestamps, so it has no word times; leave them out")
+            raise UserError("this model does not generate timestamps, so it has no word times; omit them")
         config = replace(config, timestamps=config.timestamps and special_tokens.has_timestamps)
         self.window_transcriber = WindowTranscriber(model, generator, codec, special_tokens)
         self.config, self.codec, self.special_tokens = config, codec, special_tokens
@@ -99,7 +99,7 @@ class Transcriber:
         self.words = WordAligner(model, codec, special_tokens) if config.timestamps else None
 
     def transcribe(self, sound: SoundInput, progress: Progress | None = None) -> Transcription:
-        """Transcribe a complete sound: a file, or samples at 16 kHz."""
+        """Transcribe a complete recording: a file, or samples at 16 kHz."""
         stream = TranscriptionStream(self, open_sound(sound), progress)
         for _ in stream:
             pass
@@ -112,7 +112,7 @@ class TranscriptionStream:
     """
 
     def __init__(self, transcriber: Transcriber, sound: Sound, progress: Progress | None = None) -> None:
-        """Reads the sound once, and its audible part again. UserError for a truncated sound."""
+        """Reads the audio once, and its audible part again. UserError for truncated audio."""
         self._transcriber, self._progress = transcriber, progress or (lambda done, total: None)
         window_transcriber = transcriber.window_transcriber
         self._windows = None  # without speech
@@ -157,7 +157,7 @@ class TranscriptionStream:
 
     @property
     def next_tokens(self) -> NextTokens | None:
-        """The tokens whose logits it needs next, once started."""
+        """The tokens whose logits it needs next, if started."""
         return self._next_tokens
 
     def receive(self, step_output: StepOutput | None) -> None:
@@ -166,7 +166,7 @@ class TranscriptionStream:
             self._next_tokens = next(self._coroutine) if step_output is None else self._coroutine.send(step_output)
         except StopIteration:
             self._next_tokens, self.is_finished = None, True
-        except Exception as error:  # affects this sound only, not the others
+        except Exception as error:  # affects only this recording
             self._next_tokens, self.is_finished, self.error = None, True, error
 
     def _decode_windows(self) -> DecodingCoroutine[None]:
@@ -207,8 +207,8 @@ class TranscriptionStream:
     def _with_word_times(
         self, audio: EncodedSource, window_segments: list[TimedPart], seek: int, count: int, num_done: int
     ) -> tuple[list[TimedPart], int]:
-        """The segments of a window with word times, if these are requested or a pause splits segments; and the number
-        of finished frames: with words and an open last segment, those up to the last word.
+        """The segments in a window, with word times if these are requested or a pause splits segments, and the number
+        of finished frames. With words and an open last segment, frames are finished up to the last word.
         """
         offset, needs_words = seek * FRAME, self._transcriber.config.words
         has_pause = self._timeline.next_pause(offset + window_segments[0].start) < offset + window_segments[-1].end
@@ -255,7 +255,7 @@ class TranscriptionStream:
 @torch.inference_mode()
 def advance_together(streams: Sequence[TranscriptionStream]) -> None:
     """Advance each by one token, or to the first token of its next window; finished ones do nothing. All share one
-    model, and each result is bit for bit what it would be alone.
+    model, and each result is bit for bit the same as on its own.
     """
     active = [stream for stream in streams if not stream.is_finished]
     generator = streams[0].generator
@@ -270,7 +270,9 @@ def advance_together(streams: Sequence[TranscriptionStream]) -> None:
 
 
 def transcribe_all(transcriber: Transcriber, sounds: Sequence[SoundInput], failures: Failures) -> list[Transcription]:
-    """The transcripts of all sounds, in order, several at a time; errors go into `failures`, by index."""
+    """The transcripts of all recordings in order, transcribing several at a time; errors go into `failures`, by
+    index.
+    """
     pending, active, transcripts = (
         deque(enumerate(sounds)),
         dict[int, TranscriptionStream](),

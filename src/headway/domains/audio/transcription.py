@@ -51,16 +51,16 @@ _LOG = logger(__name__)
 class TranscriptionConfig(SpeechConfig):
     """Transcribe speech, without timestamps.
 
-    `path` and `text` name the columns. `codec` and `size` set the tokenizer and its maximum vocabulary (none: no
+    `path` and `text` name the columns. `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no
     limit); a start model keeps its own. A multilingual model is prompted with the `language`, English by default.
-    English, according to a published model or `language`, is scored with Whisper's normaliser.
+    English transcripts, as stated by a published model or `language`, are scored with Whisper's normaliser.
     """
 
-    path: str = "path"  # column with the sounds
+    path: str = "path"  # column with the paths of audio files
     text: str = "text"  # column with the transcripts
     codec: Literal["char", "byte", "bpe", "unigram"] = "char"  # kind of the tokenizer to train
     size: int | None = None  # maximum vocabulary size; none: no limit
-    language: str | None = None  # of the speech; none: English
+    language: str | None = None  # language spoken; none: English
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
@@ -70,7 +70,7 @@ class TranscriptionConfig(SpeechConfig):
 
 
 class TranscribedSpeech(SpeechDataset, IndexedExamples):
-    """Sounds with transcripts. Equal texts are always in one split."""
+    """Recordings with transcripts. Equal transcripts are always in the same split."""
 
     def __init__(self, config: TranscriptionConfig, recipe: Recipe, transcripts: Transcripts, workspace: Path) -> None:
         model = check_speech_model(recipe.model)
@@ -81,7 +81,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         splits = split_by_text(
             [normalize_words(text) for text in self.rows.texts], self.rows.named_splits, config.split
         )
-        self.splits = Splits(splits, np.arange(len(self.rows)), "sounds", "a table")
+        self.splits = Splits(splits, np.arange(len(self.rows)), "recordings", "a table")
         codec = self._codec(workspace)
         self.language, special_tokens = _language_and_tokens(codec, model, config.language)
         super().__init__(recipe, codec, special_tokens, frames, config, workspace)
@@ -97,21 +97,23 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
     def _usable_sounds(
         self, recipe: Recipe, model: EncoderDecoderConfig, transcripts: Transcripts, workspace: Path
     ) -> tuple[int, np.ndarray]:
-        """The frames of the window, and the readable sounds that fit into it."""
+        """The frames in the window, and the readable recordings that fit into it."""
         lengths = self.sounds.lengths
         readable = np.setdiff1d(np.arange(len(transcripts)), self.sounds.unreadable)
         frames = choose_window(recipe, model.encoder, lengths, self.config.seconds, workspace)
         usable = readable[lengths[readable] <= frames * HOP]
         if len(usable) < len(readable):
-            remedy = "split sound and text into shorter ones, or skip such sounds with task.skip_bad=true"
+            remedy = "split recording and transcript into shorter ones, or skip such recordings with task.skip_bad=true"
             if not self.config.skip_bad:
                 check_lengths(lengths, frames, str(transcripts.files[int(lengths.argmax())]), remedy)
             count, window = len(readable) - len(usable), frames * HOP / RATE
             _LOG.warning(
-                "left out %d of %d sounds, which are longer than the window of %g s", count, len(readable), window
+                "skipped %d of %d recordings that are longer than the window of %g s", count, len(readable), window
             )
         if not len(usable):
-            raise UserError(f"none of {len(transcripts)} sounds is readable and fits the window; raise task.seconds")
+            raise UserError(
+                f"none of {len(transcripts)} recordings is readable and fits the window; raise task.seconds"
+            )
         return frames, usable
 
     def _codec(self, workspace: Path) -> TokenizerCodec:
@@ -133,13 +135,13 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         return self.batch([self.utterance(row, position) for row, position in zip(rows.tolist(), positions)], rng_key)
 
     def utterance(self, row: int, position: int | None) -> Utterance:
-        """A sound at the start of its window, as in Whisper; augmented if it has a training position."""
+        """A recording at the start of its window, as in Whisper; augmented if it has a training position."""
         sound, length = self.sounds[self.sound_rows[row]], self.frames * HOP
         if position is None:
             return Utterance(F.pad(sound, (0, length - len(sound))), len(sound), self.ids[row])
         rng, augment = sample_rng(self.seed, position), self.augment
         augmented = change_speed_and_gain(sound, augment, rng)
-        # A sound that a lower speed makes too long stays unchanged, so that nothing is cut.
+        # If a lower speed would make it too long, it stays unchanged, so that nothing is cut.
         sound = delay(augmented if len(augmented) <= length else sound, length, augment, rng)
         window = add_noise(F.pad(sound, (0, length - len(sound))), augment, rng)
         return Utterance(window, len(sound), self.ids[row])
@@ -150,7 +152,7 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
 
 
 class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
-    """Transcripts of sounds."""
+    """Transcripts of recordings."""
 
     def __init__(self, config: TranscriptionConfig, language: str | None) -> None:
         if language != "en":
@@ -160,7 +162,7 @@ class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
         super().__init__(config, english_words, "normalizer:whisper-english")
 
     def pictures(self, model: nn.Module, examples: TranscribedSpeech) -> list[Picture]:
-        """The attention of each token of a text, over the spectrogram of its sound."""
+        """Each token's attention over the spectrogram."""
         max_tokens = 19 - len(examples.special_tokens.prompt)
         row = min(examples.spread_rows(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - max_tokens))
         aligned = self.alignment(cast(EncoderDecoder, model), examples, RowSubset(examples, np.array([row])))
@@ -173,8 +175,8 @@ class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
 def _language_and_tokens(
     codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None
 ) -> tuple[str | None, SpeechSpecialTokens]:
-    """The language, None if unknown; and the special tokens: the prompt of a text without timestamps, its eos, and all
-    other tokens that are not text.
+    """The language (None: unknown) and the special tokens: the prompt for a transcript without timestamps, its eos, and
+    all other tokens that are not text.
     """
     start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
     if start is None or no_timestamps is None or eos is None:
@@ -187,8 +189,8 @@ def _language_and_tokens(
     language = language or "en"
     if not languages:
         if language != "en":
-            raise ConfigError(f"this model supports English only, not {language!r}; start from a multilingual one")
+            raise ConfigError(f"this model supports English only, not {language!r}; start from a multilingual model")
         return language, SpeechSpecialTokens((start, no_timestamps), eos, suppressed)
     if language not in languages:
-        raise ConfigError(f"task.language {language!r} is not one of this model's; {nearest(language, languages)}")
+        raise ConfigError(f"this model does not support task.language {language!r}; {nearest(language, languages)}")
     return language, SpeechSpecialTokens((start, languages[language], task, no_timestamps), eos, suppressed)

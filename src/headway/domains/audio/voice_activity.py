@@ -1,7 +1,7 @@
-"""Voice activity detection, and skipping of long pauses.
+"""Voice activity detection, and skipping long pauses.
 
-A frame counts by its energy above the noise floor of each band, and a stretch of frames by its spectral change: the
-spectrum of a tone or a noise burst is constant, that of speech changes with each phone.
+Frames are selected by their energy above the noise floor in each band, and spans of frames by their spectral change:
+the spectrum of a tone or a noise burst is constant, while that of speech changes with each phone.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from headway.domains.audio.sound_files import Sound
 _BANDS = 24
 _BLOCK_FRAMES = 6000  # frames per block
 _SMOOTHING = 5  # frames over which power is averaged
-_NOISE_PERIOD = 250  # frames: a sound this long without a dip is noise; speech has dips
+_NOISE_PERIOD = 250  # frames without a dip that make it noise; speech has dips
 _SILENCE_DB = -85.0  # decibels of a band that count as silence; the last of 16 bits is there
 _NOISE_BIAS = 3.0  # decibels from the minimum of noise to its mean
 _MAX_DB = 15.0  # maximum decibels above the floor that count; more adds no certainty
 _START_DB, _CONTINUE_DB = 2.5, 1.6  # decibels above the floor, averaged over bands; noise alone stays below 1.3
-_NEARBY_SHARE = 0.35  # of the nearby maximum, below which speech ends: rooms have noise too
+_NEARBY_SHARE = 0.35  # share of the nearby maximum below which speech ends: rooms have noise too
 _CHANGE_LAG = 4  # frames before and after, between which the spectral change is measured
 _MIN_CHANGE = 1.7  # decibels per band of most speech; tones and noise stay below 1.5
-_CHANGE_SMOOTHING = 11  # frames over which it is averaged within a stretch
+_CHANGE_SMOOTHING = 11  # frames over which it is averaged within a span
 _MAX_GAP = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
-_MIN_SPEECH = 12  # frames of speech, below which it is a click
+_MIN_SPEECH = 12  # frames below which it is a click, not speech
 
 
 class DetectedSpeech(NamedTuple):
-    """Detected speech in a sound of `samples` at 16 kHz: `spans` are seconds, in order and disjoint."""
+    """Detected speech in audio of `samples` samples at 16 kHz: `spans` are disjoint and in order, in seconds."""
 
     samples: int
     spans: Float[np.ndarray, "N 2"]
 
 
 def detect_speech(sound: Sound) -> DetectedSpeech:
-    """Detect speech in one pass over a sound; an hour needs 17 MB. UserError for a truncated sound, or one shorter than
-    a frame.
+    """Detect speech in one pass; an hour of audio needs 17 MB of memory. UserError for audio that is truncated or
+    shorter than a frame.
     """
     sample_frames, blocks = SampleFrames(sound), []
     while sample_frames.has_more:
@@ -61,7 +61,7 @@ def detect_speech(sound: Sound) -> DetectedSpeech:
 
 
 def _measure(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the frames from `first` on: decibels above the noise floor, and the spectral change around each."""
+    """For the frames from `first` on: decibels above the noise floor, and the spectral change around each frame."""
     context = _NOISE_PERIOD + _SMOOTHING
     start = max(0, first - context)
     power = 10.0 ** bands[start : first + _BLOCK_FRAMES + context].astype(np.float64)
@@ -101,8 +101,8 @@ def _running_minimum(values: Float[np.ndarray, "T *B"], period: int) -> Float[np
 
 
 def _spans(decibels: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """The first and past-the-end frames of speech: accepts or rejects complete stretches, then removes what is faint
-    compared with nearby speech, and trailing noise.
+    """The first and past-the-end frames of speech. Accepts or rejects whole spans, then removes trailing noise and
+    parts that are faint compared with nearby speech.
     """
     speech = np.zeros_like(decibels)
     is_changing = _moving_average(change, _CHANGE_SMOOTHING) > _MIN_CHANGE
@@ -116,9 +116,7 @@ def _spans(decibels: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> 
 
 
 def _stretches(decibels: Float[np.ndarray, "T"], continues: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """Stretches above the continuation threshold that reach the start threshold; stretches with short gaps are
-    merged.
-    """
+    """Spans above the continuation threshold that reach the start threshold; spans with short gaps are merged."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], continues, [False]]).astype(np.int8)))
     stretches: list[tuple[int, int]] = []
     for start, stop in edges.reshape(-1, 2).tolist():
@@ -135,7 +133,7 @@ _MARGIN = 0.4  # seconds kept before and after speech: faint beginnings and ends
 
 
 class Timeline:
-    """The audible timeline of a sound, its parts with speech joined together, and the mapping back to the original
+    """The audible timeline of a recording (its parts with speech, concatenated) and the mapping back to the original
     times.
     """
 
@@ -153,7 +151,7 @@ class Timeline:
 
     @staticmethod
     def of_complete(samples: int) -> Timeline:
-        """The timeline of a sound without skipped parts."""
+        """The timeline of a recording from which nothing is skipped."""
         return Timeline(DetectedSpeech(samples, np.array([[0.0, samples / RATE]])))
 
     def audible(self, sound: Sound) -> Sound:
@@ -186,7 +184,7 @@ class Timeline:
         return float(np.diff(self._spans.clip(begin, finish)).sum())
 
     def within_speech(self, start: float, end: float) -> tuple[float, float]:
-        """A word's times, from `original_times`, clipped to the stretch of speech that contains most of it."""
+        """A word's times, from `original_times`, clipped to the span of speech that contains most of it."""
         starts, stops = self._spans[:, 0].clip(start), self._spans[:, 1].clip(max=end)
         longest_part = int((stops - starts).argmax())
         return (
@@ -209,14 +207,14 @@ def _audible_parts(speech: DetectedSpeech) -> Float[np.ndarray, "N 2"]:
 
 
 class AudibleParts:
-    """Consecutive parts of a sound, each from a sample to another, as a sound."""
+    """Consecutive parts of a sound, each between two samples, as a sound."""
 
     def __init__(self, sound: Sound, parts: list[tuple[int, int]]) -> None:
         self.source = sound.source
         self._sound, self._parts = sound, parts
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The parts in order, in blocks. Errors as for the sound."""
+        """The parts in order, in blocks. Raises the same errors as the sound."""
         remaining, position = iter(self._parts), 0
         part = next(remaining, None)
         for block in self._sound.blocks():

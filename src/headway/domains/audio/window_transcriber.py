@@ -40,18 +40,18 @@ _START, _NO_TIMESTAMPS, _PREVIOUS, _FIRST_LANGUAGE = (
     "<|en|>",
 )
 _TASKS: tuple[Task, ...] = ("transcribe", "translate")
-_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # the newer and the older name
 _SUPPRESSED = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_NO_SPEECH)
 
 
 @dataclass(frozen=True)
 class WhisperTokens:
-    """Token ids. Text is below `eos`; timestamps start at `first_time`, `vocab_size - first_time` of them, 0.02 s
-    apart.
+    """Token ids. Text tokens are below `eos`; the `vocab_size - first_time` timestamps start at `first_time` and are
+    0.02 s apart.
 
-    `languages` is empty for an English-only model, which gets neither language nor task. `suppressed` tokens are never
-    generated, `suppressed_first` not as the first. `alignment_heads` are the (layer, head) of cross-attention that
-    follow the sound in time, from the model's files.
+    `languages` is empty for an English-only model, whose prompt has neither language nor task. `suppressed` tokens are
+    never generated, and `suppressed_first` tokens never come first. `alignment_heads`, from the model's files, are the
+    (layer, head) pairs of cross-attention that follow the audio in time.
     """
 
     vocab_size: int
@@ -113,8 +113,8 @@ class WhisperTokens:
             raise UserError(f"task {task!r} is unknown; {nearest(task, _TASKS)}")
         if not self.languages and (language not in (None, self.language) or task != "transcribe"):
             request = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
-            supported = "English only" if self.language else "only the language of its training"
-            raise UserError(f"this model supports {supported}, not {request}; leave it out, or use a multilingual one")
+            supported = "English only" if self.language else "only the language it was trained on"
+            raise UserError(f"this model supports {supported}, not {request}; omit it, or use a multilingual model")
         if self.languages and language is not None and language not in self.languages:
             raise UserError(f"this model has no language {language!r}; {nearest(language, self.languages)}")
 
@@ -128,7 +128,7 @@ class WhisperTokens:
 def _read_ids(settings: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
     ids = from_dict(list[int], settings.get(name) or [], name)
     if not all(0 <= token < vocab_size for token in ids):
-        raise UserError(f"{name} has ids outside of the vocabulary; use 0 to {vocab_size - 1}")
+        raise UserError(f"{name} has ids outside the vocabulary; use 0 to {vocab_size - 1}")
     return ids
 
 
@@ -138,7 +138,7 @@ def _tasks(codec: TokenizerCodec) -> dict[str, int]:
 
 
 def languages_of(codec: TokenizerCodec, vocab_size: int) -> dict[str, int]:
-    """The tokens between the first language and the tasks; none for an English-only model, even if its tokenizer has
+    """The tokens between the first language and the tasks; empty for an English-only model, even if its tokenizer has
     them.
     """
     first, tasks = codec.token_id(_FIRST_LANGUAGE), _tasks(codec)
@@ -157,9 +157,9 @@ _FREQUENT_TOKENS = 4096  # tokens
 class WhisperRule:
     """Whisper's constraints on the next token (Radford et al. 2022, section 4.5, and its reference implementation).
 
-    Timestamps come in pairs, an end and the next start, except the first and the last. They never decrease, and a
-    segment ends after its start. The first is at most `latest` seconds. If all timestamps together are more likely than
-    any text token, the next token is a timestamp. Without `timed` there are none.
+    Timestamps come in pairs (an end and the next start), except the first and the last. They never decrease, and a
+    segment ends after its start. The first timestamp is at most `latest` seconds. If all timestamps together are more
+    likely than any text token, the next token is a timestamp. Without `timed` there are no timestamps.
     """
 
     special_tokens: WhisperTokens
@@ -186,8 +186,8 @@ class WhisperRule:
                     text[row] = -torch.inf
 
     def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
-        """Row by row, because there is usually little to forbid. The start counts as a timestamp before the first
-        token; the end of a segment may repeat as the start of the next.
+        """Works row by row, because there is usually little to forbid. The start counts as a timestamp before the first
+        token; a segment's end may repeat as the start of the next.
         """
         first = self.special_tokens.first_time
         last_two = history[:, -2:].tolist()
@@ -207,7 +207,9 @@ def _index_tensor(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, 
 
 
 class TimedPart(NamedTuple):
-    """A segment within a window: seconds from its start, the tokens with timestamps, and words if they are timed."""
+    """A segment within a window: seconds from the window's start, tokens with timestamps, and words if they are
+    timed.
+    """
 
     start: float
     end: float
@@ -216,9 +218,9 @@ class TimedPart(NamedTuple):
 
 
 def split_segments(ids: Sequence[int], special_tokens: WhisperTokens, frames: int) -> tuple[list[TimedPart], int]:
-    """The segments of a window of `frames` log-mel frames, and how many of these are finished.
+    """The segments in a window of `frames` log-mel frames, and how many of the frames are finished.
 
-    If the text ends within a segment, the next window starts where the last complete one ended.
+    If the text ends within a segment, the next window starts where the last complete segment ended.
     """
     is_time = [token >= special_tokens.first_time for token in ids]
     cuts = [index for index in range(1, len(ids)) if is_time[index] and is_time[index - 1]]
@@ -246,16 +248,16 @@ def _steps(token: int, special_tokens: WhisperTokens) -> int:
 
 @dataclass(frozen=True)
 class TranscriptionOptions:
-    """Options of transcription. The defaults are those of Radford et al. 2022 (section 4.5) and their program.
+    """Transcription options. The defaults are from Radford et al. 2022 (section 4.5) and their code.
 
-    language: None means English, or for a multilingual model the language detected in the first window.
+    language: None means English or, for a multilingual model, the language detected in the first window.
     beam: beam size at temperature 0.
     max_compression_ratio, min_logprob: a window whose text zlib compresses more than this, or whose mean log
     probability per token is lower, is decoded again at the next of the `temperatures`, as the best of `best_of`
     samples.
     max_silence: a window with uncertain text has no speech if the probability of <|nospeech|> is above this.
     initial: text assumed to precede the sound.
-    previous: whether each window is conditioned on the text before it, unless that was sampled above a temperature of
+    previous: whether each window is conditioned on the text before it, unless that was sampled at a temperature above
     0.5.
     timestamps: without them each window is one segment.
     words: whether to return the time of each word.
@@ -287,11 +289,11 @@ class TranscriptionOptions:
         for temperature in self.temperatures:
             Sampling(temperature)
         if self.words and not self.timestamps:
-            raise ConfigError("word times need segment times; turn timestamps on, or words off")
+            raise ConfigError("word times need timestamps; turn timestamps on, or words off")
 
 
 class WindowText(NamedTuple):
-    """The generated text of a window, with timestamps but without eos; `logprob` is the mean per token."""
+    """The text generated for a window, with timestamps but without eos; `logprob` is the mean per token."""
 
     ids: list[int]
     text: str
@@ -308,20 +310,20 @@ class SpeechGenerative(Generative, Protocol):
 
 
 class WindowTranscriber:
-    """A model that transcribes windows of sound."""
+    """A model that transcribes audio windows."""
 
     def __init__(
         self, model: EncoderDecoder, generator: SpeechGenerative, codec: TokenizerCodec, special_tokens: WhisperTokens
     ) -> None:
-        """`generator` generates what `model` would. UserError for a model that does not take sounds."""
+        """`generator` generates the same as `model`. UserError for a model that does not take audio."""
         config = model.config
         embed = config.encoder.embed
         positions, context = config.encoder.context, config.context
         if not isinstance(embed, FramesEmbedConfig) or positions is None or context is None:
-            raise UserError("this model does not take windows of sound; use a speech model, such as a Whisper")
+            raise UserError("this model does not take audio; use a speech model, such as Whisper")
         self.model, self.generator, self.codec, self.special_tokens = model, generator, codec, special_tokens
         self.bands, self.frames = embed.bands, 2 * positions
-        self.context = context  # tokens, of the previous text and the text
+        self.context = context  # tokens of the previous text and the new text together
 
     @torch.inference_mode()
     def encode(self, frames: Float[Tensor, "1 T M"]) -> EncodedSource:
@@ -333,7 +335,7 @@ class WindowTranscriber:
     def languages(self, heard: EncodedSource) -> dict[str, float]:
         """The probability of each language, the most likely first. UserError for an English-only model."""
         if not self.special_tokens.languages:
-            raise UserError("this model is English-only, so it cannot detect languages; use a multilingual one")
+            raise UserError("this model is English-only, so it cannot detect languages; use a multilingual model")
         logits, _ = self._start(heard, [self.special_tokens.start], 1)
         probabilities = logits[0, list(self.special_tokens.languages.values())].float().softmax(0).tolist()
         return dict(sorted(zip(self.special_tokens.languages, probabilities), key=lambda pair: -pair[1]))
@@ -342,9 +344,9 @@ class WindowTranscriber:
     def decode_steps(
         self, audio: EncodedSource, previous_ids: Sequence[int], config: TranscriptionOptions
     ) -> DecodingCoroutine[WindowText]:
-        """The text of a window after the tokens `previous_ids`; `config.language` is known here.
+        """The text of a window that follows the tokens `previous_ids`; `config.language` is known here.
 
-        Half of the context is reserved for the previous text, if the model uses any.
+        Half of the context is reserved for the previous text, if it is used.
         """
         special_tokens = self.special_tokens
         capacity = self.context if special_tokens.previous is None else self.context // 2
@@ -407,7 +409,7 @@ class WindowTranscriber:
 
 
 def compression_ratio(text: str) -> float:
-    """How many times smaller zlib makes it; above 2.4 a text repeats itself."""
+    """How many times smaller zlib makes it; above 2.4, text repeats itself."""
     raw = text.strip().encode()
     return len(raw) / len(zlib.compress(raw))
 
@@ -416,8 +418,8 @@ _MIN_CHARACTERS = 2.0  # characters per second of speech; people speak 4 of Chin
 
 
 def is_silent(window_text: WindowText, config: TranscriptionOptions, voiced: float) -> bool:
-    """Whether a window with `voiced` seconds of detected speech is silent, whatever its text: the model is uncertain
-    and expects silence, or does either and generates too little text, as it does with music.
+    """Whether to treat a window with `voiced` seconds of detected speech as silent, whatever its text: either the model
+    is uncertain and expects silence, or one of the two holds and it generates too little text, as with music.
     """
     expects_silence, is_uncertain = window_text.silence > config.max_silence, window_text.logprob <= config.min_logprob
     sparse = len(window_text.text.strip()) < _MIN_CHARACTERS * voiced

@@ -38,10 +38,10 @@ def align(
     text: list[int],
     frames: int,
 ) -> TimedTokens:
-    """The times of the tokens `text` in the first `frames` log-mel frames of a window.
+    """The times of the `text` tokens in the first `frames` log-mel frames of a window.
 
-    The model is given the text, without timestamps. The weights of the alignment heads are normalised over the tokens,
-    smoothed along time and averaged; dynamic time warping (Sakoe and Chiba 1978) finds the path of maximum weight.
+    The model takes the text without timestamps. The weights of the alignment heads are normalised over the tokens,
+    smoothed over time and averaged; dynamic time warping (Sakoe and Chiba 1978) finds the path with the largest weight.
     """
     ids = torch.tensor(
         [[*initial_ids, special_tokens.no_timestamps, *text, special_tokens.eos]],
@@ -82,7 +82,7 @@ def _alignment_weights(maps: dict[str, Tensor], special_tokens: WhisperTokens, d
 
 
 def dynamic_time_warping(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-    """The path of lowest cost from the first corner to the last, by steps of one in either or both directions: rows and
+    """The lowest-cost path from the first corner to the last, in steps of one in either or both directions: rows and
     columns.
 
     The table is filled along its diagonals, whose cells are independent.
@@ -112,9 +112,9 @@ def dynamic_time_warping(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray
 
 
 _OPENING_PUNCTUATION = "\"'“¿([{-"  # punctuation that belongs to the following word
-_CLOSING_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # and to the preceding word
+_CLOSING_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # punctuation that belongs to the preceding word
 _SENTENCE_ENDS = ".。!！?？"
-_MAX_USUAL_LENGTH = 0.7  # seconds: maximum length of a usual word
+_MAX_USUAL_LENGTH = 0.7  # maximum seconds of a usual word
 _SLACK = 0.5  # seconds by which a word may exceed its segment
 
 
@@ -137,8 +137,8 @@ class WordAligner:
     def add_words(
         self, audio: EncodedSource, initial_ids: list[int], parts: list[TimedPart], frames: int, last_word_end: float
     ) -> list[TimedPart]:
-        """The segments of a window with their words, which also correct the segments' times. `spoken` is the end of the
-        last word before the window, in seconds from the window's start.
+        """A window's segments with their words, which also correct the segments' times. `spoken` is the end of the last
+        word before the window, in seconds from the window's start.
         """
         part_ids = [[token for token in part.ids if token < self.special_tokens.eos] for part in parts]
         all_ids = [token for text in part_ids for token in text]
@@ -260,8 +260,8 @@ def _trim_sentence_ends(words: Sequence[Word], max_length: float) -> list[Word]:
 
 
 def _correct_times(part: TimedPart, words: list[Word], last_word_end: float, usual_length: float) -> TimedPart:
-    """A segment with its words: a too long first word after a pause starts later, and if segment and word differ by
-    much, the segment's times win.
+    """A segment with its words. If the first word after a pause is too long, it starts later; if segment and word times
+    differ by much, the segment's times win.
     """
     if not words:
         return part

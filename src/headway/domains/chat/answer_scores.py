@@ -17,15 +17,15 @@ _MAX_PROMPTS = 8  # prompts per evaluation
 _LENGTH_FACTOR, _EXTRA_TOKENS = (
     2,
     16,
-)  # an answer is endless at this many times the longest chosen one, plus this many tokens
+)  # an answer is endless from this many times the longest chosen one, plus this many tokens
 _MAX_BAD_SHARE = 0.5  # share of bad answers above which a model is unusable
 _MAX_PERPLEXITY_CHANGE = 1.1  # maximum perplexity of the chosen answers, as a multiple of that at the start
-_MIN_ANSWERS = 3  # answers needed to judge whether they are all equal
+_MIN_ANSWERS = 3  # minimum answers to conclude that they are all equal
 
 
 def answer_scores(model: nn.Module, chats: Conversations, rows: np.ndarray) -> dict[str, float]:
-    """Scores of the greedy answers to at most 8 of the prompts: the share that resembles the chosen answer more than
-    the rejected one (`win_rate`; a tie counts half), the shares that are empty or do not end, and the share of the most
+    """Score greedy answers to at most 8 of the prompts: the share that resembles the chosen answer more than the
+    rejected one (`win_rate`; a tie counts half), the shares that are empty or do not end, and the share of the most
     frequent answer unless the chosen ones repeat too.
     """
     sampled_rows = spread_evenly(rows, _MAX_PROMPTS).tolist()
@@ -43,18 +43,20 @@ def answer_scores(model: nn.Module, chats: Conversations, rows: np.ndarray) -> d
 
 
 def failure_reason(scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with the answers of a model with these scores but not with those of the best model so far."""
+    """Describe what is wrong with a model's answers, given its scores, unless the best model so far has the same
+    fault.
+    """
     faults = {
         "empty_rate": "empty",
         "endless_rate": "endless",
-        "equal_rate": "the same to different prompts",
+        "equal_rate": "the same for different prompts",
     }
     for name, description in faults.items():
         if scores[name] > _MAX_BAD_SHARE and (best is None or best.get(name, 0.0) <= _MAX_BAD_SHARE):
             return f"{scores[name]:.0%} of its answers to held-out prompts are {description}"
     change = scores["perplexity_change"]
     if change > _MAX_PERPLEXITY_CHANGE:
-        return f"the perplexity of the chosen answers is {change:.3g} times that at the start"
+        return f"the perplexity of the chosen answers is {change:.3g} times what it was at the start"
     return None
 
 
@@ -66,7 +68,7 @@ def _win_score(text: str, chosen: str, rejected: str) -> float:
 
 
 def _top_share(texts: Sequence[str]) -> float:
-    """The share of the most frequent text; 0 if there are too few texts."""
+    """The share of the most frequent answer; 0 if there are too few answers."""
     if len(texts) < _MIN_ANSWERS:
         return 0.0
     return Counter(texts).most_common(1)[0][1] / len(texts)

@@ -1,4 +1,4 @@
-"""Chat models in use: conversations with the model's chat template, and the ends of its answers."""
+"""Inference with chat models: conversations with the model's chat template, and where its answers end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Conversation:
     def __init__(
         self, session: Session, codec: TokenizerCodec, template: ChatTemplate, stop_ids: Sequence[int]
     ) -> None:
-        """`stop_ids` end an answer, in addition to those that the template writes after one."""
+        """`stop_ids` end an answer, as do the ids that the template writes after one."""
         self.session = session
         self.codec = codec
         self.template = template
@@ -52,7 +52,7 @@ class Conversation:
         return cls(session, codec, template, usage.ends)
 
     def encode_prompt(self, messages: Sequence[Message], limits: Limits) -> ChatPrompt:
-        """A conversation as ids, without its oldest turns if they leave no room for an answer.
+        """A conversation as ids; its oldest turns are dropped if they leave no room for an answer.
 
         An answer gets at most half of the context. Raises UserError for messages that the template rejects.
         """
@@ -61,7 +61,9 @@ class Conversation:
         return ChatPrompt(*self.template.truncated_prompt(self.codec, messages, max_tokens))
 
     def stream_answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """The answer to a prompt, streamed. Raises UserError immediately for a prompt that does not fit the model."""
+        """The answer to a prompt, streamed. Raises UserError immediately if the prompt does not fit into the
+        context.
+        """
         return self.session.stream(ids, sampling, self.with_turn_end(limits))
 
     def with_turn_end(self, limits: Limits) -> Limits:
@@ -69,7 +71,7 @@ class Conversation:
         return replace(limits, stop=(*limits.stop, *self._stop_strings), stop_ids=(*limits.stop_ids, *self._stop_ids))
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """The answer to a conversation, streamed. Logs how many turns do not fit and are left out."""
+        """The answer to a conversation, streamed. Logs how many turns are dropped because they do not fit."""
         ids, dropped = self.encode_prompt(messages, limits)
         if dropped:
             _LOG.warning(dropped_turns_message(dropped, context_of(self.session.model)))

@@ -46,8 +46,8 @@ from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 FILE = "reference.safetensors"
 _COLUMN = "log_probabilities"
 _FORMAT = 1
-_MIN_WIN_RATE = 0.9  # share of answers that resemble the chosen one, at which `enough` ends the training
-_MARGIN_FACTOR = 4  # times `enough`, a margin that ends the training whatever the answers are
+_MIN_WIN_RATE = 0.9  # win rate at which `enough` ends the training
+_MARGIN_FACTOR = 4  # a margin of this many times `enough` ends the training whatever the answers are
 _MAX_LOG_CHANGE = 50.0  # nats
 _LOG = logger(__name__)
 
@@ -57,11 +57,11 @@ _LOG = logger(__name__)
 class PreferenceConfig(ChatConfig):
     """Direct preference optimisation (Rafailov et al. 2023, equation 7).
 
-    `beta` sets how close the model stays to its start; `smoothing` is the share of choices assumed to be labelled the
-    wrong way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the loss
-    (Pang et al. 2024, equation 4), so that a few choices do not make both endings unlikely. A mean margin of `enough`
-    on the validation split ends the training once the answers are better too. A batch holds train.batch_tokens tokens
-    of both endings together.
+    `beta` sets how close the model stays to its start model; `smoothing` is the share of choices assumed to be labelled
+    the wrong way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the
+    loss (Pang et al. 2024, equation 4), so that training on a few choices does not make both endings unlikely. Training
+    ends once the mean margin on the validation split is at least `enough` and the answers are better too. A batch has
+    train.batch_tokens tokens, counting both endings.
     """
 
     beta: float = 0.1  # how close the model stays to the one it starts from
@@ -74,7 +74,7 @@ class PreferenceConfig(ChatConfig):
         if self.beta <= 0:
             raise ConfigError(f"task.beta is {self.beta}; choose a number above 0, such as 0.1")
         if not 0 <= self.smoothing < 0.5:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 0.5")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share from 0 to below 0.5")
         if self.anchor < 0:
             raise ConfigError(f"task.anchor is {self.anchor}; choose 0 or more")
         if self.enough is not None and self.enough <= 0:
@@ -86,15 +86,15 @@ class PreferenceConfig(ChatConfig):
         if recipe.train.batch_tokens is None or recipe.train.batch_size is not None:
             raise ConfigError(
                 f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
-                "batches of choices are counted in tokens: set only train.batch_tokens"
+                "preference batches are counted in tokens, so set only train.batch_tokens"
             )
         sources = find_chat_files(recipe.files(data))
         choices = (choice for file in sources for choice in read_preferences(file))
         conversations = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
-                f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it; "
-                "train it on conversations with the recipe instruct first"
+                f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it to; "
+                "train it on conversations first, with the recipe instruct"
             )
         codec, template = self.codec_and_template(conversations, workspace)
 
@@ -102,7 +102,7 @@ class PreferenceConfig(ChatConfig):
             for line, prompt, *endings in read_preferences(file):
                 location = f"{file}, line {line}"
                 chosen, rejected = (encode_chat(template, codec, [*prompt, *ending], location) for ending in endings)
-                # Without the prompt's assistant turns, which both endings share.
+                # Excludes the prompt's assistant turns, which both endings share.
                 id_pairs = enumerate(zip(chosen.ids, rejected.ids))
                 shared = next((i for i, (a, b) in id_pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
                 tokenized = [
@@ -139,9 +139,9 @@ class Preferences(Conversations):
 
     @cached_property
     def reference(self) -> Float[Tensor, "N 2"]:
-        """Log probabilities of all choices, read from the run if it has them. Choices that do not fit have 0."""
+        """Log probabilities of all choices, read from the run if it has them; 0 for choices that do not fit."""
         path, cache_name = self._workspace / FILE, self.cache.directory.name
-        stored = read_tensors(path, "remove it to have it made again")[0].get(cache_name) if path.is_file() else None
+        stored = read_tensors(path, "remove it to create it again")[0].get(cache_name) if path.is_file() else None
         if stored is not None:
             return stored
         start_model, context = self._recipe.start, self.config.context
@@ -156,8 +156,8 @@ class Preferences(Conversations):
         return torch.from_numpy(np.array(values)).view(len(self.cache), 2)
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Inputs are B choices as 2 B rows; targets are their labels and the reference, [2, B]. Tokens count choices,
-        by which the loss is divided.
+        """Inputs are B choices as 2 B rows; targets are their labels and the reference, [2, B]. The token count is the
+        number of choices, by which the loss is divided.
         """
         inputs, labels = _ending_batch(self.cache, rows)
         reference = self.reference[torch.from_numpy(rows)].T
@@ -176,8 +176,8 @@ class Preferences(Conversations):
 
 
 def _ending_batch(cache: ChatCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
-    """The chosen endings of choices, then the rejected ones, each after its prompt; labels are the next tokens in the
-    ending, -100 elsewhere.
+    """The chosen endings, then the rejected ones, each after its prompt; labels are the next tokens in the ending, -100
+    elsewhere.
     """
     parts = [cache.chat(int(row), ending) for ending in (0, 1) for row in rows]
     layout = Layout.padded([len(ids) - 1 for ids, _ in parts])
@@ -199,13 +199,13 @@ def _plan(cache: ChatCache, rows: np.ndarray, batch_tokens: int, seed: int = 0) 
 
 @torch.no_grad()
 def _write_reference(folder: Path, cache: ChatCache, model: nn.Module, context: int) -> None:
-    """Compute and write the reference, shared by all runs that start from this model."""
+    """Compute and write the reference, which all runs that start from this model share."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = np.flatnonzero(cache.lengths.max(1) <= context + 1)
     values = torch.zeros(len(cache), 2)
     model.to(device)
     plan = _plan(cache, rows, max(EVAL_BATCH_TOKENS, 2 * context)).in_order()
-    title = "log probabilities of the start model"
+    title = "log probabilities under the start model"
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
     for indices in track(plan, title, console=console, transient=True, disable=quiet):
         (inputs, layout), labels = _ending_batch(cache, rows[indices])
@@ -223,8 +223,8 @@ def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[T
 
 
 class DirectPreference(Objective[Preferences]):
-    """-log sigmoid of the margin between the rewards of two endings (Rafailov et al. 2023, equation 7); for a share
-    `smoothing`, of the choices reversed (Mitchell 2023).
+    """-log sigmoid of the reward margin between two endings (Rafailov et al. 2023, equation 7), mixed with that of the
+    reversed choice by the weight `smoothing` (Mitchell 2023).
     """
 
     unit = "pair"
@@ -249,14 +249,14 @@ class DirectPreference(Objective[Preferences]):
         return -(1 - self.smoothing) * F.logsigmoid(margins) - self.smoothing * F.logsigmoid(-margins)
 
     def rewards(self, model: nn.Module, x: Float[Tensor, "R T D"], batch: Batch) -> Float[Tensor, "2 B"]:
-        """beta log(p / p of the reference) of the chosen and the rejected endings (section 4)."""
+        """The rewards of the chosen and rejected endings, beta log(p / reference p) (section 4)."""
         labels, reference = batch.targets
         return self.beta * (log_probabilities(model, x, labels) - reference)
 
     def evaluate(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
-        """The loss; how often the chosen ending has the higher reward (`accuracy`; a tie counts half) and by how much
-        (`margin`); the mean reward of each; the perplexity of the chosen endings, as a multiple of the start model's;
-        and the scores of the answers (`answer_scores`).
+        """The scores: the loss; how often the chosen ending has the higher reward (`accuracy`; a tie counts half), and
+        by how much (`margin`); the mean reward of each; the perplexity of the chosen endings as a multiple of the start
+        model's; and those from `answer_scores`.
         """
         samples = examples.of(split).limited_to(limit)
         batch_rewards, tokens = [], 0
@@ -286,11 +286,11 @@ class DirectPreference(Objective[Preferences]):
             return None
         if scores["win_rate"] < _MIN_WIN_RATE and scores["margin"] < _MARGIN_FACTOR * self.enough:
             return None
-        wins = f"{scores['win_rate']:.0%} of its answers resemble the chosen one"
-        return f"the margin of the rewards is {scores['margin']:.2g} and {wins}"
+        wins = f"{scores['win_rate']:.0%} of its answers resemble the chosen ones"
+        return f"the reward margin is {scores['margin']:.2g} and {wins}"
 
     def samples(self, model: nn.Module, examples: Preferences, count: int) -> list[dict[str, str]]:
-        """Held-out prompts, the model's reply, and the two endings."""
+        """Held-out prompts with the model's reply and the two endings."""
         rows = examples.spread_rows(count).tolist()
         return [
             {

@@ -1,4 +1,4 @@
-"""Recipes for chat models, and how one from scratch scales with the conversations and the time."""
+"""Recipes for chat models, and how training from scratch scales with data and time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from headway.nn.parts.init import InitConfig
 
 
 def small_llama() -> TransformerConfig:
-    """A small Llama for training from scratch, exportable as one. Residual branches are initialised to zero."""
+    """A small Llama to train from scratch, which can be exported as one. Residual branches are initialised to zero."""
     model = decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, vocab_size=4096, context=512)
     return replace(model, init=InitConfig(matrices="fan_in", residual="zero"))
 
 
 def instruct() -> Recipe:
-    """Your own conversations, with your own model."""
+    """Your own conversations and your own model."""
     return Recipe(
         name="instruct",
         domain="chat",
@@ -44,18 +44,18 @@ def instruct() -> Recipe:
 
 
 def preference() -> Recipe:
-    """Choices between two answers, with a model that answers."""
+    """Choices between two answers, for a model that can already answer."""
     return Recipe(
         name="preference",
         domain="chat",
-        description="choices (.jsonl with prompt, chosen, rejected): prefer the better answer; best with --from",
+        description="preferences (.jsonl with prompt, chosen, rejected): learn which answer is better; best with --from",
         data=(),
         model=small_llama(),
         task=PreferenceConfig(anchor=1.0, enough=2.0),
         optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_tokens=4096),
-        expected="a minute for 30 pairs and a small model; best from a run of the recipe instruct",
+        expected="a minute for 30 pairs and a small model; best with --from a run of the recipe instruct",
     )
 
 
@@ -64,14 +64,14 @@ RECIPES = (instruct, preference)
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # (characters, tokens)
-_MIN_CHARACTERS = 2  # per token, at least, in the mean of a conversation
+_MIN_CHARACTERS = 2  # minimum characters per token, averaged over a conversation
 _MESSAGE_TOKENS = 8  # special tokens per message
 _CONTEXTS = (128, 256, 512, 1024, 2048)
-_SMALL_DATASET = 200  # conversations, so that training needs most of them
+_SMALL_DATASET = 200  # conversations below which training needs most of them
 
 
 def _row_settings(scale: Scale, recipe: Recipe, task: Task) -> Settings:
-    """Rows that hold the longest conversation, up to the model's context, and held-out shares."""
+    """Rows that are long enough for the longest conversation, up to the model's context, and held-out shares."""
     cache = cast(Conversations, task.examples).cache
     max_tokens = int(cache.lengths.max()) - 1  # the last token is only predicted
     context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
@@ -83,8 +83,8 @@ def _row_settings(scale: Scale, recipe: Recipe, task: Task) -> Settings:
 
 @dataclass(frozen=True)
 class InstructScale(Scale):
-    """Rows that hold the longest conversation, and vocabularies that grow with the text. A target is a token of the
-    assistant.
+    """Rows that are long enough for the longest conversation, and vocabularies that grow with the text. A target is an
+    assistant token.
     """
 
     min_batch: int = _CONTEXTS[-1]  # a batch has at least one row
@@ -99,7 +99,7 @@ class InstructScale(Scale):
                 max_tokens = max(max_tokens, length // _MIN_CHARACTERS + _MESSAGE_TOKENS * len(chat.messages))
         vocab_size = lookup(_VOCABULARIES, num_characters)
         context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
-        reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
+        reason = f"vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
         contexts = {"task.context": context, "model.context": context}
         return DataSettings(
             {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **self.held_out_shares(count)}, reason
@@ -128,8 +128,8 @@ class PreferenceScale(Scale):
 
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         raise UserError(
-            "an untrained model has no answers to choose from; start from one that answers with --from: a run of the "
-            "recipe instruct, or a published model"
+            "an untrained model cannot answer yet; use --from with a model that can: a run of the recipe instruct, or "
+            "a published model"
         )
 
 

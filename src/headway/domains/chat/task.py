@@ -1,5 +1,5 @@
-"""Shared parts of tasks over conversations (settings, tokens, splits, samples), and instruction tuning: the assistant's
-replies, given the conversation before them.
+"""Shared parts of conversation tasks (settings, tokens, splits, samples), and instruction tuning, which trains on the
+assistant's replies given the conversation before them.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _MAX_REPLY_TOKENS = 200  # maximum tokens of a displayed reply
 
 @dataclass(frozen=True)
 class ChatConfig(TaskConfig):
-    """Tasks over conversations.
+    """Tasks on conversations.
 
-    A start model brings its tokenizer and its chat template; without one, `codec` and `size` (maximum vocabulary) set
-    the tokenizer. A conversation has at most `context` tokens: a longer one is an error or, with `drop_long`, left out
-    and counted. `split` sets the held-out shares if no file is named for them.
+    A start model provides its tokenizer and chat template; without one, `codec` and `size` (maximum vocabulary size)
+    set the tokenizer. A conversation with more than `context` tokens is an error or, with `drop_long`, skipped and
+    counted. `split` sets the held-out shares if no files are named for the splits.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 4096  # maximum vocabulary size
     context: int = 512  # maximum tokens per conversation
-    drop_long: bool = False  # whether to leave out longer ones, and count them
+    drop_long: bool = False  # whether to skip and count longer ones
     split: SplitConfig = SplitConfig()  # held-out shares
 
     def __post_init__(self) -> None:
@@ -66,17 +66,15 @@ class ChatConfig(TaskConfig):
         conversation.
         """
         if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
-            raise ConfigError(
-                "conversations need a model that generates text; choose a decoder such as gpt2 or a llama"
-            )
+            raise ConfigError("conversations need a model that generates text; choose a decoder such as gpt2 or Llama")
         if model.context is not None and self.context > model.context:
             raise ConfigError(
                 f"task.context {self.context} exceeds the model's context of {model.context}; lower task.context"
             )
 
     def codec_and_template(self, chats: Iterable[Messages], workspace: Path) -> tuple[TokenizerCodec, ChatTemplate]:
-        """The run's or its start's, from the workspace; otherwise a codec trained on the messages and the default
-        template.
+        """The codec and chat template of the run or its start model, from the workspace; otherwise a codec trained on
+        the messages and the default template.
         """
         if (workspace / FILE).exists():
             codec = load_codec(workspace)
@@ -90,7 +88,7 @@ class ChatConfig(TaskConfig):
 
 
 class Conversations(IndexedExamples):
-    """Conversations as ids, with masks of the assistant's tokens. `what` is their name in messages."""
+    """Conversations as ids, with masks of the assistant's tokens."""
 
     noun = "conversations"
 
@@ -110,14 +108,14 @@ class Conversations(IndexedExamples):
         return override(model, {"vocab_size": self.codec.vocab_size})
 
     def rows_of(self, split: str) -> np.ndarray:
-        """The samples of a split that fit, int64 [N]; a first token is input only."""
+        """The samples in a split that fit, int64 [N]; a first token is only an input."""
         if split not in self._rows:
             samples = self.splits.rows(split)
             rows, num_dropped = self.cache.within_limit(
                 samples, self.config.context + 1, self.config.drop_long, self.noun
             )
             if num_dropped:
-                _LOG.warning(f"{split}: left out {num_dropped:,} of {len(samples):,} {self.noun}, which are too long")
+                _LOG.warning(f"{split}: skipped {num_dropped:,} of {len(samples):,} {self.noun} that are too long")
             self._rows[split] = rows
         return self._rows[split]
 
@@ -129,7 +127,7 @@ class Conversations(IndexedExamples):
         return {self.noun: ([texts],), "replies": ([replies],)}
 
     def save(self, directory: Path) -> None:
-        """Save the codec, and with the template the end tokens that chat needs."""
+        """Save the codec and the template with the end tokens that chat needs."""
         self.codec.save(directory)
         usage = read_usage(directory)
         eos_ids = tuple(dict.fromkeys((*usage.ends, *self.stop_sequences.ids)))
@@ -176,28 +174,32 @@ def completions(
 
 
 def encode_chat(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], location: str) -> Chat:
-    """A conversation as ids. UserError, with its location, if the template rejects it or marks no assistant tokens."""
+    """A conversation as ids. UserError with its location if the template rejects it or does not mark any assistant
+    tokens.
+    """
     try:
         chat = template.encode(codec, messages)
     except UserError as error:
         raise UserError(f"{location}: {error}") from None
-    if not any(stop > 1 for _, stop in chat.spans):  # a first token is input only
+    if not any(stop > 1 for _, stop in chat.spans):  # a first token is only an input
         raise UserError(
-            f"{location}: {template.source} marks none of it as the assistant's; correct the template's "
+            f"{location}: {template.source} does not mark any of it as the assistant's; correct the template's "
             "{% generation %} blocks, or the roles of the messages"
         )
     return chat
 
 
 def split_key(messages: Iterable[Message]) -> str:
-    """The key that decides the split: the messages as text."""
+    """The key that determines the split: the messages as text."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 @register("instruct")
 @dataclass(frozen=True)
 class InstructConfig(ChatConfig):
-    """Predict the assistant's messages in conversations, and nothing else. A row packs several, kept apart."""
+    """Predict only the assistant's messages in conversations. Each row packs several conversations, which do not attend
+    to each other.
+    """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
@@ -241,7 +243,7 @@ class Chats(Conversations):
 
 @dataclass(frozen=True)
 class ChatRows(RowSubset):
-    """Packed rows of complete conversations: batches index these rows."""
+    """Complete conversations packed into rows, which batches index."""
 
     examples: Chats
 
@@ -250,7 +252,9 @@ class ChatRows(RowSubset):
         return ChatPacking(self.examples.cache, self.rows, self.examples.config.context)
 
     def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Tokens, int [B, T], with their layout, and the next tokens where they are the assistant's, -100 elsewhere."""
+        """Tokens, int [B, T], with their layout, and as labels the next tokens if they are the assistant's, otherwise
+        -100.
+        """
         inputs, labels, positions = map(torch.from_numpy, self.packed.windows(indices))
         return Batch((inputs, Layout(positions)), labels, int((labels != IGNORE_INDEX).sum()), inputs.numel())
 
@@ -265,12 +269,12 @@ class Replies(Likelihood[Chats]):
     """Next-token prediction of the assistant's messages."""
 
     def evaluate(self, model: nn.Module, examples: Chats, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats) and perplexity of the assistant's tokens in a split, or in its first `limit` conversations."""
+        """Loss (nats) and perplexity on the assistant's tokens in a split, or in its first `limit` conversations."""
         samples = examples.of(split).limited_to(limit)
         return {**language_scores(*self.nats(model, samples)), "samples": len(samples)}
 
     def samples(self, model: nn.Module, examples: Chats, count: int) -> list[dict[str, str]]:
-        """Held-out conversations, each up to its last reply; the model's reply; the real one."""
+        """Held-out conversations up to their last reply, with the model's reply and the real one."""
         rows = examples.spread_rows(count).tolist()
         return [
             {"prompt": examples.describe_row(row), "output": output, "reference": examples.reply(row)}

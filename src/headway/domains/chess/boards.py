@@ -1,5 +1,5 @@
-"""Boards, moves and positions: conversions between python-chess (extra `chess`), which knows the rules, and headway's
-records and move ids; and positions with operations (EPD), as in test suites, including older notations.
+"""Boards, moves and positions: conversions between python-chess (extra `chess`), which implements the rules, and
+headway's records and move ids. Also positions with operations (EPD), as in test suites, including older notations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _RIGHTS = ((chess.BB_H1, 2), (chess.BB_A1, 4), (chess.BB_H8, 8), (chess.BB_A8, 1
 
 
 def record(board: chess.Board, repeated: int = 0) -> Record:
-    """Return a position as integers; `repeated` is how often it occurred on the board before."""
+    """Return a position as integers; `repeated` is how often it occurred before."""
     rights = board.clean_castling_rights()
     flags = int(not board.turn) + sum(flag for square, flag in _RIGHTS if rights & square)
     passed = board.ep_square if board.ep_square is not None and board.has_legal_en_passant() else NO_SQUARE
@@ -58,7 +58,7 @@ def record(board: chess.Board, repeated: int = 0) -> Record:
 
 
 def repetition_key(position: Record) -> Record:
-    """Return what makes two positions of a game equal: everything but the counters."""
+    """Return what makes two positions in a game equal: everything except the counters."""
     return position[:10]
 
 
@@ -70,32 +70,32 @@ def to_position_array(records: Sequence[Record]) -> np.ndarray:
 
 
 def encode_move(move: chess.Move, turn: chess.Color) -> int:
-    """Return a move's id from the mover's side."""
+    """Return a move's id from the mover's point of view."""
     number = _INDEX[move.from_square | move.to_square << 6 | (move.promotion or 0) << 12]
     return number if turn else _MIRROR[number]
 
 
 def legal_move_ids(board: chess.Board) -> list[int]:
-    """Return the ids of all legal moves, from the mover's side."""
+    """Return the ids of all legal moves, from the mover's point of view."""
     return [encode_move(move, board.turn) for move in board.generate_legal_moves()]
 
 
 def decode_move(number: int, turn: chess.Color) -> chess.Move:
-    """Return the move of an id from the mover's side."""
+    """Return the move with an id from the mover's point of view."""
     return chess.Move.from_uci(MOVES[number if turn else _MIRROR[number]])
 
 
 def board_from_fen(fen: str, where: str = "") -> chess.Board:
-    """Return the board of a FEN. UserError for an invalid FEN, an illegal position, and Chess960."""
+    """Return the board that a FEN describes. UserError for an invalid FEN, an illegal position or Chess960."""
     prefix = f"{where}: " if where else ""
     if len(fen) > _MAX_FEN_CHARS:
         raise UserError(
-            f"{prefix}FEN {fen[:40]!r}... has {len(fen):,} characters, at most {_MAX_FEN_CHARS} are possible; correct "
+            f"{prefix}FEN {fen[:40]!r}... has {len(fen):,} characters, but a FEN has at most {_MAX_FEN_CHARS}; correct "
             "it"
         )
     try:
         board = chess.Board(fen) if _STANDARD_FEN.fullmatch(fen) else _parse_unusual_fen(fen, prefix)
-    except ValueError:  # ranks that are not 8 squares long
+    except ValueError:  # a rank is not 8 squares long
         board = _parse_unusual_fen(fen, prefix)
     status = board.status()
     if status != chess.STATUS_VALID:
@@ -132,7 +132,7 @@ def parse_move(board: chess.Board, text: str, where: str = "") -> chess.Move:
 
 
 _OPERATION = re.compile(r'[\s;]*(\w+)((?:\s+(?:"[^"]*(?:"|$)|[^\s;"]+))*)\s*(?:;|$)')
-_COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # counters of a FEN, before the operations
+_COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # a FEN's counters, before the operations
 _TAIL = re.compile(r"(?:\+|#|[!?]|ch|mate|dis|dbl|\(?e\.?p\.?\)?)+$")
 _MAX_MOVE_CHARS = 20  # characters of a move
 _MAX_LINE_CHARS = 1 << 16  # characters
@@ -141,7 +141,7 @@ _PROMOTION = re.compile(r"(?<=[a-h][18])[=/(]?([QRBN])\)?$")
 
 
 def parse_epd(line: str, where: str) -> tuple[chess.Board, str]:
-    """Return the board of a line and the rest of it. UserError for an invalid position."""
+    """Return the board that a line describes and the rest of the line. UserError for an invalid position."""
     if len(line) > _MAX_LINE_CHARS:
         raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
     parts = line.split(maxsplit=4)
@@ -167,8 +167,8 @@ def parse_operations(text: str, where: str) -> dict[str, str]:
 
 
 def parse_moves(board: chess.Board, text: str, where: str) -> list[chess.Move]:
-    """Return the moves of an operation: Nf3, e2e4, and as in older suites: Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
-    UserError for an illegal one.
+    """Return the moves in an operation: Nf3, e2e4 and, as in older suites, Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
+    UserError for an illegal move.
     """
     return [_suite_move(board, word, where) for word in text.replace(",", " ").split() if not _TAIL.fullmatch(word)]
 

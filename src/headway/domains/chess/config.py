@@ -1,4 +1,4 @@
-"""Configurations of the chess tasks. They need the package chess only when a task is opened."""
+"""Configurations of the chess tasks. The package chess is only needed when a task is opened."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Target = Literal["behaviour", "state_value", "action_value"]
 
 @dataclass(frozen=True)
 class GamesConfig(TaskConfig):
-    """`evals` is the weight of engine evaluations in a game's comments, relative to the result of the game; `skip_bad`
-    skips games with illegal moves or without an end; `split` defines the held-out games.
+    """`evals` is the weight of engine evaluations in a game's comments relative to the game's result; `skip_bad` skips
+    games with illegal moves or without a result; `split` sets the held-out games.
     """
 
-    evals: float = 0.5  # weight of an engine's evaluation relative to the result of the game
-    skip_bad: bool = False  # skip games with illegal moves or without an end
+    evals: float = 0.5  # weight of an engine's evaluation relative to the game's result
+    skip_bad: bool = False  # skip games with illegal moves or without a result
     split: SplitConfig = SplitConfig(validation=0.02, test=0.02)  # held-out games
 
     def __post_init__(self) -> None:
@@ -45,17 +45,17 @@ class GamesConfig(TaskConfig):
 @register("chess")
 @dataclass(frozen=True)
 class ChessConfig(GamesConfig):
-    """Moves and outcomes on 64 squares, with the heads "policy" and "value".
+    """Predict moves and outcomes from 64 squares, with the heads "policy" and "value".
 
-    If several moves have evaluations, the policy target is a softmax of their worths over `temperature`, otherwise the
-    move played. `value_weight` scales the outcome's cross-entropy relative to the policy's. In training, a share
-    `forget` of the positions is passed without its history, because puzzles and labels have none, and a share `turn` of
-    those without castling rights is mirrored left to right.
+    If several moves have evaluations, the policy target is a softmax of the moves' worths over `temperature`; otherwise
+    it is the move played. `value_weight` scales the outcome's cross-entropy relative to the policy's. In training, a
+    share `forget` of the positions has its history removed, because puzzles and labels have no history, and a share
+    `turn` of the positions without castling rights is mirrored left to right.
     """
 
-    temperature: float = 0.03  # of the softmax over the moves' worths
-    value_weight: float = 1.0  # of the outcome's loss relative to the policy's
-    forget: float = 0.5  # share of positions without their history
+    temperature: float = 0.03  # temperature of the softmax over the moves' worths
+    value_weight: float = 1.0  # weight of the outcome's loss relative to the policy's
+    forget: float = 0.5  # share of positions whose history is removed
     turn: float = 0.5  # share of positions without castling rights that are mirrored
 
     def __post_init__(self) -> None:
@@ -78,12 +78,12 @@ class ChessConfig(GamesConfig):
 @register("searchless")
 @dataclass(frozen=True)
 class SearchlessConfig(GamesConfig):
-    """One head over the tokens of a FEN (Ruoss et al. 2024, section 2): the move played (`behaviour`), or the bin of
-    the expected score of the position (`state_value`) or of a move in it (`action_value`), of `bins` equal ones.
+    """One head over the tokens of a FEN (Ruoss et al. 2024, section 2). It predicts the move played (`behaviour`), or
+    the expected score of the position (`state_value`) or of a move in it (`action_value`) as one of `bins` equal bins.
     """
 
-    target: Target = "action_value"  # prediction target: the move, the value of the position, or of a move
-    bins: int = 128  # of the expected score
+    target: Target = "action_value"  # prediction target: the move, the position's value, or a move's value
+    bins: int = 128  # number of bins for the expected score
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Shared by all chess tasks: positions split by game, and examples of predictions for people."""
+"""Shared by all chess tasks: positions split by game, and example predictions for reports."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def boards_of(source: Positions, rows: np.ndarray) -> list[chess.Board]:
 
 
 def best_moves(evaluator: PositionEvaluator, board: chess.Board, max_moves: int) -> list[tuple[chess.Move, float]]:
-    """Return the most probable moves of a position with their probabilities, or by the value after each if there is no
-    policy.
+    """Return a position's most probable moves with their probabilities or, without a policy, the best by the value
+    after each.
     """
     if evaluator.has_policy:
         inputs = position_input(board, evaluator.history)
@@ -63,8 +63,8 @@ def sample_positions(evaluator: PositionEvaluator, source: Positions, rows: np.n
 
 
 def board_pictures(evaluator: PositionEvaluator, source: Positions, rows: np.ndarray) -> list[Picture]:
-    """Return a board per position with the evaluator's best moves and, for the first one, the attention of the move's
-    square if the model reads squares.
+    """Return a board per position with the evaluator's best moves. For the first position, also the attention of the
+    move's square if the model reads squares.
     """
     pictures: list[Picture] = []
     for number, board in enumerate(boards_of(source, rows)):
@@ -85,7 +85,7 @@ def board_pictures(evaluator: PositionEvaluator, source: Positions, rows: np.nda
 def board_svg(
     board: chess.Board, moves: Sequence[tuple[chess.Move, float]] = (), weights: Mapping[int, float] | None = None
 ) -> str:
-    """Draw a board from White's side, with moves as arrows, bolder if more probable, and squares shaded by weights from
+    """Draw a board from White's side. Moves are arrows, bolder if more probable, and squares are shaded by weights from
     0 to 1.
     """
     arrows = [
@@ -103,7 +103,7 @@ def _shade(color: str, weight: float) -> str:
 
 
 def _attention_pictures(evaluator: BoardEvaluator, board: chess.Board, move: chess.Move) -> list[Picture]:
-    """Draw the attention of the move's square, in heads of the last layer with attention."""
+    """Draw the attention of the move's square in heads of the last attention layer."""
     inputs = evaluator.inputs([position_input(board, evaluator.history)])
     maps = attention_maps(evaluator.model, lambda: evaluator.model(inputs))
     if not maps:
@@ -121,7 +121,7 @@ def _attention_pictures(evaluator: BoardEvaluator, board: chess.Board, move: che
 
 
 class PositionRows(IndexedExamples):
-    """Positions by index. They need no codec."""
+    """Positions by index. They do not need a codec."""
 
     eval_batch_size = 256
 
@@ -137,7 +137,7 @@ P = TypeVar("P", bound=PositionRows)
 
 
 class PositionObjective(Objective[P], Generic[P]):
-    """The objective of a model that evaluates positions."""
+    """The objective for models that evaluate positions."""
 
     unit = "position"
 
@@ -150,5 +150,5 @@ class PositionObjective(Objective[P], Generic[P]):
         return sample_positions(self.evaluator(model), examples.source, examples.spread_rows(count))
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """Draw boards with the model's best moves and, if it reads squares, their attention."""
+        """Draw boards with the model's best moves and, if it reads squares, its attention."""
         return board_pictures(self.evaluator(model), examples.source, examples.spread_rows(4))

@@ -1,4 +1,4 @@
-"""Chess engines as a source of labels: positions with an engine's moves and values."""
+"""Chess engines as a source of labels: their moves and values for positions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from headway.errors import UserError
 
 _PROGRAM_FOLDERS = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack
 _MULTIPV = re.compile(r" multipv (\d+) ")
-MIN_NODES_PER_SECOND = 1000.0  # nodes per second that any machine reaches
-_PATIENCE = 20.0  # seconds without output that are allowed at the start and after the time limit
+MIN_NODES_PER_SECOND = 1000.0  # nodes per second that any machine can search
+_PATIENCE = 20.0  # seconds without output allowed at the start and after the time limit
 _QUIT_TIMEOUT = 1.0  # seconds for a program to quit on request
 
 
 class EngineLine(NamedTuple):
-    """An engine's evaluation of a move, from the mover's side: "34" centipawns or "#-3", and (win, draw, loss) in
-    thousandths if the engine reports them.
+    """An engine's evaluation of a move, from the mover's point of view: "34" centipawns or "#-3", and (win, draw, loss)
+    in thousandths if the engine reports them.
     """
 
     move: str
@@ -45,14 +45,14 @@ class EngineLine(NamedTuple):
 
 
 class EngineAnswer(NamedTuple):
-    """The best move (None if there is none) and the lines, the best first."""
+    """The best move (None if there is no legal move) and the lines, best first."""
 
     best: str | None
     lines: tuple[EngineLine, ...]
 
 
 def find_engine(name: str) -> list[str]:
-    """Return the command of a program's name or path with arguments. UserError if it does not exist."""
+    """Return the command for a program's name or path with arguments. UserError if it does not exist."""
     search_path = os.pathsep.join([os.environ.get("PATH", ""), *_PROGRAM_FOLDERS])
     words = [name] if Path(name).expanduser().is_file() else shlex.split(name) or [name]
     program = shutil.which(words[0], path=search_path) or shutil.which(str(Path(words[0]).expanduser()))
@@ -62,8 +62,8 @@ def find_engine(name: str) -> list[str]:
 
 
 class UciEngine:
-    """A program that speaks UCI. It is ended with a UserError if it is silent for too long; one that exceeds its time
-    but still reports progress is waited for. Unknown `options` are an error; unknown `optional` ones are ignored.
+    """A program that speaks UCI. If it does not respond for too long, it is stopped with a UserError; if it exceeds its
+    time but still reports progress, headway waits. Unknown `options` are an error; unknown `optional` ones are ignored.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class UciEngine:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C reaches only headway, which then ends the whole group
+                start_new_session=True,  # Ctrl-C reaches only headway, which then stops the whole group
             )
         except OSError as error:
             raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
@@ -110,8 +110,8 @@ class UciEngine:
         self._ready()
 
     def analyse(self, fen: str, moves: Sequence[str], go: str, seconds: float) -> EngineAnswer:
-        """Return the engine's move after `moves` from `fen`, for the arguments of UCI's `go`, which take about
-        `seconds`.
+        """Return the engine's move after `moves` from `fen`. `go` are the arguments of UCI's `go`, which should take
+        about `seconds`.
         """
         played = f" moves {' '.join(moves)}" if moves else ""
         self._info_lines.clear()
@@ -159,7 +159,7 @@ class UciEngine:
                 self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
         for name in options:
             if name not in self.options:
-                raise UserError(f"{self.program} has no option {name!r}; leave it out, or use another program")
+                raise UserError(f"{self.program} has no option {name!r}; omit it, or use another program")
         for name, value in {**options, **optional}.items():
             if name in self.options:
                 self._send(f"setoption name {name} value {value}")
@@ -179,8 +179,8 @@ class UciEngine:
             raise self._exit_error() from None
 
     def _read_line(self, deadline: float, searching: bool = False) -> str:
-        """Return the next line that is not an info line. UserError after the deadline; a `searching` engine has longer,
-        as long as it reports progress.
+        """Return the next line that is not an info line. UserError after the deadline, which is extended for a
+        `searching` engine while it reports progress.
         """
         while True:
             try:
@@ -196,7 +196,7 @@ class UciEngine:
 
     def _timeout_error(self) -> UserError:
         self._kill()
-        reason = f"was silent for {self.patience:g} s and was ended"
+        reason = f"did not respond for {self.patience:g} s and was stopped"
         return UserError(f"{self.program} {reason}; check that it speaks UCI")
 
     def _exit_error(self) -> UserError:
@@ -204,7 +204,7 @@ class UciEngine:
             detail = f" with code {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:  # it closed its output but still runs
             detail = ""
-        return UserError(f"{self.program} ended by itself{detail}; run it by hand to see why")
+        return UserError(f"{self.program} exited unexpectedly{detail}; run it by hand to see why")
 
     def _read_output(self) -> None:
         assert self._process.stdout is not None  # opened as a pipe
@@ -213,7 +213,7 @@ class UciEngine:
                 self._last_output = time.monotonic()
                 if not line.startswith("info "):
                     self._output.put(line)
-                elif " pv " in line and " score " in line:  # of about fifty per position only the last count
+                elif " pv " in line and " score " in line:  # only the last of about fifty per position count
                     match = _MULTIPV.search(line)
                     self._info_lines[int(match[1]) if match else 1] = line
         except ValueError:  # closed while it was read
@@ -238,9 +238,9 @@ _QUEUE_PER_WORKER = 64  # queued positions per worker
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """`nodes` are the search nodes per position, shared by the `lines` best moves; `vary` is the share of positions
-    changed by one to four random moves, so that errors and their consequences are learned too; `limit` is the maximum
-    number of positions, `minutes` the maximum time.
+    """`nodes` are the search nodes per position, shared by the `lines` best moves. `vary` is the share of positions
+    changed by one to four random moves, so that models also learn from mistakes. `limit` is the maximum number of
+    positions and `minutes` the maximum time.
     """
 
     engine: str = "stockfish"
@@ -254,7 +254,7 @@ class LabelConfig:
 
 
 class LabelCounts(NamedTuple):
-    """Positions in the file, how many of them are new, and the seconds they took."""
+    """The number of positions in the file, how many of them are new, and the seconds these took."""
 
     positions: int
     new: int
@@ -268,11 +268,11 @@ def label(
     resume: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> LabelCounts:
-    """Write the labels of all positions of `paths` to the CSV `out`, in order, without final positions.
+    """Write the labels of all positions in `paths` to the CSV file `out`, in order, without final positions.
 
-    With `resume` an existing file is continued, after dropping an incomplete last line. Written lines stay complete
-    whatever happens. Raises UserError for an existing file without `resume`, an engine that is missing, hangs or exits,
-    and invalid positions.
+    With `resume` an existing file is continued after dropping an incomplete last line. Lines are only written
+    completely. Raises UserError for an existing file without `resume`, an engine that is missing, hangs or exits, and
+    invalid positions.
     """
     files = chess_files(paths)
     done, last = _resume_labels(out, resume)
@@ -291,7 +291,7 @@ def label(
             if progress is not None and new % 100 == 0:
                 progress(new, time.monotonic() - started)
     if done + new == 0:
-        raise UserError(f"{files[0]}: there are no positions with a legal move; use other files")
+        raise UserError(f"{files[0]}: no position has a legal move; use other files")
     return LabelCounts(done + new, new, time.monotonic() - started)
 
 
@@ -300,8 +300,8 @@ def _skip_labelled(boards: Iterator[Position], done: int, last: str, out: Path) 
     position = next(islice(boards, done - 1, None), None) if done else None
     if done and (position is None or position[0].fen() != last):
         raise UserError(
-            f"{out} was made from other positions; pass the files, --vary and --seed of the first run, or choose "
-            "another name"
+            f"{out} has labels for other positions; pass the same files, --vary and --seed as in the first run, or "
+            "choose another name"
         )
 
 
@@ -326,7 +326,9 @@ def _resume_labels(out: Path, resume: bool) -> tuple[int, str]:
                 break
             number, last = number + 1, line
             if number == 0 and line.decode(errors="replace").strip() != ",".join(HEADER):
-                raise UserError(f"{out} contains no labels of headway ({','.join(HEADER)}); choose another name")
+                raise UserError(
+                    f"{out} does not contain labels written by headway ({','.join(HEADER)}); choose another name"
+                )
             complete_bytes += len(line)
         file.truncate(complete_bytes)
         return max(0, number), last.decode(errors="replace").partition(",")[0] if number > 0 else ""
@@ -370,7 +372,7 @@ class _Workers:
             engine.close()
 
     def answers(self, boards: Iterator[Position], deadline: float | None) -> Iterator[tuple[Position, EngineAnswer]]:
-        """Yield each position with its answer; submit no new ones after `deadline`."""
+        """Yield each position with its answer; do not submit new ones after `deadline`."""
         waiting: deque[tuple[Position, Future[EngineAnswer]]] = deque()
         for position in boards:
             if deadline is not None and time.monotonic() > deadline:

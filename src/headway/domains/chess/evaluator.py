@@ -1,4 +1,4 @@
-"""Evaluations of positions by a model, with a cache."""
+"""Position evaluations by a model, with a cache."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _PACK_EARLIER = struct.Struct("<8QH").pack
 
 
 class EvaluationCache:
-    """An evaluator that caches the evaluations of another one in at most `megabytes`, and evicts the least recently
-    used.
+    """Caches another evaluator's evaluations in at most `megabytes`, and evicts the least recently used.
 
-    The key is the evaluator's whole input, so that only the same position with the same history, clock and repetitions
-    shares an evaluation; no hash can collide.
+    The key is the evaluator's complete input, so only the same position with the same history, clock and repetitions
+    shares an evaluation, and hashes cannot collide.
     """
 
     def __init__(self, evaluator: PositionEvaluator) -> None:
@@ -43,7 +42,7 @@ class EvaluationCache:
         self._cache: OrderedDict[bytes, Evaluation] = OrderedDict()
 
     def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
-        """Evaluate positions that have a legal move; unknown ones together, each once."""
+        """Evaluate positions that have a legal move. Those not in the cache are evaluated together, each once."""
         keys = [_key(entry) for entry in inputs]
         evaluations = {key: self._cache[key] for key in keys if key in self._cache}
         unknown = {key: entry for key, entry in zip(keys, inputs) if key not in evaluations}
@@ -77,7 +76,7 @@ class EvaluationCache:
 
 
 def _key(inputs: PositionInput) -> bytes:
-    """The newest position in full, and the piece placement of those before it."""
+    """The newest position in full, and the piece placement in those before it."""
     newest, *earlier = inputs.records
     return _PACK_NEWEST(*newest) + b"".join(_PACK_EARLIER(*position[:9]) for position in earlier)
 
@@ -99,8 +98,8 @@ class PositionInput(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The evaluation of one position from the mover's side: the probability of each of its moves, float32 [K], and
-    (win, draw, loss), float64 [3]; None for outputs that the model lacks.
+    """One position's evaluation from the mover's point of view: the probability of each move, float32 [K], and (win,
+    draw, loss), float64 [3]; None for outputs that the model lacks.
     """
 
     policy: np.ndarray | None
@@ -120,8 +119,8 @@ class PositionEvaluator(Protocol):
 
 
 def make_evaluator(model: Transformer, recipe: Recipe | None, source: str) -> PositionEvaluator:
-    """Return the evaluator of a model; the recipe defines the target of one that reads tokens. UserError for a model
-    that was not trained on chess.
+    """Return the evaluator for a model. For a model that reads tokens, the recipe defines the target. UserError for a
+    model that was not trained on chess.
     """
     task = None if recipe is None else recipe.task
     if isinstance(task, SearchlessConfig):
@@ -132,7 +131,7 @@ def make_evaluator(model: Transformer, recipe: Recipe | None, source: str) -> Po
 
 
 def position_input(board: chess.Board, history: int) -> PositionInput:
-    """Return a board with as much of its history as its moves and the evaluator allow."""
+    """Return a board with as much history as its moves and the evaluator allow."""
     back = board.copy(stack=history + 1)
     records = []
     for _ in range(history + 1):
@@ -146,7 +145,7 @@ def position_input(board: chess.Board, history: int) -> PositionInput:
 
 
 def repetitions(board: chess.Board) -> int:
-    """Count how often this position occurred on the board before, as far as its moves are known."""
+    """Count how often this position occurred before, as far as the board's moves are known."""
     now, back, count = repetition_key(record(board)), board.copy(), 0
     for _ in range(min(len(back.move_stack), board.halfmove_clock)):
         back.pop()
@@ -155,7 +154,7 @@ def repetitions(board: chess.Board) -> int:
 
 
 class BoardEvaluator:
-    """A model of 64 squares with the heads policy and value."""
+    """A model that reads 64 squares, with the heads policy and value."""
 
     has_policy = has_value = True
 
@@ -183,8 +182,9 @@ class BoardEvaluator:
 
 
 class TokenEvaluator:
-    """A model of a FEN's tokens, with one of three targets (Ruoss et al. 2024, section 2.3). From values of moves, the
-    position's value is that of the best move, and moves are more probable the closer they are to it.
+    """A model that reads the tokens of a FEN, with one of three targets (Ruoss et al. 2024, section 2.3). If it
+    predicts values of moves, the position's value is that of the best move, and moves are more probable the closer they
+    are to it.
     """
 
     history = 0
@@ -218,7 +218,7 @@ class TokenEvaluator:
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of moves [B, M] and of the outcome [B, 3]."""
+    """Return the logits for moves [B, M] and for the outcome [B, 3]."""
     encoded = model(inputs)
     heads = cast(Transformer, model).heads
     return heads[POLICY](encoded.x, encoded.layout), heads[VALUE](encoded.x, encoded.layout)
@@ -236,7 +236,7 @@ def token_inputs(positions: np.ndarray, moves: np.ndarray | None = None) -> np.n
 
 
 def to_white(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Convert moves, int [N], from the mover's side to White's side, as in the tokens of a FEN."""
+    """Convert moves, int [N], from the mover's point of view to White's, as in the tokens of a FEN."""
     return np.where(positions["flags"] & 1, MIRRORED_MOVES[moves], moves)
 
 
@@ -246,13 +246,13 @@ def value_logits(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def expected_scores(logits: Tensor) -> Tensor:
-    """Return the expected scores [B] for logits of bins [B, C]: the mean of the bins' centres."""
+    """Return the expected scores [B] for bin logits [B, C]: the mean of the bin centres."""
     middles = (torch.arange(logits.shape[-1], device=logits.device) + 0.5) / logits.shape[-1]
     return logits.softmax(-1) @ middles
 
 
 def _outcome(score: float) -> np.ndarray:
-    """An expected score as probabilities: bins of scores contain no draws."""
+    """An expected score as probabilities. There is no draw probability, because bins do not encode draws."""
     return np.array([score, 0.0, 1 - score])
 
 

@@ -9,13 +9,15 @@ from typing import Literal, get_args
 
 Search = Literal["policy", "value", "puct"]
 SEARCHES: tuple[str, ...] = get_args(Search)
-_ASSUMED_MOVES = 30  # assumed remaining moves of a game
+_ASSUMED_MOVES = 30  # assumed remaining moves in a game
 _MIN_SECONDS = 0.005  # seconds
 
 
 @dataclass
 class SearchLimits:
-    """`nodes` of search, `depth` in half moves, `seconds` for the move; None means no limit. `stop` ends it at once."""
+    """Maximum `nodes`, `depth` in half moves, and `seconds` for the move; None means no limit. `stop` ends the search
+    at once.
+    """
 
     nodes: int | None = None
     depth: int | None = None
@@ -34,7 +36,9 @@ class SearchLimits:
 
 
 def share_of_clock(remaining: float, increment: float, moves_to_go: int | None, margin: float) -> float:
-    """Return the seconds for a move: an even share and most of the increment, but never the last `margin`."""
+    """Return the seconds for a move: an even share of the remaining time plus most of the increment, but never the last
+    `margin`.
+    """
     available = max(0.0, remaining - margin)
     share = remaining / (moves_to_go + 1 if moves_to_go else _ASSUMED_MOVES) + 0.8 * increment
     return max(_MIN_SECONDS, min(share, 0.5 * available if moves_to_go != 1 else 0.9 * available))

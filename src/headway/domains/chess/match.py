@@ -1,4 +1,4 @@
-"""Matches: games from openings with colours swapped, and estimates of strength."""
+"""Matches: games from openings with colours swapped, and strength estimates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_PLIES = 600  # half moves after which a game is drawn
 
 
 class Opponent(Protocol):
-    """One side of a game."""
+    """A player in a game."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Opponent(Protocol):
 
 
 class ModelOpponent:
-    """A player with a limit of time or nodes per move."""
+    """A player with a time or node limit per move."""
 
     def __init__(self, player: ChessPlayer, name: str, seconds: float | None, nodes: int | None) -> None:
         self.player, self.name, self.seconds, self.nodes = player, name, seconds, nodes
@@ -69,7 +69,7 @@ class EngineOpponent:
             if not low <= elo <= high:
                 self.engine.close()
                 raise UserError(
-                    f"{self.engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one in that range"
+                    f"{self.engine.program} supports Elo {low} to {high}, not {elo}; choose one in that range"
                 )
         limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s per move"
         self.name = f"{Path(self.engine.program).name} at " + (
@@ -86,7 +86,7 @@ class EngineOpponent:
         played = [move.uci() for move in board.move_stack]
         answer = self.engine.analyse(board.root().fen(), played, self.go, self.seconds)
         if answer.best is None:
-            raise UserError(f"{self.name} has no move in {board.fen()!r}; check the program")
+            raise UserError(f"{self.name} did not return a move for {board.fen()!r}; check the program")
         return parse_move(board, answer.best, self.name)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class RandomOpponent:
 
 @dataclass
 class MatchTally:
-    """Results of one match from the first side's view."""
+    """Results of a match from the first player's point of view."""
 
     wins: int = 0
     draws: int = 0
@@ -132,7 +132,7 @@ class MatchTally:
 
 @dataclass(frozen=True)
 class PlayedGame:
-    """A finished game: its board with all moves, the result, the reason it ended, and who played White."""
+    """A finished game: the board with all moves, the result, why the game ended, and who played White."""
 
     board: chess.Board
     result: str
@@ -150,7 +150,7 @@ def play_match(
     on_game: Callable[[MatchTally, PlayedGame], None] | None = None,
 ) -> None:
     """Play `count` games, two from each opening with colours swapped, and update `tally` after each. UserError if the
-    second side fails.
+    second player fails.
     """
     for number in range(count):
         board = openings[number // 2].copy()
@@ -192,7 +192,7 @@ def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent,
 
 
 def _over(board: chess.Board, occurrences: dict[Record, int]) -> tuple[str, str] | None:
-    """The result and why, where the game is over; both sides claim the draws that they can."""
+    """The result and the reason if the game is over; both sides claim any draw that they can."""
     if not any(board.generate_legal_moves()):
         mated = "0-1" if board.turn else "1-0"
         return (mated, "checkmate") if board.is_check() else ("1/2-1/2", "stalemate")
@@ -214,7 +214,7 @@ def format_pgn(played: PlayedGame, number: int) -> str:
 
 
 def ladder_steps(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
-    """Yield the steps of a ladder: (nodes, None) and (None, Elo); full strength by time if there are none."""
+    """Yield the steps of a ladder: (nodes, None) and (None, Elo); without any, full strength with a time limit."""
     yield from ((count, None) for count in nodes)
     yield from ((None, elo) for elo in elos)
     if not nodes and not elos:

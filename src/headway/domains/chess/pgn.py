@@ -1,4 +1,4 @@
-"""Read games in PGN, and openings for matches."""
+"""Read games from PGN, and openings for matches."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _STANDARD = ("", "?", "standard", "normal", "chess", "from position")
 
 @dataclass
 class Game:
-    """Positions before each move, the moves from the mover's side, the outcome for White, float64 [3] (None if the game
-    did not end), and the engine's evaluation after each move, for White, if a comment has it.
+    """The position before each move, the moves from the mover's point of view, the outcome for White, float64 [3] (None
+    if the game did not end), and the engine's evaluation for White after each move, if a comment has one.
     """
 
     location: str = ""
@@ -50,7 +50,7 @@ class Game:
 
     @property
     def variant(self) -> str | None:
-        """The variant of chess; None for standard chess."""
+        """The chess variant; None for standard chess."""
         name = self.headers.get("Variant", "")
         return None if name.lower() in _STANDARD else name
 
@@ -66,7 +66,7 @@ class Game:
 
 
 class Reader(notation.BaseVisitor[Game]):
-    """Builds a Game from the events of python-chess's parser; variations are left out."""
+    """Builds a Game from the events of python-chess's parser; skips variations."""
 
     def begin_game(self) -> None:
         self.game = Game()
@@ -125,8 +125,8 @@ class Reader(notation.BaseVisitor[Game]):
 
 
 class _NumberedLines:
-    """A file's lines as python-chess reads them, numbered. Of consecutive blank lines only the first is returned,
-    because the parser is slow on each.
+    """A file's lines as python-chess reads them, numbered. Consecutive blank lines are returned as one, because the
+    parser is slow on them.
     """
 
     def __init__(self, file: File) -> None:
@@ -143,8 +143,8 @@ class _NumberedLines:
 
 
 def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
-    """Yield the games of a file, including variants of chess (headers only). UserError for a game with an illegal move
-    and for one that is incomplete, unless `skip_bad` is set: then `fault` describes the problem.
+    """Yield the games in a file, including chess variants (only their headers). UserError for a game that has an
+    illegal move or is incomplete, unless `skip_bad` is set: then `fault` describes the problem.
     """
     handle = _NumberedLines(file)
     started = 1
@@ -155,7 +155,7 @@ def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
             game = Game(fault=str(error)[:_MAX_FAULT_CHARS], ended=True)
         if game is None:
             return
-        game.location = f"{file}, the game from line {started} on"
+        game.location = f"{file}, game starting at line {started}"
         started = handle.number + 1
         if game.variant is None and not game.fault and not game.ended:
             game.fault = "ends without a result, like a truncated file"
@@ -166,12 +166,12 @@ def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
 
 SET = "lichess-openings"
 _KINDS = (".tsv", ".pgn", ".epd")
-_LENGTHS = range(4, 13)  # accepted half moves of openings in a table
+_LENGTHS = range(4, 13)  # accepted lengths of openings in a table, in half moves
 
 
 def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.Board]:
-    """Return `count` different boards with the moves that led to them, sampled with `seed`: from Lichess's named
-    openings, or from files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
+    """Return `count` different boards with the moves that led to them, sampled with `seed` from Lichess's named
+    openings or from files (.tsv with a column pgn, .pgn, .epd). UserError if there are too few.
     """
     files = [file for path in paths or find_set(SET) for file in find_files(path, _KINDS)]
     known: dict[str, chess.Board] = {}
@@ -181,7 +181,7 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
             boards = [board_from_fen(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
         elif file.kind == ".tsv":
             boards = _read_opening_table(file)
-        else:  # the moves of each game, as in opening books; at most the first 12 half moves
+        else:  # at most the first 12 half moves of each game, as in opening books
             boards = []
             for game in (game for game in games(file) if game.variant is None):
                 for number in game.moves[: _LENGTHS[-1]]:
@@ -191,7 +191,8 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
     unique_boards = list(known.values())
     if len(unique_boards) < count:
         raise UserError(
-            f"{len(unique_boards):,} openings are too few for {2 * count:,} games, two each; play fewer games"
+            f"{len(unique_boards):,} openings are too few for {2 * count:,} games with two games per opening; play "
+            "fewer games"
         )
     return random.Random(seed).sample(unique_boards, count)
 
@@ -205,7 +206,7 @@ def _read_opening_table(file: File) -> list[chess.Board]:
     for number, row in enumerate(rows, 2):
         game = notation.read_game(io.StringIO(row[header.index("pgn")])) if len(row) == len(header) else None
         if game is None or game.errors:
-            raise UserError(f"{file}, line {number}: these are not the moves of an opening; correct the line")
+            raise UserError(f"{file}, line {number}: these are not valid opening moves; correct the line")
         board = game.end().board()
         if len(board.move_stack) in _LENGTHS:
             boards.append(board)

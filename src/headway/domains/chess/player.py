@@ -1,4 +1,4 @@
-"""A model that plays: by its policy alone, by the value of the position after each move, or by a tree search."""
+"""A model that plays: by its policy only, by the value of the position after each move, or by tree search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headway.errors import UserError
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search: lines, the best first, and the number of positions evaluated."""
+    """The result of a search: lines, best first, and the number of evaluated positions."""
 
     lines: list[SearchLine]
     nodes: int
@@ -31,10 +31,10 @@ Report = Callable[[list[SearchLine], int], None]
 
 
 class ChessPlayer:
-    """Chooses moves by an evaluator's cached evaluations. `search` None selects the strongest search that the evaluator
-    allows.
+    """Chooses moves with an evaluator and its cache. If `search` is None, uses the strongest search that the evaluator
+    supports.
 
-    Raises UserError for a search that needs an output which the model lacks.
+    Raises UserError for a search that needs an output that the model lacks.
     """
 
     def __init__(
@@ -45,19 +45,21 @@ class ChessPlayer:
         self.set_search(search)
 
     def set_search(self, search: str | None) -> None:
-        """Choose moves by this search from now on, keeping the tree. UserErrors as in the constructor."""
+        """Choose moves by this search from now on, and keep the tree. Raises UserError as the constructor does."""
         evaluator = self.evaluator
         chosen = search or ("puct" if evaluator.has_value else "policy")
         if chosen not in SEARCHES:
             raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
         if chosen != "policy" and not evaluator.has_value:
-            raise UserError(f"this model predicts no values, which the search {chosen} needs; use the search policy")
+            raise UserError(
+                f"this model does not predict values, which the search {chosen} needs; use the search policy"
+            )
         if chosen == "policy" and not evaluator.has_policy:
             raise UserError("this model predicts only values; use the search value or puct")
         self.search = chosen
 
     def warm_up(self) -> None:
-        """Do the work of a model's first evaluation before any clock runs, and time a second one."""
+        """Run a model's slow first evaluation before any clock starts, and time a second one."""
         for _ in range(2):
             self.evaluator.evaluate_uncached([position_input(chess.Board(), self.evaluator.history)])
 
@@ -83,8 +85,8 @@ class ChessPlayer:
         return SearchResult(self._by_value(board, candidates), len(candidates))
 
     def by_policy(self, board: chess.Board) -> list[SearchLine]:
-        """Return all moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at
-        once by the rules come last, unless a draw is the best hope: a policy does not know the repetitions.
+        """Return all moves, most probable first; `visits` are their probabilities in millionths. Moves that draw at
+        once by the rules come last unless a draw is the best hope, because a policy is unaware of repetitions.
         """
         inputs = position_input(board, self.evaluator.history)
         evaluation = self.evaluator.evaluate([inputs])[0]
@@ -102,7 +104,9 @@ class ChessPlayer:
         return sorted(lines, key=lambda line: _is_drawing_move(board, line.moves[0]))
 
     def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
-        """Return the moves by the evaluation of the positions after them; finished games are scored by the rules."""
+        """Return the moves ordered by the evaluation of the position after each; finished games are scored by the
+        rules.
+        """
         lines: list[SearchLine] = []
         waiting: list[tuple[SearchLine, PositionInput]] = []
         after = board.copy()

@@ -1,4 +1,4 @@
-"""Read positions with their targets from PGN, EPD, puzzles and labels in CSV."""
+"""Read positions with their targets from PGN, EPD, puzzles and CSV labels."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
 
 @dataclass
 class PositionRun:
-    """Consecutive positions of a game, or a single one.
+    """Consecutive positions from a game, or a single one.
 
-    For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
-    (`win_probability.worth`), NaN if unknown; and (win, draw, loss) of the mover, NaN if unknown. `key` is the same for
-    equal runs.
+    For each position: the moves to learn, from the mover's point of view, with the best or played move first; the worth
+    of each move (`win_probability.worth`), NaN if unknown; and (win, draw, loss) for the mover, NaN if unknown. Equal
+    sequences have the same `key`.
     """
 
     key: str
@@ -57,7 +57,7 @@ class PositionRun:
 
 @dataclass
 class ReadTally:
-    """Counts of read and skipped items, for a report."""
+    """Counts of read and skipped items, for messages."""
 
     games: int = 0
     variants: int = 0
@@ -78,7 +78,7 @@ def chess_files(paths: Sequence[Path | str]) -> list[File]:
 
 
 def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Iterator[PositionRun]:
-    """Yield the samples of a file. `evals` is the weight of an engine's evaluation in comments relative to the game's
+    """Yield the samples in a file. `evals` is the weight of an engine's evaluation in comments relative to the game's
     result.
     """
     if file.kind == ".pgn":
@@ -97,8 +97,8 @@ def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Itera
 
 
 def unlabelled_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
-    """Yield the positions of a file without targets: of a game those before each move, or those of a list; and an id of
-    the game, "" if there is none. Damaged games yield the part before the damage, with a warning.
+    """Yield the positions in a file without targets: those before each move of a game, or those in a list, each with
+    the game's id ("" if it has none). Damaged games yield the part before the damage, with a warning.
     """
     if file.kind == ".pgn":
         damaged = 0
@@ -122,7 +122,7 @@ def unlabelled_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
 
 
 def _game_run(game: Game, evals: float) -> PositionRun:
-    """The move played at each position; its worth is the evaluation after it, and the value a mean of evaluation and
+    """The move played at each position. Its worth is the evaluation after it, and the value is a mean of evaluation and
     result.
     """
     run = PositionRun(game.key, game.records, [[move] for move in game.moves])
@@ -134,7 +134,7 @@ def _game_run(game: Game, evals: float) -> PositionRun:
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
         run.values.append(value[::-1] if black else value)
-        played = math.nan  # the move's worth by the evaluation after it, otherwise by the game's result
+        played = math.nan  # the move's worth from the evaluation after it, otherwise from the game's result
         if after is not None:
             played = float(worth(-after if black else after))
         elif game.result is not None:
@@ -152,7 +152,7 @@ def _single_run(
 
 
 def _read_epd(file: File) -> Iterator[PositionRun]:
-    """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's side."""
+    """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's point of view."""
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue

@@ -32,7 +32,7 @@ _MAX_HISTORY = 7  # maximum history of a position
 _FLUSH_AT = 4096
 _TYPES = {
     "positions": POSITION_DTYPE,
-    "earlier": np.uint8,  # number of preceding positions of the same game
+    "earlier": np.uint8,  # number of preceding positions in the same game
     "keys": np.uint64,
     "sides": np.uint8,
     "values": np.float16,  # three per position
@@ -43,8 +43,8 @@ _TYPES = {
 
 
 class Targets(NamedTuple):
-    """Known targets of positions: moves, int64 [B, K], the best first, -1 as padding; the worth of each, float32 [B,
-    K]; (win, draw, loss), float32 [B, 3]. NaN if unknown.
+    """Targets of positions: moves, int64 [B, K], best first and padded with -1; the worth of each, float32 [B, K]; and
+    (win, draw, loss), float32 [B, 3]. Unknown values are NaN.
     """
 
     moves: np.ndarray
@@ -86,24 +86,24 @@ class Positions:
         return Targets(moves, worths, np.asarray(self.values[rows], np.float32))
 
     def split(self, config: SplitConfig) -> SplitIndices:
-        """Return the positions of each split, int64 [N]; all positions of a game are in the same split."""
+        """Return the positions in each split, int64 [N]; all positions from a game are in the same split."""
         return split_by_key(np.asarray(self.keys), np.asarray(self.split_ids), config)
 
 
 def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) -> Positions:
-    """Return the positions of files, cached on first use; reports skipped ones on stderr.
+    """Return the positions in the files, cached on first use; reports skipped ones on stderr.
 
-    UserError if there are no usable positions, and for an illegal position or a game with illegal moves or without an
-    end.
+    UserError if there are no usable positions, and for an illegal position or a game with illegal moves or without a
+    result.
     """
     files = chess_files(paths)
     folder = open_or_build(_cache_path(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
     positions = Positions(folder)
     tally = positions.tally
     notes = [
-        (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
-        (tally.bad, f"of {tally.games:,} games are damaged: only the part before the damage is used"),
-        (tally.unlabelled, "positions have neither a move nor a value and are left out"),
+        (tally.variants, f"of {tally.games:,} games are chess variants and are skipped"),
+        (tally.bad, f"of {tally.games:,} games are damaged; only the part before the damage is used"),
+        (tally.unlabelled, "positions have neither a move nor a value and are skipped"),
     ]
     for count, text in notes:
         if count:

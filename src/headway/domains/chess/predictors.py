@@ -1,4 +1,4 @@
-"""Predictors of chess models."""
+"""Inference with chess models."""
 
 from __future__ import annotations
 

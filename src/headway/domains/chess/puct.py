@@ -17,10 +17,10 @@ DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class PuctConfig:
-    """`explore` weighs the policy against the values and grows with the logarithm of visits beyond `base`; an untried
-    move is assumed to be worse than its position by `unknown`, times the square root of the policy already tried. At
-    most `batch` leaves are evaluated at once, and no more than take `patience` seconds, so that a stop is noticed. A
-    search ends after `max_nodes` nodes of about 2 kB each.
+    """`explore` weights the policy against the values and grows with the logarithm of visits beyond `base`. An untried
+    move is assumed to be worse than its position by `unknown` times the square root of the policy already tried. At
+    most `batch` leaves are evaluated at once, and only as many as take `patience` seconds, so that the search can be
+    stopped. A search ends after `max_nodes` nodes of about 2 kB each.
     """
 
     explore: float = 0.8
@@ -32,7 +32,7 @@ class PuctConfig:
 
 
 class Node:
-    """A position with evaluated moves. Scores are sums of expected scores of the side to move."""
+    """A position with evaluated moves. Scores are sums of expected scores for the side to move."""
 
     __slots__ = ("children", "end", "moves", "outcome", "outcomes", "policy", "position", "scores", "virtual", "visits")
 
@@ -56,7 +56,7 @@ class Node:
         return int((mean_score + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
 
     def best_first(self) -> np.ndarray:
-        """Return indices of the moves, the most visited first, then by policy."""
+        """Return indices of the moves, most visited first, then by policy."""
         return np.lexsort((-self.policy, -self.visits))
 
 
@@ -65,7 +65,7 @@ def expected_of(outcome: np.ndarray) -> float:
 
 
 def outcome_here(board: chess.Board, moves: list[int]) -> np.ndarray | None:
-    """Return the outcome for the side to move if the game is over, by the rules that need no history."""
+    """Return the outcome for the side to move if the game is over by the rules that do not depend on history."""
     if not moves:
         return LOST if board.is_check() else DRAW
     return DRAW if board.halfmove_clock >= 100 or board.is_insufficient_material() else None
@@ -99,7 +99,7 @@ def find_mates(root: Node, board: chess.Board) -> None:
 
 
 def restrict_root(root: Node, move_ids: list[int]) -> Node:
-    """Return the root with only some of its moves."""
+    """Return the root restricted to some moves."""
     indices = [index for index, move_id in enumerate(root.moves) if move_id in move_ids]
     new_root = Node(root.position, [root.moves[index] for index in indices])
     new_root.outcome, new_root.policy = root.outcome, root.policy[indices]
@@ -109,8 +109,8 @@ def restrict_root(root: Node, move_ids: list[int]) -> Node:
 
 @dataclass
 class SearchLine:
-    """A move of the root: its visits, (win, draw, loss) of the mover, and the principal variation, starting with the
-    move; `mates` if it mates at once.
+    """A root move: its visits, (win, draw, loss) for the mover, and the principal variation, which starts with the
+    move. `mates` is whether it mates at once.
     """
 
     moves: list[chess.Move]
@@ -120,7 +120,7 @@ class SearchLine:
 
 
 class Tree:
-    """The search from one position of a game; it keeps the subtree of the moves that are then played."""
+    """The search from a position in a game; it keeps the subtree of the moves that are then played."""
 
     def __init__(self, evaluator: PositionEvaluator, config: PuctConfig) -> None:
         self.evaluator, self.config = EvaluationCache(evaluator), config
@@ -138,7 +138,7 @@ class Tree:
         report: Callable[[list[SearchLine], int], None] | None = None,
         only: Sequence[chess.Move] = (),
     ) -> tuple[list[SearchLine], int]:
-        """Lines of the root, the best first, and the evaluated nodes. `only` restricts the root to some moves."""
+        """The root's lines, best first, and the evaluated nodes. `only` restricts the root to some moves."""
         try:
             root = self._set_root(board)
             if only:
@@ -157,7 +157,7 @@ class Tree:
             raise
 
     def lines(self) -> list[SearchLine]:
-        """Return the moves of the root, the best first."""
+        """Return the root moves, best first."""
         root, lines = self.root, []
         if root is None:
             return []
@@ -196,7 +196,7 @@ class Tree:
         return root
 
     def _find_node(self, board: chess.Board) -> Node | None:
-        """Return the node of a board that follows from the last root by explored moves."""
+        """Return the node of a board that explored moves lead to from the last root."""
         before = len(self.board.move_stack)
         known = self.root is not None and self.board.root() == board.root()
         if not known or board.move_stack[:before] != self.board.move_stack:
@@ -226,7 +226,7 @@ class Tree:
         return is_forced or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
     def _batch_size(self, limits: SearchLimits, nodes: int) -> int:
-        """Return how many leaves to evaluate at once: what fits into the time, and few while the tree is small. A
+        """Return how many leaves to evaluate at once: as many as fit into the time, but few while the tree is small. A
         search with only a node limit ignores the time, so that it is reproducible.
         """
         size = min(self.config.batch, 1 + nodes // 4)
@@ -237,7 +237,7 @@ class Tree:
         return min(size, max(1, remaining))
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
-        """Evaluate up to `size` leaves. Return whether anything was found, and how many."""
+        """Evaluate up to `size` leaves. Return whether any were found, and how many."""
         waiting: list[tuple[list[tuple[Node, int]], Node, PositionInput]] = []
         pending: set[int] = set()
         done = 0
@@ -304,7 +304,7 @@ class Tree:
             node = child
 
     def _position_input(self, board: chess.Board, trail: list[Record], node: Node) -> PositionInput:
-        """Return the evaluator's input: the position and those before it, in the tree and then in the game."""
+        """Return the evaluator's input: the position and those before it, first from the tree, then from the game."""
         count = self.evaluator.history
         records = list(reversed(trail[-(count + 1) :])) or [node.position]
         if len(records) <= count:

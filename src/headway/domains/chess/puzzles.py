@@ -20,7 +20,7 @@ from headway.metrics import wilson_interval
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A position and its solution: for each move of the solver the correct ones, and the opponent's answers."""
+    """A position and its solution: the correct moves at each of the solver's turns, and the opponent's replies."""
 
     location: str
     board: chess.Board
@@ -29,12 +29,12 @@ class Puzzle:
 
 
 def puzzles(path: Path) -> Iterator[Puzzle]:
-    """Yield the puzzles of a CSV: a position and its best moves, or Lichess's, whose first move is the opponent's.
-    UserError for an invalid position or move.
+    """Yield the puzzles in a CSV file: a position and its best moves, or Lichess's puzzles, whose first move is the
+    opponent's. UserError for an invalid position or move.
     """
     for file in expand_archives(find_files(path, KINDS), KINDS):
         if file.kind != ".csv":
-            raise UserError(f"{file} contains no puzzles; pass a .csv of position and bestmove, or Lichess's")
+            raise UserError(f"{file} contains no puzzles; pass a .csv with position and bestmove, or Lichess's puzzles")
         for where, row, (position, move) in read_rows(file, POSITION_NAMES, MOVE_NAMES):
             board, moves = board_from_fen(row[position], where), find_moves(row[move], where)
             if move.lower() != "moves":
@@ -57,7 +57,7 @@ def solve(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return how many puzzles of a file the player solves, within `limits` per move. Any mate counts as correct.
+    """Return how many puzzles in a file the player solves within `limits` per move. Any mate counts as correct.
 
     `puzzle_accuracy` with its interval, `samples`, `first_move_accuracy`, `illegal_moves` (anything but 0 is a bug) and
     positions evaluated per second.
@@ -84,7 +84,7 @@ def solve(
         if progress is not None and count % 50 == 0:
             progress(count, solved)
     if count == 0:
-        raise UserError(f"{path} contains no puzzles; pass a .csv of position and bestmove")
+        raise UserError(f"{path} contains no puzzles; pass a .csv with position and bestmove")
     seconds = time.monotonic() - started
     return {
         "puzzle_accuracy": solved / count,

@@ -22,23 +22,23 @@ def chess() -> Recipe:
     return Recipe(
         name="chess",
         domain="chess",
-        description="chess from games or engine-labelled positions: .pgn, .epd or .csv of position and bestmove",
+        description="chess from games or engine-labelled positions: .pgn, .epd or .csv with position and bestmove",
         data=(),
         model=squares(width=128, depth=5, heads=4),
         task=ChessConfig(),
         optim=MuonConfig(lr=0.02, weight_decay=0.01, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_size=256, evaluate_limit=2048),
-        expected="51 % of Lichess puzzles by policy after 14 minutes of labels and 51 of training on 2 cores",
+        expected="solves 51 % of Lichess puzzles by policy after 14 minutes of labelling and 51 of training on 2 cores",
     )
 
 
 def chess_searchless() -> Recipe:
-    """Train on the same data with the tokens of a FEN, without search (Ruoss et al. 2024), at a small size."""
+    """Train a small model on the same data, with the tokens of a FEN and without search (Ruoss et al. 2024)."""
     return Recipe(
         name="chess-searchless",
         domain="chess",
-        description="value of a chess move in 128 bins, from the tokens of a FEN and the move, on the same data",
+        description="value of a chess move in 128 bins, from the tokens of a FEN and the move; same data as chess",
         data=(),
         model=searchless(width=128, depth=4, heads=4),
         task=SearchlessConfig(),
@@ -55,17 +55,17 @@ RECIPES = (chess, chess_searchless)
 _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
 )  # fmt: skip
-_PLIES = 60  # positions per game, about
+_PLIES = 60  # approximate positions per game
 _PROBED_SAMPLES = 200  # samples per file that are read to estimate the total time
 _TIMED_POSITIONS = 64  # positions per timed step
 _EVALUATED = (256, 4096)  # minimum and maximum positions per evaluation
-_MAX_READING_SHARE = 0.5  # maximum share of the minutes for reading
+_MAX_READING_SHARE = 0.5  # maximum share of the minutes to spend on reading
 
 
 @dataclass(frozen=True)
 class BoardsScale(Scale):
-    """A position is one target with more bits than a token and 64 times its work, and supports a larger model; more
-    minutes allow more positions per evaluation.
+    """A position is one target. It has more bits than a token, takes 64 times as much work and supports a larger model.
+    More minutes allow more positions per evaluation.
     """
 
     law: ScalingLaw = field(default_factory=lambda: ScalingLaw(excess=40.0))
@@ -87,7 +87,7 @@ class BoardsScale(Scale):
             "train.evaluate_limit": evaluated,
             self.batch_setting: _TIMED_POSITIONS,
         }
-        return DataSettings(settings, f"of about {count:,} positions, at most {evaluated:,} are used per evaluation")
+        return DataSettings(settings, f"evaluates at most {evaluated:,} of about {count:,} positions at a time")
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
@@ -111,15 +111,14 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
     if seconds > _MAX_READING_SHARE * 60 * minutes:
         raise UserError(
             f"reading about {count:,} positions for the first time takes about {format_number(seconds / 60)} of the "
-            f"{minutes:g} minutes; set --minutes to {format_number(seconds / 60 / _MAX_READING_SHARE)} or more, or "
-            "use fewer files (the "
-            "next run reads them from the cache)"
+            f"{minutes:g} minutes; set --minutes to {format_number(seconds / 60 / _MAX_READING_SHARE)} or more, or use "
+            "fewer files (the next run reads them from the cache)"
         )
     return count
 
 
 def _count_samples(file: File) -> int:
-    """Count the games of a PGN file, by their blocks of tags, or the lines of others."""
+    """Count the games in a PGN file by their tag blocks, or the lines in other files."""
     if file.kind != ".pgn":
         return sum(1 for _ in read_lines(file))
     tags = (line.startswith("[") for line in read_lines(file))

@@ -26,12 +26,12 @@ from headway.learn.objective import evaluation_batches
 from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 
-_SPREAD, _ROUND = 2_654_435_761, 1_000_003  # hash, so that neighbouring positions start with different moves
+_SPREAD, _ROUND = 2_654_435_761, 1_000_003  # hash constants, so that neighbouring positions start with different moves
 
 
 class Fens(PositionRows):
-    """Tokens of the positions whose target is known, and of a move if its value is the target; the labels are the move,
-    or the bin of the score.
+    """Tokens of the positions whose target is known, plus a move if its value is the target; the labels are the move or
+    the bin of the score.
     """
 
     def __init__(self, config: SearchlessConfig, recipe: Recipe, source: Positions) -> None:
@@ -43,23 +43,23 @@ class Fens(PositionRows):
         }[config.target]
         split_rows = source.split(config.split)
         splits = SplitIndices({split: rows[known[rows]] for split, rows in split_rows.items()}, split_rows.removed)
-        noun, hint = f"positions with a target {config.target}", "games with results, or evaluations, in files"
+        noun, hint = f"positions with the target {config.target}", "games with results, or evaluations, in files"
         super().__init__(recipe, source, Splits(splits, np.flatnonzero(known), noun, hint))
         self.target, self.bins = config.target, config.bins
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """Return `model` with the vocabulary of moves; UserError for a model that is not bidirectional over tokens, and
-        if there is no training data.
+        """Return `model` with the move vocabulary. UserError for a model that is not bidirectional over tokens, or
+        without training data.
         """
         for split in ("train", "validation"):
             self.splits.rows(split)
         if not isinstance(model, TransformerConfig) or not isinstance(model.heads.get(HEAD), PooledHeadConfig):
-            raise UserError("this model does not read tokens of a FEN; use chess-9m, chess-136m or chess-270m")
+            raise UserError("this model does not read the tokens of a FEN; use chess-9m, chess-136m or chess-270m")
         return replace(model, vocab_size=len(MOVES))
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Of several moves with values, one is selected, depending on the position's index and on the epoch (from the
-        index in the stream of samples).
+        """If several moves have values, selects one depending on the position's index and on the epoch (from the index
+        in the sample stream).
         """
         positions, targets = np.asarray(self.source.positions[rows]), self.source.targets(rows)
         if self.target == "state_value":
@@ -98,7 +98,7 @@ class MoveOrBin(PositionObjective[Fens]):
         return {"loss": Loss(total, batch.tokens)}
 
     def evaluate(self, model: nn.Module, examples: Fens, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Return nats per position, the accuracy of moves or bins, and the mean error of the expected score."""
+        """Return nats per position, the accuracy on moves or bins, and the mean error of the expected score."""
         nats, hits, error, samples = 0.0, 0, 0.0, examples.of(split).limited_to(limit)
         for _, batch in evaluation_batches(model, samples):
             logits = value_logits(model, *batch.inputs)
@@ -113,5 +113,5 @@ class MoveOrBin(PositionObjective[Fens]):
 
 
 def bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin, int64, of expected scores from 0 to 1, or of worths, whose mates are in the outermost bins."""
+    """Return the int64 bin of expected scores from 0 to 1, or of worths, whose mates are in the outermost bins."""
     return np.clip((scores * bins).astype(np.int64), 0, bins - 1)

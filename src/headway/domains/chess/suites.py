@@ -25,7 +25,7 @@ _HOPELESS = 1000  # bad lines at the start of a file after which reading gives u
 
 @dataclass(frozen=True)
 class Exercise:
-    """A position of a suite: the moves that solve it (empty: all but those to avoid), and those to avoid."""
+    """A position in a suite: the moves that solve it (empty: all except those to avoid), and those to avoid."""
 
     name: str
     line: int
@@ -41,14 +41,14 @@ class Exercise:
 
 @dataclass
 class Suite:
-    """The exercises of a file, and an error per invalid line."""
+    """The exercises in a file, and an error per invalid line."""
 
     exercises: list[Exercise] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 def read_suite(path: Path, limit: int | None = None) -> Suite:
-    """Return the exercises of a file, at most the first `limit`. UserError if it cannot be read or has none."""
+    """Return the exercises in a file, at most the first `limit`. UserError if it cannot be read or has no exercises."""
     suite = Suite()
     for file in expand_archives(find_files(path, _KINDS), _KINDS):
         for number, line in enumerate(read_lines(file), 1):
@@ -84,10 +84,10 @@ def _exercise(line: str, number: int, where: str) -> Exercise:
 def solve_suite(
     player: ChessPlayer, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Return how many exercises of a suite the player solves, within `limits` for each.
+    """Return how many exercises in a suite the player solves within `limits` for each.
 
-    `suite_accuracy` with its interval, `solved`, `samples`, `skipped` lines, and for each `missed` exercise its `name`,
-    `line`, `position`, the move `played` and the moves that are `best` or to `avoid`.
+    The scores are `suite_accuracy` with its interval, `solved`, `samples`, `skipped` lines, and for each `missed`
+    exercise its `name`, `line`, `position`, the move `played` and the moves that are `best` or to `avoid`.
     """
     missed: list[dict[str, Any]] = []
     nodes, started = 0, time.monotonic()

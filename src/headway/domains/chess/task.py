@@ -1,4 +1,4 @@
-"""Learning chess on 64 squares: the move, and the outcome."""
+"""Learning chess from 64 squares: the move and the outcome."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BoardTargets(NamedTuple):
 
 
 class Boards(PositionRows):
-    """Planes of positions with their history."""
+    """Input planes of positions with their history."""
 
     def __init__(self, config: ChessConfig, recipe: Recipe, source: Positions) -> None:
         every = np.arange(len(source))
@@ -43,15 +43,15 @@ class Boards(PositionRows):
         self.config, self.history = config, _history(recipe.model)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """Return `model` unchanged; UserError for one that does not read 64 squares, and without training data."""
+        """Return `model` unchanged. UserError for a model that does not read 64 squares, or without training data."""
         for split in ("train", "validation"):
             self.splits.rows(split)
         _history(model)
         return model
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """In training, some positions are passed without their history, and some without castling rights are mirrored
-        left to right, under which the rules are symmetric.
+        """In training, some positions have their history removed, and some without castling rights are mirrored left to
+        right, a symmetry of the rules.
         """
         records, known = self.source.records(rows, self.history)
         if rng_key is not None:
@@ -67,7 +67,7 @@ class Boards(PositionRows):
         return Batch((torch.from_numpy(inputs),), board_targets, len(rows), inputs.shape[0] * inputs.shape[1])
 
     def legal(self, rows: np.ndarray) -> np.ndarray:
-        """Return the legal moves of positions, bool [N, M], from the mover's side."""
+        """Return the legal moves of positions, bool [N, M], from the mover's point of view."""
         legal = np.zeros((len(rows), UPWARD_MOVES), bool)
         for row, fen in enumerate(to_fens(np.asarray(self.source.positions[rows]))):
             legal[row, legal_move_ids(chess.Board(fen))] = True
@@ -98,7 +98,7 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         return BoardEvaluator(cast(Transformer, model))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Positions with moves and with outcomes, the two denominators."""
+        """The numbers of positions with moves and with outcomes: the two denominators."""
         targets: BoardTargets = batch.targets
         return {POLICY: int((targets.moves[:, 0] >= 0).sum()), VALUE: int((~targets.values[:, 0].isnan()).sum())}
 
@@ -111,9 +111,9 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         }
 
     def evaluate(self, model: nn.Module, examples: Boards, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Return nats per position of moves (policy), of outcomes (value) and their weighted sum (loss); the accuracy
-        among legal moves, which is the accuracy on puzzles if no outcome is known; how often the argmax over all moves
-        is legal; the mean error of the expected score.
+        """Return nats per position for moves (policy) and outcomes (value) and their weighted sum (loss); the accuracy
+        among legal moves, which is the puzzle accuracy if no outcome is known; how often the argmax over all moves is
+        legal; and the mean error of the expected score.
         """
         samples = examples.of(split).limited_to(limit)
         batch_sums = [
@@ -138,8 +138,8 @@ class MovesAndOutcomes(PositionObjective[Boards]):
 
 
 def policy_targets(targets: Targets, temperature: float) -> np.ndarray:
-    """Return the target probability of each move, float32 [B, K]: a softmax of the worths over the temperature if
-    several are known, otherwise 1 for the first.
+    """Return each move's target probability, float32 [B, K]: a softmax of the worths over the temperature if several
+    are known, otherwise 1 for the first.
     """
     several = (targets.moves >= 0).sum(1) > 1
     has_worths = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
@@ -153,7 +153,7 @@ def policy_targets(targets: Targets, temperature: float) -> np.ndarray:
 
 
 def _uniform(rng_key: RngKey, seed: int, stream: int) -> np.ndarray:
-    """Random numbers from 0 to 1, [B], that depend only on the batch's index in the stream of samples and the seed."""
+    """Random numbers from 0 to 1, [B], that depend only on the seed and the batch's index in the sample stream."""
     first = int(rng_key.positions[0])
     random = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, first]))
     return random.random(len(rng_key.positions))
@@ -195,6 +195,6 @@ def _history(model: ModelConfig) -> int:
     ):
         return model.embed.history
     raise UserError(
-        "this model does not read 64 squares with the heads policy and value; leave model out, or train on tokens of a "
-        "FEN with the recipe chess-searchless"
+        "this model does not read 64 squares or lacks the heads policy and value; do not set model, or use the recipe "
+        "chess-searchless to train on the tokens of a FEN"
     )

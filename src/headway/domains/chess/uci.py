@@ -1,5 +1,5 @@
-"""UCI, the protocol between chess programs; and forced mates, found by the rules alone: every attacking move against
-every defence.
+"""UCI, the protocol between chess programs, and a search for forced mates that uses only the rules: every attacking
+move against every defence.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 _REPORT_EVERY = 0.5  # seconds
-_FALLBACK_SECONDS = 0.1  # seconds for a move if `go` is invalid: the other program still expects an answer
-_AUTO = "auto"  # the strongest search that the model allows
+_FALLBACK_SECONDS = 0.1  # seconds for a move if `go` is invalid, because the other program still expects an answer
+_AUTO = "auto"  # the strongest search that the model supports
 
 
 class _Spin(NamedTuple):
@@ -37,11 +37,11 @@ class _Spin(NamedTuple):
 
 
 class Uci:
-    """Reads commands and answers them. `open_player` opens the model at `isready` or the first `go`, so that `uci` is
+    """Reads commands and answers them. `open_player` is called at `isready` or the first `go`, so that `uci` is
     answered at once; its UserErrors end the program. `search` and `threads` come from the command line (None: the
     strongest search, and one thread per core).
 
-    A search runs in a separate thread, so that `stop` takes effect at once; errors in a command are reported by `info
+    A search runs in a separate thread, so that `stop` takes effect at once. Errors in a command are reported with `info
     string`, and the game continues.
     """
 
@@ -179,7 +179,9 @@ class Uci:
         elif start[:1] == ["fen"]:
             board = board_from_fen(" ".join(start[1:]))
         else:
-            raise UserError("a position must be 'startpos' or 'fen' and a FEN, then optionally 'moves'; correct it")
+            raise UserError(
+                "a position must be 'startpos', or 'fen' and a FEN, optionally followed by 'moves'; correct it"
+            )
         for text in moves:
             board.push(parse_move(board, text))
         self.board = board
@@ -273,8 +275,8 @@ class Uci:
             wdl = f" wdl {win} {1000 - win - loss} {loss}" if self.shows_wdl else ""
             moves = " ".join(move.uci() for move in line.moves)
             self._send(
-                f"info depth {len(line.moves)} multipv {number} score {score}{wdl} nodes {nodes} "
-                f"nps {round(nodes / seconds)} time {round(1000 * seconds)} pv {moves}"
+                f"info depth {len(line.moves)} multipv {number} score {score}{wdl} nodes {nodes} nps "
+                f"{round(nodes / seconds)} time {round(1000 * seconds)} pv {moves}"
             )
 
     def _stop(self) -> None:
@@ -328,7 +330,7 @@ def forced_mate(
     board: chess.Board, moves: int, limits: SearchLimits, only: Sequence[chess.Move] = ()
 ) -> list[chess.Move] | None:
     """Return the shortest mate in at most `moves` moves of the side to move, with the longest defence; None if there is
-    none, or the limits were reached first. `only` restricts the first move.
+    no mate or a limit is reached first. `only` restricts the first move.
     """
     for length in range(1, moves + 1):
         line = _find_mate(board.copy(), length, limits, list(only))
@@ -354,8 +356,8 @@ def _find_mate(board: chess.Board, moves: int, limits: SearchLimits, only: list[
 
 
 def _best_defence(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
-    """Return the longest defence after a mating move, with `moves` attacking moves left: empty if it is already mate;
-    None if there is an escape.
+    """Return the longest defence after a mating move, with `moves` attacking moves left; empty if it is already mate,
+    and None if there is an escape.
     """
     longest_line: list[chess.Move] = []
     if board.is_insufficient_material() or (board.halfmove_clock >= 100 and not board.is_checkmate()):

@@ -1,4 +1,4 @@
-"""Exponential smoothing: level, damped trend and season, of values or their logarithms, fitted by least squares."""
+"""Exponential smoothing: level, damped trend and season of values or their logarithms, fitted by least squares."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_MAX_VALUES = 2048  # of a series, its last ones, for selecting its model
+_MAX_VALUES = 2048  # last values of a series that select its model
 _BATCH_VALUES = 1 << 22  # values per batch of smoothing
-_INITIAL_SEASONS, _INITIAL_VALUES = 4, 10  # seasons, or values without seasons, from which a series is initialised
-_MANY_SERIES = 100  # series, above which fewer models are tried
+_INITIAL_SEASONS, _INITIAL_VALUES = 4, 10  # seasons (or values, without a season) that initialise a series
+_MANY_SERIES = 100  # number of series above which fewer models are tried
 # Weights of the level; weights of the trend as shares of it; damping; and weights of the season as shares of what the
 # level leaves.
 _FINE_GRID = (
@@ -23,13 +23,13 @@ _FINE_GRID = (
     (0.0, 0.05, 0.2, 0.5, 0.9),
 )
 _COARSE_GRID = ((0.05, 0.2, 0.6, 0.999), (0.1,), (0.98,), (0.0, 0.2, 0.7))
-_TINY = 1e-24  # of a mean square
+_TINY = 1e-24  # minimum mean square
 _MAX_LOG = 700.0  # maximum logarithm of a forecast
 
 
 class SmoothingParams(NamedTuple):
     """The smoothing weights of level, trend and season, and the damping of the trend (Hyndman et al. 2008, additive
-    errors). A missing component starts at 0 and stays there.
+    errors). A component that is not used starts and stays at 0.
     """
 
     level: float
@@ -56,8 +56,8 @@ class InitialStates(NamedTuple):
 
 
 class SmoothedSeries(NamedTuple):
-    """A smoothed series: the states after each of its values, preceded for the season by the initial ones; `deviation`
-    is the standard deviation of the one-step error.
+    """A smoothed series: the states after each value (for the season, preceded by the initial ones). `deviation` is the
+    standard deviation of the one-step error.
     """
 
     params: SmoothingParams
@@ -68,7 +68,7 @@ class SmoothedSeries(NamedTuple):
     seasons: Float[np.ndarray, "K"]
 
     def quantiles(self, steps: Int[np.ndarray, "B"], horizon: int, levels: Sequence[float]) -> np.ndarray:
-        """Quantiles of the values from each of `steps` on, given those before it, with normal errors: [B, S, Q]."""
+        """Quantiles [B, S, Q] of the values from each of `steps` on, given those before it, with normal errors."""
         params, ahead, last_step = self.params, np.arange(1, horizon + 1), steps - 1
         damped = (params.damping**ahead).cumsum()
         median = self.level[last_step][:, None] + self.trend[last_step][:, None] * damped
@@ -80,7 +80,7 @@ class SmoothedSeries(NamedTuple):
 
 
 def select_params(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[SmoothingParams]:
-    """The parameters with the lowest AIC (Akaike 1974) for each series, on its last values."""
+    """The parameters with the lowest AIC (Akaike 1974) for each series, fitted to its last values."""
     scaled = [values[-_MAX_VALUES:] / (float(np.abs(values[-_MAX_VALUES:]).max()) or 1.0) for values in series]
     candidates: list[tuple[int, SmoothingParams]] = []
     for index in sorted(range(len(scaled)), key=lambda index: -len(scaled[index])):
@@ -129,7 +129,7 @@ def _candidates(coarse: bool, seasonal: bool, of_logarithms: bool) -> list[Smoot
 
 
 def _initial_states(values: Float[np.ndarray, "N"], season: int, params: SmoothingParams) -> InitialStates:
-    """Estimated from the first seasons, or the first values."""
+    """Initial states, estimated from the first seasons or the first values."""
     if params == LAST_SEASON:
         return InitialStates(0.0, 0.0, np.resize(values, season))
     steps = season if params.seasonal else 1
@@ -148,7 +148,7 @@ def _initial_states(values: Float[np.ndarray, "N"], season: int, params: Smoothi
 def _squared_errors(
     series: Sequence[Float[np.ndarray, "N"]], columns: Sequence[tuple[int, SmoothingParams]], season: int
 ) -> Float[np.ndarray, "C"]:
-    """Sums of squared errors: each column is a series, by its index, with parameters. The longest series come first."""
+    """Sums of squared errors. Each column is a series, by its index, with parameters; the longest series come first."""
     lengths = np.array([len(series[index]) for index, _ in columns])
     values, starts = np.full((int(lengths[0]), len(columns)), np.nan), {}
     for column, (index, params) in enumerate(columns):
@@ -171,7 +171,7 @@ def _squared_errors(
 
 
 def _aic(params: SmoothingParams, values: Float[np.ndarray, "N"], season: int, squared_error: float) -> float:
-    """For normal errors; for logarithms, corrected to the scale of the values."""
+    """The AIC for normal errors; for logarithms, corrected to the scale of the values."""
     weights = 2 + 2 * params.has_trend + (params.damping < 1) + (params.season > 0)
     states = 1 + params.has_trend + season * params.seasonal
     scale = 2 * float(np.log(values).sum()) if params.of_logarithms else 0.0

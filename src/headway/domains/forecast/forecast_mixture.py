@@ -1,4 +1,4 @@
-"""Mixtures of a network's forecasts with simple ones, weighted by their validation errors."""
+"""Mixtures of network forecasts with simple ones, weighted by their validation errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from headway.errors import ConfigError
 
 _SHARES = np.linspace(0, 1, 21)
-_ERROR_TOLERANCE = 1.05  # times the lowest error: shares with at most this error count as equally good
-_NETWORK_WINDOWS, _WIDTH_WINDOWS = 2.0, 4.0  # independent windows at which the choice counts half
+_ERROR_TOLERANCE = 1.05  # shares with at most this multiple of the lowest error count as equally good
+_NETWORK_WINDOWS, _WIDTH_WINDOWS = 2.0, 4.0  # number of independent windows at which the choice has half its weight
 _MAX_WIDTH = 5.0
 
 
 class Forecasts(NamedTuple):
-    """Each forecaster's quantiles of the same windows, in the scale of the data."""
+    """Each forecaster's quantiles for the same windows, in the scale of the data."""
 
     network: Float[np.ndarray, "N S Q"]
     smoothing: Float[np.ndarray, "N S Q"]
@@ -25,7 +25,7 @@ class Forecasts(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """The actual values of windows, which of them are valid, and the scale of their errors."""
+    """The actual values in windows, which of them are valid, and the scale of their errors."""
 
     values: Float[np.ndarray, "N S"]
     valid: Bool[np.ndarray, "N S"]
@@ -40,9 +40,9 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class ForecastMixture:
-    """Quantiles are the means of those of the network, exponential smoothing and the seasonal naive forecast, weighted
-    by `shares`; their distances from the median are then multiplied by `widths`, below and above it. `errors` are the
-    mean absolute scaled errors of the three on the validation split.
+    """Averages the quantiles from the network, exponential smoothing and the seasonal naive forecast, weighted by
+    `shares`, and then multiplies their distances from the median by `widths`, below and above it. `errors` are the mean
+    absolute scaled errors of the three on the validation split.
     """
 
     shares: tuple[float, float, float]
@@ -53,7 +53,7 @@ class ForecastMixture:
         are_shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
         if not are_shares or not all(0 < width <= _MAX_WIDTH for width in self.widths):
             problem = f"invalid shares {self.shares} or widths {self.widths}"
-            raise ConfigError(f"the forecast mixture has {problem}; restore forecast.json from a copy")
+            raise ConfigError(f"the forecast mixture has {problem}; restore forecast.json from a backup")
 
     def mix(self, forecasts: Forecasts) -> Float[np.ndarray, "N S Q"]:
         quantiles = np.sum([share * forecast for share, forecast in zip(self.shares, forecasts) if share], 0)
@@ -65,8 +65,8 @@ class ForecastMixture:
         errors = [f"{error:.3g}" for error in self.errors]
         shares = [f"{100 * share:.0f} %" for share in self.shares]
         return (
-            f"forecasts are {shares[0]} the network, {shares[1]} exponential smoothing and {shares[2]} seasonal naive; "
-            f"on the validation split their mean absolute scaled errors are {errors[0]}, {errors[1]} and {errors[2]}"
+            f"forecasts mix {shares[0]} network, {shares[1]} exponential smoothing and {shares[2]} seasonal naive; on "
+            f"the validation split their mean absolute scaled errors are {errors[0]}, {errors[1]} and {errors[2]}"
         )
 
 
@@ -76,12 +76,12 @@ def choose_mixture(
     predicted: Forecasts,
     actual: Observed,
 ) -> ForecastMixture:
-    """The mixture for validation windows, by the forecasts `predicted` and the values `actual`. The weights of the
-    simple forecasts relative to each other depend on training and validation windows, `simple` (smoothing, naive) and
-    `past`: these forecasts have few fitted parameters.
+    """Choose the mixture for validation windows from the forecasts `predicted` and the values `actual`. The relative
+    weights of the simple forecasts also use training windows, `simple` (smoothing, naive) and `past`, because these
+    forecasts have few fitted parameters.
 
-    A share is the mean of all that are about as good as the best. The network's share is lower the fewer windows there
-    are. The widths leave a tenth of the values beyond each edge, and approach 1 for few windows.
+    A share is the mean of all shares that are about as good as the best. The fewer windows there are, the lower the
+    network's share and the closer the widths are to 1. The widths leave a tenth of the values beyond each edge.
     """
     naive = _best_share(*simple, past)
     simple_mix = (1 - naive) * predicted.smoothing + naive * predicted.naive
@@ -104,7 +104,7 @@ def _best_share(first: Float[np.ndarray, "N S Q"], second: Float[np.ndarray, "N 
 
 
 def _edge_factor(actual: Float[np.ndarray, "N"], median: Float[np.ndarray, "N"], edge: Float[np.ndarray, "N"]) -> float:
-    """The factor on an edge's distance from the median that leaves a tenth of the values beyond it."""
+    """The factor for an edge's distance from the median that leaves a tenth of the values beyond it."""
     nonzero = edge != median
     ratios = (actual - median)[nonzero] / (edge - median)[nonzero]
     return float(np.clip(np.quantile(ratios, 0.9), 1 / _MAX_WIDTH, _MAX_WIDTH)) if len(ratios) else 1.0

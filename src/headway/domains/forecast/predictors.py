@@ -1,4 +1,4 @@
-"""Forecasting with a trained model: quantiles of the values after series."""
+"""Forecasting with a trained model: quantiles of the values that follow series."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from headway.model_handle import ModelHandle
 
 
 class Forecast(NamedTuple):
-    """Forecast of a series: `times` in the format of the data, and `quantiles` by name ("q0.1", ..., "q0.9"; the median
-    is "q0.5"), one value per time. `past` is the model's input window, with its times `past_times`.
+    """The forecast for a series: `times` in the data's format, and `quantiles` by name ("q0.1", ..., "q0.9"; the median
+    is "q0.5"), one value per time. `past` is the model's input window, and `past_times` are its times.
     """
 
     series: str
@@ -38,7 +38,7 @@ class Forecast(NamedTuple):
 def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
-        raise UserError(f"{model.directory} is not a run of the recipe forecast; choose one of that recipe")
+        raise UserError(f"{model.directory} is not a run of the recipe forecast; choose one that is")
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}; use 1 or more")
     with data_paths(data, "forecast") as paths:
@@ -47,11 +47,11 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
         )
     codec = read_codec(model.directory, calendar)
     if codec is None:
-        raise UserError(f"{model.directory} has no forecast.json; restore it from a copy")
+        raise UserError(f"{model.directory} has no forecast.json; restore it from a backup")
     short_series = next((series for series in series_list if len(series.values) < codec.context), None)
     if short_series is not None:
         length = f"the series {short_series.name!r} has {len(short_series.values):,} values"
-        raise UserError(f"{length}, but the model needs {codec.context:,}; add earlier values, or leave the series out")
+        raise UserError(f"{length}, but the model needs {codec.context:,}; add earlier values, or remove the series")
     count = codec.horizon if steps is None else steps
     around = range(-codec.context, count)
     times = [
@@ -85,7 +85,9 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
 
 
 def _simple_forecasts(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
-    """Quantiles of this many steps after each series, by exponential smoothing and by the seasonal naive forecast."""
+    """Quantiles for this many steps after each series, from exponential smoothing and from the seasonal naive
+    forecast.
+    """
     quantiles = np.zeros((2, len(series), count, len(LEVELS)))
     if codec.mixture is not None:
         for index, (values, best_params) in enumerate(zip(series, select_params(series, codec.season))):

@@ -1,4 +1,4 @@
-"""The recipe for any time series of your own, and how it scales with the data and the time."""
+"""The recipe for your own time series, and how it scales with data and time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from headway.nn.parts.positions import RotaryConfig
 
 
 def forecast() -> Recipe:
-    """The last patch predicts all quantiles of the horizon at once; a head initialised to zero repeats a simple
+    """The last patch predicts all quantiles for the horizon at once; a head initialised to zero repeats a simple
     forecast.
     """
     mixer, feed_forward = AttentionConfig(2, rotary=RotaryConfig()), MLPConfig(activation="relu_squared")
     return Recipe(
         name="forecast",
         domain="forecast",
-        description="any time series: .csv, .tsv or .jsonl with a column of times, one or many series",
+        description="any time series: .csv, .tsv or .jsonl with a time column and one or many series",
         data=(),
         model=TransformerConfig(
             16,
@@ -45,7 +45,7 @@ def forecast() -> Recipe:
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_size=32),
-        expected="a minute of one core; --minutes chooses size and steps for your data",
+        expected="a minute on one core; --minutes chooses size and steps for your data",
     )
 
 
@@ -54,7 +54,7 @@ RECIPES = (forecast,)
 
 @dataclass(frozen=True)
 class ForecastScale(Scale):
-    """A batch counts windows; each value is predicted in as many of them as the horizon has steps."""
+    """Batches are counted in windows. Each value is predicted in as many windows as the horizon has steps."""
 
     calibrated: bool = True
     law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 3.0, 0.3, 10.5, 0.35))

@@ -1,4 +1,4 @@
-"""The forecasting task: windows of series split by time, their scaling, and the quantiles of what follows."""
+"""The forecasting task: windows over series split by time, their scaling, and quantiles of the values that follow."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.nn.models import ModelConfig, StatesEmbedConfig, StateVectorConfig, TransformerConfig
 
-FILE = "forecast.json"  # next to a model: the windows it takes, and how its outputs are scaled
+FILE = "forecast.json"  # next to a model: its input windows, and how its outputs are scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _MAX_STEPS = 1 << 24  # maximum steps of a context, a horizon or a season
-_MIN_SCALE = 0.05  # times the deviation of the complete series: the minimum scale of a window
+_MIN_SCALE = 0.05  # minimum scale of a window, relative to the standard deviation of the complete series
 
 
 class ScaledWindow(NamedTuple):
@@ -48,7 +48,7 @@ class ScaledWindow(NamedTuple):
     unit: Float[np.ndarray, "B 1 1"]
 
     def unscale(self, outputs: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """Outputs in the scale of the data; sorted, which makes no quantile worse (Chernozhukov, Fernandez-Val and
+        """Outputs in the scale of the data, sorted, which never makes a quantile worse (Chernozhukov, Fernandez-Val and
         Galichon 2010).
         """
         return np.sort(self.base_quantiles + self.unit * outputs, -1)
@@ -56,12 +56,12 @@ class ScaledWindow(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowCodec:
-    """The last `context` values as patches of `patch` steps, for the `horizon` next ones.
+    """The last `context` values as patches of `patch` steps, to predict the next `horizon` values.
 
-    Inputs are standardised values (z), plus the position of each step in the season. Outputs are differences from the
-    quantiles of a simple forecast, in units of its mean training error `spread`: the forecast `line` plus the quantiles
-    of its `errors` at each step of the horizon. An untrained model predicts exactly these. `unit` and `step` are those
-    of the times. The `mixture` with simple forecasts is chosen after training.
+    Inputs are standardised values (z) plus each step's position in the season. Outputs are differences from the
+    quantiles of a simple forecast, in units of its mean training error `spread`. These quantiles are the forecast
+    `line` plus the quantiles of its `errors` at each step of the horizon; an untrained model predicts exactly these.
+    `unit` and `step` describe the times. The `mixture` with simple forecasts is chosen after training.
     """
 
     context: int
@@ -82,8 +82,8 @@ class WindowCodec:
         valid = valid_counts and self.spread > 0
         if not valid or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
-                f"{FILE} is inconsistent (context {self.context}, horizon {self.horizon}, season {self.season}, "
-                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
+                f"{FILE} is inconsistent (context {self.context}, horizon {self.horizon}, season {self.season}, patch "
+                f"{self.patch}, {len(self.errors)} rows of errors); restore it from a backup"
             )
         lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
         if self.line not in lines:
@@ -97,9 +97,7 @@ class WindowCodec:
     def encode(
         self, past: Float[np.ndarray, "B C"], steps: Int[np.ndarray, "B"], min_scale: Float[np.ndarray, "B"]
     ) -> ScaledWindow:
-        """Windows of the values before the steps with these indices; `min_scale` is from `flat_scale` of their
-        series.
-        """
+        """Windows with the values before these step indices; `min_scale` comes from their series' `flat_scale`."""
         mean, unit = past.mean(1, keepdims=True), np.maximum(past.std(1), min_scale)[:, None]
         channels = [(past - mean) / unit]
         if self.season > 1:
@@ -118,7 +116,7 @@ class WindowCodec:
 
 
 def flat_scale(values: Float[np.ndarray, "N"]) -> float:
-    """The minimum scale of a series' windows, so that a constant one does not divide by zero."""
+    """The minimum scale of a series' windows, which avoids dividing by zero for a constant window."""
     return _MIN_SCALE * float(values.std()) or 1.0
 
 
@@ -129,10 +127,10 @@ _EVAL_WINDOWS = 4096  # windows per split in an evaluation, spread evenly over i
 @register("forecast")
 @dataclass(frozen=True)
 class ForecastConfig(TaskConfig):
-    """Predict the quantiles 0.1, ..., 0.9 of the `horizon` steps after `context` steps of a series.
+    """Predict the quantiles 0.1, ..., 0.9 for the `horizon` steps that follow `context` steps of a series.
 
-    The last `test` share of each series is held out (at least one horizon), and the `validation` share before it.
-    `time`, `series` and `value` name the columns if they cannot be inferred.
+    The last `test` share of each series (at least one horizon) and the `validation` share before it are held out.
+    `time`, `series` and `value` name the columns if these cannot be inferred.
     """
 
     extra_files: ClassVar[tuple[str, ...]] = (FILE,)
@@ -140,10 +138,10 @@ class ForecastConfig(TaskConfig):
     context: int | None = None  # input steps; none: derived from the season and the data
     horizon: int | None = None  # predicted steps; none: derived from the season and the data
     validation: float = 0.15  # share of each series' steps
-    test: float = 0.15  # share of each series' steps, its last ones
-    time: str | None = None  # column of times
-    series: str | None = None  # column of series names, in tables with one row per value
-    value: str | None = None  # column of values
+    test: float = 0.15  # share of each series' steps, at its end
+    time: str | None = None  # time column
+    series: str | None = None  # column with series names, in tables with one row per value
+    value: str | None = None  # value column
     fill: bool = False  # whether to interpolate missing values linearly
 
     def __post_init__(self) -> None:
@@ -152,8 +150,8 @@ class ForecastConfig(TaskConfig):
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more, or none")
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise ConfigError(
-                f"task.validation is {self.validation} and task.test {self.test}; "
-                "choose shares of at least 0 that sum to less than 1"
+                f"task.validation is {self.validation} and task.test {self.test}; choose shares of at least 0 that sum "
+                "to less than 1"
             )
 
     def read_data(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
@@ -164,28 +162,27 @@ class ForecastConfig(TaskConfig):
         """Raises UserError for data that cannot be read or are too small."""
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, StatesEmbedConfig):
-            raise ConfigError("this model does not take time series; use the model of the recipe forecast")
+            raise ConfigError("this model does not take time series; use the model from the recipe forecast")
         return Task(SeriesWindows(self, recipe, *self.read_data(recipe.files(data)), workspace), Quantiles(LEVELS))
 
     def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
-        """The windows for series at least as long as `shortest`. UserError if it is too short."""
+        """The windows for series at least as long as `shortest`. UserError if that one is too short."""
         season, num_values = self.season or calendar.season_length, len(shortest.values)
         horizon = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), num_values // 8))
         train_steps = int(split_ends(np.array([num_values]), horizon, (self.validation, self.test))[0][0])
         context = self.context or min(max(3 * season, 4 * horizon, 24), (train_steps - horizon) // 2)
         if train_steps < context + horizon or not (self.context or context >= max(4, season)):
             raise UserError(
-                f"the series {shortest.name!r} has {num_values:,} values, {max(0, train_steps):,} to train on, too "
-                "few for a "
-                f"season of {season} and a horizon of {horizon}; "
-                "add more values, or choose a shorter task.season, context and horizon"
+                f"the series {shortest.name!r} has {num_values:,} values, of which {max(0, train_steps):,} are for "
+                f"training: too few for a season of {season} and a horizon of {horizon}; add more values, or choose a "
+                "shorter task.season, task.context or task.horizon"
             )
         patch = -(-context // _MAX_PATCHES)
         return WindowCodec(context - context % patch, horizon, season, patch, calendar.unit, calendar.step)
 
 
 class SeriesWindows(ForecastSamples):
-    """Windows of time series."""
+    """Windows over time series."""
 
     def __init__(
         self, config: ForecastConfig, recipe: Recipe, series: Sequence[Series], calendar: Calendar, workspace: Path
@@ -250,8 +247,8 @@ class SeriesWindows(ForecastSamples):
         return self.scaled_window(rows).unscale(quantiles)
 
     def simple_quantiles(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to the values before
-        each row's split.
+        """Quantiles [N, S, Q] from exponential smoothing and from the seasonal naive forecast, fitted to the values
+        before each row's split.
         """
         series, steps = self.windows.series[rows], self.windows.steps[rows]
         quantiles = np.empty((2, len(rows), self.horizon, len(LEVELS)))
@@ -292,7 +289,7 @@ class SeriesWindows(ForecastSamples):
         return {} if self.codec.mixture is None else {"smoothing": self.simple_quantiles(rows)[0]}
 
     def choose_combination(self, rows: np.ndarray, quantiles: np.ndarray) -> str:
-        """Choose the mixture by the network's predictions of the validation rows."""
+        """Choose the mixture from the network's predictions for the validation rows."""
         scales = np.where(np.isfinite(self.scales), self.scales, self.min_scales)
 
         def observe(row_subset: np.ndarray) -> Observed:
@@ -347,15 +344,15 @@ class SeriesWindows(ForecastSamples):
 
 
 def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
-    """The windows of a run or of its start model; None if there are none. UserError for data with other time steps."""
+    """The window codec of a run or its start model; None if there is none. UserError for data with other time steps."""
     if not (directory / FILE).is_file():
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
         data_steps, model_steps = (
-            f"steps of {steps_source.step:,} {steps_source.unit}s" for steps_source in (calendar, codec)
+            f"{steps_source.step:,}-{steps_source.unit} steps" for steps_source in (calendar, codec)
         )
         raise UserError(
-            f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to these"
+            f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to those"
         )
     return codec

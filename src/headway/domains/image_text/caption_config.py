@@ -1,4 +1,4 @@
-"""Settings of captioning tasks: pretrained towers and decoders, sources of images, and model inputs."""
+"""Settings of captioning tasks: pretrained towers and decoders, image sources, and model inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfi
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A model at `path`, or its part named `inner`."""
+    """The model at `path`, or the part of it named `inner`."""
 
     path: str
     part: str = ""
@@ -47,7 +47,7 @@ class ModelPart:
 
     @property
     def usage(self) -> Usage:
-        """The usage stored with the model: its image preprocessing and its eos tokens."""
+        """The usage stored with the model: image preprocessing and eos tokens."""
         folder = named_folder(self.path)
         return usage_and_codec(folder)[0] if (folder / "usage.json").is_file() else open_model(folder).usage
 
@@ -69,7 +69,7 @@ def tower_of(path: str) -> ModelPart:
         ("tower", "left"),
         _takes_images,
         "does not take images",
-        "use a run or model of images, such as a ViT or CLIP",
+        "use an image model or run, such as a ViT or CLIP",
     )
 
 
@@ -103,10 +103,10 @@ BOS, EOS = "<s>", "</s>"
 
 @dataclass(frozen=True)
 class CaptionData:
-    """N samples. `pixels(rows)` are their images, all of one size; `keys` identify their contents; `images` are equal
-    for samples of the same image, whose captions are alternatives; `splits` are the samples of each split, "train",
-    "validation", "test" and perhaps others; `describe(row)` is a sample's display name, `locate(row)` its location for
-    messages.
+    """N samples. `pixels(rows)` are their images, all of the same size; `keys` identify their contents; `images` are
+    equal for samples of the same image, whose captions are alternatives; `splits` are the samples in each split:
+    "train", "validation", "test" and perhaps others. `describe(row)` is a sample's display name, and `locate(row)` its
+    location for messages.
     """
 
     captions: Sequence[str]
@@ -127,8 +127,8 @@ def caption_data(
 ) -> CaptionData:
     """The `selected` captions with their images.
 
-    Equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_images`: a corrupt
-    image, unless `skip` leaves such out and counts them.
+    Images with equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_images`:
+    a corrupt image, unless `skip` is set; then corrupt images are skipped and counted.
     """
     decoded = decode_images(captions.images, processor, skip)
     is_valid = ~np.isin(captions.image_of, list(decoded.errors))
@@ -151,13 +151,13 @@ def caption_data(
 
 @dataclass(frozen=True)
 class CaptionsConfig(TaskConfig):
-    """Generate the caption of an image.
+    """Generate captions for images.
 
-    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit). A caption of over `max_length`
-    tokens is an error, or with `drop_long` left out of training and counted; generated captions are never longer.
+    `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit). A caption with more than
+    `max_length` tokens is an error or, with `drop_long`, skipped and counted; generated captions are never longer.
     `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
     splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
-    runs or published models from which these parts are taken, with weights, sizes and tokenizer. `goal` picks the best
+    runs or published models that provide these parts with their weights, sizes and tokenizer. `goal` picks the best
     model.
     """
 
@@ -165,10 +165,10 @@ class CaptionsConfig(TaskConfig):
     size: int | None = 4000  # maximum vocabulary size; none: no limit
     lowercase: bool = False  # whether to lower-case the captions
     max_length: int = 64  # maximum tokens per caption
-    drop_long: bool = False  # whether to leave longer ones out of training, and count them
+    drop_long: bool = False  # whether to skip and count longer captions
     smoothing: float = 0.0
     beam: int = 4  # beam size on the final split; 1 is greedy
-    length_penalty: float = 0.6  # of the beam search
+    length_penalty: float = 0.6  # length penalty of the beam search
     shift: int = 0
     tower: str | None = None  # run or published model that provides the tower
     decoder: str | None = None  # run or published model that provides the decoder
@@ -194,7 +194,7 @@ class CaptionsConfig(TaskConfig):
         model = recipe.model
         if not isinstance(model, CaptionerConfig):
             kind = type(model).__name__
-            raise ConfigError(f"captions need a captioner, but the model is a {kind}; choose a captioning recipe")
+            raise ConfigError(f"captioning needs a captioner, but the model is a {kind}; choose a captioning recipe")
         model = self.with_parts(model, workspace)
         usage = read_usage(workspace)
         if not usage.processor and self.tower is not None:  # the tower's own preprocessing
@@ -203,7 +203,7 @@ class CaptionsConfig(TaskConfig):
             height, width = model.images.size
             size = {"height": height, "width": width}
             usage = replace(usage, processor={"image_processor_type": "ViTImageProcessor", "size": size, "resample": 3})
-        processor = ImageProcessor.read(usage.processor, "the images' processor")
+        processor = ImageProcessor.read(usage.processor, "the image processor")
         if processor.shape != model.images.size or processor.channels != 3:
             raise ConfigError(
                 f"the image processor outputs {processor.shape} pixels in {processor.channels} channels, but the tower "
@@ -218,7 +218,7 @@ class CaptionsConfig(TaskConfig):
         return parts if self.decoder is None else {**parts, "decoder": decoder_of(self.decoder)}
 
     def with_parts(self, model: CaptionerConfig, workspace: Path) -> CaptionerConfig:
-        """`model` with parts of other models instead of its own. A started run already has them."""
+        """`model` with parts of other models instead of its own. A run that has started already has them."""
         if (workspace / "recipe.json").is_file():
             return model
         for name, part in self.part_starts().items():
@@ -227,7 +227,7 @@ class CaptionsConfig(TaskConfig):
         return model
 
     def _codec(self, captions: Iterable[str], workspace: Path) -> Codec:
-        """The codec in the workspace, otherwise that of the decoder, otherwise one trained on the training captions."""
+        """The codec in the workspace, otherwise the decoder's, otherwise one trained on the training captions."""
         if (workspace / TOKENIZER).is_file():
             return load_codec(workspace)
         if self.decoder is not None:
@@ -238,14 +238,14 @@ class CaptionsConfig(TaskConfig):
 @register("captions")
 @dataclass(frozen=True)
 class CaptionFilesConfig(CaptionsConfig):
-    """Your own images and captions: the columns `path` and `caption` of .csv, .tsv or .jsonl files.
+    """Your own images and captions: the columns `path` and `caption` in .csv, .tsv or .jsonl files.
 
-    Corrupt images are an error, or with `skip_bad` left out and counted.
+    A corrupt image is an error; with `skip_bad`, corrupt images are skipped and counted.
     """
 
-    path: str = "path"  # column with the images
+    path: str = "path"  # column with the image paths
     caption: str = "caption"  # column with the captions
-    skip_bad: bool = False  # whether to leave corrupt images out, and count them
+    skip_bad: bool = False  # whether to skip and count corrupt images
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
         captions = read_captions(paths or (), CaptionColumns(self.path, self.caption))
@@ -255,8 +255,9 @@ class CaptionFilesConfig(CaptionsConfig):
 @register("scenes")
 @dataclass(frozen=True)
 class ScenesConfig(CaptionsConfig):
-    """Scenes of coloured shapes (scenes.py): `train`, `validation` and `test` of them, and as many as for the test in
-    the split "novel", whose scenes have a pair of colour and shape that does not occur in training.
+    """Scenes of coloured shapes (scenes.py). `train`, `validation` and `test` are the numbers of scenes in these
+    splits. The split "novel" is as large as the test split; each of its scenes has a pair of colour and shape that does
+    not occur in training.
     """
 
     train: int = 40_000  # number of training scenes
@@ -267,9 +268,11 @@ class ScenesConfig(CaptionsConfig):
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
         if paths is not None:
-            raise UserError("scenes are generated; leave --data out, or train the recipe caption on your images")
+            raise UserError("scenes are generated; remove --data, or use the recipe caption to train on your images")
         if processor.size != (scenes.SIDE, scenes.SIDE):
-            raise ConfigError(f"scenes have {scenes.SIDE} x {scenes.SIDE} pixels; set model.tower.embed.size to that")
+            raise ConfigError(
+                f"scenes have {scenes.SIDE} x {scenes.SIDE} pixels; set model.tower.embed.size to this size"
+            )
         bounds = np.cumsum([0, self.train, self.validation, self.test, self.test])
         splits = {
             name: np.arange(start, end)
@@ -290,7 +293,7 @@ class ScenesConfig(CaptionsConfig):
 
 @dataclass(frozen=True)
 class _GeneratedScenes:
-    """Scenes by row, those from `first_novel` on with a novel pair."""
+    """Scenes by row; those from `first_novel` on have a novel pair."""
 
     seed: int
     first_novel: int
@@ -305,9 +308,9 @@ class _GeneratedScenes:
 @register("emoji_captions")
 @dataclass(frozen=True)
 class EmojiCaptionsConfig(CaptionsConfig):
-    """Emoji and their names in a `language`; variants of one emoji are in the same split."""
+    """Emoji and their names in a `language`; variants of an emoji are in the same split."""
 
-    language: Literal["en", "de", "fr", "es", "cs"] = "en"  # of the names
+    language: Literal["en", "de", "fr", "es", "cs"] = "en"  # language of the names
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
         captions = read_emoji(paths or [path for name in names for path in find_set(name)])

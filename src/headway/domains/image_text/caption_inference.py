@@ -37,7 +37,7 @@ def caption_images(
 ) -> list[list[str]]:
     """The `n_best` captions of each image (a file or its pixels), best first.
 
-    `source` names the model in messages; images that cannot be read are left out and added to `failures`, if passed.
+    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed.
     Raises UserError for a model without a preprocessor_config.json or without bos and eos tokens, and for invalid
     images.
     """

@@ -1,4 +1,4 @@
-"""Tables of images with captions, and the images as model inputs."""
+"""Tables of captioned images, and the images as model inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headway.errors import UserError
 
 
 class CaptionColumns(NamedTuple):
-    """The column names of a table; the language may be missing."""
+    """A table's column names; the language is optional."""
 
     image: str = "path"
     caption: str = "caption"
@@ -31,12 +31,12 @@ COLUMNS = CaptionColumns()
 
 @dataclass(frozen=True)
 class Captions:
-    """Texts of M images.
+    """Texts for M images.
 
-    `images` are files, each once. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), comes from `locations[n]`
-    and is in `languages[n]`, None if unknown. `is_query`, bool [N], marks the texts that evaluation uses; the others
-    are for training only. `named_splits`, uint8 [M], is the split in the table names for each image. Images of one of
-    the `groups` [M] are always in one split; without groups, images of equal pixels are.
+    `images` are distinct files. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), comes from `locations[n]`
+    and is in the language `languages[n]` (None: unknown). `is_query`, bool [N], marks the texts used in evaluation; the
+    others are only for training. `named_splits`, uint8 [M], is the split that the table's name assigns to each image.
+    Images in the same group of `groups` [M] are always in the same split; without groups, images with equal pixels are.
     """
 
     images: list[File]
@@ -50,9 +50,9 @@ class Captions:
 
 
 def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
-    """The rows of .csv, .tsv and .jsonl tables. Image paths are relative to the table's folder.
+    """Read .csv, .tsv and .jsonl tables. Image paths are relative to the table's folder.
 
-    Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is not a file.
+    Several rows may name the same image. UserErrors as in `read_table`, and for rows whose image is not a file.
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
     files = _images(table)
@@ -62,9 +62,8 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
         first = missing_rows[0]
         raise UserError(
             f"{table.location(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
-            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: "
-            "correct "
-            "them, or remove these rows"
+            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder; "
+            "correct them, or remove these rows"
         )
     image_index: dict[Path, int] = {}
     image_of = np.array([image_index.setdefault(file, len(image_index)) for file in files], np.int64)
@@ -78,7 +77,7 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
 
 
 def _images(table: Table) -> list[Path]:
-    """The image of each row. Caches repeated paths."""
+    """Each row's image. Caches repeated paths."""
 
     @cache
     def path_of(table: Path, name: str) -> Path:
@@ -91,7 +90,7 @@ _KEY_BYTES = 16  # bytes per key
 
 
 def decode_images(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
-    """The images of files, and of members of .zip archives, resized and cropped for a model, through the cache.
+    """Images from files and from members of .zip archives, resized and cropped for a model; cached.
 
     UserError for the first image that is corrupt, not an image or too large to decode; with `skip` such images are
     counted in a warning, and their pixels are black.

@@ -1,4 +1,4 @@
-"""Image captioning: its data, objective and pictures."""
+"""Image captioning: data, objective and pictures."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ from headway.learn.report import Picture, Tile, tile_grid
 from headway.metrics import caption_scores
 from headway.nn.models import Captioner, CaptionerConfig, ModelConfig, attention_maps
 
-_MIN_BRIGHTNESS = 0.2  # brightness of pixels without attention
-_MAX_WORDS = 16  # maximum words of a caption in a picture
+_MIN_BRIGHTNESS = 0.2  # brightness of pixels that get no attention
+_MAX_WORDS = 16  # maximum words per caption in a picture
 
 
 def caption_tiles(pixels: UInt8[np.ndarray, "N H W 3"], generated: Sequence[str], references: Sequence[str]) -> Picture:
-    """Images with their generated captions, and the reference if it differs."""
+    """Images with their generated captions, and with the reference if it differs."""
     tiles = [
         Tile(image, text, "" if text == reference else reference, text == reference)
         for image, text, reference in zip(pixels, generated, references)
     ]
-    return Picture("Captions", "of held-out images; references below those that differ", tile_grid(tiles), wide=True)
+    return Picture(
+        "Captions", "for held-out images; where a caption differs, the reference is below", tile_grid(tiles), wide=True
+    )
 
 
 def attention_pictures(
@@ -76,7 +78,7 @@ def attention_pictures(
 def attention_to_image(
     model: Captioner, image: Float[Tensor, "3 H W"], ids: Sequence[int]
 ) -> Float[np.ndarray, "T rows columns"] | None:
-    """The weight of each patch when the token after each of `ids` is predicted; None without attention."""
+    """Each patch's weight in predicting the token after each of `ids`; None without attention."""
     input_ids, layout = torch.tensor([ids], device=device_of(model)), Layout.full(1, len(ids), device=device_of(model))
     images = image[None].to(device_of(model))
     with evaluation_mode(model):
@@ -97,7 +99,7 @@ def word_indices(codec: Codec, ids: Sequence[int]) -> np.ndarray:
 def highlight(
     image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows columns"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """An image that is bright where the weights are large."""
+    """The image, bright where the weights are large."""
     heat = torch.from_numpy(weights / max(float(weights.max()), 1e-9))[None, None]
     brightness = torch.nn.functional.interpolate(heat, image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
     return (image * (_MIN_BRIGHTNESS + (1 - _MIN_BRIGHTNESS) * brightness.numpy()[:, :, None])).round().astype(np.uint8)
@@ -142,14 +144,12 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             limit_name = "task.max_length" if limit == max_length else "the model's context, without bos and eos,"
             raise UserError(
                 f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
-                "shorten "
-                f"it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set "
-                "task.drop_long=true, "
-                f"which leaves out {len(too_long):,} of {len(lengths):,}"
+                f"shorten it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set "
+                f"task.drop_long=true to skip {len(too_long):,} of {len(lengths):,}"
             )
         if len(too_long):
             _LOG.warning(
-                "left out %s of %s captions with more than %d tokens", f"{len(too_long):,}", f"{len(lengths):,}", limit
+                "skipped %s of %s captions with more than %d tokens", f"{len(too_long):,}", f"{len(lengths):,}", limit
             )
         return SplitIndices({split: rows[~np.isin(rows, too_long)] for split, rows in splits.items()}, splits.removed)
 
@@ -173,7 +173,7 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         replace(read_usage(directory), processor=self.usage.processor).save(directory)
 
     def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        """The first rows: the captions of an image are consecutive."""
+        """The first rows; an image's captions are consecutive."""
         return rows[:limit]
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
@@ -214,7 +214,7 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
 
 
 class CaptionGeneration(SequenceGeneration[CaptionDataset]):
-    """The caption of an image, scored by exact matches, BLEU and chrF."""
+    """Captions of images, scored by exact matches, BLEU and chrF."""
 
     def __init__(self, config: CaptionsConfig) -> None:
         search = SearchConfig(config.beam, config.length_penalty)
@@ -232,7 +232,7 @@ class CaptionGeneration(SequenceGeneration[CaptionDataset]):
     def evaluate(
         self, model: nn.Module, examples: CaptionDataset, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """The scores, and for the test split also exact matches on additional splits (such as "novel" of scenes)."""
+        """The scores, and for the test split also exact matches on additional splits (such as "novel" for scenes)."""
         scores = super().evaluate(model, examples, split, limit)
         for extra_split in (
             [split for split in examples.splits.indices if split not in SPLITS] if split == "test" else ()
@@ -259,8 +259,8 @@ class CaptionGeneration(SequenceGeneration[CaptionDataset]):
 def shift_images(
     images: UInt8[np.ndarray, "B H W 3"], max_shift: int, seed: int, positions: Int[np.ndarray, "B"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Each image shifted by up to `max_shift` pixels, with its edges repeated, at random for (seed, position in the
-    stream).
+    """Shift each image at random by up to `max_shift` pixels, repeating its edges: a function of the seed and the
+    position in the stream.
     """
     padded = np.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0)), mode="edge")
     out = np.empty_like(images)

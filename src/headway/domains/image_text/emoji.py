@@ -1,4 +1,4 @@
-"""Emoji with their names and keywords in five languages, and baselines without learning."""
+"""Emoji with names and keywords in five languages, and baselines that do not learn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headway.safe_io import open_file
 _THUMBNAIL = 16  # pixels per side for comparing images, as block means
 _NGRAM = 3
 LANGUAGES = ("en", "de", "fr", "es", "cs")
-_NEUTRAL_PERSON = {"1f468": "1f9d1", "1f469": "1f9d1"}  # a man, a woman: a person
+_NEUTRAL_PERSON = {"1f468": "1f9d1", "1f469": "1f9d1"}  # man, woman: person
 _VARIANTS = ("200d", "fe0f", "2640", "2642", *(f"1f3f{digit}" for digit in "bcdef"))  # joiners, genders, skins
 _PERSON_WORDS = re.compile(
     r"\b(mx|mrs|man|woman|person|men|women|people|boy|girl|male|female)\b\.?|facing right", re.IGNORECASE
@@ -36,7 +36,9 @@ _PERSON_WORDS = re.compile(
 @register("emoji")
 @dataclass(frozen=True)
 class EmojiPairsConfig(ImageTextConfig):
-    """Names are evaluated in each language; keywords are for training only. Variants of an emoji are in one split."""
+    """Names are evaluated in each language; keywords are only for training. Variants of an emoji are in the same
+    split.
+    """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         size = self.check(recipe)
@@ -66,7 +68,7 @@ def _compared_images(examples: ImageTextDataset, images: np.ndarray) -> Compared
 
 
 def read_emoji(paths: Sequence[Path]) -> Captions:
-    """Read the .zip of images and the .json of names. UserError for other formats."""
+    """Read the .zip file with images and the .json file with names. UserError for other formats."""
     archive, names = (_single_file(paths, suffix) for suffix in (".zip", ".json"))
     try:
         with open_file(names) as file:
@@ -76,7 +78,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
         groups = [group_of(code, codes) for code in codes]
         rows = [row for index, entry in enumerate(entries) for row in _rows(index, entry)]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{names} is not a list of emoji with names ({error!r}); download the set again") from None
+        raise UserError(f"{names} is not a list of emoji with names ({error!r}); download the data again") from None
     image_of, texts, languages, is_query = (list(column) for column in zip(*rows))
     locations = [f"{names}: {entries[image]['file']}" for image in image_of]
     no_splits = np.zeros(len(images), np.uint8)
@@ -86,7 +88,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
 def _single_file(paths: Sequence[Path], suffix: str) -> Path:
     matches = [path for path in paths if path.suffix == suffix]
     if len(matches) != 1:
-        raise UserError(f"{len(matches)} of {len(paths)} files are {suffix}; pass one .zip of images and one .json")
+        raise UserError(f"{len(matches)} of {len(paths)} files are {suffix}; pass one .zip with images and one .json")
     return matches[0]
 
 
@@ -95,7 +97,7 @@ def _code(emoji: Mapping[str, Any]) -> str:
 
 
 def _rows(index: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, bool]]:
-    """Its names, and each keyword that is not a name: image, text, language, is_query."""
+    """An emoji's names, and each keyword that is not a name: image, text, language, is_query."""
     rows = []
     for language in LANGUAGES:
         name = emoji[language]["name"]
@@ -105,9 +107,9 @@ def _rows(index: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, boo
 
 
 def group_of(code: str, names: Mapping[str, str]) -> str:
-    """The common part of an emoji's variants: the English name of the plain one without the person.
+    """What an emoji's variants have in common: the English name of the plain one, without the person.
 
-    `code` is the hexadecimal number of each character, joined by hyphens; `names` maps the existing codes.
+    `code` is the hexadecimal code point of each character, joined by hyphens; `names` maps the existing codes.
     """
     parts = [_NEUTRAL_PERSON.get(part, part) for part in code.split("-") if part not in _VARIANTS]
     base_name = next((name for name in ("-200d-".join(parts), "-".join(parts)) if name in names), code)
@@ -125,7 +127,7 @@ class ComparedImages(NamedTuple):
 
 
 def recall_baselines(queries: ComparedImages, training: ComparedImages) -> dict[str, float]:
-    """`chance_at_K` and `neighbour_at_K`: recall of an image's texts among all of its language.
+    """`chance_at_K` and `neighbour_at_K`: recall of an image's texts among all texts in their language.
 
     The neighbour is the training image with the nearest pixels. Its text ranks the candidates by the cosine of their
     character trigram counts; ties are in random order, and the rates are expected values.

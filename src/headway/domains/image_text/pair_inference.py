@@ -1,4 +1,4 @@
-"""Two-tower inference: matching of texts and images."""
+"""Two-tower inference: matching texts and images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IMAGE_EXTENSIONS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FO
 
 @summary_repr
 class Matches(NamedTuple):
-    """Similarities of images and texts: cosines, and probabilities.
+    """Similarities of images and texts, as cosines and as probabilities.
 
     `probabilities` are over the texts for each image (softmax, as in CLIP), or for each pair independently if the model
     was trained with a sigmoid loss (SigLIP).
@@ -64,9 +64,9 @@ def match(
 ) -> Matches:
     """Cosines and probabilities of images (files, or their pixels) and texts.
 
-    With `templates`, such as "a photo of a {}", a text's embedding is the mean over its templates (Radford et al. 2021,
-    section 3.1.4). `source` names the model in messages; images that cannot be read are left out and added to
-    `failures`, if passed. Raises UserError without images or texts, for a template without {}, an empty or too long
+    With `templates`, such as "a photo of a {}", a text's embedding is the mean over all templates (Radford et al. 2021,
+    section 3.1.4). `source` names the model in messages; images that cannot be read are skipped and added to
+    `failures`, if passed. Raises UserError without images or texts, for a template without {}, an empty or overlong
     text, an invalid image, or a model without image preprocessing.
     """
     if not images or not texts:
@@ -81,7 +81,7 @@ def match(
 
 
 def fill_templates(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Each text in each template, text by text."""
+    """Every text in every template, text by text."""
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
@@ -98,8 +98,8 @@ def embed(
     source: str,
     failures: Failures | None = None,
 ) -> Float[Tensor, "N E"]:
-    """An embedding of unit length in the shared space for each image or text. A string that is the path of an image
-    file means the image. Images that cannot be read are left out and added to `failures`, if passed.
+    """A unit-length embedding in the shared space for each image or text. A string that is the path of an image file
+    stands for the image. Images that cannot be read are skipped and added to `failures`, if passed.
     """
     image_indices = [index for index, item in enumerate(items) if is_image(item)]
     text_indices = [index for index in range(len(items)) if index not in set(image_indices)]
@@ -131,7 +131,7 @@ def text_rows(
     truncate: bool,
     locate: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> TokenRows:
-    """Encoded texts, padded to the context if the model needs it. UserError for one that is too long, named by
+    """Encoded texts, padded to the context if the model needs it. UserError for a text that is too long, named by
     `locate`, unless truncation is on.
     """
     frame, limit = sequence_template(codec), LengthLimit(config.context, truncate)
@@ -144,7 +144,7 @@ def text_rows(
 
 
 def text_vectors(model: TwoTower, rows: TokenRows, chosen: np.ndarray) -> Float[Tensor, "N E"]:
-    """The embeddings of chosen rows."""
+    """The embeddings of the chosen rows."""
     return compute_in_batches(model, rows, chosen, lambda inputs: model.vectors("right", *inputs), _TEXT_BATCH_TOKENS)
 
 
@@ -167,7 +167,9 @@ def embed_images(
         while batch := list(islice(inputs_of, _BATCH_SIZE)):
             shape = next((array.shape[1:] for array in batch if array.shape[1:] != size), None)
             if shape is not None:
-                raise UserError(f"{source} resizes an image to {shape}, but takes {size}; resize your images to that")
+                raise UserError(
+                    f"{source} resizes an image to {shape}, but takes {size}; resize your images to this size"
+                )
             inputs = torch.from_numpy(np.stack(batch)).to(device_of(model), model.scale.dtype)
             embeddings.append(model.vectors("left", inputs).float().cpu())
     return torch.cat(embeddings)
@@ -177,7 +179,7 @@ def check_texts(texts: Sequence[str]) -> None:
     """UserError for an empty text."""
     for index, text in enumerate(texts):
         if not text.strip():
-            raise UserError(f"text {index + 1} of {len(texts)} is empty; fill it in or leave it out")
+            raise UserError(f"text {index + 1} of {len(texts)} is empty; fill it in or remove it")
 
 
 def check_images(images: Sequence[Image]) -> None:
@@ -186,7 +188,7 @@ def check_images(images: Sequence[Image]) -> None:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise UserError(
-                    f"image {index + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3]"
+                    f"image {index + 1} is {image.dtype} with shape {image.shape}; use uint8 [height, width, 3]"
                 )
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {index + 1} is a {type(image).__name__}; pass paths of image files, or pixels")

@@ -1,4 +1,4 @@
-"""Image-text models in use: captions, matches, and embeddings in one space."""
+"""Inference with image-text models: captions, matches, and embeddings in a shared space."""
 
 from __future__ import annotations
 

@@ -30,17 +30,17 @@ def nearest_pictures(
     """`count` of the texts with their nearest images, and `count` images with their nearest texts."""
     text_rows = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
     image_rows = np.unique(np.linspace(0, len(pixels) - 1, count).astype(int)).tolist()
-    caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, with a frame around true pairs"
+    caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, true pairs framed"
     text_drawing = _drawing(
         [_nearest_images_row(row, pixels, texts, of, similarity) for row in text_rows], "texts and their nearest images"
     )
-    text_caption = f"held out; the {_NEAREST} nearest of {len(texts):,}, with a mark at true pairs"
+    text_caption = f"held out; the {_NEAREST} nearest of {len(texts):,}, true pairs marked"
     image_drawing = _drawing(
         [_nearest_texts_row(image, pixels, texts, of, similarity) for image in image_rows], "images and their texts"
     )
     return [
-        Picture("Nearest images of a text", caption, text_drawing),
-        Picture("Nearest texts of an image", text_caption, image_drawing),
+        Picture("Nearest images for each text", caption, text_drawing),
+        Picture("Nearest texts for each image", text_caption, image_drawing),
     ]
 
 
@@ -92,14 +92,14 @@ def retrieval_recall(
     of: Int[np.ndarray, "N"],
     languages: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """`recall_at_K`: how often one of an image's texts is among the K nearest of all texts; `image_recall_at_K`: how
-    often a text's image is among the K nearest of all images. Text n belongs to image `of[n]`.
+    """`recall_at_K` is how often one of an image's texts is among the K nearest texts; `image_recall_at_K` is how often
+    a text's image is among the K nearest images. Text n belongs to image `of[n]`.
 
-    With `languages` [N], only texts of one language are compared: recall_at_K is the mean over all,
-    recall_at_K_LANGUAGE that of one. Intervals resample images. Ties count in favour of the true pair.
+    With `languages` [N], only texts in the same language are compared: recall_at_K is the mean over languages, and
+    recall_at_K_LANGUAGE is for one. Intervals resample images. Ties count in favour of the true pair.
     """
     if not len(texts):
-        raise UserError("there are 0 texts to measure; pass at least one")
+        raise UserError("there are no texts to measure; pass at least one")
     text_languages = np.array(languages) if languages is not None else np.full(len(texts), "")
     ranks = {
         name: _text_ranks(images, texts, of, np.flatnonzero(text_languages == name))
@@ -119,7 +119,7 @@ def retrieval_recall(
 
 
 def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Rates over the rows [M] with a rank (0 or more) in any language, and their intervals."""
+    """Rates and their intervals, over the rows [M] with a rank (0 or more) in any language."""
     scores: dict[str, Any] = {}
     table = np.stack(list(ranks.values()), 1)
     ranked = table[(table >= 0).any(1)]
@@ -135,7 +135,7 @@ def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """For each image, the number of candidate texts nearer than the nearest of its own; -1 if it has none."""
+    """For each image, the number of candidate texts nearer than its own nearest text; -1 if it has no text."""
     ranks = np.full(len(images), -1)
     for image in np.unique(of[candidates]):
         similarity = texts[candidates] @ images[image]
@@ -144,7 +144,7 @@ def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, candidate
 
 
 def _image_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """For each text, the number of images nearer than its own, including those without a text."""
+    """For each text, the number of images nearer than its own image, including images without a text."""
     ranks = []
     for start in range(0, len(texts), _BLOCK_ROWS):
         similarity, image_of = texts[start : start + _BLOCK_ROWS] @ images.T, of[start : start + _BLOCK_ROWS]

@@ -1,6 +1,4 @@
-"""Recipes for images with texts and for captioning, and how the generic ones scale with the images, the text and the
-time.
-"""
+"""Recipes for image-text matching and captioning, and how the generic ones scale with images, text and time."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
     from headway.domains.image_text.captioning import CaptionDataset
 
 
-# The maximum attention score of normalised queries and keys; with the usual scale, those of small heads stay below 5.
+# The maximum attention score of normalised queries and keys; with the usual scale, scores in small heads stay below 5.
 _MAX_SCORE = 12.0
 
 
@@ -88,11 +86,11 @@ def captioner(
 
 
 def caption() -> Recipe:
-    """Any images of your own."""
+    """Your own images with captions."""
     return Recipe(
         name="caption",
         domain="image_text",
-        description="any images with captions: .csv, .tsv or .jsonl with path and caption",
+        description="images with captions: .csv, .tsv or .jsonl with path and caption",
         data=(),
         model=captioner(width=256, depth=(4, 4), heads=8, size=128, patch=16, vocab_size=4000, dropout=0.1),
         task=CaptionFilesConfig(shift=8),
@@ -115,7 +113,7 @@ def scenes() -> Recipe:
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3),
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=2500, batch_size=64, evaluate_every=500, evaluate_limit=200),
-        expected="99 % exact matches in 15 minutes of a core; 42 % with unseen pairs of colour and shape",
+        expected="99 % exact matches in 15 minutes on one core; 42 % for unseen pairs of colour and shape",
     )
 
 
@@ -131,7 +129,7 @@ def emoji_caption() -> Recipe:
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.05),
         schedule=WSDConfig(warmup=50, decay=0.6),
         train=TrainConfig(steps=1500, batch_size=32),
-        expected="10 minutes of a core; names of unseen emoji are not learnable (chrF 12, no exact match)",
+        expected="10 minutes on one core; names of unseen emoji cannot be learned (chrF 12, no exact match)",
     )
 
 
@@ -142,8 +140,8 @@ SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
 
 
 def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: float = 0.1) -> TwoTowerConfig:
-    """Small towers for training from scratch. With the usual initial weights of 0.02, their embeddings would be nearly
-    equal (a mean cosine of 0.9998 between emoji), and so would gradients.
+    """Small towers to train from scratch. With the usual initial weights of 0.02, their embeddings would be nearly
+    equal (mean cosine 0.9998 between emoji), and so would the gradients.
     """
     sizes = (width, depth, heads)
     model = clip(sizes, sizes, width, patch, size, 1, 64, dropout)
@@ -156,14 +154,14 @@ def image_text() -> Recipe:
     return Recipe(
         name="image-text",
         domain="image_text",
-        description="any images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
+        description="images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
         data=(),
         model=towers(192, 4, 3, 16, 96),
         task=ImageTextConfig(augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1)),
         optim=MuonConfig(lr=0.02, weight_decay=0.05, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
-        expected="an hour from scratch for some thousand images; better with --from a published CLIP or SigLIP",
+        expected="an hour from scratch for a few thousand images; better with --from a published CLIP or SigLIP",
     )
 
 
@@ -179,7 +177,7 @@ def emoji_clip() -> Recipe:
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
         schedule=SCHEDULE,
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
-        expected="recall@1 8 %, @5 23 % of 156 names (chance 0.6 and 3 %) in 5 minutes of a core",
+        expected="recall@1 8 %, @5 23 % for 156 names (chance: 0.6 and 3 %) in 5 minutes on one core",
     )
 
 
@@ -196,8 +194,8 @@ _DROPOUTS = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # (maximum epochs, dropout)
 
 @dataclass(frozen=True)
 class CaptionedScale(Scale):
-    """Image and text models of equal size; vocabularies grow with the text, so that tokens occur often. The law is that
-    of image classification with less value for repeated samples, because texts are not augmented.
+    """Image and text models of equal size; vocabularies grow with the text, so that tokens occur often. Uses the
+    scaling law for image classification, but values repeated samples less, because texts are not augmented.
     """
 
     calibrated: bool = True
@@ -217,17 +215,20 @@ class CaptionedScale(Scale):
         shares = self.held_out_shares(len(captions.images))
         settings = {"task.size": vocab_size, **shares, **self.image_settings(side, patch)}
         mean_length = num_characters / len(captions.texts)
-        summary = f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters"
+        summary = (
+            f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters on "
+            "average"
+        )
         return DataSettings(
-            settings, f"{summary}: a vocabulary of {vocab_size:,}, and {side} x {side} pixels in patches of {patch}"
+            settings, f"{summary}: vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
         )
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
-        """The recipe's column names of tables."""
+        """The recipe's column names."""
         raise NotImplementedError
 
     def image_settings(self, side: int, patch: int) -> Settings:
-        """Settings of the model's image size."""
+        """Settings for the model's image size."""
         raise NotImplementedError
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
@@ -236,7 +237,7 @@ class CaptionedScale(Scale):
 
 @dataclass(frozen=True)
 class ContrastScale(CaptionedScale):
-    """The images of a batch are contrasted, so batches grow further, but never beyond the data set."""
+    """The images in a batch are contrasted, so batches grow further, but never beyond the data set."""
 
     min_batch: int = 32
     noise_scale: float = 2.0
@@ -244,7 +245,7 @@ class ContrastScale(CaptionedScale):
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         base = super().data_settings(recipe, paths, minutes)
         images = len(read_captions(paths, self.columns(recipe)).images)
-        # For measuring throughput: no more images than training will certainly have.
+        # For measuring throughput: not more images than training is certain to have.
         batch_size = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
         settings = {"train.batch_size": batch_size, "task.augment.light": 0.1}
         return DataSettings({**base.settings, **settings}, base.reason)
@@ -283,7 +284,7 @@ class CaptionScale(CaptionedScale):
 
 
 def resolution(max_side: int, minutes: float) -> tuple[int, int]:
-    """The image side, at most that of the images, and the patch side, with several patches per row."""
+    """The image side, at most that of the data, and the patch side, which leaves several patches per row."""
     side, patch = next((side, patch) for max_minutes, side, patch in _RESOLUTIONS if minutes <= max_minutes)
     while patch > _MIN_PATCH and min(side, max_side) < _MIN_PATCHES * patch:
         patch //= 2
@@ -291,7 +292,7 @@ def resolution(max_side: int, minutes: float) -> tuple[int, int]:
 
 
 def _median_side(captions: Captions) -> int:
-    """The median of images' longer sides, over a readable sample; the task reports errors of others."""
+    """The median of the images' longer sides, over a sample of readable ones; the task reports errors in others."""
     sides = []
     for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
         with suppress(UserError):

@@ -1,8 +1,8 @@
-"""Scenes of coloured shapes with exactly one correct caption: a controlled test of captioners.
+"""Scenes of coloured shapes with exactly one correct caption: a controlled test for captioners.
 
-A scene has one to three shapes. Its caption names them from the largest to the smallest, with each one's position
-relative to the next: "a red circle left of a blue square above a green cross". Sizes and positions are sampled so that
-order and relations are unambiguous. A scene and its picture are pure functions of (seed, index).
+A scene has one to three shapes. Its caption names them from largest to smallest, each with its position relative to the
+next: "a red circle left of a blue square above a green cross". Sizes and positions are sampled so that order and
+relations are unambiguous. Scenes and their images are pure functions of (seed, index).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 _COLOUR_SHAPES = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 # Pairs that never occur in training, although each of these colours and shapes occurs in other pairs.
 NOVEL = frozenset({("red", "triangle"), ("green", "square"), ("blue", "circle"), ("yellow", "cross")})
-# Half the size of each shape in pixels, for scenes of one, two and three shapes; the ranges of a scene are disjoint.
+# Half the size of each shape in pixels, in scenes with one, two and three shapes; the ranges in a scene are disjoint.
 _RADII = (((7.0, 15.0),), ((10.5, 13.5), (5.5, 8.0)), ((10.5, 12.0), (7.0, 8.5), (4.5, 5.5)))
 _GAP = 2.0  # pixels between shapes
 _MAX_OFFSET = 0.5  # maximum offset from the axis of a relation, as a share of the distance
@@ -80,7 +80,9 @@ def relation(first: SceneShape, second: SceneShape) -> str:
 
 
 def scene(seed: int, index: int, novel: bool = False) -> Scene:
-    """The scene with this index, among those with training pairs of colour and shape, or those with a `novel` pair."""
+    """The scene with this index among those with training pairs of colour and shape or, with `novel`, those with a
+    novel pair.
+    """
     rng = random.Random(f"{seed} {index} {novel}")
     count = rng.randint(1, len(_RADII))
     pairs = rng.sample(_COLOUR_SHAPES, count)
@@ -118,12 +120,12 @@ def _sample_positions(rng: random.Random, radii: list[float]) -> list[tuple[floa
 
 
 def _extent(radius: float) -> float:
-    """The maximum extent of a shape of this size: the corners of a square are outside of its circle."""
+    """The maximum extent of a shape of this size; a square's corners are outside its circle."""
     return 1.2 * radius
 
 
 def render(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of a scene, with smooth edges."""
+    """The image of a scene, with smooth edges."""
     picture = np.full((SIDE, SIDE, 3), float(scene.background))
     for shape in scene.shapes:
         columns, rows = (_pixel_range(centre, shape.radius) for centre in (shape.x, shape.y))

@@ -43,9 +43,9 @@ from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, Two
 
 @dataclass(frozen=True)
 class ImageTextAugmentConfig:
-    """Random augmentation of each image at every step: shifted by up to `shift` of its size, zoomed by up to `zoom`,
-    rotated by up to `turn` degrees, flipped half of the time with `flip`; brightness and contrast change by up to
-    `light`. Pixels from outside repeat the edge.
+    """Random augmentation of each image at every step: shift by up to `shift` of its size, zoom by up to `zoom`,
+    rotation by up to `turn` degrees, a flip half of the time with `flip`, and brightness and contrast changes of up to
+    `light`. Pixels from outside the image repeat the edge.
     """
 
     shift: float = 0.0  # maximum shift, as a share of the image size
@@ -80,7 +80,7 @@ class ImageTextAugmentConfig:
         return warped * gain[:, None, None, None] + offset[:, None, None, None]
 
 
-SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
+SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # as in CLIP
 _PROCESSOR_KEYS = (
     "image_processor_type",
     "feature_extractor_type",
@@ -91,30 +91,31 @@ _PROCESSOR_KEYS = (
 )
 _IMAGE_BATCH = 64
 _SCALES = tuple(2.0**power for power in range(8))  # inverse temperatures
-_BLOCK = 1024  # images per contrastive block in evaluation
-_MAX_PADDING = 0.2  # maximum padding of texts: they are short, so more batches would cost more time than they save
-_PICTURE_ROWS = 8  # texts and images per picture of a report
+_BLOCK = 1024  # images per block in evaluation
+_MAX_PADDING = 0.2  # maximum padding: texts are short, so more batches would cost more time than they save
+_PICTURE_ROWS = 8  # texts and images per picture in a report
 
 
 @register("image_text")
 @dataclass(frozen=True)
 class ImageTextConfig(TaskConfig):
-    """Find the texts of an image among those of others, and the image of a text (Radford et al. 2021).
+    """Match images with their texts, in both directions, among those of others (Radford et al. 2021).
 
-    `image`, `caption` and `language` name the columns; the last may be missing. `loss` is CLIP's softmax or SigLIP's
+    `image`, `caption` and `language` name the columns; the last is optional. `loss` is CLIP's softmax or SigLIP's
     sigmoid, which needs a model with a bias. A batch is train.batch_size images, each with `captions` of its texts,
     sampled again every epoch; train.accumulate is 1, because the loss couples the whole batch. `at_once` images or
     texts are computed together, and recomputed in the backward pass. exp(scale) is limited to `scale_limit`.
 
-    `codec`, `size` (maximum) and `lowercase` apply to the codec that a model from scratch trains. A text with more
-    tokens than the model's context is an error, or is cut with `truncate`. A corrupt image is an error, or left out and
-    counted with `skip_bad`. `split` sets the held-out shares if no table is named for them.
+    `codec`, `size` (maximum vocabulary size) and `lowercase` apply to the codec that is trained for a model from
+    scratch. A text with more tokens than the model's context is an error or, with `truncate`, truncated. A corrupt
+    image is an error or, with `skip_bad`, skipped and counted. `split` sets the held-out shares if no tables are named
+    for the splits.
     """
 
-    image: str = "path"  # column with the images
+    image: str = "path"  # column with the image paths
     caption: str = "caption"  # column with the texts
-    language: str = "language"  # column with the language, which may be missing
-    loss: Literal["softmax", "sigmoid"] = "softmax"  # CLIP's, or SigLIP's
+    language: str = "language"  # optional column with the language
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # softmax as in CLIP, or sigmoid as in SigLIP
     captions: int = 1  # texts per image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
     scale_limit: float | None = 100.0  # maximum of exp(scale)
@@ -122,8 +123,8 @@ class ImageTextConfig(TaskConfig):
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 2000  # maximum vocabulary size
     lowercase: bool = True  # whether to lower-case the texts
-    truncate: bool = False  # whether to cut texts that are too long
-    skip_bad: bool = False  # whether to leave corrupt images out, and count them
+    truncate: bool = False  # whether to truncate texts that are too long
+    skip_bad: bool = False  # whether to skip and count corrupt images
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ class ImageTextConfig(TaskConfig):
         return size
 
     def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
-        """The codec of the run or of its start model, otherwise one trained on the training texts."""
+        """The codec of the run or its start model, otherwise one trained on the training texts."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
         codec = sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
@@ -164,20 +165,20 @@ class ImageTextConfig(TaskConfig):
 
 
 def check_towers(model: ModelConfig) -> TwoTowerConfig:
-    """Raises ConfigError for a model that is not a pair of an image and a text tower."""
+    """Raises ConfigError for a model that is not an image tower with a text tower."""
     if not isinstance(model, TwoTowerConfig) or not isinstance(model.left.embed, PatchEmbedConfig):
         raise ConfigError(
-            f"this task needs an image tower and a text tower, but the model is a {type(model).__name__}; start "
-            "from a CLIP or SigLIP, or use the model of the recipe"
+            f"this task needs an image tower and a text tower, but the model is a {type(model).__name__}; start from "
+            "CLIP or SigLIP, or use the recipe's model"
         )
     return model
 
 
 class ImageTextDataset(IndexedExamples):
-    """Images, augmented in training, with some of their texts, sampled again every epoch."""
+    """Images, augmented in training, with some of their texts, which are sampled again every epoch."""
 
     def __init__(self, config: ImageTextConfig, recipe: Recipe, size: int, captions: Captions, workspace: Path) -> None:
-        """Raises UserError for images that cannot be read, and for texts that are too long."""
+        """Raises UserError for images that cannot be read and texts that are too long."""
         self.config, self.captions = config, captions
         self.seed, self.batch_size, self.eval_batch_size = recipe.train.seed, size, size
         towers = check_towers(recipe.model)
@@ -214,7 +215,7 @@ class ImageTextDataset(IndexedExamples):
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are not negatives of each other.
-        The sampled texts depend on the positions in the stream, or otherwise on the images alone.
+        The sampled texts depend on the positions in the stream or, without these, only on the images.
         """
         pixels = self.inputs(rows)
         if rng_key is not None:
@@ -237,15 +238,15 @@ class ImageTextDataset(IndexedExamples):
         return {"images": (self.decoded.keys,), "texts": (self.captions.texts, self.captions.image_of)}
 
     def inputs(self, images: np.ndarray) -> Float[Tensor, "B 3 H W"]:
-        """Model inputs of images."""
+        """Model inputs for images."""
         return torch.from_numpy(np.stack([self.processor.normalize(pixels) for pixels in self.decoded.pixels[images]]))
 
     def text_rows(self, image: int) -> np.ndarray:
         return self.text_order[self.text_starts[image] : self.text_starts[image + 1]]
 
     def _sample_texts(self, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """`captions` texts of each image at its position of the stream: consecutive queries or, if there are other
-        texts, those half of the time.
+        """`captions` texts for each image at its position in the stream: consecutive queries or, half of the time,
+        other texts if there are any.
         """
         count = self.config.captions
         counters = positions.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
@@ -260,7 +261,7 @@ class ImageTextDataset(IndexedExamples):
         return np.array(sampled)
 
     def query_rows(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The query texts of images, and the indices of their images, int64 [N] each."""
+        """The images' query texts, and the index of each text's image, int64 [N] each."""
         rows_per_image = [texts[self.captions.is_query[texts]] for texts in map(self.text_rows, images.tolist())]
         return np.concatenate(rows_per_image), np.repeat(
             np.arange(len(images)), [len(texts) for texts in rows_per_image]
@@ -301,8 +302,8 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
     def evaluate(
         self, model: nn.Module, examples: ImageTextDataset, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Recall of texts given an image and of images given a text, at 1 and 5, over the complete split, the mean of
-        both directions, and the loss at the best temperature.
+        """Recall at 1 and 5 of texts given an image and of images given a text, over the complete split; the mean of
+        both directions; and the loss at the best temperature.
         """
         images = examples.of(split).limited_to(limit).rows
         (texts, image_of), text_languages = examples.query_rows(images), examples.captions.languages
@@ -326,8 +327,8 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         image_of: np.ndarray,
         *vectors: np.ndarray,
     ) -> float:
-        """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss: an
-        overconfident model may still have a high recall.
+        """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss,
+        because an overconfident model may still have high recall.
         """
         image_vectors, text_vectors = (torch.from_numpy(array) for array in vectors)
         totals = [0.0] * len(_SCALES)
@@ -361,7 +362,7 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         return torch.cat(embeddings).numpy()
 
     def samples(self, model: nn.Module, examples: ImageTextDataset, count: int) -> list[dict[str, str]]:
-        """Held-out images with the nearest of all their texts and their own ones."""
+        """Held-out images with the nearest texts and their own texts."""
         images = examples.splits.rows(examples.final_split)
         texts, image_of = examples.query_rows(images)
         sampled = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
@@ -401,7 +402,7 @@ def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
 
 
 def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[Path]) -> Task:
-    """The task that evaluates a published model on the user's captions. UserErrors as in `ImageTextDataset`."""
+    """The task for evaluating a published model on the user's captions. UserErrors as in `ImageTextDataset`."""
     with TemporaryDirectory() as folder:  # the workspace, with the start model's tokenizer
         workspace = Path(folder)
         codec.save(workspace)
@@ -412,5 +413,5 @@ def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[
 
 
 def _pair_keys(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """A key for a pair of an image and a text; two pairs collide with probability 2^-64."""
+    """A key for an image-text pair; two pairs collide with probability 2^-64."""
     return splitmix64(images.astype(np.uint64)) ^ texts

@@ -1,4 +1,4 @@
-"""Tables over the tokens of masked text, and a model's predictions for masks."""
+"""Vocabulary tables for masking, and a model's predictions for masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from headway.layout import Layout
 from headway.nn.models import Transformer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""The special tokens of codecs trained for masking, as in BERT."""
+"""The special tokens that codecs trained for masking have, as in BERT."""
 
 _BYTE_LEVEL, _SPACE_CHARACTER = "ByteLevel", "\u2581"  # the character that sentencepiece writes for a space
 _LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
@@ -34,9 +34,9 @@ _LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
 class TokenTables:
     """Tables over a codec's vocabulary.
 
-    `mask` is the id of the mask token; `text`, bool [C], marks the tokens that are text; `opens`, bool [C], those that
-    start a word whatever precedes them; `head` and `tail`, int [C], are the kinds of a token's first and last
-    character: a word also starts where these differ between two tokens.
+    `mask` is the id of the mask token. `text`, bool [C], marks the tokens that are text, and `opens`, bool [C], those
+    that start a word whatever precedes them. `head` and `tail`, int [C], are the kinds of a token's first and last
+    character; a word also starts where these differ between two tokens.
     """
 
     mask: int
@@ -46,7 +46,7 @@ class TokenTables:
     tail: np.ndarray
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """The starts of words, bool [B, T], in ids [B, T]. The first position of a row is a start."""
+        """Where words start, bool [B, T], in ids [B, T]. The first position in a row is a start."""
         starts = self.opens[ids]
         starts[:, 1:] |= self.head[ids[:, 1:]] != self.tail[ids[:, :-1]]
         starts[:, 0] = True
@@ -54,7 +54,7 @@ class TokenTables:
 
 
 def token_tables(codec: Codec) -> TokenTables:
-    """The tables of a codec. Raises UserError if it has no mask token, or no tokens besides special ones."""
+    """The tables for a codec. Raises UserError if it has no mask token or only special tokens."""
     tokenizer = _tokenizer_codec(codec).tokenizer
     special = special_ids(tokenizer)
     token_of = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -82,9 +82,8 @@ def mask_id(codec: Codec) -> int:
     mask = _tokenizer_codec(codec).mask
     if mask is None:
         raise UserError(
-            f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)}); use that of a masked language model, or "
-            "leave it "
-            "out to train one"
+            f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)}); use one from a masked language model, or do "
+            "not set a tokenizer to train one"
         )
     return mask
 
@@ -99,7 +98,7 @@ def has_leading_spaces(codec: Codec) -> bool:
 
 
 def continuation_codec(codec: Codec) -> Codec:
-    """The codec for continuations of a text, without the space that it may insert before the start of one."""
+    """The codec for text continuations, without the space that it may insert before the start."""
     state = json.loads(_tokenizer_codec(codec).tokenizer.to_str())
     normalizers = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
     state["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
@@ -110,7 +109,7 @@ def continuation_codec(codec: Codec) -> Codec:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a part of a tokenizer's JSON: a sequence, a single step, or nothing."""
+    """The steps in a part of a tokenizer's JSON, which may be a sequence, a single step, or nothing."""
     if part is None:
         return []
     return part.get("normalizers") or part.get("pretokenizers") or [part]
@@ -139,7 +138,7 @@ def _continuing_prefix(codec: Codec) -> str:
 
 
 def _space_style(codec: Codec) -> str:
-    """How a tokenizer represents spaces: as bytes, with sentencepiece's character, or plainly (empty)."""
+    """How a tokenizer represents spaces: as bytes, with sentencepiece's character, or as plain spaces (empty)."""
     steps = json.dumps(decoder_steps(_tokenizer_codec(codec).tokenizer))
     return (
         _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_CHARACTER if "Metaspace" in steps or "\\u2581" in steps else ""
@@ -170,16 +169,16 @@ class Candidate(NamedTuple):
 
 
 def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list[Candidate]]:
-    """For each mask of `text`, in order, the `top` most probable tokens, best first.
+    """For each mask in `text`, in order, the `top` most probable tokens, best first.
 
-    A mask is written [MASK], <mask> or as in the tokenizer. Each prediction sees all masks. Raises UserError for a text
-    without a mask, or one that exceeds the context.
+    A mask is written [MASK], <mask> or as in the tokenizer. Each prediction sees all masks. Raises UserError for text
+    that has no mask or exceeds the context.
     """
     if top < 1:
         raise UserError(f"top is {top}; use 1 or more")
     mask, ids = mask_id(codec), masked_ids(codec, text)
     if mask not in ids:
-        raise UserError(f"the text {text[:40]!r} has no mask; write [MASK] for the word to predict")
+        raise UserError(f"{text[:40]!r} has no mask; write [MASK] for the word to predict")
     context = model.config.context
     if context is not None and len(ids) > context:
         raise UserError(f"the text has {len(ids)} tokens, but the model takes at most {context}; shorten it")
@@ -194,7 +193,7 @@ def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list
 
 
 def masked_ids(codec: Codec, text: str) -> list[int]:
-    """The ids of a text with masks, with the codec's special tokens around them.
+    """The ids of text with masks, between the codec's special tokens.
 
     If the tokenizer joins a space to the word after it, the mask replaces that space too.
     """

@@ -23,16 +23,16 @@ _ORDER_STREAM, _ACTION_STREAM, _TOKEN_STREAM, _SPAN_STREAM = range(4)  # streams
 @deferred_check
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Devlin et al. 2019, section 3.1: the model predicts a share `rate` of the text; of that, the share `mask` becomes
-    the mask token, `random` becomes any text token, and the rest is unchanged. (ModernBERT's rate is 0.3.)
+    """Devlin et al. 2019, section 3.1: the model predicts a share `rate` of the text. Of that, a share `mask` becomes
+    the mask token, a share `random` becomes random text tokens, and the rest is unchanged. (ModernBERT's rate is 0.3.)
 
-    `unit` is masked as one: `tokens`, whole `words`, or `spans` of words with geometric lengths (p = 0.2, at most 10),
-    each span replaced in one way (SpanBERT, Joshi et al. 2020).
+    `unit` is what is masked at once: `tokens`, whole `words`, or `spans` of words with geometric lengths (p = 0.2, at
+    most 10). The tokens in a span are all replaced in the same way (SpanBERT, Joshi et al. 2020).
     """
 
     rate: float = 0.15  # share of the text to predict
-    mask: float = 0.8  # share of that replaced by the mask token
-    random: float = 0.1  # share of that replaced by a random token
+    mask: float = 0.8  # share of these that the mask token replaces
+    random: float = 0.1  # share of these that random tokens replace
     unit: Literal["tokens", "words", "spans"] = "tokens"
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class MaskingConfig:
             raise ConfigError(f"masking.rate is {self.rate}; choose a share between 0 and 1, such as 0.15")
         if self.mask < 0 or self.random < 0 or self.mask + self.random > 1 + 1e-9:
             raise ConfigError(
-                f"masking.mask {self.mask} and masking.random {self.random} are not valid shares; choose two of at "
-                "least 0 that sum to at most 1"
+                f"masking.mask={self.mask} and masking.random={self.random} are not valid; choose shares of at least 0 "
+                "that sum to at most 1"
             )
 
 
@@ -53,14 +53,14 @@ class MaskedRows(NamedTuple):
 
 
 class Masking:
-    """Masks rows: a pure function of (seed, index of the sample), never stored."""
+    """Masks rows. Masks are a pure function of the seed and the sample index, and never stored."""
 
     def __init__(self, config: MaskingConfig, tables: TokenTables) -> None:
         self.config, self.tables = config, tables
         self._text = np.flatnonzero(tables.text)
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, indices: np.ndarray, seed: int) -> MaskedRows:
-        """Mask rows, int [B, T], with the random numbers of their indices [B]. A row with text has at least one
+        """Mask rows, int [B, T], with random numbers determined by their indices [B]. A row with text has at least one
         label.
         """
         units = self._units(ids, positions, indices, seed)
@@ -99,13 +99,13 @@ def _unit_indices(starts: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def _span_lengths(uniform: np.ndarray) -> np.ndarray:
-    """Lengths from 1 to SPAN_LONGEST with p(n) proportional to (1 - p)^(n - 1), from numbers in [0, 1)."""
+    """Lengths from 1 to MAX_SPAN with p(n) proportional to (1 - p)^(n - 1), from numbers in [0, 1)."""
     weights = (1 - SPAN_STOP) ** np.arange(MAX_SPAN)
     return np.searchsorted(weights.cumsum() / weights.sum(), uniform, side="right") + 1
 
 
 def _choose_masked(units: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
-    """The positions to mask, bool [T]: units by ascending key, each that still fits into the row's share.
+    """The positions to mask, bool [T]: units in ascending order of key, if they still fit into the row's share.
 
     If not even one fits, the smallest is masked.
     """
@@ -131,7 +131,7 @@ def noise(seed: int, indices: np.ndarray, stream: int, count: int) -> np.ndarray
     return (splitmix64(keys[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
-_PAIR_STREAM, _SEGMENT_STREAM = 16, 17  # streams of random numbers, separate from those of masking
+_PAIR_STREAM, _SEGMENT_STREAM = 16, 17  # streams of random numbers, separate from those for masking
 
 
 class TokenRowBatch(NamedTuple):
@@ -157,7 +157,7 @@ class RowSource(Protocol):
 
 
 class DocumentSpans(NamedTuple):
-    """Documents without special tokens, as slices of an array of ids, and the special tokens around them in rows."""
+    """Documents without special tokens, as slices of an id array, and the special tokens that surround them in rows."""
 
     ids: np.ndarray
     spans: Spans
@@ -165,7 +165,7 @@ class DocumentSpans(NamedTuple):
 
 
 def document_spans(cache: TokenCache, spans: Spans, codec: Codec) -> DocumentSpans:
-    """The documents (or parts of them) at `spans`. Raises UserError if they contain no text."""
+    """The documents (or parts of them) at `spans`. Raises UserError if they do not contain text."""
     starts, stops = spans.starts.copy(), spans.starts + spans.lengths
     if codec.bos_id is not None:
         starts += cache.ids[starts] == codec.bos_id
@@ -173,13 +173,13 @@ def document_spans(cache: TokenCache, spans: Spans, codec: Codec) -> DocumentSpa
         stops -= (stops > starts) & (cache.ids[stops - 1] == codec.eos_id)
     nonempty = stops > starts
     if not nonempty.any():
-        raise UserError("the documents have no text besides special tokens; add longer ones")
+        raise UserError("the documents have only special tokens; add longer documents")
     return DocumentSpans(cache.ids, Spans(starts[nonempty], (stops - starts)[nonempty]), sequence_template(codec))
 
 
 class PackedDocuments:
-    """Documents cut into chunks that fill a row, each with special tokens; short ones share a row (Liu et al. 2019,
-    "full sentences", except that documents do not see each other). Row k holds the same text in every epoch.
+    """Documents cut into chunks that fill a row, each with special tokens; short ones share a row ("full sentences" in
+    Liu et al. 2019, except that documents do not attend to each other). Row k has the same text in every epoch.
     """
 
     def __init__(self, documents: DocumentSpans, context: int) -> None:
@@ -223,15 +223,17 @@ class PackedDocuments:
 
 
 class SegmentPairs:
-    """Two segments per row with the special tokens of a pair and types 0 and 1 (Devlin et al. 2019, section 3.1).
+    """Two segments per row, with the special tokens for pairs and types 0 and 1 (Devlin et al. 2019, section 3.1).
 
     Documents are cut into at least two segments of about equal lengths. In half of the rows B is the segment after A;
-    in the others it is from another document or, with only one document, from elsewhere in it.
+    in the others it comes from another document or, if there is only one, from elsewhere in it.
     """
 
     def __init__(self, documents: DocumentSpans, context: int) -> None:
         if not documents.frame.between:
-            raise UserError("pairs need a tokenizer with a separator token; use another, or set task.next=false")
+            raise UserError(
+                "segment pairs need a tokenizer with a separator token; use another, or set task.next=false"
+            )
         max_length = _check_room((context - documents.frame.num_special_tokens(2)) // 2, context)
         splittable = documents.spans.lengths > 1
         starts, lengths = documents.spans.starts[splittable], documents.spans.lengths[splittable]
@@ -254,7 +256,7 @@ class SegmentPairs:
         unrelated = noise(seed, indices, _PAIR_STREAM, 1)[:, 0] < 0.5
         second = np.where(unrelated, self._unrelated(first, noise(seed, indices, _SEGMENT_STREAM, 1)[:, 0]), first + 1)
         first_stops = len(before) + self._sizes[first]
-        second_starts = first_stops + len(between)  # start of B
+        second_starts = first_stops + len(between)  # where B starts
         lengths = second_starts + self._sizes[second] + len(after)
         row_indices, columns = np.arange(len(rows)), np.arange(int(lengths.max()))
         ids = np.zeros((len(rows), len(columns)), np.int64)
@@ -275,7 +277,7 @@ class SegmentPairs:
         return TokenRowBatch(ids, np.where(inside, columns, -1), types, unrelated.astype(np.int64))
 
     def _unrelated(self, first: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Segments that do not follow `first`: any outside its document or, in a single document, any but itself and
+        """Segments that do not follow `first`: any from other documents or, if there is only one, any except itself and
         the next.
         """
         multiple = len(self._counts) > 1

@@ -1,4 +1,4 @@
-"""Masked language models in use."""
+"""Inference with masked language models."""
 
 from __future__ import annotations
 

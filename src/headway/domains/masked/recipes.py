@@ -1,4 +1,4 @@
-"""Recipes for masked language models, and how the generic one scales with the amount of text and the time."""
+"""Recipes for masked language models, and how the generic one scales with text and time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def modern_encoder(
     width: int, depth: int, heads: int, vocab_size: int, context: int, dropout: float = 0.0
 ) -> TransformerConfig:
     """A small ModernBERT (Warner et al. 2024) with global attention in every layer: RoPE, GeGLU, pre-norm, no biases.
-    Residual branches are initialised to zero, so it learns faster than a BERT of 2019 of the same size.
+    Residual branches are initialised to zero, so it learns faster than the 2019 BERT at the same size.
     """
     norm = LayerNormConfig(bias=False)
     mixer = AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig(), qkv_bias=False, out_bias=False)
@@ -53,15 +53,15 @@ def modern_encoder(
 
 
 def masked() -> Recipe:
-    """Any text of your own."""
+    """Your own text."""
     return Recipe(
         name="masked",
         domain="masked",
-        description="a BERT from any text: files, folders, archives or a Hugging Face dataset",
+        description="a BERT from your own text: files, folders, archives or a Hugging Face dataset",
         data=(),
         model=modern_encoder(width=256, depth=4, heads=4, vocab_size=8192, context=128),
         task=MaskedConfig(),
-        # Without weight decay matrices grow to five times their size, and fine-tuning changes them too little to learn.
+        # Without weight decay, matrices grow to five times their size, and fine-tuning hardly changes them.
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.1),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_tokens=4096),
@@ -79,11 +79,11 @@ _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # (ch
 
 @dataclass(frozen=True)
 class MaskedScale(Scale):
-    """Vocabularies that grow with the text. A target is a masked token; each epoch masks others."""
+    """Vocabularies that grow with the text. A target is a masked token; each epoch masks different tokens."""
 
     calibrated: bool = True
     descent: Descent | None = Descent(0.58, 1.5, 3.8)
-    # As for text, but with both-sided context a masked token is taken to be worth three tokens of one pass.
+    # As for text, but with context on both sides a masked token is assumed to be worth three tokens.
     law: ScalingLaw = field(default_factory=lambda: ScalingLaw(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     min_batch: int = 1024
     noise_scale: float = 4.0
@@ -95,7 +95,7 @@ class MaskedScale(Scale):
             return DataSettings({})
         num_characters = count_characters(paths, _MAX_CHARACTERS)
         vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
+        reason = f"vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
         return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
 
     def unique_targets(self, task: Task) -> int:

@@ -60,21 +60,21 @@ HEAD = VocabularyHeadConfig(bias=True, transform=TransformConfig(norm=LayerNormC
 class MaskedConfig(TaskConfig):
     """Predict masked tokens of documents from both sides (Devlin et al. 2019).
 
-    `masking` chooses the masked tokens. Without `next`, documents fill rows of `context` tokens (none: the model's),
-    short ones share a row, and every epoch has new masks (RoBERTa, Liu et al. 2019). With it, rows are pairs of
-    segments, and the head "next" predicts whether the second follows the first. `codec`, `size` (maximum vocabulary)
-    and `lowercase` set the codec to train, unless `tokenizer` names a published one (its file, folder or
-    hf:owner/name). `split` sets the held-out shares if no file is named for them. A batch has train.batch_size rows or,
-    without it, as many as train.batch_tokens holds.
+    `masking` chooses the masked tokens. Without `next`, documents fill rows of `context` tokens (none: the model's
+    context), short ones share a row, and every epoch has new masks (RoBERTa, Liu et al. 2019). With `next`, rows are
+    pairs of segments, and the head "next" predicts whether the second follows the first. `codec`, `size` (maximum
+    vocabulary size) and `lowercase` set the codec to train, unless `tokenizer` names a published one (its file, folder
+    or hf:owner/name). `split` sets the held-out shares if no files are named for the splits. A batch has
+    train.batch_size rows or, if that is not set, as many as fit into train.batch_tokens.
     """
 
     codec: Kind = "wordpiece"  # kind of the tokenizer to train
     size: int | None = 8192  # maximum vocabulary size
     lowercase: bool = False  # whether to lower-case the text
     tokenizer: str | None = None  # published tokenizer to use instead: a file, folder or hf:owner/name
-    context: int | None = None  # tokens per row; none: the model's
+    context: int | None = None  # tokens per row; none: the model's context
     masking: MaskingConfig = MaskingConfig()  # which tokens are masked
-    next: bool = False  # whether to predict if the second segment of a pair follows the first (BERT)
+    next: bool = False  # whether to predict if the second segment in a pair follows the first (BERT)
     split: SplitConfig = SplitConfig()  # held-out shares
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -112,7 +112,7 @@ class MaskedDataset(Examples):
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size, and with token types if rows are pairs.
 
-        Raises UserError for a causal model, or without text to train or evaluate on.
+        Raises UserError for a causal model, or if there is no text to train or evaluate on.
         """
         for split in ("train", "validation"):
             self.of(split)
@@ -120,8 +120,8 @@ class MaskedDataset(Examples):
             raise UserError(f"a {type(model).__name__} cannot predict masked tokens; use an encoder such as bert-base")
         if model.stack.causal:
             raise UserError(
-                "this model is causal, but masks are predicted from both sides; use an encoder such as "
-                "bert-base, or the recipe text"
+                "this model is causal, but masks are predicted from both sides; use an encoder such as bert-base, or "
+                "the recipe text"
             )
         embed = model.embed
         if self.config.next and isinstance(embed, TokenEmbedConfig) and embed.types < 2:
@@ -140,12 +140,12 @@ class MaskedDataset(Examples):
         return self.splits.final
 
     def count_tokens(self, split: str) -> int:
-        """The tokens of a split, special tokens included."""
+        """The tokens in a split, including special tokens."""
         return self.segments.select(self.splits.rows(split)).tokens
 
     def batch(self, rows: TokenRowBatch, indices: np.ndarray, seed: int) -> Batch:
-        """Rows with the masks of their indices, int [B], and the seed. Targets are the masked tokens, int [B, T], -100
-        elsewhere, and for pairs, int [B], 0 if the second segment follows the first and 1 if not.
+        """Rows, masked as determined by their indices, int [B], and the seed. Targets are the masked tokens, int [B,
+        T], -100 elsewhere, and for pairs int [B]: 0 if the second segment follows the first, and 1 if not.
         """
         masked = self.masking(rows.ids, rows.positions, indices, seed)
         types, unrelated = (None if t is None else torch.from_numpy(t) for t in (rows.types, rows.unrelated))
@@ -155,7 +155,7 @@ class MaskedDataset(Examples):
         return Batch((inputs, self._layout(rows.positions)), targets, num_masked, rows.ids.size)
 
     def _layout(self, positions: np.ndarray) -> Layout:
-        """Rows of one document each share one layout, and so what models derive from it."""
+        """Rows with one document each share one layout, and so everything that models derive from it."""
         shape = positions.shape
         if not (positions[:, -1] == shape[1] - 1).all():
             return Layout(torch.from_numpy(positions))
@@ -172,8 +172,8 @@ class MaskedDataset(Examples):
 
 @dataclass(frozen=True)
 class MaskedRowSamples:
-    """The rows of a split, or the first `limit` of them. In training a row has new masks every epoch; in evaluation its
-    masks depend only on its index and are the same in every run.
+    """The rows in a split, or the first `limit` of them. In training, a row has new masks every epoch; in evaluation,
+    its masks depend only on its index and are the same in every run.
     """
 
     dataset: MaskedDataset
@@ -203,7 +203,7 @@ class MaskedTokens(Objective[MaskedDataset]):
     unit = "masked token"
 
     def adapt(self, model: ModelConfig, examples: MaskedDataset) -> ModelConfig:
-        """`model` with the heads of this task; keeps its own vocabulary head if it has one."""
+        """`model` with this task's heads; keeps its own vocabulary head if it has one."""
         assert isinstance(model, TransformerConfig)  # checked by the examples
         heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}
         if examples.config.next:
@@ -230,9 +230,9 @@ class MaskedTokens(Objective[MaskedDataset]):
     def evaluate(
         self, model: nn.Module, examples: MaskedDataset, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats per masked token), its perplexity, the accuracy on masked tokens, and the same for pairs.
+        """Loss (nats per masked token), perplexity and accuracy on masked tokens, and the same for pairs.
 
-        Masks depend only on the row: it has the same ones in every evaluation of every run. `limit` counts rows.
+        A row has the same masks in every evaluation of every run. `limit` counts rows.
         """
         sums = [
             _batch_sums(model, batch) for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit))
@@ -251,7 +251,7 @@ class MaskedTokens(Objective[MaskedDataset]):
 
     @torch.no_grad()
     def samples(self, model: nn.Module, examples: MaskedDataset, count: int) -> list[dict[str, str]]:
-        """Held-out text with its masks and the model's predictions, from positions spread evenly over the split."""
+        """Held-out text with its masks and the model's predictions, spread evenly over the split."""
         validation = examples.of("validation")
         indices = np.unique(np.linspace(0, len(validation) - 1, count).astype(int))
         batch = validation.take(indices).to(device_of(model))
@@ -271,7 +271,7 @@ class MaskedTokens(Objective[MaskedDataset]):
 
 
 def _batch_sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
-    """Nats, hits and count of a batch's masked tokens and, for pairs, of next-sentence prediction."""
+    """Nats, hits and count for a batch's masked tokens and, for pairs, for next-sentence prediction."""
     labels, unrelated = batch.targets
     encoded, is_masked = model(*batch.inputs), labels != IGNORE_INDEX
     nats, hits = 0.0, 0

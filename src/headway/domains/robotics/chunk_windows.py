@@ -1,4 +1,4 @@
-"""Demonstrations as training data: the observation at a step, and the chunk of actions from there."""
+"""Demonstrations as training data: the observation at a step, and the chunk of actions that starts there."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, Robo
 from headway.nn.models.robot import stack_steps
 
 _BRIGHTEST = 255.0
-_MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pixels become -2 to 2
+_MIDDLE, _HALF = 127.5, 64.0  # maps most pixel values to between -2 and 2
 _EVAL_BATCH = 64  # windows per evaluation batch
 _RNG_STREAM = 13  # random stream, independent of others with the same seed
 
 
 class DemonstrationExamples(Examples):
-    """Windows over the steps of demonstrations, divided by `splits`; a training batch has `size` of them, with `noise`
-    on scaled states. `model` defines the length of chunks and their random inputs; one that takes the last `history`
-    steps gets them, and learns the actions from the oldest of them.
+    """Windows over the steps of demonstrations, divided by `splits`. A training batch has `size` windows, with `noise`
+    added to the scaled states. `model` defines the chunk length and random inputs. A model that takes the last
+    `history` steps also learns the actions from the oldest of these on.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class DemonstrationExamples(Examples):
         return self.splits.final
 
     def count(self, split: str) -> int:
-        """Number of demonstrations; each has many windows."""
+        """Number of demonstrations, each of which has many windows."""
         return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
-        """Return `model` with the sizes of states, images and actions, and the vocabulary. UserError without training
-        data.
+        """Return `model` with the sizes of states, images and actions, and the vocabulary size. UserError without
+        training data.
         """
         self.splits.rows("train")
         config = cast(RobotPolicyConfig, model)
@@ -87,7 +87,7 @@ class DemonstrationExamples(Examples):
         try:
             observation = config.observation.with_inputs(len(self.codec.mean), cameras)
         except ConfigError as error:
-            raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
+            raise ConfigError(f"{error} with task.size, or set model.observation.images.patch") from error
         sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
         if isinstance(config, ActConfig):
             return replace(config, **sizes, words=self.codec.vocab_size)
@@ -96,7 +96,7 @@ class DemonstrationExamples(Examples):
         return replace(config, **sizes)
 
     def observations(self, steps: np.ndarray) -> Observations:
-        """Return the observations at steps, int64 [B]; an episode's first step is repeated for missing ones."""
+        """Return the observations at steps, int64 [B]; missing ones before an episode repeat its first step."""
         lags = reversed(range(self.model.history))
         return stack_steps([self._observe(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
 
@@ -106,8 +106,8 @@ class DemonstrationExamples(Examples):
         return make_observations(self.codec, self._states[steps], images, names)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
-        """Return the actions from steps, int64 [B], including those of the history; an episode's first and last action
-        are repeated beyond its ends.
+        """Return the actions from steps, int64 [B], on, including the history. Beyond the ends of an episode, its first
+        and last action are repeated.
         """
         step_indices = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
@@ -124,8 +124,8 @@ class DemonstrationExamples(Examples):
 
 
 class ChunkWindows:
-    """Windows of the demonstrations with these `indices`, int64 [E]. In evaluation they start at `steps`, one chunk
-    after the other; in training one starts at each step.
+    """Windows from the demonstrations with these `indices`, int64 [E]. In evaluation, they start at `steps`, one chunk
+    after another; in training, one starts at each step.
     """
 
     def __init__(self, examples: DemonstrationExamples, indices: np.ndarray, limit: int | None = None) -> None:
@@ -167,8 +167,8 @@ class ChunkWindows:
 
 
 class TaskRotation(NamedTuple):
-    """Batches of `size` steps, from those of each task, int64 [N] each: tasks alternate, and the steps of each come in
-    separate shuffled epochs, so that tasks with longer demonstrations do not dominate.
+    """Batches of `size` steps from the steps of each task, int64 [N] each. Tasks alternate, and each task's steps come
+    in separate shuffled epochs, so that tasks with longer demonstrations do not dominate.
     """
 
     steps: tuple[np.ndarray, ...]
@@ -189,7 +189,7 @@ class TaskRotation(NamedTuple):
 def make_observations(
     codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
 ) -> Observations:
-    """Return model inputs from scaled states [B, S], images of each camera (uint8 [B, H, W, 3]) and B task names."""
+    """Return model inputs from scaled states [B, S], each camera's images (uint8 [B, H, W, 3]) and B task names."""
     images = tuple(to_pixels(pictures[camera.name], camera) for camera in codec.cameras)
     state = torch.from_numpy(states) if codec.mean else None
     if not codec.words:

@@ -1,4 +1,4 @@
-"""Build a codec for policies that LeRobot trained."""
+"""Build a codec for policies trained with LeRobot."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from headway.domains.robotics.robot_codec import FILE, Camera, RobotCodec, read_
 from headway.formats.lerobot import POLICIES, Scales, parse_scales
 from headway.formats.usage import Usage
 
-_ASSUMED_LENGTH = 500  # assumed steps of an episode
+_ASSUMED_LENGTH = 500  # assumed steps per episode
 
 
 def load_codec(directory: Path, usage: Usage) -> RobotCodec:
-    """Return the codec next to a policy, or of a published one from its usage. UserError if there is none."""
+    """Return the codec stored next to a policy or, for a published policy, from its usage. UserError if there is
+    none.
+    """
     if usage.family in POLICIES and not (directory / FILE).is_file():
         return _from_scales(parse_scales(usage.processor))
     return read_codec(directory)

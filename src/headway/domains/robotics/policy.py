@@ -1,4 +1,4 @@
-"""Run a policy: it predicts chunks of actions, and overlapping predictions are averaged."""
+"""Run a policy: predict chunks of actions and average overlapping predictions."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _FLAT_PREFIX = "observation."
 
 Observation = Mapping[str, Any]
 """{"state": [S], "cameras": {name: uint8 [H, W, 3]}, "task": text}, or LeRobot's flat keys: "observation.state",
-"observation.environment_state", "observation.images.NAME", "task". Unused entries may be left out."""
+"observation.environment_state", "observation.images.NAME", "task". Unused entries may be omitted."""
 
 
 class PredictedChunk(NamedTuple):
-    """A chunk per row, [B, C, A] in the robot's units, and the step of its prediction."""
+    """A chunk per row, [B, C, A] in the robot's units, and the step at which it was predicted."""
 
     step: int
     actions: np.ndarray
 
 
 class PolicyRunner:
-    """Acts in B episodes of the same age. The noise of a diffusion policy depends only on the seed of each row."""
+    """Acts in B episodes of the same age. A diffusion policy's noise depends only on each row's seed."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
         self._rngs = [np.random.default_rng([_RNG_STREAM, seed]) for seed in seeds]
         self._device = device_of(model)
         self._chunks: list[PredictedChunk] = []
-        self._history: list[Observations] = []  # the last steps that the next chunk needs, oldest first
+        self._history: list[Observations] = []  # the last steps, which the next chunk needs, oldest first
         self._step = 0
 
     def act(self, observe: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
-        """Return the actions of this step. Every `execute` steps a new chunk is predicted; `observe` is called then,
+        """Return the actions for this step. A new chunk is predicted every `execute` steps; `observe` is called then,
         and at the earlier steps that the model takes.
         """
         steps_left = -self._step % self.codec.execute  # steps until the next prediction
@@ -68,7 +68,7 @@ class PolicyRunner:
         return self.codec.decode_actions(output.float().cpu().numpy())
 
     def with_history(self, *steps: Observations) -> Observations:
-        """The model's inputs for the last steps, the current one last; the first is repeated for missing ones."""
+        """The model's inputs for the last steps, with the current one last; missing steps repeat the first."""
         return stack_steps([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
 
     def keep_rows(self, rows: np.ndarray) -> None:
@@ -79,8 +79,8 @@ class PolicyRunner:
 
 
 def ensemble_chunks(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
-    """Temporal ensembling (Zhao et al. 2023, section IV-B): the mean of K chunks' predictions for the same step, the
-    oldest first, with weights exp(-m i); None takes the newest.
+    """Temporal ensembling (Zhao et al. 2023, section IV-B): the mean of K chunks' predictions for the same step, oldest
+    first, with weights exp(-m i); None takes the newest.
     """
     if weight is None:
         return present[-1]
@@ -89,10 +89,10 @@ def ensemble_chunks(present: Float[np.ndarray, "K B A"], weight: float | None) -
 
 
 class RobotController:
-    """A policy for one robot, step by step. `task` is the default if an observation has none."""
+    """A policy for one robot, step by step. `task` is the default for observations without a task."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
-        """UserError for a task with only unknown words."""
+        """UserError for a task whose words are all unknown."""
         self.model, self.codec, self.seed = model, codec, seed
         self.task = task if task is not None else codec.names[0] if len(codec.names) == 1 else None
         if codec.words and self.task is not None:
@@ -104,24 +104,24 @@ class RobotController:
         self._runner = PolicyRunner(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Observation) -> Float[np.ndarray, "A"]:
-        """Return the action of this step and advance to the next one."""
+        """Return the action for this step and advance to the next one."""
         observations = self._to_observations(observation)
         return self._runner.act(lambda: observations)[0]
 
     def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
-        """Predict the next actions from this observation alone, without advancing."""
+        """Predict the next actions from only this observation, without advancing."""
         acting = PolicyRunner(self.model, self.codec, [self.seed])
         return acting.chunk(acting.with_history(self._to_observations(observation)))[0]
 
     def _to_observations(self, observation: Observation) -> Observations:
-        """UserError for an observation that lacks an input of the policy, or has one of another size."""
+        """UserError for an observation that lacks a policy input, or in which one has the wrong size."""
         inputs = structure_observation(observation)
         states = self._state(inputs.get("state"))
         images = {camera.name: self._image(camera.name, inputs["cameras"]) for camera in self.codec.cameras}
         name = inputs.get("task") or self.task
         if self.codec.words and not name:
             known = ", ".join(map(repr, self.codec.names))
-            raise UserError(f"the observation has no task, but this policy has several; add task, one of {known}")
+            raise UserError(f"the observation has no task, but this policy has several; add task with one of {known}")
         return make_observations(self.codec, states, images, [name or ""])
 
     def _state(self, state: Any) -> np.ndarray:
@@ -130,7 +130,10 @@ class RobotController:
             raise UserError(f"the observation has no state, but this policy takes {size} numbers; add state")
         values = np.asarray(state if size else [], np.float32).reshape(1, -1)
         if size and values.shape[1] not in (size, recorded):
-            raise UserError(f"the state has {values.shape[1]} numbers, this policy takes {recorded}; pass its robot's")
+            raise UserError(
+                f"the state has {values.shape[1]} numbers, but this policy takes {recorded}; pass the state of its "
+                "robot"
+            )
         if not np.isfinite(values).all():
             raise UserError(f"the state contains {values[~np.isfinite(values)][0]}, which is not finite; correct it")
         return self.codec.states(values)
@@ -138,11 +141,11 @@ class RobotController:
     def _image(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:
         if name not in cameras:
             known = ", ".join(cameras) or "none"
-            raise UserError(f"the observation has no image of the camera {name!r} (its cameras: {known}); add it")
+            raise UserError(f"the observation has no image from camera {name!r} (its cameras: {known}); add it")
         image = np.asarray(cameras[name])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
-                f"the image of the camera {name!r} is {image.dtype} of shape {image.shape}; pass uint8 [H, W, 3]"
+                f"the image from camera {name!r} is {image.dtype} with shape {image.shape}; pass uint8 [H, W, 3]"
             )
         return image[None]
 

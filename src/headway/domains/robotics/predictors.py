@@ -1,4 +1,4 @@
-"""Predictors of a trained policy: step by step, or rollouts in a simulator."""
+"""Inference with a trained policy: step by step, or rollouts in a simulator."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from headway.nn.models import RobotPolicy
 
 @check_types
 def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> RobotController:
-    """Return the policy of a run, or of a published model whose `usage` has the scales. UserError for a task with only
-    unknown words.
+    """Return the policy from a run, or from a published model whose `usage` has the scales. UserError for a task whose
+    words are all unknown.
     """
     return RobotController(model.module, load_codec(model.directory, model.usage), task, seed)
 
@@ -43,17 +43,20 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes of each task: `results` per task, and their totals.
+    """Play episodes of each task and return `results` per task and their totals.
 
-    `env` are chosen by the user: Gymnasium ids, metaworld/NAME or module:Name; none are those of the run's evaluation.
-    Episode i of each starts from `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes`
-    of the first task, `speed` times as fast as real time. `execute` and `ensemble` are those of the task, None and
-    "run" as in the run. Raises UserError, before any work, for environments that do not fit.
+    `env` are Gymnasium ids, metaworld/NAME or module:Name; if empty, the environments that the run was evaluated in.
+    Episode i of each starts from `seed` + i (None: the test seeds). `render` is the path of a video of the first
+    `render_episodes` of the first task, `speed` times as fast as real time. `execute` and `ensemble` are as in the
+    task's settings; None and "run" take those of the run. Raises UserError, before any work, for environments that do
+    not match.
     """
     check_episodes(episodes, seed)
     directory = model.directory
     if draw is not None or target_returns(target_return):
-        raise UserError(f"{directory} is a robot policy, without returns or sampling; leave such options out")
+        raise UserError(
+            f"{directory} is a robot policy, which has no target returns and no sampling; omit these options"
+        )
     envs = [env] if isinstance(env, str) else list(env or ())
     film = film_config(render, min(render_episodes, episodes), speed)
     codec = _with_execution(load_codec(directory, model.usage), model.module, execute, ensemble)
@@ -85,13 +88,13 @@ def _with_execution(
 ) -> RobotCodec:
     chunk = model.config.chunk
     if execute is not None and not 1 <= execute <= chunk:
-        raise UserError(f"{execute} actions of a chunk of {chunk} cannot be executed; choose 1 to {chunk}")
+        raise UserError(f"cannot execute {execute} actions of a chunk of {chunk}; choose 1 to {chunk}")
     codec = codec if execute is None else replace(codec, execute=execute)
     return codec if ensemble == "run" else replace(codec, ensemble=ensemble)
 
 
 def _known_environments(codec: RobotCodec, directory: Path, has_envs: bool) -> dict[str, str]:
-    """Return the environment of each task. UserError if none is known and there are no others (`has_envs`)."""
+    """Return each task's environment. UserError if none is known and no others are passed (`has_envs`)."""
     environments = {task: name for task, name in zip(codec.names, codec.environments) if name}
     if has_envs:
         return environments
@@ -101,8 +104,8 @@ def _known_environments(codec: RobotCodec, directory: Path, has_envs: bool) -> d
 
 
 def _task_of(name: str, codec: RobotCodec, known: Mapping[str, str]) -> str:
-    """Return the task to play in an environment: the one evaluated there, the only one, or the one in the environment's
-    name. UserError if all words are unknown.
+    """Return the task to play in an environment: the one evaluated there, the only one, or the one that the
+    environment's name contains. UserError if all its words are unknown.
     """
     for task, environment in known.items():
         if environment == name:

@@ -1,6 +1,4 @@
-"""Recipes for robots: the user's demonstrations, and Meta-World's tasks; and how they scale with the user's data and
-time.
-"""
+"""Recipes for robots, from your own demonstrations or for Meta-World tasks, and how they scale with data and time."""
 
 from __future__ import annotations
 
@@ -26,30 +24,32 @@ def robotics() -> Recipe:
     return Recipe(
         name="robotics",
         domain="robotics",
-        description="demonstrations of a robot: LeRobot folders, .npz, HDF5; chunks of actions (ACT)",
+        description="robot demonstrations (LeRobot folders, .npz, HDF5): learn chunks of actions (ACT)",
         data=(),
         model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
         task=RoboticsConfig(scaling="range", noise=0.05),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
-        expected="--minutes chooses size and steps for your demonstrations; else minutes on 2 cores, without cameras",
+        expected="--minutes chooses size and steps for your demonstrations; otherwise minutes on 2 cores without cameras",
     )
 
 
 def metaworld() -> Recipe:
-    """A small model for a few core-minutes per task. It has no latent, because a single expert acts in one way."""
+    """A small model for a few core-minutes per task. It has no latent, because a single expert always acts in the same
+    way.
+    """
     return Recipe(
         name="metaworld",
         domain="robotics",
-        description="tasks of Meta-World from demonstrations (headway data collect metaworld/...; extra robotics)",
+        description="Meta-World tasks from demonstrations (headway data collect metaworld/...; extra robotics)",
         data=(),
         model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
         task=RoboticsConfig(scaling="range", noise=0.05, split=SplitConfig(validation=0.0, test=0.0)),
         optim=AdamWConfig(lr=1e-3, weight_decay=1e-4),
         schedule=CosineConfig(warmup=0.05, floor=0.02),
         train=TrainConfig(steps=3000, batch_size=64, clip=1.0, ema=0.998, evaluate_every=300),
-        expected="success in 98 % of the episodes of five tasks, with 3 core-minutes each",
+        expected="success in 98 % of episodes over five tasks, with 3 core-minutes per task",
     )
 
 
@@ -66,7 +66,7 @@ _SHAPES = (
     (384, [4, 1, 1], 6),
     (512, [5, 1, 1], 8),
 )
-_CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
+_CHUNKS = (5, 50)  # actions per chunk: a fifth of a demonstration, within this range
 _EPISODE_RANGE = (5, 25)  # minimum and maximum episodes per task and evaluation; twice as many at the end
 _MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out demonstrations per split
 _PATCH = 16  # image sizes are multiples of it
@@ -75,8 +75,8 @@ _MAX_HEIGHTS = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum he
 
 @dataclass(frozen=True)
 class DemonstrationsScale(Scale):
-    """Batches are counted in actions, each of which is a different target in each chunk that contains it. States get
-    new noise each time, so repeated data is worth more than for text, and supports larger models.
+    """Batches are counted in actions. Each action is a different target in each chunk that contains it. States get new
+    noise each time, so repeated data is worth more than for text and supports larger models.
     """
 
     law: ScalingLaw = field(default_factory=lambda: ScalingLaw(repeats=60.0, excess=20.0))

@@ -1,4 +1,6 @@
-"""Convert a robot's observations and actions for a model, with the scales and names stored next to it. No torch."""
+"""Convert a robot's observations and actions for a model, with the scales and names stored next to it. Does not need
+torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "robotics.json"  # stored next to a policy: the scales of its inputs and outputs
-UNKNOWN = 0  # id of words that occur in no demonstrated task
+UNKNOWN = 0  # id for words that do not occur in any demonstrated task
 _MIN_SPREAD = 1e-6  # a smaller spread counts as constant: only the mean is subtracted
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -24,8 +26,8 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera's name, and the sizes (height, width) of its images as recorded and as model inputs. With a `scale` for
-    three channels, the model takes pixels from 0 to 1 minus their `shift`, divided by it.
+    """A camera's name, and the sizes (height, width) of its images as recorded and as model inputs. If `scale` is set,
+    for three channels, the model takes pixels from 0 to 1 minus `shift`, divided by `scale`.
     """
 
     name: str
@@ -37,13 +39,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class RobotCodec:
-    """States have `recorded` values, of which the first len(`mean`) are used: minus `mean`, divided by `std`, clipped
-    to `farthest`. Actions minus `shift`, divided by `scale`.
+    """States have `recorded` values, of which the first len(`mean`) are used: minus `mean`, divided by `std`, and
+    clipped to `farthest`. Actions are taken minus `shift`, divided by `scale`.
 
-    `names` are the tasks, `environments` where each can be played ("" if unknown), `words` the vocabulary of the names
-    if the model takes them. A new chunk is predicted every `execute` actions; `ensemble` is the m of temporal
-    ensembling, None for only the newest chunk. `longest` is the length of the longest demonstration; `scaling` is the
-    basis of shift and scale: mean and deviation, or the range (None: unknown).
+    `names` are the tasks, `environments` where each can be played ("" if unknown), and `words` the vocabulary of the
+    names if the model takes them. A new chunk is predicted every `execute` actions; `ensemble` is the m of temporal
+    ensembling (None: only the newest chunk). `longest` is the length of the longest demonstration; `scaling` is what
+    shift and scale are based on: mean and standard deviation, or the range (None: unknown).
     """
 
     recorded: int
@@ -70,9 +72,10 @@ class RobotCodec:
         named = len(self.environments) == len(self.names)
         if not (fits and named and min((*positive, *edges)) > 0) or 0 in (*self.std, *self.scale):
             raise ConfigError(
-                f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} deviations, "
-                f"{actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, {len(self.environments)} "
-                f"environments, execute {self.execute}, longest {self.longest}); restore it from a copy"
+                f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} standard "
+                f"deviations, {actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, "
+                f"{len(self.environments)} environments, execute {self.execute}, longest {self.longest}); restore it "
+                "from a backup"
             )
 
     @property
@@ -81,13 +84,13 @@ class RobotCodec:
 
     @property
     def size(self) -> Size | None:
-        """The input size of all images; None if cameras differ, or if there are none."""
+        """The input size of all images; None if cameras differ or there are no cameras."""
         sizes = {tuple(camera.read) for camera in self.cameras}
         return sizes.pop() if len(sizes) == 1 else None  # type: ignore[return-value]
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary of words, 0 if the model takes none."""
+        """Size of the word vocabulary; 0 if the model does not take words."""
         return len(self.words) + 1 if self.words else 0
 
     def states(self, states: np.ndarray) -> np.ndarray:
@@ -105,7 +108,7 @@ class RobotCodec:
         return output * _array(self.scale) + _array(self.shift)
 
     def word_ids(self, name: str) -> list[int]:
-        """Return the word ids of a task. UserError if all words are unknown."""
+        """Return a task's word ids. UserError if all words are unknown."""
         ids = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
         word_ids = [ids.get(word, UNKNOWN) for word in words_of(name)]
         if not any(word_ids):
@@ -127,29 +130,29 @@ class RobotCodec:
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words and punctuation of a task's name, lower-cased."""
+    """Return the words and punctuation in a task's name, lower-cased."""
     return _WORD.findall(name.lower().replace("_", " ").replace("-", " "))
 
 
 def read_codec(directory: Path) -> RobotCodec:
-    """Read the codec of a policy. UserError if the folder has none."""
+    """Read a policy's codec. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE} with the scales of states and actions; use a run of the recipes "
-            "robotics or metaworld"
+            f"{directory} has no {FILE} with the scales of states and actions; use a run of the recipe robotics or "
+            "metaworld"
         )
     return from_dict(RobotCodec, read_json(path), str(path))
 
 
 def mean_and_std(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of values [N, S]; 1 for constant values."""
+    """Return the mean and standard deviation of values [N, S]; constant values get 1."""
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
     return _to_tuple(mean), _to_tuple(np.where(std > _MIN_SPREAD, std, 1.0))
 
 
 def half_range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the centre and half the range of values [N, A]; 1 for constant values."""
+    """Return the centre and half the range of values [N, A]; constant values get 1."""
     low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
     half = (high - low) / 2
     return _to_tuple((high + low) / 2), _to_tuple(np.where(half > _MIN_SPREAD, half, 1.0))

@@ -1,4 +1,4 @@
-"""Success rates, episodes as film strips, and predicted next to demonstrated chunks, for the report of a run."""
+"""Success rates, episodes as film strips, and predicted next to demonstrated chunks, for run reports."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from headway.learn.report import Picture, Stroke, bar_chart, line_chart
 from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import RobotPolicy
 
-_PLOTTED_VALUES = 3  # plotted values of an action
+_PLOTTED_VALUES = 3  # plotted values per action
 
 
 def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
-    """Plot the success rate of each task with its interval."""
+    """Plot each task's success rate with its interval."""
     reported = {name: result for name, result in results.items() if "success_rate" in result}
     if not reported:
         return []
@@ -41,14 +41,14 @@ def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> 
         with open_envs(codec, environments[task], 1, render=True) as envs:
             played = play(model, codec, envs, task, [REPORT_SEEDS], reel)
         if played.succeeded is None:
-            caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
+            caption = f"{played.lengths[0]} steps, return {float(played.returns[0]):.5g}"
         else:
             caption = f"succeeds after {played.succeeded[0]} steps" if played.succeeded[0] else "does not succeed"
         yield FilmedEpisode(f"An episode: {task}", caption, reel)
 
 
 def chunk_comparison(model: RobotPolicy, examples: DemonstrationExamples, episode: int) -> list[Picture]:
-    """Plot the prediction at one step of a demonstration, a third into it, next to the demonstrated actions."""
+    """Plot the prediction at a step a third into a demonstration, next to the demonstrated actions."""
     data, codec = examples.data, examples.codec
     step = int(data.starts[episode] + data.lengths[episode] // 3)
     predicted = PolicyRunner(model, codec, [REPORT_SEEDS]).chunk(examples.observations(np.array([step])))[0]
@@ -62,6 +62,6 @@ def chunk_comparison(model: RobotPolicy, examples: DemonstrationExamples, episod
             name = f"{number} {label}"
             series[name] = [(float(index), float(value)) for index, value in enumerate(values[:, number])]
             strokes[name] = Stroke(colour, dashed=label == "predicted")
-    where = f"{data.task_names[data.tasks[episode]]}, step {step - data.starts[episode]} of a demonstration"
-    chart = line_chart(series, "step of the chunk", "values of the action", strokes=strokes)
+    where = f"{data.task_names[data.tasks[episode]]}, step {step - data.starts[episode]} in a demonstration"
+    chart = line_chart(series, "step of the chunk", "action values", strokes=strokes)
     return [Picture("A chunk of actions", where, chart)] if chart else []

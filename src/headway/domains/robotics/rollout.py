@@ -18,11 +18,11 @@ from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import Observations, RobotPolicy
 
 MAX_PARALLEL = 25  # parallel episodes
-_TIMES = 2  # step limit in lengths of the longest demonstration, if the environment has none
+_TIMES = 2  # step limit as a multiple of the longest demonstration, if the environment has none
 
 
 class PlayedEpisodes(NamedTuple):
-    """E episodes: the step, from 1, at which each succeeded, 0 if it did not (None: the environment does not report
+    """E episodes: the step, from 1, at which each succeeded (0 if it did not; None if the environment does not report
     success), their lengths, and the sums of their rewards.
     """
 
@@ -32,12 +32,12 @@ class PlayedEpisodes(NamedTuple):
 
 
 def open_envs(codec: RobotCodec, name: str, count: int, render: bool = False) -> VectorEnv:
-    """Open parallel environments with the cameras of a policy. UserError if they do not fit."""
+    """Open parallel environments with a policy's cameras. UserError if they do not match."""
     sizes = {camera.recorded for camera in codec.cameras}
     if len(sizes) > 1:
         raise UserError(
-            f"the cameras of this policy have {len(sizes)} image sizes, but environments render one; evaluate it on "
-            "held-out demonstrations (task.episodes=0)"
+            f"this policy's cameras have {len(sizes)} image sizes, but environments render only one; set "
+            "task.episodes=0 to evaluate it on held-out demonstrations"
         )
     names = [camera.name for camera in codec.cameras]
     envs = VectorEnv(name, count, render=render, cameras=names, **({"size": sizes.pop()} if sizes else {}))
@@ -51,7 +51,7 @@ def open_envs(codec: RobotCodec, name: str, count: int, render: bool = False) ->
 
 def open_all_envs(codec: RobotCodec, names: Sequence[str], episodes: int, render: bool = False) -> list[VectorEnv]:
     """Open several environments for this many episodes of each; `render` allows filming the first. An instance takes
-    about 28 MB, so the more environments there are, the fewer instances each has. UserError if one does not fit the
+    about 28 MB, so the more environments there are, the fewer instances each has. UserError if one does not match the
     policy.
     """
     count = max(1, min(MAX_PARALLEL, 2 * MAX_PARALLEL // max(1, len(names)), episodes))
@@ -64,7 +64,7 @@ def open_all_envs(codec: RobotCodec, names: Sequence[str], episodes: int, render
 
 
 def limit_of(codec: RobotCodec, envs: VectorEnv) -> int:
-    """Return the maximum steps of an episode, which is also the length of a failed one."""
+    """Return the maximum number of steps per episode, which is also the length of a failed one."""
     return envs.horizon or _TIMES * codec.longest
 
 
@@ -73,15 +73,15 @@ def check_fits(codec: RobotCodec, envs: VectorEnv) -> None:
     spaces = envs.spaces
     if spaces.action_size != len(codec.scale):
         raise UserError(
-            f"the environment {envs.name!r} takes actions of {spaces.action_text}, this policy outputs "
-            f"{len(codec.scale)} "
-            "numbers; choose an environment that fits (--env), or train on demonstrations of this one"
+            f"the environment {envs.name!r} takes actions of {spaces.action_text}, but this policy outputs "
+            f"{len(codec.scale)} numbers; choose a matching environment with --env, or train on demonstrations from "
+            "this one"
         )
     if spaces.image or spaces.shape[0] < codec.recorded or (spaces.shape[0] > codec.recorded and not codec.cameras):
         shape = " x ".join(map(str, spaces.shape))
         raise UserError(
             f"the environment {envs.name!r} has states of {shape} numbers, but this policy takes {codec.recorded}; "
-            "choose an environment that fits (--env), or train on demonstrations of this one"
+            "choose a matching environment with --env, or train on demonstrations from this one"
         )
 
 
@@ -155,8 +155,8 @@ def _observe(codec: RobotCodec, envs: VectorEnv, task: str, rows: np.ndarray, st
 
 
 def success_scores(played: PlayedEpisodes, horizon: int) -> dict[str, Any]:
-    """Return the success rate with Wilson's interval, and the mean steps to success (`horizon` for failures); without
-    success reports, the mean return.
+    """Return the success rate with its Wilson interval, and the mean steps to success (`horizon` for failures); if
+    success is not reported, the mean return.
     """
     count = len(played.lengths)
     if played.succeeded is None:
@@ -182,7 +182,7 @@ def _return_scores(played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
 
 def combine_scores(results: Sequence[dict[str, Any]], played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
     """Return the scores over several tasks, with equal weight per episode: success or, if not all tasks report it,
-    returns. `results` are the scores of each.
+    returns. `results` are each task's scores.
     """
     if any(episodes.succeeded is None for episodes in played):
         return _return_scores(played)

@@ -36,27 +36,27 @@ _LOG = logger(__name__)
 @register("robotics")
 @dataclass(frozen=True)
 class RoboticsConfig(TaskConfig):
-    """Predict the next actions of demonstrations, `model.chunk` of them, from the observation at a step.
+    """Predict the next `model.chunk` actions in demonstrations from the observation at a step.
 
-    The first `state` values of a state are used, none for all, 0 for no state; `cameras` are the ones used, none for
-    all, () for no images, resized to `size` (height, width), none to keep theirs. With `text`, the words of a task's
-    name are model inputs; none uses them if there are several tasks. In training, scaled states get `noise`, a standard
-    deviation: it hides the effect of the last action, so the robot learns to recover. `scaling` is by mean and
-    deviation of actions, or by their range. A new chunk is predicted every `execute` actions; `ensemble` is the m of
-    temporal ensembling, none uses only the newest chunk.
+    The first `state` values of a state are used (none: all; 0: no state). `cameras` are the cameras used (none: all;
+    (): no images), whose images are resized to `size` (height, width; none: not resized). With `text`, the words in a
+    task's name are model inputs (none: if there are several tasks). In training, scaled states get noise with the
+    standard deviation `noise`: it hides the effect of the last action, so the robot learns to recover. `scaling` is by
+    the mean and standard deviation of actions, or by their range. A new chunk is predicted every `execute` actions;
+    `ensemble` is the m of temporal ensembling (none: only the newest chunk).
 
-    If a task's environment is known (the one in the data, or else `env`), `episodes` of each task are played at each
-    evaluation and `final` at the end, from separate seeds; with 0, only held-out demonstrations are evaluated. Equal
-    demonstrations are always in the same `split`.
+    If a task's environment is known (from the data or `env`), each evaluation plays `episodes` episodes per task, and
+    `final` at the end, from separate seeds; with 0, only held-out demonstrations are evaluated. Equal demonstrations
+    are always in the same `split`.
     """
 
     extra_files: ClassVar[tuple[str, ...]] = (FILE,)
     state: int | None = None  # number of state values to use; none: all
     cameras: tuple[str, ...] | None = None  # cameras to use; none: all
     size: Size | None = None  # height and width of resized images; none: original size
-    text: bool | None = None  # use the name of the task; none: if there are several
+    text: bool | None = None  # use the task's name as input; none: if there are several tasks
     noise: float = 0.0  # standard deviation of the noise on scaled states in training
-    scaling: Literal["deviation", "range"] = "deviation"  # scaling of actions: by mean and deviation, or by range
+    scaling: Literal["deviation", "range"] = "deviation"  # scale actions by mean and deviation, or by range
     execute: int = 1  # actions to execute before predicting a new chunk
     ensemble: float | None = 0.01  # the m of temporal ensembling; none: only the newest chunk
     env: str | None = None  # environment of tasks without one in the data
@@ -67,8 +67,8 @@ class RoboticsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if min(self.episodes, self.state or 0) < 0 or min(self.execute, self.final) < 1:
             raise ConfigError(
-                f"task.state is {self.state}, task.episodes {self.episodes}, task.execute {self.execute} and "
-                f"task.final {self.final}; choose 0 or more, and 1 or more for the last two"
+                f"task.state={self.state}, task.episodes={self.episodes}, task.execute={self.execute}, "
+                f"task.final={self.final}: the first two must be at least 0, and the others at least 1"
             )
         if self.size is not None and min(self.size) < 1:
             raise ConfigError(f"task.size is {self.size}; choose a height and width above 0, or none")
@@ -78,14 +78,16 @@ class RoboticsConfig(TaskConfig):
             raise ConfigError(f"task.ensemble is {self.ensemble}; choose 0 or more, or none")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for unreadable data, and for missing or unsuitable environments."""
+        """Raises UserError for unreadable data and for missing or unsuitable environments."""
         model = check_model(recipe.model, self.execute)
         rows = recipe.train.rows(model.chunk)
         known = known_codec(workspace, read_usage(workspace))
         size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
         demonstrations = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not demonstrations.actions.shape[1]:
-            raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; use others")
+            raise UserError(
+                "actions in the demonstrations have 0 numbers, so there is nothing to learn; use other demonstrations"
+            )
         splits = Splits(
             split_by_text(demonstrations.keys(), demonstrations.named_splits, self.split),
             np.arange(len(demonstrations)),
@@ -105,7 +107,7 @@ class RoboticsConfig(TaskConfig):
         )
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
-        """Return the environment of each task; "" if none is known or allowed."""
+        """Return each task's environment; "" if none is known or allowed."""
         override = os.environ.get(ENV_VARIABLE)
         if override:
             return (override,) * len(data.task_names)
@@ -113,7 +115,7 @@ class RoboticsConfig(TaskConfig):
         refused = [name for name in data.environments if ":" in name]
         if refused and self.episodes and not default:
             _LOG.warning(
-                "the data come from %s, whose code headway does not run: policies are evaluated on held-out "
+                "the data come from %s, but headway does not run its code, so policies are evaluated on held-out "
                 "demonstrations; set %s=%s to play there",
                 refused[0],
                 ENV_VARIABLE,
@@ -122,7 +124,7 @@ class RoboticsConfig(TaskConfig):
         return tuple(default if not name or ":" in name else name for name in data.environments)
 
     def _with_settings(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """Add the settings of the data and the task to the codec."""
+        """Add the data's and the task's settings to the codec."""
         options = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
         max_length, environments = int(data.lengths.max()), self._environments(data)
         return replace(codec, names=data.task_names, environments=environments, longest=max_length, **options)
@@ -136,7 +138,11 @@ class RoboticsConfig(TaskConfig):
                 "the policy does not take task names, so it cannot distinguish the %d tasks", len(data.task_names)
             )
         if codec.scaling not in (None, self.scaling):
-            _LOG.warning("task.scaling is %s, but the policy to fine-tune scales by %s", self.scaling, codec.scaling)
+            _LOG.warning(
+                "ignoring task.scaling=%s; the policy to fine-tune was trained with task.scaling=%s",
+                self.scaling,
+                codec.scaling,
+            )
         for name in data.task_names if codec.words else ():
             codec.word_ids(name)
         recorded = {name: frames.recorded_size for name, frames in data.cameras.items()}
@@ -166,15 +172,16 @@ class RoboticsConfig(TaskConfig):
         chosen = sorted(data.cameras) if self.cameras is None else self.cameras
         for name in chosen:
             if name not in data.cameras:
-                known = nearest(name, data.cameras) if data.cameras else "they have none"
+                known = nearest(name, data.cameras) if data.cameras else "they have no cameras"
                 raise UserError(f"the demonstrations have no camera {name!r}; {known}")
         frames = {name: data.cameras[name] for name in chosen}
         return tuple(Camera(name, source.recorded_size, self.size or source.size) for name, source in frames.items())
 
 
 class ActionChunks(Objective[DemonstrationExamples]):
-    """The loss of the model's chunk head. If tasks can be played, the goal is "score", the success rate plus a bonus
-    for speed worth less than one episode; otherwise the mean absolute error of held-out actions, in scaled units.
+    """The loss of the model's chunk head. If tasks can be played, the goal is "score": the success rate plus a speed
+    bonus that is worth less than one episode. Otherwise it is the mean absolute error on held-out actions, in scaled
+    units.
     """
 
     unit = "action"
@@ -195,7 +202,7 @@ class ActionChunks(Objective[DemonstrationExamples]):
         return bool(self.envs)
 
     def _open(self) -> dict[str, VectorEnv]:
-        """Open the environments of each task that has one, by task name."""
+        """Open the environments of all tasks that have one, by task name."""
         environments = {
             name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment
         }
@@ -223,8 +230,8 @@ class ActionChunks(Objective[DemonstrationExamples]):
     def evaluate(
         self, model: nn.Module, examples: DemonstrationExamples, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Return the success rate of each playable task, from seeds of this split, and the mean absolute error of
-        held-out actions, if there are any. `limit` is the maximum number of episodes and windows of each.
+        """Return each playable task's success rate, from this split's seeds, and the mean absolute error on held-out
+        actions, if there are any. `limit` is the maximum number of episodes, and of windows, for each.
         """
         scores: dict[str, Any] = {}
         if self.can_play:
@@ -251,8 +258,8 @@ class ActionChunks(Objective[DemonstrationExamples]):
         return scores
 
     def score(self, scores: Mapping[str, Any]) -> float:
-        """Return one number for comparison: equal success rates are ordered by speed. If no episode reports success, it
-        is the return, mapped to -1 to 0, below any success.
+        """Return one number for comparison, in which equal success rates are ordered by speed. If no episode reports
+        success, it is the return, mapped to between -1 and 0, below any success.
         """
         if "success_rate" not in scores:
             return (scores["return_mean"] / (1 + abs(scores["return_mean"])) - 1) / 2
@@ -277,7 +284,7 @@ class ActionChunks(Objective[DemonstrationExamples]):
         return max(1.0, self.codec.longest / scores["length_mean"]) if "length_mean" in scores else 1.0
 
     def report_cost(self) -> float:
-        """A film per task."""
+        """A video per task."""
         return 1.0 if self.can_play else 0.0
 
     def pictures(self, model: nn.Module, examples: DemonstrationExamples) -> list[Picture]:
@@ -296,22 +303,22 @@ class ActionChunks(Objective[DemonstrationExamples]):
 
 
 def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
-    """ConfigError for a model that does not predict chunks, or shorter ones than are executed."""
+    """ConfigError for a model that does not predict chunks, or whose chunks are shorter than what is executed."""
     if not isinstance(model, RobotPolicyConfig):
         raise ConfigError(
-            f"this task needs a model of action chunks (act), but this is {type(model).__name__}; use the model of the "
-            "recipe"
+            f"this task needs a model that predicts action chunks (act), but this is {type(model).__name__}; use the "
+            "recipe's model"
         )
     if execute > model.chunk:
         raise ConfigError(
-            f"task.execute is {execute}, but a chunk has {model.chunk} actions; execute at most that many, or raise "
+            f"task.execute is {execute}, but a chunk has {model.chunk} actions; lower task.execute, or raise "
             "model.chunk"
         )
     return model
 
 
 def check_known(codec: RobotCodec, data: Demonstrations) -> None:
-    """UserError for demonstrations of a different robot than the policy's."""
+    """UserError for demonstrations from a different robot than the policy's."""
     pairs = {
         "states of {} numbers": (codec.recorded, data.states.shape[1]),
         "actions of {} numbers": (len(codec.scale), data.actions.shape[1]),
@@ -320,33 +327,32 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
         if expected != actual:
             raise UserError(
                 f"the policy has {template.format(expected)}, but the data have {template.format(actual)}; use "
-                "demonstrations of "
-                "its robot"
+                "demonstrations from its robot"
             )
     for camera in codec.cameras:
         if camera.name not in data.cameras:
             available = ", ".join(data.cameras) or "none"
             raise UserError(
-                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations of its "
-                "robot"
+                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations from "
+                "its robot"
             )
 
 
 def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
-    """ConfigError for settings of the task (None: not set) that differ from those of the policy to fine-tune."""
+    """ConfigError for task settings (None: not set) that differ from those of the policy to fine-tune."""
     codec_settings = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
     if codec.cameras:
         codec_settings["size"] = codec.size
     for name, wanted in settings.items():
         if wanted is not None and wanted != codec_settings.get(name, wanted):
             raise ConfigError(
-                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; leave task.{name} "
-                "out"
+                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; do not set "
+                f"task.{name}"
             )
 
 
 def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
-    """ConfigError for a policy to fine-tune whose weights take other states, images or words than its codec."""
+    """ConfigError for a policy to fine-tune whose weights do not match the states, images or words in its codec."""
     if start is None:
         return
     observation = model.observation
@@ -354,6 +360,6 @@ def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) 
     codec_sizes = (len(codec.mean), len(codec.scale), sizes, codec.vocab_size)
     if codec_sizes != (observation.states, model.actions, [tuple(size) for size in observation.cameras], model.words):
         raise ConfigError(
-            f"{start} takes other states, images or words than its codec describes, or has none; start from a run of "
-            "the recipes robotics or metaworld"
+            f"the states, images or words that {start} takes do not match its codec, or it has no codec; start from a "
+            "run of the recipe robotics or metaworld"
         )

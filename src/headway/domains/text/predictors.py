@@ -1,4 +1,4 @@
-"""Language models in use: completions of prompts, streamed or complete, token scores and attention maps."""
+"""Inference with language models: completions, streamed or complete, token scores and attention maps."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def evaluate(
 
 
 def _limits(model: ModelHandle, limits: Limits) -> Limits:
-    """Add the stop ids of a published model to those of its tokenizer."""
+    """Add a published model's stop ids to those of its tokenizer."""
     if limits.ignore_end or not model.usage.ends:
         return limits
     return replace(limits, stop_ids=(*limits.stop_ids, *model.usage.ends))

@@ -1,4 +1,4 @@
-"""Recipes for language models, and how the generic one scales with the amount of text and the time."""
+"""Recipes for language models, and how the generic one scales with text and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-_CONTEXT = 1 << 15  # published formats must state a context; windowed attention itself has no limit
+_CONTEXT = 1 << 15  # published formats must state a context, although windowed attention has no limit
 
 
 def modern_decoder(
@@ -30,7 +30,7 @@ def modern_decoder(
     """A small decoder that learns fast: RMSNorm without weights, RoPE, QK-norm, squared ReLU and no biases; residual
     branches and head are initialised to zero.
 
-    `window` is the training row length. No layer sees farther back, so the model can generate without end.
+    `window` is the length of a training row. No layer sees farther back, so the model can generate without end.
     """
     norm = RMSNormConfig(weight=False)
     block = BlockConfig(
@@ -52,7 +52,8 @@ def published_decoder(
     """A small decoder with Qwen3's architecture, so that other programs can run it: RMSNorm, QK-norm, RoPE, SwiGLU and
     no biases; residual branches and head are initialised to zero.
 
-    The inner width is three times the model's, a multiple of the block size of quantisers. `window`: `modern_decoder`.
+    The inner width is three times the model width, a multiple of the quantisation block size. `window`: see
+    `modern_decoder`.
     """
     norm = RMSNormConfig()
     block = BlockConfig(_attention(heads, window, norm), None, GatedConfig(ratio=3.0), norm, dropout=dropout)
@@ -68,7 +69,7 @@ def published_decoder(
 
 
 def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
-    """RoPE whose slowest frequency turns within rows of hundreds of tokens, with QK-norm."""
+    """Attention with QK-norm and RoPE, whose slowest frequency still rotates within rows of a few hundred tokens."""
     return AttentionConfig(
         heads,
         pattern=Causal(window),
@@ -80,11 +81,11 @@ def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
 
 
 def shakespeare() -> Recipe:
-    """nanoGPT's size for a CPU and its split: the last tenth of the text is held out."""
+    """nanoGPT's model size for CPUs and its split: the last tenth of the text is held out."""
     return Recipe(
         name="shakespeare",
         domain="text",
-        description="the plays of Shakespeare, character by character",
+        description="Shakespeare's plays, character by character",
         data=("tinyshakespeare",),
         model=modern_decoder(width=128, depth=4, heads=4, window=64, vocab_size=67),
         task=LanguageConfig(
@@ -98,11 +99,11 @@ def shakespeare() -> Recipe:
 
 
 def text() -> Recipe:
-    """Any text of your own."""
+    """Your own text."""
     return Recipe(
         name="text",
         domain="text",
-        description="any text: files, folders, archives or a Hugging Face dataset",
+        description="your own text: files, folders, archives or a Hugging Face dataset",
         data=(),
         model=published_decoder(width=256, depth=4, heads=4, window=256, vocab_size=4096, dropout=0.1),
         task=LanguageConfig(codec="bpe", size=4096, context=256),
@@ -132,7 +133,7 @@ class TextScale(Scale):
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         characters_read = count_characters(paths, _MAX_CHARACTERS)
         vocab_size = lookup(_VOCABULARIES, characters_read)
-        reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
+        reason = f"vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
         return DataSettings({"task.size": vocab_size}, reason)
 
     def unique_targets(self, task: Task) -> int:

@@ -1,4 +1,4 @@
-"""Language modelling: next-token prediction, for any kind of token."""
+"""Language modelling: next-token prediction for any kind of token."""
 
 from __future__ import annotations
 
@@ -42,35 +42,35 @@ _EVAL_BATCH_TOKENS = 8192  # tokens
 _MIN_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
 _DECODE_CHUNK = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
-_CONTEXT = 1024  # of a model without a maximum context, unless a setting says otherwise
+_CONTEXT = 1024  # context of a model without a maximum, unless set
 
 
 @register("language")
 @dataclass(frozen=True)
 class LanguageConfig(TaskConfig):
-    """Predict each token of documents from those before it.
+    """Predict each token in documents from those before it.
 
-    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit), unless `tokenizer` names a
-    published one: its file, folder or hf:owner/name. Rows have `context` tokens (none: the model's). With `packing`
-    "documents" an epoch reads every token once, and short documents share a row; "windows" takes rows at any offset of
-    long documents, as nanoGPT does. `split` sets the held-out shares if no file is named for them. A batch has
-    train.batch_size rows or, without it, as many as train.batch_tokens holds.
+    `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), unless `tokenizer` names a
+    published one: its file, folder or hf:owner/name. Rows have `context` tokens (none: the model's context). With
+    `packing` "documents", an epoch reads every token once, and short documents share a row; "windows" takes rows at any
+    offset in long documents, as nanoGPT does. `split` sets the held-out shares if no files are named for the splits. A
+    batch has train.batch_size rows or, if that is not set, as many as fit into train.batch_tokens.
 
-    `carry_state` is for recurrent and linear mixers and replaces both packings: the text is cut into one stream per row
-    of a step. Each row continues where it ended in the step before, and so does the model's state.
+    `carry_state` is for recurrent and linear mixers and replaces both packings: the text is split into one stream per
+    row of a step. Each row, and the model's state, continues where it ended in the previous step.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
     size: int | None = 8192  # maximum vocabulary size; none: no limit
     tokenizer: str | None = None  # published tokenizer to use instead: a file, folder or hf:owner/name
-    context: int | None = None  # tokens per row; none: the model's
+    context: int | None = None  # tokens per row; none: the model's context
     packing: Literal["documents", "windows"] = "documents"  # whole documents packed into rows, or windows at any offset
     split: SplitConfig = SplitConfig()  # held-out shares
-    carry_state: bool = False  # whether a row continues from the step before, with its state
+    carry_state: bool = False  # whether a row continues, with its state, from the previous step
 
     @property
     def random_crops(self) -> bool:
-        """Whether rows start anywhere in a document."""
+        """Whether rows can start anywhere in a document."""
         return self.packing == "windows" and not self.carry_state
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -99,9 +99,9 @@ def _check_stateful(model: ModelConfig) -> None:
     growth = describe(override(model, {"vocab_size": 1}))["state_bytes_per_token"]
     if growth:
         raise ConfigError(
-            f"task.carry_state needs a state of constant size, but this model's grows by {growth:,} bytes per token: "
-            "attention, with a window too, stores keys and values of one document; choose another model.mixer, "
-            "such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
+            f"task.carry_state needs a state of constant size, but this model's state grows by {growth:,} bytes per "
+            "token, because attention (even with a window) stores keys and values; choose another model.mixer, such "
+            "as lstm, gru, linear_attention or delta, or set task.carry_state to false"
         )
 
 
@@ -113,7 +113,9 @@ class Documents(Examples):
     ) -> None:
         self.config, self.cache, self.codec = config, cache, codec
         self.context, self.rows, self.seed = context, rows, seed
-        self.segments, self.splits = cache.split(config.split, min_tokens=2)  # a document's first token is input only
+        self.segments, self.splits = cache.split(
+            config.split, min_tokens=2
+        )  # a document's first token is only an input
         self._packed: dict[str, Packing] = {}
         self._unbroken: dict[int, Layout] = {}
 
@@ -132,7 +134,7 @@ class Documents(Examples):
         return self.splits.final
 
     def spans(self, split: str) -> Spans:
-        """The documents of a split, or their parts."""
+        """The documents in a split, or their parts."""
         return self.segments.select(self.splits.rows(split))
 
     def packed(self, split: str) -> Packing:
@@ -149,8 +151,8 @@ class Documents(Examples):
         return self.packed("train")
 
     def batch(self, windows: TokenWindows) -> Batch:
-        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so what models derive from
-        it.
+        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so everything that models derive
+        from it.
         """
         # The last column has the last position only if every row is one document from its start.
         if not (windows.positions[:, -1] == self.context - 1).all():
@@ -161,12 +163,12 @@ class Documents(Examples):
         return _batch(windows, self._unbroken[size])
 
     def count_targets(self, split: str) -> int:
-        """The predicted tokens of a split."""
+        """The predicted tokens in a split."""
         return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
     def count_bytes(self, split: str, tokens: int) -> int:
-        """The bytes of this many predictions, at the bytes per token of the split's first documents that hold as many;
-        exact for a complete split.
+        """The bytes for this many predictions, estimated from as many tokens at the start of the split; exact for a
+        complete split.
         """
         spans = self.spans(split)
         targets = num_bytes = 0
@@ -200,7 +202,7 @@ class Documents(Examples):
 
 @dataclass(frozen=True)
 class TextRows:
-    """The consecutive rows of a split, or the first `limit` of them; training uses the training rows."""
+    """The consecutive rows in a split, or the first `limit` of them; training uses the training rows."""
 
     documents: Documents
     split: str
@@ -226,10 +228,10 @@ class TextRows:
 
 
 class StreamedDocuments(Documents):
-    """Documents in streams: a row of a batch continues where it ended `micro_batches` batches before.
+    """Documents in streams: a row in a batch continues where it ended `micro_batches` batches before.
 
-    Each of the `micro_batches` of a step has its own streams. All streams restart with each epoch; within a stream, the
-    state is reset at the start of a document. A split is evaluated in the same way, in its own streams.
+    Each of a step's `micro_batches` has its own streams. All streams restart with each epoch; within a stream, the
+    state is reset at the start of each document. Evaluation works in the same way, with its own streams.
     """
 
     def __init__(
@@ -257,8 +259,8 @@ class StreamedDocuments(Documents):
 
 @dataclass(frozen=True)
 class StreamBatches:
-    """Streams, `rows` of them in each of `micro_batches`. A sample is one row of one window of a stream; a batch has
-    the window of one micro-batch.
+    """Streams, with `rows` in each of `micro_batches`. A sample is one row in one window; a batch is one micro-batch's
+    window.
     """
 
     source: Streams
@@ -279,7 +281,7 @@ class StreamBatches:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """The first `limit` rows' worth of a split, in at most as many streams as training has rows; training uses the
+    """The first part of a split, worth `limit` rows, in at most as many streams as training has rows; training uses the
     training streams.
     """
 
@@ -321,7 +323,7 @@ class NextToken(Likelihood[Documents]):
     """Next-token prediction over documents."""
 
     def evaluate(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats per token), perplexity and bits per byte over consecutive rows of a split, or its first
+        """Loss (nats per token), perplexity and bits per byte over the consecutive rows in a split, or its first
         `limit`.
         """
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
@@ -330,8 +332,8 @@ class NextToken(Likelihood[Documents]):
     def evaluate_strided(
         self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
-        """`evaluate` in windows of the context that advance by `stride`, so that each token has at least context -
-        stride tokens before it if its document has them; over the documents of a split, or its first `limit`.
+        """`evaluate` in context-long windows that advance by `stride`, so that each token has at least context - stride
+        tokens before it if its document is long enough; over the documents in a split, or its first `limit`.
         """
         spans = examples.spans(split)
         nats, count = 0.0, 0
@@ -356,7 +358,7 @@ class NextToken(Likelihood[Documents]):
 
 class CarriedNextToken(NextToken, StatefulObjective[Documents]):
     """Next-token prediction by truncated back-propagation through time: the final states of a batch's rows are the
-    initial states of a later batch, and no gradient passes between them (Williams and Peng 1990; Mikolov et al. 2010).
+    initial states in a later batch, without gradients between them (Williams and Peng 1990; Mikolov et al. 2010).
     """
 
     def initial_state(self, model: nn.Module, rows: int) -> State:
@@ -375,7 +377,7 @@ class CarriedNextToken(NextToken, StatefulObjective[Documents]):
 
 
 def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Task:
-    """The task that evaluates any language model on a user's texts."""
+    """The task for evaluating any language model on the user's text."""
     context = model.config.context or _CONTEXT
     config = LanguageConfig(context=context)
     return Task(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())

@@ -1,4 +1,4 @@
-"""Rollouts of a trajectory model: it acts for a target return, in many episodes in parallel."""
+"""Rollouts of a trajectory model, which acts towards a target return in many parallel episodes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _RNG_STREAM = 11  # random stream, independent of the environments' for the same
 
 
 class Actor:
-    """Acts in B episodes of the same age, each with its own return-to-go and random generator, seeded by its seed.
-    Continuous actions get normal noise of the standard deviation `noise`, in units of their scale.
+    """Acts in B episodes of the same age, each with its own return-to-go and random generator. Continuous actions get
+    normal noise with the standard deviation `noise`, in units of their scale.
 
-    While the whole episode fits into the window that the model was trained on, it decodes token by token from cached
-    states. Afterwards the last K steps are re-encoded at each step, because cached keys would depend on steps outside
-    the window. Both give the model's output for the window.
+    While the whole episode fits into the training window, the model decodes token by token from cached states.
+    Afterwards the last K steps are re-encoded at each step, because cached keys would depend on steps outside the
+    window. Both ways give the model's output for the window.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Actor:
 
     @property
     def limit(self) -> int:
-        """Maximum steps of an episode: the model has no later timesteps."""
+        """Maximum number of steps per episode: the model has no later timesteps."""
         return self.embed.config.timesteps
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class Actor:
         return times.expand(len(self.to_go), count)
 
     def _inputs(self, actions: Tensor, first: int, count: int) -> TrajectoryInputs:
-        """Return the last `count` steps, of which the first has the timestep `first`."""
+        """Return the timesteps of the last `count` steps, which start at `first`."""
         returns = torch.stack(self._returns[-count:], 1) if self.embed.config.returns else None
         return TrajectoryInputs(returns, torch.stack(self._states[-count:], 1), actions, self._timesteps(first, count))
 
@@ -130,7 +130,7 @@ class Actor:
 
 
 class RecordingActors(RowPolicy):
-    """A model that acts in the episodes of a recording, with the target return of its run."""
+    """A model that acts in episodes being recorded, with the target return from its run."""
 
     def __init__(self, model: Transformer, codec: TrajectoryCodec) -> None:
         self.model, self.codec = model, codec
@@ -154,14 +154,13 @@ def check_fits(codec: TrajectoryCodec, envs: VectorEnv) -> None:
     if codec.choices != spaces.n_actions or (codec.choices is None and len(codec.reach) != spaces.action_size):
         raise UserError(
             f"the environment {envs.name!r} takes actions of {spaces.action_text}, but this model outputs "
-            f"{codec.action_text}; "
-            "choose an environment that fits (--env), or train on episodes of this one"
+            f"{codec.action_text}; choose a matching environment with --env, or train on episodes from this one"
         )
     if codec.shape != spaces.shape:
         actual, wanted = (describe_shape(np.empty((1, *shape))) for shape in (spaces.shape, codec.shape))
         raise UserError(
-            f"the environment {envs.name!r} has states of {actual}, but this model takes {wanted}; choose an "
-            "environment that fits (--env), or train on episodes of this one"
+            f"the environment {envs.name!r} has states of {actual}, but this model takes {wanted}; choose a matching "
+            "environment with --env, or train on episodes from this one"
         )
 
 
@@ -173,6 +172,6 @@ def play(
     seeds: Sequence[int],
     watch: EpisodeWatch | None = None,
 ) -> Returns:
-    """Play an episode from each seed for the target return `target`; `watch` observes each step of the first one."""
+    """Play an episode from each seed with the target return `target`; `watch` observes each step of the first one."""
     with evaluation_mode(model):
         return play_episodes(lambda group: Actor(model, codec, [target] * len(group), group), envs, seeds, watch)

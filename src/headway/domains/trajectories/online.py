@@ -28,25 +28,25 @@ _STARTS, _ORDER = 16, 17  # random streams, independent of others with the same 
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """Zheng, Zhang and Grover 2022, algorithm 1: after `after` batches of recorded episodes, `episodes` are played
-    before every `every` batches, which are sampled from a buffer of at most `keep` episodes.
+    """Zheng, Zhang and Grover 2022, algorithm 1: after `after` batches of recorded episodes, `episodes` episodes are
+    played every `every` batches, and batches are sampled from a buffer of at most `keep` episodes.
 
-    The target return in play is `target`; if unset, the best return of the buffer plus `above` times the
-    difference between the buffer's best and mean. Choices are sampled; continuous actions get normal noise of the
+    The target return while playing is `target` or, if unset, the best return in the buffer plus `above` times the
+    difference between the buffer's best and mean. Choices are sampled; continuous actions get normal noise with the
     standard deviation `noise`, in units of their largest value in the recorded episodes or 1.
 
-    The buffer starts with the best recorded episodes. If it is full, recorded ones are dropped first, worst first, then
-    the model's own: the `oldest`, or the `worst` of all.
+    The buffer starts with the best recorded episodes. When it is full, recorded episodes are dropped first, worst
+    first, and then the model's own: the `oldest`, or the `worst` of all.
     """
 
-    episodes: int = 0  # episodes to play at a time; 0: learn only from recorded episodes
-    every: int = 100  # batches between two times of playing
+    episodes: int = 0  # episodes to play each time; 0: learn only from recorded episodes
+    every: int = 100  # batches between playing
     after: int = 0  # batches of recorded episodes before playing starts
     keep: int = 100  # capacity of the buffer in episodes
-    target: float | None = None  # target return in play; none: above the best so far
+    target: float | None = None  # target return while playing; none: above the best so far
     above: float = 0.5  # how far above, in units of the difference between best and mean
     noise: float = 0.2  # standard deviation of the noise on continuous actions
-    drop: Literal["oldest", "worst"] = "oldest"  # which episodes a full buffer drops
+    drop: Literal["oldest", "worst"] = "oldest"  # which own episodes a full buffer drops
 
     def __post_init__(self) -> None:
         for name, minimum in (("episodes", 0), ("after", 0), ("every", 1), ("keep", 1), ("above", 0), ("noise", 0)):
@@ -94,8 +94,8 @@ class EpisodeRecorder:
 class OnlineEpisodes(Trajectories, OnPolicyExamples):
     """Windows over recorded episodes and those that the learning model plays in `envs`.
 
-    The seed of its own episode e is a function of e, and a batch is sampled by its index, so everything depends only on
-    the weights and the buffer. With `follow`, evaluations use the best return of the buffer as the target.
+    The seed of own episode e is a function of e, and a batch is sampled by its index, so everything depends only on the
+    weights and the buffer. With `follow`, evaluations use the best return in the buffer as the target.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
 
     @property
     def steps(self) -> int:
-        """Steps of all of the model's own episodes."""
+        """Steps in all of the model's own episodes."""
         return int(sum(steps for *_, steps in self.curve))
 
     @property
@@ -142,14 +142,16 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
         self._update_examples()
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Yield training batches, first from recorded episodes, then sampled uniformly from the steps of the buffer.
+        """Yield training batches, first from recorded episodes, then sampled uniformly from the steps in the buffer.
         UserError for several processes, and if an environment fails.
         """
         if split != "train":
             yield from super().batches(split, shard, start)
             return
         if shard.world > 1:
-            raise UserError(f"{shard.world} processes cannot share one model's episodes; train with one process")
+            raise UserError(
+                f"a model's own episodes cannot be split over {shard.world} processes; train with one process"
+            )
         after, every = self.online.after, self.online.every
         yield from islice(super().batches("train", shard, start), max(0, after - start))
         for number in count(max(start, after)):
@@ -211,7 +213,7 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
     def _target_return(self) -> float:
-        """Return the target return in play."""
+        """Return the target return while playing."""
         if self.online.target is not None:
             return self.online.target
         returns = self._returns()

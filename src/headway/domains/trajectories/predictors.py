@@ -1,4 +1,4 @@
-"""Rollouts of a trained model."""
+"""Rollouts with a trained model."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes: `results` per target return (none: the run's), and the scores of the first next to them.
+    """Play episodes and return `results` per target return (none: the run's) together with the scores for the first.
 
-    `env` is chosen by the user: a Gymnasium id or module:Name; None is the environment of the run's evaluation. Episode
-    i starts from `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes` per target
-    return, `speed` times as fast as real time. `draw` samples choices or not (None: as in the run). Raises UserError,
-    before any work, for scales or an environment that do not fit, and for options that the model does not support.
+    `env` is a Gymnasium id or module:Name (None: the environment that the run was evaluated in). Episode i starts from
+    `seed` + i (None: the test seeds). `render` is the path of a video of the first `render_episodes` per target return,
+    `speed` times as fast as real time. `draw` is whether choices are sampled (None: as in the run). Raises UserError,
+    before any work, for scales or an environment that do not match, and for options that the model does not support.
     """
     check_episodes(episodes, seed)
     targets = target_returns(target_return)
@@ -58,9 +58,9 @@ def rollout(
     codec = read_codec(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
-        raise UserError(f"{directory} does not use target returns; leave --target-return out")
+        raise UserError(f"{directory} does not use target returns; remove --target-return")
     if draw and codec.choices is None:
-        raise UserError(f"{directory} outputs actions of {codec.action_text}, which are not sampled; leave --draw out")
+        raise UserError(f"{directory} outputs actions of {codec.action_text}, which are not sampled; remove --draw")
     codec = codec if draw is None else replace(codec, draw=draw)
     name = requested or check_environment_name(codec.environment)
     if not name:
@@ -85,8 +85,8 @@ def rollout(
 
 
 def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingActors:
-    """Return the model of a run as a policy for `headway data collect`, with the target return of its run. UserError
-    for an environment that does not fit, and for episodes of up to `horizon` steps that may be too long for it.
+    """Return a run's model as a policy for `headway data collect`, with the run's target return. UserError for an
+    environment that does not match, or if episodes of up to `horizon` steps may be too long for the model.
     """
     codec, embed = read_codec(model.directory), model.module.config.embed
     _check_scales(embed, codec, model.directory)
@@ -94,14 +94,14 @@ def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -
     max_steps = min(limit for limit in (horizon, envs.horizon, math.inf) if limit is not None)
     if max_steps > embed.timesteps:
         raise UserError(
-            f"{model.directory} has {embed.timesteps:,} timesteps, but an episode of {envs.name!r} may have more; "
-            f"pass --horizon {embed.timesteps}"
+            f"the model in {model.directory} has {embed.timesteps:,} timesteps, but an episode of {envs.name!r} may "
+            f"have more; pass --horizon {embed.timesteps}"
         )
     return RecordingActors(model.module, codec)
 
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:
-    """UserError for scales of other states or actions than the model's."""
+    """UserError for scales that do not match the model's states or actions."""
     model_text, codec_text = (
         f"states of {' x '.join(map(str, shape))} numbers and actions of {count} {'choices' if discrete else 'numbers'}"
         for shape, count, discrete in (
@@ -111,5 +111,6 @@ def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, director
     )
     if model_text != codec_text:
         raise UserError(
-            f"{directory} has a model of {model_text}, but its {FILE} has {codec_text}; copy the file of its run"
+            f"the model in {directory} takes {model_text}, but its {FILE} has {codec_text}; copy that file from the "
+            "model's run"
         )

@@ -1,4 +1,4 @@
-"""Recipes for agents: the user's episodes, and three environments; and how they scale with the user's data and time."""
+"""Recipes for agents, from your own episodes or in three environments, and how they scale with data and time."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ _SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)
 
 
 def trajectories() -> Recipe:
-    """Train on any episodes, with discrete or continuous actions, and states that are vectors or images."""
+    """Train on any episodes, with discrete or continuous actions and with vectors or images as states."""
     return Recipe(
         name="trajectories",
         domain="trajectories",
-        description="any episodes: .npz, HDF5 (D4RL) or Minari; evaluated in their environment if it is installed",
+        description="your own episodes: .npz, HDF5 (D4RL) or Minari; evaluated in their environment if it is installed",
         data=(),
         model=decision_gym(width=128, depth=3, heads=4),
         task=TrajectoriesConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
-        expected="--minutes chooses size and steps for your episodes; without it, some minutes on 2 cores",
+        expected="--minutes chooses size and steps for your episodes; without it, a few minutes on 2 cores",
     )
 
 
 def cartpole() -> Recipe:
-    """Episodes of an expert and of a random policy."""
+    """Episodes by an expert and by a random policy."""
     return Recipe(
         name="cartpole",
         domain="trajectories",
-        description="balance a pole on a cart, from episodes of an expert and a random policy (extra rl)",
+        description="balance a pole on a cart, from episodes by an expert and a random policy (extra rl)",
         data=("cartpole-expert",),
         model=decision_gym(4, 2, discrete=True, width=64, depth=2, heads=2, timesteps=500, dropout=0.0),
         task=TrajectoriesConfig(env="CartPole-v1", random=300, target=500.0),
         optim=_OPTIM,
         schedule=_SCHEDULE,
         train=TrainConfig(steps=1500, batch_size=64, clip=0.25),
-        expected="490 of 500 (three seeds: 488 to 496) after 100 seconds of one core",
+        expected="return 490 of 500 (three seeds: 488 to 496) after 100 seconds on one core",
     )
 
 
 def pendulum() -> Recipe:
-    """Episodes of an expert and of a random policy; actions are continuous."""
+    """Episodes by an expert and by a random policy; actions are continuous."""
     return Recipe(
         name="pendulum",
         domain="trajectories",
-        description="swing up a pendulum, from episodes of an expert and a random policy (extra rl)",
+        description="swing up a pendulum, from episodes by an expert and a random policy (extra rl)",
         data=("pendulum-expert",),
         model=decision_gym(3, 1, width=64, depth=2, heads=2, timesteps=200, dropout=0.0),
         task=TrajectoriesConfig(env="Pendulum-v1", random=60),
         optim=_OPTIM,
         schedule=_SCHEDULE,
         train=TrainConfig(steps=3000, batch_size=64, clip=0.25),
-        expected="a return of -178 (three seeds: -186 to -174) after 160 seconds of one core",
+        expected="return -178 (three seeds: -186 to -174) after 160 seconds on one core",
     )
 
 
 def hopper() -> Recipe:
-    """The size and hyperparameters of Chen et al. 2021, table 9, on episodes recorded here."""
+    """The size and hyperparameters from Chen et al. 2021, table 9, on episodes that you record."""
     return Recipe(
         name="hopper",
         domain="trajectories",
@@ -79,7 +79,7 @@ def hopper() -> Recipe:
         optim=AdamWConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
         schedule=CosineConfig(warmup=0.05, floor=0.1),
         train=TrainConfig(steps=10_000, batch_size=64, clip=0.25),
-        expected="47 minutes on 2 cores; an eighth of this size achieved 919 from data with a mean of 249",
+        expected="47 minutes on 2 cores; an eighth of this size achieved a return of 919 from data with a mean of 249",
     )
 
 
@@ -96,7 +96,7 @@ _MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out episodes pe
 
 @dataclass(frozen=True)
 class EpisodesScale(Scale):
-    """Batches are counted in timesteps, each of which is predicted in every window that contains it; more minutes allow
+    """Batches are counted in timesteps. Each timestep is predicted in every window that contains it. More minutes allow
     more evaluation episodes.
     """
 
@@ -113,8 +113,8 @@ class EpisodesScale(Scale):
         count = len(lengths)
         share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
         reason = (
-            f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes "
-            "per evaluation, if the environment is known"
+            f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes per "
+            "evaluation if the environment is known"
         )
         settings = {"task.context": context, "task.episodes": played}
         return DataSettings({**settings, "task.split.validation": share, "task.split.test": share}, reason)

@@ -40,8 +40,8 @@ class NextSteps(NamedTuple):
 
 
 class Trajectories(Examples):
-    """Windows over the steps of episodes, divided by `splits`; a training batch has `size` of them. With `returns` the
-    model takes them as inputs; `following` adds the next step to the targets.
+    """Windows over the steps of episodes, divided by `splits`; a training batch has `size` windows. With `returns`, the
+    model takes returns as inputs; `following` adds the next step to the targets.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Trajectories(Examples):
         return self.splits.final
 
     def count(self, split: str) -> int:
-        """Number of episodes; each has many windows."""
+        """Number of episodes, each of which has many windows."""
         return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """Return `model` with the sizes of states and actions, timesteps for the longest episode, and no action head of
-        another kind. UserError if there is no training data.
+        """Return `model` with the sizes of states and actions, timesteps for the longest episode, and without an action
+        head of another kind. UserError if there is no training data.
         """
         self.splits.rows("train")
         config = cast(TransformerConfig, model)
@@ -98,8 +98,8 @@ class Trajectories(Examples):
         tokens = self.codec.context * embed.tokens
         if config.context is not None and config.context < tokens:
             raise ConfigError(
-                f"task.context {self.codec.context} is {tokens} tokens, but model.context is {config.context}; lower "
-                "task.context, or raise model.context"
+                f"task.context={self.codec.context} needs {tokens} tokens, but model.context is {config.context}; "
+                "lower task.context, or raise model.context"
             )
         heads = {name: head for name, head in config.heads.items() if name != "actions" or before.discrete == discrete}
         return replace(config, embed=embed, heads=heads)
@@ -117,8 +117,8 @@ def contents_of(episodes: Episodes) -> Contents:
 
 
 class StepWindows:
-    """Windows of at most K steps of some `episodes`, int64 [E]: consecutive in evaluation; in training one ends at each
-    step, like the context at that step of a played episode.
+    """Windows of at most K steps from some `episodes`, int64 [E]. In evaluation they are consecutive; in training one
+    ends at each step, like the context at that step while playing.
     """
 
     def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:

@@ -33,7 +33,7 @@ def return_effect(points: Sequence[Point]) -> str:
     if share < _IGNORES:
         return f"{sentence}: the achieved return does not depend on the target."
     if share < _FOLLOWS:
-        return f"{sentence}: it follows the target in part."
+        return f"{sentence}: it partly follows the target."
     return f"{sentence}: it follows the target."
 
 
@@ -41,7 +41,7 @@ def return_effect(points: Sequence[Point]) -> str:
 def action_effect(
     model: nn.Module, examples: Trajectories, codec: TrajectoryCodec, split: str, targets: tuple[float, float]
 ) -> str:
-    """Describe in how many steps of a split the action depends on the target return; "" without held-out episodes."""
+    """Describe at how many steps in a split the action depends on the target return; "" without held-out episodes."""
     low, high = targets
     if not examples.splits.has_samples(split) or low == high:
         return ""
@@ -57,7 +57,7 @@ def action_effect(
             encoded = model(TrajectoryInputs(inputs.returns + offset, *inputs[1:]), layout)
             head = model.get_submodule("heads.actions")
             outputs.append(head(encoded.x, encoded.layout)[layout.mask])
-    question = f"For target returns of {low:.5g} and {high:.5g}, the model"
+    question = f"With target returns of {low:.5g} and {high:.5g}, the model"
     if codec.choices is not None:
         share = float((outputs[0].argmax(-1) != outputs[1].argmax(-1)).float().mean())
         sentence = f"{question} takes different actions in {100 * share:.1f} % of held-out steps"

@@ -61,16 +61,16 @@ class TrajectoriesConfig(TaskConfig):
     """Predict the actions of episodes from the states and, with `condition`, the returns-to-go.
 
     Windows have `context` steps. Without `condition` this is behaviour cloning; `best` is the share of training
-    episodes to learn from, those with the highest returns. `states` and `returns` weigh the squared errors of the next
-    state and return-to-go as auxiliary targets (0: not predicted). Returns are divided by `scale`, none for the largest
-    of the training data.
+    episodes to learn from, those with the highest returns. `states` and `returns` are loss weights for the squared
+    errors of the next state and return-to-go as auxiliary targets (0: not predicted). Returns are divided by `scale`
+    (none: the largest in the training data).
 
-    If an environment is known (`env`, or the one in the data, or HEADWAY_ENV), `episodes` are played there at each
-    evaluation with the target return `target`, none for the best of the training data; with 0, only held-out episodes
-    are evaluated. `draw` samples choices, as in the paper for Atari, instead of taking the most probable one. `random`
-    episodes of a random policy are recorded there and added to the data, except to its split "all". Equal episodes are
-    always in the same split. With `online.episodes` the model plays during training and learns from its own episodes;
-    if `target` is unset, evaluations then use the best return so far.
+    If an environment is known (from `env`, the data or HEADWAY_ENV), each evaluation plays `episodes` episodes there
+    with the target return `target` (none: the best in the training data); with 0, only held-out episodes are evaluated.
+    `draw` samples choices, as in the paper for Atari, instead of taking the most probable one. `random` episodes of a
+    random policy are recorded there and added to the data, except to its split "all". Equal episodes are always in the
+    same split. With `online.episodes` the model plays during training and learns from its own episodes; if `target` is
+    unset, evaluations then use the best return so far.
     """
 
     extra_files: ClassVar[tuple[str, ...]] = (FILE,)
@@ -79,38 +79,39 @@ class TrajectoriesConfig(TaskConfig):
     best: float = 1.0  # share of training episodes to learn from, the best ones
     states: float = 0.0  # weight of the loss of the next state
     returns: float = 0.0  # weight of the loss of the next return-to-go
-    scale: float | None = None  # divisor of returns; none: the largest of the training data
+    scale: float | None = None  # divisor of returns; none: the largest in the training data
     env: str | None = None  # environment; none: the one in the data
     episodes: int = 10  # episodes to play per evaluation; 0: none
-    target: float | None = None  # target return; none: the best of the training data
+    target: float | None = None  # target return; none: the best in the training data
     draw: bool = False  # sample choices by their probabilities
     random: int = 0  # episodes of a random policy to add to the data
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out episodes
-    online: OnlineConfig = OnlineConfig()  # training on its own episodes
+    online: OnlineConfig = OnlineConfig()  # training on the model's own episodes
 
     def __post_init__(self) -> None:
         if self.context < 1 or min(self.episodes, self.random) < 0 or min(self.states, self.returns) < 0:
             raise ConfigError(
-                f"task.context is {self.context}, task.episodes {self.episodes}, task.random {self.random}, "
-                f"task.states {self.states} and task.returns {self.returns}; choose 1 step or more, nothing below 0"
+                f"task.context={self.context}, task.episodes={self.episodes}, task.random={self.random}, "
+                f"task.states={self.states}, task.returns={self.returns}: task.context must be at least 1, and the "
+                "others at least 0"
             )
         if not 0 < self.best <= 1:
-            raise ConfigError(f"task.best is {self.best}; choose a share of the episodes above 0, at most 1")
+            raise ConfigError(f"task.best is {self.best}; choose a share above 0 and at most 1")
         if self.scale is not None and not self.scale > 0:
             raise ConfigError(f"task.scale is {self.scale}; choose a number above 0, or none")
         if self.returns and not self.condition:
             raise ConfigError(
-                f"task.returns is {self.returns} without task.condition; set it to 0, or condition to true"
+                f"task.returns is {self.returns} without task.condition; set it to 0, or task.condition to true"
             )
         if self.online.episodes and not self.condition:
             raise ConfigError(
-                f"task.online.episodes is {self.online.episodes} without task.condition, so no better return can be "
-                "the target; set condition to true, or online.episodes to 0"
+                f"task.online.episodes is {self.online.episodes} without task.condition, so the model cannot aim for a "
+                "better return; set task.condition to true, or task.online.episodes to 0"
             )
         if self.online.episodes and not self.episodes:
             raise ConfigError(
-                f"task.online.episodes is {self.online.episodes} and task.episodes 0, but it is evaluated by playing; "
-                "set task.episodes to 1 or more"
+                f"task.online.episodes is {self.online.episodes} but task.episodes is 0, and online training is "
+                "evaluated by playing; set task.episodes to 1 or more"
             )
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -119,7 +120,7 @@ class TrajectoriesConfig(TaskConfig):
         rows = recipe.train.rows(self.context)
         known = read_codec(workspace) if (workspace / FILE).is_file() else None
         episodes = read_episodes(recipe.files(data))
-        every = np.arange(len(episodes))  # the data's episodes, without added ones
+        every = np.arange(len(episodes))  # the data's episodes, without the added ones
         name = self._environment(episodes)
         envs = self._open_envs(name)
         if self.random:
@@ -169,8 +170,8 @@ class TrajectoriesConfig(TaskConfig):
             return episodes.environment
         if self.episodes:
             _LOG.warning(
-                "the data come from %s, whose code headway does not run: models are evaluated on held-out episodes; "
-                "set %s=%s to play there",
+                "the data come from %s, but headway does not run its code, so models are evaluated on held-out "
+                "episodes; set %s=%s to play there",
                 episodes.environment,
                 ENV_VARIABLE,
                 episodes.environment,
@@ -197,7 +198,7 @@ class TrajectoriesConfig(TaskConfig):
     def _with_random(self, episodes: Episodes, envs: VectorEnv | None) -> Episodes:
         if envs is None:
             raise ConfigError(
-                f"task.random is {self.random}, but no environment is known; set task.env, or random to 0"
+                f"task.random is {self.random}, but no environment is known; set task.env, or task.random to 0"
             )
         recorder = Recorder(envs, [Mixture(None, 1.0)], seed=0, horizon=None)
         recorder.run(self.random, num_parallel=1)
@@ -205,9 +206,9 @@ class TrajectoriesConfig(TaskConfig):
 
 
 class StepActions(Objective[Trajectories]):
-    """Cross-entropy or mean squared error of each step's action, and weighted errors of the next states and returns.
-    With `envs`, the goal is the mean return achieved there; otherwise the loss on held-out episodes. The best training
-    episode has `best_length` steps.
+    """Cross-entropy or mean squared error of each step's action, plus weighted errors of the next states and returns.
+    With `envs`, the goal is the mean return achieved there; otherwise it is the loss on held-out episodes. The best
+    training episode has `best_length` steps.
     """
 
     unit = "timestep"
@@ -233,7 +234,7 @@ class StepActions(Objective[Trajectories]):
             examples.splits.rows("validation", "an environment for evaluation (task.env)")
         if weight and self.codec.image:
             raise ConfigError(
-                f"task.states is {weight}, but the data's states are images, which no head predicts; set it to 0"
+                f"task.states is {weight}, but the states are images, which cannot be predicted; set it to 0"
             )
         embed = cast(TrajectoryEmbedConfig, config.embed)
         limit = None if self.envs is None else self.envs.horizon
@@ -248,7 +249,7 @@ class StepActions(Objective[Trajectories]):
         return replace(config, embed=embed, heads=heads)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Steps with a predicted action, and those with a successor."""
+        """The number of steps with a predicted action, and of those with a successor."""
         counts, (_, following) = {"actions": batch.tokens}, batch.targets
         if following is not None:
             count = int(following.mask.sum())
@@ -280,9 +281,9 @@ class StepActions(Objective[Trajectories]):
     def evaluate(
         self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Return the scores of episodes played from seeds of this split for the target return, and the loss on held-out
-        episodes, with the accuracy of choices, if there are any. `limit` is the maximum number of episodes of each.
-        Raises UserError, before any work, for an episode that is too long for the model.
+        """Return the scores of episodes played from this split's seeds with the target return and, if there are
+        held-out episodes, the loss on them with the accuracy of choices. `limit` is the maximum number of each kind of
+        episodes. Raises UserError, before any work, for an episode that is too long for the model.
         """
         scores: dict[str, Any] = {}
         windows = None
@@ -318,13 +319,13 @@ class StepActions(Objective[Trajectories]):
         return max(1.0, self.best_length / scores["length_mean"]) if "length_mean" in scores else 1.0
 
     def report_cost(self) -> float:
-        """Episodes for several target returns, a few of each, and two films."""
+        """A few episodes for each of several target returns, and two videos."""
         if self.envs is None:
             return 0.0
         return _REPORT_COST if self.config.condition else 1.0
 
     def samples(self, model: nn.Module, examples: Trajectories, count: int) -> list[dict[str, str]]:
-        """Return the achieved returns for targets from the worst to the best of the training data."""
+        """Return the achieved returns for targets from the worst to the best in the training data."""
         if self.envs is None:
             return []
         targets = self._targets(examples, count)
@@ -338,15 +339,12 @@ class StepActions(Objective[Trajectories]):
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
 
     def remark(self, model: nn.Module, examples: Trajectories) -> str:
-        """Describe the effect of the target return, by episodes, otherwise by held-out actions."""
+        """Describe the effect of the target return on episodes or, without an environment, on held-out actions."""
         if not self.config.condition:
             return ""
         target_range = self._targets(examples, 2)
         if len(target_range) < 2:
-            return (
-                f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned "
-                "no other target."
-            )
+            return f"All training episodes have a return of {target_range[0]:.5g}, so the model knows no other target."
         if self.envs is None:
             return target_effect.action_effect(
                 model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
@@ -357,7 +355,7 @@ class StepActions(Objective[Trajectories]):
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Plot returns during online training and achieved against target returns, and draw episodes as film strips if
-        they can be rendered here.
+        rendering works here.
         """
         if self.envs is None:
             return []
@@ -387,9 +385,8 @@ def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
     max_timesteps = cast(TrajectoryEmbed, model.embed).config.timesteps
     if max_length > max_timesteps:
         raise UserError(
-            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; leave the episode "
-            "out, or "
-            f"train a model with model.embed.timesteps={max_length}"
+            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; remove the episode, "
+            f"or train a model with model.embed.timesteps={max_length}"
         )
 
 
@@ -399,7 +396,7 @@ def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
     if shape != codec.shape:
         actual, wanted = (describe_shape(np.empty((1, *dims))) for dims in (shape, codec.shape))
         raise UserError(
-            f"the data have states of {actual}, but this model takes {wanted}; use episodes of its environment"
+            f"the data have states of {actual}, but this model takes {wanted}; use episodes from its environment"
         )
     largest = int(episodes.actions.max()) if episodes.discrete else -1
     fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
@@ -407,25 +404,25 @@ def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
         actual_text = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
         expected_text = codec.action_text if choices is None else f"{codec.action_text}, starting at 0"
         raise UserError(
-            f"the data have actions of {actual_text}, but this model has {expected_text}; use its environment"
+            f"the data have actions of {actual_text}, but this model has {expected_text}; use data from its environment"
         )
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:
-    """Raises ConfigError for a model that does not take trajectories, or attends to the future."""
+    """Raises ConfigError for a model that does not take trajectories or attends to future steps."""
     if not isinstance(model, TransformerConfig) or not isinstance(model.embed, TrajectoryEmbedConfig):
         raise ConfigError(
-            f"this task needs a model whose embed is trajectories, but this {type(model).__name__} has another; "
-            "use the recipe's model, or decision-hopper"
+            f"this task needs a model with model.embed=trajectories, but this {type(model).__name__} has another "
+            "embed; use the recipe's model, or decision-hopper"
         )
     if not model.stack.causal:
-        raise ConfigError("this model attends to future steps, which an agent does not know; choose causal mixers")
+        raise ConfigError("this model attends to future steps, which an agent cannot know; choose causal mixers")
     return model
 
 
 def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: bool) -> None:
-    """ConfigError for a model that takes vectors if the data have images, or the reverse; and, with `started`, for a
-    model to fine-tune whose weights are for other states or actions than the data's. Other models get the data's sizes.
+    """ConfigError for a model that takes vectors if the data have images, or the reverse. With `started`, also for a
+    model to fine-tune whose weights do not match the data's states or actions. Other models get the data's sizes.
     """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)
@@ -433,7 +430,7 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
     if len(wanted) != len(shape):
         kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(
-            f"the model takes states by {embed.states.kind}, but the data have {_shape_text(shape)}; "  # type: ignore[attr-defined]
+            f"the model takes states as {embed.states.kind}, but the data have {_shape_text(shape)}; "  # type: ignore[attr-defined]
             f"set model.embed.states='{kind}'"
         )
     if not started:
@@ -441,7 +438,7 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
     if wanted != shape:
         raise ConfigError(
             f"the model to fine-tune takes states of {_shape_text(wanted)}, but the data have {_shape_text(shape)}; "
-            "use episodes of its environment"
+            "use episodes from its environment"
         )
     if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
         model_text, data_text = (
@@ -449,8 +446,8 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
             for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
         )
         raise ConfigError(
-            f"the model to fine-tune takes actions of {model_text}, but the data have {data_text}; use episodes of its "
-            "environment"
+            f"the model to fine-tune takes actions of {model_text}, but the data have {data_text}; use episodes from "
+            "its environment"
         )
 
 

@@ -1,4 +1,6 @@
-"""Convert episodes to model inputs and outputs to actions, with the scales stored next to the model. No torch."""
+"""Convert episodes to model inputs, and outputs to actions, with the scales stored next to the model. Does not need
+torch.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ FILE = "trajectories.json"  # stored next to a model: the scales of its inputs a
 
 @dataclass(frozen=True)
 class TrajectoryCodec:
-    """States of `shape` minus `mean`, divided by `std` (both empty for images, whose bytes are scaled to 0 to 1);
-    returns divided by `scale`; actions are one of `choices`, or vectors divided by `reach` [A].
+    """States of `shape` are taken minus `mean` and divided by `std` (both empty for images, whose bytes are scaled to 0
+    to 1). Returns are divided by `scale`. Actions are one of `choices`, or vectors divided by `reach` [A].
 
-    The model takes `context` steps at once; `target` is the default target return, `environment` the environment it
-    acts in. With `draw`, choices are sampled, otherwise the most probable one is taken.
+    The model takes `context` steps at once; `target` is the default target return, and `environment` the environment
+    that it acts in. With `draw`, choices are sampled; otherwise the most probable one is taken.
     """
 
     shape: tuple[int, ...]
@@ -41,8 +43,8 @@ class TrajectoryCodec:
         acts = self.actions > 0 and 0 not in (self.scale, *self.std, *self.reach)
         if not (fits and acts and self.context > 0):
             raise ConfigError(
-                f"{FILE} is inconsistent (shape {self.shape}, {len(self.mean)} means, {len(self.std)} "
-                f"deviations, {self.action_text}, context {self.context}); restore it from a copy"
+                f"{FILE} is inconsistent (shape {self.shape}, {len(self.mean)} means, {len(self.std)} standard "
+                f"deviations, {self.action_text}, context {self.context}); restore it from a backup"
             )
 
     @property
@@ -52,7 +54,7 @@ class TrajectoryCodec:
 
     @property
     def action_text(self) -> str:
-        """The kind of actions, for messages."""
+        """Description of the actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.reach)} numbers"
 
     @property
@@ -105,12 +107,12 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
 
 
 def read_codec(directory: Path) -> TrajectoryCodec:
-    """Read the scales of a run. UserError if the folder has none."""
+    """Read a run's scales. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE} with the scales of states, returns and actions; use a run of the "
-            "recipes trajectories, cartpole, pendulum or hopper, or copy that file from one"
+            f"{directory} has no {FILE} with the scales of states, returns and actions; use a run of the recipe "
+            "trajectories, cartpole, pendulum or hopper, or copy that file from one"
         )
     return from_dict(TrajectoryCodec, read_json(path), str(path))
 
@@ -126,10 +128,10 @@ def fit_codec(
     environment: str,
     draw: bool,
 ) -> TrajectoryCodec:
-    """Compute the scales of training data: `training` are the indices of its episodes, int64 [E].
+    """Compute the scales from the training data; `training` are the indices of its episodes, int64 [E].
 
-    Without a `scale`, returns are divided by the largest one; without a `target`, the best one is the target.
-    Continuous actions that stay within 1 are not scaled. `choices` are the environment's, if it is known.
+    Without a `scale`, returns are divided by the largest one; without a `target`, the target is the best return.
+    Continuous actions between -1 and 1 are not scaled. `choices` are the environment's, if it is known.
     """
     steps = step_indices(episodes.starts[training], episodes.ends[training])
     states, actions = episodes.states[steps], episodes.actions[steps]

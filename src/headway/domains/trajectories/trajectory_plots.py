@@ -1,4 +1,4 @@
-"""Achieved against target returns, and episodes as film strips, for the report of a run."""
+"""Achieved against target returns, and episodes as film strips, for run reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episod
 from headway.metrics import bootstrap_mean
 from headway.nn.models import Transformer
 
-_EPISODES = 4  # per target return
+_EPISODES = 4  # episodes per target return
 _POINTS = 50  # maximum points of a curve
 
 
 class Point(NamedTuple):
-    """Returns [E] of the episodes for one target return."""
+    """Returns [E] of the episodes played with a target return."""
 
     target: float
     returns: np.ndarray
@@ -38,7 +38,7 @@ def play_targets(model: Transformer, codec: TrajectoryCodec, envs: VectorEnv, ta
 
 
 def target_curve(points: Sequence[Point]) -> list[Picture]:
-    """Plot the mean return over the target return, with the line where both are equal."""
+    """Plot the mean return against the target return, with the line where both are equal."""
     if len(points) < 2:
         return []
     reached = [(point.target, float(point.returns.mean())) for point in points]
@@ -48,12 +48,12 @@ def target_curve(points: Sequence[Point]) -> list[Picture]:
         "return",
         dots=True,
     )
-    return [Picture("Returns", f"means of {len(points[0].returns)} episodes per target return", chart)]
+    return [Picture("Returns", f"averages over {len(points[0].returns)} episodes per target return", chart)]
 
 
 def online_curve(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
-    """Plot the mean return of a model's own episodes over their number, with their target returns: `played` has the
-    target return, the return and the steps of each.
+    """Plot the mean return of a model's own episodes against their number, with their target returns. `played` has each
+    episode's target return, return and steps.
     """
     if len(played) < 2:
         return []
@@ -63,8 +63,8 @@ def online_curve(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
         name: [(float(number), float(group[:, column].mean())) for number, group in zip(counts, groups)]
         for column, name in ((1, "achieved"), (0, "target"))
     }
-    caption = f"means of {len(played):,} episodes played in training, with sampled or noisy actions"
-    return [Picture("Returns in training", caption, line_chart(lines, "episodes played", "return"))]
+    caption = f"averages over {len(played):,} episodes played in training, with sampled or noisy actions"
+    return [Picture("Training returns", caption, line_chart(lines, "episodes played", "return"))]
 
 
 @episode_pictures
@@ -77,4 +77,4 @@ def film_strips(
             reel = FrameSampler()
             played = play(model, codec, envs, target, [REPORT_SEEDS], reel)
             caption = f"achieved {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
-            yield FilmedEpisode(f"An episode with a target of {target:.5g}", caption, reel)
+            yield FilmedEpisode(f"An episode with target return {target:.5g}", caption, reel)

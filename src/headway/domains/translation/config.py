@@ -1,4 +1,4 @@
-"""Settings of tasks over pairs, and their tokenizers."""
+"""Settings of tasks on pairs, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOURCE = "source"  # folder of the source's codec, if separate
 
 
 class Codecs(NamedTuple):
-    """The codecs of source and target, the same object if the vocabulary is shared. The target's has bos and eos."""
+    """The source and target codecs, the same object if the vocabulary is shared. The target codec has bos and eos."""
 
     source: Codec
     target: Codec
@@ -54,16 +54,16 @@ class PairsConfig(TaskConfig):
     """Predict the target of each pair from its source.
 
     `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `max_length` source or target
-    tokens are left out and counted; without `max_length`, a pair that does not fit the model or a batch is an error.
-    `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
-    `reverse_source` feeds the source's tokens in reverse order, in training and in use (Sutskever et al. 2014, section
+    tokens are skipped and counted; without `max_length`, a pair that does not fit into the model or a batch is an
+    error. `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
+    `reverse_source` feeds the source tokens in reverse order, in training and inference (Sutskever et al. 2014, section
     3.3); the eos token and the padding still follow them.
     """
 
     smoothing: float = 0.1
     max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
     beam: int = 5  # beam size on the test split; 1 is greedy
-    length_penalty: float = 0.6  # of the beam search
+    length_penalty: float = 0.6  # length penalty of the beam search
     reverse_source: bool = False
     split: SplitConfig = SplitConfig()  # held-out shares
 
@@ -75,11 +75,11 @@ class PairsConfig(TaskConfig):
             raise ConfigError(f"task.max_length is {self.max_length}; choose 1 or more")
 
     def prepare(self, source: str) -> str:
-        """A source as its codec expects it."""
+        """Prepare a source for its codec."""
         return source
 
     def source_encoder(self, codec: Codec) -> Encoder:
-        """The encoder of source files, given the source codec."""
+        """The encoder for source files, given the source codec."""
         return codec
 
     def encoder_order(self, source: Sequence[int]) -> list[int]:
@@ -105,10 +105,10 @@ class PairsConfig(TaskConfig):
 class TranslationConfig(PairsConfig):
     """Translate sentences.
 
-    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit), `shared` whether both languages
-    share one vocabulary. `reverse` translates the second language into the first. `grouped` scores each source once,
-    against all its translations. `lowercase_bleu` adds BLEU of lower-cased text (as `bleu_lowercase`), which many
-    papers report. `goal` picks the best model.
+    `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), and `shared` whether both
+    languages share one vocabulary. `reverse` translates from the second language to the first. `grouped` scores each
+    source once, against all its translations. `lowercase_bleu` adds BLEU on lower-cased text (as `bleu_lowercase`),
+    which many papers report. `goal` picks the best model.
     """
 
     codec: Kind = "bpe"  # kind of the tokenizer to train
@@ -148,7 +148,9 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     """Raises ConfigError for a model or batches that do not support pairs."""
     model, train = recipe.model, recipe.train
     if not isinstance(model, EncoderDecoderConfig):
-        raise ConfigError(f"pairs need an encoder_decoder, but the model is a {type(model).__name__}; choose another")
+        raise ConfigError(
+            f"pairs need an encoder_decoder, but the model is a {type(model).__name__}; choose another model"
+        )
     if model.tie in ("all", "embeddings") and not shared:
         raise ConfigError(
             f"model.tie {model.tie} needs one vocabulary; set task.shared to true or model.tie to head or none"
@@ -156,7 +158,7 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     if train.batch_size is not None or train.batch_tokens is None:
         raise ConfigError(
             f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of pairs are "
-            "counted in tokens: set only train.batch_tokens"
+            "counted in tokens, so set only train.batch_tokens"
         )
 
 

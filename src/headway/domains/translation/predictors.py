@@ -1,4 +1,4 @@
-"""Text encoder-decoders in use: translations, logits and scores of targets, and attention maps."""
+"""Inference with text encoder-decoders: translations, logits, target scores and attention maps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def translate(
 
 
 def _search(model: ModelHandle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
-    """The requested search, with open settings as in a run's evaluation."""
+    """The requested search; settings that are not requested are as in the run's evaluation."""
     task: Any = SearchConfig() if model.recipe is None else model.recipe.task
     defaults = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
     width = max(defaults.beam, count) if beam is None else beam
@@ -76,7 +76,7 @@ def score(
     source_lines = arguments.text_inputs(sources, "source").items
     if len(source_lines) != len(request.items):
         raise UserError(
-            f"there are {len(request.items)} targets and {len(source_lines)} sources; pass one source per target"
+            f"there are {len(request.items)} targets but {len(source_lines)} sources; pass one source per target"
         )
     return request.unwrap(_translator(model).score(request.items, source_lines) if source_lines else [])
 
@@ -102,5 +102,7 @@ def _translator(model: ModelHandle) -> Translator:
     if model.recipe is None:
         return Translator.of_published(model.module, model.codec, model.usage, model.generator)
     if not isinstance(model.recipe.task, PairsConfig):
-        raise UserError(f"{model.directory} was trained as {type(model.recipe.task).__name__}; choose a run on pairs")
+        raise UserError(
+            f"{model.directory} was trained as {type(model.recipe.task).__name__}; choose a run trained on pairs"
+        )
     return Translator.of_run(model.module, model.recipe.task, model.directory, model.generator, model.check_texts)

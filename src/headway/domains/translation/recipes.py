@@ -1,4 +1,4 @@
-"""Recipes for translation and pronunciation, and how the generic one scales with the amount of pairs and the time."""
+"""Recipes for translation and pronunciation, and how the generic one scales with data and time."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def pronounce() -> Recipe:
 
 
 def translation() -> Recipe:
-    """Any pairs of your own."""
+    """Your own pairs."""
     return Recipe(
         name="translation",
         domain="translation",
-        description="any pairs of sentences: two line-aligned files, .tsv or .jsonl",
+        description="your own sentence pairs: two line-aligned files, .tsv or .jsonl",
         data=(),
         model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, vocab_size=8000, dropout=0.1),
         task=TranslationConfig(size=8000, max_length=128),
@@ -74,7 +74,7 @@ def translation() -> Recipe:
 
 
 def multi30k_en_de() -> Recipe:
-    """Small and trained for long, for the score: on 29,000 pairs a wider model overfits before it is better."""
+    """Small and trained for long to score best: on 29,000 pairs, a wider model overfits before it gets better."""
     return Recipe(
         name="multi30k-en-de",
         domain="translation",
@@ -85,7 +85,7 @@ def multi30k_en_de() -> Recipe:
         optim=MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=300, decay=0.7),
         train=TrainConfig(steps=8000, batch_tokens=2048, evaluate_every=1000),
-        expected="BLEU 39.5 on test_2016 in 51 minutes of a core",
+        expected="BLEU 39.5 on test_2016 in 51 minutes on one core",
     )
 
 
@@ -106,7 +106,7 @@ def multi30k_en_de_small() -> Recipe:
 
 
 def tatoeba() -> Recipe:
-    """Sentences repeat, each with several translations; all of them count as references."""
+    """Sentences repeat with several translations, which all count as references."""
     return Recipe(
         name="tatoeba",
         domain="translation",
@@ -130,7 +130,7 @@ def transformer_base_wmt() -> Recipe:
     return Recipe(
         name="transformer-base-wmt",
         domain="translation",
-        description="the base model of 2017 as published, for a GPU: pass WMT 2014 English and German as --data",
+        description="the 2017 base model as published, for a GPU; pass WMT 2014 English and German with --data",
         data=(),
         model=preset("transformer-base"),
         task=TranslationConfig(size=37000, smoothing=0.1, max_length=256, beam=4, length_penalty=0.6, goal="loss"),
@@ -170,10 +170,11 @@ _VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 
 
 @dataclass(frozen=True)
 class PairsScale(Scale):
-    """Encoder and decoder of equal size; vocabularies grow with the text.
+    """Encoders and decoders of equal size; vocabularies grow with the text.
 
-    A translator's reducible loss falls twice as fast as in the law of plain text: models of 0.49 and 1.9 million
-    parameters reach 1.640 and 2.172 nats on Tatoeba's pairs after two core-minutes, 1.315 and 1.565 after four.
+    A translator's reducible loss falls twice as fast as in the scaling law for plain text: on Tatoeba's pairs, models
+    with 0.49 and 1.9 million parameters reach 1.640 and 2.172 nats after two core-minutes, and 1.315 and 1.565 after
+    four.
     """
 
     calibrated: bool = True
@@ -187,7 +188,8 @@ class PairsScale(Scale):
             count, num_characters = count + 1, num_characters + len(source) + len(target)
         vocab_size = lookup(_VOCABULARIES, num_characters)
         reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters"
+            f"vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters on "
+            "average"
         )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 

@@ -1,4 +1,4 @@
-"""Tasks over pairs of sequences, translation and pronunciation: the pairs, their batches and objectives."""
+"""Tasks on sequence pairs (translation and pronunciation): pairs, batches and objectives."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig,
 _LOG = logger(__name__)
 _EVAL_BATCH_TOKENS = 2048  # source or target tokens; larger batches of few pairs are mostly padding
 _NO_LIMIT = 1 << 31
-_PICTURE_CANDIDATES = 20  # texts from which the pictured one is chosen
+_PICTURE_CANDIDATES = 20  # candidates from which the picture's text is chosen
 _MAX_PICTURE_TOKENS = 24  # maximum tokens of a readable picture
 _EOS_LABEL = "·"  # label of the eos token, which has no text
 
 
 class TokenSequences(NamedTuple):
-    """Id sequences as slices of one array: int64 [N] starts and lengths, without bos and eos."""
+    """Id sequences as slices of an array: int64 [N] starts and lengths, without bos and eos."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -71,7 +71,7 @@ class TokenSequences(NamedTuple):
     def padded(self, end: int, backwards: bool = False) -> np.ndarray:
         """All sequences with `end` after each, then 0: int64 [N, longest + 1].
 
-        `backwards` reverses each, without moving its end or its padding: [5, 6] becomes [6, 5, end, 0].
+        `backwards` reverses each sequence without moving its end or padding: [5, 6] becomes [6, 5, end, 0].
         """
         max_length = int(self.lengths.max(initial=0))
         offsets = np.arange(max_length + 1)
@@ -85,8 +85,8 @@ class TokenSequences(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """The pairs of a split, in batches of at most `batch_tokens` source or target tokens in training and `eval_tokens`
-    in evaluation. `reverse_source` reverses each source in the batches, with its end still last.
+    """A split's pairs, in batches of at most `batch_tokens` source or target tokens in training and `eval_tokens` in
+    evaluation. `reverse_source` reverses each source in the batches, with its end token still last.
     """
 
     source: TokenSequences
@@ -101,8 +101,8 @@ class SentencePairs:
         return len(self.source.lengths)
 
     def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Inputs are the sources, int64 [B, S], and bos with the target's tokens, [B, T], each with its layout; labels
-        are the target's tokens and eos, [B, T].
+        """Inputs are the sources, int64 [B, S], and bos with the target tokens, [B, T], each with its layout; labels
+        are the target tokens with eos, [B, T].
         """
         source, target = self.source.select(indices), self.target.select(indices)
         labels = target.padded(self.special_tokens.eos)
@@ -132,8 +132,8 @@ class SentencePairs:
 
 
 class ParallelText(SourceTargetExamples):
-    """Pairs of texts. `reverse` swaps source and target of the files; if `grouped`, each source is evaluated once,
-    against all its targets.
+    """Text pairs. `reverse` swaps the files' sources and targets; if `grouped`, each source is evaluated once, against
+    all its targets.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class ParallelText(SourceTargetExamples):
         return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codecs' vocabulary sizes. Raises UserError without pairs to train or evaluate on, or if
-        pairs do not fit it.
+        """`model` with the codecs' vocabulary sizes. Raises UserError if there are no pairs to train or evaluate on, or
+        if pairs do not fit the model.
         """
         for split in ("train", "validation"):
             self.of(split)
@@ -180,14 +180,14 @@ class ParallelText(SourceTargetExamples):
         self.codecs.save(directory)
 
     def input_statistics(self) -> TrainingStatistics:
-        """In-distribution statistics of sources, each with its eos."""
+        """In-distribution statistics of sources, including eos."""
         source, codec = self.of("train").source, self.codecs.source
         return TrainingStatistics.from_ids(
             source.ids, codec.vocab_size, int(source.lengths.max()) + 1, (codec.bos_id, codec.eos_id)
         )
 
     def of(self, split: str) -> SentencePairs:
-        """The pairs of a split that fit the model and a batch."""
+        """The pairs in a split that fit the model and a batch."""
         if split in self._pairs:
             return self._pairs[split]
         rows = self.splits.rows(split)
@@ -198,8 +198,8 @@ class ParallelText(SourceTargetExamples):
         selection = self.cache.within_limits(rows, limit - 1, limit - 1, drop_long=max_length is not None)
         if selection.too_long or selection.empty:
             _LOG.warning(
-                f"{split}: left out {selection.too_long:,} of {len(rows):,} pairs with more than {limit:,} tokens, "
-                f"and {selection.empty:,} with an empty source or target"
+                f"{split}: skipped {selection.too_long:,} of {len(rows):,} pairs with more than {limit:,} tokens, and "
+                f"{selection.empty:,} with an empty source or target"
             )
         rows_kept = selection.pairs
         if self.reverse and split == "train":  # the files' first column, here the target, decided the splits
@@ -218,7 +218,7 @@ class ParallelText(SourceTargetExamples):
         return self._pairs[split]
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """At most `limit` raw texts of a split, spread evenly over it."""
+        """At most `limit` raw texts from a split, spread evenly over it."""
         if split not in self._sources:
             pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
             directed = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
@@ -234,7 +234,7 @@ class ParallelText(SourceTargetExamples):
 
 
 class TargetText(SequenceGeneration[ParallelText]):
-    """The target of a source, scored by BLEU and chrF, with `lowercase` also by BLEU of lower-cased text."""
+    """Targets of sources, scored by BLEU and chrF and, with `lowercase`, also by BLEU on lower-cased text."""
 
     def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
         super().__init__(goal, SearchConfig(config.beam, config.length_penalty), config.smoothing)
@@ -255,7 +255,9 @@ class TargetText(SequenceGeneration[ParallelText]):
         return {**scores, **{name.replace("bleu", "bleu_lowercase"): score for name, score in lower.items()}}
 
     def pictures(self, model: nn.Module, examples: ParallelText) -> list[Picture]:
-        """The alignment of a text and its translation, the longest that is still readable; none without attention."""
+        """The alignment of a text and its translation, for the longest text that is still readable; none without
+        attention.
+        """
         texts, codecs, config = examples.sample_sources(_PICTURE_CANDIDATES).inputs, examples.codecs, examples.config
         rows = [codecs.source.encode(config.prepare(text)) for text in texts]
         shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
@@ -275,7 +277,7 @@ class TargetText(SequenceGeneration[ParallelText]):
 
 
 class Alignment(NamedTuple):
-    """Weights in [0, 1] whose rows sum to 1, as [target, source], and the text of each token."""
+    """Weights [target, source] between 0 and 1, whose rows sum to 1, and each token's text."""
 
     source: list[str]
     target: list[str]
@@ -285,11 +287,11 @@ class Alignment(NamedTuple):
 def alignment(
     model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
 ) -> Alignment | None:
-    """The cross-attention or additive attention of a pair of sequences (ids without bos and eos), averaged over layers
-    and heads; None if the decoder has none because it takes one vector of the source.
+    """The cross-attention or additive attention for a pair of sequences (ids without bos and eos), averaged over layers
+    and heads; None for a decoder without attention, which takes the source as one vector.
 
-    A row shows what the decoder attended to when it predicted that token, eos included. Columns are in the order of the
-    text, even if the encoder takes it reversed.
+    A row shows what the decoder attended to when it predicted that token, including eos. Columns are in text order,
+    even if the encoder takes the text reversed.
     """
     special_tokens = PairSpecialTokens.of(codecs)
     device = next(model.parameters()).device
@@ -315,10 +317,10 @@ def alignment(
 @register("pronounce")
 @dataclass(frozen=True)
 class PronounceConfig(PairsConfig):
-    """Pronounce words. Data are pronouncing dictionaries (.dict) or pairs of a word and its phonemes.
+    """Pronounce words. The data are pronouncing dictionaries (.dict) or pairs of a word and its phonemes.
 
-    Letters and phonemes share one vocabulary. Every pronunciation of a word is trained on and counts as correct; words,
-    not pronunciations, are held out.
+    Letters and phonemes share one vocabulary. All pronunciations of a word are used in training and count as correct;
+    words, not pronunciations, are held out.
     """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -329,7 +331,7 @@ class PronounceConfig(PairsConfig):
         return Task(examples, Pronunciation("per", self))
 
     def prepare(self, source: str) -> str:
-        """A word as letters between spaces, in lower case as in dictionaries."""
+        """A word as lower-case letters separated by spaces."""
         return " ".join(source.strip().lower())
 
     def source_encoder(self, codec: Codec) -> SpellingEncoder:
@@ -358,7 +360,7 @@ class SpellingEncoder:
 
 
 class Pronunciation(TargetText):
-    """The phonemes of a word, scored by word and phoneme error rates against the nearest of its pronunciations."""
+    """Phonemes of words, scored by word and phoneme error rates against the nearest pronunciation."""
 
     def scores(self, examples: ParallelText, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
         return pronunciation_error_rates(examples.decode_all(generated), sources.references)

@@ -1,4 +1,4 @@
-"""Translates lines with an encoder-decoder that was trained here or published."""
+"""Translates lines with a published encoder-decoder or one from a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Translator:
-    """`read` turns lines into encoder input. A target is between `bos` and `eos`; its first ids are `forced`, and
-    `suppressed` ids never occur in it. `generator` produces what `model` would; `on_inputs` is called with the inputs.
+    """`read` converts lines to encoder input. A target is between `bos` and `eos`; its first ids are `forced`, and
+    `suppressed` ids never occur in it. `generator` generates the same as `model`; `on_inputs` is called with the
+    inputs.
     """
 
     model: EncoderDecoder
@@ -41,7 +42,7 @@ class Translator:
         generator: Generative,
         on_inputs: Callable[[Sequence[str], Sequence[Ids]], None],
     ) -> Translator:
-        """With the settings of a run's task."""
+        """A translator with a run's task settings."""
         codecs = config.codecs(directory)
         special_tokens = PairSpecialTokens.of(codecs)
         to_source_ids = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
@@ -51,8 +52,8 @@ class Translator:
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
-        """With the settings of a published model: its tokenizer frames the source. UserError if it lacks start or
-        end.
+        """A translator with a published model's settings, whose tokenizer adds special tokens to the source. UserError
+        if the model has no start or end token.
         """
         start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
         if start is None or not usage.ends:
@@ -94,7 +95,7 @@ class Translator:
 
 
 def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
-    """The encoder input of each text; empty for an empty text."""
+    """The encoder input for each text; empty for empty text."""
     end = codec.eos_id
     rows = [config.encoder_order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
     return [[*row, end] if row and end is not None else row for row in rows]
@@ -103,7 +104,7 @@ def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[
 def translate_hypotheses(
     model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str], search: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """The `n_best` hypotheses of each text, best first, as ids of the target's codec."""
+    """The `n_best` hypotheses for each text, best first, as ids of the target codec."""
     special_tokens = PairSpecialTokens.of(codecs)
     sources = source_ids(texts, codecs.source, config)
     return translate_ids(model, sources, bos=special_tokens.bos, eos=special_tokens.eos, config=search)

@@ -1,4 +1,4 @@
-"""Predictions for a text or a pair of texts: a class, a number, or several labels."""
+"""Predictions for texts or text pairs: a class, a number, or several labels."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from headway.learn.token_rows import frame_for, frame_rows
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
 
-_POOLED_HEADS = ("classes", "number", "embedding", "pooled", "next")  # heads of a start model whose pooling is kept
+_POOLED_HEADS = ("classes", "number", "embedding", "pooled", "next")  # heads in a start model whose pooling is kept
 
 
 @register("classification")
 @dataclass(frozen=True)
 class ClassificationConfig(EncoderTaskConfig, TargetConfig):
-    """Predict the class, the number or the labels of each text, as the labels or `target` require.
+    """Predict the class, the number or the labels of each text, depending on the labels or `target`.
 
-    `text` and `label` name the columns. `pool` sets the pooling: first, mean or last token; none chooses what suits the
-    model. `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` leaves out texts without a label and counts
+    `text` and `label` name the columns. `pool` sets the pooling: first, mean or last token (none: what suits the
+    model). `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` skips texts without a label and counts
     them.
     """
 
@@ -42,7 +42,7 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
-    skip_bad: bool = False  # whether to leave out texts without a label, and count them
+    skip_bad: bool = False  # whether to skip and count texts without a label
 
     @property
     def columns(self) -> dict[str, str]:
@@ -61,7 +61,7 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
 @register("pairs")
 @dataclass(frozen=True)
 class TextPairsConfig(ClassificationConfig):
-    """Predict the class or the labels of each pair of texts, or its number if all labels are numbers.
+    """Predict the class or the labels of each text pair, or its number if all labels are numbers.
 
     `text`, `text2` and `label` name the columns. Pairs are split by their first text.
     """
@@ -77,7 +77,7 @@ class TextPairsConfig(ClassificationConfig):
 
 
 class TextDataset(EncodedTextDataset, TargetSamples):
-    """A table of texts or pairs with their targets."""
+    """A table of texts or text pairs with their targets."""
 
     def __init__(
         self,
@@ -120,9 +120,9 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         return " | ".join(self.table.columns[role][row] for role in ("text", "text2") if role in self.table.columns)
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
-        """`model` with one head over complete texts. A start model keeps its pooling: that of its sentence embeddings,
-        otherwise its pooler (BERT's), otherwise it gets a BERT-style one. A model from scratch uses the mean of its
-        tokens; a causal one, its last token.
+        """`model` with one head for complete texts. A start model keeps the pooling of its sentence embeddings, or else
+        its BERT pooler; otherwise it gets a BERT-style one. A model from scratch uses the mean of its tokens; a causal
+        model uses the last token.
         """
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
@@ -131,7 +131,7 @@ class TextDataset(EncodedTextDataset, TargetSamples):
             head for head in heads if isinstance(head, PooledHeadConfig) and self.config.pool in (None, head.pool)
         ]
         if poolers:
-            # Sentence embeddings were trained at unit length, so their classifier normalises them too.
+            # Sentence embeddings were trained at unit length, so the classifier normalises them too.
             norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
             head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
         elif self.config.pool is None and self.from_start and not encoder.stack.causal:

@@ -32,18 +32,19 @@ _CENTROID_TEXTS = 50  # texts per class whose mean is its centroid
 @register("embedding")
 @dataclass(frozen=True)
 class EmbeddingConfig(EncoderTaskConfig):
-    """Contrast each text's partner with the others' partners in its batch (InfoNCE, van den Oord et al. 2018; in-batch
-    negatives, Karpukhin et al. 2020), in both directions, at a `temperature`; embeddings are mean-pooled and of unit
+    """Contrast each text's partner with the other partners in its batch (InfoNCE, van den Oord et al. 2018; in-batch
+    negatives, Karpukhin et al. 2020), in both directions, at a `temperature`; embeddings are mean-pooled and have unit
     length.
 
-    `text` and `text2` are columns of related texts. Files without `text2` have a `label`: texts with the same label are
-    related, and each epoch samples their partners again. Texts with the same label, and equal texts, are not negatives
-    of each other. A batch is train.batch_size pairs; train.accumulate is 1, because the loss couples the whole batch.
+    `text` and `text2` are columns with related texts. Files without `text2` have a `label`: texts with the same label
+    are related, and each epoch samples their partners again. Texts with the same label, and equal texts, are not
+    negatives of each other. A batch is train.batch_size pairs; train.accumulate is 1, because the loss couples the
+    whole batch.
     """
 
     text: str = "text"  # column with the texts
     text2: str = "text2"  # column with their partners
-    label: str = "label"  # column of labels, if there are no partners
+    label: str = "label"  # column with labels, if there are no partners
     temperature: float = 0.05  # divides the cosines
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -55,8 +56,8 @@ class EmbeddingConfig(EncoderTaskConfig):
         table = read_table(recipe.files(data), names, optional=("text2", "label"))
         if not table.columns.keys() & {"text2", "label"}:
             raise UserError(
-                f"{table.locations[0][0]} has neither a column {self.text2!r} nor {self.label!r}; add the texts' "
-                "partners or labels, or name their column with task.text2=NAME or task.label=NAME"
+                f"{table.locations[0][0]} has neither a column {self.text2!r} nor {self.label!r}; add a column with "
+                "related texts or labels, or name it with task.text2=NAME or task.label=NAME"
             )
         sentences = RelatedTextDataset(self, recipe, batch_size, table, workspace)
         return Task(sentences, SentenceContrast(sentences.labels is None, self.temperature))
@@ -86,7 +87,7 @@ class RelatedTextDataset(Examples):
         self.splits = Splits(related_splits, self._related(all_rows), "texts with a partner")
 
     def _related(self, rows: np.ndarray) -> np.ndarray:
-        """The texts that have a partner among them."""
+        """Those of the texts that have a partner among them."""
         if self.labels is None:
             return rows
         return rows[np.bincount(self.labels[rows])[self.labels[rows]] > 1]
@@ -110,7 +111,7 @@ class RelatedTextDataset(Examples):
         return replace(check_encoder(model), vocab_size=self.codec.vocab_size)
 
     def batch(self, text_rows: np.ndarray, partner_rows: np.ndarray) -> Batch:
-        """Tokens of the rows of texts and partners. Equal texts, and texts of one label, count as the same."""
+        """Tokens of texts and partners. Equal texts, and texts with the same label, count as the same."""
         keys = [self._keys(text_rows), self._keys(partner_rows)]
         same = np.logical_or.reduce([key[:, None] == key for key in keys])
         parts = split_by_length(self.rows, np.concatenate([text_rows, partner_rows]))
@@ -130,7 +131,7 @@ class RelatedTextDataset(Examples):
 
 
 class RelatedTextSplit:
-    """Texts that all have a partner in the split, or the `first` of them."""
+    """The texts that have a partner in the split, or the `first` of them."""
 
     def __init__(self, examples: RelatedTextDataset, rows_with_partner: np.ndarray, limit: int | None = None) -> None:
         self.examples, self.rows_with_partner, self.rows = examples, rows_with_partner, rows_with_partner[:limit]
@@ -146,8 +147,8 @@ class RelatedTextSplit:
         return len(self.rows)
 
     def partners(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        """The rows of the texts' partners, a pure function of (seed, epoch): among texts with labels, each text is the
-        partner of exactly one other text of its label.
+        """The rows of the texts' partners, a pure function of (seed, epoch). Among texts with labels, each text is the
+        partner of exactly one other text with its label.
         """
         if self.examples.labels is None:
             return self.rows_with_partner[indices] + len(self.examples.texts)
@@ -189,15 +190,15 @@ class SentenceContrast(Contrastive[RelatedTextDataset]):
         return queries @ keys.T / self.temperature
 
     def vectors(self, model: nn.Module, examples: RelatedTextDataset, rows: np.ndarray) -> Float[np.ndarray, "N D"]:
-        """The embeddings of rows."""
+        """The rows' embeddings."""
         encoder = cast(Transformer, model)
         return compute_in_batches(encoder, examples.rows, rows, lambda part: encoder.output(HEAD, *part)).numpy()
 
     def evaluate(
         self, model: nn.Module, examples: RelatedTextDataset, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """For pairs: recall of the partner at 1 and 5 among all partners of the split. For texts with labels: recall of
-        a text of the same label, and accuracy of the nearest class centroid; centroids are of training texts.
+        """For pairs: recall of the partner at 1 and 5 among all partners in the split. For texts with labels: recall of
+        a text with the same label, and accuracy of the nearest class centroid, from training texts.
         """
         samples = examples.of(split).limited_to(limit)
         embeddings = self.vectors(model, examples, samples.rows)
@@ -216,7 +217,7 @@ class SentenceContrast(Contrastive[RelatedTextDataset]):
         return {**neighbour_recall(embeddings, labels), **scores}
 
     def samples(self, model: nn.Module, examples: RelatedTextDataset, count: int) -> list[dict[str, str]]:
-        """Held-out texts with the nearest other text, or the nearest partner if there are partners."""
+        """Held-out texts with the nearest other text or, if there are partners, the nearest partner."""
         rows, lines, partners = examples.of(examples.final_split).rows, examples.lines, examples.partners
         queries, candidates = spread_evenly(rows, count), rows if partners is None else rows + len(examples.texts)
         similar = self.vectors(model, examples, queries) @ self.vectors(model, examples, candidates).T

@@ -1,4 +1,4 @@
-"""Encoder inference: classes of texts, tags of words, embeddings of sentences."""
+"""Encoder inference: text classification, word tagging, sentence embeddings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")  # splits text as the CoNLL c
 
 
 class TaggedWords(NamedTuple):
-    """The words of a text, the tag of each, and the entities (spans of words) that the tags encode."""
+    """The words of a text with their tags, and the entities (spans of words) that the tags encode."""
 
     words: list[str]
     tags: list[str]
@@ -37,7 +37,7 @@ class TaggedWords(NamedTuple):
 
 
 class RankedDocument(NamedTuple):
-    """A document, its index among the ranked ones, and its relevance from 0 to 1."""
+    """A document with its index in the request and its relevance from 0 to 1."""
 
     index: int
     score: float
@@ -47,9 +47,9 @@ class RankedDocument(NamedTuple):
 def classify(
     model: Transformer, codec: Codec, usage: Usage, texts: Sequence[Text], *, truncate: bool = False
 ) -> list[dict[str, float]]:
-    """The probability of each label for each text or pair of texts, the most probable first; see `named_scores`.
+    """The probability of each label for each text or text pair, most probable first; see `named_scores`.
 
-    Raises UserError for labels that do not fit the head "classes", an empty text, or one that is too long.
+    Raises UserError for labels that do not fit the head "classes", and for text that is empty or too long.
     """
     rows = text_rows(model, codec, texts, truncate)
     scores: dict[int, dict[str, float]] = {}
@@ -66,10 +66,9 @@ def tag(
     *,
     truncate: bool = False,
 ) -> list[TaggedWords]:
-    """The tag of each word of each text. A string is split into words and punctuation; a list of words is used as it
-    is.
+    """The tag of each word in each text. A string is split into words and punctuation; a list of words is used as is.
 
-    Raises UserError for labels that do not fit the head "tags", or a text that is too long.
+    Raises UserError for labels that do not fit the head "tags", and for text that is too long.
     """
     sentences = [_WORD.findall(text) if isinstance(text, str) else list(text) for text in texts]
     if not isinstance(codec, TokenizerCodec):
@@ -80,17 +79,17 @@ def tag(
     for indices, logits in _batched_outputs(model, "tags", word_rows.rows):
         names = list(labels) or [f"LABEL_{index}" for index in range(logits.shape[-1])]
         if len(names) != logits.shape[-1]:
-            raise UserError(f"the model has {logits.shape[-1]} tags but {len(names)} names; name all tags")
+            raise UserError(f"the model has {logits.shape[-1]} tags but {len(names)} tag names; name all tags")
         for row, best in zip(indices.tolist(), logits.argmax(-1).cpu().numpy()):
             tags[row] = word_tags(best, word_rows.positions[row, : len(sentences[row])], names)
     return [TaggedWords(word_rows, tags[row], entity_spans(tags[row])) for row, word_rows in enumerate(sentences)]
 
 
 def embed(model: Transformer, codec: Codec, texts: Sequence[str], *, truncate: bool = False) -> Float[Tensor, "N D"]:
-    """An embedding of unit length for each text: the output of the head "embedding", otherwise the mean of its tokens.
+    """A unit-length embedding for each text: the output of the head "embedding", otherwise the mean over its tokens.
 
-    Texts of similar lengths are computed together; the order of the output is that of the texts. Raises UserError for
-    an empty text or one that is too long.
+    Texts of similar lengths are computed together; the output is in the order of the texts. Raises UserError for text
+    that is empty or too long.
     """
     return embed_rows(model, text_rows(model, codec, texts, truncate))
 
@@ -106,7 +105,7 @@ def embed_rows(model: Transformer, rows: TokenRows) -> Float[Tensor, "N D"]:
 def rerank(
     model: Transformer, codec: Codec, query: str, documents: Sequence[str], *, truncate: bool = False
 ) -> list[RankedDocument]:
-    """The documents by their relevance to a query, the most relevant first; ties keep their order.
+    """The documents by their relevance to a query, most relevant first; ties keep their order.
 
     Raises UserError for an empty query or document, or a pair that is too long.
     """
@@ -126,12 +125,12 @@ def relevance(model: Transformer, rows: TokenRows) -> list[float]:
 
 
 def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]], truncate: bool) -> TokenRows:
-    """Cross-encoder inputs of queries and documents. UserError as in `rerank`."""
+    """Cross-encoder inputs for queries and documents. UserError as in `rerank`."""
     for number, (query, document) in enumerate(pairs, 1):
         if not query.strip():
             raise UserError("the query is empty; pass the text to rank the documents by")
         if not document.strip():
-            raise UserError(f"document {number} of {len(pairs)} is empty; fill it in or leave it out")
+            raise UserError(f"document {number} of {len(pairs)} is empty; fill it in or remove it")
     if not pairs:
         return frame_rows(frame_for(codec, model.config), [], [])
     queries, documents = (codec.encode_batch(list(column)) for column in zip(*pairs))
@@ -143,20 +142,19 @@ def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]]
         if len(query) + len(document) > available:
             raise UserError(
                 f"document {number} of {len(pairs)} has {len(document)} tokens and the query {len(query)}, but the "
-                f"model takes {available} for both together; shorten them, or truncate them (truncate=True, "
-                "--truncate)"
+                f"model takes {available} for both together; shorten or truncate them (truncate=True, --truncate)"
             )
     return frame_rows(frame, queries, documents, LengthLimit(max_length, truncate))
 
 
 def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> TokenRows:
-    """Model inputs of texts or of pairs. Errors as in `embed`."""
+    """Model inputs for texts or text pairs. Errors as in `embed`."""
     for number, text in enumerate(texts):
         if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
-            raise UserError(f"text {number + 1} of {len(texts)} is empty; fill it in or leave it out")
+            raise UserError(f"text {number + 1} of {len(texts)} is empty; fill it in or remove it")
     paired = [isinstance(text, tuple) for text in texts]
     if any(paired) and not all(paired):
-        raise UserError(f"{sum(paired)} of {len(texts)} are pairs of texts; pass only pairs or only single texts")
+        raise UserError(f"{sum(paired)} of {len(texts)} inputs are text pairs; pass only pairs or only single texts")
     frame, limit = frame_for(codec, model.config), LengthLimit(model.config.context, truncate)
     if not any(paired):
         return frame_rows(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
@@ -165,7 +163,7 @@ def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate:
 
 
 def _batched_outputs(model: Transformer, head: str, rows: TokenRows) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The outputs of a head for the rows, in batches of similar lengths; without that head, normalised mean vectors."""
+    """A head's outputs for the rows, in batches of similar lengths; without that head, normalised mean vectors."""
     if len(rows) == 0:
         return
     with evaluation_mode(model), torch.inference_mode():

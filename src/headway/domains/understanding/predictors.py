@@ -1,4 +1,4 @@
-"""Encoders in use: predictions for one text or many."""
+"""Inference with encoders: predictions for one or more texts."""
 
 from __future__ import annotations
 

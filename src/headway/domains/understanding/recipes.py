@@ -1,5 +1,5 @@
-"""Recipes for encoders, trained from scratch or fine-tuned with --from, and how those from scratch scale with the
-labelled texts and the time.
+"""Recipes for encoders, trained from scratch or fine-tuned with --from, and how training from scratch scales with data
+and time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPLIT = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 
 
 def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
-    """A small encoder for training from scratch: pre-norm, RoPE, two token types."""
+    """A small encoder to train from scratch: pre-norm, RoPE, two token types."""
     block = BlockConfig(
         AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig()),
         None,
@@ -50,11 +50,11 @@ def scratch_encoder(width: int, depth: int, heads: int, dropout: float = 0.1) ->
 
 
 def classification() -> Recipe:
-    """Any texts with labels."""
+    """Your own labelled texts."""
     return Recipe(
         name="classification",
         domain="understanding",
-        description="any texts with labels: .csv, .tsv or .jsonl with text and label",
+        description="labelled texts: .csv, .tsv or .jsonl with text and label",
         data=(),
         model=scratch_encoder(width=128, depth=2, heads=4),
         task=ClassificationConfig(split=_SPLIT),
@@ -66,11 +66,11 @@ def classification() -> Recipe:
 
 
 def pairs() -> Recipe:
-    """Any pairs of texts with labels or numbers."""
+    """Your own text pairs with labels or numbers."""
     return Recipe(
         name="pairs",
         domain="understanding",
-        description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
+        description="text pairs with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
         data=(),
         model=scratch_encoder(width=128, depth=2, heads=4),
         task=TextPairsConfig(split=_SPLIT),
@@ -82,11 +82,11 @@ def pairs() -> Recipe:
 
 
 def tagging() -> Recipe:
-    """Any words with tags."""
+    """Your own tagged words."""
     return Recipe(
         name="tagging",
         domain="understanding",
-        description="any tagged words: CoNLL columns, one word per line, its tag in the last column",
+        description="tagged words: CoNLL columns, one word per line with its tag in the last column",
         data=(),
         model=scratch_encoder(width=128, depth=2, heads=4),
         task=TaggingConfig(lowercase=False),
@@ -98,11 +98,11 @@ def tagging() -> Recipe:
 
 
 def embedding() -> Recipe:
-    """Any related texts."""
+    """Your own related texts."""
     return Recipe(
         name="embedding",
         domain="understanding",
-        description="any related texts: .csv, .tsv or .jsonl with text and text2, or text and label",
+        description="related texts: .csv, .tsv or .jsonl with text and text2, or text and label",
         data=(),
         model=scratch_encoder(width=128, depth=2, heads=4),
         task=EmbeddingConfig(),
@@ -114,10 +114,10 @@ def embedding() -> Recipe:
 
 
 def banking77() -> Recipe:
-    """Casanueva et al. 2020: the intent of a bank customer, one of 77. It has its own test split; a tenth of the
-    training part picks the best model.
+    """Casanueva et al. 2020: bank customers' questions with 77 intents. The data set has its own test split; a tenth of
+    the training part picks the best model.
 
-    It mean-pools, as sentence encoders are trained to do; BERT's pooler, part of its published classifier format, needs
+    Uses mean pooling, as sentence encoders do; BERT's pooler, which is part of its published classifier format, needs
     --set task.pool=first.
     """
     return Recipe(
@@ -139,12 +139,12 @@ RECIPES = (classification, pairs, tagging, embedding, banking77)
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
 _VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
-_DEFAULT_PAIRS = 64  # in an embedding batch until its size is chosen
+_DEFAULT_PAIRS = 64  # pairs per embedding batch until its size is chosen
 
 _LAW = ScalingLaw(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
-"""For text labels, from two sizes on banking77's 77 intents in 90 s of one core: 327,000 texts through 49,000
-parameters end at a loss of 0.594, 121,000 through 197,000 at 0.487. A model needs fewer texts than it would need
-tokens, and with dropout repeated epochs help longer.
+"""The scaling law for text labels, from two sizes on banking77's 77 intents in 90 s on one core: 49,000 parameters see
+327,000 texts and end at a loss of 0.594; 197,000 see 121,000 and end at 0.487. A model needs fewer texts than it would
+need tokens, and with dropout repeated epochs help longer.
 """
 
 
@@ -163,12 +163,15 @@ class LabelledScale(Scale):
         count, num_characters = self.corpus(recipe, paths)
         vocab_size = lookup(_VOCABULARIES, num_characters)
         reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters"
+            f"vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters on "
+            "average"
         )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
-        """The samples not in a held-out file, and their characters. UserError for data that cannot be read."""
+        """The numbers of samples that are not in a held-out file, and of their characters. UserError for data that
+        cannot be read.
+        """
         task = cast(ClassificationConfig, recipe.task)
         return _count_table(paths, task.columns, answer="label")
 
@@ -188,9 +191,9 @@ class TaggingScale(LabelledScale):
     max_tuning_batch: int = 16
 
     def tuning_settings(self, recipe: Recipe) -> Settings:
-        """A learning rate for batches of 16 sentences: half of that for 64 samples, by the square root rule (Malladi et
-        al. 2022). The embedding table, over half of a small encoder, is frozen: rows of rare words would hardly train,
-        and an epoch takes a quarter less time.
+        """The learning rate is for batches of 16 sentences: half of that for 64 samples, by the square root rule
+        (Malladi et al. 2022). The embedding table, which is over half of a small encoder, is frozen: rows for rare
+        words would hardly train, and an epoch takes a quarter less time.
         """
         if recipe.adapter is not None:
             return {}
@@ -210,7 +213,7 @@ class TaggingScale(LabelledScale):
 
 @dataclass(frozen=True)
 class EmbeddingScale(LabelledScale):
-    """A target is a text with its partner. The batch also provides the negatives, so it is never smaller than
+    """A target is a text with its partner. The batch also provides the negatives, so it is not made smaller than
     necessary.
     """
 

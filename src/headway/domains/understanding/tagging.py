@@ -40,16 +40,16 @@ from headway.nn.parts.projection import Projection
 HEAD = "tags"
 _FIT_SPLITS = ("train", "validation")  # splits for fitting a linear head and for choosing its regularisation
 _STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # regularisation strengths and iterations of the logistic regression
-_MAX_VALUES = 1 << 26  # maximum number of values in its feature vectors
+_MAX_VALUES = 1 << 26  # maximum number of values in the feature vectors
 _LOSS_TOLERANCE = 1.03  # times the lowest validation loss of a linear head
 
 
 @register("tagging")
 @dataclass(frozen=True)
 class TaggingConfig(EncoderTaskConfig):
-    """Predict the tag of each word; the loss and the scores use the first token of a word (Devlin et al. 2019).
+    """Predict each word's tag; the loss and the scores use the first token of a word (Devlin et al. 2019).
 
-    Data are CoNLL columns: one word per line, its tag in the last column, a blank line after each sentence.
+    The data are CoNLL columns: one word per line with its tag in the last column, and a blank line after each sentence.
     """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -59,8 +59,8 @@ class TaggingConfig(EncoderTaskConfig):
 
 
 class WordTokenRows:
-    """Sentences of words as token rows; `positions`, int64 [N, longest], are the positions of each word's first token
-    in its row, -1 for words without tokens, truncated words and padding.
+    """Sentences as token rows. `positions`, int64 [N, longest], is the position of each word's first token in its row,
+    -1 for words without tokens, truncated words and padding.
     """
 
     def __init__(self, sentences: Sequence[WordTokens], frame: SequenceTemplate, limit: LengthLimit) -> None:
@@ -107,7 +107,7 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         return {**super().contents(), "texts": ([" ".join(sentence.words) for sentence in self.sentences],)}
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Tokens, and the tags of each word's first token, int64 [B, T], IGNORED elsewhere."""
+        """Tokens, and the tag at each word's first token, int64 [B, T], IGNORED elsewhere."""
         inputs = self.rows.inputs(rows)
         tags = np.full(inputs.tokens.ids.shape, IGNORE_INDEX, np.int64)
         row_index, words = np.nonzero(self.positions[rows] >= 0)
@@ -115,12 +115,12 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         return Batch(inputs, torch.from_numpy(tags), len(row_index), inputs.computed)
 
     def predicted_tags(self, row: int, best: np.ndarray) -> list[str]:
-        """The tag of each word of a sentence, from the predicted class of each token, int64 [T]."""
+        """The tag of each word in a sentence, from each token's predicted class, int64 [T]."""
         return word_tags(best, self.positions[row, : len(self.sentences[row].words)], self.labels)
 
 
 class EvaluatedTags(NamedTuple):
-    """The predicted and the correct tags of the sentences of a split."""
+    """The predicted and the correct tags for a split's sentences."""
 
     model: nn.Module
     split: str
@@ -129,7 +129,7 @@ class EvaluatedTags(NamedTuple):
 
 
 class Tags(Objective[TaggedSentences]):
-    """Cross-entropy of the tags of words; scored by the F1 of entities if the tags have any, otherwise by accuracy."""
+    """Cross-entropy of word tags; scored by entity F1 if the tags have entities, otherwise by accuracy."""
 
     goal_better: Literal["min", "max"] = "max"
     unit = "word"
@@ -139,7 +139,7 @@ class Tags(Objective[TaggedSentences]):
         self._evaluated: EvaluatedTags | None = None  # the last evaluation
 
     def adapt(self, model: ModelConfig, examples: TaggedSentences) -> ModelConfig:
-        """`model` with a head of one class per tag."""
+        """`model` with a head that has one class per tag."""
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
         return replace(encoder, heads={HEAD: PooledHeadConfig(len(examples.labels), pool="tokens", dropout=rate)})
@@ -148,7 +148,7 @@ class Tags(Objective[TaggedSentences]):
         return {"loss": _cross_entropy(cast(Transformer, model).output(HEAD, *batch.inputs), batch)}
 
     def fit_head(self, model: nn.Module, examples: TaggedSentences, fresh: Collection[str], limit: int) -> bool:
-        """Logistic regression on the word vectors of at most `limit` sentences."""
+        """Logistic regression on the word vectors in at most `limit` sentences."""
         if f"heads.{HEAD}.project.weight" not in fresh:
             return False
         encoder = cast(Transformer, model)
@@ -165,14 +165,14 @@ class Tags(Objective[TaggedSentences]):
         return True
 
     def depth(self, model: nn.Module, examples: TaggedSentences, limit: int) -> int | None:
-        """The layers up to the last one whose linear head predicts validation tags about as well as the best layer's:
-        the last layers of a model trained for embeddings of texts know less about words.
+        """Keep the layers up to the last one whose linear head predicts validation tags about as well as the best
+        layer's, because the last layers in a text embedding model know less about words.
 
-        At least two thirds of the layers stay, because training also uses those above the best.
+        At least two thirds of the layers are kept, because training also uses those above the best.
         """
         encoder = cast(Transformer, model)
         count = len(encoder.stack.blocks)
-        if encoder.stack.width != encoder.stack.width_in:  # so that the final norm fits the last layer only
+        if encoder.stack.width != encoder.stack.width_in:  # the final norm fits only the last layer
             return None
         layers = range(-(-2 * count // 3) - 1, count)
         train, validation = (
@@ -196,7 +196,7 @@ class Tags(Objective[TaggedSentences]):
         return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
     def predict_tags(self, model: nn.Module, samples: RowSubset) -> tuple[list[list[str]], float]:
-        """The predicted tags of the words of each sample, and the loss in nats per word."""
+        """Each sample's predicted word tags, and the loss in nats per word."""
         examples, nats, count = cast(TaggedSentences, samples.examples), 0.0, 0
         predicted: list[list[str]] = [[] for _ in range(len(samples))]
         for indices, batch in evaluation_batches(model, samples):
@@ -210,8 +210,8 @@ class Tags(Objective[TaggedSentences]):
     def evaluate(
         self, model: nn.Module, examples: TaggedSentences, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats per word), accuracy and the precision, recall and F1 of entities over a split, or `limit`
-        sentences of it. Words beyond the model's context count as outside of any entity.
+        """Loss (nats per word), accuracy, and entity precision, recall and F1 over a split, or over `limit` of its
+        sentences. Words beyond the model's context count as outside any entity.
         """
         samples = examples.of(split).limited_to(limit)
         predicted, nats = self.predict_tags(model, samples)
@@ -220,7 +220,7 @@ class Tags(Objective[TaggedSentences]):
         return {"loss": nats, **tag_scores(predicted, reference)}
 
     def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
-        """Held-out sentences with the predicted and the correct tags; words outside of entities are left plain."""
+        """Held-out sentences with the predicted and the correct tags; words outside entities are left plain."""
         rows = examples.spread_rows(count)
         samples = []
         for row, tags in zip(rows.tolist(), self.predict_tags(model, RowSubset(examples, rows))[0]):
@@ -235,7 +235,9 @@ class Tags(Objective[TaggedSentences]):
         return samples
 
     def pictures(self, model: nn.Module, examples: TaggedSentences) -> list[Picture]:
-        """Confusions of entity types, or of tags, on the final split, over the same sentences as its scores."""
+        """Confusions between entity types, or between tags, on the final split, over the same sentences as the
+        scores.
+        """
         split = examples.final_split
         if self._evaluated is None or self._evaluated.model is not model or self._evaluated.split != split:
             self.evaluate(model, examples, split)
@@ -245,14 +247,14 @@ class Tags(Objective[TaggedSentences]):
 
 
 class WordVectors(NamedTuple):
-    """The output of each of the chosen layers at the first tokens of words, and the words' tag indices."""
+    """Each chosen layer's output at the first tokens of words, and the words' tag indices."""
 
     layers: list[Float[Tensor, "W D"]]
     tags: Int[Tensor, "W"]
 
 
 def _word_vectors(encoder: Transformer, samples: RowSubset, layers: Sequence[int]) -> WordVectors:
-    """The word vectors that a head on each of `layers` would get, for as many samples as fit into memory."""
+    """The word vectors that a head on each of `layers` would take, for as many samples as fit into memory."""
     words = (cast(TaggedSentences, samples.examples).positions[samples.rows] >= 0).sum() / max(1, len(samples))
     samples = samples.limited_to(max(1, int(_MAX_VALUES / (max(1.0, words) * encoder.config.width * len(layers)))))
     outputs: dict[int, Tensor] = {}
@@ -283,7 +285,7 @@ def _cross_entropy(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:
 
 
 def word_tags(best: np.ndarray, positions: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The tags of words, from the predicted class of each token of a row; O for a word without a token."""
+    """The word tags in a row, from each token's predicted class; O for a word without a token."""
     default = OUTSIDE if OUTSIDE in labels else labels[0]
     return [labels[int(best[position])] if position >= 0 else default for position in positions]
 

@@ -1,4 +1,4 @@
-"""Attention attribution for images, and pictures of examples for the page of a run."""
+"""Attention attribution for images, and example pictures for run reports."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from headway.learn.objectives.predictions import Prediction
 
 
-_MIN_SIZE, _FILE_MIN_SIZE = 224, 448  # minimum shorter side of a picture in pixels, in a report and as its own file
-_GAP, _LINE_HEIGHT = 8, 26  # pixels between two images, and per line of text under them
+_MIN_SIZE, _FILE_MIN_SIZE = 224, 448  # minimum shorter side in pixels, in a report and as a file
+_GAP, _LINE_HEIGHT = 8, 26  # pixels between images, and per line of text below them
 _LOW_COLOR, _HIGH_COLOR = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
 @summary_repr
 @dataclass(frozen=True)
 class ImageAttention:
-    """The image as the model sees it, and each patch's weight in its prediction, from 0 to 1, with a maximum of 1."""
+    """The image as the model sees it, and each patch's weight in the prediction, scaled to a maximum of 1."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
     weights: Float[np.ndarray, "rows columns"]
@@ -45,8 +45,8 @@ class ImageAttention:
         return SummaryCard("ImageAttention", {"pixels": shapes[0], "patches": shapes[1], "shown by": "picture()"})
 
     def picture(self, min_size: int = _MIN_SIZE) -> UInt8[np.ndarray, "h w 3"]:
-        """The image with a heat map: dark for low and warm for high attention; enlarged until its shorter side has
-        `min_size` pixels.
+        """The image with a heat map: dark for low and warm for high attention. It is enlarged until its shorter side
+        has `min_size` pixels.
         """
         size = self.pixels.shape[:2]
         scale = max(1, -(-min_size // min(size)))
@@ -58,7 +58,7 @@ class ImageAttention:
         return ((1 - alpha) * enlarged + alpha * tint).round().clip(0, 255).astype(np.uint8)
 
     def side_by_side(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
-        """The plain image, the heat map to its right, and below both some `lines` of text."""
+        """The plain image, the heat map to its right, and `lines` of text below both."""
         from PIL import Image, ImageDraw, ImageFont
 
         heat_map = self.picture(_FILE_MIN_SIZE)
@@ -113,7 +113,7 @@ _MAX_TILES = 12  # images
 
 
 def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
-    """Example images with their predictions, half of them wrong if correctness is defined."""
+    """Example images with predictions, half of them wrong if predictions can be right or wrong."""
     incorrect, rest = (
         [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
         for is_wrong in (True, False)

@@ -1,8 +1,8 @@
-"""Random image augmentation, as a pure function of the seed and of the images' positions in the sample stream.
+"""Random image augmentation, as a pure function of the seed and the images' positions in the sample stream.
 
-Random numbers are hashes, batches are transformed as one, and there is no generator state, so a resumed run repeats
-what it would have drawn. torchvision's transforms use torch's global generator, image by image; of them only
-RandAugment is used, with a seed per image.
+Random numbers are hashes, whole batches are transformed at once, and there is no generator state, so a resumed run
+samples the same augmentation as without the interruption. torchvision's transforms use torch's global generator, image
+by image, so only RandAugment is used, with a seed per image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headway.errors import ConfigError, UserError
 
 _RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)
 _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
-INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
+INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or do not set task.augment.randaugment"
 (
     _FLIP_STREAM,
     _SHIFT_STREAM,
@@ -35,7 +35,7 @@ INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or
     _LIGHT_STREAM,
     _WARP_STREAM,
 ) = range(0, 100, 10)  # random streams
-_WARP_KNOTS = 5  # per side, of the field that warps an image
+_WARP_KNOTS = 5  # knots per side in the field that warps an image
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class ImageAugmentConfig:
 
     flip: probability of a horizontal flip. shift: maximum shift in pixels, each way. crop: minimum share of an image's
     area to crop and enlarge (1: no crop). rotate, shear: maximum degrees. zoom: maximum change of height and of width,
-    as a share. warp: maximum displacement by a smooth random field, as a share of the image size (as handwriting
-    differs; Simard et al. 2003). light: maximum change of brightness and contrast, as a share. outside: padding, black
-    or the repeated edge. erase: probability of erasing a rectangle (Zhong et al. 2020). randaugment: number of
-    torchvision operations per image, with strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: parameter of
-    the Beta distribution of shares for mixing two images (Zhang et al. 2018), or of areas copied from another (Yun et
-    al. 2019); if both are set, each batch uses one. mixed: share of batches that are mixed.
+    as a share. warp: maximum displacement by a smooth random field, as a share of the image size (imitates differences
+    in handwriting; Simard et al. 2003). light: maximum change of brightness and contrast, as a share. outside: padding,
+    either black or the repeated edge. erase: probability of erasing a rectangle (Zhong et al. 2020). randaugment:
+    number of torchvision operations per image, with strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix:
+    parameter of the Beta distribution that samples the share for mixing two images (Zhang et al. 2018), or the area
+    copied from another image (Yun et al. 2019); if both are set, each batch uses one. mixed: share of batches that are
+    mixed.
     """
 
     flip: float = 0.0
@@ -60,7 +61,7 @@ class ImageAugmentConfig:
     shear: float = 0.0
     warp: float = 0.0
     light: float = 0.0
-    outside: Literal["black", "edge"] = "black"  # padding for pixels from outside the image
+    outside: Literal["black", "edge"] = "black"  # padding for pixels outside the image
     erase: float = 0.0
     randaugment: int = 0
     magnitude: int = 9  # strength of randaugment's operations, at most 30
@@ -76,7 +77,7 @@ class ImageAugmentConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose a share of at least 0 and below 1")
         if not 0 <= self.shear < 90:
-            raise ConfigError(f"augment.shear is {self.shear}; choose degrees of at least 0 and below 90")
+            raise ConfigError(f"augment.shear is {self.shear}; choose degrees from 0 to below 90")
         if not 0 < self.crop <= 1:
             raise ConfigError(f"augment.crop is {self.crop}; choose a share of the area above 0, or 1 for no crop")
         if min(self.shift, self.rotate, self.randaugment, self.mixup, self.cutmix) < 0:
@@ -125,7 +126,7 @@ class Augment:
         x = x.float()
         if not config.light:
             return x
-        # Contrast around an image's mean, and brightness.
+        # Change the contrast around an image's mean, and the brightness.
         light = torch.from_numpy(2 * self._uniform(positions, _LIGHT_STREAM, 2) - 1).float() * config.light
         gain, offset = 1 + light[:, 0].view(-1, 1, 1, 1), 255 * light[:, 1].view(-1, 1, 1, 1)
         mean = x.mean((1, 2, 3), keepdim=True)
@@ -144,7 +145,7 @@ class Augment:
     def mix(
         self, x: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], positions: Int[np.ndarray, "B"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-        """Each image mixed with another one of its batch, and the mixed class probabilities."""
+        """Each image mixed with another one from its batch, and the mixed class probabilities."""
         config, first_position = self.config, positions[:1]
         choice, mix_draw, row, column = self._uniform(first_position, _MIX_STREAM, 4)[0]
         if not (config.mixup or config.cutmix) or mix_draw >= config.mixed:

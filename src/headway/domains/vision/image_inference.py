@@ -35,9 +35,9 @@ def classify(
     failures: Failures | None = None,
     on_pixels: PixelCallback | None = None,
 ) -> list[dict[str, float]]:
-    """The probability of each label for each image (a file or its pixels), the most probable first; see `named_scores`.
+    """The probability of each label for each image (a file or its pixels), most probable first; see `named_scores`.
 
-    `source` names the model in messages; images that cannot be read are left out and added to `failures`, if passed;
+    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed;
     `on_pixels` is called with the index of each image and the pixels that the model sees. Raises UserError for a model
     without a preprocessor_config.json and for invalid images.
     """
@@ -51,8 +51,8 @@ def classify(
 def embed(
     model: Transformer, usage: Usage, images: Sequence[Image], source: str, failures: Failures | None = None
 ) -> Float[Tensor, "N D"]:
-    """An embedding of unit length for each image: its class token after the last norm, or the mean of its patches if
-    there is none. `failures` and errors as in `classify`.
+    """A unit-length embedding for each image: its class token after the last norm or, without one, the mean over its
+    patches. `failures` and errors as in `classify`.
     """
     patch_config = cast(PatchEmbed, model.embed).config
     embeddings = [torch.empty(0, model.config.width)]
@@ -72,7 +72,7 @@ def _inputs(
     failures: Failures | None,
     on_pixels: PixelCallback | None = None,
 ) -> Iterator[Tensor]:
-    """Model inputs of the images, in batches [B, C, H, W] of consecutive images of the same size."""
+    """Model inputs for the images, in batches [B, C, H, W] of consecutive images of the same size."""
     processor = processor_of(usage, source)
     _check_images(images)
 
@@ -89,7 +89,7 @@ def _inputs(
 
 
 def processor_of(usage: Usage, source: str) -> ImageProcessor:
-    """The image processor of a model. UserError if it has none."""
+    """A model's image processor. UserError if it has none."""
     if not usage.processor:
         raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
     return ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
@@ -107,7 +107,7 @@ def _check_images(images: Sequence[Image]) -> None:
             has_valid_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
             if image.dtype != np.uint8 or not has_valid_shape or 0 in image.shape:
                 raise UserError(
-                    f"image {index + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3], or "
+                    f"image {index + 1} is {image.dtype} with shape {image.shape}; use uint8 [height, width, 3], or "
                     "[height, width] for grey"
                 )
         elif not isinstance(image, (str, Path)):

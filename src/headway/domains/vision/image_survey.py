@@ -1,4 +1,4 @@
-"""Statistics of a user's images, from a sample of them read before any decoding for training."""
+"""Statistics of the user's images, from a sample that is read before decoding for training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from headway.learn import examples
 _MAX_IMAGES, _MIN_IMAGES = 4000, 64  # maximum and minimum images in the sample
 _MAX_BYTES = 30_000_000  # maximum bytes of image files to read
 _THUMBNAIL = 16  # pixels per side for comparing images
-_MIN_EVIDENCE = 30  # images whose nearest neighbour is mirrored, needed to draw a conclusion
-_MAX_DEVIATIONS = 2  # standard deviations by which mirroring must harm photographs
+_MIN_EVIDENCE = 30  # images with a mirrored nearest neighbour needed for a conclusion
+_MAX_DEVIATIONS = 2  # standard deviations by which mirroring must hurt photographs to be ruled out
 _MIN_TWO_TONE = 0.85  # minimum share in a drawing: 0.93 in handwritten digits, 0.71 in clothes
-_MAX_COLOR_DIFFERENCE = 0.02  # maximum difference of red, green and blue in a grey image, as a share of 255
+_MAX_COLOR_DIFFERENCE = 0.02  # maximum difference between red, green and blue in a grey image, as a share of 255
 
 
 class Survey(NamedTuple):
-    """The number of training images, their number of `classes` (0 for numbers and several labels), `fewest` images of a
-    class, their median height and width, whether all sampled images are grey, whether they are drawings or writing, in
-    two tones, and whether mirroring keeps their meaning, which is never assumed of drawings.
+    """The number of training images, the number of `classes` (0 if targets are numbers or several labels), the number
+    of images in the smallest class (`fewest`), the median height and width, whether all sampled images are grey,
+    whether they are drawings or writing in two tones, and whether mirroring keeps their meaning, which is never assumed
+    for drawings.
     """
 
     images: int
@@ -42,8 +43,8 @@ class Survey(NamedTuple):
 
 
 class _ImageStatistics(NamedTuple):
-    """Statistics of one image: its size, whether it is grey, its share of darkest and brightest pixels, and a thumbnail
-    of its brightness.
+    """Statistics of an image: its size, whether it is grey, its share of darkest and brightest pixels, and a brightness
+    thumbnail.
     """
 
     size: tuple[int, int]
@@ -55,7 +56,7 @@ class _ImageStatistics(NamedTuple):
 def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | None:
     """Survey a sample of images outside the test split; None if none can be read.
 
-    It is deterministic and reads a limited number of bytes, so the same data get the same result.
+    The survey is deterministic and reads a limited number of bytes.
     """
     rows = np.flatnonzero(samples.named_splits <= split_code("train"))
     labels = [samples.labels[row] for row in rows.tolist()]
@@ -76,7 +77,7 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
         all_grey and float(np.median([image_statistics.two_tone for image_statistics in statistics])) > _MIN_TWO_TONE
     )
     kind = infer_target([label for label in counts if label], "class" if samples.classes else target).kind
-    # a number may depend on left and right, which comparing neighbours does not show
+    # a numeric target may depend on left and right, which comparing neighbours does not show
     flips = (
         not is_drawing
         and kind != "number"
@@ -89,9 +90,9 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
 
 
 def is_mirror_invariant(thumbnails: Float[np.ndarray, "N S S"], classes: Int[np.ndarray, "N"], coloured: bool) -> bool:
-    """Whether mirror images help an image to find its class by its nearest neighbour, or do no significant harm. If
-    hardly any image is close to a mirror image, coloured ones are assumed to be photographs, whose left and right do
-    not matter, and grey ones to be drawings or writing.
+    """Whether adding mirror images helps nearest-neighbour classification, or does not hurt it significantly. If hardly
+    any image is close to a mirror image, colour images are assumed to be photographs, for which left and right do not
+    matter, and grey images to be drawings or writing.
     """
     vectors, mirrored_vectors = _unit_vectors(thumbnails), _unit_vectors(thumbnails[:, :, ::-1])
     similarity, mirror_similarity = vectors @ vectors.T, vectors @ mirrored_vectors.T
@@ -122,7 +123,7 @@ def _sample_size(samples: LabelledImages, rows: np.ndarray) -> int:
 
 
 def _read_statistics(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Iterator[tuple[int, _ImageStatistics]]:
-    """The statistics of the readable images among `rows`."""
+    """Statistics of the readable images among `rows`."""
     for row in rows.tolist():
         if samples.grey is not None:
             image = samples.grey[row]
@@ -148,7 +149,7 @@ def _read_statistics(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Ite
 
 
 def _two_tone_share(image: UInt8[np.ndarray, "H W"]) -> float:
-    """The share of pixels within a sixth of the darkest or the brightest."""
+    """The share of pixels within a sixth of the range from the darkest or the brightest."""
     low, high = int(image.min()), int(image.max())
     edge = (high - low) / 6
     return float(((image <= low + edge) | (image >= high - edge)).mean())

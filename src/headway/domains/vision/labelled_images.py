@@ -1,4 +1,4 @@
-"""Image data sets with labels, decoded once to the model's input size."""
+"""Labelled image data sets, decoded once to the model's input size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEY_BYTES = 8  # bytes per key
 
 
 def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) -> DecodedImages:
-    """The images at the model's input size, from the cache if the same contents were decoded for this size before.
+    """The images at the model's input size, from the cache if the same contents were decoded to this size before.
 
     An unreadable file is a UserError that names it; with `skip`, such files are counted in the log and listed in
     `errors`.
@@ -57,10 +57,10 @@ _MAX_DIGIT_VALUE = 16  # the maximum pixel value of scikit-learn's digits
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The label of each image, its named split, uint8 [N] (0: none), and its location for messages.
+    """Each image's label, its named split, uint8 [N] (0: none), and its location for messages.
 
-    The images are in `files` or in `grey`, [N, H, W]. `classes` is whether the labels are known to be classes: names
-    of folders, or those of formats other than tables of paths.
+    The images are in `files` or in `grey`, [N, H, W]. `classes` is whether the labels are known to be classes: if they
+    are folder names, or not from a table of paths.
     """
 
     labels: list[str]
@@ -85,9 +85,9 @@ class LabelledImages:
 
 
 def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = "label") -> LabelledImages:
-    """Read folders of image files, one folder per class; tables of path and label; folders of IDX files; or tables of
-    numbers without a header, one image per row, its class last. `names` are the names of numeric classes from 0 on, and
-    `label` is the label column in tables of paths.
+    """Read folders of image files, one folder per class; tables with path and label; folders with IDX files; or tables
+    of numbers without a header, with one image per row and its class last. `names` are the names of numeric classes
+    from 0 on, and `label` is the label column in tables with paths.
     """
     user_paths = [user_path(path) for path in paths]
     files = [file for path in user_paths for file in (idx_files(path) if path.is_dir() else [path])]
@@ -105,7 +105,7 @@ def _from_idx(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
     sizes = {part.images.shape[1:] for part in parts}
     if len(sizes) > 1:
         size_list = " and ".join(f"{part.path} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
-        raise UserError(f"images of several sizes: {size_list}; use files of one set")
+        raise UserError(f"the images have several sizes: {size_list}; use files from one data set")
     classes = np.concatenate([part.labels for part in parts])
     named_splits = np.concatenate(
         [
@@ -125,13 +125,13 @@ def _labels(classes: np.ndarray, names: Sequence[str], locations: Sequence[str])
     if len(outside):
         row = int(outside[0])
         raise UserError(
-            f"{locations[row]} has class {classes[row]}, but task.names has {len(names)} names; name all classes"
+            f"{locations[row]} has class {classes[row]}, but task.names has only {len(names)} names; name all classes"
         )
     return [names[int(class_index)] for class_index in classes]
 
 
 def _has_number_rows(path: Path) -> bool:
-    """Whether a .csv, compressed or not, starts with a row of numbers, so it has no header."""
+    """Whether a .csv file, compressed or not, starts with a row of numbers instead of a header."""
     if file_kind(path.name) != ".csv":
         return False
     first = next(read_lines(File(path)), "").split(",")

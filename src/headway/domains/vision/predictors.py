@@ -1,4 +1,4 @@
-"""Image models in use: predictions for one image or many."""
+"""Inference with image models: predictions for one or more images."""
 
 from __future__ import annotations
 

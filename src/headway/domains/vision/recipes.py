@@ -1,5 +1,5 @@
-"""Recipes for images, from scratch or fine-tuned with --from, and how the generic one chooses its settings for the kind
-and number of images and the time.
+"""Recipes for images, from scratch or fine-tuned with --from, and how the generic one chooses its settings for the
+images and the time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLOTHING_CLASSES = (
 def small_vit(
     width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3, extra_stem_layers: int = 0
 ) -> TransformerConfig:
-    """A vision transformer for little data and few cores: a convolutional stem, and mean pooling instead of a class
+    """A vision transformer for little data and few cores, with a convolutional stem and mean pooling instead of a class
     token.
     """
     block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="relu_squared"))
@@ -69,7 +69,7 @@ def vision() -> Recipe:
     return Recipe(
         name="vision",
         domain="vision",
-        description="any images with classes: a folder per class, IDX files, or a .csv of path and label",
+        description="images with classes: a folder per class, IDX files, or a .csv with path and label",
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=VisionConfig(
@@ -108,7 +108,7 @@ def fashion_mnist() -> Recipe:
 
 
 def digits() -> Recipe:
-    """scikit-learn's copy of handwritten digits. A tenth is the test split, a tenth picks the best model."""
+    """scikit-learn's copy of handwritten digits. A tenth is the test split, and a tenth picks the best model."""
     return Recipe(
         name="digits",
         domain="vision",
@@ -123,7 +123,7 @@ def digits() -> Recipe:
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=CosineConfig(warmup=0.05, floor=0.01),
         train=TrainConfig(steps=1500, batch_size=128, ema=0.998),
-        expected="accuracy 98.6 % by five folds, in two minutes",
+        expected="accuracy 98.6 % (five-fold cross-validation), in two minutes",
     )
 
 
@@ -143,9 +143,9 @@ _WEAK_SHARE = 0.25  # share of the full augmentation
 
 @dataclass(frozen=True)
 class VisionScale(Scale):
-    """Keeps the image detail that distinguishes the classes. Images repeat many times with new augmentation, so the law
-    counts repeated images and extra parameters for more than in text; its constants are rough fits to clothes of 28 x
-    28 pixels.
+    """Keeps the image detail that distinguishes the classes. Images repeat many times with new augmentation, so the
+    scaling law values repeated images and extra parameters more than for text; its constants are rough fits to clothes
+    at 28 x 28 pixels.
     """
 
     calibrated: bool = True
@@ -179,7 +179,9 @@ class VisionScale(Scale):
         summary = (
             f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
         )
-        return DataSettings(settings, f"{summary}: uses {size[0]} x {size[1]} in patches of {patch}, and {flip_note}")
+        return DataSettings(
+            settings, f"{summary}: uses {size[0]} x {size[1]} pixels in patches of {patch}, and {flip_note}"
+        )
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Stronger augmentation for more epochs, and stochastic depth for large models."""
@@ -210,10 +212,10 @@ def input_sizes(statistics: Survey, minutes: float) -> tuple[tuple[int, int], in
 
 
 def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
-    """Augmentation settings for a kind of images, for many epochs.
+    """Augmentation settings for a kind of image, for many epochs.
 
-    Drawings and writing are warped and slanted, as handwriting varies, and never cropped; small images of objects are
-    shifted and partly erased; photographs are cropped.
+    Drawings and writing are warped and slanted, as handwriting varies, and never cropped. Small images of objects are
+    shifted and partly erased. Photographs are cropped.
     """
     base: dict[str, object] = {"flip": 0.5 if statistics.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
     shift = max(1, round(min(size) / 14))
@@ -225,7 +227,7 @@ def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
 
 
 def scale_augmentation(augment: ImageAugmentConfig, share: float) -> Settings:
-    """Augmentation with a share of the strength; flips keep their probability."""
+    """The augmentation at a share of its strength; flips keep their probability."""
     linear = {
         name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")
     }

@@ -57,11 +57,11 @@ _MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
 @register("vision")
 @dataclass(frozen=True)
 class VisionConfig(TaskConfig, TargetConfig):
-    """Predict the class of each image or, from a table, its number or any of several labels.
+    """Predict the class of each image or, from a table, its number or its labels.
 
-    `smoothing` is label smoothing (Szegedy et al. 2016). `names` are the names of numeric classes. `skip_bad` leaves
-    out images that cannot be read or have no label, and counts them. `teacher` is a run or a published model with the
-    same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
+    `smoothing` is label smoothing (Szegedy et al. 2016). `names` are the names of numeric classes. `skip_bad` skips and
+    counts images that cannot be read or have no label. `teacher` is a run or published model with the same classes,
+    from which a second token learns (hard distillation, Touvron et al. 2021).
     """
 
     split: ClassSplitConfig = ClassSplitConfig()  # held-out shares
@@ -81,9 +81,9 @@ class VisionConfig(TaskConfig, TargetConfig):
             return target_task(dataset, self, "image", self.smoothing, workspace)
         if chosen.target.kind != "class":
             raise ConfigError(
-                f"task.teacher is {self.teacher!r}, which only teaches classes, but {chosen.target.reason}; remove it"
+                f"task.teacher={self.teacher!r} can only teach classes, but {chosen.target.reason}; remove it"
             )
-        # a started run already had a teacher
+        # a run that has started already has a teacher
         make_objective = partial(DistilledClassification, self, dataset, not (workspace / "recipe.json").exists())
         return target_task(dataset, self, "image", self.smoothing, workspace, make_objective)
 
@@ -100,7 +100,7 @@ class ImageDataset(TargetSamples):
             raise ConfigError(
                 "this model does not take images; use one that does, such as --set model=vit-ti16, or start from a ViT"
             )
-        # grey images need one channel only, unless a start model has three
+        # grey images need only one channel, unless a start model has three
         grey = samples.grey is not None and recipe.start is None
         channels = 1 if grey else embed.channels
         self.embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if config.teacher else 0))
@@ -139,7 +139,7 @@ class ImageDataset(TargetSamples):
         return replace(model, embed=self.embed)
 
     def _measure_channels(self) -> dict[str, Any]:
-        """Mean and standard deviation of each channel of training images, for values from 0 to 1."""
+        """Mean and standard deviation per channel over training images, for values from 0 to 1."""
         rows = self.rows[self.splits.rows("train")]
         sample = self.images[rows[:: max(1, len(rows) // _MAX_MEASURED)]]
         levels = np.arange(256) / 255
@@ -150,7 +150,7 @@ class ImageDataset(TargetSamples):
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
-        """Normalised pixels, Float[B, C, H, W], and targets; augmented and mixed in training."""
+        """Normalised pixels, Float[B, C, H, W], and targets, augmented and mixed in training."""
         raw_pixels, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
         if rng_key is None:
             pixels = self._normalize(torch.from_numpy(raw_pixels).permute(0, 3, 1, 2).float())
@@ -171,7 +171,7 @@ class ImageDataset(TargetSamples):
         return {**super().contents(), "images": (self.keys,)}
 
     def describe_row(self, row: int) -> str:
-        """The name of its file, or its location in one."""
+        """The file name of an image, or its location in a file."""
         index = int(self.rows[row])
         return self.files[index].name if self.files is not None else Path(self.locations[index]).name
 
@@ -203,17 +203,17 @@ class ImageDataset(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
-        """Attention maps of some images."""
+        """Attention maps for some images."""
         return [image_tiles(self, cast(Transformer, model), predictions)]
 
 
 class DistilledClassification(Classification[ImageDataset]):
-    """The mean of the cross-entropies of the labels and, with a second token, of the teacher's class (Touvron et al.
-    2021, equation 3).
+    """Cross-entropy of the labels; with a second token, averaged with that of the teacher's class (Touvron et al. 2021,
+    equation 3).
     """
 
     def __init__(self, config: VisionConfig, images: ImageDataset, load_now: bool, *settings: Any) -> None:
-        """`load_now` loads the teacher immediately, so that an unreadable one fails early; `settings` are those of
+        """`load_now` loads the teacher immediately, so that errors occur early; `settings` are passed to
         `Classification`.
         """
         super().__init__(*settings)
@@ -235,9 +235,9 @@ class DistilledClassification(Classification[ImageDataset]):
 
 
 def _processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
-    """The image processor for the model's size, and whether its means are known: from `config` if it fits.
+    """The image processor for the model's size, from `config` if that fits, and whether its means are known.
 
-    Without one, complete images are resized to that size, as in ViT's own processor.
+    Otherwise complete images are resized to the model's size, as in ViT's own processor.
     """
     start_processor = ImageProcessor.read(config, "preprocessor_config.json") if config else None
     if (
@@ -264,7 +264,7 @@ def _processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[st
 
 
 class Teacher:
-    """A teacher model, the student's class order in its outputs, and its input size and normalisation."""
+    """A teacher model, where the student's classes are in its outputs, and its input size and normalisation."""
 
     def __init__(
         self, model: Transformer, order: Int[Tensor, "K"], size: tuple[int, int], mean: Tensor, std: Tensor
@@ -273,13 +273,11 @@ class Teacher:
 
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
-        """Load a run or a published model. UserError if it does not take images or lacks one of the student's
-        classes.
-        """
+        """Load a run or published model. UserError if it does not take images or lacks one of the student's classes."""
         opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
-            raise UserError(f"the teacher {path} is not an image classifier; set task.teacher to one")
+            raise UserError(f"the teacher {path} is not an image classifier; set task.teacher to an image classifier")
         teacher_labels = opened.usage.labels
         missing = next((label for label in labels if label not in teacher_labels), None)
         if missing is not None:
@@ -295,8 +293,8 @@ class Teacher:
 
     @torch.no_grad()
     def classes(self, x: Float[Tensor, "B C H W"], mean: Tensor, std: Tensor) -> Int[Tensor, "B"]:
-        """The student's indices of the teacher's classes for inputs normalised with `mean` and `std`: the teacher sees
-        the same augmented images in its own size.
+        """The teacher's predicted classes, as student class indices, for inputs normalised with `mean` and `std`. The
+        teacher sees the same augmented images at its own size.
         """
         self.model.to(x.device)
         pixels = x * std.to(x.device) + mean.to(x.device)
