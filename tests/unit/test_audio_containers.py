@@ -82,15 +82,15 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
         film.mux(stream.encode())
     for name, message in (
-        ("cut-a.m4a", "not a readable sound file"),
-        ("bad-a.m4a", "not a readable sound file"),
+        ("cut-a.m4a", "not a readable audio file"),
+        ("bad-a.m4a", "not a readable audio file"),
         ("cut-a.mkv", r"ends after \d\.\d of 4\.\d s; download the file again"),
         ("bad-a.mkv", "."),
-        ("text.mp4", "not a readable sound file"),
-        ("none.m4a", "not a readable sound file"),
-        ("a.flac", "not a readable sound file"),
-        ("list.m3u8", "not a readable sound file"),
-        ("mute.mp4", "mute.mp4 has no sound"),
+        ("text.mp4", "not a readable audio file"),
+        ("none.m4a", "not a readable audio file"),
+        ("a.flac", "not a readable audio file"),
+        ("list.m3u8", "not a readable audio file"),
+        ("mute.mp4", "mute.mp4 has no audio stream"),
     ):
         with pytest.raises(UserError, match=message) as told:
             read_sound(tmp_path / name)
@@ -124,7 +124,7 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
         "b.wav",
     ]
     assert [Path(one["file"]).name for one in told["errors"]] == ["bad.mp3"]
-    assert "bad.mp3 is not a readable sound file" in shown.err.splitlines()[-1]
+    assert "bad.mp3 is not a readable audio file" in shown.err.splitlines()[-1]
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
     (tmp_path / "empty").mkdir()
     for given, message in (
@@ -168,7 +168,7 @@ def test_a_set_reports_channels_that_cancel_each_other(tmp_path: Path, caplog: p
     for _ in range(2):  # decoded, and from the cache
         caplog.clear()
         sounds = open_sounds(files)
-        assert caplog.text.count("the channels of 1 of 2 sounds cancel each other") == 1
+        assert caplog.text.count("the channels of 1 of 2 recordings cancel each other") == 1
         assert str(files[0]) in caplog.text
     assert sounds.remarks
     assert float(sounds[0].std()) == pytest.approx(float(sounds[1].std()), rel=0.1)

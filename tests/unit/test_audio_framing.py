@@ -81,7 +81,7 @@ def test_rates_by_blocks_are_the_rate_of_the_whole(rate: int) -> None:
 def test_samples_that_are_no_sound() -> None:
     for samples, message in (
         (torch.zeros(0), "0 samples"),
-        (torch.zeros(100), "100 samples, fewer than a frame"),
+        (torch.zeros(100), "100 samples, less than one frame"),
         (torch.zeros(16000, dtype=torch.int16), r"torch\.int16"),
         (torch.full((16000,), torch.nan), "NaN or infinite"),
     ):

@@ -52,7 +52,7 @@ def test_each_sound_of_a_batch_is_scaled_by_its_own_loudest() -> None:
 
 def test_what_has_no_frames_is_refused() -> None:
     for sound, message in (
-        (torch.zeros(0), "0 samples is shorter than one frame"),
+        (torch.zeros(0), "has 0 samples, less than one frame"),
         (torch.zeros(MIN_SAMPLES - 1), "200 samples"),
         (torch.full((8000,), torch.nan), "NaN or infinite"),
     ):
@@ -60,11 +60,11 @@ def test_what_has_no_frames_is_refused() -> None:
             log_mel(sound)
     with pytest.raises(UserError, match=r"samples are torch\.int16"):
         log_mel(torch.zeros(8000, dtype=torch.int16))
-    with pytest.raises(UserError, match="0 samples is empty"):
+    with pytest.raises(UserError, match="has 0 samples"):
         pad(torch.zeros(0))
     with pytest.raises(UserError, match="bands is 0"):
         mel_filters(0)
-    with pytest.raises(UserError, match=r"31.00 s is longer than 30 s"):
+    with pytest.raises(UserError, match=r"31.00 s long, more than 30 s"):
         pad(torch.zeros(31 * RATE))
 
 
@@ -87,7 +87,7 @@ def test_lengths_and_the_same_rate() -> None:
     sound = noise(100)
     assert resample(sound, RATE) is sound
     for rate in (0, -8000, 10**9):
-        with pytest.raises(UserError, match="is not within"):
+        with pytest.raises(UserError, match="is not between"):
             resample(sound, rate)
 
 
@@ -132,13 +132,13 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
     (tmp_path / "nothing.mp3").write_bytes(b"")
     (tmp_path / "a.raw").write_bytes(bytes(1000))
     for name, message in {
-        "cut.flac": "cut.flac (ends after|is not a readable sound file)",
+        "cut.flac": "cut.flac (ends after|is not a readable audio file)",
         "empty.wav": "0 samples",
         "nan.wav": "NaN or infinite",
-        "text.wav": "not a readable sound file",
-        "slow.wav": "slow.wav: a rate of 500 samples per second is not within",
-        "nothing.mp3": "not a readable sound file",
-        "a.raw": "not a readable sound file",
+        "text.wav": "not a readable audio file",
+        "slow.wav": "slow.wav: a sample rate of 500 Hz is not between",
+        "nothing.mp3": "not a readable audio file",
+        "a.raw": "not a readable audio file",
         "absent.wav": "does not exist",
         ".": "is a folder",
     }.items():

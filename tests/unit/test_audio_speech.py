@@ -122,7 +122,7 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
     for message in (
         "2 of 12 transcripts",
         "1 of 11 sounds",
-        "left out 1 of 10 sounds, which cannot be read",
+        "skipped 1 of 10 audio files that cannot be read",
         "the window of",
     ):
         assert message in caplog.text
@@ -141,9 +141,9 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
 
 def test_what_does_not_fit_names_both_lengths(tmp_path: Path) -> None:
     folder = prompts(tmp_path / "data")
-    with pytest.raises(UserError, match=r"has 0\.25 s, more than the model's window of 0\.2 s"):
+    with pytest.raises(UserError, match=r"is 0\.25 s long, but the model's window is 0\.2 s"):
         transcription(folder, {"task.seconds": 0.2})
-    with pytest.raises(UserError, match="has a text of 6 tokens, more than the model's context of 4"):
+    with pytest.raises(UserError, match="has a transcript of 6 tokens, but the model's context is 4"):
         transcription(folder, {"model.decoder.context": 4})
     examples, _ = transcription(folder, {"task.split.validation": 0.0})
     with pytest.raises(
@@ -158,7 +158,9 @@ def test_what_is_judged_has_words(tmp_path: Path) -> None:
     (folder / "prompts.tsv").rename(folder / "train.tsv").write_text("\n".join(lines[:9]) + "\n")
     (folder / "validation.tsv").write_text("path\ttext\nsounds/8.wav\t...\nsounds/9.wav\t?!\n")
     examples, objective = transcription(folder)
-    with pytest.raises(UserError, match=r"no text of the validation split has a word to compare \(2 texts such as"):
+    with pytest.raises(
+        UserError, match=r"no transcript in the validation split has a word to compare \(2 transcripts such as"
+    ):
         objective.adapt(examples.adapt(find_recipe("transcription").model), examples)
 
 
@@ -274,7 +276,7 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
     assert len(texts) > 1
     for asked, message in (
         ({"words": True}, "does not generate timestamps"),
-        ({"language": "de"}, "only the language of its training"),
+        ({"language": "de"}, "only the language it was trained on"),
     ):
         with pytest.raises(UserError, match=message):
             model.transcribe(folder / "sounds" / "1.wav", **asked)

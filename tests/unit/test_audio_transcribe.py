@@ -276,7 +276,7 @@ def test_settings_that_cannot_be() -> None:
         ({"temperatures": (-1.0,)}, "temperature is -1"),
         ({"best_of": 0}, "best_of is 0"),
         ({"beam": 0}, "beam is 0"),
-        ({"words": True, "timestamps": False}, "word times need segment times"),
+        ({"words": True, "timestamps": False}, "word times need timestamps"),
     ):
         with pytest.raises(ConfigError, match=message):
             TranscriptionOptions(**settings)  # type: ignore[arg-type]
@@ -475,7 +475,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     for given, message in (
         ([tmp_path / "cut.wav"], "ends after"),
         ([tmp_path / "empty.wav"], "0 samples"),
-        ([tmp_path / "text.mp3"], "not a readable sound file"),
+        ([tmp_path / "text.mp3"], "not a readable audio file"),
         ([tmp_path / "absent.wav"], "does not exist"),
         ([good, good, "--format", "srt"], "cannot share stdout"),
         ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "is the output of two files"),

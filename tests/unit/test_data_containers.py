@@ -48,7 +48,7 @@ def test_lists_of_other_files_are_not_followed(kind: str, film: Path) -> None:
         (film.parent / name).write_text(LISTS[kind])
         with pytest.raises(UserError, match=f"{name} is damaged or not a video"):
             frames_of(film.parent / name)
-        with pytest.raises(UserError, match=f"{name} is not a readable sound file"):
+        with pytest.raises(UserError, match=f"{name} is not a readable audio file"):
             read_sound(film.parent / name)
 
 

@@ -105,7 +105,7 @@ def test_files_and_settings_that_do_not_fit(told: Path, tmp_path: Path) -> None:
         "task.context 1 is too short for a conversation": (instruct(), {"task.context": 1}, told),
         "task.beta is 0": (preference(), {"task.beta": 0.0}, told),
         "task.smoothing is 0.5": (preference(), {"task.smoothing": 0.5}, told),
-        "batches of choices are counted in tokens": (preference(), {"train.batch_size": 4}, told),
+        "preference batches are counted in tokens": (preference(), {"train.batch_size": 4}, told),
         "is less than a row of 160": (instruct(), {"train.batch_tokens": 64}, told),
     }
     for said, (recipe, settings, path) in cases.items():
@@ -125,7 +125,7 @@ def test_long_conversations_are_left_out_where_that_is_asked(told: Path, caplog:
     recipe = small(instruct(), **{"task.drop_long": True, "task.context": 40})
     task = opened(recipe, told)
     task.adapt(recipe.model)
-    assert "conversations, which are too long" in caplog.text
+    assert "conversations that are too long" in caplog.text
     assert task.examples.cache.lengths[task.examples.rows_of("train")].max() <= 41
 
 

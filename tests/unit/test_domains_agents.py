@@ -406,10 +406,10 @@ def test_it_learns(
 @pytest.mark.parametrize(
     ("env", "settings", "message"),
     [
-        (None, {}, "there is no environment; set task.env=CartPole-v1"),
+        (None, {}, "no environment is set; set task.env=CartPole-v1"),
         (None, {"task.env": "CartPoll-v1"}, "did you mean 'CartPole-v1'"),
         (None, {"task.env": "lamps:Light"}, "which would run its own code.*HEADWAY_ENV=lamps:Light"),
-        ("lamps:Pixels", {}, "has images of 8 x 8 x 3, but agents that learn online take vectors"),
+        ("lamps:Pixels", {}, "returns images (8 x 8 x 3), but agents that learn online take vectors"),
         ("lamps:Both", {}, "has the action space Tuple"),
         ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
         ("lamps:Endless", {"task.horizon": None}, "has no step limit.*task.horizon"),
@@ -455,7 +455,10 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (["rollout", "runs/a", "--env", "lamps:Nowhere"], "has states of 3 numbers"),
         (["rollout", "runs/a", "--execute", "2"], "predicts one action at a time"),
         (["train", "ppo", "--minutes", "0"], "above 0"),
-        (["train", "ppo", "--data", "lamps.py", "--set", "task.env=CartPole-v1"], "leave --data out"),
+        (
+            ["train", "ppo", "--data", "lamps.py", "--set", "task.env=CartPole-v1"],
+            "does not take data (lamps.py); remove --data",
+        ),
         (["train", "ppo", "--run", "runs/b", "--set", "task.env=CartPole-v1", "model.width=0"], "width"),
     ):
         _, err = said(*words, code=2)
@@ -497,7 +500,7 @@ def test_an_agent_says_what_it_cannot_read(tmp_path: Path, no_page: None) -> Non
     for wrong in ([1.0, 2.0], [1.0, 2.0, 3.0, float("nan")], ["a", "b", "c", "d"]):
         with pytest.raises(UserError, match="but this agent takes 4 numbers"):
             model.policy().select_action(wrong)
-    with pytest.raises(UserError, match="is an agent for one environment; leave task out"):
+    with pytest.raises(UserError, match="is an agent for one environment; omit task"):
         model.policy("push")
     (run.directory / "agent.json").unlink()
     with pytest.raises(UserError, match=r"has no agent\.json"):
@@ -508,7 +511,7 @@ def test_a_curve_is_of_the_episodes_that_ended() -> None:
     """Means are weighed by how many there are; where none ended there is no point."""
     lines = [(float(number), float(number % 2), float(number % 3)) for number in range(1, 601)]
     picture = learning_curve(lines)[0]
-    assert picture.caption.startswith("means of 600 training episodes")
+    assert picture.caption.startswith("averages over 600 training episodes")
     assert learning_curve([(10.0, float("nan"), 0.0), (20.0, 5.0, 2.0)]) == []
 
 

@@ -211,7 +211,7 @@ def test_a_run_is_judged_and_shown(run: Path) -> None:
     assert {"loss", "exact_match", "exact_match_interval", "chrf", "bleu", "exact_match_novel"} <= scores.keys()
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 6 + 2
-    assert "of held-out images" in page
+    assert "for held-out images" in page
     assert "exact match, novel pairs" in page
     model = hw.load(run)
     assert model.evaluate(split="novel", limit=3)["samples"] == 3
@@ -279,7 +279,7 @@ def test_a_text_model_writes_no_captions(data_dir: Path, tmp_path: Path) -> None
     text = train_text(tmp_path / "text", play_file(data_dir, tmp_path)).directory
     with pytest.raises(UserError, match="cannot write captions"):
         hw.load(text).caption([str(tmp_path)])
-    with pytest.raises(UserError, match="does not take images; use a run or model of images"):
+    with pytest.raises(UserError, match="does not take images; use an image model or run"):
         train("scenes", tmp_path / "run", {"task.tower": str(text)})
     assert not (tmp_path / "run").exists()
 

@@ -79,7 +79,7 @@ def test_variants_are_left_out_and_counted(data_dir: Path, tmp_path: Path, capsy
     assert (len(parts), sum('[Variant "Atomic"]' in part for part in parts)) == (989, 5)
     path = write(tmp_path, "some.pgn", "".join("[Event " + part for part in parts[:12]))
     source = open_positions([path], 0.5, False)
-    assert "5 of 12 games are variants of chess and are left out" in capsys.readouterr().err
+    assert "5 of 12 games are chess variants and are skipped" in capsys.readouterr().err
     assert source.tally.games == 12
     assert (source.counts == 1).all()
     assert len(source) > 300

@@ -118,16 +118,16 @@ def test_the_command_and_going_on(stockfish: str, tmp_path: Path, capsys: pytest
     assert out.read_text().startswith(whole[: whole.rindex("\n", 0, -1) + 1])
     out.write_text("a,b\n1,2\n")
     assert cli.main([*words, "--resume"]) == 2
-    assert "contains no labels of headway" in capsys.readouterr().err
+    assert "does not contain labels written by headway" in capsys.readouterr().err
     assert out.read_text() == "a,b\n1,2\n"
 
 
 @pytest.mark.parametrize(
     ("go", "patience", "message"),
     [
-        ("time.sleep(60)", 0.5, "was silent for 0.5 s and was ended; check that it speaks UCI"),
-        ('print("info depth 1", flush=True); time.sleep(60)', 0.5, "was silent for 0.5 s and was ended"),
-        ("sys.exit(3)", 50, "ended by itself with code 3"),
+        ("time.sleep(60)", 0.5, "did not respond for 0.5 s and was stopped; check that it speaks UCI"),
+        ('print("info depth 1", flush=True); time.sleep(60)', 0.5, "did not respond for 0.5 s and was stopped"),
+        ("sys.exit(3)", 50, "exited unexpectedly with code 3"),
     ],
 )
 def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str, patience: float, message: str) -> None:
@@ -151,7 +151,7 @@ def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
     script.chmod(0o755)
     with UciEngine(str(script), patience=20) as engine:
         engine.patience = 0.5
-        with pytest.raises(UserError, match=r"was silent for 0\.5 s and was ended"):
+        with pytest.raises(UserError, match=r"did not respond for 0\.5 s and was stopped"):
             engine.analyse(chess.STARTING_FEN, (), "nodes 1", 0.0)
         asked = time.monotonic()
     idle = UciEngine(str(script), patience=20)
@@ -169,7 +169,7 @@ def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexit 0\n")
     silent.chmod(0o755)
-    with pytest.raises(UserError, match="ended by itself"):
+    with pytest.raises(UserError, match="exited unexpectedly"):
         UciEngine(str(silent))
     with pytest.raises(UserError, match="has no option 'Contempt'"):
         UciEngine(fake(tmp_path), {"Contempt": 1})
@@ -178,7 +178,7 @@ def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:
 def test_what_was_labelled_before_a_program_died_is_kept(tmp_path: Path) -> None:
     once = f'{ANSWER} if not hasattr(sys, "asked") else sys.exit(1); sys.asked = True'
     out = tmp_path / "labels.csv"
-    with pytest.raises(UserError, match="ended by itself"):
+    with pytest.raises(UserError, match="exited unexpectedly"):
         label([positions(tmp_path, *[chess.STARTING_FEN] * 3)], out, LabelConfig(fake(tmp_path, once), lines=1))
     assert len(out.read_text().splitlines()) == 2  # the header and the one that was answered
     whole = label([positions(tmp_path, *[chess.STARTING_FEN] * 3)], out, LabelConfig(fake(tmp_path), lines=1), True)
@@ -191,13 +191,13 @@ def test_labels_go_on_with_the_positions_that_they_were_begun_with(tmp_path: Pat
     label([two], out, config)
     assert label([two], out, config, resume=True).new == 0
     other = positions(tmp_path, *[MATE] * 4)
-    with pytest.raises(UserError, match="was made from other positions"):
+    with pytest.raises(UserError, match="has labels for other positions"):
         label([other], out, config, resume=True)
     assert len(list(csv.DictReader(out.read_text().splitlines()))) == 2
 
 
 def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
-    with pytest.raises(UserError, match="at an Elo from 1320 to 3190, not 5"):
+    with pytest.raises(UserError, match="supports Elo 1320 to 3190, not 5"):
         EngineOpponent(fake(tmp_path), None, 5, 0.1)
     side = EngineOpponent(fake(tmp_path), 10, None, 0.1)
     board = chess.Board()

@@ -196,7 +196,7 @@ def test_what_a_model_does_not_say_is_told() -> None:
     judge = Even()
     judge.has_value = False
     assert ChessPlayer(judge).search == "policy"
-    with pytest.raises(UserError, match="predicts no values, which the search puct needs"):
+    with pytest.raises(UserError, match="does not predict values, which the search puct needs"):
         ChessPlayer(judge, "puct")
     judge.has_policy, judge.has_value = False, True
     with pytest.raises(UserError, match="use the search value or puct"):
@@ -447,7 +447,7 @@ def test_openings(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="too few for 2,000 games"):
         openings([path], 1000, 1)
     path.write_text("eco\tname\tpgn\nA00\tBad\t1. e5\n")
-    with pytest.raises(UserError, match="line 2: these are not the moves"):
+    with pytest.raises(UserError, match="line 2: these are not valid opening moves"):
         openings([path], 1, 1)
 
 

@@ -192,7 +192,7 @@ def test_a_row_of_one_long_word_is_still_learned_from(codec: Codec, symbols: Tok
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rate": 0.0}, "masking.rate is 0.0"), ({"mask": 0.9, "random": 0.2}, "are not valid shares")],
+    [({"rate": 0.0}, "masking.rate is 0.0"), ({"mask": 0.9, "random": 0.2}, "are not valid; choose shares")],
 )
 def test_shares_that_are_none_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -224,8 +224,8 @@ GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_
     [
         ("empty_rate", 0.75, "75% of its answers to held-out prompts are empty"),
         ("endless_rate", 1.0, "100% of its answers to held-out prompts are endless"),
-        ("equal_rate", 0.6, "60% of its answers to held-out prompts are the same to different prompts"),
-        ("perplexity_change", 1.2, "the perplexity of the chosen answers is 1.2 times that at the start"),
+        ("equal_rate", 0.6, "60% of its answers to held-out prompts are the same for different prompts"),
+        ("perplexity_change", 1.2, "the perplexity of the chosen answers is 1.2 times what it was at the start"),
     ],
 )
 def test_answers_that_got_worse_are_a_fault(name: str, value: float, said: str) -> None:
@@ -284,7 +284,7 @@ def test_training_ends_when_the_margin_is_enough_and_the_answers_win() -> None:
     assert objective.stop_reason({"margin": 1.9, "win_rate": 1.0}) is None
     assert objective.stop_reason({"margin": 2.1, "win_rate": 0.5}) is None
     assert objective.stop_reason({"margin": 2.1, "win_rate": 1.0}) == (
-        "the margin of the rewards is 2.1 and 100% of its answers resemble the chosen one"
+        "the reward margin is 2.1 and 100% of its answers resemble the chosen ones"
     )
     assert objective.stop_reason({"margin": 8.1, "win_rate": 0.5}) is not None
     assert choosing.DirectPreference(0.1, 0.0).stop_reason({"margin": 9.0, "win_rate": 1.0}) is None

@@ -187,7 +187,7 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
     ("settings", "message"),
     [
         ({"task.execute": 6}, "task.execute is 6, but a chunk has 5 actions"),
-        ({"task.execute": 0}, "1 or more for the last two"),
+        ({"task.execute": 0}, "and the others at least 1"),
         ({"task.ensemble": -1.0}, "task.ensemble is -1.0"),
         ({"task.noise": -0.1}, "task.noise is -0.1"),
         ({"task.size": [0, 3]}, r"task.size is \(0, 3\)"),
@@ -223,7 +223,7 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(UserError, match=message):
             opened(tmp_path)
     given(monkeypatch, replace(data, actions=data.actions[:, :0]))
-    with pytest.raises(UserError, match="actions of 0 numbers"):
+    with pytest.raises(UserError, match="actions in the demonstrations have 0 numbers"):
         opened(tmp_path)
     given(monkeypatch, replace(data, task_names=("",)))
     with pytest.raises(UserError, match="a task has no name"):
@@ -274,7 +274,7 @@ def test_code_that_data_name_is_not_run(
 
 def test_other_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made())
-    with pytest.raises(ConfigError, match="needs a model of action chunks"):
+    with pytest.raises(ConfigError, match="needs a model that predicts action chunks"):
         replace(tiny(), model=preset("gpt-1m")).task.open(replace(tiny(), model=preset("gpt-1m")), [], tmp_path)
 
 

@@ -96,12 +96,12 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("change", "message"),
     [
         ({"state": None}, "has no state, but this policy takes 4 numbers"),
-        ({"state": [1, 2, 3]}, "the state has 3 numbers, this policy takes 4"),
+        ({"state": [1, 2, 3]}, "the state has 3 numbers, but this policy takes 4"),
         ({"state": [1, 2, np.nan, 4]}, "the state contains nan"),
-        ({"cameras": {}}, r"no image of the camera 'top' \(its cameras: none\)"),
+        ({"cameras": {}}, r"no image from camera 'top' \(its cameras: none\)"),
         ({"cameras": {"top": np.zeros((24, 24, 3))}}, r"is float64 of shape \(24, 24, 3\); pass uint8"),
         ({"cameras": {"top": np.zeros((24, 24), np.uint8)}}, r"uint8 of shape \(24, 24\)"),
-        ({"task": None}, "has no task, but this policy has several; add task, one of 'reach', 'left'"),
+        ({"task": None}, "has no task, but this policy has several; add task with one of 'reach', 'left'"),
         ({"task": "swim"}, "the task 'swim' has no word that this policy knows"),
     ],
 )

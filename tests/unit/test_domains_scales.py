@@ -133,7 +133,7 @@ def test_sounds_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_little_speech_is_refused_with_what_would_do(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"hours of speech with 10 different words.*add speech up to about .* hours.*--from"
+        UserError, match=r"hours of speech with 10 different words.*add speech until there are about .* hours.*--from"
     ):
         settled("transcription", sound_files.prompts(tmp_path))
 
@@ -203,7 +203,7 @@ def test_conversations_get_rows_that_hold_the_longest(
 
 def test_a_preference_needs_a_model_that_answers(data_dir: Path, tmp_path: Path) -> None:
     told = chat_data.write(tmp_path / "choices.jsonl", chat_data.choices(data_dir, 8))
-    with pytest.raises(UserError, match=r"start from one that answers with --from"):
+    with pytest.raises(UserError, match=r"use --from with a model that can"):
         settled("preference", told)
 
 

@@ -209,7 +209,10 @@ def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model.mixer": "attention"}, r"this model's grows by \d+ bytes per token: attention, with a window too"),
+        (
+            {"model.mixer": "attention"},
+            r"this model's state grows by \d+ bytes per token, because attention \(even with a window\)",
+        ),
         ({"model.context": 32}, "documents exceed model.context 32; set model.context to none"),
         ({"model": preset("bert-base")}, "needs a causal model"),
     ],

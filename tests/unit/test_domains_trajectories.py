@@ -290,9 +290,9 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        ({"image": True}, {}, "takes states by numbers, but the data have 3 x 12 x 8 numbers; set model.embed.states="),
+        ({"image": True}, {}, "takes states as numbers, but the data have 3 x 12 x 8 numbers; set model.embed.states="),
         ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, but the data have 4 numbers; set"),
-        ({}, {"model": "gpt-1m"}, "embed is trajectories, but this TransformerConfig has another"),
+        ({}, {"model": "gpt-1m"}, "model.embed=trajectories, but this TransformerConfig has another embed"),
         ({}, {"task.context": 0}, "task.context is 0"),
         ({}, {"task.best": 0.0}, "task.best is 0.0"),
         ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
@@ -337,7 +337,7 @@ def test_what_does_not_fit_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes of its environment"),
+        ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes from its environment"),
         ({"states": 11}, "takes actions of 3 numbers, but the data have 2 choices"),
         ({"states": 11, "discrete": False}, "takes actions of 3 numbers, but the data have 1 numbers"),
     ],
@@ -394,7 +394,7 @@ def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None
         ((-119.0, -119.0, -119.0), "achieved -119 on average: the achieved return does not depend on the target"),
         ((-121.0, -119.0, -120.0), "achieved from -121 to -119 on average: the achieved return does not depend"),
         ((-195.0, -152.0, -111.0), "the model achieved from -195 to -111 on average: it follows the target."),
-        ((-150.0, -140.0, -125.0), "it follows the target in part."),
+        ((-150.0, -140.0, -125.0), "it partly follows the target."),
     ],
 )
 def test_what_is_reached_is_set_beside_what_was_asked_for(reached: tuple[float, ...], said: str) -> None:
@@ -416,7 +416,7 @@ def test_actions_that_pay_no_heed_to_the_return_are_told(discrete: bool, tmp_pat
         found = task.remark(model)
         for weight in weights:
             weight.zero_()
-    assert found.startswith("For target returns of ")
+    assert found.startswith("With target returns of ")
     assert "no difference" not in found
     assert task.remark(model).endswith("held-out steps: the target makes no difference.")
     deaf = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **{"task.condition": False})
@@ -429,7 +429,7 @@ def test_data_of_one_return_are_told(tmp_path: Path) -> None:
     rewards[episodes.ends - 1] = 7
     write_episodes(tmp_path / "a.npz", replace(episodes, rewards=rewards))
     task = opened(tmp_path / "a.npz", tmp_path)
-    told = "All training episodes have a return of 7, so the model has learned no other target."
+    told = "All training episodes have a return of 7, so the model knows no other target."
     assert task.remark(built(task)) == told
 
 
@@ -454,5 +454,5 @@ def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptur
     write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
     task = opened(tmp_path / "a.npz", tmp_path)
     assert (task.objective.envs, task.goal) == (None, "loss")
-    assert "os:getcwd, whose code headway does not run" in caplog.text
+    assert "os:getcwd, but headway does not run its code" in caplog.text
     assert isinstance(built(task), nn.Module)

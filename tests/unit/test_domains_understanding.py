@@ -264,7 +264,7 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
         (embedding, {"train.batch_size": None}, "train.batch_size is None"),
         (embedding, {"task.temperature": 0}, "task.temperature is 0"),
         (embedding, {"train.batch_size": 500}, "exceeds the .* pairs for training"),
-        (classification, {"train.batch_size": 8}, "counted in tokens: set only train.batch_tokens"),
+        (classification, {"train.batch_size": 8}, "counted in tokens, so set only train.batch_tokens"),
         (classification, {"task.label": "category"}, "no column 'category'.*did you mean 'label'.*task.label=label"),
         (classification, {"model.context": 8}, "tokens, but the model reads at most 8; shorten it, or allow"),
         (pairs, {}, "no column 'text2'"),

@@ -52,7 +52,7 @@ def test_a_run_learns_to_find_what_it_saw(run: Path, capsys: pytest.CaptureFixtu
     assert summary["scores"]["loss"] < 2
     assert summary["goal"] == "mean_recall_at_1"
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Nearest images of a text" in page
+    assert "Nearest images for each text" in page
     assert "data:image/png;base64," in page
     assert cli.main(["evaluate", str(run), "--json"]) == cli.DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["recall_at_1"] == summary["scores"]["recall_at_1"]

@@ -133,12 +133,12 @@ def test_a_policy_of_a_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, this policy outputs 2 numbers"),
+        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, but this policy outputs 2 numbers"),
         (["--env", "HeadwayReech-v0"], "did you mean 'HeadwayReach-v0'"),
         (["--env", REACH, "CartPole-v1"], "takes actions of 2 choices"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),
-        (["--target-return", "3"], "is a robot policy, without returns or sampling"),
-        (["--execute", "6"], "6 actions of a chunk of 5 cannot be executed"),
+        (["--target-return", "3"], "is a robot policy, which has no target returns and no sampling"),
+        (["--execute", "6"], "cannot execute 6 actions of a chunk of 5"),
         (["--ensemble", "much"], "'much'"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task.state": 2}, "task.state is 2, but the policy to fine-tune has 4; leave task.state out"),
+        ({"task.state": 2}, "task.state is 2, but the policy to fine-tune has 4; do not set task.state"),
         ({"task.text": False}, "task.text is False, but the policy to fine-tune has True"),
         ({"task.cameras": ["top"]}, r"task.cameras is \('top',\), but the policy to fine-tune has \(\)"),
     ],
@@ -194,7 +194,7 @@ def test_tasks_that_a_start_has_no_words_for(
     hw.train(
         tiny(**{"task.scaling": "deviation", "train.steps": 1}), "any.npz", run=tmp_path / "on", start=run, samples=0
     )
-    assert "task.scaling is deviation, but the policy to fine-tune scales by range" in caplog.text
+    assert "ignoring task.scaling=deviation; the policy to fine-tune was trained with task.scaling=range" in caplog.text
 
 
 def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

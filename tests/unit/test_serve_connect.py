@@ -96,7 +96,7 @@ def test_a_transcript_is_that_of_the_model_here(url: str, folder: Path, tmp_path
     for task in ("transcribe", "translate"):
         wanted = here.transcribe(sound, "de", task, prompt="Names: Li", words=True, vad=True)
         assert remote.transcribe(sound, "de", task, prompt="Names: Li", words=True) == wanted
-    with pytest.raises(UserError, match=r"^cut.wav ends after \d+ of \d+ bytes of sound"):
+    with pytest.raises(UserError, match=r"^cut.wav ends after \d+ of \d+ bytes of audio"):
         remote.transcribe(cut)
     with pytest.raises(UserError, match="this model has no language 'xx'"):
         remote.transcribe(sound, "xx")

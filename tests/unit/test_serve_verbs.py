@@ -263,7 +263,7 @@ def test_sounds_come_as_data_too(tmp_path: Path) -> None:
     raw = (tmp_path / "tone.wav").read_bytes()
     url = f"data:audio/wav;base64,{base64.b64encode(raw).decode()}"
     assert np.array_equal(sound_of(url, "it"), read_sound(tmp_path / "tone.wav").numpy())
-    with pytest.raises(UserError, match=r"^item 3 is not a readable sound file"):
+    with pytest.raises(UserError, match=r"^item 3 is not a readable audio file"):
         sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
 
 

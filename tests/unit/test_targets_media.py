@@ -98,7 +98,7 @@ def test_sounds_have_numbers_and_several_labels(tmp_path: Path) -> None:
     assert task.chosen_settings == {"target": "number", "balance": 0.0, "goal": "r2"}
     model = task.adapt(recipe.model).build()
     assert task.evaluate(model)["mean_absolute_error"] > 0
-    assert [each.title for each in task.pictures(model)] == ["Predicted numbers", *["A sound as model input"] * 2]
+    assert [each.title for each in task.pictures(model)] == ["Predicted numbers", *["Model input"] * 2]
     named = [(name, "low;tone" if value < 0.6 else "tone") for name, value in rows]
     task = recipe.task.open(recipe, [table(tmp_path / "named.csv", ["path", "label"], named)], tmp_path / "none")
     assert task.chosen_settings["target"] == "labels"

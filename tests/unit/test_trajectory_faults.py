@@ -87,7 +87,7 @@ def test_a_head_of_numbers_says_no_choices(tmp_path: Path) -> None:
 
 def test_next_states_that_are_images_are_refused(tmp_path: Path) -> None:
     settings = {"task.states": 1.0, "model.embed.states": {"kind": "patches", "patch": [4, 4]}}
-    with pytest.raises(ConfigError, match=r"task.states is 1.0, but the data's states are images"):
+    with pytest.raises(ConfigError, match=r"task.states is 1.0, but the states are images"):
         hw.train(tiny(**OFFLINE, **settings), saved(tmp_path, image=True), run=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -126,8 +126,8 @@ def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target-return", "3"], "does not use target returns; leave --target-return out"),
-        (["--draw"], "outputs actions of 1 numbers, which are not sampled; leave --draw out"),
+        (["--target-return", "3"], "does not use target returns; remove --target-return"),
+        (["--draw"], "outputs actions of 1 numbers, which are not sampled; remove --draw"),
     ],
 )
 def test_what_a_model_has_no_use_for_is_refused(words: list[str], message: str, run: Path, capsys: Any) -> None:

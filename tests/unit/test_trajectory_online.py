@@ -228,7 +228,7 @@ def test_it_learns_from_its_own_episodes(
         ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 numbers, but this model outputs 3 choices"),
         ("", {"task.env": "rooms:Lamp"}, "'rooms:Lamp', which would run its own code"),
         ("rooms:Fails", {}, "'rooms:Fails' failed in its step .ZeroDivisionError: by wheels"),
-        ("rooms:Lamp", {"task.episodes": 0}, "it is evaluated by playing; set task.episodes to 1 or more"),
+        ("rooms:Lamp", {"task.episodes": 0}, "online training is evaluated by playing; set task.episodes to 1 or more"),
         ("rooms:Lamp", {"task.condition": False}, "without task.condition"),
         ("rooms:Lamp", {"task.online.episodes": -1}, "task.online.episodes is -1; choose 0 or more"),
         ("rooms:Lamp", {"task.online.every": 0}, "task.online.every is 0; choose 1 or more"),
@@ -268,5 +268,5 @@ def test_a_checkpoint_of_other_episodes_is_told(recorded: Any, tmp_path: Path) -
 def test_the_page_shows_returns_over_the_episodes_played() -> None:
     (picture,) = online_curve([(9.0, float(number), 4.0) for number in range(7)])
     assert "episodes played" in str(picture)
-    assert "means of 7 episodes" in picture.caption
+    assert "averages over 7 episodes" in picture.caption
     assert online_curve([(9.0, 1.0, 4.0)]) == []

@@ -91,7 +91,7 @@ class PPOConfig(TaskConfig):
     scale_rewards: bool = True
     context: int = 1  # states that the policy takes
     horizon: int | None = None  # steps after which an episode is truncated
-    episodes: int = 16
+    episodes: int = 16  # episodes to play per evaluation
     draw: bool = False  # sample actions in evaluations
 
     generates_data: ClassVar[bool] = True

@@ -48,7 +48,7 @@ def preference() -> Recipe:
     return Recipe(
         name="preference",
         domain="chat",
-        description="preferences (.jsonl with prompt, chosen, rejected): learn which answer is better; best with --from",
+        description="preferences (.jsonl with prompt, chosen, rejected): learn which answer is better; use --from",
         data=(),
         model=small_llama(),
         task=PreferenceConfig(anchor=1.0, enough=2.0),
@@ -99,7 +99,7 @@ class InstructScale(Scale):
                 max_tokens = max(max_tokens, length // _MIN_CHARACTERS + _MESSAGE_TOKENS * len(chat.messages))
         vocab_size = lookup(_VOCABULARIES, num_characters)
         context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
-        reason = f"vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
+        reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
         contexts = {"task.context": context, "model.context": context}
         return DataSettings(
             {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **self.held_out_shares(count)}, reason

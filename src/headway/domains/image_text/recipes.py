@@ -220,7 +220,7 @@ class CaptionedScale(Scale):
             "average"
         )
         return DataSettings(
-            settings, f"{summary}: vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
+            settings, f"{summary}: a vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
         )
 
     def columns(self, recipe: Recipe) -> CaptionColumns:

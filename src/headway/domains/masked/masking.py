@@ -26,13 +26,13 @@ class MaskingConfig:
     """Devlin et al. 2019, section 3.1: the model predicts a share `rate` of the text. Of that, a share `mask` becomes
     the mask token, a share `random` becomes random text tokens, and the rest is unchanged. (ModernBERT's rate is 0.3.)
 
-    `unit` is what is masked at once: `tokens`, whole `words`, or `spans` of words with geometric lengths (p = 0.2, at
+    `unit` sets the units to mask: `tokens`, whole `words`, or `spans` of words with geometric lengths (p = 0.2, at
     most 10). The tokens in a span are all replaced in the same way (SpanBERT, Joshi et al. 2020).
     """
 
     rate: float = 0.15  # share of the text to predict
-    mask: float = 0.8  # share of these that the mask token replaces
-    random: float = 0.1  # share of these that random tokens replace
+    mask: float = 0.8  # share of the predicted tokens that become the mask token
+    random: float = 0.1  # share of the predicted tokens that become random tokens
     unit: Literal["tokens", "words", "spans"] = "tokens"
 
     def __post_init__(self) -> None:

@@ -95,7 +95,7 @@ class MaskedScale(Scale):
             return DataSettings({})
         num_characters = count_characters(paths, _MAX_CHARACTERS)
         vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = f"vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
+        reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
         return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
 
     def unique_targets(self, task: Task) -> int:

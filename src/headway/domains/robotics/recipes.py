@@ -31,7 +31,7 @@ def robotics() -> Recipe:
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
-        expected="--minutes chooses size and steps for your demonstrations; otherwise minutes on 2 cores without cameras",
+        expected="--minutes chooses size and steps for your demonstrations; else minutes on 2 cores without cameras",
     )
 
 

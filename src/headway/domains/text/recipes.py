@@ -133,7 +133,7 @@ class TextScale(Scale):
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         characters_read = count_characters(paths, _MAX_CHARACTERS)
         vocab_size = lookup(_VOCABULARIES, characters_read)
-        reason = f"vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
+        reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
         return DataSettings({"task.size": vocab_size}, reason)
 
     def unique_targets(self, task: Task) -> int:
