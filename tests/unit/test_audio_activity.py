@@ -108,7 +108,7 @@ def test_speech_in_sounds_of_all_lengths() -> None:
     far = found(silence(59.5), syllables(1.04), silence(60))  # across what is measured together
     assert far.spans.flatten() == pytest.approx([59.5, 60.54], abs=0.1)
     assert len(found(silence(201 / RATE)).spans) == 0
-    with pytest.raises(UserError, match="fewer than a frame"):
+    with pytest.raises(UserError, match="less than one frame"):
         found(silence(100 / RATE))
 
 

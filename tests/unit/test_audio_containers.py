@@ -159,7 +159,7 @@ def test_channels_that_cancel_are_told(suffix: str, tmp_path: Path, caplog: pyte
     assert read_sound(path.with_suffix(".wav")).numpy()[-8000:].std() == pytest.approx(0.5 * wave.std(), rel=0.1)
     assert not caplog.text
     assert next(ArraySound(both).blocks())[-8000:].std() == pytest.approx(0.5 * wave.std(), rel=0.05)
-    assert "the sound: its channels cancel" in caplog.text
+    assert "the audio: its channels cancel" in caplog.text
 
 
 def test_a_set_reports_channels_that_cancel_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,7 +114,7 @@ def test_forms_of_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Qh6 Nc6 1-0\n', "from line 1 on: illegal san: 'Qh6'"),
+        ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Qh6 Nc6 1-0\n', "starting at line 1: illegal san: 'Qh6'"),
         ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Nf3', "ends without a result, like a truncated file"),
         ("a.pgn", '[FEN "nonsense"]\n\n1. e4 e5 1-0\n', "task.skip_bad=true"),
         ("a.pgn", "   \n", "nothing to learn from"),

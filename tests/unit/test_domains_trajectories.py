@@ -293,7 +293,7 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         ({"image": True}, {}, "takes states as numbers, but the data have 3 x 12 x 8 numbers; set model.embed.states="),
         ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, but the data have 4 numbers; set"),
         ({}, {"model": "gpt-1m"}, "model.embed=trajectories, but this TransformerConfig has another embed"),
-        ({}, {"task.context": 0}, "task.context is 0"),
+        ({}, {"task.context": 0}, "task.context=0"),
         ({}, {"task.best": 0.0}, "task.best is 0.0"),
         ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
         ({}, {"task.returns": 1.0, "task.condition": False}, "without task.condition"),

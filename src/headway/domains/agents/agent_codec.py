@@ -41,7 +41,7 @@ class AgentCodec:
         if min(self.states, self.actions, self.context, self.horizon or 1) < 1 or len(self.low) != len(self.high):
             raise ConfigError(
                 f"{FILE} is inconsistent ({self.states} states, {self.action_text}, context {self.context}, horizon "
-                f"{self.horizon}, {len(self.high)} upper bounds); restore it from a backup"
+                f"{self.horizon}, {len(self.high)} upper bounds); restore it from a copy"
             )
 
     @property

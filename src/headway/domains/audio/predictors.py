@@ -95,7 +95,7 @@ def _check_sounds(sounds: Sequence[Sound]) -> None:
         if isinstance(sound, np.ndarray):
             if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
                 raise UserError(
-                    f"sound {index + 1} is {sound.dtype} with shape {sound.shape}; pass samples at 16 kHz as "
+                    f"sound {index + 1} is {sound.dtype} of shape {sound.shape}; pass samples at 16 kHz as "
                     "floating-point numbers between -1 and 1"
                 )
         elif not isinstance(sound, (str, Path)):

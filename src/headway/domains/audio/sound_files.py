@@ -40,7 +40,7 @@ class ContainerReader:
         with self._open() as stream:
             first = next(self._decode(stream), None)
             if first is None:
-                raise UserError(f"{path} has 0 audio samples; remove it or record it again")
+                raise UserError(f"{path} has 0 samples; remove it or record it again")
             self.rate: int = first.sample_rate
             stated = _seconds(stream)
         self.seconds: float = sum(map(len, self.read())) / self.rate if stated is None else stated
@@ -186,7 +186,7 @@ class LibsndfileReader:
             self.rate: int = file.samplerate
             self.seconds: float = file.frames / file.samplerate
         if not self.seconds:
-            raise UserError(f"{path} has 0 audio samples; remove it or record it again")
+            raise UserError(f"{path} has 0 samples; remove it or record it again")
         _check_wav(path)
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
@@ -221,7 +221,7 @@ class ArraySound:
         values = torch.as_tensor(samples)
         if not values.is_floating_point() or values.dim() not in (1, 2):
             raise UserError(
-                f"{source} is {values.dtype} with shape {tuple(values.shape)}; use floating-point numbers between -1 "
+                f"{source} is {values.dtype} of shape {tuple(values.shape)}; use floating-point numbers between -1 "
                 "and 1 with shape [samples] or [samples, channels]"
             )
         if not len(values):

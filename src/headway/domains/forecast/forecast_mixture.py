@@ -53,7 +53,7 @@ class ForecastMixture:
         are_shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
         if not are_shares or not all(0 < width <= _MAX_WIDTH for width in self.widths):
             problem = f"invalid shares {self.shares} or widths {self.widths}"
-            raise ConfigError(f"the forecast mixture has {problem}; restore forecast.json from a backup")
+            raise ConfigError(f"the forecast mixture has {problem}; restore forecast.json from a copy")
 
     def mix(self, forecasts: Forecasts) -> Float[np.ndarray, "N S Q"]:
         quantiles = np.sum([share * forecast for share, forecast in zip(self.shares, forecasts) if share], 0)

@@ -47,7 +47,7 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
         )
     codec = read_codec(model.directory, calendar)
     if codec is None:
-        raise UserError(f"{model.directory} has no forecast.json; restore it from a backup")
+        raise UserError(f"{model.directory} has no forecast.json; restore it from a copy")
     short_series = next((series for series in series_list if len(series.values) < codec.context), None)
     if short_series is not None:
         length = f"the series {short_series.name!r} has {len(short_series.values):,} values"

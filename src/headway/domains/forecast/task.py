@@ -83,7 +83,7 @@ class WindowCodec:
         if not valid or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
                 f"{FILE} is inconsistent (context {self.context}, horizon {self.horizon}, season {self.season}, patch "
-                f"{self.patch}, {len(self.errors)} rows of errors); restore it from a backup"
+                f"{self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
             )
         lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
         if self.line not in lines:

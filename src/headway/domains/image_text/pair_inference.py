@@ -188,7 +188,7 @@ def check_images(images: Sequence[Image]) -> None:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise UserError(
-                    f"image {index + 1} is {image.dtype} with shape {image.shape}; use uint8 [height, width, 3]"
+                    f"image {index + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3]"
                 )
         elif not isinstance(image, (str, Path)):
             raise UserError(f"image {index + 1} is a {type(image).__name__}; pass paths of image files, or pixels")

@@ -145,7 +145,7 @@ class RobotController:
         image = np.asarray(cameras[name])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
-                f"the image from camera {name!r} is {image.dtype} with shape {image.shape}; pass uint8 [H, W, 3]"
+                f"the image from camera {name!r} is {image.dtype} of shape {image.shape}; pass uint8 [H, W, 3]"
             )
         return image[None]
 

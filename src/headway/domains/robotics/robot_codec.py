@@ -75,7 +75,7 @@ class RobotCodec:
                 f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} standard "
                 f"deviations, {actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, "
                 f"{len(self.environments)} environments, execute {self.execute}, longest {self.longest}); restore it "
-                "from a backup"
+                "from a copy"
             )
 
     @property

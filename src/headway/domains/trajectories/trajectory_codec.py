@@ -44,7 +44,7 @@ class TrajectoryCodec:
         if not (fits and acts and self.context > 0):
             raise ConfigError(
                 f"{FILE} is inconsistent (shape {self.shape}, {len(self.mean)} means, {len(self.std)} standard "
-                f"deviations, {self.action_text}, context {self.context}); restore it from a backup"
+                f"deviations, {self.action_text}, context {self.context}); restore it from a copy"
             )
 
     @property

@@ -188,8 +188,8 @@ class PairsScale(Scale):
             count, num_characters = count + 1, num_characters + len(source) + len(target)
         vocab_size = lookup(_VOCABULARIES, num_characters)
         reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters on "
-            "average"
+            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters "
+            "on average"
         )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 

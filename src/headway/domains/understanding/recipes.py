@@ -163,8 +163,8 @@ class LabelledScale(Scale):
         count, num_characters = self.corpus(recipe, paths)
         vocab_size = lookup(_VOCABULARIES, num_characters)
         reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters on "
-            "average"
+            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters "
+            "on average"
         )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 

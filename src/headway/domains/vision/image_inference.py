@@ -107,7 +107,7 @@ def _check_images(images: Sequence[Image]) -> None:
             has_valid_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
             if image.dtype != np.uint8 or not has_valid_shape or 0 in image.shape:
                 raise UserError(
-                    f"image {index + 1} is {image.dtype} with shape {image.shape}; use uint8 [height, width, 3], or "
+                    f"image {index + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3], or "
                     "[height, width] for grey"
                 )
         elif not isinstance(image, (str, Path)):
