@@ -121,7 +121,7 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
     assert len(examples.rows) == 8
     for message in (
         "2 of 12 transcripts",
-        "1 of 11 sounds",
+        "1 of 11 recordings",
         "skipped 1 of 10 audio files that cannot be read",
         "the window of",
     ):
@@ -147,7 +147,7 @@ def test_what_does_not_fit_names_both_lengths(tmp_path: Path) -> None:
         transcription(folder, {"model.decoder.context": 4})
     examples, _ = transcription(folder, {"task.split.validation": 0.0})
     with pytest.raises(
-        UserError, match=r"the validation split of 10 sounds is empty; .* as task\.split\.validation=0\.2"
+        UserError, match=r"the validation split of 10 recordings is empty; .* as task\.split\.validation=0\.2"
     ):
         examples.adapt(find_recipe("transcription").model)
 

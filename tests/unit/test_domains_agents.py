@@ -409,11 +409,11 @@ def test_it_learns(
         (None, {}, "no environment is set; set task.env=CartPole-v1"),
         (None, {"task.env": "CartPoll-v1"}, "did you mean 'CartPole-v1'"),
         (None, {"task.env": "lamps:Light"}, "which would run its own code.*HEADWAY_ENV=lamps:Light"),
-        ("lamps:Pixels", {}, "returns images (8 x 8 x 3), but agents that learn online take vectors"),
+        ("lamps:Pixels", {}, r"returns images \(8 x 8 x 3\), but agents that learn online take vectors"),
         ("lamps:Both", {}, "has the action space Tuple"),
         ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
         ("lamps:Endless", {"task.horizon": None}, "has no step limit.*task.horizon"),
-        ("lamps:Light", {"train.batch_size": 48}, "batches of 48 do not divide the 128 steps.*such as 32"),
+        ("lamps:Light", {"train.batch_size": 48}, "batches of 48 steps do not divide the 128 steps.*such as 32"),
         ("lamps:Light", {"task.num_envs": 0}, "task.num_envs is 0; choose 1 or more"),
         ("lamps:Light", {"task.discount": 1.1}, "task.discount is 1.1; choose a number from 0 to 1"),
         ("lamps:Light", {"task.clip": 0.0}, "choose numbers above 0"),
@@ -457,7 +457,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (["train", "ppo", "--minutes", "0"], "above 0"),
         (
             ["train", "ppo", "--data", "lamps.py", "--set", "task.env=CartPole-v1"],
-            "does not take data (lamps.py); remove --data",
+            "lamps.py); remove --data",
         ),
         (["train", "ppo", "--run", "runs/b", "--set", "task.env=CartPole-v1", "model.width=0"], "width"),
     ):

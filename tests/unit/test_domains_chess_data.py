@@ -227,7 +227,7 @@ def test_an_empty_split_is_told_before_any_work(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{rows}")
     with pytest.raises(UserError, match="the validation split of 8 positions is empty; add games in files named val"):
         train(tmp_path / "run", path, **{"task.split.validation": 0.0})
-    told = "the train split of 0 positions with a target action_value is empty; add games with results"
+    told = "the train split of 0 positions with the target action_value is empty; add games with results"
     chosen = find_recipe("chess-searchless")
     task = chosen.task.open(chosen, [path], tmp_path)
     with pytest.raises(UserError, match=told):

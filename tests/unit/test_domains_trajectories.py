@@ -291,7 +291,7 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
     ("given", "settings", "message"),
     [
         ({"image": True}, {}, "takes states as numbers, but the data have 3 x 12 x 8 numbers; set model.embed.states="),
-        ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, but the data have 4 numbers; set"),
+        ({}, {"model.embed.states": {"kind": "convolutions"}}, "as convolutions, but the data have 4 numbers; set"),
         ({}, {"model": "gpt-1m"}, "model.embed=trajectories, but this TransformerConfig has another embed"),
         ({}, {"task.context": 0}, "task.context=0"),
         ({}, {"task.best": 0.0}, "task.best is 0.0"),

@@ -141,9 +141,9 @@ class PPOConfig(TaskConfig):
         rows, total = recipe.train.rows(1), self.num_envs * self.steps
         if total % rows:
             raise ConfigError(
-                f"train.batch_size={rows} does not divide the {total:,} steps per period "
-                f"(task.num_envs={self.num_envs} x task.steps={self.steps}); set it to a divisor such as "
-                f"{max(d for d in range(1, rows + 1) if total % d == 0)}"
+                f"batches of {rows} steps do not divide the {total:,} steps per period "
+                f"(task.num_envs={self.num_envs} x task.steps={self.steps}); "
+                f"set train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if total % d == 0)}"
             )
         return rows
 
