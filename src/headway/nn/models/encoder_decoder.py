@@ -59,8 +59,8 @@ class StateBridgeConfig(BridgeConfig):
 
     layers: block i starts from block i of the encoder ("same"), or every block from the encoder's "last".
     directions: directions of a bidirectional encoder whose final vectors are used.
-    summary: size of a vector in between: activation(V h) of the last block's vectors h (Cho et al. 2014). All blocks
-    start from it, and it is the whole memory if the blocks read one.
+    summary: size of a vector in between: activation(V h) of the last block's vectors h (Cho et al. 2014), from which
+    all blocks start; it is also the whole memory if the blocks read one.
     project: whether a block starts from activation(V' h) instead of h; none: only if the sizes differ.
     """
 

@@ -79,8 +79,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
     def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
         if self.actions < 1 or self.timesteps < 1:
             raise ConfigError(
-                f"model.embed.actions={self.actions} and model.embed.timesteps={self.timesteps}; set both "
-                "to at least 1"
+                f"model.embed.actions={self.actions} and model.embed.timesteps={self.timesteps}; set both to at least 1"
             )
         return TrajectoryEmbed(self, width, context)
 
