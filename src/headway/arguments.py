@@ -1,4 +1,4 @@
-"""Validation of callers' arguments: one item or many, and checks of argument types."""
+"""Validate callers' arguments: one item or many, and argument types."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Failures = dict[int, UserError]  # the items that could not be read, by index, and why
+Failures = dict[int, UserError]  # errors of items that could not be read, by index
 _MAX_LENGTH = 40  # maximum characters of a value in a message
 _TYPE_NAMES = {
     int: "an integer",
@@ -42,7 +42,7 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True)
 class InputItems(Generic[T]):
-    """The inputs of a verb as a list; `is_single` if the caller passed a single item."""
+    """A verb's inputs as a list; `is_single` if the caller passed a single item."""
 
     items: list[T]
     is_single: bool
@@ -139,14 +139,14 @@ def image_inputs(inputs: Any, noun: str = "image") -> InputItems[Any]:
 
 
 def audio_inputs(inputs: Any) -> InputItems[Any]:
-    """A file or its samples (an array or a list of numbers), or any iterable of them. Raises as `image_inputs` does."""
+    """A file or its samples (an array or a list of numbers), or any iterable of them. Raises like `image_inputs`."""
     inputs = _to_numpy(inputs)
     if isinstance(inputs, (str, Path)) or _is_numeric_array(inputs) or _is_number_list(inputs):
         return InputItems([_audio_samples(inputs)], True)
     return InputItems(
         [
             _audio_samples(_to_numpy(item))
-            for item in _ordered_items(inputs, "a sound (a file, or an array of samples)")
+            for item in _ordered_items(inputs, "an audio clip (a file, or an array of samples)")
         ],
         False,
     )
@@ -247,7 +247,7 @@ def check_types(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def api_boundary() -> Iterator[None]:
-    """The boundary of the public API: UserError for impossible paths, and in a forked process that would deadlock."""
+    """Guard a call of the public API: UserError for impossible paths, and in a forked process that would deadlock."""
     if _fork_guard.would_deadlock:
         raise UserError(
             "this process was forked after torch started threads and would deadlock; use the spawn start method: "

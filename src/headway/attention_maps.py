@@ -1,4 +1,4 @@
-"""The attention weights of a model over a text, and a plot of them."""
+"""A model's attention weights over a text, and a plot of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_LABEL = 16  # maximum characters of a label
 
 @summary_repr
 class Attention(NamedTuple):
-    """The attention weights of a model over a text.
+    """A model's attention weights over a text.
 
     maps: weights by layer name, Float[H, T, S]: heads, queries, keys.
     `symbols`: the text of each token.
@@ -68,7 +68,7 @@ class Attention(NamedTuple):
         if layer is not None:
             layers = {layer: layers[layer]}
         if each and head is not None:
-            raise UserError(f"head {head} and all heads are both requested; remove one of them")
+            raise UserError(f"head {head} and all heads are both requested; choose one")
         fewest = min(len(weights) for weights in layers.values())
         if head is not None and not 1 <= head <= fewest:
             raise UserError(f"there is no head {head}; choose one from 1 to {fewest}")
@@ -108,9 +108,9 @@ class Attention(NamedTuple):
 
 
 def check_text(text: str) -> None:
-    """Raise UserError for an empty text."""
+    """Raise UserError for empty text."""
     if not text.strip():
-        raise UserError("an empty text has no attention; use a text with at least one word")
+        raise UserError("cannot plot attention of empty text; pass at least one word")
 
 
 def first_row_maps(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:

@@ -150,7 +150,7 @@ def _read(hint: Any, data: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
     if isinstance(data, int) and data.bit_length() > _MAX_BITS:
-        raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use one of {_MAX_BITS} bits at most")
+        raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use at most {_MAX_BITS} bits")
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if hint is int and isinstance(data, bool):
@@ -275,7 +275,7 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
 
 
 def applicable(config: Any, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The `settings` that `config` has after the `fixed` ones are set: an LSTM has no heads."""
+    """The `settings` that `config` has after the `fixed` ones are set; an LSTM, for example, has no heads."""
     with _deferred_checks():
         for key, value in fixed.items():
             config = _replace(config, key.split("."), value, key)
@@ -348,7 +348,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 
 
 def current_name(cls: type, name: str) -> str:
-    """The name of a setting of `cls` today, given its name today or before."""
+    """The current name of a setting of `cls`, given its current or former name."""
     return next((names[name] for base in cls.__mro__ if name in (names := RENAMED.get(base.__name__, {}))), name)
 
 
@@ -400,7 +400,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     if remaining and name not in {f.name for f in dataclasses.fields(config)}:
         parent_key = key.removesuffix("." + ".".join(remaining))
         raise ConfigError(
-            f"{key}: {parent_key} can only be set at once; write it as JSON, with its kind: "
+            f"{key}: {parent_key} can only be set as a whole; write it as JSON, with its kind: "
             f'{parent_key}={{"kind": ..., "{remaining[0]}": {json.dumps(value)}}}'
         )
     if remaining:

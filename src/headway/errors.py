@@ -1,4 +1,4 @@
-"""Errors that a user can act on: fact, value and remedy in one line; and lines that are safe to print on a terminal."""
+"""Errors that a user can act on (fact, value and remedy in one line), and text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _logged_lines: set[str] | None = None  # logged lines, while `deduplicated_logs`
 
 @contextmanager
 def deduplicated_logs() -> Iterator[None]:
-    """Inside the context each log line appears once: data are opened several times before training."""
+    """Inside the context each log line appears once, although data are opened several times before training."""
     global _logged_lines
     if _logged_lines is not None:
         yield
@@ -87,7 +87,7 @@ class InapplicableError(ConfigError):
     """A setting that this configuration does not have, such as the heads of an LSTM."""
 
 
-# Maximum names to compare, which takes long; maximum names in a message; maximum characters of a name to compare.
+# Maximum names to compare, as that is slow; maximum names in a message; maximum characters of a name to compare.
 _MAX_COMPARED, _MAX_NAMED, _MAX_LENGTH = 1000, 100, 200
 
 

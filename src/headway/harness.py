@@ -1,4 +1,4 @@
-"""Adapter of headway's language models for EleutherAI's lm-eval (extra `harness`): the three calls of its tasks.
+"""Adapter from headway's language models to EleutherAI's lm-eval (extra `harness`): the three calls its tasks make.
 
 import lm_eval
 from headway.harness import HarnessModel
@@ -27,7 +27,7 @@ _NEW_TOKENS = 256  # if a task does not set a limit
 
 
 class HarnessModel(LM):
-    """A causal language model of a run or a published model."""
+    """A causal language model from a run, or a published one."""
 
     def __init__(self, model: Model | str | Path) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class HarnessModel(LM):
         return self.model.codec.encode(text)
 
     def _start_ids(self) -> list[int]:
-        """The ids before a text without a context: BOS or EOS."""
+        """The ids before text without a context: BOS or EOS."""
         codec = self.model.codec
         start_id = next((token_id for token_id in (codec.bos_id, codec.eos_id) if token_id is not None), None)
         if start_id is None:

@@ -1,6 +1,6 @@
 """Memory in huge pages of 2 MB if the system has them (Linux: MADV_HUGEPAGE of madvise(2)).
 
-The data of a step otherwise span thousands of 4 kB pages. Each needs a lookup in the page tables (two on a virtual
+Otherwise the data of one step span thousands of 4 kB pages. Each needs a lookup in the page tables (two on a virtual
 machine), and hardware prefetching stops at the end of each page.
 """
 

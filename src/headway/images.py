@@ -14,7 +14,7 @@ from typing import Any
 
 from headway.errors import UserError
 
-# Pillow knows more, but some of its readers start other programs (EPS), and the rest are rarely used for images.
+# Pillow supports more formats, but some of its readers start other programs (EPS), and the rest are rare.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # no warnings about damaged files in addition to our errors
@@ -52,7 +52,9 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
                 f"{name} has too many pixels ({wide} x {high}, more than {max_pixels:,}); make the image smaller"
             )
         if wide * high * scans > _MAX_SCANNED_PIXELS:
-            raise UserError(f"{name} is a JPEG file of {scans} scans of {wide} x {high} pixels; save it with fewer")
+            raise UserError(
+                f"{name} is a JPEG file with {scans} scans of {wide} x {high} pixels; save it with fewer scans"
+            )
         if wide * high > _MAX_RLE_PIXELS and any(tile[0] == "bmp_rle" for tile in image.tile):
             raise UserError(f"{name} is a compressed BMP file of {wide} x {high} pixels; save it as PNG")
         yield image
@@ -73,12 +75,12 @@ def _check_jpeg_data(data: bytes | mmap.mmap, name: str) -> int:
     if data[: len(_JPEG)] != _JPEG:
         return 0
     if _count_markers(data, b"Exif\0\0", _MAX_EXIF_PARTS) > _MAX_EXIF_PARTS:
-        raise UserError(f"{name} has over {_MAX_EXIF_PARTS} parts of Exif data; save it again without them")
+        raise UserError(f"{name} has over {_MAX_EXIF_PARTS} parts of Exif data; save it again without Exif data")
     scans = _count_markers(data, b"\xff\xda", _USUAL_SCANS)
     if scans > _USUAL_SCANS:  # metadata can look like scans, so parse the markers
         scans = _count_scans(data)
     if scans > _MAX_SCANS:
-        raise UserError(f"{name} is a JPEG file of over {_MAX_SCANS} scans; save it again with fewer scans")
+        raise UserError(f"{name} is a JPEG file with over {_MAX_SCANS} scans; save it again with fewer scans")
     return scans
 
 

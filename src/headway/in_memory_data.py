@@ -31,7 +31,7 @@ Data = str | Path | Iterable[Any]  # files, or in-memory data as `data_paths` ac
 _TEXT_DOMAINS = ("text", "masked")  # domains
 _ROW_DOMAINS = (*_TEXT_DOMAINS, "translation", "understanding", "chat", "vision", "audio", "image_text", "forecast")
 _FILE_KINDS = {*TEXT_KINDS, *PAIR_KINDS, *TABLE_KINDS}
-_EXAMINED = 1000  # strings that are examined to decide whether they are paths or texts
+_EXAMINED = 1000  # number of strings examined to distinguish paths from texts
 _MISSING_TYPES = ("NAType", "NaTType")  # pandas' types
 
 
@@ -42,10 +42,10 @@ def data_paths(
     """`data` as paths: paths are returned unchanged, anything else is written to a JSON lines file.
 
     Accepts a pandas or polars table, a Dataset, or any iterable of rows (mappings; also strings in text domains), which
-    is read once, row by row. A list of strings contains texts if none of the first is a path and most contain spaces.
-    The file is in the folder `data` of the run's `directory`, where its recipe finds it again, and is named by a hash
-    of its content. It is removed if the `record` in `directory` does not name it. Without a directory it exists only
-    inside the context. UserError for data that are not such rows.
+    is read once, row by row. Strings are taken as texts if none of the first ones is a path and most contain spaces.
+    The file is stored in the folder `data` of the run's `directory`, where its recipe finds it again, and is named by a
+    hash of its content. It is removed if the `record` in `directory` does not name it. Without a directory it exists
+    only inside the context. UserError for data that are not such rows.
     """
     if data is None or isinstance(data, (str, Path)):
         yield data
@@ -92,7 +92,7 @@ def _table_rows(data: Any) -> Iterable[Any]:
         return (dict(zip(names, values)) for values in data.itertuples(index=False, name=None))
     if isinstance(data, Mapping):
         name = next(iter(data), "train")
-        raise UserError(f"the data are {format_value(data)} of several parts; pass one of them, as in data[{name!r}]")
+        raise UserError(f"the data are {format_value(data)} with several parts; pass one of them, as in data[{name!r}]")
     if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)):
         raise UserError(f"the data are {format_value(data)}; pass paths, a table, or an iterable of rows")
     return data
@@ -102,9 +102,7 @@ def _json_rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
     """Each row as a JSON object."""
     for position, item in enumerate(items, 1):
         if domain not in _ROW_DOMAINS:
-            raise UserError(
-                f"{domain} recipes read files, but the data contain {format_value(item)}; pass paths of files"
-            )
+            raise UserError(f"{domain} recipes read files, but the data contain {format_value(item)}; pass file paths")
         row = {"text": item} if isinstance(item, str) and domain in _TEXT_DOMAINS else item
         if not isinstance(row, Mapping):
             expected = (
@@ -120,7 +118,7 @@ def _json_rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
 
 
 def _to_json(value: Any, location: str) -> Any:
-    """A value as JSON; the tables' markers of missing values become null."""
+    """A value as JSON; the tables' missing-value markers become null."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, (bool, type(None))) or type(value).__name__ in _MISSING_TYPES:
@@ -157,7 +155,7 @@ def _write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> tuple[Path, boo
         is_new = not path.exists()
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another directory") from None
+        raise UserError(f"{folder} is not writable ({error.strerror}); choose another directory") from None
     finally:
         if temporary.exists():
             _remove(temporary)

@@ -94,7 +94,7 @@ class Layout:
         return Layout(self.positions.to(device), self.dense, group)
 
     def select(self, rows: Int[Tensor, "R"]) -> Layout:
-        """The layout of chosen rows."""
+        """The layout of the chosen rows."""
         group = None if self.group is None else self.group[rows]
         return Layout(self.positions[rows], self.dense, group)
 

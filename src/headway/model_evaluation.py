@@ -1,4 +1,4 @@
-"""Evaluation of a model: on the data of its run, or on other data."""
+"""Evaluate a model on its run's data or on other data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate(
     limit: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a run, computed by its own task; with a "note" if the data are not the run's own."""
+    """A run's metrics, computed by its own task; with a "note" if the data are not the run's own."""
     return scores_and_task(model, data, split, limit, stride)[0]
 
 
@@ -69,7 +69,7 @@ def evaluate_published(
 
 def check_hub_data(data: Collection[str], source: str) -> None:
     """UserError for hub data that only the recipe at `source` names, because the recipe may be untrusted. A resumed run
-    continues with them.
+    continues to use them.
     """
     name = next((name for name in data if name.startswith(HUB_PREFIX)), None)
     if name is not None and not hub_confirmed():
@@ -91,7 +91,7 @@ def path_list(data: Paths) -> list[str | Path]:
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     for path in paths:
         if not isinstance(path, (str, Path)):
-            raise UserError(f"the data contain {format_value(path)}; pass paths of files")
+            raise UserError(f"the data contain {format_value(path)}; pass file paths")
     return paths
 
 

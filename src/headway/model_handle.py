@@ -37,7 +37,7 @@ class ModelHandle:
         cache: CacheDtype | None = None,
         draft: ModelHandle | None = None,
     ) -> None:
-        """UserError for a draft model with another vocabulary."""
+        """UserError for a draft model with a different vocabulary."""
         self.directory = directory
         self.module: Any = opened.model
         self.usage: Usage = opened.usage
@@ -65,12 +65,12 @@ class ModelHandle:
 
     @property
     def reads(self) -> list[Literal["texts", "images", "sounds"]]:
-        """The kinds of inputs; empty for a model of states, for example."""
+        """The kinds of input; empty for a model that takes states, for example."""
         return kinds.input_kinds(self.module)
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """The device that the weights are on."""
         return next(self.module.parameters()).device
 
     @property
@@ -85,17 +85,17 @@ class ModelHandle:
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def check_texts(self, strings: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-        """Warn once, in the log and in `unexpected`, about texts that are out of the training distribution."""
+        """Warn once, in the log and in `unexpected`, about texts outside the training distribution."""
         if not self.unexpected:
             self._warn(self._input_statistics.unexpected_texts(strings, rows))
 
     @property
     def has_input_statistics(self) -> bool:
-        """Whether statistics of the training images or sounds are known and no warning was given yet."""
+        """Whether statistics of the training images or audio are known and no warning was given yet."""
         return self._input_statistics.alike is not None and not self.unexpected
 
     def check_statistics(self, names: Sequence[str], statistics: np.ndarray, kind: str = "image") -> None:
-        """`check_texts` for images or sounds, by their statistics (`headway.formats.out_of_distribution`), [N, F]."""
+        """`check_texts` for images or audio, by their statistics (`headway.formats.out_of_distribution`), [N, F]."""
         if not self.unexpected:
             self._warn(self._input_statistics.unexpected_samples(names, statistics, kind))
 

@@ -105,7 +105,7 @@ def visible_names(folder: Path, limit: int = 3) -> str:
 
 def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
     """Raise UserError if an output file would replace one of the command's inputs or a file in an input folder,
-    however the paths are spelled.
+    however the paths are written.
     """
     try:
         status = os.stat(path)
@@ -138,7 +138,7 @@ def _check_run_file(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is a folder; remove it")
     if status.st_nlink > 1:
-        raise UserError(f"{path} is the same file as another one (a hard link); remove it")
+        raise UserError(f"{path} is a hard link to another file; remove it")
 
 
 def _target(path: Path) -> str:

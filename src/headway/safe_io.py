@@ -125,9 +125,8 @@ def hub_confirmed() -> bool:
 def hub_name_error(name: str | Path, noun: str) -> UserError:
     """The error for a name that is not a local path but may name a `noun` on the hub."""
     return UserError(
-        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} of that name "
-        "on the "
-        f"Hugging Face hub ({_HUB_VARIABLE}=1 allows it without {HUB_PREFIX})"
+        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} with that name "
+        f"on the Hugging Face hub ({_HUB_VARIABLE}=1 allows it without {HUB_PREFIX})"
     )
 
 
@@ -166,7 +165,7 @@ _recorded_states: ContextVar[FileStates | None] = ContextVar("recorded", default
 
 @contextmanager
 def record_file_states() -> Iterator[FileStates]:
-    """Record the files that are opened inside the context, each in the state of its first opening."""
+    """Record the files that are opened inside the context, each in its state when it was first opened."""
     states: FileStates = {}
     token = _recorded_states.set(states)
     try:
@@ -230,7 +229,7 @@ class _FrameDecompressor(Protocol):
 
 
 class _GzipMember:
-    """zlib's decompressor with the interface of those of bz2 and lzma."""
+    """zlib's decompressor with the same interface as in bz2 and lzma."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -269,7 +268,7 @@ def _decompress_frames(
     raw: IO[bytes], source: str, new_frame: Callable[[], _FrameDecompressor], magic: bytes
 ) -> Iterator[bytes]:
     """Decompress each frame of a file, which may have several. Trailing data that do not start with `magic` are
-    ignored, as the tools of these formats do; zeros are padding.
+    ignored, as by the formats' own tools; zeros are padding.
     """
     pending, count, size = raw.read(_READ_SIZE), 0, 0
     while pending:
@@ -322,7 +321,7 @@ def _check_frames(source: str, count: int, size: int) -> None:
     """UserError for too many tiny frames: each takes time even if it is empty."""
     if count > _FREE_FRAMES + size // _BYTES_PER_FRAME:
         raise UserError(
-            f"{source} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one"
+            f"{source} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one frame"
         )
 
 

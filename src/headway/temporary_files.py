@@ -17,13 +17,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 _NAME = re.compile(r"\..+\.(\d{1,9})(?:-([0-9a-f]{8}))?\.(?:draft|removed)(?:\.\w+)*", re.DOTALL)
-_FOREIGN_AGE = 86_400  # seconds without a change after which a file of another machine or of an earlier boot is removed
+_FOREIGN_AGE = 86_400  # seconds without a change after which a file from another machine or boot is removed
 _MAX_NAME_BYTES, _KEPT_CHARACTERS = (
     200,
     40,
 )  # maximum bytes of a name (systems allow 255 with our suffix); characters kept of a longer one
-_LARGE_FOLDER = 1000  # entries from which on a folder is cleaned only once per process
-_cleaned_folders: set[Path] = set()  # such folders
+_LARGE_FOLDER = 1000  # a folder with at least this many entries is cleaned only once per process
+_cleaned_folders: set[Path] = set()  # folders of this size that were cleaned
 
 
 def temporary_path(path: Path, purpose: str = "draft") -> Path:

@@ -29,7 +29,7 @@ class Verification(NamedTuple):
 def verify(path: str | Path) -> Verification:
     """Compare a run and its checkpoints, or a model that headway wrote, with the stored digests.
 
-    A run in training, or one that was killed, has digests of its checkpoints only. A model from elsewhere has no
+    A run in training, or one that was killed, has digests only of its checkpoints. A model from elsewhere has no
     digests; opening it detects truncated files. Raises UserError for a path that is neither a run nor a model.
     """
     model_folder = find_folder(path)

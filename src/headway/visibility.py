@@ -84,13 +84,13 @@ class Prefix(Pattern):
 
 
 def mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
-    """The attention mask between two layouts: the pattern within a document, groups in both directions, no padding."""
+    """The attention mask between two layouts: the pattern within documents, all tokens within groups, no padding."""
     same_document = (query.segments[:, :, None] == key.segments[:, None, :]) & key.mask[:, None, :]
     return same_document & allowed_mask(pattern, query, key)
 
 
 def allowed_mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
-    """The mask if all tokens of a row are one document: by the pattern, or as members of the same group."""
+    """The mask if each row is a single document: by the pattern, or within the same group."""
     visible = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
     if query.group is None or key.group is None:
         return visible

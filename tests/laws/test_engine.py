@@ -329,7 +329,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 
 def test_weights_that_are_packed_already_are_refused() -> None:
     model = quantise(small(), "int8")
-    with pytest.raises(UserError, match="in int8 or int4 already"):
+    with pytest.raises(UserError, match="already in int8 or int4"):
         quantise(model, "int4")
 
 

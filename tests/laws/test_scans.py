@@ -145,9 +145,9 @@ def test_fast_weights_of_1992_are_unnormalised_linear_attention() -> None:
 @pytest.mark.parametrize("size", [0, -3])
 def test_impossible_chunks_are_refused(size: int) -> None:
     q = inputs(1, 4, 1, 2)
-    with pytest.raises(ConfigError, match="set 1 token or more"):
+    with pytest.raises(ConfigError, match="set at least 1 token"):
         linear_scan(q, q, q, Layout.full(1, 4), chunk=size)
-    with pytest.raises(ConfigError, match="set 1 token or more"):
+    with pytest.raises(ConfigError, match="set at least 1 token"):
         DeltaConfig(chunk=size)
 
 

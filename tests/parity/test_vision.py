@@ -172,7 +172,7 @@ def test_presets_have_a_published_form(name: str) -> None:
     [
         ({"image_size": [16, 16, 16]}, "image_size is .*one number, or height and width"),
         ({"patch_size": 5}, "do not split into 5 x 5 patches"),
-        ({"patch_size": 0}, "patches of 0 x 0"),
+        ({"patch_size": 0}, "patch=0 x 0, channels"),
         ({"image_size": 1 << 30}, "more than .* bytes can hold"),
         ({"image_size": 32}, "position_embeddings of shape"),
         ({"num_channels": 1}, "projection.weight of shape"),

@@ -29,8 +29,8 @@ ABSURD = [
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.stack.blocks.0.mixer.heads", "0", "heads is 0 and kv_heads None; set 1 or more each"),
-        ("model.stack.blocks.0.mixer.kv_heads", "-1", "heads is 4 and kv_heads -1; set 1 or more each"),
+        ("model.stack.blocks.0.mixer.heads", "0", "heads=0 and kv_heads=None: both must be at least 1"),
+        ("model.stack.blocks.0.mixer.kv_heads", "-1", "heads=4 and kv_heads=-1: both must be at least 1"),
         ("model.stack.blocks.0.mixer.rotary.fraction", "100000", "rotary.fraction 100000.0; set a theta above 0"),
         ("model.stack.blocks.0.mixer.rotary.theta", "0", "rotary.theta is 0.0 and rotary.fraction 1.0; set a theta"),
         ("model.stack.blocks.0.feed_forward.ratio", "1e25", "the model's sizes "),

@@ -50,7 +50,7 @@ def test_without_a_source_symbols_look_at_each_other() -> None:
     [
         (translated(), {"layer": 3}, "there is no attention layer 3; choose one from 1 to 2"),
         (translated(), {"head": 4}, "there is no head 4; choose one from 1 to 3"),
-        (translated(), {"head": 1, "each": True}, "head 1 and all heads are both requested; remove one of them"),
+        (translated(), {"head": 1, "each": True}, "head 1 and all heads are both requested; choose one"),
         (Attention({}, ["a"], []), {}, "the model has no attention to plot"),
         (
             Attention({"encoder.1": torch.ones(1, 1, 1)}, ["a"], ["b"]),

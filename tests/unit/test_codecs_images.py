@@ -144,7 +144,7 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = "a.jpg is a JPEG file of over 64 scans; save it again with fewer"
+    message = "a.jpg is a JPEG file with over 64 scans; save it again with fewer"
     (tmp_path / "a.jpg").write_bytes(progressive(100))
     with pytest.raises(UserError, match=message):
         read_image(tmp_path / "a.jpg")
@@ -154,7 +154,7 @@ def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path, monkey
     with pytest.raises(UserError, match=message):
         decode_image(progressive(100, before=hidden), "a.jpg")
     monkeypatch.setattr(images, "_MAX_SCANNED_PIXELS", 16 * 16 * 40)
-    with pytest.raises(UserError, match=r"a.jpg is a JPEG file of 4\d scans of 16 x 16 pixels; save it with fewer"):
+    with pytest.raises(UserError, match=r"a.jpg is a JPEG file with 4\d scans of 16 x 16 pixels; save it with fewer"):
         decode_image(progressive(35), "a.jpg")
     assert decode_image(progressive(10), "a.jpg").shape == (16, 16, 3)
     monkeypatch.undo()

@@ -154,7 +154,7 @@ def test_pictures_may_be_a_column(folder: Path) -> None:
     whole = buffer.getvalue()
     slow = whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * 100 + whole[-2:]  # a scan, a hundred times more
     rewritten(folder / "data/chunk-000/file-000.parquet", lambda columns: columns.update({KEY: [slow] * 15}))
-    with pytest.raises(UserError, match=f"row 0, {KEY} is a JPEG file of over 64 scans"):
+    with pytest.raises(UserError, match=f"row 0, {KEY} is a JPEG file with over 64 scans"):
         of(folder)
 
 

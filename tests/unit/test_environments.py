@@ -382,7 +382,7 @@ def test_the_line_below_a_picture_says_what_it_shows() -> None:
 
 @pytest.mark.parametrize(("episodes", "speed"), [(0, 1.0), (2, 0.0), (2, float("inf"))])
 def test_a_film_of_nothing_is_told(episodes: int, speed: float, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="use 1 episode or more, and a speed above 0"):
+    with pytest.raises(UserError, match="use at least 1 episode and a speed above 0"):
         film_config(tmp_path / "a.mp4", episodes, speed)
 
 

@@ -108,10 +108,10 @@ def test_values_are_as_json_has_them(tmp_path: Path) -> None:
     [
         (3, "text", "the data are 3; pass paths, a table, or an iterable of rows"),
         (b"ab", "text", "the data are b'ab'"),
-        ({"train": ROWS}, "text", "a dict of several parts; pass one of them, as in data['train']"),
+        ({"train": ROWS}, "text", "a dict with several parts; pass one of them, as in data['train']"),
         ([*ROWS, 4], "text", "row 3 of the data is 4; pass strings, or mappings with a text"),
         (["a", *ROWS], "understanding", "row 1 of the data is 'a'; pass mappings"),
-        (ROWS, "chess", "chess recipes read files, but the data contain a dict; pass paths of files"),
+        (ROWS, "chess", "chess recipes read files, but the data contain a dict; pass file paths"),
         ([{"text": SimpleNamespace()}], "text", "row 1: 'text' is a SimpleNamespace; pass strings, numbers"),
         ([{"text": float("inf")}], "text", "row 1: 'text' is inf"),
     ],

@@ -122,7 +122,7 @@ def test_a_mistyped_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path in ("runs/typo", "./runs/typo", "runs/typo/deep"):
         with pytest.raises(UserError, match=r"there is no file or folder runs/typo|runs/typo(/deep)? does not exist"):
             hw.load(path)
-    with pytest.raises(UserError, match=r"check the path, or write hf:runs/typo for the model of that name on the Hug"):
+    with pytest.raises(UserError, match=r"check the path, or write hf:runs/typo for the model with that name on the H"):
         hw.train("shakespeare", start="runs/typo")
     with pytest.raises(UserError, match=r"a recipe names hf:a/b, which was not downloaded before; set HEADWAY_HUB=1"):
         named_folder("hf:a/b")

@@ -92,7 +92,7 @@ def test_every_mixer_trains_in_every_domain(kind: str, name: str, tmp_path: Path
         ({"model.mixer": "bidirectional"}, "text", "sees later tokens"),
         ({"model.mixer": "conditional_gru"}, "text", "reads the output of an encoder, and this model has no encoder"),
         ({"model.mixer": "conditional_gru"}, "classification", "needs the output of an encoder"),
-        ({"model.mixer.forget_gate": False}, "text", "model.mixer can only be set at once; write it as JSON"),
+        ({"model.mixer.forget_gate": False}, "text", "model.mixer can only be set as a whole; write it as JSON"),
     ],
 )
 def test_a_mixer_that_cannot_be_is_refused(setting: dict[str, Any], name: str, message: str, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_both_directions_are_those_of_torch() -> None:
             close(our_h, their_h)
             close(our_c, their_c)
         close(ours.final_states(x, where)[1][0], h[1])
-    with pytest.raises(ConfigError, match="is bidirectional by itself"):
+    with pytest.raises(ConfigError, match="is already bidirectional"):
         BidirectionalConfig(BidirectionalConfig()).build(WIDTH, nn.ModuleDict())
 
 
@@ -188,7 +188,7 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     one, state = mixer.recurrent(x[:, :1], Layout.full(2, 1), state)  # type: ignore[operator]
     close(one, first[:, :1])
     assert mixer.final(state)[0].shape == (2, WIDTH)  # type: ignore[operator]
-    with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot start a GRU, whose state has \(4,\)"):
+    with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot initialise GRU, whose state has sizes \(4,\)"):
         mixer.state_from((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
     with pytest.raises(ConfigError, match="the state of SelfAttention is not a set of vectors"):
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)

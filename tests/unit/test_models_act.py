@@ -238,9 +238,9 @@ def test_settings_reach_all_stacks() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"chunk": 0}, "chunks of 0 actions"),
-        ({"head.latent": -1}, "latent is -1"),
-        ({"head": {"kind": "diffusion", "sampled": 101}}, "101 of 100 steps cannot be sampled"),
+        ({"chunk": 0}, "model.chunk=0 and"),
+        ({"head.latent": -1}, "latent=-1 and beta"),
+        ({"head": {"kind": "diffusion", "sampled": 101}}, "cannot sample 101 of 100 steps"),
         ({"head": {"kind": "diffusion", "predicts": "noise"}}, "set model.head.clip=1"),
         ({"depth": [1, 2, 3, 4]}, r"model\.depth is \[1, 2, 3, 4\]"),
         ({"observation": {"kind": "robot", "states": 0}}, "has no state and no cameras"),
@@ -260,7 +260,7 @@ def test_observations_that_do_not_fit() -> None:
         model(seen, drawn)
     with pytest.raises(UserError, match="states have size 4, not this model's 5"):
         model(Observations(normal(3, 4)), drawn)
-    with pytest.raises(UserError, match="images of 1 cameras for a model with 0"):
+    with pytest.raises(UserError, match="images from 1 cameras for a model with 0"):
         model(seen._replace(images=(normal(3, 3, 16, 16),)), drawn)
     plain = built(config())
     with pytest.raises(UserError, match="does not take task words"):

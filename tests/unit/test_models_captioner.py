@@ -156,7 +156,7 @@ def test_images_of_another_size_are_longer_prefixes() -> None:
     found, decoding = model.start(Prompt(ids, Layout.full(2, 4), images(2, 12)), 8)
     close(found, logits(model, images(2, 12), ids)[:, -1], **TOLERANCE)
     assert decoding.positions.tolist() == [9 + 4, 9 + 4]
-    with pytest.raises(UserError, match="an image of 16 patches and 5 text tokens exceed the context of 20"):
+    with pytest.raises(UserError, match="an image with 16 patches and 5 text tokens exceed the context of 20"):
         logits(model, images(2, 16), texts(2, 5))
     assert model.config.context == 16
 
@@ -190,7 +190,7 @@ def test_settings_and_description() -> None:
 def test_what_makes_no_captioner_is_refused() -> None:
     text = gpt(16, 1, 2, vocab_size=11, context=20)
     for config, message in (
-        (CaptionerConfig(text, text), "model.tower has the embed tokens, not images"),
+        (CaptionerConfig(text, text), "model.tower has embed tokens, which does not take images"),
         (CaptionerConfig(TOWER, TOWER), "model.decoder has no token embedding"),
         (CaptionerConfig(TOWER, replace(text, context=4)), "a context of 4, which the 4 patches of an image fill"),
         (CaptionerConfig(TOWER, preset("bert-base")), "model.decoder sees later tokens"),

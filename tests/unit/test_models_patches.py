@@ -178,8 +178,8 @@ def test_images_that_cannot_be_read_are_refused(shape: tuple[int, ...], message:
     ("settings", "message"),
     [
         ({"embed": {"kind": "patches", "patch": [16, 16], "size": [230, 224]}}, "such as 224 x 224"),
-        ({"embed": {"kind": "patches", "patch": [0, 16]}}, "patches of 0 x 16 pixels"),
-        ({"embed": {"kind": "patches", "tokens": -1}}, "-1 tokens"),
+        ({"embed": {"kind": "patches", "patch": [0, 16]}}, "patch=0 x 16, channels"),
+        ({"embed": {"kind": "patches", "tokens": -1}}, "tokens=-1, registers"),
         (
             {"embed": {"kind": "patches", "patch": [12, 12], "size": [24, 24], "stem": "convolutional"}},
             "set squares of 2",

@@ -53,7 +53,7 @@ def test_uniform_draws_all_weights_and_biases() -> None:
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="1 or more units"):
+    with pytest.raises(ConfigError, match="set at least 1 unit"):
         VocabularyHeadConfig(maxout=0)
     with pytest.raises(ConfigError, match="cannot be shared with a head of width 5"):
         build(override(preset("seq2seq-gru-rnnsearch"), {**SMALL, "cells": 10, "tie": "head"}))

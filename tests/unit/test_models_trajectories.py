@@ -193,8 +193,8 @@ def test_the_atari_model_is_of_the_size_by_hand() -> None:
     ("change", "message"),
     [
         ({"states": StateVectorConfig(0)}, "model.embed.states.size is 0"),
-        ({"actions": 0}, "0 actions"),
-        ({"timesteps": 0}, "0 timesteps"),
+        ({"actions": 0}, "actions=0 and"),
+        ({"timesteps": 0}, "timesteps=0; set"),
         ({"states": ConvolutionsConfig((20, 20), 1)}, "20 x 20 are too small"),
         ({"states": PatchesConfig((8, 8), (20, 20), 1)}, "do not split into 8 x 8 patches"),
     ],
@@ -208,7 +208,7 @@ def test_what_cannot_be_built_is_told(change: dict[str, Any], message: str) -> N
 def test_inputs_that_do_not_fit_are_told() -> None:
     built = model("numbers")
     inputs = inputs_of(built)
-    with pytest.raises(UserError, match="6 steps with 2 actions"):
+    with pytest.raises(UserError, match="6 steps but 2 actions"):
         built(inputs._replace(actions=inputs.actions[:, :2]))
     with pytest.raises(UserError, match="needs returns-to-go"):
         built(inputs._replace(returns=None))

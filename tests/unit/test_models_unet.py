@@ -118,13 +118,13 @@ def test_what_is_not_seen_is_said() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: KeypointsConfig(-1), "robot -1, surroundings 0 and points 32; set 0 or more"),
-        (lambda: KeypointsConfig(1, 0, ((40, 40), (40, 41))), "the cameras have 2 image sizes"),
-        (lambda: KeypointsConfig(1, 0, ((40, 0),)), "set 1 to"),
-        (lambda: UNetConfig((8, 12), 3, 8), "12 channels do not divide into 8 groups"),
+        (lambda: KeypointsConfig(-1), "robot=-1, surroundings=0 and points=32: sizes must be at least 0"),
+        (lambda: KeypointsConfig(1, 0, ((40, 40), (40, 41))), "the cameras have 2 different image sizes"),
+        (lambda: KeypointsConfig(1, 0, ((40, 0),)), "set both sides from 1 to"),
+        (lambda: UNetConfig((8, 12), 3, 8), "12 channels are not divisible into 8 groups"),
         (lambda: UNetConfig((12,), 3, 4), "set a multiple of 8"),
         (lambda: policy(horizon=5), "set a multiple of 2"),
-        (lambda: policy(history=0), "model.history to 1 or more"),
+        (lambda: policy(history=0), "model.history must be at least 1"),
     ],
 )
 def test_models_that_cannot_be(wrong: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The CPU engine: a model's decoding as one compiled program over plain arrays, and weights in 8 or 4 bits."""
+"""The CPU engine: model decoding as one compiled program over plain arrays, and weights in 8 or 4 bits."""
 
 from headway.engine.builder import CannotLowerError
 from headway.engine.cache import OutOfBlocksError

@@ -11,7 +11,7 @@ from headway.engine.lowering import feed_forward
 from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.nn.parts.projection import Projection
 
-Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection still to apply
+Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection that is still to be applied
 
 
 class BlockLowering:

@@ -82,7 +82,7 @@ _RESULT_FIELDS = {
 }
 _FREE = _field(Opcode.MULTIPLY, "free")
 STATES = 1 << 60  # placeholder addresses of states, until the states are known
-FEW = 16  # up to so many rows each thread computes small operations for itself
+FEW = 16  # up to this many rows, each thread computes small operations itself
 
 
 class PackedWeights:
@@ -103,7 +103,7 @@ class PackedWeights:
 class Builder:
     """Builds a program for up to `rows` rows with states of `state_size` floats each.
 
-    For few rows each thread computes small operations (norms, quantisation) for itself, which saves barriers. In a
+    For few rows each thread computes small operations (norms, quantisation) itself, which saves barriers. In a
     `wide` program, for many rows, the threads share this work, and blocks reuse the same buffers.
     """
 
@@ -231,7 +231,7 @@ class Builder:
         sinks: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Merge partial attention results into `out`, private to each thread. `capacity` is the maximum number per
-        head; 0: merged already. `lengths` is the address of the lengths of what was attended to; 0: the row's own past.
+        head; 0: merged already. `lengths` is the address of the attended lengths; 0: the row's own past.
         """
         self.emit(
             Opcode.MERGE, pieces=partials.address, heads=heads, size=out.width // heads, room=capacity,
@@ -342,7 +342,7 @@ class Builder:
         return self._pairs[size, part][self._turn % 2]
 
     def _int8_slot(self, width: int, kind: int, allocate: Callable[[int, int], int]) -> Int8Slot:
-        """`allocate` returns the address of so many bytes of codes (0), scales (1) or corrections (2)."""
+        """`allocate` returns the address of that many bytes of codes (0), scales (1) or corrections (2)."""
         groups = -(-width // GROUP)
         group_count = groups * self.rows
         codes, scales, corrections = (allocate(count * group_count, part) for part, count in enumerate((GROUP, 4, 4)))

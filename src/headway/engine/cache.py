@@ -130,7 +130,7 @@ class Blocks:
 
 
 class Layer(NamedTuple):
-    """A layer's keys and values of a row. Position p is in slot p modulo S. `dtype` is one of
+    """One layer's keys and values for one row. Position p is in slot p modulo S. `dtype` is one of
     `kv_kernels.CACHE_DTYPES`; in INT8 the keys are stored minus their `mean`, one per position from 0 on, or one for
     all.
     """
@@ -181,7 +181,7 @@ def fixed_size(mixer: nn.Module) -> int:
 
 
 def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
-    """The states of torch in the order of a program, layer by layer."""
+    """torch's states in the order of a program, layer by layer."""
     parts = [torch.zeros(len(decoding.positions), 0)]
     for state in decoding.states:
         if isinstance(state, Vectors):
@@ -192,14 +192,14 @@ def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
 
 
 def flat_summaries(decoding: Decoding) -> Float[Tensor, "M N"]:
-    """The parts of encoder outputs that are the same for all tokens, layer by layer; no rows if there are none."""
+    """Encoder outputs that are the same for all tokens, layer by layer; no rows if there are none."""
     parts = [part for memory in decoding.memories or () if isinstance(memory, Summary) for part in memory]
     return torch.cat([part.detach().float() for part in parts], 1) if parts else torch.zeros(0, 0)
 
 
 class BlockTables(NamedTuple):
-    """Tables of the blocks that a program reads keys and values from, with the lengths of rows, and the floats of an
-    encoder's output that are the same for all tokens.
+    """Tables of the blocks from which a program reads keys and values, the row lengths, and the floats in an encoder's
+    output that are the same for all tokens.
     """
 
     tables: np.ndarray  # [rows, blocks] of addresses
@@ -207,7 +207,7 @@ class BlockTables(NamedTuple):
     bytes: int  # per block
     dtype: int  # of keys and values
     fixed: np.ndarray  # [rows, N]
-    runs: np.ndarray  # number of runs of rows that share blocks, their starts, and the end
+    runs: np.ndarray  # number of row runs that share blocks, their starts, and the end
 
 
 def block_tables(

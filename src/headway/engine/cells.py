@@ -1,4 +1,4 @@
-"""Elementwise parts of recurrent cells, and states that are matrices, after the matrix products."""
+"""Elementwise parts of recurrent cells, and matrix states, computed after the matrix products."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from headway.errors import logger
 
 _LOG = logger(__name__)
-_OTHERS_WRITE = 0o022  # write permission of the group and of everybody
+_OTHERS_WRITE = 0o022  # write permission for the group and for others
 
 
 def code_folder(name: str) -> Path | None:

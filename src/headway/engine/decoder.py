@@ -56,7 +56,7 @@ class LogitBuffers:
         self._buffers: list[np.ndarray] = []
 
     def rows(self, count: int, width: int) -> Float[Tensor, "R C"]:
-        """Uninitialised rows, the caller's as long as the tensor or a view of it exists."""
+        """Uninitialised rows, reserved for the caller as long as the tensor or a view of it exists."""
         size = count * width
         if size == 0:
             return torch.empty(0, width)
@@ -102,7 +102,7 @@ class Engine(nn.Module):
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # for few rows, and for many
         self._state_size, self._vocab_size = program.state_size, program.vocab_size
-        self.extends = program.state_size == 0  # whether rows can roll back behind `extend`
+        self.extends = program.state_size == 0  # whether rows can roll back after `extend`
         self._results = LogitBuffers()
         self.timeline: StepTimeline | None = None  # records when each instruction runs
         self._kv_blocks = Blocks(program.kv_tables.bytes, _window(decoder), self.pool)
@@ -115,7 +115,7 @@ class Engine(nn.Module):
 
     @training.setter
     def training(self, mode: bool) -> None:
-        """`train` sets it for this module and then for the model, whose mode it is."""
+        """`train` sets it for this module, which ignores it, and then for the model."""
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], EngineDecoding]:
         """Process the prompts and, with the encoder, their sources."""
@@ -171,12 +171,12 @@ class Engine(nn.Module):
         return logits.view(len(positions), length, -1), decoding.at(after)
 
     def compute(self, chunks: Sequence[RowChunk], sampling: SamplingBatch | None = None) -> Float[Tensor, "N C"]:
-        """One step: write each chunk into its row; return the requested logits in the order of the chunks. The result
-        of a chunk depends on its row alone, bit for bit, not on the others or on how its tokens are cut into chunks.
-        With `sampling`, whose rows index these logits, also samples: in the last instruction, or afterwards with the
-        same code if the program runs more than once.
+        """One step: write each chunk into its row; return the requested logits in the order of the chunks. A chunk's
+        result depends only on its row, bit for bit, not on the others or on how its tokens are cut into chunks. With
+        `sampling`, whose rows index these logits, also samples: in the last instruction, or afterwards with the same
+        code if the program runs more than once.
 
-        The states of recurrent mixers move on: they are those after a row's last token. Raises OutOfBlocksError, before
+        The states of recurrent mixers advance to those after a row's last token. Raises OutOfBlocksError, before
         writing anything, if the cache limit leaves too little.
         """
         with self._lock:  # a program has one set of buffers
@@ -196,7 +196,7 @@ class Engine(nn.Module):
         return logits
 
     def limit_cache(self, size: int | None) -> None:
-        """Use at most so many bytes of keys and values."""
+        """Limit keys and values to this many bytes."""
         self._kv_blocks.max_blocks = (
             None if size is None or not self._kv_blocks.size else max(1, size // self._kv_blocks.size)
         )
@@ -226,7 +226,7 @@ class Engine(nn.Module):
             yield part
 
     def _compute_columns(self, chunks: Sequence[RowChunk]) -> Float[Tensor, "N C"]:
-        """Token by token, because states depend on the token before."""
+        """Token by token, because states depend on the previous token."""
         offsets = np.cumsum([chunk.wanted for chunk in chunks])
         logits = self._results.rows(int(offsets[-1]), self._vocab_size)
         for column in range(max(len(chunk.ids) for chunk in chunks)):
@@ -417,7 +417,7 @@ class Engine(nn.Module):
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:
-    """The decoder of a model. Raises CannotLowerError if something other than tokens precedes the text."""
+    """The decoder of a model. Raises CannotLowerError if anything but tokens precedes the text."""
     if isinstance(model, Captioner):
         raise CannotLowerError("an image before the text")
     return model.decoder if isinstance(model, EncoderDecoder) else model

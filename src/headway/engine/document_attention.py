@@ -19,7 +19,7 @@ from headway.engine.paged_attention import prepare_head
 from headway.engine.softmax import LOWEST
 from headway.engine.vectors import broadcast, constant, exponentials_32, multiply_add, reduce, word
 
-QUERIES = 6  # queries of a head that share each load of a key or value
+QUERIES = 6  # queries of a head that share each key or value loaded
 SPAN = 32  # keys whose weights are computed at once
 _LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _FLOATS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
@@ -86,7 +86,7 @@ def _largest(typing: Any, values: Any, count: Any) -> Any:
 @compiled
 def _softmax(scores: int, start: int, end: int, spans: int, sink: int) -> F32:
     """Turn scores into weights in place, exp(score - largest) from `start` to `end` of SPAN `spans` and 0 elsewhere;
-    return their sum. A sink, at an address if any, takes part in it.
+    return their sum. A sink, if its address is not 0, is part of the sum.
     """
     s, size = f32(scores), spans * SPAN
     for t in range(start):

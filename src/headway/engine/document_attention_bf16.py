@@ -27,7 +27,7 @@ from headway.engine.softmax import LOWEST
 from headway.engine.vectors import broadcast, call, constant, multiply_add, word
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
-KEYS_AT_ONCE = 256  # keys whose scores for so many queries stay in cache
+KEYS_AT_ONCE = 256  # keys whose scores for this many queries stay in cache
 _TILE, _LINE = 1024, 64  # bytes
 _SCORES = KEYS_AT_ONCE * _LINE  # bytes of the scores of a tile of queries
 _LANES = 16
@@ -257,7 +257,7 @@ def _softmax(typing: Any, scores: Any, spans: Any, state: Any, sums: Any, rows: 
                 builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
         top = larger(*map(builder.load, tops))
         _store(builder, top, state)
-        # Queries that have seen nothing get weights of 0: no score is above the lowest one.
+        # Queries that have not seen any key get weights of 0: no score is above the lowest one.
         base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
         shift = builder.fmul(base, _all(-_LOG2_E))
         with cgutils.for_range(builder, spans) as loop:
@@ -404,7 +404,7 @@ def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, co
 
 @compiled
 def _hide(scores: int, base: int, start: int, end: int, query: int, before: int, after: int, length: int) -> None:
-    """Set the scores of keys `start` to `end` to the lowest score for queries that do not see them."""
+    """Set the scores of keys `start` to `end` to the lowest one for queries that do not see them."""
     for t in range(start, end):
         s = f32(scores + (t - base) * _LINE)
         if t >= length:

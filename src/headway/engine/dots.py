@@ -1,4 +1,4 @@
-"""Products of unpacked fp32 weights with rows of inputs.
+"""Products of unpacked fp32 weights with input rows.
 
 The lanes of a register are rows of weights, so no sum crosses lanes: weights are transposed in registers, four columns
 at a time, and each column is multiplied with one element of every input row. Few input rows are multiplied with the
@@ -29,7 +29,7 @@ FEW = 8  # input rows whose sums fit into registers next to weights being transp
 MANY = 256  # maximum input rows that stay in cache while panels pass
 TILES = 8  # tiles of weights whose panels are in cache at once
 _ABREAST = 2 if _FULL else 1  # panels multiplied at once
-_ROWS = 14 if _FULL else 6  # input rows whose sums with so many panels fit into registers
+_ROWS = 14 if _FULL else 6  # input rows whose sums with that many panels fit into registers
 _COLUMNS = 256  # maximum columns summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
 _AHEAD = 192  # columns prefetched ahead

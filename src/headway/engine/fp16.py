@@ -1,6 +1,6 @@
 """Floats in 16 bits, IEEE 754's binary16: widening to fp32, and rounding to nearest.
 
-Where the processor has no instructions, integer arithmetic gives the same results, to the last bit.
+If the processor has no instructions for this, integer arithmetic gives the same results, to the last bit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from headway.engine.vectors import STREAMED, call, constant, pointer, prefetch, 
 _LINE = 32  # floats per cache line
 _MAX = 65504.0
 _MIN_NORMAL = 2.0**-14
-_UNIT = 2.0**-24  # numbers below are multiples of this
-_MOVED, _CUT = 112, 13  # offset of exponents from those of fp32, and bits that fractions lack
+_UNIT = 2.0**-24  # smaller numbers are multiples of this
+_MOVED, _CUT = 112, 13  # offset from fp32 exponents, and bits that fractions lack
 _SIGN, _MAGNITUDE, _EXPONENT, _FRACTION = 0x8000, 0x7FFF, 0x7C00, 0x03FF
 _NAN = 0x7E00  # NaN
 _HAS_HALVES = FEATURES.get("f16c", False) or platform.machine() in ("aarch64", "arm64")

@@ -7,8 +7,8 @@ follow, [2, BLOCK]: a key is its scale x integers, and so is a value.
 Queries and the weights of a chunk's positions become integers too, each as two bytes: value = scale (RADIX high + low),
 128 times finer than keys. Integer sums are exact, so no result depends on what is computed next to it.
 
-Keys are stored minus a mean, which `means` describes: `split_query` also prepares a query's products with means, and
-`bases` adds these to its scores.
+Keys are stored minus a mean, which `means` describes: `split_query` also prepares a query's products with means, which
+`bases` adds to its scores.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def padded_to_vectors(size: int) -> int:
 
 @compiled
 def split_bytes(size: int) -> int:
-    """Bytes that `split` writes for so many floats."""
+    """Bytes that `split` writes for this many floats."""
     return HEAD + 2 * padded_to_vectors(size)
 
 
@@ -314,7 +314,7 @@ def split_query_bytes(size: int) -> int:
 
 @compiled
 def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
-    """`split` of the floats at x, which has capacity for full vectors. Also its products with the mean of keys, if any:
+    """`split` of the floats at x, which has capacity for full vectors. Also its products with the mean key, if any:
     the factors of cosines and sines, `half` of each, and the unrotated part.
     """
     moved, q, m = f32(out + split_bytes(size)), f32(x), f32(mean)
@@ -334,7 +334,7 @@ def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
 
 @compiled
 def bases(queries: int, count: int, size: int, rotations: int, half: int, out: int) -> None:
-    """The products of queries with the mean of keys, as rotated for a chunk: `rotations` is the address of its cosines
+    """The products of queries with the mean key, rotated for a chunk: `rotations` is the address of its cosines
     and sines, 0 without a mean.
     """
     for n in range(count):
@@ -347,7 +347,7 @@ def bases(queries: int, count: int, size: int, rotations: int, half: int, out: i
 
 @compiled
 def subtract_mean(key: int, size: int, mean: int, rotations: int, half: int) -> None:
-    """Subtract the mean, as rotated for its chunk, from a key."""
+    """Subtract the mean, rotated for its chunk, from a key."""
     k, m, c, s = f32(key), f32(mean), f32(rotations), f32(rotations + 4 * half)
     for d in range(half):
         k[d] -= m[d] * c[d] - m[half + d] * s[d]

@@ -1,8 +1,7 @@
 """Programs: tables of instructions, and the compiled loops that execute them.
 
 An instruction is a row of integers and a row of floats. Addresses from 0 on are in memory shared by threads; negative
-ones, -1 - offset, in each thread's scratch. Every thread computes what is in its scratch by itself, so that no barrier
-is needed.
+ones, -1 - offset, in each thread's scratch. Every thread fills its own scratch, so that no barrier is needed.
 """
 
 from __future__ import annotations
@@ -119,8 +118,8 @@ def _norm(op: np.ndarray, op_floats: np.ndarray, batch: int, scratch: int, threa
 def _store_kv(
     op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
-    """Write the keys and values of the new tokens into their blocks, before any of them attends: several may be of one
-    sequence.
+    """Write the keys and values of the new tokens into their blocks, before any of them attends: several may belong to
+    one sequence.
     """
     groups = op[4]
     first, last = share(batch * groups, thread, threads)
@@ -132,7 +131,7 @@ def _store_kv(
 
 @compiled
 def _store_token(op: np.ndarray, op_floats: np.ndarray, position: int, b: int, g: int, scratch: int) -> None:
-    """Write those of one token and one group."""
+    """Write the key and value of one token and one group."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     row, key = op[1] + b * op[2], at(op[24], scratch)
     new, rotated_key = f32(row + 4 * (heads + g) * size), f32(key)
@@ -160,7 +159,9 @@ def _store_run(
     end: int,
     scratch: int,
 ) -> None:
-    """Write those of a run in segments `start` to `end`, if only the thread that attends to these reads them."""
+    """Write the keys and values of a run in segments `start` to `end`, if only the thread that attends to these reads
+    them.
+    """
     if op[6] and i64(op[27])[1]:
         for r in range(b, b + tokens):
             position = i64(positions)[r]
@@ -288,7 +289,7 @@ def _reach(op: np.ndarray, positions: int, n: int) -> tuple[int, int, int, int]:
 
 @compiled
 def _segment_after(first: int, start: int, end: int, positions: int, all_of_it: int) -> int:
-    """The first segment, of `start` to `end`, whose middle is at least so many positions after their start."""
+    """The first segment, of `start` to `end`, whose middle is at least that many positions after their start."""
     if positions >= all_of_it:
         return end
     return min(end, max(start, segment_of(max(0, first + positions - CHUNK // 2 - 1)) + (positions > CHUNK // 2)))

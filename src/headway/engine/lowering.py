@@ -37,8 +37,8 @@ from headway.visibility import Causal
 
 
 class AttentionLowering:
-    """Lowers attention over blocks of positions below `capacity`. Each layer's keys start at a byte of the blocks, its
-    `offset`. Rotary angles and biases by distance are tables, computed by the modules themselves.
+    """Lowers attention over blocks with positions below `capacity`. Each layer's keys start at a byte of the blocks,
+    its `offset`. Rotary angles and biases by distance are tables, computed by the modules themselves.
     """
 
     def __init__(self, build: Builder, kv_tables: BlockTables, memory_tables: BlockTables, capacity: int) -> None:
@@ -46,7 +46,7 @@ class AttentionLowering:
         self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, their number, and both by chunk
 
     def self_attention(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
-        """Self-attention. `mean` is that of the mixer's keys, None if they are stored as they are."""
+        """Self-attention. `mean` is the mean of the mixer's keys, None if they are stored as they are."""
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
         assert isinstance(pattern, Causal)  # ensured by step_program.check
         qkv = self.build.shared((heads + 2 * groups) * size)
@@ -139,7 +139,7 @@ class AttentionLowering:
 
 
 def segments_within(positions: int) -> int:
-    """The maximum number of segments that so many consecutive positions may touch."""
+    """The maximum number of segments that this many consecutive positions may touch."""
     if positions <= NEAR:
         return (positions - 2) // CHUNK + 2
     return NEAR // CHUNK + (positions - NEAR + CHUNK - 2) // FAR + 1

@@ -58,7 +58,10 @@ def _features() -> tuple[dict[str, bool], str | None]:
     reduced = {name: has and not name.startswith(_LACKING[forced]) for name, has in features.items()}
     native = _instruction_set(features)
     if _instruction_set(reduced) != forced:
-        raise UserError(f"HEADWAY_FORM={forced}: this processor has at most {native}; use that, a lesser one or none")
+        raise UserError(
+            f"HEADWAY_FORM={forced}: this processor has at most {native}; use that or a lesser one, or unset "
+            "HEADWAY_FORM"
+        )
     return reduced, None if native == forced else ",".join(
         f"{'+' if has else '-'}{n}" for n, has in sorted(reduced.items())
     )
@@ -284,7 +287,7 @@ def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
 
 @intrinsic
 def _futex(typing: Any, address: Any, operation: Any, number: Any) -> Any:
-    """Sleep while the 32 bits at an address equal `number`, or wake so many threads that sleep there."""
+    """Sleep while the 32 bits at an address equal `number`, or wake that many threads that sleep there."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _SLEEPS:
@@ -304,7 +307,7 @@ _PARTS = 20  # bits for the parts of a share
 
 
 def new_barrier(threads: int) -> np.ndarray:
-    """Zeroed memory of a barrier for so many threads; its address is the `counter`."""
+    """Zeroed memory for a barrier of this many threads; its address is the `counter`."""
     memory = np.zeros(_CLAIMED + _LINE * (threads + 1), np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + _CLAIMED + _LINE * threads].view(np.int64)
@@ -361,7 +364,7 @@ def comes_last(counter: int, threads: int) -> bool:
 
 @compiled
 def barriers_passed(counter: int, threads: int) -> int:
-    """How many barriers all threads have passed, as one of them sees it."""
+    """How many barriers all threads have passed, as seen by one of them."""
     return _load(counter) // threads
 
 

@@ -121,7 +121,7 @@ def _add(
 
 
 def _products(kind: int, blocks: int) -> Any:
-    """`tiles.tile_products` for exactly so many blocks of rows; `scratch` is aligned to 64 bytes."""
+    """`tiles.tile_products` for exactly this many blocks of rows; `scratch` is aligned to 64 bytes."""
     size, name = (TILE8, "x86.tdpbssd") if kind == INT8 else (TILE4, "x86.tdpbsud")
 
     @intrinsic

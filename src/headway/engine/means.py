@@ -5,8 +5,8 @@ each layer has a mean of its keys before rotary positions, which belongs to the 
 Rotated by the average angles of a chunk, it is subtracted from the keys of that chunk; its contribution to the scores
 is added back (`int8_keys.bases`). It depends only on the position.
 
-The mean is taken over tokens of the model's own: some are sampled uniformly, and each is followed by the model's
-output. Uniformly sampled tokens alone have other means than text.
+The mean is taken over the model's own text: some tokens are sampled uniformly, and each is followed by the model's
+output. Without this output, uniformly sampled tokens have a different mean from text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
 
 
 def _mean(mixer: SelfAttention, keys: Float[np.ndarray, "T G K"]) -> Float[Tensor, "G K"]:
-    """The mean of keys, undoing their rotation. Sums of numpy do not depend on threads."""
+    """The mean key, with rotations undone. Sums in numpy do not depend on threads."""
     if mixer.rotary is not None:
         cos, sin = (part.numpy() for part in _angles(mixer, len(keys)))
         half = cos.shape[-1]

@@ -26,7 +26,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 class ObjectCode(NamedTuple):
     symbol: str  # the name of the function in the object file
-    return_type: str  # numba's name of the return type
+    return_type: str  # numba's name for the return type
     object_file: bytes  # the object file
 
 

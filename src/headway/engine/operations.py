@@ -1,4 +1,4 @@
-"""Operations of a program's instructions, each for the share of one thread."""
+"""Operations for a program's instructions, each for one thread's share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def share(total: int, thread: int, threads: int) -> tuple[int, int]:
 
 @compiled
 def share_rows(rows: int, thread: int, threads: int) -> tuple[int, int]:
-    """A share of the rows of a matrix in full tiles, so that matrices with equally many rows go to the same threads,
+    """A share of a matrix's rows in full tiles, so that matrices with equally many rows go to the same threads,
     packed or not.
     """
     first, last = share((rows + TILE - 1) // TILE, thread, threads)

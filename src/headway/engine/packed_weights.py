@@ -140,7 +140,7 @@ def quantise(model: nn.Module, dtype: Format) -> nn.Module:
     packed_parameters: dict[int, nn.Parameter] = {}
     for module, name, weight in list(_matrices(model)):
         if isinstance(weight, PackedTensor):
-            raise UserError(f"the weights are in int8 or int4 already; load the model again for {dtype}")
+            raise UserError(f"the weights are already in int8 or int4; load the model again for {dtype}")
         if id(weight) not in packed_parameters:
             with torch.no_grad():
                 packed_parameters[id(weight)] = parameter_of(PackedTensor(pack(weight, dtype)))
@@ -213,7 +213,7 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
 
 
 def _threads(work: int) -> Any:
-    """A single thread for work that is done before a second one would wake up."""
+    """A single thread, for work that it finishes before a second one would wake up."""
     return pool(max_threads() if work > 1 << 16 else 1)
 
 

@@ -1,4 +1,4 @@
-"""Products of a matrix with rows of inputs, each for the share of one thread, and how they are stored."""
+"""Products of a matrix with input rows, each for one thread's share, and how they are stored."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _tiles(
     kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
     xs: int, corr: int, out: int, scratch: int, count: int, new: bool,
 ) -> None:  # fmt: skip
-    """`_sixteen` for so many tiles, whose products are _APART bytes apart. Rows from `follows` on come next."""
+    """`_sixteen` for this many tiles, whose products are _APART bytes apart. Rows from `follows` on come next."""
     if kind == FP32 and count > FEW:
         here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
         many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, scratch + _PANELS, ahead)

@@ -15,7 +15,7 @@ from headway.engine.machine import announce_compilation
 from headway.engine.pool import Pool
 from headway.engine.sampling_kernels import CALL_FIELDS, GROUP, ROWS, sample_batch
 
-_SINGLE_THREAD_ROWS = 3  # up to so many rows other threads would not save time
+_SINGLE_THREAD_ROWS = 3  # up to this many rows, other threads would not save time
 
 
 class SampledTokens(NamedTuple):

@@ -38,8 +38,8 @@ from headway.engine.vectors import LANES, broadcast, call, constant, exponential
 GROUP = 64  # tokens per group, whose maximum is stored
 _PARTS = GROUP // LANES
 _FEW = 64  # number of groups that are fast to process
-_SPREAD = 16  # one in so many groups is used to estimate a threshold
-_NEAR = 1 << 19  # floats to both sides of the estimate
+_SPREAD = 16  # one group in this many is used to estimate a threshold
+_NEAR = 1 << 19  # floats on either side of the estimate
 _COMPACT_EVERY = 6  # probes after which elements outside the bounds are dropped
 _LOWEST = -0x7F800000  # the ordinal of -inf
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
@@ -353,7 +353,7 @@ def _kth(
     x: int, tail: int, full_groups: int, groups: int, maxima: int, top: F32, k: int, scratch: int, indices: int
 ) -> F32:
     """The k-th largest element. At least k groups have an element as large as the k-th largest of the groups' maxima;
-    if fewer have any but -inf, these are processed.
+    if fewer have one other than -inf, those are processed.
     """
     lowest = _from_ordinal(_LOWEST)
     if 2 * k > groups:

@@ -75,7 +75,7 @@ class Row(_BlockHolder):
         self.blocks = []
 
     def truncate(self, positions: int) -> None:
-        """Release the blocks after so many positions."""
+        """Release the blocks after this many positions."""
         blocks = -(-positions // BLOCK)
         self.store.release(self.blocks[blocks:])
         del self.blocks[blocks:]
@@ -119,7 +119,7 @@ class Row(_BlockHolder):
 
 
 class RowChunk(NamedTuple):
-    """The next tokens of a row, at positions from `start` on, and for how many of the last ones logits are wanted. A
+    """The next tokens of a row, at positions from `start` on, and how many of the last ones need logits. A
     `start` of -1 marks an idle row: the result of its one token is arbitrary.
     """
 

@@ -138,7 +138,7 @@ def clear_partial(accumulator: int, size: int) -> None:
 
 @intrinsic
 def dot(typing: Any, a: Any, b: Any, vectors: Any) -> Any:
-    """The dot product of so many times sixteen floats."""
+    """The dot product of this many times sixteen floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total = cgutils.alloca_once(builder, _FLOATS)

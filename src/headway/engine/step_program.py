@@ -49,7 +49,7 @@ class StepProgram:
     table: np.ndarray
     floats: np.ndarray
     scratch: list[int]  # scratch address of each thread
-    body: int  # number of instructions before those of the head
+    body: int  # number of instructions before the head's
     x: Slot  # input of the head
     vocab_size: int  # logits per row
     kv_tables: BlockTables

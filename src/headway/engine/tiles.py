@@ -1,4 +1,4 @@
-"""Products of int8 or int4 weights with rows of int8 inputs, 16 rows of weights at a time.
+"""Products of int8 or int4 weights with int8 input rows, 16 weight rows at a time.
 
 Quantised matrices are stored in tiles of TILE rows and GROUP columns, with a scale per row of a tile. A tile has a line
 for every four columns: four bytes of each of its 16 rows, so that one instruction multiplies a line with four inputs,
@@ -87,7 +87,7 @@ def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
 
 def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
     """Each total + products of w with one of xs, bytes from -127 to 127, four per lane. With VNNI w is shifted by
-    SHIFT8, which totals must compensate. Work that concerns w alone is done once.
+    SHIFT8, which totals must compensate. Work that concerns only w is done once.
     """
     if INSTRUCTIONS == "portable":
         return [_multiply_bytes(builder, total, w, x, True) for total, x in zip(totals, xs)]
@@ -148,7 +148,7 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
     size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
     narrow = kind == INT4 and INSTRUCTIONS == "avx2" and count > 1
     together = 4 if narrow else 1  # lines
-    # For many rows one part after the other: so many sums would not fit into registers.
+    # For many rows one part after the other, because all their sums would not fit into registers.
     passes = [[part] for part in range(_PARTS)] if count > 2 or narrow else [list(range(_PARTS))]
     groups = args[6]
     weights = pointer(builder, args[0], _I8)

@@ -8,7 +8,7 @@ from headway.engine.machine import F32, compiled, f32, i8, u8
 from headway.engine.operations import share
 from headway.engine.tiles import GROUP, INT8, LINE, TILE, TILE4, TILE8
 
-TRIES = 5  # candidate scales of an int4 group, from that of its largest weight down
+TRIES = 5  # candidate scales of an int4 group, in descending order from its largest weight's
 _STEP = np.float32(0.05)
 
 

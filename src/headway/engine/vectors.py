@@ -12,7 +12,7 @@ from headway.engine.machine import _F32, _I8, _I32, _I64, cgutils, intrinsic, ty
 
 _CONTRACT = ("contract",)
 AHEAD = 4096  # bytes prefetched ahead
-# The cache to prefetch data into that is read once: whichever was faster on AMD's processors and on others (0021).
+# The cache for prefetched data that is read once: whichever was faster on AMD's processors and on others (0021).
 STREAMED = 2 if binding.get_host_cpu_name().startswith("znver") else 3
 
 

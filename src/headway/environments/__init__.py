@@ -1,4 +1,4 @@
-"""Environments for agents: Gymnasium and user-defined ones, stepped in parallel, recorded and filmed."""
+"""Environments for agents: Gymnasium and user-defined ones, stepped in parallel, recorded and rendered to video."""
 
 from headway.environments.factory import (
     ENV_VARIABLE,

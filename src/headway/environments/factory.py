@@ -42,7 +42,7 @@ def single_environment(env: str | Sequence[str] | None, source: str) -> str | No
     """The named environment, or None. UserError for several."""
     names = [env] if isinstance(env, str) else list(env or ())
     if len(names) > 1:
-        raise UserError(f"{source} plays in one environment, but {len(names)} are named; name one")
+        raise UserError(f"{source} uses one environment, but {len(names)} are named; choose one")
     return names[0] if names else None
 
 
@@ -170,8 +170,8 @@ Action = np.ndarray | np.integer | int
 
 @dataclass(frozen=True)
 class Spaces:
-    """States of `shape`, float32 or, for images, uint8; actions that are one of `n_actions`, or `action_size` numbers
-    from `low` to `high` [A] (infinite if unbounded).
+    """States have `shape` and are float32 or, for images, uint8. An action is one of `n_actions` choices, or
+    `action_size` numbers from `low` to `high` [A] (infinite if unbounded).
     """
 
     shape: tuple[int, ...]
@@ -180,12 +180,12 @@ class Spaces:
     action_size: int | None
     low: np.ndarray
     high: np.ndarray
-    first_action: int = 0  # the environment's number of action 0
+    first_action: int = 0  # number of the environment's first action
     action_shape: tuple[int, ...] = ()
 
     @property
     def action_text(self) -> str:
-        """The kind of actions, for people."""
+        """The kind of actions, for messages."""
         return f"{self.n_actions} choices" if self.n_actions is not None else f"{self.action_size} numbers"
 
     def state(self, observation: Any) -> State:

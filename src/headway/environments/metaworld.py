@@ -22,8 +22,8 @@ _MAX_STEPS = 500  # maximum steps of an episode in Meta-World
 class MetaWorld(gymnasium.Env):
     """A task of MT1: the goal is part of the state, and the seed determines start and goal.
 
-    The state has 18 current numbers (the hand, the gripper, up to two objects), those of the previous step, and the
-    goal. Images of the cameras in `turned` are rotated by 180 degrees.
+    The state has 18 current numbers (the hand, the gripper, up to two objects), the same numbers from the previous
+    step, and the goal. Images from the cameras in `turned` are rotated by 180 degrees.
     """
 
     turned = _UPSIDE_DOWN
@@ -54,7 +54,7 @@ class MetaWorld(gymnasium.Env):
         return self._simulation.reset()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """`info["success"]` is whether the task is currently solved."""
+        """`info["success"]` is true while the task is solved."""
         observation, reward, terminated, truncated, info = self._simulation.step(action)
         return observation, float(reward), terminated, truncated, info
 
@@ -81,7 +81,7 @@ class Expert:
 
 
 def task_names() -> list[str]:
-    """The names of all tasks, as environments."""
+    """The environment names of all tasks."""
     return [METAWORLD + name for name in _import_metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS]
 
 

@@ -1,4 +1,4 @@
-"""Recording of episodes of mixed quality or of demonstrations, many in parallel, and their policies."""
+"""Record episodes of mixed quality, or demonstrations, many in parallel; and the policies that play them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Policy = Callable[[np.ndarray], np.ndarray]
 
 
 class RowPolicy:
-    """A policy with memory of its episodes, one per row."""
+    """A policy that remembers its episodes, one per row."""
 
     def start_episode(self, row: int, seed: int) -> None:
         """Start an episode in a row."""
@@ -74,14 +74,14 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
     path = Path(name).expanduser()
     if path.suffix.lower() == ".npz":
         if not path.is_file():
-            raise UserError(f"there is no policy {path}; use the .npz of a network, module:function or random")
+            raise UserError(f"there is no policy {path}; use a network's .npz file, module:function or random")
         return read_network(path, spaces)
     if ":" in name:
         function = import_user_callable(name, "the policy")
         assert function is not None
         return _checked_policy(function, name, spaces)
     raise UserError(
-        f"unknown policy {name!r}; use random, expert, the folder of a run, the .npz of a network, or module:function"
+        f"unknown policy {name!r}; use random, expert, a run's folder, a network's .npz file, or module:function"
     )
 
 
@@ -94,7 +94,7 @@ def _expert(environment: str) -> Policy:
     if not environment.startswith(METAWORLD):
         raise UserError(
             f"there is no expert for {environment!r}, only for Meta-World tasks ({METAWORLD}reach-v3); use random, "
-            "the .npz of a network, or module:function"
+            "a network's .npz file, or module:function"
         )
     from headway.environments.metaworld import Expert  # imports gymnasium
 
@@ -110,7 +110,7 @@ def read_network(path: Path, spaces: Spaces) -> Network:
             or not layer_numbers
             or any(f"bias_{n}" not in columns for n in layer_numbers)
         ):
-            raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the layers of a network like this")
+            raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the network's layers like this")
         layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in layer_numbers)
         size = int(np.prod(spaces.shape))
         mean = columns["mean"]() if "mean" in columns else np.zeros(size)
@@ -121,7 +121,7 @@ def read_network(path: Path, spaces: Spaces) -> Network:
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
             raise UserError(
                 f"{path}: layer {number} has a weight of shape {weight.shape} and a bias of {bias.shape}, but its "
-                f"input has {width} numbers; use a policy for this environment (states of {size} numbers)"
+                f"input has {width} numbers; use a policy for this environment, which has states of {size} numbers"
             )
         width = len(weight)
     if width != output_size or mean.shape != (size,) or std.shape != (size,):
@@ -188,8 +188,8 @@ class _RunningEpisode:
 
 
 class Recorder:
-    """Plays episodes in vectorised environments: episode e uses mixture e modulo their number; its initial state and
-    noise depend only on the seed and e.
+    """Plays episodes in vectorised environments: episode e uses mixture e modulo the number of mixtures; its initial
+    state and noise depend only on the seed and e.
 
     `finished` has the finished episodes by number, even if `run` is interrupted; `failed` counts discarded ones.
     `on_finished` receives the images of each recorded episode.
@@ -203,7 +203,7 @@ class Recorder:
         horizon: int | None,
         success_filter: SuccessFilter | None = None,
     ) -> None:
-        """`horizon` is the maximum steps of an episode, required for environments without a limit."""
+        """`horizon` is the maximum number of steps per episode, required for environments without a limit."""
         if horizon is None and envs.horizon is None:
             raise UserError(
                 f"the environment {envs.name!r} has no step limit, so an episode may not end; set one with --horizon"
@@ -273,7 +273,7 @@ class Recorder:
         return self.mixtures[number % len(self.mixtures)].policy
 
     def _step(self, row: int, episode: _RunningEpisode, action: np.ndarray | np.integer | int) -> bool:
-        """One step of a row; returns whether its episode is finished. Actions are stored as executed."""
+        """Take a row's next step; return whether its episode is finished. Actions are stored as executed."""
         spaces = self.envs.spaces
         step = self.envs.step(row, action)
         episode.actions.append(
@@ -309,7 +309,7 @@ class Recorder:
         return True
 
 
-ROBOT_STATE_SIZE = 4  # leading numbers of a Meta-World state: the position of the hand and the opening of the gripper
+ROBOT_STATE_SIZE = 4  # leading numbers of a Meta-World state: the hand's position and the gripper's opening
 
 
 class EpisodeImages:
@@ -330,7 +330,7 @@ class EpisodeImages:
         self._folder.cleanup()
 
     def add(self, task: int, number: int, images: dict[str, np.ndarray]) -> None:
-        """Store the images of an episode of a task: uint8 [T, H, W, 3] per camera."""
+        """Store the images from one episode of a task: uint8 [T, H, W, 3] per camera."""
         if not images:
             return
         files = {_file_name(task, number, camera): frames for camera, frames in images.items()}
@@ -347,8 +347,8 @@ class EpisodeImages:
 
 
 class StoredFrames:
-    """The N images of an episode in a file of `EpisodeImages`, memory-mapped only while they are read: a recording has
-    more files than a process may keep open.
+    """An episode's N images in a file of `EpisodeImages`, memory-mapped only while they are read, because a recording
+    has more files than a process may keep open.
     """
 
     def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
@@ -395,12 +395,12 @@ def collect_demonstrations(
 
 
 def robot_state_size(environments: Sequence[str]) -> int | None:
-    """The number of leading values of a state that describe the robot, if it is known for all environments."""
+    """How many leading values of a state describe the robot, if known for all environments."""
     return ROBOT_STATE_SIZE if all(name.startswith(METAWORLD) for name in environments) else None
 
 
 def check_same_format(recorders: Sequence[Recorder]) -> None:
-    """UserError for environments that cannot share a folder, because their sizes or rates differ."""
+    """UserError for environments that cannot share a folder, because their sizes or step rates differ."""
     first_envs = recorders[0].envs
     for envs in (recorder.envs for recorder in recorders[1:]):
         for format_text, ours, theirs in (

@@ -1,4 +1,4 @@
-"""Rollouts: episodes that an agent plays in parallel, their returns, and their films."""
+"""Rollouts: episodes that an agent plays in parallel, their returns and their videos."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _D4RL_BOUNDS = {  # D4RL's returns of a random and of an expert policy
 
 
 def normalised_return(environment: str, value: float) -> float | None:
-    """A return in per cent of an expert's; None if D4RL has no bounds. Its bounds are for older versions of these
-    environments, whose rewards differ from those of version 5 only by small terms.
+    """A return as a percentage of an expert's; None if D4RL has no bounds for it. The bounds are for older versions of
+    these environments, whose rewards differ only by small terms from version 5.
     """
     bounds = _D4RL_BOUNDS.get(environment.partition("-v")[0])
     return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
@@ -52,7 +52,7 @@ def evaluation_seeds(split: str, episodes: int) -> range:
 def check_episodes(episodes: int, seed: int | None) -> None:
     """UserError for fewer than 1 episode, or a negative seed."""
     if episodes < 1 or (seed is not None and seed < 0):
-        raise UserError(f"episodes is {episodes} and seed is {seed}; use 1 or more episodes and a seed of 0 or more")
+        raise UserError(f"episodes is {episodes} and seed is {seed}; use at least 1 episode and a seed of at least 0")
 
 
 def target_returns(target_return: float | Sequence[float]) -> list[float]:
@@ -107,13 +107,13 @@ class FilmConfig(NamedTuple):
 
 
 def film_config(path: str | Path | None, episodes: int, speed: float) -> FilmConfig | None:
-    """The requested film, or None. UserError for invalid settings, before any work."""
+    """The requested video, or None. UserError for invalid settings, before any work."""
     if path is None:
         return None
     if episodes < 1 or not 0 < speed < math.inf:
         raise UserError(
-            f"a film of {episodes} episodes at {speed:g} times their speed is not possible; use 1 episode or more, and "
-            "a speed above 0"
+            f"cannot make a video of {episodes} episodes at {speed:g} times their speed; use at least 1 episode "
+            "and a speed above 0"
         )
     check_video_path(Path(path))
     return FilmConfig(Path(path), episodes, speed)
@@ -121,10 +121,10 @@ def film_config(path: str | Path | None, episodes: int, speed: float) -> FilmCon
 
 @dataclass
 class EpisodeFilm:
-    """Writes episodes to a film. The caption has the number and the return of the episode, and `caption_suffix` for the
-    targets of the model.
+    """Writes episodes to a video. The caption has the episode's number and return, and `caption_suffix`, which is for
+    the model's targets.
 
-    A separate thread encodes frames while the next ones are played; only frames in the film are rendered.
+    A separate thread encodes frames while the next ones are played; only frames in the video are rendered.
     """
 
     film: VideoWriter
@@ -160,14 +160,14 @@ class EpisodeFilm:
 
 @contextmanager
 def open_film(config: FilmConfig | None, rate: float | None) -> Iterator[EpisodeFilm | None]:
-    """Open a film for episodes with `rate` steps per second, if known; None without a film."""
+    """Open a video for episodes with `rate` steps per second, if known; None without a video."""
     if config is None:
         yield None
         return
     steps_per_frame, frame_rate = frame_sampling((rate or _MAX_FRAME_RATE) * config.speed)
     if frame_rate < 1:
         raise UserError(
-            f"a film at speed {config.speed:g} would have {float(frame_rate):.2g} frames per second; raise --speed"
+            f"a video at speed {config.speed:g} would have {float(frame_rate):.2g} frames per second; raise --speed"
         )
     with VideoWriter(config.path, frame_rate, fast=True) as film, ThreadPoolExecutor(1, "film") as encoder:
         episode_film = EpisodeFilm(film, encoder, steps_per_frame, frame_rate, config.episodes)
@@ -189,7 +189,7 @@ def with_caption(frame: np.ndarray, text: str) -> np.ndarray:
 
 
 def frame_sampling(rate: float) -> tuple[int, Fraction]:
-    """The steps per frame of a film, and its frames per second, at most 30."""
+    """The steps per frame of a video, and its frames per second, at most 30."""
     steps_per_frame = max(1, math.ceil(rate / _MAX_FRAME_RATE))
     return steps_per_frame, Fraction(rate).limit_denominator(_MAX_DENOMINATOR) / steps_per_frame
 
@@ -226,7 +226,7 @@ class EpisodePlayer(Protocol):
         ...
 
     def keep_rows(self, rows: np.ndarray) -> None:
-        """Continue with these rows only."""
+        """Continue with only these rows."""
         ...
 
 

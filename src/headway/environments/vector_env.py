@@ -53,7 +53,7 @@ class Cameras:
             self._viewer = self._open_viewer(simulation, size)
 
     def capture(self, environment: Any) -> dict[str, np.ndarray]:
-        """The current image of each camera of an instance: uint8 [H, W, 3]."""
+        """The current image from each of an instance's cameras: uint8 [H, W, 3]."""
         viewer, simulation = self._viewer, environment.unwrapped
         viewer.model, viewer.data = simulation.model, simulation.data
         with self._render_errors():
@@ -128,7 +128,7 @@ class Step(NamedTuple):
 
 
 class VectorEnv:
-    """`num_envs` instances of an environment, each with its own episode. `render` allows filming the first; `cameras`
+    """`num_envs` instances of an environment, each with its own episode. `render` allows rendering the first; `cameras`
     are the cameras of `images`, with `size` as height and width.
     """
 

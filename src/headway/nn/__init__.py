@@ -1,1 +1,1 @@
-"""Neural networks: kernels, the parts of a block, mixers along time, and the models they make."""
+"""Neural networks: kernels, the parts of a block, mixers along time, and the models built from them."""

@@ -288,7 +288,8 @@ class _BF16Attention(torch.autograd.Function):
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:
     """Attention in which every query sees every key, with a trained bias. No fused kernel has a gradient for the bias,
-    and torch's fallback checks for rows of only -inf, which cannot occur here: a fifth of a small model's step.
+    and torch's fallback checks for rows of only -inf, which cannot occur here; the check takes a fifth of a small
+    model's step.
     """
     queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     full_bias = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)

@@ -46,8 +46,8 @@ def delta(
     state: Float[Tensor, "B H K V"] | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: the value stored for k_t is
-    replaced by v_t to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta
+    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: the value stored for k_t moves
+    towards v_t by the fraction beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta
     networks").
 
     It is stable for beta |k|^2 between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`. Within

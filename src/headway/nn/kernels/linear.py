@@ -64,7 +64,7 @@ def are_products_bf16() -> bool:
 def matrix_unit(use: bool) -> Iterator[None]:
     """Within this context, if `use` is true, turn on torch's switch that lets a matrix unit round fp32 factors itself.
 
-    For many small products, for which explicit rounding would be slow. Without a matrix unit it has no effect.
+    It is for many small products, for which explicit rounding would be slow. Without a matrix unit it has no effect.
     """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision

@@ -60,7 +60,7 @@ def chunk_size(chunk: int, length: int) -> int:
 
 def check_chunk(chunk: int) -> None:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ConfigError(f"chunk is {chunk!r}; set 1 token or more, usually 64")
+        raise ConfigError(f"chunk is {chunk!r}; set at least 1 token, usually 64")
 
 
 _CACHED = 2**18  # scores computed together: 1 MiB, so that they stay in a core's L2 cache

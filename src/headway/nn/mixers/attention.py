@@ -39,7 +39,7 @@ class AttentionConfig(MixerConfig):
     rotary: RotaryConfig | None = None  # rotary position embedding; none: no rotary positions
     qk_norm: NormConfig | None = None  # norm of queries and keys (Henry et al. 2020)
     qk_norm_over: Literal["head", "all"] = "head"  # norm per head, or over all heads together (OLMo 2)
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases (one value or three)
     out_bias: bool = True  # whether the output projection has a bias
     scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
     bias: str | None = None  # name of a score bias of the stack
@@ -65,7 +65,7 @@ def head_size(heads: int, size: int | None, width: int) -> int:
         raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {choices}")
     chosen_size = size or width // heads
     if chosen_size > _LARGEST_HEAD:
-        raise ConfigError(f"the head size is {chosen_size}, above {_LARGEST_HEAD}; lower head_size, or raise heads")
+        raise ConfigError(f"the head size {chosen_size} exceeds {_LARGEST_HEAD}; lower head_size, or raise heads")
     return chosen_size
 
 
@@ -73,7 +73,7 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     """G: the number of key and value heads."""
     groups = kv_heads or heads
     if groups < 1:
-        raise ConfigError(f"heads is {heads} and kv_heads {kv_heads}; set 1 or more each")
+        raise ConfigError(f"heads={heads} and kv_heads={kv_heads}: both must be at least 1")
     if heads % groups:
         choices = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
         raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {choices}")

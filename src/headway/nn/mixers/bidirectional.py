@@ -52,7 +52,7 @@ class Bidirectional(Mixer):
         super().__init__()
         if not config.mixer.causal:
             kind = config.mixer.kind  # type: ignore[attr-defined]
-            raise ConfigError(f"{kind} is bidirectional by itself; use it without bidirectional")
+            raise ConfigError(f"{kind} is already bidirectional; use it without bidirectional")
         self.forwards, self.backwards = (config.mixer.build(width, biases) for _ in range(2))
         inner = 2 * config.mixer.width_out(width)
         self.added = config.join == "sum"

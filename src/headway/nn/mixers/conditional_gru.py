@@ -24,7 +24,7 @@ class ConditionalGRUConfig(RecurrenceConfig):
     """A GRU whose cell also gets a context from the encoder's output (the memory).
 
     context: "additive" attention to the memory for each token, or the memory's last vector for all tokens ("fixed").
-    memory: width of the memory; none: that of the encoder.
+    memory: width of the memory; none: the encoder's width.
     alignment: units of the additive attention; none: as many as cells.
     reset_after: whether the reset gate acts on U s + C c (Cho et al. 2014) instead of s (Bahdanau et al. 2015).
     shows: the state in the output, "after" its token or "before" it. Without `out` the output is state, input and
@@ -86,7 +86,7 @@ class ConditionalGRU(Recurrence):
         self.config = config
         memory, units = (width if config.memory is None else config.memory), config.alignment or self.cells
         if min(memory, units) < 1:
-            raise ConfigError(f"memory is {memory} and alignment {units}; set 1 or more each, or none")
+            raise ConfigError(f"memory={memory} and alignment={units}: each must be at least 1, or none")
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
         self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
@@ -129,7 +129,7 @@ class ConditionalGRU(Recurrence):
     def recurrent(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors, memory: Annotations | Summary | None = None
     ) -> tuple[Float[Tensor, "B T E"], Vectors]:
-        """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
+        """B may be W times the number of memories M; row r then reads memory r // W, as with W beams per sentence."""
         packed = pack(layout)
         if not packed.steps.sizes:
             return self.out(x.new_zeros(*x.shape[:2], self.output_width)), state

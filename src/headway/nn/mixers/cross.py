@@ -37,7 +37,7 @@ class CrossAttentionConfig:
     width: int | None = None  # width of the memory; none: the model's width
     qk_norm: NormConfig | None = None  # norm of queries and keys, per head
     q_bias: bool = True  # whether queries have a bias
-    kv_bias: bool | tuple[bool, bool] = True  # whether keys and values have biases, for both or for each
+    kv_bias: bool | tuple[bool, bool] = True  # whether keys and values have biases (one value or two)
     out_bias: bool = True  # whether the output projection has a bias
     scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
     dropout: float = 0.0  # dropout rate of attention weights
@@ -69,19 +69,19 @@ class CrossAttention(nn.Module):
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
     ) -> ProjectedMemory:
-        """`positions` are those of the encoder's Stack. Raises ConfigError if they are needed but None."""
+        """`positions` come from the encoder's Stack. Raises ConfigError if they are needed but None."""
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
         if self._positions is not None:
             if positions is None:
                 raise ConfigError(
-                    "cross-attention has placed=true, but the encoder has no positions; set those of its stack"
+                    "cross-attention has placed=true, but the encoder has no positions; set its stack's positions"
                 )
             rows = self.groups * self.size
             keys = keys + linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
         return ProjectedMemory(self.k_norm(keys), values, layout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: ProjectedMemory) -> Float[Tensor, "B T D"]:
-        """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
+        """B may be W times the number of memories M; row r then reads memory r // W, as with W beams per sentence."""
         shape = x.shape
         query_input = x if self._positions is None else x + self._positions(layout, x)
         q = self.q_norm(self.q(query_input).view(*shape[:2], self.heads, self.size))
@@ -98,7 +98,7 @@ class CrossAttention(nn.Module):
         return self.out(y.reshape(*shape[:2], self.heads * self.size))
 
     def _view(self, query: Layout, memory: Layout) -> View:
-        """The view of packed memories is per document; otherwise every query of a row sees its whole memory."""
+        """A query sees its own document in packed memories, otherwise its row's whole memory."""
         if memory.single:
             if query.batch != memory.batch:
                 positions = query.positions

@@ -42,7 +42,7 @@ class DeltaConfig(MixerConfig):
     nu: int = 1  # factor on the width of dpfp features
     key_norm: KeyNorm = "sum"  # normalisation of queries and keys
     norm: NormConfig | None = None  # norm of each head's output
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases (one value or three)
     out_bias: bool = True  # whether the output projection has a bias
     chunk: int = 64  # tokens computed at once
 
@@ -91,7 +91,7 @@ class GatedDeltaConfig(MixerConfig):
     head_size: int | None = None  # size of a head; none: width / heads
     norm: NormConfig | None = RMSNormConfig()  # norm of each head's output
     out_gate: bool = True  # whether silu of a linear map of the input multiplies the output
-    qkv_bias: bool | tuple[bool, bool, bool] = False  # whether query, key and value have biases, for all or for each
+    qkv_bias: bool | tuple[bool, bool, bool] = False  # whether query, key and value have biases (one value or three)
     out_bias: bool = False  # whether the output projection has a bias
     chunk: int = 64  # tokens computed at once
 

@@ -53,11 +53,11 @@ class DynamicLinks(Mixer):
 
     W is learned slowly, by gradients; F within a document, by Hebb's rule: a link between an input and a cell that were
     active together is strong for a moment and decays. Von der Malsburg 1981 ("The correlation theory of brain
-    function") describes this in words: synapses are modulated fast, by the correlation of the neurons they connect.
-    Feldman 1982 ("Dynamic connections in neural networks") has momentary connections between units. Neither contains
-    this equation. The sum of slow weights and decaying fast ones is that of Hinton and Plaut 1987, where both learn
-    from errors; decay and Hebbian products are those of Ba et al. 2016, there for links of a state to itself. Dividing
-    by the number of inputs D makes `rate` independent of the width.
+    function") describes this without equations: synapses are modulated fast, by the correlation of the neurons they
+    connect. Feldman 1982 ("Dynamic connections in neural networks") has momentary connections between units. Neither
+    contains this equation. The sum of slow weights and decaying fast ones is from Hinton and Plaut 1987, where both
+    learn from errors; decay and Hebbian products are from Ba et al. 2016, there for links from a state to itself.
+    Dividing by the number of inputs D makes `rate` independent of the width.
     """
 
     def __init__(self, config: DynamicLinksConfig, width: int) -> None:

@@ -28,7 +28,7 @@ class FastWeightsConfig(MixerConfig):
     strength: bool = True  # whether the slow network controls how strongly each head writes
     squash: Literal["none", "tanh"] = "none"  # tanh bounds the slow network's outputs
     norm: NormConfig | None = None  # norm of each head's output
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases (one value or three)
     out_bias: bool = True  # whether the output projection has a bias
     chunk: int = 64  # tokens computed at once
 

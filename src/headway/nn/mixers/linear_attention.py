@@ -32,7 +32,7 @@ class LinearAttentionConfig(MixerConfig):
     normalise: bool = True  # whether to divide by the sum of weights; needs non-negative features
     decay: bool = False  # whether each head decays at its own rate, which depends on the token
     norm: NormConfig | None = None  # norm of each head's output (unnormalised sums grow with the document)
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases (one value or three)
     out_bias: bool = True  # whether the output projection has a bias
     chunk: int = 64  # tokens computed at once
 

@@ -1,4 +1,4 @@
-"""No mixing along time: a linear layer over each token by itself."""
+"""No mixing along time: a linear layer over each token separately."""
 
 from __future__ import annotations
 

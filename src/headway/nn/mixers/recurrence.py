@@ -186,8 +186,8 @@ class Recurrence(Mixer):
         sizes = tuple(vector.shape[-1] for vector in vectors)
         if sizes != self.state_sizes:
             raise ConfigError(
-                f"vectors of sizes {sizes} cannot start a {type(self).__name__}, whose state has {self.state_sizes}; "
-                "project them to that"
+                f"vectors of sizes {sizes} cannot initialise {type(self).__name__}, whose state has sizes "
+                f"{self.state_sizes}; project them to these sizes"
             )
         # Rows of a state are moved in place, so its tensors must not share memory.
         return Vectors(*(tuple(v.to(like.dtype, copy=True) for v in vectors) for _ in range(2)))

@@ -1,4 +1,4 @@
-"""Action chunking with transformers: predicts a robot's next actions at once from its observations.
+"""Action chunking with transformers: predict a robot's next actions at once from its observations.
 
 Observations become tokens as in LeRobot's ACT: one per position of a residual network's output.
 """
@@ -50,10 +50,10 @@ _MAX_SIDE = 1 << 14  # maximum height or width in pixels
 @register("scene")
 @dataclass(frozen=True)
 class SceneEmbedConfig(EmbedConfig):
-    """Tokens: the latent, the robot's state (the first `robot` numbers of the state), the `surroundings` numbers after
-    them, and one per output position of a residual network shared by all cameras. A size of 0 means no such token.
+    """The tokens are the latent, the robot's state (the first `robot` numbers of the state), the `surroundings` numbers
+    after them, and one per output position of a residual network shared by all cameras. A size of 0 omits the token.
 
-    The tokens have no positions; `grid_positions` are for the stack's attention to add.
+    The tokens have no positions; the stack's attention adds `grid_positions`.
     """
 
     robot: int = 0  # size of the robot's own state
@@ -65,10 +65,14 @@ class SceneEmbedConfig(EmbedConfig):
 
     def __post_init__(self) -> None:
         if min(self.robot, self.surroundings, self.latent) < 0:
-            raise ConfigError(f"sizes {self.robot}, {self.surroundings} and {self.latent}; set 0 or more each")
+            raise ConfigError(
+                f"robot={self.robot}, surroundings={self.surroundings} and latent={self.latent}: all must be at least 0"
+            )
         for size in self.cameras:
             if not 1 <= min(size) <= max(size) <= _MAX_SIDE:
-                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_MAX_SIDE} for each dimension")
+                raise ConfigError(
+                    f"images of {size[0]} x {size[1]} pixels are not supported; set both sides from 1 to {_MAX_SIDE}"
+                )
 
     @property
     def states(self) -> int:
@@ -91,12 +95,12 @@ class SceneEmbedConfig(EmbedConfig):
         return self.grid_positions.length
 
     def with_inputs(self, states: int, cameras: tuple[tuple[int, int], ...]) -> SceneEmbedConfig:
-        """Return this config. Raises ConfigError for states and cameras of other sizes."""
+        """Return this config. Raises ConfigError for states and cameras with other sizes."""
         sizes = tuple(map(tuple, self.cameras))
         if (states, tuple(map(tuple, cameras))) != (self.states, sizes):
             raise ConfigError(
                 f"this model takes states of size {self.states} and images of {sizes}, but the demonstrations have "
-                f"{states} and {cameras}; use demonstrations of its robot"
+                f"{states} and {cameras}; use demonstrations from its robot"
             )
         return self
 
@@ -133,7 +137,9 @@ class SceneEmbed(nn.Module):
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         sizes = tuple(tuple(image.shape[2:]) for image in observations.images)
         if sizes != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"images are {sizes}, but the model takes {self.config.cameras}; pass all of its cameras")
+            raise UserError(
+                f"images are {sizes}, but the model takes {self.config.cameras}; pass images from all its cameras"
+            )
         return Layout.full(observations.rows, self.config.length, device=observations.device)
 
     def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
@@ -160,12 +166,12 @@ _STACKS = ("encoder", "decoder", "posterior")
 @register("act")
 @dataclass(frozen=True)
 class ActConfig(ModelConfig):
-    """An encoder of an observation and a decoder with one query per action of a chunk. If the head has a latent, a
-    posterior infers it from demonstrated chunks. If the stacks of decoder and posterior add positions to queries and
-    keys, their inputs have none.
+    """An encoder for observations and a decoder with one query per action in a chunk. If the head has a latent, a
+    posterior infers it from demonstrated chunks. If the decoder and posterior stacks add positions to queries and keys,
+    their inputs have no positions.
 
     In addition to its fields, `--set` takes depth (a number, [encoder, decoder] or [encoder, decoder, posterior]),
-    heads, mixer and dropout of all stacks.
+    heads, mixer and dropout for all stacks.
     """
 
     width: int = 256  # width of the model
@@ -181,12 +187,12 @@ class ActConfig(ModelConfig):
 
     @property
     def history(self) -> int:
-        """Number of observed steps: only the present one."""
+        """Number of observed steps: only the current one."""
         return 1
 
     @property
     def horizon(self) -> int:
-        """Number of predicted actions, all from the present on."""
+        """Number of predicted actions, all from the current step on."""
         return self.chunk
 
     @property
@@ -219,7 +225,7 @@ class ActConfig(ModelConfig):
 
     @property
     def posterior_state_size(self) -> int:
-        """How many of the first numbers of a state the posterior reads."""
+        """How many leading numbers of a state the posterior reads."""
         observation = self.observation
         return observation.robot if isinstance(observation, SceneEmbedConfig) else observation.states
 
@@ -312,13 +318,11 @@ def act(
 
 def _check(config: ActConfig) -> None:
     if min(config.actions, config.chunk) < 1:
-        raise ConfigError(
-            f"chunks of {config.chunk} actions of size {config.actions}; set model.chunk and model.actions to 1 or more"
-        )
+        raise ConfigError(f"model.chunk={config.chunk} and model.actions={config.actions}: both must be at least 1")
     for name in _STACKS:
         stack: StackConfig = getattr(config, name)
         if any(block.mixer.causal for block in stack.blocks):
             raise ConfigError(
-                f"model.{name} is causal, but observations and chunks are processed whole; use bidirectional mixers, "
-                "such as attention with pattern full"
+                f"model.{name} is causal, but observations and chunks are processed as a whole; use bidirectional "
+                "mixers, such as attention with pattern full"
             )

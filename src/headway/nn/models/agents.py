@@ -1,5 +1,5 @@
-"""Observations of an agent as one vector per step, and actor-critic agents: a policy and a value by one network over
-the last states.
+"""An agent's observations as one vector per step, and actor-critic agents, in which one network over the last states
+predicts a policy and a value.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StateVectorConfig(ObservationConfig):
 
     def build(self, width: int) -> nn.Module:
         if self.size < 1:
-            raise ConfigError(f"model.embed.states.size is {self.size}; set the size of a state, 1 or more")
+            raise ConfigError(f"model.embed.states.size is {self.size}; set it to the size of a state, at least 1")
         return Projection(self.size, width)
 
 

@@ -86,7 +86,7 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of a Stack, with output width `width`. The memory is read by its cross-attention or by its mixer."""
+    """One layer of a Stack, with output width `width`. Its cross-attention or its mixer reads the memory."""
 
     def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()

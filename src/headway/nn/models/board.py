@@ -79,8 +79,8 @@ class FromToHeadConfig(HeadConfig):
 
 
 class FromToHead(nn.Module):
-    """The score of a move is the product of a query of its start square and a key of its target square, as in
-    attention; promotions add a score from the target square (Monroe and Chalmers 2024, section 3.4).
+    """A move's score is the product of its start square's query and its target square's key, as in attention;
+    promotions add a score from the target square (Monroe and Chalmers 2024, section 3.4).
     """
 
     moves: Tensor

@@ -72,7 +72,9 @@ class CaptionerConfig(ModelConfig):
         embed = self.tower.embed
         if not isinstance(embed, PatchEmbedConfig):
             kind = getattr(embed, "kind", type(embed).__name__)
-            raise ConfigError(f"model.tower has the embed {kind}, not images; use a tower with embed patches")
+            raise ConfigError(
+                f"model.tower has embed {kind}, which does not take images; use a tower with embed patches"
+            )
         return embed
 
     @property
@@ -151,7 +153,7 @@ class Captioner(nn.Module):
     def _join_inputs(
         self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout
     ) -> tuple[Float[Tensor, "B S D"], Layout, Terms]:
-        """Input of the decoder's first block: the image's tokens from position 0 on, then those of the text."""
+        """Input of the decoder's first block: the image's tokens from position 0 on, then the text's."""
         if not layout.single:
             raise UserError("packed rows contain several texts, but a row has one image; pass one text per row")
         if images.shape[0] != ids.shape[0]:
@@ -165,7 +167,7 @@ class Captioner(nn.Module):
         context = self.config.decoder.context
         if context is not None and joined_layout.length > context:
             raise UserError(
-                f"an image of {count} patches and {layout.length} text tokens exceed the context of {context}; "
+                f"an image with {count} patches and {layout.length} text tokens exceed the context of {context}; "
                 "make the image smaller, or shorten the text"
             )
         embed = cast(TokenEmbed, self.decoder.embed)

@@ -1,4 +1,4 @@
-"""Chunks of actions: the decoder's queries, the posterior's inputs, and heads that learn chunks by regression or
+"""Action chunks: the decoder's queries, the posterior's inputs, and heads that learn chunks by regression or
 diffusion.
 """
 
@@ -28,7 +28,7 @@ from headway.nn.parts.projection import Projection
 
 
 class NoisyChunks(NamedTuple):
-    """Chunks of actions with noise, and its amount: the diffusion `steps`, from 0."""
+    """Action chunks with noise, and its amount: the diffusion `steps`, from 0."""
 
     actions: Float[Tensor, "B C A"]
     steps: Int[Tensor, "B"]
@@ -74,7 +74,7 @@ class ChunkModel(Protocol):
 @family
 @dataclass(frozen=True)
 class ChunkHeadConfig:
-    """How chunks of actions are learned and predicted."""
+    """How action chunks are learned and predicted."""
 
     @property
     def size(self) -> int:
@@ -113,7 +113,7 @@ class RegressionConfig(ChunkHeadConfig):
 
     def __post_init__(self) -> None:
         if self.latent < 0 or self.beta < 0:
-            raise ConfigError(f"latent is {self.latent} and beta {self.beta}; set both to 0 or more")
+            raise ConfigError(f"latent={self.latent} and beta={self.beta}: both must be at least 0")
 
     @property
     def size(self) -> int:
@@ -170,7 +170,7 @@ class QueriesConfig(EmbedConfig):
 
     def build(self, width: int, vocab_size: int, context: int | None) -> Queries:
         if self.chunk < 1:
-            raise ConfigError(f"model.chunk is {self.chunk}; set 1 action or more")
+            raise ConfigError(f"model.chunk is {self.chunk}; set at least 1 action")
         return Queries(self, width)
 
 
@@ -219,7 +219,7 @@ class NoisedActions(nn.Module):
 
 
 class PosteriorInputs(NamedTuple):
-    """Inputs of a posterior: states (None without any), and the chunks that followed them."""
+    """Inputs of a posterior: states (None if it takes none), and the chunks that followed them."""
 
     states: Float[Tensor, "B S"] | None
     actions: Float[Tensor, "B C A"]
@@ -351,15 +351,14 @@ class DiffusionConfig(ChunkHeadConfig):
     def __post_init__(self) -> None:
         if not 1 <= self.sampled <= self.steps:
             raise ConfigError(
-                f"{self.sampled} of {self.steps} steps cannot be sampled; set model.head.sampled from 1 to "
-                "model.head.steps"
+                f"cannot sample {self.sampled} of {self.steps} steps; set model.head.sampled from 1 to model.head.steps"
             )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"model.head.clip is {self.clip}; set a number above 0, or none")
         if self.predicts == "noise" and self.clip is None:
             raise ConfigError(
-                "a head that predicts noise needs clipped samples; set model.head.clip=1 "
-                "task.scaling=range, or model.head.predicts=sample"
+                "a head that predicts noise needs clipped samples; set model.head.clip=1 and task.scaling=range, or "
+                "model.head.predicts=sample"
             )
 
     @property

@@ -67,8 +67,8 @@ def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
     parameters: trainable parameters, tied ones counted once. weights_without_biases: parameters with two or more
     dimensions. weights_bytes: in fp32. flop_per_token: of the forward pass, a multiply-add counted as 2, with attention
     over a full context or image (half of it if causal) and the scans of recurrent and linear mixers. An encoder-decoder
-    counts one source and one target token, two towers one token each, a captioner one of the tower and one of the
-    decoder. state_bytes: fp32 decoding state per row, independent of its length. state_bytes_per_token: what each
+    counts one source and one target token, two towers one token each, a captioner one in the tower and one in the
+    decoder. state_bytes: fp32 decoding state per row, independent of its length. state_bytes_per_token: bytes that each
     further token adds. tree: one line per part.
     """
     if isinstance(model, ModelConfig):

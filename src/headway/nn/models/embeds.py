@@ -51,7 +51,7 @@ class EmbedConfig:
 
     @property
     def length(self) -> int | None:
-        """Tokens of an input of the configured size; None if inputs have any length."""
+        """Tokens of an input of the configured size; None if inputs can be of any length."""
         return None
 
     def with_dropout(self, rate: float) -> EmbedConfig:
@@ -60,11 +60,11 @@ class EmbedConfig:
         return replace(self, dropout=rate) if "dropout" in named else self  # type: ignore[call-arg]
 
     def describe_inputs(self, vocab_size: int, context: int | None) -> str:
-        """The model's inputs, in words."""
+        """A description of the model's inputs."""
         return f"vocabulary {vocab_size:,}, context {'no limit' if context is None else context}"
 
     def summary(self) -> str:
-        """This embedding, in words."""
+        """A description of this embedding."""
         positions = getattr(self, "positions", None)
         return f"{self.kind}, positions {'none' if positions is None else positions.kind}"  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ class EmbedConfig:
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
     """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types with a learned vector (BERT: 2);
-    `width` is the width of the table, with a projection to the width of the model after it (none: the same width).
+    `width` is the table's width, which is projected to the model's width (none: the model's width).
     """
 
     positions: PositionsConfig | None = None  # position vectors, added to token vectors
@@ -96,7 +96,7 @@ class TokenEmbed(nn.Module):
     def __init__(self, config: TokenEmbedConfig, width: int, vocab_size: int, context: int | None) -> None:
         super().__init__()
         if vocab_size < 1:
-            raise ConfigError(f"the vocabulary has {vocab_size} tokens; set model.vocab_size to its size, 1 or more")
+            raise ConfigError(f"the vocabulary has {vocab_size} tokens; set model.vocab_size to at least 1")
         inner = config.width or width
         self.table = nn.Parameter(torch.empty(vocab_size, inner))
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()

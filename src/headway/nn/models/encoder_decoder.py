@@ -60,7 +60,7 @@ class StateBridgeConfig(BridgeConfig):
     layers: block i starts from block i of the encoder ("same"), or every block from the encoder's "last".
     directions: directions of a bidirectional encoder whose final vectors are used.
     summary: size of a vector in between: activation(V h) of the last block's vectors h (Cho et al. 2014), from which
-    all blocks start and which is the whole memory if the blocks read one.
+    all blocks start; it is also the whole memory if the blocks read one.
     project: whether a block starts from activation(V' h) instead of h; none: only if the sizes differ.
     """
 
@@ -75,7 +75,7 @@ class StateBridgeConfig(BridgeConfig):
 
     def __post_init__(self) -> None:
         if self.summary is not None and self.summary < 1:
-            raise ConfigError(f"bridge.summary is {self.summary}; set the size of a vector, 1 or more, or none")
+            raise ConfigError(f"bridge.summary is {self.summary}; set a vector size of at least 1, or none")
 
 
 @register("both")
@@ -111,7 +111,7 @@ class Bridge(nn.Module):
         self.maps = nn.ModuleList(_map(config, *sizes, n) for n, sizes in enumerate(zip(inner, self.sizes)))
 
     def forward(self, final_states: Sequence[FinalStates | None]) -> BridgeOutput:
-        """`final_states` are those of the encoder's blocks; those not in `sources` may be None."""
+        """`final_states` come from the encoder's blocks; blocks that are not in `sources` may have None."""
         inputs = [self._select_directions(final_states[number]) for number in self.sources]
         summary = None
         if self.summary is not None:
@@ -153,7 +153,7 @@ def _sources(config: StateBridgeConfig, encoders: int, decoders: int) -> list[in
 
 
 def _sizes(stack: Stack, number: int, directions: str, stack_name: str) -> tuple[int, ...]:
-    """The sizes of the vectors of a block's state."""
+    """The vector sizes of a block's state."""
     mixer = cast(Block, stack.blocks[number]).mixer
     parts = [mixer]
     if isinstance(mixer, Bidirectional) and stack_name == "encoder":
@@ -173,8 +173,8 @@ def _map(config: StateBridgeConfig, sizes: tuple[int, ...], target_sizes: tuple[
         return Projection(sum(sizes), target_sizes)
     if sizes != target_sizes:
         raise ConfigError(
-            f"vectors of sizes {sizes} cannot start block {block} of the decoder, which needs {target_sizes}; "
-            "set bridge.project to true, or make them equal"
+            f"vectors of sizes {sizes} cannot initialise decoder block {block}, which needs {target_sizes}; set "
+            "bridge.project to true, or make the sizes equal"
         )
     return nn.Identity()
 

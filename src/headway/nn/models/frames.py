@@ -23,7 +23,7 @@ from headway.nn.parts.projection import Projection
 @register("frames")
 @dataclass(frozen=True)
 class FramesEmbedConfig(EmbedConfig):
-    """Log-mel frames of `bands` values. The second convolution has stride 2, so two frames are one position."""
+    """Log-mel frames of `bands` values. The second convolution has stride 2, so a position covers two frames."""
 
     bands: int = 80  # mel bands per frame
     positions: PositionsConfig | None = SinusoidTableConfig()  # position vectors
@@ -80,7 +80,7 @@ class FramesEmbed(nn.Module):
 
 
 def _zero_padding(x: Tensor, layout: Layout) -> Tensor:
-    """Zero the padding, as a convolution pads a clip that is alone."""
+    """Zero the padding, as a convolution pads a single clip."""
     return x if layout.dense else torch.where(layout.mask[..., None], x, 0.0)
 
 
@@ -104,12 +104,12 @@ class SpectrogramEmbedConfig(EmbedConfig):
     def __post_init__(self) -> None:
         if min(self.frames, self.bands, *self.patch, *self.stride) < 1 or self.tokens < 0:
             raise ConfigError(
-                f"patches of {self.patch} every {self.stride} of {self.frames} frames and {self.bands} bands, with "
-                f"{self.tokens} tokens; set sizes above 0, and 0 tokens or more"
+                f"patch={self.patch}, stride={self.stride}, frames={self.frames}, bands={self.bands} and "
+                f"tokens={self.tokens}: sizes must be above 0, and tokens at least 0"
             )
         if self.frames < self.patch[0] or self.bands < self.patch[1]:
             raise ConfigError(
-                f"{self.frames} frames of {self.bands} bands are smaller than a patch of {self.patch}; set more"
+                f"{self.frames} frames of {self.bands} bands are smaller than a patch of {self.patch}; set larger sizes"
             )
 
     @property
@@ -125,7 +125,7 @@ class SpectrogramEmbedConfig(EmbedConfig):
     def grid(self, frames: int) -> Grid:
         """Patches along time and along bands. Raises UserError for a clip shorter than a patch."""
         if frames < self.patch[0]:
-            raise UserError(f"audio of {frames} frames is shorter than a patch of {self.patch[0]}; pad it")
+            raise UserError(f"audio of {frames} frames is shorter than a patch of {self.patch[0]} frames; pad it")
         sizes = zip((frames, self.bands), self.patch, self.stride)
         rows, columns = ((size - part) // step + 1 for size, part, step in sizes)
         return rows, columns

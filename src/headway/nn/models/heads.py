@@ -61,7 +61,7 @@ class VocabularyHeadConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         if self.maxout is not None and (self.maxout < 1 or self.transform is not None):
-            raise ConfigError(f"maxout is {self.maxout}; set 1 or more units without a transform, or none")
+            raise ConfigError(f"maxout is {self.maxout}; set at least 1 unit and no transform, or none")
 
     def build(self, width: int, vocab_size: int, table: nn.Parameter | None) -> VocabularyHead:
         return VocabularyHead(self, width, vocab_size, table)

@@ -102,12 +102,12 @@ def predicting_head(model: ModelOrConfig) -> Literal["classes", "number"] | None
 
 
 def is_text_classifier(model: ModelOrConfig) -> bool:
-    """A stack that predicts a class, a number or labels for a text or a pair of texts."""
+    """A stack that predicts a class, a number or labels for text or a pair of texts."""
     return is_text(model) and predicting_head(model) is not None
 
 
 def is_cross_encoder(model: ModelOrConfig) -> bool:
-    """A stack that predicts one number for a text or a pair of texts, such as how relevant one is to the other."""
+    """A stack that predicts one number for text or a pair of texts, such as how relevant one is to the other."""
     head = getattr(_config(model), "heads", {}).get(predicting_head(model))
     return is_text(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
 
@@ -219,7 +219,7 @@ def generates(model: ModelOrConfig) -> bool:
 
 
 def kind_of(model: ModelOrConfig) -> str:
-    """The kind of a model, in words."""
+    """A description of the model's kind."""
     for predicate, template in _KIND_TEXTS:
         if predicate(model):
             heads = getattr(_config(model), "heads", None)

@@ -87,10 +87,9 @@ class PatchEmbedConfig(EmbedConfig):
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
             raise ConfigError(
-                f"patches of {_format_size(self.patch)} pixels in {self.channels} channels, images of "
-                f"{_format_size(self.size)}, "
-                f"{self.tokens} tokens, {self.registers} registers, stem_more {self.stem_more}; "
-                "set sizes above 0, and counts of 0 or more"
+                f"patch={_format_size(self.patch)}, channels={self.channels}, size={_format_size(self.size)}, "
+                f"tokens={self.tokens}, registers={self.registers} and stem_more={self.stem_more}: sizes and channels "
+                "must be above 0, other counts at least 0"
             )
         if any(length % part for length, part in zip(self.size, self.patch)):
             raise ConfigError(

@@ -22,11 +22,11 @@ from headway.nn.parts.projection import Projection
 
 
 class Observations(NamedTuple):
-    """Observations of B robots: `states`, a batch of images per camera, and the `words` of their tasks, `lengths` of
-    them per row. Inputs that a model does not take are None or empty.
+    """Observations of B robots: `states`, a batch of images per camera, and the `words` of their tasks, with their
+    number per row as `lengths`. Inputs that a model does not take are None or empty.
 
     `latent` selects one of several ways to do a task; None means 0, their mean. For models with a history, states and
-    images have a second dimension of steps, the oldest first.
+    images have a second dimension for steps, the oldest first.
     """
 
     states: Float[Tensor, "B *N S"] | None = None
@@ -180,8 +180,8 @@ class RobotEmbed(nn.Module):
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         if len(observations.images) != len(self.cameras):
             raise UserError(
-                f"images of {len(observations.images)} cameras for a model with {len(self.cameras)}; pass all of its "
-                "cameras"
+                f"images from {len(observations.images)} cameras for a model with {len(self.cameras)}; pass images "
+                "from all its cameras"
             )
         if self.words is None and observations.words is not None:
             raise UserError("this model does not take task words; remove them")

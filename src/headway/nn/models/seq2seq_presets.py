@@ -92,7 +92,7 @@ def rnnsearch(
 
 
 def _plain(mixer: MixerConfig, dropout: float = 0.0) -> BlockConfig:
-    """A layer without residual connection and norm."""
+    """A layer without a residual connection or norm."""
     return BlockConfig(mixer, None, None, placement="none", residual=False, dropout=dropout)
 
 

@@ -37,7 +37,7 @@ def _depth(model: TransformerConfig, value: Any) -> TransformerConfig:
 
 @setting(TransformerConfig, "heads")
 def _heads(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Heads of every attention layer; key and value heads keep their share."""
+    """Heads of every attention layer; key and value heads keep their ratio."""
     if isinstance(value, dict):
         raise ConfigError(f"model.heads is {value!r}; set the number of attention heads")
     return replace(model, stack=heads(model.stack, value))
@@ -63,7 +63,7 @@ def _dropout(model: TransformerConfig, value: Any) -> TransformerConfig:
 
 @setting(TransformerConfig, "drop_path")
 def _drop_path(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Rate of stochastic depth in the last block; it grows evenly from 0 in the first."""
+    """Stochastic depth rate in the last block; it grows linearly from 0 in the first."""
     return replace(model, stack=drop_path(model.stack, value))
 
 
@@ -122,7 +122,7 @@ def _mixers(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
 
 @setting(EncoderDecoderConfig, "cells")
 def _cells(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """Units of all recurrences and of the summary, and half as many of a maxout (as in the papers of 2014)."""
+    """Units of all recurrences and the summary, and half as many in a maxout (as in the 2014 papers)."""
     count = positive_int("model.cells", value)
     encoder, decoder = (replace(part, stack=cells(part.stack, count)) for part in (model.encoder, model.decoder))
     changed = {
@@ -164,7 +164,7 @@ def _context(value: Any) -> int | None:
     return None if value is None else positive_int("model.context", value)
 
 
-# Two towers, or a tower and a decoder: vocabulary and context are those of the text.
+# Two towers, or a tower and a decoder: vocabulary and context are the text's.
 
 
 @setting(TwoTowerConfig, "shared")
@@ -251,12 +251,12 @@ def depth(stack: StackConfig, value: Any) -> StackConfig:
     """Repeat or cut the pattern of blocks to `value` blocks."""
     count = positive_int("model.depth", value)
     if count > _MAX_DEPTH:
-        raise ConfigError(f"model.depth is {count:,}; set {_MAX_DEPTH:,} or less")
+        raise ConfigError(f"model.depth is {count:,}; set at most {_MAX_DEPTH:,}")
     return dataclasses.replace(stack, blocks=cycle(stack.blocks, count))
 
 
 def heads(stack: StackConfig, value: Any) -> StackConfig:
-    """Give every attention layer `value` heads; key and value heads keep their share where it divides."""
+    """Give every attention layer `value` heads; key and value heads keep their ratio where it divides."""
     count = positive_int("model.heads", value)
     if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
         raise InapplicableError(f"model.heads={count}: this model has no attention heads; remove the setting")
@@ -280,7 +280,7 @@ def _with_heads(part: Any, count: int) -> Any:
 
 
 def mixer(stack: StackConfig, value: Any) -> StackConfig:
-    """Replace every mixer by one of another kind; fields of the same name and type (heads, pattern) are kept.
+    """Replace every mixer by one of another kind; fields with the same name and type (heads, pattern) are kept.
 
     A causal mixer that replaces a bidirectional one is run in both directions.
     """
@@ -299,7 +299,7 @@ def mixer(stack: StackConfig, value: Any) -> StackConfig:
     if changed.causal != stack.causal:
         raise ConfigError(
             f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, unlike this model's "
-            "stack; choose a mixer of the same direction"
+            "stack; choose a mixer with the same direction"
         )
     return changed
 
@@ -341,7 +341,7 @@ def dropout(stack: StackConfig, value: Any) -> StackConfig:
 
 
 def drop_path(stack: StackConfig, value: Any) -> StackConfig:
-    """Stochastic depth that grows evenly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
+    """Stochastic depth that grows linearly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
     rate = from_dict(float, value, "model.drop_path")
     if not 0 <= rate < 1:
         raise ConfigError(f"model.drop_path is {rate}; set a probability below 1, such as 0.1")

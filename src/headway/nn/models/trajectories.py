@@ -43,9 +43,10 @@ class TrajectoryInputs(NamedTuple):
 class TrajectoryEmbedConfig(EmbedConfig):
     """Returns-to-go, states and actions as tokens. Without returns a step is its state and action: behaviour cloning.
 
-    A learned timestep vector is added to all tokens of a step; with `anchored` it is that of the row's first step, as
-    in the models for Atari, which also have positions of tokens. If `rows` is not 0, every token gets the first row of
-    a position table after the norm; models of the transformers library have this table and an unused one of tokens.
+    A learned timestep vector is added to all tokens of a step; with `anchored` it is the vector of the row's first
+    step, as in the models for Atari, which also have token positions. If `rows` is not 0, every token gets the first
+    row of a position table after the norm; models in the transformers library have this table and an unused token
+    table.
     """
 
     states: ObservationConfig = StateVectorConfig()  # encoder of a state
@@ -78,14 +79,13 @@ class TrajectoryEmbedConfig(EmbedConfig):
     def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
         if self.actions < 1 or self.timesteps < 1:
             raise ConfigError(
-                f"{self.actions} actions and {self.timesteps} timesteps; set model.embed.actions and "
-                "model.embed.timesteps to 1 or more"
+                f"model.embed.actions={self.actions} and model.embed.timesteps={self.timesteps}; set both to at least 1"
             )
         return TrajectoryEmbed(self, width, context)
 
 
 class TrajectoryEmbed(nn.Module):
-    """Chen et al. 2021, algorithm 1. Takes the layout of the steps and returns that of the tokens."""
+    """Chen et al. 2021, algorithm 1. Takes the steps' layout and returns the tokens' layout."""
 
     def __init__(self, config: TrajectoryEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
@@ -107,10 +107,10 @@ class TrajectoryEmbed(nn.Module):
         return Layout.full(*inputs.timesteps.shape, device=inputs.timesteps.device)
 
     def forward(self, inputs: TrajectoryInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        """T is the number of tokens of all steps, without that of an unknown last action."""
+        """T is the number of tokens in all steps, without an unknown last action's."""
         known, steps = inputs.actions.shape[1], inputs.timesteps.shape[1]
         if not steps - 1 <= known <= steps:
-            raise UserError(f"{steps} steps with {known} actions; pass one action per step, or omit only the last")
+            raise UserError(f"{steps} steps but {known} actions; pass one action per step, or omit only the last")
         times = self._times(inputs.timesteps, layout)
         before = self._before_action(inputs, times)
         action = self.activation(self.actions(inputs.actions)) + times[:, :known]
@@ -147,7 +147,7 @@ class TrajectoryEmbed(nn.Module):
         return self.timesteps(timesteps)
 
     def _token_layout(self, layout: Layout, length: int) -> Layout:
-        """The layout of the tokens, from that of the steps."""
+        """The tokens' layout, from the steps' layout."""
         if layout.dense:
             return Layout.full(layout.batch, length, device=layout.positions.device)
         count = self.config.tokens

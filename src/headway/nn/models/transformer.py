@@ -21,7 +21,7 @@ from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
-_MIN_CHECKED_POSITIONS = 1 << 16  # positions over all rows from which free memory is checked before allocating states
+_MIN_CHECKED_POSITIONS = 1 << 16  # positions in all rows from which free memory is checked before allocating states
 
 
 class ModelFeatures(NamedTuple):
@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
         tree_map(lambda state: sizes.append(state.nbytes), states)
-        purpose = f"generation of up to {capacity} positions in {batch} rows"
+        purpose = f"generating up to {capacity} positions in {batch} rows"
         check_free_memory(
             purpose, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once"
         )
@@ -220,7 +220,7 @@ class Transformer(nn.Module):
 def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
     max_length = int(layout.lengths.max())
     if int(layout.lengths.min()) < 1:
-        raise UserError("a prompt of 0 tokens cannot be continued; start it with the codec's BOS token")
+        raise UserError("an empty prompt cannot be continued; start it with the codec's BOS token")
     limit = capacity if context is None else min(capacity, context)
     if max_length > limit:
         raise UserError(
@@ -248,5 +248,5 @@ def _check(config: TransformerConfig) -> None:
     inner = config.embed.width if isinstance(config.embed, TokenEmbedConfig) else None
     if config.tie == "head" and inner is not None and inner != config.width:
         raise ConfigError(
-            f"tie head shares an embedding of width {inner} with a model of width {config.width}; set tie to none"
+            f"tie head cannot share an embedding of width {inner} with a model of width {config.width}; set tie to none"
         )

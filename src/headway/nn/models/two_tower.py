@@ -27,10 +27,10 @@ class TwoTowerConfig(ModelConfig):
     """Two towers, left for images and right for texts; each has a head "embedding" with the same output width.
 
     The logit of two vectors x and y is exp(scale) cos(x, y) + bias, with a learned scale and bias. A text ends with its
-    first `end` token ("highest": the highest id of its row), or is padded to the context with `filler`, which the tower
+    first `end` token ("highest": the highest id in its row), or is padded to the context with `filler`, which the tower
     treats like any token (SigLIP).
 
-    In addition to its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path of both towers (or of
+    In addition to its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path for both towers (or for
     each, as [left, right]), `shared`, the width of the shared space, and vocab_size and context of the texts.
     """
 

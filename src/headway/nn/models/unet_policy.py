@@ -39,7 +39,7 @@ class KeypointsConfig:
     """The robot's state, then keypoints (x and y) in the image of each camera, then the environment's state, which
     follows the robot's in a state vector.
 
-    An image is resized, centre-cropped and encoded by a residual network, either shared by all cameras or one each.
+    An image is resized, centre-cropped and encoded by a residual network, one for all cameras or one per camera.
     """
 
     robot: int = 1  # size of the robot's own state
@@ -55,15 +55,17 @@ class KeypointsConfig:
     def __post_init__(self) -> None:
         if min(self.robot, self.surroundings) < 0 or self.points < 1:
             raise ConfigError(
-                f"robot {self.robot}, surroundings {self.surroundings} and points {self.points}; set 0 or more, and "
-                "at least one point"
+                f"robot={self.robot}, surroundings={self.surroundings} and points={self.points}: sizes must be at "
+                "least 0, and points at least 1"
             )
         sizes = {tuple(size) for size in self.cameras}
         if len(sizes) > 1:
-            raise ConfigError(f"the cameras have {len(sizes)} image sizes; use the same size for all")
+            raise ConfigError(f"the cameras have {len(sizes)} different image sizes; use the same size for all")
         for size in (*sizes, self.resized, self.crop):
             if size is not None and not 1 <= min(size) <= max(size) <= _MAX_SIDE:
-                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_MAX_SIDE} for each dimension")
+                raise ConfigError(
+                    f"images of {size[0]} x {size[1]} pixels are not supported; set both sides from 1 to {_MAX_SIDE}"
+                )
         image_size = self.resized or next(iter(sizes), None)
         if image_size and self.crop and (self.crop[0] > image_size[0] or self.crop[1] > image_size[1]):
             raise ConfigError(
@@ -130,7 +132,9 @@ class ObservationEncoder(nn.Module):
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         sizes = tuple(tuple(image.shape[-2:]) for image in observations.images)
         if sizes != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"images are {sizes}, but the model takes {self.config.cameras}; pass all of its cameras")
+            raise UserError(
+                f"images are {sizes}, but the model takes {self.config.cameras}; pass images from all its cameras"
+            )
 
 
 class KeypointEncoder(nn.Module):
@@ -190,16 +194,16 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1 or self.groups < 1:
-            raise ConfigError(f"widths are {list(self.widths)} and groups {self.groups}; set 1 or more each")
+            raise ConfigError(f"widths={list(self.widths)} and groups={self.groups}: all must be at least 1")
         for width in self.widths:
             if width % self.groups:
-                raise ConfigError(f"{width} channels do not divide into {self.groups} groups; set a multiple")
+                raise ConfigError(f"{width} channels are not divisible into {self.groups} groups; set a multiple")
         if self.widths[0] % LAST_GROUPS:
             raise ConfigError(f"the first level has {self.widths[0]} channels; set a multiple of {LAST_GROUPS}")
         if self.taps < 1 or self.taps % 2 == 0:
             raise ConfigError(f"taps is {self.taps}; set an odd kernel size")
         if self.step < 4 or self.step % 2:
-            raise ConfigError(f"step is {self.step}; set an even embedding size of 4 or more")
+            raise ConfigError(f"step is {self.step}; set an even embedding size of at least 4")
 
     @property
     def multiple(self) -> int:
@@ -293,7 +297,7 @@ _HEAD = DiffusionConfig(sampled=100, predicts="noise", clip=1.0, sampler="ddpm",
 @dataclass(frozen=True)
 class UNetPolicyConfig(ModelConfig):
     """A U-Net that denoises `horizon` actions, conditioned on the observations of the last `history` steps. The first
-    action belongs to the oldest of these steps, so `chunk` actions remain from the present on.
+    action belongs to the oldest of these steps, so `chunk` actions remain from the current step on.
     """
 
     horizon: int = 16  # actions predicted at once, including past ones
@@ -307,8 +311,8 @@ class UNetPolicyConfig(ModelConfig):
     def __post_init__(self) -> None:
         if min(self.actions, self.history) < 1 or self.horizon < self.history:
             raise ConfigError(
-                f"{self.horizon} actions of size {self.actions} from {self.history} steps; set model.actions and "
-                "model.history to 1 or more, and model.horizon to model.history or more"
+                f"model.horizon={self.horizon}, model.actions={self.actions} and model.history={self.history}: "
+                "model.actions and model.history must be at least 1, and model.horizon at least model.history"
             )
         if self.horizon % self.net.multiple:
             raise ConfigError(
@@ -318,7 +322,7 @@ class UNetPolicyConfig(ModelConfig):
 
     @property
     def chunk(self) -> int:
-        """Number of actions from the present on."""
+        """Number of actions from the current step on."""
         return self.horizon - self.history + 1
 
     @property
@@ -347,7 +351,7 @@ class UNetPolicy(nn.Module):
             initialise(self, config.init, 1, seed)
 
     def forward(self, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
-        """Predict the chunks from the present on, in normalised units, from the noise in `sample`."""
+        """Predict the chunks from the current step on, in normalised units, from the noise in `sample`."""
         return self.config.head.predict(self, observations, sample)[:, self.config.history - 1 :]
 
     def losses(self, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:

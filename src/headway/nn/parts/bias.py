@@ -1,4 +1,4 @@
-"""Biases on attention scores, by distance or from the whole input. The Stack owns them; layers share them by name."""
+"""Attention score biases, by distance or from the whole input. The Stack owns them; layers share them by name."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class AlibiConfig(BiasConfig):
 
 
 class Alibi(nn.Module):
-    """Press et al. 2022: minus a head's slope times the distance; slopes 2^(-8 i / H), interleaved if H is not a power
-    of two.
+    """Press et al. 2022: minus a head's slope times the distance, with slopes 2^(-8 i / H), interleaved if H is not a
+    power of two.
     """
 
     def __init__(self, config: AlibiConfig) -> None:

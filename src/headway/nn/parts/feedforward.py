@@ -43,7 +43,7 @@ ACTIVATIONS = {name: partial(pointwise, function) for name, function in _PLAIN.i
 @family
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """A layer over each token by itself. Its module returns the output and named auxiliary losses."""
+    """A layer applied to each token separately. Its module returns the output and named auxiliary losses."""
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
@@ -142,7 +142,7 @@ class ExpertsConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:
-            raise ConfigError(f"active is {self.active} of {self.count} experts; set 1 to {self.count}")
+            raise ConfigError(f"active is {self.active} of {self.count} experts; set it from 1 to {self.count}")
 
     def build(self, width: int) -> nn.Module:
         return Experts(self, width)

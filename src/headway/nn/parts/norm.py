@@ -171,7 +171,7 @@ def check_features(kind: FeatureMap, nu: int, norm: KeyNorm = "none") -> None:
         raise ConfigError(f"features {kind} may sum to 0; choose key_norm l2, or features elu or dpfp")
 
 
-_SLOWEST, _FASTEST = 1e-3, 1e-1  # share of its memory that a head initially loses per token
+_SLOWEST, _FASTEST = 1e-3, 1e-1  # fraction of its memory that a head initially loses per token
 
 
 class Strength(nn.Module):

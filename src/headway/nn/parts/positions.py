@@ -170,7 +170,7 @@ class SinusoidTableConfig(PositionsConfig):
                 "a table of positions needs a context; set model.context to the longest input, such as 1500"
             )
         if width % 2 or width < 4:
-            raise ConfigError(f"width is {width}; set an even number of 4 or more for a table of sinusoids")
+            raise ConfigError(f"width is {width}; set an even number of at least 4 for a table of sinusoids")
         return SinusoidTable(self, width, context)
 
 
@@ -196,7 +196,7 @@ class SinusoidTable(nn.Module):
 @dataclass(frozen=True)
 class GridsConfig(PositionsConfig):
     """A learned vector for each of the first `front` positions, then sinusoids of row and column for each position of
-    each grid, row by row. These are all the positions.
+    each grid, row by row. There are no other positions.
     """
 
     front: int = 0  # learned vectors before the grids

@@ -43,7 +43,9 @@ class DynamicScaling(ScalingConfig):
 @register("yarn")
 @dataclass(frozen=True)
 class YarnScaling(ScalingConfig):
-    """Peng et al. 2023: slow frequencies interpolated, fast ones unchanged, a ramp between, and a sharper softmax."""
+    """Peng et al. 2023: slow frequencies are interpolated, fast ones unchanged, with a ramp in between, and the softmax
+    is sharper.
+    """
 
     factor: float = 1.0  # target context divided by the original one
     original: int = 2048  # context of training
@@ -73,7 +75,7 @@ class YarnScaling(ScalingConfig):
 @dataclass(frozen=True)
 class Llama3Scaling(ScalingConfig):
     """Llama 3.1: wavelengths above original / low are multiplied by `factor`, those below original / high stay
-    unchanged, with a ramp between.
+    unchanged, with a ramp in between.
     """
 
     factor: float = 8.0  # factor on long wavelengths
