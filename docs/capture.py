@@ -1,7 +1,8 @@
 """Runs the commands of a page and writes their output below: `python docs/capture.py docs/start/first-run.md`.
 
 A block of the language `console` has lines that begin with `$ `, each followed by its output. All blocks of a page run
-in one new folder, in order. A comment above a block may keep part of a long output: `<!-- output: first 3, last 8 -->`.
+in one new folder, in order. A comment above a block may keep part of a long output, `<!-- output: first 3, last 8 -->`
+or `<!-- output: first 3, from "evaluating" -->`, where the line that begins with that text is the first of the end.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r"(?:<!-- output: (?:first (\d+))?,? ?(?:last (\d+))? -->\n)?^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:<!-- output: (?:first (\d+))?,? ?(?:last (\d+)|from \"([^\"]+)\")? -->\n)?^```console\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
-NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n]*\r(?!\n)")
+NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n]*\r(?!\n)|^W: Download is performed unsandboxed.*\n?", re.MULTILINE)  # as root
 
 
 def commands(block: str) -> list[str]:
@@ -40,7 +42,7 @@ def run(command: str, folder: Path) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"{command} exited with {done.returncode}:\n{done.stdout}")
-    return NOISE.sub("", done.stdout).replace(str(folder), "").rstrip()
+    return NOISE.sub("", done.stdout).replace(str(folder), "").replace(sys.prefix, ".venv").rstrip()
 
 
 def page(text: str, output: Callable[[str], str]) -> str:
@@ -49,8 +51,10 @@ def page(text: str, output: Callable[[str], str]) -> str:
     def filled(match: re.Match[str]) -> str:
         first, last = (int(match[number]) if match[number] else None for number in (1, 2))
         parts = []
-        for command in commands(match[3]):
+        for command in commands(match[4]):
             lines = output(command).splitlines()
+            if match[3] is not None:
+                last = next((len(lines) - n for n, line in enumerate(lines) if line.startswith(match[3])), None)
             if (first is not None or last is not None) and len(lines) > (first or 0) + (last or 0):
                 lines = [*lines[: first or 0], "...", *(lines[-last:] if last else [])]
             parts.append("\n".join([f"$ {command}".replace("\0", "\n"), *lines]))

@@ -56,7 +56,7 @@ def shortened(words: list[str]) -> list[str]:
         if option in words:
             place = words.index(option)
             words[place : place + 2] = [] if option == "--minutes" and words[0] in SHORT else [option, "2"]
-    return words + SHORT.get(words[0], []) + (["task.episodes=1"] if words[:2] == ["train", "robotics"] else [])
+    return words + SHORT.get(words[0], []) + (["task.episodes=1", "task.final=2"] if words[:2] == ["train", "robotics"] else [])
 
 
 @pytest.mark.usefixtures("brief_samples")
