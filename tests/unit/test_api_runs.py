@@ -195,7 +195,7 @@ def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: 
     [scores] = model.score(["HH EH D"], sources=["head"])
     assert len(scores) == 4
     assert model.score("HH EH D", sources="head") == scores
-    with pytest.raises(hw.UserError, match="there are 1 targets and 2 sources; pass one source per target"):
+    with pytest.raises(hw.UserError, match="there are 1 targets but 2 sources; pass one source per target"):
         model.score(["HH EH D"], sources=["head", "red"])
     assert all(score < 0 for score in scores)
 

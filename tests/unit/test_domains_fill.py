@@ -91,7 +91,7 @@ def test_probabilities_are_those_of_the_whole_vocabulary(codec: Codec) -> None:
 
 def test_what_cannot_be_filled_in_is_refused(codec: Codec) -> None:
     model = model_of(codec)
-    with pytest.raises(UserError, match="the text 'I am the king\\.' has no mask"):
+    with pytest.raises(UserError, match="'I am the king\\.' has no mask; write"):
         fill(model, codec, "I am the king.")
     with pytest.raises(UserError, match="the model takes at most 32"):
         fill(model, codec, TEXT * 3 + "[MASK]")

@@ -267,7 +267,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
     monthly.write_text("month,v\n" + "".join(f"{2000 + n // 12}-{n % 12 + 1:02},{n}\n" for n in range(99)))
     for arguments, part in (
         (["--data", str(short)], "has 20 values, but the model needs 56"),
-        (["--data", str(monthly)], "steps of 1 months"),
+        (["--data", str(monthly)], "the data have one value per month, but the model was trained on one per day"),
         (["--picture", "x.bmp"], "is not a supported image file"),
         (["--out", str(tmp_path / "no" / "x.csv")], "not a folder"),
         (["--steps", "0"], "is not an integer of at least 1"),
@@ -281,7 +281,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("days", "settings", "part"),
     [
-        (10, {}, "'sales' has 10 values, 6 to train on"),
+        (10, {}, "'sales' has 10 values, of which 6 are for training: too few"),
         (60, {"task.season": 52}, "a season of 52"),
         (90, {"task.context": 80}, "too few"),
         (99, {"task.horizon": 0}, "task.horizon is 0"),

@@ -248,7 +248,7 @@ def test_a_few_demonstrations_judge_a_policy_that_plays_nowhere(
 
 def test_environments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
-        ("CartPole-v1", "takes actions of 2 choices, this policy outputs 2 numbers"),
+        ("CartPole-v1", "takes actions of 2 choices, but this policy outputs 2 numbers"),
         ("Pendulum-v1", "takes actions of 1 numbers"),
         ("HeadwayReech-v0", "did you mean 'HeadwayReach-v0'"),
     ):

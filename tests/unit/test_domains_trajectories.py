@@ -354,7 +354,7 @@ def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], messag
 
 def test_a_window_longer_than_the_model_reads_is_told(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **OFFLINE)
-    with pytest.raises(ConfigError, match=r"task.context 4 is 12 tokens, but model.context is 9"):
+    with pytest.raises(ConfigError, match=r"task.context=4 needs 12 tokens, but model.context is 9"):
         task.adapt(tiny(**{"model.context": 9}).model)
 
 

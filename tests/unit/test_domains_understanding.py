@@ -155,7 +155,7 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
     usage, given = Usage(labels=task.examples.labels), [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")]
     found = classify(model, task.examples.codec, usage, given)
     assert set(found[0]) == {"same", "other"}
-    with pytest.raises(UserError, match="1 of 2 are pairs"):
+    with pytest.raises(UserError, match="1 of 2 inputs are text pairs"):
         classify(model, task.examples.codec, usage, [("a", "b"), "c"])
 
 

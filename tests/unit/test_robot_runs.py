@@ -205,9 +205,9 @@ def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_that_do_not_act_are_told(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="episodes is 0 and seed is None; use 1"):
+    with pytest.raises(UserError, match="episodes is 0 and seed is None; use at least 1 episode"):
         hw.load(run).rollout(episodes=0)
-    with pytest.raises(UserError, match="episodes is 1 and seed is -1; use 1"):
+    with pytest.raises(UserError, match="episodes is 1 and seed is -1; use at least 1 episode"):
         hw.load(run).rollout(episodes=1, seed=-1)
 
 

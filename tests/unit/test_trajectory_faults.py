@@ -109,7 +109,7 @@ def test_scales_of_another_environment_are_told(
     numbers = shape[0] if len(shape) == 1 else 0  # images have no scales
     given = (0.0,) * numbers, (1.0,) * numbers
     TrajectoryCodec(shape, *given, 1.0, choices, reach, 4, 0.0, "Pendulum-v1").save(tmp_path)
-    message = rf"has a model of states of 3 numbers and actions of 1 numbers, but its trajectories\.json has {told}"
+    message = rf"takes states of 3 numbers and actions of 1 numbers, but its trajectories\.json has {told}"
     with pytest.raises(UserError, match=message):
         hw.load(tmp_path).rollout(episodes=1)
 

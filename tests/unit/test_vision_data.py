@@ -118,7 +118,7 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
         ("kind", r"starts with the bytes 00 00 0d 03, not with 00 00 08 03"),
         ("alone", r"train-images-idx3-ubyte.gz has no file of labels next to it"),
         ("none", r"is empty \(0 x 8 x 8 pixels\)"),
-        ("names", r"has class 2, but task.names has 2 names"),
+        ("names", r"has class 2, but task.names has only 2 names"),
     ],
 )
 def test_idx_files_that_are_wrong_say_why(change: str, message: str, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ class Calendar:
         period = _DAY if self.step >= _HOUR // 6 else _HOUR
         return period // self.step if period % self.step == 0 else 1
 
+    @property
+    def step_text(self) -> str:
+        """The step in the largest unit that divides it, such as "day" or "3 months"."""
+        units = {"microsecond": 1, "second": _SECOND, "minute": 60 * _SECOND, "hour": _HOUR, "day": _DAY}
+        names = units if self.unit == "microsecond" else {"step" if self.unit == "number" else self.unit: 1}
+        name = next(name for name in reversed(names) if self.step % names[name] == 0)
+        count = self.step // names[name]
+        return name if count == 1 else f"{count:,} {name}s"
+
     def format(self, tick: int) -> str:
         """Format a time like the times in the data. UserError if it is after the year 9999."""
         if self.unit == "number":

@@ -349,10 +349,9 @@ def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
-        data_steps, model_steps = (
-            f"{steps_source.step:,}-{steps_source.unit} steps" for steps_source in (calendar, codec)
-        )
+        trained = Calendar(codec.unit, codec.step, calendar.example).step_text
         raise UserError(
-            f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to those"
+            f"the data have one value per {calendar.step_text}, but the model was trained on one per {trained}; "
+            "resample the data"
         )
     return codec
