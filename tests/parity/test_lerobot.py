@@ -420,7 +420,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no limit": ({"clip_sample": False}, "a head that predicts noise needs clipped samples"),
     "an odd horizon": ({"horizon": 10, "n_action_steps": 8}, "set a multiple of 4"),
     "a longer past": ({"n_obs_steps": 9, "n_action_steps": 1}, "and model.horizon at least model.history"),
-    "too many to execute": ({"n_action_steps": 8}, "n_action_steps is 8; choose 1 to 7, a chunk's length"),
+    "too many to execute": ({"n_action_steps": 8}, "n_action_steps is 8; choose 1 to 7, the chunk length"),
     "even taps": ({"kernel_size": 4}, "taps is 4; set an odd kernel size"),
     "groups that do not fit": ({"n_groups": 5}, "16 channels are not divisible into 5 groups"),
     "no levels": ({"down_dims": []}, "widths=[] and groups"),

@@ -254,7 +254,7 @@ def test_the_version_is_one_that_clients_know(http: TestClient) -> None:
 
 
 def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
-    told = "the models are those that headway serve was started with"
+    told = "models are chosen when headway serve starts"
     calls = [
         lambda: client.pull("llama"),
         lambda: list(client.pull("llama", stream=True)),

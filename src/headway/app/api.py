@@ -125,7 +125,7 @@ def train(
             summary, task = finished_run.summary, trainer.run.task
             if trainer.extended and progress:
                 limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
-                print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
+                print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)
             if summary.get("scores"):  # the run was already finished
                 return finished_run
             return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
@@ -272,7 +272,7 @@ def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> li
     return [
         Picture(
             f"Attention, head {number}",
-            f"{name}: attention of each token (row) over the tokens (columns)",
+            f"{name}: attention from each token (row) to each token (column)",
             heatmap(head, tokens, tokens, "self-attention"),
         )
         for number, head in enumerate(heads, 1)

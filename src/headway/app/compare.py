@@ -328,11 +328,11 @@ def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
     other_variants = [name for name, precision in choices.items() if precision.name != common]
     reason = next((precision.reason for precision in choices.values() if precision.name == common), "as set")
     alternative = (
-        f"; alone, {', '.join(other_variants)} would train in {choices[other_variants[0]].name}"
+        f"; trained separately, {', '.join(other_variants)} would use {choices[other_variants[0]].name}"
         if other_variants
         else ""
     )
-    return f"All matrix products of training are in {common} ({reason}){alternative}."
+    return f"All training matrix products are in {common} ({reason}){alternative}."
 
 
 def _comparison_directory(
@@ -343,7 +343,7 @@ def _comparison_directory(
         if not isinstance(values, (list, tuple)) or not values:
             raise UserError(f"{key} is {format_value(values)}; pass a list of values to compare")
     if seeds < 1:
-        raise UserError(f"seeds is {seeds}; pass 1 or more")
+        raise UserError(f"seeds={seeds}, but it must be at least 1")
     if run is not None:
         return Path(run)
     if resume:
@@ -406,8 +406,8 @@ def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
     changed = _first_change(read_json(file), file, base, plan)
     if changed:
         raise UserError(
-            f"{directory} has a different comparison: {changed}; resume it with its own settings, or choose another "
-            "directory with --run"
+            f"{directory} contains a different comparison: {changed}; resume it with its own settings, or "
+            "choose another directory with --run"
         )
     check_tree(directory)
 
@@ -422,9 +422,8 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
     difference_text = differences(read_json(file).get("data"), plan["data"])
     if difference_text is not None:
         raise UserError(
-            f"the runs of {directory} were trained on other data: these have {difference_text}; pass the comparison's "
-            "data, or "
-            "choose another directory with --run"
+            f"the runs in {directory} were trained on other data: the new data have {difference_text}; pass the "
+            "comparison's data, or choose another directory with --run"
         )
 
 
@@ -455,23 +454,23 @@ def _notes(
 ) -> Iterator[str]:
     """Sentences on the budget, the measured training, the sizes and the seeds."""
     if minutes is not None:
-        budget = f"for {format_duration(60 * minutes)}, everything included,"
+        budget = f"for {format_duration(60 * minutes)}in total"
     elif tokens is not None:
         budget = f"on about {tokens:,} {unit}s"
     else:
         budget = f"for {_format_range([variant_result.variant.recipe.train.steps for variant_result in results])} steps"
-    yield f"Each run trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
+    yield f"Each variant trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
     seconds, steps, targets = (
         [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
     )
     yield (
-        f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, "
+        f"Training took {_format_range(seconds, 1)} s and {_format_range(steps)} steps, and processed "
         f"{_format_range(targets)} {unit}s."
     )
     if minutes is not None and min(seconds) < (1 - _TIME_TOLERANCE) * max(seconds):
         yield (
-            f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the time of the longest, "
+            f"Caution: the shortest training run took {min(seconds) / max(seconds):.0%} of the longest run's time, "
             "because of slow evaluations, few steps or other load on the machine; use more --minutes."
         )
     compared = [variant_result.variant for variant_result in results]
@@ -482,7 +481,7 @@ def _notes(
     if precision:
         yield precision
     if seeds == 1:
-        yield "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3."
+        yield "Each variant was run once, so differences may be due to the seed. Repeat with --seeds 3."
 
 
 def _format_range(values: Sequence[float], digits: int = 0) -> str:

@@ -180,7 +180,7 @@ def check_format(target_format: str, dtype: str | None) -> None:
         raise UserError(f"unknown format {target_format!r}; {nearest(target_format, get_args(Format))}")
     if dtype is not None and target_format != "gguf":
         raise UserError(
-            f"--dtype {dtype} applies to gguf files only, and the format is {target_format}; add --format gguf"
+            f"--dtype {dtype} applies to gguf files only, but the format is {target_format}; add --format gguf"
         )
 
 

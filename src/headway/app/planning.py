@@ -195,7 +195,7 @@ class SizePlanner:
         if longer_plan is not None and longer_plan.size > 1.2 * best.size:
             reasons = (
                 *reasons,
-                f"in {_LONGER_FACTOR} times the minutes a model of {longer_plan.size:,} would reach a lower loss",
+                f"{_LONGER_FACTOR} times the minutes would allow a better model with {longer_plan.size:,} parameters",
             )
         return replace(
             with_size(self.recipe, best, self.scale, self.unique_targets, self.user_settings), reasons=reasons

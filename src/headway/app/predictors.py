@@ -37,30 +37,30 @@ class Verb(NamedTuple):
     variant_of: str | None = None
 
 
-_GENERATE = Verb("continue a prompt", "use a language model, such as a GPT")
+_GENERATE = Verb("continue a prompt", "use a language model, such as GPT-2")
 _CHAT = Verb("hold a conversation", "use a language model, such as a run of the recipe instruct")
-_TRANSCRIBE = Verb("transcribe sounds", "use a speech model, such as a Whisper")
+_TRANSCRIBE = Verb("transcribe audio", "use a speech model, such as Whisper")
 VERBS = {
     "generate": _GENERATE,
     "chat": _CHAT,
     "translate": Verb("translate", "use an encoder-decoder, such as a run of the recipe translation"),
     "transcribe": _TRANSCRIBE,
     "caption": Verb("write captions", "use a run of the recipe caption"),
-    "fill": Verb("fill in masks", "use a masked language model, such as a BERT"),
+    "fill": Verb("fill in masks", "use a masked language model, such as BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
     "rerank": Verb(
-        "rank documents", "use a cross-encoder, such as a BERT with one label, or fine-tune one: headway train pairs"
+        "rank documents", "use a cross-encoder, such as BERT with one label, or fine-tune one: headway train pairs"
     ),
     "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
-    "match": Verb("match images and texts", "use a CLIP or SigLIP"),
-    "embed": Verb("make embeddings", "use an encoder, such as a BERT, a ViT or a CLIP"),
-    "look": Verb("show its attention to an image", "use an image model, such as a ViT"),
+    "match": Verb("match images and text", "use a CLIP or SigLIP model"),
+    "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
+    "look": Verb("show its attention to an image", "use an image model, such as ViT"),
     "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
     "forecast": Verb("forecast time series", "use a run of the recipe forecast"),
-    "score": Verb("score texts", "use a language model or an encoder-decoder"),
-    "attention": Verb("show its attention to a text", "use a text model"),
+    "score": Verb("score text", "use a language model or an encoder-decoder"),
+    "attention": Verb("show its attention to text", "use a text model"),
     "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
     "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
     "stream": _GENERATE._replace(variant_of="generate"),

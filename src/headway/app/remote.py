@@ -368,7 +368,7 @@ class _ServerClient:
         self._url, self._base = url, quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%")
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise UserError("the API key contains characters that a header cannot have; check it")
+            raise UserError("the API key contains characters that are not allowed in a header; check it")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def request(self, method: str, path: str, body: Fields | None, parse: Callable[[Any], T]) -> T:
@@ -404,14 +404,14 @@ class _ServerClient:
                 if "error" in event:
                     raise UserError(str(event["error"]["message"]))
                 yield from filter(None, map(parse, event["choices"]))
-        raise UserError(f"the response of {self._url} is incomplete; try again")
+        raise UserError(f"the response from {self._url} is incomplete; try again")
 
     def _read_json(self, response: HTTPResponse, parse: Callable[[Any], T]) -> T:
         with response, self._user_errors():
             raw = response.read(_MAX_RESPONSE + 1)
             if len(raw) > _MAX_RESPONSE:
                 raise UserError(
-                    f"the response of {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
+                    f"the response from {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
                 )
             return parse(json.loads(raw))
 
@@ -429,7 +429,7 @@ class _ServerClient:
         try:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self._url} answers with status {response.status}; pass the URL of a headway server"
+            message = f"{self._url} answered with status {response.status}; pass the URL of a headway server"
         raise UserError(message)
 
     @contextmanager
@@ -444,7 +444,7 @@ class _ServerClient:
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{self._url} does not answer with headway's API ({error}); pass the URL of a headway server"
+                f"{self._url} does not speak headway's API ({error}); pass the URL of a headway server"
             ) from None
 
 
@@ -482,7 +482,7 @@ def _as_list(items: Any) -> tuple[list[Any], bool]:
     if isinstance(items, (str, Path)):
         return [items], True
     if not isinstance(items, Iterable):
-        raise UserError(f"the input is a {type(items).__name__}; pass a text, a file, or a list of these")
+        raise UserError(f"the input is a {type(items).__name__}; pass a string, a file, or a list of these")
     return list(items), False
 
 

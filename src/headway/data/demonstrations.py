@@ -199,19 +199,19 @@ def _check_compatible(reference: Demonstrations, part: Demonstrations, reference
         sizes = [getattr(recording, name).shape[1] for recording in (reference, part)]
         if sizes[0] != sizes[1]:
             raise UserError(
-                f"{source} has {name} of size {sizes[1]}, but {reference_source} has size {sizes[0]}; pass data of "
+                f"{source} has {name} of size {sizes[1]}, but {reference_source} has size {sizes[0]}; pass data from "
                 "one robot"
             )
     cameras = [{name: frames.size for name, frames in recording.cameras.items()} for recording in (reference, part)]
     if cameras[0] != cameras[1]:
         raise UserError(
             f"{source} has {_format_cameras(cameras[1])}, but {reference_source} has {_format_cameras(cameras[0])}; "
-            "pass data with equal cameras"
+            "pass data with the same cameras"
         )
     if reference.rate and part.rate and reference.rate != part.rate:
         raise UserError(
             f"{source} has {part.rate:g} steps per second, but {reference_source} has {reference.rate:g}; pass data "
-            "with one rate"
+            "recorded at one rate"
         )
 
 

@@ -51,9 +51,7 @@ def read_chats(file: File) -> Iterator[Dialogue]:
             raise _missing_key_error(file, number, row, "messages")
         messages = _messages(file, number, "messages", row["messages"])
         if not any(message["role"] == ASSISTANT for message in messages):
-            raise UserError(
-                f"{file}, line {number} has no message by the assistant to learn from; add one or remove the line"
-            )
+            raise UserError(f"{file}, line {number} has no assistant message to learn from; add one or remove the line")
         yield Dialogue(number, messages)
 
 
@@ -75,7 +73,7 @@ def read_preferences(file: File) -> Iterator[Preference]:
             raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
         for key, ending in (("chosen", preference.chosen), ("rejected", preference.rejected)):
             if not ending or ending[-1]["role"] != ASSISTANT:
-                raise UserError(f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one")
+                raise UserError(f"{file}, line {number}: {key!r} does not end with an assistant message; add one")
         if not preference.prompt:
             raise UserError(
                 f"{file}, line {number} has no prompt, and chosen and rejected start differently; add a prompt"

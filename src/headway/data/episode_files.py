@@ -228,7 +228,7 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
         indices = np.ravel(columns["ends" if "ends" in columns else "indices"]())
         ends = indices if "ends" in columns else np.append(indices, steps)
         if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
-            raise UserError(f"{source}: the ends of episodes do not increase to {steps:,} rewards; correct them")
+            raise UserError(f"{source}: episode ends do not increase to the number of rewards ({steps:,}); fix them")
         ends = ends.astype(np.int64)
         flags = next((np.ravel(columns[name]()) for name in ("cut",) if name in columns), None)
         if flags is None and "terminal" in columns:
@@ -237,7 +237,7 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
     terminated, truncated = (_flags(columns, names, steps, source) for names in (_TERMINAL_NAMES, _TIMEOUT_NAMES))
     if terminated is None and truncated is None:
         raise UserError(
-            f"{source} does not mark the ends of episodes; add an array ends, or terminals and timeouts as in D4RL"
+            f"{source} does not mark where episodes end; add an array ends, or terminals and timeouts as in D4RL"
         )
     all_false = np.zeros(steps, bool)
     terminated, truncated = (

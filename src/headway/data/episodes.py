@@ -132,13 +132,13 @@ def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str]) -> E
                 raise UserError(
                     f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has "
                     f"{describe_shape(reference)}; "
-                    "pass files of one environment"
+                    "pass files from one environment"
                 )
         reference, candidate = (recording.environment.partition("-v")[0] for recording in (first, part))
         if reference and candidate and reference != candidate:
             raise UserError(
                 f"{source} was recorded in {part.environment}, but {sources[0]} in {first.environment}; "
-                "pass files of one environment"
+                "pass files from one environment"
             )
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     return Episodes(
@@ -187,7 +187,7 @@ def _check_same_shape(episode: Episode, first: Episode, location: str) -> None:
         shape, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
         if shape != expected:
             raise UserError(
-                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes of one "
+                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes from one "
                 "environment"
             )
 

@@ -47,7 +47,7 @@ def read_idx_pairs(paths: Sequence[Path]) -> list[IdxPart]:
     for path in paths:
         match = _NAME.fullmatch(_without_compression(path.name))
         if match is None:
-            raise UserError(f"{path} does not have the name of an IDX file; rename it like train-images-idx3-ubyte.gz")
+            raise UserError(f"{path} is not named like an IDX file; use a name such as train-images-idx3-ubyte.gz")
         pairs.setdefault(match["stem"], {})[match["what"]] = path
     return [_read_pair(stem, pair) for stem, pair in pairs.items()]
 

@@ -46,7 +46,7 @@ def merge_spellings(raw_labels: Sequence[str], known: Collection[str] = ()) -> M
     if not merged:
         return MergedLabels([names[label] for label in raw_labels], ())
     listing = "; ".join(merged[:_MAX_LISTED]) + ("; ..." if len(merged) > _MAX_LISTED else "")
-    note = f"labels that differ only in spelling are merged: {listing}"
+    note = f"labels that differ only in formatting were merged: {listing}"
     _LOG.warning("%s", note)
     return MergedLabels([names[label] for label in raw_labels], (f"{note[0].upper()}{note[1:]}.",))
 

@@ -109,7 +109,7 @@ def read_lerobot(
 
 def _task_name(folder: Path, names: dict[int, str], index: int) -> str:
     if index not in names:
-        raise UserError(f"{folder}: rows have the task {index}, which is missing in meta/; {DOWNLOAD_AGAIN}")
+        raise UserError(f"{folder}: rows have the task {index}, which is missing from meta/; {DOWNLOAD_AGAIN}")
     return names[index]
 
 

@@ -70,7 +70,7 @@ def read_info_file(folder: Path) -> DatasetInfo:
     raw = read_json(path)
     version = raw.get("codebase_version")
     if version not in VERSIONS:
-        raise UserError(f"{path}: codebase_version is {version!r}; use a folder of {', '.join(VERSIONS)}")
+        raise UserError(f"{path}: codebase_version is {version!r}; use a folder in version {', '.join(VERSIONS)}")
     rate = raw.get("fps")
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 100_000:
         raise UserError(f"{path}: fps is {rate!r}; set it to the steps per second")
@@ -100,7 +100,7 @@ def read_episode_entries(info: DatasetInfo) -> list[EpisodeEntry]:
     for index, episode in enumerate(entries):
         location = f"{info.folder}, episode {episode.index}"
         if episode.index != index:
-            raise UserError(f"{location} is in the position of episode {index}; {DOWNLOAD_AGAIN}")
+            raise UserError(f"{location} is where episode {index} should be; {DOWNLOAD_AGAIN}")
         if episode.length <= 0:
             raise UserError(f"{location} has {episode.length} steps; remove it")
     return entries

@@ -35,7 +35,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for name, share in (("validation", self.validation), ("test", self.test)):
             if not 0 <= share < 1:
-                raise ConfigError(f"{name} share is {share}; set a number from 0 to below 1")
+                raise ConfigError(f"{name} share is {share}; set it to at least 0 and below 1")
         if self.validation + self.test >= 1:
             total = self.validation + self.test
             raise ConfigError(f"validation and test together take {total} of the data; lower one of them")
@@ -170,7 +170,7 @@ def split_by_key(
     removed = len(training) - len(indices["train"])
     if removed:
         _LOG.warning(
-            "dropped %s of %s training samples, because validation or test files contain the same ones",
+            "dropped %s of %s training samples that are also in validation or test files",
             f"{removed:,}", f"{len(training):,}",
         )  # fmt: skip
     return SplitIndices(indices, removed)

@@ -95,7 +95,7 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedCorpus:
     are skipped.
     """
     if not paths:
-        raise UserError("no files of tagged text; pass at least one")
+        raise UserError("no tagged text files; pass at least one")
     all_files = [file for path in paths for file in find_files(user_path(path), CONLL_KINDS)]
     files = resolve_named_splits(
         [replace(file, named_split=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files]

@@ -55,7 +55,7 @@ def read_digests(folder: Path) -> dict[str, tuple[int, str]]:
     try:
         if content["version"] != _VERSION:
             raise UserError(
-                f"{path} has version {content['version']}, headway reads {_VERSION}; install a newer version"
+                f"{path} has version {content['version']}, but headway reads {_VERSION}; install a newer version"
             )
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):

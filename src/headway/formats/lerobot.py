@@ -138,7 +138,7 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
     )
     execute, chunk = settings.get("n_action_steps", int), _chunk(settings)
     if not 1 <= execute <= chunk:
-        raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, a chunk's length")
+        raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, the chunk length")
     scales = Scales(
         inputs.scale(ROBOT_STATE, "STATE", features.robot),
         inputs.scale(ENVIRONMENT_STATE, "ENV", features.surroundings),
@@ -190,7 +190,7 @@ class _Statistics:
         name = self.name(feature, statistic)
         if name not in self.weights.names():
             raise UserError(
-                f"{self.weights.source} has no {statistic} of {feature} ({name}), needed to scale it; get the "
+                f"{self.weights.source} has no {statistic} for {feature} ({name}), needed to scale it; get the "
                 "folder again, or convert it with LeRobot's migrate_policy_normalization"
             )
         tensor = self.weights.get(name).float().flatten()

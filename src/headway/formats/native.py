@@ -51,7 +51,7 @@ def _check_counts(settings: Settings, tensors: int) -> None:
             count, max_count = values.get(name), _MAX_EXPERTS if name in _EXPERT_SETTINGS else tensors
             if isinstance(count, int) and count > max_count:
                 raise UserError(
-                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors of the file; "
+                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
                     "settings and weights do not belong together"
                 )
 
@@ -93,7 +93,7 @@ def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
 
 def _mismatch_message(source: str, name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{source}: the settings fit no {name} ({reason}); get the file again"
+    return f"{source}: the settings do not describe a valid {name} ({reason}); get the file again"
 
 
 FILE = "model.safetensors"

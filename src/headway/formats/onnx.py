@@ -144,7 +144,7 @@ def _check_parts(model: Transformer, source: str) -> None:
     if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
         embed_kind = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
         raise UserError(
-            f"{source} takes {embed_kind}, and only text and image models can be exported to ONNX; load it with hw.load"
+            f"{source} takes {embed_kind}, but only text and image models can be exported to ONNX; load it with hw.load"
         )
     for number, block in enumerate(config.stack.blocks, 1):
         if not isinstance(block.mixer, AttentionConfig):

@@ -148,16 +148,14 @@ class TrainingStatistics:
         messages = []
         if too_long:
             messages.append(
-                f"longer than any text in training: {too_long:,} of {len(texts):,}, with up to {max_length:,} tokens, "
-                "where the "
-                f"longest had {self.longest:,}; pass them sentence by sentence, or do not trust the output"
+                f"longer than any text in training: {too_long:,} of {len(texts):,}, with up to {max_length:,} tokens "
+                f"(the longest in training had {self.longest:,}); split them into sentences, or do not trust the output"
             )
         if unexpected:
             first = _quote(unexpected[0])
             messages.append(
-                f"with tokens that no text in training had: {len(unexpected):,} of {len(texts):,}, such as {first!r}; "
-                "do "
-                "not trust the output"
+                f"with tokens that never occurred in training: {len(unexpected):,} of {len(texts):,}, such as "
+                f"{first!r}; do not trust the output"
             )
         return messages
 

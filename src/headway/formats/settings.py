@@ -61,7 +61,7 @@ class Settings:
         if raw is None:
             if default is None:
                 if name in self.values:
-                    raise UserError(f"{self.source}: {name} is null; set a value, or leave it out")
+                    raise UserError(f"{self.source}: {name} is null; set a value, or remove it")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, raw, f"{self.source}: {name}")
@@ -91,7 +91,7 @@ class Settings:
         """Raise UserError if a setting is present with a value that is not supported."""
         actual = self._lookup(name)
         if actual is not None and actual not in expected:
-            known = ", ".join(map(repr, expected)) or "left out"
+            known = ", ".join(map(repr, expected)) or "omitted"
             raise UserError(f"{self.source}: {name} is {actual!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
@@ -169,7 +169,7 @@ class Settings:
     def _checked_context(self, default: int, limit: int) -> int:
         if self.context is not None and self.context > limit:
             raise UserError(
-                f"{self.source}: a context of {self.context} exceeds the {limit} positions of the model; "
+                f"{self.source}: a context of {self.context} exceeds the model's {limit} positions; "
                 f"choose {limit} or fewer"
             )
         return max(default, self.context or default)

@@ -83,10 +83,10 @@ def parse_keys(lines: Sequence[str], source: str) -> list[ApiKey]:
         if not secret:
             continue
         if not (secret.isascii() and secret.isprintable()) or (limit and not (limit.isdecimal() and int(limit) > 0)):
-            raise UserError("a line of keys is not KEY or KEY N; use printable ASCII without spaces, and N from 1 up")
+            raise UserError("a key line is not KEY or KEY N; use printable ASCII without spaces, and N of at least 1")
         keys.append(ApiKey(secret, int(limit) if limit else None))
     if not keys:
-        raise UserError(f"--api-key {source!r} contains no key; add one, or leave it out")
+        raise UserError(f"--api-key {source!r} contains no key; add one, or remove the option")
     return keys
 
 

@@ -97,7 +97,7 @@ def _check_depth(raw: bytes, max_depth: int) -> None:
 
 
 def _too_deep(max_depth: int) -> StatusError:
-    return StatusError(400, f"the body has more than {max_depth} levels; make it flatter", code="too_deep")
+    return StatusError(400, f"the body is nested more than {max_depth} levels deep; flatten it", code="too_deep")
 
 
 def _validation_error(message: str, struct: Any) -> StatusError:

@@ -262,7 +262,7 @@ ENDPOINTS = (
         "POST",
         "/v1/completions",
         create_completion,
-        "continuations of texts or token ids",
+        "continuations of text or token ids",
         CompletionBody,
         CompletionAnswer,
         CompletionAnswer,

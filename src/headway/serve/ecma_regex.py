@@ -151,7 +151,7 @@ def _escape_code_point(code: int) -> str:
 def parse_pattern(pattern: str, source: str) -> EcmaPattern:
     """A parsed pattern. UserError, which names `source`, if the string is not a pattern or has no equivalent."""
     if len(pattern) > MAX_PATTERN_LENGTH:
-        raise UserError(f"{source} has a pattern of {len(pattern):,} characters; use {MAX_PATTERN_LENGTH:,} at most")
+        raise UserError(f"{source} has a pattern of {len(pattern):,} characters; use at most {MAX_PATTERN_LENGTH:,}")
     parsed = EcmaPattern(_PatternParser(pattern, source).parse(), pattern, source)
     parsed.terminal(searched=True, quoted=True)  # raises for a pattern without an equivalent
     return parsed

@@ -46,7 +46,7 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
 
     NEUTRAL: ClassVar[Neutrals] = {
         "add_special_tokens": Neutral((True,), "special tokens are always added; leave it out"),
-        "truncate_prompt_tokens": Neutral((), "texts are only cut to the model's context; use truncate"),
+        "truncate_prompt_tokens": Neutral((), "text is only cut to the model's context; use truncate"),
         "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
         "normalize": Neutral((True,), "embeddings always have unit length; leave it out"),
     }

@@ -87,7 +87,7 @@ def num_samples(body: GenerationBody, prompts: int, context: Context) -> int:
     if n > settings.max_n:
         raise StatusError(400, f"n is {n}; use an integer from 1 to {settings.max_n}", "n")
     if n * prompts > settings.max_sequences:
-        message = f"{prompts} prompts with n={n} make {n * prompts} texts, but the limit is {settings.max_sequences}"
+        message = f"{prompts} prompts with n={n} are {n * prompts} sequences, but the limit is {settings.max_sequences}"
         raise StatusError(400, f"{message}; send several requests", "prompt")
     return n
 
@@ -150,7 +150,7 @@ def truncate_prompt(ids: list[int], body: GenerationBody, model: Model, new: int
             return ids
         max_prompt = max(1, model.context - new)
     if not max_prompt:
-        message = "truncate_prompt_tokens is 0, which leaves no prompt; use -1, or an integer from 1 up"
+        message = "truncate_prompt_tokens is 0, which leaves no prompt; use -1, or an integer of at least 1"
         raise StatusError(400, message, "truncate_prompt_tokens")
     return ids[-max_prompt:] if body.truncation_side == "left" else ids[:max_prompt]
 

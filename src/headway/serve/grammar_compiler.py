@@ -96,7 +96,7 @@ def _try_compile(grammar: str, vocab_size: int) -> str:
     has_first_token = any(matcher.compute_bitmask())
     if (seconds := time.process_time() - start) > _MAX_FIRST_SECONDS:
         raise UserError(
-            f"the format takes {seconds:.1f} s to find its first token, and the limit is {_MAX_FIRST_SECONDS:g}; use "
+            f"the format takes {seconds:.1f} s to find its first token, but the limit is {_MAX_FIRST_SECONDS:g}; use "
             "a simpler one"
         )
     if not has_first_token or matcher.is_error():

@@ -35,9 +35,9 @@ BETWEEN_TOKENS_SECONDS = Histogram(
 
 ProcessCollector(registry=REGISTRY)  # CPU time, memory, descriptors, start: where the system reports them
 _GAUGES = {  # gauges; all other values of a scheduler are counters since its start
-    "waiting": "Waiting sequences, preempted ones included.",
+    "waiting": "Waiting sequences, including preempted ones.",
     "running": "Running sequences.",
-    "blocks": "KV cache blocks in use, cached prefixes included.",
+    "blocks": "KV cache blocks in use, including cached prefixes.",
     "most_blocks": "Maximum number of KV cache blocks.",
 }
 _COUNTERS = {

@@ -216,7 +216,7 @@ class ServedModels:
     def _add(self, name: str, path: Path) -> None:
         existing = self._entries.get(name)
         if existing is not None:
-            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or link to one")
+            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or use a link")
         self._entries[name] = _Entry(name, path)
 
     def _entry(self, name: str) -> _Entry:
@@ -263,7 +263,7 @@ class ServedModels:
                 started = time.monotonic()
                 loaded = await self._in_thread(lambda: self._open(entry))
             previous, entry.loaded, entry.summary, entry.tried_files = entry.loaded, loaded, loaded.summary, None
-            again = " again, as its files have changed" if previous is not None else ""
+            again = " again because its files changed" if previous is not None else ""
             _LOG.info("loaded %s%s in %.1f s", entry.name, again, time.monotonic() - started)
             if previous is not None and previous.users:
                 self._replaced.add(previous)
@@ -323,7 +323,7 @@ class ServedModels:
                 return  # loading will report the missing memory
             if not idle:
                 using = ", ".join(other.name for other in loaded)
-                message = f"{entry.name} needs {needed:,} bytes of memory, {free:,} are free, and {using} is in use"
+                message = f"{entry.name} needs {needed:,} bytes of memory, but {free:,} are free, and {using} is in use"
                 raise StatusError(503, f"{message}; try again later", code="no_memory", retry_after=_RETRY_SECONDS)
             await self._unload(min(idle, key=lambda other: other.last_used))
 
@@ -400,19 +400,19 @@ def _loading_format(
     if kind.dtype is not None:
         return None, None
     weights = _GGUF_WEIGHTS.get(kind.name)
-    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else sequential_reason
+    reason = f"{kind.name} is neither an 8-bit nor a 4-bit format" if weights is None else sequential_reason
     if find_device(options.device).type != "cpu":
         reason = "int8 and int4 run only on the CPU"
     elif options.backend == "torch":
-        reason = "torch is the backend"
+        reason = "the backend is torch"
     if reason is not None:
-        return None, f"weights in {kind.name} are served in fp32, as {reason}"
-    return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
+        return None, f"{kind.name} weights are served in fp32 because {reason}"
+    return weights, f"{kind.name} weights are served in {weights}; use --weights fp32 for their exact values"
 
 
 def _sequential_reason(config: ModelConfig, options: LoadOptions) -> str | None:
     if options.draft is not None:
-        return "a draft works for one sequence only"
+        return "a draft model works with only one sequence"
     if options.backend == "torch" or find_device(options.device).type != "cpu":
         return "it runs on torch"
     missing = refusal(cast(Transformer, outline(config)))

@@ -67,7 +67,7 @@ async def answer_generate(body: GenerateBody, context: Context) -> OllamaLine | 
     if body.images:
         raise StatusError(400, "text models do not accept images; describe them with /v1/caption", "images")
     if body.template:
-        raise StatusError(400, "templates in requests are not supported; fill it in, and set raw", "template")
+        raise StatusError(400, "templates in requests are not supported; send a formatted prompt with raw", "template")
     if body.context:
         raise StatusError(400, "context is not supported; send the conversation to /api/chat", "context")
     name = _model_name(body.model, context)
@@ -82,7 +82,7 @@ async def answer_generate(body: GenerateBody, context: Context) -> OllamaLine | 
             messages.append(ChatMessage("user", prompt))
             return await _answer(body, chat.prepare(_chat_body(body, name, messages), context), context)
         if body.system:
-            problem = f"{name} gets only the prompt in this request; put the text of system into it"
+            problem = f"{name} gets only the prompt in this request; put the system text into it"
             raise StatusError(400, problem, "system")
         settings = _settings(body)
         settings["max_tokens"] = settings["max_tokens"] or ready.model.context or _DEFAULT_MAX_TOKENS
@@ -161,7 +161,7 @@ async def version(body: None, context: Context) -> OllamaVersion:
 async def refuse(body: None, context: Context) -> OllamaVersion:
     """StatusError 400: models are chosen when the server starts."""
     action = context.route.rpartition("/")[2] if "{" not in context.route else "blobs"
-    problem = f"{action} is not supported: the models are those that headway serve was started with"
+    problem = f"{action} is not supported: models are chosen when headway serve starts"
     raise StatusError(400, f"{problem}; restart it with another one, or with --models FOLDER", code="not_served")
 
 
@@ -411,7 +411,7 @@ ENDPOINTS = (
     Endpoint("POST", "/api/embed", create_embeddings, "the embedding of each input, for Ollama clients",
     EmbedBody, EmbedAnswer),
     Endpoint(
-        "POST", "/api/embeddings", create_embedding, "the embedding of a text, for older Ollama clients",
+        "POST", "/api/embeddings", create_embedding, "the embedding of a string, for older Ollama clients",
         EmbeddingsBody,
         EmbeddingsAnswer,
     ),

@@ -79,7 +79,7 @@ def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
         if not isinstance(text, str):
-            problem = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
+            problem = f'documents[{index}] is not text; send a string, or {{"text": "..."}}'
             raise StatusError(400, problem, f"documents[{index}]")
         texts.append(text)
     return texts

@@ -474,7 +474,7 @@ def _text_content(content: object, param: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise StatusError(400, f"{param} is {_shorten(content)}; send a string, or a list of texts", param)
+        raise StatusError(400, f"{param} is {_shorten(content)}; send a string, or a list of text parts", param)
     texts = []
     for index, part in enumerate(content):
         path = f"{param}[{index}]"

@@ -46,8 +46,8 @@ def open_listener(host: str, port: int, settings: ServerSettings, insecure: bool
     except OSError as error:
         sock.close()
         messages = {
-            errno.EADDRINUSE: f"port {port} on {host} is in use; choose another with --port, or stop its program",
-            errno.EACCES: f"port {port} needs more rights than this user has; choose one from 1024 up with --port",
+            errno.EADDRINUSE: f"port {port} on {host} is in use; stop that program, or choose another port with --port",
+            errno.EACCES: f"port {port} needs more rights than this user has; choose port 1024 or higher with --port",
             errno.EADDRNOTAVAIL: f"{host} is not an address of this machine; pass one with --host, such as 127.0.0.1",
         }
         message = messages.get(

@@ -129,7 +129,7 @@ def compile_format(codec: Codec, response_format: Mapping[str, Any], stop_ids: I
     except (ValueError, TypeError, RecursionError):
         raise UserError("the format is not JSON, or nested too deeply; use a flatter one") from None
     if len(key) > 2 * MAX_SCHEMA_LENGTH:
-        raise UserError(f"the format has {len(key):,} characters; use {2 * MAX_SCHEMA_LENGTH:,} at most")
+        raise UserError(f"the format has {len(key):,} characters; use at most {2 * MAX_SCHEMA_LENGTH:,}")
     with _lock:
         cache = _caches.setdefault(codec, _FormatCache())
     compiled_format = cache.get((token_bytes.stop_ids, key), lambda: _compile(token_bytes, json.loads(key)))
@@ -174,7 +174,7 @@ def _compile(token_bytes: TokenBytes, request: Mapping[str, Any]) -> _CompiledFo
         reason = {
             "time": f"takes more than {COMPILE_SECONDS:.0f} s to compile",
             "memory": f"takes more than {_COMPILE_MEMORY >> 20} MB to compile",
-            "death": "ends the process that compiles it",
+            "death": "crashes the process that compiles it",
         }[error.reason]
         return UserError(f"the format {reason}; use a simpler one")
     if "refused" in reply:

@@ -37,7 +37,7 @@ _GRANULARITIES, _PLAIN_GRANULARITIES = "timestamp_granularities[]", "timestamp_g
 _FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
 _NEUTRAL = {
     "stream": Neutral(("false", "False"), "transcripts are not streamed; leave it out"),
-    "chunking_strategy": Neutral(("auto",), "audio is always cut as the model was trained for; leave it out"),
+    "chunking_strategy": Neutral(("auto",), "audio is always split as the model expects; leave it out"),
     "include[]": Neutral((), "log probabilities are per segment, in verbose_json; leave it out"),
     "top_p": Neutral(("1", "1.0"), "transcription uses beam search; leave it out"),
 }

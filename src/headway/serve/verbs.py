@@ -166,7 +166,7 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
         if kinds.is_audio_classifier(model.module):
             return sound_of(item, name)
         if isinstance(item, list) and len(item) != 2:
-            raise UserError(f"{name} is a list of {len(item)}; send a text, or a pair of texts as a list of two")
+            raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
         return tuple(item) if isinstance(item, list) else item
 
     answer = await _run_verb("classify", body.items, read, {"truncate": body.truncate}, body.model, context)

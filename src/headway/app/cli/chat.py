@@ -85,7 +85,7 @@ def dialogue_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply
     args.stop = [*args.stop, f"\n{USER.strip()}"]
     sampling, limits = sampling_settings(args)
     terminal.note(
-        "This model has no chat template: it continues the text of a dialogue"
+        "This model has no chat template, so it continues a plain-text dialogue"
         f" ({USER.strip()} ... {ASSISTANT} ...).\n{KEYS_HELP}"
     )
 
@@ -121,7 +121,7 @@ def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
                 turns.pop()
                 terminal.note(f"({error})")
     if not has_input:
-        raise UserError("standard input has no questions; pass one per line, for example: echo TEXT | headway chat RUN")
+        raise UserError("no questions on standard input; pass one per line, for example: echo TEXT | headway chat RUN")
     return turns
 
 

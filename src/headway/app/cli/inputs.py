@@ -32,7 +32,7 @@ def sound_paths(names: Sequence[str]) -> list[str]:
     """The given sound files and those below the given folders, in order. Raises UserError for a folder without any."""
     from headway.domains.audio import AUDIO_EXTENSIONS
 
-    return _expand_folders(names, AUDIO_EXTENSIONS, "sounds")
+    return _expand_folders(names, AUDIO_EXTENSIONS, "audio files")
 
 
 def _expand_folders(names: Sequence[str], suffixes: Sequence[str], noun: str) -> list[str]:
@@ -56,15 +56,13 @@ def text_inputs(items: Sequence[str], command: str) -> list[str]:
     if name is None:
         return list(items)
     if not os.path.exists(name):
-        raise UserError(
-            f"file {name} does not exist, and this model takes texts; pass texts, or lines: {command} < FILE"
-        )
+        raise UserError(f"file {name} does not exist, and this model takes text; pass text, or lines: {command} < FILE")
     if os.path.isdir(name):
-        raise UserError(f"{name} is a folder, and this model takes texts; pass texts, or lines: {command} < FILE")
+        raise UserError(f"{name} is a folder, but this model takes text; pass text, or lines: {command} < FILE")
     lines = f"pass its lines: {command} < {name}"
     if name.lower().endswith((".csv", ".tsv", ".jsonl", ".xlsx")):
         lines = f"write its text column to a file, one text per line, and pass that: {command} < FILE"
-    raise UserError(f"{name} is a file, and this model takes texts; {lines}")
+    raise UserError(f"{name} is a file, but this model takes text; {lines}")
 
 
 def predict_each(
@@ -84,7 +82,7 @@ def predict_each(
     errors: dict[int, UserError] = {}
     if first is not None:
         empty = sorted(set(range(len(items))) - set(nonempty))
-        errors |= {index: UserError(f"line {first + index} is empty; write a text on it") for index in empty}
+        errors |= {index: UserError(f"line {first + index} is empty; write some text on it") for index in empty}
     done, num_empty = 0, len(errors)
     for start in range(0, len(nonempty), _BATCH_SIZE):
         indices = nonempty[start : start + _BATCH_SIZE]

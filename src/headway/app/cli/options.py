@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_DIGITS = 100  # most digits of a number
 BACKEND_HELP = (
-    "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+    "generation backend; cpu is the compiled engine, and auto uses it for every model it supports (default: auto)"
 )
 
 
@@ -66,7 +66,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--deterministic",
         action="store_true",
-        help="make the result of a row independent of its batch (slower)",
+        help="make each row's result independent of the rest of its batch (slower)",
     )
     add("--json", action="store_true", help="print one JSON object as the last line of stdout")
     add("--debug", action="store_true", help="print the traceback of an error")
@@ -74,7 +74,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to override") -> None:
     """Add the options for a recipe's data and settings."""
-    add_data(parser, "files or folders of your own data")
+    add_data(parser, "your own data files or folders")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -88,7 +88,7 @@ def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to ove
 def add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     """Add the options for fine-tuning: the model to start from, and LoRA."""
     parser.add_argument(
-        "--from", dest="start", metavar="RUN|MODEL", help="fine-tune: start from its weights and tokenizer"
+        "--from", dest="start", metavar="RUN|MODEL", help="fine-tune this model: start from its weights and tokenizer"
     )
     parser.add_argument(
         "--lora", type=integer(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"

@@ -25,7 +25,7 @@ headway transcribe path/to/whisper-tiny.en talk.mp3                        # one
 headway transcribe hf:openai/whisper-small talk.wav --format srt --out subtitles/
 headway transcribe hf:openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
 headway transcribe hf:openai/whisper-small rede.ogg --language de --task translate
-headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all sounds below the folder
+headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all audio files in the folder and below
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
 """
 FORMATS = ("txt", "json", "srt", "vtt")
@@ -142,7 +142,7 @@ def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) ->
     )
     if requested != allowed:
         raise UserError(
-            "--server does not support --beam, --temperature, --seed, --no-vad and --no-previous-text; remove them"
+            "--server does not support --beam, --temperature, --seed, --no-vad or --no-previous-text; remove them"
         )
     model = load(args)
 
@@ -203,7 +203,7 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
         ]
         if not files:
             raise UserError(
-                f"folder {path} contains no sounds ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
+                f"folder {path} contains no audio files ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
             )
         sources += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
     return sources

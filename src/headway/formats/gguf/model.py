@@ -210,7 +210,7 @@ def _find_family(config: ModelConfig, name: str) -> Family:
         if can_express(known[candidate], config):
             return known[candidate]
     raise UserError(
-        f"this model is not one that can be saved as GGUF ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
+        f"this model is not in a family that GGUF supports ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
         "instead"
     )
 
@@ -242,7 +242,7 @@ def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Fam
     resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
     if resolved[0] != resolved[1]:
         raise UserError(
-            f"GGUF has no settings for some features of this {family.name} model (windows per layer, some biases); "
+            f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
             "export it as a folder instead"
         )
 

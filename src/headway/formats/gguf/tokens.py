@@ -176,7 +176,7 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
         raise UserError(f"GGUF cannot store a {type(codec).__name__}; export without a tokenizer")
     if codec.vocab_size > vocab_size:
         raise UserError(
-            f"a tokenizer of {codec.vocab_size} tokens does not fit a model of {vocab_size}; use the model's own"
+            f"a tokenizer with {codec.vocab_size} tokens does not fit a model with {vocab_size}; use the model's own"
         )
     state = json.loads(codec.tokenizer.to_str())
     kind = "llama" if state["model"].get("byte_fallback") else "gpt2"

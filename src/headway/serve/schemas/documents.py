@@ -74,7 +74,7 @@ class Document:
         except (ValueError, TypeError, RecursionError):
             raise UserError(f"{source} is not JSON, or nested too deeply; send a JSON schema") from None
         if size > MAX_SCHEMA_LENGTH:
-            raise UserError(f"{source} has {size:,} characters; use {MAX_SCHEMA_LENGTH:,} at most")
+            raise UserError(f"{source} has {size:,} characters; use at most {MAX_SCHEMA_LENGTH:,}")
         self.source = source
         self.nodes: list[SchemaNode] = []
         self._indices: dict[int, int] = {}  # of schemas, by object identity
@@ -208,7 +208,7 @@ class Document:
     def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
         """The schema and all schemas within it, at the keywords that contain schemas."""
         if depth > MAX_SCHEMA_DEPTH:
-            raise UserError(f"{self.source} has schemas more than {MAX_SCHEMA_DEPTH} deep; use a flatter one")
+            raise UserError(f"{self.source} has schemas nested over {MAX_SCHEMA_DEPTH} deep; use a flatter one")
         schema = node.schema
         yield node
         if not isinstance(schema, Mapping):
