@@ -131,9 +131,9 @@ def test_conll_columns(tmp_path: Path) -> None:
 def test_bad_columns_are_errors(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_conll([write(tmp_path / "a.conll", content)])
-    with pytest.raises(UserError, match="no files"):
+    with pytest.raises(UserError, match="no tagged text files"):
         read_conll([])
-    with pytest.raises(UserError, match="no files"):
+    with pytest.raises(UserError, match="no files; pass"):
         read_table([], COLUMNS)
 
 

@@ -63,7 +63,7 @@ def test_a_translator_says_so_once(
     assert json.loads(told.out)["beyond"] == []
     monkeypatch.setattr("sys.stdin", StringIO(""))
     assert cli.main(ask) == cli.USER_ERROR
-    assert "no text to translate; pass a text" in capsys.readouterr().err
+    assert "no text to translate; pass text" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", StringIO("Привет мир\n" + "one two three " * 5 + "\n"))
     assert cli.main(ask) == cli.DONE
     told = capsys.readouterr()
@@ -134,7 +134,7 @@ def test_a_classifier_of_images_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr()
     scores = json.loads(told.out.splitlines()[-1])
     assert (scores["split"], scores["samples"]) == ("test", 20)
-    assert f"evaluated on the test split of {data}; use --split all for all" in told.err
+    assert f"evaluated on the test split of {data}; --split all uses all of it" in told.err
     (data / "test").rename(data / "val")
     judged = [
         (data, [], ("validation", 20)),

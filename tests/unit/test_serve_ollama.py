@@ -287,7 +287,7 @@ def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
         ("chat", {"messages": said("x" * 901)}, "the context of 900"),
         ("chat", {"messages": said("x"), "tools": [{"function": {"name": "a b"}}]}, "has the name 'a b'"),
         ("generate", {"prompt": "x", "suffix": "y"}, "does not support infilling"),
-        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "set raw"),
+        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "send a formatted prompt with raw"),
         ("generate", {"prompt": "x", "context": [1]}, "/api/chat"),
         ("generate", {"prompt": "x", "images": ["aGk="]}, "/v1/caption"),
         ("generate", {"model": "stories", "prompt": "x", "system": "y"}, "gets only the prompt"),

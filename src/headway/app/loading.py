@@ -36,13 +36,13 @@ def load(
 
     device: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
     weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored.
-    backend: the backend of generation: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
+    backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
     cache: the number format of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
     need the CPU engine. None is fp16 for quantised weights on the engine, otherwise fp32.
     draft: a smaller model with the same tokenizer, for speculative decoding.
 
-    Raises UserError for a path without a model, and for options that exclude each other.
+    Raises UserError for a path without a model, and for incompatible options.
     """
     if weights is not None and weights not in get_args(Weights):
         raise UserError(f"unknown number format {weights!r} for weights; use {' or '.join(get_args(Weights))}")

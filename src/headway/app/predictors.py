@@ -1,8 +1,8 @@
 """The table of verbs: what each model supports, and which domain implements it.
 
-A verb is a method of `headway.app.model.Model`. Each domain package lists the verbs that it implements and, for each
-verb, the predicate of `headway.nn.models.kinds` that selects its models. The domain's module `predictors`, imported at
-the first use, has a function of the verb's name that takes the model and the method's arguments.
+A verb is a method of `headway.app.model.Model`. Each domain package lists the verbs it implements and, for each
+verb, the predicate of `headway.nn.models.kinds` that selects its models. The domain's module `predictors`, imported on
+first use, has a function with the verb's name that takes the model and the method's arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ R = TypeVar("R")
 M = TypeVar("M", bound=ModelHandle)
 
 _RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
-_MAX_VERBS = 4  # most verbs that a message lists
+_MAX_VERBS = 4  # verbs listed in a message
 
 
 class Verb(NamedTuple):
@@ -74,14 +74,14 @@ VERBS = {
     "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
 }
 _INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
-_ALTERNATIVES = (  # models with a better alternative
+_ALTERNATIVES = (  # better alternatives for some models
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
     ("look", kinds.is_text, "use attention"),
 )
 
 
 def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Decorate a method of a model so that it calls the predictor of its name."""
+    """Decorate a model's method so that it calls the predictor of the same name."""
 
     @wraps(method)
     def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,7 +102,7 @@ def predictor(model: ModelHandle, name: str) -> Callable[..., Any]:
 
 
 def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
-    """The verbs of a model by its configuration, its usage and whether it is a run, without variants."""
+    """The verbs of a model, by its configuration, usage and whether it is a run; without variants."""
     supported = []
     for name, entry in VERBS.items():
         predicates = domains.verbs()[name]

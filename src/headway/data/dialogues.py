@@ -45,7 +45,7 @@ def find_chat_files(paths: Iterable[Path | str]) -> list[File]:
 
 
 def read_chats(file: File) -> Iterator[Dialogue]:
-    """The conversations of a file: `messages` with role and content, at least one of them the assistant's."""
+    """The conversations in a file: `messages` with role and content, at least one of them from the assistant."""
     for number, row in read_json_lines(file):
         if "messages" not in row:
             raise _missing_key_error(file, number, row, "messages")
@@ -56,7 +56,7 @@ def read_chats(file: File) -> Iterator[Dialogue]:
 
 
 def read_preferences(file: File) -> Iterator[Preference]:
-    """The preferences of a file: `prompt`, `chosen` and `rejected`, each a string or messages.
+    """The preferences in a file: `prompt`, `chosen` and `rejected`, each a string or messages.
 
     Without a prompt, the common start of `chosen` and `rejected` is the prompt.
     """

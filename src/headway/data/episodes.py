@@ -23,7 +23,7 @@ class Episode(NamedTuple):
 
 
 class RecordedEpisodes:
-    """Base of recordings of E episodes: arrays of their steps, concatenated, and the end of each episode."""
+    """Base class for E recorded episodes: arrays of their steps, concatenated, and the end of each episode."""
 
     states: np.ndarray
     actions: np.ndarray
@@ -97,7 +97,7 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 def collate_episodes(episodes: Sequence[Episode], source: str, split_code: int = 0, environment: str = "") -> Episodes:
-    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or of
+    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or has
     another shape.
     """
     if not episodes:

@@ -28,7 +28,7 @@ _MAX_LISTED = 4  # problems of one kind listed in a message
 
 
 class Series(NamedTuple):
-    """A series in equal steps from the time `start`; `seen` is false for values that were filled in."""
+    """A series with equal time steps from `start`; `seen` is false for values that were filled in."""
 
     name: str
     start: int
@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 
 class SeriesColumns(NamedTuple):
-    """The time column and, in long tables, those of series names and values; in wide ones every other column is a
+    """The time column and, in long tables, those with series names and values; in wide ones every other column is a
     series.
     """
 
@@ -103,7 +103,7 @@ def read_series(paths: Sequence[Path], requested: SeriesColumns, fill: bool) -> 
 
 
 def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumns:
-    """The role of each column: by the user's settings, otherwise by well-known names, otherwise by content."""
+    """The role of each column: from the user's settings, otherwise its name if well known, otherwise its content."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     sample_rows = rows[:_SAMPLE_ROWS]
     for use in ("time", "series", "value"):

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the layout of the package PEFT, whose users can apply the folder to the published model."""
+"""Low-rank adapters in PEFT's layout, so that PEFT users can apply the folder to the published model."""
 
 from __future__ import annotations
 

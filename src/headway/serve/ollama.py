@@ -49,8 +49,8 @@ from headway.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
 from headway.serve.tool_calls import ToolCall
 from headway.serve.wire import JSON_LINES
 
-VERSION = "0.12.11"  # of Ollama, whose API this is: clients ask for the version and use its features
-_DEFAULT_MAX_TOKENS = 4096  # tokens of a text if neither the request nor the context limits it
+VERSION = "0.12.11"  # the Ollama version of this API: clients query it to decide which features to use
+_DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
 
 
 async def answer_chat(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
@@ -141,7 +141,7 @@ async def show(body: ShowBody, context: Context) -> ShowAnswer:
     async with context.served.using(name) as ready:
         usage = ready.model.usage
         template = usage.template or ""
-        if "generate" in summary.verbs:  # generative models are not offered for embeddings, although they have them
+        if "generate" in summary.verbs:  # generative models are not offered for embeddings, although they support them
             capabilities = ["completion", *(["insert"] if _infill_ids(ready) is not None else [])]
         else:
             capabilities = ["embedding"] if "embed" in summary.verbs else []

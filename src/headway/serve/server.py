@@ -1,4 +1,4 @@
-"""The server process: a listening socket, and a shutdown that leaves no client waiting."""
+"""The server process: a listening socket, and a shutdown that does not keep clients waiting."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run_server(served: ModelRegistry, settings: ServerSettings, sock: socket.soc
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     access.addHandler(handler)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests are not worth a log line
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # do not log malformed requests
     config = Config(
         create_app(served, settings),
         http=Connection,
@@ -93,7 +93,7 @@ def run_server(served: ModelRegistry, settings: ServerSettings, sock: socket.soc
 
 
 class _Server(uvicorn.Server):
-    """Tells the models at once to shut down: waiting requests are refused, and only running ones continue."""
+    """Tells the models immediately to shut down: waiting requests are refused, and only running ones continue."""
 
     def __init__(self, config: Config, served: ModelRegistry, settings: ServerSettings) -> None:
         super().__init__(config)

@@ -117,7 +117,7 @@ def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
             turns.append({"user": question, "assistant": ""})
             try:
                 turns[-1]["assistant"] = print_reply(reply(turns), terminal)
-            except UserError as error:  # for example a question that is too long: continue without it
+            except UserError as error:  # such as a question that is too long: continue without it
                 turns.pop()
                 terminal.note(f"({error})")
     if not has_input:

@@ -108,7 +108,7 @@ def print_text(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
 
 
 def print_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    """Print CSV: a line per label, most probable first, or a line without a label; the first item adds the header. A
+    """Print CSV: a line per label, most probable first, or one line without a label; the first item adds the header. A
     predicted number has one line with its value; multi-label models add a column for whether each label is predicted.
     """
     table = StringIO()

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for sound, target in sounds:
             try:
                 results.append(transcribe_file(transcribe, sound, target, args.format, terminal, lines))
-            except UserError as error:  # damage found while decoding; continue with the other files
+            except UserError as error:  # the file turned out to be damaged; continue with the others
                 failures.append((sound.path, error))
     report_outcome({"results": results}, failures, terminal)
 
@@ -131,7 +131,7 @@ def local_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> 
 
 
 def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
-    """A function that transcribes on a server. Raises UserError for settings that requests cannot have."""
+    """A function that transcribes on a server. Raises UserError for settings that requests do not support."""
     requested = transcription_settings(args, lines)
     allowed = replace(
         type(requested)(),
@@ -188,8 +188,8 @@ def subtitle_layout(args: argparse.Namespace) -> SubtitleLines | None:
 
 
 def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The given files and the sounds below the given folders, in order, each with its path relative to the folder,
-    without suffix. Raises UserError for a folder without sounds.
+    """The given files and the audio files below the given folders, in order, each with its path relative to the folder,
+    without suffix. Raises UserError for a folder without audio.
     """
     from headway.domains.audio import AUDIO_EXTENSIONS
 

@@ -19,7 +19,7 @@ headway translate runs/multi30k-en-de "Two dogs play in the snow." --n-best 3
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
 headway translate runs/multi30k-en-de --temperature 0.8 --n-best 5 --seed 1 < source.en
 """
-CHUNK = 512  # lines to read before translating: enough to batch lines of equal length
+CHUNK = 512  # lines to read before translating: enough to batch lines of similar length
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

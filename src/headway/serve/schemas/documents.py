@@ -9,8 +9,8 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 from headway.errors import UserError
 
-MAX_SCHEMA_LENGTH = 1 << 18  # maximum characters of a schema
-MAX_SCHEMA_DEPTH = 64  # maximum depth of schemas
+MAX_SCHEMA_LENGTH = 1 << 18  # characters per schema
+MAX_SCHEMA_DEPTH = 64  # maximum nesting depth
 _MAX_IGNORED = 64  # maximum names of ignored keywords
 NEWEST = 2020
 ANY_DRAFT = 0  # a schema without $schema: 2020-12, and the keywords of older drafts
@@ -246,7 +246,7 @@ def _absolute(base: str, reference: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name, escaped as a part of a JSON pointer."""
+    """A name, escaped as part of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 

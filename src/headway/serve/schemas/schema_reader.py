@@ -1,4 +1,4 @@
-"""Converts the schemas of a document to sets of JSON values."""
+"""Converts the schemas in a document to sets of JSON values."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class SchemaReader:
         return self._read_schema(entry) if isinstance(entry, SchemaNode) else self.values(entry)
 
     def _schema_set(self, index: int) -> SchemaSet:
-        """The set of one schema of the document."""
+        """The set for one schema in the document."""
         node = self.document.nodes[index]
         if isinstance(node.schema, bool):
             return ANY if node.schema else NEVER
