@@ -409,7 +409,7 @@ def test_compare_trains_each_variant_at_equal_size(
     assert (tmp_path / "c/1-2/report.html").is_file()
     page = (tmp_path / "c/report.html").read_text(encoding="utf-8")
     assert "Sizes differ from the first by at most" in page
-    assert f"Each run trained for {SMALL_TEXT['train.steps']} steps" in page
+    assert f"Each variant trained for {SMALL_TEXT['train.steps']} steps" in page
 
 
 @pytest.mark.parametrize(("name", "depths"), [("pronounce", [2, 1, 3]), ("shakespeare", [4, 2])])

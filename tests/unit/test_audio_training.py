@@ -290,7 +290,7 @@ def test_files_and_samples_are_classified(run: Path, tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == said
     (tmp_path / "empty").mkdir()
     assert cli.main(["classify", str(run), str(tmp_path / "empty")]) == 2
-    assert "empty contains no sounds (.wav, .flac" in capsys.readouterr().err
+    assert "empty contains no audio files (.wav, .flac" in capsys.readouterr().err
 
 
 def test_what_cannot_be_classified_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

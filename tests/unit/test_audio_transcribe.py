@@ -266,7 +266,7 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
 
 def test_models_that_hear_nothing() -> None:
     for made in (language_model(), translator()):
-        with pytest.raises(UserError, match=r"cannot transcribe sounds; .*use a speech model"):
+        with pytest.raises(UserError, match=r"cannot transcribe audio; .*use a speech model"):
             Model(OpenedModel(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
 
 

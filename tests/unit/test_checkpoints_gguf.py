@@ -346,7 +346,7 @@ def test_what_cannot_be_said_is_not_written(tmp_path: Path) -> None:
         save_gguf(drawn(config), config, path)
     windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     config = published_config(LLAMA, model_type="qwen2", **windows)
-    with pytest.raises(UserError, match="windows per layer"):
+    with pytest.raises(UserError, match="per-layer windows"):
         save_gguf(drawn(config), config, path, usage=Usage("qwen2"))
     config = published_config(LLAMA)
     with pytest.raises(UserError, match="precision is 'Q3'"):
@@ -369,7 +369,7 @@ def test_settings_that_fit_no_model_are_refused(tmp_path: Path) -> None:
     cases = {
         "for the 21 tensors": changed("llama.block_count", 2, 1 << 30),
         "parameters, more than": changed("llama.feed_forward_length", 64, 1 << 30),
-        "fit no llama": changed("llama.attention.head_count", 4, 0),
+        "do not describe a valid llama": changed("llama.attention.head_count", 4, 0),
         "unknown architecture 'lllll'": whole.replace(text("llama"), text("lllll")),
         "lacks tensor": changed("llama.block_count", 2, 3),
         "unknown tensor": changed("llama.block_count", 2, 1),

@@ -82,7 +82,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
     ({"model_type": "lama"}, "unknown family 'lama'; did you mean 'llama'? (known: "),
     ({"model_type": 3}, "model_type is 3; use a string"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "requests custom code"),
-    ({"vocab_size": None}, "vocab_size is null; set a value, or leave it out"),
+    ({"vocab_size": None}, "vocab_size is null; set a value, or remove it"),
     ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; did you mean 'gelu'?"),
     ({"hidden_size": "wide"}, "hidden_size is 'wide'; use an integer"),
     ({"rope_parameters": {"rope_type": "yearn"}}, "rope_type is 'yearn'; did you mean 'yarn'?"),

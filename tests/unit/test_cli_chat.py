@@ -140,4 +140,4 @@ def test_nothing_to_answer(
 ) -> None:
     code, out, err = talk(echo, said, capsys, monkeypatch)
     assert (code, out) == (2, "")
-    assert "standard input has no questions; pass one per line" in err
+    assert "no questions on standard input; pass one per line" in err

@@ -45,7 +45,7 @@ def test_empty_lines_keep_their_place(
         lines = out.splitlines()[-5:]
         assert (lines[1], lines[3]) == empty
         assert len(out.splitlines()) == 5 + ("csv" in command)
-        assert err.count("line 2 is empty; write a text on it") == err.count("line 4 is empty") == 1
+        assert err.count("line 2 is empty; write some text on it") == err.count("line 4 is empty") == 1
     given(monkeypatch, LINES)
     cli.main(["classify", str(run), "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -59,7 +59,7 @@ def test_a_line_that_cannot_be_read_is_named_by_its_number(
     given(monkeypatch, "red 1\tblue\nred 2\nred\tblue 3\n")
     assert cli.main(["classify", str(run), "--pairs"]) == cli.USER_ERROR
     out, err = capsys.readouterr()
-    assert err == "headway: line 2: 'red 2' has no TAB; write two texts with a TAB between them\n"
+    assert err == "headway: line 2: 'red 2' has no TAB; separate the two texts with a TAB\n"
     assert out.count("\n") == 3
 
 
@@ -85,9 +85,9 @@ def test_a_file_that_is_given_as_a_text_is_refused(
     ):
         (tmp_path / name).write_text("text\nred\n", encoding="utf-8")
         assert cli.main(["classify", str(run), str(tmp_path / name)]) == cli.USER_ERROR
-        assert f"{tmp_path / name} is a file, and this model takes texts; {remedy}" in capsys.readouterr().err
+        assert f"{tmp_path / name} is a file, but this model takes text; {remedy}" in capsys.readouterr().err
     assert cli.main(["classify", str(run), "none.csv"]) == cli.USER_ERROR
-    assert "file none.csv does not exist, and this model takes texts" in capsys.readouterr().err
+    assert "file none.csv does not exist, and this model takes text" in capsys.readouterr().err
     assert cli.main(["classify", str(run), "I wrote to none.csv"]) == cli.DONE
     assert cli.main(["classify", str(run), str(tmp_path)]) == cli.USER_ERROR
-    assert f"{tmp_path} is a folder, and this model takes texts" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder, but this model takes text" in capsys.readouterr().err

@@ -141,14 +141,14 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
     assert all(named["minutes"] == 1.0 for _, named in asked)
     assert all(0 < named["spent"] < 30 for _, named in asked)  # the preparation, a half each, and the page
     assert list(found.notes) == [
-        "Each run trained for 1:00, everything included, on the same data.",
-        "Measured: 12.0 to 60.0 s of training, 8 to 40 steps, 9,000 tokens.",
-        "Caution: the shortest training took 20% of the time of the longest, because of slow evaluations, few "
+        "Each variant trained for 1:00 in total on the same data.",
+        "Training took 12.0 to 60.0 s and 8 to 40 steps, and processed 9,000 tokens.",
+        "Caution: the shortest training run took 20% of the longest run's time, because of slow evaluations, few "
         "steps or other load on the machine; use more --minutes.",
         "Widths were adjusted so that all variants have about as many parameters as the first.",
         "Sizes differ from the first by at most 0.0%.",
-        "All matrix products of training are in fp32 (narrow); alone, attention would train in bf16.",
-        "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3.",
+        "All training matrix products are in fp32 (narrow); trained separately, attention would use bf16.",
+        "Each variant was run once, so differences may be due to the seed. Repeat with --seeds 3.",
     ]
     assert {"validation loss", "test loss", "tokens/s"} < found.table()[0].keys()
     assert all(
@@ -166,7 +166,7 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
     grid = {"train.batch_tokens": [128, 512]}
     found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
-    assert found.notes[0] == "Each run trained on about 5,120 tokens on the same data."
+    assert found.notes[0] == "Each variant trained on about 5,120 tokens on the same data."
     with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are set; pass one of them"):
         compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
@@ -320,7 +320,7 @@ def test_what_is_finished_is_read_and_other_settings_are_refused(
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["variant"] for row in found["variants"]] == MIXERS
     assert names == []
-    before = f"{whole} has a different comparison: "
+    before = f"{whole} contains a different comparison: "
     for other, message in (
         (command(book, whole), f"{whole} is not empty; continue with --resume, or choose another directory"),
         (command(book, whole, "--resume", "--minutes", "2"), f"{before}minutes is null, not 2.0; resume it with its"),

@@ -55,7 +55,7 @@ USER, YES = {"role": "user", "content": "x"}, {"role": "assistant", "content": "
         ({"messages": [{"role": "user", "content": 5}, YES]}, "'content' is 5; write a string"),
         ({"messages": [{"role": "user", "content": "\ud800"}, YES]}, "half a surrogate pair"),
         ({"messages": [{"role": "us er", "content": ""}, YES]}, "message 0 has the role 'us er'; pass a mapping"),
-        ({"messages": [USER]}, "no message by the assistant to learn from; add one or remove the line"),
+        ({"messages": [USER]}, "no assistant message to learn from; add one or remove the line"),
     ],
 )
 def test_what_is_no_conversation_is_said_with_its_line(row: Any, said: str, data_dir: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ ASKED = {"prompt": "x", "chosen": "y", "rejected": "z"}
         ({"prompt": "x", "chosen": "y"}, "has no key 'rejected'; choose from"),
         ({**ASKED, "chosen": 5}, "'chosen' is 5; use a list of messages"),
         ({**ASKED, "rejected": "y"}, "chosen and rejected are the same; remove the line"),
-        ({**ASKED, "rejected": [USER]}, "'rejected' does not end with a message by the assistant; add one"),
+        ({**ASKED, "rejected": [USER]}, "'rejected' does not end with an assistant message; add one"),
         ({"chosen": "y", "rejected": "z"}, "has no prompt, and chosen and rejected start differently; add a prompt"),
         ({**ASKED, "prompt": []}, r"'prompt' is \[\]; use a list of messages"),
     ],

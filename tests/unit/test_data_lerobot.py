@@ -321,7 +321,7 @@ def test_columns_with_longer_names_are_others(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: cut(folder / "meta/info.json"), r"info\.json is damaged or not JSON .*download the data"),
-        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; use a folder of v2\.0, v2\.1, v3\.0"),
+        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; use a folder in version v2\.0, v2\.1, v3\.0"),
         (said(fps="fast"), "fps is 'fast'"),
         (said(features={}), "has no feature 'action'"),
         (said(data_path="../{chunk_index}.parquet"), "is outside the folder"),
@@ -340,7 +340,7 @@ def test_columns_with_longer_names_are_others(folder: Path) -> None:
         (noted("length", 1, 0), "episode 1 has 0 steps; remove it"),
         (noted("length", 1, 4), "has 15 rows, but 16 according to meta/"),
         (noted("length", 1, -3), "has the length -3"),
-        (noted("episode_index", 1, 5), "episode 2 is in the position of episode 1"),
+        (noted("episode_index", 1, 5), "episode 2 is where episode 1 should be"),
         (
             spoil("action", 6, float("nan")),
             "episode 1, step 1: actions contain nan, which is not a finite number; remove the episode",
@@ -348,7 +348,7 @@ def test_columns_with_longer_names_are_others(folder: Path) -> None:
         (spoil("observation.state", 0, float("inf")), "episode 0, step 0: states contain inf"),
         (spoil("action", 6, None), "episode 1, step 1: actions contain nan"),
         (spoil("episode_index", 5, 2), "row 5 belongs to episode 2, but to 1 according to meta/"),
-        (spoil("task_index", 14, 7), "rows have the task 7, which is missing in meta/"),
+        (spoil("task_index", 14, 7), "rows have the task 7, which is missing from meta/"),
         (wider, "action has 45 values, but 15 steps of 2 need 30"),
         (lambda folder: (folder / FILM).unlink(), r"there is no .*file-000\.mp4"),
         (lambda folder: cut(folder / FILM, 0.3), r"file-000\.mp4 is damaged or not a video"),
@@ -371,7 +371,7 @@ def test_damage_is_told(folder: Path, damage: Callable[[Path], Any], message: st
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (made(states=7), "has states of size 7, but .* has size 6; pass data of one robot"),
+        (made(states=7), "has states of size 7, but .* has size 6; pass data from one robot"),
         (made(cameras=()), r"has no cameras, but .* has the cameras front \(16 x 24\)"),
         (made(cameras=("side",)), r"has the cameras side \(16 x 24\), but .* front"),
         (made(rate=50.0), "has 50 steps per second, but .* has 10"),

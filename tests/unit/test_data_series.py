@@ -134,7 +134,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
 def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "day,temperature,wind,weather\n2024-01-01,1,5,rain\n2024-01-02,2,6,sun\n2024-01-03,3,7,rain\n"
     assert [one.name for one in read(tmp_path, text)] == ["temperature", "wind"]
-    assert "ignored the column 'weather'; set task.series=weather" in caplog.text
+    assert "ignoring column 'weather'; if it holds series names, set task.series=weather" in caplog.text
     days = ("2024-01-01,Ulm,sun,1", "2024-01-01,Bonn,sun,2", "2024-01-02,Ulm,sun,3", "2024-01-02,Bonn,rain,4")
     long = "day,town,weather,wind\n" + "\n".join(days) + "\n"
     assert {one.name: one.values.tolist() for one in read(tmp_path, long)} == {"Ulm": [1, 3], "Bonn": [2, 4]}
@@ -150,7 +150,7 @@ BAD = {
     "unlike the first": "time,b\n2024-01-01,2\n2024,4\n",
     "line 3: 'b' is 'many'; write a number": "time,b\n2024-01-01,2\n2024-01-02,many\n",
     "is 'inf'": "time,b\n2024-01-01,2\n2024-01-02,inf\n",
-    "unequal: from 2024-01-01 to 2024-01-03": "time,b\n2024-01-01,2\n2024-01-03,3\n2024-01-04 12:00,4\n",
+    "unequal time steps: from 2024-01-01 to 2024-01-03": "time,b\n2024-01-01,2\n2024-01-03,3\n2024-01-04 12:00,4\n",
     "two values at 2024-01-01": "time,b\n2024-01-01,2\n2024-01-01,3\n",
     "has the values of the series": "time,series,b,c\n1,x,2,3\n2,x,4,5\n",
     "has no values": "time,b,c\n1,2,\n2,3,\n",

@@ -279,7 +279,7 @@ def test_a_folder_with_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(UserError, match=r"contains no supported files; use \.txt"):
         iter_documents([tmp_path])
-    with pytest.raises(UserError, match="no files of text; pass at least one"):
+    with pytest.raises(UserError, match="no text files; pass at least one"):
         iter_documents([])
 
 
@@ -299,7 +299,7 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     cases = {
         ("a.en", "a.de"): "a.en has 3 lines but .*a.de has 2;",
         ("a.de", "a.en"): "a.de has 2 lines but .*a.en has 3;",
-        ("a.en",): "a single file of lines; add its translation after it",
+        ("a.en",): "no matching translation; pass one after it",
         ("a.tsv",): "line 3 has no TAB",
         ("a.jsonl",): "line 1 has no key 'target'",
         ("a.dict",): "line 2: 'two' has no phonemes",

@@ -370,7 +370,7 @@ def test_spellings_of_a_label_are_one_class_from_training_to_use(tmp_path: Path,
     examples = opened(small(classification()), table(tmp_path / "a.csv", rows)).examples
     assert examples.labels == ("1", "caf\u00e9")
     assert examples.classes.tolist() == [n % 2 for n in range(120)]
-    assert caplog.text.count("labels that differ only in spelling are merged: '1' and") == 1
+    assert caplog.text.count("labels that differ only in formatting were merged: '1' and") == 1
     assert [remark[:6] for remark in examples.remarks] == ["Labels"]
     examples.save(tmp_path / "run")
     other = [(text, {"1": "1.00"}.get(label, label)) for text, label in rows]
@@ -396,7 +396,7 @@ def test_samples_that_the_test_part_has_are_reported(tmp_path: Path, caplog: Any
     table(tmp_path / "train.csv", rows)
     table(tmp_path / "test.csv", rows[:7])
     found = opened(small(classification()), tmp_path).examples
-    assert "training samples, because validation or test files contain the same" in caplog.text
+    assert "training samples that are also in validation or test files" in caplog.text
     validated = {found.table.columns["text"][row] for row in found.splits.rows("validation")}
     removed = 7 - len(validated & {text for text, _ in rows[:7]})
     assert found.splits.removed == removed > 0

@@ -54,7 +54,7 @@ BOTH = [
     (lambda t, h: h.update(config="{"), "no configuration in its header"),
     (lambda t, h: h.pop("config"), "no configuration in its header"),
     (config(symbols=10**12), "more than .* bytes can hold"),
-    (config(width=-4), "fit no model"),
+    (config(width=-4), "do not describe a valid model"),
     (config(symbols=24), r"\(24, 16\)|configuration needs"),  # in the tiles of a quantised file there is room for 24
     (lambda t, h: h.update(version="99"), "version 99"),
     (lambda t, h: t.pop("embed.positions.table"), r"lacks tensor 'embed\.positions\.table'"),

@@ -153,8 +153,8 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": "int4"}, "unknown number format 'int4' of the cache; use fp32 or fp16 or int8"),
-        ({"weights": "int3"}, "unknown number format 'int3' of weights; use fp32 or int8 or int4"),
+        ({"cache": "int4"}, "unknown number format 'int4' for the KV cache; use fp32 or fp16 or int8"),
+        ({"weights": "int3"}, "unknown number format 'int3' for weights; use fp32 or int8 or int4"),
         ({"backend": "gpu"}, "unknown backend 'gpu'; use auto or torch or cpu"),
         ({"cache": "int8", "backend": "torch"}, "which excludes backend torch"),
         ({"cache": "int8", "device": "meta"}, "which excludes device meta"),

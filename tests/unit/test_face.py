@@ -49,7 +49,7 @@ def test_a_start_has_one_name() -> None:
     [
         ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; pass a list of values to compare"),
         ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
-        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; pass 1 or more"),
+        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds=0, but it must be at least 1"),
         ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume without --run would use a new directory"),
         ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),
     ],

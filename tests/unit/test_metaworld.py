@@ -247,8 +247,8 @@ def test_packages_are_asked_for_before_work(
     ("words", "message"),
     [
         ([REACH, "--cameras", "corner2", "--out", "a.npz"], "a.npz cannot store images; pass a folder"),
-        ([REACH, "metaworld/door-open-v3", "--out", "a.npz"], "can store one environment, not 2"),
-        ([REACH, REACH, "--out", "a"], "is repeated"),
+        ([REACH, "metaworld/door-open-v3", "--out", "a.npz"], "can store only one environment, not 2"),
+        ([REACH, REACH, "--out", "a"], "is listed twice"),
         ([REACH, "--cameras", "corner2", "--size", "33", "32", "--out", "a"], "videos need an even height and width"),
         (["CartPole-v1", "--out", "a"], "actions are 2 choices in 'CartPole-v1'; use an .npz file"),
         ([REACH, "--policy", "clever", "--out", "a"], "unknown policy 'clever'"),

@@ -186,7 +186,7 @@ def test_what_cannot_be_exported_is_one_line(
             [tmp_path / "lm", tmp_path / "full" / "a.onnx"],
             "full/tokenizer.json already exists; choose an empty folder",
         ),
-        ([run, "a.onnx", "--dtype", "f16"], "--dtype f16 applies to gguf files only, and the format is onnx"),
+        ([run, "a.onnx", "--dtype", "f16"], "--dtype f16 applies to gguf files only, but the format is onnx"),
         ([tmp_path / "nothing", "a.onnx"], "nothing does not exist"),
     ):
         monkeypatch.chdir(tmp_path)

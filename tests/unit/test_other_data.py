@@ -371,7 +371,7 @@ def test_a_comparison_goes_on_with_no_other_data(
     Path(words[3]).write_text(text.replace("Citizen", "citizen", 1))
     capsys.readouterr()
     assert main(words) == USER_ERROR
-    assert "all were trained on other data: these have other texts" in capsys.readouterr().err
+    assert "all were trained on other data: the new data have other texts" in capsys.readouterr().err
     Path(words[3]).write_text(text)
     assert main(words) == 0
     for place in begun[:2]:

@@ -101,7 +101,7 @@ def test_every_model_has_a_kind_and_something_that_it_can() -> None:
             lambda model: model.fill("a [MASK]"),
             r"is a text model \(heads: none\), .*; use embed",
         ),
-        ("masked", lambda model: model.score("a"), "is a masked language model, which cannot score texts; use fill or"),
+        ("masked", lambda model: model.score("a"), "is a masked language model, which cannot score text; use fill or"),
         ("masked", lambda model: model.evaluate("a.txt"), "fine-tune it with --from and evaluate that run"),
         ("cartpole", lambda model: model.generate("a"), "is a trajectory model, .*; use rollout with it"),
     ],

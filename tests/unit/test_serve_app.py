@@ -222,7 +222,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"prompt": [True]}, 400, "Expected", "prompt[0]"),
     ({"prompt": [[]]}, 400, "0 tokens", None),
     ({"prompt": [512]}, 400, "contains the id 512", None),
-    ({"prompt": ["x"] * 65}, 400, "65 texts, but the limit is 64", "prompt"),
+    ({"prompt": ["x"] * 65}, 400, "65 sequences, but the limit is 64", "prompt"),
     ({"prompt": "word " * 600}, 400, "the context of 512 must also fit an answer", "prompt"),
     ({"n": 10**9}, 400, "n is 1000000000; use an integer from 1 to 16", "n"),
     ({"n": 0}, 400, ">= 1", "n"),

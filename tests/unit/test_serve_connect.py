@@ -125,7 +125,7 @@ def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.M
         (("http://a@b",), "is not the URL of a server"),
         ((url,), "key"),
         ((url, "wrong"), "key"),
-        ((url, "a\nb"), "characters that a header cannot have"),
+        ((url, "a\nb"), "characters that are not allowed in a header"),
         ((url, KEY), "has 4 models; pass the name of one"),
         ((url, KEY, "minim"), "did you mean 'minilm'"),
     ):
@@ -140,10 +140,10 @@ def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"not JSON", "does not answer with headway's API"),
-        (b"[" * 100_000, "does not answer with headway's API"),
-        (b'{"data": 1}', "does not answer with headway's API"),
-        (b'{"data": [{"id": "m"}]}', "does not answer with headway's API"),
+        (b"not JSON", "does not speak headway's API"),
+        (b"[" * 100_000, "does not speak headway's API"),
+        (b'{"data": 1}', "does not speak headway's API"),
+        (b'{"data": [{"id": "m"}]}', "does not speak headway's API"),
     ],
 )
 def test_what_answers_otherwise_is_no_server_of_ours(body: bytes, message: str) -> None:

@@ -241,10 +241,10 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
 
     models = found()
     assert (models.summary("eight").weights, models.summary("plain").weights) == ("int8", None)
-    assert models.notes() == ["eight: weights in Q8_0 are served in int8; --weights fp32 serves their exact values"]
+    assert models.notes() == ["eight: Q8_0 weights are served in int8; use --weights fp32 for their exact values"]
     assert not found(weights="fp32").notes()
     assert found(weights="int4").summary("eight").weights == "int4"
-    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as torch is the backend"]
+    assert found(backend="torch").notes() == ["eight: Q8_0 weights are served in fp32 because the backend is torch"]
     assert found(backend="torch").summary("eight").weights is None
 
     async def work(models: ServedModels) -> None:

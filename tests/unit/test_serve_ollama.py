@@ -254,7 +254,7 @@ def test_the_version_is_one_that_clients_know(http: TestClient) -> None:
 
 
 def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
-    told = "the models are those that headway serve was started with"
+    told = "models are chosen when headway serve starts"
     calls = [
         lambda: client.pull("llama"),
         lambda: list(client.pull("llama", stream=True)),
@@ -287,7 +287,7 @@ def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
         ("chat", {"messages": said("x" * 901)}, "the context of 900"),
         ("chat", {"messages": said("x"), "tools": [{"function": {"name": "a b"}}]}, "has the name 'a b'"),
         ("generate", {"prompt": "x", "suffix": "y"}, "does not support infilling"),
-        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "set raw"),
+        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "send a formatted prompt with raw"),
         ("generate", {"prompt": "x", "context": [1]}, "/api/chat"),
         ("generate", {"prompt": "x", "images": ["aGk="]}, "/v1/caption"),
         ("generate", {"model": "stories", "prompt": "x", "system": "y"}, "gets only the prompt"),

@@ -174,7 +174,7 @@ def test_the_endpoint(zoo: Path, client: TestClient, path: str) -> None:
     ("more", "told"),
     [
         ({"documents": []}, "documents has 0 items; send 1 to 2,048"),
-        ({"documents": ["a", {"title": "b"}]}, "documents[1] is not a text"),
+        ({"documents": ["a", {"title": "b"}]}, "documents[1] is not text"),
         ({"documents": ["no", " ".join(WORDS[:20])]}, "document 2 of 2 has 20 tokens and the query 7"),
         ({"query": ""}, "the query is empty"),
         ({"top_n": 0}, ">= 1"),

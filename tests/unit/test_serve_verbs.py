@@ -291,7 +291,7 @@ FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\
     ("fields", "message"),
     [
         ({"response_format": "xml"}, "unknown response_format 'xml'"),
-        ({"chunking_strategy": "server_vad"}, "chunking_strategy is 'server_vad', but audio is always cut as"),
+        ({"chunking_strategy": "server_vad"}, "chunking_strategy is 'server_vad', but audio is always split as"),
         ({"stream": "true"}, "stream is 'true', but transcripts are not streamed"),
         ({"best_of": "2"}, "unknown field 'best_of'"),
         ({"temperature": "NaN"}, "temperature is 'NaN'; use a number from 0 to 1"),

@@ -268,7 +268,7 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
     other = build(modern_decoder(32, 1, 2, 16, 67))
     with pytest.raises(UserError, match=r"adapts 'stack.blocks.1.* which the model lacks; did you mean"):
         merge_adapter(other, folder)
-    with pytest.raises(UserError, match=r"has shape \(32, 32\), the model's is \(64, 64\); use the model"):
+    with pytest.raises(UserError, match=r"has shape \(32, 32\), but the model's is \(64, 64\); use the model"):
         merge_adapter(build(modern_decoder(64, 2, 2, 16, 67)), folder)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 

@@ -71,23 +71,23 @@ def train(
     report page.
 
     recipe: the name of a recipe, the path of a recipe.json, or a Recipe.
-    data: files to train on instead of the recipe's own data; or, for recipes that take texts or tables, a pandas or
-    polars DataFrame, a Dataset, or any iterable of rows (mappings) or texts. Data from memory are read once and stored
-    in `data` in the run's directory, for when the run continues.
+    data: files to train on instead of the recipe's own data; or, for recipes that take text or tables, a pandas or
+    polars DataFrame, a Dataset, or any iterable of rows (mappings) or strings. Data from memory is read once and stored
+    in the run directory's `data`, so that the run can be resumed.
     set: settings by dotted names, such as {"model.width": 256}.
-    minutes: train for a time instead of a number of steps. The time includes evaluation, the report, and the `spent`
+    minutes: train for this long instead of a number of steps. The time includes evaluation, the report, and the `spent`
     seconds that have already passed.
-    run: the directory of the run (default: runs/NAME).
+    run: the run directory (default: runs/NAME).
     resume: continue the existing run; a finished run continues for `minutes` more. The data must be the same, but
-    their paths may have changed.
-    finish: end an interrupted run with a decaying learning rate, within a tenth of the steps so far.
-    start, from_: a run or a published model to fine-tune (two names of one argument). The run takes over its
+    its paths may have changed.
+    finish: decay the learning rate and end an interrupted run within a tenth of the steps so far.
+    start, from_: a run or a published model to fine-tune (two names for one argument). The run takes over its
     configuration, tokenizer and weights, with new heads where the task needs them.
     lora: train a low-rank adapter of this rank instead of all weights.
     samples: how many outputs of the trained model to store in the summary and the report.
 
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
-    Ctrl-C, once a checkpoint is written.
+    Ctrl-C, once a checkpoint has been written.
     """
     if start is not None and from_ is not None:
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
@@ -125,7 +125,7 @@ def train(
             summary, task = finished_run.summary, trainer.run.task
             if trainer.extended and progress:
                 limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
-                print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
+                print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)
             if summary.get("scores"):  # the run was already finished
                 return finished_run
             return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
@@ -148,7 +148,7 @@ def plan(
 ) -> list[Plan]:
     """Plan what `train` would do in each number of minutes: model size, batches, steps and memory, with the reasons.
 
-    The arguments are those of `train`. Nothing is trained; a few steps run to measure their time. Raises UserError for
+    Takes the arguments of `train`. Nothing is trained, but a few steps are timed. Raises UserError for
     arguments or data that cannot be used, and if every number of minutes is too small to learn anything.
     """
     minute_options = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
@@ -195,7 +195,7 @@ def _attention_of_run(run: Run) -> list[Picture]:
 
 
 def _evaluate_and_report(run: Run, task: Task, num_samples: int, progress: bool, seconds_left: float | None) -> Run:
-    """Evaluate the best model on the final split, generate samples, and write the results and the report within
+    """Evaluate the best model on the final split, generate samples, and write the results and report within
     `seconds_left`.
     """
     if progress:
@@ -257,12 +257,12 @@ def _final_scores(run: Run, task: Task, seconds_left: float | None) -> dict[str,
     return {"split": split, **scores, **({} if limit == total else {"judged": limit, "judged_of": total})}
 
 
-_MAX_TOKENS = 24  # most tokens in a readable picture
+_MAX_TOKENS = 24  # maximum tokens in a readable picture
 _MAX_HEADS = 4
 
 
 def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
-    """The attention of heads in the last layer over a sample's prompt; empty without attention or samples."""
+    """The last layer's attention per head over a sample's prompt; empty without attention or samples."""
     prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
     attention = model.attention(prompts[0]) if prompts else None
     if attention is None or not attention.maps:
@@ -272,7 +272,7 @@ def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> li
     return [
         Picture(
             f"Attention, head {number}",
-            f"{name}: attention of each token (row) over the tokens (columns)",
+            f"{name}: attention from each token (row) to each token (column)",
             heatmap(head, tokens, tokens, "self-attention"),
         )
         for number, head in enumerate(heads, 1)

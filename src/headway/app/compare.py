@@ -40,11 +40,11 @@ from headway.summary_card import SummaryCard, summary_repr
 
 _LOG = logger(__name__)
 FILE = "compare.json"  # the settings of a comparison, in its directory
-CODECS_FOLDER = "codecs"  # folder of the codecs of all task configs, numbered in the order of the variants
+CODECS_FOLDER = "codecs"  # folder with one codec per task config, numbered in variant order
 _PRECISION = "train.precision"
-_TIME_TOLERANCE = 0.1  # training times that differ by more than this share get a caution
-_MAX_NAME = 40  # most characters of a variant's name in tables
-_PAGE_SECONDS = 0.6  # seconds reserved for the comparison's page
+_TIME_TOLERANCE = 0.1  # training times that differ by more than this fraction get a caution
+_MAX_NAME = 40  # characters of a variant's name in tables
+_PAGE_SECONDS = 0.6  # seconds reserved for the report page
 
 
 class ComparedRun(NamedTuple):
@@ -63,11 +63,11 @@ class VariantResult:
     trials: Sequence[ComparedRun]
 
     def best_scores(self, name: str) -> list[float]:
-        """A metric of each trial at its best validation."""
+        """A metric per trial, at its best validation score."""
         return [trial.summary["best"][name] for trial in self.trials]
 
     def per_trial(self, key: str) -> list[float]:
-        """A value from each trial's run.json."""
+        """A value from run.json, per trial."""
         return [trial.summary[key] for trial in self.trials]
 
     def mean(self, key: str) -> float:
@@ -80,10 +80,10 @@ class VariantResult:
 class Comparison:
     """The results of `compare`.
 
-    settings: the settings in which the variants differ.
+    settings: the settings that differ between variants.
     goal: the metric to compare, on the validation split; better: "min" or "max".
     unit, measure: what the loss is averaged over, such as tokens, and its unit.
-    directory, report: the paths of the runs and of the page; `report` is None without the extra `report`.
+    directory, report: the paths of the runs and of the report page, None without the extra `report`.
     """
 
     directory: Path
@@ -173,11 +173,11 @@ def compare(
     """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
 
     grid: the values to try for each setting, such as {"model.mixer": ["attention", "lstm"]}.
-    minutes, tokens: the budget of each run: minutes that include everything (its share of the planning, training,
-    evaluation and its page), or about that many training tokens (or whatever the task counts). Without either, each
+    minutes, tokens: the budget of each run: minutes in total (including its share of planning, training,
+    evaluation and the report), or about that many training tokens (or whatever the task counts). Without either, each
     run trains for the recipe's steps. `spent` seconds of the total time have already passed.
     resume: continue an existing comparison, or start one.
-    run: the directory of the comparison (default: a new one in runs/).
+    run: the comparison directory (default: a new one in runs/).
 
     All variants train in the same precision. If model settings are compared, widths are adjusted so that all variants
     have about as many parameters as the first. The other arguments are those of `train`. Raises UserError before any
@@ -196,7 +196,7 @@ def compare(
         if continuing:
             _check_same(directory, requested, plan)
             base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
-            base = replace(base, data=requested.data)  # its paths may have changed
+            base = replace(base, data=requested.data)  # the paths may have changed
         else:
             base = _plan_size(recipe, requested, grid, minutes, find_device(device), threads)
         tasks = SharedTasks(directory / CODECS_FOLDER)
@@ -222,7 +222,7 @@ def compare(
 @dataclass(frozen=True)
 class _TrialRunner:
     """The runs of a comparison, which share the total time. Time spent before the first run, or by a run beyond its
-    share, is divided among the runs that follow. Unused time is not, so that no run gets more than another.
+    share, is deducted equally from the remaining runs. Unused time is not redistributed: no run gets more than another.
     """
 
     directory: Path
@@ -328,22 +328,22 @@ def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
     other_variants = [name for name, precision in choices.items() if precision.name != common]
     reason = next((precision.reason for precision in choices.values() if precision.name == common), "as set")
     alternative = (
-        f"; alone, {', '.join(other_variants)} would train in {choices[other_variants[0]].name}"
+        f"; trained separately, {', '.join(other_variants)} would use {choices[other_variants[0]].name}"
         if other_variants
         else ""
     )
-    return f"All matrix products of training are in {common} ({reason}){alternative}."
+    return f"All training matrix products are in {common} ({reason}){alternative}."
 
 
 def _comparison_directory(
     recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
 ) -> Path:
-    """The directory of a comparison. Raises UserError for invalid arguments."""
+    """The comparison directory. Raises UserError for invalid arguments."""
     for key, values in grid.items():
         if not isinstance(values, (list, tuple)) or not values:
             raise UserError(f"{key} is {format_value(values)}; pass a list of values to compare")
     if seeds < 1:
-        raise UserError(f"seeds is {seeds}; pass 1 or more")
+        raise UserError(f"seeds={seeds}, but it must be at least 1")
     if run is not None:
         return Path(run)
     if resume:
@@ -388,7 +388,7 @@ def _plan_size(
 
 
 def _can_continue(directory: Path, resume: bool) -> bool:
-    """Whether to continue an existing comparison. Raises UserError for other contents, and without `resume`."""
+    """Whether to continue an existing comparison. Raises UserError without `resume`, and for other contents."""
     if not directory.exists() or not any(directory.iterdir()):
         return False
     file = directory / FILE
@@ -406,8 +406,8 @@ def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
     changed = _first_change(read_json(file), file, base, plan)
     if changed:
         raise UserError(
-            f"{directory} has a different comparison: {changed}; resume it with its own settings, or choose another "
-            "directory with --run"
+            f"{directory} contains a different comparison: {changed}; resume it with its own settings, or "
+            "choose another directory with --run"
         )
     check_tree(directory)
 
@@ -422,14 +422,13 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
     difference_text = differences(read_json(file).get("data"), plan["data"])
     if difference_text is not None:
         raise UserError(
-            f"the runs of {directory} were trained on other data: these have {difference_text}; pass the comparison's "
-            "data, or "
-            "choose another directory with --run"
+            f"the runs in {directory} were trained on other data: the new data have {difference_text}; pass the "
+            "comparison's data, or choose another directory with --run"
         )
 
 
 def _first_change(earlier: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
-    """The first setting in which a comparison differs from the `earlier` one, or None."""
+    """The first setting that differs from the `earlier` comparison, or None."""
     settings = earlier if isinstance(earlier, dict) else {}
     recipe = from_dict(Recipe, settings.get("recipe"), f"{file}: recipe")
     if recipe.name != base.name:
@@ -438,7 +437,7 @@ def _first_change(earlier: Any, file: Path, base: Recipe, plan: Mapping[str, Any
         old, new = (json.dumps(source.get(name)) for source in (settings, plan))  # the order of settings names variants
         if old != new:
             return f"{name} is {old}, not {new}"
-    moved = isinstance(settings.get("data"), dict)  # then the contents are compared later, instead of the paths
+    moved = isinstance(settings.get("data"), dict)  # then the contents are compared later instead of the paths
     return difference(replace(recipe, data=base.data) if moved else recipe, base)
 
 
@@ -453,25 +452,25 @@ def _with_report(comparison: Comparison, command: str) -> Comparison:
 def _notes(
     results: Sequence[VariantResult], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
-    """Sentences on the budget, the measured training, the sizes and the seeds."""
+    """Sentences about the budget, training measurements, sizes and seeds."""
     if minutes is not None:
-        budget = f"for {format_duration(60 * minutes)}, everything included,"
+        budget = f"for {format_duration(60 * minutes)} in total"
     elif tokens is not None:
         budget = f"on about {tokens:,} {unit}s"
     else:
         budget = f"for {_format_range([variant_result.variant.recipe.train.steps for variant_result in results])} steps"
-    yield f"Each run trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
+    yield f"Each variant trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
     seconds, steps, targets = (
         [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
     )
     yield (
-        f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, "
+        f"Training took {_format_range(seconds, 1)} s and {_format_range(steps)} steps, and processed "
         f"{_format_range(targets)} {unit}s."
     )
     if minutes is not None and min(seconds) < (1 - _TIME_TOLERANCE) * max(seconds):
         yield (
-            f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the time of the longest, "
+            f"Caution: the shortest training run took {min(seconds) / max(seconds):.0%} of the longest run's time, "
             "because of slow evaluations, few steps or other load on the machine; use more --minutes."
         )
     compared = [variant_result.variant for variant_result in results]
@@ -482,7 +481,7 @@ def _notes(
     if precision:
         yield precision
     if seeds == 1:
-        yield "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3."
+        yield "Each variant was run once, so differences may be due to the seed. Repeat with --seeds 3."
 
 
 def _format_range(values: Sequence[float], digits: int = 0) -> str:
@@ -492,7 +491,7 @@ def _format_range(values: Sequence[float], digits: int = 0) -> str:
 
 
 def sections(comparison: Comparison, command: str) -> Sections:
-    """The sections of a comparison's page."""
+    """The sections of the report page."""
     goal, results = comparison.goal, comparison.results
     best = {
         variant_result.variant.name: [chart_value(goal, value) for value in variant_result.best_scores(goal)]

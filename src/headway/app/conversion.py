@@ -60,7 +60,7 @@ def _atomic_folder(directory: Path) -> Iterator[Path]:
 
 
 class QuantizationResult(NamedTuple):
-    """The result of `quantize`: the folder, the number format, and the bytes of the weights before and after."""
+    """The result of `quantize`: the folder, the number format, and the weight bytes before and after."""
 
     directory: Path
     weights: Weights
@@ -95,8 +95,8 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
 
 
 def open_for_export(path: Path) -> OpenedModel:
-    """Open a model or run to export. The tokenizer of a run trained on whole documents then adds the bos token, as the
-    run's prompts have it.
+    """Open a model or run to export. The tokenizer of a run trained on whole documents adds the bos token, as the
+    run's prompts do.
     """
     opened = open_model(path)
     codec = opened.codec
@@ -129,7 +129,7 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
 def export_model(
     opened: OpenedModel, directory: Path, target_format: str = "hf", dtype: str | None = None, source: str = "the model"
 ) -> str:
-    """Write a published format and return the name of the model's family in it.
+    """Write a published format and return its name for the model's family.
 
     "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None), f16 or
     q8_0. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError for a model that the format
@@ -180,7 +180,7 @@ def check_format(target_format: str, dtype: str | None) -> None:
         raise UserError(f"unknown format {target_format!r}; {nearest(target_format, get_args(Format))}")
     if dtype is not None and target_format != "gguf":
         raise UserError(
-            f"--dtype {dtype} applies to gguf files only, and the format is {target_format}; add --format gguf"
+            f"--dtype {dtype} applies to gguf files only, but the format is {target_format}; add --format gguf"
         )
 
 
@@ -193,7 +193,7 @@ def check_empty(directory: Path) -> None:
 
 
 def _save_usage_and_codec(opened: OpenedModel, directory: Path) -> None:
-    """Write the usage and the codec of a model next to its weights."""
+    """Write a model's usage and codec next to its weights."""
     opened.usage.save(directory)
     if opened.codec is not None:
         opened.codec.save(directory)

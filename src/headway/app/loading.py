@@ -36,24 +36,24 @@ def load(
 
     device: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
     weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored.
-    backend: the backend of generation: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
+    backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
     cache: the number format of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
     need the CPU engine. None is fp16 for quantised weights on the engine, otherwise fp32.
     draft: a smaller model with the same tokenizer, for speculative decoding.
 
-    Raises UserError for a path without a model, and for options that exclude each other.
+    Raises UserError for a path without a model, and for incompatible options.
     """
     if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"unknown number format {weights!r} of weights; use {' or '.join(get_args(Weights))}")
+        raise UserError(f"unknown number format {weights!r} for weights; use {' or '.join(get_args(Weights))}")
     if backend not in get_args(Backend):
         raise UserError(f"unknown backend {backend!r}; use {' or '.join(get_args(Backend))}")
     if cache is not None and cache not in get_args(CacheDtype):
-        raise UserError(f"unknown number format {cache!r} of the cache; use {' or '.join(get_args(CacheDtype))}")
+        raise UserError(f"unknown number format {cache!r} for the KV cache; use {' or '.join(get_args(CacheDtype))}")
     torch_device = find_device(device)
     if cache not in (None, "fp32") and (torch_device.type != "cpu" or backend == "torch"):
         conflict = f"device {torch_device}" if torch_device.type != "cpu" else "backend torch"
-        raise UserError(f"a cache in {cache} needs the CPU engine, which excludes {conflict}; remove one of them")
+        raise UserError(f"the {cache} cache needs the CPU engine, which excludes {conflict}; remove one of them")
     if torch_device.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
         conflict = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
         raise UserError(f"{conflict} needs a CPU, not device {torch_device}; add --device cpu")

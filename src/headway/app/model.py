@@ -37,8 +37,8 @@ class Model(ModelHandle):
     `headway.app.predictors`.
 
     `module` is the torch module; `directory` where it was loaded from; `recipe` how it was trained, None for a
-    published model; `usage` holds the stop tokens, labels and chat template of a published model. `backend`, `cache`
-    and `draft` are the arguments of `load`. `unexpected` lists properties of the inputs so far that were outside the
+    published model; `usage` holds a published model's stop tokens, labels and chat template. `backend`, `cache`
+    and `draft` are the arguments of `load`. `unexpected` lists properties of previous inputs that were outside the
     training data.
     """
 
@@ -132,7 +132,7 @@ class Model(ModelHandle):
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Stream the continuation of a prompt in chunks; a chunk never ends within a character. The arguments are those
+        """Stream the continuation of a prompt in chunks; a chunk never ends within a character. Takes the arguments
         of `generate`.
         """
         ...
@@ -184,7 +184,7 @@ class Model(ModelHandle):
         ignore_end: bool = False,
         seed: int | None = None,
     ) -> list[int] | list[list[int]]:
-        """The generated ids after the ids of a prompt, or of each of several, without the eos token. With `ignore_end`
+        """The ids generated after a prompt's ids, or after each of several, without the eos token. With `ignore_end`
         there are always `max_new_tokens` of them.
         """
         ...
@@ -271,7 +271,7 @@ class Model(ModelHandle):
     ) -> Any:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
-        beam, length_penalty: the beam search; a beam of 1 is greedy. The default is that of the run's evaluation.
+        beam, length_penalty: the beam search; a beam of 1 is greedy. By default as in the run's evaluation.
         temperature, seed: sample instead of beam search.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
@@ -308,14 +308,14 @@ class Model(ModelHandle):
 
     @verb
     def classify(self, items: Any, truncate: bool = False) -> Labels | list[Labels]:
-        """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image or a
-        sound, or for each of several. A regression model returns its prediction as "value". A multi-label model
+        """The probability of each label, most probable first, for a text, a text pair (a tuple), an image or an audio
+        clip, or for each of several. A regression model returns its prediction as "value". A multi-label model
         predicts the labels whose probability reaches their `thresholds`.
 
-        Images are files or pixels, uint8 [height, width, 3] or [height, width]. Sounds are files or samples at 16 kHz,
+        Images are files or pixels, uint8 [height, width, 3] or [height, width]. Audio is a file or samples at 16 kHz,
         [N].
 
-        truncate: cut texts, and use the middle of sounds, that are longer than the model's input; otherwise they raise
+        truncate: cut text, and use the middle of audio, that is longer than the model's input; otherwise it raises
         an error.
 
         Raises UserError for a model without classes.
@@ -331,7 +331,7 @@ class Model(ModelHandle):
 
         truncate: cut inputs that are too long, the longer of the two texts first; otherwise they raise an error.
 
-        Raises UserError for a model whose number of outputs is not one.
+        Raises UserError for a model that does not have exactly one output.
         """
         ...
 
@@ -358,7 +358,7 @@ class Model(ModelHandle):
     def embed(self, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
         """A unit-length vector for a text or an image, Float[D], or for each of several, Float[N, D].
 
-        A model with a joint space for images and texts takes both; a string that is the path of an image file stands
+        A model with a joint space for images and texts takes both; a string that is an image path stands
         for the image.
         """
         ...
@@ -409,7 +409,7 @@ class Model(ModelHandle):
         templates: str | Texts = (),
         truncate: bool = False,
     ) -> image_text.Matches:
-        """Match images (files or pixels) with texts: cosine similarities [N, M], and the probabilities of the texts for
+        """Match images (files or pixels) with texts: cosine similarities [N, M], and text probabilities for
         each image. A single image or a single text drops its axis.
 
         For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
@@ -468,24 +468,24 @@ class Model(ModelHandle):
         seed: int = 0,
         vad: bool = True,
     ) -> audio.Transcription | list[audio.Transcription]:
-        """Transcribe a sound, or each of several, with timestamps. Sounds are files or samples at 16 kHz, [N] or [N,
+        """Transcribe a recording, or each of several, with timestamps. Pass files or samples at 16 kHz, [N] or [N,
         channels].
 
         language: None detects it in the first 30 s.
         task: "translate" translates into English.
-        prompt: text assumed to precede the sound.
+        prompt: text assumed to precede the recording.
         words: also return the time of each word.
         vad: skip parts without speech.
 
         `transcriber` takes all settings.
 
-        Raises UserError for a model that does not take sounds, and for damaged files.
+        Raises UserError for a model that does not take audio, and for damaged files.
         """
         ...
 
     @verb
     def transcriber(self, config: audio.TranscriptionOptions) -> audio.Transcriber:
-        """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
+        """A transcriber with all settings, for many recordings or for a stream. Errors as for `transcribe`."""
         ...
 
     @verb
@@ -507,12 +507,12 @@ class Model(ModelHandle):
 
         env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
         episodes: the number of episodes; episode i starts from seed `seed` + i.
-        render: the path of a video of the first `render_episodes`, at `speed` times real time.
+        render: the path for a video of the first `render_episodes` episodes, at `speed` times real time.
         target_return: the target return of a trajectory model.
         draw: whether agents and trajectory models sample their actions (None: as in the run).
         execute, ensemble: robot policies: actions to execute per chunk, and temporal ensembling ("run": as in the run).
 
-        Raises UserError for a model that does not act in environments, and for arguments of another kind of model.
+        Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
         """
         ...
 
@@ -540,7 +540,7 @@ class Model(ModelHandle):
         """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
         None: the run's own).
 
-        Beyond the horizon the model continues from its own medians, and its intervals are too narrow. Missing values
+        Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
         raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
         and for series that are too short or have a different time step.
         """
@@ -584,13 +584,13 @@ class Model(ModelHandle):
         """The metrics of the model's domain on the run's own data, or on `data` (whatever `train` takes).
 
         split: "train", "validation", "test" or "all"; by default all of `data`, otherwise the run's test split (the
-        validation split if there is no test split). For images and sounds with a named test split, that split of
+        validation split if there is no test split). For images and audio with a named test split, that split of
         `data` is the default, otherwise its validation split. "split" in the result names the split used.
         limit: the maximum number of samples.
         stride: for language models, evaluate in overlapping windows.
 
         A published model can be evaluated on `data` as a language model, or as an image and text model. For a run,
-        "note" in the result explains how the data differ from the training data, if they do.
+        "note" in the result explains how the data differs from the training data, if it does.
         Raises UserError for a split that does not exist, and for data that the model cannot take.
         """
         ...

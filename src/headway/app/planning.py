@@ -58,20 +58,20 @@ _MEASURE_SHARE, _MIN_MEASURE_SECONDS, _MAX_MEASURE_SECONDS = (
     0.003,
     0.15,
     2.0,
-)  # share of the time for measuring one size, with limits in seconds
+)  # share of the time for measuring one size, limited in seconds
 _TRAINING_SHARE = 0.94  # share of the minutes for training; the rest is for evaluations, also at the end
-_MIN_READ_SECONDS = 10.0  # seconds for reading data in any case, so that an error can name enough minutes
+_MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error can name enough minutes
 _PATIENCE = 3  # evaluations without improvement
 _HEAD_SHARE, _FORWARD_SPEEDUP = (
     0.25,
     3,
 )  # share of the time for fitting a head; how much faster a forward pass is than a step
 _PATIENCE_EPOCHS = 2.0  # epochs beyond which a run stops early
-_LONGER_FACTOR = 12  # factor of the minutes for which a plan also reports the best size
+_LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
 
 
 class TrainingSetup(NamedTuple):
-    """A complete recipe, its task over the data, the maximum steps at first for the amount of data, and the number of
+    """A complete recipe, its task over the data, the initial maximum steps for this amount of data, and the number of
     evaluations without improvement after which the run stops early.
     """
 
@@ -83,7 +83,7 @@ class TrainingSetup(NamedTuple):
 
 @summary_repr
 class Plan(NamedTuple):
-    """The plan of a run for a number of minutes: parameters, width and layers of the model, `batch` tokens or samples
+    """A run's plan for a number of minutes: the model's parameters, width and layers, `batch` tokens or samples
     per step, steps, `epochs` (None: unknown), bytes of memory for the training state, and the reasons. If the minutes
     are too few to learn anything, only `reasons` is set.
     """
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
     memory: int | None = None
 
     def card(self) -> SummaryCard:
-        """A summary of the sizes, with the reasons as a table."""
+        """A summary of the sizes, with a table of reasons."""
         facts = {name: getattr(self, name) for name in ("parameters", "width", "layers", "batch", "steps", "epochs")}
         memory = None if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
         refused = self.reasons[0] if self.steps is None and self.reasons else None
@@ -151,7 +151,7 @@ class SizePlanner:
             self.task.close()
 
     def choose_setup(self) -> TrainingSetup:
-        """Choose the size with the lowest predicted loss, with its batches, learning rates and regularisation."""
+        """Choose the size with the lowest predicted loss, and its batches, learning rates and regularisation."""
         chosen, size_plan = self._choose_size()
         changed = chosen.task != self.recipe.task or any(
             getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
@@ -165,7 +165,7 @@ class SizePlanner:
         return TrainingSetup(chosen, self._final_task, max_steps)
 
     def plan(self) -> Plan:
-        """The plan that `choose_setup` would follow."""
+        """The plan of `choose_setup`."""
         chosen, size_plan = self._choose_size()
         width, layers = shape_of(chosen.model)
         model = outline(chosen.model)
@@ -195,7 +195,7 @@ class SizePlanner:
         if longer_plan is not None and longer_plan.size > 1.2 * best.size:
             reasons = (
                 *reasons,
-                f"in {_LONGER_FACTOR} times the minutes a model of {longer_plan.size:,} would reach a lower loss",
+                f"{_LONGER_FACTOR} times the minutes would allow a better model with {longer_plan.size:,} parameters",
             )
         return replace(
             with_size(self.recipe, best, self.scale, self.unique_targets, self.user_settings), reasons=reasons
@@ -241,7 +241,7 @@ def _measure_throughput(
     minutes: float,
     fresh: Collection[str] = (),
 ) -> Throughput:
-    """The throughput of a recipe; `model` is the outline of its model."""
+    """A recipe's throughput; `model` is an outline of its model."""
     name, _ = choose_precision(recipe.train.precision, model, processes.device)
     meter = SpeedMeter(recipe, fresh, task, processes, name)
     seconds_per_step = meter.seconds_per_step(
@@ -331,7 +331,7 @@ def _prepare_fine_tuning(
 
 
 def _new_parameters(recipe: Recipe) -> tuple[str, ...]:
-    """The parameters that the start of a recipe does not have; empty without a start."""
+    """The parameters that are missing from a recipe's start; empty without a start."""
     if recipe.start is None:
         return ()
     return match_tensors(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
@@ -346,12 +346,12 @@ def _with_fewer_layers(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with only the layers of its `start` that the task needs, and the reasons. The model stays unchanged if
     the user set it, if it has an adapter (adapters load into the complete start), and if the time is too short:
-    `trained_targets` is the number of targets that fit into the time, and `amount` that of the data.
+    `trained_targets` is the number of targets that fit into the time, and `amount` the number in the data.
     """
     forward_targets = 3 * _LAYER_CHOICE_SHARE * trained_targets  # a forward pass takes a third of a step's time
     limit = min(
         int(forward_targets / 2 * task.count("train") / max(1, amount)), _MAX_PROBE_SAMPLES
-    )  # samples, of each of training and validation
+    )  # samples, in each of training and validation
     if (
         limit < _MIN_PROBE_SAMPLES
         or recipe.adapter is not None
@@ -387,7 +387,7 @@ def loss_predictor(recipe: Recipe) -> LossPredictor | None:
 
 
 def outgrown_message(recipe: Recipe, task: Task, trained_targets: int, minutes: float) -> str | None:
-    """A message if a run continued for so long that a larger model would have reached a lower loss in its total time;
+    """A message if a run has continued for so long that a larger model would have reached a lower loss in that time;
     otherwise None.
     """
     scale = scale_of(recipe.name)
@@ -417,10 +417,10 @@ def _throughput_key(recipe: Recipe) -> str:
 def make_plans(
     recipe: Recipe, user_settings: Mapping[str, Any], minutes: Sequence[float], device: torch.device, spent: float
 ) -> list[Plan]:
-    """A plan for each number of minutes; `spent` seconds have passed before the data are opened.
+    """A plan for each number of minutes; `spent` seconds have passed before the data is opened.
 
     The size of a generic recipe is planned for each number of minutes. For a recipe with a fixed size, or one that
-    fine-tunes, only the steps are planned. Too few minutes give a plan with an error message; raises UserError if all
+    fine-tunes, only the steps are planned. With too few minutes, a plan has an error message; raises UserError if all
     are too few.
     """
     throughputs: dict[str, Throughput] = {}
@@ -458,7 +458,7 @@ def _plan_scaled(
 
 
 class _FixedSizePlanner:
-    """Plans for a recipe with a fixed size, its own or that of its start, measured once."""
+    """Plans for a recipe with a fixed size, its own or its start's, measured once."""
 
     def __init__(
         self,

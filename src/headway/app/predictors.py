@@ -1,8 +1,8 @@
 """The table of verbs: what each model supports, and which domain implements it.
 
-A verb is a method of `headway.app.model.Model`. Each domain package lists the verbs that it implements and, for each
-verb, the predicate of `headway.nn.models.kinds` that selects its models. The domain's module `predictors`, imported at
-the first use, has a function of the verb's name that takes the model and the method's arguments.
+A verb is a method of `headway.app.model.Model`. Each domain package lists the verbs it implements and, for each
+verb, the predicate of `headway.nn.models.kinds` that selects its models. The domain's module `predictors`, imported on
+first use, has a function with the verb's name that takes the model and the method's arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ R = TypeVar("R")
 M = TypeVar("M", bound=ModelHandle)
 
 _RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
-_MAX_VERBS = 4  # most verbs that a message lists
+_MAX_VERBS = 4  # verbs listed in a message
 
 
 class Verb(NamedTuple):
@@ -37,30 +37,30 @@ class Verb(NamedTuple):
     variant_of: str | None = None
 
 
-_GENERATE = Verb("continue a prompt", "use a language model, such as a GPT")
+_GENERATE = Verb("continue a prompt", "use a language model, such as GPT-2")
 _CHAT = Verb("hold a conversation", "use a language model, such as a run of the recipe instruct")
-_TRANSCRIBE = Verb("transcribe sounds", "use a speech model, such as a Whisper")
+_TRANSCRIBE = Verb("transcribe audio", "use a speech model, such as Whisper")
 VERBS = {
     "generate": _GENERATE,
     "chat": _CHAT,
     "translate": Verb("translate", "use an encoder-decoder, such as a run of the recipe translation"),
     "transcribe": _TRANSCRIBE,
     "caption": Verb("write captions", "use a run of the recipe caption"),
-    "fill": Verb("fill in masks", "use a masked language model, such as a BERT"),
+    "fill": Verb("fill in masks", "use a masked language model, such as BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
     "rerank": Verb(
-        "rank documents", "use a cross-encoder, such as a BERT with one label, or fine-tune one: headway train pairs"
+        "rank documents", "use a cross-encoder, such as BERT with one label, or fine-tune one: headway train pairs"
     ),
     "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
-    "match": Verb("match images and texts", "use a CLIP or SigLIP"),
-    "embed": Verb("make embeddings", "use an encoder, such as a BERT, a ViT or a CLIP"),
-    "look": Verb("show its attention to an image", "use an image model, such as a ViT"),
+    "match": Verb("match images and text", "use a CLIP or SigLIP model"),
+    "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
+    "look": Verb("show its attention to an image", "use an image model, such as ViT"),
     "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
     "forecast": Verb("forecast time series", "use a run of the recipe forecast"),
-    "score": Verb("score texts", "use a language model or an encoder-decoder"),
-    "attention": Verb("show its attention to a text", "use a text model"),
+    "score": Verb("score text", "use a language model or an encoder-decoder"),
+    "attention": Verb("show its attention to text", "use a text model"),
     "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
     "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
     "stream": _GENERATE._replace(variant_of="generate"),
@@ -74,14 +74,14 @@ VERBS = {
     "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
 }
 _INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
-_ALTERNATIVES = (  # models with a better alternative
+_ALTERNATIVES = (  # better alternatives for some models
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
     ("look", kinds.is_text, "use attention"),
 )
 
 
 def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Decorate a method of a model so that it calls the predictor of its name."""
+    """Decorate a model's method so that it calls the predictor of the same name."""
 
     @wraps(method)
     def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,7 +102,7 @@ def predictor(model: ModelHandle, name: str) -> Callable[..., Any]:
 
 
 def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
-    """The verbs of a model by its configuration, its usage and whether it is a run, without variants."""
+    """The verbs of a model, by its configuration, usage and whether it is a run; without variants."""
     supported = []
     for name, entry in VERBS.items():
         predicates = domains.verbs()[name]

@@ -38,7 +38,7 @@ def configure_recipe(
     start: str | Path | None = None,
     lora: int | None = None,
 ) -> Recipe:
-    """The recipe with the user's settings, seed and data, so that it reproduces the run alone.
+    """The recipe with the user's settings, seed and data, so that it is enough to reproduce the run.
 
     With a `start`, its model replaces the recipe's before the settings apply. The setting `model` may be the name or
     path of a preset, recipe or run, whose architecture is then used with new weights. `lora` is the rank of an
@@ -109,7 +109,7 @@ def load_recorded_recipe(
         raise UserError(
             f"{directory} is a run of recipe {recorded_recipe.name!r}, not {name!r}; choose another with --run"
         )
-    for key in ("steps", "evaluate_every"):  # the trainer would accept these where minutes chose them
+    for key in ("steps", "evaluate_every"):  # the trainer would accept these if the minutes had determined them
         wanted, recorded_value = (settings or {}).get(f"train.{key}"), getattr(recorded_recipe.train, key)
         if wanted is not None and wanted != recorded_value:
             raise UserError(
@@ -143,7 +143,7 @@ def _applies(recipe: Recipe, key: str, value: Any) -> bool:
 
 
 def _absolute(path: str | Path) -> str:
-    """The absolute path; unchanged for what is not a path here (the name of a data set)."""
+    """The absolute path; unchanged for anything that is not a local path, such as the name of a data set."""
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
 
 
@@ -180,7 +180,7 @@ def find_model_config(name: str) -> ModelConfig:
 
 
 def find_usage(name: str) -> tuple[Usage, bool]:
-    """The usage of what `find_model_config` finds, as far as it is known without weights, and whether it is a run."""
+    """The usage of what `find_model_config` finds, as far as known without its weights, and whether it is a run."""
     path = user_path(name)
     if name in PRESETS or name in recipe_domains() or path.suffix == ".json":
         return Usage(), False

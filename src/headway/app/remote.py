@@ -33,11 +33,11 @@ Texts = Iterable[str]
 Fields = Mapping[str, Any]
 
 KEY_VARIABLE = "HEADWAY_API_KEY"  # the environment variable with the default key
-_TIMEOUT = 600.0  # timeout without any data
-_MAX_RESPONSE = 1 << 29  # most bytes of a response
-_MAX_EVENT = 1 << 22  # most bytes of a streamed event
-_MAX_ERROR = 1 << 16  # most bytes of an error
-_MAX_FILE = 1 << 30  # most bytes of an image or a sound
+_TIMEOUT = 600.0  # seconds without any data
+_MAX_RESPONSE = 1 << 29  # bytes per response
+_MAX_EVENT = 1 << 22  # bytes per streamed event
+_MAX_ERROR = 1 << 16  # bytes per error
+_MAX_FILE = 1 << 30  # bytes per image or audio file
 
 
 def connect(url: str, api_key: str | None = None, model: str | None = None) -> RemoteModel:
@@ -65,7 +65,7 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
 class RemoteModel:
     """The model that `connect` returns, with methods of `headway.Model` that run on a server. The server's errors are
-    raised as UserError, also for verbs that its model does not support. Files are read locally and uploaded; the
+    raised as UserError, including for verbs that its model does not support. Files are read locally and uploaded; the
     server opens none.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
@@ -110,7 +110,7 @@ class RemoteModel:
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Stream the continuation of a prompt in chunks. The arguments are those of `generate`."""
+        """Stream the continuation of a prompt in chunks. Takes the arguments of `generate`."""
         sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
         return self._stream("/v1/completions", {"prompt": prompt, **sampling}, lambda choice: choice["text"])
 
@@ -165,8 +165,8 @@ class RemoteModel:
     def classify(
         self, items: str | Path | tuple[str, str] | Iterable[str | Path | tuple[str, str]], truncate: bool = False
     ) -> dict[str, float] | list[dict[str, float]]:
-        """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image file or a
-        sound file, or for each of several. A regression model returns its prediction as "value". For a multi-label
+        """The probability of each label, most probable first, for a text, a text pair (a tuple), an image file or an
+        audio file, or for each of several. A regression model returns its prediction as "value". For a multi-label
         model this sets `thresholds`, the minimum probability for predicting each label.
         """
         is_pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
@@ -287,7 +287,7 @@ class RemoteModel:
         prompt: str = "",
         words: bool = False,
     ) -> Transcription | list[Transcription]:
-        """Transcribe a sound file, or each of several, with timestamps; see `headway.Model.transcribe`."""
+        """Transcribe an audio file, or each of several, with timestamps; see `headway.Model.transcribe`."""
         if task not in ("transcribe", "translate"):
             raise UserError(f"unknown task {task!r}; use transcribe or translate")
         form_fields = [("model", self.name), ("response_format", "verbose_json"), ("prompt", prompt)]
@@ -325,7 +325,7 @@ class RemoteModel:
         return self._server.stream(path, {"model": self.name, **body, "stream": True}, parse)
 
     def _is_image(self, item: object) -> bool:
-        """Whether an item is an image; for models of texts and images, a string that is a path is the file."""
+        """Whether an item is an image; for models of text and images, a string that is a path is that file."""
         return "images" in self.reads and ("texts" not in self.reads or Path(str(item)).is_file())
 
     def _encode_image(self, item: object) -> str:
@@ -368,7 +368,7 @@ class _ServerClient:
         self._url, self._base = url, quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%")
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise UserError("the API key contains characters that a header cannot have; check it")
+            raise UserError("the API key contains characters that are not allowed in a header; check it")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def request(self, method: str, path: str, body: Fields | None, parse: Callable[[Any], T]) -> T:
@@ -404,14 +404,14 @@ class _ServerClient:
                 if "error" in event:
                     raise UserError(str(event["error"]["message"]))
                 yield from filter(None, map(parse, event["choices"]))
-        raise UserError(f"the response of {self._url} is incomplete; try again")
+        raise UserError(f"the response from {self._url} is incomplete; try again")
 
     def _read_json(self, response: HTTPResponse, parse: Callable[[Any], T]) -> T:
         with response, self._user_errors():
             raw = response.read(_MAX_RESPONSE + 1)
             if len(raw) > _MAX_RESPONSE:
                 raise UserError(
-                    f"the response of {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
+                    f"the response from {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
                 )
             return parse(json.loads(raw))
 
@@ -429,7 +429,7 @@ class _ServerClient:
         try:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self._url} answers with status {response.status}; pass the URL of a headway server"
+            message = f"{self._url} answered with status {response.status}; pass the URL of a headway server"
         raise UserError(message)
 
     @contextmanager
@@ -444,7 +444,7 @@ class _ServerClient:
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{self._url} does not answer with headway's API ({error}); pass the URL of a headway server"
+                f"{self._url} does not speak headway's API ({error}); pass the URL of a headway server"
             ) from None
 
 
@@ -482,7 +482,7 @@ def _as_list(items: Any) -> tuple[list[Any], bool]:
     if isinstance(items, (str, Path)):
         return [items], True
     if not isinstance(items, Iterable):
-        raise UserError(f"the input is a {type(items).__name__}; pass a text, a file, or a list of these")
+        raise UserError(f"the input is a {type(items).__name__}; pass a string, a file, or a list of these")
     return list(items), False
 
 
@@ -493,7 +493,7 @@ def _data_url(file: Path, kind: str) -> str:
 
 
 def _read_file(file: Path) -> bytes:
-    """The content of a file. Raises UserError unless it is a regular file, and if it is too large for a server."""
+    """The content of a file. Raises UserError if it is not a regular file, or too large for a server."""
     with open_file(file) as stream:
         raw = stream.read(_MAX_FILE + 1)
     if len(raw) > _MAX_FILE:

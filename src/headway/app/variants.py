@@ -59,7 +59,7 @@ class SharedTasks:
             task.save(self.directory / str(number))
 
     def adapted_model(self, recipe: Recipe) -> ModelConfig:
-        """The model of a recipe as it will be trained.
+        """A recipe's model as it will be trained.
 
         A task may store properties of the model, so a recipe with another model gets a separate task, opened as
         training will open it.
@@ -96,13 +96,13 @@ def variants(
     """Every combination of the grid's values, with its size; `adapt` returns the model of a recipe for the data."""
     if not any(len(values) > 1 for values in grid.values()):
         raise UserError("there is only one variant; pass several values, as in --set model.mixer=attention,lstm")
-    # Whether the grid itself sets the model size, by a width or another setting that changes it.
+    # Whether the grid itself sets the model size, through a width or another setting.
     sets_size = "model.width" in grid or any(len(grid[key]) > 1 for key in _SIZE_SETTINGS if key in grid)
     all_variants: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
         name = _variant_name({key: value for key, value in settings.items() if len(grid[key]) > 1})
-        if not name.strip("."):  # it would be the comparison's folder or its parent
+        if not name.strip("."):  # it would be the comparison directory or its parent
             raise UserError(f"a variant would be named {name!r}; use values with letters or digits")
         if any(name == earlier.name for earlier in all_variants):
             raise UserError(f"two variants would be named {name!r}; use values that differ in letters or digits")
@@ -121,7 +121,7 @@ def variants(
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
-    """The width that brings the number of parameters nearest to `parameters`; None to keep the model's."""
+    """The width that gets closest to `parameters` parameters; None to keep the model's."""
     num_parameters = describe(model)["parameters"]
     if num_parameters == parameters:
         return None
@@ -135,7 +135,7 @@ def matching_width(model: ModelConfig, parameters: int) -> int | None:
 
 
 def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) -> int:
-    """The multiple of `step` whose `size` is nearest to `parameters`; sizes must grow with the width."""
+    """The multiple of `step` whose `size` is closest to `parameters`; sizes must grow with the width."""
     low, high = 1, 2
     while size(step * high) < parameters:
         low, high = high, high * 2
@@ -146,7 +146,7 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
 
 
 def _width_multiple(plain: Any) -> int:
-    """The number of which the width must be a multiple."""
+    """The number that the width must be a multiple of."""
     rotary = any(key == "rotary" and item is not None for key, item in _iter_settings(plain))
     step = math.lcm(*_head_counts(plain)) * (2 if rotary else 1)  # rotary positions need even heads
     for key, item in _iter_settings(plain):
@@ -172,7 +172,7 @@ def _iter_settings(plain: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _variant_name(settings: Mapping[str, Any]) -> str:
-    """The single compared value, or all values with the last parts of their keys."""
+    """The single compared value, or all values, each with the last part of its key."""
     if len(settings) == 1:
         return _value_name(next(iter(settings.values())))
     return ",".join(f"{key.split('.')[-1]}={_value_name(value)}" for key, value in settings.items())

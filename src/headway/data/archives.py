@@ -16,8 +16,8 @@ from headway.errors import UserError
 from headway.safe_io import DAMAGE, check_expansion, decompress, file_size, limit_error, open_file, read_limits
 
 E = TypeVar("E")
-_ENTRY_SIZE = 128  # average bytes per member in a .zip's directory: 46, and its name
-_MAX_HEADER = 1 << 24  # maximum bytes of a .tar header: name, links, times
+_ENTRY_SIZE = 128  # average bytes per member in a .zip's directory: 46 plus its name
+_MAX_HEADER = 1 << 24  # bytes per .tar header: name, links, times
 _CHUNK_SIZE = 1 << 12  # bytes read at once with methods that expand everything they read
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _THREAD_CACHE = threading.local()
@@ -34,7 +34,7 @@ class Archive(Protocol):
 
 
 def open_archive(path: Path) -> Archive:
-    """Open an archive. The last one of each thread stays open, because its members are read in sequence, and listing
+    """Open an archive. Each thread keeps its last archive open, because members are read in sequence, and listing
     them or reaching the next one takes a pass over the preceding data. UserError for too many members; one of the
     exceptions in DAMAGE if it is not an archive.
     """
@@ -199,7 +199,7 @@ class _SeekableDecompressor(io.RawIOBase):
 
 
 class _LimitedTar(io.RawIOBase):
-    """A decompressed .tar with limits on the size of a header and of all data."""
+    """A decompressed .tar with limits on header size and total size."""
 
     def __init__(self, path: Path, raw: BinaryIO, stream: BinaryIO) -> None:
         self._path, self._packed_size, self._raw, self._stream = path, file_size(raw), raw, stream

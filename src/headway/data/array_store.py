@@ -48,14 +48,14 @@ def cache_root() -> Path:
 
 
 def cache_key(kind: str, *parts: object) -> str:
-    """The name, below the cache's root, of data that depends on `parts`."""
+    """The name, below the cache root, for data that depends on `parts`."""
     return f"{kind}-{hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()}"
 
 
 def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
     """The folder `final`; if it is missing, `build(part)` fills a temporary folder next to it.
 
-    Of several processes, one builds and the others wait. A killed process leaves a folder `*.part`, which the next
+    If several processes need it, one builds and the others wait. A killed process leaves a `*.part`, which the next
     builder of the same folder removes. A full disk is a UserError.
     """
     if final.is_dir():
@@ -100,7 +100,7 @@ def _build_atomically(final: Path, build: Callable[[Path], None]) -> None:
         try:
             part.rename(final)
         except OSError:
-            if not final.is_dir():  # otherwise, without working locks, another process was first with equal content
+            if not final.is_dir():  # without working locks, another process may have been first, with equal content
                 raise
         _sync(final.parent)
     finally:

@@ -17,7 +17,7 @@ from headway.errors import UserError
 Unit = Literal["number", "month", "microsecond"]
 
 _NUMBER, _MONTH = re.compile(r"(-?\d{1,7})(?:\.0*)?"), re.compile(r"(\d{4})-(\d\d)")
-_YEAR, _TOLERANCE = re.compile(r"[12]\d{3}(\.\d+)?"), 0.1  # of a month
+_YEAR, _TOLERANCE = re.compile(r"[12]\d{3}(\.\d+)?"), 0.1  # months
 _QUARTER = re.compile(r"(\d{4})[- ]?[Qq]([1-4])")
 _DOTTED = re.compile(r"(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})(?P<time>\D.*)?")
 _SLASHED = re.compile(r"(?P<year>\d{4})/(?P<month>\d\d?)/(?P<day>\d\d?)(?P<time>\D.*)?")
@@ -123,7 +123,7 @@ def years_to_months(strings: Sequence[str]) -> np.ndarray | None:
 
 
 def plot_axis(strings: Iterable[str]) -> Shaped[np.ndarray, "N"]:
-    """Times formatted by a calendar, as the dates or numbers of a plot's axis."""
+    """Times formatted by a calendar, as dates or numbers for a plot axis."""
     parsed = [time for text in strings if (time := parse_time(text)) is not None]
     units: dict[Unit, str] = {"number": "int64", "month": "datetime64[M]", "microsecond": "datetime64[us]"}
     return np.array([tick for _, tick in parsed], np.int64).astype(units[parsed[0][0]])

@@ -103,7 +103,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
     for known in (
         KnownSet(
             name="tinyshakespeare",
-            description="plays of Shakespeare in one file",
+            description="Shakespeare's plays in one file",
             counts="1,115,394 characters",
             licence="public domain",
             url="https://github.com/karpathy/char-rnn",
@@ -118,7 +118,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="wikitext-2",
-            description="good and featured articles of Wikipedia, raw text",
+            description="good and featured Wikipedia articles, raw text",
             counts="36,718 / 3,760 / 4,358 lines for training, validation and test",
             licence="CC BY-SA 3.0",
             url="https://huggingface.co/datasets/Salesforce/wikitext",
@@ -146,7 +146,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="tatoeba-deu-eng",
-            description="English and German sentences of everyday life",
+            description="everyday sentences in English and German",
             counts="169,813 pairs or more (growing); sentences repeat, so it is split by the English sentence",
             licence="CC BY 2.0, tatoeba.org",
             url="https://www.manythings.org/anki/",
@@ -220,7 +220,7 @@ KNOWN_SETS: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="lichess-openings",
-            description="named chess openings, used as starting positions of matches",
+            description="named chess openings, used as starting positions for matches",
             counts="3,807 openings or more (growing)",
             licence="CC0",
             url="https://github.com/lichess-org/chess-openings",

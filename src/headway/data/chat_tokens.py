@@ -1,4 +1,4 @@
-"""Conversations tokenised once, with a loss mask of the assistant's tokens, and packed uncut into rows."""
+"""Conversations tokenised once, with a loss mask for the assistant's tokens, and packed into rows without cuts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TokenizedChat(NamedTuple):
 
 
 class ChatSample(NamedTuple):
-    """One conversation, or two endings of one, with the key that decides its split, and its line in the file."""
+    """One conversation, or two endings of one, with the key that determines its split, and its line in the file."""
 
     key: str
     line: int
@@ -104,7 +104,7 @@ def open_chats(
 ) -> ChatCache:
     """The samples of files, from the cache if these contents have been tokenised in this way before.
 
-    `samples` reads a file; `variant` identifies everything else that decides the ids (the template).
+    `samples` reads a file; `variant` identifies everything else that determines the ids (the template).
     """
     key = cache_key("marked", _FORMAT, chats_per_sample, fingerprint(sources), codec.fingerprint(), variant)
     dtype = ids_dtype(codec.vocab_size)
@@ -159,7 +159,7 @@ class ChatPacking:
     """Pack uncut conversations into rows of up to `context` tokens (best fit).
 
     The first token of a conversation is not predicted, so n tokens take n - 1 positions. Conversations are assigned to
-    rows once, by their lengths alone.
+    rows once, by length only.
     """
 
     def __init__(self, cache: ChatCache, samples: np.ndarray, context: int) -> None:

@@ -26,7 +26,7 @@ COLUMN_USES = tuple(_SYNONYMS)
 
 
 def check_column_names(source: str, names: Sequence[str], noun: str = "columns") -> None:
-    """UserError if two columns have the same name, with both of their numbers. Columns without a name, which some
+    """UserError if two columns have the same name, with both column numbers. Columns without a name, which some
     programs append, are ignored.
     """
     first: dict[str, int] = {}

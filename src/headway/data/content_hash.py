@@ -13,7 +13,7 @@ from headway.data.corpus import AlignedFiles
 from headway.data.input_files import File, HubSplit
 from headway.safe_io import open_file
 
-_STRINGS_AT_ONCE = 4096  # joined at once
+_STRINGS_AT_ONCE = 4096  # strings joined at once
 
 
 class Encoder(Protocol):
@@ -30,7 +30,7 @@ class Encoder(Protocol):
 
 
 def fingerprint(sources: Iterable[File | HubSplit | AlignedFiles]) -> str:
-    """A hash of the sources' contents in order, with the kinds and splits that their names state.
+    """A hash of the sources' contents in order, with the file types and splits in their names.
 
     All bytes are hashed (about 1 GB/s), because sizes and times are not reliable; a hub dataset is identified by its
     cache hash.

@@ -159,7 +159,7 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
     """The files that `iter_pairs` reads, with the split that their names state."""
     sources: list[PairSource] = []
     line_files: list[File] = []
-    for path in _user_paths(paths, "pairs"):
+    for path in _user_paths(paths, "pair"):
         if path.is_dir() or file_kind(path.name) in PAIR_KINDS:
             for file in find_files(path, PAIR_KINDS):
                 sources.extend(_zip_sources(file) if file.kind == ".zip" else [file])
@@ -167,7 +167,7 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
             line_files.append(_line_file(path))
     if len(line_files) % 2:
         raise UserError(
-            f"{line_files[-1]} is a single file of lines; add its translation after it, or use {', '.join(PAIR_KINDS)}"
+            f"{line_files[-1]} has no matching translation; pass one after it, or use {', '.join(PAIR_KINDS)}"
         )
     sources.extend(AlignedFiles(*file_pair) for file_pair in zip(line_files[::2], line_files[1::2]))
     return (
@@ -273,7 +273,7 @@ def read_pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
 def _user_paths(paths: Iterable[Path | str], noun: str) -> Sequence[Path]:
     resolved = [user_path(path) for path in paths]
     if not resolved:
-        raise UserError(f"no files of {noun}; pass at least one")
+        raise UserError(f"no {noun} files; pass at least one")
     return resolved
 
 
@@ -281,7 +281,7 @@ def _line_file(path: Path) -> File:
     check_file(path)
     if file_kind(path.name) in _NON_TEXT_KINDS:
         raise UserError(
-            f"{path} has the extension {file_kind(path.name)!r}, which is not a text file of lines; "
+            f"{path} has the extension {file_kind(path.name)!r}, which is not line-based text; "
             f"use two line-aligned files, or {', '.join(PAIR_KINDS)}"
         )
     return File(path, named_split=split_from_filename(path.name))

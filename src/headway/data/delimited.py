@@ -15,9 +15,9 @@ from headway.data.spreadsheets import read_sheet
 from headway.errors import UserError
 from headway.safe_io import limit_error, read_limits
 
-Row = tuple[int, list[str]]  # with the number of its last line
+Row = tuple[int, list[str]]  # the number of its last line, and its fields
 _SEPARATORS = (",", ";", "\t")  # on a tie, the first wins
-_LINE_OVERHEAD = 64  # approximate overhead of a line in bytes
+_LINE_OVERHEAD = 64  # approximate overhead per line in bytes
 _FIELD_LIMIT_LOCK = threading.Lock()  # held while csv's process-wide field size limit is raised
 
 
@@ -135,7 +135,7 @@ class _Lookahead:
 
 
 def split_tabs(text: str) -> list[str]:
-    """The fields of a row, without the quotes around fields that need them."""
+    """The fields of a row, without the quotes around those that need them."""
     if not text.startswith('"') and '\t"' not in text:
         return text.split("\t")
     fields, start = [], 0
@@ -152,7 +152,7 @@ def split_tabs(text: str) -> list[str]:
 
 
 def _field_end(text: str, start: int) -> int:
-    """The end of the field that starts at `start`: after its quotes, if they close before a TAB or the end."""
+    """The end of the field that starts at `start`: after its quotes if they close before a TAB or the line's end."""
     quoted = _QUOTED_FIELD.match(text, start)
     if quoted is not None and text[quoted.end() : quoted.end() + 1] in ("", "\t"):
         return quoted.end()

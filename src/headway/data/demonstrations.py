@@ -25,7 +25,7 @@ class Demonstrations(RecordedEpisodes):
     """E episodes with N steps in total: a robot's observations and actions.
 
     `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], the end
-    of each episode; `cameras` by name, {} for states alone; `tasks` int64 [E], each episode's index in `task_names`;
+    of each episode; `cameras` by name, may be {}; `tasks` int64 [E], each episode's index in `task_names`;
     `named_splits` uint8 [E], the split that the file's name states; `environments`, the simulation of each task, "" if
     unknown; `rate` in steps per second.
     """
@@ -72,7 +72,7 @@ def read_demonstrations(
 
 
 class DemonstrationSummary(NamedTuple):
-    """A summary of demonstrations from metadata alone: the steps of each episode, int64 [E], and height and width of
+    """A summary of demonstrations from metadata only: the steps of each episode, int64 [E], and the height and width of
     each camera's images.
     """
 
@@ -123,7 +123,7 @@ def _find_folders(path: Path, accept: Callable[[Path], bool]) -> list[Path]:
     matches, visited = list[Path](), set[str]()
     for parent, names, _ in os.walk(path, followlinks=True):
         folder, real_path = Path(parent), os.path.realpath(parent)
-        is_repeated = real_path in visited  # links may form a cycle
+        is_repeated = real_path in visited  # links can form a cycle
         visited.add(real_path)
         if not is_repeated and accept(folder):
             matches.append(folder)
@@ -133,13 +133,13 @@ def _find_folders(path: Path, accept: Callable[[Path], bool]) -> list[Path]:
 
 
 def _split_of_folder(folder: Path, root: Path) -> str | None:
-    """The split that the nearest name states, from a folder up to `root`."""
+    """The split in the nearest folder name, from a folder up to `root`."""
     names = (root.name, *folder.relative_to(root).parts)
     return next(filter(None, map(split_from_name, reversed(names))), None)
 
 
 def _with_split(demonstrations: Demonstrations, split: str | None) -> Demonstrations:
-    """Use the split that the folder's name states, if the folder's own metadata states none."""
+    """Use the split in the folder's name if its metadata has none."""
     if split is None or demonstrations.named_splits.any():
         return demonstrations
     return replace(demonstrations, named_splits=np.full(len(demonstrations), split_code(split), np.uint8))
@@ -199,19 +199,19 @@ def _check_compatible(reference: Demonstrations, part: Demonstrations, reference
         sizes = [getattr(recording, name).shape[1] for recording in (reference, part)]
         if sizes[0] != sizes[1]:
             raise UserError(
-                f"{source} has {name} of size {sizes[1]}, but {reference_source} has size {sizes[0]}; pass data of "
+                f"{source} has {name} of size {sizes[1]}, but {reference_source} has size {sizes[0]}; pass data from "
                 "one robot"
             )
     cameras = [{name: frames.size for name, frames in recording.cameras.items()} for recording in (reference, part)]
     if cameras[0] != cameras[1]:
         raise UserError(
             f"{source} has {_format_cameras(cameras[1])}, but {reference_source} has {_format_cameras(cameras[0])}; "
-            "pass data with equal cameras"
+            "pass data with the same cameras"
         )
     if reference.rate and part.rate and reference.rate != part.rate:
         raise UserError(
             f"{source} has {part.rate:g} steps per second, but {reference_source} has {reference.rate:g}; pass data "
-            "with one rate"
+            "recorded at one rate"
         )
 
 

@@ -45,20 +45,18 @@ def find_chat_files(paths: Iterable[Path | str]) -> list[File]:
 
 
 def read_chats(file: File) -> Iterator[Dialogue]:
-    """The conversations of a file: `messages` with role and content, at least one of them the assistant's."""
+    """The conversations in a file: `messages` with role and content, at least one of them from the assistant."""
     for number, row in read_json_lines(file):
         if "messages" not in row:
             raise _missing_key_error(file, number, row, "messages")
         messages = _messages(file, number, "messages", row["messages"])
         if not any(message["role"] == ASSISTANT for message in messages):
-            raise UserError(
-                f"{file}, line {number} has no message by the assistant to learn from; add one or remove the line"
-            )
+            raise UserError(f"{file}, line {number} has no assistant message to learn from; add one or remove the line")
         yield Dialogue(number, messages)
 
 
 def read_preferences(file: File) -> Iterator[Preference]:
-    """The preferences of a file: `prompt`, `chosen` and `rejected`, each a string or messages.
+    """The preferences in a file: `prompt`, `chosen` and `rejected`, each a string or messages.
 
     Without a prompt, the common start of `chosen` and `rejected` is the prompt.
     """
@@ -75,7 +73,7 @@ def read_preferences(file: File) -> Iterator[Preference]:
             raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
         for key, ending in (("chosen", preference.chosen), ("rejected", preference.rejected)):
             if not ending or ending[-1]["role"] != ASSISTANT:
-                raise UserError(f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one")
+                raise UserError(f"{file}, line {number}: {key!r} does not end with an assistant message; add one")
         if not preference.prompt:
             raise UserError(
                 f"{file}, line {number} has no prompt, and chosen and rejected start differently; add a prompt"

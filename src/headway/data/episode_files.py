@@ -33,11 +33,11 @@ _TERMINAL_NAMES, _TIMEOUT_NAMES = ("terminals", "terminations", "terminal", "don
 _NUMBERED_NAME = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE_NAME = re.compile(r"episode_(\d+)")
 _DEFLATE = 1  # HDF5's filter id
-_MAX_METADATA = 1 << 24  # maximum bytes of metadata.json
+_MAX_METADATA = 1 << 24  # bytes of metadata.json
 _SMALL_CHUNK, _FILTER_OVERHEAD = (
     1 << 18,
     1 << 16,
-)  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
+)  # size in bytes below which chunks are not checked, and bytes that filters may add to a chunk
 _FLAT_NAMES = ("ends", "indices", *_TERMINAL_NAMES, *_TIMEOUT_NAMES)
 
 _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
@@ -49,7 +49,7 @@ ArrayReaders = Mapping[str, Callable[[], np.ndarray]]
 
 
 def read_episodes(paths: Sequence[Path | str]) -> Episodes:
-    """Read the episodes of files, folders of files or Minari data sets. A UserError names any that cannot be read."""
+    """Read episodes from files, folders of files or Minari data sets. A UserError names any that cannot be read."""
     if not paths:
         raise UserError("no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)")
     files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
@@ -57,7 +57,7 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
 
 
 def episode_lengths(file: File) -> list[int]:
-    """The number of steps of each episode in a file, from its rewards and ends alone."""
+    """The number of steps per episode in a file, from its rewards and ends only."""
     source = str(file)
     if file.path.suffix.lower() == ".npz":
         with open_arrays(file.path) as columns:
@@ -82,13 +82,13 @@ def _flat_lengths(columns: ArrayReaders, source: str) -> list[int]:
 
 
 def all_episode_lengths(paths: Sequence[Path | str]) -> list[int]:
-    """The number of steps of each episode that `read_episodes` reads from these paths, without reading states."""
+    """The number of steps per episode that `read_episodes` reads from these paths, without reading states."""
     files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
     return [length for file in files for length in episode_lengths(file)]
 
 
 def write_episodes(path: Path, episodes: Episodes) -> None:
-    """Write one .npz of flat arrays: states, actions, rewards and the ends of episodes. Written under a temporary name,
+    """Write one .npz of flat arrays: states, actions, rewards and episode ends. Written under a temporary name,
     then renamed.
     """
     arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
@@ -151,7 +151,7 @@ def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
 
 
 def _check_header(archive: Any, name: str, path: Path) -> None:
-    """Check that an array's header matches its bytes: numpy allocates memory by the header before it reads."""
+    """Check that an array's header matches its bytes: numpy allocates memory based on the header before reading."""
     entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
     with archive.zip.open(entry) as file:
         read_header = _HEADERS.get(np.lib.format.read_magic(file))
@@ -223,12 +223,12 @@ def _concatenated_episodes(columns: ArrayReaders, source: str) -> list[Episode]:
 
 
 def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of episodes, and which of them were truncated."""
+    """The episode ends, and which episodes were truncated."""
     if "ends" in columns or "indices" in columns:
         indices = np.ravel(columns["ends" if "ends" in columns else "indices"]())
         ends = indices if "ends" in columns else np.append(indices, steps)
         if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
-            raise UserError(f"{source}: the ends of episodes do not increase to {steps:,} rewards; correct them")
+            raise UserError(f"{source}: episode ends do not increase to the number of rewards ({steps:,}); fix them")
         ends = ends.astype(np.int64)
         flags = next((np.ravel(columns[name]()) for name in ("cut",) if name in columns), None)
         if flags is None and "terminal" in columns:
@@ -237,7 +237,7 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
     terminated, truncated = (_flags(columns, names, steps, source) for names in (_TERMINAL_NAMES, _TIMEOUT_NAMES))
     if terminated is None and truncated is None:
         raise UserError(
-            f"{source} does not mark the ends of episodes; add an array ends, or terminals and timeouts as in D4RL"
+            f"{source} does not mark where episodes end; add an array ends, or terminals and timeouts as in D4RL"
         )
     all_false = np.zeros(steps, bool)
     terminated, truncated = (

@@ -23,7 +23,7 @@ class Episode(NamedTuple):
 
 
 class RecordedEpisodes:
-    """Base of recordings of E episodes: arrays of their steps, concatenated, and the end of each episode."""
+    """Base class for E recorded episodes: arrays of their steps, concatenated, and the end of each episode."""
 
     states: np.ndarray
     actions: np.ndarray
@@ -97,7 +97,7 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 def collate_episodes(episodes: Sequence[Episode], source: str, split_code: int = 0, environment: str = "") -> Episodes:
-    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or of
+    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or has
     another shape.
     """
     if not episodes:
@@ -132,13 +132,13 @@ def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str]) -> E
                 raise UserError(
                     f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has "
                     f"{describe_shape(reference)}; "
-                    "pass files of one environment"
+                    "pass files from one environment"
                 )
         reference, candidate = (recording.environment.partition("-v")[0] for recording in (first, part))
         if reference and candidate and reference != candidate:
             raise UserError(
                 f"{source} was recorded in {part.environment}, but {sources[0]} in {first.environment}; "
-                "pass files of one environment"
+                "pass files from one environment"
             )
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     return Episodes(
@@ -187,7 +187,7 @@ def _check_same_shape(episode: Episode, first: Episode, location: str) -> None:
         shape, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
         if shape != expected:
             raise UserError(
-                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes of one "
+                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes from one "
                 "environment"
             )
 

@@ -22,7 +22,7 @@ _NAME = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx\d-ubyte$
 
 @dataclass(frozen=True)
 class IdxPart:
-    """Greyscale images and their class indices, from two files; `named_split` is the split that their name states."""
+    """Greyscale images and their class indices, from two files; `named_split` is the split in their name."""
 
     images: UInt8[np.ndarray, "N H W"]
     labels: UInt8[np.ndarray, "N"]
@@ -41,13 +41,13 @@ def idx_files(folder: Path) -> list[Path]:
 
 def read_idx_pairs(paths: Sequence[Path]) -> list[IdxPart]:
     """Read pairs of files NAME-images-idx3-ubyte and NAME-labels-idx1-ubyte, compressed or not. NAME is train, t10k
-    (MNIST's test split) or any other. UserError if one file of a pair is missing, counts differ or a file is damaged.
+    (MNIST's test split) or any other. UserError if half of a pair is missing, counts differ or a file is damaged.
     """
     pairs: dict[str, dict[str, Path]] = {}
     for path in paths:
         match = _NAME.fullmatch(_without_compression(path.name))
         if match is None:
-            raise UserError(f"{path} does not have the name of an IDX file; rename it like train-images-idx3-ubyte.gz")
+            raise UserError(f"{path} is not named like an IDX file; use a name such as train-images-idx3-ubyte.gz")
         pairs.setdefault(match["stem"], {})[match["what"]] = path
     return [_read_pair(stem, pair) for stem, pair in pairs.items()]
 
@@ -99,6 +99,6 @@ def _format_sizes(sizes: tuple[int, ...]) -> str:
 
 
 def _without_compression(name: str) -> str:
-    """A file's name without the extension of a compression."""
+    """A file's name without a compression extension."""
     path = Path(name)
     return path.stem if path.suffix.lower() in COMPRESSIONS else name

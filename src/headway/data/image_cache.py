@@ -1,4 +1,4 @@
-"""Images decoded once: memory-mapped bytes in the size of the model's input, with a content key per image."""
+"""Images decoded once: memory-mapped bytes at the model's input size, with a content key per image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headway.data.array_store import (
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
-_FORMAT = 2  # of the cache
+_FORMAT = 2  # cache format
 _PREFETCH = 4  # images per worker that are decoded ahead of writing
 _MAX_LISTED = 3  # bad images listed in a message
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -44,7 +44,7 @@ class DecodedImages(NamedTuple):
 
 class ImageSource(NamedTuple):
     """A source of images: `read(n)` returns one of `count` images of the `shape` [H, W, C], or raises a UserError that
-    names it; several threads call it. `content` identifies everything that decides the pixels. Keys have `digest_size`
+    names it; several threads call it. `content` identifies whatever determines the pixels. Keys have `digest_size`
     bytes; splits by hash depend on the keys.
     """
 

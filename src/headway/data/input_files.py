@@ -32,7 +32,7 @@ _SPREADSHEET_KINDS = (".xlsx", ".xls", ".xlsm", ".ods")
 
 @dataclass(frozen=True)
 class File:
-    """A file on disk, or a `member` of an archive; `named_split` is the split that its name states."""
+    """A file on disk, or a `member` of an archive; `named_split` is the split in its name."""
 
     path: Path
     member: str | None = None
@@ -47,7 +47,7 @@ class File:
 
     @property
     def kind(self) -> str:
-        """The extension in lower case, without that of a compression: .txt for book.TXT.gz."""
+        """The extension in lower case, without a compression extension: .txt for book.TXT.gz."""
         return file_kind(self.name)
 
 
@@ -59,7 +59,7 @@ def file_kind(name: str) -> str:
 def find_files(path: Path, kinds: Collection[str], excluded: Collection[Path] = ()) -> list[File]:
     """The files of `kinds` at a path: the file itself, or those in a folder (recursive, sorted).
 
-    Files in the `excluded` folders, which are read separately, are left out; a folder with some may have no files.
+    Files in the `excluded` folders, which are read separately, are skipped; a folder that contains any may be empty.
     """
     if path in excluded:
         return []
@@ -88,19 +88,19 @@ def check_file(path: Path) -> None:
 
 
 def supported_formats(kinds: Iterable[str]) -> str:
-    """The end of an error message: the supported formats."""
+    """The supported formats, as the end of an error message."""
     return f"use {', '.join(kinds)}, or one of them compressed ({', '.join(COMPRESSIONS)})"
 
 
 def resolve_named_splits(files: list[File]) -> list[File]:
-    """Split names count only if something is left to train on: a lone test.txt is ordinary data."""
+    """Split names count only if something is left to train on: a single test.txt is ordinary data."""
     if any(file.named_split in ("train", None) for file in files):
         return files
     return [replace(file, named_split=None) for file in files]
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder is a run's: `train --data .` must not read its own growing files."""
+    """Whether a folder is a run directory: `train --data .` must not read its own growing files."""
     return (folder / ".lock").is_file() or ((folder / "run.json").is_file() and (folder / "recipe.json").is_file())
 
 
@@ -153,13 +153,13 @@ def archive_members(path: Path) -> list[File]:
 
 
 def split_from_filename(name: str) -> str | None:
-    """The split that a file's name states, compressed or not."""
+    """The split in a file's name, compressed or not."""
     path = PurePath(name)
     return split_from_name(path.stem if path.suffix.lower() in COMPRESSIONS else path.name)
 
 
 def read_blocks(file: File) -> Iterator[bytes]:
-    """A file's bytes, decompressed, in blocks of about a mebibyte. UserError if it is damaged or expands beyond the
+    """A file's bytes, decompressed, in blocks of about 1 MiB. UserError if it is damaged or expands beyond the
     read limits.
     """
     suffix = PurePath(file.name.lower()).suffix
@@ -180,10 +180,10 @@ def read_blocks(file: File) -> Iterator[bytes]:
 
 
 def read_text_blocks(file: File) -> Iterator[str]:
-    """A file's text in non-empty blocks: UTF-8, or UTF-16 if it starts with that byte order mark, which is dropped.
+    """A file's text in non-empty blocks: UTF-8, or UTF-16 if it starts with a UTF-16 byte order mark, which is dropped.
     Line ends are unchanged.
 
-    UserError if it is binary, wrongly encoded (with the offset of the byte), empty or damaged.
+    UserError if it is binary, wrongly encoded (with the byte offset), empty or damaged.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, started, is_utf16 = 0, False, False

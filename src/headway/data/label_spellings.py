@@ -1,4 +1,4 @@
-"""Merge labels that differ only in spelling: Unicode form, surrounding blanks, 1 and 1.0, true and TRUE."""
+"""Merge labels that differ only in formatting: Unicode form, surrounding blanks, 1 and 1.0, true and TRUE."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class MergedLabels(NamedTuple):
 
 
 def merge_spellings(raw_labels: Sequence[str], known: Collection[str] = ()) -> MergedLabels:
-    """Use one spelling for labels that differ only in Unicode form, surrounding blanks, as 1 and 1.0 or as true and
-    TRUE: that of a `known` label (of a run or model), otherwise the simplest. The log reports what was merged.
+    """Use one form for labels that differ only in Unicode form, surrounding blanks, as 1 and 1.0 or as true and
+    TRUE: that of a `known` label (from a run or model), otherwise the simplest. The log reports what was merged.
 
-    1 and true stay two labels, because a column with both means two things.
+    1 and true stay separate labels, because a column with both means two things.
     """
     spellings, known_labels = dict.fromkeys(raw_labels), set(known)
     known_spellings = {normalized_label(label): label for label in reversed(list(known))}
@@ -46,7 +46,7 @@ def merge_spellings(raw_labels: Sequence[str], known: Collection[str] = ()) -> M
     if not merged:
         return MergedLabels([names[label] for label in raw_labels], ())
     listing = "; ".join(merged[:_MAX_LISTED]) + ("; ..." if len(merged) > _MAX_LISTED else "")
-    note = f"labels that differ only in spelling are merged: {listing}"
+    note = f"labels that differ only in formatting were merged: {listing}"
     _LOG.warning("%s", note)
     return MergedLabels([names[label] for label in raw_labels], (f"{note[0].upper()}{note[1:]}.",))
 
@@ -57,7 +57,7 @@ def _trim(label: str) -> str:
 
 
 def normalized_label(label: str) -> str:
-    """The normal form that all spellings of a label share."""
+    """The normal form that all variants of a label share."""
     text = _trim(label)
     integer = _INTEGER.fullmatch(text)
     if integer is not None:

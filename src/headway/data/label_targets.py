@@ -15,9 +15,9 @@ from headway.errors import UserError, nearest
 from headway.parsing import parse_json
 
 TargetKind = Literal["class", "number", "labels"]
-_SEPARATORS = re.compile(r"[;|]")  # between the labels of a sample
+_SEPARATORS = re.compile(r"[;|]")  # between a sample's labels
 _MISSING_VALUES = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # missing numbers in tables
-_MAX_INTEGER_CLASSES = 20  # maximum of distinct integers that are treated as classes
+_MAX_INTEGER_CLASSES = 20  # maximum number of distinct integers treated as classes
 _MAX_LABEL = 40  # characters of a label in a message
 
 
@@ -29,7 +29,7 @@ class Target(NamedTuple):
 
 
 def infer_target(labels: Sequence[str], requested: str = "auto", every_number: bool = False) -> Target:
-    """The kind of the `labels` (without missing ones): the `requested` kind, or inferred from their form.
+    """The kind of the `labels` (without missing ones): the `requested` kind, or inferred from their format.
 
     JSON lists, and names joined by ; or | that also occur alone or in other lists, are several labels. Numbers are
     regression targets if one has a fraction, or if there are many distinct ones that do not enumerate classes from 0 or

@@ -23,7 +23,7 @@ _MAX_LISTED = 3  # file kinds listed in a message
 class LabelledFiles:
     """Files with their labels and named splits, uint8 [N] (`split_code`; 0 for none).
 
-    `locations` names the source of each sample, for messages. Labels of a table may be missing (empty) or lists.
+    `locations` names the source of each sample, for messages. Labels from a table may be missing (empty) or lists.
     `from_folders` is true if all labels are folder names.
     """
 

@@ -37,7 +37,7 @@ from headway.images import open_image, pillow
 from headway.safe_io import check_in_memory
 
 _FORMAT = 1
-_IMAGES_AT_ONCE = 64  # images of a column in memory at once
+_IMAGES_AT_ONCE = 64  # images per column in memory at once
 _INTEGER_COLUMNS = ("episode_index", "task_index")  # columns with one integer per step
 
 
@@ -50,7 +50,7 @@ class _Part(NamedTuple):
 
 
 class _CameraImages(NamedTuple):
-    """The images of a camera: `count` images, decoded into `folder` now or later; `spans` are file, first image and
+    """The images of a camera: `count` images, decoded into `folder` now or later; `spans` are the file, first image and
     length for each episode.
     """
 
@@ -109,12 +109,12 @@ def read_lerobot(
 
 def _task_name(folder: Path, names: dict[int, str], index: int) -> str:
     if index not in names:
-        raise UserError(f"{folder}: rows have the task {index}, which is missing in meta/; {DOWNLOAD_AGAIN}")
+        raise UserError(f"{folder}: rows have the task {index}, which is missing from meta/; {DOWNLOAD_AGAIN}")
     return names[index]
 
 
 def _read_rows(info: DatasetInfo, path: Path, episodes: Sequence[EpisodeEntry]) -> dict[str, np.ndarray]:
-    """The numeric columns of a file, whose rows must be exactly those of `episodes`."""
+    """The numeric columns of a file, whose rows must exactly match `episodes`."""
     widths = dict.fromkeys(_INTEGER_COLUMNS, 1) | dict(info.number_columns)
     rows = sum(episode.length for episode in episodes)
     file = _open_file(path)
@@ -150,7 +150,7 @@ def _open_file(path: Path) -> Any:
 
 
 def _check_file(path: Path, file: Any, rows: int, widths: dict[str, int]) -> None:
-    """Check by the file's index that it has the expected rows and values, before reading it into memory."""
+    """Check in the file's index that it has the expected rows and values, before reading it into memory."""
     if file.metadata.num_rows != rows:
         raise UserError(
             f"{path} has {file.metadata.num_rows:,} rows, but {rows:,} according to meta/; {DOWNLOAD_AGAIN}"

@@ -20,7 +20,7 @@ INFO_PATH = "meta/info.json"
 HEADWAY_PATH = "meta/headway.json"  # headway's addition: the environment of each task
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 STATE_FEATURES, ACTION_FEATURE = ("observation.state", "observation.environment_state"), "action"
-_MAX_METADATA = 1 << 28  # maximum bytes of a metadata file
+_MAX_METADATA = 1 << 28  # bytes per metadata file
 _MAX_SIZE, _MAX_NUMBERS, _MAX_EPISODES = 16384, 100_000, 10_000_000  # limits of a valid folder
 _PATTERN_FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 _RANGE = re.compile(r"(\d+):(\d+)")
@@ -37,7 +37,7 @@ class CameraFeature:
 
     @property
     def name(self) -> str:
-        """The name that LeRobot's users know: corner2 for observation.images.corner2."""
+        """The name that LeRobot users know: corner2 for observation.images.corner2."""
         return self.key.removeprefix("observation.").removeprefix("images.")
 
 
@@ -70,7 +70,7 @@ def read_info_file(folder: Path) -> DatasetInfo:
     raw = read_json(path)
     version = raw.get("codebase_version")
     if version not in VERSIONS:
-        raise UserError(f"{path}: codebase_version is {version!r}; use a folder of {', '.join(VERSIONS)}")
+        raise UserError(f"{path}: codebase_version is {version!r}; use a folder in version {', '.join(VERSIONS)}")
     rate = raw.get("fps")
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 100_000:
         raise UserError(f"{path}: fps is {rate!r}; set it to the steps per second")
@@ -100,7 +100,7 @@ def read_episode_entries(info: DatasetInfo) -> list[EpisodeEntry]:
     for index, episode in enumerate(entries):
         location = f"{info.folder}, episode {episode.index}"
         if episode.index != index:
-            raise UserError(f"{location} is in the position of episode {index}; {DOWNLOAD_AGAIN}")
+            raise UserError(f"{location} is where episode {index} should be; {DOWNLOAD_AGAIN}")
         if episode.length <= 0:
             raise UserError(f"{location} has {episode.length} steps; remove it")
     return entries
@@ -126,7 +126,7 @@ def read_tasks(info: DatasetInfo) -> dict[int, str]:
 
 
 def read_environments(folder: Path) -> dict[str, str]:
-    """The environment of each task by the task's name, as written by `headway data collect`."""
+    """The environment of each task, by task name, as written by `headway data collect`."""
     path = folder / HEADWAY_PATH
     if not path.is_file():
         return {}
@@ -177,7 +177,7 @@ def damage_errors(path: Path, kind: str) -> Iterator[None]:
 
 
 def _is_image_feature(feature: Mapping[str, Any]) -> bool:
-    """Whether a feature is images; depth maps do not count."""
+    """Whether a feature contains images; depth maps do not count."""
     feature_info = feature.get("info")
     depth = isinstance(feature_info, dict) and bool(
         feature_info.get("video.is_depth_map") or feature_info.get("is_depth_map")

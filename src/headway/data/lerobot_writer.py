@@ -23,13 +23,13 @@ from headway.temporary_files import temporary_path
 _FILE_PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH, _VIDEO_PATH = f"data/{_FILE_PATTERN}.parquet", f"videos/{{video_key}}/{_FILE_PATTERN}.mp4"
 _FIRST_FILE = {"chunk_index": 0, "file_index": 0}
-_KEYFRAME_INTERVAL = 2  # keyframe interval
+_KEYFRAME_INTERVAL = 2  # frames
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _SAMPLED_IMAGES = 200  # images sampled for statistics
 
 
 def check_lerobot_packages(folder: Path, videos: bool) -> None:
-    """UserError if a package for writing a folder, with videos if `videos`, is missing."""
+    """UserError if a package for writing a folder (or videos, if `videos` is set) is missing."""
     import_parquet(folder, "robotics")
     if videos:
         import_av()
@@ -212,7 +212,7 @@ def _stats(values: np.ndarray) -> dict[str, Any]:
 
 
 def _image_stats(frames: Frames) -> dict[str, Any]:
-    """The same statistics for each colour channel, scaled to 0..1, as [3, 1, 1]."""
+    """The same statistics per colour channel, scaled to 0..1, as [3, 1, 1]."""
     steps = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_IMAGES).astype(np.int64))
     statistics = _stats(frames.read(steps).reshape(-1, 3) / 255)
     return {name: value if name == "count" else [[[number]] for number in value] for name, value in statistics.items()}

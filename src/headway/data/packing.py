@@ -31,7 +31,7 @@ class Spans(NamedTuple):
 
 
 class TokenWindows(NamedTuple):
-    """A batch of rows, int64 [B, context] each: `labels` are the next tokens, -100 at padding; `positions` restart at 0
+    """A batch of rows, each int64 [B, context]: `labels` are the next tokens, -100 at padding; `positions` restart at 0
     at the start of each document or later part of one, and are -1 at padding, where `inputs` are 0."""
 
     inputs: np.ndarray
@@ -74,7 +74,7 @@ class Packing:
 
     @property
     def padding(self) -> float:
-        """The fraction of all tokens in the rows that is padding."""
+        """The fraction of tokens in the rows that are padding."""
         return 1 - self.targets / (len(self) * self.context)
 
     def windows(self, rows: np.ndarray) -> TokenWindows:
@@ -236,7 +236,7 @@ class Streams:
     `context` tokens: each row of a window continues the same row of the previous window.
 
     A document of n tokens has n - 1 predictions, each in exactly one window. All windows are equally long (within one
-    token), so that the last of an epoch is not short. Documents are cut at the ends of streams. `limit` keeps only the
+    token), so the last window is not short. Documents are cut at the ends of streams. `limit` keeps only the
     first predictions.
     """
 

@@ -1,4 +1,4 @@
-"""Pairs tokenised once, into memory-mapped ids of source and target; and the text of a split's pairs."""
+"""Pairs tokenised once, into memory-mapped source and target ids; and the text of a split's pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headway.data.token_cache import Progress, ids_dtype
 from headway.errors import UserError
 
 _FORMAT = 1
-_BATCH = 1 << 19  # characters of sources and targets tokenised at once
+_BATCH = 1 << 19  # source and target characters tokenised at once
 
 
 class UsablePairs(NamedTuple):
@@ -56,7 +56,7 @@ class TokenColumn(NamedTuple):
 class PairCache:
     """Parallel text as token ids, without begin and end tokens.
 
-    `keys` uint64 [pairs] hash the sources' text; `named_splits` uint8 [pairs] is the split that the file's name states.
+    `keys` uint64 [pairs] hash the sources' text; `named_splits` uint8 [pairs] is the split in the file's name.
     Arrays are memory-mapped and read-only. Pairs keep their order in the files.
     """
 

@@ -32,7 +32,7 @@ Index = list[list[ColumnSize]]  # per row group
 
 
 def import_parquet(source: Path | IO[bytes], extra: str) -> Any:
-    """The module pyarrow.parquet; UserError that names `source` if the package of that extra is missing."""
+    """The module pyarrow.parquet; UserError that names `source` if the package for that extra is missing."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -146,7 +146,7 @@ class _ThriftReader:
 
 
 def check_table(index: Index, source: str, size: int, names: Collection[str]) -> None:
-    """UserError if the columns would become more Python objects than a file of `size` bytes may expand to."""
+    """UserError if the columns would expand to more Python objects than allowed for a file of `size` bytes."""
     columns = (column for group in index for column in group if column.path.split(".")[0] in names)
     check_expansion(source, size, sum(column.values for column in columns) * _CELL_SIZE)
 

@@ -62,7 +62,7 @@ def find_set(name: str) -> list[Path]:
 
 
 def manual_download_error(known: KnownSet) -> UserError:
-    """The error for a missing set that cannot be downloaded as it is."""
+    """The error for a missing set that cannot be downloaded."""
     files = ", ".join(file.path for file in known.files)
     return UserError(
         f"data set {known.name!r} is missing and cannot be downloaded; create it from {known.url}, put {files} into a "

@@ -28,7 +28,7 @@ _MAX_LISTED = 4  # problems of one kind listed in a message
 
 
 class Series(NamedTuple):
-    """A series in equal steps from the time `start`; `seen` is false for values that were filled in."""
+    """A series with equal time steps from `start`; `seen` is false for values that were filled in."""
 
     name: str
     start: int
@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 
 class SeriesColumns(NamedTuple):
-    """The time column and, in long tables, those of series names and values; in wide ones every other column is a
+    """The time column and, in long tables, those with series names and values; in wide ones every other column is a
     series.
     """
 
@@ -103,7 +103,7 @@ def read_series(paths: Sequence[Path], requested: SeriesColumns, fill: bool) -> 
 
 
 def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumns:
-    """The role of each column: by the user's settings, otherwise by well-known names, otherwise by content."""
+    """The role of each column: from the user's settings, otherwise its name if well known, otherwise its content."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     sample_rows = rows[:_SAMPLE_ROWS]
     for use in ("time", "series", "value"):
@@ -132,7 +132,7 @@ def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumn
         ]
         ignored = ignored if set(candidates) - set(ignored) else []
         for name in ignored:
-            _LOG.warning("ignored the column %r; set task.series=%s if it contains the names of series", name, name)
+            _LOG.warning("ignoring column %r; if it holds series names, set task.series=%s", name, name)
         return SeriesColumns(time, None, requested.value, (*row_numbers, *ignored))
     value_columns = [name for name in candidates if name != series and name not in text_columns]
     value = requested.value or by_common_name["value"] or (value_columns[0] if len(value_columns) == 1 else None)
@@ -209,7 +209,7 @@ def _sorted(
     repeats = np.flatnonzero(np.diff(ticks) == 0)
     if len(repeats):
         fact = f"the series {name!r} has two values at {calendar.format(int(ticks[repeats[0]]))}"
-        remedy = "keep one value per time, or set task.series=NAME to the column with the names of series"
+        remedy = "keep one value per time, or set task.series=NAME to the column with the series names"
         problems.append(Problem(fact, remedy))
     return ticks[present[0] : present[-1] + 1], values[present[0] : present[-1] + 1]
 
@@ -221,7 +221,7 @@ def _regular(
     positions, remainders = np.divmod(ticks - ticks[0], calendar.step)
     if remainders.any():
         earlier, later = (calendar.format(int(ticks[int(np.flatnonzero(remainders)[0]) - lag])) for lag in (1, 0))
-        fact = f"the steps of {name!r} are unequal: from {earlier} to {later} is not a multiple of the shortest step"
+        fact = f"{name!r} has unequal time steps: from {earlier} to {later} is not a multiple of the shortest step"
         problems.append(Problem(fact, "use values at equal time steps"))
     observed = ~np.isnan(values)
     missing_count = int(positions[-1]) + 1 - int(observed.sum())

@@ -14,7 +14,7 @@ Index = TypeVar("Index", int, np.ndarray)
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment
 _ROUNDS = 6
-_SMALL = 256  # below, the halves have too few bits to mix, and a table is cheap
+_SMALL = 256  # below this, the halves have too few bits to mix, and a table is cheap
 
 
 @overload
@@ -22,7 +22,7 @@ def permute(index: int, size: int, seed: int) -> int: ...
 @overload
 def permute(index: np.ndarray, size: int, seed: int) -> np.ndarray: ...
 def permute(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
-    """Map an index or an array of indices by a permutation of range(size) that `seed` chooses.
+    """Map an index or an array of indices through the permutation of range(size) that `seed` selects.
 
     A Feistel network permutes the smallest power of two that is at least `size`; results outside the range pass
     through it again until they fall inside (cycle walking, under two passes on average). Small ranges are sorted by
@@ -94,7 +94,7 @@ _WIDTHS = (1, 2, 3)
 
 
 class Padding(NamedTuple):
-    """Fractions of the computed tokens that are padding: in sources, in targets, and in both together."""
+    """Fractions of computed tokens that are padding: in sources, in targets, and in both together."""
 
     source: float
     target: float
@@ -107,7 +107,7 @@ class PairBatches:
     A batch of n pairs uses n times its longest source or target, whichever is longer, of `batch_tokens`: neither
     padded side exceeds the budget. Pairs are sorted by target length, then by source length. Target lengths are sorted
     in steps of 1, 2 or 3, whichever pads least: with few pairs, a step of 1 mixes too many source lengths in a batch.
-    The cuts between batches depend on the lengths alone. Each epoch shuffles pairs of equal lengths and the order of
+    The cuts between batches depend only on the lengths. Each epoch shuffles pairs of equal lengths and the order of
     the batches, as a pure function of (seed, epoch).
     """
 

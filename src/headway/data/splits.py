@@ -1,4 +1,4 @@
-"""Train, validation and test splits: by file name if it states one, otherwise by a hash of the sample."""
+"""Train, validation and test splits: by file name if it names one, otherwise by a hash of the sample."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class SplitConfig:
     """Shares of the training data that are held out if no files are named after a split."""
 
     validation: float = 0.05  # share for validation
-    test: float = 0.05  # share for the test
+    test: float = 0.05  # share for testing
     seed: int = 0  # selects another random split
 
     def __post_init__(self) -> None:
         for name, share in (("validation", self.validation), ("test", self.test)):
             if not 0 <= share < 1:
-                raise ConfigError(f"{name} share is {share}; set a number from 0 to below 1")
+                raise ConfigError(f"{name} share is {share}; set it to at least 0 and below 1")
         if self.validation + self.test >= 1:
             total = self.validation + self.test
             raise ConfigError(f"validation and test together take {total} of the data; lower one of them")
@@ -73,14 +73,14 @@ def hash_fractions(keys: np.ndarray, seed: int) -> np.ndarray:
 
 
 def split_code(split: str) -> int:
-    """The code of a split in caches: 1, 2 or 3; 0 is for sources whose file name states no split."""
+    """The code of a split in caches: 1, 2 or 3; 0 is for sources whose file name does not name a split."""
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}; {nearest(split, SPLITS)}")
     return SPLITS.index(split) + 1
 
 
 def split_from_name(name: str) -> str | None:
-    """The split that a file's or folder's name states: train-00001.parquet, wiki.valid.raw, test_2016_flickr.en."""
+    """The split in a file or folder name: train-00001.parquet, wiki.valid.raw, test_2016_flickr.en."""
     path = PurePath(name)
     match = _SPLIT_NAME.search(path.stem) or _SPLIT_NAME.search(path.name)
     return None if match is None else _SYNONYMS.get(match[1].lower(), match[1].lower())
@@ -102,8 +102,8 @@ def assign_splits(
 ) -> np.ndarray:
     """The split codes of sources, uint8 [N].
 
-    `keys` uint64 [N] are hashes of the sources, `named_splits` uint8 [N] the splits that their file names state,
-    and `present` all codes that names state in this corpus. Files without a named split belong to training, from which
+    `keys` uint64 [N] are hashes of the sources, `named_splits` uint8 [N] the splits in their file names,
+    and `present` all codes in this corpus. Files without a named split belong to training, from which
     missing splits are sampled, separately for each of the `classes` [N] if passed.
     """
     shares = held_out_shares(present, config)
@@ -154,8 +154,7 @@ class SplitIndices(dict[str, np.ndarray]):
 def split_by_key(
     keys: np.ndarray, named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
 ) -> SplitIndices:
-    """Assign samples to splits by their keys, uint64 [N], their named splits [N] and, if the config stratifies, their
-    `labels`.
+    """Assign samples to splits by key, uint64 [N], named split [N] and, if the config stratifies, label.
 
     A key is never both trained on and held out: if files name splits, such samples are dropped from training, and the
     log reports how many.
@@ -170,7 +169,7 @@ def split_by_key(
     removed = len(training) - len(indices["train"])
     if removed:
         _LOG.warning(
-            "dropped %s of %s training samples, because validation or test files contain the same ones",
+            "dropped %s of %s training samples that are also in validation or test files",
             f"{removed:,}", f"{len(training):,}",
         )  # fmt: skip
     return SplitIndices(indices, removed)
@@ -187,7 +186,7 @@ class Splits(NamedTuple):
     """The sample indices of each split, int64, and of all samples (`all_indices`, the split "all").
 
     For messages, `noun` names the samples ("images") and `remedy` what adds samples to a split ("a folder"). Models
-    with rollouts (`has_rollouts`) are evaluated by these at the end, and need no test samples.
+    with rollouts (`has_rollouts`) are evaluated with those at the end and need no test samples.
     """
 
     indices: Mapping[str, np.ndarray]

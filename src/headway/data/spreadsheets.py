@@ -1,4 +1,4 @@
-"""Rows of .xlsx workbooks, as the strings that a .csv would have."""
+"""Rows of .xlsx workbooks, as the strings that a .csv would contain."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class TaggedSentence(NamedTuple):
 
 
 class TaggedCorpus(NamedTuple):
-    """Sentences, and the splits that their files' names state, uint8 [N]."""
+    """Sentences, and the splits in their file names, uint8 [N]."""
 
     sentences: list[TaggedSentence]
     named_splits: np.ndarray
@@ -95,7 +95,7 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedCorpus:
     are skipped.
     """
     if not paths:
-        raise UserError("no files of tagged text; pass at least one")
+        raise UserError("no tagged text files; pass at least one")
     all_files = [file for path in paths for file in find_files(user_path(path), CONLL_KINDS)]
     files = resolve_named_splits(
         [replace(file, named_split=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files]
@@ -146,7 +146,7 @@ TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".xlsx")
 
 @dataclass(frozen=True)
 class Table:
-    """Text columns by use, all [N]; `named_splits` uint8 [N] is the split that the file's name states.
+    """Text columns by use, all [N]; `named_splits` uint8 [N] is the split in the file's name.
 
     `locations` are the file and line of each row, for messages.
     """
@@ -178,7 +178,7 @@ def read_table(
 ) -> Table:
     """Read the rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
 
-    `optional` columns are left out if the first file lacks them. The `target` column may have missing values (returned
+    `optional` columns are omitted if the first file lacks them. The `target` column may have missing values (returned
     as empty strings) and lists (returned as JSON). It may also be several 0/1 columns with comma-separated names or,
     without a column "label", all 0/1 columns: their names become a JSON list.
     UserError for a missing column (with the nearest name and the `remedy`), a row of another length, an empty value,

@@ -46,7 +46,7 @@ class TokenCache:
     """A corpus as token ids: concatenated documents, each between the codec's begin and end tokens if it has them.
 
     `ids` uint16 or uint32 [tokens]; `offsets` int64 [documents + 1]; `keys` uint64 [documents], text hashes;
-    `named_splits` uint8 [documents], the split that the file's name states (0: none). `framing` is the number of tokens
+    `named_splits` uint8 [documents], the split in the file's name (0: none). `framing` is the number of tokens
     (begin, end) added around each document. Arrays are memory-mapped and read-only.
     """
 
@@ -93,7 +93,7 @@ class TokenCache:
         starts, lengths = document_spans.select(training)
         bos_count, eos_count = self.framing
         text_lengths = lengths - bos_count - eos_count
-        # A share of 0 leaves nothing of a document, not even its end token, to that split.
+        # A share of 0 gives that split nothing from a document, not even its end token.
         test_starts = bos_count + (text_lengths * (1 - test)).astype(np.int64) if test else lengths
         validation_starts = (
             bos_count + (text_lengths * (1 - validation - test)).astype(np.int64) if validation else test_starts

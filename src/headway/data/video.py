@@ -15,10 +15,10 @@ from headway.data.containers import create_container, import_av, open_container
 from headway.errors import UserError
 from headway.temporary_files import temporary_path
 
-MAX_FRAME_RATE = 240  # frames per second that players support
+MAX_FRAME_RATE = 240  # maximum frames per second that players support
 _X264 = "libx264"
 _CODECS = (_X264, "h264", "mpeg4")
-_TIME_TOLERANCE = 0.25  # frames by which a frame's time may deviate from its index
+_TIME_TOLERANCE = 0.25  # how far a frame's time may deviate from its index, in frames
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
@@ -107,7 +107,7 @@ def read_frames(
     """The frames of a video at increasing indices, int64 [K]: uint8 [H, W, 3] each.
 
     `size` is the height and width that the video must have; `scaled` those of the returned frames. Decoding stops at
-    the last index. Raises UserError for a video that is missing, damaged, too short or of another size or rate.
+    the last index. Raises UserError for a video that is missing, damaged, too short or has another size or rate.
     """
     if not path.is_file():
         raise UserError(f"there is no video {path}; download the data set again")
@@ -126,7 +126,7 @@ def read_frames(
 
 
 def _check_size(path: Path, frame: Any, size: tuple[int, int]) -> None:
-    """Check the size of a frame, or of a stream, whose codec must be known."""
+    """Check the size of a frame, or of a stream with a known codec."""
     with _damage_errors(path):
         height, width = frame.height, frame.width
     if (height, width) != size:
@@ -192,7 +192,7 @@ class Frames(Protocol):
 
     @property
     def content(self) -> str:
-        """An identifier of the source of the images, independent of its path."""
+        """An identifier for the image source, independent of its path."""
         ...
 
     def __len__(self) -> int: ...

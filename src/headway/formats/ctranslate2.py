@@ -1,4 +1,4 @@
-"""CTranslate2's model folders: a model.bin, which is not a pickle but plain variables; Whisper's among them.
+"""CTranslate2 model folders, including Whisper's: a model.bin that contains plain variables and is not a pickle.
 
 version | name and revision of the specification | variables: name, shape, dtype, bytes | aliases: name, variable
 """
@@ -139,7 +139,7 @@ def _variables(cursor: Cursor) -> dict[str, Variable]:
 
 
 def is_ctranslate2(directory: Path) -> bool:
-    """Whether a folder has a model.bin that starts like CTranslate2's, unlike a pickle's."""
+    """Whether a folder has a model.bin that starts like CTranslate2's rather than like a pickle."""
     path = directory / FILE
     if not path.is_file():
         return False
@@ -169,7 +169,7 @@ _SUPPRESSED = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_s
 def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCodec | None) -> PublishedModel:
     """Load the model in a CTranslate2 folder, in evaluation mode, with its weights in `dtype` (None: as stored).
 
-    `codec` is the tokenizer next to it, which knows the special tokens. UserError if the model is not a Whisper.
+    `codec` is the tokenizer next to it, which defines the special tokens. UserError if it is not a Whisper model.
     """
     file, config = _read(directory)
     model = uninitialized_model(config, file.size, file.source, dtype)
@@ -178,7 +178,7 @@ def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCod
 
 
 def whisper_config(directory: Path) -> ModelConfig:
-    """Return the configuration of the model in a folder, without reading weights."""
+    """Return a folder's model configuration, without reading weights."""
     return _read(directory)[1]
 
 
@@ -197,7 +197,7 @@ def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
 
 
 def _settings(file: ModelBin) -> Settings:
-    """Derive the settings of a config.json from the shapes of the weights."""
+    """Derive the settings of a config.json from the weight shapes."""
     embeddings, kernel = (_shape(file, name, rank) for name, rank in (("decoder/embeddings/weight", 2), (_KERNEL, 3)))
     settings: dict[str, Any] = {"vocab_size": embeddings[0], "d_model": embeddings[1], "num_mel_bins": kernel[1]}
     for component, limit_name in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):

@@ -1,4 +1,4 @@
-"""Digests of the files of a folder, written last: they reveal a changed, missing or truncated file."""
+"""Digests of a folder's files, written last: they reveal a changed, missing or truncated file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headway.formats.durable import read_json
 from headway.safe_io import open_file
 
 FILE = "digests.json"
-_VERSION, _MAX_FILES = 1, 50_000  # files per folder
+_VERSION, _MAX_FILES = 1, 50_000  # format version, and files per folder
 
 
 def seal(draft: Path) -> None:
@@ -55,7 +55,7 @@ def read_digests(folder: Path) -> dict[str, tuple[int, str]]:
     try:
         if content["version"] != _VERSION:
             raise UserError(
-                f"{path} has version {content['version']}, headway reads {_VERSION}; install a newer version"
+                f"{path} has version {content['version']}, but headway reads {_VERSION}; install a newer version"
             )
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):

@@ -39,7 +39,7 @@ def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
     """Yield a draft path to write the file or folder `path` to; rename it to `path` on success.
 
     A failure (a full disk, no permission) removes the draft, leaves `path` unchanged and raises UserError. With `new`,
-    so does anything that was written to `path` meanwhile.
+    so does anything that was written to `path` in the meantime.
     """
     draft = temporary_path(path)
     try:
@@ -85,7 +85,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Replace the safetensors file at `path` atomically.
 
     The library orders the metadata differently each time; here equal tensors give equal files. Tensors are written one
-    by one, so memory never holds a second copy of all.
+    by one, so memory never holds a second copy of all of them.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0

@@ -1,4 +1,4 @@
-"""The heads of published models: which ones a file has, and their names in config.json."""
+"""Heads in published models: which ones a file has, and their names in config.json."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def label_settings(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
 
 
 def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
-    """Return the name of the class of transformers that has these heads."""
+    """Return the name of the transformers class that has these heads."""
     if "vocabulary" in heads:
         return [f"{stem}ForPreTraining" if "next" in heads else f"{stem}ForMaskedLM"]
     endings = {
@@ -80,7 +80,7 @@ def pooler(heads: Mapping[str, HeadConfig], source: str, outputs: Mapping[str, s
     return rules
 
 
-NUMBER = "number"  # the regression head; published models name it like the one for classes
+NUMBER = "number"  # the regression head; published models name it like the classification head
 
 
 def to_classes_config(config: ModelConfig) -> ModelConfig:

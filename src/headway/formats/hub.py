@@ -14,7 +14,7 @@ from headway.errors import UserError
 from headway.safe_io import HUB_PREFIX, hub_confirmed, hub_name_error, user_path
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# The files of a folder in the published format; never pickles or code.
+# The files to download for a model in the published format; never pickles or code.
 _FILE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
 
 

@@ -1,4 +1,4 @@
-"""The files next to the weights of LeRobot's policies: their observations and actions, and the normalisation. Both
+"""The files next to the weights of LeRobot policies: their observations and actions, and the normalisation. Both
 ways.
 
 Newer folders have pipelines of steps (policy_preprocessor.json, policy_postprocessor.json) with statistics in separate
@@ -22,7 +22,7 @@ from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
 from headway.formats.weights import Weights
 
-POLICIES = ("act", "diffusion")  # families of such policies
+POLICIES = ("act", "diffusion")  # policy families
 ROBOT_STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
@@ -38,7 +38,7 @@ _CHANNELS = 3
 
 
 class Features(NamedTuple):
-    """Observations and actions of a policy: the sizes of the robot's state, of the environment's state and of an
+    """A policy's observations and actions: the sizes of the robot state, the environment state and an
     action, and the size (height, width) of each camera's images, by LeRobot's names.
     """
 
@@ -66,13 +66,13 @@ class PolicyCamera:
 
     @property
     def short(self) -> str:
-        """The name that LeRobot's users write: top for observation.images.top."""
+        """The name that LeRobot users write: top for observation.images.top."""
         return self.name.removeprefix("observation.").removeprefix("images.")
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Normalisation and execution settings of a policy. It predicts a new chunk every `execute` actions; `ensemble` is
+    """A policy's normalisation and execution settings. It predicts a new chunk every `execute` actions; `ensemble` is
     the m of temporal ensembling, None to disable it.
     """
 
@@ -138,7 +138,7 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
     )
     execute, chunk = settings.get("n_action_steps", int), _chunk(settings)
     if not 1 <= execute <= chunk:
-        raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, a chunk's length")
+        raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, the chunk length")
     scales = Scales(
         inputs.scale(ROBOT_STATE, "STATE", features.robot),
         inputs.scale(ENVIRONMENT_STATE, "ENV", features.surroundings),
@@ -190,7 +190,7 @@ class _Statistics:
         name = self.name(feature, statistic)
         if name not in self.weights.names():
             raise UserError(
-                f"{self.weights.source} has no {statistic} of {feature} ({name}), needed to scale it; get the "
+                f"{self.weights.source} has no {statistic} for {feature} ({name}), needed to scale it; get the "
                 "folder again, or convert it with LeRobot's migrate_policy_normalization"
             )
         tensor = self.weights.get(name).float().flatten()

@@ -1,6 +1,6 @@
 """llama2.c's binaries (Karpathy 2023): a Llama in 32-bit floats without tensor names, and its tokenizer with scores.
 
-The first version is seven integers and the weights; version 1 has a header of 256 bytes and another order.
+The first version is seven integers followed by the weights; version 1 has a 256-byte header and another order.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from headway.nn.models import ModelConfig
 SUFFIX = ".bin"
 _MAGIC, _HEADER = 0x616B3432, 256
 _BOS, _EOS = 1, 2
-_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")  # the first ids; the file spells BOS and EOS on separate lines
+_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")  # the first ids; the file has BOS and EOS on separate lines
 _FIRST_PIECE_ID = len(_SPECIAL_TOKENS) + 256  # the first id after the special tokens and the bytes
 _MAX_PIECE_CHARS = 1000  # characters per token
-_MAX_LAYERS = 10_000  # layers
+_MAX_LAYERS = 10_000
 
 
 class Sizes(NamedTuple):
@@ -190,7 +190,7 @@ def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[Tens
 
 
 def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> PublishedModel:
-    """Load the model of a llama2.c file, in evaluation mode. Its BOS token also ends a text."""
+    """Load the model in a llama2.c file, in evaluation mode. Its BOS token also ends a text."""
     weights = Binary(Path(path))
     family, sizes = families()["llama"], weights.sizes
     settings, config = _read(weights)
@@ -201,7 +201,7 @@ def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Publi
 
 
 def llama2c_config(path: Path) -> ModelConfig:
-    """Return the configuration of the model of a llama2.c file, without reading weights."""
+    """Return the configuration of the model in a llama2.c file, without reading weights."""
     return _read(Binary(Path(path)))[1]
 
 
@@ -247,7 +247,7 @@ def load_tokenizer(path: Path) -> TokenizerCodec:
 
 
 def is_llama2c(path: Path) -> bool:
-    """Whether a .bin file looks like one of llama2.c: its header matches its size, unlike a pickle's."""
+    """Whether a .bin file looks like a llama2.c file: unlike a pickle's, its header matches its size."""
     try:
         Binary(Path(path))
     except UserError:

@@ -20,8 +20,8 @@ from headway.errors import UserError
 from headway.huge_pages import large_pages
 from headway.safe_io import open_file
 
-_MAX_TENSOR_BYTES = 1 << 62  # bytes of a tensor, at most, so that no product overflows 64 bits
-_MAX_RANK = 32  # dimensions, at most: more than the tensors of any format have
+_MAX_TENSOR_BYTES = 1 << 62  # maximum bytes per tensor, so that no product overflows 64 bits
+_MAX_RANK = 32  # maximum dimensions: more than tensors in any format have
 
 
 _COPY_MODE: ContextVar[bool] = ContextVar("copies", default=False)
@@ -31,7 +31,7 @@ _SMALL, _SLAB, _LINE = 1 << 16, 1 << 25, 64  # bytes
 
 @contextmanager
 def private_copies() -> Iterator[None]:
-    """In this context, tensors of files are copies in memory, which later writes to the files cannot change."""
+    """In this context, tensors from files are copies in memory, which later writes to the files cannot change."""
     token = _COPY_MODE.set(True)
     try:
         yield
@@ -115,7 +115,7 @@ class MappedFile:
 
 
 class _Slabs:
-    """Memory for copies: many in a row in large pages, which return to the system as soon as no tensor uses the slab.
+    """Memory for copies: many in a row in large pages, which return to the system once no tensor uses the slab.
     Small copies have separate memory because they often live longer.
     """
 
@@ -133,7 +133,7 @@ class _Slabs:
 
 
 def adjacent_view(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return tensors of one dtype, adjacent along their first axis, as one tensor of the same memory; otherwise None.
+    """Return tensors of one dtype, adjacent along their first axis, as one tensor in the same memory; otherwise None.
 
     Fusing query, key and value, or gate and up, is free if they are adjacent in the file; gate and up are adjacent in
     files that sort their tensors by name.
@@ -162,11 +162,11 @@ def tensor_bytes(shape: Sequence[int], itemsize: int) -> int | None:
     return math.prod(shape) * itemsize
 
 
-TEXT_LIMIT = 1 << 24  # bytes of one string in a header; a chat template has some thousand
+TEXT_LIMIT = 1 << 24  # bytes per string in a header; a chat template has a few thousand
 
 
 class Cursor:
-    """A position in a mapped file. A read past the end, or of more than a limit, is a UserError with the position."""
+    """A position in a mapped file. A read past the end or above a limit is a UserError with the position."""
 
     def __init__(self, file: MappedFile, offset: int = 0) -> None:
         self.file = file

@@ -30,12 +30,12 @@ _DEPTH_SETTINGS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "enc
 _DEPTH_SETTINGS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
 _DEPTH_SETTINGS += ("n_layer", "n_layers")  # settings for the number of layers
 _EXPERT_SETTINGS, _MAX_EXPERTS = ("num_local_experts", "num_experts"), 1024
-_MAX_PARAMETERS_PER_BYTE = 4  # parameters per byte of a file, at most: more than any quantisation packs
+_MAX_PARAMETERS_PER_BYTE = 4  # maximum parameters per byte in a file: more than any quantisation packs
 _BUILD_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
-    """Return the configuration that a file's settings describe. UserError if they fit no model (such as 0 heads)."""
+    """Return the configuration that a file's settings describe. UserError if they are invalid (such as 0 heads)."""
     _check_counts(settings, len(names))
     try:
         return family.read(settings, names)
@@ -45,13 +45,13 @@ def read_config(family: Family, settings: Settings, names: Collection[str]) -> M
 
 def _check_counts(settings: Settings, tensors: int) -> None:
     """Settings that decide how many modules are built must be in proportion to the file."""
-    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model with several
+    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model with several towers
     for values in (settings.values, *towers):
         for name in (*_DEPTH_SETTINGS, *_EXPERT_SETTINGS):
             count, max_count = values.get(name), _MAX_EXPERTS if name in _EXPERT_SETTINGS else tensors
             if isinstance(count, int) and count > max_count:
                 raise UserError(
-                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors of the file; "
+                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
                     "settings and weights do not belong together"
                 )
 
@@ -93,7 +93,7 @@ def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
 
 def _mismatch_message(source: str, name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{source}: the settings fit no {name} ({reason}); get the file again"
+    return f"{source}: the settings do not describe a valid {name} ({reason}); get the file again"
 
 
 FILE = "model.safetensors"
@@ -197,7 +197,7 @@ def replace_tensor(model_tensor: Tensor, tensor: Tensor) -> None:
     hold.
     """
     new = nn.Parameter(tensor) if isinstance(model_tensor, nn.Parameter) else tensor.detach()
-    vars(new).update(vars(model_tensor))  # the slices of a projection
+    vars(new).update(vars(model_tensor))  # a projection's slices
     swap_tensors(model_tensor, new)
 
 

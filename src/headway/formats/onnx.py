@@ -144,7 +144,7 @@ def _check_parts(model: Transformer, source: str) -> None:
     if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
         embed_kind = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
         raise UserError(
-            f"{source} takes {embed_kind}, and only text and image models can be exported to ONNX; load it with hw.load"
+            f"{source} takes {embed_kind}, but only text and image models can be exported to ONNX; load it with hw.load"
         )
     for number, block in enumerate(config.stack.blocks, 1):
         if not isinstance(block.mixer, AttentionConfig):
@@ -199,7 +199,7 @@ def _text_graph(model: Transformer) -> Graph:
     config, outputs = model.config, _logits(model)
     causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
     if not causal or "embedding" in config.heads:
-        # The vector of unit length that `embed` returns.
+        # The unit-length vector that `embed` returns.
         mean = lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
         outputs["sentence_embedding"] = _apply_head(model.heads["embedding"]) if "embedding" in model.heads else mean
     size = 2, min(config.context or 8, 8)
@@ -213,7 +213,7 @@ def _text_graph(model: Transformer) -> Graph:
 
 
 def _image_graph(model: Transformer, usage: Usage, source: str) -> Graph:
-    """Build a graph for images of the size that their processor produces. UserError without a processor."""
+    """Build a graph for images at their processor's output size. UserError without a processor."""
     if not usage.processor:
         raise UserError(f"{source} has no {PROCESSOR} for preprocessing images; add it")
     embed, outputs = cast(PatchEmbedConfig, model.config.embed), _logits(model)
@@ -240,7 +240,7 @@ def _apply_head(head: nn.Module) -> Output:
 
 
 def _export(graph: Graph) -> Any:
-    """Return torch's program of the graph. UserError if its exporter fails."""
+    """Return torch's program for the graph. UserError if its exporter fails."""
     sizes = {name: torch.export.Dim(name, min=1) for axes in graph.axes for name in axes.values()}
     shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes)
     graph.module.eval()

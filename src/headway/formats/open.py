@@ -1,4 +1,4 @@
-"""Open a model of any format: a run, headway's own folder, or a published one; readers are imported on demand."""
+"""Open a model in any format: a run, headway's own folder, or a published one; readers are imported on demand."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _GRID = 4  # rows and columns of the cells whose mean brightness is taken
 _BRIGHTNESS_BINS, _DIFFERENCE_BINS = (
     8,
     6,
-)  # histogram bins of brightness and of the differences between neighbouring pixels
+)  # histogram bins for brightness and for differences between neighbouring pixels
 _MIN_SAMPLES = 100  # samples needed for statistics; with fewer, an outlier may be random
 _MAX_SAMPLES = 10_000
 _QUANTILE = 0.999  # quantile of the training distances above which a sample is an outlier
@@ -98,7 +98,7 @@ def _distances(features: Float[np.ndarray, "N F"], middle: np.ndarray, scale: np
 
 
 FILE = "familiar.json"
-_MAX_COUNTED_IDS = 1 << 26  # training ids counted, at most
+_MAX_COUNTED_IDS = 1 << 26  # maximum training ids to count
 _CHUNK = 1 << 20
 _UNEXPECTED_SHARE = 0.2  # share of unseen tokens that makes a text unexpected: new words of a known language have fewer
 _MAX_QUOTE = 40  # characters of a text quoted in a message
@@ -107,7 +107,7 @@ _MAX_QUOTE = 40  # characters of a text quoted in a message
 @dataclass(frozen=True)
 class TrainingStatistics:
     """What the training data contained. `longest` is the maximum number of tokens per text (None: texts were packed in
-    rows and have no length), `unseen` are the ids that no text contained, and `alike` describes images or sounds.
+    rows and have no length), `unseen` are the ids that no text contained, and `alike` describes images or audio.
     """
 
     longest: int | None = None
@@ -136,7 +136,7 @@ class TrainingStatistics:
         write_json(directory / FILE, to_dict(self))
 
     def unexpected_texts(self, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> list[str]:
-        """Describe which texts, passed with their ids, are out of distribution; usually returns nothing."""
+        """Describe which texts, passed with their ids, are out of distribution; usually an empty list."""
         if self.longest is None and not self.unseen:
             return []
         too_long, unexpected, max_length = 0, [], 0
@@ -148,16 +148,14 @@ class TrainingStatistics:
         messages = []
         if too_long:
             messages.append(
-                f"longer than any text in training: {too_long:,} of {len(texts):,}, with up to {max_length:,} tokens, "
-                "where the "
-                f"longest had {self.longest:,}; pass them sentence by sentence, or do not trust the output"
+                f"longer than any text in training: {too_long:,} of {len(texts):,}, with up to {max_length:,} tokens "
+                f"(the longest in training had {self.longest:,}); split them into sentences, or do not trust the output"
             )
         if unexpected:
             first = _quote(unexpected[0])
             messages.append(
-                f"with tokens that no text in training had: {len(unexpected):,} of {len(texts):,}, such as {first!r}; "
-                "do "
-                "not trust the output"
+                f"with tokens that never occurred in training: {len(unexpected):,} of {len(texts):,}, such as "
+                f"{first!r}; do not trust the output"
             )
         return messages
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the layout of the package PEFT, whose users can apply the folder to the published model."""
+"""Low-rank adapters in PEFT's layout, so that PEFT users can apply the folder to the published model."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
         parts = added.setdefault(rule.target, dict(zip(rule.sources, _split(rule, model_tensors[rule.target], sizes))))
         change = change.T if isinstance(rule.transform, Transposed) and not replaces else change
         if parts[source].shape != change.shape:
-            shapes = f"{tuple(change.shape)}, the model's is {tuple(parts[source].shape)}"
+            shapes = f"{tuple(change.shape)}, but the model's is {tuple(parts[source].shape)}"
             raise UserError(f"{folder}: its change to {source!r} has shape {shapes}; use the model it was made for")
         parts[source] = change if replaces else parts[source] + change
         count += 1

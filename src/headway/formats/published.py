@@ -412,7 +412,7 @@ def write_generation_config(directory: Path, usage: Usage) -> None:
         write_json(directory / GENERATION, settings)
 
 
-# Sentence encoders: folders in the layout of sentence-transformers, whose vectors are a pooled head of the model.
+# Sentence encoders: folders in sentence-transformers' layout, whose vectors are a pooled head of the model.
 # modules.json lists the modules after the transformer: 1_Pooling pools the tokens of a text into a vector, 2_Normalize
 # scales it to unit length. Neither has weights.
 MODULES = "modules.json"

@@ -16,7 +16,7 @@ from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scalin
 T = TypeVar("T")
 _TRAINED_CONTEXT = "original_max_position_embeddings"
 
-# How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
+# Activation names in published configurations: `gelu` is exact, `gelu_new` and others the tanh approximation.
 ACTIVATION_NAMES: dict[str, ActivationName] = {
     "relu": "relu",
     "gelu": "gelu",
@@ -61,7 +61,7 @@ class Settings:
         if raw is None:
             if default is None:
                 if name in self.values:
-                    raise UserError(f"{self.source}: {name} is null; set a value, or leave it out")
+                    raise UserError(f"{self.source}: {name} is null; set a value, or remove it")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, raw, f"{self.source}: {name}")
@@ -83,7 +83,7 @@ class Settings:
         return None if raw is None else from_dict(kind, raw, f"{self.source}: {name}")
 
     def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
-        """Return the value of the first of several spellings that is present."""
+        """Return the value under the first of several names that is present."""
         spelling = next((name for name in names if name in self), names[0])
         return self.get(spelling, kind, default)
 
@@ -91,7 +91,7 @@ class Settings:
         """Raise UserError if a setting is present with a value that is not supported."""
         actual = self._lookup(name)
         if actual is not None and actual not in expected:
-            known = ", ".join(map(repr, expected)) or "left out"
+            known = ", ".join(map(repr, expected)) or "omitted"
             raise UserError(f"{self.source}: {name} is {actual!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
@@ -115,10 +115,10 @@ class Settings:
         return str(architectures[0])
 
     def rotary(self, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
-        """Return rotary positions in the old spelling (rope_theta, rope_scaling), which takes precedence as in
+        """Return rotary positions in the old form (rope_theta, rope_scaling), which takes precedence as in
         transformers, or in the new one (rope_parameters).
 
-        Scaling by the length of the sequence is built for `context`, or for the trained length without it.
+        Scaling by sequence length is built for `context`, or otherwise for the trained length.
         """
         scaling = self.part("rope_scaling")
         parameters = scaling if scaling.values else self.part("rope_parameters")
@@ -127,10 +127,10 @@ class Settings:
         return self._rotary(parameters, self.get("rope_theta", float, theta), fraction, original)
 
     def layer_rotary(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
-        """Return the rotary positions of a kind of layer (full_attention, ...), whose parameters are nested below its
+        """Return the rotary positions of a layer kind (full_attention, ...), whose parameters are nested below its
         name.
 
-        `scaled` is whether rope_scaling applies to this kind. UserError for parameters that belong to no kind of
+        `scaled` is whether rope_scaling applies to this kind. UserError for parameters without a kind of
         layer.
         """
         kinds = self.part("rope_parameters")
@@ -169,7 +169,7 @@ class Settings:
     def _checked_context(self, default: int, limit: int) -> int:
         if self.context is not None and self.context > limit:
             raise UserError(
-                f"{self.source}: a context of {self.context} exceeds the {limit} positions of the model; "
+                f"{self.source}: a context of {self.context} exceeds the model's {limit} positions; "
                 f"choose {limit} or fewer"
             )
         return max(default, self.context or default)
@@ -194,7 +194,7 @@ class Settings:
             factor = parameters.get("factor", float, max_positions / original)
             attention_factor = parameters.optional("attention_factor", float)
             scales = (parameters.optional("mscale", float), parameters.optional("mscale_all_dim", float))
-            if attention_factor is None and all(scales) and factor > 1:  # DeepSeek's spelling
+            if attention_factor is None and all(scales) and factor > 1:  # DeepSeek's form
                 over, under = (0.1 * (scale or 0.0) * math.log(factor) + 1.0 for scale in scales)
                 attention_factor = over / under
             fast, slow = parameters.get("beta_fast", float, 32.0), parameters.get("beta_slow", float, 1.0)
@@ -214,7 +214,7 @@ class Settings:
 
 
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
-    """Return the settings of rotary positions in the new spelling; the reverse of `Settings.rotary`."""
+    """Return the rotary position settings in the new form; the reverse of `Settings.rotary`."""
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     if rotary.fraction != 1.0:
         parameters["partial_rotary_factor"] = rotary.fraction
@@ -253,7 +253,7 @@ def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
 
 
 def published_activation(name: str) -> str:
-    """Return the published name of one of headway's activations."""
+    """Return the published name for one of headway's activations."""
     preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
     return preferred.get(name) or next(
         published for published, activation in ACTIVATION_NAMES.items() if activation == name

@@ -1,4 +1,4 @@
-"""A published checkpoint format as a table that works both ways: which of its tensors make one of headway's."""
+"""A published checkpoint format as a two-way table: which of its tensors make up each of headway's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expect(part: Any, kind: type[T]) -> T:
 
 
 class TensorTransform(Protocol):
-    """How tensors of a file become one of headway's, and back, bit for bit.
+    """How tensors in a file become one of headway's, and back, bit for bit.
 
     `slices` returns the slices of headway's tensor in order, as views if possible, so that no number is copied twice.
     `sizes` are the rows of the slices that headway's tensor fuses (query, key, value; gate, up).
@@ -71,7 +71,7 @@ class Transposed:
 
 
 class SingleRow:
-    """A vector that the file stores as a matrix of one row (BART's bias of the logits), or a scalar as a vector
+    """A vector that the file stores as a matrix of one row (BART's logits bias), or a scalar as a vector
     (SigLIP's scale).
     """
 
@@ -83,7 +83,7 @@ class SingleRow:
 
 
 class RowVector:
-    """A matrix of one row that the file stores as a vector (CLIP's class token)."""
+    """A one-row matrix that the file stores as a vector (CLIP's class token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0][None]]
@@ -209,7 +209,7 @@ class ChannelsLast:
 
 @dataclass(frozen=True)
 class Fused:
-    """A tensor of the file that consists of several rules' tensors, equal parts in order: `stored_name` in its name
+    """A tensor in the file that consists of several rules' tensors, equal parts in order: `stored_name` in its name
     replaces each of `parts` in theirs. Exports write it the same way.
     """
 
@@ -249,15 +249,15 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Family:
-    """A published family of models: its settings and tensors as tables that work both ways.
+    """A published model family: its settings and tensors as two-way tables.
 
     `read` turns its config.json, with the tensor names of the file, into headway's configuration; `write` does the
     reverse, including "model_type" and "architectures". An export checks that `read(write(config))` is `config`, so
     `write` may ignore what it cannot express. `rules` returns the tensors of a configuration. `renames` are pairs of a
     regular expression and its replacement that turn older names, or names without a prefix, into the names of the
     rules; `stacked` are tensors of other files of the family that contain several of the rules' tensors each; `skipped`
-    are expressions for tensors that are not weights (masks, position ids). `older` are superseded spellings of
-    settings, which an export leaves out. `fused` are tensors of the file that contain several of the rules' tensors;
+    are expressions for tensors that are not weights (masks, position ids). `older` are superseded names of
+    settings, which exports omit. `fused` are tensors of the file that contain several of the rules' tensors;
     `processor_files` reads and writes the files next to the weights if they differ from those of transformers.
 
     `fixed` are settings that the family's class in transformers uses and that must be null or one of these values here;
@@ -271,7 +271,7 @@ class Family:
     rules: Callable[[Any], list[TensorRule]]
     renames: tuple[tuple[str, str], ...] = ()
     skipped: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of keys that a config.json leaves out
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values for keys that a config.json omits
     stacked: tuple[Stacked, ...] = ()
     older: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()

@@ -17,8 +17,8 @@ from torch import Tensor
 from headway.errors import UserError, nearest
 from headway.formats.mapped_file import MappedFile, tensor_bytes
 
-HEADER_LIMIT = 100_000_000  # bytes, the format's own
-_MAX_TENSORS = 200_000  # tensors per file: models of thousands of experts have fewer
+HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+_MAX_TENSORS = 200_000  # tensors per file: models with thousands of experts have fewer
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -131,7 +131,7 @@ class _Header:
         return TensorEntry(dtype, tuple(shape), data_start + start, size)
 
     def _check_order(self, entries: dict[str, TensorEntry], data_start: int) -> None:
-        """Every tensor starts where another ends: no two share bytes, and no bytes are hidden between them."""
+        """Check that each tensor starts where another ends: no two share bytes, and no bytes are hidden in between."""
         expected = data_start
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
             if entry.start != expected:

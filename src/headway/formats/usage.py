@@ -16,7 +16,7 @@ from headway.formats.durable import read_json, write_json
 FILE = "usage.json"
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 THRESHOLDS = "thresholds"  # in headway's exports: the probability from which each of several labels is predicted
-PROBLEM = "problem_type"  # the setting of a published model for the meaning of its classifier's outputs
+PROBLEM = "problem_type"  # a published model's setting for the meaning of its classifier outputs
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Usage:
     """How a model that was trained elsewhere is meant to be used.
 
     `family` and `settings` (its original config.json) allow exporting it again, as does `generation`, its
-    generation_config.json. `begin` is the BOS id put before a prompt, any of the `ends` is EOS. A decoder starts with
+    generation_config.json. `begin` is the BOS id put before a prompt, `ends` are the EOS ids. A decoder starts with
     `decoder_start`, then the `forced` ids if there are any; `suppressed` ids are never generated. `labels` name the
     classes of a "classes" head, in order, and `counts` are the training samples per class. `thresholds` are the
     probabilities from which each label of a multi-label model is predicted. `template` is a jinja2 chat template.
@@ -74,7 +74,7 @@ class Usage:
 
 
 def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:
-    """Return the class probabilities of a head's logits, [N, C], sorted in descending order.
+    """Return class probabilities from a head's logits, [N, C], sorted in descending order.
 
     A multi-label model has an independent probability per class. Regression outputs are returned unchanged, and so is
     the output of a head that has only one, as "value".

@@ -1,4 +1,4 @@
-"""Tensors of published files by name, independent of the file format."""
+"""Tensors in published files by name, independent of the file format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.tensor_rules import Family, Fused, TensorRule
 from headway.nn.parts.projection import Projection
 
-_MAX_ITEMS = 1024  # matrices per stack; the largest models have some hundred experts
+_MAX_ITEMS = 1024  # matrices per stack; the largest models have a few hundred experts
 
 
 class Weights(Protocol):
@@ -31,7 +31,7 @@ class Weights(Protocol):
         ...
 
     def done(self, name: str) -> None:
-        """The tensor is no longer needed, and its pages may be released."""
+        """Release the pages of a tensor that is no longer needed."""
         ...
 
 
@@ -45,7 +45,7 @@ class StoredPart(NamedTuple):
 
 
 class RenamedWeights:
-    """Weights under the names that a family's rules use; other spellings are mapped to them."""
+    """Weights under the names that a family's rules use; other names are mapped to them."""
 
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
@@ -183,9 +183,9 @@ def _shape(slices: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _concatenate(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Concatenate slices of a file: the mapped memory itself if they are adjacent in it, otherwise a copy.
+    """Concatenate slices from a file: the mapped memory itself if they are adjacent, otherwise a copy.
 
-    Each number is moved once, in its new dtype, by as many threads as torch has.
+    Each value is copied once, in its new dtype, by as many threads as torch has.
     """
     view = adjacent_view(slices) if all(piece.dtype == dtype for piece in slices) else None
     if view is not None:
@@ -234,7 +234,7 @@ def published_tensors(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str
 
 
 def fuse_tensors(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tensor]:
-    """Return `tensors` with those that the file fuses concatenated."""
+    """Return `tensors`, concatenating those that the file fuses."""
     fused_tensors = dict(tensors)
     for group in fused:
         for name in tensors:

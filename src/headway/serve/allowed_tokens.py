@@ -1,4 +1,4 @@
-"""Tokens that a request allows, apart from its response format: only some ids, and no end before a minimum length."""
+"""The tokens a request allows, apart from its response format: only some ids, and no end before a minimum length."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def restrict_rule(
     stop_ids: Iterable[int],
     min_tokens: int,
 ) -> Callable[[], Rule] | None:
-    """Makes the rule of each answer: `rule`, restricted if the request limits its tokens."""
+    """Makes the rule for each answer: `rule`, restricted if the request limits its tokens."""
     if allowed is None and not min_tokens:
         return rule
     allowed_mask = None if allowed is None else _token_mask(allowed, vocab_size)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
-_CHECK_SECONDS = 1.0  # seconds between two checks of a file
-_MAX_BYTES = 1 << 20  # maximum size of a file
+_CHECK_SECONDS = 1.0  # seconds between checks of a file
+_MAX_BYTES = 1 << 20  # bytes per file
 
 _Version = tuple[int, int, int, int]
 
@@ -76,17 +76,17 @@ def _version(status: os.stat_result) -> _Version:
 
 
 def parse_keys(lines: Sequence[str], source: str) -> list[ApiKey]:
-    """The keys in these lines. UserError for a key that does not fit into a header, and if there is no key."""
+    """The keys in these lines. UserError for a key that is not valid in a header, and if there is no key."""
     keys = []
     for line in lines:
         secret, _, limit = line.partition("#")[0].strip().partition(" ")
         if not secret:
             continue
         if not (secret.isascii() and secret.isprintable()) or (limit and not (limit.isdecimal() and int(limit) > 0)):
-            raise UserError("a line of keys is not KEY or KEY N; use printable ASCII without spaces, and N from 1 up")
+            raise UserError("a key line is not KEY or KEY N; use printable ASCII without spaces, and N of at least 1")
         keys.append(ApiKey(secret, int(limit) if limit else None))
     if not keys:
-        raise UserError(f"--api-key {source!r} contains no key; add one, or leave it out")
+        raise UserError(f"--api-key {source!r} contains no key; add one, or remove the option")
     return keys
 
 
@@ -115,7 +115,7 @@ class KeyRing:
             if any(changed):
                 self._update()
         sent_digest, match = _digest(secret), None
-        for digest, number, key in self._valid:  # all of them, so that timing reveals nothing
+        for digest, number, key in self._valid:  # check all of them, so that timing reveals nothing
             if hmac.compare_digest(digest, sent_digest):
                 match = key, number
         return match

@@ -50,7 +50,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *monitoring.ENDPOINTS,
     *web_page.ENDPOINTS,
 )
-_MIN_SIMILARITY = 0.85  # similarity of two paths, from 0 to 1, above which one is suggested for the other
+_MIN_SIMILARITY = 0.85  # path similarity, from 0 to 1, above which a path is suggested
 _encode = msgspec.json.Encoder().encode
 
 
@@ -129,7 +129,7 @@ class _EndpointApp:
         except ClientDisconnectedError as error:
             context.log_fields["left"], context.logged_status = str(error), CLIENT_DISCONNECTED
             if client is not None:
-                client.abort()  # what it has not read is discarded
+                client.abort()  # discards unread data
                 await asyncio.sleep(0)  # until the connection is known to be lost
 
     async def _read_request(self, request: Request, settings: ServerSettings) -> Any:
@@ -153,7 +153,7 @@ class _Responder:
 
     def __init__(self, send: Send, client: Client | None, context: Context, endpoint: Endpoint) -> None:
         self._wire, self._path, self._num_parts = endpoint.wire, endpoint.path, 0
-        self._headers: Mapping[str, str] = context.headers  # added to those of each answer
+        self._headers: Mapping[str, str] = context.headers  # added to each answer's headers
         self._send = send
         self._client = client
         self._stall_seconds = context.settings.stalled_seconds
@@ -219,7 +219,7 @@ class ClientDisconnectedError(Exception):
 
 @contextmanager
 def _cancel_on_disconnect(client: Client | None, limit: asyncio.Timeout) -> Iterator[None]:
-    """Cancel the code within as soon as the client disconnects."""
+    """Cancel the code in the `with` block as soon as the client disconnects."""
     if client is None:
         yield
         return

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class _PendingRequest:
-    """The items of one request; the first `len(answers)` have their answers."""
+    """The items of one request; the first `len(answers)` are answered."""
 
     call: Callable[[list[Any]], Sequence[Any]]
     kind: Hashable
@@ -29,7 +29,7 @@ class _PendingRequest:
 
 
 class Batcher:
-    """A model's thread for all tasks but the step-by-step generation of text. Methods are called on the event loop.
+    """A model's thread for all tasks except step-by-step text generation. Methods are called on the event loop.
 
     A call takes at most `max_items` items from several requests of one kind. A request with more items contributes a
     part and waits for its next turn, so long requests do not block short ones. Requests whose client has disconnected
@@ -37,7 +37,7 @@ class Batcher:
     """
 
     def __init__(self, name: str, max_items: int = 64, max_waiting: int = 256, max_jobs: int = 8) -> None:
-        """`name` is the model's; at most `max_waiting` requests wait, and `max_jobs` jobs of many calls run."""
+        """`name` is the model's; at most `max_waiting` requests wait, and at most `max_jobs` multi-call jobs run."""
         self._name, self._max_items, self._max_waiting = name, max_items, max_waiting
         self._thread = ThreadPoolExecutor(1, f"headway-{name}")
         self._queue: deque[_PendingRequest] = deque()
@@ -49,7 +49,7 @@ class Batcher:
         """The answer to each item. `call` answers several items, including those of other requests of this `kind`: it
         must depend on the kind and the items only.
 
-        FullError if too many requests wait. A UserError of `call` goes to the request whose items cause it.
+        FullError if too many requests are waiting. A UserError from `call` goes to the request whose items cause it.
         """
         self._check_queue()
         return await self._enqueue(call, kind, items)
@@ -75,12 +75,12 @@ class Batcher:
             self._job_slots.release()
 
     async def run(self, job: Callable[[], R]) -> R:
-        """The result of `job`, which runs alone in the model's thread, in its turn. FullError as in `submit`."""
+        """The result of `job`, which runs alone in the model's thread when its turn comes. FullError as in `submit`."""
         [outcome] = await self.submit(lambda jobs: [call() for call in jobs], object(), [job])
         return outcome
 
     def state(self) -> dict[str, int]:
-        """How many requests run, and how many wait."""
+        """The number of running and waiting requests."""
         return {"under_way": len(self._running), "waiting": len(self._queue) + self._waiting_jobs}
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Batcher:
             if not others and len(items) == len(pending.items):
                 _fail(pending, error)
                 return
-            # The message does not name the request, and numbers the items of the whole batch: call each alone.
+            # The message does not identify the request, and it counts items across the batch: call each request alone.
             for pending, _ in batch:
                 if not pending.future.done():
                     await self._answer_separately(pending)
@@ -157,7 +157,7 @@ class Batcher:
                 pending.future.set_result(answers)
 
     async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
-        context = copy_context()  # has, for example, the choice of kernels
+        context = copy_context()  # contains, for example, the choice of kernels
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(call, items))
 
 

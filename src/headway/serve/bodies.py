@@ -1,4 +1,4 @@
-"""Requests and answers of the OpenAI API. Unknown fields are refused by name; `NEUTRAL` lists further fields that are
+"""OpenAI API requests and answers. Unknown fields are rejected by name; `NEUTRAL` lists more fields that are
 accepted with values that have no effect.
 """
 
@@ -14,7 +14,7 @@ from headway.serve.neutral import Neutral, Neutrals
 _Probability = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
-# A text part of a message. Parts of other types are refused later, where the error can say why.
+# A text part of a message. Parts of other types are rejected later, where the error can give a reason.
 _TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
 _TextPart = Annotated[
     dict[str, Any],
@@ -24,11 +24,11 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 _NOT_STORED = "the server stores nothing; leave it out"
-HINT = Neutral(kind=str)  # for caches and abuse detection of a hosted service; no answer depends on it
+HINT = Neutral(kind=str)  # for caching and abuse detection in hosted services; no answer depends on it
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """`include_usage` adds an event with token counts at the end of a stream; with `continuous_usage_stats` every event
+    """`include_usage` adds an event with token counts to the end of a stream; with `continuous_usage_stats` every event
     has them.
     """
 
@@ -83,10 +83,10 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         "use_beam_search": Neutral((False,), "beam search is not supported; leave it out"),
         "length_penalty": Neutral((1, 1.0), "beam search is not supported; leave it out"),
         "early_stopping": Neutral((False,), "beam search is not supported; leave it out"),
-        "bad_words": Neutral(([],), "words cannot be excluded; pass logit_bias for tokens"),
+        "bad_words": Neutral(([],), "words cannot be excluded; exclude tokens with logit_bias"),
         "logprob_token_ids": Neutral(([],), "only the top tokens are reported; pass top_logprobs"),
-        "skip_special_tokens": Neutral((True,), "special tokens are never part of texts; pass return_token_ids"),
-        "spaces_between_special_tokens": Neutral((True,), "texts have no special tokens; pass return_token_ids"),
+        "skip_special_tokens": Neutral((True,), "the output text never contains special tokens; pass return_token_ids"),
+        "spaces_between_special_tokens": Neutral((True,), "the output has no special tokens; pass return_token_ids"),
         "include_stop_str_in_output": Neutral((False,), "the stop string is not part of the output; append it"),
         "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
         "documents": Neutral(([],), "documents are not supported; put them into the prompt"),
@@ -95,7 +95,7 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CompletionBody(GenerationBody, kw_only=True):
-    """A request to /v1/completions, which continues a text, several texts, or token ids. With `echo` the answer starts
+    """A request to /v1/completions, which continues strings or lists of token ids. With `echo` the answer starts
     with the prompt; `max_tokens` may then be 0.
     """
 
@@ -121,7 +121,7 @@ class ChatBody(GenerationBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # more variables of the chat template
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # more variables for the chat template
     add_generation_prompt: bool | None = None  # whether to start an answer (default: unless the last message continues)
     continue_final_message: bool = False  # whether to continue the assistant's last message
     reasoning_effort: str | None = None  # for chat templates that use it; "none" also turns enable_thinking off
@@ -155,7 +155,7 @@ class CalledTool(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"
-    NEUTRAL: ClassVar[Neutrals] = {"index": Neutral(kind=int)}  # kept by clients that assemble a stream
+    NEUTRAL: ClassVar[Neutrals] = {"index": Neutral(kind=int)}  # clients that assemble a stream keep it
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -185,7 +185,7 @@ class PromptTokens(msgspec.Struct):
 
 
 class TokensUsed(msgspec.Struct):
-    """Token counts: of the prompts, each counted once, of the output, and their sum."""
+    """Token counts: the prompts (each counted once), the output, and their sum."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -194,7 +194,7 @@ class TokensUsed(msgspec.Struct):
 
 
 class TopLogprob(msgspec.Struct):
-    """A token as text and as bytes, which may be part of a character, and its log probability in nats."""
+    """A token as text and as bytes, which may be only part of a character, and its log probability in nats."""
 
     token: str
     logprob: float
@@ -208,13 +208,13 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(msgspec.Struct):
-    """The log probabilities of an answer's tokens."""
+    """Log probabilities of an answer's tokens."""
 
     content: list[TokenLogprob]
 
 
 class TextLogprobs(msgspec.Struct):
-    """Per token of a completion: its text, its log probability, the log probabilities of the top tokens and itself, and
+    """For each token in a completion: its text, its log probability, those of the top tokens (and itself), and
     the offset where its text starts. The first token of a prompt has no log probability.
     """
 
@@ -237,7 +237,7 @@ PromptLogprobs = list[dict[str, PromptToken] | None]
 
 
 class CompletionChoice(msgspec.Struct):
-    """One continuation, or its new part. The fields from `prompt_logprobs` on are only there if requested."""
+    """One continuation, or its new part. The fields from `prompt_logprobs` on are present only if requested."""
 
     index: int
     text: str
@@ -280,7 +280,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatAnswer(msgspec.Struct):
-    """Answers to a conversation."""
+    """Answers in a conversation."""
 
     id: str
     created: int
@@ -328,7 +328,7 @@ class ChatChoicePart(msgspec.Struct):
 
 
 class ChatAnswerPart(msgspec.Struct):
-    """An event of a stream of answers."""
+    """An event in a stream of answers."""
 
     id: str
     created: int

@@ -1,4 +1,4 @@
-"""Bodies of requests, read within limits of size, depth and time."""
+"""Request bodies, read with limits on size, depth and time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import ServerSettings
 from headway.serve.neutral import without_neutral
 
-_INLINE_BYTES = 1 << 16  # bytes that are decoded on the event loop; larger bodies are decoded in a thread
+_INLINE_BYTES = 1 << 16  # larger bodies are decoded in a thread instead of on the event loop
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # strings are skipped
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.{1,200}?)`(?: - at `\$?(.*?)`)?$", re.DOTALL)
 _LOCATION = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
-_MAX_FIELDS = 1000  # maximum fields of a form
+_MAX_FIELDS = 1000  # fields per form
 
 
 async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settings: ServerSettings) -> Any:
-    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for an invalid body, and
+    """A request's JSON body as the decoder's struct. StatusError 400, 408, 413 or 415 for an invalid body, and
     ClientDisconnect if the client disconnects too early.
     """
     _check_type(request, "application/json")
@@ -53,7 +53,7 @@ async def read_form(request: Request, settings: ServerSettings) -> FormData:
             disconnected = True
             raise MultiPartException("the client left") from None  # on which the parser closes its files
 
-    request.stream = bounded  # type: ignore[method-assign]  # read by Starlette's parser
+    request.stream = bounded  # type: ignore[method-assign]  # for Starlette's parser
     try:
         async with asyncio.timeout(settings.receive_seconds):
             return await request.form(max_files=16, max_fields=_MAX_FIELDS, max_part_size=settings.body_bytes)
@@ -73,7 +73,7 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
     try:
         try:
             return decoder.decode(raw)
-        except msgspec.ValidationError:  # perhaps for a field without effect
+        except msgspec.ValidationError:  # perhaps because of a field without effect
             struct: Any = decoder.type
             return msgspec.convert(without_neutral(msgspec.json.decode(raw), struct), struct)
     except msgspec.ValidationError as error:
@@ -97,7 +97,7 @@ def _check_depth(raw: bytes, max_depth: int) -> None:
 
 
 def _too_deep(max_depth: int) -> StatusError:
-    return StatusError(400, f"the body has more than {max_depth} levels; make it flatter", code="too_deep")
+    return StatusError(400, f"the body is nested more than {max_depth} levels deep; flatten it", code="too_deep")
 
 
 def _validation_error(message: str, struct: Any) -> StatusError:

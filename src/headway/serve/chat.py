@@ -55,7 +55,7 @@ from headway.serve.tool_calls import Arguments, ToolCall
 from headway.serve.tools import Toolbox, template_messages
 
 _RESERVED_TOKENS = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens
-_DEFAULT_MAX_TOKENS = 4096  # tokens of an answer if neither the request nor the context limits it
+_DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
 
 
 @dataclass
@@ -138,7 +138,7 @@ async def _stream_events(body: ChatBody, context: Context) -> AsyncGenerator[Cha
                 deltas.append(AnswerPart(tool_calls=[_call_part(call, num_calls[index] - 1)]))
             for delta in deltas:
                 event.choices = [ChatChoicePart(index, delta, logprobs, None, ids)]
-                logprobs, ids = None, UNSET  # once
+                logprobs, ids = None, UNSET  # sent only once
                 yield event
             if reason is not None:
                 event.choices = [ChatChoicePart(index, AnswerPart(), None, reason)]
@@ -206,7 +206,7 @@ def _template_values(body: ChatBody, template: str) -> dict[str, bool | int | fl
 
 
 def conversation_of(ready: ReadyModel) -> Conversation:
-    """The conversation format of a model. StatusError 400 if it has none."""
+    """A model's conversation format. StatusError 400 if it has none."""
     if ready.model.usage.template is None:
         message = f"{ready.name} has no chat template; use /v1/completions, or a chat model"
         raise StatusError(400, message, "model")
@@ -214,7 +214,7 @@ def conversation_of(ready: ReadyModel) -> Conversation:
 
 
 def starts_answer(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
-    """Whether to start an answer. StatusError 400 if the last message is to be continued as well."""
+    """Whether to start an answer. StatusError 400 if the request also continues the last message."""
     if add_generation_prompt and continue_final_message:
         message = "continue_final_message and add_generation_prompt cannot both be set; leave one of them out"
         raise StatusError(400, message, "continue_final_message")

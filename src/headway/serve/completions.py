@@ -1,4 +1,4 @@
-"""/v1/completions: continuations of texts and of token ids."""
+"""/v1/completions: continuations of text and of token ids."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events
 
 _DEFAULT_MAX_TOKENS = 16  # default of max_tokens in the OpenAI API
-_DECODER_CONTEXT = 8  # tokens of a prompt that determine how the first new one is decoded
+_DECODER_CONTEXT = 8  # prompt tokens that determine how the first new one is decoded
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _ChoiceBuilder:
         self._prompt_texts = prompts if has_texts else []
 
     async def format_delta(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
-        """The text and the log probabilities that a delta adds. Those of a prompt, which may be long, are computed in a
+        """The text and log probabilities that a delta adds. Those for a prompt, which may be long, are computed in a
         thread.
         """
         index, prompt = delta.index, ("", None)
@@ -243,7 +243,7 @@ def _is_batch(body: CompletionBody) -> bool:
 
 
 def _prompts(body: CompletionBody, model: Model) -> list[list[int]]:
-    """The ids of each prompt. StatusError 400 without a prompt, and for a mix of texts and ids."""
+    """The ids of each prompt. StatusError 400 without a prompt, and for a mix of strings and ids."""
     prompt = body.prompt
     encode = model.prompt_ids if body.add_special_tokens else text_codec(model).encode
     if isinstance(prompt, str):
@@ -262,7 +262,7 @@ ENDPOINTS = (
         "POST",
         "/v1/completions",
         create_completion,
-        "continuations of texts or token ids",
+        "continuations of text or token ids",
         CompletionBody,
         CompletionAnswer,
         CompletionAnswer,

@@ -1,7 +1,7 @@
 """HTTP/1.1 connections: malformed requests get the same kind of error as all others, and slow clients time out.
 
-httptools parses requests. It gets one complete head of bounded size at a time. Requests that it accepts and other
-software may parse differently (RFC 9112, 11.2) are refused, because a proxy may have parsed them differently.
+httptools parses requests. It gets one complete head of bounded size at a time. Requests that it accepts but other
+software may parse differently (RFC 9112, 11.2) are rejected, because a proxy may have parsed them that way.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from headway.serve.http_errors import StatusError, error_body
 from headway.serve.interfaces import CLIENT_KEY
 
 MAX_CONNECTIONS = 1024  # maximum number of open connections
-_MAX_HEAD = 1 << 15  # bytes of a request's line and headers
-_ARRIVAL = 30.0  # seconds for a head to arrive
+_MAX_HEAD = 1 << 15  # bytes of request line and headers
+_ARRIVAL = 30.0  # seconds for the headers to arrive
 _CHUNKED = -1  # instead of the remaining bytes of a body: a chunked one marks its own end
 _REQUEST_LINE = re.compile(rb'(?!CONNECT )[A-Z-]+ /[!"$-~]* HTTP/1\.[01]\r\n')
 _UPGRADE = re.compile(rb"\r\nupgrade:[\t\x20-\x7e\x80-\xff]*(?=\r\n)", re.IGNORECASE)
@@ -83,7 +83,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._body_left:  # a trailer is not a header: access has been checked by then
+        if not self._body_left:  # trailers are not headers: access has already been checked
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _parse(self) -> None:
-        """Parse complete heads and bodies; the next request waits until the one before has its answer."""
+        """Parse complete heads and bodies; the next request waits until the previous one is answered."""
         self._unset_keepalive_if_required()
         try:
             while self._received and not self.transport.is_closing():
@@ -137,7 +137,7 @@ class Connection(HttpToolsProtocol):
         end = self._received.find(b"\r\n\r\n") + 4
         if (end if end > 3 else len(self._received)) > _MAX_HEAD:
             raise StatusError(400, f"the headers have more than {_MAX_HEAD:,} bytes; send fewer", code="invalid_http")
-        if not 0x21 <= self._received[0] <= 0x7E:  # a TLS handshake, for one, in which a head never ends
+        if not 0x21 <= self._received[0] <= 0x7E:  # such as a TLS handshake, in which the headers never end
             raise _invalid_http("it does not start with a method")
         if end < 4:
             return False
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         del self._received[:end]
         if not _REQUEST_LINE.match(head):
             raise _invalid_http("its first line is not METHOD /PATH HTTP/1.1")
-        # No other protocol is supported; httptools would take what follows for one, even the body.
+        # No other protocol is supported, and httptools would treat all following bytes as one, even the body.
         self.parser.feed_data(_UPGRADE.sub(b"", head))
         return True
 

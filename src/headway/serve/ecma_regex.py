@@ -1,8 +1,8 @@
-"""Translates ECMA-262 regular expressions, as in JSON Schema, to equivalent terminals of llguidance's lark.
+"""Translates ECMA-262 regular expressions, as in JSON Schema, to equivalent terminals in llguidance's lark.
 
 The dialects differ: dots, white space, words and digits match other characters, anchors are allowed elsewhere, and each
 has features that the other lacks. So patterns are parsed and generated again, with explicit character classes. A
-look-ahead becomes an intersection with the rest, or with its complement. Patterns without an equivalent are refused.
+look-ahead becomes an intersection with the rest, or with its complement. Patterns without an equivalent are rejected.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import lru_cache
 
 from headway.errors import UserError
 
-MAX_PATTERN_LENGTH = 4096  # maximum characters of a pattern
+MAX_PATTERN_LENGTH = 4096  # characters per pattern
 _MAX_REPEATS = 1 << 16  # maximum count of a repeat
-_MAX_DEPTH = 32  # maximum depth of groups
+_MAX_DEPTH = 32  # maximum depth of nested groups
 _MAX_BRANCHES = 64  # maximum sequences after expanding groups that contain anchors
 _MAX_CODE_POINT = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
@@ -44,7 +44,7 @@ _COUNT = re.compile(r"\{(\d{1,9})(,(\d{0,9}))?\}")
 _NAME = re.compile(r"<[A-Za-z_]\w*>")
 _ESCAPES = {'"': '"', "\\": "\\", "\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}  # escapes in a string
 _UNQUOTED = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))  # characters that a JSON string cannot contain unescaped
-CHARACTER = r"(?:[^\x{22}\x{5C}\x{0}-\x{1F}]|\x{5C}[\x{22}\x{5C}nrtbf])"  # one of a JSON string, or its escape
+CHARACTER = r"(?:[^\x{22}\x{5C}\x{0}-\x{1F}]|\x{5C}[\x{22}\x{5C}nrtbf])"  # a character in a JSON string, or its escape
 
 Range = tuple[int, int]
 
@@ -127,12 +127,12 @@ def intersection(parts: Sequence[LarkTerminal], without: Sequence[LarkTerminal] 
 
 
 def escape_literal(text: str) -> str:
-    """An expression that matches exactly this text."""
+    """An expression that matches exactly this string."""
     return "".join(_escape_code_point(ord(character)) for character in text)
 
 
 def escape_json(text: str) -> str:
-    """A text as a JSON string without quotation marks; control characters as \\u00XX."""
+    """A string in JSON notation, without quotation marks; control characters as \\u00XX."""
     parts = []
     for character in text:
         if character in _ESCAPES:
@@ -151,7 +151,7 @@ def _escape_code_point(code: int) -> str:
 def parse_pattern(pattern: str, source: str) -> EcmaPattern:
     """A parsed pattern. UserError, which names `source`, if the string is not a pattern or has no equivalent."""
     if len(pattern) > MAX_PATTERN_LENGTH:
-        raise UserError(f"{source} has a pattern of {len(pattern):,} characters; use {MAX_PATTERN_LENGTH:,} at most")
+        raise UserError(f"{source} has a pattern of {len(pattern):,} characters; use at most {MAX_PATTERN_LENGTH:,}")
     parsed = EcmaPattern(_PatternParser(pattern, source).parse(), pattern, source)
     parsed.terminal(searched=True, quoted=True)  # raises for a pattern without an equivalent
     return parsed
@@ -166,9 +166,9 @@ class EcmaPattern:
     source: str
 
     def terminal(self, searched: bool, quoted: bool) -> LarkTerminal:
-        """A terminal for texts that contain a match of the pattern (`searched`), or that it matches completely.
+        """A terminal for strings that contain a match (`searched`), or that the pattern matches completely.
 
-        With `quoted`, texts are escaped as in a JSON string.
+        With `quoted`, strings are escaped as in JSON.
         """
         return _TerminalWriter(self, searched, quoted).terminal(self._choice)
 
@@ -200,7 +200,7 @@ class _TerminalWriter:
         )
 
     def _expand(self, options: Sequence[_Sequence]) -> list[list[_Node]]:
-        """The options, with all groups expanded that contain anchors or look-ahead."""
+        """The options, expanding all groups that contain anchors or look-ahead."""
         flat: list[list[_Node]] = []
         pending = [list(option.parts) for option in reversed(options)]
         while pending:
@@ -479,7 +479,7 @@ class _PatternParser:
             return atom
         if isinstance(atom, _Anchor):
             raise self._error("an anchor that repeats")
-        self._accept("?")  # lazy repeats match the same texts
+        self._accept("?")  # lazy repeats match the same strings
         return _Repeat(atom, min_count, max_count)
 
     def _parse_escape(self, inside: bool) -> _Characters:
@@ -528,7 +528,7 @@ class _PatternParser:
             if self._peek() == "-" and ahead not in ("]", "") and _is_single(member):
                 self._position += 1
                 range_end = self._parse_member()
-                if not _is_single(range_end):  # a dash before a class is a dash
+                if not _is_single(range_end):  # a dash before a class is literal
                     ranges.append((0x2D, 0x2D))
                 elif member.ranges[0][0] > range_end.ranges[0][0]:
                     raise self._error("a range from a character to an earlier one")

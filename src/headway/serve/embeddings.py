@@ -1,4 +1,4 @@
-"""Embeddings of texts and images: /v1/embeddings of the OpenAI API."""
+"""Embeddings for text and images: the OpenAI API's /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from headway.serve.interfaces import Context, Endpoint, ReadyModel
 from headway.serve.media import image_of
 from headway.serve.neutral import Neutral, Neutrals
 
-_MAX_INPUTS = 2048  # maximum inputs of a request, as in OpenAI's service
-_INLINE_CHARACTERS = 1 << 12  # characters that are tokenized faster than handed to a thread
-_MAX_PADDING, _FREE_PADDING = 0.05, 64  # maximum share of a batch, and tokens of it that cost less than another batch
+_MAX_INPUTS = 2048  # inputs per request, as in OpenAI's service
+_INLINE_CHARACTERS = 1 << 12  # below this, tokenizing is faster than handing the text to a thread
+_MAX_PADDING, _FREE_PADDING = 0.05, 64  # maximum share of a batch, and padding tokens that cost less than another batch
 _LITTLE_ENDIAN = np.dtype("<f4")
 
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`input` is texts, or ids of the model's tokenizer without special tokens, or images as data: URLs. `truncate`
-    cuts texts to the model's context; longer ones are refused otherwise. `user` has no effect. `dimensions` may be
+    """`input` is text, or ids from the model's tokenizer without special tokens, or images as data: URLs. `truncate`
+    cuts text to the model's context; otherwise longer text is rejected. `user` has no effect. `dimensions` may be
     smaller than the model's only if it was trained for that.
     """
 
@@ -46,7 +46,7 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
 
     NEUTRAL: ClassVar[Neutrals] = {
         "add_special_tokens": Neutral((True,), "special tokens are always added; leave it out"),
-        "truncate_prompt_tokens": Neutral((), "texts are only cut to the model's context; use truncate"),
+        "truncate_prompt_tokens": Neutral((), "text is only cut to the model's context; use truncate"),
         "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
         "normalize": Neutral((True,), "embeddings always have unit length; leave it out"),
     }
@@ -61,7 +61,7 @@ class InputVector(msgspec.Struct):
 
 
 class InputUsage(msgspec.Struct):
-    """Number of input tokens, special tokens included; 0 for images."""
+    """Number of input tokens, including special tokens; 0 for images."""
 
     prompt_tokens: int
     total_tokens: int

@@ -25,12 +25,12 @@ from headway.serve.metrics import BETWEEN_TOKENS_SECONDS, FIRST_TOKEN_SECONDS, G
 from headway.serve.sequential import SequentialScheduler
 
 _LOG = logger(__name__)
-_MAX_UNREAD = 8192  # maximum unread tokens per client
+_MAX_UNREAD = 8192  # unread tokens per client
 _LAST_STEP_SECONDS = 5.0  # seconds that a step may still take during shutdown
 
 
 class Steps(Protocol):
-    """What a loop drives; see `Scheduler` for the methods. Only the loop's thread calls them."""
+    """The object that a loop drives; see `Scheduler` for the methods. Only the loop's thread calls them."""
 
     def submit(self, request: Request) -> int: ...
     def cancel(self, ticket: int) -> None: ...
@@ -41,7 +41,7 @@ class Steps(Protocol):
 class SequenceOutput(NamedTuple):
     """The output of one step for one of the requested sequences."""
 
-    index: int  # of the sequence; those of the requests follow each other, each with all its samples
+    index: int  # of the sequence; the requests are numbered consecutively, each with all its samples
     output: SampleOutput
 
 
@@ -84,13 +84,13 @@ class GenerationStream:
         self._closed = True
 
     def on_event(self, event: StreamEvent, timestamp: float) -> None:
-        """On the event loop: an event that happened at this time."""
+        """On the event loop: handle an event that happened at this time."""
         if self._closed:
             return
         if isinstance(event, SequenceOutput):
             if self._last_time is None:
                 self._loop.first.observe(timestamp - self._start_time)
-            elif timestamp > self._last_time:  # samples of the same step are one wait for the client
+            elif timestamp > self._last_time:  # samples from the same step are one wait for the client
                 self._loop.between.observe(timestamp - self._last_time)
             self._last_time = timestamp
         if len(self._events) >= _MAX_UNREAD:
@@ -134,12 +134,12 @@ class EngineLoop:
         self._deadline: float | None = None  # deadline of all requests, once the loop shuts down
         self._last_step = time.monotonic()
         self._event_loop: asyncio.AbstractEventLoop | None = None
-        context = copy_context()  # has, for example, whether kernels are deterministic
+        context = copy_context()  # contains, for example, whether kernels are deterministic
         self._thread = threading.Thread(target=context.run, args=(self._run,), name=f"engine {name}", daemon=True)
         self._thread.start()
 
     def stream(self, requests: Sequence[Request]) -> GenerationStream:
-        """The output of these requests, which start when it is entered."""
+        """The output of these requests, which start on entering the context."""
         return GenerationStream(self, requests)
 
     def submit(self, stream: GenerationStream) -> None:

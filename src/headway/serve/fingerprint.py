@@ -26,7 +26,7 @@ def fingerprint(model: ModelHandle) -> str:
 
     The hash covers the model's weights in their number format, its configuration, tokenizer and chat template, and the
     format of the KV cache; the versions of headway and of the numerical libraries; and the processor and its
-    instruction set. Threads only count if torch generates the text. Takes a second for some 2 GB of weights.
+    instruction set. Threads only count if torch generates the text. Takes a second for about 2 GB of weights.
     """
     codec, usage = model.open_session().codec, model.usage
     facts = {
@@ -52,7 +52,7 @@ def _processor(model: ModelHandle) -> list[Any]:
 
 
 def _checksum(module: Any) -> int:
-    """The checksum of the names and bytes of all weights."""
+    """The checksum over the names and bytes of all weights."""
     crc = 0
     for name, tensor in named_tensors(module):
         packed = tensor.packed if isinstance(tensor, PackedTensor) else None

@@ -1,4 +1,4 @@
-"""Access control: host, web page and key are checked before a request is read. Each request leaves a log line."""
+"""Access control: host, web page and key are checked before a request is read. Each request is logged."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PUBLIC_PAGES = (
     "/",
     "/docs",
     "/openapi.json",
-)  # the same on every server: a browser opens them before a key can be entered
+)  # the same on every server: a browser opens them before the user can enter a key
 _ACCESS = logger("headway.access")
 _LOCAL_NAMES = ("localhost", "ip6-localhost")
 _ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
-_MAX_LOGGED = 200  # characters of a path or a name in the log
+_MAX_LOGGED = 200  # characters per path or name in the log
 _ID_SOURCE = random.Random(secrets.token_bytes())  # source of request ids
 CLIENT_DISCONNECTED = 499  # status in the log if the client disconnected before its answer was complete
 
@@ -84,7 +84,7 @@ class Gate:
             request_log.end(self._settings.log)
 
     def _check_host(self, headers: Headers) -> None:
-        """Accept only the server's own host names, so that a foreign name cannot lead a web browser here."""
+        """Accept only the server's own host names, so that no foreign name can lead a browser here (DNS rebinding)."""
         hosts = headers.getlist("host")
         name = host_of(hosts[0]) if len(hosts) == 1 else ""
         if not (is_loopback(name) or name in self._hosts):
@@ -96,7 +96,7 @@ class Gate:
     def _origin(self, headers: Headers) -> str | None:
         """The web page that sent the request, if it is allowed to."""
         origin = headers.get("origin")
-        if origin is None or origin.partition("://")[2] == headers["host"]:  # a page of this server's own
+        if origin is None or origin.partition("://")[2] == headers["host"]:  # a page from this server
             return None
         if origin not in self._settings.origins and "*" not in self._settings.origins:
             message = f"the web page {origin[:_MAX_LOGGED]!r} may not use this server; start it with --cors ORIGIN"
@@ -124,7 +124,7 @@ _PREFLIGHT = {
 
 
 class _RequestLog:
-    """The log line and the metrics of a request, and the headers of every answer."""
+    """A request's log line and metrics, and the headers for every answer."""
 
     def __init__(self, scope: Scope, send: Send, context: Context) -> None:
         self.origin: str | None = None

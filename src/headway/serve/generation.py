@@ -1,4 +1,4 @@
-"""Common parts of requests that generate text: settings, the remaining context, and the tokens of answers."""
+"""Common parts of text generation requests: settings, the remaining context, and answer tokens."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from headway.serve.tool_calls import Arguments, ToolCall, ToolCallParser
 
 _MAX_BIASES = 1024  # maximum tokens in logit_bias
 _MAX_STOP_IDS = 1024  # maximum ids in stop_token_ids
-_MAX_STOP_LENGTH = 1000  # maximum characters of a stop string
+_MAX_STOP_LENGTH = 1000  # characters per stop string
 _NO_CALLS: Sequence[ToolCall | Arguments] = ()
 _MIN_LOGPROB = -9999.0  # log probability of impossible tokens: JSON has no infinity
 
 
 def engine_loop_of(ready: ReadyModel) -> EngineLoop:
-    """The engine loop of a model. StatusError 400 if the model does not generate text."""
+    """A model's engine loop. StatusError 400 if the model does not generate text."""
     if ready.loop is None:
         message = f"{ready.name} does not generate text; use it to {', '.join(ready.model.verbs) or 'do other tasks'}"
         raise StatusError(400, message, "model")
@@ -87,13 +87,13 @@ def num_samples(body: GenerationBody, prompts: int, context: Context) -> int:
     if n > settings.max_n:
         raise StatusError(400, f"n is {n}; use an integer from 1 to {settings.max_n}", "n")
     if n * prompts > settings.max_sequences:
-        message = f"{prompts} prompts with n={n} make {n * prompts} texts, but the limit is {settings.max_sequences}"
+        message = f"{prompts} prompts with n={n} are {n * prompts} sequences, but the limit is {settings.max_sequences}"
         raise StatusError(400, f"{message}; send several requests", "prompt")
     return n
 
 
 def limits_of(body: GenerationBody, model: Model, context: Context) -> Limits:
-    """When a text stops, except for its length. StatusError 400 for too many or too long stop strings, and unknown
+    """When generation stops, except for its length. StatusError 400 for too many or too long stop strings, and unknown
     ids.
     """
     requested = body.stop or ()
@@ -150,7 +150,7 @@ def truncate_prompt(ids: list[int], body: GenerationBody, model: Model, new: int
             return ids
         max_prompt = max(1, model.context - new)
     if not max_prompt:
-        message = "truncate_prompt_tokens is 0, which leaves no prompt; use -1, or an integer from 1 up"
+        message = "truncate_prompt_tokens is 0, which leaves no prompt; use -1, or an integer of at least 1"
         raise StatusError(400, message, "truncate_prompt_tokens")
     return ids[-max_prompt:] if body.truncation_side == "left" else ids[:max_prompt]
 
@@ -208,14 +208,14 @@ def restricted_rule(
 
 
 def prompt_top(body: GenerationBody) -> int | None:
-    """The number of top tokens in the scores of a prompt; None if the prompt is not scored."""
+    """The number of top tokens in a prompt's scores; None if the prompt is not scored."""
     echoed = body.logprobs if isinstance(body, CompletionBody) and body.echo else None
     wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
     return max(wanted, default=None)
 
 
 def text_codec(model: Model) -> TokenizerCodec:
-    """The tokenizer of a model. UserError if it has none that the server can use."""
+    """A model's tokenizer. UserError if it has none that the server can use."""
     codec = model.codec
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"{model.directory.name} has no tokenizer.json, which this request needs; add the file")
@@ -281,7 +281,7 @@ async def stream_deltas(job: GenerationJob, context: Context) -> AsyncGenerator[
 
 
 class TokenFormatter:
-    """The names of a model's tokens in answers."""
+    """Token names in a model's answers."""
 
     def __init__(self, codec: TokenizerCodec) -> None:
         self._codec = codec
@@ -290,7 +290,7 @@ class TokenFormatter:
 
     @classmethod
     def of(cls, model: Model) -> TokenFormatter:
-        """For a model's tokenizer; made once."""
+        """For a model's tokenizer; created once."""
         codec = text_codec(model)
         if codec not in _formatters:
             _formatters[codec] = cls(codec)

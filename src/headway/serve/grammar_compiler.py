@@ -1,6 +1,6 @@
-"""The first compilation of a response format, in a helper process that is killed beyond its time or memory limit.
+"""The first compilation of a response format, in a helper process that is killed if it exceeds its time or memory.
 
-Some schemas and patterns take minutes, or overflow the stack. The server compiles again what has passed here, in the
+Some schemas and patterns take minutes, or overflow the stack. The server compiles what passes here again, in the
 same time.
 """
 
@@ -29,7 +29,7 @@ _UNSUPPORTED = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|tempera
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The llguidance grammar of a format, with ignored keywords and unchecked shapes; or the reason for refusing it."""
+    """A format's llguidance grammar, with ignored keywords and unchecked shapes; or the reason for rejecting it."""
     try:
         grammar, schema_grammars = _grammar(request["form"])
         ignored = dict.fromkeys(name for schema_grammar in schema_grammars for name in schema_grammar.ignored)
@@ -96,7 +96,7 @@ def _try_compile(grammar: str, vocab_size: int) -> str:
     has_first_token = any(matcher.compute_bitmask())
     if (seconds := time.process_time() - start) > _MAX_FIRST_SECONDS:
         raise UserError(
-            f"the format takes {seconds:.1f} s to find its first token, and the limit is {_MAX_FIRST_SECONDS:g}; use "
+            f"the format takes {seconds:.1f} s to find its first token, but the limit is {_MAX_FIRST_SECONDS:g}; use "
             "a simpler one"
         )
     if not has_first_token or matcher.is_error():

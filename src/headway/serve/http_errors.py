@@ -1,4 +1,4 @@
-"""Errors of requests: an HTTP status, and the error object of the OpenAI API with a message in one line."""
+"""Request errors: an HTTP status, and the OpenAI API's error object with a one-line message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from headway.generate.scheduler import FullError
 
 _LOG = logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
-OLLAMA_PREFIX = "/api/"  # paths of the Ollama API, whose clients expect an error that is a string
-_MAX_MESSAGE = 1000  # characters of a message, which may quote long values
+OLLAMA_PREFIX = "/api/"  # Ollama API paths, whose clients expect the error as a string
+_MAX_MESSAGE = 1000  # characters per message, which may quote long values
 
 
 class StatusError(UserError):
-    """An error with an HTTP status. `param` names the field at fault, `code` is an identifier for programs, and
-    `retry_after` is the number of seconds after which to try again.
+    """An error with an HTTP status. `param` names the invalid field, `code` is an identifier for programs, and
+    `retry_after` is the number of seconds to wait before trying again.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StatusError(UserError):
 
 
 class ErrorObject(msgspec.Struct):
-    """What is wrong, in one line; the type of error; the field at fault; and an identifier for programs."""
+    """The problem in one line, the error type, the invalid field, and an identifier for programs."""
 
     message: str
     type: str
@@ -52,14 +52,14 @@ class ErrorBody(msgspec.Struct):
 
 
 class OllamaError(msgspec.Struct):
-    """The body of every error of the Ollama API; in a stream, the last line."""
+    """The body of every Ollama API error; in a stream, the last line."""
 
     error: str
 
 
 def to_status_error(error: BaseException) -> StatusError:
-    """An error as the client may see it. Anything but a UserError is a fault of the server: it is logged, and the
-    client only sees its class.
+    """An error as the client may see it. Anything but a UserError is a server error: it is logged, and the
+    client sees only its class.
     """
     if isinstance(error, StatusError):
         return error
@@ -72,7 +72,7 @@ def to_status_error(error: BaseException) -> StatusError:
 
 
 def error_body(error: StatusError, path: str = "") -> ErrorBody | OllamaError:
-    """The body of an error in the format of this path's API."""
+    """An error's body in the format of this path's API."""
     error_type = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     message = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
     if len(message) > _MAX_MESSAGE:

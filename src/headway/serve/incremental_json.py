@@ -1,11 +1,11 @@
-"""Incremental JSON: a part is known to belong to an object before the rest has arrived."""
+"""Incremental JSON: a part is recognised as belonging to an object before the rest has arrived."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-_UNESCAPED = re.compile(r'[^"\\\x00-\x1f]*')  # characters of a string that need no escape
+_UNESCAPED = re.compile(r'[^"\\\x00-\x1f]*')  # characters in a string that need no escape
 _BRACKET_PAIRS = ("{}", "[]")
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
 # Strings, commas without a value before them, and commas without a value after them.
@@ -73,10 +73,10 @@ class IncrementalObject:
         self.ended = self.failed = False
         self.dropped: list[int] = []
         self._state = "start"
-        self._brackets: list[str] = []  # brackets
+        self._brackets: list[str] = []  # open brackets
 
     def advance(self, text: str, position: int) -> int:
-        """The position up to which the object reaches in `text`, which is already parsed before `position`. A comma
+        """How far the object extends into `text`, which is already parsed up to `position`. A comma
         waits until the next character has arrived.
         """
         while position < len(text) and not self.ended:

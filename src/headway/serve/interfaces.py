@@ -1,7 +1,7 @@
-"""Types that the parts of the server share: settings, models, requests and endpoints.
+"""Types shared by the parts of the server: settings, models, requests and endpoints.
 
 An endpoint is one small function: `async (body, context) -> answer`. The table in `app.py` gives its path. The server
-does everything else: it reads and checks bodies, keys and limits, and handles errors, streams and lost clients.
+does everything else: it reads and checks bodies, keys and limits, and handles errors, streams and disconnects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headway.serve.wire import SERVER_SENT, Wire
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Access rules and limits of a server. A request beyond a limit is refused."""
+    """A server's access rules and limits. A request that exceeds a limit is rejected."""
 
     keys: tuple[ApiKey, ...] = ()  # without keys and key files, everyone may use the server
     key_files: tuple[KeyFile, ...] = ()  # files with more keys, read again when they change
@@ -34,12 +34,12 @@ class ServerSettings:
     body_bytes: int = 8 << 20  # of a JSON body
     form_bytes: int = 64 << 20  # of a form with files
     max_depth: int = 64  # of nested lists and objects
-    max_n: int = 16  # largest n of a request
-    max_sequences: int = 64  # n times the number of prompts of a request
-    max_stop_strings: int = 16  # stop strings of a request
+    max_n: int = 16  # largest n in a request
+    max_sequences: int = 64  # n times the number of prompts in a request
+    max_stop_strings: int = 16  # stop strings per request
     request_seconds: float = 600.0  # of a request, from arrival to end
     receive_seconds: float = 30.0  # for a body to arrive
-    stalled_seconds: float = 30.0  # that a client may leave its answer unread
+    stalled_seconds: float = 30.0  # for which a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
     log: bool = True  # write one line of JSON to stdout per request
@@ -120,7 +120,7 @@ class Client(Protocol):
     def disconnected(self) -> bool: ...
     @property
     def full(self) -> bool:
-        """Whether so much is unread that the next send will wait."""
+        """Whether so much data is unread that the next send will wait."""
         ...
 
     def abort(self) -> None:
@@ -135,7 +135,7 @@ class Context:
     settings: ServerSettings
     served: ModelRegistry
     id: str  # of the request, in the log and in answers
-    owner: str = ""  # API key of the request; cached prefixes are shared within one owner
+    owner: str = ""  # the request's API key; an owner's requests share cached prefixes
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
     log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
@@ -144,7 +144,7 @@ class Context:
 
 
 class Events(NamedTuple):
-    """An answer that is streamed: each part is sent as soon as it exists, in the format of the endpoint's stream."""
+    """A streamed answer: each part is sent as soon as it exists, in the endpoint's stream format."""
 
     parts: AsyncGenerator[msgspec.Struct, None]
 
@@ -153,8 +153,8 @@ EndpointFunction = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | 
 
 
 class Endpoint(NamedTuple):
-    """One path of the server. `body` is the struct of a JSON body, None without a body, and FormData for a form with
-    files. `part` is the struct of a stream's parts, which `wire` encodes.
+    """One path on the server. `body` is the struct for a JSON body, None without a body, and FormData for a form with
+    files. `part` is the struct for stream parts, which `wire` encodes.
     """
 
     method: str

@@ -34,10 +34,10 @@ BETWEEN_TOKENS_SECONDS = Histogram(
 
 
 ProcessCollector(registry=REGISTRY)  # CPU time, memory, descriptors, start: where the system reports them
-_GAUGES = {  # gauges; all other values of a scheduler are counters since its start
-    "waiting": "Waiting sequences, preempted ones included.",
+_GAUGES = {  # gauges; all other scheduler values are counters since its start
+    "waiting": "Waiting sequences, including preempted ones.",
     "running": "Running sequences.",
-    "blocks": "KV cache blocks in use, cached prefixes included.",
+    "blocks": "KV cache blocks in use, including cached prefixes.",
     "most_blocks": "Maximum number of KV cache blocks.",
 }
 _COUNTERS = {

@@ -1,4 +1,4 @@
-"""The models of a server: listed at startup, loaded on first use, and unloaded when unused."""
+"""A server's models: listed at startup, loaded on first use, and unloaded when unused."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _LOADING_BYTES = {
 _RETRY_SECONDS = 10  # seconds after which memory may be available
 _CHECK_SECONDS = 1.0  # seconds between two checks of a model's files
 _POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
-_MAX_MODELS = 1000  # maximum models of a folder
+_MAX_MODELS = 1000  # models per folder
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How models are loaded: arguments of `headway.load`. The draft is for models that generate text."""
+    """How models are loaded: arguments for `headway.load`. The draft is for models that generate text."""
 
     device: str = "auto"
     weights: Weights | None = None
@@ -86,15 +86,15 @@ class _Entry:
     loading: asyncio.Task[_LoadedModel] | None = None
     loaded: _LoadedModel | None = None
     next_check: float = 0.0  # when to check its files again, by the monotonic clock
-    tried_files: FileStates | None = None  # states of changed files of the last attempt to reload it
-    users: int = 0  # including those that wait for it
+    tried_files: FileStates | None = None  # states of the changed files at the last attempt to reload it
+    users: int = 0  # including those waiting for it
     last_used: float = 0.0  # time of the last use, by the monotonic clock
     timer: asyncio.TimerHandle | None = None  # until it is unloaded
 
 
 class ServedModels:
-    """Models by name: those passed one by one, and those in a folder. Methods are called on the event loop. Models are
-    loaded in a thread, one at a time, because two at once would both count on the same free memory.
+    """Models by name: those passed individually and those in a folder. Methods are called on the event loop. Models are
+    loaded in a thread, one at a time, because two at once would both rely on the same free memory.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class ServedModels:
     def _add(self, name: str, path: Path) -> None:
         existing = self._entries.get(name)
         if existing is not None:
-            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or link to one")
+            raise UserError(f"{existing.path} and {path} are both named {name}; rename one, or use a link")
         self._entries[name] = _Entry(name, path)
 
     def _entry(self, name: str) -> _Entry:
@@ -263,7 +263,7 @@ class ServedModels:
                 started = time.monotonic()
                 loaded = await self._in_thread(lambda: self._open(entry))
             previous, entry.loaded, entry.summary, entry.tried_files = entry.loaded, loaded, loaded.summary, None
-            again = " again, as its files have changed" if previous is not None else ""
+            again = " again because its files changed" if previous is not None else ""
             _LOG.info("loaded %s%s in %.1f s", entry.name, again, time.monotonic() - started)
             if previous is not None and previous.users:
                 self._replaced.add(previous)
@@ -275,7 +275,7 @@ class ServedModels:
                 entry.tried_files = None  # memory may be available at the next check
                 _LOG.warning("%s has changed, but the old version stays in use: %s", entry.name, error)
             raise
-        except Exception as error:  # of broken files, or without memory: other models continue
+        except Exception as error:  # broken files, or not enough memory: other models continue
             problem = (
                 "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
             )
@@ -288,8 +288,8 @@ class ServedModels:
             self._release(entry)
 
     def _open(self, entry: _Entry) -> _LoadedModel:
-        """Called in the thread, because loading and compiling take seconds. UserError if a file changes meanwhile:
-        parts of different versions would be mixed.
+        """Called in the thread, because loading and compiling take seconds. UserError if a file changes during loading:
+        parts from different versions would be mixed.
         """
         options, path = self._options, entry.path
         with record_file_states() as files, private_copies():
@@ -323,7 +323,7 @@ class ServedModels:
                 return  # loading will report the missing memory
             if not idle:
                 using = ", ".join(other.name for other in loaded)
-                message = f"{entry.name} needs {needed:,} bytes of memory, {free:,} are free, and {using} is in use"
+                message = f"{entry.name} needs {needed:,} bytes of memory, but {free:,} are free, and {using} is in use"
                 raise StatusError(503, f"{message}; try again later", code="no_memory", retry_after=_RETRY_SECONDS)
             await self._unload(min(idle, key=lambda other: other.last_used))
 
@@ -400,19 +400,19 @@ def _loading_format(
     if kind.dtype is not None:
         return None, None
     weights = _GGUF_WEIGHTS.get(kind.name)
-    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else sequential_reason
+    reason = f"{kind.name} is neither an 8-bit nor a 4-bit format" if weights is None else sequential_reason
     if find_device(options.device).type != "cpu":
         reason = "int8 and int4 run only on the CPU"
     elif options.backend == "torch":
-        reason = "torch is the backend"
+        reason = "the backend is torch"
     if reason is not None:
-        return None, f"weights in {kind.name} are served in fp32, as {reason}"
-    return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
+        return None, f"{kind.name} weights are served in fp32 because {reason}"
+    return weights, f"{kind.name} weights are served in {weights}; use --weights fp32 for their exact values"
 
 
 def _sequential_reason(config: ModelConfig, options: LoadOptions) -> str | None:
     if options.draft is not None:
-        return "a draft works for one sequence only"
+        return "a draft model works with only one sequence"
     if options.backend == "torch" or find_device(options.device).type != "cpu":
         return "it runs on torch"
     missing = refusal(cast(Transformer, outline(config)))
@@ -428,7 +428,7 @@ def _public_name(path: str | Path) -> str:
 
 
 def _model_paths(folder: Path) -> list[Path]:
-    """Paths of possible models: subfolders, and files with a model's suffix. UserError if it is not a folder."""
+    """Paths that may be models: subfolders, and files with a model suffix. UserError if it is not a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; pass a folder of models")
     paths = sorted(path for path in folder.iterdir() if path.name[0] != "." and _may_be_model(path))
@@ -448,5 +448,5 @@ def _broken_error(entry: _Entry, reason: str) -> StatusError:
 
 
 def _hide_path(entry: _Entry, message: str) -> str:
-    """The message without the model's path, which clients need not know."""
+    """The message without the model's path, which clients do not need to know."""
     return message.replace(str(entry.path), entry.name)

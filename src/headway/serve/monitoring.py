@@ -39,7 +39,7 @@ async def health(body: None, context: Context) -> HealthAnswer:
     for name, loop in loops.items():
         if (stalled := loop.seconds_since_step) > max_seconds:
             message = (
-                f"{name} has taken no step for {stalled:.0f} s, and the limit is {max_seconds:.0f}; restart the server"
+                f"{name} has taken no step for {stalled:.0f} s, but the limit is {max_seconds:.0f}; restart the server"
             )
             raise StatusError(503, message, code="no_step")
     return HealthAnswer(
@@ -50,7 +50,7 @@ async def health(body: None, context: Context) -> HealthAnswer:
 async def ready(body: None, context: Context) -> ReadyAnswer:
     """StatusError 503 before the server is ready and while it shuts down."""
     if not context.served.ready():
-        message = "the server accepts no requests now; try again in a moment"
+        message = "the server is not accepting requests; try again in a moment"
         raise StatusError(503, message, code="not_ready", retry_after=1)
     return ReadyAnswer("ready")
 

@@ -1,7 +1,7 @@
 """Fields that clients send with values that have no effect.
 
-The struct of a body may have a table `NEUTRAL`. A field in it is accepted with values without effect, and refused by
-name, with the reason, for all others. `null` has no effect in any field, known or not.
+The struct of a body may have a table `NEUTRAL`. A field in it is accepted with values without effect; any other value
+is rejected with the field's name and the reason. `null` has no effect in any field, known or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Neutral(NamedTuple):
     """The values of a field that have no effect."""
 
     values: tuple[Any, ...] = ()
-    reason: str | None = None  # why other values are refused, and what to do; None: the struct also has this field
+    reason: str | None = None  # why other values are rejected, and what to do; None: the struct also has this field
     default_of: str | None = None  # a field of the body whose value (default: 1) is also accepted
     kind: type | None = None  # for hints to other servers: the type whose values are all accepted
 

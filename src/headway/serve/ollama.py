@@ -49,8 +49,8 @@ from headway.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
 from headway.serve.tool_calls import ToolCall
 from headway.serve.wire import JSON_LINES
 
-VERSION = "0.12.11"  # of Ollama, whose API this is: clients ask for the version and use its features
-_DEFAULT_MAX_TOKENS = 4096  # tokens of a text if neither the request nor the context limits it
+VERSION = "0.12.11"  # the Ollama version of this API: clients query it to decide which features to use
+_DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
 
 
 async def answer_chat(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
@@ -67,7 +67,7 @@ async def answer_generate(body: GenerateBody, context: Context) -> OllamaLine | 
     if body.images:
         raise StatusError(400, "text models do not accept images; describe them with /v1/caption", "images")
     if body.template:
-        raise StatusError(400, "templates in requests are not supported; fill it in, and set raw", "template")
+        raise StatusError(400, "templates in requests are not supported; send a formatted prompt with raw", "template")
     if body.context:
         raise StatusError(400, "context is not supported; send the conversation to /api/chat", "context")
     name = _model_name(body.model, context)
@@ -82,7 +82,7 @@ async def answer_generate(body: GenerateBody, context: Context) -> OllamaLine | 
             messages.append(ChatMessage("user", prompt))
             return await _answer(body, chat.prepare(_chat_body(body, name, messages), context), context)
         if body.system:
-            problem = f"{name} gets only the prompt in this request; put the text of system into it"
+            problem = f"{name} gets only the prompt in this request; put the system text into it"
             raise StatusError(400, problem, "system")
         settings = _settings(body)
         settings["max_tokens"] = settings["max_tokens"] or ready.model.context or _DEFAULT_MAX_TOKENS
@@ -141,7 +141,7 @@ async def show(body: ShowBody, context: Context) -> ShowAnswer:
     async with context.served.using(name) as ready:
         usage = ready.model.usage
         template = usage.template or ""
-        if "generate" in summary.verbs:  # generative models are not offered for embeddings, although they have them
+        if "generate" in summary.verbs:  # generative models are not offered for embeddings, although they support them
             capabilities = ["completion", *(["insert"] if _infill_ids(ready) is not None else [])]
         else:
             capabilities = ["embedding"] if "embed" in summary.verbs else []
@@ -161,7 +161,7 @@ async def version(body: None, context: Context) -> OllamaVersion:
 async def refuse(body: None, context: Context) -> OllamaVersion:
     """StatusError 400: models are chosen when the server starts."""
     action = context.route.rpartition("/")[2] if "{" not in context.route else "blobs"
-    problem = f"{action} is not supported: the models are those that headway serve was started with"
+    problem = f"{action} is not supported: models are chosen when headway serve starts"
     raise StatusError(400, f"{problem}; restart it with another one, or with --models FOLDER", code="not_served")
 
 
@@ -411,7 +411,7 @@ ENDPOINTS = (
     Endpoint("POST", "/api/embed", create_embeddings, "the embedding of each input, for Ollama clients",
     EmbedBody, EmbedAnswer),
     Endpoint(
-        "POST", "/api/embeddings", create_embedding, "the embedding of a text, for older Ollama clients",
+        "POST", "/api/embeddings", create_embedding, "the embedding of a string, for older Ollama clients",
         EmbeddingsBody,
         EmbeddingsAnswer,
     ),

@@ -1,4 +1,4 @@
-"""Requests and answers of the Ollama API. Unknown fields are refused by name."""
+"""Ollama API requests and answers. Unknown fields are rejected by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNSUPPORTED_SAMPLING = "this sampling method is not supported; leave it out"
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Settings of a text. Those from `numa` on have no effect, as they are chosen when the server starts."""
+    """Generation settings. Those from `numa` on have no effect, because they are chosen when the server starts."""
 
     num_predict: int | None = None  # below 0: limited only by the context
     temperature: Annotated[float, Meta(ge=0)] | None = None
@@ -111,8 +111,8 @@ class OllamaChatBody(TextBody, kw_only=True):
 
 
 class GenerateBody(TextBody, kw_only=True):
-    """A request to /api/generate. If the model has a chat template, the prompt is a user's message unless it is `raw`.
-    With a `suffix`, the text between both is generated. Without a prompt the model is only loaded.
+    """A request to /api/generate. If the model has a chat template, the prompt is a user message unless it is `raw`.
+    With a `suffix`, the text in between is generated. Without a prompt the model is only loaded.
     """
 
     prompt: str | None = None
@@ -125,7 +125,7 @@ class GenerateBody(TextBody, kw_only=True):
 
 
 class EmbedBody(ModelBody, kw_only=True):
-    """A request to /api/embed. Texts are cut to the model's context unless `truncate` is false."""
+    """A request to /api/embed. Text is cut to the model's context unless `truncate` is false."""
 
     input: str | list[str]
     truncate: bool | None = None
@@ -133,7 +133,7 @@ class EmbedBody(ModelBody, kw_only=True):
 
 
 class EmbeddingsBody(ModelBody, kw_only=True):
-    """A request to /api/embeddings, the older endpoint for one text."""
+    """A request to /api/embeddings, the older endpoint for a single text."""
 
     prompt: str
 
@@ -156,7 +156,7 @@ class LineMessage(msgspec.Struct):
 
 
 class OllamaLine(msgspec.Struct, kw_only=True):
-    """An answer, or a line of one: a chat has `message`, a prompt has `response`. The last line is `done` and has token
+    """An answer, or a line of one: `message` for a chat, `response` for a prompt. The last line is `done` and has token
     counts, and durations in nanoseconds.
     """
 

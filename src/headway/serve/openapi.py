@@ -18,7 +18,7 @@ from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
 _JSON_TYPES = {str: "string", int: "integer"}
-_AUDIO_FORM = {  # with an audio file, like all forms
+_AUDIO_FORM = {  # all forms contain an audio file
     "type": "object",
     "properties": {
         "file": {"type": "string", "format": "binary"},

@@ -1,4 +1,4 @@
-"""The reasoning of a model, separated from its answer."""
+"""A model's reasoning, separated from its answer."""
 
 from __future__ import annotations
 

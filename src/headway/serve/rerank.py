@@ -1,4 +1,4 @@
-"""/v1/rerank: documents ranked by relevance to a query, with the fields of the APIs of Jina and Cohere."""
+"""/v1/rerank: documents ranked by relevance to a query, with the fields of the Jina and Cohere APIs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from headway.serve.embeddings import InputUsage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
 
-_MAX_DOCUMENTS = 2048  # maximum documents of a request
+_MAX_DOCUMENTS = 2048  # documents per request
 
 
 class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`documents` are strings, or objects with a text. `truncate` cuts inputs to the model's context; longer ones are
-    refused otherwise. `user` has no effect.
+    rejected otherwise. `user` has no effect.
     """
 
     query: str
@@ -48,7 +48,7 @@ class RankedResult(msgspec.Struct):
 
 
 class RerankAnswer(msgspec.Struct):
-    """The documents, most relevant first. `usage` counts input tokens, queries and special tokens included."""
+    """The documents, most relevant first. `usage` counts input tokens, including queries and special tokens."""
 
     id: str
     model: str
@@ -79,7 +79,7 @@ def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
         if not isinstance(text, str):
-            problem = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
+            problem = f'documents[{index}] is not text; send a string, or {{"text": "..."}}'
             raise StatusError(400, problem, f"documents[{index}]")
         texts.append(text)
     return texts

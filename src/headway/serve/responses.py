@@ -52,7 +52,7 @@ class EventOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`input` is a user's text, or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
+    """`input` is a user message or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
     `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user` and `metadata`
     are repeated in the answer and have no other effect.
     """
@@ -97,7 +97,7 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class OutputText(msgspec.Struct):
-    """A text, and the log probabilities of its tokens if requested."""
+    """Text, and the log probabilities of its tokens if requested."""
 
     text: str = ""
     logprobs: list[TokenLogprob] = []
@@ -106,7 +106,7 @@ class OutputText(msgspec.Struct):
 
 
 class OutputMessage(msgspec.Struct, tag="message"):
-    """A message of the assistant."""
+    """A message from the assistant."""
 
     id: str
     content: list[OutputText]
@@ -132,7 +132,7 @@ class InputTokens(msgspec.Struct):
 
 
 class OutputTokens(msgspec.Struct):
-    """Reasoning tokens of the output, which are not counted separately."""
+    """Reasoning tokens in the output, which are not counted separately."""
 
     reasoning_tokens: int = 0
 
@@ -185,7 +185,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, kw_only=True):
-    """An event of a stream. `type` determines its fields, as in the OpenAI API."""
+    """An event in a stream. `type` determines its fields, as in the OpenAI API."""
 
     type: str
     sequence_number: int
@@ -270,8 +270,8 @@ class _ResponseBuilder:
     def __init__(self, response: Response) -> None:
         self.response = response
         self._next_number = 0  # of the next event
-        self._item: OutputMessage | FunctionCall | None = None  # to which more may be added
-        self._tokens: list[TokenLogprob] = []  # of the text that comes next
+        self._item: OutputMessage | FunctionCall | None = None  # the item that may still grow
+        self._tokens: list[TokenLogprob] = []  # for the next text
         self._reason: FinishReason = "stop"
 
     def add_delta(self, delta: TextDelta) -> Iterator[ResponseEvent]:
@@ -378,7 +378,7 @@ def _is_object(text: str) -> bool:
 
 
 _LOGPROBS = "message.output_text.logprobs"
-# Output that clients may request; the second is for reasoning models, and adds nothing here.
+# Output that clients may request; the second is for reasoning models and has no effect here.
 _SUPPORTED_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
 
 
@@ -422,7 +422,7 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
         kind = item.get("type", "message")
         if kind == "message":
             message = _message(item, param)
-            if messages and messages[-1].role == message.role == "system":  # templates take one, at the start
+            if messages and messages[-1].role == message.role == "system":  # templates take a single one, at the start
                 messages[-1].content = f"{messages[-1].content}\n\n{message.content}"
             else:
                 messages.append(message)
@@ -474,7 +474,7 @@ def _text_content(content: object, param: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise StatusError(400, f"{param} is {_shorten(content)}; send a string, or a list of texts", param)
+        raise StatusError(400, f"{param} is {_shorten(content)}; send a string, or a list of text parts", param)
     texts = []
     for index, part in enumerate(content):
         path = f"{param}[{index}]"
@@ -505,7 +505,7 @@ def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     if not isinstance(choice, dict) or choice.get("type") != "function":
-        return choice  # others are refused with all choices
+        return choice  # others are rejected with a list of all choices
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 

@@ -16,7 +16,7 @@ from headway.nn.models import Transformer
 
 
 class SequentialState(NamedTuple):
-    """The number of running and of waiting requests."""
+    """The number of running and waiting requests."""
 
     running: int
     waiting: int
@@ -35,7 +35,7 @@ class SequentialScheduler:
         self._queue: deque[tuple[int, Iterator[SampleOutput | None]]] = deque()  # the first one runs
 
     def submit(self, request: Request) -> int:
-        """A ticket for the request. UserError for an unsupported one; FullError if too many wait."""
+        """A ticket for the request. UserError for an unsupported one; FullError if too many are waiting."""
         if request.rule is not None:
             raise UserError(
                 "the compiled engine does not run this model, so it supports no response formats or allowed tokens; "
@@ -98,5 +98,5 @@ class SequentialScheduler:
         return [] if output is None else [output]
 
     def state(self) -> SequentialState:
-        """The number of running and of waiting requests."""
+        """The number of running and waiting requests."""
         return SequentialState(min(len(self._queue), 1), max(len(self._queue) - 1, 0))

@@ -1,4 +1,4 @@
-"""The server process: a listening socket, and a shutdown that leaves no client waiting."""
+"""The server process: a listening socket, and a shutdown that does not keep clients waiting."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def open_listener(host: str, port: int, settings: ServerSettings, insecure: bool
     except OSError as error:
         sock.close()
         messages = {
-            errno.EADDRINUSE: f"port {port} on {host} is in use; choose another with --port, or stop its program",
-            errno.EACCES: f"port {port} needs more rights than this user has; choose one from 1024 up with --port",
+            errno.EADDRINUSE: f"port {port} on {host} is in use; stop that program, or choose another port with --port",
+            errno.EACCES: f"port {port} needs more rights than this user has; choose port 1024 or higher with --port",
             errno.EADDRNOTAVAIL: f"{host} is not an address of this machine; pass one with --host, such as 127.0.0.1",
         }
         message = messages.get(
@@ -71,7 +71,7 @@ def run_server(served: ModelRegistry, settings: ServerSettings, sock: socket.soc
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     access.addHandler(handler)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests are not worth a log line
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # do not log malformed requests
     config = Config(
         create_app(served, settings),
         http=Connection,
@@ -93,7 +93,7 @@ def run_server(served: ModelRegistry, settings: ServerSettings, sock: socket.soc
 
 
 class _Server(uvicorn.Server):
-    """Tells the models at once to shut down: waiting requests are refused, and only running ones continue."""
+    """Tells the models immediately to shut down: waiting requests are refused, and only running ones continue."""
 
     def __init__(self, config: Config, served: ModelRegistry, settings: ServerSettings) -> None:
         super().__init__(config)

@@ -1,6 +1,6 @@
 """Response formats that constrain decoding: JSON, JSON schemas, regular expressions, choices and grammars.
 
-llguidance computes the tokens that may come next. Nothing is loosened: a format that cannot be enforced is an error
+llguidance computes the tokens that may come next. Formats are never relaxed: one that cannot be enforced is an error
 before the first token.
 """
 
@@ -26,9 +26,9 @@ from headway.serve.token_bytes import TokenBytes, token_bytes_of
 from headway.serve.unique_items import UniquenessChecker
 
 COMPILE_SECONDS = 3.0  # CPU time to compile a format
-_COMPILE_MEMORY = 1 << 30  # bytes, for the same
-_MAX_NAME, _MAX_HEADER = 60, 1024  # characters of a keyword, and of the header with ignored keywords
-_MAX_FORMATS, _MAX_GRAMMAR_LENGTH = 64, 1 << 21  # cached formats of a codec, and characters of their grammars
+_COMPILE_MEMORY = 1 << 30  # bytes to compile a format
+_MAX_NAME, _MAX_HEADER = 60, 1024  # characters per keyword, and in the header with ignored keywords
+_MAX_FORMATS, _MAX_GRAMMAR_LENGTH = 64, 1 << 21  # cached formats per codec, and characters in their grammars
 _FIELDS = {
     "text": (),
     "json_object": (),
@@ -48,7 +48,7 @@ class _CompiledFormat(NamedTuple):
 
 
 class RuleFactory:
-    """Makes the rule of each answer in a format. `ignored` are keywords and formats of schemas without effect."""
+    """Makes the rule for each answer in a format. `ignored` are schema keywords and formats without effect."""
 
     def __init__(self, compiled: _CompiledFormat, token_bytes: TokenBytes) -> None:
         self._compiled = compiled
@@ -76,13 +76,13 @@ class RuleFactory:
 
 
 def rule_for(codec: Codec, response_format: Mapping[str, Any], stop_ids: Iterable[int] = ()) -> RuleFactory | None:
-    """Makes the rule of each answer in a format; None for the format "text", which has none.
+    """Makes the rule for each answer in a format; None for the format "text", which has none.
 
     `response_format` is OpenAI's, or one of {"type": "regex", "regex": ...} with an ECMA pattern that matches the whole
     answer, {"type": "choice", "choice": [...]} and {"type": "lark", "lark": ...}. A schema is always enforced, `strict`
     or not. `stop_ids` end an answer in addition to the codec's end token; they may only come where the format is
     complete. The first call for a format takes up to SECONDS of CPU time in a separate process, and the same again
-    here: call it in a thread. UserError for a format that cannot be enforced.
+    here, so call it in a thread. UserError for a format that cannot be enforced.
     """
     if not isinstance(response_format, Mapping) or not isinstance(kind := response_format.get("type"), str):
         raise UserError(f"the format {response_format!r:.80} has no type; use one of {', '.join(_FIELDS)}")
@@ -119,9 +119,9 @@ def _check_format(kind: str, response_format: Mapping[str, Any]) -> dict[str, An
 
 
 def compile_format(codec: Codec, response_format: Mapping[str, Any], stop_ids: Iterable[int] = ()) -> RuleFactory:
-    """Makes the rule of each answer in a format of `headway.serve.grammar_compiler`.
+    """Makes the rule for each answer in a format of `headway.serve.grammar_compiler`.
 
-    The latest formats of a codec are cached, and so are refused ones.
+    The latest formats of a codec are cached, including rejected ones.
     """
     token_bytes = token_bytes_of(codec, stop_ids)
     try:
@@ -129,7 +129,7 @@ def compile_format(codec: Codec, response_format: Mapping[str, Any], stop_ids: I
     except (ValueError, TypeError, RecursionError):
         raise UserError("the format is not JSON, or nested too deeply; use a flatter one") from None
     if len(key) > 2 * MAX_SCHEMA_LENGTH:
-        raise UserError(f"the format has {len(key):,} characters; use {2 * MAX_SCHEMA_LENGTH:,} at most")
+        raise UserError(f"the format has {len(key):,} characters; use at most {2 * MAX_SCHEMA_LENGTH:,}")
     with _lock:
         cache = _caches.setdefault(codec, _FormatCache())
     compiled_format = cache.get((token_bytes.stop_ids, key), lambda: _compile(token_bytes, json.loads(key)))
@@ -174,7 +174,7 @@ def _compile(token_bytes: TokenBytes, request: Mapping[str, Any]) -> _CompiledFo
         reason = {
             "time": f"takes more than {COMPILE_SECONDS:.0f} s to compile",
             "memory": f"takes more than {_COMPILE_MEMORY >> 20} MB to compile",
-            "death": "ends the process that compiles it",
+            "death": "crashes the process that compiles it",
         }[error.reason]
         return UserError(f"the format {reason}; use a simpler one")
     if "refused" in reply:
@@ -186,7 +186,7 @@ def _compile(token_bytes: TokenBytes, request: Mapping[str, Any]) -> _CompiledFo
 
 
 class GrammarRule:
-    """The rule of one answer. It raises UserError if the format becomes too complex to continue."""
+    """The rule for one answer. It raises UserError if the format becomes too complex to continue."""
 
     def __init__(
         self, matcher: LLMatcher, token_bytes: TokenBytes, uniqueness: UniquenessChecker | None = None

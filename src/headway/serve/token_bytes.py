@@ -1,4 +1,4 @@
-"""The tokens of a codec as bytes, which llguidance needs of a tokenizer."""
+"""A codec's tokens as bytes, as llguidance needs them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from headway.codecs.tokenizer import LINE_SPACE_STEPS
 from headway.errors import UserError
 
 SPECIAL_PREFIX = b"\xff"  # before the name of a special token; this byte occurs in no text
-_INVALID_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that occur in no text
+_INVALID_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that no text contains
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _END_PATTERN = re.compile(rb"[,\]}\s]|^[tfn]")  # the first letter of a literal determines the rest
 _REQUIRED_BYTES = {*range(256)} - _INVALID_BYTES
 _MAX_FORCED, _FORCED_MARGIN = (
     256,
     64,
-)  # characters of a forced text to tokenize, and the last of them, which the cut may change
+)  # characters of forced text to tokenize, and how many at its end the cut may affect
 
 
 class TokenBytes:
@@ -93,7 +93,7 @@ class _TokenizerAdapter:
     def __call__(self, text: str) -> list[int]:
         """The tokens of a text within another, as the codec would split it; forced text is tokenized this way.
 
-        Only the first tokens of a long text: the rest is tokenized again after each of them.
+        Only the first tokens of a long text are returned: the rest is tokenized again after each of them.
         """
         if len(text) > _MAX_FORCED:
             return self._first_tokens(text)
@@ -179,7 +179,7 @@ _lock = Lock()
 
 
 def token_bytes_of(codec: Codec, stop_ids: Iterable[int]) -> TokenBytes:
-    """The codec's tokens, made once: a large vocabulary takes about a second. Thread-safe."""
+    """The codec's tokens, created once: a large vocabulary takes about a second. Thread-safe."""
     all_stop_ids = tuple(sorted({*stop_ids, *(() if codec.eos_id is None else (codec.eos_id,))}))
     with _lock:
         by_stop_ids = _cache.setdefault(codec, {})

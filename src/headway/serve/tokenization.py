@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: texts to token ids, and back. /apply-template: a conversation as the model reads it."""
+"""/tokenize and /detokenize: text to token ids, and back. /apply-template: a conversation as the model reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
 from headway.serve.tools import Toolbox
 
-_MAX_IDS = 1 << 20  # maximum ids of one request
+_MAX_IDS = 1 << 20  # ids per request
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -119,7 +119,7 @@ async def apply_template(body: ApplyTemplateBody, context: Context) -> ApplyTemp
 
         try:
             return await asyncio.to_thread(render)
-        except UserError as error:  # clients need not know the model's path
+        except UserError as error:  # clients do not need to know the model's path
             raise StatusError(400, str(error).replace(str(ready.model.directory), ready.name), "messages") from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from headway.serve.incremental_json import without_trailing_commas
 
 SPACE = " \t\r\n"
-MAX_HEAD_LENGTH = 200  # maximum characters before the arguments of a call
+MAX_HEAD_LENGTH = 200  # maximum characters before a call's arguments
 FUNCTION_TAG = "<function="  # start of a Qwen3-Coder call
 
 
@@ -161,7 +161,7 @@ def _schema_types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int
 
 
 def _parse_value(text: str, types: set[str]) -> Any:
-    """A plain text as a value of these types of a schema, or the text itself."""
+    """Plain text as a value of one of these schema types, or the text itself."""
     word = text.strip().lower()
     if "null" in types and word == "null":
         return None

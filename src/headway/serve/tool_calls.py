@@ -1,8 +1,8 @@
-"""Formats of tool calls of published models, and a parser for their output.
+"""Tool call formats in published models, and a parser for their output.
 
-Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them after [TOOL_CALLS],
-Llama 3 an object with name and parameters at the start of an answer or after <|python_tag|>. Newer Mistral models and
-DeepSeek generate the name and then the arguments as JSON, separated by tags. Qwen3-Coder generates each argument as
+Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral puts a list after [TOOL_CALLS], and
+Llama 3 puts an object with name and parameters at the start of an answer or after <|python_tag|>. Newer Mistral models
+and DeepSeek generate the name and then the arguments as JSON, separated by tags. Qwen3-Coder generates each argument as
 plain text between its own tags.
 
 Models make mistakes. The parser also accepts:
@@ -88,7 +88,7 @@ Part = str | ToolCall | Arguments  # of an answer
 def calls_grammar(
     call_format: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool
 ) -> str:
-    """A lark grammar of answers whose calls are all of these tools (names, and rules of their arguments).
+    """A lark grammar for answers that call only these tools (names, and rules for their arguments).
 
     Unless a call is `required`, any text may come before it or instead of it.
     """
@@ -134,7 +134,7 @@ def _tag(text: str, token_id: int | None) -> str:
 
 
 def _named_call_rule(call_format: CallFormat, name: str, arguments: str) -> str:
-    """The grammar of a call with this name."""
+    """The grammar for a call with this name."""
     parts = [*call_format.prefix, name, *([call_format.middle_id] if call_format.middle_id else [])]
     tags = [_tag(part, call_format.inner.get(part)) for part in parts]
     call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
@@ -148,16 +148,16 @@ MISTRAL = "[TOOL_CALLS]"
 _CALL_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
 
-# Before an object in the middle of a text that is a quotation or part of other JSON, and not a call.
+# Before an object in the middle of text that is a quotation or part of other JSON rather than a call.
 _QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
 _OBJECT_STARTS = tuple(
     f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type")
-)  # how an object that is a call may start
+)  # possible starts of an object that is a call
 _LOOKAHEAD = 80  # characters that show whether a call begins
 
 
 def _formats_by_start(call_format: CallFormat) -> dict[str, CallFormat]:
-    """The formats of calls by the first character after their tag; "" is any other."""
+    """Call formats by the first character after their tag; "" is any other."""
     if call_format.opening != MISTRAL:
         return {"": call_format}
     inner = {"middle": "[ARGS]", "middle_id": "[CALL_ID]"}
@@ -346,7 +346,7 @@ class ToolCallParser:
         return [(call.name, call.arguments) for call in calls[: len(partial_calls)]] == partial_calls
 
     def _abandon_call(self) -> None:
-        """The call that was passed on in parts is not one: the rest is text."""
+        """The call that was passed on in parts turned out not to be one: the rest is text."""
         self._buffer, self._opening_tag = self._buffer[self._partial_calls[-1].stop :], ""
         self._in_call = self._may_start_bare = False
         self._partial_calls, self.broken = [], True

@@ -14,7 +14,7 @@ from headway.errors import UserError, nearest
 from headway.serve.structured_outputs import RuleFactory, compile_format
 from headway.serve.tool_calls import MISTRAL, CallFormat, ToolCallParser
 
-_MAX_TOOLS = 128  # maximum tools of a request
+_MAX_TOOLS = 128  # tools per request
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS, _NO_PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
 # Formats by a string in the chat template, in the order of the search: some templates contain two.
@@ -36,11 +36,11 @@ _FORMATS = {
     "```json": _FENCED,
     "<｜tool▁sep｜>": _DEEPSEEK,
 }
-_UNSUPPORTED_TAGS = ("<arg_key>", "<|channel|>")  # of unsupported formats
+_UNSUPPORTED_TAGS = ("<arg_key>", "<|channel|>")  # tags in unsupported formats
 
 
 def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
-    """The format of a model's calls, from the tags in its chat template.
+    """A model's call format, from the tags in its chat template.
 
     UserError for a template without tools, or with an unsupported format.
     """
@@ -64,7 +64,7 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
         call_format = replace(call_format, middle_id="")
     special = special_ids(codec.tokenizer)
     tags = [call_format.opening, call_format.closing, *call_format.prefix, call_format.middle, call_format.middle_id]
-    if call_format.opening == MISTRAL:  # whose models also generate the tags of newer ones
+    if call_format.opening == MISTRAL:  # Mistral models also generate the tags of newer ones
         tags += ["[ARGS]", "[CALL_ID]"]
     token_ids = {tag: token_id for tag in tags if (token_id := codec.token_id(tag or None)) in special}
     opening, closing = token_ids.pop(call_format.opening, None), token_ids.pop(call_format.closing, None)
@@ -97,13 +97,13 @@ class Toolbox:
         self.required, names = _parse_choice(choice, self._functions)
         self._offered = {name: self._functions[name] for name in names}
         self._call_format = format_of(codec, template) if names else None
-        # Answers follow a grammar, and so have no mistakes.
+        # Answers follow a grammar, so they contain no mistakes.
         self._constrained = self.required or any(function.get("strict") for function in self._offered.values())
         self._parallel = parallel and not (self._call_format is not None and self._call_format.bare and self.required)
         self.template_tools = [_complete_tool(tool, template) for tool in tools] if names else None
 
     def rule(self, stop_ids: Iterable[int] = ()) -> RuleFactory | None:
-        """Makes the rule of each answer: a call if one is required, and arguments of their schema.
+        """Makes the rule for each answer: a call if one is required, and arguments that match their schema.
 
         None if the model is free: with "auto", unless a tool is `strict`. As slow as `rule_for`. UserError for a schema
         that cannot be enforced.
@@ -127,7 +127,7 @@ class Toolbox:
         return compile_format(self._codec, request, stop_ids)
 
     def reader(self, streams: bool = False) -> ToolCallParser | None:
-        """A parser of one answer; with `streams` it passes calls on as they arrive. None if no tool may be called, so
+        """A parser for one answer; with `streams` it passes calls on as they arrive. None if no tool may be called, so
         that the answer is only text.
         """
         if self._call_format is None:
@@ -136,7 +136,7 @@ class Toolbox:
 
 
 def _check_tools(tools: Any) -> dict[str, Mapping[str, Any]]:
-    """The functions of tools by name."""
+    """The tools' functions by name."""
     if not isinstance(tools, Sequence) or isinstance(tools, str) or not 1 <= len(tools) <= _MAX_TOOLS:
         raise UserError(f"tools is {tools!r:.60}; send a list of 1 to {_MAX_TOOLS} functions")
     functions: dict[str, Mapping[str, Any]] = {}
@@ -173,7 +173,7 @@ def _complete_tool(tool: Mapping[str, Any], template: str) -> dict[str, Any]:
 
 
 def _parse_choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]:
-    """Whether a call is required, and of which tools."""
+    """Whether a call is required, and to which tools."""
     if choice in ("auto", "required", None):
         return choice == "required", list(functions)
     if choice == "none":

@@ -1,4 +1,4 @@
-"""Audio to text: /v1/audio/transcriptions and /v1/audio/translations of the OpenAI API."""
+"""Audio to text: the OpenAI API's /v1/audio/transcriptions and /v1/audio/translations."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _GRANULARITIES, _PLAIN_GRANULARITIES = "timestamp_granularities[]", "timestamp_g
 _FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
 _NEUTRAL = {
     "stream": Neutral(("false", "False"), "transcripts are not streamed; leave it out"),
-    "chunking_strategy": Neutral(("auto",), "audio is always cut as the model was trained for; leave it out"),
+    "chunking_strategy": Neutral(("auto",), "audio is always split as the model expects; leave it out"),
     "include[]": Neutral((), "log probabilities are per segment, in verbose_json; leave it out"),
     "top_p": Neutral(("1", "1.0"), "transcription uses beam search; leave it out"),
 }
 _MAX_TEMPERATURE = 1.0  # maximum temperature, as in OpenAI's service
 _TOKENS_PER_CALL = 16  # tokens per recording and call, after which others may join
-_MAX_NAME = 100  # characters of a file's name in messages
+_MAX_NAME = 100  # characters of a file name in messages
 
 
 class TranscriptBody(msgspec.Struct):
@@ -76,7 +76,7 @@ class SpokenSegment(msgspec.Struct):
 
 
 class VerboseTranscript(msgspec.Struct, omit_defaults=True):
-    """The text of a recording of `duration` seconds; `language` is a code such as en. Words and segments are there if
+    """The text of a recording of `duration` seconds; `language` is a code such as en. Words and segments are present if
     requested.
     """
 
@@ -159,13 +159,13 @@ class _TranscriptionJob:
 
 
 def _advance(jobs: list[_TranscriptionJob]) -> list[Transcription | Exception | None]:
-    """In the model's thread: some more tokens of each, in shared steps, until one recording is finished."""
+    """In the model's thread: generate more tokens for each, in shared steps, until one recording is finished."""
     failed: dict[_TranscriptionJob, Exception] = {}
     for job in jobs:
         if job.stream is None:
             try:
                 job.start()
-            except Exception as error:  # of this recording; the others continue
+            except Exception as error:  # only this recording fails; the others continue
                 failed[job] = error
     streams = [job.stream for job in jobs if job.stream is not None]
     for _ in range(_TOKENS_PER_CALL if streams else 0):
@@ -205,7 +205,7 @@ def _parse_form(form: FormData, task: Task) -> _TranscriptionRequest:
     options = TranscriptionOptions(
         fields["language"] or None, task, initial=fields["prompt"] or "", words="word" in granularities
     )
-    if temperature := _parse_temperature(fields["temperature"]):  # 0: start there, and raise it for uncertain text
+    if temperature := _parse_temperature(fields["temperature"]):  # 0: start at 0, and raise it for uncertain text
         options = replace(options, temperatures=(temperature,))
     return _TranscriptionRequest(
         file, fields["model"] or "", options, cast(AnswerFormat, answer_format), cast(list[str], granularities)

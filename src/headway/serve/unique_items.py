@@ -29,7 +29,7 @@ class _Level(NamedTuple):
 
 
 class UniquenessChecker:
-    """Enforces unique items and keys in one answer. The grammar ensures that its text so far is valid JSON."""
+    """Enforces unique items and keys in one answer. The grammar ensures that the text so far is valid JSON."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class UniquenessChecker:
         self._mode = "value"
 
     def narrow(self, mask: Int[np.ndarray, "W"]) -> None:
-        """Remove the tokens from a mask with which an item or a key would repeat."""
+        """Remove from a mask the tokens that would repeat an item or a key."""
         bits = mask.view(np.uint32)
         level = self._levels[-1] if self._levels else None
         has_values = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
@@ -83,7 +83,7 @@ class UniquenessChecker:
         return fits
 
     def _can_be_new(self) -> bool:
-        """Whether the current item can still become a new one, if all possible items are listed."""
+        """Whether the current item can still become a new one if all possible items are listed."""
         if not self._levels or self._mode not in ("string", "scalar"):
             return True
         level = self._levels[-1]

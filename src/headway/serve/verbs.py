@@ -1,7 +1,7 @@
 """headway's verbs over HTTP: the arguments of a model's method as JSON, and its result. Also /v1/models.
 
 An argument that is a local file in Python is a data: URL here. Requests for one verb with the same settings share a
-call of the model.
+model call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
-_MAX_ITEMS = 2048  # maximum items of a request
+_MAX_ITEMS = 2048  # items per request
 _SERVED_VERBS = (
     "generate",
     "chat",
@@ -48,7 +48,7 @@ Strings = str | list[str]
 
 
 class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`items` are a text, texts, or text pairs as lists of two; or images or audio as data: URLs."""
+    """`items` are one or several strings, text pairs (lists of two), or images or audio as data: URLs."""
 
     items: str | list[str | list[str]]
     model: str = ""
@@ -56,7 +56,7 @@ class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TagBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`texts` are a text or several; each may be a list of its words."""
+    """`texts` are one or several strings; each may also be a list of words."""
 
     texts: str | list[str | list[str]]
     model: str = ""
@@ -166,7 +166,7 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
         if kinds.is_audio_classifier(model.module):
             return sound_of(item, name)
         if isinstance(item, list) and len(item) != 2:
-            raise UserError(f"{name} is a list of {len(item)}; send a text, or a pair of texts as a list of two")
+            raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
         return tuple(item) if isinstance(item, list) else item
 
     answer = await _run_verb("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
@@ -233,7 +233,7 @@ async def _run_verb(
     if not 1 <= len(items) <= _MAX_ITEMS:
         raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MAX_ITEMS:,}")
     async with context.served.using(name) as ready:
-        predictor(ready.model, verb)  # UserError for a model that has no such verb
+        predictor(ready.model, verb)  # UserError for a model without this verb
         convert_item = partial(convert, ready.model)
         converted = await asyncio.to_thread(
             lambda: [convert_item(item, f"item {n}") for n, item in enumerate(items, 1)]

@@ -1,4 +1,4 @@
-"""Formats of streams: server-sent events, server-sent events with names, and lines of JSON."""
+"""Stream formats: server-sent events, named server-sent events, and JSON lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Wire(NamedTuple):
-    """A format of streams: its media type, the encoding of a part, the bytes that end a stream, and the part that
+    """A stream format: its media type, the encoding of a part, the bytes that end a stream, and the part that
     reports an error after a number of other parts.
     """
 
@@ -24,7 +24,7 @@ class Wire(NamedTuple):
 
 
 class ErrorEvent(msgspec.Struct):
-    """The last event of a failed stream of named events. `error` is the error object of other streams."""
+    """The last event of a failed stream of named events. `error` is the error object that other streams send."""
 
     code: str | None
     message: str

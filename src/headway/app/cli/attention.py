@@ -22,9 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN|MODEL", help="run directory or published model")
     add("out", type=Path, metavar="OUT", help=f"image file to write, ending in {', '.join(_SUFFIXES)}")
     add("--text", required=True, help="input text")
-    add("--target", metavar="TEXT", help="target text of a translation model (default: its own translation)")
-    add("--layer", type=integer(1), metavar="N", help="layer to draw, counted from 1 (default: the mean of all)")
-    add("--head", type=integer(1), metavar="N", help="head to draw, counted from 1 (default: the mean of all)")
+    add("--target", metavar="TEXT", help="target text for a translation model (default: its own translation)")
+    add("--layer", type=integer(1), metavar="N", help="layer to draw, counted from 1 (default: mean over all layers)")
+    add("--head", type=integer(1), metavar="N", help="head to draw, counted from 1 (default: mean over all heads)")
     add("--all", action="store_true", help="draw every head, one row per layer")
 
 

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--timeline",
         type=Path,
         metavar="FILE",
-        help="decode: output file for the times of each instruction on each thread, over 8 more steps",
+        help="decode: output file with the times of every instruction on every thread, over 8 extra steps",
     )
     add(
         "--repeats",

@@ -85,7 +85,7 @@ def dialogue_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply
     args.stop = [*args.stop, f"\n{USER.strip()}"]
     sampling, limits = sampling_settings(args)
     terminal.note(
-        "This model has no chat template: it continues the text of a dialogue"
+        "This model has no chat template, so it continues a plain-text dialogue"
         f" ({USER.strip()} ... {ASSISTANT} ...).\n{KEYS_HELP}"
     )
 
@@ -117,11 +117,11 @@ def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
             turns.append({"user": question, "assistant": ""})
             try:
                 turns[-1]["assistant"] = print_reply(reply(turns), terminal)
-            except UserError as error:  # for example a question that is too long: continue without it
+            except UserError as error:  # such as a question that is too long: continue without it
                 turns.pop()
                 terminal.note(f"({error})")
     if not has_input:
-        raise UserError("standard input has no questions; pass one per line, for example: echo TEXT | headway chat RUN")
+        raise UserError("no questions on standard input; pass one per line, for example: echo TEXT | headway chat RUN")
     return turns
 
 

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="search nodes per move of the engine; several values play one match each",
+        help="search nodes per move for the engine; with several values, plays one match per value",
     )
     add(
         "--elo",
@@ -44,17 +44,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="E",
-        help="strength of the engine (UCI_Elo); several values play one match each",
+        help="engine strength (UCI_Elo); with several values, plays one match per value",
     )
     add("--games", type=integer(1), default=20, metavar="N", help="games per match (default: 20)")
     add("--movetime", type=number(0, above=True), default=0.1, metavar="S", help="seconds per move (default: 0.1)")
-    add("--our-nodes", type=integer(1), metavar="N", help="search nodes per move of our model, instead of a time limit")
+    add("--our-nodes", type=integer(1), metavar="N", help="search nodes per move for our model (no time limit)")
     add(
         "--openings",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="files of openings, .tsv, .pgn or .epd (default: Lichess's openings)",
+        help="opening files: .tsv, .pgn or .epd (default: Lichess's openings)",
     )
     add("--pgn", type=Path, metavar="FILE", help="append each finished game to this file")
     add_search(parser)
@@ -118,7 +118,7 @@ def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> O
     if args.opponent == "random" or Path(args.opponent, "recipe.json").is_file():
         if limited:
             raise UserError(
-                f"--nodes and --elo need a UCI engine, and opponent {args.opponent} is not one; remove them"
+                f"--nodes and --elo need a UCI engine, but opponent {args.opponent} is not one; remove them"
             )
         if args.opponent == "random":
             return RandomOpponent(args.seed or 0)

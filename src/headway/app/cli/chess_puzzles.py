@@ -41,7 +41,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="search method: policy (none), value (one move ahead) or puct (a tree) (default: the strongest supported)",
+        help="search method: policy (none), value (one move ahead) or puct (tree search); default: strongest supported",
     )
 
 

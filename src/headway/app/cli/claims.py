@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--list", action="store_true", help="list the claims with their run time in minutes on one core"
     )
     parser.add_argument("--full", action="store_true", help="run the full version of claims that have one")
-    help_ = "folder of the results; trials already there are reused (default: runs/claims)"
+    help_ = "results folder; existing trials are reused (default: runs/claims)"
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), metavar="DIR", help=help_)
 
 

@@ -1,4 +1,4 @@
-"""`headway classify`: predict labels with probabilities for texts, pairs of texts, images or sounds."""
+"""`headway classify`: predict labels with probabilities for text, text pairs, images or audio."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "items",
         nargs="*",
         metavar="ITEM",
-        help="texts, or files or folders of images or sounds (default: lines of standard input)",
+        help="text, or image or audio files or folders (default: lines of standard input)",
     )
     add("--pairs", action="store_true", help="each item is two texts separated by a TAB")
     add(
@@ -50,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="number of labels to print, most probable first (default: 3)",
     )
     add("--attention", metavar="FILE", help="image file for the model's attention over a single input image")
-    add("--truncate", action="store_true", help="truncate texts and sounds that are too long for the model")
+    add("--truncate", action="store_true", help="truncate text and audio that is too long for the model")
     add_server(parser)
 
 
@@ -108,7 +108,7 @@ def print_text(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
 
 
 def print_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    """Print CSV: a line per label, most probable first, or a line without a label; the first item adds the header. A
+    """Print CSV: a line per label, most probable first, or one line without a label; the first item adds the header. A
     predicted number has one line with its value; multi-label models add a column for whether each label is predicted.
     """
     table = StringIO()
@@ -126,5 +126,5 @@ def print_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
 def split_pair(line: str) -> tuple[str, str]:
     first, tab, second = line.partition("\t")
     if not tab:
-        raise UserError(f"{line!r} has no TAB; write two texts with a TAB between them")
+        raise UserError(f"{line!r} has no TAB; separate the two texts with a TAB")
     return first, second

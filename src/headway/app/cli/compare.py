@@ -28,14 +28,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens",
         type=integer(1),
         metavar="N",
-        help="train for about N tokens (images, sounds, ...) instead of minutes",
+        help="train for about N tokens (images, audio clips, ...) instead of minutes",
     )
     parser.add_argument(
         "--seeds", type=integer(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
     )
-    parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="directory of the comparison (default: a new one in runs/)"
-    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="comparison directory (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
 
 

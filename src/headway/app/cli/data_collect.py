@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="POLICY",
         help="policies: random, expert (Meta-World's; stores only successful episodes), a run of ppo or trajectories, "
-        "the .npz of a network, or module:function from states [B, S] to actions (default: expert if available, "
+        "a network's .npz file, or module:function from states [B, S] to actions (default: expert if available, "
         "otherwise random)",
     )
     add(
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=[0.0],
         metavar="SHARE",
-        help="shares of random actions; episodes cycle through all policies and shares (default: 0)",
+        help="fractions of random actions; episodes cycle through all policies and fractions (default: 0)",
     )
     add(
         "--episodes",
@@ -121,28 +121,28 @@ def _check_output(args: argparse.Namespace) -> None:
     if not folder and args.cameras:
         raise UserError(f"{path} cannot store images; pass a folder to --out, or remove --cameras")
     if not folder and len(args.env) > 1:
-        raise UserError(f"{path} can store one environment, not {len(args.env)}; pass a folder to --out")
+        raise UserError(f"{path} can store only one environment, not {len(args.env)}; pass a folder to --out")
     if folder:
         check_lerobot_packages(path, videos=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
-        raise UserError("an environment is repeated; name each one once")
+        raise UserError("an environment is listed twice; list each one once")
     # No episode, nor the retry of a failed one, may use the seeds of evaluation episodes.
     tries = MAX_TRIES if any(_only_successes(args, name) for name in args.env) else 1
     num_seeds, first_eval_seed = tries * args.episodes, SEEDS["validation"]
     if num_seeds > first_eval_seed:
         raise UserError(
-            f"--episodes {args.episodes} may need {num_seeds:,} seeds and reach those of evaluation episodes, from "
+            f"--episodes {args.episodes} may need {num_seeds:,} *seeds and run into those of evaluation episodes, from "
             f"{first_eval_seed:,} on; use at most {first_eval_seed // tries:,} episodes"
         )
     if (args.seed or 0) + num_seeds > first_eval_seed:
         raise UserError(
-            f"--seed {args.seed} with {args.episodes:,} episodes may need {num_seeds:,} seeds and reach those of "
+            f"--seed {args.seed} with {args.episodes:,} episodes may need {num_seeds:,} *seeds and run into those of "
             f"evaluation episodes, from {first_eval_seed:,} on; use a seed below {first_eval_seed - num_seeds + 1:,}"
         )
     check_output_path(path)
     if args.cameras and any(length % 2 for length in args.size):
         raise UserError(
-            f"videos need an even height and width, and --size is {args.size[0]} {args.size[1]}; use even numbers"
+            f"videos need an even height and width, but --size is {args.size[0]} {args.size[1]}; use even numbers"
         )
 
 
@@ -192,8 +192,8 @@ def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> RowP
     if kinds.is_trajectories(model.module):
         return trajectories.recording_policy(model, envs, args.horizon)
     raise UserError(
-        f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, the .npz "
-        "of a network, or module:function"
+        f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, a "
+        "network's .npz file, or module:function"
     )
 
 

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="files of positions: .pgn, .epd or .csv, also compressed as .gz, .xz, .zst or .zip",
+        help="position files: .pgn, .epd or .csv, optionally compressed as .gz, .xz, .zst or .zip",
     )
     add("--out", type=Path, required=True, metavar="FILE.csv", help="output file for the labels")
     add("--engine", default="stockfish", metavar="NAME", help="name or path of a UCI engine (default: stockfish)")
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=0.0,
         metavar="P",
-        help="share of positions to change by 1 to 4 random moves (default: 0)",
+        help="fraction of positions to change by 1 to 4 random moves (default: 0)",
     )
     add("--limit", type=integer(1), metavar="N", help="label only the first N positions")
     add("--minutes", type=number(0, above=True), metavar="M", help="stop after M minutes")

@@ -13,8 +13,8 @@ from headway.app.cli.translate import number_chunks
 
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
-ls *.png | headway embed path/to/vit > vectors.jsonl                # each line is the path of an image
-headway embed path/to/clip < lines > vectors.jsonl                  # each line is a text or the path of an image
+ls *.png | headway embed path/to/vit > vectors.jsonl                # each line is an image path
+headway embed path/to/clip < lines > vectors.jsonl                  # each line is text or an image path
 """
 DIGITS = 7  # significant digits of an fp32 number
 

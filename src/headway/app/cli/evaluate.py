@@ -24,7 +24,7 @@ headway evaluate models/gpt2 --data wiki.test.raw --stride 512
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
-    add_data(parser, "files or folders of your own data: a test or val folder in it, otherwise all of it")
+    add_data(parser, "your own files or folders: their test or val folder if there is one, otherwise all of them")
     parser.add_argument("--split", help="validation, test or all (default: test, or the split found in --data)")
     parser.add_argument("--limit", type=integer(1), metavar="N", help="maximum number of samples")
     parser.add_argument(
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             scores, task = scores_and_task(model, args.data, args.split, args.limit, args.stride)
     if args.data and args.split is None and scores["split"] != "all":
         terminal.note(
-            f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; use --split all for all"
+            f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; --split all uses all of it"
         )
     from headway.learn.report.charts import format_interval
 
@@ -69,7 +69,7 @@ def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal
     try:
         report = record_evaluation(model, task, scores)
     except UserError as error:
-        terminal.note(f"the scores in the report of the run are unchanged: {error}")
+        terminal.note(f"the scores in the run's report are unchanged: {error}")
         return
     if report is not None:
         terminal.print(f"report: {report}")

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "texts",
         nargs="*",
         metavar="TEXT",
-        help="texts that contain [MASK] or <mask> (default: lines of standard input)",
+        help="text that contains [MASK] or <mask> (default: lines of standard input)",
     )
     add(
         "--top",

@@ -44,7 +44,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add(
         "--temperature", type=number(0), default=1.0, metavar="T", help="sampling temperature; 0 is greedy (default: 1)"
     )
-    add("--top-k", type=integer(1), metavar="K", help="sample from the K most probable tokens only")
+    add("--top-k", type=integer(1), metavar="K", help="sample only from the K most probable tokens")
     add(
         "--top-p",
         type=number(0, 1, above=True),
@@ -57,7 +57,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
         type=number(0, 1),
         default=0.0,
         metavar="P",
-        help="drop tokens less probable than P times the best (default: 0)",
+        help="drop tokens less probable than P times the most probable one (default: 0)",
     )
     add(
         "--repetition-penalty",
@@ -66,7 +66,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
         metavar="R",
         help="penalty on repeated tokens; 1 turns it off (default: 1)",
     )
-    add("--stop", action="append", default=[], metavar="S", help="stop before this text; repeatable")
+    add("--stop", action="append", default=[], metavar="S", help="stop before this string; repeatable")
     add_cache(parser)
     drafts = "smaller model with the same tokenizer, for speculative decoding: same output, usually faster"
     add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)

@@ -16,7 +16,7 @@ A = TypeVar("A")
 Failures = list[tuple[Any, UserError]]  # inputs that failed, with their errors
 
 _BATCH_SIZE = 64  # inputs per batch, between lines of output
-_INPUT_NUMBER = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several texts
+_INPUT_NUMBER = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several inputs
 
 _TABLE_NAME = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
 
@@ -29,10 +29,10 @@ def image_paths(names: Sequence[str]) -> list[str]:
 
 
 def sound_paths(names: Sequence[str]) -> list[str]:
-    """The given sound files and those below the given folders, in order. Raises UserError for a folder without any."""
+    """The given audio files and those below the given folders, in order. Raises UserError for a folder without any."""
     from headway.domains.audio import AUDIO_EXTENSIONS
 
-    return _expand_folders(names, AUDIO_EXTENSIONS, "sounds")
+    return _expand_folders(names, AUDIO_EXTENSIONS, "audio files")
 
 
 def _expand_folders(names: Sequence[str], suffixes: Sequence[str], noun: str) -> list[str]:
@@ -49,22 +49,20 @@ def _expand_folders(names: Sequence[str], suffixes: Sequence[str], noun: str) ->
 
 
 def text_inputs(items: Sequence[str], command: str) -> list[str]:
-    """The given texts. Raises UserError for one that is the path of a file or folder, or looks like a missing table;
+    """The given texts. Raises UserError for one that is a file or folder path, or looks like a missing table;
     `command` is the command that reads lines.
     """
     name = next((name for name in items if os.path.exists(name) or _TABLE_NAME.fullmatch(name)), None)
     if name is None:
         return list(items)
     if not os.path.exists(name):
-        raise UserError(
-            f"file {name} does not exist, and this model takes texts; pass texts, or lines: {command} < FILE"
-        )
+        raise UserError(f"file {name} does not exist, and this model takes text; pass text, or lines: {command} < FILE")
     if os.path.isdir(name):
-        raise UserError(f"{name} is a folder, and this model takes texts; pass texts, or lines: {command} < FILE")
+        raise UserError(f"{name} is a folder, but this model takes text; pass text, or lines: {command} < FILE")
     lines = f"pass its lines: {command} < {name}"
     if name.lower().endswith((".csv", ".tsv", ".jsonl", ".xlsx")):
         lines = f"write its text column to a file, one text per line, and pass that: {command} < FILE"
-    raise UserError(f"{name} is a file, and this model takes texts; {lines}")
+    raise UserError(f"{name} is a file, but this model takes text; {lines}")
 
 
 def predict_each(
@@ -76,7 +74,7 @@ def predict_each(
 ) -> Iterator[tuple[T, A | None]]:
     """Each input with its prediction, or None for an input that fails; its error is appended to `failures`.
 
-    Inputs are predicted in batches, and `rows` splits the output of a batch. If a batch fails without saying which
+    Inputs are predicted in batches, and `rows` splits the output of a batch. If a batch fails without identifying which
     input is at fault, its inputs are predicted one by one. With `first`, the inputs are lines of standard input from
     that line number on: errors name the line, and an empty line is a failure. Raises UserError if all inputs fail.
     """
@@ -84,7 +82,7 @@ def predict_each(
     errors: dict[int, UserError] = {}
     if first is not None:
         empty = sorted(set(range(len(items))) - set(nonempty))
-        errors |= {index: UserError(f"line {first + index} is empty; write a text on it") for index in empty}
+        errors |= {index: UserError(f"line {first + index} is empty; write some text on it") for index in empty}
     done, num_empty = 0, len(errors)
     for start in range(0, len(nonempty), _BATCH_SIZE):
         indices = nonempty[start : start + _BATCH_SIZE]

@@ -35,14 +35,14 @@ COMMANDS = {
     "export": "convert a run or model to a format that other programs read",
     "quantize": "quantise a model's weights to 8 or 4 bits for the CPU",
     "verify": "check that the files of a run or model are undamaged",
-    "classify": "classify texts, pairs of texts, images or sounds",
+    "classify": "classify text, text pairs, images or audio",
     "caption": "write captions for images",
     "attention": "draw the attention weights of a text model",
     "rerank": "rank documents by their relevance to a query",
     "tag": "tag each word of each line, and extract the entities",
     "embed": "embed each line as a vector, one JSON list per line",
     "serve": "serve models over HTTP with an OpenAI-compatible API",
-    "match": "match images with the texts that describe them",
+    "match": "match images with text descriptions",
     "forecast": "forecast time series as quantiles",
     "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
     "bench": "measure this machine's speed on a model shape, compared with other programs",
@@ -65,8 +65,8 @@ DEFAULTS = {"data": "list"}  # the command to run when only a group is named
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 _MIN_MEMORY = 1 << 30  # bytes of address space that torch and a small model need
-_MAX_MESSAGE = 1500  # characters of a message
-_OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments with paths of output files
+_MAX_MESSAGE = 1500  # characters per message
+_OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments that are output paths
 _MODELS = ("model", "draft")  # models, in whose folders outputs are allowed
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -233,7 +233,7 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
 
         print("\n".join(map(printable, traceback.format_exc().split("\n"))), file=sys.stderr)
     line = printable(" ".join(message.split()))
-    if len(line) > _MAX_MESSAGE:  # a name in a file may be megabytes long
+    if len(line) > _MAX_MESSAGE:  # a file may contain a name of several megabytes
         line = f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
     print(f"headway: {line}", file=sys.stderr)
     return code

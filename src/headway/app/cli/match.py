@@ -1,4 +1,4 @@
-"""`headway match`: match images with the texts that describe them."""
+"""`headway match`: match images with text descriptions."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="run directory or published model, such as CLIP or SigLIP")
     add("--image", nargs="+", required=True, metavar="I", help="image files, or folders of image files")
-    add("--text", nargs="+", required=True, metavar="T", help="texts or class names to match")
+    add("--text", nargs="+", required=True, metavar="T", help="descriptions or class names to match")
     add(
         "--template",
         action="append",
         default=[],
         metavar="T",
-        help='template for the texts, such as "a photo of a {}"; repeatable, the embeddings are averaged',
+        help='template for the texts, such as "a photo of a {}"; repeat the option to average the embeddings',
     )
-    add("--truncate", action="store_true", help="truncate texts that are too long for the model")
+    add("--truncate", action="store_true", help="truncate text that is too long for the model")
     add_server(parser)
 
 

@@ -1,4 +1,4 @@
-"""Options shared by the commands, and an argument parser that reports errors as UserErrors of one line."""
+"""Options shared by the commands, and an argument parser that reports errors as one-line UserErrors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from headway.errors import UserError, nearest
 if TYPE_CHECKING:
     from headway.app.model import Model
 
-_MAX_DIGITS = 100  # most digits of a number
+_MAX_DIGITS = 100  # digits per number
 BACKEND_HELP = (
-    "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+    "generation backend; cpu is the compiled engine, and auto uses it for every model it supports (default: auto)"
 )
 
 
@@ -66,7 +66,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--deterministic",
         action="store_true",
-        help="make the result of a row independent of its batch (slower)",
+        help="make each row's result independent of the rest of its batch (slower)",
     )
     add("--json", action="store_true", help="print one JSON object as the last line of stdout")
     add("--debug", action="store_true", help="print the traceback of an error")
@@ -74,7 +74,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to override") -> None:
     """Add the options for a recipe's data and settings."""
-    add_data(parser, "files or folders of your own data")
+    add_data(parser, "your own data files or folders")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -88,7 +88,7 @@ def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to ove
 def add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     """Add the options for fine-tuning: the model to start from, and LoRA."""
     parser.add_argument(
-        "--from", dest="start", metavar="RUN|MODEL", help="fine-tune: start from its weights and tokenizer"
+        "--from", dest="start", metavar="RUN|MODEL", help="fine-tune this model: start from its weights and tokenizer"
     )
     parser.add_argument(
         "--lora", type=integer(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
@@ -96,7 +96,7 @@ def add_fine_tuning(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, help_text: str) -> None:
-    """Add --data. Its arguments are always paths, even if they look like a text."""
+    """Add --data. Its arguments are always paths, even if they look like text."""
     parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=help_text)
 
 
@@ -164,7 +164,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_dtype(parser: argparse.ArgumentParser) -> None:
-    """Add --cache alone."""
+    """Add only --cache."""
     default = "default: fp16 for quantised weights, otherwise fp32"
     parser.add_argument("--cache", choices=("fp32", "fp16", "int8"), help=f"number format of the KV cache ({default})")
 
@@ -178,7 +178,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# Options that the server sets for itself, so requests cannot, with their defaults.
+# Options that are set when the server starts, not per request, with their defaults.
 _SERVER_OPTIONS = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
 _SERVER_OPTIONS |= {"deterministic": False}
 

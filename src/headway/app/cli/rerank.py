@@ -16,7 +16,7 @@ headway rerank runs/pairs --query "a question" --documents "one text" "another t
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="run or published model that scores pairs of texts (a cross-encoder)")
+    add("model", metavar="RUN|MODEL", help="run or published model that scores text pairs (a cross-encoder)")
     add("--query", required=True, metavar="TEXT", help="query to rank the documents by")
     add("--documents", nargs="+", metavar="TEXT", help="documents to rank (default: lines of standard input)")
     add("--top", type=integer(1), metavar="N", help="number of documents to print, most relevant first (default: all)")

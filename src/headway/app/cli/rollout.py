@@ -47,14 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--execute",
         type=integer(1),
         metavar="N",
-        help="robot policy: actions to execute of each predicted chunk (default: as in the run)",
+        help="robot policy: actions to execute from each predicted chunk (default: as in the run)",
     )
     add(
         "--ensemble",
         type=_weight,
         default="run",
         metavar="M|none",
-        help="robot policy: coefficient of temporal ensembling (default: as in the run)",
+        help="robot policy: temporal ensembling coefficient (default: as in the run)",
     )
     add(
         "--render",

@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|MODEL",
         help="run directory or published model to serve, loaded at the first request",
     )
-    add("--models", dest="folder", type=Path, metavar="DIR", help="folder of further models to serve")
+    add("--models", dest="folder", type=Path, metavar="DIR", help="folder with more models to serve")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     port = "port to listen on; 0 chooses a free port (default: 8000)"

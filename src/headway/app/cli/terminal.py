@@ -13,12 +13,12 @@ from typing import Any
 
 from headway.errors import printable
 
-# Control characters other than tabs and newlines, and marks that change the direction of text.
+# Control characters other than tabs and newlines, and marks that change text direction.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
-    """Writes the output of a command. With --json, stdout has only the JSON result.
+    """Writes the output of a command. With --json, stdout contains only the JSON result.
 
     Names, labels and generated text may contain control characters and direction marks. Files and pipes get them
     unchanged; on a terminal they are escaped.

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--finish",
         action="store_true",
-        help="with --resume: decay the learning rate and end, within a tenth of the steps so far",
+        help="with --resume: decay the learning rate and finish within a tenth of the steps so far",
     )
 
 

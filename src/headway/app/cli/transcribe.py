@@ -25,7 +25,7 @@ headway transcribe path/to/whisper-tiny.en talk.mp3                        # one
 headway transcribe hf:openai/whisper-small talk.wav --format srt --out subtitles/
 headway transcribe hf:openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
 headway transcribe hf:openai/whisper-small rede.ogg --language de --task translate
-headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all sounds below the folder
+headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all audio files in the folder and below
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
 """
 FORMATS = ("txt", "json", "srt", "vtt")
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for sound, target in sounds:
             try:
                 results.append(transcribe_file(transcribe, sound, target, args.format, terminal, lines))
-            except UserError as error:  # damage found while decoding; continue with the other files
+            except UserError as error:  # the file turned out to be damaged; continue with the others
                 failures.append((sound.path, error))
     report_outcome({"results": results}, failures, terminal)
 
@@ -131,7 +131,7 @@ def local_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> 
 
 
 def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
-    """A function that transcribes on a server. Raises UserError for settings that requests cannot have."""
+    """A function that transcribes on a server. Raises UserError for settings that requests do not support."""
     requested = transcription_settings(args, lines)
     allowed = replace(
         type(requested)(),
@@ -142,7 +142,7 @@ def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) ->
     )
     if requested != allowed:
         raise UserError(
-            "--server does not support --beam, --temperature, --seed, --no-vad and --no-previous-text; remove them"
+            "--server does not support --beam, --temperature, --seed, --no-vad or --no-previous-text; remove them"
         )
     model = load(args)
 
@@ -188,8 +188,8 @@ def subtitle_layout(args: argparse.Namespace) -> SubtitleLines | None:
 
 
 def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The given files and the sounds below the given folders, in order, each with its path relative to the folder,
-    without suffix. Raises UserError for a folder without sounds.
+    """The given files and the audio files below the given folders, in order, each with its path relative to the folder,
+    without suffix. Raises UserError for a folder without audio.
     """
     from headway.domains.audio import AUDIO_EXTENSIONS
 
@@ -203,7 +203,7 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
         ]
         if not files:
             raise UserError(
-                f"folder {path} contains no sounds ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
+                f"folder {path} contains no audio files ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
             )
         sources += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
     return sources

@@ -19,13 +19,13 @@ headway translate runs/multi30k-en-de "Two dogs play in the snow." --n-best 3
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
 headway translate runs/multi30k-en-de --temperature 0.8 --n-best 5 --seed 1 < source.en
 """
-CHUNK = 512  # lines to read before translating: enough to batch lines of equal length
+CHUNK = 512  # lines to read before translating: enough to batch lines of similar length
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
-    add("texts", nargs="*", metavar="TEXT", help="texts to translate (default: lines of standard input)")
+    add("texts", nargs="*", metavar="TEXT", help="text to translate (default: lines of standard input)")
     add(
         "--beam",
         type=integer(1),
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     scores.append([score for _, score in hypotheses])
             count += len(lines)
     if not count:
-        raise UserError("no text to translate; pass a text, or lines: headway translate RUN < FILE")
+        raise UserError("no text to translate; pass text, or lines: headway translate RUN < FILE")
     seconds = time.monotonic() - started
     results = {"translations": outputs, "scores": scores} if args.json else {}
     terminal.print_result({**results, "lines": count, "seconds": seconds, "beyond": model.unexpected})

@@ -1,4 +1,4 @@
-"""ACT (Zhao et al. 2023) as in LeRobot: layers of DETR (Carion et al. 2020), which add positions only to queries and
+"""ACT (Zhao et al. 2023) as in LeRobot: DETR layers (Carion et al. 2020), which add positions only to queries and
 keys, and a ResNet for images.
 """
 
@@ -50,7 +50,7 @@ _STATE_PROJECTIONS = {"latent": "latent", "robot": "robot_state", "surroundings"
 
 @dataclass(frozen=True)
 class _WithSinusoids:
-    """A tensor that the file stores with the sinusoids of `length` positions, [1, length, D]; computed here."""
+    """Sinusoids for `length` positions, [1, length, D], which the file stores and headway computes."""
 
     length: int
 
@@ -202,8 +202,8 @@ def _stack_rules(stack: StackConfig, target: str, source: str) -> list[TensorRul
 def residual_network(
     target: str, sources: Sequence[str], depth: ResNetDepth, norm_names: Mapping[str, str]
 ) -> list[TensorRule]:
-    """Rules of a ResNet whose first convolution, its norm and four layers are named `sources`; `norm_names` maps
-    headway's names of a norm's tensors to the file's.
+    """Rules for a ResNet whose first convolution, its norm and four layers are named `sources`; `norm_names` maps
+    headway's names for a norm's tensors to the file's.
     """
 
     def norm(target: str, source: str) -> list[TensorRule]:
@@ -255,7 +255,7 @@ FAMILY = Family(
     read,
     write,
     rules,
-    skipped=(r"^(un)?normalize_(inputs|targets|outputs)\.",),  # statistics of older files
+    skipped=(r"^(un)?normalize_(inputs|targets|outputs)\.",),  # statistics in older files
     defaults=_DEFAULTS,
     fused=(Fused("multihead_attn.in_proj_", tuple(f"multihead_attn.{name}_" for name in "qkv")),),
     processor_files=ProcessorFiles(read_scales, write_scales),

@@ -147,7 +147,7 @@ def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
 
 
 def shared_table() -> list[TensorRule]:
-    """One table for source, target and head, of which some files store copies."""
+    """One table for source, target and head; some files store copies of it."""
     copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     table = "decoder.embed.table"
     return [rule(table, "model.shared.weight"), *(tied_copy(table, name) for name in copies)]

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019): an encoder with post-norm layers, token types, and a head per use.
+"""BERT (Devlin et al. 2019): an encoder with post-norm layers, token types, and a head per task.
 
 Sentence encoders (MiniLM and others) belong to this family as well.
 """

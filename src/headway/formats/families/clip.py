@@ -73,7 +73,7 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
         text.get("vocab_size", int),
     )
     if eos >= vocab:
-        raise UserError(f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab}; set an id of the vocabulary")
+        raise UserError(f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab}; set an id in the vocabulary")
     norm = LayerNormConfig(vision.get("layer_norm_eps", float))
     embed = PatchEmbedConfig(
         height_width(vision, "patch_size"),

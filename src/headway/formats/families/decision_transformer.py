@@ -1,6 +1,6 @@
 """The Decision Transformer (Chen et al. 2021) as in transformers: GPT-2's layers on linear projections of the inputs.
 
-Its GPT-2 has tables of tokens and positions. The first is never read; every token gets the first row of the second.
+Its GPT-2 has tables of tokens and positions. The first is never read, and every token gets the first row of the second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAMES = {"heads.states": "predict_state", "heads.actions": "predict_action.0", 
 
 
 class FoldedBias:
-    """The norm's bias plus the first row of a table, which every token gets. Without such a table here, the file gets a
+    """The norm's bias plus the first row of a table, which every token gets. Without such a table, the file gets a
     row of zeros, and another for its token table.
     """
 

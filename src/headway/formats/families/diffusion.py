@@ -25,7 +25,7 @@ _LAYERS = ("0", "1", "4", "5", "6", "7")  # indices of the network's parts; 2 an
 
 @dataclass(frozen=True)
 class _WithGrid:
-    """A 1 x 1 convolution that the file stores with the coordinates of its `grid`, [S, 2], which are computed here."""
+    """A 1 x 1 convolution that the file stores with the coordinates of its `grid`, [S, 2]; headway computes those."""
 
     grid: tuple[int, int]
 
@@ -37,7 +37,7 @@ class _WithGrid:
 
 
 class _TransposedConvolution:
-    """The kernels [C, D, taps] of a transposed convolution, whose rows are [D, taps], flattened, here."""
+    """The kernels [C, D, taps] of a transposed convolution; headway's rows are [D, taps], flattened."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].flatten(1).T]

@@ -1,4 +1,4 @@
-"""Gemma 3, text only (Gemma Team 2025): Gemma 2 with norms of queries and keys instead of soft caps.
+"""Gemma 3, text only (Gemma Team 2025): Gemma 2 with query and key norms instead of soft caps.
 
 Layers with a window have a separate rotary base.
 """

@@ -88,7 +88,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
 
 
 def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
-    """The layers and the final norm, below `prefix`."""
+    """The layers and the final norm, under `prefix`."""
 
     def layer(i: int) -> list[TensorRule]:
         target, source = f"stack.blocks.{i}", f"{prefix}.h.{i}"

@@ -1,6 +1,6 @@
 """Llama (Touvron et al. 2023): RMS norms, rotary positions in halves, gated SiLU, grouped heads.
 
-Many families differ from it only slightly: they start from the tables here, and their files contain the differences.
+Many families differ from it only slightly: they start from the tables here, and their modules contain the differences.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def attention(block: BlockConfig) -> AttentionConfig:
 
 
 def shared_window(settings: Settings) -> list[int | None]:
-    """Return the window that all layers share (Mistral)."""
+    """Return the attention window that all layers share (Mistral)."""
     return [settings.optional("sliding_window", int)] * settings.get("num_hidden_layers", int)
 
 
@@ -171,7 +171,7 @@ def gated(block: BlockConfig) -> GatedConfig:
 
 
 def first_rotary(config: TransformerConfig) -> RotaryConfig:
-    """Return the rotary positions of the first layer that has them."""
+    """Return the rotary positions from the first layer that has them."""
     rotaries = (attention(block).rotary for block in config.stack.blocks)
     return expect(next((rotary for rotary in rotaries if rotary is not None), None), RotaryConfig)
 

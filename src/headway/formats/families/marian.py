@@ -1,4 +1,4 @@
-"""Marian (Junczys-Dowmunt et al. 2018), as in the OPUS-MT models: the transformer of 2017, with a bias of the logits,
+"""Marian (Junczys-Dowmunt et al. 2018), as in the OPUS-MT models: the transformer of 2017, with a bias on the logits,
 and positions with sines before cosines. Decoding starts with the padding token.
 """
 

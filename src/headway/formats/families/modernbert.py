@@ -51,7 +51,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def layer_kinds(settings: Settings) -> list[str]:
-    """Return each layer's kind, from the list or from the interval of full attention (the older spelling)."""
+    """Return each layer's kind, from the list or from the full-attention interval (the older form)."""
     depth = settings.get("num_hidden_layers", int)
     every = settings.get("global_attn_every_n_layers", int, 3)
     kinds = settings.get(

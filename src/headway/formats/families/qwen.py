@@ -1,4 +1,4 @@
-"""Qwen2 (Yang et al. 2024): Llama with biases of query, key and value, and optional windows in its later layers.
+"""Qwen2 (Yang et al. 2024): Llama with query, key and value biases, and optional windows in its later layers.
 
 Qwen3 (2025) has no biases; it normalises the queries and keys of each head, whose size is a separate setting.
 """

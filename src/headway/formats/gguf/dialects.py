@@ -1,6 +1,6 @@
-"""GGUF's names for settings and tensors of published folders, by architecture.
+"""GGUF's names for the settings and tensors in published folders, by architecture.
 
-A file is read as if it were the folder it was made from: values become the settings of a config.json, tensors get their
+A file is read as if it were the folder it was made from: values become settings of a config.json, tensors get their
 published names, and the family does the rest. Changes that llama.cpp makes are undone here: interleaved rotary pairs
 (llama), norms with 1 added (gemma), and transposed linear layers (gpt2).
 """
@@ -88,7 +88,7 @@ class Dialect:
     """One architecture: the `family` it is read as, and its names.
 
     `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms store their scale including the 1 that
-    the published tensor leaves out. `transposed`: layers whose published weight has its inputs in rows.
+    the published tensor omits. `transposed`: layers whose published weight has its inputs in rows.
     """
 
     family: str
@@ -188,17 +188,17 @@ def rotary_values(rotary: RotaryConfig, head_size: int, context: int) -> RotaryV
 
 
 def _is_length_independent(scaling: Any) -> bool:
-    """Whether these factors hold for all lengths, as in a file."""
+    """Whether these factors apply to all lengths, as in a file."""
     return isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0
 
 
 _MAX_FACTORS = 1 << 14  # at most half of a head's features
 # Gemma's largest models divide their scores by the width over the heads, the others by the size of a head.
-_WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}  # layers
+_WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}  # layers in the largest models
 
 
 class GgufContents(Protocol):
-    """The common interface of a file and of one to be written."""
+    """The common interface of a file being read and one being written."""
 
     @property
     def source(self) -> str: ...
@@ -214,7 +214,7 @@ class GgufContents(Protocol):
 
 
 def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict[str, Any]:
-    """Return the settings of the folder that a file was made from, including "model_type"."""
+    """Return the settings from the folder that a file was made from, including "model_type"."""
     prefix = f"{architecture}."
     values = {key.removeprefix(prefix): value for key, value in file.values.items() if key.startswith(prefix)}
     if values.get("expert_count"):

@@ -44,7 +44,7 @@ _FLOAT, _STRING, _ARRAY = 6, 8, 9
 _MAX_ARRAY = 1 << 22  # items per array; the largest vocabularies have some 300,000
 _MAX_DEPTH = 4  # levels of nested arrays
 _MAX_RANK = 4
-_MAX_NAME_BYTES = 1 << 16  # bytes
+_MAX_NAME_BYTES = 1 << 16  # bytes per tensor name
 
 
 class NumberFormat(NamedTuple):
@@ -110,7 +110,7 @@ class GgufFile:
         return KINDS[self._entries[name].number]
 
     def main_kind(self) -> NumberFormat:
-        """The number format of most of the weights."""
+        """The number format that most weights have."""
         counts: Counter[int] = Counter()
         for entry in self._entries.values():
             counts[entry.number] += math.prod(entry.shape)

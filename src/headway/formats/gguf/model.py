@@ -61,7 +61,7 @@ class TranslatedWeights:
 
 
 def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> PublishedModel:
-    """Load the model of a .gguf file, in evaluation mode, with its weights in `dtype`; quantised ones are dequantised.
+    """Load the model in a .gguf file, in evaluation mode, with its weights in `dtype`; quantised ones are dequantised.
 
     With `dtype` None they get the embedding's dtype if torch has it, otherwise float32. `context` is the longest
     sequence to serve, as for `load_published`. `load_gguf_codec` returns its tokenizer.
@@ -76,13 +76,13 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
 
 
 def gguf_usage(path: Path) -> Usage:
-    """Return how the model of a .gguf file is used, without reading weights."""
+    """Return the usage of the model in a .gguf file, without reading weights."""
     file = GgufFile(Path(path))
     return Usage(**read_special_tokens(file.values, file.source))
 
 
 def gguf_config(path: Path) -> ModelConfig:
-    """Return the configuration of the model of a .gguf file, without reading weights."""
+    """Return the configuration of the model in a .gguf file, without reading weights."""
     return _read(GgufFile(Path(path)), None).config
 
 
@@ -114,7 +114,7 @@ def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[Te
 
 
 def load_gguf_codec(path: Path) -> TokenizerCodec | None:
-    """Return the tokenizer of a .gguf file; None if it has none. UserError for an unsupported kind."""
+    """Return the tokenizer in a .gguf file; None if it has none. UserError for an unsupported kind."""
     file = GgufFile(Path(path))
     return read_codec(file.values, file.source)
 
@@ -128,7 +128,7 @@ Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
 _WINDOWED = {"mistral"}  # families whose window is stored
 _BLOCK = 32  # numbers that share a scale in Q8_0
-_VERSION = 2  # of the quantisation format
+_VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
 
@@ -193,7 +193,7 @@ def save_gguf(
 
 def _within_window(config: TransformerConfig) -> TransformerConfig:
     """Return a model with one window in all its layers without the window, and with its context limited to the window:
-    up to there it computes the same, and programs without windows in this architecture use no more.
+    up to that length it computes the same, and programs without windows in this architecture use no more.
     """
     windows = set(llama.windows_of(config))
     window = windows.pop()
@@ -210,7 +210,7 @@ def _find_family(config: ModelConfig, name: str) -> Family:
         if can_express(known[candidate], config):
             return known[candidate]
     raise UserError(
-        f"this model is not one that can be saved as GGUF ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
+        f"this model is not in a family that GGUF supports ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
         "instead"
     )
 
@@ -232,7 +232,7 @@ def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
-    """Check that reading the draft back gives the model. Rotary scalings may be spelled differently and are checked
+    """Check that reading the draft back gives the model. Rotary scalings may be stored in another form and are checked
     separately.
     """
     values = read_values(draft, architecture, dialect)
@@ -242,7 +242,7 @@ def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Fam
     resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
     if resolved[0] != resolved[1]:
         raise UserError(
-            f"GGUF has no settings for some features of this {family.name} model (windows per layer, some biases); "
+            f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
             "export it as a folder instead"
         )
 

@@ -1,4 +1,4 @@
-"""Read and write the tokenizer in the values of a .gguf file."""
+"""Read and write the tokenizer stored in a .gguf file's values."""
 
 from __future__ import annotations
 
@@ -170,13 +170,13 @@ _PROBES = (
 def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
     """Return the values for a model with this vocabulary size; ids that the tokenizer lacks are unused.
 
-    The values are read back and must give the same ids, otherwise a UserError is raised.
+    The values are read back and must produce the same ids; otherwise a UserError is raised.
     """
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"GGUF cannot store a {type(codec).__name__}; export without a tokenizer")
     if codec.vocab_size > vocab_size:
         raise UserError(
-            f"a tokenizer of {codec.vocab_size} tokens does not fit a model of {vocab_size}; use the model's own"
+            f"a tokenizer with {codec.vocab_size} tokens does not fit a model with {vocab_size}; use the model's own"
         )
     state = json.loads(codec.tokenizer.to_str())
     kind = "llama" if state["model"].get("byte_fallback") else "gpt2"
@@ -215,7 +215,7 @@ def _merges(state: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _piece_values(codec: TokenizerCodec, state: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
-    """Score tokens by the first merge that makes them; tokens that no merge makes come last."""
+    """Score tokens by the first merge that produces them; tokens without a merge come last."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merges(state)):
         ranks.setdefault(left + right, rank)

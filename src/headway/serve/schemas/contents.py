@@ -25,9 +25,9 @@ from headway.serve.schemas.values import (
 )
 
 ANY_STRING = LarkTerminal(f"{CHARACTER}*")
-_MAX_LENGTH = 1 << 16  # maximum characters of a string
-_MAX_PATTERNS = 6  # maximum patterns for the keys of an object
-_MAX_CHECKS = 20_000  # maximum records to check for one schema
+_MAX_LENGTH = 1 << 16  # characters per string
+_MAX_PATTERNS = 6  # key patterns per object
+_MAX_CHECKS = 20_000  # records to check per schema
 
 
 class Contents:

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 from headway.errors import UserError
 
-MAX_SCHEMA_LENGTH = 1 << 18  # maximum characters of a schema
-MAX_SCHEMA_DEPTH = 64  # maximum depth of schemas
+MAX_SCHEMA_LENGTH = 1 << 18  # characters per schema
+MAX_SCHEMA_DEPTH = 64  # maximum nesting depth
 _MAX_IGNORED = 64  # maximum names of ignored keywords
 NEWEST = 2020
 ANY_DRAFT = 0  # a schema without $schema: 2020-12, and the keywords of older drafts
@@ -74,7 +74,7 @@ class Document:
         except (ValueError, TypeError, RecursionError):
             raise UserError(f"{source} is not JSON, or nested too deeply; send a JSON schema") from None
         if size > MAX_SCHEMA_LENGTH:
-            raise UserError(f"{source} has {size:,} characters; use {MAX_SCHEMA_LENGTH:,} at most")
+            raise UserError(f"{source} has {size:,} characters; use at most {MAX_SCHEMA_LENGTH:,}")
         self.source = source
         self.nodes: list[SchemaNode] = []
         self._indices: dict[int, int] = {}  # of schemas, by object identity
@@ -208,7 +208,7 @@ class Document:
     def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
         """The schema and all schemas within it, at the keywords that contain schemas."""
         if depth > MAX_SCHEMA_DEPTH:
-            raise UserError(f"{self.source} has schemas more than {MAX_SCHEMA_DEPTH} deep; use a flatter one")
+            raise UserError(f"{self.source} has schemas nested over {MAX_SCHEMA_DEPTH} deep; use a flatter one")
         schema = node.schema
         yield node
         if not isinstance(schema, Mapping):
@@ -246,7 +246,7 @@ def _absolute(base: str, reference: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name, escaped as a part of a JSON pointer."""
+    """A name, escaped as part of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 

@@ -1,4 +1,4 @@
-"""Formats of strings: for each, a pattern that only matches valid strings, and one that matches all of them."""
+"""String formats: for each, a pattern that matches only valid strings, and one that matches all of them."""
 
 from __future__ import annotations
 

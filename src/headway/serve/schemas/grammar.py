@@ -1,4 +1,4 @@
-"""Grammars, in llguidance's dialect of lark, of the JSON texts that a schema allows."""
+"""Grammars, in llguidance's lark dialect, for the JSON that a schema allows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from headway.serve.schemas.values import (
     all_of,
 )
 
-_MAX_ITEMS = 1 << 16  # maximum items of an array, or members of an object
-_MAX_STATES = 4096  # maximum states to count one array or object
-_MAX_RULES = 60_000  # maximum rules of a grammar
+_MAX_ITEMS = 1 << 16  # items per array, or members per object
+_MAX_STATES = 4096  # states for counting in one array or object
+_MAX_RULES = 60_000  # rules per grammar
 _WHITESPACE = r"(?: |\r?\n[ \t]{0,32})?"  # between JSON tokens; limited, as models might never stop
 _PUNCTUATION = {
     "OPEN_LIST": rf"\[{_WHITESPACE}",
@@ -43,7 +43,7 @@ _QUOTE = LarkTerminal(r"\x{22}")
 
 @dataclass
 class Grammar:
-    """The rules of a text, and the constraints that must be checked during generation."""
+    """A grammar's rules, and the constraints that must be checked during generation."""
 
     start: str
     lines: list[str]
@@ -52,7 +52,7 @@ class Grammar:
 
 
 def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Grammar:
-    """The grammar of a JSON schema of draft 4 to 2020-12. All its texts match the schema.
+    """The grammar for a JSON schema, draft 4 to 2020-12. All JSON that it generates matches the schema.
 
     The names of rules start with `prefix`, in lower case. UserError for an invalid or too large schema, and for every
     requirement that cannot be enforced.
@@ -78,7 +78,7 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
 
 
 class _GrammarWriter:
-    """Generates rules for sets of values, each once."""
+    """Generates the rules for sets of values, each set once."""
 
     def __init__(self, reader: SchemaReader, prefix: str) -> None:
         self._reader = reader
@@ -141,7 +141,7 @@ class _GrammarWriter:
             raise UnknownError(f"more than {_MAX_RULES:,} rules")
 
     def _rule(self, body: str, kind: str = "r") -> str:
-        """The name of a rule with this body, the same for the same body."""
+        """The name of a rule with this body; equal bodies share a name."""
         name = self._bodies.get(body)
         if name is None:
             name = self._new_name(kind)
@@ -184,7 +184,7 @@ class _GrammarWriter:
         return (union(options) if options else None), fragments
 
     def _resolve_required(self, record: ObjectSet) -> list[ObjectSet]:
-        """The same without requirements that some member is of a kind: they are applied to the named members."""
+        """The same without requirements for a member of some kind, which are applied to the named members."""
         resolved = [record]
         for scope, schemas in sorted(record.required_scopes, key=str):
             names = [name for name in self._contents.names(record) if self._contents.is_in(scope, name)]

@@ -1,4 +1,4 @@
-"""Sets of numbers, and regular expressions of their JSON notation."""
+"""Sets of numbers, and regular expressions for their JSON notation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from headway.serve.ecma_regex import LarkTerminal, intersection, union
 
-_MAX_DIGITS = 400  # maximum digits of a bound: JSON parsers read no longer numbers
+_MAX_DIGITS = 400  # digits per bound: JSON parsers do not read longer numbers
 _MAX_MULTIPLE = 100_000  # maximum multiple: llguidance has one state per remainder
 _MAX_LISTED = 1000  # maximum number of multiples that are listed one by one
 _INTEGER = "-?(?:0|[1-9][0-9]*)"
@@ -22,7 +22,7 @@ _EXACT_CONTEXT = Context(prec=4 * _MAX_DIGITS)
 
 
 class UnknownError(Exception):
-    """A requirement of a schema cannot be expressed as a set of values. The message names it."""
+    """A schema requirement, named in the message, cannot be expressed as a set of values."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class NumberSet:
         return first > last
 
     def _unit(self) -> Fraction | None:
-        """The number that all are multiples of."""
+        """The number that all of them are multiples of."""
         if self.step is not None:
             return Fraction(_common_multiple(self.step, Decimal(1)) or 1) if self.integer else Fraction(self.step)
         return Fraction(1) if self.integer else None

@@ -1,4 +1,4 @@
-"""Converts the schemas of a document to sets of JSON values."""
+"""Converts the schemas in a document to sets of JSON values."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class SchemaReader:
         return self._read_schema(entry) if isinstance(entry, SchemaNode) else self.values(entry)
 
     def _schema_set(self, index: int) -> SchemaSet:
-        """The set of one schema of the document."""
+        """The set for one schema in the document."""
         node = self.document.nodes[index]
         if isinstance(node.schema, bool):
             return ANY if node.schema else NEVER
@@ -265,7 +265,7 @@ class SchemaReader:
 
     def _constant(self, node: SchemaNode, value: Any, depth: int = 0) -> JsonValues:
         if depth > MAX_SCHEMA_DEPTH:
-            raise UserError(f"{self.document.source} has values more than {MAX_SCHEMA_DEPTH} deep; use flatter ones")
+            raise UserError(f"{self.document.source} has values nested over {MAX_SCHEMA_DEPTH} deep; use flatter ones")
         if value is None:
             return _TYPES["null"]
         if isinstance(value, bool):
@@ -412,7 +412,7 @@ class SchemaReader:
         if name not in keywords:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != math.floor(value) or value < 0:
-            raise self._error(node, name, f"{json.dumps(value):.40}", "use an integer from 0 up")
+            raise self._error(node, name, f"{json.dumps(value):.40}", "use an integer of at least 0")
         return int(value)
 
     def _decimal(self, node: SchemaNode, keyword: str, value: Any) -> Decimal:

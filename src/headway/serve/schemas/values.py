@@ -1,4 +1,4 @@
-"""Sets of JSON values that a schema allows: per type, a list of alternatives.
+"""Sets of JSON values that a schema allows: a list of alternatives per type.
 
 The items of an array and the members of an object are sets, too. They are named by the schemas that they must match and
 only evaluated when needed, so schemas may refer to themselves.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from headway.errors import UserError
 from headway.serve.schemas.numbers import NumberSet, UnknownError
 
-MAX_ALTERNATIVES = 512  # maximum alternatives of one type
+MAX_ALTERNATIVES = 512  # alternatives per type
 _MAX_UNCHECKED = 4  # number of alternatives up to which empty ones are not removed
 _MAX_NUMBERS = 1 << 13  # maximum for numbers, which are listed one by one
 # Indices of schemas that must all match; a negated index must not match. Everything matches the empty set.
@@ -42,7 +42,7 @@ class StringPattern(NamedTuple):
 
 @dataclass(frozen=True)
 class StringSet:
-    """Strings with length limits that match some patterns and do not match others; only `values`, if these are set."""
+    """Strings with length limits that match some patterns and not others; only `values`, if these are set."""
 
     values: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
