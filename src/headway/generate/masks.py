@@ -104,7 +104,8 @@ class _Job:
         return 0.0 if current is None else self._clock() - current[1]
 
     def abandon(self) -> int | None:
-        """The index of the late mask, which counts as failed and ends the wait for this job; None if no mask is late.
+        """The index of the late mask, which counts as failed and ends the wait for this job; None if no mask is
+        late.
         """
         with self._lock:
             if self._current is None or self.used() <= MASK_SECONDS:

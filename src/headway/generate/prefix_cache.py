@@ -66,7 +66,8 @@ class PrefixCache:
         return sum(self.store.is_exclusive(node.block) for node in self._nodes)
 
     def evict(self, count: float) -> bool:
-        """Release up to `count` blocks that nothing else uses, least recently used first; return whether there was one.
+        """Release up to `count` blocks that nothing else uses, least recently used first; return whether there was
+        one.
         """
         evicted: list[_Node] = []
         for node in self._nodes:

@@ -45,7 +45,8 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
 
 
 def check_images(model: Generative, images: Sequence[Source]) -> None:
-    """Raise UserError for a source that is not an image this captioner can read, or whose size differs from the others.
+    """Raise UserError for a source that is not an image this captioner can read, or whose size differs from the
+    others.
     """
     channels = model.config.images.channels
     for image in images:
@@ -57,7 +58,9 @@ def check_images(model: Generative, images: Sequence[Source]) -> None:
             )
     sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(sizes) > 1:
-        raise UserError(f"images have different sizes ({', '.join(map(str, sorted(sizes)))}); pass images of one size per call")
+        raise UserError(
+            f"images have different sizes ({', '.join(map(str, sorted(sizes)))}); pass images of one size per call"
+        )
 
 
 def check_sources(model: Generative, sources: Sequence[Ids]) -> None:

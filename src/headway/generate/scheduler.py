@@ -35,7 +35,7 @@ from headway.generate.session import Continuation, FinishReason, Limits
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 
-_MAX_SPECULATED = 16  # guesses are added only to steps with at most this many tokens; more would slow down other sequences
+_MAX_SPECULATED = 16  # maximum tokens in a step that gets guesses, which would slow down other sequences
 _SHARE = 4  # by default, the cache takes 1 / _SHARE of the free memory
 _DEFAULT_CACHE = 1 << 30  # bytes for the cache if the system does not report free memory
 
@@ -238,8 +238,8 @@ class Scheduler:
         needed = self._blocks(prompt + new - 1) if self._store.size else 0
         if max_blocks is not None and needed > max_blocks:
             raise UserError(
-                f"{prompt} prompt tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and values, "
-                f"but the cache has {max_blocks * self._store.size:,}; request fewer, or enlarge the cache"
+                f"{prompt} prompt tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
+                f"values, but the cache has {max_blocks * self._store.size:,}; request fewer, or enlarge the cache"
             )
 
     def _admit(self) -> None:

@@ -102,9 +102,7 @@ def score_targets(
     check_ids("target", targets, model.config.vocab_size)
     context, max_length = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and max_length > context:
-        raise UserError(
-            f"a target of {max_length} tokens, including eos, exceeds the context of {context}; split it"
-        )
+        raise UserError(f"a target of {max_length} tokens, including eos, exceeds the context of {context}; split it")
     windows = [_Window(i, [bos, *t], [*t, eos], s) for i, (s, t) in enumerate(zip(sources, targets))]
 
     def read(batch: list[_Window]) -> Tensor:
@@ -187,7 +185,7 @@ def strided_nats(
     if context is None:
         raise UserError("this model has no context limit; pass a context, such as 1024")
     if context < 2 or (limit is not None and context > limit):
-        raise UserError(f"context is {context}; use 2 to {limit or 'any length'}, the model's limit")
+        raise UserError(f"context is {context}; use at least 2 and at most the model's {limit or 'limit'}")
     width = context - 1  # inputs per window, because its last token is only predicted
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
@@ -204,8 +202,8 @@ def strided_nats(
 def _strides(
     ids: Int[Tensor, "N"], width: int, stride: int, rows: int
 ) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
-    """Inputs and labels, IGNORED where an earlier window scored, for `rows` windows at a time; the last batch is
-    smaller.
+    """Inputs and labels, IGNORED where an earlier window scored, for `rows` windows at a time. The last window is
+    shorter.
     """
     count = len(ids) - 1  # tokens to score
     full = 1 + max(0, count - width) // stride if count >= width else 0

@@ -37,7 +37,8 @@ class AdapterConfig:
         raise NotImplementedError
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
-        """Replace the folder `directory` with the adapter of `model`, using the tensor names of its published family.
+        """Replace the folder `directory` with the adapter of `model`, using the tensor names of its published
+        family.
         """
         raise NotImplementedError
 

@@ -44,9 +44,7 @@ _EVALUATION_MEASURE_FRACTION = (
     0.01  # fraction of the time for measuring an evaluation, with at least this many samples:
 )
 MIN_EVALUATED = 64
-_SLEEP_FACTOR = (
-    20.0  # if a step takes 20 times as long as usual plus these seconds, the machine was asleep or stopped
-)
+_SLEEP_FACTOR = 20.0  # if a step takes 20 times as long as usual plus these seconds, the machine was asleep or stopped
 _SLEEP_SECONDS = 5.0
 
 
@@ -273,7 +271,7 @@ class TimeBudget:
     clock: Clock
     seconds: float
     speed: Speed
-    max_steps: int | None = None  # maximum steps for this amount of data, according to the evaluations so far; None: unlimited
+    max_steps: int | None = None  # maximum for this amount of data, by the evaluations so far; None: unlimited
     patience: int | None = None  # evaluations without improvement after which the run winds down
     may_grow: bool = True  # whether the plan grows while evaluations improve
     _measured_from: tuple[int, float] = (0, 0.0)

@@ -83,7 +83,9 @@ class Checkpoints:
         problems = {path: problem for path in self.all() if (problem := _find_damage(path)) is not None}
         if problems and len(problems) == len(self.all()):
             newest = list(problems.values())[-1]
-            raise UserError(f"{newest}, and no intact checkpoint is left; restore one from a backup, or start a new run")
+            raise UserError(
+                f"{newest}, and no intact checkpoint is left; restore one from a backup, or start a new run"
+            )
         messages = []
         for path, problem in problems.items():
             new_path = path.with_name(f"damaged-{path.name}")
@@ -111,7 +113,8 @@ class Checkpoints:
 
     @torch.no_grad()
     def average_newest(self, run: RunState) -> int:
-        """Load the mean of the newest checkpoints' weights into the model of `run`; return the number of checkpoints.
+        """Load the mean of the newest checkpoints' weights into the model of `run`; return the number of
+        checkpoints.
         """
         learner, paths = run.learner, self.all()[-run.recipe.train.average :]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)

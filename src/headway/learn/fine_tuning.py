@@ -117,7 +117,8 @@ def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra
 
 
 def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
-    """`model` with a vocabulary at least as large as that of `original`, because published embeddings are often padded.
+    """`model` with a vocabulary at least as large as that of `original`, because published embeddings are often
+    padded.
     """
     if isinstance(model, EncoderDecoderConfig) and isinstance(original, EncoderDecoderConfig):
         encoder = keep_vocabulary(model.encoder, original.encoder)
@@ -257,7 +258,7 @@ def _mismatch_message(
     for setting in _SHAPE_SETTINGS:
         ours, pretrained = getattr(config, setting), getattr(pretrained_config, setting)
         if ours != pretrained and (ours or 0) in shape and (pretrained or 0) in pretrained_shape:
-            return f"model.{setting}={ours} does not fit the weights of {name}, which have {pretrained}; remove this setting"
+            return f"model.{setting}={ours} does not fit the weights of {name}, which have {pretrained}; remove it"
     return (
         f"the model's {key} has shape {tuple(shape)}, but that of {name} has {tuple(pretrained_shape)}; "
         "remove the settings that change the model's shape"

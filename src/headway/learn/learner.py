@@ -83,7 +83,8 @@ class Learner:
             self.model.compile()
 
     def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
-        """One update from this process's micro-batches for step `step` (from 0); `stop` is sent to the other processes.
+        """One update from this process's micro-batches for step `step` (from 0); `stop` is sent to the other
+        processes.
         """
         train, tail = self.recipe.train, self.flat.tail
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))

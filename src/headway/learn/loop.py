@@ -291,7 +291,8 @@ class Loop:
         self.journal.display.print_line(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
     def _measure(self) -> dict[str, float] | None:
-        """The metrics measured by the main process; None if Ctrl-C interrupts it. Swapping weights is not interrupted.
+        """The metrics measured by the main process; None if Ctrl-C interrupts it. Swapping weights is not
+        interrupted.
         """
         run = self.run
         try:

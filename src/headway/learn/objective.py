@@ -41,7 +41,8 @@ class Objective(Generic[E]):
         return f"nats per {self.unit}"
 
     def adapt(self, model: ModelConfig, examples: E) -> ModelConfig:
-        """`model`, whose inputs already fit the examples, with the outputs that depend on the data: heads and classes.
+        """`model`, whose inputs already fit the examples, with the outputs that depend on the data: heads and
+        classes.
         """
         return model
 
@@ -151,7 +152,8 @@ class StatefulObjective(Objective[E]):
 
 
 def evaluation_batches(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Iterate once over the samples and their indices, in batches on the model's device, without dropout or gradients.
+    """Iterate once over the samples and their indices, in batches on the model's device, without dropout or
+    gradients.
     """
     with evaluation_mode(model), torch.no_grad():
         for indices in samples.evaluation_order().single_pass():

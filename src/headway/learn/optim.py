@@ -77,7 +77,8 @@ class FlatParameters:
 
 
 class UpdateRule(Protocol):
-    """The update rule for one segment of flat parameters. Its state is in `buffers`, flat tensors of the same length.
+    """The update rule for one segment of flat parameters. Its state is in `buffers`, flat tensors of the same
+    length.
     """
 
     buffers: dict[str, Tensor]

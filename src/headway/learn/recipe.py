@@ -104,7 +104,7 @@ class TrainConfig:
             raise ConfigError("neither train.batch_tokens nor train.batch_size is set; set one of them")
         if self.batch_tokens < context:
             raise ConfigError(
-                f"train.batch_tokens={self.batch_tokens} is less than one row of {context} tokens; use {context} or more"
+                f"train.batch_tokens={self.batch_tokens} is less than a row of {context} tokens; use {context} or more"
             )
         return self.batch_tokens // context
 
@@ -170,7 +170,9 @@ class Recipe:
         model_context = self.model.context
         row_length = context or model_context
         if row_length is None:
-            raise ConfigError("neither task.context nor model.context is set; set task.context to the number of tokens per row")
+            raise ConfigError(
+                "neither task.context nor model.context is set; set task.context to the number of tokens per row"
+            )
         if model_context is not None and row_length > model_context:
             raise ConfigError(
                 f"task.context={row_length} exceeds model.context={model_context}; lower it, or raise model.context"

@@ -238,11 +238,11 @@ class RunDirectory:
                 holder = file.read(_MAX_PID_DIGITS).strip()
                 file.close()
                 raise UserError(
-                    f"another process ({holder}) is training {self.path}; wait until it ends, or choose "
+                    f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose "
                     "another directory with --run"
                 )
             with suppress(OSError):
-                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # otherwise it was removed in the meantime
+                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was just removed
                     file.truncate(0)
                     file.write(str(os.getpid()))
                     file.flush()

@@ -125,7 +125,8 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
 
 
 def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
-    """Sentences about the training, the `reasons` for the plan, the evaluated samples, and explanations of low scores.
+    """Sentences about the training, the `reasons` for the plan, the evaluated samples, and explanations of low
+    scores.
     """
     scores = summary.get("scores") or {}
     sentences = [*_training_note(summary), *(f"Plan: {reason}." for reason in reasons)]

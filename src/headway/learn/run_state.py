@@ -97,7 +97,7 @@ class RunState:
         self.progress = Progress()
         self.checkpoints.load_newest(self)
         self._saved_step = self.progress.step
-        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # for a killed run, no later time is known
+        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run has no later time
         if is_main:
             evaluated = self.progress.evaluated if has_checkpoint else -1
             truncate_metrics(self.directory.metrics, self.progress.step, evaluated)

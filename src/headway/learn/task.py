@@ -99,7 +99,8 @@ class Task:
         return self.objective.refit_head(model, self.examples, fresh, limit)
 
     def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
-        """Choose the finished model's decision settings on the validation split and save them; return lines for people.
+        """Choose the finished model's decision settings on the validation split and save them; return lines for
+        people.
         """
         lines = self.objective.calibrate(model, self.examples, directory)
         if lines:

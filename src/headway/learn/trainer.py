@@ -273,7 +273,9 @@ class Trainer:
             )
         schedule = recipe.schedule.extended(start_step, steps, new_steps)
         if schedule is None:
-            raise UserError(f"the learning rate schedule in {path} depends on its length; start a new run with more --minutes")
+            raise UserError(
+                f"the learning rate schedule in {path} depends on its length; start a new run with more --minutes"
+            )
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
         run.recipe = from_dict(Recipe, run.processes.broadcast_object(to_dict(recipe)))
         self.extended = True
@@ -357,9 +359,7 @@ class Trainer:
         if self._tensor_match is not None:
             display.print_line(f"initialised from {recipe.start}: {self._tensor_match}")
         if run.head_fitted:
-            display.print_line(
-                "initialised the head by a linear fit on the model's features; training may improve it"
-            )
+            display.print_line("initialised the head by a linear fit on the model's features; training may improve it")
         if recipe.adapter is not None:
             display.print_line(f"{recipe.adapter.title}: {trained:,} trainable and {total:,} frozen parameters")
         for part, start in recipe.task.part_starts().items():

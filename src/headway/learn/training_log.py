@@ -45,7 +45,8 @@ class Display(Protocol):
         ...
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        """Called after a step, with the last known loss, and the target and computed tokens since the display started.
+        """Called after a step, with the last known loss, and the target and computed tokens since the display
+        started.
         """
         ...
 
@@ -320,9 +321,7 @@ class TrainingLog:
         self._tokens = run.progress.tokens
         self._loss = math.nan
         self._first_loss = math.nan  # the loss of the first step
-        self._last_normal_step: int | None = (
-            run.progress.step
-        )  # last step with a normal loss; None after the warning
+        self._last_normal_step: int | None = run.progress.step  # last step with a normal loss; None after the warning
         self._tick_time = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:

@@ -82,7 +82,8 @@ class ClassifiedExamples(IndexedExamples):
     classes: Int[np.ndarray, "N *T"]  # class index of each sample, or of each of its tokens
 
     def set_labels(self, samples: ClassSamples, split: SplitConfig, noun: str, remedy: str, workspace: Path) -> None:
-        """Set classes and splits. Raises UserError for labels without training samples and for fewer than two classes.
+        """Set classes and splits. Raises UserError for labels without training samples and for fewer than two
+        classes.
         """
         self.default_split = default_split_of(samples.stated_splits)
         samples = replace(samples, labels=self._merge_spellings(samples.labels, workspace))
@@ -251,6 +252,4 @@ def check_classes(all_classes: Collection[str], readable_classes: Collection[str
     """Raise UserError for a class without any readable sample."""
     missing = set(map(normalized_label, all_classes)) - set(map(normalized_label, readable_classes))
     if readable_classes and missing:
-        raise UserError(
-            f"no {unit} in class {min(missing)!r} is readable; add readable {unit}s, or remove the class"
-        )
+        raise UserError(f"no {unit} in class {min(missing)!r} is readable; add readable {unit}s, or remove the class")

@@ -54,7 +54,9 @@ def contrastive_batch_size(recipe: Recipe, noun: str, remedy: str) -> int:
             f"train.accumulate=1{remedy}"
         )
     if train.batch_size is None or train.batch_size < 2:
-        raise ConfigError(f"train.batch_size is {train.batch_size}; set it to the number of {noun} per batch, at least 2")
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size}; set it to the number of {noun} per batch, at least 2"
+        )
     return train.batch_size
 
 

@@ -109,7 +109,7 @@ class Regression(PredictionObjective[V], Generic[V]):
 
     def charts(self, examples: V, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
         """A scatter chart of predicted against actual numbers."""
-        caption = f"predicted against actual numbers for the {examples.final_split} {self.unit}s; the dashed line is y = x"
+        caption = f"predicted against actual numbers, {examples.final_split} {self.unit}s; the dashed line is y = x"
         chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "actual number", "predicted number")
         return [Picture("Predicted numbers", caption, chart)]
 

@@ -37,7 +37,8 @@ class Likelihood(Objective[E]):
         return self.losses(model, self.encode(model, batch), batch, self.smoothing)
 
     def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> ModelFeatures:
-        """The model's encoding of a batch; in stateful training, `states` are the final states from the previous batch.
+        """The model's encoding of a batch; in stateful training, `states` are the final states from the previous
+        batch.
         """
         return model(*batch.inputs)
 

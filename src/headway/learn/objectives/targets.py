@@ -244,7 +244,8 @@ def target_task(
     alternative = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
         reasons.insert(
-            0, f"predicts {target_text}, because {target.reason} (task.target={target.kind}; otherwise set {alternative})"
+            0,
+            f"predicts {target_text}, because {target.reason} (task.target={target.kind}; otherwise set {alternative})",
         )
     chosen = {"target": target.kind, "balance": balance, "goal": goal}
     return Task(examples, objective, chosen, tuple(reasons))

@@ -61,7 +61,7 @@ def label_table(
     head = "".join(f"<th>{name}</th>" for name in ("label", "samples", "recall", "precision", "F1", "threshold"))
     selection = f"; {_MAX_LABELS} of {len(labels)} labels" if len(labels) > _MAX_LABELS else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    caption = f"of {len(predicted):,} {noun}, worst first{selection}; a label is predicted if its probability reaches its threshold"
+    caption = f"of {len(predicted):,} {noun}, worst first{selection}; labels are predicted at or above their thresholds"
     return Picture("Labels", caption, table, wide=True)
 
 
