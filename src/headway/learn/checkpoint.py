@@ -83,9 +83,7 @@ class Checkpoints:
         problems = {path: problem for path in self.all() if (problem := _find_damage(path)) is not None}
         if problems and len(problems) == len(self.all()):
             newest = list(problems.values())[-1]
-            raise UserError(
-                f"{newest}, and no intact checkpoint is left; restore one from a backup, or start a new run"
-            )
+            raise UserError(f"{newest}, and no intact checkpoint is left; restore one from a copy, or start a new run")
         messages = []
         for path, problem in problems.items():
             new_path = path.with_name(f"damaged-{path.name}")
@@ -106,7 +104,7 @@ class Checkpoints:
         run.progress = read_progress(path / "state.json", _VERSION)
         best, goal = run.progress.best, run.task.goal
         if best is not None and not isinstance(best.get(goal), (int, float)):
-            raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a backup")
+            raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a copy")
         load_weights(run.learner, path)
         remedy = f"remove {path} to resume from the previous checkpoint"
         run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])

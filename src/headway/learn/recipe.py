@@ -217,7 +217,7 @@ def check_model(recipe: Recipe, model: ModelConfig, directory: Path) -> None:
     if model != recipe.model:
         changed = next(differences(to_dict(model), to_dict(recipe.model), "model"), "its kind")
         raise UserError(
-            f"the weights in {directory} do not match its recipe.json ({changed}); restore both from the same backup"
+            f"the weights in {directory} do not match its recipe.json ({changed}); restore both from the same copy"
         )
 
 

@@ -18,7 +18,7 @@ from headway.safe_io import open_file
 
 _MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
 _STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
-_REMEDY = "restore it from a backup"
+_REMEDY = "restore it from a copy"
 
 
 def check_scores(scores: Mapping[str, Any], path: str) -> None:

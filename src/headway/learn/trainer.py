@@ -350,7 +350,7 @@ class Trainer:
             f"{run.directory.path}; matrix products in {name} ({reason})"
         )
         if run.minutes is not None:
-            display.print_line(f"the plan takes {run.minutes:g} minutes at the measured speed")
+            display.print_line(f"this plan takes {run.minutes:g} minutes at the measured speed")
         for reason in recipe.reasons if not progress.step else ():
             display.print_line(reason)
         obstacle = None if progress.step or recipe.start is not None else _export_obstacle(recipe.model)

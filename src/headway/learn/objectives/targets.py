@@ -118,7 +118,7 @@ def choose_target(
     rows = labelled_rows(labels, locate, target_kind, skip, noun)
     remarks = ()
     if len(rows) < len(labels):
-        remarks = (f"Skipped {len(labels) - len(rows):,} of {len(labels):,} {noun}s that have no label.",)
+        remarks = (f"{len(labels) - len(rows):,} of {len(labels):,} {noun}s have no label and are skipped.",)
         _LOG.warning("%s", remarks[0].removesuffix("."))
     if folders and config.target == "auto":
         return ChosenTarget(Target("class", "the folders are named"), rows, remarks)
