@@ -407,14 +407,14 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
     engine = Engine(attending(None), threads=1)
     scheduler = Scheduler(engine, slots=2, waiting=2, cache_memory=3 * engine._kv_blocks.size)
     for request, message in [
-        (Request([]), "prompt of 0 tokens"),
+        (Request([]), "cannot continue an empty prompt"),
         (Request([2] * 160), "fills the context of 160"),
         (Request([SYMBOLS]), "contains the id 23"),
-        (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias contains the id 23"),
+        (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias contains id 23"),
         (Request([1], top=24), "top is 24"),
         (Request([1], prompt_top=24), "top is 24"),
         (Request([2] * 161, generates=False), "exceeds|fills"),
-        (Request([2] * 90, limits=Limits(8)), "a prompt of 90 tokens and 8 new ones need .* bytes"),
+        (Request([2] * 90, limits=Limits(8)), "90 prompt tokens and 8 new ones need .* bytes"),
         (Request([2], limits=Limits(stop=("x",))), "stop string 'x' needs text"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -426,7 +426,7 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
     assert scheduler.step() == []
     for _ in range(2):
         scheduler.submit(Request([2] * 90, limits=Limits(7)))
-    with pytest.raises(FullError, match="the queue is full with 2 requests"):
+    with pytest.raises(FullError, match="the queue is full \(2 requests\)"):
         scheduler.submit(Request([1], limits=Limits(3)))
     finished(scheduler)
     scheduler.submit(Request([1], limits=Limits(3)))

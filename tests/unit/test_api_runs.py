@@ -458,7 +458,7 @@ def test_a_stride_gives_each_token_more_to_read(text_run: Path, plays: Path) -> 
     assert strided["stride"] == 16
     assert strided["loss"] != plain["loss"]
     assert strided["loss"] == pytest.approx(plain["loss"], rel=0.05)
-    with pytest.raises(hw.UserError, match="stride 64 is outside 1 to 63"):
+    with pytest.raises(hw.UserError, match="stride is 64; use 1 to 63"):
         model.evaluate(plays, stride=64)
 
 

@@ -115,7 +115,7 @@ def test_classes_without_sounds_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none has no sound"):
         task_of(folder)
     (folder / "none" / "bad.wav").write_bytes(b"no")
-    with pytest.raises(UserError, match="no sound of the class 'none' is readable"):
+    with pytest.raises(UserError, match="no sound in class 'none' is readable"):
         task_of(folder, {"task.skip_bad": True})
 
 

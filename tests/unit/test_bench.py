@@ -211,8 +211,8 @@ def test_dropout_is_left_out() -> None:
         ),
         (("translate", "--shape", "gpt2"), "shape 'gpt2' is not an encoder-decoder and cannot translate"),
         (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no context limit to fill"),
-        (("train", "--weights", "int8"), "training needs weights in fp32, not in int8; remove --weights"),
-        (("load", "--rows", "2"), "bench load has no batch, and --rows is 2; remove --rows"),
+        (("train", "--weights", "int8"), "training needs fp32 weights, not int8; remove --weights"),
+        (("load", "--rows", "2"), "bench load has no batch, but --rows is 2; remove --rows"),
         (("decode", "--weights", "int2"), "invalid choice: 'int2'"),
         (("decode", "--against", "vlm"), "unknown program 'vlm' in --against; choose from: ctranslate2"),
         (
@@ -236,23 +236,23 @@ def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("headway.bench.benchmark.find_spec", lambda name: None)
     code, _, err = ask(capsys, "decode", "--against", "transformers,llama.cpp")
     assert code == 2
-    assert err == ("headway: transformers is not installed; pip install 'transformers>=5'\n")
+    assert err == ("headway: transformers is not installed; run pip install 'transformers>=5'\n")
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
-    with pytest.raises(UserError, match=r"bytes of disk for its files, .* has 1 free; .* set TMPDIR"):
+    with pytest.raises(UserError, match=r"bytes of disk space, but .* has 1 free; .* set TMPDIR"):
         check_space("decode", "tiny", LLAMA, [Contender("headway", "int8")], tmp_path)
 
 
 def test_a_process_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing ended with 1: .*No module named"):
+    with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing exited with 1: .*No module named"):
         benchmark._run_process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 @pytest.mark.parametrize(
     ("code", "out", "message"),
-    [(-9, "", "was killed, probably out of memory; choose"), (0, '{"error": "no; yes"}', "no; yes")],
+    [(-9, "", "was killed, probably because it ran out of memory; choose"), (0, '{"error": "no; yes"}', "no; yes")],
 )
 def test_what_a_process_says_is_for_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, message: str

@@ -158,7 +158,7 @@ def test_no_weights_at_all(folder: Path) -> None:
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     train_codec("byte", ["abc"]).save(folder)
     with pytest.raises(
-        UserError, match=r"the tokenizer has 2\d\d tokens but the model's embedding only 31; use the tok"
+        UserError, match=r"the tokenizer has 2\d\d tokens, but the model's embedding has only 31; use the tok"
     ) as it:
         open_model(folder)
     assert str(it.value).startswith(f"{folder}: ")

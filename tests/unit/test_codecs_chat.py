@@ -179,7 +179,7 @@ def test_deep_messages_are_refused(codec: TokenizerCodec) -> None:
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(UserError, match="nested deeper than 64 levels"):
+    with pytest.raises(UserError, match="nested more than 64 levels deep"):
         ChatTemplate(CHATML).encode(codec, [{"role": "user", "content": deep}])
 
 
@@ -350,7 +350,7 @@ def test_no_way_to_format_leads_out_of_the_sandbox(monkeypatch: pytest.MonkeyPat
     for name in ("format", "format_map"):
         text = f"{{{{ ('{{a.__init__.__globals__}}'|attr('{name}'))(a=cycler) }}}}"
         found = sandbox.answer({"text": text, "values": {}, "seconds": 5.0})
-        assert found["refused"].startswith(f"fails: it calls {name} of a string outside the sandbox")
+        assert found["refused"].startswith(f"fails: it calls a string's {name} outside the sandbox")
 
 
 def test_what_is_asked_again_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +498,7 @@ def test_a_broken_entry_is_said(found: object, tmp_path: Path) -> None:
 
 def test_without_jinja2_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(UserError, match=r"chat templates need jinja2; pip install 'headway\[chat\]'"):
+    with pytest.raises(UserError, match=r"chat templates need jinja2; run pip install 'headway\[chat\]'"):
         ChatTemplate(CHATML)
 
 

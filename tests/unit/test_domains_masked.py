@@ -367,7 +367,7 @@ def test_the_codec_of_a_run_is_kept_and_has_a_mask(speeches: Path, tmp_path: Pat
 
 
 def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task.context 128 exceeds model.context 64"):
+    with pytest.raises(ConfigError, match=r"task.context=128 exceeds model.context=64"):
         open_task(small(**{"task.context": 128}), speeches)
     task = open_task(small(), speeches)
     with pytest.raises(UserError, match="this model is causal"):

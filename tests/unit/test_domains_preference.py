@@ -266,7 +266,7 @@ def test_a_training_that_destroys_the_answers_ends_and_keeps_the_start(
     run = hw.train(small(preference()), **given)  # type: ignore[arg-type]
     assert run.summary["status"] == "finished"
     assert (run.summary["best"]["step"], run.summary["step"]) == (0, 5)
-    assert "training ends with the model of step 0" in capsys.readouterr().err
+    assert "stopping with the model from step 0" in capsys.readouterr().err
     first, second = weights(taught.directory), weights(run.directory)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

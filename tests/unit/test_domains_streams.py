@@ -202,7 +202,7 @@ def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeyp
     assert told.keys() == saved.keys()
     assert all((tensor == int(name[8]) * (int(name[8]) % 2)).all() for name, tensor in told.items())
     del saved["carried.3.7"]
-    with pytest.raises(UserError, match=r"the checkpoint lacks the recurrent state carried\.3\.7"):
+    with pytest.raises(UserError, match=r"the checkpoint has no recurrent state carried\.3\.7"):
         carried.load_state_dict(model, saved)
 
 

@@ -137,8 +137,8 @@ def test_the_codec_of_a_run_is_kept(play: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"task.context": None}, "neither task.context nor model.context"),
-        ({"model.context": 16}, "task.context 32 exceeds model.context 16"),
-        ({"train.batch_tokens": 31}, "train.batch_tokens 31 is less than a row of 32"),
+        ({"model.context": 16}, "task.context=32 exceeds model.context=16"),
+        ({"train.batch_tokens": 31}, "train.batch_tokens=31 is less than a row of 32"),
         ({"train.batch_tokens": None}, "neither train.batch_tokens nor train.batch_size"),
     ],
 )

@@ -164,7 +164,7 @@ def test_numbers_of_pairs_are_predicted_as_numbers(sentences: Path) -> None:
     recipe = small(pairs())
     task = opened(recipe, path)
     assert task.reasons == (
-        "predicts a number for each pair, as all labels are numbers (task.target=number; otherwise set class)",
+        "predicts a number for each pair, because all labels are numbers (task.target=number; otherwise set class)",
     )
     assert task.resolve_settings(recipe).task.target == "number"
     assert task.goal == "spearman"
@@ -260,7 +260,7 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
-        (embedding, {"train.accumulate": 2}, "train.accumulate is 2, but a contrastive loss needs all pairs"),
+        (embedding, {"train.accumulate": 2}, "train.accumulate=2, but a contrastive loss needs all pairs"),
         (embedding, {"train.batch_size": None}, "train.batch_size is None"),
         (embedding, {"task.temperature": 0}, "task.temperature is 0"),
         (embedding, {"train.batch_size": 500}, "exceeds the .* pairs for training"),
@@ -280,7 +280,7 @@ def test_labels_that_cannot_be_learned_are_errors(questions: Path, tmp_path: Pat
     rows = questions.read_text().splitlines()
     (tmp_path / "train.csv").write_text("\n".join(rows[:40]))
     (tmp_path / "test.csv").write_text("text,label\nWho are you?,unheard of\n")
-    with pytest.raises(UserError, match=r"test.csv, line 2: the label 'unheard of' does not occur in training"):
+    with pytest.raises(UserError, match=r"test.csv, line 2: label 'unheard of' does not occur in the training data"):
         opened(small(classification()), tmp_path)
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"text {n},only\n" for n in range(30)))
     with pytest.raises(UserError, match="only one label, 'only'"):
@@ -318,7 +318,7 @@ def test_labels_of_the_start_are_kept_where_they_are_the_same(questions: Path, t
     Usage(labels=("positive", "negative")).save(tmp_path)
     assert opened(recipe, questions, tmp_path).examples.labels == names
     (tmp_path / "recipe.json").write_text("{}")  # a run that has begun: its labels stand
-    with pytest.raises(UserError, match=r"does not occur in training \(choose from: negative, positive"):
+    with pytest.raises(UserError, match=r"does not occur in the training data \(choose from: negative, positive"):
         opened(recipe, questions, tmp_path)
 
 
@@ -400,4 +400,6 @@ def test_samples_that_the_test_part_has_are_reported(tmp_path: Path, caplog: Any
     validated = {found.table.columns["text"][row] for row in found.splits.rows("validation")}
     removed = 7 - len(validated & {text for text, _ in rows[:7]})
     assert found.splits.removed == removed > 0
-    assert found.remarks[0].startswith(f"{removed} of the samples to train on were left out, because validation or")
+    assert found.remarks[0].startswith(
+        f"{removed} of the samples to train on were skipped because they also occur in validation or"
+    )

@@ -173,7 +173,7 @@ def test_a_registered_environment_needs_no_render_mode(
     with pytest.raises(UserError, match=r"'HeadwayLost-v0' cannot be created .KeyError: 'a map'.; correct its code"):
         VectorEnv("HeadwayLost-v0", 1)
     assert film_strips(None, None, "HeadwayBare-v0", [1.0]) == []  # type: ignore[arg-type]
-    assert "the report has no pictures of episodes" in caplog.text
+    assert "cannot render episodes for the report" in caplog.text
     (own / "spoilt.py").write_text("nothing.at_all\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"the module 'spoilt' cannot be imported .name 'nothing' is not defined"):
         VectorEnv("spoilt:Any", 1)
@@ -249,7 +249,7 @@ def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypat
         hw.load(run.directory).evaluate(split="train")
     status = json.loads((run.directory / "run.json").read_text())
     (run.directory / "run.json").write_text(json.dumps(status | {"goal": "loss", "status": "interrupted"}))
-    with pytest.raises(UserError, match="was evaluated by loss, but is now evaluated by return_mean"):
+    with pytest.raises(UserError, match="selected its best model by loss, but would now use return_mean"):
         hw.train(tiny(), data=data, run=run.directory, resume=True, progress=False)
 
 

@@ -35,7 +35,7 @@ def test_a_mask_that_is_late_fails_alone() -> None:
         failed = fill_masks([quick, MaskBudget(late), None, MaskBudget(refused), quick])
         assert filled == ["quick", "quick"]
         assert {index: str(error).partition(";")[0] for index, error in failed.items()} == {
-            1: "a token mask of this response format takes more than 0.1 s of CPU time",
+            1: "a token mask for this response format takes more than 0.1 s of CPU time",
             3: "it is too complex",
         }
         assert not fill_masks([quick])

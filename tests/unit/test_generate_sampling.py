@@ -221,5 +221,5 @@ def test_biases_that_are_none_are_refused(bias: dict[int, float], message: str) 
 
 
 def test_a_bias_of_an_unknown_symbol_is_refused() -> None:
-    with pytest.raises(UserError, match="logit_bias contains the id 23; this model has ids 0 to 22"):
+    with pytest.raises(UserError, match="logit_bias contains id 23, but this model has ids 0 to 22"):
         Session(language_model()).events([[2]], Sampling(logit_bias={2: 1.0, 23: 1.0}))

@@ -53,13 +53,13 @@ def test_targets_are_scored_with_their_end() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(UserError, match="stride 33 is outside 1 to the context of 32"):
+    with pytest.raises(UserError, match="stride is 33; use 1 to 32, the context"):
         score_ids(language_model(), TEXTS, stride=33)
-    with pytest.raises(UserError, match="sequence contains the id 99"):
+    with pytest.raises(UserError, match="sequence contains id 99"):
         score_ids(language_model(), [[2, 99]])
     with pytest.raises(UserError, match="1 sources do not match 2 targets"):
         score_targets(translator(), [[2]], [[2], [3]], bos=BEGIN, eos=END)
-    with pytest.raises(UserError, match="target of 41 tokens, its end included, exceeds the context of 40"):
+    with pytest.raises(UserError, match="target of 41 tokens, including eos, exceeds the context of 40"):
         score_targets(translator(), [[2]], [[2] * 40], bos=BEGIN, eos=END)
     with pytest.raises(UserError, match="source has 0 tokens"):
         score_targets(translator(), [[]], [[2]], bos=BEGIN, eos=END)

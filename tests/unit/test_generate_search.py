@@ -189,13 +189,13 @@ def test_bad_input_is_refused_before_work() -> None:
         translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
     with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
         translate(SearchConfig(), [[2], [3]], prefixes=[[3]])
-    with pytest.raises(UserError, match="suppressed token contains the id 23"):
+    with pytest.raises(UserError, match="suppressed token contains id 23"):
         translate(SearchConfig(), suppressed=[23])
-    with pytest.raises(UserError, match="source contains the id -1"):
+    with pytest.raises(UserError, match="source contains id -1"):
         translate(SearchConfig(), [[2, -1]])
     with pytest.raises(ConfigError, match="beam is 0"):
         SearchConfig(beam=0)
-    with pytest.raises(ConfigError, match="n_best is 5 of a beam of 4"):
+    with pytest.raises(ConfigError, match="n_best is 5, but beam is 4"):
         SearchConfig(n_best=5)
     with pytest.raises(ConfigError, match="length_penalty is -1"):
         SearchConfig(length_penalty=-1.0)
@@ -206,7 +206,7 @@ def test_bad_input_is_refused_before_work() -> None:
     prompt = make_prompt([[2], [3, 4]], None, CPU)
     with pytest.raises(UserError, match="do not match 2 prompts"):
         beam_search(language_model(), prompt, [3], END)
-    with pytest.raises(UserError, match="add up to 33 tokens, over the context of 32"):
+    with pytest.raises(UserError, match="add up to 33 tokens, but the context is 32"):
         beam_search(language_model(), prompt, [3, 31], END)
 
 

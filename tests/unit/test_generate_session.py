@@ -183,9 +183,9 @@ def test_bad_input_is_refused_before_work() -> None:
         session.stream([2] * 9)
     with pytest.raises(UserError, match="prompt of 8 tokens fills the context of 8"):
         session.events([[2], [2] * 8])
-    with pytest.raises(UserError, match="prompt of 0 tokens"):
+    with pytest.raises(UserError, match="cannot continue an empty prompt"):
         session.generate([[]])
-    with pytest.raises(UserError, match="prompt contains the id 23; this model has ids 0 to 22"):
+    with pytest.raises(UserError, match="prompt contains id 23, but this model has ids 0 to 22"):
         session.generate([[2], [3, 23]])
     with pytest.raises(UserError, match="takes no sources"):
         session.generate([[2]], sources=[[3]])

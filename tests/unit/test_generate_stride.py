@@ -67,12 +67,12 @@ def test_the_model_is_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("ids", "settings", "message"),
     [
-        ([5], {}, "a sequence of 1 tokens cannot be scored"),
-        ([5, 99], {}, "sequence contains the id 99"),
-        ([5, 6], {"stride": 32}, "stride 32 is outside 1 to 31"),
-        ([5, 6], {"stride": 0}, "stride 0 is outside 1 to 31"),
-        ([5, 6], {"context": 33}, "a context of 33 is outside 2 to the model's 32"),
-        ([5, 6], {"context": 1}, "a context of 1 is outside 2"),
+        ([5], {}, "cannot score a sequence of 1 tokens"),
+        ([5, 99], {}, "sequence contains id 99"),
+        ([5, 6], {"stride": 32}, "stride is 32; use 1 to 31"),
+        ([5, 6], {"stride": 0}, "stride is 0; use 1 to 31"),
+        ([5, 6], {"context": 33}, "context is 33; use at least 2 and at most the model's 32"),
+        ([5, 6], {"context": 1}, "context is 1; use at least 2"),
     ],
 )
 def test_bad_input_is_refused(ids: list[int], settings: dict, message: str) -> None:

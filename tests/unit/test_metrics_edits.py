@@ -73,7 +73,7 @@ def test_pronunciations() -> None:
 @pytest.mark.parametrize(
     ("hypotheses", "references", "message"),
     [
-        (["a"], [], "1 hypotheses for 0 references"),
+        (["a"], [], "1 hypotheses do not match 0 references"),
         ([], [], "0 samples"),
         (["a"], ["a b"], "references are single strings"),
         (["a"], [[]], "has no reference"),

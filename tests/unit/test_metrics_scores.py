@@ -77,7 +77,7 @@ def test_sacrebleu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("guesses", "references", "message"),
-    [(["a"], [], "1 translations for 0"), ([], [], "0 translations"), (["a"], [[]], "translation 0 has no")],
+    [(["a"], [], "1 translations do not match 0"), ([], [], "0 translations"), (["a"], [[]], "translation 0 has no")],
 )
 def test_what_cannot_be_scored(guesses, references, message) -> None:
     with pytest.raises(UserError, match=message):

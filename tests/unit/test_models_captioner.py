@@ -147,7 +147,7 @@ def test_a_session_writes_of_images() -> None:
         session.generate(prompts)
     with pytest.raises(UserError, match=r"a source is token ids, but this model reads images; pass Float\[3, height"):
         session.generate([[1]], sources=[[1, 2]])
-    with pytest.raises(UserError, match="images have several sizes"):
+    with pytest.raises(UserError, match="images have different sizes"):
         session.generate([[1], [1]], sources=[seen[0], images(1, 12)[0]])
 
 

@@ -211,7 +211,7 @@ SAME = [{"output": "a b", "reference": reference} for reference in ("c", "d", "e
     [
         ({"bleu": 30.0, "accuracy": 0.5, "wer": 0.4}, [], None),
         ({"accuracy": 0.3}, SAME[:2], None),
-        ({"accuracy": 0.3}, SAME, "All 3 samples have the same (“a b”) output: the model does not distinguish"),
+        ({"accuracy": 0.3}, SAME, "All 3 samples have the same (“a b”) output: the model cannot tell its inputs apart"),
         ({"loss": 1.0}, [{**sample, "output": ""} for sample in SAME], "All 3 samples have an empty output"),
         ({"bleu": 0.0}, [], "BLEU is 0: no translation shares a word with its reference"),
         ({"wer": 4.2}, [], "An error rate is above 100 % because the outputs are too long"),

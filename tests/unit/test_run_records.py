@@ -97,7 +97,7 @@ def test_a_wrong_value_in_run_json_is_one_line(
 
 PROGRESS = [
     ("step", None, "step is None; use an integer"),
-    ("step", 2, "is of step 2, but its folder is step-00000003"),
+    ("step", 2, "is from step 2, but its folder is step-00000003"),
     ("tokens", ..., "has no 'tokens'"),
     ("seconds", float("inf"), "seconds is inf; use a finite number"),
     ("seconds", "3", "seconds is '3'; use a number"),
@@ -169,7 +169,7 @@ def test_weights_of_another_model_than_the_recipe_are_refused(
     copies: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(copies[0] / "recipe.json", "model.context", 8)
-    message = f"the weights in {copies[0]} do not belong to its recipe.json (model.context is null, not 8)"
+    message = f"the weights in {copies[0]} do not match its recipe.json (model.context is null, not 8)"
     for use in (lambda: hw.load(copies[0]), lambda: open_run(copies[0])):
         with pytest.raises(UserError) as caught:
             use()

@@ -87,9 +87,9 @@ def test_what_the_user_sets_is_not_chosen() -> None:
 
 
 def test_too_little_time_says_how_much_would_do() -> None:
-    with pytest.raises(UserError, match=r"the smallest model makes only \d+ steps; increase --minutes by "):
+    with pytest.raises(UserError, match=r"the smallest model can take only \d+ steps; increase --minutes by "):
         chosen(0.001, 1e6)
-    with pytest.raises(UserError, match=r"-?\d+ s are left for training, in which a model of this size"):
+    with pytest.raises(UserError, match=r"only \d+ s are left for training, and a model of this size"):
         choose_size(
             named("text"),
             TEXT,  # type: ignore[arg-type]

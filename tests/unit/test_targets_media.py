@@ -71,7 +71,7 @@ def test_folders_are_classes_even_with_numbers_as_names(tmp_path: Path) -> None:
     recipe = tiny()
     task = recipe.task.open(recipe, [place], tmp_path)
     assert task.chosen_settings["target"] == "class"
-    assert task.reasons[0].startswith("predicts one of 3 classes for each image, as the folders are named")
+    assert task.reasons[0].startswith("predicts one of 3 classes for each image, because the folders are named")
     taught = tiny(**{"task.target": "number", "task.teacher": "x"})
     with pytest.raises(UserError, match=r"task\.teacher"):
         taught.task.open(taught, [place], tmp_path)

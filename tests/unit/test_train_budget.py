@@ -49,7 +49,7 @@ def test_slow_evaluations_become_fewer() -> None:
 
 
 def test_too_little_time_says_what_is_needed() -> None:
-    with pytest.raises(UserError, match=r"5 s are left for training, but a step takes 7 s, .* use more --minutes"):
+    with pytest.raises(UserError, match=r"5 s are left for training, but a step takes 7 s, .* increase --minutes"):
         plan_steps(TrainConfig(), Speed(7.0, 0.1), 5.0)
 
 
@@ -164,7 +164,7 @@ def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.Monke
         plan = None if steps == run.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)
         loop._revise_plan(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
         assert bool(said) == (steps in (445, 900, 890, 880, 885))
-    assert said == ["at the speed so far, 445 steps fit in the time instead of 1,000"]
+    assert said == ["at the current speed, the run takes 445 steps instead of the planned 1,000"]
     assert lines == [700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885]
 
 

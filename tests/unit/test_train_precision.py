@@ -57,9 +57,9 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest
     ("processor", "width", "name", "reason"),
     [
         (UNIT, 128, "bf16", "matrix unit"),
-        (UNIT, 32, "fp32", "matrices of 32 rows"),
+        (UNIT, 32, "fp32", "matrices with only 32 rows"),
         (ZEN4, 128, "bf16", "AVX512_BF16 is twice as fast as fp32"),
-        (ZEN4, 32, "fp32", "matrices of 32 rows"),
+        (ZEN4, 32, "fp32", "matrices with only 32 rows"),
         (COOPER_LAKE, 128, "fp32", "not faster than fp32"),
         (ZEN3, 128, "fp32", "no bf16 instructions"),
         (ZEN3, 32, "fp32", "no bf16 instructions"),

@@ -256,7 +256,7 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     status = json.loads((tmp_path / "run.json").read_text())
     durable.write_json(tmp_path / "run.json", {**status, "format": 99})
     with pytest.raises(
-        UserError, match="a run of format 99, but this version of headway reads 1; use the version that wrote it"
+        UserError, match="a run in format 99, but this version of headway reads 1; use the version that wrote it"
     ):
         train(tmp_path, counting_recipe(), resume=True)
     (tmp_path / "run.json").write_text("{")
@@ -352,7 +352,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path: Path) -> No
 def test_a_fresh_run_takes_nothing_up(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
     (tmp_path / "run.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoints of a run whose run.json is missing; restore that file, or"):
+    with pytest.raises(UserError, match=r"checkpoints from a run whose run.json is missing; restore that file, or"):
         train(tmp_path, counting_recipe())
 
 
@@ -536,7 +536,7 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         train(tmp_path / "a", counting_recipe())
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("HEADWAY_LOG", "wandb")
-    with pytest.raises(UserError, match=r"names wandb, which is not installed; pip install 'headway\[logging\]'"):
+    with pytest.raises(UserError, match=r"names wandb, which is not installed; run pip install 'headway\[logging\]'"):
         train(tmp_path / "b", replace(counting_recipe(), name="b"))
 
 
@@ -551,7 +551,7 @@ def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) 
         journal.flush()
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert told == [
-        "warning: training diverges: the loss is 40 at step 50, was 2 at first, and has been far above that since step "
+        "warning: training diverges: the loss is 40 at step 50, started at 2, and has been far above that since step "
         "31; lower optim.lr, lengthen schedule.warmup, or set train.clip"
     ]
 

@@ -114,9 +114,9 @@ def test_more_layers_are_drawn_afresh(first: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model.width": 64}, r"model.width 64 does not fit the weights of .*published, which have 32; remove it"),
-        ({"model.context": 128}, r"model.context 128 does not fit the weights of .*published, which have 64"),
-        ({"model.heads": 4}, r"heads 4 does not fit .*published, which has 2; remove this setting"),
+        ({"model.width": 64}, r"model.width=64 does not fit the weights of .*published, which have 32; remove it"),
+        ({"model.context": 128}, r"model.context=128 does not fit the weights of .*published, which have 64"),
+        ({"model.heads": 4}, r"heads=4 does not fit .*published, which has 2; remove this setting"),
         ({"model.mixer": {"kind": "attention", "head_size": 8}}, r"mixer.qkv.weight has shape \(48, 32\), but that of"),
     ],
 )
@@ -131,12 +131,12 @@ def test_settings_that_the_weights_do_not_fit_are_errors(
 def test_starts_that_cannot_be_are_errors(first: Path, published: Path, play: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         train(tmp_path / "run", play, start="nowhere")
-    with pytest.raises(ConfigError, match=r"no weight of start \(TransformerConfig\) matches this model"):
+    with pytest.raises(ConfigError, match=r"no weight in start \(TransformerConfig\) matches this model"):
         match_tensors(outline(find_recipe("translation").model), open_start(str(first)).model, "start")
     (published / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer next to its weights; add its tokenizer.json"):
         train(tmp_path / "run", play, start=published)
     train_codec("bpe", iter([play.read_text()]), 400).save(published)
-    with pytest.raises(UserError, match=r"the tokenizer has 400 tokens but the model's embedding only 264"):
+    with pytest.raises(UserError, match=r"the tokenizer has 400 tokens, but the model's embedding has only 264"):
         train(tmp_path / "run", play, start=published)
     assert not (tmp_path / "run").exists()

@@ -178,7 +178,7 @@ def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, ca
         opened(place, tmp_path)
     for path in (place / "red").glob("*.png"):
         path.write_text("a whole class")
-    with pytest.raises(UserError, match="no image of the class 'red' is readable; add readable images"):
+    with pytest.raises(UserError, match="no image in class 'red' is readable; add readable images"):
         opened(place, tmp_path, **{"task.skip_bad": True})
     for path in place.rglob("*.png"):
         path.write_text("all of them")

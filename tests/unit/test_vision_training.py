@@ -157,7 +157,7 @@ def test_a_vit_is_fine_tuned_at_another_size_and_with_other_classes(folder: Path
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (said["image_size"], said["id2label"]["2"]) == ([24, 16], "red")
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text()) == usage.processor
-    with pytest.raises(ConfigError, match=r"model.width 32 does not fit"):
+    with pytest.raises(ConfigError, match=r"model.width=32 does not fit"):
         hw.train(
             "vision", data=folder, run=tmp_path / "no", start=tmp_path / "vit", set={**SETTINGS, "model.width": 32}
         )

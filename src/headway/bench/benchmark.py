@@ -1,4 +1,4 @@
-"""Run a benchmark: each program in its own process, the programs in turn, and collect the results."""
+"""Run a benchmark: take turns running each program in its own process, and collect the results."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = (
     128,
     128,
     16,
-)  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
+)  # decode: prompt tokens, new tokens, and how many of the new tokens are warm-up
 TIMELINE_STEPS = 8  # decode: extra steps for the timeline
-PREFILL_TOKENS = 512  # prefill: tokens of the longest prompt
+PREFILL_TOKENS = 512  # prefill: tokens in the longest prompt
 MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = (
     15,
     35,
@@ -84,7 +84,7 @@ EOS_ID = 0  # translate: the eos token
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one process. `form` is the number format of the weights; `folder` has the prepared models."""
+    """The work for one process. `form` is the weights' number format; `folder` contains the prepared models."""
 
     kind: Kind
     form: str
@@ -97,11 +97,11 @@ class Job:
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
     cache: CacheDtype | None = None  # None: headway's default for these weights
-    timeline: str | None = None  # output file of headway's timeline of instructions
+    timeline: str | None = None  # output file for headway's instruction timeline
 
     @property
     def model(self) -> Path:
-        """The folder of the random model: in a published format if a peer reads it."""
+        """The folder with the random model, in a published format if a peer reads it."""
         return Path(self.folder) / "model"
 
     def converted_path(self, program: str) -> Path:
@@ -109,7 +109,9 @@ class Job:
         return Path(self.folder) / f"{program}-{self.form}"
 
     def prompts(self) -> list[list[int]]:
-        """Random prompts: of maximum length for one row, otherwise with lengths spread from half of it to all of it."""
+        """Random prompts: one row has the maximum length; several rows have lengths spread between half of it and all
+        of it.
+        """
         max_length = PREFILL_TOKENS if self.kind == "prefill" else PROMPT_TOKENS
         return self._random_rows(max_length // 2 if self.rows > 1 else max_length, max_length, 0, self.symbols)
 
@@ -129,7 +131,7 @@ class Job:
 
 
 def run_job(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
-    """Run the action of this process's command line, `prepare` or `measure` and a job, and print the result."""
+    """Run the action on this process's command line (`prepare` or `measure`, and a job), and print the result."""
     action, job_json = sys.argv[1:]
     job = Job(**json.loads(job_json))
     try:
@@ -144,7 +146,7 @@ def run_job(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job],
 
 
 def peak_bytes() -> int:
-    """The peak memory of this process. On Linux, `ru_maxrss` would include that of the parent."""
+    """This process's peak memory. On Linux, `ru_maxrss` would include the parent's."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -195,12 +197,12 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 
 HEADWAY, HEADWAY_MODULE = "headway", "headway.bench.headway_runner"
 DTYPES = ("fp32", "int8", "int4")
-_FINER_DTYPE = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format for peers without a format
+_FINER_DTYPE = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format, for peers that lack a format
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another program. `module` is the module to import, `package` installs it, `dtypes` maps number formats to the
+    """Another program. `module` is the module to import, `package` what to install, `dtypes` maps number formats to the
     peer's names for them, and `prepares` is whether it converts the published folder first.
     """
 
@@ -233,7 +235,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Contender:
-    """A program with one number format of its weights."""
+    """A program with one number format for its weights."""
 
     name: str
     dtype: str
@@ -244,7 +246,7 @@ class Contender:
 
     @property
     def module(self) -> str:
-        """The module that its process runs."""
+        """The module that the program's process runs."""
         return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else HEADWAY_MODULE
 
     @property
@@ -253,7 +255,7 @@ class Contender:
 
 
 def list_contenders(kind: Kind, dtypes: Sequence[str], against: Sequence[str]) -> list[Contender]:
-    """headway in each of `dtypes`, and each peer in the same formats, or the next finer ones that it supports."""
+    """headway in each of `dtypes`, and each peer in the same formats or the next finer ones that it supports."""
     contenders = [Contender(HEADWAY, dtype) for dtype in dtypes]
     for name in against:
         contenders += [Contender(name, _nearest_dtype(PEERS[name], dtype)) for dtype in dtypes]
@@ -261,7 +263,7 @@ def list_contenders(kind: Kind, dtypes: Sequence[str], against: Sequence[str]) -
 
 
 def comparisons(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """The peers to compare with headway in each format, by headway's title."""
+    """The peers to compare with headway for each format, by headway's title."""
     ours = [program for program in contenders if program.name == HEADWAY]
     peers = [program for program in contenders if program.name != HEADWAY]
     return {entry.title: [p for p in peers if p.dtype == _nearest_dtype(PEERS[p.name], entry.dtype)] for entry in ours}
@@ -284,10 +286,10 @@ def check_peers(kind: Kind, against: Sequence[str]) -> None:
     for name in against:
         if find_spec(PEERS[name].module) is None:
             package = PEERS[name].package
-            raise UserError(f"{name} is not installed; pip install '{package}'")
+            raise UserError(f"{name} is not installed; run pip install '{package}'")
 
 
-_BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # most bytes per weight on disk
+_BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # maximum bytes per weight on disk
 _CONTEXT_NEEDS = {
     "decode": (PROMPT_TOKENS + NEW_TOKENS, "generates up to"),
     "prefill": (PREFILL_TOKENS + 1, "encodes up to"),
@@ -339,13 +341,13 @@ def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[C
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"measuring {name} needs {needed:,} bytes of disk for its files, {folder} has {free:,} free; "
+            f"measuring {name} needs {needed:,} bytes of disk space, but {folder} has {free:,} free; "
             "choose a smaller --shape, or set TMPDIR to a folder with more space"
         )
 
 
 def prepare_models(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[Contender], folder: Path) -> None:
-    """Initialise a random model and write it: in a published format if peers read it, and quantised to 8 and 4 bits.
+    """Initialise a random model and write it, in a published format if peers read it, and quantised to 8 and 4 bits.
 
     Raises UserError for a shape that the published formats cannot represent.
     """
@@ -362,7 +364,7 @@ def prepare_models(kind: Kind, config: ModelConfig, seed: int, programs: Sequenc
         save_published(model, config, path, usage)
     else:
         native.save_model(model, config, path)
-    if kind == "load":  # loading includes quantisation
+    if kind == "load":  # load measures quantisation, too
         return
     for program in programs:
         if program.name == HEADWAY and program.dtype in ("int8", "int4"):
@@ -380,15 +382,15 @@ BATCH_SIZES: dict[Kind, int] = {"decode": 1, "prefill": 1, "translate": 32, "tra
 GOALS: dict[Kind, str] = {"translate": "sentences_per_second", "load": "seconds"}  # otherwise tokens_per_second
 REPEATS = 3
 _PROBE = "headway.bench.probe"
-_BF16_FEATURES = ("avx512_bf16", "amx_bf16")  # CPU features with which training in bf16 is fast
+_BF16_FEATURES = ("avx512_bf16", "amx_bf16")  # CPU features that make training in bf16 fast
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure. `dtypes` are the number formats of headway's weights (empty: all of the benchmark's); `rows` is
-    the batch size (None: the benchmark's default).
+    """What to measure. `dtypes` are the number formats of headway's weights (empty: all that the benchmark has); `rows`
+    is the batch size (None: the benchmark's default).
     """
 
     kind: Kind
@@ -406,9 +408,9 @@ class BenchRequest:
 
 
 def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]:
-    """Measure, and return the settings, machine, bounds and all values by program. `note` receives progress lines.
+    """Measure, and return the settings, machine, bounds, and all values by program. `note` receives progress lines.
 
-    Raises UserError before measuring for invalid requests.
+    Raises UserError for invalid requests before measuring anything.
     """
     kind, shape = request.kind, request.shape or SHAPES[request.kind]
     check_peers(kind, request.against)
@@ -416,7 +418,7 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
     if request.timeline is not None:
         check_timeline(request.timeline, kind, dtypes, request.backend)
     if request.rows is not None and kind == "load":
-        raise UserError(f"bench load has no batch, and --rows is {request.rows}; remove --rows")
+        raise UserError(f"bench load has no batch, but --rows is {request.rows}; remove --rows")
     config: Any = without_dropout(find_model_config(shape))
     check_shape(kind, shape, config)
     contenders = list_contenders(kind, dtypes, request.against)
@@ -439,26 +441,26 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
 
 
 def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str) -> None:
-    """Raise UserError if there would be no timeline, or several."""
+    """Raise UserError if there would be no timeline or more than one."""
     if kind != "decode" or backend == "torch":
         raise UserError(
-            f"--timeline needs bench decode on the engine, not {kind} on backend {backend}; remove --timeline"
+            f"--timeline needs bench decode with the engine, not bench {kind} with backend {backend}; remove --timeline"
         )
     if len(dtypes) > 1:
         raise UserError(
-            f"--timeline needs one number format of weights, not {', '.join(dtypes)}; choose one with --weights"
+            f"--timeline needs one number format for the weights, not {', '.join(dtypes)}; choose one with --weights"
         )
     if not path.parent.is_dir():
-        raise UserError(f"folder {path.parent} of the timeline does not exist; create it first")
+        raise UserError(f"the timeline's folder {path.parent} does not exist; create it first")
 
 
 def _requested_dtypes(request: BenchRequest) -> tuple[str, ...]:
-    """The number formats of headway's weights, or the precisions of training."""
+    """The number formats of headway's weights, or the training precisions."""
     if request.kind != "train":
         return request.dtypes or DTYPES
     unsupported = [dtype for dtype in request.dtypes if dtype != "fp32"]
     if unsupported:
-        raise UserError(f"training needs weights in fp32, not in {unsupported[0]}; remove --weights")
+        raise UserError(f"training needs fp32 weights, not {unsupported[0]}; remove --weights")
     has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
     return request.dtypes or (("fp32", "bf16") if has_bf16 else ("fp32",))
 
@@ -466,7 +468,7 @@ def _requested_dtypes(request: BenchRequest) -> tuple[str, ...]:
 def _measure(
     contenders: Sequence[Contender], job: Job, repeats: int, note: Note
 ) -> tuple[dict[str, list[dict[str, float]]], list[dict[str, float]]]:
-    """Run the probe and each program in turn; return the runs by title, and the probe's."""
+    """Run the probe and each program in turn; return the runs by title, and the probe's runs."""
     runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in contenders}
     probes: list[dict[str, float]] = []
     for repeat in range(repeats):
@@ -480,8 +482,8 @@ def _measure(
     return runs, probes
 
 
-# Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set of HEADWAY_FORM. llama.cpp
-# has none: it uses the instruction set it was compiled for.
+# Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set in HEADWAY_FORM. llama.cpp
+# has no such variable; it uses the instruction set it was compiled for.
 _INSTRUCTION_LIMITS = {
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "CT2_FORCE_CPU_ISA": "AVX512"},
     "avx2": {
@@ -500,7 +502,7 @@ _INSTRUCTION_LIMITS = {
 
 
 def _run_process(module: str, action: str, job: Job) -> dict[str, float]:
-    """Run a module for a job. Raises the UserError that it reports, and RuntimeError if it fails."""
+    """Run a module for a job. Raises UserError if the module reports one, and RuntimeError if it fails."""
     threads = str(job.threads)
     limits = _INSTRUCTION_LIMITS.get(os.environ.get("HEADWAY_FORM", ""), {})
     thread_limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
@@ -512,11 +514,11 @@ def _run_process(module: str, action: str, job: Job) -> dict[str, float]:
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = process.stdout.strip().splitlines()
     if process.returncode == -signal.SIGKILL:
-        raise UserError(f"{module} was killed, probably out of memory; choose a smaller --shape")
+        raise UserError(f"{module} was killed, probably because it ran out of memory; choose a smaller --shape")
     if process.returncode or not lines:
         error_lines = process.stderr.strip().splitlines()
         raise RuntimeError(
-            f"{module} ended with {process.returncode}: {error_lines[-1] if error_lines else 'no error message'}"
+            f"{module} exited with {process.returncode}: {error_lines[-1] if error_lines else 'no error message'}"
         )
     output = json.loads(lines[-1])
     if "error" in output:
@@ -547,7 +549,7 @@ def _build_report(
     settings = {"shape": shape, "parameters": describe(config)["parameters"], "rows": job.rows}
     settings |= {"threads": job.threads, "seed": job.seed, "repeats": request.repeats}
     settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
-    # The share of the machine's limit that each program reaches.
+    # The fraction of the machine's limit that each program reaches.
     if "read_bytes_per_second" in bounds:
         for stats in measured.values():
             if "weight_bytes" in stats:
@@ -557,7 +559,7 @@ def _build_report(
     if "flop_per_second" in bounds and not isinstance(config, EncoderDecoderConfig):
         with torch.device("meta"):
             forward = flop_per_token(config.build(None), None)
-        # Without attention: 2 FLOP per weight, and 4 more in training.
+        # Without attention: 2 FLOP per weight, plus 4 in training.
         flop = 3 * forward if job.kind == "train" else forward
         for stats in measured.values():
             stats["flop_per_second"] = stats["tokens_per_second"]["median"] * flop
@@ -579,6 +581,6 @@ def _build_report(
 
 
 def _speedup(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
-    """The speedup of headway, by medians."""
+    """headway's speedup, by medians."""
     ratio = ours[goal]["median"] / theirs[goal]["median"]
     return 1 / ratio if goal == "seconds" else ratio

@@ -46,11 +46,11 @@ _TOKENS = 1 << 18
 
 
 def training_step(job: Job) -> Callable[[], object]:
-    """A training step on windows of random tokens: a batch, forward, backward, clipping, AdamW."""
+    """A training step on windows of random tokens: batch, forward, backward, clipping, AdamW."""
     context = job.context or 0
     recipe = training_recipe(job.model, job.rows, context)
     config = cast(LanguageConfig, recipe.task)
-    codec = train_codec("char", ["ab"], None)  # any codec: neither batches nor losses need text
+    codec = train_codec("char", ["ab"], None)  # any codec works, because neither batches nor losses need text
     task = Task(Documents(config, _random_corpus(job), codec, context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
@@ -101,7 +101,7 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
 
 
 def prefill(model: Generative, job: Job) -> dict[str, float]:
-    """From the ids of the prompts to the logits after them."""
+    """From the prompt ids to the logits after them."""
     prompts = job.prompts()
     max_length = max(map(len, prompts))
     call_seconds = time_step(lambda: model.start(make_prompt(prompts, None, _CPU), max_length + 1))
@@ -109,7 +109,7 @@ def prefill(model: Generative, job: Job) -> dict[str, float]:
 
 
 def translate(model: Generative, job: Job) -> dict[str, float]:
-    """Beam search over all sentences; eos is suppressed, so that all have the same number of tokens."""
+    """Beam search over all sentences; eos is suppressed so that all have the same number of tokens."""
     start = job.symbols - 1
     config = SearchConfig(BEAM_WIDTH, most_ratio=0, most_extra=TARGET_TOKENS)
 
@@ -125,15 +125,15 @@ def translate(model: Generative, job: Job) -> dict[str, float]:
 
 
 def train(job: Job) -> dict[str, float]:
-    """Steps of the trainer."""
+    """Trainer steps."""
     with retained_heap():
         step = training_step(job)
         return {"tokens_per_second": job.rows * (job.context or 0) / time_step(step)}
 
 
 def load(job: Job) -> dict[str, float]:
-    """The time to load a model and touch every page of its weights, at the second load, when modules are imported and
-    the files are in the page cache.
+    """The time to load a model and touch every page of its weights, measured at the second load, when modules are
+    imported and the files are in the page cache.
     """
 
     def work() -> None:
@@ -147,7 +147,7 @@ def load(job: Job) -> dict[str, float]:
 
 
 def _bytes_per_step(model: Generative) -> int:
-    """Bytes of weights that a step reads: the decoder's, without an embedding that is not also its head."""
+    """Bytes of weights that a step reads: the decoder's, without an embedding unless it is also the head."""
     module = getattr(model, "model", model)
     decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
     table = getattr(decoder.embed, "table", None)

@@ -1,4 +1,4 @@
-"""The limits of this machine: its speed of reading memory and of fp32 matrix products."""
+"""This machine's limits: the speed of reading memory and of fp32 matrix products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPEATS = 8
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Bytes per second of a plain sum for memory-bound work, otherwise FLOP per second of matrix products."""
+    """For memory-bound work, bytes per second in a plain sum; otherwise FLOP per second in matrix products."""
     torch.set_num_threads(job.threads)
     if job.kind == "decode":
         floats = torch.ones(_NUM_FLOATS)

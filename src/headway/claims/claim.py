@@ -26,7 +26,7 @@ class Interval(NamedTuple):
     high: float
 
     def within(self, low: float, high: float) -> Interval:
-        """The interval clipped to the possible values, such as 0 to 1 for a share."""
+        """The interval clipped to the range of possible values, such as 0 to 1 for a share."""
         return Interval(self.value, min(max(self.low, low), high), min(max(self.high, low), high))
 
 
@@ -40,7 +40,7 @@ class Equivalence(NamedTuple):
 
 
 def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's distribution (Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4)."""
+    """P(T <= t) for Student's distribution (Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4)."""
     angle = math.atan(abs(t) / math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2
     term, total = (cosine if odd else 1.0), 0.0
@@ -79,7 +79,7 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The mean of first - second over pairs: the same seed, and so the same data, for both."""
+    """The mean of first - second over pairs with the same seed, and so the same data."""
     return mean([a - b for a, b in zip(first, second, strict=True)])
 
 
@@ -138,7 +138,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Trials:
-    """All trials of a claim. A variant's trials are in the order of the seeds, so variants can be paired."""
+    """All trials for a claim. A variant's trials are in seed order, so variants can be paired."""
 
     all: Sequence[Trial]
 
@@ -147,12 +147,12 @@ class Trials:
         return len({trial.seed for trial in self.all})
 
     def collect(self, variant: str, name: str) -> list[Any]:
-        """One value of a variant, per trial; null is NaN."""
+        """One of a variant's values, per trial; null is NaN."""
         values = [trial.values[name] for trial in self.all if trial.variant == variant]
         return [math.nan if value is None else value for value in values]
 
     def collect_point(self, variant: str, name: str, index: int) -> list[float]:
-        """One point of a series, per trial."""
+        """One point in a series, per trial."""
         return [math.nan if series[index] is None else series[index] for series in self.collect(variant, name)]
 
     def share(self, variant: str, name: str, index: int | None = None) -> Interval:
@@ -173,8 +173,8 @@ class Number:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of the rule. `effect` is whether the numbers show the statement's effect, `control` whether the
-    control failed as it must. The statement holds if both are true: an experiment whose control does not fail shows
+    """The rule's outcome. `effect` is whether the numbers show the effect that the statement claims, `control` whether
+    the control failed as it must. The statement holds if both are true: an experiment whose control does not fail shows
     nothing.
     """
 
@@ -198,13 +198,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the history as an experiment.
+    """A historical claim as an experiment.
 
     `measured`, `rule` and `control` describe what `measure` and `apply_rule` do; `control` also explains why it must
-    fail. `settings` and `full` are frozen dataclasses of the experiment: its sizes by default and with --full.
+    fail. `settings` and `full` are frozen dataclasses with the experiment's sizes, by default and with --full.
     `variants(settings)` lists the variants to compare; `measure(settings, variant, seed)` runs one trial;
     `apply_rule(settings, trials)` applies the rule; `draw(figure, settings, trials)` draws the figure. `minutes` is the
-    time on one core.
+    run time on one core.
     """
 
     number: int

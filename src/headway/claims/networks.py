@@ -49,9 +49,10 @@ from headway.nn.parts.projection import Projection
 
 
 def measure_seconds(work: Callable[[], Any], min_seconds: float = 0.1, min_runs: int = 3) -> float:
-    """The time of `work`: the shortest of at least `min_runs` runs of `min_seconds` in total, after a warm-up run.
+    """The time for `work`: the shortest of at least `min_runs` runs that take `min_seconds` in total, after a warm-up
+    run.
 
-    Other load on the machine can only lengthen a run, so the shortest is nearest to the cost.
+    Other load on the machine can only lengthen a run, so the shortest is nearest to the actual cost.
     """
     work()
     gc.collect()
@@ -64,7 +65,7 @@ def measure_seconds(work: Callable[[], Any], min_seconds: float = 0.1, min_runs:
 
 
 def step_seconds(model: nn.Module, inputs: Tensor, min_seconds: float = 0.1) -> tuple[float, float]:
-    """(forward, backward) times of one step; the backward time is that of both passes minus the forward pass."""
+    """(forward, backward) times for one step; the backward time is the time for both passes minus the forward time."""
 
     def forward() -> Tensor:
         return model(inputs).x.square().mean()
@@ -77,7 +78,7 @@ def step_seconds(model: nn.Module, inputs: Tensor, min_seconds: float = 0.1) -> 
 
 
 def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """The bytes that the forward pass saves for the backward pass, without weights: counted, not measured."""
+    """The bytes that the forward pass saves for the backward pass, without weights; they are counted, not measured."""
     weights = {p.data_ptr() for p in model.parameters()}
     storage_bytes: dict[int, int] = {}
 
@@ -95,7 +96,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run torch on one thread, so that processor time is that of one core."""
+    """Run torch on one thread, so that processor time is the time on one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -107,7 +108,7 @@ def single_thread() -> Iterator[None]:
 class ExampleBatch(NamedTuple):
     """Inputs with their layout, and targets: classes (integers) or numbers.
 
-    A head with several answers outputs the scores of one after those of the other.
+    A head with several answers outputs their scores one answer after another.
     """
 
     inputs: Any
@@ -120,7 +121,7 @@ SampleBatch = Callable[[Generator], ExampleBatch]
 
 @dataclass(frozen=True)
 class Training:
-    """The training settings, the same for all variants of an experiment."""
+    """The training settings, which are the same for all variants in an experiment."""
 
     steps: int = 400
     lr: float = 4e-3
@@ -137,13 +138,15 @@ def generator(*parts: int) -> Generator:
 
 
 def train(model: Transformer, sample_batch: SampleBatch, training: Training, seed: int) -> list[float]:
-    """Train in place on `draw`'s examples, the same for all variants of a seed; return the loss of each step."""
+    """Train in place on `draw`'s examples, which are the same for all variants with one seed; return the loss at each
+    step.
+    """
     source = generator(seed, 1)
     return list(descend(model, lambda: compute_loss(model, sample_batch(source)), training))
 
 
 def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) -> Iterator[float]:
-    """Train in place, one step per iteration; `loss` returns the loss of a batch."""
+    """Train in place, one step per iteration; `loss` returns a batch's loss."""
     optimizer = Optimizer(AdamWConfig(training.lr, betas=(0.9, 0.99), weight_decay=0.0), model)
     for step in range(training.steps):
         optimizer.flat.zero_grads()
@@ -185,7 +188,7 @@ def error(model: Transformer, sample_batch: SampleBatch, seed: int, batches: int
     return sum(float(compute_loss(model, sample_batch(source))) for _ in range(batches)) / batches
 
 
-# With matrices of variance 1 / fan_in, gradients of Elman networks initially keep their size: their best start.
+# With a variance of 1 / fan_in, gradients in Elman networks initially keep their size, which is their best start.
 START = InitConfig(matrices="fan_in", residual="same", embedding=1.0)
 # Units that remember from the start (Jozefowicz et al. 2015 use 1, and more for longer dependencies).
 FORGET_BIAS = 3.0
@@ -259,7 +262,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def with_matching_width(config: TransformerConfig, parameters: int) -> TransformerConfig:
-    """The config at the multiple of 4 as width whose number of parameters is nearest to `parameters`."""
+    """The config whose number of parameters is nearest to `parameters`, among widths that are multiples of 4."""
 
     def with_width(width: int) -> TransformerConfig:
         return replace(config, width=width)

@@ -1,4 +1,4 @@
-"""The page of all claims: one self-contained HTML file with a figure per claim."""
+"""A page with all claims: one self-contained HTML file with a figure per claim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headway.claims.claim import Evidence
 
 
-INSTALL_HINT = "figures need matplotlib; pip install 'headway[report]' and try again"
+INSTALL_HINT = "figures need matplotlib; run pip install 'headway[report]' and try again"
 _SIZE = (8.6, 3.3)  # inches
 _STYLE = {
     "font.family": "sans-serif",
@@ -45,7 +45,7 @@ _STYLE = {
     "lines.linewidth": 1.7,
     "lines.markersize": 4,
 }
-# One colour per family of mixers in all figures.
+# One colour per mixer family in all figures.
 _COLOURS = {
     "elman": "#8a94a0",
     "lstm": "#d9660a",
@@ -60,7 +60,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def render_svg(evidence: Evidence) -> str:
-    """The figure of a claim as SVG. Raises UserError without matplotlib."""
+    """A claim's figure as SVG. Raises UserError without matplotlib."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -77,13 +77,14 @@ def render_svg(evidence: Evidence) -> str:
 
 
 def colour(name: str, index: int = 0) -> str:
-    """The colour of a variant: that of the mixer at the start of its name, otherwise another one."""
+    """A variant's colour: that of the mixer at the start of its name, or another one if there is none."""
     known = [value for family, value in _COLOURS.items() if name.startswith(family)]
     return known[0] if known else _OTHER_COLOURS[index % len(_OTHER_COLOURS)]
 
 
 def plot_lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequence[float]]], **labels: Any) -> None:
-    """Draw a curve of means per name with its interval as a band; `series` has a list of values per seed for each name.
+    """Draw a curve of means for each name, with its interval as a band; `series` has a list of values per seed for each
+    name.
 
     `labels`: title, x, y; `log` names the logarithmic axes, such as "xy"; `chance` draws a dotted line.
     """
@@ -105,7 +106,7 @@ def plot_lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Se
 
 
 def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
-    """Draw a horizontal bar per name with its interval as a whisker, the first on top."""
+    """Draw a horizontal bar for each name, with its interval as a whisker; the first is at the top."""
     names = list(values)
     middle = [interval.value for interval in values.values()]
     error_bars = [
@@ -129,7 +130,8 @@ def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None
 def plot_intervals(
     axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any
 ) -> None:
-    """Draw the mean of each name's values, one per seed, with its interval, and each value as a tick; the first on top.
+    """Draw the mean of each name's values (one per seed) with its interval, and each value as a tick; the first is at
+    the top.
 
     Values within +-`margin`, the grey area, count as zero.
     """
@@ -159,7 +161,7 @@ def style_axes(
     ticks: Sequence[float] | None = None,
     legend: bool = True,
 ) -> None:
-    """Set the labels, scales and legend of axes; `ticks` are those of the x axis."""
+    """Set the labels, scales and legend for axes; `ticks` are on the x axis."""
     if "x" in log:
         axes.set_xscale("log", base=2)
     if "y" in log:
@@ -179,12 +181,12 @@ def style_axes(
 
 
 def mean_series(runs: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over seeds of each point of a series."""
+    """The mean over seeds at each point in a series."""
     return [fmean(column) for column in zip(*runs)]
 
 
 def write_page(directory: Path, all_evidence: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:
-    """Write `claims.html` with all evidence and its figures. Raises UserError without the extra `report`."""
+    """Write `claims.html` with all evidence and figures. Raises UserError without the extra `report`."""
     path = directory / "claims.html"
     template = template_environment(Path(__file__).parent).get_template("claims.html")
     headline = {

@@ -71,7 +71,7 @@ def recall(rows: int, n_symbols: int, noise: int, distance: int) -> SampleBatch:
 
 
 def recall_marked(rows: int, n_symbols: int, length: int) -> SampleBatch:
-    """Recall the last marked symbol: a memory must be overwritten by marked symbols, and not by others.
+    """Recall the last marked symbol. Marked symbols must overwrite the memory, and other symbols must not.
 
     Symbol s is s, or `n_symbols` + s if it is marked; one in five is. The last token is a cue.
     """
@@ -90,7 +90,7 @@ def recall_marked(rows: int, n_symbols: int, length: int) -> SampleBatch:
 
 
 class KeyValuePairs(NamedTuple):
-    """Pairs of keys and values, one per position, and a last position that queries `queries` of the keys at once.
+    """Pairs of keys and values, one per position, then a last position that queries `queries` of the keys at once.
 
     Each of `keys` different keys is written `times` times with new values; the last value counts.
     """
@@ -135,7 +135,9 @@ def recall_pairs(problem: KeyValuePairs, rows: int) -> SampleBatch:
 
 
 def sum_all(rows: int, length: int) -> SampleBatch:
-    """The sum of all numbers, scaled to the variance of one of them: a constant answer has an error of 1 / 12."""
+    """The sum of all numbers, scaled to the variance of a single number, so that a constant answer has an error of 1 /
+    12.
+    """
     layout = Layout.full(rows, length)
 
     def sample_batch(source: torch.Generator) -> ExampleBatch:

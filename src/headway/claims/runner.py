@@ -1,5 +1,5 @@
-"""Run claims, saving each trial so that interrupted runs continue; and present the results in a folder as figures, a
-page and lists.
+"""Run claims, saving each trial so that interrupted runs can continue, and present the results in a folder as figures,
+a page and lists.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def record(evidence: Evidence) -> dict[str, Any]:
 
 
 def load_evidence(claim: Claim, directory: Path) -> Evidence | None:
-    """The evidence in `directory` by the current rule; None if there is none with the current settings."""
+    """The evidence in `directory`, evaluated by the current rule; None if there is no evidence with the current
+    settings.
+    """
     path = directory / f"{claim.name}.json"
     if not path.exists():
         return None
@@ -118,7 +120,9 @@ def load_evidence(claim: Claim, directory: Path) -> Evidence | None:
 
 
 def present_results(directory: Path, note: Note) -> Path | None:
-    """Draw the figures and write the page of all evidence in `directory`; None, with a note, without the extra."""
+    """Draw the figures and write a page with all evidence in `directory`. Without the extra, return None and print a
+    note.
+    """
     collected = [evidence for claim in claims().values() if (evidence := load_evidence(claim, directory)) is not None]
     try:
         pictures = {evidence.claim.name: render_svg(evidence) for evidence in collected}
@@ -210,7 +214,7 @@ def _json_round_trip(value: Any) -> Any:
 
 
 def _file_name(name: str) -> str:
-    """A variant as a file name."""
+    """A variant's file name."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 

@@ -31,9 +31,9 @@ WITHOUT_ORDER = "attention, without positions"
 
 @dataclass(frozen=True)
 class Budget:
-    """The steps of a run, and of the short trial runs that choose among the learning `rates`.
+    """The number of steps in a run, and in the short trial runs that choose among the learning `rates`.
 
-    `judged` is the number of validation sources that an evaluation decodes greedily.
+    `judged` is the number of validation sources that each evaluation decodes greedily.
     """
 
     steps: int = 2000
@@ -46,7 +46,9 @@ class Budget:
 
 
 class TrainingCurve(NamedTuple):
-    """A training run, by evaluation: steps, seconds of training on one core, and validation scores; and its model."""
+    """A training run and its model, with the steps, seconds of training on one core, and validation scores at each
+    evaluation.
+    """
 
     steps: list[int]
     seconds: list[float]
@@ -76,7 +78,7 @@ def open_recipe_task(
 
 
 def small_model(task: Task, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
-    """The recipe's model in a smaller size, or of equal size with another mixer in its (bidirectional) encoder and
+    """The recipe's model in a smaller size, or with equal size and another mixer in its (bidirectional) encoder and
     decoder.
 
     Without dropout: such short runs do not overfit, and the same seed gives the same numbers.
@@ -98,8 +100,8 @@ def target_vocab_size(task: Task) -> int:
 def with_scaled_init(model: EncoderDecoderConfig) -> EncoderDecoderConfig:
     """The model with initial weights scaled to its width.
 
-    The models of 2014 used one small range, made for 1,000 units. With few units signals vanish, and training stalls
-    for long.
+    The models from 2014 used one small range, chosen for 1,000 units. With few units, signals vanish and training
+    stalls for a long time.
     """
     return replace(model, init=START)
 
@@ -110,7 +112,7 @@ def num_parameters(model: ModelConfig) -> int:
 
 
 def config_of_size(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
-    """The config that `make` returns at the even width with the nearest number of parameters."""
+    """The config that `make` returns for the even width with the nearest number of parameters."""
     return make(nearest_width(lambda width: num_parameters(make(width)), parameters, step=2))
 
 
@@ -182,8 +184,8 @@ def write_backwards(directory: Path) -> list[Path]:
 def write_lists(
     directory: Path, max_words: int, training_lists: int, validation_lists: int, last_only: bool
 ) -> list[Path]:
-    """Write lists of 1 to `max_words` words with the pronunciation of all words or of only the last: per length
-    `training_lists` for training and `validation_lists` for validation.
+    """Write lists of 1 to `max_words` words with the pronunciation of all words or only the last one. For each length,
+    there are `training_lists` lists for training and `validation_lists` for validation.
 
     The lists are the same each time. Validation words are not in training lists.
     """

@@ -1,4 +1,4 @@
-"""Added tokens: tokens in addition to the model's vocabulary, at their published ids."""
+"""Added tokens: tokens beyond the model's vocabulary, at their published ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headway.codecs.tokenizer_files import object_or_empty
 from headway.errors import UserError
 
 FILE = "added_tokens.json"
-_MAX_GAP = 1 << 17  # ids further beyond the vocabulary are rejected
+_MAX_GAP = 1 << 17  # ids further than this beyond the vocabulary are rejected
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 Added = Mapping[int, AddedToken]
 
@@ -48,14 +48,14 @@ def _parse_id(token_id: Any, source: str) -> int:
 
 
 def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
-    """Add tokens at their ids, with unused tokens in the gaps. UserError for an id that is taken."""
+    """Add tokens at their ids, and fill gaps with unused tokens. Raises UserError for an id that is taken."""
     missing = _missing_ids(tokenizer, added)
     size = _next_id(tokenizer)
     if missing and missing[-1] > size + _MAX_GAP:
         last_id = missing[-1]
         raise UserError(
-            f"{source} adds {added[last_id].content!r} as {last_id}, far beyond its {size} tokens; download the files "
-            "again"
+            f"{source} adds {added[last_id].content!r} with id {last_id}, far beyond its {size} tokens; download the "
+            "files again"
         )
     tokens = {i: AddedToken(f"<|unused_{i}|>", special=True, normalized=False) for i in _gap_ids(size, missing)}
     tokens.update(added)
@@ -65,7 +65,7 @@ def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
         existing_id = tokenizer.token_to_id(token.content)
         if existing_id != token_id:
             raise UserError(
-                f"{source} adds {token.content!r} as {token_id}, but its id is {existing_id}; download the files again"
+                f"{source} adds {token.content!r} with id {token_id}, but its id is {existing_id}; download it again"
             )
 
 
@@ -74,7 +74,7 @@ def _missing_ids(tokenizer: Tokenizer, added: Added) -> list[int]:
 
 
 def _gap_ids(size: int, ids: list[int]) -> Iterator[int]:
-    """The ids from `size` up to the last of `ids` that are not in `ids`."""
+    """The ids from `size` up to the highest in `ids` that are missing from `ids`."""
     used = set(ids)
     return (i for i in range(size, ids[-1] if ids else size) if i not in used)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from tokenizers import Tokenizer
 
-Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # of trainable tokenizers
+Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # kinds of trainable tokenizers
 
 
 class StreamDecoder(Protocol):
@@ -22,7 +22,7 @@ class StreamDecoder(Protocol):
         ...
 
     def flush(self) -> str:
-        """The remaining text, an incomplete character as U+FFFD; resets the decoder."""
+        """The remaining text, with an incomplete character as U+FFFD; resets the decoder."""
         ...
 
 
@@ -32,10 +32,10 @@ class Codec(Protocol):
     vocab_size: int  # all ids are smaller
     bos_id: int | None  # added before a text
     eos_id: int | None  # added after a text
-    unk_id: int | None  # for text without a token; None if there is no such text
+    unk_id: int | None  # for text without a token; None if every text has tokens
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without begin and end tokens. Text that spells a special token stays text."""
+        """The ids for `text`, without begin and end tokens. Text that looks like a special token stays text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -43,11 +43,11 @@ class Codec(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Detokenised text. Special tokens are skipped; the unknown token stays visible."""
+        """The detokenised text. Special tokens are skipped; the unknown token stays visible."""
         ...
 
     def sections(self, text: str) -> Iterator[str]:
-        """A long text in sections whose concatenated ids are the ids of the whole text."""
+        """Split a long text into sections whose concatenated ids equal the ids for the whole text."""
         ...
 
     def stream(self) -> StreamDecoder:
@@ -57,12 +57,12 @@ class Codec(Protocol):
     def save(self, path: Path) -> None:
         """Write tokenizer.json in the folder `path`, or `path` itself if it ends in .json.
 
-        The file is written under a temporary name and renamed, so that it is never incomplete.
+        The file is written under a temporary name and then renamed, so it is never incomplete.
         """
         ...
 
     def fingerprint(self) -> str:
-        """A hash of everything that decides the ids, for cache keys."""
+        """A hash of everything that the ids depend on, for cache keys."""
         ...
 
 
@@ -70,7 +70,9 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _byte_table() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level tokenizers: visible Latin-1 as is, others from U+0100."""
+    """The characters that represent bytes in byte-level tokenizers: visible Latin-1 characters as they are, the others
+    from U+0100.
+    """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {**{chr(b): b for b in visible}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
@@ -93,7 +95,7 @@ def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 class ByteStream:
-    """For byte-level tokenizers: an incremental UTF-8 decoder, which is exact for invalid bytes, too.
+    """For byte-level tokenizers: an incremental UTF-8 decoder that is also exact for invalid bytes.
 
     With `line_space`, the tokenizer adds one space at the start of each line, which is dropped.
     """
@@ -132,7 +134,7 @@ class ByteStream:
 class WindowStream:
     """For all other tokenizers: a token's text may depend on adjacent tokens, so a short window is decoded.
 
-    The window contains the tokens printed last and those received since.
+    The window contains the last tokens that were printed and those received since.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -162,10 +164,10 @@ class WindowStream:
 
 
 class FallbackStream:
-    """For tokenizers whose tokens <0x00> to <0xFF> spell characters without a token.
+    """For tokenizers whose tokens <0x00> to <0xFF> encode characters that have no token.
 
-    If a run of bytes contains an invalid one, `decode` replaces the whole run; a stream cannot look ahead and replaces
-    only the invalid bytes.
+    If a run of bytes contains an invalid one, `decode` replaces the whole run. A stream cannot look ahead, so it
+    replaces only the invalid bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

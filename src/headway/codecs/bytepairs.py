@@ -37,10 +37,10 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     by_id: dict[int, str] = {}
     for token, token_id in vocabulary.items():
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_ID:
-            raise UserError(f"{path} has {token!r} with the invalid id {token_id!r:.40}; download it again")
+            raise UserError(f"{path} contains {token!r} with invalid id {token_id!r:.40}; download it again")
         if token_id in by_id:
             raise UserError(
-                f"{path} has {by_id[token_id]!r} and {token!r} with the same id {token_id}; download it again"
+                f"{path} contains {by_id[token_id]!r} and {token!r} with the same id {token_id}; download it again"
             )
         by_id[token_id] = token
     if not vocabulary:
@@ -49,7 +49,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
-    """Merges in order of priority. UserError for a merge whose parts or result are not in the vocabulary."""
+    """Merges in order of priority. Raises UserError for a merge whose parts or result are not in the vocabulary."""
     merges = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.rstrip("\r")
@@ -68,7 +68,7 @@ def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
 
 
 def read_byte_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a vocab.json and the merges.txt next to it, built like `style`, a tokenizer class."""
+    """The tokenizer in a vocab.json and the merges.txt next to it, built like the tokenizer class `style`."""
     vocabulary = read_vocabulary(path)
     merges = read_merges(path.with_name(MERGES), vocabulary)
     with library_errors(path):
@@ -87,7 +87,7 @@ def byte_pairs(
     compose: bool = False,
     whole_words: bool = False,
 ) -> Tokenizer:
-    """BPE on the bytes of words that `pattern` matches.
+    """BPE on the bytes of the words that `pattern` matches.
 
     `prefix_space` adds a space before a text without one, `compose` normalises to NFC, and `whole_words` keeps words
     that are in the vocabulary regardless of the merges.
@@ -95,7 +95,7 @@ def byte_pairs(
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     if compose:
         tokenizer.normalizer = normalizers.NFC()
-    if pattern == GPT2:  # built into the library, and faster there
+    if pattern == GPT2:  # built into the library, which is faster
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     else:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -106,7 +106,7 @@ def byte_pairs(
 
 
 def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
-    """Lower-cased words of bytes; spaces are not stored, but follow from end-of-word suffixes."""
+    """Lower-cased words as bytes. Spaces are not stored; they follow from end-of-word suffixes."""
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
@@ -122,7 +122,7 @@ _SPACE = next(letter for letter, byte in BYTES.items() if byte == ord(" "))
 
 
 def _gpt1(vocabulary: dict[str, int], merges: Merges, unknown: Any) -> Tokenizer:
-    """Words and punctuation split as in BERT, lower-cased."""
+    """Words and punctuation, split as in BERT and lower-cased."""
     name = unknown if isinstance(unknown, str) and unknown in vocabulary else "<unk>"
     unk_token = name if name in vocabulary else None
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unk_token, end_of_word_suffix=END_OF_WORD))

@@ -19,13 +19,13 @@ _PLACEHOLDER = "\ufdd5"  # a noncharacter as a placeholder for the content
 
 
 class TemplateBudgetError(UserError):
-    """A template exceeded its time or memory; running it again would take as long."""
+    """A template exceeded its time or memory limit; running it again would take just as long."""
 
 
 def block_spans(text: str, special_tokens: Spellings) -> tuple[str, list[Span]]:
-    """A text without the borders of its {% generation %} blocks, and the spans of these blocks.
+    """A text without the markers around its {% generation %} blocks, and the spans of these blocks.
 
-    A block that ends right before the turn's end token is extended to include it.
+    A block that ends directly before the turn's end token is extended to include it.
     """
     parts, borders, done = [], [], 0
     for part in _BORDERS.split(text):
@@ -44,12 +44,12 @@ def block_spans(text: str, special_tokens: Spellings) -> tuple[str, list[Span]]:
 def assistant_spans(
     render: Render, messages: Sequence[Message], full_text: str, special_tokens: Spellings
 ) -> list[Span]:
-    """Start and stop, in characters of `full_text`, of each message of the assistant.
+    """The start and stop of each assistant message, in characters of `full_text`.
 
-    `render(messages, prompt)` renders a conversation, with the start of an answer if `prompt`; `full_text` is the whole
-    conversation, and `special_tokens` finds special tokens. A message starts after the start of an answer and includes
-    the turn's end token. Raises UserError if the template writes earlier turns differently when others follow, so that
-    messages cannot be located.
+    `render(messages, prompt)` renders a conversation, followed by the start of an answer if `prompt` is set.
+    `full_text` is the whole conversation, and `special_tokens` finds special tokens. A message starts after the text
+    that starts an answer, and includes the turn's end token. Raises UserError if messages cannot be located because the
+    template writes a turn differently when others follow.
     """
     spans = []
     for i, message in enumerate(messages):
@@ -66,7 +66,7 @@ def assistant_spans(
 
 
 def text_up_to_content_end(render: Render, messages: Sequence[Message], full_text: str) -> str:
-    """The text of a conversation up to the end of its last message, which is the assistant's.
+    """The text of a conversation up to the end of its last message, which must be the assistant's.
 
     `render` and `full_text` are as in `assistant_spans`. Raises UserError if the last message is not the assistant's,
     is empty, calls tools, or is not contained unchanged in `full_text`.
@@ -76,22 +76,22 @@ def text_up_to_content_end(render: Render, messages: Sequence[Message], full_tex
     if last.get("role") != ASSISTANT:
         problem = f"the last message has the role {last.get('role')!r:.40}" if messages else "there is no message"
         raise UserError(
-            f"{problem}, but only an assistant's message can be continued; end with one, or request a new answer"
+            f"{problem}, but only an assistant message can be continued; end with one, or request a new answer"
         )
     if not isinstance(content, str) or not content or last.get("tool_calls"):
         problem_part = "calls tools" if last.get("tool_calls") else "is empty"
-        raise UserError(f"the last message {problem_part}, so it cannot be continued; use one with text only")
+        raise UserError(f"cannot continue the last message because it {problem_part}; pass one that contains only text")
     split = _MessageLocator(render, messages, len(messages) - 1, full_text).split()
     if split is None or full_text != f"{split[0]}{content}{split[1]}":
         raise UserError(
-            "this chat template changes the last message, so the position to continue from cannot be located; remove "
-            "surrounding white space and reasoning from the message, or request a new answer"
+            "cannot continue the last message because this chat template changes it; remove "
+            "surrounding white space and reasoning from it, or request a new answer"
         )
     return f"{split[0]}{content}"
 
 
 class _MessageLocator:
-    """The output of a template before and after one message."""
+    """The template's output before and after one message."""
 
     def __init__(self, render: Render, messages: Sequence[Message], index: int, full_text: str) -> None:
         self._render = render
@@ -119,7 +119,7 @@ class _MessageLocator:
         return special_tokens.end_of_name(self._full_text, stop) or stop
 
     def split(self) -> tuple[str, str] | None:
-        """The texts before and after the message's content, if the full text contains them, too."""
+        """The texts before and after the message's content, if the full text also contains them."""
         message = {**self._messages[self._index], "content": _PLACEHOLDER}
         changed = [*self._messages[: self._index], message, *self._messages[self._index + 1 :]]
         before, placeholder, after = (self._try_render(changed, prompt=False) or "").partition(_PLACEHOLDER)

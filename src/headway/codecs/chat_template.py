@@ -1,8 +1,8 @@
-"""Chat templates: render conversations as the text and token ids that a model was trained on.
+"""Chat templates: render conversations as the text and token ids that a model expects.
 
-A template writes special tokens around messages, and a message must not spell one. So guards are first inserted into
-messages; after rendering, the template's own spellings become special tokens, guarded text stays text, and the guards
-are removed.
+A template writes special tokens around messages, and a message must not be able to inject one. So guards are first
+inserted into messages. After rendering, special tokens written by the template become tokens, guarded text stays text,
+and the guards are removed.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from headway.errors import UserError
 
 
 class Token(NamedTuple):
-    """An id, and the start and stop of its characters."""
+    """A token id, and the start and stop of its characters."""
 
     id: int
     start: int
     stop: int
 
     def overlaps(self, span: tuple[int, int]) -> bool:
-        """Whether any of its characters is inside a span of the text."""
+        """Whether any of its characters is inside a span."""
         return self.start < span[1] and self.stop > span[0]
 
 
 class Locator:
-    """Tokenises rendered text in which spellings of special tokens become tokens, as published pipelines do.
+    """Tokenises rendered text and turns the names of special tokens into tokens, as published pipelines do.
 
-    A spelling that contains a GUARD or follows a SHIELD stays text; guards and shields are dropped.
+    A name that contains a GUARD or follows a SHIELD stays text; guards and shields are dropped.
     """
 
     def __init__(self, codec: TokenizerCodec) -> None:
@@ -67,11 +67,11 @@ class Locator:
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """The ids of special tokens."""
+        """The special token ids."""
         return frozenset(i for i, _ in self._special.values())
 
     def tokens(self, text: str) -> list[Token]:
-        """The tokens of a text, with offsets that count guards, too."""
+        """The tokens in a text, with offsets that include guards."""
         tokens: list[Token] = []
         done = 0
         for start, stop in self.guard.spellings.find_names(text):
@@ -101,10 +101,10 @@ class Locator:
 
 
 def _offset_tokenizer(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int, int]]:
-    """A tokenizer with the same model but without a post-processor, which would shift offsets; and a map of its ids
+    """A tokenizer with the same model but without a post-processor, which would shift offsets, and a map for the ids
     that differ from the original's.
 
-    With `continued`, it adds no prefix to text after the start, if the original adds one only at the start.
+    With `continued`, it adds no prefix, if the original adds one only at the start of a text.
     """
     other = Tokenizer(tokenizer.model)
     if tokenizer.normalizer is not None:
@@ -132,27 +132,29 @@ _AT_START = '"prepend_scheme":"first"'
 
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
-MAX_LENGTH = 1 << 18  # characters of a template
-CPU_SECONDS = 5.0  # CPU time limit of a template
+MAX_LENGTH = 1 << 18  # maximum characters in a template
+CPU_SECONDS = 5.0  # CPU time limit for a template
 _MEMORY = 512 << 20  # memory limit in bytes
-_FREE_OUTPUT, _OUTPUT_FACTOR = 1 << 18, 4  # limit of written characters, and its increase per input character
+_FREE_OUTPUT, _OUTPUT_FACTOR = 1 << 18, 4  # limit on written characters, and its increase per input character
 _TIME_DEPENDENT = re.compile("strftime_now")  # output that depends on the time is not cached
 _GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 _PROBE_ANSWER = "Yes."
-_RESERVED_NAMES = ("messages", "tools", "add_generation_prompt", "documents")  # variables of every template
-_WORDS = re.compile(r"[\w ,.:-]{0,64}")  # cannot spell a special token
+_RESERVED_NAMES = ("messages", "tools", "add_generation_prompt", "documents")  # variables in every template
+_WORDS = re.compile(r"[\w ,.:-]{0,64}")  # cannot form a special token
 Tools = Sequence[Any] | None
 
 
 class Chat(NamedTuple):
-    """Token ids of a conversation, and the (start, stop) spans of the assistant's messages with their end tokens."""
+    """Token ids for a conversation, and the (start, stop) spans of the assistant's messages, including their end
+    tokens.
+    """
 
     ids: list[int]
     spans: list[Span]
 
 
 class ReplyCache:
-    """A cache of the newest replies by request, limited in characters."""
+    """A cache for the newest replies, by request, with a limit on characters."""
 
     def __init__(self, capacity: int = 1 << 23) -> None:
         self._free_characters = capacity  # characters
@@ -195,7 +197,7 @@ _reply_cache = ReplyCache()
 
 
 class ChatTemplate:
-    """A jinja2 template. `special_tokens` are the values of bos_token, eos_token and similar variables.
+    """A jinja2 template. `special_tokens` provides the values of bos_token, eos_token and similar variables.
 
     Raises UserError if jinja2 is not installed or the template is invalid.
     """
@@ -204,27 +206,29 @@ class ChatTemplate:
         self, text: str, special_tokens: SpecialTokens | None = None, source: str = "the chat template"
     ) -> None:
         if len(text) > MAX_LENGTH or RESERVED.search(text):
-            raise UserError(f"{source} is too long ({len(text):,} characters) or contains noncharacters; correct it")
+            raise UserError(
+                f"{source} is too long ({len(text):,} characters) or contains noncharacters; shorten it or remove them"
+            )
         self.text = text
         self.source = source
         self._special_tokens = (special_tokens or SpecialTokens()).settings()
         if find_spec("jinja2") is None:
-            raise UserError("chat templates need jinja2; pip install 'headway[chat]'")
+            raise UserError("chat templates need jinja2; run pip install 'headway[chat]'")
         self._request(None)
         self._locators: WeakKeyDictionary[TokenizerCodec, Locator] = WeakKeyDictionary()
         self._values: Mapping[str, Any] = {}
 
     def with_values(self, values: Mapping[str, bool | int | float | str]) -> ChatTemplate:
-        """The same template with values for extra variables, such as `enable_thinking`. UserError for a reserved name,
-        and for strings with other characters than words have.
+        """The same template with values for extra variables, such as `enable_thinking`. Raises UserError for a reserved
+        name, and for strings with characters that are unusual in words.
         """
         reserved = {*self._special_tokens, *_RESERVED_NAMES}
         for name, value in values.items():
             if name in reserved or not name.isidentifier():
-                raise UserError(f"the template's variable {name!r:.80} is reserved or invalid; use another name")
+                raise UserError(f"template variable {name!r:.80} is reserved or invalid; use another name")
             if isinstance(value, str) and not _WORDS.fullmatch(value):
                 raise UserError(
-                    f"the template's {name!r:.80} is {value!r:.80}; use up to 64 letters, digits and spaces"
+                    f"template variable {name!r:.80} is {value!r:.80}; use up to 64 letters, digits and spaces"
                 )
         template = copy(self)
         template._values = dict(values)
@@ -241,16 +245,16 @@ class ChatTemplate:
         `continue_final_message` instead ends after the content of the assistant's last message.
 
         A message is a mapping with role, content, and any other keys that the template uses. Raises UserError if the
-        template rejects the messages, fails, takes too long or writes too much, or if the last message cannot be
+        template rejects the messages, fails, takes too long or writes too much, and if the last message cannot be
         continued.
         """
         text = self._render_guarded(Guard(()), messages, tools, add_generation_prompt, continue_final_message)
         return RESERVED.sub("", text)
 
     def encode(self, codec: TokenizerCodec, messages: Sequence[Message], tools: Tools = None) -> Chat:
-        """The token ids of the conversation, and the assistant's spans by the template's {% generation %} blocks.
+        """The conversation's token ids, and the assistant's spans according to the template's {% generation %} blocks.
 
-        Without such blocks, the template is also rendered on shortened conversations, and the outputs are compared.
+        If there are no such blocks, the template is also rendered on shortened conversations to compare the outputs.
         """
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
@@ -275,7 +279,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[int]:
-        """The token ids of `render`, which the assistant continues. Do not add a begin token."""
+        """The token ids for `render`, which the assistant continues. Do not add a begin token."""
         locator = self._locator(codec)
         text = self._render_guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
         return [token.id for token in locator.tokens(text)]
@@ -292,7 +296,7 @@ class ChatTemplate:
     def truncated_prompt(
         self, codec: TokenizerCodec, messages: Sequence[Message], max_tokens: int | None
     ) -> tuple[list[int], int]:
-        """A prompt of at most `max_tokens` ids, and how many of the oldest turns were dropped.
+        """A prompt with at most `max_tokens` ids, and how many of the oldest turns were dropped.
 
         A leading system message and the last question are never dropped, so the prompt may still be too long.
         """
@@ -308,13 +312,13 @@ class ChatTemplate:
         return ids, len(question_indices)
 
     def stop_sequences(self, codec: TokenizerCodec) -> StopSequences:
-        """The ends of an answer: the token or string that the template writes after it, and the codec's end token."""
+        """What ends an answer: the token or string that the template writes after it, and the codec's end token."""
         codec_end = () if codec.eos_id is None else (codec.eos_id,)
         try:
             chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _PROBE_ANSWER}])
         except TemplateBudgetError:
             raise
-        except UserError:  # a template of other roles
+        except UserError:  # a template with other roles
             return StopSequences(codec_end, ())
         answer_ids = [i for start, stop in chat.spans for i in chat.ids[start:stop]]
         if answer_ids and answer_ids[-1] in self._locator(codec).special:
@@ -336,7 +340,7 @@ class ChatTemplate:
         return self._request({**self._values, **self._special_tokens, **dict(zip(_RESERVED_NAMES, arguments))})
 
     def _request(self, values: Mapping[str, Any] | None) -> str:
-        """The output of the template with these variables; None only compiles it."""
+        """The template's output for these variables; None only compiles it."""
         request = {"text": self.text, "values": values, "seconds": CPU_SECONDS}
         try:
             request_text = json.dumps(request)
@@ -345,7 +349,7 @@ class ChatTemplate:
             else:
                 reply = _reply_cache.get_or_compute(request_text, lambda: _helper.ask(request, CPU_SECONDS))
         except ValueError:
-            raise UserError("a message contains a number that is too large; pass it as a string") from None
+            raise UserError("a number in a message is too large; pass it as a string") from None
         except HelperError as error:
             reason = {
                 "time": "it takes too long",
@@ -361,17 +365,16 @@ class ChatTemplate:
         if len(reply["written"]) > max_characters:  # all of it would be tokenised
             raise TemplateBudgetError(
                 f"{self.source} writes {len(reply['written']):,} characters, more than {max_characters:,} for these "
-                "messages; "
-                "use messages in the format that it expects"
+                "messages; use messages in the format that it expects"
             )
         return reply["written"]
 
 
 def read_template(directory: Path | str) -> str | None:
-    """The text of a published model's chat template, without running it; None if there is none.
+    """A published model's chat template as text; it is not run. None if there is no template.
 
-    It is chat_template.jinja, or else in chat_template.json or tokenizer_config.json; of several named ones, the one
-    called default is used.
+    It is read from chat_template.jinja, or else from chat_template.json or tokenizer_config.json. If there are several
+    named templates, the one called default is used.
     """
     directory = Path(directory)
     if (directory / FILE).is_file():
@@ -413,9 +416,9 @@ _DEFAULT_TEMPLATE = """\
 
 
 def default_template(special_tokens: SpecialTokens | None = None) -> ChatTemplate:
-    """A template for models without one: each role on its own line, the end token after answers.
+    """A template for models without one: each role is on its own line, and the end token follows answers.
 
-    It works with any tokenizer. If the tokenizer has ROLES as special tokens, they mark roles; otherwise roles are
-    plain text, which a message can spell.
+    It works with any tokenizer. If the tokenizer has ROLES as special tokens, they mark roles. Otherwise roles are
+    plain text, which a message can imitate.
     """
     return ChatTemplate(_DEFAULT_TEMPLATE, special_tokens, "the default chat template")

@@ -1,4 +1,4 @@
-"""Chess positions as records, moves as indices, and the input planes of a network."""
+"""Chess positions as records, moves as indices, and input planes for a network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from headway.errors import UserError
 FILES, RANKS = "abcdefgh", "12345678"
 SQUARES = tuple(file + rank for rank in RANKS for file in FILES)  # a1 is 0, b1 is 1, h8 is 63
 PROMOTIONS = "nbrq"
-UPWARD_MOVES = 1880  # moves with smaller indices are all moves of the side that plays up the board
+UPWARD_MOVES = 1880  # all moves with smaller indices belong to the side that plays up the board
 _KNIGHT_STEPS = ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2))
 
 
 class MoveParts(NamedTuple):
-    """Source and target squares of moves, int64 [N], and the promotion: an index into PROMOTIONS, or -1."""
+    """Source and target squares for moves, int64 [N], and the promotion: an index into PROMOTIONS, or -1."""
 
     source: np.ndarray
     target: np.ndarray
@@ -84,14 +84,14 @@ PIECES = ".PNBRQKpnbrqk"
 CASTLING = "KQkq"
 NO_SQUARE = 64
 FEN_TOKENS = 77
-# In the order of Ruoss et al. 2024.
+# In the order used by Ruoss et al. 2024.
 FEN_CHARACTERS = (*"0123456789", *"abcdefgh", *"pnrkq", *"PBNRQK", "w", ".")
 _CHARACTER_INDEX = {character: number for number, character in enumerate(FEN_CHARACTERS)}
 _INITIAL_FEN = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
 
 
 def parse_fen(fen: str) -> np.ndarray:
-    """The record of a FEN, POSITION_DTYPE []. The counters may be missing. UserError if it is not a FEN.
+    """The record for a FEN, POSITION_DTYPE []. The counters may be missing. Raises UserError if it is not a FEN.
 
     Whether the position is legal is not checked.
     """
@@ -133,8 +133,8 @@ def to_fens(positions: np.ndarray) -> list[str]:
 
 
 def fen_tokens(positions: np.ndarray) -> np.ndarray:
-    """The tokens of each FEN, uint8 [N, 77]: side to move, 64 squares from a8, castling, en passant and both counters,
-    each of fixed length (Ruoss et al. 2024, appendix A).
+    """The tokens for each FEN, uint8 [N, 77]: side to move, 64 squares from a8, castling, en passant and both counters,
+    each with a fixed length (Ruoss et al. 2024, appendix A).
     """
     rows = np.empty((len(positions), FEN_TOKENS), np.uint8)
     rows[:, 0] = np.where(positions["flags"] & 1, _CHARACTER_INDEX["b"], _CHARACTER_INDEX["w"])
@@ -224,7 +224,7 @@ _COUNT_TOKENS = _padded_indices([str(n) for n in range(1000)], 3)
 PIECE_PLANES = 12  # my PNBRQK, then the opponent's
 ATTACK_PLANES = 12  # the number of attackers of each kind
 STATE_PLANES = 7  # castling (my K and Q, the opponent's), en passant, clock, repetition
-DRAW_HALF_MOVES = 100.0  # half-moves after which a game can be drawn; scales the clock plane
+DRAW_HALF_MOVES = 100.0  # half-moves after which a draw can be claimed; scales the clock plane
 _OUTSIDE = 64
 _LINE_STEPS = (
     (0, 1),
@@ -245,8 +245,8 @@ def num_planes(history: int) -> int:
 
 
 def from_mover(positions: np.ndarray, black: np.ndarray | None = None) -> np.ndarray:
-    """The piece on each square, uint8 [N, 64], from the view of the side to move (or of Black if `black`): 0 empty,
-    1 to 6 mine, 7 to 12 the opponent's, my first rank first.
+    """The piece on each square, uint8 [N, 64], as seen by the side to move (or by Black if `black`): 0 empty, 1 to 6
+    mine, 7 to 12 the opponent's, my first rank first.
     """
     board = piece_squares(positions)
     is_black = (positions["flags"] & 1).astype(bool) if black is None else black
@@ -256,8 +256,8 @@ def from_mover(positions: np.ndarray, black: np.ndarray | None = None) -> np.nda
 def attack_counts(board: np.ndarray) -> np.ndarray:
     """The number of pieces of each kind that attack each square, uint8 [N, 64, 12]; `board` comes from `from_mover`.
 
-    From each square, eight lines are searched for their first piece, and eight squares for knights. Boards are the last
-    axis of all intermediate arrays, so that each step works on long rows.
+    From each square, eight lines are searched for the first piece, and eight squares for knights. Boards are the last
+    axis in all intermediate arrays, so that each step works on long rows.
     """
     with_border = np.zeros((65, len(board)), np.uint8)
     with_border[:64] = board.T
@@ -274,8 +274,8 @@ def attack_counts(board: np.ndarray) -> np.ndarray:
 
 
 def board_planes(positions: Sequence[np.ndarray], exists: np.ndarray) -> np.ndarray:
-    """Input planes, uint8 [N, 64, P]. `positions` are records [N], newest first; `known`, bool [N, earlier], is
-    true for existing earlier positions; the others are empty boards.
+    """Input planes, uint8 [N, 64, P]. `positions` are records [N], newest first. `known`, bool [N, earlier], is true
+    for earlier positions that exist; the others are empty boards.
     """
     newest = positions[0]
     black = (newest["flags"] & 1).astype(bool)

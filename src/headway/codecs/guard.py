@@ -1,8 +1,8 @@
-"""Guards keep messages from spelling the special tokens that a chat template writes around them.
+"""Guards keep messages from forming the special tokens that a chat template writes around them.
 
-A guard is a noncharacter. It is inserted where a text spells a special token, and where its edge could form one with
-text of the template; whatever the template does with the text, the spelling is no longer a token. A token of one
-character cannot be split, so a shield is inserted before it.
+A guard is a noncharacter. It is inserted inside every special token in a message, and where the edge of a message could
+form one with the template's text. So whatever the template does with the text, no special token remains in it. A
+one-character token cannot be split, so a shield is inserted before it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ GUARD, SHIELD = "\ufdd4", "\ufdd6"
 RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters, which Unicode reserves for internal use
 _ROLE = re.compile(r"[\w.-]{1,64}")
 _WORD = re.compile(r"\w*")
-_MAX_DEPTH = 64  # levels of lists and mappings
+_MAX_DEPTH = 64  # maximum nesting of lists and mappings
 
 
 class Spellings:
-    """Finds names in a text, the longest at each position; a name after a shield is text."""
+    """Finds names in a text, the longest one at each position; a name after a shield is text."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)
@@ -43,7 +43,7 @@ class Spellings:
         return None
 
     def find_names(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """Start and stop of the non-overlapping names in `text[start:stop]`."""
+        """The start and stop of each non-overlapping name in `text[start:stop]`."""
         end = len(text) if stop is None else stop
         while match := self._first.search(text, start, end):
             name_end = self.end_of_name(text, match.start(), end)
@@ -66,19 +66,21 @@ class Spellings:
 
 
 class Guard:
-    """Inserts guards into messages, so that they spell none of `names`. UserError for names with noncharacters."""
+    """Inserts guards into messages so that they contain none of `names`. Raises UserError for names with
+    noncharacters.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = sorted(names)
         invalid = next((name for name in self._names if RESERVED.search(name)), None)
         if invalid is not None:
-            raise UserError(f"the special token {invalid!r:.80} contains a noncharacter; rename it")
+            raise UserError(f"special token {invalid!r:.80} contains a noncharacter; rename it")
         self.spellings = Spellings(self._names)
         self._reversed_names = sorted(name[::-1] for name in self._names)
         self._max_edge = max(map(len, self._names), default=1) - 1
 
     def messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with guards. UserError for invalid messages."""
+        """The messages with guards. Raises UserError for invalid messages."""
         guarded = []
         for i, message in enumerate(messages):
             role = message.get("role") if isinstance(message, Mapping) else None
@@ -91,7 +93,7 @@ class Guard:
     def value(self, value: Any, depth: int = 0) -> Any:
         """A value with guards in its strings, including those in lists and mappings."""
         if depth > _MAX_DEPTH:
-            raise UserError(f"a message is nested deeper than {_MAX_DEPTH} levels; use plain strings")
+            raise UserError(f"a message is nested more than {_MAX_DEPTH} levels deep; use plain strings")
         if isinstance(value, str):
             return self._guard_edges(self._guard_spellings(value))
         if isinstance(value, Mapping):
@@ -111,7 +113,7 @@ class Guard:
         return self.spellings.insert_guards(text)
 
     def _guard_edges(self, text: str) -> str:
-        """Guard the edges of a text. Single words are unchanged, because templates compare types and use names."""
+        """Guard the edges of a text. Single words stay unchanged, because templates compare types and use names."""
         inner = text.strip()
         if _WORD.fullmatch(inner):
             return text

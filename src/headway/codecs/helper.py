@@ -1,8 +1,8 @@
-"""A helper process with limits on CPU time and memory, for computations from untrusted files.
+"""A helper process with limits on CPU time and memory, for computations on untrusted files.
 
-A library call cannot be interrupted, such as a regular expression that backtracks or a text of gigabytes. In a separate
-process, it ends when its time is up. The process stays alive between requests, is restarted if it has ended, and ends
-with this one. Messages are JSON over pipes, each after its length in 8 bytes.
+A library call, such as matching a regular expression that backtracks or processing gigabytes of text, cannot be
+interrupted. A separate process can be ended when its time is up. The process stays alive between requests, is restarted
+if it has ended, and ends with this one. Messages are JSON over pipes, each preceded by its length in 8 bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from weakref import WeakSet
 
 from headway.errors import UserError
 
-_GRACE = 0.5  # extra seconds of CPU time, after which the kernel ends the process
+_GRACE = 0.5  # extra seconds of CPU time before the kernel ends the process
 _OUT_OF_MEMORY = 77  # exit status
-_READY = b""  # first message of a process; otherwise the reason why it cannot start
+_READY = b""  # a process's first message, unless it cannot start; then it sends the reason
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # its environment
 _HAS_LIMITS = find_spec("resource") is not None and hasattr(signal, "setitimer")
 
 
 class HelperError(Exception):
-    """There is no reply: it would take too much `time` or `memory`, or the process ended (`death`)."""
+    """There is no reply, because it would take too much `time` or `memory`, or because the process ended (`death`)."""
 
     def __init__(self, reason: Literal["time", "memory", "death"]) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class HelperError(Exception):
 
 
 class Helper:
-    """A process that replies with the function `answer` of `module`, within `memory` bytes.
+    """A process that replies with the function `answer` in `module`, using at most `memory` bytes.
 
     Threads wait for each other, and a forked child starts its own process. On platforms without such limits, `answer`
     is called in this process.
@@ -53,8 +53,7 @@ class Helper:
         _helpers.add(self)
 
     def ask(self, request: Any, seconds: float) -> Any:
-        """The reply to a request, which may take `seconds` of CPU time. HelperError if there is no reply.
-
+        """The reply to a request, which may take `seconds` of CPU time. Raises HelperError if there is no reply,
         UserError if the process cannot be started, and ValueError if the request is not JSON.
         """
         if not _HAS_LIMITS or not sys.executable:
@@ -69,7 +68,7 @@ class Helper:
         return json.loads(reply)
 
     def _reply(self, message: bytes) -> bytes | None:
-        """The reply of the process, which is started if needed; None if it ends without a known reason."""
+        """The process's reply; the process is started if needed. None if it ends without a known reason."""
         process = self._process or self._start()
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -77,7 +76,7 @@ class Helper:
                 reply = _receive(process.stdout.fileno())  # type: ignore[union-attr]
                 if reply is not None:
                     return reply
-        except BaseException:  # an interrupt: the late reply would be taken for that of the next request
+        except BaseException:  # after an interrupt, the late reply would be taken for the reply to the next request
             process.kill()
             self.stop()
             raise
@@ -99,7 +98,7 @@ class Helper:
                 [sys.executable, "-I", "-S", "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # panics of libraries are printed there
+                stderr=subprocess.DEVNULL,  # libraries print panics there
                 bufsize=0,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,  # Ctrl-C must reach only this process
@@ -131,7 +130,7 @@ class Helper:
             return process.wait()
 
     def discard(self) -> None:
-        """In a forked child: drop the process, which is the parent's."""
+        """In a forked child, forget the process, because it belongs to the parent."""
         self._lock = threading.Lock()
         process, self._process = self._process, None
         if process is not None:
@@ -142,8 +141,8 @@ class Helper:
 
 def _start_error(reason: str) -> UserError:
     return UserError(
-        f"{sys.executable} cannot start the helper process for untrusted files ({reason:.300}); check the installation "
-        "of Python and its packages, and that there is memory for another process"
+        f"{sys.executable} cannot start the helper process for untrusted files ({reason:.300}); check that "
+        "Python and its packages are installed correctly, and that there is enough memory for another process"
     )
 
 
@@ -188,7 +187,7 @@ def _read(pipe: int, size: int) -> bytes | None:
 
 
 def serve(module: str, memory: int) -> None:
-    """Main loop of a helper process: reply to requests on standard input until it closes."""
+    """The helper process's main loop: reply to requests on standard input until it closes."""
     import resource
 
     try:

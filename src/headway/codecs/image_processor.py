@@ -23,10 +23,11 @@ _LARGE_IMAGE_LOCK = threading.Lock()
 
 
 def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an image file, rotated by its EXIF orientation; the first frame of several.
+    """The pixels in an image file, rotated according to its EXIF orientation. If there are several frames, the first
+    one is used.
 
-    Palettes and grey become RGB, 16 bits become 8, and transparency becomes white. UserError if it is not an image, is
-    truncated or corrupt, or has so many pixels that decoding would exhaust memory (a decompression bomb).
+    Palettes and grey become RGB, 16 bits become 8, and transparency becomes white. Raises UserError if the file is not
+    an image, is truncated or corrupt, or has so many pixels that decoding would exhaust memory (a decompression bomb).
     """
     file = Path(path)
     if not file.is_file():
@@ -35,7 +36,7 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """`read_image` of a file's bytes; `name` is for messages."""
+    """`read_image` for a file's bytes; `name` is for messages."""
     return _read(io.BytesIO(data), name)
 
 
@@ -50,7 +51,7 @@ def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{name} has too many pixels ({_error_text(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is not a supported image; use one of {', '.join(FORMATS)}") from None
-    except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # each format's parser raises its own errors: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name} is truncated or corrupt ({_error_text(error)}); download or save it again") from None
 
 
@@ -60,11 +61,13 @@ def _decoding_lock(image: Any) -> AbstractContextManager[Any]:
 
 
 def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
-    """Write an image in the format of the file's extension. UserError if it is unknown or the path is not writable."""
+    """Write an image in the format given by the file extension. Raises UserError if the extension is unknown or the
+    path is not writable.
+    """
     try:
         pillow().fromarray(pixels).save(path)
     except ValueError:
-        raise UserError(f"{path} does not have an image file's extension; use one such as .png") from None
+        raise UserError(f"{path} has no image file extension; use one such as .png") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written ({_error_text(error)}); choose another path") from None
 
@@ -78,7 +81,7 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
         ImageOps.exif_transpose(image, in_place=True)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _LARGE_IMAGE // (8 * image.width))
-    for top in range(0, image.height, rows):  # in bands, because conversion takes several times their memory
+    for top in range(0, image.height, rows):  # in bands, because conversion takes several times the memory of its input
         band = image if rows >= image.height else image.crop((0, top, image.width, min(image.height, top + rows)))
         pixels[top : top + rows] = _eight_bits(band, name)[:, :, None] if is_grey else np.asarray(_opaque(band))
     return pixels
@@ -97,7 +100,7 @@ def _eight_bits(image: Any, name: str) -> UInt8[np.ndarray, "H W"]:
     """16-bit grey scaled to 8 bits; Pillow itself would clip it at 255."""
     grey = np.asarray(image)
     if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-        raise UserError(f"{name} has pixels of mode {image.mode}, outside 0 to 65535; save it with 8 or 16 bits")
+        raise UserError(f"{name} has pixels in mode {image.mode} outside 0 to 65535; save it with 8 or 16 bits")
     return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -107,11 +110,11 @@ def _error_text(error: BaseException) -> str:
 
 FILE = "preprocessor_config.json"
 _MAX_EDGE = 1 << 12  # maximum height or width of a model's input
-_MAX_SCALE = 1e6  # maximum of scaling constants
+_MAX_SCALE = 1e6  # maximum for scaling constants
 _HALF = (0.5, 0.5, 0.5)
 _COMMON = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 _COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_crop": False}
-# The defaults of each kind for missing keys.
+# Each kind's defaults for missing keys.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {**_COMMON, "size": 224},
     "DeiT": {**_COMMON, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
@@ -131,11 +134,11 @@ _SHORTEST_EDGE_KINDS = ("CLIP",)  # kinds for which a single number as size is t
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Image preprocessing. Steps that are None are skipped.
+    """Image preprocessing. Steps set to None are skipped.
 
-    Images are resized to `size` (height, width) or to the `shortest` edge, with Pillow's filter `resample`; the centre
-    `crop` (height, width) is taken, padded with black; then pixels x become (`factor` x - `mean`) / `std` per channel.
-    One number for `mean` and `std` means greyscale input.
+    Images are resized with Pillow's filter `resample`, to `size` (height, width) or so that the shorter edge is
+    `shortest`. Then the centre `crop` (height, width) is cut out, padded with black if needed. Finally, pixels x become
+    (`factor` x - `mean`) / `std` per channel. A single number for `mean` and `std` means greyscale input.
     """
 
     size: tuple[int, int] | None = (224, 224)
@@ -148,7 +151,9 @@ class ImageProcessor:
 
     @staticmethod
     def read(values: Mapping[str, Any], source: str) -> ImageProcessor:
-        """Parse the values of a preprocessor_config.json; `source` is for messages. UserError for unsupported ones."""
+        """Parse the values in a preprocessor_config.json; `source` is for messages. Raises UserError for unsupported
+        values.
+        """
         kind = _kind(values, source)
         settings = {**DEFAULTS[kind], **{k: v for k, v in values.items() if v is not None}}
         size = shortest = crop = None
@@ -169,10 +174,10 @@ class ImageProcessor:
             mean, std = (_channels(settings[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
             if len(mean) != len(std):
                 raise UserError(
-                    f"{source}: image_mean has {len(mean)} numbers but image_std {len(std)}; use equally many"
+                    f"{source}: image_mean has {len(mean)} numbers, but image_std has {len(std)}; use equally many"
                 )
             if min(map(abs, std)) * _MAX_SCALE < 1:
-                raise UserError(f"{source}: image_std is {list(std)}; use divisors that are not near 0")
+                raise UserError(f"{source}: image_std is {list(std)}; use numbers that are not near 0")
         resample = from_dict(int, settings["resample"], f"{source}: resample")
         if not 0 <= resample <= 5:
             raise UserError(f"{source}: resample is {resample}; use a Pillow filter, 0 to 5 (2 bilinear, 3 bicubic)")
@@ -212,8 +217,8 @@ class ImageProcessor:
             longer_edge = int(self.shortest * max(height, width) / min(height, width))
             if longer_edge > _MAX_EDGE:
                 raise UserError(
-                    f"an image of {height} x {width} pixels is too narrow: with a shorter edge of {self.shortest} the "
-                    f"longer one has {longer_edge}, more than {_MAX_EDGE}; crop it"
+                    f"an image of {height} x {width} pixels is too narrow: with a shorter edge of {self.shortest}, the "
+                    f"longer one would have {longer_edge}, more than {_MAX_EDGE}; crop it"
                 )
             height, width = (longer_edge, self.shortest) if width <= height else (self.shortest, longer_edge)
         elif self.size is not None:
@@ -224,7 +229,7 @@ class ImageProcessor:
 
 
 def to_grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
-    """Luma by ITU-R 601-2, bit-identical to Pillow's mode L; grey images are unchanged."""
+    """ITU-R 601-2 luma, bit-identical to Pillow's mode L; grey images are unchanged."""
     red, green, blue = (pixels[..., i : i + 1].astype(np.uint32) for i in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
@@ -252,7 +257,7 @@ def _height_and_width(value: Any, path: str) -> tuple[int, int]:
     """Height and width from a mapping, or from one number for both (older files)."""
     if isinstance(value, Mapping):
         if not {"height", "width"} <= value.keys():
-            raise UserError(f"{path} is {dict(value)}; use height and width, or shortest_edge alone")
+            raise UserError(f"{path} is {dict(value)}; use height and width, or only shortest_edge")
         return _edge(value["height"], path), _edge(value["width"], path)
     length = _edge(value, path)
     return length, length
@@ -286,6 +291,6 @@ def _center_crop(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> U
 
 
 def _center_span(length: int, crop_length: int) -> tuple[int, int, int]:
-    """The start of the centre in the image, its start in the crop, and its length."""
+    """Where the centre starts in the image and in the crop, and its length."""
     start = (length - crop_length) // 2
     return (start, 0, crop_length) if start >= 0 else (0, -start, length)

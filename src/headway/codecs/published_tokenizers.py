@@ -42,12 +42,12 @@ from headway.errors import UserError
 
 TranslationSide = Literal["source", "target"]
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
-_MAX_TOKENS = 1 << 24  # tokens
+_MAX_TOKENS = 1 << 24  # maximum tokens in a vocabulary
 
 
 @dataclass(frozen=True)
 class _TokenizerFolder:
-    """The settings in the files next to a vocabulary."""
+    """The settings from the files next to a vocabulary."""
 
     directory: Path
     settings: Mapping[str, Any]
@@ -63,10 +63,7 @@ class _LoadedTokenizer(NamedTuple):
 
 
 def load_codec(path: Path | str) -> TokenizerCodec:
-    """The codec of a tokenizer.json, or of a folder with a published tokenizer.
-
-    UserError if there is none.
-    """
+    """The codec in a tokenizer.json, or in a folder with a published tokenizer. Raises UserError if there is none."""
     codec = published_codec(path)
     if codec is None:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
@@ -75,11 +72,11 @@ def load_codec(path: Path | str) -> TokenizerCodec:
 
 
 def published_codec(path: Path | str, side: TranslationSide = "source") -> TokenizerCodec | None:
-    """The codec of a folder or a file in a published format; None if there is no tokenizer.
+    """The codec in a folder or file in a published format; None if there is no tokenizer.
 
     It reads the first of: tokenizer.json; vocab.json with merges.txt; vocab.txt; source.spm and target.spm with
     vocab.json, of which `side` is used; a sentencepiece .model; .tiktoken ranks. No code is run. Raises UserError for
-    files that are invalid, too large, pickled, or of an unsupported class.
+    files that are invalid, too large or pickled, or that have an unsupported class.
     """
     location = Path(path)
     file = location if location.is_file() else _vocabulary_file(location, side)
@@ -100,13 +97,13 @@ def published_codec(path: Path | str, side: TranslationSide = "source") -> Token
 
 
 def check_vocab_size(codec: TokenizerCodec, vocab_size: int, path: Path | str) -> None:
-    """UserError for a tokenizer with more ids than the `vocab_size` of a model's embedding; fewer are common.
+    """Raise UserError for a tokenizer with more ids than the `vocab_size` of a model's embedding; fewer are common.
 
-    `path` is the folder of both, for the message.
+    `path` is the folder that contains both, for the message.
     """
     if codec.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: the tokenizer has {codec.vocab_size} tokens but the model's embedding only {vocab_size}; "
+            f"{path}: the tokenizer has {codec.vocab_size} tokens, but the model's embedding has only {vocab_size}; "
             "use the tokenizer that the model was trained with"
         )
 
@@ -149,7 +146,7 @@ def _load(file: Path, folder: _TokenizerFolder, side: TranslationSide) -> _Loade
 def _read_vocabulary(file: Path, style: str, settings: Mapping[str, Any]) -> _LoadedTokenizer:
     if style in UNSUPPORTED_STYLES:
         raise UserError(
-            f"{file} belongs to a tokenizer of the unsupported class {style!r}; "
+            f"{file} belongs to a tokenizer with the unsupported class {style!r}; "
             f"add a {FILE} next to it (transformers' save_pretrained writes one)"
         )
     reader = wordpiece.read_wordpiece if file.suffix == ".txt" else bytepairs.read_byte_pairs
@@ -191,7 +188,7 @@ def _read_json(file: Path) -> Tokenizer:
                 check_charsmap(base64.b64decode(value, validate=True))
         check_merges(entries.pop("model", None))
         bare = {name: entry for name, entry in entries.items() if name not in ("added_tokens", "truncation", "padding")}
-        # Its growth is checked before added tokens are loaded, because it also processes these.
+        # Its growth is checked before added tokens are loaded, because it also processes those.
         check_growth(Tokenizer.from_str(json.dumps({**bare, "added_tokens": [], "model": _NO_MODEL})), source)
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()  # never truncate or pad silently
@@ -204,7 +201,7 @@ _NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 def _with_gaps(text: str, file: Path) -> Tokenizer:
-    """The tokenizer of a file whose added tokens have gaps between their ids, which the library would close."""
+    """The tokenizer in a file whose added tokens have gaps between their ids, which the library would close."""
     state = parse_object(text, file)
     tokens = {int(token["id"]): added_tokens.read_token(token, str(file)) for token in state["added_tokens"]}
     tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "truncation": None, "padding": None}))

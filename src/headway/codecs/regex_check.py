@@ -1,7 +1,8 @@
-"""Regular expressions of published tokenizers: reject those that take too long.
+"""Regular expressions from published tokenizers: reject those that take too long.
 
-A backtracking search is cubic or exponential in the length of the text, and nothing stops it once it runs. So a pattern
-must be known, or too simple to backtrack, or pass a test in a helper process on repetitions of its own characters.
+A backtracking search can take time that is cubic or exponential in the length of the text, and nothing stops it once it
+runs. So a pattern must be known, be too simple to backtrack, or pass a test in a helper process on repetitions of its
+own characters.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _GPT4 = (  # cl100k in tiktoken since 2023
 )
 _SPACED = r"\A +| +\z"  # sentencepiece: only at the ends of a text
 KNOWN_PATTERNS = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
-MAX_LENGTH = 1 << 17  # characters of a pattern
-_CPU_SECONDS = 2.0  # CPU time of all tests
+MAX_LENGTH = 1 << 17  # maximum characters in a pattern
+_CPU_SECONDS = 2.0  # CPU time for all tests
 _MEMORY = 1 << 30  # bytes
 _helper = Helper("headway.codecs.regex_timing", _MEMORY)
 
@@ -36,13 +37,13 @@ _PARTS = re.compile(
 
 
 def check_pattern(pattern: str, source: str) -> None:
-    """UserError for a regular expression that is invalid, backtracks or is too long."""
+    """Raise UserError for a regular expression that is invalid, backtracks or is too long."""
     if pattern in KNOWN_PATTERNS:
         return
     description = f"{source} splits words with {pattern!r:.80}"
     if len(pattern) > MAX_LENGTH:
         raise UserError(
-            f"{description}, of {len(pattern):,} characters, more than {MAX_LENGTH:,}; use another tokenizer"
+            f"{description}, which has {len(pattern):,} characters, more than {MAX_LENGTH:,}; use another tokenizer"
         )
     fault = None if is_simple(pattern) else _measured_fault(pattern)
     if fault is not None:

@@ -10,11 +10,11 @@ from itertools import product
 from tokenizers import Regex, pre_tokenizers
 
 _LENGTHS = (30, 300, 2000)  # characters; exponential patterns already fail on short texts
-_MAX_SECONDS = 0.15  # seconds for one text; quadratic patterns take a third of that on the longest text
+_MAX_SECONDS = 0.15  # seconds per text; quadratic patterns take a third of this on the longest text
 
 
 def answer(pattern: str) -> str | None:
-    """The fault of a pattern; None if there is none."""
+    """What is wrong with a pattern; None if nothing is."""
     try:
         search = pre_tokenizers.Split(Regex(pattern), "isolated")
         for text in _test_texts(pattern):
@@ -25,7 +25,7 @@ def answer(pattern: str) -> str | None:
                 return f"needs {seconds:.1f} s for a text of {len(text):,} characters"
     except (MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a panic of the library is not an Exception
+    except BaseException as error:  # a panic in the library is not an Exception
         reason = " ".join(str(error).split())[:120]
         return f"the library cannot search for ({reason})"
     return None
@@ -42,6 +42,6 @@ def _test_texts(pattern: str) -> Iterator[str]:
         units = [*letters, *([] if length == _LENGTHS[-1] else pairs), "The cat, 12 times.\n", "\r\n"]
         for unit in units:
             yield unit * (length // len(unit))
-            # The library searches only texts that contain the letters which the pattern requires.
+            # The library searches only texts that contain the letters that the pattern requires.
             yield f"{unit * (length // len(unit))}\x00{required}"
             yield f"{required}{unit * (length // len(unit))}\x00{required[:1]}"

@@ -1,8 +1,8 @@
 """A sandbox for chat templates: jinja2's sandbox with limits on CPU time and on the size of every value.
 
-Templates come with untrusted models. The sandbox keeps them from the machine; the limits stop endless loops and strings
-that double until memory is full. It runs in a helper process, whose limits also apply within a single call and to all
-values together.
+Templates come with untrusted models. The sandbox gives them no access to the machine, and the limits stop endless loops
+and strings that double until memory is full. It runs in a helper process, whose limits also apply within a single call
+and to all values together.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jinja2.visitor import NodeTransformer
 
 from headway.codecs.chat_spans import CLOSE, OPEN
 
-MAX_SIZE = 1 << 23  # characters of a string, items of a list
+MAX_SIZE = 1 << 23  # characters in a string, or items in a list
 _MAX_WORK = 1 << 26  # characters that one call may write
-_MAX_BITS = 1 << 14  # of an integer
+_MAX_BITS = 1 << 14  # maximum bits in an integer
 _METHODS = ("center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill")
 _FILTERS = ("batch", "center", "format", "indent", "join", "replace", "round", "slice", "tojson", "wordwrap")
 _FORMATS = ("format", "format_map")
@@ -48,12 +48,12 @@ class OvertimeError(SecurityError):
 
 
 class RefusedError(TemplateError):
-    """The template rejects the messages; the text is its own."""
+    """The template rejects the messages, with its own text."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Limit the CPU time of a template."""
+    """Limit a template's CPU time."""
     token = _deadline.set(time.thread_time() + seconds)
     try:
         yield
@@ -123,7 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if name in _FORBIDDEN_METHODS:
             raise SecurityError(f"it calls {name}, which does not return text")
         if isinstance(owner, str) and name in _FORMATS and method is __obj:  # not wrapped by jinja2
-            raise SecurityError(f"it calls {name} of a string outside the sandbox")
+            raise SecurityError(f"it calls a string's {name} outside the sandbox")
         if isinstance(owner, str) and name in _METHODS:
             _check_work(name, owner, [*args, *kwargs.values()])
         return __self.checked(super().call(__context, __obj, *args, **kwargs))
@@ -160,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _LimitInserter(NodeTransformer):
-    """Adds the limits to a template: a tick in each loop, a size check of each new list and string."""
+    """Adds the limits to a template: a tick in each loop, and a size check for each new list and string."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (named by jinja2)
         self.generic_visit(node)
@@ -211,7 +211,7 @@ def measure(value: Any) -> int:
 
 
 def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
-    """Check the work of a method or filter that may write a multiple of `value`."""
+    """Check the work for a method or filter that may write a multiple of `value`."""
     if name.startswith("format"):
         _no_namespace(arguments)
         _check_format(value, arguments)
@@ -226,11 +226,11 @@ def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
 
 
 def _check_format(format_string: Any, values: list[Any]) -> None:
-    """Check a format string: each field may write every value, and is at least as wide as stated."""
+    """Check a format string, in which each field may write every value and is at least as wide as stated."""
     if not isinstance(format_string, str):
         return
     if _WIDTH.search(format_string):
-        raise SecurityError("it formats with a width of its own")
+        raise SecurityError("it formats with a variable or very large width")
     widths = sum(map(int, _DIGIT_RUN.findall(format_string)))
     if widths + len(_FIELDS.findall(format_string)) * sum(map(measure, values)) > _MAX_WORK:
         raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
@@ -253,7 +253,7 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def _no_namespace(values: list[Any]) -> None:
-    """Reject namespaces, which may contain each other, so that their text would be infinite."""
+    """Reject namespaces: they may contain each other, which would make their text infinite."""
     if any(isinstance(value, Namespace) for value in values):
         raise SecurityError("it writes a namespace, which is not text")
 
@@ -287,9 +287,10 @@ def _compiled(text: str) -> Template:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """Render the template `text` with `values`: its output as "written", or the error as "refused" (and "spent").
+    """Render the template `text` with `values`. Returns its output as "written", or the error as "refused" (and
+    "spent").
 
-    It has `seconds` of CPU time. Without values, it is only compiled.
+    The template has `seconds` of CPU time. Without values, it is only compiled.
     """
     try:
         with time_limit(request["seconds"]):

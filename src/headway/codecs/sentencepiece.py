@@ -1,12 +1,12 @@
 """sentencepiece models: parse the file, and build a tokenizer with the same ids.
 
-The charsmap, which maps characters to replacements, is a double-array trie:
+The charsmap, which maps characters to their replacements, is a double-array trie:
 
     4 bytes: size of the array | the array, units of 4 bytes | strings, each terminated by a zero byte
 
-A unit contains the offset of its children, whether a key ends at it, and its label, a byte; a unit at the end of a key
-contains the position of a string. The library follows offsets and positions unchecked, and panics if they are outside
-the map.
+A unit contains the offset of its children, whether a key ends there, and its label, a byte. A unit at the end of a key
+contains the position of a string. The library follows offsets and positions without checking them, and panics if they
+are outside the map.
 
 Unigram: Kudo 2018; BPE: Sennrich et al. 2016, merged by score as sentencepiece does.
 """
@@ -35,13 +35,13 @@ def check_charsmap(data: bytes) -> None:
     """Raises ValueError if any text would lead outside the map."""
     size = int.from_bytes(data[:4], "little")
     if not size or size % 1024 or 4 + size > len(data):
-        raise ValueError(f"its charsmap of {len(data)} bytes states an array of {size} bytes")
+        raise ValueError(f"its charsmap of {len(data)} bytes declares an array of {size} bytes")
     units, strings = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
     if strings and strings[-1]:
         raise ValueError("the last string of its charsmap is not terminated")
     max_length = max(map(len, strings.decode("utf-8").split("\0")))
     if max_length > MAX_MAPPED:
-        raise ValueError(f"its charsmap replaces a character by {max_length:,}, more than {MAX_MAPPED}")
+        raise ValueError(f"its charsmap replaces one character with {max_length:,}, more than {MAX_MAPPED}")
     nodes = np.flatnonzero(units < _VALUE_BIT)
     children = nodes ^ _offsets(units[nodes])
     if (children | 255 >= len(units)).any():
@@ -50,7 +50,7 @@ def check_charsmap(data: bytes) -> None:
     if (positions >= len(strings)).any():
         raise ValueError("its charsmap has a position outside its strings")
     if (np.frombuffer(strings, np.uint8)[positions] & 0xC0 == 0x80).any():
-        raise ValueError("its charsmap has a position inside a character")
+        raise ValueError("its charsmap has a position in the middle of a character")
 
 
 def _offsets(units: np.ndarray) -> np.ndarray:
@@ -63,8 +63,8 @@ _MAX_VARINT = 10  # bytes of a varint
 
 
 def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: field numbers, and integers or the bytes of strings, messages and fixed-size
-    numbers.
+    """The fields of a protobuf message: field numbers with integers, or with the bytes of strings, messages and
+    fixed-size numbers.
 
     Raises ValueError for an invalid message.
     """
@@ -112,7 +112,7 @@ T = TypeVar("T", int, bytes)
 
 @dataclass(frozen=True)
 class PieceTable:
-    """The content of a sentencepiece model: pieces by id, their scores and types, and the text normalisation."""
+    """The content of a sentencepiece model: pieces by id, their scores and types, and text normalisation."""
 
     spellings: Sequence[str]
     scores: Sequence[float]
@@ -122,7 +122,7 @@ class PieceTable:
     dummy_prefix: bool = True  # add a space before the text
     squeeze: bool = True  # strip the text and collapse spaces
     charsmap: bytes = b""
-    rule: str = ""  # the name of the charsmap, such as nmt_nfkc
+    rule: str = ""  # charsmap name, such as nmt_nfkc
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None
@@ -158,7 +158,7 @@ def _parse_model(data: bytes) -> PieceTable:
     if kind not in ("unigram", "bpe"):
         raise ValueError(f"its model is {kind}, but only unigram and bpe are supported")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
-        raise ValueError("it puts spaces after words, or nowhere, which is not supported")
+        raise ValueError("it puts spaces after words or omits them, which is not supported")
     spellings, scores, types = zip(*pieces, strict=True)
     charsmap = _check_field(normalizer.get(2, b""), bytes)
     if charsmap:
@@ -197,17 +197,17 @@ def _check_field(value: int | bytes, kind: type[T]) -> T:
 def _special_spelling(
     trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], spellings
 ) -> str | None:
-    """The spelling of a special token; None if its id is negative (written in 64 bits)."""
+    """The text of a special token; None if its id is negative (written in 64 bits)."""
     token_id = _check_field(trainer.get(number, default[0]), int)
     spelling = _check_field(trainer.get(name, default[1]), bytes).decode("utf-8")
     return spelling if 0 <= token_id < 1 << 63 and spelling in spellings else None
 
 
 def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> Tokenizer:
-    """The tokenizer of a sentencepiece model; control tokens and the unknown token are special.
+    """The tokenizer for a sentencepiece model; control tokens and the unknown token are special.
 
-    The dummy prefix is added before every segment of text between special tokens, or with `prefix_once` only before the
-    first. UserError if the pieces do not form a model.
+    The dummy prefix is added before every segment of text between special tokens or, with `prefix_once`, only before
+    the first. Raises UserError if the pieces do not form a model.
     """
     with library_errors(Path(source)):
         tokenizer = Tokenizer(_unigram(pieces) if pieces.kind == "unigram" else _bpe(pieces))
@@ -226,7 +226,7 @@ def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> 
 
 
 def _adds_user_defined(pieces: PieceTable) -> bool:
-    """Whether user-defined pieces can be added tokens, which needs a model without prefix; otherwise a split finds
+    """Whether user-defined pieces can be added tokens. This needs a model without a prefix; otherwise a split finds
     them.
     """
     return pieces.kind == "bpe" and not pieces.dummy_prefix
@@ -282,10 +282,10 @@ def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Norma
 
 
 def _charsmap_normalizers(rule: str) -> list[normalizers.Normalizer]:
-    """Normalisation steps before the charsmap, with which the library matches sentencepiece.
+    """Normalisation steps before the charsmap that make the library match sentencepiece.
 
-    The library alone loses combining marks on mapped characters, and half of a two-character line break. So NFKC is
-    applied first, which does the same as these charsmaps, except for one character that nmt_nfkc keeps; with nmt_nfkc,
+    On its own, the library loses combining marks on mapped characters, and half of a two-character line break. So NFKC
+    is applied first. It does the same as these charsmaps, except for one character that nmt_nfkc keeps; with nmt_nfkc,
     both halves of a line break become spaces.
     """
     if not rule.startswith(("nfkc", "nmt_nfkc")):
@@ -304,10 +304,10 @@ def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers
     user_defined = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
     if user_defined:
         steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
-    if pieces.byte_fallback and pieces.kind == "unigram":  # text that spells a byte token must not become one
+    if pieces.byte_fallback and pieces.kind == "unigram":  # text that looks like a byte token must not become one
         steps.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
     if SPACE in pieces.spellings and not any(_SPANS_WORDS.search(text) for text in pieces.of_type(NORMAL)):
-        # No piece spans words, so words are looked up separately, which the library caches.
+        # No piece spans words, so words are looked up separately, and the library caches them.
         steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
     return steps
 

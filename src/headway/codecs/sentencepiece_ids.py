@@ -28,14 +28,14 @@ SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
 """Supported styles."""
 
 _MAX_SENTINELS = 1 << 12
-_UNKNOWN_PENALTY = 10.0  # score penalty of unknown characters below the worst piece, as in sentencepiece
+_UNKNOWN_PENALTY = 10.0  # how far unknown characters score below the worst piece, as in sentencepiece
 
 
 def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, SpecialTokens]:
-    """The tokenizer of a sentencepiece model with the ids of `style`, and the style's special tokens."""
+    """The tokenizer for a sentencepiece model, with ids as in `style`, and the style's special tokens."""
     if style not in SUPPORTED_STYLES:
         raise UserError(
-            f"{path} belongs to a tokenizer of the unsupported class {style!r}; "
+            f"{path} belongs to a tokenizer with the unsupported class {style!r}; "
             "add its tokenizer.json next to it (transformers' save_pretrained writes one)"
         )
     pieces = read_pieces(path)
@@ -50,7 +50,7 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
     if style == "t5":
         count = settings.get("extra_ids", 100)
         if not isinstance(count, int) or not 0 <= count <= _MAX_SENTINELS:
-            raise UserError(f"extra_ids of {path} is {count!r}; set a number of sentinels, such as 100")
+            raise UserError(f"extra_ids in {path} is {count!r}; set it to the number of sentinels, such as 100")
         names = [f"<extra_id_{i}>" for i in reversed(range(count))]
         missing = [name for name in names if tokenizer.token_to_id(name) is None]
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
@@ -58,10 +58,10 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
 
 
 def _fairseq_order(pieces: PieceTable, path: Path) -> PieceTable:
-    """XLM-R's ids: special tokens in fairseq's order, and the mask after all pieces."""
+    """XLM-R's ids: special tokens in fairseq's order, with the mask after all pieces."""
     if list(pieces.spellings[:3]) != ["<unk>", "<s>", "</s>"]:
         raise UserError(
-            f"{path} starts with {list(pieces.spellings[:3])}, not with <unk>, <s>, </s> as in XLM-R; download it again"
+            f"{path} starts with {list(pieces.spellings[:3])}, not <unk>, <s>, </s> as in XLM-R; download it again"
         )
     first = ["<s>", "<pad>", "</s>", "<unk>"]
     return replace(
@@ -73,12 +73,12 @@ def _fairseq_order(pieces: PieceTable, path: Path) -> PieceTable:
 
 
 def read_marian(directory: Path, side: str) -> Tokenizer:
-    """The tokenizer of one language of a translation model.
+    """The tokenizer for one language in a translation model.
 
-    One vocabulary assigns ids to the pieces of two sentencepiece models, unless there is a target_vocab.json. Pieces of
-    the other language are never matched in a text, but can be decoded. Characters that only the other language has are
-    matched (the original matches single ones, and outputs an unknown token for two in a row). Pieces that are not in
-    the vocabulary are not used: other pieces spell the word, where the original outputs an unknown token.
+    One vocabulary assigns ids to the pieces in two sentencepiece models, unless there is a target_vocab.json. The other
+    language's pieces are never matched in a text, but can be decoded. Characters that only the other language has are
+    matched. (The original matches single ones, but outputs an unknown token for two in a row.) Pieces that are missing
+    from the vocabulary are not used: the word is split into other pieces, where the original outputs an unknown token.
     """
     model, vocabulary = (directory / name for name in MARIAN_FILES[side])
     if not vocabulary.is_file():

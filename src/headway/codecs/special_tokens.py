@@ -1,5 +1,5 @@
-"""Special tokens: begin, end, unknown, pad, mask. Published settings take precedence over defaults of the tokenizer's
-class.
+"""Special tokens: begin, end, unknown, pad, mask. Published settings take precedence over the tokenizer class's
+defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headway.codecs.base import special_ids
 from headway.codecs.tokenizer_files import object_or_empty
 
 END_OF_TEXT = "<|endoftext|>"
-# Names in published tokenizers, the more specific first: GPT-2 has one token for begin and end.
+# Names in published tokenizers, the more specific first. GPT-2 uses one token for begin and end.
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]", "<|startoftext|>", "[BOS]", END_OF_TEXT)
 EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[SEP]", "[EOS]", END_OF_TEXT)
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
@@ -27,7 +27,7 @@ CONFIG_FILE, TOKENS_MAP_FILE = "tokenizer_config.json", "special_tokens_map.json
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The spellings of special tokens by their role in tokenizer_config.json; None if there is no such token."""
+    """The special tokens by their role in tokenizer_config.json; None if there is no such token."""
 
     bos: str | None = None
     eos: str | None = None
@@ -65,12 +65,14 @@ def configured_tokens(settings: Mapping[str, Any], default: SpecialTokens | None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json at `path`, with missing special tokens from special_tokens_map.json next to it."""
+    """The tokenizer_config.json at `path`, with missing special tokens taken from special_tokens_map.json next to
+    it.
+    """
     return {**object_or_empty(path.with_name(TOKENS_MAP_FILE)), **object_or_empty(path)}
 
 
 def _spelling(value: Any) -> str | None:
-    """The spelling of a special token, which is a string or a mapping with the string as its content."""
+    """The text of a special token, which is a string or a mapping with the string as its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) and text else None
 
@@ -106,7 +108,7 @@ _ROBERTA = SpecialTokens(bos="<s>", eos="</s>", unk="<unk>", sep="</s>", pad="<p
 _GPT2 = SpecialTokens(bos=END_OF_TEXT, eos=END_OF_TEXT, unk=END_OF_TEXT)
 _CLIP = SpecialTokens(bos="<|startoftext|>", eos=END_OF_TEXT, unk=END_OF_TEXT, pad=END_OF_TEXT)
 
-# Marian's files for source and target.
+# Marian's source and target files.
 MARIAN_FILES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 STYLE_TOKENS: Mapping[str, SpecialTokens] = {
     "bert": _BERT,
@@ -142,11 +144,11 @@ _UNSUPPORTED_NAMES = (
     "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese esm cpmant roformer luke"
 )
 UNSUPPORTED_STYLES = frozenset(_UNSUPPORTED_NAMES.split())
-"""Styles with the same file names, but other rules for splitting text."""
+"""Styles with the same file names but other rules for splitting text."""
 
 
 def infer_style(tokenizer: Tokenizer) -> str:
-    """Infer the style from the tokens of a vocabulary."""
+    """Infer the style from the tokens in a vocabulary."""
     present = [name for name, style in _STYLE_MARKERS if tokenizer.token_to_id(name) is not None]
     return dict(_STYLE_MARKERS)[present[0]] if present else ""
 
@@ -155,7 +157,7 @@ _STYLE_MARKERS = (("[CLS]", "bert"), ("<|startoftext|>", "clip"), ("</s>", "robe
 
 
 def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The style of a folder, from its tokenizer class or its model type; empty if there is neither."""
+    """A folder's style, from its tokenizer class or its model type; empty if there is neither."""
     for value in (settings.get("tokenizer_class"), config.get("tokenizer_class"), config.get("model_type")):
         if isinstance(value, str) and value:
             name = re.sub(r"(tokenizer)?(fast)?$", "", value, flags=re.IGNORECASE).lower()
@@ -167,7 +169,9 @@ def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def add_siglip_normalizer(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Add SigLIP's normalisation, which its files do not contain: drop case, ASCII punctuation and extra spaces."""
+    """Add SigLIP's normalisation, which is missing from its files: lower case, no ASCII punctuation, no extra
+    spaces.
+    """
     if not str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer"):
         return
     steps: list[Any] = [] if settings.get("do_lower_case") is False else [normalizers.Lowercase()]

@@ -1,4 +1,4 @@
-"""tiktoken's ranks: a token's bytes and its id per line, and the special tokens that the file omits."""
+"""tiktoken's ranks: one token's bytes and id per line, and the special tokens that the file omits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from headway.errors import UserError
 
 Ranks = Mapping[bytes, int]
 _LETTERS = {byte: letter for letter, byte in BYTES.items()}
-_MAX_ID = 1 << 20  # tokens
-_MAX_TOKEN_BYTES = 1 << 10  # bytes of a token
-_MAX_SQUARED_BYTES = 1 << 25  # squared bytes; cl100k has 6 million
-_MAX_GAPS = 1 << 8  # ids without a token
+_MAX_ID = 1 << 20  # maximum token id
+_MAX_TOKEN_BYTES = 1 << 10  # maximum bytes in a token
+_MAX_SQUARED_BYTES = 1 << 25  # maximum sum of squared lengths in bytes; cl100k has 6 million
+_MAX_GAPS = 1 << 8  # maximum ids without a token
 
 _LANGUAGE_CODES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml"
@@ -37,7 +37,7 @@ _TIMESTAMPS = 1501  # Whisper's timestamps, from 0 to 30 s in steps of 0.02 s
 
 @dataclass(frozen=True)
 class Encoding:
-    """The parts of a tiktoken encoding that are not in its file of ranks."""
+    """The parts of a tiktoken encoding that are not in its rank file."""
 
     pattern: str
     special: Mapping[str, int]
@@ -71,7 +71,7 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
     if not ranks or len(set(ranks.values())) < len(ranks):
         raise UserError(f"{path} contains no tokens, or the same rank twice; download it again")
     _check_gaps(max(ranks.values()) + 1, len(ranks), path)
-    squares = sum(len(token) ** 2 for token in ranks)  # steps to find their merges
+    squares = sum(len(token) ** 2 for token in ranks)  # about as many steps as finding their merges takes
     if squares > _MAX_SQUARED_BYTES:
         max_length = max(map(len, ranks))
         raise UserError(
@@ -82,17 +82,19 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
 
 def _check_gaps(id_count: int, token_count: int, path: Path) -> None:
     if id_count > token_count + _MAX_GAPS:
-        raise UserError(f"{path} has {token_count} ranks, but its encoding {id_count}; download it again")
+        raise UserError(f"{path} has {token_count} ranks, but its encoding has {id_count}; download it again")
 
 
 def holds_ranks(data: bytes) -> bool:
-    """Whether a file starts like ranks: Llama 3 uses the name of a sentencepiece model for them."""
+    """Whether a file starts like a rank file: Llama 3 names it like a sentencepiece model."""
     first = data[: _MAX_TOKEN_BYTES * 2].split(b"\n")[0].split()
     return len(first) == 2 and first[1].isdigit() and first[0].isascii()
 
 
 def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
-    """The encoding of a file, from its name and size. `languages` is Whisper's number of languages: 99 or 100."""
+    """A file's encoding, determined from its name and size. `languages` is the number of languages in Whisper: 99 or
+    100.
+    """
     size = max(ranks.values()) + 1
     whisper = "multilingual" in name or "whisper" in name
     if whisper or name == "gpt2":
@@ -112,7 +114,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
         special = {token: size + i for i, token in enumerate(_llama3_tokens())}
         return Encoding(CL100K, special, eos="<|end_of_text|>", bos="<|begin_of_text|>")
     raise UserError(
-        f"{size} ranks named {name!r} do not match a known encoding; use the published file name: "
+        f"the {size} ranks in {name!r} do not match a known encoding; use the published file name: "
         "r50k_base, p50k_base, cl100k_base, o200k_base, gpt2, multilingual, qwen or (Llama 3) tokenizer.model"
     )
 
@@ -140,9 +142,9 @@ def _llama3_tokens() -> list[str]:
 
 
 def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
-    """The tokenizer of an encoding: the ids of tiktoken's `encode_ordinary`, and its special tokens.
+    """The tokenizer for an encoding, with the same ids as tiktoken's `encode_ordinary`, and its special tokens.
 
-    UserError if ranks are missing before the special tokens.
+    Raises UserError if ranks are missing before the special tokens.
     """
     _check_gaps(min(encoding.special.values()), max(ranks.values()) + 1, source)
     vocabulary = {_to_letters(token): rank for token, rank in ranks.items() if token}
@@ -156,7 +158,7 @@ def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
 
 
 def merges_of(ranks: Ranks) -> list[tuple[str, str]]:
-    """The merge that creates each token: the two parts that BPE by ranks has formed before the token's own rank."""
+    """The merge that creates each token: the two parts that rank-based BPE has formed before the token's own rank."""
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [token[i : i + 1] for i in range(len(token))]
@@ -164,7 +166,7 @@ def merges_of(ranks: Ranks) -> list[tuple[str, str]]:
             joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             best = min(joined)
             if best >= rank:
-                break  # no merge creates this token; it only matches as a whole word
+                break  # no merge creates this token; it matches only as a whole word
             position = joined.index(best)
             parts[position : position + 2] = [parts[position] + parts[position + 1]]
         if len(parts) == 2 and all(part in ranks for part in parts):

@@ -24,12 +24,12 @@ from headway.temporary_files import temporary_path
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 
 FILE = "tokenizer.json"
-SECTION_LENGTH = 1 << 16  # characters; tokenizers uses about a hundred bytes for each
+SECTION_LENGTH = 1 << 16  # characters; tokenizers uses about a hundred bytes per character
 # Tokenizers that split words never join two non-blank lines.
 _SECTION_BREAK = re.compile(r"(?<=\S\n)(?=\S)")
 _MAX_SPELLABLE = 1 << 16
 _PROBE = ("The word, its\n", "line-2 end.\n", "(Next) \u00fc")
-# The steps with which tokenizers trained here remove the space that they add at the start of each line.
+# Steps that remove the space that tokenizers trained here add at the start of each line.
 LINE_SPACE_STEPS = [
     {"type": "Replace", "pattern": {"String": "\n "}, "content": "\n"},
     {"type": "Strip", "content": " ", "start": 1, "stop": 0},
@@ -39,14 +39,14 @@ LINE_SPACE_STEPS = [
 class TokenizerCodec:
     """Text <-> ids with the `tokenizers` library.
 
-    `special_tokens` are spellings by role; None guesses them. A spelling that is not a token is ignored. In addition to
-    the attributes of every codec, `pad` and `mask` are ids, None if there is no such token.
+    `special_tokens` are token names by role; None guesses them. A name that is not a token is ignored. Besides the
+    attributes that every codec has, `pad` and `mask` are ids, or None if there is no such token.
     """
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: SpecialTokens | None = None) -> None:
         tokenizer.no_truncation()  # never truncate or pad silently
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
+        tokenizer.encode_special_tokens = True  # "</s>" in a text must not end the sequence
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder().values()
         check_special_tokens((token.content for token in added if token.special), "the tokenizer")
@@ -62,19 +62,19 @@ class TokenizerCodec:
         self.unk_id = self._find_unk_id()
 
     def token_id(self, name: str | None) -> int | None:
-        """The id of the token spelt `name`, such as "<|im_end|>"; None if there is none."""
+        """The id of the token `name`, such as "<|im_end|>"; None if there is none."""
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def _find_unk_id(self) -> int | None:
-        """The id for text without a token. GPT-2 also names an unknown token, but never uses it."""
+        """The id for text without a token. GPT-2 defines an unknown token but never uses it."""
         model = self.tokenizer.model
-        if isinstance(model, models.Unigram):  # the only model that stores an id instead of a spelling
+        if isinstance(model, models.Unigram):  # the only model that stores an id instead of a name
             return json.loads(model.__getstate__()).get("unk_id")
         name = getattr(model, "unk_token", None)
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
-        """Raises UserError for text without tokens if the tokenizer has no unknown token."""
+        """Raises UserError for text that has no tokens, if the tokenizer has no unknown token."""
         if len(text) > SECTION_LENGTH:
             return self.encode_batch([text])[0]
         try:
@@ -128,13 +128,13 @@ class TokenizerCodec:
         path = Path(path)
         file = path if path.suffix == ".json" else path / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        # The special tokens come first, so that a tokenizer file never exists without them.
+        # Special tokens are written first, so that a tokenizer file never exists without them.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens.settings()}
         _write_atomically(config_path(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         _write_atomically(file, self.tokenizer.to_str(pretty=True))
 
     def difference(self, other: TokenizerCodec) -> str | None:
-        """How the tokens of `other` differ from these, for messages; None if all ids have the same meaning."""
+        """How the tokens in `other` differ from these, for messages; None if all ids have the same meaning."""
         own_vocab, other_vocab = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (self, other))
         if own_vocab == other_vocab:
             return None
@@ -151,7 +151,7 @@ class TokenizerCodec:
 
 
 def _as_user_error(error: BaseException) -> BaseException:
-    """Turn an error of the library, which raises bare Exceptions and panics, into a UserError."""
+    """Turn an error from the library, which raises bare Exceptions and panics, into a UserError."""
     reason = " ".join(str(error).split())[:200]
     if is_panic(error):
         return UserError(f"the tokenizer fails on this input ({reason}); use another tokenizer")
@@ -161,7 +161,7 @@ def _as_user_error(error: BaseException) -> BaseException:
 
 
 def config_path(file: Path) -> Path:
-    """The file with the special tokens of a tokenizer file: tokenizer_config.json for tokenizer.json."""
+    """The file with a tokenizer file's special tokens: tokenizer_config.json for tokenizer.json."""
     return file.with_name(f"{file.stem}_config.json")
 
 
@@ -172,10 +172,10 @@ def _write_atomically(file: Path, text: str) -> None:
 
 
 def _block_special_spellings(tokenizer: Tokenizer) -> None:
-    """Keep texts from spelling special tokens that are also in the model's vocabulary.
+    """Keep text from being encoded as special tokens that are also in the model's vocabulary.
 
-    sentencepiece never matches these in a text, but `tokenizers` does in a Unigram model, and in a BPE that keeps known
-    words whole. Such a spelling is split after its first character, so that no token can span it.
+    sentencepiece never matches these in a text, but `tokenizers` does in Unigram models, and in BPE models that keep
+    known words whole. Such text is split after its first character, so that no token can span it.
     """
     added = tokenizer.get_added_tokens_decoder()
     names = [token.content for token in added.values() if token.special and len(token.content) > 1]
@@ -187,9 +187,8 @@ def _block_special_spellings(tokenizer: Tokenizer) -> None:
         return
     if sum(map(len, spellable)) > _MAX_SPELLABLE:
         raise UserError(
-            f"the tokenizer has {len(spellable):,} special tokens that texts can spell, with more than "
-            f"{_MAX_SPELLABLE:,} "
-            "characters in total; use another tokenizer"
+            f"the tokenizer has {len(spellable):,} special tokens that text could be encoded as, with more than "
+            f"{_MAX_SPELLABLE:,} characters in total; use another tokenizer"
         )
     starts: dict[str, list[str]] = {}
     for name in spellable:
@@ -216,14 +215,16 @@ class SequenceTemplate(NamedTuple):
         return len(self.before) + len(self.after) + (len(self.between) if text_count == 2 else 0)
 
     def add_special_tokens(self, first: Sequence[int], second: Sequence[int] | None = None) -> list[int]:
-        """The ids of one or two texts with special tokens."""
+        """The ids for one or two texts with special tokens."""
         if second is None:
             return [*self.before, *first, *self.after]
         return [*self.before, *first, *self.between, *second, *self.after]
 
 
 def sequence_template(codec: Codec) -> SequenceTemplate:
-    """The template of a published tokenizer; without one, the begin token, the end token, and the end token."""
+    """The template from a published tokenizer. Without one, it is the begin token before a text, and the end token
+    between and after texts.
+    """
     bos, eos = (() if token_id is None else (token_id,) for token_id in (codec.bos_id, codec.eos_id))
     plain = SequenceTemplate(bos, eos, eos)
     if not isinstance(codec, TokenizerCodec) or codec.tokenizer.post_processor is None:
@@ -242,7 +243,7 @@ def sequence_template(codec: Codec) -> SequenceTemplate:
 
 
 def encode_with_special_tokens(codec: Codec, text: str) -> list[int]:
-    """The ids of a text with the special tokens of a published tokenizer."""
+    """The ids for a text, with the special tokens of a published tokenizer."""
     if not isinstance(codec, TokenizerCodec):
         return codec.encode(text)
     try:
@@ -252,14 +253,14 @@ def encode_with_special_tokens(codec: Codec, text: str) -> list[int]:
 
 
 class WordTokens(NamedTuple):
-    """The ids of a sentence; `first` is the index of each word's first token, None for a word without tokens."""
+    """The ids for a sentence; `first` is the index of each word's first token, None for a word without tokens."""
 
     ids: list[int]
     first_tokens: list[int | None]
 
 
 def tokenize_words(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordTokens]:
-    """The tokens of each sentence, with its words joined by spaces, so that the ids equal those of running text."""
+    """The tokens for each sentence, whose words are joined by spaces so that the ids equal those for running text."""
     strings = [" ".join(words) for words in sentences]
     try:
         encoded = codec.tokenizer.encode_batch(strings, add_special_tokens=False)

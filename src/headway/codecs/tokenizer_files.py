@@ -1,4 +1,4 @@
-"""Read files of published tokenizers: limited in size, as data only, with UserErrors for all failures."""
+"""Read the files of published tokenizers: limited in size, as data only, and with UserErrors for all failures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ _PICKLE_HEADERS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. UserError if it is too large for a tokenizer, empty or a pickle."""
+    """A file's content. Raises UserError if it is too large for a tokenizer, empty or a pickle."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(
-                f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} for a tokenizer; use a tokenizer file"
-            )
+            raise UserError(f"{path} has {size:,} bytes, more than the limit of {MAX_BYTES:,}; use a tokenizer file")
         with open_file(path) as file:
             content = file.read()
     except OSError as error:
@@ -30,7 +28,7 @@ def read_bytes(path: Path) -> bytes:
     if not content:
         raise UserError(f"{path} is empty; download it again")
     if content.startswith(_PICKLE_HEADERS):
-        raise UserError(f"{path} is a pickle, which can run code when loaded; use the tokenizer's own file")
+        raise UserError(f"{path} is a pickle, which can run code when loaded; use the original tokenizer file")
     return content
 
 
@@ -65,22 +63,22 @@ def object_or_empty(path: Path) -> dict[str, Any]:
 
 
 def first_file(directory: Path, names: Iterable[str]) -> Path | None:
-    """The first of `names` that exists in a folder."""
+    """The first file in `names` that exists in a folder."""
     return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
 @contextmanager
 def library_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the tokenizers library, which raises bare Exceptions and panics, into UserErrors."""
+    """Turn errors from the tokenizers library, which raises bare Exceptions and panics, into UserErrors."""
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of the library is not an Exception
+    except BaseException as error:  # a panic in the library is not an Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} cannot be read as a tokenizer ({reason}); download it again") from None
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether the error is a panic of the tokenizers library, which is not an Exception."""
+    """Whether the error is a panic in the tokenizers library, which is not an Exception."""
     return type(error).__name__ == "PanicException"

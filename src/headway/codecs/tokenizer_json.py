@@ -1,4 +1,4 @@
-"""Read a tokenizer.json without its vocabulary, which is nearly all of it."""
+"""Read a tokenizer.json without its vocabulary, which makes up nearly all of the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PREFIX, _NON_EMPTY = '"continuing_subword_prefix"', re.compile(r'\s*:\s*"[^"]')
 
 
 def read_without_model(text: str) -> dict[str, Any]:
-    """The entries of a tokenizer.json, without its model if that comes last. ValueError for an invalid file."""
+    """The entries in a tokenizer.json, without its model if that comes last. Raises ValueError for an invalid file."""
     entries: dict[str, Any] = {}
     position = _skip_past("{", text, 0)
     while True:
@@ -48,12 +48,14 @@ def _skip_past(character: str, text: str, position: int) -> int:
     """The position after a character and the white space around it."""
     position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
     if text[position : position + 1] != character:
-        raise ValueError(f"it has {text[position : position + 20]!r} at {position} where {character!r} is expected")
+        raise ValueError(
+            f"it has {text[position : position + 20]!r} at position {position}, where {character!r} is expected"
+        )
     return _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
 
 
 def _has_later_entries(text: str, start: int) -> bool:
-    """Whether a relevant entry follows the model: it would come after a closing brace."""
+    """Whether a relevant entry may follow the model, which means after a closing brace."""
     position = start
     for _ in range(_MAX_BRACES):
         position = text.find("}", position)
@@ -63,18 +65,20 @@ def _has_later_entries(text: str, start: int) -> bool:
         if entry and (entry[1] in _RELEVANT_ENTRIES or "\\" in entry[1]):
             return True
         position += 1
-    return True  # possibly, so everything is read
+    return True  # it may, so everything is read
 
 
 def _has_prefix_and_merges(text: str, start: int) -> bool:
-    """Whether a model may have both merges and a prefix of inner tokens."""
+    """Whether a model may have both merges and a prefix for inner tokens."""
     position = text.find(_PREFIX, start)
     has_prefix = position >= 0 and _NON_EMPTY.match(text, position + len(_PREFIX)) is not None
     return has_prefix and text.find('"merges"', start) >= 0
 
 
 def check_merges(model: Any) -> None:
-    """ValueError for a BPE with a prefix of inner tokens and a merge without it, for which the library panics."""
+    """Raise ValueError for a BPE that has a prefix for inner tokens and a merge without it, because the library
+    panics.
+    """
     prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
     for merge in model.get("merges") or () if prefix else ():
         second = merge.partition(" ")[2] if isinstance(merge, str) else merge[1]
@@ -83,7 +87,7 @@ def check_merges(model: Any) -> None:
 
 
 def patterns_and_maps(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """All patterns ("Regex") and maps ("precompiled_charsmap") in the steps of a tokenizer."""
+    """All patterns ("Regex") and maps ("precompiled_charsmap") in a tokenizer's steps."""
     pending: list[Any] = [part for name, part in parts.items() if name != "model"]
     while pending:
         node = pending.pop()

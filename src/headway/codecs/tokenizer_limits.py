@@ -1,4 +1,4 @@
-"""Limits on tokenizers from untrusted files: the output may only be a bounded multiple of the input."""
+"""Limits on tokenizers from untrusted files: the output may be at most a bounded multiple of the input."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tokenizers import Tokenizer, models
 from headway.codecs.guard import RESERVED
 from headway.errors import UserError
 
-MAX_SPECIAL_TOKEN = 256  # characters of a special token or the unknown token
-MAX_TOKEN_LENGTH = 1 << 14  # characters
-_MAX_UNIGRAM = 256  # Unigram looks up every position of a text to this length
-_MAX_PREFIXES = 64  # and records each piece that matches
-_MAX_WORD = 200  # characters; WordPiece is quadratic in it. Google's BERT has 200, published models 100
+MAX_SPECIAL_TOKEN = 256  # maximum characters in a special token or the unknown token
+MAX_TOKEN_LENGTH = 1 << 14  # maximum characters in a token
+_MAX_UNIGRAM = 256  # maximum piece length for Unigram, which looks up every position up to this length
+_MAX_PREFIXES = 64  # maximum prefixes per piece, because Unigram records each piece that matches
+_MAX_WORD = 200  # maximum word length; WordPiece takes quadratic time. Google's BERT uses 200, published models 100
 _MAX_GROWTH = 64  # output characters per input character
-_MAX_REPORTED = 10**9  # maximum in messages
+_MAX_REPORTED = 10**9  # larger numbers are capped in messages
 _MAX_STEPS = 64
-_MAX_ADDED = 256  # special tokens around a text
-MAX_MAPPED = 32  # characters that a charsmap may replace one by; Unicode's own forms have 18
+_MAX_ADDED = 256  # maximum special tokens around a text
+MAX_MAPPED = 32  # maximum characters that a charsmap may replace one with; Unicode normalisation needs 18
 _SEQUENCES = ("normalizers", "pretokenizers", "decoders", "processors")
 _MATCHES_EMPTY = re.compile(r"[|*?^$(]|\{[0,]|\\[AbBGzZKyY]")  # patterns that may match an empty string
 
 
 def check_special_tokens(names: Iterable[str], source: str) -> None:
-    """UserError for a special token that is too long or contains a noncharacter."""
+    """Raise UserError for a special token that is too long or contains a noncharacter."""
     for name in names:
         if len(name) > MAX_SPECIAL_TOKEN:
             raise UserError(
@@ -37,12 +37,12 @@ def check_special_tokens(names: Iterable[str], source: str) -> None:
             )
         if RESERVED.search(name):
             raise UserError(
-                f"{source} has the special token {name!r}, which contains a noncharacter; use another tokenizer"
+                f"{source} has special token {name!r}, which contains a noncharacter; use another tokenizer"
             )
 
 
 def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -> None:
-    """UserError for vocabulary entries that are too long for the model to look up in time."""
+    """Raise UserError for vocabulary entries that take too long to look up because of their length."""
     model = tokenizer.model
     unigram = isinstance(model, models.Unigram)
     max_length = _MAX_UNIGRAM if unigram else MAX_TOKEN_LENGTH
@@ -65,7 +65,7 @@ def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -
     word = getattr(model, "max_input_chars_per_word", 0)
     if word > _MAX_WORD:
         raise UserError(
-            f"max_input_chars_per_word of {source} is {word:,}, more than {_MAX_WORD}; set it to 100, as in BERT"
+            f"max_input_chars_per_word in {source} is {word:,}, more than {_MAX_WORD}; set it to 100, as in BERT"
         )
 
 
@@ -81,7 +81,7 @@ def _check_prefixes(pieces: frozenset[str], source: str) -> None:
 
 
 def check_growth(tokenizer: Tokenizer, source: str) -> None:
-    """UserError if the normaliser, pre-tokenizer or decoder produces much more text than it gets."""
+    """Raise UserError if the normaliser, pre-tokenizer or decoder outputs much more text than it receives."""
     preparation_steps = [
         *_component_steps(tokenizer.normalizer, source),
         *_component_steps(tokenizer.pre_tokenizer, source),
@@ -93,13 +93,13 @@ def check_growth(tokenizer: Tokenizer, source: str) -> None:
         growth = min(_max_growth(steps, source), _MAX_REPORTED)
         if growth > _MAX_GROWTH:
             raise UserError(
-                f"{source} {action} so that one character becomes {growth:,}, more than {_MAX_GROWTH}; use another "
+                f"{source} {action} so that one character may become {growth:,}, more than {_MAX_GROWTH}; use another "
                 "tokenizer"
             )
 
 
 def check_template(tokenizer: Tokenizer, source: str) -> None:
-    """UserError for a post-processor that adds too many or unknown tokens to a text, or repeats a text."""
+    """Raise UserError for a post-processor that adds too many or unknown tokens to a text, or repeats a text."""
     ids = [i for step in _component_steps(tokenizer.post_processor, source) for i in _template_ids(step, source)]
     if len(ids) > _MAX_ADDED:
         raise UserError(
@@ -111,10 +111,12 @@ def check_template(tokenizer: Tokenizer, source: str) -> None:
 
 
 def _component_steps(component: Any, source: str) -> list[dict[str, Any]]:
-    """The steps of a tokenizer's component, as JSON."""
+    """The steps in a tokenizer component, as JSON."""
     steps = [] if component is None else list(_flatten_steps(json.loads(component.__getstate__())))
     if len(steps) > _MAX_STEPS:
-        raise UserError(f"{source} has {len(steps):,} steps in sequence, more than {_MAX_STEPS}; use another tokenizer")
+        raise UserError(
+            f"{source} has a sequence of {len(steps):,} steps, more than {_MAX_STEPS}; use another tokenizer"
+        )
     return steps
 
 
@@ -129,11 +131,11 @@ def _flatten_steps(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _max_growth(steps: list[dict[str, Any]], source: str) -> int:
     """The maximum number of characters that one character may become.
 
-    The growth of replacements multiplies if a later pattern can match the output of an earlier one; it does not if each
-    matches only original characters.
+    Growth multiplies if a later replacement can match the output of an earlier one, but not if each matches only
+    original characters.
     """
     product = max_single = 1
-    inserted: set[str] | None = set()  # characters that steps have inserted; None if they may be any
+    inserted: set[str] | None = set()  # characters inserted by earlier steps; None if they may be any
     for step in steps:
         growth, only_original = 1, False
         match step["type"]:
@@ -166,7 +168,7 @@ def _max_growth(steps: list[dict[str, Any]], source: str) -> int:
 
 
 def _replacement_growth(step: Mapping[str, Any], inserted: set[str] | None, source: str) -> tuple[int, bool]:
-    """How many characters one becomes, and whether only original characters are replaced."""
+    """How many characters one may become, and whether only original characters are replaced."""
     length, pattern = _normalized_length(step["content"]), step["pattern"]
     text = pattern.get("String")
     if text is None:
@@ -181,7 +183,7 @@ def _normalized_length(content: str) -> int:
 
 
 def _normal_forms(content: str) -> set[str]:
-    """The characters that a text may contain after changes of case and Unicode normalisation."""
+    """The characters that a text may contain after case changes and Unicode normalisation."""
     strings = (content, content.lower())
     return set(
         "".join([*strings, *(unicodedata.normalize(form, text) for form in ("NFKD", "NFC") for text in strings)])
@@ -189,7 +191,7 @@ def _normal_forms(content: str) -> set[str]:
 
 
 def _template_ids(step: Mapping[str, Any], source: str) -> list[int]:
-    """The ids that a post-processor adds to one text, and to a pair."""
+    """The ids that a post-processor adds to a single text and to a pair."""
     if step["type"] in ("BertProcessing", "RobertaProcessing"):
         return [step["sep"][1], step["cls"][1]]
     if step["type"] != "TemplateProcessing":
@@ -199,7 +201,7 @@ def _template_ids(step: Mapping[str, Any], source: str) -> list[int]:
         text_ids = [entry["Sequence"]["id"] for entry in template if "Sequence" in entry]
         if len(set(text_ids)) < len(text_ids):
             raise UserError(
-                f"{source} has {len(text_ids)} texts in its template, one of them twice; use another tokenizer"
+                f"{source} has {len(text_ids)} texts in its template, one of them repeated; use another tokenizer"
             )
         names = [entry["SpecialToken"]["id"] for entry in template if "SpecialToken" in entry]
         for name in names[: 2 * _MAX_ADDED]:

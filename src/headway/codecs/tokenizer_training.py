@@ -1,7 +1,7 @@
-"""Train codecs from a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
+"""Train codecs on a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
 
-Only `lowercase` changes the text: codecs reproduce exactly the text that they have tokens for. Word and character
-codecs have an unknown token; the others work on bytes and need none.
+Codecs reproduce text that they have tokens for exactly, unless `lowercase` is set. Word and character codecs have an
+unknown token; the others work on bytes and need none.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from headway.errors import UserError, nearest
 Split = Literal["text", "space"]
 
 SUBWORDS = ("bpe", "wordpiece", "unigram")
-LINES = r"(?<=\n)(?=[^\n])"  # before each line but the first
+LINES = r"(?<=\n)(?=[^\n])"  # before each line except the first
 # A word with inner apostrophes and hyphens, or a punctuation mark, with the space before it; or other white space.
 WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
 REPLACEMENT = "\ufffd"  # Unicode's replacement character
-UNKNOWN_TOKEN = {"text": " <unk>", "space": "<unk>"}  # in text, with a space before it like words
-MAX_WORD_BYTES = 100  # bytes; WordPiece gives up on longer words, so they are cut
-MIN_FREQUENCY = 2  # minimum frequency of a merged pair
+UNKNOWN_TOKEN = {"text": " <unk>", "space": "<unk>"}  # in text, it follows a space, as words do
+MAX_WORD_BYTES = 100  # WordPiece gives up on longer words, so they are cut
+MIN_FREQUENCY = 2  # minimum frequency for merging a pair
 MAX_INT = (1 << 31) - 1
-MAX_VOCAB_SIZE = 1 << 24  # size of a vocabulary
+MAX_VOCAB_SIZE = 1 << 24  # maximum vocabulary size
 ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
-_WINDOW = 500  # characters; a text whose windows all contain a space and other text has no long word
+_WINDOW = 500  # characters; if every window contains a space and other text, no word is long
 _SPACE = re.compile(r"\s")
 _LONG_WORD = re.compile(r"\w{1000}(?=\w)|[^\w\s]{1000}(?=[^\w\s])")
 _LONG_SPACE = re.compile(r"(\s{1000})\s+")
@@ -51,13 +51,13 @@ def train_codec(
     special: Sequence[str] = (END_OF_TEXT,),
     fewer: bool = False,
 ) -> TokenizerCodec:
-    """Train a codec with a vocabulary of `size` tokens, including those of `special`, which have the last ids. With
-    `fewer`, `size` is a maximum that the data need not fill.
+    """Train a codec with a vocabulary of `size` tokens, including those in `special`, which get the last ids. With
+    `fewer`, `size` is only a maximum.
 
-    `texts` is read once and never fully in memory. `size` None takes all words or characters of the data, or all bytes.
-    `split="space"` takes everything between spaces as words (phonemes). `prefix_space` uses the same token for a word
-    at the start of a line and after a space, which suits sentences. Raises UserError if there is no text, and for a
-    size that is too small for the kind or larger than the data can fill.
+    `texts` is read once and never held in memory as a whole. If `size` is None, all words or characters in the data, or
+    all bytes, are used. `split="space"` treats everything between spaces as a word (phonemes). `prefix_space` uses the
+    same token for a word at the start of a line and after a space, which suits sentences. Raises UserError if there is
+    no text, and if the size is too small for the kind or larger than the data can fill.
     """
     _check(kind, size, split, prefix_space, special)
     line_space = prefix_space or (kind == "word" and split == "text")
@@ -86,7 +86,7 @@ def sentence_codec(
     kind: Kind, texts: Iterable[str], size: int | None, special: Sequence[str], lowercase: bool = False
 ) -> TokenizerCodec:
     """Train a codec with at most `size` tokens for sentences: a word has the same token at the start of a sentence and
-    inside it. Raises the errors of `train_codec`.
+    inside it. Raises the same errors as `train_codec`.
     """
     spaced = kind in SUBWORDS
     return train_codec(kind, texts, size, lowercase=lowercase, prefix_space=spaced, special=special, fewer=True)
@@ -94,15 +94,15 @@ def sentence_codec(
 
 def _check(kind: str, size: int | None, split: str, prefix_space: bool, special: Sequence[str]) -> None:
     if kind not in get_args(Kind):
-        raise UserError(f"there is no codec of kind {kind!r}; {nearest(kind, get_args(Kind))}")
+        raise UserError(f"unknown codec kind {kind!r}; {nearest(kind, get_args(Kind))}")
     if split not in get_args(Split):
         raise UserError(f"split is {split!r}; {nearest(split, get_args(Split))}")
     if split == "space" and kind != "word":
-        raise UserError(f"a {kind} codec does not support the split 'space'; use kind 'word', or split 'text'")
+        raise UserError(f"a {kind} codec does not support split='space'; use kind='word' or split='text'")
     if prefix_space and kind not in SUBWORDS:
         raise UserError(f"a {kind} codec does not support prefix_space; omit it, or use {', '.join(SUBWORDS)}")
     if len(set(special)) < len(special) or "" in special:
-        raise UserError(f"the special tokens {list(special)} are not distinct names; pass each name once")
+        raise UserError(f"special tokens {list(special)} are not distinct; pass each name once")
     _check_size(kind, size, len(special))
 
 
@@ -113,10 +113,10 @@ def _check_size(kind: str, size: int | None, special: int) -> None:
         if kind in SUBWORDS:
             raise UserError(f"a {kind} codec needs a size; set one, such as 8000")
     elif kind == "byte" and size != byte_size:
-        raise UserError(f"size {size} is not that of a byte codec; set {byte_size}, or omit it")
+        raise UserError(f"size {size} does not fit a byte codec; set {byte_size}, or omit it")
     elif size < min_size:
         raise UserError(f"size {size} is too small for a {kind} codec; set {min_size} or more")
-    elif size > MAX_VOCAB_SIZE:  # the library allocates memory for it at once, and aborts the process if that fails
+    elif size > MAX_VOCAB_SIZE:  # the library allocates all of it up front, and aborts the process on failure
         raise UserError(f"size {size:,} is too large for a codec; set {MAX_VOCAB_SIZE:,} or less")
 
 
@@ -124,25 +124,25 @@ def _check_vocab_filled(tokenizer: Tokenizer, kind: str, size: int | None, speci
     vocab_size = tokenizer.get_vocab_size() + len(special)
     if size is not None and vocab_size < size:
         raise UserError(
-            f"size {size} is larger than the data can fill: they are enough for a {kind} codec of {vocab_size} tokens; "
+            f"size {size} is more than the data can fill: they suffice for a {kind} codec with {vocab_size} tokens; "
             f"set {vocab_size} or less, or add data"
         )
     for name in special:
         if tokenizer.token_to_id(name) is not None:
-            raise UserError(f"the special token {name!r} also occurs in the data as a {kind}; choose another name")
+            raise UserError(f"special token {name!r} also occurs in the data as a {kind}; choose another name")
 
 
 def _non_empty(texts: Iterable[str]) -> Iterator[str]:
-    """The non-empty texts; UserError if there are none."""
+    """The non-empty texts; raises UserError if there are none."""
     non_empty = (text for text in texts if text)
     first = next(non_empty, None)
     if first is None:
-        raise UserError("there is no text to train a codec on; pass data that are not empty")
+        raise UserError("there is no text to train a codec on; pass non-empty data")
     return chain([first], non_empty)
 
 
 def _sections(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, with long ones cut before white space, because the library uses a hundred bytes per character."""
+    """The texts, with long ones cut before white space because the library uses a hundred bytes per character."""
     for text in texts:
         start = 0
         while len(text) - start > SECTION_LENGTH:
@@ -154,8 +154,8 @@ def _sections(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _with_short_words(text: str) -> str:
-    """A text with spaces inserted into words of over a thousand characters, and at most a thousand spaces in a row:
-    trainers are quadratic in these lengths.
+    """A text with spaces inserted into words of more than a thousand characters, and at most a thousand spaces in a
+    row, because trainers take quadratic time in these lengths.
     """
     windows = (text[start : start + _WINDOW] for start in range(0, len(text) - _WINDOW + 1, _WINDOW))
     if all(_SPACE.search(window) and not window.isspace() for window in windows):
@@ -197,14 +197,14 @@ def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None
 
 
 def _train_characters(tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
-    """Characters in code point order; if there are too many, the rarest become unknown."""
+    """Characters in code point order. If there are too many, the rarest become unknown."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
     del counts[REPLACEMENT]  # the unknown token
     frequent = sorted(counts, key=lambda character: (-counts[character], character))[: max_size - 1]
     vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
-    return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay as they are
+    return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay separate
 
 
 def _train_words(tokenizer: Tokenizer, texts: Iterable[str], max_size: int, unknown: str) -> models.Model:
@@ -232,15 +232,15 @@ def _train_subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], max_s
     trained = _train(tokenizer, models.BPE(), texts, trainer)
     if kind == "bpe":
         return trained.model
-    # BPE's tokens, matched like WordPiece: the longest first. A token at the start of a word includes the space, so the
-    # others need no "##". Equal data produce an equal codec, which the library's own trainer does not guarantee.
+    # BPE tokens, matched as in WordPiece: the longest first. A token at the start of a word includes the space, so the
+    # others need no "##". The same data produce the same codec, which the library's own trainer does not guarantee.
     return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=MAX_WORD_BYTES, continuing_subword_prefix="")
 
 
 def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Unigram's pieces and log probabilities, best first, without the differences between equal trainings.
+    """Unigram's pieces and log probabilities, best first, without random differences between training runs.
 
-    These are the last digits (thread order), and which of the bytes that never occurred is worst.
+    The differences are in the last digits (because of thread order) and in the order of bytes that never occurred.
     """
     floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
     rounded_scores = [(piece, round(max(score, floor), 6)) for piece, score in scores]
@@ -248,7 +248,7 @@ def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _train(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
-    """A separate tokenizer for training, which leaves its own special tokens in it."""
+    """A separate tokenizer for training, because training leaves special tokens in it."""
     scratch = Tokenizer(model)
     if tokenizer.normalizer is not None:
         scratch.normalizer = tokenizer.normalizer

@@ -12,11 +12,11 @@ from headway.codecs.tokenizer_files import library_errors, read_text
 from headway.errors import UserError
 
 FILE = "vocab.txt"
-MAX_WORD_LENGTH = 100  # characters; a longer word is unknown
+MAX_WORD_LENGTH = 100  # characters; longer words are unknown
 
 
 def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a vocab.txt, which is the same in every style.
+    """The tokenizer for a vocab.txt, which is the same in every style.
 
     tokenizer_config.json sets whether text is lower-cased (`do_lower_case`, default true), accents are removed
     (`strip_accents`, default with lower-casing), and Chinese characters are separate words (`tokenize_chinese_chars`).

@@ -1,4 +1,4 @@
-"""Generation: sampling, batched sessions, a scheduler, beam search, and log probabilities of given tokens."""
+"""Generation: sampling, batched sessions, a scheduler, beam search, and token log probabilities."""
 
 from __future__ import annotations
 

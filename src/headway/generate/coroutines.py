@@ -1,4 +1,4 @@
-"""Decoding loops as coroutines, so that several can share engine steps: each yields its next tokens and receives the
+"""Decoding loops as coroutines, so that several can share engine steps. Each yields its next tokens and receives the
 logits.
 """
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class NextTokens(NamedTuple):
-    """The next token of each row of one generation."""
+    """The next token for each row in one generation."""
 
     ids: Int[Tensor, "B"]
     decoding: Any  # GenerationProgress
@@ -30,7 +30,7 @@ DecodingCoroutine = Generator[NextTokens, StepOutput, R]
 
 @torch.inference_mode()
 def run_coroutine(model: Generative, coroutine: DecodingCoroutine[R]) -> R:
-    """Run one coroutine to its end and return its result."""
+    """Run one coroutine to the end and return its result."""
     try:
         request = next(coroutine)
         while True:
@@ -40,8 +40,9 @@ def run_coroutine(model: Generative, coroutine: DecodingCoroutine[R]) -> R:
 
 
 def step_together(model: Generative, requests: Sequence[NextTokens]) -> list[StepOutput]:
-    """Run one step for several coroutines. Each gets what `model.step` would return in a step of its own, bit for bit:
-    the compiled engine takes one step for all, torch one step each, because batched sums have another order.
+    """Run one step for several coroutines. Each gets exactly what `model.step` would return in a separate step, bit for
+    bit. The compiled engine takes one step for all of them; torch takes one step for each, because batching changes the
+    order of sums.
     """
     if not isinstance(model, Engine) or len(requests) == 1:
         return [model.step(*entry) for entry in requests]

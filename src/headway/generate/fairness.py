@@ -1,6 +1,4 @@
-"""Fair queueing: each owner gets as much computed as any other that has requests, oldest requests first within an
-owner.
-"""
+"""Fair queueing: owners with requests get equal shares of the compute, and each owner's oldest requests come first."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from headway.generate.speculation import CountedGuessLength, Lookup
 
 
 class Sample:
-    """One sample of a request. Without a row it waits, or follows a sample that processes the same prompt."""
+    """One sample for a request. Without a row, it is waiting or following a sample that processes the same prompt."""
 
     def __init__(
         self,
@@ -28,17 +26,17 @@ class Sample:
         prompt_top: int | None = None,
         generates: bool = True,
     ) -> None:
-        """`prompt_top` is how many of the most probable tokens to report per prompt token; None: the prompt is not
-        scored. With `generates` False the sample ends with its prompt.
+        """`prompt_top` is how many of the most probable tokens to report per prompt token; None means the prompt is not
+        scored. If `generates` is False, the sample ends with its prompt.
         """
-        self.ticket = 0  # of its request, once submitted
+        self.ticket = 0  # the request's ticket, once submitted
         self.number, self.owner, self.output, self.sampler = number, owner, output, sampler
         self.prompt_top, self.generates = prompt_top, generates
-        self.scores: list[TokenScore] = []  # of the prompt's tokens from the second on
+        self.scores: list[TokenScore] = []  # scores of the prompt's tokens, starting with the second
         self.guesser, self.guess_length = Lookup(prompt), CountedGuessLength()
         self.row: Row | None = None
         self.processed = 0  # how many of its ids the row has processed
-        self.cached_tokens = len(prompt)  # prompt tokens that were cached each time it started
+        self.cached_tokens = len(prompt)  # prompt tokens that were cached every time it started
         self.followers: list[Sample] = []
         self.done = False
 
@@ -62,12 +60,12 @@ class Sample:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the logits after each token of its prompt are needed."""
+        """Whether the logits after each prompt token are needed."""
         return self.prompt_top is not None and not self.output.ids
 
 
 class FairQueue:
-    """The waiting samples, and the tokens computed for each owner that has any active (Sheng et al. 2024, virtual token
+    """The waiting samples, and the tokens computed for each owner with active samples (Sheng et al. 2024, virtual token
     counter).
     """
 
@@ -79,7 +77,7 @@ class FairQueue:
         return sum(map(len, self._waiting.values()))
 
     def add(self, sample: Sample) -> None:
-        """Queue a sample. A new owner starts with the count of the least served one."""
+        """Queue a sample. A new owner starts with the count of the least-served owner."""
         self._served.setdefault(sample.owner, min(self._served.values(), default=0))
         insort(self._waiting.setdefault(sample.owner, []), sample, key=lambda entry: entry.age)
 
@@ -88,7 +86,7 @@ class FairQueue:
         return min((samples[0] for samples in self._waiting.values()), key=self._priority, default=None)
 
     def start(self, sample: Sample) -> None:
-        """Remove a sample that starts."""
+        """Remove a sample because it starts."""
         self._waiting[sample.owner].remove(sample)
         self._tidy()
 
@@ -103,11 +101,11 @@ class FairQueue:
         self._served[owner] += tokens
 
     def ordered(self, samples: Iterable[Sample]) -> list[Sample]:
-        """Samples by how little their owners were served."""
+        """Samples, those of the least-served owners first."""
         return sorted(samples, key=self._priority)
 
     def forget(self, present: Collection[str]) -> None:
-        """Drop the counts of owners that have nothing waiting and are not in `present`."""
+        """Drop the counts for owners that have nothing waiting and are not in `present`."""
         self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
 
     def _priority(self, sample: Sample) -> tuple[int, tuple[int, int]]:

@@ -1,8 +1,8 @@
-"""Token masks of one step, computed in a thread next to the engine's. A mask that takes too long ends only its own
+"""Token masks for one step, computed in a thread alongside the engine's. A mask that takes too long ends only its own
 sequence.
 
-A call into the library that computes masks cannot be interrupted. The thread of a late mask is therefore abandoned, a
-new one computes the remaining masks, and nothing waits for the old one.
+A call into the library that computes masks cannot be interrupted. So if a mask is late, its thread is abandoned, a new
+thread computes the remaining masks, and nothing waits for the old one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from queue import Empty, SimpleQueue
 
 from headway.errors import UserError
 
-MASK_SECONDS = 0.1  # CPU time limit of one mask
-_TOTAL, _PER_TOKEN = 1.0, 0.005  # seconds for all masks of a sequence
+MASK_SECONDS = 0.1  # CPU time limit per mask
+_TOTAL, _PER_TOKEN = 1.0, 0.005  # seconds for all masks in a sequence
 _LATE_THREADS = 4  # abandoned threads that may still be running; each may hold a gigabyte
 _POLL = 0.005  # minimum seconds between two checks of a late mask
 _CPU_CLOCK: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)  # macOS lacks it
@@ -24,7 +24,7 @@ Fill = Callable[[], None]
 
 
 class MaskBudget:
-    """Time spent on the masks of one sequence. `fill` computes the next mask."""
+    """Time spent on one sequence's masks. `fill` computes the next mask."""
 
     def __init__(self, fill: Fill) -> None:
         self.fill = fill
@@ -32,20 +32,20 @@ class MaskBudget:
         self._seconds = 0.0
 
     def spend(self, seconds: float) -> None:
-        """Count one mask. Raises UserError if it, or all masks together, took too long."""
+        """Count one mask. Raises UserError if it took too long, or all masks together did."""
         self.masks += 1
         self._seconds += seconds
         if seconds > MASK_SECONDS:
             raise _slow()
         if self._seconds > (limit := _TOTAL + _PER_TOKEN * self.masks):
             raise UserError(
-                f"the token masks of this response format took {self._seconds:.2f} s for {self.masks} tokens, over the "
+                f"token masks for this response format took {self._seconds:.2f} s for {self.masks} tokens, over the "
                 f"limit of {limit:.2f} s; use a simpler format"
             )
 
 
 def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
-    """Compute the next mask of each sequence that has a budget; return the errors of those that failed, by index."""
+    """Compute the next mask for each sequence that has a budget; return the errors of those that failed, by index."""
     failed: dict[int, UserError] = {}
     waiting = [index for index, budget in enumerate(budgets) if budget is not None]
     while waiting:
@@ -56,18 +56,18 @@ def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
 
 
 class _Job:
-    """Masks computed one after the other. The mask thread calls `run`; the waiting thread calls `abandon`."""
+    """Masks to compute one after another. The mask thread calls `run`; the waiting thread calls `abandon`."""
 
     def __init__(self, budgets: Sequence[tuple[int, MaskBudget]], failed: dict[int, UserError]) -> None:
         self.done: SimpleQueue[Exception | None] = SimpleQueue()
         self._budgets, self._failed = budgets, failed
         self._lock = threading.Lock()
-        self._current: tuple[int, float] | None = None  # index, and the thread's clock at its start
+        self._current: tuple[int, float] | None = None  # index, and the thread's clock when it started
         self._abandoned = False
         self._clock: Callable[[], float] = time.monotonic
 
     def run(self) -> bool:
-        """Return whether the caller still waits for this job."""
+        """Return whether the caller is still waiting for this job."""
         if _CPU_CLOCK is not None:
             clock = _CPU_CLOCK(threading.get_ident())
             self._clock = lambda: time.clock_gettime(clock)
@@ -104,7 +104,9 @@ class _Job:
         return 0.0 if current is None else self._clock() - current[1]
 
     def abandon(self) -> int | None:
-        """The index of the late mask, which fails and ends the wait for this job; None if no mask is late."""
+        """The index of the late mask, which counts as failed and ends the wait for this job; None if no mask is
+        late.
+        """
         with self._lock:
             if self._current is None or self.used() <= MASK_SECONDS:
                 return None
@@ -114,14 +116,14 @@ class _Job:
 
 
 class _MaskThread:
-    """A thread that waits for jobs and ends with this object."""
+    """A thread that waits for jobs and ends when this object does."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         threading.Thread(target=_work, args=(self._jobs,), name="masks", daemon=True).start()
 
     def run(self, job: _Job) -> int | None:
-        """Wait for a job; return the index of the late mask, after which this thread is of no more use."""
+        """Wait for a job; return the index of the late mask, after which this thread must not be used again."""
         self._jobs.put(job)
         while True:
             try:
@@ -162,7 +164,7 @@ _threads = threading.local()
 
 
 def _mask_thread() -> _MaskThread:
-    """The mask thread of the calling thread."""
+    """The calling thread's mask thread."""
     thread = getattr(_threads, "own", None)
     if thread is None:
         thread = _threads.own = _MaskThread()
@@ -171,5 +173,5 @@ def _mask_thread() -> _MaskThread:
 
 def _slow() -> UserError:
     return UserError(
-        f"a token mask of this response format takes more than {MASK_SECONDS:g} s of CPU time; use a simpler format"
+        f"a token mask for this response format takes more than {MASK_SECONDS:g} s of CPU time; use a simpler format"
     )

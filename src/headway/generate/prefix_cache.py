@@ -1,4 +1,4 @@
-"""Prefix cache: blocks of keys and values of earlier prompts, reused for prompts with the same beginning."""
+"""Prefix cache: key/value blocks from earlier prompts, reused for prompts with the same beginning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headway.engine import Row
 from headway.engine.cache import Blocks
 from headway.engine.operations import BLOCK
 
-_Run = tuple[int, ...]  # the token ids of a block
+_Run = tuple[int, ...]  # the token ids in a block
 
 
 class _Node:
@@ -20,10 +20,10 @@ class _Node:
 
 
 class PrefixCache:
-    """One tree per owner, whose nodes are full blocks. The content of a block depends only on the tokens up to its end,
-    bit for bit, so any row may begin with the blocks of another.
+    """One tree per owner, whose nodes are full blocks. A block's content depends only on the tokens up to its end, bit
+    for bit, so any row may start with blocks from another.
 
-    The cache counts as one user of each of its blocks. Only the thread that uses `store` may use it.
+    The cache counts as one user of each of its blocks. Only the thread that uses `store` may use the cache.
     """
 
     def __init__(self, store: Blocks) -> None:
@@ -44,8 +44,8 @@ class PrefixCache:
         return [node.block for node in matched]
 
     def insert(self, owner: str, ids: Sequence[int], row: Row) -> None:
-        """Add the blocks of `row`, which has processed `ids`. Where an equal block is cached, the row continues with
-        that.
+        """Add the blocks from `row`, which has processed `ids`. If an equal block is already cached, the row switches
+        to it.
         """
         path, nodes = [], self._trees.setdefault(owner, {})
         for number in range(len(ids) // BLOCK):
@@ -62,11 +62,13 @@ class PrefixCache:
         row.adopt_prefix([node.block for node in path])
 
     def evictable(self) -> int:
-        """How many blocks nothing else uses."""
+        """The number of blocks that nothing else uses."""
         return sum(self.store.is_exclusive(node.block) for node in self._nodes)
 
     def evict(self, count: float) -> bool:
-        """Release up to `count` of those blocks, least recently used first; return whether there was one."""
+        """Release up to `count` blocks that nothing else uses, least recently used first; return whether there was
+        one.
+        """
         evicted: list[_Node] = []
         for node in self._nodes:
             if len(evicted) >= count:

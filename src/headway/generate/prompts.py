@@ -1,4 +1,4 @@
-"""Inputs of generation: token ids, checked, padded into a Prompt, and batched by similar length."""
+"""Inputs for generation: token ids, checked, padded into a Prompt, and batched by similar length."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from headway.layout import Layout
 from headway.nn.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
-Source = Ids | Tensor  # token ids of an encoder, or an image, Float[C, H, W], of a captioner
+Source = Ids | Tensor  # token ids for an encoder, or an image, Float[C, H, W], for a captioner
 
 
 def context_of(model: Generative) -> int | None:
-    """The maximum number of positions of a decoder row; None if there is no limit."""
+    """The maximum number of positions in a decoder row; None if there is no limit."""
     return model.config.context
 
 
@@ -34,7 +34,7 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
     check_ids("prompt", prompts, model.config.vocab_size)
     for prompt in prompts:
         if not len(prompt):
-            raise UserError("a prompt of 0 tokens cannot be continued; start it with the tokenizer's bos token")
+            raise UserError("cannot continue an empty prompt; start it with the tokenizer's bos token")
         if context is not None and len(prompt) > context:
             raise UserError(f"a prompt of {len(prompt)} tokens exceeds the context of {context}; shorten it")
         if context is not None and len(prompt) == context:
@@ -45,7 +45,9 @@ def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
 
 
 def check_images(model: Generative, images: Sequence[Source]) -> None:
-    """Raise UserError for a source that is not an image for this captioner, or whose size differs from the others'."""
+    """Raise UserError for a source that is not an image this captioner can read, or whose size differs from the
+    others.
+    """
     channels = model.config.images.channels
     for image in images:
         shape = tuple(image.shape) if isinstance(image, Tensor) and image.is_floating_point() else None
@@ -56,7 +58,9 @@ def check_images(model: Generative, images: Sequence[Source]) -> None:
             )
     sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(sizes) > 1:
-        raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); pass one size per call")
+        raise UserError(
+            f"images have different sizes ({', '.join(map(str, sorted(sizes)))}); pass images of one size per call"
+        )
 
 
 def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
@@ -79,12 +83,12 @@ def check_ids(kind: str, rows: Sequence[Ids], vocab_size: int) -> None:
         wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < vocab_size), None)
         if wrong is not None:
             raise UserError(
-                f"a {kind} contains the id {wrong}; this model has ids 0 to {vocab_size - 1}, use its own tokenizer"
+                f"a {kind} contains id {wrong}, but this model has ids 0 to {vocab_size - 1}; use its own tokenizer"
             )
 
 
 def check_not_nan(log_probability: float) -> None:
-    """Raise UserError if a model outputs NaN, which must not pass for text."""
+    """Raise UserError if a model outputs NaN, which must not be turned into text."""
     if math.isnan(log_probability):
         raise UserError("the model outputs NaN instead of probabilities; use a checkpoint with valid weights")
 
@@ -107,7 +111,9 @@ def make_prompt(prompts: Sequence[Ids], sources: Sequence[Source] | None, device
 
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of items by decreasing size, in batches of as many as `budget` allows at the size of the largest."""
+    """Indices of items by decreasing size, in batches as large as `budget` allows if all items were as large as the
+    largest.
+    """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     start = 0
     while start < len(order):
@@ -118,8 +124,8 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 @contextmanager
 def evaluation_mode(model: Generative | nn.Module) -> Iterator[None]:
-    """Disable dropout; restore the mode afterwards. A model in evaluation mode is left alone: setting the mode of each
-    submodule takes a tenth of a small model's step.
+    """Disable dropout, and restore the mode afterwards. A model already in evaluation mode is left alone, because
+    setting the mode of every submodule takes a tenth of a small model's step.
     """
     if not model.training:
         yield

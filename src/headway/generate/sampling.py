@@ -1,8 +1,9 @@
-"""Sampling of the next token of each row from its logits.
+"""Samples the next token for each row from its logits.
 
 Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter. If the
-compiled engine computes the logits, it also samples (`engine/sampling_kernels.py`), and on a CPU so it does for large
-vocabularies. This module samples the same tokens with torch, all rows in the same tensors, which suits an accelerator.
+compiled engine computes the logits, it also samples (`engine/sampling_kernels.py`); on a CPU, it samples for torch
+models with large vocabularies, too. This module samples the same tokens with torch, with all rows in the same tensors,
+which suits an accelerator.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ if TYPE_CHECKING:
     from headway.engine.pool import Pool
     from headway.generate.sampling_table import SamplingTable
 
-_LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even for logits of torch
-_NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is seldom larger, and sorting the vocabulary is slow
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
+_LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even from torch logits
+_NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is rarely larger, and sorting the whole vocabulary is slow
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these make no difference, and would overflow
 
 
 def argmax(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
-    """The most probable token of each row, the first of equal ones."""
+    """The most probable token in each row; the first one if several are equal."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1).indices
     return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as fast as torch's
 
 
 def sample(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Sample a token per row: the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
+    """Sample a token per row, by inverting the cumulative distribution at `uniform`, numbers in [0, 1).
 
-    Rows with a NaN or +inf have no distribution; their token is arbitrary. A token of weight 0 is never sampled,
+    Rows with a NaN or +inf have no distribution, so their token is arbitrary. A token with weight 0 is never sampled,
     because the target stays below the total.
     """
     cumulative = weigh(logits, filters).cumsum(-1)
@@ -80,18 +81,19 @@ def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are sampled. The settings apply in this order: repetition penalty, presence and frequency penalty,
-    logit bias, temperature, top_k, min_p, top_p.
+    """How tokens are sampled. Settings apply in this order: repetition penalty, presence and frequency penalty, logit
+    bias, temperature, top_k, min_p, top_p.
 
     temperature: 0 always selects the most probable token.
     top_k: keep the k most probable tokens, and any tied with the last of them.
     min_p: keep tokens at least this fraction as probable as the most probable one.
     top_p: keep the fewest most probable tokens that together reach this probability (Holtzman et al. 2020).
-    repetition_penalty: above 1 it makes tokens of the prompt and of the output less probable (Keskar et al. 2019).
+    repetition_penalty: values above 1 make tokens in the prompt and the output less probable (Keskar et al. 2019).
     seed: None uses a new random seed for each call.
     presence_penalty: subtracted once from the logit of each token in the output, -2 to 2; the prompt does not count.
     frequency_penalty: subtracted once per occurrence of the token in the output, -2 to 2.
-    logit_bias: added to the logits of single ids, -100 to 100; near -100 excludes a token, near 100 forces it.
+    logit_bias: added to the logits of individual ids, -100 to 100; values near -100 exclude a token, values near 100
+        force it.
     """
 
     temperature: float = 1.0
@@ -129,11 +131,11 @@ class Sampling:
         return penalties or bool(self.logit_bias)
 
     def check_vocab_size(self, vocab_size: int) -> None:
-        """Raise UserError for a bias of an id that is not below `vocab_size`."""
+        """Raise UserError for a bias on an id that is not below `vocab_size`."""
         largest = max(self.logit_bias or (), default=0)
         if largest >= vocab_size:
             raise UserError(
-                f"logit_bias contains the id {largest}; this model has ids 0 to {vocab_size - 1}, use one of these"
+                f"logit_bias contains id {largest}, but this model has ids 0 to {vocab_size - 1}; use one of these"
             )
 
 
@@ -152,16 +154,16 @@ def uniforms(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 class _PenaltyCounts(NamedTuple):
-    """What the penalties count per row, None where no penalty needs it."""
+    """What the penalties count in each row; None if no penalty needs it."""
 
-    present: Bool[Tensor, "B C"] | None  # tokens of the prompt and the output
+    present: Bool[Tensor, "B C"] | None  # tokens in the prompt and the output
     counts: Float[Tensor, "B C"] | None  # occurrences in the output
 
 
 class Sampler:
-    """Samples tokens for the rows of one batch.
+    """Samples tokens for the rows in one batch.
 
-    A sample is a pure function of (seed, the row's key, step): it is the same in any batch and at any row of it.
+    A sample is a pure function of (seed, the row's key, step), so it is the same in any batch and in any row.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class Sampler:
         pool: Pool | None = None,
     ) -> None:
         """`keys` are 63-bit integers, one per row (see `row_keys`). `prompts` are the tokens that the repetition
-        penalty counts. `pool` has the threads of the engine that computes the logits, which then sample as well.
+        penalty counts. `pool` contains the threads of the engine that computes the logits; they then also sample.
         """
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
@@ -200,7 +202,7 @@ class Sampler:
         self._counted = _PenaltyCounts(present, counts)
 
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-        """The next token of each row, and its log probability without penalties at temperature 1."""
+        """The next token for each row, and its log probability without penalties at temperature 1."""
         logits = logits.float()
         if self.table is not None:
             chosen, logprobs = self._by_table(self.table, logits, step)
@@ -212,8 +214,8 @@ class Sampler:
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
 
     def sample_ahead(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
-        """What `pick` would sample for the only row at a later step, after `after`, from these logits, which may cover
-        a smaller vocabulary. Changes nothing.
+        """What `pick` would sample from these logits for the only row at a later step, after the tokens `after`. The
+        logits may cover a smaller vocabulary. Nothing is changed.
         """
         if self.table is not None:
             return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
@@ -243,7 +245,9 @@ class Sampler:
         return torch.from_numpy(chosen.tokens), torch.from_numpy(chosen.logprobs).float()
 
     def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Logits of the vocabulary, or of its first ids, after penalties and bias; the input itself without any."""
+        """Logits for the vocabulary, or for its first ids, after penalties and bias. If there are neither, this is the
+        input itself.
+        """
         sampling, vocab_size = self.sampling, logits.shape[-1]
         if self._counted.present is not None:
             indices = self._counted.present[:, :vocab_size].nonzero(as_tuple=True)
@@ -269,9 +273,9 @@ class Sampler:
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:
-    """A key per row, from its prompt and how often the same prompt came earlier in the batch.
+    """A key per row, computed from its prompt and how often the same prompt occurred earlier in the batch.
 
-    So a prompt gets the same samples alone and in a batch, and equal prompts of one batch get different ones.
+    So a prompt gets the same samples alone and in a batch, while equal prompts in one batch get different ones.
     """
     counts: dict[bytes, int] = {}
     keys = []

@@ -1,5 +1,5 @@
 """Row tables for the compiled sampler: settings as numbers, and token counts. A table stays at its address as long as
-its rows exist, so a step passes only addresses.
+its rows exist, so a step needs to pass only addresses.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _LARGEST = np.iinfo(np.int32).max
 
 
 class Tally:
-    """The tokens that penalties apply to, and how often the output contains each."""
+    """The tokens that penalties apply to, and how often each occurs in the output."""
 
     def __init__(self, prompt: Iterable[int] = ()) -> None:
-        """Tokens of the prompt start with a count of 0."""
+        """Prompt tokens start with a count of 0."""
         self._index = {token: index for index, token in enumerate(dict.fromkeys(prompt))}
         self.tokens = np.fromiter(self._index, np.int32, len(self._index))
         self.times = np.zeros(len(self._index), np.int32)
@@ -69,7 +69,7 @@ class Tally:
 
 
 class SamplingTable:
-    """The rows of one batch, all with the same settings, as a `SamplingBatch` takes them."""
+    """The rows in one batch, all with the same settings, as a `SamplingBatch` takes them."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[Iterable[int]]) -> None:
         self._bind(np.zeros((len(prompts), FIELDS + FLOATS), np.int64))
@@ -88,7 +88,7 @@ class SamplingTable:
         self._note()
 
     def sample(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> SampledTokens:
-        """Sample the next token of each row at uniform numbers in [0, 1)."""
+        """Sample the next token for each row at uniform numbers in [0, 1)."""
         self.floats[:, UNIFORM] = uniform
         return SamplingBatch([(address, row) for row, address in enumerate(self.addresses)]).run(logits, pool)
 
@@ -100,14 +100,14 @@ class SamplingTable:
             self._note()
 
     def after(self, tokens: Sequence[int]) -> SamplingTable:
-        """The table of the only row after these tokens."""
+        """The table for the only row after these tokens."""
         table = self._with([tally.copy() for tally in self._tallies], slice(None))
         for token in tokens:
             table.add([token])
         return table
 
     def select(self, rows: Sequence[int]) -> SamplingTable:
-        """The table of these rows alone."""
+        """The table for only these rows."""
         return self._with([self._tallies[row] for row in rows] if self._tallies else [], rows)
 
     def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> SamplingTable:
@@ -118,7 +118,7 @@ class SamplingTable:
         return table
 
     def _bind(self, rows: np.ndarray) -> None:
-        """Use `rows`, int64 [B, FIELDS + FLOATS]; `addresses` are those of its rows."""
+        """Use `rows`, int64 [B, FIELDS + FLOATS], whose rows are at `addresses`."""
         self._rows, self.fields, self.floats = rows, rows[:, :FIELDS], rows[:, FIELDS:].view(np.float64)
         first, step = rows.ctypes.data, rows.strides[0]
         self.addresses = [first + step * row for row in range(len(rows))]

@@ -1,5 +1,5 @@
-"""Continuous batching: sequences of many clients share engine steps, join and leave at any step, and do not affect each
-other.
+"""Continuous batching: sequences from many clients share engine steps, join and leave at any step, and do not affect
+each other.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from headway.generate.session import Continuation, FinishReason, Limits
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 
-_MAX_SPECULATED = 16  # tokens of a step up to which guesses are added: more would slow down other sequences
-_SHARE = 4  # the cache takes 1 / _SHARE of the free memory by default
+_MAX_SPECULATED = 16  # maximum tokens in a step that gets guesses, which would slow down other sequences
+_SHARE = 4  # by default, the cache takes 1 / _SHARE of the free memory
 _DEFAULT_CACHE = 1 << 30  # bytes for the cache if the system does not report free memory
 
 
@@ -46,8 +46,9 @@ class FullError(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what to compute for it: `n` continuations, sampled as `Session` would sample those of `n` equal
-    prompts, and with `prompt_top` the score of each prompt token. With `generates` False only the scores.
+    """A prompt and what to compute for it: `n` continuations, sampled as `Session` would sample them for `n` equal
+    prompts, and, with `prompt_top`, a score for each prompt token. If `generates` is False, only the scores are
+    computed.
     """
 
     prompt: Ids
@@ -56,7 +57,7 @@ class Request:
     n: int = 1
     rule: Callable[[], Rule] | None = None  # makes one per sample
     top: int = 0  # number of most probable tokens to report with each token
-    owner: str = ""  # requests of one owner share prefixes; time is shared fairly between owners
+    owner: str = ""  # one owner's requests share prefixes; time is shared fairly between owners
     prompt_top: int | None = None  # number of most probable tokens per prompt score; None: no scores
     generates: bool = True
 
@@ -78,31 +79,31 @@ class Request:
 
 
 class SampleOutput(NamedTuple):
-    """Output of one step for one sample of a request. `id` is None if the sample ended without a new token; the last
-    output has a `reason`.
+    """The output from one step for one of a request's samples. `id` is None if the sample ended without a new token;
+    the last output has a `reason`.
     """
 
     ticket: int
     sample: int
     id: int | None
-    text: str  # final text; never ends within a character or contains part of a stop string
+    text: str  # final text; it never ends inside a character or contains part of a stop string
     logprob: float  # of the token, in nats, before temperature and penalties
     top: list[tuple[int, float]]  # the most probable tokens and their log probabilities, in decreasing order
     reason: FinishReason | None
-    error: UserError | None = None  # why it ended if the model output NaN or its rule failed
-    cached_tokens: int = 0  # prompt tokens that were cached each time this sample started
-    scores: Sequence[TokenScore] = ()  # of the prompt's tokens from the second on, in the first output
+    error: UserError | None = None  # why the sample ended, if the model output NaN or the rule failed
+    cached_tokens: int = 0  # prompt tokens that were cached every time this sample started
+    scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first output
 
 
 class SchedulerState(NamedTuple):
-    """The current load, and counters since the start."""
+    """The current load, and counters since startup."""
 
-    waiting: int  # samples, preempted ones included
+    waiting: int  # samples, including preempted ones
     running: int  # samples
-    blocks: int  # of keys and values in use, cached prefixes included
+    blocks: int  # key/value blocks in use, including cached prefixes
     most_blocks: int | None  # None if the model has no keys and values
-    prefix_tokens: int  # cached when a sample started
-    prompt_tokens: int  # processed
+    prefix_tokens: int  # prompt tokens already cached when a sample started
+    prompt_tokens: int  # processed prompt tokens
     written_tokens: int
     preemptions: int
     guessed: int
@@ -110,14 +111,14 @@ class SchedulerState(NamedTuple):
 
 
 class Scheduler:
-    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread, `step` from one;
-    nothing else may generate with the engine meanwhile.
+    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread, but `step` only
+    from one. Nothing else may generate with the engine in the meantime.
 
-    The output of a sample equals that of a `Session` with this model alone, bit for bit, whatever else runs. Prompts
-    are processed in chunks between the steps of other sequences, with fair queueing between owners. Cached blocks of
-    keys and values are reused. If blocks run short, cached prefixes are evicted first; then the youngest samples are
-    preempted and processed again later. Prefixes are cached only if every token stays visible: not if all layers have
-    windows or any layer has a recurrent state.
+    A sample's output equals that of a `Session` that has the model to itself, bit for bit, whatever else is running.
+    Prompts are processed in chunks between other sequences' steps, with fair queueing between owners. Cached key/value
+    blocks are reused. If blocks run short, cached prefixes are evicted first; then the youngest samples are preempted
+    and processed again later. Prefixes are cached only if every token stays visible, so not if all layers have windows
+    or any layer has a recurrent state.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Scheduler:
         cache_memory: int | None = None,
         step_tokens: int = 128,
     ) -> None:
-        """At most `slots` sequences run and `waiting` requests queue at once. Keys and values take at most
+        """At most `slots` sequences run and at most `waiting` requests wait at once. Keys and values take at most
         `cache_memory` bytes (None: a quarter of the free memory). A step processes at most `step_tokens` prompt tokens.
         """
         settings = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
@@ -140,11 +141,11 @@ class Scheduler:
             raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
         self._engine, self._codec, self._slots, self._max_waiting = engine, codec, slots, waiting
         self._step_tokens = step_tokens
-        # A recurrent model processes a chunk token by token, and each token takes as long as a step of all rows.
+        # A recurrent model processes a chunk token by token, and each token takes as long as a step for all rows.
         self._max_chunk = step_tokens if engine.extends else max(1, step_tokens // _MAX_SPECULATED)
         free = free_bytes(torch.device("cpu")) if cache_memory is None else None
         engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
-        [self._blank] = engine.open(count=1).rows  # the state in which every row starts
+        [self._blank] = engine.open(count=1).rows  # the state that every row starts in
         self._store = self._blank.store
         shareable = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
         self._prefixes = PrefixCache(self._store) if shareable else None
@@ -164,7 +165,7 @@ class Scheduler:
         request.check(self._engine)
         request.sampling.check_vocab_size(vocab_size)
         if (top := max(request.top, request.prompt_top or 0)) > vocab_size:
-            raise UserError(f"top is {top}, over this model's vocabulary of {vocab_size}; use a smaller number")
+            raise UserError(f"top is {top}, more than this model's {vocab_size} tokens; use a smaller number")
         prompt, context = list(request.prompt), context_of(self._engine)
         samples = []
         for number, key in enumerate(row_keys([prompt] * request.n)):
@@ -181,7 +182,7 @@ class Scheduler:
             )
         with self._lock:
             if len(self._unstarted) >= self._max_waiting:
-                raise FullError(f"the queue is full with {self._max_waiting} requests; retry later")
+                raise FullError(f"the queue is full ({self._max_waiting} requests); retry later")
             self._ticket += 1
             self._unstarted.add(self._ticket)
             for sample in samples:
@@ -204,11 +205,11 @@ class Scheduler:
             )
 
     def step(self) -> list[SampleOutput]:
-        """Run one step of the engine; return no outputs if no request is active."""
+        """Run one engine step; return no outputs if no request is active."""
         with self._lock:
             for sample in [sample for sample in self._running if sample.ticket in self._cancelled]:
                 self._close(sample)
-            self._queue.drop(self._cancelled)  # they may have been preempted since
+            self._queue.drop(self._cancelled)  # they may have been preempted in the meantime
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
@@ -228,7 +229,7 @@ class Scheduler:
         return outputs
 
     def _blocks(self, tokens: int) -> int:
-        """The maximum number of blocks that a row of `tokens` tokens holds at once."""
+        """The maximum number of blocks that a row with `tokens` tokens holds at once."""
         window, blocks = self._store.window, -(-tokens // BLOCK)
         return blocks if window is None else min(blocks, (window + self._step_tokens) // BLOCK + 2)
 
@@ -237,12 +238,12 @@ class Scheduler:
         needed = self._blocks(prompt + new - 1) if self._store.size else 0
         if max_blocks is not None and needed > max_blocks:
             raise UserError(
-                f"a prompt of {prompt} tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, over the cache's {max_blocks * self._store.size:,}; request fewer or enlarge the cache"
+                f"{prompt} prompt tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
+                f"values, but the cache has {max_blocks * self._store.size:,}; request fewer, or enlarge the cache"
             )
 
     def _admit(self) -> None:
-        """Start the next samples in fair order while there are slots and blocks for their prompts."""
+        """Start the next samples in fair order, while there are slots and blocks for their prompts."""
         while len(self._running) < self._slots and (sample := self._queue.next()) is not None:
             leader = next(
                 (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
@@ -264,7 +265,9 @@ class Scheduler:
             self._running.append(sample)
 
     def _fits(self, sample: Sample, cached_blocks: list[int]) -> bool:
-        """Whether there are enough blocks for its prompt and for the running samples. A sample alone always fits."""
+        """Whether there are enough blocks for its prompt and the running samples. A sample always fits if it is the
+        only one.
+        """
         running = [other for other in self._running if other.row is not None]
         if self._store.max_blocks is None or not self._store.size or not running:
             return True
@@ -276,8 +279,8 @@ class Scheduler:
         return needed <= available or (self._prefixes is not None and needed <= available + self._prefixes.evictable())
 
     def _plan(self) -> dict[Sample, RowChunk]:
-        """The chunks of the next step. If blocks are lacking, drop guesses, then evict prefixes, then preempt the
-        youngest sample.
+        """The chunks for the next step. If there are too few blocks, drop guesses, then evict prefixes, then preempt
+        the youngest sample.
         """
         planned = self._chunks(guessing=self._engine.extends)
         if not self._engine.lacking(list(planned.values())):
@@ -298,7 +301,7 @@ class Scheduler:
         return planned
 
     def _chunks(self, guessing: bool) -> dict[Sample, RowChunk]:
-        """One token per generating sample, and prompt tokens up to the limit of a step."""
+        """One token per generating sample, and prompt tokens up to the limit per step."""
         planned: dict[Sample, RowChunk] = {}
         budget = self._step_tokens
         for sample in self._queue.ordered(self._running):
@@ -326,8 +329,8 @@ class Scheduler:
         sampling_rows: list[tuple[Sample, int]],
         chosen: list[SampledToken | UserError | None],
     ) -> list[SampleOutput]:
-        """Turn the sampled tokens into outputs; where guesses were right, sample again from the following logits."""
-        guesses: dict[Sample, list[int]] = {}  # guesses not checked yet
+        """Turn the sampled tokens into outputs; if guesses were right, sample again from the following logits."""
+        guesses: dict[Sample, list[int]] = {}  # guesses that are not checked yet
         self._score(planned, logits)
         for sample, chunk in planned.items():
             count = min(len(chunk.ids), sample.unprocessed)
@@ -361,11 +364,11 @@ class Scheduler:
         return outputs
 
     def _score(self, planned: dict[Sample, RowChunk], logits: Float[Tensor, "N C"]) -> None:
-        """Score the prompt tokens of this step for requests that want scores."""
+        """Score this step's prompt tokens for requests that want scores."""
         row = 0
         for sample, chunk in planned.items():
             if sample.prompt_top is not None and sample.scores_prompt:
-                first = max(sample.processed, len(sample.scores))  # tokens scored before a preemption are skipped
+                first = max(sample.processed, len(sample.scores))  # skip tokens that were scored before a preemption
                 ids = sample.ids[first + 1 : sample.processed + 1 + len(chunk.ids)]
                 start = row + first - sample.processed
                 if ids:
@@ -374,7 +377,7 @@ class Scheduler:
             row += chunk.wanted
 
     def _share_prompt(self, sample: Sample) -> None:
-        """Let the followers continue from its processed prompt, and cache the prompt."""
+        """Let its followers continue from the processed prompt, and cache the prompt."""
         assert sample.row is not None
         if self._prefixes is not None:
             self._prefixes.insert(sample.owner, sample.ids, sample.row)
@@ -433,7 +436,7 @@ class Scheduler:
         return SampleOutput(*fields, cached_tokens=sample.cached_tokens, scores=scores)
 
     def _close(self, sample: Sample) -> None:
-        """Stop running it; its processed tokens stay cached while there is memory."""
+        """Stop running it. Its processed tokens stay cached as long as there is memory."""
         self._running.remove(sample)
         if sample.row is not None:
             if self._prefixes is not None:
@@ -443,8 +446,8 @@ class Scheduler:
 
 
 def _rows_to_sample(planned: dict[Sample, RowChunk]) -> list[tuple[Sample, int]]:
-    """The samples to sample after a step, with the row of their logits: those whose prompt is then complete, with their
-    followers, and those that generate.
+    """The samples that get a token after a step, with the row of their logits: those whose prompt is then complete,
+    their followers, and those that are generating.
     """
     sampling_rows, row = [], 0
     for sample, chunk in planned.items():

@@ -1,4 +1,4 @@
-"""Log probabilities of given tokens (teacher forcing), and perplexity of long documents in overlapping windows."""
+"""Token log probabilities (teacher forcing), and the perplexity of long documents in overlapping windows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TokenScore(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """A part of a sequence that is processed at once: `labels` follow `inputs`, IGNORED where another window scores
-    them.
+    """Part of a sequence that is processed at once. `labels` follow `inputs`, and are IGNORED where another window
+    scores them.
     """
 
     sequence: int
@@ -41,10 +41,10 @@ class _Window(NamedTuple):
 def score_ids(
     model: Transformer, sequences: Sequence[Ids], *, stride: int | None = None, batch_tokens: int = 8192
 ) -> list[list[float]]:
-    """log p of each token given the tokens before it, in nats, for all but the first token of each sequence.
+    """log p of each token given the tokens before it, in nats, for all but the first token in each sequence.
 
-    A sequence longer than the context is processed in windows of that length, which start every `stride` tokens (half
-    the context by default). Each token is scored once, after at least context - stride tokens if there are that many.
+    A sequence longer than the context is processed in windows of that length that start every `stride` tokens (half the
+    context by default). Each token is scored once, after at least context - stride tokens if there are that many.
     """
     check_ids("sequence", sequences, model.config.vocab_size)
     context = context_of(model)
@@ -53,7 +53,7 @@ def score_ids(
     elif stride is None:
         stride = max(1, context // 2)
     elif not 1 <= stride <= context:
-        raise UserError(f"stride {stride} is outside 1 to the context of {context}; use one in this range")
+        raise UserError(f"stride is {stride}; use 1 to {context}, the context")
     windows = [
         w for i, sequence in enumerate(sequences) if len(sequence) > 1 for w in _windows(i, sequence, context, stride)
     ]
@@ -67,7 +67,7 @@ def score_ids(
 
 @torch.inference_mode()
 def score_prompt(model: Transformer, ids: Ids, top: int) -> list[TokenScore]:
-    """Score each token but the first, with the `top` most probable ones; the log probabilities equal those of
+    """Score every token but the first, and report the `top` most probable ones. The log probabilities equal those from
     `score_ids`.
     """
     check_ids("prompt", [ids], model.config.vocab_size)
@@ -93,7 +93,7 @@ def score_targets(
     eos: int,
     batch_tokens: int = 8192,
 ) -> list[list[float]]:
-    """log p of each token of each target given its source, in nats, and of the `eos` after it."""
+    """log p of each token in each target given its source, and of the `eos` after it, in nats."""
     if len(sources) != len(targets):
         raise UserError(f"{len(sources)} sources do not match {len(targets)} targets; pass one source per target")
     if not all(len(source) for source in sources):
@@ -102,9 +102,7 @@ def score_targets(
     check_ids("target", targets, model.config.vocab_size)
     context, max_length = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and max_length > context:
-        raise UserError(
-            f"a target of {max_length} tokens, its end included, exceeds the context of {context}; split it"
-        )
+        raise UserError(f"a target of {max_length} tokens, including eos, exceeds the context of {context}; split it")
     windows = [_Window(i, [bos, *t], [*t, eos], s) for i, (s, t) in enumerate(zip(sources, targets))]
 
     def read(batch: list[_Window]) -> Tensor:
@@ -171,26 +169,27 @@ def strided_nats(
     stride: int | None = None,
     batch_tokens: int = 8192,
 ) -> Nats:
-    """-log p of every token but the first, in windows of `context` tokens, the predicted token included.
+    """-log p of every token but the first, in windows of `context` tokens, including the predicted token.
 
     Windows start every `stride` tokens (half the context by default) and score only tokens that no earlier window
-    scored: all but those of the first window follow at least context - stride tokens. A stride of context - 1 cuts the
-    sequence into windows that share one token; a stride of 1 gives every token the full context. `context` defaults to
-    the model's. Raises UserError for a sequence of fewer than two tokens and for a stride outside 1 to context - 1.
+    scored. All tokens except those in the first window follow at least context - stride tokens. A stride of context - 1
+    cuts the sequence into windows that share one token; a stride of 1 gives every token the full context. `context`
+    defaults to the model's. Raises UserError for a sequence with fewer than two tokens, and for a stride outside 1 to
+    context - 1.
     """
     if len(ids) < 2:
-        raise UserError(f"a sequence of {len(ids)} tokens cannot be scored; pass at least 2")
+        raise UserError(f"cannot score a sequence of {len(ids)} tokens; pass at least 2")
     check_ids("sequence", [ids], model.config.vocab_size)
     limit = context_of(model)
     context = limit if context is None else context
     if context is None:
-        raise UserError("this model has no context limit; pass context, such as 1024")
+        raise UserError("this model has no context limit; pass a context, such as 1024")
     if context < 2 or (limit is not None and context > limit):
-        raise UserError(f"a context of {context} is outside 2 to the model's {limit or 'limit'}; use one in this range")
-    width = context - 1  # inputs of a window: its last token is only predicted
+        raise UserError(f"context is {context}; use at least 2 and at most the model's {limit or 'limit'}")
+    width = context - 1  # inputs per window, because its last token is only predicted
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
-        raise UserError(f"stride {stride} is outside 1 to {width}, one less than the context; use one in this range")
+        raise UserError(f"stride is {stride}; use 1 to {width}, one less than the context")
     stream = torch.as_tensor(ids, dtype=torch.long)
     head, device, total = model.heads["vocabulary"], device_of(model), 0.0
     with evaluation_mode(model):
@@ -203,7 +202,9 @@ def strided_nats(
 def _strides(
     ids: Int[Tensor, "N"], width: int, stride: int, rows: int
 ) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
-    """Inputs and labels, IGNORED where an earlier window scored, `rows` windows at a time; the last is shorter."""
+    """Inputs and labels, IGNORED where an earlier window scored, for `rows` windows at a time. The last window is
+    shorter.
+    """
     count = len(ids) - 1  # tokens to score
     full = 1 + max(0, count - width) // stride if count >= width else 0
     for first in range(0, full, rows):

@@ -32,12 +32,12 @@ from headway.nn.models import GenerationProgress, Generative, Prompt
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
 
-_COMPACT_SHARE = 0.25  # share of sentences that must be done before the others are compacted
-_CHUNK = 64  # columns whose maximum is compared before their elements
+_COMPACT_SHARE = 0.25  # share of sentences that must be done before their rows are removed
+_CHUNK = 64  # columns per chunk, whose maximum is compared before its elements
 
 
 _MAX_PENALTY = 20  # length penalty; at 10, twice the length counts a thousand times
-MAX_BEAM = 1024  # beam width; all hypotheses are computed at once
+MAX_BEAM = 1024  # maximum beam width, because all hypotheses are computed at once
 
 
 def check_beam(name: str, value: int) -> None:
@@ -48,11 +48,11 @@ def check_beam(name: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Beam search: `beam` hypotheses are kept for each sentence (1 is greedy), and the `n_best` best are returned.
+    """Beam search: keep `beam` hypotheses per sentence (1 is greedy), and return the `n_best` best.
 
-    A hypothesis of n tokens, eos included, scores log p / ((c + n) / (c + 1))^length_penalty, where c is
-    `length_offset` (Wu et al. 2016, equation 14, with c = 5 and without coverage); an offset of 0 with a penalty of 1
-    is the mean over tokens. It has at most `most_extra + most_ratio * source length` tokens.
+    A hypothesis of n tokens, including eos, scores log p / ((c + n) / (c + 1))^length_penalty, where c is
+    `length_offset` (Wu et al. 2016, equation 14, with c = 5 and without coverage). With an offset of 0 and a penalty of
+    1, this is the mean over tokens. A hypothesis has at most `most_extra + most_ratio * source length` tokens.
     """
 
     beam: int = 4
@@ -66,32 +66,34 @@ class SearchConfig:
         check_fields(self)
         check_beam("beam", self.beam)
         if not 1 <= self.n_best <= self.beam:
-            raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; use 1 to {self.beam}, or widen it")
+            raise ConfigError(
+                f"n_best is {self.n_best}, but beam is {self.beam}; use 1 to {self.beam}, or a wider beam"
+            )
         if not 0 <= self.length_penalty <= _MAX_PENALTY:
             raise ConfigError(f"length_penalty is {self.length_penalty}; use 0 (no penalty) to {_MAX_PENALTY}")
         if not 0 <= self.length_offset < math.inf:
             raise ConfigError(f"length_offset is {self.length_offset}; use 0 or more, such as 5")
         if self.most_ratio < 0 or self.most_extra < 1:
             raise ConfigError(
-                f"most_ratio {self.most_ratio} and most_extra {self.most_extra} allow no token; "
+                f"most_ratio={self.most_ratio} and most_extra={self.most_extra} allow no tokens; "
                 "use a ratio of 0 or more and at least 1 extra token"
             )
 
     def limit(self, source: int) -> int:
-        """The maximum number of tokens for a source of that length."""
+        """The maximum number of tokens for a source of this length."""
         return self.most_extra + int(self.most_ratio * source)
 
     def normalised_score(self, log_probability: Any, length: Any) -> Any:
-        """The score of a hypothesis, or of tensors of them."""
+        """The score of a hypothesis, or of a tensor of hypotheses."""
         return log_probability / ((self.length_offset + length) / (self.length_offset + 1)) ** self.length_penalty
 
 
 class Hypothesis(NamedTuple):
-    """A continuation without its eos token. `finished` is False if the length limit cut it."""
+    """A continuation without its eos token. `finished` is False if the length limit cut it off."""
 
     ids: list[int]
     score: float  # the ranking criterion
-    log_probability: float  # in nats, eos included
+    log_probability: float  # in nats, including eos
     finished: bool
 
 
@@ -99,7 +101,7 @@ class Constraint(Protocol):
     """Restricts the next token of a hypothesis, given its tokens so far."""
 
     def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
-        """Change the logits of each row in place, before the softmax; -inf forbids a token."""
+        """Change each row's logits in place, before the softmax; -inf forbids a token."""
         ...
 
 
@@ -112,21 +114,23 @@ def beam_search(
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
-    """The `n_best` continuations of each prompt, best first, finished ones before cut ones.
+    """The `n_best` continuations of each prompt, best first, with finished ones before those cut off.
 
     `limits` are the maximum numbers of tokens per prompt. `suppressed` tokens are never generated; the probabilities of
-    the others are not renormalised. A finished hypothesis keeps its slot in the beam, so fewer are followed after it; a
-    sentence is done when none of these can beat its `n_best` best.
+    the other tokens are not renormalised. A finished hypothesis keeps its slot in the beam, so fewer are extended after
+    it. A sentence is done when none of those can beat its `n_best` best.
     """
     if len(limits) != prompt.layout.batch or min(limits) < 1:
-        raise UserError(f"limits {list(limits)} do not match {prompt.layout.batch} prompts; pass 1 or more per prompt")
+        raise UserError(
+            f"limits {list(limits)} do not match {prompt.layout.batch} prompts; pass one limit of at least 1 per prompt"
+        )
     check_ids("suppressed token", [suppressed], model.config.vocab_size)
     capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
     if context is not None and capacity > context:
         raise UserError(
-            f"a prompt and its limit add up to {capacity} tokens, over the context of {context}; lower the limit"
+            f"a prompt and its limit add up to {capacity} tokens, but the context is {context}; lower the limit"
         )
-    pool = getattr(model, "pool", None)  # an engine's threads, which then also find the top k
+    pool = getattr(model, "pool", None)  # the engine's threads, if any, also find the top k
     with evaluation_mode(model):
         started = model.start(prompt, capacity)
         return run_coroutine(model, search_steps(*started, limits, eos, config, suppressed, pool=pool))
@@ -142,10 +146,10 @@ def search_steps(
     rule: Constraint | None = None,
     pool: Pool | None = None,
 ) -> DecodingCoroutine[list[list[Hypothesis]]]:
-    """`beam_search` as a coroutine from a decoding state with capacity for the `limits`; calls `rule` at every step.
-    `pool` has the threads of the engine that computes the logits.
+    """`beam_search` as a coroutine, starting from a decoding state with capacity for the `limits`; calls `rule` at
+    every step. `pool` contains the threads of the engine that computes the logits.
 
-    The logits are overwritten; with a beam of 1, so are the decoding state's positions from here on.
+    The logits are overwritten. With a beam of 1, so are the decoding state's positions from here on.
     """
     search = _Search(limits, eos, config, suppressed, logits.device, rule, pool)
     if config.beam > 1:
@@ -159,7 +163,9 @@ def search_steps(
 
 
 class _Search:
-    """The beams of M sentences, W each. Row m W + w of the model is beam w of sentence m, in no order within it."""
+    """The beams for M sentences, W each. Model row m W + w is beam w of sentence m, in no particular order within the
+    sentence.
+    """
 
     def __init__(
         self,
@@ -182,7 +188,7 @@ class _Search:
         self._before = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)  # which beams precede each
         self.totals[:, 0] = 0.0  # all beams are equal at first, so one suffices
         self.history = torch.zeros(count * beam, max(limits), dtype=torch.long, device=device)
-        self.finished = torch.zeros(count, dtype=torch.long, device=device)  # how many hypotheses
+        self.finished = torch.zeros(count, dtype=torch.long, device=device)  # number of finished hypotheses
         self.best = torch.full((count, config.n_best), -math.inf, device=device)  # their scores
         self.done = torch.zeros(count, dtype=torch.bool, device=device)
 
@@ -193,7 +199,7 @@ class _Search:
     def advance(
         self, logits: Float[Tensor, "MW C"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
-        """Extend every hypothesis by a token; return the next tokens for the model, of the remaining sentences."""
+        """Extend every hypothesis by a token; return the model's next input tokens for the remaining sentences."""
         self.length += 1
         logits = logits.float()
         if self.rule is not None:
@@ -212,9 +218,9 @@ class _Search:
         return [hypotheses[: self.config.n_best] for hypotheses in ranked]
 
     def _candidates(self, logits: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of each sentence, best first: log p, beam and token, each [M, W].
+        """Each sentence's best continuations, best first: log p, beam and token, each [M, W].
 
-        Those beyond the slots that finished hypotheses leave have log p -inf and are not followed.
+        Finished hypotheses use up slots; continuations beyond the remaining ones have log p -inf and are not extended.
         """
         beam, per_beam = self.config.beam, min(self.config.beam, logits.shape[-1])
         values, tokens = self._top_k(logits, per_beam)
@@ -225,7 +231,7 @@ class _Search:
         return totals, which // per_beam, tokens.view(-1, beam * per_beam).gather(1, which)
 
     def _top_k(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
-        """Log probabilities and tokens of each row, most probable first. Overwrites the logits."""
+        """Log probabilities and tokens for each row, most probable first. Overwrites the logits."""
         if self.pool is not None:
             from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
 
@@ -256,7 +262,7 @@ class _Search:
     ) -> Int[Tensor, "M W"]:
         """Move hypotheses so that each stays on its parent's row if it can; return the tokens in their new order.
 
-        Caches are large: only the rows of second and further children are copied, over those without children.
+        Because caches are large, only the rows for second and further children are copied, over rows without children.
         """
         beam = self.config.beam
         if beam > 1:
@@ -280,12 +286,12 @@ class _Search:
     def _compact(
         self, tokens: Int[Tensor, "M W"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
-        """Close the sentences that are done; once there are many, remove their rows."""
+        """Close sentences that are done; once there are many, remove their rows."""
         cut = ~self.done & (self.length >= self.limits)
         ceiling = self.config.normalised_score(self.totals.amax(1), self.limits)
         self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also if no beam is left: -inf on both sides
         if bool(cut.any()):
-            # Sentences at their limit with too few finished hypotheses keep the others as they are.
+            # Sentences at their limit with too few finished hypotheses also return unfinished ones.
             short = cut & (self.finished < self.config.n_best)
             rows, beams = (short[:, None] & (self.totals != -math.inf)).nonzero(as_tuple=True)
             self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
@@ -312,7 +318,9 @@ class _Search:
 
 
 def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """`x.topk(count)`, faster for a few of many: the largest values are in the chunks with the largest maxima."""
+    """`x.topk(count)`, but faster for a few values out of many: the largest are in the chunks with the largest
+    maxima.
+    """
     rows, columns = x.shape
     chunks = columns // _CHUNK
     if chunks <= 2 * count:
@@ -343,13 +351,13 @@ def translate_ids(
     batch_tokens: int = 16384,
     sampling: Sampling | None = None,
 ) -> list[list[Hypothesis]]:
-    """The `n_best` translations of each source, best first, without `bos` and `eos`; with `sampling`, as many samples
-    instead, whose scores are the mean log p per token.
+    """The `n_best` translations of each source, best first, without `bos` and `eos`. With `sampling`, they are samples
+    instead, scored by the mean log p per token.
 
-    `bos` is the token that decoding starts with, whatever it means elsewhere (Marian: padding). Each translation starts
-    with its prefix, which counts in the ids and the length limit but not in the score. `suppressed` tokens are never
-    generated. Sources are used as they are: add the tokens that the model was trained with. An empty source has one
-    empty translation. `batch_tokens` bounds the positions held at once, over all beams.
+    `bos` is the token that decoding starts with, whatever it means elsewhere (in Marian, padding). Each translation
+    starts with its prefix, which counts towards the ids and the length limit but not the score. `suppressed` tokens are
+    never generated. Sources are used as they are, so add the special tokens that the model was trained with. An empty
+    source has one empty translation. `batch_tokens` limits the positions in memory at once, over all beams.
     """
     forced = [()] * len(sources) if prefixes is None else prefixes
     if len(forced) != len(sources):
@@ -391,7 +399,7 @@ def _sampled(
     suppressed: Ids,
     sampling: Sampling,
 ) -> list[Hypothesis]:
-    """`count` samples of the translation of one source."""
+    """`count` sampled translations of one source."""
     forbidden = torch.tensor(list(suppressed), dtype=torch.long, device=device_of(model))
 
     def rule(logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
@@ -413,7 +421,7 @@ def sample_steps(
 ) -> DecodingCoroutine[list[Hypothesis]]:
     """Sample `count` continuations of at most `limit` tokens from a decoding state, in decreasing order of score.
 
-    Scores are the mean log p per token, the end token included, at temperature 1 and under the rule.
+    Scores are the mean log p per token, including the end token, at temperature 1 and under the rule.
     """
     rows = torch.zeros(count, dtype=torch.long, device=logits.device)
     logits, decoding = logits[rows], decoding.select(rows)

@@ -1,4 +1,4 @@
-"""The next token of each of many sequences, each with its own sampling settings."""
+"""Samples the next token for many sequences, each with its own sampling settings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from headway.generate.sampling import Sampler, Sampling, uniforms
 from headway.generate.sampling_table import SamplingTable
 from headway.generate.score import TokenScore
 
-_AHEAD = 64  # uniform numbers generated at once; a single one takes nearly as long
+_AHEAD = 64  # uniform numbers generated at once; generating one takes nearly as long
 
 
 class Rule(Protocol):
-    """A constraint on the tokens of one sequence."""
+    """A constraint on one sequence's tokens."""
 
     def fill(self, mask: np.ndarray) -> None:
-        """Set the bits of the tokens that are allowed next, int32 [ceil(C / 32)], lowest bit first."""
+        """Set the bits for tokens that are allowed next, int32 [ceil(C / 32)], lowest bit first."""
         ...
 
     def take(self, token: int) -> None:
@@ -35,7 +35,7 @@ class Rule(Protocol):
 
 
 class SampledToken(NamedTuple):
-    """A token, its log probability, and the most probable tokens with theirs, in nats, before temperature and
+    """A token with its log probability, and the most probable tokens with theirs, in nats, before temperature and
     penalties.
     """
 
@@ -45,7 +45,7 @@ class SampledToken(NamedTuple):
 
 
 class SequenceSampler:
-    """Samples the tokens of one sequence one by one. `sampler` has this one row and samples with the engine."""
+    """Samples one sequence token by token. `sampler` has only this row and samples with the engine."""
 
     def __init__(self, sampler: Sampler, rule: Rule | None, top: int, vocab_size: int) -> None:
         """`top` is how many of the most probable tokens to report with each sampled one."""
@@ -82,8 +82,8 @@ class SequenceSampler:
 
 
 class StepSampling:
-    """Samples the next token of several sequences from the logits of one step, each as its own sampler would alone:
-    pass `batch` to the engine, then read `outcomes`.
+    """Samples the next token for several sequences from the logits of one step, just as each sampler would on its own.
+    Pass `batch` to the engine, then read `outcomes`.
     """
 
     def __init__(self, samplers: Sequence[SequenceSampler], logit_rows: Sequence[int]) -> None:
@@ -113,7 +113,7 @@ class StepSampling:
 def sample_rows(
     logits: Float[Tensor, "N C"], logit_rows: Sequence[int], samplers: Sequence[SequenceSampler], pool: Pool
 ) -> list[SampledToken | UserError | None]:
-    """`StepSampling.outcomes` from logits that exist already."""
+    """`StepSampling.outcomes` from existing logits."""
     choice = StepSampling(samplers, logit_rows)
     choice.batch.run(logits, pool)
     return choice.outcomes()
@@ -122,12 +122,12 @@ def sample_rows(
 def score_tokens(
     logits: Float[Tensor, "N C"], logit_rows: Sequence[int], ids: Sequence[int], top: int, pool: Pool
 ) -> list[TokenScore]:
-    """Score the id at each row of the logits, with the `top` most probable tokens. The sampling kernel computes the log
-    probabilities, so they equal those of a token sampled there, bit for bit.
+    """Score one id per row of the logits, and report the `top` most probable tokens. The sampling kernel computes the
+    log probabilities, so they equal those of a token sampled there, bit for bit.
     """
     count, vocab_size = len(ids), logits.shape[1]
     tokens, table = np.array(ids), SamplingTable(Sampling(temperature=0), [()] * count)
-    masks = np.zeros((count, -(-vocab_size // 32)), np.uint32)  # each allows one token
+    masks = np.zeros((count, -(-vocab_size // 32)), np.uint32)  # each mask allows one token
     masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
     table.fields[:, MASK] = masks.ctypes.data + masks.strides[0] * np.arange(count)
     table.fields[:, TOP] = top

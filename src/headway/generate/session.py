@@ -1,4 +1,4 @@
-"""Batched generation: ragged prompts in, and each sequence ends on its own, with its text."""
+"""Batched generation: takes prompts of different lengths; each sequence ends on its own and returns its text."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from headway.generate.speculation import Draft, ExtendingModel, Lookup, Speculat
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
 from headway.summary_card import SummaryCard, summary_repr
 
-_PRIMING = 8  # prompt tokens that affect how the first new token decodes (a space, half a character)
+_PRIMING = 8  # prompt tokens that may affect how the first new token decodes (a space, half a character)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When generation ends: before any string in `stop`, before an id in `stop_ids`, at the eos token unless
-    `ignore_end`, or after `max_new_tokens`.
+    """When generation ends: before any string in `stop`, before any id in `stop_ids`, at the eos token unless
+    `ignore_end` is set, or after `max_new_tokens`.
     """
 
     max_new_tokens: int = 100
@@ -61,7 +61,7 @@ class Limits:
 class TextStream:
     """Decodes the text after a prompt as its tokens arrive; the text never contains a stop string.
 
-    A possible beginning of a stop string is held back until the text continues otherwise.
+    Text that may be the start of a stop string is held back until it turns out not to be.
     """
 
     def __init__(self, codec: Codec | None, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
@@ -77,7 +77,7 @@ class TextStream:
                 self._decoder.push(token)
 
     def push(self, token: int) -> str:
-        """The text that is final after this token. `stopped` becomes True at a stop string."""
+        """The text that becomes final with this token. `stopped` becomes True at a stop string."""
         if self._decoder is None:
             return ""
         new_text = self._decoder.push(token)
@@ -103,7 +103,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that `stop` starts with."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
     max_length = min(len(text), len(stop) - 1)
     return next((n for n in range(max_length, 0, -1) if text.endswith(stop[:n])), 0)
 
@@ -120,7 +120,7 @@ class Continuation:
         self._stop_ids, self._stream = limits.all_stop_ids(codec), TextStream(codec, prompt, limits.stop)
 
     def push(self, token: int) -> tuple[int | None, str, FinishReason | None]:
-        """The token unless it ends the sequence, the text that is final now, and at the end the finish reason."""
+        """The token (unless it ends the sequence), the text that is now final, and, at the end, the finish reason."""
         if token in self._stop_ids:
             return None, *self.finish("", "stop")
         self.ids.append(token)
@@ -130,13 +130,13 @@ class Continuation:
         return token, text, None
 
     def finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
-        """The text with the part held back, and the finish reason."""
+        """The text, including the part that was held back, and the finish reason."""
         text += self._stream.finish()
         return text, "stop" if self._stream.stopped else reason
 
 
 _SAMPLING, _LIMITS = Sampling(), Limits()
-_COMPACT_SHARE = 0.25  # share of a batch that must have finished before the others are compacted
+_COMPACT_SHARE = 0.25  # share of a batch that must have finished before its rows are removed
 
 
 @summary_repr
@@ -147,9 +147,9 @@ class Completion(NamedTuple):
 
     ids: list[int]
     text: str
-    logprobs: list[float]  # of each id, in nats, before temperature and penalties
+    logprobs: list[float]  # log probability of each id, in nats, before temperature and penalties
     finish_reason: FinishReason
-    tokens_per_second: float  # of this sequence, prefill included
+    tokens_per_second: float  # for this sequence, including prefill
 
     def card(self) -> SummaryCard:
         """The text, or the ids if there is no codec."""
@@ -158,8 +158,8 @@ class Completion(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One step of one sequence. `id` is None if the sequence ended without a new token; the last event of a sequence
-    has its `completion`.
+    """One step for one sequence. `id` is None if the sequence ended without a new token; a sequence's last event has
+    its `completion`.
     """
 
     sequence: int
@@ -170,22 +170,22 @@ class Event(NamedTuple):
 
 
 class Session:
-    """Continues prompts of any length with one model.
+    """Generates continuations for prompts of any length with one model.
 
-    Finished sequences leave the batch. With a codec, completions have a text and end at its eos token.
+    Finished sequences leave the batch. With a codec, completions have text and end at its eos token.
     """
 
     def __init__(
         self, model: Generative, codec: Codec | None = None, rows: int = 64, draft: Generative | None = None
     ) -> None:
         """`rows` is the maximum number of sequences in a batch. `draft` is a small model with the same vocabulary that
-        guesses the model's tokens if a sequence runs alone; it changes the speed, not the output.
+        guesses the model's tokens while only one sequence runs; it changes the speed, not the output.
         """
         if rows < 1:
             raise UserError(f"rows is {rows}; use an integer of at least 1")
         if draft is not None and not getattr(model, "extends", False):
             raise UserError(
-                "a draft needs the compiled engine, which runs on a CPU, and a model whose mixers are all attention; "
+                "a draft model needs the compiled engine, which runs on a CPU, and a model that uses only attention; "
                 "remove the draft"
             )
         self.model = model
@@ -244,7 +244,7 @@ class Session:
     def _events(self, rows: list[_Row], sampling: Sampling, sources: Sequence[Source] | None) -> Iterator[Event]:
         prompts = [row.prompt for row in rows]
         keys = row_keys(prompts, sources)
-        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # similar lengths, little padding
+        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # similar lengths need little padding
         for start in range(0, len(order), self.rows):
             chosen = order[start : start + self.rows]
             batch = _Batch(
@@ -283,7 +283,7 @@ class _Row:
 
 
 class _Batch:
-    """Sequences that are computed together."""
+    """Sequences that run as one batch."""
 
     def __init__(self, rows: list[_Row], keys: list[int], sources: list[Source] | None) -> None:
         self.rows, self.keys, self.sources = rows, keys, sources
@@ -294,7 +294,7 @@ class _Batch:
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
         logits, decoding = model.start(prompt, max(len(row.prompt) + row.output.limit for row in self.rows))
-        pool = getattr(model, "pool", None)  # an engine's threads, which then also sample
+        pool = getattr(model, "pool", None)  # the engine's threads, if any, also sample
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device, pool)
         step, finished, idle = 0, 0, None
         advance = model.step

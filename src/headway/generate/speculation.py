@@ -1,6 +1,6 @@
-"""Speculative decoding: guessed tokens that the model checks several at a time (Leviathan et al. 2023).
+"""Speculative decoding: the model checks several guessed tokens at a time (Leviathan et al. 2023).
 
-Guesses come from a Guesser: Lookup finds them in the text so far, `Draft` runs a small model.
+Guesses come from a Guesser: Lookup finds them in the text so far, and `Draft` runs a small model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from headway.generate.sampling import Sampler
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
 
-MAX_MATCH, MIN_MATCH = 4, 2  # tokens that must match an earlier occurrence, the more the better
+MAX_MATCH, MIN_MATCH = 4, 2  # number of last tokens to look up in earlier text; longer matches are tried first
 MAX_GUESSES = 15  # guesses per step
 _DECAY = 0.8  # decay of running means
-_MIN_ACCEPTANCE = 0.4  # share of guesses that must be right: a token in a batch costs less than a step alone
-_PAUSE, _MAX_PAUSE = 16, 256  # steps without guesses after they did not pay: the first time, and at most
+_MIN_ACCEPTANCE = 0.4  # share of guesses that must be right; a token in a batch costs less than a separate step
+_PAUSE, _MAX_PAUSE = 16, 256  # steps to pause when guessing did not pay off: the first time, and at most
 
 
 class ExtendingModel(Generative, Protocol):
-    """A model that processes several tokens of a sequence at once and can roll back behind them."""
+    """A model that can process several tokens of a sequence at once and roll them back."""
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        """Process T more tokens of each row; return the logits after each."""
+        """Process T more tokens in each row; return the logits after each."""
         ...
 
 
@@ -44,7 +44,7 @@ class Guesser(Protocol):
         ...
 
     def guess(self, max_guesses: int) -> list[int]:
-        """At most `max_guesses` next tokens; an empty list if it has no guess."""
+        """At most `max_guesses` next tokens; an empty list if there is no guess."""
         ...
 
 
@@ -53,14 +53,14 @@ class Lookup:
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
-        self._run_ends: dict[tuple[int, ...], int] = {}  # a run of tokens, and its last end
+        self._run_ends: dict[tuple[int, ...], int] = {}  # the last position where each run of tokens ends
         self._known = 0  # number of indexed tokens
 
     def add(self, token: int) -> None:
         self.ids.append(token)
 
     def guess(self, max_guesses: int) -> list[int]:
-        # Index all runs that end before the last token: what follows them is known.
+        # Index all runs that end before the last token, because the token after them is known.
         for end in range(max(self._known, 1), len(self.ids)):
             for length in range(MIN_MATCH, MAX_MATCH + 1):
                 if end >= length:
@@ -77,12 +77,12 @@ class Lookup:
 
 
 class _Mean:
-    """A running mean of times. The first time does not count: it includes work that the others lack, such as compiling,
-    or processing what was generated during a pause.
+    """A running mean of durations. The first one does not count, because it includes extra work, such as compiling or
+    processing the tokens generated during a pause.
     """
 
     def __init__(self) -> None:
-        self.value = 0.0  # 0 until the second time
+        self.value = 0.0  # 0 until there are two
         self._started = False
 
     def add(self, seconds: float) -> None:
@@ -92,13 +92,13 @@ class _Mean:
 
 
 class TimedGuessLength:
-    """How many tokens to guess, by measured time: more while all guesses are right, fewer otherwise, and none while
-    guessing does not pay.
+    """Decides how many tokens to guess by measuring time: more while all guesses are right, fewer otherwise, and none
+    while guessing does not pay off.
     """
 
     def __init__(self) -> None:
         self._length = 4
-        self._skips, self._pause = 2, _PAUSE  # two plain steps first, which measure a step
+        self._skips, self._pause = 2, _PAUSE  # two plain steps first, to measure how long one takes
         self._step, self._gain = _Mean(), _Mean()  # seconds per plain step, and per token with guesses
 
     def next_length(self) -> int:
@@ -109,8 +109,8 @@ class TimedGuessLength:
         return self._length
 
     def update(self, guessed: int, accepted: int, seconds: float) -> None:
-        """Record the outcome of `guessed` guesses, of which the first `accepted` were right, in a time that produced
-        accepted + 1 tokens; 0 guesses are a plain step.
+        """Record that of `guessed` guesses the first `accepted` were right, and how long producing accepted + 1 tokens
+        took. A plain step has 0 guesses.
         """
         if not guessed:
             self._step.add(seconds)
@@ -127,8 +127,8 @@ class TimedGuessLength:
 
 
 class CountedGuessLength:
-    """How many tokens to guess where many rows share a step, by counts alone: the same requests take the same steps on
-    any machine. Pauses after too few guesses were right.
+    """Decides how many tokens to guess when many rows share a step. It uses only counts, so the same requests take the
+    same steps on any machine. It pauses guessing when too few guesses were right.
     """
 
     def __init__(self) -> None:
@@ -140,9 +140,7 @@ class CountedGuessLength:
         return 0 if self._skips else self._length
 
     def update(self, guessed: int, accepted: int) -> None:
-        """Record the outcome of `guessed` guesses, of which the first `accepted` were right, or of a step without
-        guesses.
-        """
+        """Record that of `guessed` guesses the first `accepted` were right; a step without guesses has 0."""
         if not guessed:
             self._skips = max(0, self._skips - 1)
             return
@@ -155,7 +153,9 @@ class CountedGuessLength:
 
 
 class Speculation:
-    """Runs the steps of one sequence with a model that extends; the logits equal those of single steps, bit for bit."""
+    """Runs one sequence's steps with a model that can process several tokens at once. The logits equal those of single
+    steps, bit for bit.
+    """
 
     def __init__(self, model: ExtendingModel, guesser: Guesser, limit: int) -> None:
         """`limit` is the maximum number of tokens to generate."""
@@ -163,7 +163,7 @@ class Speculation:
         self.guess_length = TimedGuessLength()
         self._remaining = limit
         self._guesses: list[int] = []
-        self._accepted = 0  # number of guesses that were right so far
+        self._accepted = 0  # number of correct guesses so far
         self._logits = torch.empty(0)
         self._seconds = 0.0
 
@@ -193,7 +193,7 @@ class Speculation:
 def check_draft(
     path: Path, model: nn.Module, codec: Codec | None, draft_path: Path, draft: nn.Module, draft_codec: Codec | None
 ) -> None:
-    """Raise UserError for a draft that is not a language model, or whose vocabulary differs from the model's."""
+    """Raise UserError for a draft model that is not a language model, or whose vocabulary differs from the model's."""
     for checked_path, module, consequence in (
         (path, model, "cannot use a draft"),
         (draft_path, draft, "cannot be a draft"),
@@ -205,7 +205,7 @@ def check_draft(
     different = (
         None
         if config.vocab_size == draft_config.vocab_size
-        else f"{draft_config.vocab_size} tokens against {config.vocab_size}"
+        else f"{draft_config.vocab_size} and {config.vocab_size} tokens"
     )
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
@@ -213,21 +213,21 @@ def check_draft(
         different = "only one of them has a tokenizer"
     if different is not None:
         raise UserError(
-            f"the vocabulary of the draft {draft_path} differs from that of {path} ({different}); use a draft with "
+            f"draft {draft_path} and model {path} have different vocabularies ({different}); use a draft with "
             "the same tokenizer"
         )
 
 
 class Draft:
-    """Guesses by a small model, sampled with the same uniform numbers as the sequence: where both models agree, they
-    sample the same token at any temperature.
+    """Guesses from a small model, sampled with the same uniform numbers as the sequence, so that where both models
+    agree, they sample the same token at any temperature.
 
-    If the sequence exceeds the draft's context, it processes the end. It stops guessing after a token outside its
-    vocabulary.
+    If the sequence exceeds the draft's context, the draft processes only its end. It stops guessing after a token
+    outside its vocabulary.
     """
 
     def __init__(self, model: Generative, prompt: Sequence[int], sampler: Sampler, vocab_size: int, limit: int) -> None:
-        """`sampler` samples the sequence, at most `limit` tokens below `vocab_size`."""
+        """`sampler` is the sequence's sampler; it generates at most `limit` tokens, with ids below `vocab_size`."""
         self.model, self.sampler, self.vocab_size = model, sampler, vocab_size
         self.ids = list(prompt)
         self._prompt, self._end = len(prompt), len(prompt) + limit
@@ -246,7 +246,7 @@ class Draft:
             return []
         if len(self.ids) + max_guesses - self._first > self._context:
             self._prefill()
-        # Process the tokens generated since.
+        # Process the tokens generated in the meantime.
         width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
         for start in range(self._read, len(self.ids), width):
             new = torch.tensor([self.ids[start : start + width]], device=self._device)
@@ -270,7 +270,7 @@ class Draft:
         return device_of(self.model)
 
     def _prefill(self) -> None:
-        """Process the sequence, or so much of its end that half of the context remains for new tokens."""
+        """Process the sequence, or only as much of its end as leaves half of the context for new tokens."""
         fits = self._end <= self._context
         self._first = 0 if fits else max(0, len(self.ids) - max(1, self._context // 2))
         capacity = min(self._context, self._end - self._first)

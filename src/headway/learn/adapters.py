@@ -25,7 +25,7 @@ _EXCLUDED = ("router",)  # not part of "all": routers choose experts, they do no
 @family
 @dataclass(frozen=True)
 class AdapterConfig:
-    """An adapter that is trained instead of all weights. New heads are trained in full in addition."""
+    """An adapter that is trained instead of all weights. New heads are also trained in full."""
 
     @property
     def title(self) -> str:
@@ -37,18 +37,21 @@ class AdapterConfig:
         raise NotImplementedError
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
-        """Replace the folder `directory` by the adapter of `model`, with the tensor names of its published family."""
+        """Replace the folder `directory` with the adapter of `model`, using the tensor names of its published
+        family.
+        """
         raise NotImplementedError
 
 
 @register("lora")
 @dataclass(frozen=True)
 class LoRAConfig(AdapterConfig):
-    """Low-rank adapters (Hu et al. 2021): h = W x + s B A x with A of `rank` rows, B initially zero, s = alpha / rank.
+    """Low-rank adapters (Hu et al. 2021): h = W x + s B A x, where A has `rank` rows, B starts at zero, and s = alpha /
+    rank.
 
-    `targets` are the names of projections (q, k, v, o, gate, up, down), "attention", "feed_forward", or "all" inside
-    the stacks; each slice of a fused projection has its own A and B. `dropout` applies to the adapters' input. `rslora`
-    scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast.
+    `targets` are names of projections inside the stacks (q, k, v, o, gate, up, down), "attention", "feed_forward", or
+    "all"; each slice of a fused projection has its own A and B. `dropout` applies to the adapters' input. `rslora`
+    scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast as low ones.
     """
 
     rank: int = 8  # rows of A, columns of B
@@ -72,7 +75,7 @@ class LoRAConfig(AdapterConfig):
 
     @property
     def title(self) -> str:
-        return f"LoRA of rank {self.rank} on {', '.join(self.targets)}"
+        return f"rank-{self.rank} LoRA on {', '.join(self.targets)}"
 
     def attach(self, model: nn.Module, seed: int) -> None:
         projections = list(target_projections(model))
@@ -123,7 +126,7 @@ class TargetProjection(NamedTuple):
 
 
 def target_projections(model: nn.Module) -> Iterator[TargetProjection]:
-    """The projections that can have an adapter."""
+    """Projections that can have an adapter."""
     for path, module in model.named_modules():
         parts = path.split(".")
         if isinstance(module, Projection) and "stack" in parts:
@@ -138,7 +141,7 @@ def _targets(adapter: LoRAConfig, value: Any) -> LoRAConfig:
 
 
 class LoRA(nn.Module):
-    """The adapter of a projection: A [n r, D] and B [E, r] of its n `chosen` slices, which have E rows in total."""
+    """The adapter of one projection: A [n r, D] and B [E, r] for its n `chosen` slices, which have E rows in total."""
 
     def __init__(
         self, config: LoRAConfig, projection: Projection, chosen: tuple[int, ...], generator: torch.Generator
@@ -165,11 +168,11 @@ class LoRA(nn.Module):
         return y.add(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), alpha=self.config.scale)
 
     def parts(self) -> list[Float[Tensor, "E r"]]:
-        """B of each chosen slice."""
+        """B for each chosen slice."""
         return list(self.b.split([self.slices[i] for i in self.chosen]))
 
     def product(self) -> Float[Tensor, "F D"]:
-        """s B A of all slices: the update of the weight when merging."""
+        """s B A for all slices: the weight update when merging."""
         update = self.a.new_zeros(sum(self.slices), self.a.shape[1])
         rows = update.split(list(self.slices))
         for i, a, b in zip(self.chosen, self.a.split(self.config.rank), self.parts()):
@@ -182,8 +185,8 @@ def _add(projection: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> T
 
 
 def with_adapter(model: nn.Module, config: AdapterConfig | None, fresh: Collection[str], seed: int) -> nn.Module:
-    """`model` with the adapters of `config`, everything else frozen except the parameters in `fresh`; unchanged if
-    `config` is None.
+    """Add the adapters in `config` to `model` and freeze everything except them and the parameters in `fresh`. If
+    `config` is None, the model is unchanged.
     """
     if config is not None:
         for name, parameter in model.named_parameters():
@@ -193,13 +196,13 @@ def with_adapter(model: nn.Module, config: AdapterConfig | None, fresh: Collecti
 
 
 def adapters(model: nn.Module) -> dict[str, LoRA]:
-    """The adapters of a model by the names of their projections."""
+    """A model's adapters, by projection name."""
     return {path.removesuffix(".lora"): part for path, part in model.named_modules() if isinstance(part, LoRA)}
 
 
 @torch.no_grad()
 def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an equivalent model without adapters: the adapters are merged into the weights."""
+    """The tensors of an equivalent model with the adapters merged into the weights."""
     loras = adapters(model)
     adapter_names = _adapter_tensor_names(loras)
     tensors = {name: tensor for name, tensor in named_tensors(model) if name not in adapter_names}
@@ -209,6 +212,6 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _adapter_tensor_names(paths: Iterable[str]) -> set[str]:
-    """The names of the adapters' tensors."""
+    """The names of the adapter tensors."""
 
     return {f"{path}.lora.{part}" for path in paths for part in ("a", "b")}

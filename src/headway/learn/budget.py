@@ -1,4 +1,4 @@
-"""The steps that fit in a given time: measured on a throwaway copy of the model, and revised during the run."""
+"""How many steps fit in a given time: measured on a throwaway copy of the model and revised during the run."""
 
 from __future__ import annotations
 
@@ -23,36 +23,34 @@ from headway.learn.task import Task
 from headway.nn.models import build
 
 _WARM_UP = 1  # untimed steps after the first
-_MEASURE_FRACTION = 0.02  # fraction of the time for measuring the speed, within these seconds:
+_MEASURE_FRACTION = 0.02  # fraction of the time spent measuring the speed, within these limits in seconds:
 _MIN_MEASURE, _MAX_MEASURE = 0.3, 6.0
 _USABLE_FRACTION = 0.985  # fraction of the remaining time that is planned; the rest is for checkpoints and log lines
 _EVALUATIONS = 10  # evaluations per run, if they fit in their share of the time
-_MAX_EVALUATIONS = 20  # evaluations of a run that the amount of data limits, because they decide its length
+_MAX_EVALUATIONS = 20  # maximum evaluations in a run limited by the amount of data, where they decide its length
 _IMPROVING_WINDOW = (
-    3  # one better evaluation among so many counts as improving, because scores of few samples are noisy
+    3  # a run still improves if one of this many evaluations is better: scores from few samples are noisy
 )
 _EVALUATION_SHARE, _EARLY_STOPPING_SHARE = (
     0.05,
     0.2,
-)  # time for evaluations; the latter if they decide when training ends
+)  # share of the time for evaluations; the second value if they decide when training ends
 _MIN_CHANGE, _MIN_CHANGED_STEPS = 0.03, 3  # smaller changes to the remaining steps are ignored
-_REVISIONS = 12  # the plan is revised after each 1 / 12 of the remaining steps
+_REVISIONS = 12  # revisions of the plan: one after each twelfth of the remaining steps
 _REPORT_SECONDS = 0.8  # seconds for pictures and the report
 _AGENT_REPORT_SECONDS = 2.0  # seconds for samples and the report of agents, which are not measured
-_FINAL_SHARE = 0.1  # maximum fraction of the time for the evaluation on the final split
+_FINAL_SHARE = 0.1  # maximum fraction of the time spent on the final split
 _EVALUATION_MEASURE_FRACTION = (
     0.01  # fraction of the time for measuring an evaluation, with at least this many samples:
 )
 MIN_EVALUATED = 64
-_SLEEP_FACTOR = (
-    20.0  # a step that takes 20 times as long as usual plus these seconds: the machine was asleep or stopped
-)
+_SLEEP_FACTOR = 20.0  # if a step takes 20 times as long as usual plus these seconds, the machine was asleep or stopped
 _SLEEP_SECONDS = 5.0
 
 
 class Speed(NamedTuple):
-    """Seconds per step, per evaluation, for everything after the last step, and for an evaluation of the complete final
-    split, which may be cut to the available time.
+    """Seconds per step, per evaluation, for everything after the last step, and for evaluating the complete final
+    split. That last evaluation may be shortened to fit the available time.
     """
 
     step: float
@@ -62,14 +60,14 @@ class Speed(NamedTuple):
 
 
 def check_minutes(minutes: Sequence[float]) -> None:
-    """UserError for minutes that are not positive numbers."""
+    """Raise UserError for minutes that are not positive numbers."""
     for number in minutes:
         if not isinstance(number, (int, float)) or not 0 < number < math.inf:
-            raise UserError(f"minutes is {format_value(number)}; use numbers above 0")
+            raise UserError(f"minutes is {format_value(number)}; use a number above 0")
 
 
 class Clock:
-    """A monotonic clock of the seconds that a run has worked, `spent` of them before now, without the time passed to
+    """A monotonic clock that counts the seconds a run has worked, starting at `spent`, and excludes the time passed to
     `leave_out`.
     """
 
@@ -116,7 +114,7 @@ class SpeedMeter:
         return time.perf_counter() - start
 
     def overhead(self) -> float:
-        """Seconds per step that do not grow with the batch: those of the optimiser."""
+        """Seconds per step that do not grow with the batch, namely the optimiser's."""
         times = []
         for _ in range(_WARM_UP + 1):
             synchronize(self.processes.device)
@@ -127,8 +125,8 @@ class SpeedMeter:
         return min(times)
 
     def seconds_per_step(self, seconds: float) -> float:
-        """Seconds per step, measured for about `seconds`; if the first step (or the first period of an on-policy task)
-        takes longer than that, only that one is used.
+        """Seconds per step, measured for about `seconds`. If the first step (or an on-policy task's first period) takes
+        longer than that, only that step is used.
         """
         period = self._rollout_period
         first_step = self.steps(period) / period
@@ -140,7 +138,7 @@ class SpeedMeter:
         return self.steps(count) / count
 
     def samples(self, count: int) -> float:
-        """Seconds for `count` samples of an almost untrained model."""
+        """Seconds to generate `count` samples with an almost untrained model."""
         start = time.perf_counter()
         if self.processes.is_main and count:
             with self.learner.evaluating() as model:
@@ -148,7 +146,7 @@ class SpeedMeter:
         return time.perf_counter() - start
 
     def evaluation(self, split: str, limit: int | None) -> float:
-        """Estimated seconds for an evaluation of a trained model on at most `limit` samples."""
+        """Estimated seconds to evaluate a trained model on at most `limit` samples."""
         start = time.perf_counter()
         growth = 1.0
         if self.processes.is_main:
@@ -170,8 +168,8 @@ def measure_speed(
 ) -> Speed:
     """Measure the speed of `recipe` on this machine with the first batches of its data, for a run of about `seconds`.
 
-    With `evaluate_final`, the time after the last step includes the final evaluation of the best model, `samples`
-    samples, the report, and episodes that it plays.
+    With `evaluate_final`, the time after the last step includes the best model's final evaluation, `samples` samples,
+    the report, and any episodes the model plays for it.
     """
     meter = SpeedMeter(recipe, fresh, task, processes, precision)
     step_seconds = meter.seconds_per_step(min(max(_MEASURE_FRACTION * seconds, _MIN_MEASURE), _MAX_MEASURE))
@@ -194,9 +192,9 @@ def measure_speed(
 
 
 def _evaluation_seconds(meter: SpeedMeter, split: str, limit: int | None, seconds: float) -> float:
-    """Seconds for an evaluation of at most `limit` samples of a split, extrapolated from a few samples or, if these are
-    fast, from as many as take 1 % of `seconds`. An untrained model may take longer than a trained one, because it may
-    not generate EOS.
+    """Seconds to evaluate at most `limit` samples from a split, extrapolated from a few samples or, if they are fast,
+    from as many as fit in 1 % of `seconds`. An untrained model may take longer than a trained one because it may never
+    generate EOS.
     """
     count = meter.task.count(split)
     count = count if limit is None else min(limit, count)
@@ -224,11 +222,9 @@ def plan_steps(train: TrainConfig, speed: Speed, seconds: float, early_stopping:
         interval = -(-max(steps, 1) // evaluations)
     if steps < 1:
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, but a step takes {format_number(speed.step)} s, an "
-            "evaluation "
-            f"{format_number(speed.evaluation)} s and the final results {format_number(speed.ending)} s; use more "
-            "--minutes, or "
-            "lower train.evaluate_limit"
+            f"only {max(seconds, 0):.0f} s are left for training, but a step takes {format_number(speed.step)} s, an "
+            f"evaluation {format_number(speed.evaluation)} s and the final results {format_number(speed.ending)} s; "
+            "increase --minutes, or lower train.evaluate_limit"
         )
     return replace(train, steps=steps, evaluate_every=interval)
 
@@ -242,7 +238,7 @@ def _affordable_evaluations(speed: Speed, seconds: float, limit: int, early_stop
 def plan_recipe(
     recipe: Recipe, speed: Speed, seconds: float, max_steps: int | None = None, early_stopping: bool = False
 ) -> Recipe:
-    """`recipe` with the steps that fit in `seconds`, at most `max_steps`, and a schedule in steps."""
+    """`recipe` with as many steps as fit in `seconds` (at most `max_steps`) and a schedule in steps."""
     train = plan_steps(recipe.train, speed, seconds, early_stopping)
     if max_steps is not None and max_steps < train.steps:
         interval = -(-max_steps // _affordable_evaluations(speed, seconds, _MAX_EVALUATIONS, early_stopping))
@@ -265,18 +261,18 @@ class PlanRevision(NamedTuple):
 
 @dataclass
 class TimeBudget:
-    """The time budget of a run: `seconds` of the `clock`, and the measured speed.
+    """A run's time budget: `seconds` on the `clock`, and the measured speed.
 
     Other programs may slow the machine down at any time. So the plan is revised after each twelfth of the remaining
-    steps, by the speed since the last revision. A new plan is used only if all steps so far would have had the same
-    learning rates: the recipe with the new steps repeats the run bit for bit from its first step.
+    steps, using the speed since the last revision. A new plan is adopted only if all steps so far would have had the
+    same learning rates, so that the recipe with the new number of steps repeats the run bit for bit.
     """
 
     clock: Clock
     seconds: float
     speed: Speed
-    max_steps: int | None = None  # steps that the amount of data justifies, by the evaluations so far; None: unlimited
-    patience: int | None = None  # evaluations without a better one after which the run ends soon
+    max_steps: int | None = None  # maximum for this amount of data, by the evaluations so far; None: unlimited
+    patience: int | None = None  # evaluations without improvement after which the run winds down
     may_grow: bool = True  # whether the plan grows while evaluations improve
     _measured_from: tuple[int, float] = (0, 0.0)
     _next_revision: int = 0
@@ -287,8 +283,8 @@ class TimeBudget:
         return self.seconds - self.clock.elapsed()
 
     def final_evaluation_seconds(self) -> float:
-        """Seconds for the evaluation on the final split: unlimited if the complete split takes less than its share of
-        the time, otherwise the remaining time, but at least half of that share.
+        """Seconds for evaluating the final split: unlimited if the complete split takes less than its share of the
+        time; otherwise the remaining time, but at least half of that share.
         """
         share = _FINAL_SHARE * self.seconds
         return math.inf if self.speed.final < share else max(self.seconds_left() - self._report_seconds(), 0.5 * share)
@@ -298,7 +294,7 @@ class TimeBudget:
         return self.speed.ending - min(self.speed.final, _FINAL_SHARE * self.seconds)
 
     def record_step(self, seconds: float) -> None:
-        """Record the time of a step; a far longer one than usual means that the machine was asleep."""
+        """Record how long a step took; if it is far longer than usual, the machine was asleep."""
         if self._typical_step and seconds > _SLEEP_FACTOR * self._typical_step + _SLEEP_SECONDS:
             self.clock.leave_out(seconds - self._typical_step)
             self._slept_seconds += seconds - self._typical_step
@@ -306,19 +302,19 @@ class TimeBudget:
             self._typical_step = seconds if not self._typical_step else 0.9 * self._typical_step + 0.1 * seconds
 
     def record_evaluation(self, seconds: float) -> None:
-        """Record the time of an evaluation, and scale the estimate of the final one accordingly."""
+        """Record how long an evaluation took, and scale the estimate for the final one accordingly."""
         if self.speed.evaluation > 0:
             final = self.speed.final * seconds / self.speed.evaluation
             ending = self._report_seconds() + min(final, _FINAL_SHARE * self.seconds)
             self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def update_max_steps(self, recipe: Recipe, step: int, stale: int) -> bool:
-        """Whether the evaluation after `step`, with `stale` evaluations since the best, changes the maximum number of
-        steps.
+        """Whether the evaluation after `step` changes the maximum number of steps; `stale` counts evaluations since the
+        best.
 
-        The decay of the learning rate is postponed while evaluations improve: one of the last three, and of the last
-        half of them, was the best so far. After `patience` evaluations without improvement the learning rate decays to
-        0 within as many intervals, which ends the run.
+        The learning rate decay is postponed while evaluations improve, that is, while the best so far is one of the
+        last three and in the last half. After `patience` evaluations without improvement, the learning rate decays to 0
+        over the same number of intervals, which ends the run.
         """
         previous, train = self.max_steps, recipe.train
         if previous is None:
@@ -342,8 +338,8 @@ class TimeBudget:
         self._measured_from, self._slept_seconds = (step, seconds), 0.0
 
     def revise(self, recipe: Recipe, done: int, seconds: float, evaluated: bool) -> PlanRevision | None:
-        """The revised plan after `done` steps that took `seconds`; None to keep the current one. If the run has been
-        `evaluated`, the evaluation interval stays.
+        """The revised plan after `done` steps that took `seconds`; None to keep the current one. If the run has already
+        been `evaluated`, the evaluation interval stays the same.
         """
         steps = recipe.train.steps
         first_step, first_seconds = self._measured_from

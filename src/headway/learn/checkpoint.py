@@ -25,7 +25,7 @@ _VERSION = 1
 
 
 class Checkpoints:
-    """A folder of a run's checkpoints."""
+    """The folder with a run's checkpoints."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -36,16 +36,16 @@ class Checkpoints:
         return sorted(self.directory.glob("step-" + "[0-9]" * 8))
 
     def clean(self) -> None:
-        """Remove incomplete checkpoints of a killed process."""
+        """Remove incomplete checkpoints left by a killed process."""
         check_folder(self.directory)
         for path in self.directory.glob(".step-*"):
             remove(path)
 
     def save(self, run: RunState, keep: int = 1, interval: int = 1) -> None:
-        """Write a checkpoint, and keep the newest `keep` ones whose step is a multiple of `interval`.
+        """Write a checkpoint, and keep the `keep` newest ones whose step is a multiple of `interval`.
 
-        A checkpoint between them, from a stopped run, is removed with the next one: in the end a run has the same files
-        whether it was stopped or not.
+        A checkpoint at any other step, left by a stopped run, is removed when the next one is written. So a finished
+        run has the same files whether or not it was stopped.
         """
         learner, progress = run.learner, run.progress
         path = self.directory / f"step-{progress.step:08d}"
@@ -64,8 +64,8 @@ class Checkpoints:
                 remove(path)
 
     def go_back_to(self, path: Path, best: dict[str, Any] | None) -> None:
-        """Make the checkpoint at `path`, of this folder or another, the newest one here; `best` is the run's best
-        evaluation, including later ones.
+        """Make the checkpoint at `path`, in this folder or another, the newest one here. `best` is the run's best
+        evaluation, including evaluations after that checkpoint.
         """
         for other in self.all():
             if step_of(other) > step_of(path):
@@ -77,8 +77,8 @@ class Checkpoints:
             seal(draft)
 
     def set_aside_damaged(self) -> list[str]:
-        """Rename damaged checkpoints; returns messages with the damage and the new path. UserError, without renaming,
-        if no intact checkpoint would be left.
+        """Rename damaged checkpoints and return a message for each, with the damage and the new path. If no intact
+        checkpoint would be left, raise UserError without renaming any.
         """
         problems = {path: problem for path in self.all() if (problem := _find_damage(path)) is not None}
         if problems and len(problems) == len(self.all()):
@@ -111,7 +111,9 @@ class Checkpoints:
 
     @torch.no_grad()
     def average_newest(self, run: RunState) -> int:
-        """Load the mean of the newest checkpoints' weights into the model of `run`; returns their number."""
+        """Load the mean of the newest checkpoints' weights into the model of `run`; return the number of
+        checkpoints.
+        """
         learner, paths = run.learner, self.all()[-run.recipe.train.average :]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
         for path in paths:
@@ -122,7 +124,9 @@ class Checkpoints:
 
 
 def _find_damage(path: Path) -> str | None:
-    """The damage of a checkpoint, or None; one without digests, of an earlier version, only needs to be complete."""
+    """How a checkpoint is damaged, or None. A checkpoint from an earlier version, without digests, only needs to be
+    complete.
+    """
     try:
         if is_sealed(path):
             return next(iter(find_damage(path)), None)

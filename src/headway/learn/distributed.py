@@ -1,4 +1,4 @@
-"""Data parallelism: several processes with equal weights; and recurrent states that pass from batch to batch."""
+"""Data parallelism (several processes with equal weights), and recurrent states that carry over between batches."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from headway.nn.models import Loss
 
 # The other processes wait while the main process evaluates.
 _TIMEOUT = timedelta(hours=12)
-# Seconds between heartbeats, and the number of own heartbeats after which a silent process counts as lost. They are
-# counted, not timed, so that a pause of all processes (Ctrl-Z, a sleeping laptop) does not count.
+# Seconds between heartbeats, and the number of our own heartbeats after which a silent process counts as lost. They
+# are counted, not timed, so that pausing all processes (Ctrl-Z, a sleeping laptop) does not matter.
 _HEARTBEAT_SECONDS, _MAX_MISSED = 5.0, 60
 _FINISHED = 1 << 40  # more heartbeats than any process sends
 
 
 def is_main_process() -> bool:
-    """Whether this is the main process, according to torchrun's environment; a single process is."""
+    """Whether this is the main process, according to torchrun's environment. A single process is always the main
+    process.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 
 class Processes:
-    """The processes that train one model; for a single process every operation is free.
+    """The processes that train one model. With a single process, every operation is free.
 
     torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
@@ -68,29 +70,29 @@ class Processes:
         return Shard(self.rank, self.world)
 
     def local_micro_batches(self, accumulate: int) -> int:
-        """This process's number of micro-batches per step, of `accumulate` in total."""
+        """The number of micro-batches per step for this process, out of `accumulate` in total."""
         if accumulate % self.world:
             raise UserError(
-                f"train.accumulate {accumulate} is not divisible by {self.world} processes; "
+                f"train.accumulate={accumulate} is not divisible by {self.world} processes; "
                 f"set it to {self.world} or a multiple"
             )
         return accumulate // self.world
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over the processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.world > 1:
             with _collective():
                 dist.all_reduce(values)
         return values
 
     def broadcast(self, values: Tensor) -> None:
-        """Broadcast the main process's values to all processes, in place."""
+        """Broadcast values from the main process to all processes, in place."""
         if self.world > 1:
             with _collective():
                 dist.broadcast(values, 0)
 
     def broadcast_object(self, data: Any) -> Any:
-        """Broadcast the main process's `data` (any JSON value) to all processes."""
+        """Broadcast `data` (any JSON value) from the main process to all processes."""
         if self.world == 1:
             return data
         text = json.dumps(data).encode() if self.is_main else b""
@@ -112,20 +114,20 @@ class Processes:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """A collective operation; UserError if another process has ended."""
+    """Run a collective operation; raise UserError if another process has ended."""
     try:
         yield
     except RuntimeError as error:
         first = str(error).split("\n")[0].rpartition("] ")[2]
         raise UserError(
-            f"another training process has ended ({first.rstrip('.')}); see its log for the reason, and continue from "
+            f"another training process has ended ({first.rstrip('.')}); check its log for the reason, then resume from "
             "the last checkpoint with --resume"
         ) from error
 
 
 class Heartbeat:
-    """Sends heartbeats to the other processes, and ends this one when another is silent for long: a stopped process, or
-    one on a lost machine, would block all others.
+    """Sends heartbeats to the other processes, and ends this one if another stays silent for too long. Otherwise a
+    process that was stopped, or whose machine was lost, would block all others.
     """
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
@@ -153,7 +155,7 @@ class Heartbeat:
                     count = self._store.add(f"headway/{rank}", 0)
                     missed[rank] = 0 if count != last_counts[rank] or count >= _FINISHED else missed[rank] + 1
                     last_counts[rank] = count
-            except RuntimeError:  # the main process has ended, which the next collective operation will report
+            except RuntimeError:  # the main process has ended; the next collective operation reports it
                 self._closed.set()
                 return
             self._rounds += 1
@@ -162,7 +164,7 @@ class Heartbeat:
                     self._exit(rank)
 
     def _watch_store(self) -> None:
-        """End this process if the process of the store does not respond."""
+        """End this process if the process that runs the store does not respond."""
         last_rounds, silent_beats = 0, 0
         while not self._closed.wait(_HEARTBEAT_SECONDS):
             silent_beats = silent_beats + 1 if self._rounds == last_rounds else 0
@@ -175,8 +177,7 @@ class Heartbeat:
             return
         print(
             f"headway: training process {lost} has not responded for {_HEARTBEAT_SECONDS * _MAX_MISSED:g} s (it may "
-            "be stopped, or its "
-            "machine may be down); end it, and continue from the last checkpoint with --resume",
+            "be stopped, or its machine may be down); end it, then resume from the last checkpoint with --resume",
             file=sys.stderr,
             flush=True,
         )
@@ -186,7 +187,7 @@ class Heartbeat:
 class CarriedStates:
     """The recurrent states after this process's micro-batches of the last step, detached from their gradients.
 
-    Micro-batch i over all processes continues micro-batch i of the previous step: each has its own rows.
+    Micro-batch i, counted over all processes, continues micro-batch i from the previous step, so each has its own rows.
     """
 
     def __init__(self, objective: StatefulObjective[Any], processes: Processes, accumulate: int) -> None:
@@ -196,7 +197,7 @@ class CarriedStates:
         self._gathered: list[list[Tensor]] = []
 
     def loss(self, model: nn.Module, index: int, batch: Batch) -> dict[str, Loss]:
-        """The losses of this step's micro-batch `index`, which continues that of the previous step."""
+        """The losses for micro-batch `index`, which continues the same micro-batch from the previous step."""
         losses, states = self.objective.stateful_loss(model, batch, self._states[index])
         self._states[index] = tree_map(Tensor.detach, states)
         return losses
@@ -210,13 +211,13 @@ class CarriedStates:
             self._gathered = [[self.processes.sum(t) for t in stream] for stream in all_states]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The states of all processes, by the indices of micro-batch and tensor."""
+        """The states from all processes, keyed by micro-batch and tensor index."""
         is_single = self.processes.world == 1
         streams = [_flatten(state) for state in self._states] if is_single else self._gathered
         return {f"carried.{i}.{n}": tensor for i, stream in enumerate(streams) for n, tensor in enumerate(stream)}
 
     def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        """Load saved states; UserError if they do not belong to this model and step."""
+        """Load saved states; raise UserError if they do not belong to this model and step."""
         template = self.objective.initial_state(model, 1)
         for index in range(len(self._states)):
             stream = self.processes.rank + index * self.processes.world
@@ -235,7 +236,7 @@ def _load_state(template: State, saved: dict[str, Tensor], name: str, model: nn.
     def tensor(_: Tensor) -> Tensor:
         key = f"{name}.{next(indices)}"
         if key not in saved:
-            raise UserError(f"the checkpoint lacks the recurrent state {key}; start another run")
+            raise UserError(f"the checkpoint has no recurrent state {key}; start a new run")
         return saved[key].to(device)
 
     return tree_map(tensor, template)

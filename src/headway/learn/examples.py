@@ -1,4 +1,4 @@
-"""Training examples: indexed samples in splits, and the order in which batches read them."""
+"""Training examples: indexed samples in splits, and the order in which they are batched."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ FULL_SHARD = Shard()
 
 
 def spread_evenly(rows: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` evenly spaced rows, because the first ones often belong to one class or one file."""
+    """At most `limit` evenly spaced rows: the first rows often belong to one class or one file."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 class Batch(NamedTuple):
-    """One micro-batch. `inputs` is the tuple of the model's arguments, `targets` the expected outputs: trees (nested
-    tuples) of tensors and layouts, with None for missing parts. `tokens` counts the targets of the loss, `computed` the
-    tokens that the model computes, including padding. In stateful training, `starts_epoch` means that streams start
-    again.
+    """One micro-batch. `inputs` is the tuple of model arguments and `targets` holds the expected outputs. Both are
+    trees (nested tuples) of tensors and layouts, with None for missing parts. `tokens` counts the loss targets,
+    `computed` the tokens that the model computes, including padding. In stateful training, `starts_epoch` means that
+    streams start again.
     """
 
     inputs: Any
@@ -60,8 +60,8 @@ class Batch(NamedTuple):
 
 
 class RngKey(NamedTuple):
-    """The counter-based random key of a training batch, in addition to the seed: the batch index, and the position of
-    each sample in the endless stream of samples, int64 [B].
+    """A training batch's counter-based random key, used together with the seed: the batch index, and each sample's
+    position in the endless sample stream, int64 [B].
     """
 
     batch_index: int
@@ -69,11 +69,11 @@ class RngKey(NamedTuple):
 
 
 class TrainingOrder(Protocol):
-    """The training order of samples with indices from 0."""
+    """The training order for samples indexed from 0."""
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
-        """Endless batches, where batch k is a pure function of k: a shard reads start + rank, start + rank + world, and
-        so on.
+        """Endless batches, where batch k is a pure function of k. A shard reads batches start + rank, start + rank +
+        world, and so on.
         """
         ...
 
@@ -91,7 +91,7 @@ class Order(TrainingOrder, EvaluationOrder, Protocol):
 
 
 class FixedSizeBatches(NamedTuple):
-    """Batches of `size` samples: batch k has the positions k size, ..., (k + 1) size - 1 of a stream of epochs, which
+    """Batches of `size` samples. Batch k covers positions k size, ..., (k + 1) size - 1 in a stream of epochs, which
     are shuffled if there is a seed. A single pass is in index order.
     """
 
@@ -118,7 +118,7 @@ class FixedSizeBatches(NamedTuple):
 
 
 class LengthBatches(NamedTuple):
-    """Batches of samples of nearly equal lengths from a plan: batch k is the k-th of a sequence of shuffled epochs. A
+    """Planned batches of samples with nearly equal lengths. Batch k is the k-th in a sequence of shuffled epochs. A
     single pass goes from short to long.
     """
 
@@ -146,13 +146,13 @@ Contents = Mapping[str, Sequence[np.ndarray | Sequence[str]]]
 
 
 class Samples(Protocol):
-    """The samples of one split, with indices from 0."""
+    """The samples in one split, indexed from 0."""
 
     def __len__(self) -> int: ...
 
     def take(self, indices: Int[np.ndarray, "B"], rng_key: RngKey | None = None) -> Batch:
         """These samples as a batch: a pure function of indices, seed and key. Without a key there is no randomness, or
-        it depends on the indices only.
+        it depends only on the indices.
         """
         ...
 
@@ -161,17 +161,17 @@ class Samples(Protocol):
     def evaluation_order(self) -> EvaluationOrder: ...
 
     def limited_to(self, limit: int | None) -> Samples:
-        """A representative subset of at most `limit` samples."""
+        """A representative subset with at most `limit` samples."""
         ...
 
 
 class Examples:
-    """The data of a domain: samples in splits, and the preprocessing that inference needs."""
+    """A domain's data: samples in splits, and the preprocessing that inference needs."""
 
-    default_split: str = "all"  # the split that is evaluated by default when a finished model gets other data
+    default_split: str = "all"  # the split to evaluate when a finished model gets other data
 
     def of(self, split: str) -> Samples:
-        """The samples of a split, or of "all". UserError for an unknown or empty split."""
+        """The samples in a split, or in "all". Raises UserError for an unknown or empty split."""
         raise NotImplementedError
 
     @property
@@ -181,26 +181,26 @@ class Examples:
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """The names of possible splits."""
+        """The names of the possible splits."""
         return (*SPLITS, "all")
 
     def limited(self, split: str, limit: int | None) -> Self:
-        """The same examples, with the split reduced to the `limit` samples of an evaluation."""
+        """The same examples, with the split reduced to the `limit` samples that an evaluation uses."""
         return self
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences for the report about data that were changed or left out."""
+        """Sentences for the report about changed or skipped data."""
         return ()
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the input settings that depend on the data: vocabulary size, channels, sizes. UserError if there
-        are no training or validation samples.
+        """`model` with the input settings that depend on the data: vocabulary size, channels, sizes. Raises UserError
+        if there are no training or validation samples.
         """
         raise NotImplementedError
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
-        """Micro-batches of a split: endless for training, from batch `start` on; a single pass for other splits."""
+        """Micro-batches from a split: endless from batch `start` for training, a single pass for other splits."""
         samples = self.of(split)
         if split == "train":
             for rng_key, indices in samples.training_order().endless(shard, start):
@@ -210,7 +210,7 @@ class Examples:
                 yield samples.take(indices)
 
     def count(self, split: str) -> int:
-        """The number of samples of a split."""
+        """The number of samples in a split."""
         return len(self.of(split))
 
     def batches_per_epoch(self) -> float | None:
@@ -220,8 +220,8 @@ class Examples:
         return getattr(self.of("train").training_order(), "epoch", None)
 
     def contents(self) -> Contents:
-        """The parts of the data, except the splits, by name: "texts", "labels". A resumed run compares them to detect
-        other data. Digests may replace the content that they were computed from.
+        """The parts of the data by name ("texts", "labels"), without the splits. A resumed run compares them to detect
+        different data. A digest may stand in for the content it was computed from.
         """
         return {}
 
@@ -232,7 +232,7 @@ class Examples:
         return splits if isinstance(splits, Splits) else None
 
     def save(self, directory: Path) -> None:
-        """Write what inference needs in addition to the weights: codec, processor."""
+        """Write what inference needs besides the weights: codec, processor."""
 
     def input_statistics(self) -> TrainingStatistics | None:
         """Statistics of the training inputs, if the examples know them."""
@@ -243,15 +243,15 @@ class Examples:
 
 
 def removal_notes(splits: Splits) -> tuple[str, ...]:
-    """A sentence for the report about samples that are left out of training."""
+    """A sentence for the report about samples that are excluded from training."""
     if not splits.removed:
         return ()
     noun = f"{splits.removed:,} of the {splits.noun} to train on"
-    return (f"{noun} were left out, because validation or test files contain the same ones.",)
+    return (f"{noun} were skipped because they also occur in validation or test files.",)
 
 
 class IndexedExamples(Examples):
-    """Samples of one table, each in one split. A domain defines the model inputs for rows of the table (`take`)."""
+    """Samples of one table, each in one split. A domain defines the model inputs for table rows (`take`)."""
 
     splits: Splits
     seed: int
@@ -272,11 +272,11 @@ class IndexedExamples(Examples):
         return FixedSizeBatches(len(rows), self.eval_batch_size)
 
     def rows_of(self, split: str) -> np.ndarray:
-        """The rows of a split. UserError for an unknown or empty split."""
+        """The rows in a split. Raises UserError for an unknown or empty split."""
         return self.splits.rows(split)
 
     def limited_rows(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        """A representative subset of at most `limit` rows."""
+        """A representative subset with at most `limit` rows."""
         return spread_evenly(rows, limit)
 
     def of(self, split: str) -> RowSubset:
@@ -300,13 +300,13 @@ class IndexedExamples(Examples):
         return (*self.splits.indices, "all")
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """Evenly spaced rows of the final split."""
+        """Evenly spaced rows from the final split."""
         return spread_evenly(self.rows_of(self.final_split), count)
 
 
 @dataclass(frozen=True)
 class RowSubset:
-    """A selection of rows of a table, in this order."""
+    """A selection of table rows, in this order."""
 
     examples: IndexedExamples
     rows: np.ndarray
@@ -329,23 +329,23 @@ class RowSubset:
 
 class OnPolicyExamples(Examples):
     """Samples that the model generates with its current weights (on-policy reinforcement learning). Training batch k
-    depends on all previous updates; checkpoints contain the exploration state in addition to the weights.
+    depends on all previous updates; checkpoints contain the exploration state as well as the weights.
     """
 
     @property
     def rollout_batches(self) -> int:
-        """The number of batches per rollout: only complete periods have a typical cost."""
+        """The number of batches per rollout; only complete rollouts have a typical cost."""
         raise NotImplementedError
 
     def start_exploring(self, model: nn.Module) -> None:
-        """Start with this model: `batches("train")` come from it from now on."""
+        """Start with this model, which generates `batches("train")` from now on."""
         raise NotImplementedError
 
     def exploration_state(self) -> dict[str, Tensor]:
-        """The state for a checkpoint that batches depend on in addition to the weights."""
+        """The state, besides the weights, that batches depend on and a checkpoint must contain."""
         raise NotImplementedError
 
     def load_exploration_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load the result of `exploration_state`. UserError if it belongs to another task."""
+        """Load the result of `exploration_state`. Raises UserError if it belongs to another task."""
 
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Fine-tuning: initialise a run from the weights of another model, and choose its settings."""
+"""Fine-tuning: initialise a run from another model's weights, and choose its settings."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from headway.nn.models.patches import Grid, resize_positions
 
 
 def prepare_for_training(model: nn.Module, recipe: Recipe, fresh: Collection[str]) -> nn.Module:
-    """`model` as the recipe trains it: with its adapter and the trainable parameters `fresh`, and with the parts of
-    `train.frozen` frozen.
+    """`model` as the recipe trains it: with its adapter, trainable `fresh` parameters, and the parts in `train.frozen`
+    frozen.
     """
     return freeze(with_adapter(model, recipe.adapter, fresh, recipe.train.seed), recipe.train.frozen)
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Freeze the parameters that `names` match: parts of the model ("tower", "decoder.stack"), parameters, or patterns
-    of either ("*.bias"). ConfigError for a name without a match.
+    """Freeze the parameters that `names` match: model parts ("tower", "decoder.stack"), parameters, or patterns for
+    either ("*.bias"). Raises ConfigError for a name without a match.
     """
     parameters = dict(model.named_parameters())
     for name in names:
@@ -63,20 +63,20 @@ def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 def _parent_names(key: str) -> Iterable[str]:
-    """The parts of the model that contain a parameter, and the parameter itself: decoder, decoder.stack, ..."""
+    """The model parts that contain a parameter, and the parameter itself: decoder, decoder.stack, ..."""
     words = key.split(".")
     return (".".join(words[:count]) for count in range(1, len(words) + 1))
 
 
 _SHAPE_SETTINGS = ("width", "context", "vocab_size")  # settings that determine the shapes of weights
-_MAX_NAMED = 3  # maximum tensors that a message names
+_MAX_NAMED = 3  # maximum tensors named in a message
 _POSITIONS = "embed.positions.table"  # position embeddings of images
 _POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
 
 
 class TensorMatch(NamedTuple):
-    """Which tensors of a model come from the pretrained one and which are newly initialised, by name; and the patch
-    grids of both models, between which position embeddings are interpolated.
+    """Which of a model's tensors, by name, come from the pretrained one and which are newly initialised. Position
+    embeddings are interpolated between the patch grids of the two models.
     """
 
     matched: tuple[str, ...]
@@ -96,7 +96,7 @@ class TensorMatch(NamedTuple):
 
 
 def open_start(start: str) -> OpenedModel:
-    """Load the pretrained model. Raises UserError for a language model without a tokenizer."""
+    """Load the pretrained model. Raises UserError for a language model that has no tokenizer."""
     pretrained = open_model(named_folder(start))
     if pretrained.codec is None and kinds.reads_prompts(pretrained.model):
         raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
@@ -104,7 +104,7 @@ def open_start(start: str) -> OpenedModel:
 
 
 def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra_files: Iterable[str]) -> None:
-    """Copy the pretrained model's other files (tokenizers, usage, files that a task names) into `directory`."""
+    """Copy the pretrained model's other files (tokenizers, usage, files named by a task) into `directory`."""
     if pretrained.codec is not None:
         pretrained.codec.save(directory)
     for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source tokenizer of a translation model
@@ -117,7 +117,9 @@ def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra
 
 
 def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
-    """`model` with a vocabulary at least as large as that of `original`: published embeddings are often padded."""
+    """`model` with a vocabulary at least as large as that of `original`, because published embeddings are often
+    padded.
+    """
     if isinstance(model, EncoderDecoderConfig) and isinstance(original, EncoderDecoderConfig):
         encoder = keep_vocabulary(model.encoder, original.encoder)
         decoder = keep_vocabulary(model.decoder, original.decoder)
@@ -126,10 +128,10 @@ def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
 
 
 def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
-    """Match the tensors of a model, which may be an outline, to those of `start` by name and shape.
+    """Match the tensors in a model, which may be an outline, to those in `start` by name and shape.
 
-    Heads, the number of layers and the image size may differ. Raises ConfigError for settings that do not fit the
-    weights, and for a model without any matching tensor.
+    The heads, number of layers and image size may differ. Raises ConfigError if settings do not fit the weights, or if
+    no tensor matches.
     """
     shapes = {key: tensor.shape for key, tensor in named_tensors(model)}
     pretrained_tensors = dict(named_tensors(start))
@@ -145,9 +147,8 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
             )
     if all(_in_head(key) for key in matched):
         raise ConfigError(
-            f"no weight of {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) "
-            "in name and "
-            "shape; start from a model of the same architecture"
+            f"no weight in {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) "
+            "in name and shape; start from a model with the same architecture"
         )
     # A different number of heads would change the function without changing any shape.
     for block, pretrained_block in zip(_blocks(config), _blocks(pretrained_config)):
@@ -158,14 +159,14 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
                 )
                 if None not in (heads, pretrained_heads) and heads != pretrained_heads:
                     raise ConfigError(
-                        f"{setting} {heads} does not fit {name}, which has {pretrained_heads}; remove this setting"
+                        f"{setting}={heads} does not fit {name}, which has {pretrained_heads}; remove this setting"
                     )
     return TensorMatch(matched, fresh, grids)
 
 
 @torch.no_grad()
 def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
-    """Copy the weights of `start` that match the model's in name and shape, and interpolate position embeddings."""
+    """Copy the weights from `start` that match the model's in name and shape, and interpolate position embeddings."""
     tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _source_names(
         {key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors
@@ -191,11 +192,11 @@ def _rescale_number_head(model: nn.Module, start: nn.Module) -> None:
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:
-    """The model of a run before its first step: random weights, then those of the pretrained model and of pretrained
-    parts, with its adapter and frozen parameters.
+    """A run's model before the first step. Random weights are replaced by those of the pretrained model and pretrained
+    parts; then the adapter is added and parameters are frozen.
 
-    With an adapter, resuming needs the frozen weights: the process that `saves_base` writes them to the folder `base`.
-    Without one, a run that has `started` has all weights in its checkpoint.
+    With an adapter, resuming needs the frozen weights, so the process with `saves_base` writes them to the folder
+    `base`. Without one, a run that has `started` has all weights in its checkpoint.
     """
     train = recipe.train
     if recipe.adapter is not None and (base / FILE).is_file():
@@ -212,9 +213,9 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: b
 
 
 def _source_names(shapes: dict[str, torch.Size], pretrained_tensors: dict[str, Tensor]) -> dict[str, str]:
-    """The names of the pretrained tensors for the model's tensors.
+    """The names of the pretrained tensors that match the model's tensors.
 
-    A pooler (Devlin et al. 2019) is the dense layer of a head, whose name may differ between the models.
+    A pooler (Devlin et al. 2019) is a head's dense layer; its name may differ between the models.
     """
     poolers = {key.split(".", 2)[2]: key for key in pretrained_tensors if _POOLER.fullmatch(key)}
     sources = {}
@@ -253,11 +254,11 @@ def _mismatch_message(
     pretrained_shape: torch.Size,
     name: str,
 ) -> str:
-    """The message for a setting, or otherwise a tensor, that does not fit the weights."""
+    """The error message for a setting or, failing that, a tensor that does not fit the weights."""
     for setting in _SHAPE_SETTINGS:
         ours, pretrained = getattr(config, setting), getattr(pretrained_config, setting)
         if ours != pretrained and (ours or 0) in shape and (pretrained or 0) in pretrained_shape:
-            return f"model.{setting} {ours} does not fit the weights of {name}, which have {pretrained}; remove it"
+            return f"model.{setting}={ours} does not fit the weights of {name}, which have {pretrained}; remove it"
     return (
         f"the model's {key} has shape {tuple(shape)}, but that of {name} has {tuple(pretrained_shape)}; "
         "remove the settings that change the model's shape"
@@ -280,24 +281,24 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
 _WIDTH, _BASE_RATE = (
     384,
     4e-4,
-)  # of the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents of banking77
+)  # for the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents in banking77
 _MIN_RATE, _MAX_RATE = 1e-5, 3e-3  # minimum and maximum learning rate
 _ADAPTER_FACTOR, _MAX_ADAPTER_RATE = (
     10.0,
     1e-2,
-)  # learning rate of adapters: factor on the full model's rate, and maximum
+)  # learning rate for adapters: factor on the full model's rate, and maximum
 _EPOCH_SCALE, _MIN_EPOCHS, _MAX_EPOCHS = 600.0, 3.0, 40.0
 _MIN_VALIDATION = 50  # minimum validation samples for early stopping
-FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs with fewer validation samples, whatever their scores
-_MANY_SAMPLES = 10_000  # samples from which on the learning rate does not depend on their number
+FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs if there are fewer validation samples than that, whatever the scores
+_MANY_SAMPLES = 10_000  # with more samples than this, the learning rate no longer depends on their number
 _MIN_BATCH, _MAX_BATCH = 8, 64  # minimum and maximum samples per batch
-_MIN_STEPS = 300  # desired minimum of steps
+_MIN_STEPS = 300  # preferred minimum number of steps
 _MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS = 2, 1000  # the same for samples with several targets each
 
 
 class TuningPlan(NamedTuple):
-    """A fine-tuning plan: batch settings; the initial number of steps that the data justify (`useful`); that number or
-    the steps that fit in the time, if those are fewer (`steps`); their epochs; and the reason, for people.
+    """A fine-tuning plan: batch settings, steps, epochs, and the reason to show to people. `useful` is the initial
+    number of steps that this amount of data justifies; `steps` is that number, or fewer if only fewer fit in the time.
     """
 
     settings: Settings
@@ -308,12 +309,13 @@ class TuningPlan(NamedTuple):
 
 
 def tuning_optimizer(width: int, adapter: AdapterConfig | None, factor: float = 1.0) -> Settings:
-    """Optimiser and schedule for a model of `width`, or for an adapter of it; `factor` scales the learning rate.
+    """Optimiser and schedule for a model of this `width`, or for its adapter; `factor` scales the learning rate.
 
     The learning rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at
-    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 on, where
-    models of billions of parameters are tuned at 1e-5 to 2e-5. Models of width 64 learn 50 dialogues faster at 3e-3
-    than at 1e-3. Adapters use ten times as much (Schulman et al. 2025, "LoRA without regret").
+    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 up, in
+    line with the 1e-5 to 2e-5 commonly used for models with billions of parameters. Models of width 64 learn 50
+    dialogues faster at 3e-3 than at 1e-3. Adapters use ten times the rate (Schulman et al. 2025, "LoRA without
+    regret").
     """
     rate = min(max(_BASE_RATE * (_WIDTH / width) ** 2, _MIN_RATE), _MAX_RATE)
     if adapter is not None:
@@ -326,23 +328,23 @@ def tuning_optimizer(width: int, adapter: AdapterConfig | None, factor: float = 
 
 
 def small_data_rate(rate: float, samples: int) -> float:
-    """The learning rate of a model whose head is fitted before the first step; `rate` is that for many samples.
+    """The learning rate for a model whose head is fitted before the first step; `rate` is the one for many samples.
 
-    Fewer samples allow fewer steps, in which a large learning rate only destroys pretrained features. So it falls with
-    the square root of their number below 10,000 (tested with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
-    intents: docs/decisions/0025).
+    Fewer samples allow fewer steps, and a large learning rate then only destroys pretrained features. So below 10,000
+    samples the rate falls with the square root of their number (tested with all-MiniLM-L6-v2 on 64 to 150 intents with
+    3 to 30 texts each: docs/decisions/0025).
     """
     return float(f"{rate * min(1.0, math.sqrt(samples / _MANY_SAMPLES)):.2g}")
 
 
 def has_few_validation_samples(task: Task) -> bool:
-    """Whether validation has too few samples to decide how long to train a model whose head was fitted."""
+    """Whether there are too few validation samples to decide how long to train a model whose head was fitted."""
     return task.objective.small_data_lr and task.count("validation") < _MIN_VALIDATION
 
 
 def planned_epochs(samples: int) -> float:
-    """The initially planned epochs: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 and more. Evaluations
-    decide whether training continues.
+    """The number of epochs planned at first: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 or more.
+    Evaluations decide whether training continues.
     """
     return min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS)
 
@@ -358,11 +360,12 @@ def plan_tuning(
     max_samples: int = _MAX_BATCH,
     max_epochs: float = _MAX_EPOCHS,
 ) -> TuningPlan:
-    """The plan for `seconds` of fine-tuning on `samples` samples with `targets` targets in total, at a `pace`.
+    """The plan for fine-tuning for `seconds` at a measured `pace`, on `samples` samples with `targets` targets in
+    total.
 
-    `batch_setting` is the recipe's setting for the batch size, `min_batch` its minimum (a row of tokens), `own_batch`
-    the user's value, `max_samples` the maximum samples in it, and `max_epochs` the maximum epochs. Batches are large
-    enough to be efficient and small enough for some hundred steps.
+    `batch_setting` is the recipe's batch size setting, `min_batch` its minimum (one row of tokens), `own_batch` the
+    user's value, `max_samples` the maximum samples per batch, and `max_epochs` the maximum number of epochs. Batches
+    are large enough to be efficient and small enough to allow a few hundred steps.
     """
     targets_per_sample = targets / max(1, samples)
     epochs = min(planned_epochs(samples), max_epochs)
@@ -373,7 +376,7 @@ def plan_tuning(
     units = own_batch or max(
         min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share)))
     )
-    step_targets = units * pace.share  # targets a step
+    step_targets = units * pace.share  # targets per step
     useful = max(1, math.ceil(epochs * targets / step_targets))
     steps = max(1, min(useful, int(seconds / (pace.overhead + step_targets / pace.targets))))
     epochs_read = steps * step_targets / max(1, targets)

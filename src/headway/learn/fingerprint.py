@@ -1,6 +1,6 @@
-"""Fingerprints of a run's data by content, to detect other data.
+"""Content fingerprints of a run's data, to detect different data.
 
-Paths are ignored: the same data may have another path or be on another machine.
+Paths are ignored, because the same data may be in another place or on another machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TOTAL = "samples"
 
 
 def fingerprint(task: Task) -> dict[str, int | str]:
-    """The fingerprint of a task's data: the number of samples in total and per split, and a digest of each part. {} for
-    a task whose examples do not report their contents.
+    """A fingerprint of a task's data: the number of samples in total and per split, and a digest of each part. It is {}
+    if the task's examples do not report their contents.
     """
     contents = task.examples.contents()
     if not contents:
@@ -38,25 +38,27 @@ def fingerprint(task: Task) -> dict[str, int | str]:
 
 
 def differences(recorded: Any, current: Mapping[str, int | str]) -> str | None:
-    """How the `current` data differ from those `recorded` in run.json, for a message. None if they are equal, or if
-    either has no fingerprint, as in runs of earlier versions.
+    """How the `current` data differ from the data `recorded` in run.json, for a message. None if they are equal, or if
+    either has no fingerprint, as in runs from earlier versions.
     """
     if not isinstance(recorded, dict) or not current or recorded.get("version") != _VERSION:
         return None
     changes: list[str] = []
     for name, value in current.items():
-        previous = recorded.get(name, value)  # a part that is unknown to the run's version
+        previous = recorded.get(name, value)  # a part that the run's version did not record
         if previous == value:
             continue
         counts = isinstance(value, int) and isinstance(previous, int)
         changes.append(f"{value:,} {name}, not {previous:,}" if counts else f"other {name}")
-        if name == _TOTAL:  # with another number of samples everything else differs, too
+        if name == _TOTAL:  # if the number of samples differs, so does everything else
             break
     return ", ".join(changes) or None
 
 
 def check_equal_data(fingerprint: dict[str, int | str], processes: Processes) -> dict[str, int | str]:
-    """The fingerprint of all processes. UserError in every process if one has other data than the main process."""
+    """The fingerprint shared by all processes. Raises UserError in every process if one has different data than the
+    main process.
+    """
     first = processes.broadcast_object(fingerprint)
     changes = differences(first, fingerprint)
     differs = torch.tensor(float(first != fingerprint), device=processes.device)

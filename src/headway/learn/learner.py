@@ -1,4 +1,4 @@
-"""Training steps of a model: one update from the micro-batches of a step, exactly as if they were one batch."""
+"""Training steps: one update from all micro-batches in a step, exactly as if they were one batch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import attach_generator
 
-# Indices of statistics in the tail of the gradients, so that one all-reduce sums both.
+# Indices of the statistics stored after the gradients, so that one all-reduce sums both.
 _STOP_INDEX, _TOKENS_INDEX, _LOSSES_INDEX = 0, 1, 2
 
 
 class Update(NamedTuple):
-    """Statistics of a step, as tensors that are read later (reading waits for a GPU).
+    """Statistics from one step, as tensors that are read later, because reading waits for the GPU.
 
-    `norm` is the gradient norm before clipping; `stats` are sums over the processes.
+    `norm` is the gradient norm before clipping; `stats` are sums over all processes.
     """
 
     names: tuple[str, ...]
@@ -54,12 +54,14 @@ class Update(NamedTuple):
 
 
 class Learner:
-    """A model with its optimiser, moving average and recurrent states: everything that a step changes."""
+    """A model with its optimiser, moving average and recurrent states, which is everything that a step changes."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, task: Task, processes: Processes, precision: str = "fp32"
     ) -> None:
-        """`precision` of matrix products: fp32, or bf16 if the device multiplies it faster (`effective_precision`)."""
+        """`precision` is that of matrix products: fp32, or bf16 if the device multiplies it faster
+        (`effective_precision`).
+        """
         self.device = processes.device
         self.model = model.to(self.device).train()
         self.recipe = recipe
@@ -81,7 +83,9 @@ class Learner:
             self.model.compile()
 
     def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
-        """One update from this process's micro-batches of step `step` (from 0); the other processes receive `stop`."""
+        """One update from this process's micro-batches for step `step` (from 0); `stop` is sent to the other
+        processes.
+        """
         train, tail = self.recipe.train, self.flat.tail
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
         self.flat.zero_grads()
@@ -121,7 +125,7 @@ class Learner:
         return sum(shape.numel() for shape in self.flat.shapes.values())
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the model that a checkpoint contains: with an adapter, only the trainable ones."""
+        """The model tensors that a checkpoint contains; with an adapter, only the trainable ones."""
         tensors = dict(named_tensors(self.model))
         if self.recipe.adapter is None:
             return tensors
@@ -133,7 +137,7 @@ class Learner:
             self._carried_states.gather()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint in addition to the model's weights."""
+        """The tensors in a checkpoint besides the model weights."""
         state = self.optimizer.state_dict()
         if self._carried_states is not None:
             state.update(self._carried_states.state_dict())
@@ -144,7 +148,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load a saved state; UserError if it belongs to another model or optimiser."""
+        """Load a saved state; raise UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
         if self._carried_states is not None:
             self._carried_states.load_state_dict(self.model, state)
@@ -156,7 +160,7 @@ class Learner:
         if self.average is not None:
             for name, parameter in self.flat.views(self.average):
                 if f"average.{name}" not in state:
-                    raise UserError(f"the checkpoint lacks average.{name}; remove train.ema, or start another run")
+                    raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
                 parameter.copy_(state[f"average.{name}"])
 
     def _loss(self, index: int, batch: Batch) -> dict[str, Loss]:
@@ -174,9 +178,9 @@ class Learner:
         return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))
 
     def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
-        """Add the gradient of a micro-batch; returns whether it is already divided by counts.
+        """Add a micro-batch's gradient; return whether it is already divided by counts.
 
-        Losses that share a count are summed and divided at the end of the step by the count of all micro-batches.
+        Losses that share a count are summed, then divided at the end of the step by the total count.
         """
         tail = self.flat.tail
         if _LOSSES_INDEX + 2 * len(losses) > tail.numel():
@@ -184,8 +188,8 @@ class Learner:
         is_divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
         if is_divided and counts is None and not is_only_batch:
             raise UserError(
-                f"losses {', '.join(losses)} have different counts, which this task does not know in advance, so they "
-                "cannot be accumulated; set train.accumulate to 1 and use one process"
+                f"losses {', '.join(losses)} have different counts that this task does not know in advance, so "
+                "they cannot be accumulated; set train.accumulate=1 and use one process"
             )
         total_loss = tail.new_zeros(())
         for i, (name, loss) in enumerate(losses.items()):
@@ -206,7 +210,7 @@ class Learner:
         return norm
 
     def _update_average(self, step: int) -> None:
-        """Update the moving average, faster in the first steps, when it still contains the initial weights."""
+        """Update the moving average; the first steps count more, because it still contains the initial weights."""
         if self.average is not None:
             decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
             self.average.lerp_(self.flat.data, 1 - decay)
@@ -219,7 +223,7 @@ def _compiled_gelu() -> GeluPasses:
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed, far from those of neighbouring steps and ranks."""
+    """A 63-bit seed, far from the seeds for neighbouring steps and ranks."""
 
     counter = (seed + (step - 1) * GOLDEN_GAMMA + rank * 0xD1342543DE82EF95) % (1 << 64)
     return int(splitmix64(np.uint64(counter))) >> 1

@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, evaluations and checkpoints; Ctrl-C ends it at the next step."""
+"""The training loop: steps, log lines, evaluations and checkpoints. Ctrl-C ends it at the next step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from headway.learn.training_log import TrainingLog
 
 
 class UserInterrupt(KeyboardInterrupt):
-    """The user stopped training, which can resume from the last checkpoint. The command line exits with 130.
+    """The user stopped training, which can be resumed from the last checkpoint. The command line exits with status 130.
 
-    `where` names the step, `remedy` how to resume.
+    `where` names the step; `remedy` explains how to resume.
     """
 
     def __init__(self, where: str, remedy: str) -> None:
@@ -39,8 +39,8 @@ _HANGUP_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the t
 
 
 class Interrupts:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, so that the current step completes; a second signal
-    interrupts at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a stop request, so that the current step completes. A second
+    signal interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,9 @@ class Interrupts:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """Inside the context the first signal interrupts at once: for work without side effects, such as evaluation."""
+        """Inside this context, even the first signal interrupts at once: for work without side effects, such as
+        evaluation.
+        """
         self._is_breakable = True
         try:
             yield
@@ -82,7 +84,7 @@ EARLY_FRACTION, LATE_FRACTION = 0.25, 0.6  # fractions of a run between which th
 _REPORTED_CHANGE, _STABLE_REVISIONS = (
     0.1,
     3,
-)  # report a plan that differs by 10 % from the first and was stable in 3 revisions
+)  # report a plan that differs by 10 % from the first and was stable for 3 revisions
 
 
 class Loop:
@@ -91,19 +93,19 @@ class Loop:
     def __init__(
         self, run: RunState, journal: TrainingLog, interrupts: Interrupts, predict_loss: LossPredictor | None = None
     ) -> None:
-        """`predict_loss` forecasts the final loss from an early evaluation."""
+        """If `predict_loss` is set, the final loss is forecast from an early evaluation."""
         self.run = run
         self.journal = journal
         self.interrupts = interrupts
         self.predict_loss = predict_loss
         self._reported_plan: int | None = (
             run.recipe.train.steps
-        )  # the first plan; None once another number was reported
-        self._is_over = False  # by an evaluation
-        self._stable_revisions = 0  # revisions since the plan changed by much
+        )  # the first plan; None once a changed plan was reported
+        self._is_over = False  # whether an evaluation ended the run
+        self._stable_revisions = 0  # revisions since the plan last changed much
 
     def train(self) -> None:
-        """Train to the last step, or until `train.patience` evaluations in a row were not better.
+        """Train to the last step, or until `train.patience` evaluations in a row bring no improvement.
 
         The budget may change the number of steps during training.
         """
@@ -149,7 +151,7 @@ class Loop:
             run.budget.record_step(time.perf_counter() - start)
 
     def _revise_plan(self, budget: TimeBudget) -> None:
-        """Revise the plan by the speed since the last revision."""
+        """Revise the plan using the speed since the last revision."""
         previous_steps = self.run.recipe.train.steps
         steps, first_plan = self._apply_revision(budget), self._reported_plan
         self._stable_revisions = (
@@ -163,22 +165,22 @@ class Loop:
             return
         self._reported_plan = None  # reported once, when it is stable
         self.journal.display.print_line(
-            f"at the speed so far, {steps:,} steps fit in the time instead of {first_plan:,}"
+            f"at the current speed, the run takes {steps:,} steps instead of the planned {first_plan:,}"
         )
 
     def _adjust_length(self, budget: TimeBudget) -> None:
-        """Extend the run or end it soon, depending on the evaluations so far."""
+        """Extend the run or wind it down, depending on the evaluations so far."""
         run, progress, previous_steps = self.run, self.run.progress, self.run.recipe.train.steps
         if not run.processes.broadcast_object(budget.update_max_steps(run.recipe, progress.step, progress.stale)):
             return
         steps = self._apply_revision(budget)
         if steps < previous_steps and progress.stale:
             self.journal.display.print_line(
-                f"no improvement in {progress.stale} evaluations: the learning rate decays to 0 by step {steps:,}"
+                f"no improvement in {progress.stale} evaluations; decaying the learning rate to 0 by step {steps:,}"
             )
 
     def _apply_revision(self, budget: TimeBudget) -> int:
-        """Let the budget revise the plan; returns the steps of the run."""
+        """Let the budget revise the plan; return the run's number of steps."""
         run = self.run
         revision = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
         recipe_data = run.processes.broadcast_object(
@@ -190,7 +192,7 @@ class Loop:
         return run.recipe.train.steps
 
     def _save_pre_decay(self) -> None:
-        """Save a checkpoint where the learning rate begins to decay, from which an extended run continues."""
+        """Save a checkpoint where the learning rate starts to decay; an extended run continues from it."""
         run, step = self.run, self.run.progress.step
         if step == run.recipe.schedule.decay_start(run.recipe.train.steps) and step > 0:
             self.journal.flush()
@@ -217,7 +219,7 @@ class Loop:
         return self._is_over or (patience is not None and self.run.progress.stale >= patience)
 
     def _should_stop(self) -> bool:
-        """A single process stops at once; several stop at a step where all of them read the same sum."""
+        """A single process stops at once. Several processes stop at a step where all of them read the same sum."""
         if self.run.processes.world == 1:
             return self.interrupts.requested
         return self._line_due() and self._update.stop()
@@ -239,7 +241,7 @@ class Loop:
                 seconds = time.perf_counter() - start
                 self.journal.evaluation(metrics, seconds, weights, is_best)
                 if run.processes.is_main and isinstance(run.task.examples, OnPolicyExamples):
-                    run.task.save(run.directory.path)  # what it has learned in addition to its weights
+                    run.task.save(run.directory.path)  # what it has learned besides its weights
                 self._forecast_loss(metrics)
                 if run.budget is not None:
                     run.budget.record_evaluation(seconds)
@@ -256,19 +258,19 @@ class Loop:
         run, best = self.run, self.run.progress.best or {}
         if failure_reason is not None and best.get("step") == run.progress.step:  # there is no better model
             when = "" if run.progress.step else "before the first step "
-            self.journal.display.print_line(f"warning: {when}{failure_reason}; start from a model that answers")
+            self.journal.display.print_line(f"warning: {when}{failure_reason}; start from a model that gives answers")
             return
         stop_reason = run.task.stop_reason(metrics) if run.progress.step else None
         if failure_reason is not None:
             self.journal.display.print_line(
-                f"warning: {failure_reason}; training ends with the model of step {best['step']:,}"
+                f"warning: {failure_reason}; stopping with the model from step {best['step']:,}"
             )
         elif stop_reason is not None:
-            self.journal.display.print_line(f"training ends: {stop_reason}")
+            self.journal.display.print_line(f"stopping training: {stop_reason}")
         self._is_over = failure_reason is not None or stop_reason is not None
 
     def _forecast_loss(self, metrics: dict[str, Any]) -> None:
-        """After an early evaluation, predict the final loss."""
+        """Predict the final loss after an early evaluation."""
         run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
         is_early = EARLY_FRACTION * steps <= progress.step <= LATE_FRACTION * steps
         current_loss = metrics.get("loss", math.nan)
@@ -289,7 +291,7 @@ class Loop:
         self.journal.display.print_line(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
     def _measure(self) -> dict[str, float] | None:
-        """The metrics that the main process measures; None if Ctrl-C interrupts it. Swapping weights is not
+        """The metrics measured by the main process; None if Ctrl-C interrupts it. Swapping weights is not
         interrupted.
         """
         run = self.run
@@ -310,10 +312,10 @@ class Loop:
 
     def _stop(self) -> NoReturn:
         run = self.run
-        if not run.is_saved:  # otherwise the model may contain the mean of checkpoints
+        if not run.is_saved:  # otherwise the model may contain averaged checkpoints
             self.journal.flush()
             self._checkpoint()
         raise UserInterrupt(
             f"stopped at step {run.progress.step:,} of {run.recipe.train.steps:,}",
-            f"continue {run.directory.path} with --resume",
+            f"resume {run.directory.path} with --resume",
         )

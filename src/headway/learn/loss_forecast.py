@@ -1,4 +1,4 @@
-"""Forecast of a run's final loss from an early evaluation."""
+"""Forecast a run's final loss from an early evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MIN_SLOPE = 0.02  # added to the slope, because a flat curve may become steeper
 
 @dataclass(frozen=True)
 class Descent:
-    """How the validation loss of a domain continues to fall: by a factor of f^p after a fraction f of the steps.
+    """How a domain's validation loss continues to fall: by a factor of f^p after a fraction f of the steps.
 
     p is `middle` times the slope of the training loss at that point plus 0.02; in 80 % of runs the factor was between
     `low` and `high` instead of `middle`. A negative `low` allows rising losses. benchmarks/predictions.py fits all
@@ -33,7 +33,7 @@ class Descent:
     high: float
 
     def forecast(self, loss: float, slope: float, fraction: float) -> LossForecast:
-        """Predict the final loss of a run whose validation loss is `loss` after a `fraction` of its steps."""
+        """Predict the final loss for a run whose validation loss is `loss` after a `fraction` of its steps."""
         slope_floor = max(slope, 0.0) + _MIN_SLOPE
         low, middle, high = (loss * fraction ** (factor * slope_floor) for factor in (self.high, self.middle, self.low))
         return LossForecast(low, middle, high)
@@ -45,9 +45,9 @@ class Descent:
 
 
 def slope_of(training: Sequence[tuple[int, float]], step: int) -> float | None:
-    """The slope of the training loss before a step, as the exponent of a power law of the steps, from the means of the
-    last quarter of the steps and of the quarter before it. `training` has (step, mean loss since the previous entry).
-    None if either quarter has no loss above 0.
+    """The slope of the training loss before a step, as the exponent of a power law in the number of steps, computed
+    from the mean over the last quarter of the steps and the mean over the quarter before it. `training` has (step, mean
+    loss since the previous entry). None if either quarter has no loss above 0.
     """
 
     means = []

@@ -1,4 +1,4 @@
-"""The memory that a run needs, computed from its recipe; and a context that keeps freed memory in the process."""
+"""The memory that a run needs, computed from its recipe, and a context that keeps freed memory in the process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _DEFAULT_TRIM, _DEFAULT_MMAP = 1 << 26, 1 << 25  # where glibc's adaptive thresh
 def retained_heap() -> Iterator[None]:
     """Reuse freed memory inside the context instead of returning it to the system.
 
-    Every step frees and allocates the same blocks. glibc returns large ones at once, and the system zeroes each page
-    before it reuses it: a sixth of a step of a small model.
+    Every step frees and allocates the same blocks. glibc returns large ones to the system at once, and the system
+    zeroes each page before reuse, which takes a sixth of a small model's step.
     """
     libc = _glibc()
     if libc is None:
@@ -53,9 +53,10 @@ def _glibc() -> Any:
 
 
 def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
-    """Bytes of a run's permanent memory: weights, gradients, optimiser state and moving average; batches need more.
+    """Bytes of memory that a run holds throughout: weights, gradients, optimiser state and moving average. Batches need
+    more.
 
-    `model` is the outline of the recipe's model, and `fresh` are the parameters that are trained next to an adapter.
+    `model` is the outline of the recipe's model, and `fresh` are the parameters trained in addition to an adapter.
     """
     if recipe.adapter is not None:  # an adapter changes the modules
         model = outline(recipe.model)
@@ -72,11 +73,11 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
 
 
 def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
-    """UserError for a run that does not fit in free memory, before it allocates any."""
+    """Raise UserError if a run does not fit in free memory, before it allocates any."""
     parts = training_bytes(recipe, model, fresh)
-    remedy = "set model.width or model.depth lower"
+    remedy = "lower model.width or model.depth"
     if "cells" in shortcuts(type(recipe.model)):
-        remedy = "set model.width, model.depth or model.cells lower"
+        remedy = "lower model.width, model.depth or model.cells"
     if parts["optimiser"]:
         remedy += ", or use optim=sgd, which has no optimiser state"
     check_free_memory(f"training {recipe.name} (without batches)", parts, device, remedy)

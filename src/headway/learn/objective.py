@@ -1,4 +1,4 @@
-"""Training objectives: the loss of a batch, and the scores of an evaluation."""
+"""Training objectives: batch losses and evaluation scores."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ E = TypeVar("E", bound=Examples)
 class Objective(Generic[E]):
     """A training objective on examples E, independent of what a sample consists of.
 
-    `goal` names the score that selects the best model, `goal_better` its better direction, `unit` the unit that the
-    loss is averaged over, for people.
+    `goal` names the score that selects the best model, `goal_better` is its better direction, and `unit` is the unit
+    that the loss is averaged over, for people.
     """
 
     goal: str = "loss"
@@ -37,16 +37,18 @@ class Objective(Generic[E]):
 
     @property
     def measure(self) -> str:
-        """The unit of the loss, for people."""
+        """The loss unit, for people."""
         return f"nats per {self.unit}"
 
     def adapt(self, model: ModelConfig, examples: E) -> ModelConfig:
-        """`model`, whose inputs fit the examples, with the outputs that depend on the data: heads and classes."""
+        """`model`, whose inputs already fit the examples, with the outputs that depend on the data: heads and
+        classes.
+        """
         return model
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """The counts that `loss` will return, by name; empty if all losses share one count. Losses with different
-        counts are each divided by their count over the whole step, which must be known before the first backward pass.
+        """The counts that `loss` will return, by name; empty if all losses share one count. If counts differ, each loss
+        is divided by its own count over the whole step, so the counts must be known before the first backward pass.
         """
         return {}
 
@@ -55,48 +57,48 @@ class Objective(Generic[E]):
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, examples: E, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Scores on at most `limit` samples of a split; `goal` is one of them."""
+        """Scores on at most `limit` samples from a split, including `goal`."""
         raise NotImplementedError
 
     def count(self, examples: E, split: str) -> int:
-        """The number of samples that `evaluate` uses for a whole split, in the unit of its `limit`; episodes for
-        agents.
+        """The number of samples that `evaluate` uses for a complete split, in the same unit as its `limit`; for agents,
+        episodes.
         """
         return examples.count(split)
 
     def evaluate_strided(
         self, model: nn.Module, examples: E, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
-        """`evaluate` in windows of text that advance by `stride`. UserError for objectives without windows."""
-        raise UserError("only language models are evaluated in windows; remove the stride")
+        """`evaluate` in text windows that advance by `stride`. Raises UserError for objectives without windows."""
+        raise UserError("only language models can be evaluated in windows; remove the stride")
 
     def fit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> bool:
-        """Fit a newly initialised head (its parameters are in `fresh`) of a pretrained model to at most `limit`
-        training samples, before the first step; False if there is nothing to fit.
+        """Fit a pretrained model's newly initialised head (its parameters are in `fresh`) to at most `limit` training
+        samples before the first step. Returns False if there is nothing to fit.
         """
         return False
 
     def refit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> int:
-        """After training, fit such a head to the training and validation samples together, if they are at most `limit`
-        and there are test samples for the final score; returns the number of samples used.
+        """After training, refit such a head to the training and validation samples together, if there are at most
+        `limit` of them and there are test samples for the final score. Returns the number of samples used.
         """
         return 0
 
     def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
-        """Choose decision settings of the finished model (thresholds, mixtures) on validation, and write them into its
-        directory or leave that to `save`; returns lines for people.
+        """Choose the finished model's decision settings (thresholds, mixtures) on the validation split, and write them
+        into its directory or leave that to `save`. Returns lines for people.
         """
         return []
 
     def depth(self, model: nn.Module, examples: E, limit: int) -> int | None:
-        """How many layers of a pretrained model are worth training, measured on at most `limit` samples; None if the
+        """How many layers are worth training in a pretrained model, measured on at most `limit` samples; None if the
         objective cannot decide.
         """
         return None
 
     def failure_reason(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-        """Why a model with these scores is unusable regardless of its goal, given the `best` scores so far; a reason
-        ends training.
+        """Why a model with these scores is unusable whatever its goal, given the `best` scores so far. A reason ends
+        training.
         """
         return None
 
@@ -105,52 +107,54 @@ class Objective(Generic[E]):
         return None
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
-        """Held-out samples for people, by column: prompt and output, or source, output and reference."""
+        """Held-out samples to show to people, by column: prompt and output, or source, output and reference."""
         return []
 
     def remark(self, model: nn.Module, examples: E) -> str:
-        """One sentence that a user should know about the finished model in addition to its scores; "" for none."""
+        """One sentence that a user should know about the finished model besides its scores; "" if there is none."""
         return ""
 
     def pictures(self, model: nn.Module, examples: E) -> list[Picture]:
-        """Pictures for the report of a run."""
+        """Pictures for a run's report."""
         return []
 
     def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
-        """By what factor evaluations will take longer than the one with `scores` once the model has learned: agents
-        that play better play longer episodes.
+        """The factor by which evaluations will take longer than the one with `scores` once the model has learned. For
+        example, agents that play better play longer episodes.
         """
         return 1.0
 
     def report_cost(self) -> float:
-        """The time that samples and pictures for the report take, in evaluations."""
+        """The time for the report's samples and pictures, as a multiple of the time for an evaluation."""
         return 0.0
 
     def save(self, directory: Path) -> None:
-        """Write what inference needs of the targets: labels."""
+        """Write what inference needs to know about the targets, such as labels."""
 
     def close(self) -> None:
         """Release resources: simulators for evaluation."""
 
 
 class StatefulObjective(Objective[E]):
-    """An objective over streams (truncated back-propagation through time): training batch k continues where batch
-    k - train.accumulate ended. The learner keeps the states between batches, and checkpoints contain them.
+    """An objective over streams (truncated back-propagation through time). Training batch k continues where batch k -
+    train.accumulate ended. The learner keeps the states between batches, and checkpoints contain them.
     """
 
     def initial_state(self, model: nn.Module, rows: int) -> State:
-        """The initial states of `rows` rows."""
+        """The initial states for `rows` rows."""
         raise NotImplementedError
 
     def stateful_loss(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
-        """`loss` of a batch that continues from `states`, and the states after it. A batch that starts an epoch ignores
-        `states`.
+        """`loss` for a batch that continues from `states`, and the states after it. A batch that starts an epoch
+        ignores `states`.
         """
         raise NotImplementedError
 
 
 def evaluation_batches(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Iterate once over the samples in batches on the model's device, with their indices; no dropout or gradients."""
+    """Iterate once over the samples and their indices, in batches on the model's device, without dropout or
+    gradients.
+    """
     with evaluation_mode(model), torch.no_grad():
         for indices in samples.evaluation_order().single_pass():
             yield indices, samples.take(indices).to(device_of(model))

@@ -1,4 +1,4 @@
-"""Optimisers: one class over flat parameters, and the update rules for groups of them, including Muon."""
+"""Optimisers: one class for flat parameters, and the update rules for groups of them, including Muon."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from headway.errors import ConfigError, UserError
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line
 _TAIL_LENGTH = 32
-_MAX_SETTING = 1000.0  # maximum of an optimiser's settings: with larger ones, the first step overflows
+_MAX_SETTING = 1000.0  # maximum value of optimiser settings; larger ones overflow in the first step
 
 
 class FlatParameters:
     """Moves a model's parameters into one tensor `data` and their gradients into `grads`; the parameters become views.
 
-    Operations on all weights (clipping, optimisers, moving averages, all-reduce) are then one operation on one tensor,
-    whatever the number of parameters. `groups` are names; each group is contiguous, `segments[i]`, in the given order.
-    `tail` is space after the gradients for statistics that are all-reduced together with them.
+    Operations on all weights (clipping, optimisers, moving averages, all-reduce) then take one operation on one tensor,
+    however many parameters there are. `groups` are lists of names; each group is contiguous (`segments[i]`), in the
+    given order. `tail` is space after the gradients for statistics that are all-reduced together with them.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
@@ -59,7 +59,7 @@ class FlatParameters:
             parameters[name].grad = gradients[name]
 
     def views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters' views of a tensor laid out like `data`, by name."""
+        """Views of a tensor laid out like `data`, one per parameter, by name."""
         for name in self.names:
             yield name, self.view(flat, name)
 
@@ -72,22 +72,24 @@ class FlatParameters:
         return self._grads
 
     def zero_grads(self) -> None:
-        """Zero gradients and tail."""
+        """Zero the gradients and the tail."""
         self._grads.zero_()
 
 
 class UpdateRule(Protocol):
-    """The update rule of one segment of flat parameters. `buffers` are its state: flat tensors of the same length."""
+    """The update rule for one segment of flat parameters. Its state is in `buffers`, flat tensors of the same
+    length.
+    """
 
     buffers: dict[str, Tensor]
 
     def step(self, factor: float, count: int) -> None:
-        """Update number `count` (from 1), with the learning rate times `factor`."""
+        """Apply update number `count` (from 1), with the learning rate multiplied by `factor`."""
         ...
 
 
 class Group(NamedTuple):
-    """Parameters with one update rule; `make(flat, segment)` creates it."""
+    """Parameters that share an update rule, which `make(flat, segment)` creates."""
 
     names: list[str]
     make: Callable[[FlatParameters, slice], UpdateRule]
@@ -113,7 +115,7 @@ class OptimConfig:
                 raise ConfigError(f"optim.{field.name} is {value}; use decays from 0 to below 1")
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
-        """The trainable parameters by update rule. `precision` of matrix products: fp32 or bf16."""
+        """The trainable parameters by update rule. `precision` is that of matrix products: fp32 or bf16."""
         raise NotImplementedError
 
 
@@ -130,7 +132,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One update from the gradients in `flat`, with learning rates times `factor`."""
+        """Update once from the gradients in `flat`, with learning rates multiplied by `factor`."""
         self.count += 1
         for rule in self.rules:
             rule.step(factor, self.count)
@@ -144,13 +146,13 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a saved state; UserError for a tensor that is missing or has another shape."""
+        """Load a saved state; raise UserError for a tensor that is missing or has another shape."""
         for name, buffer, view in self._state_views():
             saved = state.get(f"{buffer}.{name}")
             if saved is None or saved.shape != view.shape:
-                problem = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
-                expected = f"of shape {tuple(view.shape)}"
-                raise UserError(f"the optimiser's {buffer}.{name} is {problem}, not {expected}; start another run")
+                problem = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
+                expected = f"shape {tuple(view.shape)}"
+                raise UserError(f"the optimiser's {buffer}.{name} {problem}, expected {expected}; start a new run")
             view.copy_(saved)
         self.count = int(state["count"])
 
@@ -165,12 +167,12 @@ class Optimizer:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by name, tied ones once."""
+    """Trainable parameters by name; tied ones appear once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def adam_groups(names: list[str], model: nn.Module, config: AdamSettings) -> list[Group]:
-    """Two groups: parameters of two and more dimensions with weight decay, and the others without."""
+    """Two groups: parameters with two or more dimensions, which get weight decay, and the others, which do not."""
     parameters = trainable(model)
     matrices = [name for name in names if parameters[name].dim() >= 2]
     vectors = [name for name in names if parameters[name].dim() < 2]
@@ -191,9 +193,9 @@ class AdamSettings(NamedTuple):
 @register("adamw")
 @dataclass(frozen=True)
 class AdamWConfig(OptimConfig):
-    """Loshchilov and Hutter 2019; weight decay on parameters of two and more dimensions only."""
+    """AdamW (Loshchilov and Hutter 2019), with weight decay only on parameters with two or more dimensions."""
 
-    betas: tuple[float, float] = (0.9, 0.95)  # decays of the moving averages of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.95)  # decay rates for the moving averages of the gradients and their squares
     eps: float = 1e-8  # added to the root of the mean square
     weight_decay: float = 0.1  # multiplied by the learning rate; only for matrices and embeddings
 
@@ -203,7 +205,7 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW:
-    """torch's fused AdamW on one flat tensor."""
+    """PyTorch's fused AdamW on one flat tensor."""
 
     def __init__(self, flat: FlatParameters, segment: slice, settings: AdamSettings) -> None:
         self.settings = settings
@@ -237,8 +239,8 @@ class AdamW:
 class SGDConfig(OptimConfig):
     """Plain gradient descent; the defaults are those of Sutskever et al. 2014.
 
-    Their loss is the sum over a sentence's tokens, losses here are means over tokens: with sentences of L tokens, the
-    same step needs L times their learning rate, and train.clip 5 / L.
+    Their loss is the sum over a sentence's tokens, while losses here are means over tokens. With sentences of L tokens,
+    the same step needs L times their learning rate, and train.clip=5/L.
     """
 
     lr: float = 0.7
@@ -267,18 +269,18 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 @register("muon")
 @dataclass(frozen=True)
 class MuonConfig(OptimConfig):
-    """Muon for the matrices inside stacks with `lr`; AdamW for embeddings, heads, norms and biases with `adam_lr`, or
+    """Muon with `lr` for the matrices inside stacks; AdamW with `adam_lr` for embeddings, heads, norms and biases, or
     with `head_lr` for heads if it is set.
     """
 
-    lr: float = 0.02  # peak learning rate of the matrices inside stacks
-    momentum: float = 0.95  # momentum of Muon
-    weight_decay: float = 0.0  # weight decay of Muon's matrices
-    adam_lr: float = 3e-3  # peak learning rate of the other parameters, which AdamW updates
-    head_lr: float | None = None  # peak learning rate of heads; none: adam_lr
-    adam_betas: tuple[float, float] = (0.9, 0.95)  # like betas of adamw
-    adam_eps: float = 1e-8  # like eps of adamw
-    adam_weight_decay: float = 0.0  # like weight_decay of adamw
+    lr: float = 0.02  # peak learning rate for the matrices inside stacks
+    momentum: float = 0.95  # Muon momentum
+    weight_decay: float = 0.0  # weight decay for matrices updated by Muon
+    adam_lr: float = 3e-3  # peak learning rate for the other parameters, which AdamW updates
+    head_lr: float | None = None  # peak learning rate for heads; none: adam_lr
+    adam_betas: tuple[float, float] = (0.9, 0.95)  # same as betas in adamw
+    adam_eps: float = 1e-8  # same as eps in adamw
+    adam_weight_decay: float = 0.0  # same as weight_decay in adamw
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         parameters = trainable(model)
@@ -301,10 +303,10 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N R C"]:
-    """An approximation of U V^T for each matrix U S V^T: a Newton-Schulz iteration with a quintic polynomial.
+    """Approximate U V^T for each matrix U S V^T by a Newton-Schulz iteration with a quintic polynomial.
 
     Five steps bring all singular values between about 0.7 and 1.2. R must not exceed C, so that the Gram matrix is the
-    small one.
+    smaller one.
     """
     a, b, c = _QUINTIC
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -317,7 +319,7 @@ def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N
 
 
 class _SliceViews(NamedTuple):
-    """The same slice of n equal parameters, as views of the flat tensors, and its part of the Newton-Schulz batch."""
+    """The same slice from n equal parameters, as views of the flat tensors, and its part of the Newton-Schulz batch."""
 
     data: Float[Tensor, "n e r c"]
     direction: Float[Tensor, "n e r c"]
@@ -328,8 +330,8 @@ class _SliceViews(NamedTuple):
 class Muon:
     """Nesterov momentum, orthogonalised, times sqrt(max(1, rows / columns)).
 
-    Fused projections are split into their slices. Slices of equal shape, from all layers, form one Newton-Schulz batch,
-    tall ones transposed: fifteen products per shape, not per matrix.
+    Fused projections are split into their slices. Slices with the same shape, from all layers, form one Newton-Schulz
+    batch (tall ones are transposed). So there are fifteen products per shape, not per matrix.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import nn
 
 from headway.nn import kernels
 
-_MIN_DIMENSION = 64  # minimum rows and columns of matrices for which bf16 products gain more than rounding costs
+_MIN_DIMENSION = 64  # minimum rows and columns of a matrix for which bf16 products gain more than rounding costs
 
 
 class Precision(NamedTuple):
@@ -23,11 +23,11 @@ class Precision(NamedTuple):
 
 
 class Processor(NamedTuple):
-    """The properties of a processor that matter for bf16: its vendor and model name, and its bf16 instructions."""
+    """The processor properties that matter for bf16: vendor, model name, and bf16 instructions."""
 
     name: str
-    amx: bool  # tiles
-    avx512_bf16: bool  # vectors
+    amx: bool  # bf16 tile instructions
+    avx512_bf16: bool  # bf16 vector instructions
 
     @property
     def reason(self) -> str:
@@ -44,8 +44,9 @@ class Processor(NamedTuple):
     def multiplies_bf16(self) -> bool:
         """Whether bf16 products are faster than fp32 products.
 
-        They are on a matrix unit. An AVX512_BF16 instruction multiplies twice as many numbers as an fp32 instruction;
-        AMD processors issue as many of them as of fp32 instructions, Intel's a quarter (docs/decisions/0014).
+        They are faster on a matrix unit. An AVX512_BF16 instruction multiplies twice as many numbers as an fp32
+        instruction; AMD processors issue as many of them as fp32 instructions, Intel processors only a quarter as many
+        (docs/decisions/0014).
         """
         return self.amx or (self.avx512_bf16 and self.name.startswith("AMD"))
 
@@ -64,10 +65,10 @@ def this_processor() -> Processor:
 def choose_precision(
     setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None
 ) -> Precision:
-    """The precision for `setting` ("auto", "fp32", "bf16"); on a CPU for `processor`, None for this one.
+    """The precision for `setting` ("auto", "fp32", "bf16"). On a CPU, `processor` decides; None means this one.
 
-    "auto" depends on the processor and the shapes of the model, not on a measurement, so the same machine always makes
-    the same choice. On a CPU bf16 is used if its products are faster and the matrices have at least 64 rows and columns
+    "auto" depends on the processor and the model's shapes, not on a measurement, so the same machine always makes the
+    same choice. On a CPU, bf16 is used if its products are faster and the matrices have at least 64 rows and columns
     (docs/decisions/0014).
     """
     processor = processor or this_processor()
@@ -85,13 +86,13 @@ def choose_precision(
         return Precision("fp32", f"the only precision for {device.type}")
     narrow = min(min(shape) for shape in main_matrix_shapes(model))
     if processor.multiplies_bf16 and narrow < _MIN_DIMENSION:
-        return Precision("fp32", f"matrices of {narrow} rows or columns gain nothing from bf16")
+        return Precision("fp32", f"matrices with only {narrow} rows or columns gain nothing from bf16")
     return Precision("bf16" if processor.multiplies_bf16 else "fp32", processor.reason)
 
 
 def effective_precision(precision: str, device: torch.device, processor: Processor | None = None) -> str:
-    """The precision that is used on a CPU `processor` (None for this one): fp32 if bf16 is slower, so that a recipe
-    with bf16 runs on any machine.
+    """The precision actually used on a CPU `processor` (None for this one). It is fp32 if bf16 is slower, so that a
+    recipe with bf16 runs on any machine.
     """
     multiplies = device.type != "cpu" or (processor or this_processor()).multiplies_bf16
     return precision if multiplies else "fp32"
@@ -111,8 +112,8 @@ def main_matrix_shapes(model: nn.Module, count: int = 3) -> list[tuple[int, int]
 def products(precision: str, device: torch.device) -> Iterator[None]:
     """Compute matrix products in `precision` inside the context.
 
-    On a CPU bf16 rounds the factors of products (headway.nn.kernels.products); on a GPU it uses autocast, with TF32 for
-    the remaining fp32 products. fp32 means full fp32 on both.
+    On a CPU, bf16 rounds the factors before multiplying (headway.nn.kernels.products). On a GPU, it uses autocast, with
+    TF32 for the remaining fp32 products. fp32 means full fp32 on both.
     """
     if device.type == "cuda":
         backend, value = torch.backends.cuda.matmul, "tf32" if precision == "bf16" else "ieee"

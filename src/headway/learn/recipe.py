@@ -18,10 +18,10 @@ from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
 from headway.safe_io import format_path
 
-_FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names, because some file systems forbid them
+_FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names because some file systems forbid them
 _MAX_NAME_BYTES = 128  # bytes
 
-# Larger settings are mistakes: no machine trains for as long or has the memory.
+# Larger settings are mistakes: no machine trains that long or has that much memory.
 _MAX_SETTINGS = {
     "steps": 10**9,
     "batch_tokens": 1 << 24,
@@ -34,27 +34,27 @@ _MAX_SETTINGS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, batches, evaluation and checkpoints of training.
+    """Training length, batches, evaluation and checkpoints.
 
-    steps: number of updates; each uses `accumulate` micro-batches, over all processes together.
-    batch_tokens, batch_size: size of a micro-batch, in tokens or in samples.
-    clip: maximum norm of the gradient.
-    evaluate_every, checkpoint_every: in steps; 0 means ten evaluations per run, and a checkpoint at each.
-    evaluate_limit: maximum number of samples of an evaluation.
+    steps: number of updates; each uses `accumulate` micro-batches across all processes.
+    batch_tokens, batch_size: micro-batch size, in tokens or in samples.
+    clip: maximum gradient norm.
+    evaluate_every, checkpoint_every: interval in steps; 0 means ten evaluations per run, with a checkpoint at each.
+    evaluate_limit: maximum number of samples per evaluation.
     keep_checkpoints: number of newest checkpoints to keep.
-    ema: decay of a moving average of the weights, which is then evaluated and saved.
-    average: number of last checkpoints whose mean is evaluated at the end, and saved if it is better.
-    precision: of matrix products in training; "auto" depends on the processor. Evaluation always uses fp32.
-    linear_probe: when fine-tuning, the maximum number of training samples whose features a new classification head is
-        fitted to before the first step; 0: random initialisation of the head.
-    patience: training ends after so many evaluations without improvement.
-    frozen: parts of the model that are not trained ("tower"), parameters, or patterns of their names ("*.bias").
+    ema: decay for a moving average of the weights, which is then evaluated and saved instead.
+    average: number of last checkpoints whose mean is evaluated at the end and saved if it is better.
+    precision: precision of matrix products in training; "auto" depends on the processor. Evaluation always uses fp32.
+    linear_probe: when fine-tuning, the maximum number of training samples to fit a new classification head to before
+        the first step, by their features; 0: initialise the head randomly.
+    patience: number of evaluations without improvement after which training ends.
+    frozen: what not to train: model parts ("tower"), parameters, or name patterns ("*.bias").
     """
 
     steps: int = 1000
     batch_tokens: int | None = None  # tokens per micro-batch, unless batch_size is set
     batch_size: int | None = None  # samples per micro-batch
-    accumulate: int = 1  # micro-batches per step, over all processes together
+    accumulate: int = 1  # micro-batches per step, across all processes
     clip: float | None = 1.0
     evaluate_every: int = 0  # in steps; 0: ten times per run
     evaluate_limit: int | None = None
@@ -62,10 +62,10 @@ class TrainConfig:
     keep_checkpoints: int = 2
     ema: float | None = None
     average: int = 0
-    seed: int = 1234  # seed of weights, data order, dropout and all other sampling
+    seed: int = 1234  # seed for weights, data order, dropout and all other sampling
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # whether to compile the model with torch.compile
-    linear_probe: int = 4096  # training samples that a new head is fitted to when fine-tuning
+    linear_probe: int = 4096  # training samples to fit a new head to when fine-tuning
     patience: int | None = None
     frozen: tuple[str, ...] = ()
 
@@ -92,17 +92,19 @@ class TrainConfig:
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ConfigError(f"train.clip is {self.clip}; use a number above 0, or none")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"train.ema is {self.ema}; use a decay between 0 and 1 such as 0.999, or none")
+            raise ConfigError(f"train.ema is {self.ema}; use a decay between 0 and 1, such as 0.999, or none")
 
     def rows(self, context: int) -> int:
-        """Rows of `context` tokens per micro-batch: batch_size, or as many as batch_tokens allow. ConfigError for 0."""
+        """Rows of `context` tokens per micro-batch: batch_size, or as many as batch_tokens allows. Raises ConfigError
+        for 0.
+        """
         if self.batch_size is not None:
             return self.batch_size
         if self.batch_tokens is None:
             raise ConfigError("neither train.batch_tokens nor train.batch_size is set; set one of them")
         if self.batch_tokens < context:
             raise ConfigError(
-                f"train.batch_tokens {self.batch_tokens} is less than a row of {context} tokens; use {context} or more"
+                f"train.batch_tokens={self.batch_tokens} is less than a row of {context} tokens; use {context} or more"
             )
         return self.batch_tokens // context
 
@@ -126,13 +128,13 @@ def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The complete configuration of a training run: recipe.json; docs/reference/settings has all settings.
+    """The complete configuration of a training run, saved as recipe.json. docs/reference/settings lists all settings.
 
     data: names of known data sets, or paths; () if the user passes data.
-    expected: expected score and time, in words.
+    expected: the expected score and time, in words.
     start: the run or published model that initialises the weights; None: random weights from the seed.
-    adapter: the adapter that is trained instead of these weights, which are then frozen.
-    reasons: why the automatic settings for data, minutes and machine were chosen.
+    adapter: the adapter to train instead of these weights, which are then frozen.
+    reasons: why the automatic settings were chosen for the data, minutes and machine.
     """
 
     name: str
@@ -150,7 +152,7 @@ class Recipe:
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """ConfigError for an invalid name, because runs are written to a folder of that name."""
+        """Raise ConfigError for an invalid name, because runs are written to a folder with that name."""
         name = self.name
         invalid = next(
             (character for character in name if character in _FORBIDDEN_CHARACTERS or not character.isprintable()), None
@@ -162,28 +164,32 @@ class Recipe:
             )
 
     def row_length(self, context: int | None) -> int:
-        """Tokens per row: `context` (task.context), or the model's context if it is None. ConfigError if neither is
-        set, or if it exceeds the model's context.
+        """Tokens per row: `context` (task.context), or the model's context if it is None. Raises ConfigError if neither
+        is set, or if it exceeds the model's context.
         """
         model_context = self.model.context
         row_length = context or model_context
         if row_length is None:
-            raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens per row")
+            raise ConfigError(
+                "neither task.context nor model.context is set; set task.context to the number of tokens per row"
+            )
         if model_context is not None and row_length > model_context:
             raise ConfigError(
-                f"task.context {row_length} exceeds model.context {model_context}; lower it, or raise model.context"
+                f"task.context={row_length} exceeds model.context={model_context}; lower it, or raise model.context"
             )
         return row_length
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:
-        """`data`, or if it is None the files of the recipe's datasets. UserError for one that is not downloaded."""
+        """`data` or, if it is None, the files of the recipe's datasets. Raises UserError for a dataset that is not
+        downloaded.
+        """
         from headway.data import find_set  # the catalogue is not needed for inference
 
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from a JSON file: an unknown key or kind is a ConfigError that names it."""
+    """Read a recipe from a JSON file. An unknown key or kind raises a ConfigError that names it."""
     return from_dict(Recipe, read_json(path), str(path))
 
 
@@ -207,20 +213,20 @@ def difference(first: Recipe, second: Recipe) -> str | None:
 
 
 def check_model(recipe: Recipe, model: ModelConfig, directory: Path) -> None:
-    """UserError for a model whose configuration differs from the recipe of its run."""
+    """Raise UserError for a model whose configuration differs from its run's recipe."""
     if model != recipe.model:
         changed = next(differences(to_dict(model), to_dict(recipe.model), "model"), "its kind")
         raise UserError(
-            f"the weights in {directory} do not belong to its recipe.json ({changed}); restore both from the same copy"
+            f"the weights in {directory} do not match its recipe.json ({changed}); restore both from the same copy"
         )
 
 
 def batch_size_of(recipe: Recipe) -> int:
-    """The samples per micro-batch; ConfigError for a recipe that counts tokens."""
+    """The number of samples per micro-batch; raises ConfigError for a recipe that counts tokens."""
     train = recipe.train
     if train.batch_size is None or train.batch_tokens is not None:
         raise ConfigError(
-            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; this task "
+            f"train.batch_size={train.batch_size} and train.batch_tokens={train.batch_tokens}, but this task "
             "counts samples per batch; set only train.batch_size"
         )
     return train.batch_size

@@ -1,4 +1,4 @@
-"""A run: its directory, its metrics and loggers, and the trained model in it."""
+"""A run: its directory, metrics and loggers, and the trained model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, for steps and evaluations. Non-finite numbers become null."""
+    """metrics.jsonl: one JSON object per line, for each logged step or evaluation. Non-finite numbers become null."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,9 @@ class MetricsFile:
 
 
 def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
-    """Remove lines that will be written again: after `step`, evaluations after `evaluated`, and that of the mean."""
+    """Remove lines that will be written again: steps after `step`, evaluations after `evaluated`, and the evaluation of
+    averaged checkpoints.
+    """
 
     def stays(line: dict[str, Any]) -> bool:
         if "split" not in line:
@@ -97,7 +99,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run with the name of the directory; wandb's environment variables set project and key."""
+    """A Weights & Biases run named after the directory; wandb's environment variables set the project and key."""
 
     def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
@@ -114,24 +116,24 @@ _LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check_loggers() -> list[str]:
-    """The names in HEADWAY_LOG; UserError for one that is unknown or not installed."""
+    """The names in HEADWAY_LOG; raises UserError for one that is unknown or not installed."""
     names = [name.strip() for name in os.environ.get(LOG_VARIABLE, "").split(",") if name.strip()]
     for name in names:
         if name not in _LOGGERS:
             raise UserError(f"{LOG_VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"{LOG_VARIABLE} names {name}, which is not installed; pip install 'headway[logging]'")
+            raise UserError(f"{LOG_VARIABLE} names {name}, which is not installed; run pip install 'headway[logging]'")
     return names
 
 
 def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
-    """The loggers named in HEADWAY_LOG, for a run of these settings."""
+    """The loggers named in HEADWAY_LOG, for a run with these settings."""
     return [_LOGGERS[name](directory, settings) for name in check_loggers()]
 
 
 FORMAT = 1
-_WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that a run's digests leave out
-_MAX_PID_DIGITS = 20  # maximum digits of a process id
+_WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders excluded from a run's digests
+_MAX_PID_DIGITS = 20  # maximum digits in a process id
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
@@ -167,7 +169,7 @@ class Run:
 
 
 class RunDirectory:
-    """The paths of a run's files, its lock and its status."""
+    """A run's file paths, lock and status."""
 
     def __init__(self, directory: Path) -> None:
         self.path = Path(directory)
@@ -180,7 +182,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.pre_decay = self.path / "trunk"  # the checkpoint before the decay, from which an extended run continues
         self.status = self.path / "run.json"
-        self.digests = self.path / DIGESTS  # only while no process trains the run
+        self.digests = self.path / DIGESTS  # exists only while no process trains the run
         self._lock = self.path / ".lock"
         self._lock_depth = 0
 
@@ -189,7 +191,7 @@ class RunDirectory:
         return self.status.exists()
 
     def create(self) -> None:
-        """Create the directory; UserError if that fails."""
+        """Create the directory; raise UserError if that fails."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -197,10 +199,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run; UserError if another process has locked it, and for a folder with other content. The system
+        """Lock the run; raise UserError if another process has locked it or the folder has other content. The system
         releases the lock when the process ends.
 
-        Folders that were created for the run are removed if it wrote nothing.
+        Folders created for the run are removed if it wrote nothing.
         """
         if self._lock_depth:
             yield
@@ -240,7 +242,7 @@ class RunDirectory:
                     "another directory with --run"
                 )
             with suppress(OSError):
-                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was removed meanwhile
+                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was just removed
                     file.truncate(0)
                     file.write(str(os.getpid()))
                     file.flush()
@@ -248,8 +250,9 @@ class RunDirectory:
             file.close()
 
     def claim(self, resume: bool) -> bool:
-        """Whether there is a run to continue. UserError for a run without `resume` or of another format, for a
-        non-empty folder without a run, and for links in it, through which files elsewhere would be changed.
+        """Whether there is a run to continue. Raises UserError for a run without `resume` or in another format, for a
+        non-empty folder without a run, and for links in the folder, because files elsewhere would be changed through
+        them.
         """
         if not self.exists():
             self._check_usable()
@@ -265,13 +268,13 @@ class RunDirectory:
         return True
 
     def _check_usable(self) -> None:
-        """UserError for a folder with other content than the remains of a run that was killed at its start."""
+        """Raise UserError for a folder that contains anything but the remains of a run killed at its start."""
         names = visible_names(self.path)
         if not names:
             return
         if next(self.checkpoints.glob("step-*"), None) is not None:
             raise UserError(
-                f"{self.path} has checkpoints of a run whose {self.status.name} is missing; restore that file, or "
+                f"{self.path} has checkpoints from a run whose {self.status.name} is missing; restore that file, or "
                 "choose another directory with --run"
             )
         try:
@@ -293,13 +296,13 @@ class RunDirectory:
         version = status.get("format") if isinstance(status, dict) else None
         if version != FORMAT:
             raise UserError(
-                f"{self.path} is a run of format {str(version)[:50]}, but this version of headway reads {FORMAT}; "
+                f"{self.path} is a run in format {str(version)[:50]}, but this version of headway reads {FORMAT}; "
                 "use the version that wrote it, or choose another directory"
             )
         return dict(from_dict(Status, status, str(self.status)))
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Replace run.json, and write digests of the run if it is not running."""
+        """Replace run.json, and write the run's digests if it is not being trained."""
         remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
         if status.get("status") != "running":
@@ -307,7 +310,7 @@ class RunDirectory:
 
 
 def _acquire_lock(file: IO[str]) -> bool:
-    """Lock a file; True also on systems without locks."""
+    """Lock a file; also True on systems without locks."""
     try:
         import fcntl
 
@@ -333,7 +336,7 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     run_directory = RunDirectory(directory)
     if not run_directory.exists():
         raise UserError(
-            f"{run_directory.path} does not contain a run (no run.json); use a directory of `headway train`"
+            f"{run_directory.path} does not contain a run (no run.json); use a directory that `headway train` wrote"
         )
     recipe, summary = open_recipe(directory), run_directory.read_status()
     model = native.load_model(run_directory.path, device)
@@ -342,7 +345,7 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
 
 
 def open_recipe(directory: Path) -> Recipe:
-    """The recipe of a run. Raises UserError for a run that has no model yet, or of another format."""
+    """A run's recipe. Raises UserError for a run that has no model yet or is in another format."""
     run_directory = RunDirectory(directory)
     summary = run_directory.read_status()
     if not (run_directory.model.exists() or run_directory.quantised.exists()):
@@ -351,7 +354,7 @@ def open_recipe(directory: Path) -> Recipe:
 
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """What the results of a run depend on in addition to its recipe."""
+    """What a run's results depend on besides its recipe."""
     return {
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The report of a run: from its metrics to the sections of report.html."""
+"""A run's report: from its metrics to the sections of report.html."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ RATE_METRICS = (
     "puzzle_accuracy",
     "legal_rate",
 )
-_AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at k
-# Fields of metrics.jsonl that are not metrics.
+_AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at K
+# Fields in metrics.jsonl that are not metrics.
 _NON_METRICS = (
     "step",
     "split",
@@ -90,12 +90,12 @@ _NON_METRICS = (
 
 
 def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
-    """Write the report of a run into its directory. Raises UserError without the extra `report`."""
+    """Write a run's report into its directory. Raises UserError without the extra `report`."""
     return write_report(run.directory, run_sections(run, pictures))
 
 
 def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
-    """The report of a run. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
+    """A run's report. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
     recipe, summary = run.recipe, run.summary
     recipe_data, sentences = to_dict(recipe), notes(recipe.reasons, summary)
     forecast, best = summary.get("forecast"), summary.get("best") or {}
@@ -125,13 +125,15 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
 
 
 def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
-    """Sentences about the training, the `reasons` of the plan, the evaluated samples, and reasons for low scores."""
+    """Sentences about the training, the `reasons` for the plan, the evaluated samples, and explanations of low
+    scores.
+    """
     scores = summary.get("scores") or {}
     sentences = [*_training_note(summary), *(f"Plan: {reason}." for reason in reasons)]
     if scores.get("judged") is not None:
         evaluated, total = scores["judged"], scores["judged_of"]
         sentences.append(
-            f"The {scores['split']} scores are from {evaluated:,} of {total:,} samples, because time was limited; "
+            f"The {scores['split']} scores are from {evaluated:,} of {total:,} samples because time was limited; "
             "`headway evaluate` uses all of them."
         )
     if remark := scores.get("remark") or summary.get("remark"):
@@ -140,7 +142,7 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
 
 
 def run_title(directory: Path, name: str) -> str:
-    """The title of a run or a comparison: the name of its directory, and `name`, the recipe or subject."""
+    """The title for a run or a comparison: the directory name, and `name`, the recipe or subject."""
     folder = directory.resolve().name
     return name if folder in ("", name) else f"{folder}: {name}"
 
@@ -157,7 +159,7 @@ def _training_note(summary: Mapping[str, Any]) -> list[str]:
     sentence = f"Trained for {steps} in {format_duration(summary.get('seconds') or 0.0)}{ending}."
     if "step" not in best:
         return [sentence]
-    best_text = f"from step {best['step']:,}" if best["step"] else "the initial one"
+    best_text = f"from step {best['step']:,}" if best["step"] else "the initial model"
     return [f"{sentence[:-1]}; the best model is {best_text}."]
 
 
@@ -165,7 +167,7 @@ def _headline(run: Run) -> dict[str, Any]:
     summary = run.summary
     scores = summary.get("scores") or summary.get("best") or {}
     split = scores.get("split", "validation")
-    # The goal and the metrics that the field reports with it, before the loss.
+    # The goal, and the metrics that are usually reported with it, before the loss.
     goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in scores else ()
     order = [
         "success_rate",
@@ -200,14 +202,14 @@ def title(name: str) -> str:
 
 
 def format_metric(name: str, value: float) -> str:
-    """A metric's value for people: rates in per cent, counts with all digits."""
+    """A metric's value for people: rates in per cent, counts with all their digits."""
     if is_rate(name):
         return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else compact_number(value)
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token") -> list[Picture]:
-    """Curves by step of the loss, the learning rate and every validation metric that is not always 0."""
+    """Curves by step for the loss, the learning rate and every validation metric that is not always 0."""
     lines = list(metrics)
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
@@ -226,7 +228,7 @@ def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token"
 
 
 def metric_families(names: Collection[str]) -> dict[str, list[str]]:
-    """Metrics grouped by their base metric, which comes first: recall_at_1_de belongs to recall_at_1."""
+    """Metrics grouped by base metric, which comes first; for example, recall_at_1_de belongs to recall_at_1."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         base = next((group for group in groups if name.startswith(f"{group}_")), name)
@@ -245,7 +247,7 @@ def is_rate(name: str) -> bool:
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
-    """The points (x, metric) of the lines that have both; rates in per cent."""
+    """The points (x, metric) from the lines that have both; rates in per cent."""
     return [
         (float(line[x]), chart_value(name, line[name]))
         for line in lines
@@ -254,19 +256,19 @@ def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Po
 
 
 def chart_value(name: str, value: float) -> float:
-    """A metric's value in charts: rates in per cent."""
+    """A metric's value for charts: rates in per cent."""
     return 100.0 * value if is_rate(name) else float(value)
 
 
 def chart_heading(name: str) -> str:
-    """The heading of a metric's chart, with its unit."""
+    """The heading for a metric's chart, with its unit."""
     text = title(name)
     return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
 
 
 def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
     """One row per metric: its final score with interval, its best validation score, and its signature. `measure` is the
-    unit of the loss.
+    loss unit.
     """
     rows: list[dict[str, Any]] = []
     non_scores = ("step", "seconds", "beam", "judged", "judged_of")
@@ -286,7 +288,7 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
 
 
 def drop_empty_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table without columns that are None in all rows."""
+    """Table rows without the columns that are None in all rows."""
     empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
 
@@ -310,7 +312,7 @@ def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
 
 
 def repeat_command(run: Run) -> str:
-    """The command that repeats the training, bit for bit on the same machine."""
+    """The command that repeats the training (bit for bit on the same machine)."""
     words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
     words += ["--threads", str(run.summary.get("threads", 1))]
     if run.summary.get("device") == "cpu":
@@ -321,7 +323,7 @@ def repeat_command(run: Run) -> str:
 
 
 def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Run:
-    """The run with its final scores (of the split "split") and samples in its summary.
+    """The run with its final scores (on the split "split") and samples in its summary.
 
     Samples of exact-match tasks are marked as right or wrong.
     """

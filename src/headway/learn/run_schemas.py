@@ -1,6 +1,6 @@
-"""Schemas of a run's files: run.json, a checkpoint's state.json, and the lines of metrics.jsonl.
+"""Schemas for a run's files: run.json, a checkpoint's state.json, and the lines in metrics.jsonl.
 
-Each is declared once, and `from_dict` checks it at every read, because runs may be untrusted. Unknown fields are kept.
+Each is declared once, and `from_dict` checks it on every read because runs may be untrusted. Unknown fields are kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from headway.errors import ConfigError, UserError
 from headway.formats.durable import decode_json, read_json
 from headway.safe_io import open_file
 
-_MAX_SCORE = 1e100  # maximum of a score; larger ones are mistakes whose squares overflow
+_MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
 _STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
 _REMEDY = "restore it from a copy"
 
 
 def check_scores(scores: Mapping[str, Any], path: str) -> None:
-    """Check scores by name: numbers or None, [low, high] in NAME_interval, and strings in NAME_signature. ConfigError
-    for anything else.
+    """Check scores by name: numbers or None, [low, high] in NAME_interval, and strings in NAME_signature. Raises
+    ConfigError for anything else.
     """
     for name, value in scores.items():
         if value is None:
@@ -48,7 +48,7 @@ def _is_score(value: Any) -> bool:
 
 def _check_interval(values: list[float], path: str) -> None:
     if len(values) != 2:
-        raise ConfigError(f"{path} has {len(values)} numbers, not the two ends of an interval; {_REMEDY}")
+        raise ConfigError(f"{path} has {len(values)} numbers instead of the two ends of an interval; {_REMEDY}")
 
 
 Count = Annotated[int, Range(0)]
@@ -64,8 +64,8 @@ class PredictedLoss(TypedDict):
 
 
 class MetricsLine(TypedDict):
-    """A line of metrics.jsonl: the metrics of a step or, with a "split", the scores of an evaluation. The best
-    evaluation so far is also such a line.
+    """A line in metrics.jsonl: the metrics for a step or, with a "split", the scores from an evaluation. The best
+    evaluation so far is also stored as such a line.
     """
 
     step: Count
@@ -73,13 +73,13 @@ class MetricsLine(TypedDict):
 
 
 def check_line(line: Mapping[str, Any], path: str) -> None:
-    """Check a step and scores; ConfigError for anything else."""
+    """Check a step and scores; raise ConfigError for anything else."""
     from_dict(MetricsLine, line, path)
     check_scores(line, path)
 
 
 class FinalScores(TypedDict, total=False):
-    """Scores of the final split, measured on a part of its samples if time was short."""
+    """Scores on the final split, or on part of it if time was short."""
 
     split: Required[str]
     judged: Count
@@ -112,7 +112,7 @@ class Status(TypedDict, total=False):
     scores: Annotated[FinalScores, check_scores] | None
     samples: list[dict[str, str]]
     remark: str
-    refitted: Count  # training and validation samples of the final fit of the head
+    refitted: Count  # training and validation samples that the head was finally refitted to
     judging_seconds: Seconds
     report: str | None
     packages: dict[str, str]
@@ -128,9 +128,9 @@ class Status(TypedDict, total=False):
 class Progress:
     """The progress of a run after `step` updates. state.json contains this and a version.
 
-    There is no random number generator state: dropout is seeded from (seed, step), and the data order is a function of
-    the step. `evaluated` is the last step with an evaluation, `stale` the number of evaluations since the best one,
-    `forecast` the predicted final loss.
+    There is no random number generator state, because dropout is seeded from (seed, step) and the data order is a
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the number of evaluations since the
+    best one, and `forecast` the predicted final loss.
     """
 
     step: Count = 0
@@ -143,7 +143,7 @@ class Progress:
 
 
 def read_progress(path: Path, version: int) -> Progress:
-    """Read the state of a checkpoint. UserError for another version, and for a damaged file."""
+    """Read a checkpoint's state. Raises UserError for another version or a damaged file."""
     data = read_json(path)
     found_version = data.pop("version", None) if isinstance(data, dict) else None
     if found_version != version:
@@ -156,12 +156,12 @@ def read_progress(path: Path, version: int) -> Progress:
         raise ConfigError(f"{path} has no {missing[0]!r}; {_REMEDY}")
     progress = from_dict(Progress, data, str(path))
     if f"step-{progress.step:08d}" != path.parent.name:
-        raise ConfigError(f"{path} is of step {progress.step:,}, but its folder is {path.parent.name}; {_REMEDY}")
+        raise ConfigError(f"{path} is from step {progress.step:,}, but its folder is {path.parent.name}; {_REMEDY}")
     return progress
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; an incomplete last line, as a killed process leaves it, is ignored."""
+    """The lines in a metrics.jsonl. An incomplete last line, left by a killed process, is ignored."""
     if not path.is_file():
         return []
     with open_file(path) as file:

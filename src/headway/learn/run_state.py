@@ -1,4 +1,4 @@
-"""The state of a run in training."""
+"""The state of a run during training."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from headway.learn.run_schemas import Progress, read_metrics
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
-_NOISE_SAMPLES = 3.5  # samples: accuracies that differ by fewer are considered equal
+_NOISE_SAMPLES = 3.5  # accuracies that differ by fewer samples are considered equal
 _FRACTION_GOALS = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
 
 
 class RunState:
-    """The state of a run in training: its current recipe, directory, progress, and the model, which exists from `start`
-    on.
+    """The state of a run during training: its current recipe, directory, progress, and the model, which exists once
+    `start` was called.
 
-    `minutes` is the planned duration, `earlier_seconds` the time that earlier processes trained, `budget` the time
-    budget if there is one, `fresh` the newly initialised parameters. Only the main process writes files.
+    `minutes` is the planned duration, `earlier_seconds` the time that earlier processes spent training, `budget` the
+    time budget if there is one, and `fresh` the newly initialised parameters. Only the main process writes files.
     """
 
     learner: Learner
@@ -60,11 +60,11 @@ class RunState:
         self.earlier_seconds = 0.0
         self.budget: TimeBudget | None = None
         self.progress = Progress()
-        self.data: dict[str, int | str] = {}  # the fingerprint of its data, equal in all processes
+        self.data: dict[str, int | str] = {}  # the data fingerprint, equal in all processes
         self.metrics: MetricsFile | None = None
         self.checkpoints = Checkpoints(directory.checkpoints)
         self.pre_decay = Checkpoints(directory.pre_decay)
-        self.head_fitted = False  # whether the head was fitted by this process and not yet trained
+        self.head_fitted = False  # whether this process fitted the head, which has not been trained since
         self._saved_step = 0  # the step of the last checkpoint
 
     @cached_property
@@ -97,14 +97,14 @@ class RunState:
         self.progress = Progress()
         self.checkpoints.load_newest(self)
         self._saved_step = self.progress.step
-        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run knows no later time
+        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run has no later time
         if is_main:
             evaluated = self.progress.evaluated if has_checkpoint else -1
             truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
             self.metrics = MetricsFile(self.directory.metrics)
 
     def change_recipe(self, recipe: Recipe) -> None:
-        """Continue with a new recipe, which has another number of steps."""
+        """Continue with a new recipe that has a different number of steps."""
         self.recipe = self.learner.recipe = recipe
         self.write_recipe()
         self.write_status("running")
@@ -114,9 +114,9 @@ class RunState:
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
     def record_evaluation(self, metrics: dict[str, Any]) -> bool:
-        """Record an evaluation; returns whether it is the best so far.
+        """Record an evaluation; return whether it is the best so far.
 
-        If the goal differs by no more than chance (three samples of the validation split), the smaller loss is better.
+        If the goal differs by no more than chance (about three validation samples), the smaller loss is better.
         """
         progress, goal = self.progress, self.task.goal
         is_best = math.isfinite(metrics[goal])
@@ -144,7 +144,7 @@ class RunState:
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
     def skip_evaluation(self) -> None:
-        """Record an evaluation of a model that is not saved."""
+        """Record the evaluation of a model that is not saved."""
         self.progress.stale += 1
         self.progress.evaluated = self.progress.step
 

@@ -1,4 +1,4 @@
-"""Auto-scaling of generic recipes: size, batch and learning rates for the data, the minutes and the machine."""
+"""Auto-scaling for generic recipes: choose size, batch and learning rates for the data, the minutes and the machine."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from headway.nn.models import (
 @dataclass(frozen=True)
 class ScalingLaw:
     """L(N, D) = floor + size N^-alpha + data D'^-beta in nats per target, for N active parameters and D targets
-    (Hoffmann et al. 2022, equation 2), of which `unique` are different.
+    (Hoffmann et al. 2022, equation 2), of which `unique` are distinct.
 
-    Repeated data are worth less per epoch (Muennighoff et al. 2023, equation 5): after U unique targets and R further
-    epochs, D' = U + U r (1 - exp(-R / r)) with r `repeats`. Parameters beyond those that U targets can train are worth
-    less in the same way, with `excess`. The defaults have the papers' exponents, which also hold far below the papers'
-    sizes, and the papers' ratio of `size` to `data`: for models of 0.3 to 1 million parameters on a 3 MB novel for two
-    and four core-minutes (benchmarks/results/budget.json), a seventh of both fits within 0.03. The terms differ between
-    texts, so only differences between sizes matter here.
+    Repeated data are worth less in each epoch (Muennighoff et al. 2023, equation 5): after U unique targets and R
+    further epochs, D' = U + U r (1 - exp(-R / r)), where r is `repeats`. Parameters beyond those that U targets can
+    train lose value in the same way, with `excess`. The defaults use the papers' exponents, which also hold far below
+    the papers' model sizes, and the papers' ratio of `size` to `data`. With a seventh of both, the law fits within 0.03
+    for models with 0.3 to 1 million parameters trained on a 3 MB novel for two and four core-minutes
+    (benchmarks/results/budget.json). The terms differ between datasets, so only differences between sizes matter here.
     """
 
     floor: float = 2.0
@@ -49,7 +49,7 @@ class ScalingLaw:
     excess: float = 5.31
 
     def loss(self, parameters: float, targets: float, unique: float) -> float:
-        """The loss after `targets` training targets, of which `unique` are different; infinite for 0."""
+        """The loss after `targets` training targets, of which `unique` are distinct; infinite for 0."""
         if targets <= 0 or unique <= 0:
             return math.inf
         unique_seen = min(targets, unique)
@@ -68,7 +68,7 @@ class ScalingLaw:
 
 
 def _with_diminishing_returns(first: float, repetitions: float, limit: float) -> float:
-    """`first`, plus `repetitions` of it with diminishing value, which is at most `limit` times `first`."""
+    """`first` plus its `repetitions`, whose diminishing value adds up to at most `limit` times `first`."""
     return first * (1 + limit * (1 - math.exp(-repetitions / limit)))
 
 
@@ -76,22 +76,22 @@ Settings = Mapping[str, Any]
 Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (per stack if there are several), heads
 T = TypeVar("T")
 
-_WIDTH, _DEPTH = 128, 4  # of the models for which learning rates were tuned
+_WIDTH, _DEPTH = 128, 4  # width and depth of the models for which learning rates were tuned
 _BATCH_SETTINGS = ("train.batch_tokens", "train.batch_size", "train.accumulate")
 _MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
-_MIN_STEPS_FACTOR = 4  # minimum steps of a plan that the data limit, in multiples of `Scale.min_steps`
+_MIN_STEPS_FACTOR = 4  # minimum steps in a plan limited by the data, in multiples of `Scale.min_steps`
 
 
 class DataSettings(NamedTuple):
-    """Settings that depend on the data and are needed before the data are opened, with a short reason."""
+    """Settings that depend on the data but are needed before the data are opened, with a short reason."""
 
     settings: Settings
     reason: str = ""
 
 
 class Throughput(NamedTuple):
-    """The training speed of a model on this machine: targets per second, and the fixed seconds per step (the
-    optimiser's). A batch has `share` targets per unit of its size: 0.5 if only half of its tokens are predicted. The
+    """A model's training speed on this machine: targets per second, and the fixed seconds per step (the optimiser's). A
+    batch has `share` targets per unit of its size, for example 0.5 if only half of its tokens are predicted. The
     measured steps had `step` targets each.
     """
 
@@ -102,8 +102,8 @@ class Throughput(NamedTuple):
 
 
 class LadderSize(NamedTuple):
-    """A candidate size: its settings without the user's, the recipe of this size, the active parameters per target, and
-    all parameters of the model (`size`).
+    """A candidate size, with its settings (without the user's) and its recipe. `parameters` counts the active
+    parameters per target, `size` all of them.
     """
 
     settings: Settings
@@ -113,8 +113,8 @@ class LadderSize(NamedTuple):
 
 
 class SizePlan(NamedTuple):
-    """The plan for a candidate size in the available time: number of targets, `batch` units per batch, the predicted
-    loss, and whether the data are `exhausted` before the time.
+    """The plan for training a candidate size in the available time: the number of targets, `batch` units per batch, the
+    predicted loss, and whether the data are `exhausted` before the time is up.
     """
 
     settings: Settings
@@ -134,16 +134,16 @@ class SizePlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """How a generic recipe scales. Each domain lists one per recipe name in `scale.SCALES`.
+    """How a generic recipe scales. Each domain lists one for each recipe name in `scale.SCALES`.
 
-    `law` predicts losses by size; its losses appear in the reasons only if it is `calibrated` to runs of the domain.
-    `descent` predicts final losses from early evaluations, if it was fitted for the domain.
+    `law` predicts losses by size; its losses appear in the reasons only if it is `calibrated` on runs in the domain.
+    `descent`, if it was fitted for the domain, predicts final losses from early evaluations.
 
-    `batch_setting` is the setting for the batch size, between `min_batch` and `max_batch`. `noise_scale` times the
-    square root of the number of targets is the critical batch size in targets (McCandlish et al. 2018; the square root:
-    Bergsma et al. 2025). `unit` is what `unique_targets` counts, for people. A model needs at least `min_steps` steps
-    to learn something. Fine-tuning uses batches of at most `max_tuning_batch` samples and `tuning_lr_factor` times the
-    usual learning rate. `shapes` are widths, depths and heads, from small to large.
+    `batch_setting` is the setting for the batch size, which is between `min_batch` and `max_batch`. The critical batch
+    size in targets is `noise_scale` times the square root of the number of targets (McCandlish et al. 2018; the square
+    root is from Bergsma et al. 2025). `unit` is what `unique_targets` counts, for people. A model needs at least
+    `min_steps` steps to learn anything. Fine-tuning uses batches of at most `max_tuning_batch` samples and
+    `tuning_lr_factor` times the usual learning rate. `shapes` lists widths, depths and heads, from small to large.
     """
 
     law: ScalingLaw = field(default_factory=ScalingLaw)
@@ -164,15 +164,15 @@ class Scale:
         return DataSettings({})
 
     def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
-        """Settings of a fine-tuning run that depend on the opened data: row length, split sizes."""
+        """Settings for a fine-tuning run that depend on the opened data: row length, split sizes."""
         return {}
 
     def tuning_settings(self, recipe: Recipe) -> Settings:
-        """Further settings of a fine-tuning run."""
+        """Further settings for a fine-tuning run."""
         return {}
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        """Settings of models, from small to large."""
+        """Model settings, from small to large."""
         return [
             {"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in self.shapes
         ]
@@ -182,17 +182,18 @@ class Scale:
         return task.count("train")
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """Regularisation against memorisation over so many epochs; `crowd` is the number of parameters per unique
-        target.
+        """Regularisation that prevents memorisation over this many epochs; `crowd` is the number of parameters per
+        unique target.
         """
         return {}
 
     def learning_rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
-        """The learning rates of a size.
+        """The learning rates for a size.
 
         Muon's steps have a fixed spectral norm, so its learning rate transfers across widths (Yang et al. 2023). Sums
-        over layers grow with the square root of the depth, so steps shrink by it. The head's learning rate falls with
-        the width that it sums over. All were tuned at width 128, 4 layers, and each recipe's own batch size.
+        over layers grow with the square root of the depth, so steps shrink by that factor. The head's learning rate
+        falls with the width that it sums over. All were tuned at width 128, with 4 layers and each recipe's own batch
+        size.
         """
         optim = recipe.optim
         if not isinstance(optim, MuonConfig):
@@ -201,23 +202,25 @@ class Scale:
         return {"optim.lr": optim.lr * depth_factor, "optim.head_lr": optim.adam_lr * _WIDTH / width}
 
     def held_out_shares(self, samples: int, limit: int = 1000) -> Settings:
-        """Held-out fractions for a number of samples: 5 %, at most `limit` samples, and a larger fraction of few."""
+        """Held-out fractions for a number of samples: 5 %, at most `limit` samples, and a larger fraction if there are
+        few.
+        """
         fraction = min(max(0.05, min(0.2, 100 / max(1, samples))), limit / max(1, samples))
         return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
 
 
 def lookup(table: Sequence[tuple[float, T]], number: float) -> T:
-    """The value of the first limit above a number, in a table whose last limit is infinite."""
+    """The value for the first limit above a number, in a table whose last limit is infinite."""
     return next(value for limit, value in table if number < limit)
 
 
 def memorisation_pressure(epochs: float, crowd: float) -> float:
-    """Epochs weighted by the capacity to memorise: small models forget most of their training data."""
+    """Epochs weighted by the capacity to memorise, because small models forget most of their training data."""
     return epochs * min(1.0, crowd)
 
 
 def without_user_settings(settings: Settings, user: Collection[str]) -> dict[str, Any]:
-    """Settings without those that the user has set, directly, as part of a larger setting (`optim`), or in part."""
+    """Settings without those that the user has set directly, in part, or as part of a larger setting (`optim`)."""
     return {key: value for key, value in settings.items() if not any(_overlaps(key, user_key) for user_key in user)}
 
 
@@ -231,8 +234,8 @@ def with_user_settings(recipe: Recipe, settings: Settings, user: Settings) -> Re
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
-    """The distinct candidate sizes under the user's settings, from small to large, without those whose heads do not
-    divide the user's width. ConfigError if no size is left.
+    """The distinct candidate sizes under the user's settings, from small to large, without sizes whose heads do not
+    divide the user's width. Raises ConfigError if no size is left.
     """
     candidates: list[LadderSize] = []
     errors: list[ConfigError] = []
@@ -268,7 +271,8 @@ def choose_size(
     """The size with the lowest predicted loss after `seconds` of training on `unique` targets, and all sizes
     considered.
 
-    Sizes are tried in ascending order while the loss falls. UserError if even the smallest learns nothing in the time.
+    Sizes are tried in ascending order while the loss falls. Raises UserError if even the smallest learns nothing in the
+    time.
     """
     plans: list[SizePlan] = []
     own_batch = any(_overlaps(name, key) for name in _BATCH_SETTINGS for key in user)
@@ -282,9 +286,8 @@ def choose_size(
         needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         description = "a model of this size" if len(candidates) == 1 else "the smallest model"
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which {description} makes only {best.steps} steps; "
-            "increase "
-            f"--minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
+            f"only {max(seconds, 0):.0f} s are left for training, and {description} can take only {best.steps} steps; "
+            f"increase --minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
         )
     return best, plans
 
@@ -292,11 +295,12 @@ def choose_size(
 def plan_size(
     candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False
 ) -> SizePlan:
-    """The plan for a size in `seconds`, with the best batch size, or with the measured one if the user has set it
-    (`own_batch`). The number of epochs is limited to what still improves the model.
+    """The plan for training a size for `seconds`, with the best batch size, or with the measured one if the user has
+    set it (`own_batch`). The number of epochs is limited to what still improves the model.
 
-    A batch of B targets takes t = o + B / p seconds, with o of the optimiser, and N targets are worth N / (1 + B / B')
-    (McCandlish et al. 2018, equation 2.11), with the noise scale B': the best batch size is B = sqrt(o p B').
+    A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time, and N targets are worth N / (1 +
+    B / B'), where B' is the noise scale (McCandlish et al. 2018, equation 2.11). So the best batch size is B = sqrt(o p
+    B').
     """
     settings, recipe, parameters, size = candidate
     targets = max(seconds, 0.0) * pace.targets
@@ -321,12 +325,12 @@ def _nearest_power_of_two(number: float) -> int:
 
 
 def active_parameters(model: nn.Module | ModelConfig) -> int:
-    """The active parameters per target: half of the floating point operations of a forward pass."""
+    """The active parameters per target: half of the floating-point operations in a forward pass."""
     return max(1, describe(model)["flop_per_token"] // 2)
 
 
 def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
-    """The recipe with a planned size and its batch size, learning rates and regularisation."""
+    """The recipe for a planned size, with its batch size, learning rates and regularisation."""
     sized_recipe = with_user_settings(recipe, plan.settings, user)
     width, depth = shape_of(sized_recipe.model)
     batch = {scale.batch_setting: plan.batch}
@@ -336,7 +340,7 @@ def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: S
 
 
 def shape_of(model: ModelConfig) -> tuple[int, int]:
-    """Width and depth of a model; of its decoder if it has several stacks, or of the observation encoder of a robot."""
+    """A model's width and depth: those of its decoder if it has several stacks, or of a robot's observation encoder."""
     if isinstance(model, ActConfig):
         model = model.encoder_decoder.encoder
     elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
@@ -351,7 +355,7 @@ def shape_of(model: ModelConfig) -> tuple[int, int]:
 def explain_choice(
     choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, unique: int, seconds: float
 ) -> tuple[str, ...]:
-    """The reasons for the chosen size, for people."""
+    """Why this size was chosen, for people."""
     width, depth = shape_of(choice.model)
     epochs = choice.targets / max(1, unique)
     steps = f"steps of {choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
@@ -365,7 +369,7 @@ def explain_choice(
 
 
 def format_number(number: float) -> str:
-    """A number for people: 430 and 1,230 as integers, smaller ones with two digits, never with an exponent."""
+    """A number for people: 430 and 1,230 as integers, smaller ones with two digits, and no exponents."""
     return f"{number:,.0f}" if abs(number) >= 9.95 else f"{float(f'{number:.2g}'):.10f}".rstrip("0").rstrip(".")
 
 

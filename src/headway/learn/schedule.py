@@ -1,4 +1,4 @@
-"""Learning rate schedules: a factor on the optimiser's learning rates, a pure function of the step."""
+"""Learning rate schedules: a factor on the optimiser's learning rates that is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class ScheduleConfig:
         raise NotImplementedError
 
     def planned(self, steps: int) -> Self:
-        """The schedule of a run whose length may be revised: the warm-up in steps, at most a tenth of the run."""
+        """The schedule for a run whose length may be revised: the warm-up in steps, at most a tenth of the run."""
         return replace(self, warmup=float(min(in_steps(self.warmup, steps), max(1, steps // _MAX_WARMUP_FRACTION))))
 
     def rescheduled(self, done: int, steps: int, new_steps: int) -> Self | None:
-        """The schedule for `new_steps` instead of `steps` after `done` steps, which have the same learning rates under
-        both. None if there is no such schedule.
+        """The schedule for `new_steps` instead of `steps`, with the same learning rates for the `done` steps. None if
+        there is no such schedule.
         """
         is_equal = all(self.factor(step, steps) == self.factor(step, new_steps) for step in range(done))
         return self if is_equal else None
 
     def extended(self, done: int, steps: int, new_steps: int) -> Self | None:
-        """`rescheduled`, for a run of `steps` that returns to step `done`, before its decay."""
+        """`rescheduled`, for a run of `steps` that goes back to step `done`, before its decay."""
         return self.rescheduled(done, steps, new_steps)
 
     def decay_start(self, steps: int) -> int | None:
-        """The step at which the final decay begins, before which the run can be extended; None for a schedule that
-        decays throughout or depends on the length otherwise.
+        """The step at which the final decay starts; until then the run can be extended. None for a schedule that decays
+        throughout or depends on the length in some other way.
         """
         return None
 
@@ -96,12 +96,12 @@ class WSDConfig(ScheduleConfig):
     """Warm-up, a stable learning rate, and a linear decay to 0 over the last fraction `decay` of the run (Hu et al.
     2024); a decay above 1 is a number of steps.
 
-    `bends` are revisions of the plan during the decay, as (step, previously planned end): from that step on, the
-    learning rate falls linearly from its value there to 0 at the new end.
+    `bends` are revisions to the plan during the decay, as (step, previously planned end). From that step, the learning
+    rate falls linearly from its current value to 0 at the new end.
     """
 
-    decay: float = 0.6  # last fraction of the run, over which the learning rate falls to 0; above 1 steps
-    bends: tuple[tuple[int, int], ...] = ()  # revisions of the plan during the decay, written by runs
+    decay: float = 0.6  # final fraction of the run over which the learning rate falls to 0; above 1: number of steps
+    bends: tuple[tuple[int, int], ...] = ()  # revisions to the plan during the decay, written by runs
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,9 +137,9 @@ class WSDConfig(ScheduleConfig):
         return max(in_steps(self.warmup, end), int(end - self._decay_steps(end)))
 
     def _with_length(self, done: int, steps: int, new_steps: int) -> WSDConfig:
-        """The same fractions for a run of another length, of which `done` steps of the stable part are complete."""
+        """The same fractions for a run with another length, after `done` steps in the stable part."""
         decay_steps = min(round(self._decay_steps(steps) * new_steps / steps), new_steps - done)
-        warmup_steps = float(in_steps(self.warmup, steps))  # unchanged, not a fraction of the new length
+        warmup_steps = float(in_steps(self.warmup, steps))  # stays the same, whatever the new length
         return replace(self, warmup=warmup_steps, decay=float(max(2, decay_steps)), bends=())
 
     def _decay_steps(self, steps: int) -> float:
@@ -150,15 +150,14 @@ class WSDConfig(ScheduleConfig):
 @dataclass(frozen=True)
 class HalvingConfig(ScheduleConfig):
     """A constant learning rate for `hold`, then halved, and halved again after each further `every`. Both are fractions
-    of the run if below 1, otherwise steps.
+    of the run if below 1, otherwise numbers of steps.
 
-    The defaults are those of Sutskever et al. 2014, section 3.4: 5 of 7.5 epochs at one rate, then halved every half
-    epoch.
+    The defaults are from Sutskever et al. 2014, section 3.4: 5 of 7.5 epochs at one rate, then halved every half epoch.
     """
 
     warmup: float = 0.0
-    hold: float = 2 / 3  # duration of the first learning rate
-    every: float = 1 / 15  # duration of each further learning rate
+    hold: float = 2 / 3  # how long the first learning rate is held
+    every: float = 1 / 15  # interval between further halvings
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,6 +185,6 @@ class InverseSqrtConfig(ScheduleConfig):
 
 
 def noam_peak(width: int, warmup: int, scale: float = 1.0) -> float:
-    """The peak of the 2017 formula: scale * width^-0.5 * min(step^-0.5, step * warmup^-1.5) at step = warmup."""
+    """The peak in the 2017 formula: scale * width^-0.5 * min(step^-0.5, step * warmup^-1.5) at step = warmup."""
 
     return scale / math.sqrt(width * warmup)

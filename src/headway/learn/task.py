@@ -1,4 +1,4 @@
-"""A task: examples and the objective to train on them."""
+"""A task: examples, and the objective to train on them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """Examples and an objective: everything that the trainer, the budget and the reports know about a task.
+    """Examples and an objective, which is everything that the trainer, the budget and the reports know about a task.
 
-    `goal` is the score that selects the best model, `goal_better` its better direction; `unit` is the unit that the
-    loss is averaged over and `measure` the unit of the loss, for people. `chosen_settings` are settings of the task's
-    config that depend on the data; `reasons` explain them.
+    `goal` is the score that selects the best model, and `goal_better` its better direction. `unit` is the unit that the
+    loss is averaged over, and `measure` the loss unit, for people. `chosen_settings` are settings in the task's config
+    that depend on the data; `reasons` explain them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Task:
         self.goal_better: Literal["min", "max"] = objective.goal_better
         self.unit, self.measure = objective.unit, objective.measure
         self.evaluates_start = objective.evaluates_start
-        self._final_limit: int | None = None  # the limit of the last evaluation on the final split
+        self._final_limit: int | None = None  # limit used in the last evaluation on the final split
 
     @property
     def final_split(self) -> str:
@@ -99,7 +99,9 @@ class Task:
         return self.objective.refit_head(model, self.examples, fresh, limit)
 
     def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
-        """Choose decision settings of the finished model on validation and save them; returns lines for people."""
+        """Choose the finished model's decision settings on the validation split and save them; return lines for
+        people.
+        """
         lines = self.objective.calibrate(model, self.examples, directory)
         if lines:
             self.save(directory)
@@ -115,7 +117,7 @@ class Task:
         return self.objective.remark(model, self.examples)
 
     def pictures(self, model: nn.Module) -> list[Picture]:
-        """Pictures for the report of a run, of the samples that the final score was measured on."""
+        """Pictures for a run's report, from the samples that the final score was measured on."""
         examples = self.examples.limited(self.final_split, self._final_limit) if self._final_limit else self.examples
         return self.objective.pictures(model, examples)
 
@@ -143,7 +145,7 @@ def unit_of(task: Task | None) -> str:
 
 
 def measure_of(task: Task | None) -> str:
-    """The unit of the loss of a task, for people."""
+    """A task's loss unit, for people."""
     return "nats per token" if task is None else task.measure
 
 
@@ -153,30 +155,30 @@ class TaskConfig:
     """A task as data."""
 
     generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
-    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model that a run starting from it needs
+    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
 
     @property
     def context(self) -> int | None:
-        """The maximum tokens of a row; None if the task does not determine it."""
+        """The maximum number of tokens per row; None if the task does not determine it."""
         return None
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Read the data (None: the recipe's own), train or load the codec, and return the task.
+        """Read the data (None: the recipe's own data), train or load the codec, and return the task.
 
         `workspace` is the run's directory.
         """
         raise NotImplementedError
 
     def part_starts(self) -> dict[str, PartStart]:
-        """Pretrained parts of the model, by the part's name."""
+        """Pretrained parts of the model, by part name."""
         return {}
 
 
 def codec_of(
     paths: Sequence[Path], workspace: Path, tokenizer: str | None, train: Callable[[Iterator[str]], Codec]
 ) -> Codec:
-    """The run's codec, that of a published `tokenizer`, or a new one trained on all texts of the files. Held-out texts
-    are never used to train the model, but the vocabulary covers them.
+    """The run's codec, that of a published `tokenizer`, or a new one trained on all text in the files. The model is
+    never trained on held-out text, but the vocabulary covers it.
     """
     if (workspace / FILE).exists():
         return load_codec(workspace)
@@ -186,7 +188,7 @@ def codec_of(
 
 
 class PartStart(Protocol):
-    """A part of a run or of a published model that initialises a part of another model."""
+    """Part of a run or published model that initialises part of another model."""
 
     def open(self) -> nn.Module:
         """Load the part with its weights."""

@@ -1,4 +1,4 @@
-"""Token rows for encoders: ids with special tokens, one document per row, in batches of nearly equal lengths."""
+"""Token rows for encoders: ids with special tokens, one document per row, in batches with nearly equal lengths."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from headway.nn.models import TokenInputs, TransformerConfig
 
 Ids = Sequence[int]
 
-MAX_BATCH_TOKENS = 2048  # maximum tokens of an inference batch
+MAX_BATCH_TOKENS = 2048  # maximum tokens per inference batch
 _MAX_PADDING = 0.05  # maximum fraction of padding in a chunk
-_MIN_ROWS = 8  # minimum rows of a chunk
+_MIN_ROWS = 8  # minimum rows per chunk
 
 
 class Inputs(NamedTuple):
@@ -43,7 +43,9 @@ class Inputs(NamedTuple):
 
 
 class LengthLimit(NamedTuple):
-    """The maximum tokens of a row, None for no limit; longer texts are truncated if `truncate`, otherwise an error."""
+    """The maximum number of tokens per row, None for no limit. Longer texts are truncated if `truncate` is set;
+    otherwise they are an error.
+    """
 
     max_length: int | None
     truncate: bool = False
@@ -84,13 +86,13 @@ class TokenRows(NamedTuple):
         return Inputs(TokenInputs(torch.from_numpy(ids), types), layout)
 
     def plan(self, indices: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
-        """Batches over some of the rows; they contain positions in `indices`."""
+        """Batches of these rows; each contains positions in `indices`."""
         lengths = self.lengths[indices]
         return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
 
 class RowChunks(NamedTuple):
-    """Texts in chunks of nearly equal lengths; `order` int64 [N] is the position of each text in the chunks' rows."""
+    """Texts in chunks with nearly equal lengths; `order` int64 [N] is each text's position among the chunks' rows."""
 
     chunks: tuple[Inputs, ...]
     order: Int[Tensor, "N"]
@@ -120,7 +122,7 @@ def split_by_length(
 
 
 def frame_for(codec: Codec, model: TransformerConfig) -> SequenceTemplate:
-    """The special tokens of a codec around a model's inputs. A second text has its own token type if the model has
+    """Adds a codec's special tokens around a model's inputs. A second text has its own token type if the model has
     token types.
     """
     frame = sequence_template(codec)
@@ -134,7 +136,7 @@ def frame_rows(
     limit: LengthLimit = NO_LIMIT,
     locate: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> TokenRows:
-    """Rows of one text each, or of two. UserError for a row that is too long, named by `locate`, unless it may be
+    """Rows with one text each, or two. Raises UserError for a row that is too long, named by `locate`, unless it may be
     truncated.
     """
     rows, starts = [], []
@@ -146,8 +148,7 @@ def frame_rows(
             if not limit.truncate:
                 raise UserError(
                     f"{locate(index)} has {length} tokens, but the model reads at most {limit.max_length}; shorten "
-                    "it, or "
-                    "allow truncation (task.truncate=true in training, --truncate)"
+                    "it, or allow truncation (task.truncate=true in training, --truncate)"
                 )
             first_ids, second_ids = _truncate(first_ids, second_ids, max(0, limit.max_length - special_count))
         rows.append(frame.add_special_tokens(first_ids, second_ids))
@@ -180,7 +181,7 @@ def compute_in_batches(
     compute: Callable[[Inputs], Tensor],
     max_tokens: int = MAX_BATCH_TOKENS,
 ) -> Tensor:
-    """The outputs of `compute` for the rows with these indices, in their order, on the CPU. Rows of nearly equal
+    """The outputs of `compute` for the rows with these indices, in their order, on the CPU. Rows with nearly equal
     lengths form batches of at most `max_tokens` tokens.
     """
     positions, outputs = [np.zeros(0, np.int64)], [torch.zeros(0)]

@@ -42,14 +42,14 @@ _FINISH_FRACTION = 10  # --finish decays the learning rate over 1 / 10 of the st
 
 
 class Trainer:
-    """Trains the model of a recipe on a task.
+    """Trains a recipe's model on a task.
 
     `minutes` determines `train.steps` from the measured speed, so that the process takes about that long in total,
-    including startup, reading data and the final evaluation. `clock` measures the elapsed time; `evaluate_final` is
-    whether the time includes an evaluation of the finished model and `samples` samples. `predict_loss` forecasts the
-    final loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
-    evaluations without improvement the run ends soon. The recipe in the run's directory has the final steps and
-    precision: training it again on the same machine and threads gives the same bits.
+    including startup, reading data and the final evaluation. `clock` measures the elapsed time. With `evaluate_final`,
+    the time includes evaluating the finished model and generating `samples` samples. `predict_loss` forecasts the final
+    loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
+    evaluations without improvement, the run winds down. The recipe in the run's directory has the final steps and
+    precision: training it again on the same machine with the same number of threads gives the same bits.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Trainer:
         self.evaluate_final, self.samples = evaluate_final, samples
         self.predict_loss = predict_loss
         self.max_steps, self.patience = max_steps, patience
-        self.extended = False  # whether it continues beyond its original plan
+        self.extended = False  # whether the run continues beyond its original plan
         self._tensor_match: TensorMatch | None = None
         self._damage_messages: list[str] = []  # messages about damaged checkpoints
 
@@ -91,23 +91,23 @@ class Trainer:
         """Train to the end and return the run with its best model.
 
         With `resume`, an existing run continues from its last checkpoint, bit for bit as if it had never stopped. A run
-        that is finished, or was started with other minutes, continues for `minutes` more, from where its learning rate
-        began to decay. With `finish`, a stopped run ends soon: its learning rate decays to 0 within a tenth of the
-        steps so far. Raises UserInterrupt after Ctrl-C, once a checkpoint is written.
+        that has finished, or was started with different minutes, continues for `minutes` more, from where its learning
+        rate started to decay. With `finish`, a stopped run winds down: its learning rate decays to 0 within a tenth of
+        the steps so far. Raises UserInterrupt after Ctrl-C, once a checkpoint is written.
         """
         try:
             with retained_heap(), self.locked():
                 self._fit(resume, finish)
-        finally:  # also after an interrupt: a process that exits inside its group may be aborted
+        finally:  # also after an interrupt: a process that exits while in the group may be aborted
             self.run.processes.close()
         return self.run.finished_run()
 
     def locked(self) -> AbstractContextManager[None]:
-        """Lock the run against other processes, for longer than `fit` does; the main process locks it for all."""
+        """Lock the run against other processes for longer than `fit` does. The main process locks it for all."""
         return self.run.directory.locked() if self.run.processes.is_main else nullcontext()
 
     def seconds_left(self) -> float | None:
-        """The seconds left for the evaluation on the final split; None for a run without minutes."""
+        """The seconds left for evaluating the final split; None for a run without minutes."""
         budget = self.run.budget
         return None if budget is None else budget.final_evaluation_seconds()
 
@@ -162,7 +162,7 @@ class Trainer:
         goal = status.get("goal", run.task.goal)
         if goal != run.task.goal:
             raise UserError(
-                f"{run.directory.path} was evaluated by {goal}, but is now evaluated by {run.task.goal}; resume it "
+                f"{run.directory.path} selected its best model by {goal}, but would now use {run.task.goal}; resume it "
                 "with its original data and environment (HEADWAY_ENV for your own environment)"
             )
         data_difference = differences(status.get("data"), run.data)
@@ -176,8 +176,7 @@ class Trainer:
         ):  # the data may change the model
             raise UserError(
                 f"{run.directory.path} was trained on other data: the new data have {data_difference}; pass the run's "
-                "data, or "
-                f"train a new run from it: --from {run.directory.path} --run NEW"
+                f"data, or train a new run from it: --from {run.directory.path} --run NEW"
             )
         if changed:
             raise UserError(
@@ -185,7 +184,7 @@ class Trainer:
                 "resume it with its own settings, or choose another directory with --run"
             )
         run.recipe = replace(recorded, data=run.recipe.data)
-        if run.recipe != recorded:  # the same data under another path, which the run uses from now on
+        if run.recipe != recorded:  # the same data in another place, which the run uses from now on
             run.write_recipe()
         run.fresh = tuple(status.get("fresh", ()))
         run.minutes = status.get("minutes")
@@ -194,7 +193,7 @@ class Trainer:
         check_memory(run.recipe, run.outline, run.fresh, run.processes.device)
 
     def _begin(self) -> None:
-        """Choose open settings (precision, steps) and write the recipe and status of the new run."""
+        """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
         run, device = self.run, self.run.processes.device
         pretrained = None if run.recipe.start is None else open_start(run.recipe.start)
         if pretrained is not None:
@@ -224,7 +223,7 @@ class Trainer:
         run.write_status("running")
 
     def _measure_speed(self, recipe: Recipe, seconds: float) -> Speed:
-        """Measure the speed of a recipe on this machine, and create the time budget of the run."""
+        """Measure a recipe's speed on this machine, and create the run's time budget."""
         run = self.run
         arguments = recipe, run.fresh, run.task, run.processes, run.precision.name
         speed = measure_speed(*arguments, self._remaining(seconds), self.evaluate_final, self.samples)
@@ -233,7 +232,7 @@ class Trainer:
         return speed
 
     def _head_fit_seconds(self, speed: Speed) -> float:
-        """Estimated seconds to fit a new head, which reads samples like an evaluation, and to evaluate it."""
+        """Estimated seconds to fit a new head, which takes as long as an evaluation, and to evaluate it."""
         recipe, task = self.run.recipe, self.run.task
         limit, evaluated = recipe.train.linear_probe, task.count("validation")
         fits_head = type(task.objective).fit_head is not Objective.fit_head
@@ -248,7 +247,7 @@ class Trainer:
         return seconds - self.run.clock.elapsed()
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:
-        """Extend the run by `minutes`, from the last checkpoint before its learning rate began to decay."""
+        """Extend the run by `minutes`, from the last checkpoint before its learning rate started to decay."""
         run, recipe, path = self.run, self.run.recipe, self.run.directory.path
         steps = recipe.train.steps
         decay_start = recipe.schedule.decay_start(steps)
@@ -259,7 +258,7 @@ class Trainer:
         if start_checkpoint is None:
             raise UserError(
                 f"{path} has no checkpoint from before its learning rate decayed, so it cannot be extended; start "
-                "another run with more --minutes" + ("" if decay_start is not None else " and schedule=wsd")
+                "a new run with more --minutes" + ("" if decay_start is not None else " and schedule=wsd")
             )
         start_step = step_of(start_checkpoint)
         speed = self._measure_speed(recipe, 60 * minutes)
@@ -268,13 +267,15 @@ class Trainer:
         if new_steps <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
             minimum_minutes = 1.1 * minutes * (steps - start_step) / extra_train.steps
             raise UserError(
-                f"{path} has trained for {steps:,} steps, and its learning rate began to decay after {start_step:,}: "
+                f"{path} has trained for {steps:,} steps, and its learning rate started to decay after {start_step:,}: "
                 f"{minutes:g} more minutes reach only step {new_steps:,}; use --minutes "
                 f"{format_number(minimum_minutes)} or more"
             )
         schedule = recipe.schedule.extended(start_step, steps, new_steps)
         if schedule is None:
-            raise UserError(f"the schedule of {path} depends on its length; start another run with more --minutes")
+            raise UserError(
+                f"the learning rate schedule in {path} depends on its length; start a new run with more --minutes"
+            )
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
         run.recipe = from_dict(Recipe, run.processes.broadcast_object(to_dict(recipe)))
         self.extended = True
@@ -297,7 +298,7 @@ class Trainer:
         schedule = recipe.schedule.rescheduled(current_step, recipe.train.steps, new_steps)
         if schedule is None:
             raise UserError(
-                f"the schedule of {path} depends on its length; remove --finish, or start another run with schedule=wsd"
+                f"the schedule in {path} depends on its length; remove --finish, or start a new run with schedule=wsd"
             )
         run.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
         run.write_recipe()
@@ -358,9 +359,7 @@ class Trainer:
         if self._tensor_match is not None:
             display.print_line(f"initialised from {recipe.start}: {self._tensor_match}")
         if run.head_fitted:
-            display.print_line(
-                "the head was initialised by a linear fit on the model's features; training may improve it"
-            )
+            display.print_line("initialised the head by a linear fit on the model's features; training may improve it")
         if recipe.adapter is not None:
             display.print_line(f"{recipe.adapter.title}: {trained:,} trainable and {total:,} frozen parameters")
         for part, start in recipe.task.part_starts().items():

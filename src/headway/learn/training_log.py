@@ -1,4 +1,4 @@
-"""The log of a training run: metrics.jsonl, loggers, and progress for people."""
+"""The log of a training run: metrics.jsonl, loggers, and progress displays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headway.learn.run_state import RunState
 
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines
 _LIVE_INTERVAL = 0.2  # seconds between refreshes of a live line
-_NOTEBOOK_INTERVAL = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
+_NOTEBOOK_INTERVAL = 1.0  # seconds between refreshes of a notebook's output, because each goes to the browser
 
 # Peak dense bf16 TFLOP/s from the vendors' data sheets.
 _PEAK_TFLOPS = {
@@ -41,15 +41,17 @@ class Display(Protocol):
         ...
 
     def set_steps(self, steps: int) -> None:
-        """Set the number of steps of the run."""
+        """Set the run's number of steps."""
         ...
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        """After a step: the last known loss, and target and computed tokens since the start of the display."""
+        """Called after a step, with the last known loss, and the target and computed tokens since the display
+        started.
+        """
         ...
 
     def pause(self) -> None:
-        """Exclude the time until `resume` from the speed."""
+        """Exclude the time until `resume` is called from the speed."""
         ...
 
     def resume(self) -> None: ...
@@ -80,7 +82,7 @@ class SilentDisplay:
 
 
 class SpeedAverage:
-    """Exponentially averaged speeds per second over about the last `window` seconds, without pauses."""
+    """Exponentially averaged rates per second over about the last `window` seconds, without pauses."""
 
     def __init__(self, window: float = 5.0) -> None:
         self.window = window
@@ -136,7 +138,7 @@ class _ProgressMeter:
 
 
 class PlainDisplay:
-    """A line at most every ten seconds, and at the end."""
+    """Prints a line at most every ten seconds, and one at the end."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
         self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
@@ -257,7 +259,7 @@ class NotebookDisplay:
         self._meter.speed.resume()
 
     def close(self) -> None:
-        """Keep the last progress line, which shows how far an interrupted run got."""
+        """Keep the last progress line, because it shows how far an interrupted run got."""
         if self._done:
             self._lines.append(self._line)
         self._line = ""
@@ -272,7 +274,7 @@ def _in_notebook() -> bool:
 
 
 def open_display(visible: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
-    """The display for a terminal, a notebook or a plain stderr. `flop_per_token` is that of training, per computed
+    """The display for a terminal, a notebook or a plain stderr. `flop_per_token` is the training cost per computed
     token; `unit` is what the task counts.
     """
     if not visible:
@@ -296,17 +298,17 @@ def format_epochs(epochs: float) -> str:
     return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"
 
 
-_DIVERGENCE_FACTOR = 3.0  # a loss counts as diverging if it exceeds the first by this factor of it and by this amount
-_DIVERGENCE_SPAN = 20  # steps, and fraction of the run (1 / 20), for which a loss must be that high before a warning
+_DIVERGENCE_FACTOR = 3.0  # a diverging loss exceeds the first one by at least 3 and by 3 times its size
+_DIVERGENCE_SPAN = 20  # steps, and fraction of the run (1 / 20), that the loss must stay that high before a warning
 _REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
-_LINES_PER_RUN = 500  # log lines per run, about as many points as a curve can show
+_LINES_PER_RUN = 500  # log lines per run; a curve cannot show many more points
 _MAX_STEPS_PER_LINE = 20  # maximum steps per line
 
 
 class TrainingLog:
-    """Collects the updates of a few steps without reading their tensors, then writes their means as one line.
+    """Collects updates for a few steps without reading their tensors, then writes their means as one line.
 
-    `progress.seconds` of the run counts training only: evaluations and checkpoints happen inside `paused`.
+    The run's `progress.seconds` counts only training, because evaluations and checkpoints happen inside `paused`.
     """
 
     def __init__(self, run: RunState, loggers: Sequence[Logger], display: Display) -> None:
@@ -319,19 +321,17 @@ class TrainingLog:
         self._tokens = run.progress.tokens
         self._loss = math.nan
         self._first_loss = math.nan  # the loss of the first step
-        self._last_normal_step: int | None = (
-            run.progress.step
-        )  # the last step with a normal loss; None after the warning
+        self._last_normal_step: int | None = run.progress.step  # last step with a normal loss; None after the warning
         self._tick_time = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
-        """Add a step; `tokens` and `computed` are totals of all processes, for the display."""
+        """Add a step; `tokens` and `computed` are totals over all processes, for the display."""
         self._updates.append(update)
         self._computed += computed
         self._tokens += tokens
 
     def set_steps(self, steps: int) -> None:
-        """Set a new number of steps of the run."""
+        """Set a new number of steps for the run."""
         self.steps = steps
         self.interval = _interval(steps)
         self.display.set_steps(steps)
@@ -341,7 +341,7 @@ class TrainingLog:
         self.display.update(self.run.progress.step, self._loss, self._tokens, self._computed)
 
     def flush(self) -> None:
-        """Write a line for the steps since the last one. A loss that is not finite ends the run with a UserError."""
+        """Write a line for the steps since the last one. A non-finite loss ends the run with a UserError."""
         if not self._updates:
             return
         totals: defaultdict[str, float] = defaultdict(float)
@@ -371,7 +371,7 @@ class TrainingLog:
         self._warn_divergence()
 
     def _warn_divergence(self) -> None:
-        """Warn once if the loss stays far above that of the first step."""
+        """Warn once if the loss stays far above the first step's loss."""
         if self._last_normal_step is None:
             return
         step = self.run.progress.step
@@ -379,14 +379,16 @@ class TrainingLog:
             self._last_normal_step = step
         elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.run.recipe.train.steps // _DIVERGENCE_SPAN):
             self.display.print_line(
-                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was "
-                f"{self._first_loss:.4g} at "
-                f"first, and has been far above that since step {self._last_normal_step + 1:,}; {_REMEDY}"
+                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, started at "
+                f"{self._first_loss:.4g}, and has been far above that since step {self._last_normal_step + 1:,}; "
+                f"{_REMEDY}"
             )
             self._last_normal_step = None
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, is_best: bool) -> None:
-        """Write an evaluation. `weights` names the evaluated ones: trained, moving average, or mean of checkpoints."""
+        """Write an evaluation. `weights` names the weights that were evaluated: trained, moving average, or mean of
+        checkpoints.
+        """
         progress = self.run.progress
         line = {"step": progress.step, "split": "validation", "weights": weights, **metrics}
         self._write({**line, "seconds": round(progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
@@ -401,7 +403,7 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time inside the context from the training time."""
+        """Exclude the time spent inside the context from the training time."""
         self._update_seconds()
         self.display.pause()
         try:

@@ -1,4 +1,4 @@
-"""Metrics under the names that `evaluate` prints; rates are fractions, BLEU and chrF are from 0 to 100."""
+"""Metrics under the names that `evaluate` prints. Rates are fractions; BLEU and chrF range from 0 to 100."""
 
 from __future__ import annotations
 

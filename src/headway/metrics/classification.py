@@ -1,4 +1,4 @@
-"""Metrics of classification, tagged entities and vector retrieval."""
+"""Metrics for classification, tagged entities and vector retrieval."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Scores = dict[str, float | list[float]]
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> Scores:
-    """`accuracy` of classes [N] with its interval, and the number of `samples`."""
+    """`accuracy` for classes [N] with its interval, and the number of `samples`."""
     correct = np.asarray(predicted) == np.asarray(labels)
     hits, count = int(correct.sum()), correct.size
     if count == 0:
@@ -26,7 +26,7 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> Scores:
 
 
 def f1_score(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
-    """Macro `f1` of classes [N], int: the mean over classes of 2 hits / (predicted + labelled), with its interval.
+    """Macro `f1` for classes [N], int: the mean over classes of 2 hits / (predicted + labelled), with its interval.
 
     Classes that are neither predicted nor labelled do not count. (If every sample has one class, the micro average is
     the accuracy.)
@@ -44,7 +44,7 @@ def class_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
 
 
 def _macro(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Macro F1 [R] of resamples: counts [R, K] of the distinct (label, prediction) rows [K, 2]."""
+    """Macro F1 [R] per resample, from the counts [R, K] of the distinct (label, prediction) rows [K, 2]."""
     labels, predicted = rows.T
     hits = _by_class(counts * (labels == predicted), labels, int(rows.max()) + 1)
     both = _by_class(counts, labels, hits.shape[1]) + _by_class(counts, predicted, hits.shape[1])
@@ -53,7 +53,7 @@ def _macro(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _by_class(counts: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Sums [R, C] of the columns of `counts` [R, K] by class."""
+    """Sums [R, C] of the columns in `counts` [R, K], by class."""
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
     sums = np.zeros((len(counts), count))
@@ -63,11 +63,11 @@ def _by_class(counts: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray
 
 OUTSIDE = "O"
 _TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
-_BILOU_LETTERS = {"L": "E", "U": "S"}  # BILOU's letters
+_BILOU_LETTERS = {"L": "E", "U": "S"}  # BILOU letters, as BIOES
 
 
 class EntitySpan(NamedTuple):
-    """An entity of a kind: words start to stop - 1."""
+    """An entity of one kind, in words start to stop - 1."""
 
     kind: str
     start: int
@@ -81,10 +81,10 @@ def has_spans(tags: Iterable[str]) -> bool:
 
 
 def entity_spans(tags: Sequence[str]) -> list[EntitySpan]:
-    """The entities of a sentence, from BIO (either variant), BIOES or BILOU tags, valid or not.
+    """The entities in a sentence, from BIO (either variant), BIOES or BILOU tags, valid or not.
 
-    As in conlleval, an entity starts at B and S, after O, E and S, and when the kind changes; it ends before the next
-    start or O.
+    As in conlleval, an entity starts at B and S, after O, E and S, and wherever the kind changes; it ends before the
+    next start or O.
     """
     entities: list[EntitySpan] = []
     kind, start, last = "", 0, OUTSIDE
@@ -107,9 +107,10 @@ def _split_tag(tag: str) -> tuple[str, str]:
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], seed: int = 0) -> Scores:
-    """`precision`, `recall` and `f1` of entities over all sentences; an entity is correct if kind, start and stop are.
+    """`precision`, `recall` and `f1` for entities over all sentences; an entity is correct if its kind, start and stop
+    are.
 
-    The interval of `f1` resamples sentences. Without predicted or labelled entities, the rate is 0.
+    The interval for `f1` resamples sentences. A rate without predicted or labelled entities is 0.
     """
     matched = [_match_entities(prediction, label) for prediction, label in zip(predicted, labels, strict=True)]
     hits, predicted_counts, labelled_counts = (
@@ -125,7 +126,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
 
 class EntityCounts(NamedTuple):
-    """Numbers of entities of one kind: labelled, predicted, and both."""
+    """The number of entities of one kind that are labelled, predicted, or both."""
 
     labelled: int
     predicted: int
@@ -133,7 +134,7 @@ class EntityCounts(NamedTuple):
 
 
 def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, EntityCounts]:
-    """The counts of each kind of entity over all sentences, sorted by name."""
+    """Counts for each kind of entity over all sentences, sorted by name."""
     hits, predicted_counts, labelled_counts = Counter[str](), Counter[str](), Counter[str]()
     for prediction, label in zip(predicted, labels, strict=True):
         for total, part in zip((hits, predicted_counts, labelled_counts), _match_entities(prediction, label)):
@@ -145,7 +146,7 @@ def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
 
 def _match_entities(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """The number of correct, predicted and labelled entities of each kind in a sentence."""
+    """The number of correct, predicted and labelled entities in a sentence, by kind."""
     predicted_spans, labelled_spans = set(entity_spans(predicted)), set(entity_spans(labels))
     hits, predicted_counts, labelled_counts = (
         Counter(span.kind for span in entities)
@@ -155,12 +156,12 @@ def _match_entities(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Co
 
 
 def entity_kind(tag: str) -> str:
-    """The entity kind of a tag; O for a word outside entities."""
+    """The entity kind in a tag; O for a word outside entities."""
     return _split_tag(tag)[1] or OUTSIDE
 
 
 def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
-    """The scores that `evaluate` reports for tags: accuracy over words; for entities precision, recall and F1."""
+    """The scores that `evaluate` reports for tags: accuracy over words and, for entities, precision, recall and F1."""
     pairs = [
         pair
         for prediction, label in zip(predicted, labels, strict=True)
@@ -180,7 +181,7 @@ _QUERIES_AT_ONCE = 1024  # queries whose similarities are in memory at once
 def paired_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
     """`recall_at_K`: the share of queries [N, D] whose partner [N, D] is among the K nearest of all partners.
 
-    Partners as near as the query's own (equal texts) do not count against it.
+    Partners exactly as near as the query's own (equal texts) do not count against it.
     """
     if len(queries) == 0:
         raise UserError("there are 0 pairs to evaluate; pass at least one")
@@ -199,8 +200,8 @@ def paired_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] =
 
 
 def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.ndarray, labels: np.ndarray) -> Scores:
-    """`accuracy` of predicting, for each of `vectors` [N, D], the class with the most similar mean vector in `train`
-    [M, D].
+    """`accuracy` when each of `vectors` [N, D] is assigned the class with the most similar mean vector in `train` [M,
+    D].
     """
     classes = np.unique(train_labels)
     centres = np.stack([train[train_labels == label].mean(0) for label in classes])
@@ -209,9 +210,11 @@ def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.nd
 
 
 def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
-    """`recall_at_K`: the share of vectors [N, D] with one of the same label [N] among their K nearest neighbours."""
+    """`recall_at_K`: the share of vectors [N, D] with a vector of the same label [N] among their K nearest
+    neighbours.
+    """
     if len(vectors) < 2:
-        raise UserError(f"{len(vectors)} vectors are too few for neighbours; pass at least two")
+        raise UserError(f"{len(vectors)} vectors are too few to have neighbours; pass at least two")
     hits = np.zeros((len(vectors), len(at)), bool)
     for start in range(0, len(vectors), _QUERIES_AT_ONCE):
         rows = np.arange(start, min(start + _QUERIES_AT_ONCE, len(vectors)))

@@ -1,4 +1,4 @@
-"""Word and phoneme error rates, and normalisation of English text for comparison."""
+"""Word and phoneme error rates, and English text normalisation for comparing transcripts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headway.metrics.intervals import bootstrap_ratio, wilson_interval
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """The Levenshtein distance: the fewest insertions, deletions and replacements between two sequences.
 
-    A column of the table is stored as two integers: the bits where it rises and where it falls by one from row to row
-    (Myers 1999, in the form of Hyyrö 2003). So each item of `second` costs a dozen operations on integers of
+    A column in the table is stored as two integers, whose bits mark where it rises and falls by one from row to row
+    (Myers 1999, as formulated by Hyyrö 2003). So each item in `second` costs a dozen operations on integers with
     `len(first)` bits.
     """
     if not first:
@@ -25,7 +25,7 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     rises, falls, distance = all_rows, 0, len(first)
     for item in second:
         match = positions.get(item, 0)
-        diagonal = (((match & rises) + rises) ^ rises) | match | falls  # rows with the cost of their diagonal
+        diagonal = (((match & rises) + rises) ^ rises) | match | falls  # rows whose cost equals that on their diagonal
         next_rises = falls | (all_rows & ~(diagonal | rises))
         next_falls = diagonal & rises
         distance += bool(next_rises & last_row) - bool(next_falls & last_row)
@@ -36,9 +36,9 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 
 
 def min_edits(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> tuple[int, int]:
-    """(edits, length) of the reference nearest to `hypothesis`; of the longest if several are equally near."""
+    """(edits, length) for the reference nearest to `hypothesis`; the longest one if several are equally near."""
     if not references:
-        raise UserError("a sample has no reference; pass at least one for each")
+        raise UserError("a sample has no reference; pass at least one per sample")
     scored = [(edit_distance(reference, hypothesis), -len(reference)) for reference in references]
     edits, length = min(scored)
     return edits, -length
@@ -48,16 +48,16 @@ Rates = dict[str, float | list[float]]
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
-    """`wer` of texts: word edits per reference word. Of several references for a text, the nearest counts.
+    """`wer` for texts: word edits per reference word. If a text has several references, the nearest counts.
 
-    Words are separated by white space; normalise texts before the call.
+    Words are separated by white space; normalise texts before calling this.
     """
     edits, lengths = _edits(hypotheses, references)
     return {**_rate("wer", edits, lengths, seed), "samples": len(edits)}
 
 
 def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
-    """`wer` and `per` of pronunciations, which are space-separated phonemes; the nearest reference counts.
+    """`wer` and `per` for pronunciations, which are space-separated phonemes; the nearest reference counts.
 
     `wer` is the share of words that match none of their references; `per` is phoneme edits per reference phoneme.
     """
@@ -74,11 +74,13 @@ def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Se
 
 def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} hypotheses for {len(references)} references; pass one for each")
+        raise UserError(
+            f"{len(hypotheses)} hypotheses do not match {len(references)} references; pass one per reference"
+        )
     if not hypotheses:
         raise UserError("there are 0 samples to evaluate; pass at least one")
     if any(isinstance(sample_references, str) for sample_references in references):
-        raise UserError("references are single strings; pass a list of references for each sample")
+        raise UserError("references are plain strings; pass a list of references for each sample")
     pairs = zip(hypotheses, references)
     edits_and_lengths = [
         min_edits(text.split(), [reference.split() for reference in sample_references])
@@ -89,7 +91,9 @@ def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tu
 
 def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
     if not sum(lengths):
-        raise UserError(f"{name} needs words in references, but all {len(lengths)} are empty; pass non-empty ones")
+        raise UserError(
+            f"{name} needs non-empty references, but all {len(lengths)} are empty; pass references with words"
+        )
     interval = bootstrap_ratio(edits, lengths, seed)
     return {name: sum(edits) / sum(lengths), f"{name}_interval": interval}
 
@@ -99,16 +103,16 @@ _LATER_EXPANSIONS = (
     "sorta",
     "dunno",
     "cause",
-)  # expanded by the package, but not in Whisper's published version
+)  # expanded by the package, but not by Whisper's published version
 
 
 @cache
 def english_normalizer() -> Callable[[str], str]:
-    """Whisper's published normaliser of English text. UserError if its package is not installed."""
+    """Whisper's published normaliser for English text. Raises UserError if its package is not installed."""
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError:
-        raise UserError("this needs the package whisper-normalizer; pip install 'headway[audio]'") from None
+        raise UserError("this needs the package whisper-normalizer; run pip install 'headway[audio]'") from None
     normalizer = EnglishTextNormalizer()
     for word in _LATER_EXPANSIONS:
         normalizer.replacers.pop(rf"\b{word}\b", None)

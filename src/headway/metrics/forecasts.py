@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 
 
 def seasonal_error(values: Float[np.ndarray, "N"], season: int) -> float:
-    """The mean absolute error of the seasonal naive forecast within a series, which scales forecast errors (Hyndman and
-    Koehler 2006, equation 3, with the value one season ago instead of one step ago); NaN if it is 0.
+    """The mean absolute error of the seasonal naive forecast within a series, used to scale forecast errors (Hyndman
+    and Koehler 2006, equation 3, with the value one season ago instead of one step ago); NaN if it is 0.
     """
     error = float(np.abs(values[season:] - values[:-season]).mean()) if len(values) > season else 0.0
     return error or float("nan")
@@ -23,9 +23,10 @@ def forecast_scores(
     scales: Float[np.ndarray, "N"],
     levels: Sequence[float],
 ) -> dict[str, float]:
-    """`mase`, the mean absolute error of the medians divided by `scales` (`seasonal_error`), omitted if no series has a
-    scale; `weighted_quantile_loss`, twice the sum of pinball losses divided by the sum of absolute values (Salinas et
-    al. 2020, section 4.2, averaged over levels); and `coverage`, the share of values between the outermost quantiles.
+    """Forecast scores. `mase` is the mean absolute error of the medians divided by `scales` (`seasonal_error`), and is
+    omitted if no series has a scale. `weighted_quantile_loss` is twice the sum of pinball losses divided by the sum of
+    absolute values (Salinas et al. 2020, section 4.2, averaged over levels). `coverage` is the share of values between
+    the outermost quantiles.
     """
     level_values, scores = np.asarray(levels), {}
     median = quantiles[..., int(np.abs(level_values - 0.5).argmin())]
@@ -42,8 +43,9 @@ def forecast_scores(
 
 
 def simple_forecasts(past: Float[np.ndarray, "B C"], horizon: int, season: int) -> dict[str, Float[np.ndarray, "B S"]]:
-    """Baselines: the last value, the mean, and the line through first and last value (drift). With at least one season
-    of history also the last season (seasonal naive), with two also plus the difference of their means.
+    """Baselines: the last value, the mean, and the line through the first and last value (drift). With at least one
+    season of history, also the last season (seasonal naive); with two, also the last season plus the difference between
+    their means.
     """
     steps_ahead, last = np.arange(1, horizon + 1), past[:, -1:]
     slope = (last - past[:, :1]) / max(1, past.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""95 % intervals as [low, high]: of proportions, means, correlations and playing strength."""
+"""95 % intervals as [low, high] for proportions, means, correlations and playing strength."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike
 
 from headway.errors import UserError
 
-Z = 1.959964  # standard deviations that contain 95 % of a normal distribution
+Z = 1.959964  # 95 % of a normal distribution is within this many standard deviations
 TAILS = (2.5, 97.5)  # percentiles
 RESAMPLES = 1000
 _CHUNK = 1 << 22  # weights in memory at once
 
 
 def wilson_interval(successes: int, count: int) -> list[float]:
-    """The interval of a proportion (Wilson 1927): within [0, 1], and valid at 0 and 1 and for small counts."""
+    """The interval for a proportion (Wilson 1927). It is within [0, 1], and valid at 0 and 1 and for small counts."""
     if not 0 <= successes <= count or count == 0:
         raise UserError(f"{successes} of {count} is not a proportion; pass at least one sample")
     share, spread = successes / count, Z * Z / count
@@ -28,18 +28,20 @@ def wilson_interval(successes: int, count: int) -> list[float]:
 
 
 def bootstrap_mean(values: ArrayLike, seed: int = 0) -> list[float]:
-    """The interval of the mean of samples [N]."""
+    """The interval for the mean of samples [N]."""
     values = np.asarray(values, dtype=np.float64)
     return bootstrap_ratio(values, np.ones_like(values), seed)
 
 
 def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> list[float]:
-    """The interval of sum(numerators) / sum(denominators) over resamples of [N] samples: WER, loss per token."""
+    """The interval for sum(numerators) / sum(denominators), such as WER or loss per token, from resamples of the [N]
+    samples.
+    """
     table = np.stack(np.broadcast_arrays(numerators, denominators), axis=1).astype(np.float64)
     count = len(table)
     if count == 0 or not table[:, 1].sum() > 0:
         raise UserError(
-            f"{count} samples of total size {table[:, 1].sum():g} have no rate; pass at least one non-empty sample"
+            f"{count} samples with a total size of {table[:, 1].sum():g} have no rate; pass a non-empty sample"
         )
 
     def ratios(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -52,12 +54,12 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 
 def bootstrap(
     table: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
 ) -> list[float]:
-    """The bootstrap interval of a statistic of samples, the rows of `table` [N, F].
+    """The bootstrap interval for a statistic of samples, which are the rows of `table` [N, F].
 
-    Rows repeat, so `statistic(counts, rows)` takes the distinct `rows` [K, F] and their `counts` [R, K] per resample,
-    and returns one number per resample, NaN if undefined.
+    Because rows repeat, `statistic(counts, rows)` takes the distinct `rows` [K, F] and their `counts` [R, K] per
+    resample, and returns one number per resample, NaN if undefined.
     """
-    rows, counts = np.unique(table, axis=0, return_counts=True)  # error counts repeat, so there are few distinct rows
+    rows, counts = np.unique(table, axis=0, return_counts=True)  # error counts repeat, so few rows are distinct
     generator = np.random.default_rng(seed)
     batch_size = max(1, min(RESAMPLES, _CHUNK // len(rows)))
     statistics = []
@@ -71,11 +73,11 @@ def bootstrap(
 def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
     """The share of points and the Elo difference, each with its 95 % interval; None if unbounded.
 
-    The interval of the share is Wilson's, for the number of games that would have the same variance without draws.
+    The share has Wilson's interval, for the number of games that would have the same variance without draws.
     """
     games = wins + draws + losses
     if games == 0:
-        raise UserError("there are 0 games to compute strength from; play some")
+        raise UserError("there are 0 games to estimate playing strength from; play at least one")
     score = (wins + draws / 2) / games
     variance = (wins + draws / 4) / games - score**2
     effective = games * score * (1 - score) / variance if variance > 0 else games
@@ -104,10 +106,10 @@ Scores = dict[str, float | list[float]]
 
 
 def correlation_scores(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
-    """`pearson` and `spearman` of numbers [N], with intervals, and `samples`; 0 if either variable is constant."""
+    """`pearson` and `spearman` for numbers [N], with intervals, and `samples`; 0 if either variable is constant."""
     table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
     if len(table) < 2:
-        raise UserError(f"{len(table)} samples have no correlation; pass at least two")
+        raise UserError(f"{len(table)} samples are too few for a correlation; pass at least two")
     rows, counts = np.unique(table, axis=0, return_counts=True)
     scores: Scores = {}
     for name, statistic in (("pearson", _pearson), ("spearman", _spearman)):
@@ -117,18 +119,20 @@ def correlation_scores(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -
 
 
 def _pearson(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pearson's r [R] of resamples: counts [R, K] of the distinct (x, y) rows [K, 2]; NaN if x or y is constant."""
+    """Pearson's r [R] per resample, from the counts [R, K] of the distinct (x, y) rows [K, 2]; NaN if x or y is
+    constant.
+    """
     x, y = (rows - rows.mean(0)).T
     return _correlation(counts, np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape))
 
 
 def _spearman(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pearson's r of the ranks; equal values get their mean rank (Spearman 1904)."""
+    """Pearson's r of ranks; equal values get their mean rank (Spearman 1904)."""
     return _correlation(counts, *(_ranks(counts, column) for column in rows.T))
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The correlation of x and y [R, K], with each column weighted by `weights` [R, K]."""
+    """The correlation between x and y [R, K], with each column weighted by `weights` [R, K]."""
     total = weights.sum(1, keepdims=True)
     x, y = (variable - (weights * variable).sum(1, keepdims=True) / total for variable in (x, y))
     xx, yy, xy = ((weights * product).sum(1) for product in (x * x, y * y, x * y))

@@ -1,4 +1,4 @@
-"""Metrics of rare classes, multi-label targets and regression."""
+"""Metrics for rare classes, multi-label targets and regression."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from headway.errors import UserError
 from headway.metrics.classification import Scores, class_scores
 from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, correlation_scores
 
-_MIN_POSITIVES = 3  # minimum validation samples of a label for its own threshold
+_MIN_POSITIVES = 3  # minimum validation samples with a label for it to get its own threshold
 
 
 def balanced_scores(predicted: ArrayLike, labels: ArrayLike, rare: Collection[int] = ()) -> Scores:
-    """`class_scores` of classes [N], int, and `balanced_accuracy`, the mean recall of the classes that occur.
+    """`class_scores` for classes [N], int, and `balanced_accuracy`, the mean recall over classes that occur.
 
-    With `rare` classes, the mean F1 of those that occur (`rare_f1`) and the other balanced scores come first.
+    If there are `rare` classes, the mean F1 of those that occur (`rare_f1`) and the other balanced scores come first.
     """
     plain = class_scores(predicted, labels)
     table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
@@ -40,7 +40,7 @@ def _with_interval(name: str, table: np.ndarray, statistic: object) -> Scores:
 
 
 def _balanced_accuracy(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The mean recall of the classes that occur, [R]."""
+    """The mean recall over classes that occur, [R]."""
     labels, predicted = rows.T
     recalls = []
     for label in np.unique(labels):
@@ -54,7 +54,7 @@ def _balanced_accuracy(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _f1_of(counts: np.ndarray, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The mean F1 [R] of some classes; 0 for classes that are neither predicted nor labelled."""
+    """The mean F1 [R] over some classes; 0 for classes that are neither predicted nor labelled."""
     labels, predicted = rows.T
     scores = np.zeros((len(classes), len(counts)))
     for index, label in enumerate(classes):
@@ -65,8 +65,8 @@ def _f1_of(counts: np.ndarray, rows: np.ndarray, classes: np.ndarray) -> np.ndar
 
 
 def label_scores(predicted: Bool[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> Scores:
-    """Multi-label scores: `f1_micro`, `precision` and `recall` over all labels of all samples, `f1`, the mean F1 of the
-    labels that occur or are predicted, and `exact_match`, the share of samples with all labels correct.
+    """Multi-label scores: `f1_micro`, `precision` and `recall` over all labels of all samples; `f1`, the mean F1 over
+    labels that occur or are predicted; and `exact_match`, the share of samples with all labels correct.
     """
     if not len(labels):
         raise UserError("there are 0 samples to evaluate; pass at least one")
@@ -97,7 +97,7 @@ def _macro(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def best_thresholds(scores: Float[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> list[float]:
     """For each label, the probability threshold that maximises its F1 on these samples.
 
-    Labels with very few samples get the best threshold for all labels together.
+    Labels with very few samples share the threshold that is best for all labels together.
     """
     shared = _threshold(scores.reshape(-1), labels.reshape(-1))
     return [
@@ -107,7 +107,9 @@ def best_thresholds(scores: Float[np.ndarray, "N C"], labels: Bool[np.ndarray, "
 
 
 def _threshold(scores: Float[np.ndarray, "N"], labels: Bool[np.ndarray, "N"]) -> float:
-    """The best threshold midway between two scores; of equally good ones the nearest to 1/2. 1/2 if no label is 1."""
+    """The best threshold midway between two scores; among equally good ones, the nearest to 1/2. If no label is 1, it
+    is 1/2.
+    """
     if not labels.any():
         return 0.5
     order = np.argsort(-scores, kind="stable")
@@ -122,12 +124,12 @@ def _threshold(scores: Float[np.ndarray, "N"], labels: Bool[np.ndarray, "N"]) ->
 
 
 def number_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
-    """Scores of numbers [N]: `r2`, the share of explained variance (0 if all labels are equal), `mean_absolute_error`
-    in the unit of the labels, and both correlations.
+    """Scores for numbers [N]: `r2`, the share of explained variance (0 if all labels are equal), `mean_absolute_error`
+    in the labels' unit, and both correlations.
     """
     table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
     if len(table) < 2:
-        raise UserError(f"{len(table)} samples have no correlation; pass at least two")
+        raise UserError(f"{len(table)} samples are too few for a correlation; pass at least two")
     errors = np.abs(table[:, 0] - table[:, 1])
     return {
         **_with_interval("r2", table, _r2),

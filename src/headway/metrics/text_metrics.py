@@ -1,4 +1,4 @@
-"""Metrics of language modelling, translation and captions."""
+"""Metrics for language modelling, translation and captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headway.metrics.intervals import RESAMPLES, TAILS, wilson_interval
 
 
 def perplexity(nats: float, tokens: int) -> float:
-    """exp of the loss per token, where `nats` is the sum over all `tokens`; infinity on overflow."""
+    """exp of the loss per token, where `nats` is the sum over all `tokens`; infinite on overflow."""
     try:
         return math.exp(_per_unit(nats, tokens, "tokens"))
     except OverflowError:
@@ -22,7 +22,7 @@ def perplexity(nats: float, tokens: int) -> float:
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """The loss in bits per UTF-8 byte of a text of `size` bytes; comparable between tokenizers."""
+    """The loss in bits per UTF-8 byte for a text of `size` bytes, which is comparable between tokenizers."""
     return _per_unit(nats, size, "bytes") / math.log(2)
 
 
@@ -34,7 +34,7 @@ def language_scores(nats: float, tokens: int, size: int | None = None) -> dict[s
 
 def _per_unit(nats: float, count: int, unit: str) -> float:
     if count <= 0:
-        raise UserError(f"the loss was counted over {count} {unit}; evaluate on at least one")
+        raise UserError(f"the loss was computed over {count} {unit}; evaluate on at least one")
     return nats / count
 
 
@@ -45,7 +45,7 @@ References = Sequence[str] | Sequence[Sequence[str]]  # one or several for each 
 def bleu(
     hypotheses: Sequence[str], references: References, *, lowercase: bool = False, tokenize: str = "13a"
 ) -> Scores:
-    """`bleu` of the corpus (0 to 100), `bleu_signature` and `bleu_interval`.
+    """Corpus `bleu` (0 to 100), `bleu_signature` and `bleu_interval`.
 
     Use `tokenize="none"` for text that is already tokenised, and report it with the score.
     """
@@ -54,7 +54,7 @@ def bleu(
 
 
 def chrf(hypotheses: Sequence[str], references: References, *, word_order: int = 0) -> Scores:
-    """`chrf` of the corpus (0 to 100), `chrf_signature` and `chrf_interval`; `word_order=2` is chrF++."""
+    """Corpus `chrf` (0 to 100), `chrf_signature` and `chrf_interval`; `word_order=2` is chrF++."""
     streams = _streams(hypotheses, references)
     return _score("chrf", _sacrebleu().CHRF(word_order=word_order), hypotheses, streams)
 
@@ -68,14 +68,14 @@ def _sacrebleu() -> ModuleType:
     try:
         from sacrebleu import metrics  # an extra, and slow to import
     except ImportError:
-        raise UserError("BLEU and chrF need sacrebleu; pip install 'headway[metrics]'") from None
+        raise UserError("BLEU and chrF need sacrebleu; run pip install 'headway[metrics]'") from None
     return metrics
 
 
 def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list[str | None]]) -> Scores:
     score = metric.corpus_score(hypotheses, streams).score
-    # sacrebleu's own bootstrap does not return bounds and fails if only some resamples score 0, so only its counts per
-    # sentence and its formula are used.
+    # sacrebleu's own bootstrap does not return bounds, and fails if only some resamples score 0. So only its formula
+    # and its counts per sentence are used.
     counts = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
     resampled = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     scores = [float(metric._compute_score_from_stats(sums).score) for sums in (resampled @ counts).tolist()]
@@ -86,7 +86,9 @@ def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list
 def _streams(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:
     """References in sacrebleu's layout: the first of every sentence, then the second of every sentence, ..."""
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} translations for {len(references)} references; pass one for each")
+        raise UserError(
+            f"{len(hypotheses)} translations do not match {len(references)} references; pass one per reference"
+        )
     if not hypotheses:
         raise UserError("there are 0 translations to evaluate; pass at least one")
     reference_lists = [
@@ -94,7 +96,7 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
         for sample_references in references
     ]
     if not all(reference_lists):
-        raise UserError(f"translation {reference_lists.index([])} has no reference; pass at least one for each")
+        raise UserError(f"translation {reference_lists.index([])} has no reference; pass at least one per translation")
     max_references = max(map(len, reference_lists))
     return [
         [sample_references[i] if i < len(sample_references) else None for sample_references in reference_lists]
@@ -103,7 +105,7 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """`exact_match`, the share of captions that equal one of their references, and its interval."""
+    """`exact_match` (the share of captions that equal one of their references) and its interval."""
     hits = sum(caption in sample_references for caption, sample_references in zip(captions, references, strict=True))
     return {"exact_match": hits / len(captions), "exact_match_interval": wilson_interval(hits, len(captions))}
 

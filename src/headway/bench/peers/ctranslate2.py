@@ -22,7 +22,7 @@ _NAME = "ctranslate2"
 
 
 class _IdVocabulary:
-    """A vocabulary for a model without one: each token id as text. The last token of a translation model starts the
+    """A vocabulary for a model without one: each token id as text. In a translation model, the last token starts the
     decoder, and the converter identifies it by name.
     """
 
@@ -56,7 +56,7 @@ def prepare(job: Job) -> None:
 
 
 def decode(job: Job) -> dict[str, float]:
-    """The time of all new tokens minus that of one new token, which is mostly the prefill."""
+    """The time for all new tokens minus the time for one new token, which is mostly prefill."""
     generator, prompts = _generator(job), _to_words(job.prompts())
     _generate(generator, prompts, WARMUP_TOKENS)
     total, first_token = (time_call(lambda n=n: _generate(generator, prompts, n)) for n in (NEW_TOKENS, 1))
@@ -64,7 +64,9 @@ def decode(job: Job) -> dict[str, float]:
 
 
 def prefill(job: Job) -> dict[str, float]:
-    """The time of one new token after the prompts, minus that of one new token after one token: without the step."""
+    """The time for one new token after the prompts, minus the time for one new token after one token, to exclude the
+    step.
+    """
     generator, prompts = _generator(job), _to_words([[0, *row] for row in job.prompts()])
     total = time_step(lambda: _generate(generator, prompts, 1))
     step = time_step(lambda: _generate(generator, [row[:1] for row in prompts], 1))
@@ -72,7 +74,7 @@ def prefill(job: Job) -> dict[str, float]:
 
 
 def translate(job: Job) -> dict[str, float]:
-    """Beam search with a minimum length, so that all have the same number of tokens."""
+    """Beam search with a minimum length, so that all outputs have the same number of tokens."""
     translator = ctranslate2.Translator(str(job.converted_path(_NAME)), **_settings(job))
     sources = _to_words(job.sources())
 

@@ -42,7 +42,7 @@ def prepare(job: Job) -> None:
 
 
 class _Sequences:
-    """Rows of a batch that grow together, one sequence each."""
+    """Rows in a batch that grow together, one sequence each."""
 
     def __init__(self, path: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int, threads: int) -> None:
         self.prompts = prompts
@@ -71,7 +71,7 @@ class _Sequences:
         return self.extend(self.prompts)
 
     def extend(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        """Decode further tokens of each row, and return the most probable token after them."""
+        """Decode more tokens in each row, and return the most probable token after them."""
         batch, count, last = self._batch, 0, []
         for row, tokens in enumerate(rows):
             for position, token in enumerate(tokens, self.lengths[row]):

@@ -24,7 +24,7 @@ from headway.bench.benchmark import (
 
 @torch.inference_mode()
 def decode(job: Job) -> dict[str, float]:
-    """Steps of the model with its cache, which are faster than `generate`."""
+    """Model steps with its cache, which are faster than `generate`."""
     model, (ids, mask) = _model(job), _left_pad(job.prompts())
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(ids, **_mask_arguments(job, mask, positions), use_cache=True, logits_to_keep=1)
@@ -58,7 +58,7 @@ def prefill(job: Job) -> dict[str, float]:
 
 @torch.inference_mode()
 def translate(job: Job) -> dict[str, float]:
-    """`generate` with beam search and a minimum length, so that all have the same number of tokens."""
+    """`generate` with beam search and a minimum length, so that all outputs have the same number of tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
     sources, pad = job.sources(), job.symbols - 1
     max_length = max(map(len, sources))
@@ -81,7 +81,7 @@ def translate(job: Job) -> dict[str, float]:
 
 
 def train(job: Job) -> dict[str, float]:
-    """A plain loop: the model's loss, clipping, torch's fused AdamW."""
+    """A plain training loop: the model's loss, clipping, and torch's fused AdamW."""
     model, context = _model(job).train(), job.context or 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(job.seed)
@@ -99,8 +99,8 @@ def train(job: Job) -> dict[str, float]:
 
 
 def load(job: Job) -> dict[str, float]:
-    """The time to load a model and touch every page of its weights, at the second load, when modules are imported and
-    the files are in the page cache.
+    """The time to load a model and touch every page of its weights, measured at the second load, when modules are
+    imported and the files are in the page cache.
     """
 
     def work() -> None:
@@ -126,7 +126,7 @@ def _left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _mask_arguments(job: Job, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The mask and positions; none for one row, which has no padding and is faster without."""
+    """The mask and positions. One row has neither, because it has no padding and is faster without them."""
     return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": positions}
 
 

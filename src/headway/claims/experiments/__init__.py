@@ -13,13 +13,15 @@ from headway.errors import UserError, nearest
 
 @cache
 def claims() -> dict[str, Claim]:
-    """All claims by name, in the order of their numbers."""
+    """All claims by name, in numerical order."""
     all_claims = [import_module(f"{__name__}.{module.name}").CLAIM for module in pkgutil.iter_modules(__path__)]
     return {claim.name: claim for claim in sorted(all_claims, key=lambda claim: claim.number)}
 
 
 def select_claims(names: Sequence[str]) -> list[Claim]:
-    """The claims with these names or numbers; all without any. Raises UserError with the nearest name."""
+    """The claims with these names or numbers, or all claims if there are none. Raises UserError with the nearest
+    name.
+    """
     known = claims()
     names_by_number = {str(claim.number): claim.name for claim in known.values()}
     selected = []

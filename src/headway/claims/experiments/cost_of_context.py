@@ -26,7 +26,9 @@ SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # allowed range of an exponent's interval
 
 @dataclass(frozen=True)
 class CostOfContextSettings:
-    """`lengths` of texts in training, `counted` lengths for counting memory, `contexts` before a decoded token."""
+    """`lengths` are training lengths, `counted` the lengths for counting memory, `contexts` the context lengths before
+    a decoded token.
+    """
 
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
     counted: tuple[int, ...] = (1024, 2048, 4096)
@@ -55,8 +57,8 @@ def measure(settings: CostOfContextSettings, variant: str, seed: int) -> Values:
 
 
 def measure_training(settings: CostOfContextSettings, model: Transformer, seed: int) -> dict[str, Any]:
-    """The time of the forward and backward pass, and the bytes saved between them: by the fused kernel, and by the
-    plain form, which stores every attention weight.
+    """The time for the forward and backward pass, and the bytes saved between them by the fused kernel and by the plain
+    form, which stores every attention weight.
     """
     source = generator(seed, 9)
     inputs = {n: torch.randint(8, (1, n), generator=source) for n in {*settings.lengths, *settings.counted}}
@@ -71,7 +73,7 @@ def measure_training(settings: CostOfContextSettings, model: Transformer, seed: 
 
 @torch.no_grad()
 def measure_decoding(settings: CostOfContextSettings, model: Transformer) -> dict[str, Any]:
-    """The time of one more token after a context, and the bytes of its state."""
+    """The time for one more token after a context, and the size of its state in bytes."""
     times, sizes = [], []
     for context in settings.contexts:
         x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
@@ -92,7 +94,9 @@ def state_bytes(model: nn.Module, context: int) -> int:
 
 
 def fit_exponent(trials: Trials, variant: str, key: str, xs: tuple[int, ...], offset: float = 0.0) -> Interval:
-    """The exponent over all repetitions plus `offset`; that of decoding a text is 1 more than that of one token."""
+    """The exponent over all repetitions plus `offset`: the exponent for decoding a whole text is 1 more than that for
+    one token.
+    """
     runs = trials.collect(variant, key)
     fitted = exponent([x for _ in runs for x in xs], [y for run in runs for y in run])
     return Interval(*(part + offset for part in fitted))

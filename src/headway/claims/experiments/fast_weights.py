@@ -26,7 +26,7 @@ MAX_EQUAL, MIN_UNEQUAL = 1e-9, 1e-2  # relative differences in double precision
 
 @dataclass(frozen=True)
 class FastWeightsSettings:
-    """Lengths, some of which are not multiples of the chunk size of the parallel form."""
+    """Lengths, some of which are not multiples of the parallel form's chunk size."""
 
     lengths: tuple[int, ...] = (1, 7, 64, 100, 257)
     width: int = 32
@@ -35,7 +35,7 @@ class FastWeightsSettings:
 
 
 def mixer_of(settings: FastWeightsSettings, variant: str) -> Mixer:
-    """A mixer in double precision; all have the same parameters with the same names."""
+    """A mixer in double precision; all mixers have the same parameters with the same names."""
     heads = settings.heads
     config = {
         "controller": FastWeightsConfig(heads, strength=False),
@@ -106,7 +106,7 @@ def apply_rule(settings: FastWeightsSettings, trials: Trials) -> Finding:
         return Number(name, Interval(value, value, value), "all seeds and lengths")
 
     same = {key: largest_difference(trials, UNNORMALISED, key) for key in ("outputs", "gradients", "module")}
-    # A control must differ with every seed at every length above one token.
+    # A control must differ for every seed and every length above one token.
     long = [i for i, length in enumerate(settings.lengths) if length > 1]
     smallest = {v: min(trials.collect(v, "outputs")[s][i] for s in range(trials.seeds) for i in long) for v in CONTROLS}
     numbers = [

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinalStateSettings:
-    """Texts of `short` and of `length` tokens, of `symbols`, and a token that queries one position.
+    """Sequences of `short` and of `length` random `symbols`, and a token that queries one position.
 
-    The long texts have 120 bits, like a sentence of eight words from 30,000.
+    The long sequences contain 120 bits, like a sentence of eight words from a vocabulary of 30,000.
     """
 
     short: int = 6
@@ -50,7 +50,7 @@ def model_of(settings: FinalStateSettings, mixer: str, length: int) -> Transform
 
 
 def query_problem(settings: FinalStateSettings, length: int) -> SampleBatch:
-    """Texts with a query for a random token, so the model has to store them all."""
+    """Sequences with a query for a random token, so that the model has to store all tokens."""
 
     def sample_batch(source: torch.Generator) -> ExampleBatch:
         text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
@@ -63,8 +63,8 @@ def query_problem(settings: FinalStateSettings, length: int) -> SampleBatch:
 
 @torch.no_grad()
 def memories(model: Transformer, text: Int[Tensor, "B T"]) -> list[Float[Tensor, "B N"]]:
-    """The model's memory of each token after the whole text: for a recurrent network its state, the same for all
-    tokens; for attention the key and the value of the token.
+    """The model's memory of each token after the whole sequence: for a recurrent network, its state, which is the same
+    for all tokens; for attention, the token's key and value.
     """
     x, layout = model.embed(text, Layout.full(text.shape[0], text.shape[1]))
     states = model.stack.initial_states(text.shape[0], text.shape[1] + 1, like=x)
@@ -76,7 +76,7 @@ def memories(model: Transformer, text: Int[Tensor, "B T"]) -> list[Float[Tensor,
 
 
 def probe(features: Float[Tensor, "B N"], targets: Int[Tensor, "B"], classes: int) -> float:
-    """The accuracy of a linear probe on the second half of the rows, fitted on the first by ridge regression."""
+    """The accuracy of a linear probe on the second half of the rows, fitted to the first half by ridge regression."""
     x = torch.cat([features, torch.ones(len(features), 1)], 1).double()
     half = len(x) // 2
     wanted = torch.nn.functional.one_hot(targets, classes).double()

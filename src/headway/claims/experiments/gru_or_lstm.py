@@ -19,7 +19,7 @@ VARIANTS = (LSTM, GRU, ELMAN, HALF)
 
 @dataclass(frozen=True)
 class GRUOrLSTMSettings:
-    """`margin` is the difference of phoneme error rates below which models count as equal. Sizes are those of a
+    """`margin` is the difference in phoneme error rate below which models count as equal. Models have the size of a
     transformer with this width and depth.
     """
 
@@ -38,7 +38,7 @@ def measure(settings: GRUOrLSTMSettings, variant: str, seed: int) -> Values:
 
 
 def error_differences(trials: Trials, variant: str) -> list[float]:
-    """The differences of error rates, per pair of trials."""
+    """The differences in error rate, per pair of trials."""
     return [a - b for a, b in zip(trials.collect(variant, "end"), trials.collect(LSTM, "end"))]
 
 

@@ -26,7 +26,9 @@ MASKED, UNMASKED = "next token, masked", "next token, mask removed"
 
 @dataclass(frozen=True)
 class HeadsSettings:
-    """`asked` keys are queried at once of `keys` that were written; `length` and `symbols` of unpredictable texts."""
+    """Of the `keys` that were written, `asked` are queried at once. `length` and `symbols` describe the random
+    sequences.
+    """
 
     heads: tuple[int, ...] = (1, 2, 4, 8)
     keys: int = 12
@@ -58,7 +60,7 @@ def measure(settings: HeadsSettings, variant: str, seed: int) -> Values:
 
 
 def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
-    """Associative recall, with the attention weights of the query token."""
+    """Associative recall, with the query token's attention weights."""
     problem = settings.pairs
     outputs = settings.asked * settings.values
     config = network(AttentionConfig(heads), width=settings.width, channels=problem.channels, outputs=outputs)
@@ -78,14 +80,14 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
 def query_attention(
     model: Transformer, problem: KeyValuePairs, rows: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The attention weights [B, H, S] of the last token, and the positions [B, A] of the answers."""
+    """The last token's attention weights [B, H, S], and the positions [B, A] of the answers."""
     examples, positions = problem.sample(rows, generator(seed, 5))
     maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
     return next(iter(maps.values()))[:, :, -1], positions
 
 
 def train_next_token(settings: HeadsSettings, masked: bool, seed: int) -> Values:
-    """Train on the next token of random texts, which a causal model can only guess."""
+    """Train on the next token in random sequences, which a causal model can only guess."""
     mixer = AttentionConfig(2, pattern=Causal() if masked else Full(), rotary=RotaryConfig())
     n_symbols = settings.symbols
     config = network(mixer, width=settings.width, vocab_size=n_symbols, outputs=n_symbols, pool="tokens")

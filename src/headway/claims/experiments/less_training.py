@@ -29,9 +29,9 @@ GOALS = {"per": "phoneme error rate", "loss": "loss, nats per token"}
 
 @dataclass(frozen=True)
 class LessTrainingSettings:
-    """`target` is the score of `goal` to reach; lower is better. `symbols` is the vocabulary size if it can be chosen.
-    Sizes are those of a transformer of this width and depth. The learning rate schedule does not depend on the end of
-    the run, because that would favour models that reach the target near it.
+    """`target` is the `goal` score to reach; lower is better. `symbols` is the vocabulary size if it can be chosen.
+    Models have the size of a transformer with this width and depth. The learning rate schedule does not depend on the
+    end of the run, because that would favour models that reach the target near the end.
     """
 
     recipe: str = "pronounce"
@@ -59,7 +59,7 @@ def times_to_target(settings: LessTrainingSettings, trials: Trials, variant: str
 
 
 def time_ratio(settings: LessTrainingSettings, trials: Trials, variant: str) -> Interval:
-    """The time of a variant to the target relative to attention: the geometric mean over pairs of seeds."""
+    """A variant's time to the target relative to attention: the geometric mean over pairs of seeds."""
     pairs = zip(times_to_target(settings, trials, variant), times_to_target(settings, trials, ATTENTION))
     log_ratio = mean([math.log(seconds / attention_seconds) for (seconds, _), (attention_seconds, _) in pairs])
     return Interval(*(math.exp(part) if part < 700 else math.inf for part in log_ratio))

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS = ("adding", "copying")
-_CONSTANT = 1 / 6  # error of a constant answer in the adding problem
+_CONSTANT = 1 / 6  # error for a constant answer in the adding problem
 
 
 @dataclass(frozen=True)
 class LongDependenciesSettings:
-    """Lengths of the adding problem, and delays of copying `count` of `symbols`."""
+    """Lengths for the adding problem, and delays for copying `count` of `symbols`."""
 
     lengths: tuple[int, ...] = (10, 40, 100)
     delays: tuple[int, ...] = (5, 15, 30)
@@ -35,7 +35,7 @@ class LongDependenciesSettings:
 
 
 class LagJob(NamedTuple):
-    """A problem for a mixer. With `cut` the state is lost midway, so most of the problem cannot be solved."""
+    """A problem for a mixer. With `cut`, the state is lost midway, so most of the problem cannot be solved."""
 
     mixer: str
     task: str

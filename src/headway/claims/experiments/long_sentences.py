@@ -42,7 +42,7 @@ class LongSentencesSettings:
     most: int = 5
     trained: int = 10_000
     judged: int = 150
-    width: int = 64  # of the transformer; the others have the same size
+    width: int = 64  # width of the transformer; the others have the same size
     budget: Budget = Budget(steps=1400, trial_steps=100, rates=(4e-3, 8e-3), evaluations=1, judged=300)
 
 

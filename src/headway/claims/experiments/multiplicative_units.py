@@ -23,8 +23,8 @@ CONTROL = "total"
 
 @dataclass(frozen=True)
 class MultiplicativeUnitsSettings:
-    """The `length` of the adding problem and the `delay` of copying. `short` is the length of the problems that claim 2
-    does not have: `latest`, which overwrites a memory, and `total`, which needs no gates.
+    """The `length` of the adding problem and the `delay` for copying. `short` is the length of the problems that are
+    not in claim 2: `latest`, which overwrites a memory, and `total`, which needs no gates.
     """
 
     length: int = 100
@@ -40,7 +40,7 @@ class MultiplicativeUnitsSettings:
 def problem(
     settings: MultiplicativeUnitsSettings, cell: MixerConfig, task: str
 ) -> tuple[TransformerConfig, SampleBatch, float]:
-    """The network, its examples, and the accuracy of chance or the error of a constant answer."""
+    """The network, its examples, and the accuracy by chance or the error for a constant answer."""
     rows, length, n_symbols, width = settings.rows, settings.length, settings.symbols, settings.width
     if task == "adding":
         return network(cell, width=width, channels=2, outputs=1), adding(rows, length), 1 / 6

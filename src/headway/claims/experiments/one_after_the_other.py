@@ -30,7 +30,7 @@ PARALLEL, RECURRENT = "attention", ("elman", "lstm", "gru")
 
 @dataclass(frozen=True)
 class OneAfterTheOtherSettings:
-    """Texts of these lengths, one per step, for models with as many parameters as attention of this width."""
+    """One sequence of each length per step, for models with as many parameters as attention at this width."""
 
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     width: int = 96
@@ -69,7 +69,7 @@ def step_by_step(model: Transformer, text: torch.Tensor) -> None:
 
 
 def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: int) -> Interval:
-    """The ratio of the times of two variants, over repetitions."""
+    """The ratio of two variants' times, over repetitions."""
     tops, bottoms = (
         [sum(parts) for parts in zip(*(trials.collect_point(v, n, index) for n in names))] for v in (slow, fast)
     )

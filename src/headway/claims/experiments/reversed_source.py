@@ -35,8 +35,8 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class ReversedSourceSettings:
-    """`margin` is the largest fall of the phoneme error rate at which the transformer counts as not helped. The LSTMs,
-    of `depth` layers each, have the size of a transformer of this width.
+    """`margin` is the largest drop in phoneme error rate at which the transformer counts as not helped. The LSTMs have
+    `depth` layers each, and the size of a transformer with this width.
     """
 
     margin: float = 0.02
@@ -61,7 +61,7 @@ def measure(settings: ReversedSourceSettings, variant: str, seed: int) -> Values
 
 
 def gain(trials: Trials, model: str, order: str) -> list[float]:
-    """The fall of the error rate with the changed order, per trial."""
+    """How much the error rate falls with the changed order, per trial."""
     pairs = zip(trials.collect(f"{model}, {PLAIN}", "end"), trials.collect(f"{model}, {order}", "end"))
     return [before - after for before, after in pairs]
 

@@ -18,8 +18,8 @@ DELTA, ADDITIVE = "delta", ("linear attention", "fast weights")
 
 @dataclass(frozen=True)
 class RewritingSettings:
-    """`keys` different keys, each written `times` times (the update setting); and `capacity` numbers of keys, each
-    written once (the capacity setting), up to more than the size of a key.
+    """In the update setting, `keys` different keys are each written `times` times. In the capacity setting, the numbers
+    of keys in `capacity` are each written once; the largest exceeds the size of a key.
     """
 
     times: tuple[int, ...] = (1, 2, 4)

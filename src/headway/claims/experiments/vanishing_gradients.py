@@ -75,7 +75,7 @@ def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Va
 
 
 def decay(settings: VanishingGradientsSettings, trials: Trials, name: str, key: str) -> list[float]:
-    """The slope of ln |gradient| over the distance, per trial: at -0.1, a tenth is lost per token."""
+    """The slope of ln |gradient| over distance, per trial; at -0.1, a tenth is lost per token."""
     all_norms = trials.collect(f"{name}, {settings.far}", key)
     return [slope(range(1, len(norms)), [math.log(n) for n in norms[1:]]).value for norms in all_norms]
 

@@ -1,4 +1,4 @@
-"""Classification: one class per sample; and the names of the classes, in a fixed order per run."""
+"""Classification (one class per sample), and the class names, whose order is fixed per run."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from headway.learn.report.confusion import confusions
 from headway.metrics import balanced_scores
 from headway.nn.models import Loss, ModelConfig, Transformer
 
-_RECIPE = "recipe.json"  # in a workspace, shows that the run has started and the other files belong to it
+_RECIPE = "recipe.json"  # in a workspace, it shows that the run has started and owns the other files
 
 
 def class_names(labels: Collection[str], workspace: Path) -> tuple[str, ...]:
-    """The ordered names of the classes: those of the existing run; otherwise those of the pretrained model, if they are
-    the same, so that its head fits; otherwise those of the data.
+    """The class names in order: those of the existing run; otherwise those of the pretrained model if the names are the
+    same, so that its head fits; otherwise those in the data.
     """
     saved = read_usage(workspace).labels
     if saved and ((workspace / _RECIPE).exists() or set(saved) == set(labels)):
@@ -47,7 +47,7 @@ def class_names(labels: Collection[str], workspace: Path) -> tuple[str, ...]:
     if not labels:
         raise UserError("the data contain no samples; add labelled samples")
     if len(labels) < 2:
-        raise UserError(f"the data have only one label, {next(iter(labels))!r}; add samples with other labels")
+        raise UserError(f"the data contain only one label, {next(iter(labels))!r}; add samples with other labels")
     are_numeric = all(label.isdecimal() for label in labels)
     return tuple(sorted(labels, key=int) if are_numeric else sorted(labels))
 
@@ -55,7 +55,7 @@ def class_names(labels: Collection[str], workspace: Path) -> tuple[str, ...]:
 def unknown_label(label: str, location: str, known: Collection[str]) -> UserError:
     suggestion = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
     return UserError(
-        f"{location}: the label {label!r} does not occur in training ({suggestion}); correct it, or add samples"
+        f"{location}: label {label!r} does not occur in the training data ({suggestion}); correct it, or add samples"
     )
 
 
@@ -64,8 +64,8 @@ HEAD = "classes"
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """The label of each sample, its split according to the files, uint8 [N], a key that equal samples share, and its
-    location for messages.
+    """Each sample's label, its split according to the files, uint8 [N], a key shared by equal samples, and its location
+    for messages.
     """
 
     labels: Sequence[str]
@@ -78,11 +78,13 @@ class ClassifiedExamples(IndexedExamples):
     """Samples with one class each. A domain defines their inputs (`take`) and their text for people."""
 
     labels: tuple[str, ...]
-    spelling_remarks: tuple[str, ...] = ()  # which spellings of labels were merged, for the report
+    spelling_remarks: tuple[str, ...] = ()  # which label spellings were merged, for the report
     classes: Int[np.ndarray, "N *T"]  # class index of each sample, or of each of its tokens
 
     def set_labels(self, samples: ClassSamples, split: SplitConfig, noun: str, remedy: str, workspace: Path) -> None:
-        """Set classes and splits. UserError for labels without training samples, and for fewer than two classes."""
+        """Set classes and splits. Raises UserError for labels without training samples and for fewer than two
+        classes.
+        """
         self.default_split = default_split_of(samples.stated_splits)
         samples = replace(samples, labels=self._merge_spellings(samples.labels, workspace))
         splits = _cover_all_classes(split_by_text(samples.keys, samples.stated_splits, split, samples.labels), samples)
@@ -93,8 +95,8 @@ class ClassifiedExamples(IndexedExamples):
     def label_indices(
         self, labels: Sequence[str], training_labels: Collection[str], locate: Callable[[int], str], workspace: Path
     ) -> Int[np.ndarray, "K"]:
-        """Set the class names from `training_labels`, and return the class indices of `labels`, whose locations are
-        `locate`. UserError for labels without training samples, and for fewer than two classes.
+        """Set the class names from `training_labels`, and return the class indices of `labels`, which `locate` finds
+        for messages. Raises UserError for labels without training samples and for fewer than two classes.
         """
         names = dict(zip(labels, self._merge_spellings(labels, workspace)))
         labels, training_labels = [names[label] for label in labels], {names[label] for label in training_labels}
@@ -109,7 +111,7 @@ class ClassifiedExamples(IndexedExamples):
         return {**super().contents(), "labels": (self.labels, self.classes)}
 
     def _merge_spellings(self, labels: Sequence[str], workspace: Path) -> list[str]:
-        """Labels in the spelling of the run or model in the workspace, otherwise in one spelling each."""
+        """Labels as spelt by the run or model in the workspace; otherwise with one spelling per label."""
         merged = merge_spellings(labels, read_usage(workspace).labels)
         self.spelling_remarks += merged.notes
         return merged.labels
@@ -130,10 +132,10 @@ C = TypeVar("C", bound=ClassifiedSamples)
 
 
 class Classification(PredictionObjective[C], Generic[C]):
-    """Cross-entropy of the head "classes" with labels, int64 [B], or with class probabilities, [B, C].
+    """Cross-entropy of the head "classes" with labels, int64 [B], or class probabilities, [B, C].
 
-    `smoothing` distributes that fraction of each label over all classes (Szegedy et al. 2016); `weights` [C] are class
-    weights in the loss, and `rare` the classes whose F1 is reported separately.
+    `smoothing` is the fraction of each label that is spread over all classes (Szegedy et al. 2016); `weights` [C] are
+    class weights in the loss, and `rare` are the classes whose F1 is reported separately.
     """
 
     head = HEAD
@@ -156,14 +158,14 @@ class Classification(PredictionObjective[C], Generic[C]):
         super().__init__(unit, goal)
         self.smoothing, self.weights, self.rare = smoothing, weights, rare
         if goal == "rare_f1" and not rare:
-            raise UserError("task.goal is 'rare_f1', but no class is rare; use f1")
+            raise UserError("task.goal=rare_f1, but no class is rare; use f1")
 
     @property
     def measure(self) -> str:
         return super().measure if self.weights is None else f"{super().measure}, classes weighted"
 
     def adapt(self, model: ModelConfig, examples: C) -> ModelConfig:
-        """`model` with a head for the number of classes."""
+        """`model` with a head that has one output per class."""
         return examples.with_head(model, HEAD, len(examples.labels))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -171,7 +173,7 @@ class Classification(PredictionObjective[C], Generic[C]):
         return {"loss": Loss(self.entropy(logits, batch.targets, self.smoothing), batch.tokens)}
 
     def entropy(self, logits: Float[Tensor, "B C"], targets: Tensor, smoothing: float = 0.0) -> Float[Tensor, ""]:
-        """The sum of the cross-entropies, each weighted by its class (by its classes' probabilities)."""
+        """The sum of the cross-entropies, each weighted by its class (or by its class probabilities)."""
         if self.weights is None:
             return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         losses, weights = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), self.weights
@@ -198,13 +200,13 @@ class Classification(PredictionObjective[C], Generic[C]):
         return count
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or `limit` of
-        its samples. With rare classes, balanced scores come first.
+        """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or on `limit`
+        of its samples. If there are rare classes, balanced scores come first.
         """
         logits, targets = self.evaluate_outputs(model, examples, split, limit)
         nats = float(F.cross_entropy(logits, targets, self.weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), targets.numpy(), self.rare)
-        scores.setdefault(self.goal, 0.0)  # if none of these samples has a rare class
+        scores.setdefault(self.goal, 0.0)  # if none of these samples belongs to a rare class
         return {**scores, "loss": nats} if self.rare else {"loss": nats, **scores}
 
     def predictions(
@@ -220,7 +222,7 @@ class Classification(PredictionObjective[C], Generic[C]):
         return interleave_classes((outputs.argmax(-1) != targets).numpy(), targets.numpy())
 
     def charts(self, examples: C, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """The confusions of the classes."""
+        """Confusions between classes."""
         noun = f"{examples.final_split} {self.unit}s"
         return confusions(targets.numpy(), outputs.argmax(-1).numpy(), examples.labels, noun)
 
@@ -231,15 +233,15 @@ def default_split_of(stated_splits: np.ndarray) -> str:
 
 
 def _cover_all_classes(splits: SplitIndices, samples: ClassSamples) -> SplitIndices:
-    """The splits, with randomly held-out samples of a class without training samples moved to training, together with
-    their duplicates.
+    """The splits, except that if a class has no training samples, its randomly held-out samples and their duplicates
+    move to training.
     """
     labels, keys = np.array(samples.labels, object), np.array(samples.keys, object)
     missing_labels = set(samples.labels) - set(labels[splits["train"]])
     is_random = samples.stated_splits <= split_code("train")
     if not missing_labels or not is_random.any():
         return splits
-    held_out_keys = set(keys[~is_random])  # held out by the files, so their duplicates are not trained on
+    held_out_keys = set(keys[~is_random])  # held out by the files, so their duplicates must not be trained on
     moved_keys = {keys[row] for row in np.flatnonzero(is_random) if labels[row] in missing_labels} - held_out_keys
     moved_rows = np.flatnonzero(np.fromiter((key in moved_keys for key in keys), bool, len(keys)))
     remaining = {split: rows[~np.isin(rows, moved_rows)] for split, rows in splits.items()}
@@ -247,9 +249,7 @@ def _cover_all_classes(splits: SplitIndices, samples: ClassSamples) -> SplitIndi
 
 
 def check_classes(all_classes: Collection[str], readable_classes: Collection[str], unit: str) -> None:
-    """UserError for a class without any readable sample."""
+    """Raise UserError for a class without any readable sample."""
     missing = set(map(normalized_label, all_classes)) - set(map(normalized_label, readable_classes))
     if readable_classes and missing:
-        raise UserError(
-            f"no {unit} of the class {min(missing)!r} is readable; add readable {unit}s, or remove the class"
-        )
+        raise UserError(f"no {unit} in class {min(missing)!r} is readable; add readable {unit}s, or remove the class")

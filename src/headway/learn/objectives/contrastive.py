@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class Contrastive(Objective[E]):
-    """A contrastive objective on pairs: right items are matched to left items of a batch by `logits`. Targets are
-    int64 [N], the left item of each right item, and bool [B, N], pairs with equal content, which are not negatives of
+    """A contrastive objective on pairs: `logits` match the right items in a batch to its left items. Targets are int64
+    [N], the left item for each right item, and bool [B, N], the pairs with equal content, which are not negatives of
     each other.
     """
 
@@ -35,7 +35,7 @@ class Contrastive(Objective[E]):
     kind: Literal["softmax", "sigmoid"] = "softmax"
 
     def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
-        """The similarity of each left item of a batch to each right item."""
+        """The similarity of each left item in a batch to each right item."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -44,26 +44,28 @@ class Contrastive(Objective[E]):
 
 
 def contrastive_batch_size(recipe: Recipe, noun: str, remedy: str) -> int:
-    """The number of samples (`noun`) of a contrastive batch. ConfigError if batches are accumulated; `remedy` names the
-    alternative setting.
+    """The number of samples (`noun`) in a contrastive batch. Raises ConfigError if batches are accumulated; `remedy`
+    names the alternative setting.
     """
     train = recipe.train
     if train.accumulate != 1:
         raise ConfigError(
-            f"train.accumulate is {train.accumulate}, but a contrastive loss needs all pairs of a batch at once; set "
-            f"train.accumulate to 1{remedy}"
+            f"train.accumulate={train.accumulate}, but a contrastive loss needs all pairs in a batch at once; set "
+            f"train.accumulate=1{remedy}"
         )
     if train.batch_size is None or train.batch_size < 2:
-        raise ConfigError(f"train.batch_size is {train.batch_size}; set it to the {noun} per batch, 2 or more")
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size}; set it to the number of {noun} per batch, at least 2"
+        )
     return train.batch_size
 
 
 def check_splits(splits: Splits, size: int, noun: str) -> None:
-    """UserError if there are no validation samples, or if a batch exceeds the training samples."""
+    """Raise UserError if there are no validation samples, or if a batch exceeds the training samples."""
     splits.rows("validation")
     count = len(splits.rows("train"))
     if count < size:
-        raise UserError(f"train.batch_size {size} exceeds the {count} {noun} for training; lower it, or add data")
+        raise UserError(f"train.batch_size={size} exceeds the {count} {noun} for training; lower it, or add data")
 
 
 def softmax_contrast(
@@ -72,7 +74,7 @@ def softmax_contrast(
     """Symmetric InfoNCE (van den Oord et al. 2018), as in Radford et al. 2021, figure 3, summed over the right items:
     the mean of -log p(its left item | right) and -log p(right | its left item).
 
-    Pairs in `same` are not negatives of each other, so several right items of a left item do not compete.
+    Pairs in `same` are not negatives of each other, so right items that share a left item do not compete.
     """
     right_indices = torch.arange(len(left_of), device=left_of.device)
     excluded = same.clone()
@@ -98,11 +100,11 @@ def sigmoid_contrast(
 def encode_chunks(
     encode: Callable[[T], Tensor], chunks: Sequence[T], recompute: nn.Module | None = None
 ) -> Float[Tensor, "N E"]:
-    """The concatenated vectors of all chunks.
+    """The concatenated vectors from all chunks.
 
-    With `recompute`, the model that contains the dropout, only vectors are stored and each chunk is recomputed in the
-    backward pass with the same dropout (Gao et al. 2021, GradCache): the gradient of the complete batch with the memory
-    of one chunk.
+    `recompute` is the model that contains the dropout. If it is set, only vectors are stored, and each chunk is
+    recomputed in the backward pass with the same dropout (Gao et al. 2021, GradCache). This gives the complete batch's
+    gradient with the memory for one chunk.
     """
     if recompute is None or not torch.is_grad_enabled():
         return torch.cat([encode(chunk) for chunk in chunks])

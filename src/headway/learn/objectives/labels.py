@@ -47,7 +47,7 @@ M = TypeVar("M", bound=MultiLabelSamples)
 class MultiLabel(PredictionObjective[M], Generic[M]):
     """Binary cross-entropy of each output of the head "classes".
 
-    `weights` [C] are the weights of positive samples. `thresholds` are the minimum probabilities of predicted labels;
+    `weights` [C] are the weights for positive samples. `thresholds` are the minimum probabilities of predicted labels;
     if empty, the best thresholds for the evaluated samples are used.
     """
 
@@ -70,7 +70,7 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         return "nats per label" if self.weights is None else "nats per label, labels weighted"
 
     def adapt(self, model: ModelConfig, examples: M) -> ModelConfig:
-        """`model` with a head for the number of labels."""
+        """`model` with a head that has one output per label."""
         return examples.with_head(model, HEAD, len(examples.labels))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -86,7 +86,7 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         return fit_label_heads(train, validation, self.weights)
 
     def evaluate(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats per label), micro and macro F1, precision, recall and exact match on a split or `limit` of its
+        """Loss (nats per label), micro and macro F1, precision, recall and exact match on a split or on `limit` of its
         samples.
         """
         logits, targets = self.evaluate_outputs(model, examples, split, limit)
@@ -95,7 +95,7 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         return {"loss": float(self._entropy(logits, targets).mean()), **label_scores(scores >= thresholds, truth)}
 
     def calibrate(self, model: nn.Module, examples: M, directory: Path) -> list[str]:
-        """Choose the thresholds on validation, and save them in usage.json."""
+        """Choose the thresholds on the validation split, and save them in usage.json."""
         logits, targets = self.outputs(model, examples.of("validation"))
         best = best_thresholds(logits.sigmoid().numpy(), targets.bool().numpy())
         self.thresholds = tuple(round(threshold, 6) for threshold in best)
@@ -118,8 +118,8 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         ]
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
-        """One sample per wrong label before the second of any; a sample counts for its first wrong label, otherwise for
-        its first label.
+        """One sample for each wrong label before a second one for any. A sample counts for its first wrong label,
+        otherwise for its first label.
         """
         truth = targets.bool().numpy()
         differs = self._decide(outputs) != truth
@@ -128,7 +128,7 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
         return interleave_classes(wrong, kind)
 
     def charts(self, examples: M, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """The scores per label."""
+        """Scores per label."""
         thresholds = self.thresholds or (0.5,) * len(examples.labels)
         noun = f"{examples.final_split} {self.unit}s"
         return [label_table(self._decide(outputs), targets.bool().numpy(), examples.labels, thresholds, noun)]
@@ -139,8 +139,8 @@ def fit_label_heads(
     validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M C"]],
     weights: Float[Tensor, "C"] | None = None,
 ) -> LinearHead:
-    """A logistic regression with an L2 penalty for each label; all use the penalty of four with the lowest validation
-    loss. `weights` are the weights of positive samples.
+    """A logistic regression with an L2 penalty for each label. All use the same penalty: of four, the one with the
+    lowest validation loss. `weights` are the weights for positive samples.
     """
 
     scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)

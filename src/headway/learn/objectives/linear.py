@@ -1,4 +1,4 @@
-"""A linear head fitted before the first step: logistic regression on the features of a pretrained model."""
+"""A linear head fitted before the first step: logistic regression on a pretrained model's features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _DEFAULT_STRENGTH = (
-    10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
+    10.0  # inverse penalty that suits a few sentence-encoder vectors and leaves training room to improve
 )
 _ITERATIONS = 200
 _MAX_CHOOSING = 4096  # maximum training samples for choosing the penalty
 _REFIT = 10.0  # inverse penalty on the change of the weights when refitting
-_FLOAT64_ELEMENTS = 1 << 23  # elements up to which float64 costs little
+_FLOAT64_ELEMENTS = 1 << 23  # maximum number of elements for which float64 costs little
 
 
 class LinearHead(NamedTuple):
@@ -42,10 +42,10 @@ def fit_linear(
 ) -> LinearHead:
     """Multinomial logistic regression with an L2 penalty and class `weights` in the loss.
 
-    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples, the one
-    nearest to 10 is chosen whose accuracy on `validation` is within one standard error of the best (Hastie et al. 2009,
-    section 7.10), because a small validation set is noisy. With more, the best by accuracy, then loss, of fits to 4,096
-    of them is chosen; with `weights`, the best by loss.
+    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples, the choice
+    is the one nearest to 10 among those whose accuracy on `validation` is within one standard error of the best (Hastie
+    et al. 2009, section 7.10), because a small validation set is noisy. With more samples, heads are fitted to 4,096 of
+    them, and the best by accuracy, then loss, is chosen; with `weights`, the best by loss.
 
     Fine-tuning from such a head preserves pretrained features, while the first gradients of a random head distort them
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).

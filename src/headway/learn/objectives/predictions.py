@@ -1,4 +1,4 @@
-"""One prediction per sample from a pooled head: the base of classification, regression and multi-label tasks."""
+"""One prediction per sample from a pooled head: the base for classification, regression and multi-label tasks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from headway.nn.models import ModelConfig, Transformer
 from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
 
-_MAX_CANDIDATES = 1000  # maximum samples from which those for the report are chosen
+_MAX_CANDIDATES = 1000  # maximum candidates for the report's samples
 Goals = Mapping[str, Literal["min", "max"]]  # scores, and their better direction
 Vectors = tuple[Float[Tensor, "N D"], Tensor]
 
 
 class Prediction(NamedTuple):
-    """The predicted and the correct output of a row, for people; `is_correct` is None if it does not apply."""
+    """The predicted and the correct output for a row, for people; `is_correct` is None if it does not apply."""
 
     row: int
     output: str
@@ -34,10 +34,10 @@ class Prediction(NamedTuple):
 
 
 class PredictedSamples(IndexedExamples):
-    """Samples with a prediction each. A domain adds heads to its models, and draws pictures of samples."""
+    """Samples with one prediction each. A domain adds heads to its models and draws pictures of samples."""
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
-        """`model` with one head `name` of `outputs` outputs per sample."""
+        """`model` with one head `name` that has `outputs` outputs per sample."""
         raise NotImplementedError
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
@@ -49,7 +49,7 @@ P = TypeVar("P", bound=PredictedSamples)
 
 
 class PredictionObjective(Objective[P], Generic[P]):
-    """An objective on the outputs of one pooled head, `head`.
+    """An objective on the outputs of the pooled head `head`.
 
     `goals` are the scores that may select the best model, and their better direction.
     """
@@ -84,7 +84,7 @@ class PredictionObjective(Objective[P], Generic[P]):
     def evaluate_outputs(
         self, model: nn.Module, examples: P, split: str, limit: int | None
     ) -> tuple[Float[Tensor, "N C"], Tensor]:
-        """`outputs` for a split or `limit` of its samples; the pictures of this model reuse them."""
+        """`outputs` for a split or for `limit` of its samples; pictures of this model reuse them."""
         samples = examples.of(split).limited_to(limit)
         self._last_evaluation = model, split, samples, *self.outputs(model, samples)
         return self._last_evaluation[3:]
@@ -108,7 +108,7 @@ class PredictionObjective(Objective[P], Generic[P]):
         return cast(Projection, head.project)
 
     def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
-        """Fit a linear map from vectors to outputs, selected on validation."""
+        """Fit a linear map from vectors to outputs, selected on the validation split."""
         raise NotImplementedError
 
     def features(self, model: nn.Module, project: Projection, samples: RowSubset) -> Vectors:
@@ -132,7 +132,7 @@ class PredictionObjective(Objective[P], Generic[P]):
     def predictions(
         self, examples: P, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
     ) -> list[Prediction]:
-        """The predicted and the correct outputs of rows."""
+        """The predicted and correct outputs for rows."""
         raise NotImplementedError
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
@@ -140,7 +140,7 @@ class PredictionObjective(Objective[P], Generic[P]):
         raise NotImplementedError
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
-        """Held-out samples with predicted and correct output: errors first, one per class."""
+        """Held-out samples with predicted and correct outputs: errors first, one per class."""
         samples = examples.of(examples.final_split).limited_to(_MAX_CANDIDATES)
         outputs, targets = self.outputs(model, samples)
         chosen = self.errors_first(outputs, targets)[:count]
@@ -155,8 +155,8 @@ class PredictionObjective(Objective[P], Generic[P]):
         ]
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """Charts of scores per class or label, or of predicted numbers, and some samples: those of the final split that
-        the model was evaluated on, or all.
+        """Charts of scores per class or label, or of predicted numbers, and some samples. They use the samples in the
+        final split that the model was evaluated on, or all of them.
         """
         if self._last_evaluation is None or self._last_evaluation[:2] != (model, examples.final_split):
             self.evaluate_outputs(model, examples, examples.final_split, None)
@@ -171,7 +171,7 @@ class PredictionObjective(Objective[P], Generic[P]):
 
 
 def copy_head(project: Projection, head: LinearHead) -> None:
-    """Copy the weights of a fitted head into a linear layer."""
+    """Copy a fitted head's weights into a linear layer."""
     with torch.no_grad():
         project.weight.copy_(head.weight)
         if project.bias is not None:
@@ -179,16 +179,16 @@ def copy_head(project: Projection, head: LinearHead) -> None:
 
 
 def head_name(model: nn.Module, name: str) -> str:
-    """The head `name`, or "classes" in runs of versions without separate regression heads."""
+    """The head `name`, or "classes" in runs from versions without separate regression heads."""
     return name if name in cast(Transformer, model).heads else "classes"
 
 
 def interleave_classes(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray, "N"]:
-    """Samples in an order for people: `wrong` ones before the others, and in both groups one of each class, rarest
-    first, before the second of any class.
+    """Samples in the order to show: `wrong` ones before the others. Both groups start with one sample from each class,
+    rarest first, before a second one from any class.
     """
     counts = np.bincount(classes)
-    rank = np.zeros(len(classes), np.int64)  # how many of the same group and class come before it
+    rank = np.zeros(len(classes), np.int64)  # how many from the same group and class come before it
     for group in (wrong, ~wrong):
         for label in np.unique(classes[group]):
             rows = np.flatnonzero(group & (classes == label))

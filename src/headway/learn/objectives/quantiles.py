@@ -1,4 +1,4 @@
-"""Quantile forecasts of the next numbers of a series."""
+"""Quantile forecasts for the next numbers in a series."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MAX_FORECASTS, _MAX_VALUES = 6, 8  # maximum forecasts in a report, and maximum
 
 
 class ForecastWindow(NamedTuple):
-    """Samples in the scale of the data: the numbers `before` and `after`, which of the latter are `valid`, the `naive`
-    forecast, and the `scale` of errors, NaN if undefined.
+    """Samples in the data's scale: the numbers `before` and `after`, which of the latter are `valid`, the `naive`
+    forecast, and the `scale` for errors, NaN if undefined.
     """
 
     before: Float[np.ndarray, "B C"]
@@ -36,8 +36,8 @@ class ForecastWindow(NamedTuple):
 
 
 class ForecastSamples(IndexedExamples):
-    """Samples whose next `horizon` numbers are to be predicted. A domain defines the inputs of samples and the scale of
-    the predictions (`take`).
+    """Samples whose next `horizon` numbers are to be predicted. A domain defines the inputs for samples and the scale
+    for predictions (`take`).
     """
 
     horizon: int
@@ -46,29 +46,29 @@ class ForecastSamples(IndexedExamples):
         raise NotImplementedError
 
     def scaled(self, rows: np.ndarray, quantiles: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """Predicted quantiles of rows in the scale of the data."""
+        """Predicted quantiles for rows, in the data's scale."""
         raise NotImplementedError
 
     def latest_rows(self, count: int) -> np.ndarray:
-        """The last rows of the final split, one for each of `count` series; several without overlap if there is only
-        one series.
+        """The last rows in the final split, one for each of `count` series; several non-overlapping rows if there is
+        only one series.
         """
         raise NotImplementedError
 
     def times(self, row: int) -> Shaped[np.ndarray, "C+S"]:
-        """The times of the numbers before and after, for the axis of a picture."""
+        """The times of the numbers before and after, for the axis in a picture."""
         raise NotImplementedError
 
     def final_forecast(self, rows: np.ndarray, quantiles: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """The final forecast of rows from the model's quantiles in the scale of the data."""
+        """The final forecast for rows, from the model's quantiles in the data's scale."""
         return quantiles
 
     def baselines(self, rows: np.ndarray) -> dict[str, Float[np.ndarray, "B S Q"]]:
-        """Forecasts of rows by simple methods in addition to the naive one, by name."""
+        """Forecasts for rows by simple methods other than the naive one, by name."""
         return {}
 
     def choose_combination(self, rows: np.ndarray, quantiles: Float[np.ndarray, "B S Q"]) -> str:
-        """Choose on the validation rows how `final_forecast` uses the model's quantiles; returns a line for people."""
+        """Choose on the validation rows how `final_forecast` uses the model's quantiles; return a line for people."""
         return ""
 
 
@@ -76,9 +76,9 @@ C = TypeVar("C", bound=ForecastSamples)
 
 
 class Quantiles(Objective[C], Generic[C]):
-    """Twice the pinball loss (Koenker and Bassett 1978) of the head "quantiles", averaged over the levels; for the
-    median it is the absolute error. Targets are the numbers for each quantile, Float[B, S, Q], and which are valid,
-    Bool[B, S].
+    """Twice the pinball loss (Koenker and Bassett 1978) on the head "quantiles", averaged over the levels; for the
+    median it equals the absolute error. Targets are the numbers for each quantile, Float[B, S, Q], and which of them
+    are valid, Bool[B, S].
     """
 
     def __init__(self, levels: Sequence[float], unit: str = "value") -> None:
@@ -95,7 +95,7 @@ class Quantiles(Objective[C], Generic[C]):
         return replace(model, heads={HEAD: replace(head, outputs=examples.horizon * len(self.levels))})
 
     def quantiles(self, model: nn.Module, inputs: Sequence[Any]) -> Float[Tensor, "B S Q"]:
-        """The predicted quantiles of each number, unsorted."""
+        """The predicted quantiles for each number, unsorted."""
         return cast(Transformer, model).output(HEAD, *inputs).unflatten(-1, (-1, len(self.levels)))
 
     def pinball(
@@ -110,7 +110,7 @@ class Quantiles(Objective[C], Generic[C]):
         return {"loss": Loss(self.pinball(self.quantiles(model, batch.inputs), *batch.targets), batch.tokens)}
 
     def predict_quantiles(self, model: nn.Module, samples: RowSubset) -> tuple[Float[np.ndarray, "N S Q"], float]:
-        """Predicted quantiles in the scale of the data, and the mean loss."""
+        """Predicted quantiles in the data's scale, and the mean loss."""
         chunks: list[np.ndarray] = []
         total, count = 0.0, 0
         for indices, batch in evaluation_batches(model, samples):
@@ -121,8 +121,8 @@ class Quantiles(Objective[C], Generic[C]):
         return np.concatenate(chunks), total / count
 
     def evaluate(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """The model's loss, and `forecast_scores` of the final forecasts, of the naive forecast and of other baselines
-        on the same numbers.
+        """The model's loss, and `forecast_scores` for the final forecasts, the naive forecast and other baselines on
+        the same numbers.
         """
         samples = examples.of(split).limited_to(limit)
         predicted, loss = self.predict_quantiles(model, samples)
@@ -148,11 +148,11 @@ class Quantiles(Objective[C], Generic[C]):
         return [line] if line else []
 
     def final_forecasts(self, model: nn.Module, examples: C, rows: np.ndarray) -> Float[np.ndarray, "N S Q"]:
-        """The final forecasts of rows."""
+        """The final forecasts for rows."""
         return examples.final_forecast(rows, self.predict_quantiles(model, RowSubset(examples, rows))[0])
 
     def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
-        """Medians and the actual values."""
+        """Predicted medians and actual values."""
         rows = examples.spread_rows(count)
         medians = self.final_forecasts(model, examples, rows)[..., len(self.levels) // 2]
         texts = [
@@ -165,12 +165,12 @@ class Quantiles(Objective[C], Generic[C]):
         ]
 
     def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
-        """The last held-out forecasts of series and the actual values."""
+        """The last held-out forecasts for some series, and the actual values."""
         rows = examples.latest_rows(_MAX_FORECASTS)
         forecasts, window = self.final_forecasts(model, examples, rows), examples.forecast_window(rows)
         panels = [
             Panel(examples.describe_row(row), examples.times(row), window.before[n], forecasts[n], window.after[n])
             for n, row in enumerate(rows.tolist())
         ]
-        caption = "held-out values (black) and their forecasts (blue) from the last value before them"
+        caption = "held-out values (black) and forecasts (blue) made from the last value before them"
         return [Picture("Forecasts", caption, forecast_figure(panels), wide=True)] if drawable() else []

@@ -28,8 +28,8 @@ from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, 
 from headway.nn.parts.projection import Projection
 
 NUMBER = "number"  # name of the head
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the mean square of the vectors
-_DIGITS = 4  # digits of numbers in samples
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the vectors' mean square
+_DIGITS = 4  # digits per number in samples
 
 
 class NumberSamples(PredictedSamples):
@@ -42,8 +42,8 @@ V = TypeVar("V", bound=NumberSamples)
 
 
 class Regression(PredictionObjective[V], Generic[V]):
-    """Squared error of the head "number", in units of the variance of the training targets: the head scales and shifts
-    its output, so it learns standardised targets.
+    """Squared error on the head "number", in units of the training targets' variance. The head scales and shifts its
+    output, so it learns standardised targets.
     """
 
     head = NUMBER
@@ -61,7 +61,7 @@ class Regression(PredictionObjective[V], Generic[V]):
         return "squared error in units of the variance"
 
     def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
-        """`model` with a regression head with the scale of the training targets. UserError if they are all equal."""
+        """`model` with a regression head scaled to the training targets. Raises UserError if they are all equal."""
         training_values = examples.values[examples.splits.rows("train")].astype(np.float64)
         if training_values.min() == training_values.max():
             raise UserError(f"all labels are {training_values[0]:g}; add samples with other values")
@@ -87,7 +87,7 @@ class Regression(PredictionObjective[V], Generic[V]):
         return vectors, (targets.double() - head.shift) / head.scale
 
     def evaluate(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Mean squared error in units of the variance, R2, mean absolute error and both correlations on a split or
+        """Mean squared error in units of the variance, R2, mean absolute error and both correlations on a split or on
         `limit` of its samples.
         """
         outputs, targets = self.evaluate_outputs(model, examples, split, limit)
@@ -108,21 +108,23 @@ class Regression(PredictionObjective[V], Generic[V]):
         return np.argsort(-(outputs[:, 0] - targets).abs().numpy(), kind="stable")
 
     def charts(self, examples: V, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """A scatter chart of predicted over actual numbers."""
-        caption = f"predicted over actual numbers of the {examples.final_split} {self.unit}s; the dashed line is y = x"
+        """A scatter chart of predicted against actual numbers."""
+        caption = f"predicted against actual numbers, {examples.final_split} {self.unit}s; the dashed line is y = x"
         chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "actual number", "predicted number")
         return [Picture("Predicted numbers", caption, chart)]
 
 
 def _head_config(model: nn.Module) -> PooledHeadConfig:
-    """The configuration of a model's regression head."""
+    """The configuration of the model's regression head."""
     return cast(PooledHeadConfig, cast(Any, model).heads[head_name(model, NUMBER)].config)
 
 
 def fit_ridge(
     train: tuple[Float[Tensor, "N D"], Float[Tensor, "N"]], validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M"]]
 ) -> LinearHead:
-    """Least squares with an L2 penalty on the weights, the best of six penalties by the squared error on validation."""
+    """Least squares with an L2 penalty on the weights; of six penalties, the one with the lowest squared validation
+    error.
+    """
     mean, target_mean = train[0].double().mean(0), train[1].double().mean()
     vectors, targets = train[0].double() - mean, train[1].double() - target_mean
     products, products_with_targets = vectors.T @ vectors, vectors.T @ targets

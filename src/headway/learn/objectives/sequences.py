@@ -24,10 +24,10 @@ E = TypeVar("E", bound=Examples)
 
 
 class Likelihood(Objective[E]):
-    """Cross-entropy of the targets, int64 [B, T], of which -100 is ignored, with the model's auxiliary losses.
+    """Cross-entropy on the targets, int64 [B, T], where -100 is ignored, plus the model's auxiliary losses.
 
-    `smoothing` distributes that fraction of each target over all tokens (Szegedy et al. 2016); `head` is the name of
-    the vocabulary head's module.
+    `smoothing` is the fraction of each target that is spread over all tokens (Szegedy et al. 2016); `head` is the
+    module name of the vocabulary head.
     """
 
     def __init__(self, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
@@ -37,17 +37,19 @@ class Likelihood(Objective[E]):
         return self.losses(model, self.encode(model, batch), batch, self.smoothing)
 
     def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> ModelFeatures:
-        """The model's encoding of a batch; `states` are the final states of the previous batch in stateful training."""
+        """The model's encoding of a batch; in stateful training, `states` are the final states from the previous
+        batch.
+        """
         return model(*batch.inputs)
 
     def losses(self, model: nn.Module, encoded: ModelFeatures, batch: Batch, smoothing: float) -> dict[str, Loss]:
-        """The loss of an encoded batch, and its auxiliary losses."""
+        """The loss for an encoded batch, and its auxiliary losses."""
         head = cast(VocabularyHead, model.get_submodule(self.head))
         loss = head.loss(encoded.x, batch.targets, smoothing)
         return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
 
     def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
-        """Total nats of the targets of samples, without smoothing, and the number of targets."""
+        """Total nats for the samples' targets, without smoothing, and the number of targets."""
         nats, count, states = 0.0, 0, None
         for _, batch in evaluation_batches(model, samples):
             encoded = self.encode(model, batch, states)
@@ -62,7 +64,7 @@ _ERROR_METRICS = ("loss", "wer", "per")  # scores that are better if lower
 
 @dataclass(frozen=True)
 class Sources:
-    """N sources: the domain's `inputs`, all correct references of each, and each as a line of text."""
+    """N sources: the domain's `inputs`, all correct references for each, and each source as a line of text."""
 
     inputs: Any
     references: Sequence[Sequence[str]]
@@ -70,16 +72,18 @@ class Sources:
 
 
 class SourceTargetExamples(Examples):
-    """Samples of a source and its references, in the tokens of `codec`."""
+    """Samples that pair a source with its references, tokenised by `codec`."""
 
     codec: Codec
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """At most `limit` sources of a split. A source of several samples may occur once, with all its references."""
+        """At most `limit` sources from a split. A source shared by several samples may occur once, with all its
+        references.
+        """
         raise NotImplementedError
 
     def sample_sources(self, count: int) -> Sources:
-        """Evenly spaced sources of the final split."""
+        """Evenly spaced sources from the final split."""
         return self.sources(self.final_split, count)
 
     def decode_all(self, generated: Sequence[Ids]) -> list[str]:
@@ -89,8 +93,8 @@ class SourceTargetExamples(Examples):
 def teacher_forcing(
     rows: Sequence[Ids], prompt: Sequence[int], eos: int
 ) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
-    """Teacher forcing: input tokens (the prompt before each row), their layout, and labels after the prompt: the same
-    tokens and EOS.
+    """Teacher forcing: input tokens (the prompt, then each row), their layout, and the labels after the prompt, which
+    are the same tokens followed by EOS.
     """
     lengths = [len(prompt) + len(row) for row in rows]
     inputs = torch.zeros(len(rows), max(lengths), dtype=torch.long)
@@ -105,8 +109,8 @@ S = TypeVar("S", bound=SourceTargetExamples)
 
 
 class SequenceGeneration(Likelihood[S], Generic[S]):
-    """The likelihood of sequences given their sources; also evaluated by what `search` generates from the sources. A
-    domain defines the generation (`generate`) and its scores (`scores`).
+    """The likelihood of sequences given their sources, also evaluated on the output that `search` generates from the
+    sources. A domain defines generation (`generate`) and its scores (`scores`).
     """
 
     def __init__(self, goal: str, search: SearchConfig, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
@@ -115,7 +119,7 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         self.search = search
 
     def search_for(self, split: str) -> SearchConfig:
-        """The search for a split: greedy for splits that are evaluated repeatedly."""
+        """The search to use for a split: greedy for splits that are evaluated repeatedly."""
         return self.search if split in ("test", "all") else replace(self.search, beam=1)
 
     def generate(self, model: nn.Module, examples: S, sources: Sources, search: SearchConfig) -> list[Ids]:
@@ -123,11 +127,11 @@ class SequenceGeneration(Likelihood[S], Generic[S]):
         raise NotImplementedError
 
     def scores(self, examples: S, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
-        """The scores of the generated tokens."""
+        """Scores for the generated tokens."""
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, examples: S, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss and perplexity of the targets, without smoothing, and the scores of the generated sequences."""
+        """Loss and perplexity on the targets, without smoothing, and scores for the generated sequences."""
         nats, count = self.nats(model, examples.of(split).limited_to(limit))
         sources, search = examples.sources(split, limit), self.search_for(split)
         scores = self.scores(examples, sources, self.generate(model, examples, sources, search))

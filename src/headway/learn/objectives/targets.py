@@ -1,4 +1,4 @@
-"""The target of each sample (a class, a number or several labels), its loss weights and its goal."""
+"""Each sample's target (a class, a number or several labels), its loss weights and its goal."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from headway.learn.task import Task
 
 _LOG = logger(__name__)
 _RARE_FRACTION = 0.2  # maximum frequency of rare classes, relative to equally frequent classes
-_RARE_BALANCE = 0.5  # task.balance if classes are rare: the square root of the inverse frequency
-_MAX_NAMED = 3  # maximum rare classes that a message names
+_RARE_BALANCE = 0.5  # task.balance if some classes are rare: the square root of the inverse frequency
+_MAX_NAMED = 3  # maximum rare classes named in a message
 _PROBLEM_TYPES: dict[TargetKind, ProblemType] = {
     "class": "single_label_classification",
     "number": "regression",
@@ -62,10 +62,10 @@ class TargetConfig:
     if some are rare), r2 for numbers (spearman for pairs), and f1_micro for several labels.
     """
 
-    numbers_as_targets: ClassVar[bool] = False  # whether labels that are numbers are always predicted as numbers
+    numbers_as_targets: ClassVar[bool] = False  # whether numeric labels are always predicted as numbers
     number_goal: ClassVar[str] = "r2"
 
-    label: str = "label"  # column of the labels; several columns of 0 and 1 separated by commas
+    label: str = "label"  # label column, or several comma-separated columns of 0 and 1
     target: Literal["auto", "class", "number", "labels"] = "auto"  # one class, one number, or several labels per sample
     balance: float | Literal["auto"] = (
         "auto"  # class weights: 0 off, 1 fully balanced; auto: 0.5 if some classes are rare
@@ -89,12 +89,14 @@ def _label(config: TargetConfig, value: Any) -> TargetConfig:
     """Accept a name, or a list of names."""
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"task.label is {value!r}; use the name of a column")
+        raise ConfigError(f"task.label is {value!r}; use a column name")
     return replace(config, label=",".join(names))
 
 
 class ChosenTarget(NamedTuple):
-    """The kind of target and the reason, the rows that have a label, int64 [K], and remarks about the others."""
+    """The kind of target and the reason for it, the rows that have a label, int64 [K], and remarks about the other
+    rows.
+    """
 
     target: Target
     rows: np.ndarray
@@ -109,8 +111,8 @@ def choose_target(
     skip: bool,
     folders: bool = False,
 ) -> ChosenTarget:
-    """Determine the kind of target from the labels. Labels that name `folders` are classes. UserError for a missing
-    label, unless `skip` allows skipping such samples. `noun` is the name of a sample.
+    """Determine the kind of target from the labels. Labels that name `folders` are classes. Raises UserError for a
+    missing label, unless `skip` allows skipping such samples. `noun` is what a sample is called.
     """
     target_kind = "class" if folders and config.target == "auto" else config.target
     rows = labelled_rows(labels, locate, target_kind, skip, noun)
@@ -126,20 +128,20 @@ def choose_target(
 
 
 class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
-    """Samples with a class, a number or several labels each; `targets` are class indices int64 [N], numbers float32
+    """Samples with a class, a number or several labels each. `targets` are class indices int64 [N], numbers float32
     [N], or 0 or 1 for each label, float32 [N, C].
     """
 
     target: Target
     targets: np.ndarray
-    counts: np.ndarray  # training samples per class or label, of the existing run; empty for numbers
+    counts: np.ndarray  # training samples per class or label in the existing run; empty for numbers
     target_remarks: tuple[str, ...] = ()
 
     def set_targets(
         self, samples: ClassSamples, chosen: ChosenTarget, split: SplitConfig, noun: str, remedy: str, workspace: Path
     ) -> None:
-        """Set splits and targets. UserError for labels without training samples, fewer than two classes, or invalid
-        numbers.
+        """Set splits and targets. Raises UserError for labels without training samples, fewer than two classes, or
+        invalid numbers.
         """
         if chosen.target.kind == "class":
             self.target, self.target_remarks = chosen.target, chosen.remarks
@@ -156,7 +158,7 @@ class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
     def assign_targets(
         self, labels: Sequence[str], chosen: ChosenTarget, locate: Callable[[int], str], workspace: Path
     ) -> None:
-        """Set the targets after the splits. Raises as `set_targets` does."""
+        """Set the targets after the splits. Raises the same errors as `set_targets`."""
         self.target, self.target_remarks = chosen.target, chosen.remarks
         if chosen.target.kind == "class":
             training_labels = {labels[int(row)] for row in self.splits.indices["train"]}
@@ -179,7 +181,7 @@ class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
         self.counts = self._label_counts(workspace)
 
     def _label_counts(self, workspace: Path) -> np.ndarray:
-        """The training samples per class or label; those of the run if it is evaluated on other data."""
+        """The number of training samples per class or label, taken from the run if it is evaluated on other data."""
         saved_counts = read_usage(workspace).counts if (workspace / "recipe.json").exists() else ()
         if saved_counts and len(saved_counts) == len(self.labels):
             return np.array(saved_counts)
@@ -210,8 +212,8 @@ def target_task(
     workspace: Path,
     classes: Callable[..., Classification[Any]] = Classification,
 ) -> Task:
-    """The task of predicting the targets of `examples`, with the chosen settings and their reasons. `classes` creates
-    the objective for classes.
+    """A task that predicts the targets in `examples`, with the chosen settings and their reasons. `classes` creates the
+    objective for classes.
     """
     target, balance_setting = examples.target, config.balance
     goal_setting = None if config.goal == "auto" else config.goal
@@ -242,20 +244,21 @@ def target_task(
     alternative = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
         reasons.insert(
-            0, f"predicts {target_text}, as {target.reason} (task.target={target.kind}; otherwise set {alternative})"
+            0,
+            f"predicts {target_text}, because {target.reason} (task.target={target.kind}; otherwise set {alternative})",
         )
     chosen = {"target": target.kind, "balance": balance, "goal": goal}
     return Task(examples, objective, chosen, tuple(reasons))
 
 
 def rare_classes(counts: np.ndarray) -> tuple[int, ...]:
-    """The classes with less than a fifth of the mean number of training samples per class."""
+    """Classes with less than a fifth of the mean number of training samples per class."""
     return tuple(np.flatnonzero(counts < _RARE_FRACTION * counts.sum() / len(counts)).tolist())
 
 
 def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
-    """The weight of each class in the loss, float32 [C]: its inverse frequency to the power `balance`, with mean 1 over
-    the training samples. A class without samples counts as having one.
+    """Each class's weight in the loss, float32 [C]: its inverse frequency to the power `balance`, with mean 1 over the
+    training samples. A class without samples counts as having one.
     """
     present = np.maximum(counts, 1).astype(np.float64)
     weights = present**-balance
@@ -263,7 +266,7 @@ def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
 
 
 def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
-    """The weight of samples that have a label, relative to those that do not, float32 [C]."""
+    """The weight of samples with a label relative to samples without it, float32 [C]."""
     total, positive = len(examples.splits.indices["train"]), np.maximum(examples.counts, 1)
     return torch.from_numpy(np.maximum((total - positive) / positive, 1e-3) ** balance).float()
 

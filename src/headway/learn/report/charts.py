@@ -1,5 +1,5 @@
-"""Charts as small SVG strings with colours from the page's style, for light and dark mode; and matplotlib pictures of
-forecasts.
+"""Charts as small SVG strings that take their colours from the page's style, for light and dark mode, and matplotlib
+pictures of forecasts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WIDTH, HEIGHT = 480, 264
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
 COLOURS = 6  # the page defines --series-0 ... --series-5
 MAX_POINTS = 240
-_MIN_SCALE = 0.6  # minimum scale of a drawing with small text; on narrower pages it scrolls
-_MAX_DIGITS = 17  # digits that distinguish any two floats
+_MIN_SCALE = 0.6  # minimum scale for a drawing with small text; on narrower pages it scrolls
+_MAX_DIGITS = 17  # enough digits to distinguish any two floats
 
 
 class Stroke(NamedTuple):
@@ -49,10 +49,11 @@ def line_chart(
     share: bool = False,
     strokes: Mapping[str, Stroke] | None = None,
 ) -> str:
-    """Curves over a common x axis. `log` uses a logarithmic y axis if all values are positive; a `share` is in per
-    cent, from 0 and, if it is large, up to 100. Colours are in order, except for series in `strokes`.
+    """Curves over a common x axis. `log` uses a logarithmic y axis if all values are positive. A `share` is shown in
+    per cent on an axis that starts at 0 and, if values are large, ends at 100. Colours are assigned in order, except
+    for series in `strokes`.
 
-    Points without a finite value are left out; a chart without points is an empty string.
+    Points without a finite value are skipped; a chart without points is an empty string.
     """
     finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     finite = {name: thin(points) for name, points in finite.items() if points}
@@ -65,7 +66,7 @@ def line_chart(
     low, high = _percent_range(max(ys)) if share else (min(ys) - margin, max(ys) + margin)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
     elements = frame(x_axis, y_axis, x_label)
-    # Each colour in turn, then again with dashes.
+    # Cycle through the colours, then again with dashes.
     default_strokes = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(finite)}
     css_classes = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in default_strokes.items()}
     for name, points in finite.items():
@@ -80,7 +81,7 @@ def line_chart(
 
 
 def _percent_range(maximum: float) -> tuple[float, float]:
-    """The range of an axis in per cent: up to 100 if the values are large, otherwise with a small margin."""
+    """The range of a percentage axis: up to 100 if the values are large, otherwise with a small margin."""
     return 0.0, max(maximum, 100.0) if maximum > 50 else 1.1 * maximum
 
 
@@ -92,7 +93,7 @@ def bar_chart(
     share: bool = False,
 ) -> str:
     """One horizontal bar per name, with its value, and a whisker from low to high if the name is in `intervals`. A
-    `share` is in per cent, and its axis ends at 100 if it is large.
+    `share` is shown in per cent, on an axis that ends at 100 if values are large.
     """
     row, left, right = 30, 150, 70
     height = row * len(values) + 26
@@ -155,7 +156,7 @@ def legend(css_classes: Mapping[str, str]) -> str:
 
 
 class Axis:
-    """A mapping from a range of values to a range of positions, with round numbers as ticks."""
+    """Maps a range of values to a range of positions, with round numbers as ticks."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
         if low == high:
@@ -183,7 +184,7 @@ class Axis:
 
 
 def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
-    """Ticks, grid lines, baseline and the label of the x axis."""
+    """Ticks, grid lines, baseline and the x axis label."""
     baseline, elements = HEIGHT - BOTTOM, []
     for tick, name in _tick_labels(y_axis.ticks(5)):
         y = y_axis.position(tick)
@@ -199,7 +200,7 @@ def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
 
 
 def _tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
-    """Ticks with as few digits as distinguish them."""
+    """Tick labels with as few digits as are needed to tell them apart."""
     digits, names = 4, [compact_number(tick) for tick in ticks]
     while len(set(names)) < len(names) and digits < _MAX_DIGITS:
         digits += 1
@@ -219,7 +220,7 @@ def svg(width: float, height: float, elements: Sequence[str], title: str, *, nat
 
 
 def thin(points: Points) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points: means of neighbours if there are more."""
+    """At most MAX_POINTS points; if there are more, neighbours are averaged."""
     size = math.ceil(len(points) / MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
@@ -239,7 +240,7 @@ def compact_number(value: float, digits: int = 4) -> str:
 
 
 def format_interval(low: float, high: float, share: bool = False) -> str:
-    """An interval, rounded to two significant digits of its width; a `share` in per cent."""
+    """An interval, rounded to two significant digits of its width; a `share` is shown in per cent."""
     scale, unit = (100.0, " %") if share else (1.0, "")
     width = scale * (high - low)
     if not math.isfinite(width) or width <= 0:
@@ -249,8 +250,8 @@ def format_interval(low: float, high: float, share: bool = False) -> str:
 
 
 def ellipsize(text: str, max_length: int = 14) -> str:
-    """A string of at most `max_length` characters, with an ellipsis in the middle if it was longer: names often differ
-    at their ends.
+    """A string with at most `max_length` characters. A longer one gets an ellipsis in the middle, because names often
+    differ at the end.
     """
     if len(text) <= max_length:
         return text
@@ -262,7 +263,7 @@ _BLUE = "#2563c9"
 
 
 class Panel(NamedTuple):
-    """The content of a forecast chart. `times` are those of the past and the forecast, numbers or dates."""
+    """The content of a forecast chart. `times`, numbers or dates, cover the past and the forecast."""
 
     title: str
     times: Shaped[np.ndarray, "C+S"]
@@ -279,7 +280,7 @@ def drawable() -> bool:
 def forecast_figure(panels: Sequence[Panel]) -> Figure:
     """A figure of forecast panels, two per row, with one legend."""
     if not drawable():
-        raise UserError("pictures of forecasts need matplotlib; pip install 'headway[report]' and try again")
+        raise UserError("forecast charts need matplotlib; run pip install 'headway[report]' and try again")
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

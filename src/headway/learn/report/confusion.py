@@ -13,7 +13,7 @@ from headway.learn.report.charts import Axis, ellipsize, svg, text
 from headway.learn.report.rendering import Picture, data_uri
 from headway.metrics.classification import OUTSIDE, EntityCounts, entity_counts, entity_kind
 
-_MAX_CLASSES = 24  # maximum classes in a picture: the most confused ones
+_MAX_CLASSES = 24  # maximum classes in a picture; only the most confused ones are shown
 _MAX_PAIRS = 10  # maximum pairs of classes in the table
 _MAX_NAME = 18  # maximum characters of a name
 
@@ -25,10 +25,10 @@ def confusions(
     noun: str,
     entities: Mapping[str, EntityCounts] | None = None,
 ) -> list[Picture]:
-    """A confusion matrix, the most confused pairs, and the scores per class of N samples of `noun` ("test images").
+    """A confusion matrix, the most confused pairs, and scores per class for N samples called `noun` ("test images").
 
-    If there are many classes, only the most confused ones are shown. If samples are words of `entities`, the entities
-    are scored instead of the classes.
+    If there are many classes, only the most confused ones are shown. If samples are words that belong to `entities`,
+    the entities are scored instead of the classes.
     """
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (targets, predicted), 1)
@@ -68,9 +68,7 @@ def confusions(
 def tag_confusions(
     true_tags: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], noun: str, entities: bool
 ) -> list[Picture]:
-    """`confusions` of words by their tags or, if the tags mark `entities`, by entity type, with the scores of each
-    type.
-    """
+    """`confusions` for words by tag or, if the tags mark `entities`, by entity type, with scores per type."""
     name = entity_kind if entities else str
     labels = sorted(
         {name(tag) for tags in (*true_tags, *predicted) for tag in tags}, key=lambda label: (label == OUTSIDE, label)
@@ -105,8 +103,8 @@ def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
-    """Recall, precision and F1 of each class that occurs or is predicted, lowest F1 first; classes without samples come
-    last.
+    """Recall, precision and F1 for each class that occurs or is predicted, lowest F1 first; classes without samples
+    come last.
     """
     hits, actual, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     occurring = np.flatnonzero(actual + predicted)
@@ -136,12 +134,12 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _table_cell(name: str, cell: str) -> str:
-    """A table cell; names of classes may be long."""
+    """A table cell; class names may be long."""
     return f'<td class="{"label" if name in ("class", "predicted") else "short"}">{escape(cell)}</td>'
 
 
 def _chart(counts: np.ndarray, shown_classes: Sequence[int], labels: Sequence[str]) -> str:
-    """A confusion matrix: true classes in rows, predicted classes in columns, shaded by the fraction of the row."""
+    """A confusion matrix: true classes in rows, predicted classes in columns, shaded by their fraction of the row."""
     totals = counts.sum(1)[shown_classes]
     counts, names = counts[np.ix_(shown_classes, shown_classes)], [labels[number] for number in shown_classes]
     margin = 16 + 7 * max(len(ellipsize(name, _MAX_NAME)) for name in names)
@@ -173,7 +171,7 @@ def _most_confused(counts: np.ndarray) -> list[int]:
 def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, is_diagonal: bool) -> list[str]:
     share = count / total if total else 0.0
     kind = "cell" if is_diagonal else "cell miss"
-    # the square root, because the fractions of errors are small
+    # the square root, because error fractions are small
     opacity = 0.04 if count == 0 else 0.1 + 0.9 * share**0.5
     rectangle = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="1.5"'
     title = escape(f"{tip}: {count:,} of {total:,}")
@@ -190,7 +188,7 @@ _SPECTROGRAM_HEIGHT, _ROW_HEIGHT, _TRACK_HEIGHT = (
     150,
     14,
     22,
-)  # heights of the spectrogram, of a token's attention, of a track of spans
+)  # heights of the spectrogram, a token's attention, and a track of spans
 # A colour scale from dark to light, interpolated between these points.
 _SCALE = np.array([[11, 15, 38], [72, 30, 104], [168, 54, 88], [236, 122, 52], [252, 234, 166]], np.float64)
 _ATTENTION_COLOUR = np.array([37, 99, 201], np.float64)  # colour of attention on a transparent background
@@ -211,8 +209,8 @@ def spectrogram(
     attention: Float[np.ndarray, "N S"] | None = None,
     tokens: Sequence[str] = (),
 ) -> str:
-    """An SVG of log-mel frames over `seconds`, low bands at the bottom, with `tracks` of spans by name, and the
-    attention of each of `tokens` over the same time, in weights from 0.
+    """An SVG with log-mel frames over `seconds`, low bands at the bottom, `tracks` of spans by name, and each token's
+    attention weights (0 or more) over the same time.
     """
     tracks = tracks or {}
     is_plain = not tracks and attention is None
@@ -248,7 +246,7 @@ def spectrogram(
 
 
 def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -> list[str]:
-    """A bar with its text; if `bottom` is set, lines through the spectrogram at its start and end."""
+    """A bar with its text; if `bottom` is set, with lines through the spectrogram at its start and end."""
     left, right = axis.position(span.start), axis.position(span.end)
     tip = escape(f"{span.text}: {span.start:.2f} to {span.end:.2f} s")
     elements = [

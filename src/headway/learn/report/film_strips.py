@@ -27,7 +27,9 @@ class FilmedEpisode(NamedTuple):
 
 
 def episode_pictures(episodes: Callable[P, Iterator[FilmedEpisode]]) -> Callable[P, list[Picture]]:
-    """Decorate a generator of episodes to return their pictures; none, with a log line, if they cannot be rendered."""
+    """Decorate a generator of episodes to return their pictures. If they cannot be rendered, there are none, and the
+    reason is logged.
+    """
 
     @wraps(episodes)
     def pictures(*args: P.args, **settings: P.kwargs) -> list[Picture]:
@@ -35,14 +37,14 @@ def episode_pictures(episodes: Callable[P, Iterator[FilmedEpisode]]) -> Callable
             filmed_episodes = episodes(*args, **settings)
             return [Picture(title, caption, strip(reel.frames), wide=True) for title, caption, reel in filmed_episodes]
         except UserError as error:
-            _LOG.warning("the report has no pictures of episodes: %s", error)
+            _LOG.warning("cannot render episodes for the report: %s", error)
             return []
 
     return pictures
 
 
 class FrameSampler:
-    """At most `max_frames` evenly spaced frames of one episode of any length, with their steps."""
+    """At most `max_frames` evenly spaced frames, with their steps, from one episode of any length."""
 
     episodes = 1
 
@@ -81,7 +83,7 @@ def _png(frame: np.ndarray, height: int) -> tuple[str, int]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError("pictures of episodes need the package pillow; pip install 'headway[rl]'") from error
+        raise UserError("rendering episodes needs pillow; run pip install 'headway[rl]'") from error
     image = Image.fromarray(frame)
     width = max(1, round(image.width * height / image.height))
     buffer = io.BytesIO()

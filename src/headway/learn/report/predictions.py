@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from headway.learn.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, svg
 from headway.learn.report.rendering import Picture
 
-_MAX_POINTS = 600  # maximum points of a chart
-_MAX_LABELS = 40  # maximum labels of a table
+_MAX_POINTS = 600  # maximum points in a chart
+_MAX_LABELS = 40  # maximum labels in a table
 
 
 def scatter_chart(actual: Float[np.ndarray, "N"], predicted: Float[np.ndarray, "N"], x_label: str, y_label: str) -> str:
-    """A scatter chart with a dot per sample, evenly subsampled if there are many, and the line y = x."""
+    """A scatter chart with the line y = x and a dot per sample, evenly subsampled if there are many."""
     selected = np.linspace(0, len(actual) - 1, min(len(actual), _MAX_POINTS)).astype(np.int64)
     actual, predicted = actual[selected], predicted[selected]
     low, high = float(min(actual.min(), predicted.min())), float(max(actual.max(), predicted.max()))
@@ -39,7 +39,7 @@ def label_table(
     thresholds: Sequence[float],
     noun: str,
 ) -> Picture:
-    """The scores per label on N samples of `noun`, lowest F1 first."""
+    """Scores per label on N samples called `noun`, lowest F1 first."""
     hits, actual_counts, predicted_counts = (predicted & actual).sum(0), actual.sum(0), predicted.sum(0)
     f1 = 2 * hits / np.maximum(actual_counts + predicted_counts, 1)
     order = np.lexsort((-actual_counts, f1))[:_MAX_LABELS]
@@ -61,7 +61,7 @@ def label_table(
     head = "".join(f"<th>{name}</th>" for name in ("label", "samples", "recall", "precision", "F1", "threshold"))
     selection = f"; {_MAX_LABELS} of {len(labels)} labels" if len(labels) > _MAX_LABELS else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    caption = f"of {len(predicted):,} {noun}, worst first{selection}; a label is predicted from its threshold on"
+    caption = f"of {len(predicted):,} {noun}, worst first{selection}; labels are predicted at or above their thresholds"
     return Picture("Labels", caption, table, wide=True)
 
 

@@ -45,12 +45,12 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-HOW_TO_INSTALL = "the report needs jinja2; pip install 'headway[report]' and try again"
+HOW_TO_INSTALL = "the report needs jinja2; run pip install 'headway[report]' and try again"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a report: an SVG string, or a matplotlib figure, which is converted to SVG."""
+    """A figure in a report: an SVG string, or a matplotlib figure, which is converted to SVG."""
 
     title: str
     caption: str
@@ -60,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sections:
-    """The content of a report, as plain data. Empty sections are left out."""
+    """The content of a report, as plain data. Empty sections are omitted."""
 
     title: str
     subtitle: str = ""
@@ -84,7 +84,7 @@ def available() -> bool:
 
 
 def write_report(run_directory: Path | str, sections: Sections) -> Path:
-    """Write `report.html` into a directory and return its path; UserError without the extra `report`."""
+    """Write `report.html` into a directory and return its path; raises UserError without the extra `report`."""
     path = Path(run_directory) / "report.html"
     write_text(path, render(sections))
     return path
@@ -96,15 +96,15 @@ def render(sections: Sections) -> str:
 
 
 def template_environment(*folders: Path) -> jinja2.Environment:
-    """The templates of `folders` and of this folder, which has the shared style and macros; UserError without the extra
-    `report`.
+    """The templates in `folders` and in this folder, which has the shared style and macros. Raises UserError without
+    the extra `report`.
     """
     if not available():
         raise UserError(HOW_TO_INSTALL)
     return _environment(folders)
 
 
-@functools.cache  # caches the templates, because compiling them takes longer than rendering
+@functools.cache  # caches the templates because compiling takes longer than rendering
 def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
     import jinja2
 
@@ -146,7 +146,7 @@ def format_setting(item: Any) -> str:
     return str(item)
 
 
-_SHORT_CELL = 24  # maximum characters of a cell without line breaks
+_SHORT_CELL = 24  # maximum characters in a cell without line breaks
 
 
 def column_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -156,7 +156,7 @@ def column_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 class TreeNode(NamedTuple):
-    """A node of a configuration tree, with either children or a text."""
+    """A node in a configuration tree, with either children or text."""
 
     name: str
     kind: str
@@ -187,12 +187,12 @@ def _branch(name: str, item: Any) -> TreeNode:
 
 
 _MAX_SIDE = 160  # maximum pixels per side, so that reports stay small
-_PIXELATED_SIDE = 64  # maximum pixels per side of images that are drawn with visible pixels
+_PIXELATED_SIDE = 64  # maximum pixels per side for images drawn with visible pixels
 
 
 class Tile(NamedTuple):
     """An image with its text, which may be correct or wrong (`is_correct`), and a note; `companion` is a second image
-    to the right of it.
+    on its right.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
@@ -223,18 +223,18 @@ def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     return f'<img{css_class} alt="" src="{data_uri(subsampled)}">'
 
 
-_MIN_OUTPUTS = 3  # minimum outputs for which it is remarkable that all are equal
+_MIN_OUTPUTS = 3  # minimum number of outputs for which equality is worth reporting
 _MAX_SHOWN = 60  # maximum characters of an output
 
 
 def explain_low_scores(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Sentences that explain low scores of a model that has learned little."""
+    """Sentences that explain low scores when a model has learned little."""
     complete = [sample for sample in samples if "output" in sample and "reference" in sample]
     outputs = {sample["output"].strip() for sample in complete}
     if len(complete) >= _MIN_OUTPUTS and len(outputs) == 1 and len({sample["reference"] for sample in complete}) > 1:
         answer = ellipsize(outputs.pop(), _MAX_SHOWN)
         description = f"the same (“{answer}”)" if answer else "an empty"
-        yield f"All {len(complete)} samples have {description} output: the model does not distinguish its inputs yet."
+        yield f"All {len(complete)} samples have {description} output: the model cannot tell its inputs apart yet."
     if scores.get("bleu") == 0:
         yield (
             "BLEU is 0: no translation shares a word with its reference, or all are shorter than the four words that "
@@ -249,7 +249,7 @@ def explain_low_scores(scores: Mapping[str, Any], samples: Sequence[Mapping[str,
     if scores.get("exact_match") == 0:
         yield "Exact match is 0: no output equals its reference."
     if scores.get("rare_f1") == 0:
-        yield "F1 of rare classes is 0: none of their samples is classified correctly."
+        yield "F1 for rare classes is 0: none of their samples is classified correctly."
     if scores.get("accuracy") == 0:
         yield "Accuracy is 0: no output is correct."
     if scores.get("f1") == 0 and scores.get("recall") == 0:
