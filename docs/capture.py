@@ -20,7 +20,7 @@ BLOCK = re.compile(
     r"(?:<!-- output: (?:first (\d+))?,? ?(?:last (\d+)|from \"([^\"]+)\")? -->\n)?^```console\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n]*\r(?!\n)|^W: Download is performed unsandboxed.*\n?", re.MULTILINE)  # as root
+NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n]*\r(?!\n)|^W: Download is performed unsandboxed.*\n?", re.MULTILINE)
 
 
 def commands(block: str) -> list[str]:

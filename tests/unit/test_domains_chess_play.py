@@ -449,6 +449,11 @@ def test_openings(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text("eco\tname\tpgn\nA00\tBad\t1. e5\n")
     with pytest.raises(UserError, match="line 2: these are not valid opening moves"):
         openings([path], 1, 1)
+    games = tmp_path / "games.pgn"
+    games.write_text('[Result "*"]\n\n1. h4 g5 2. Rh2 f6 3. f4 g4 4. c3 c6 5. e4 d5 6. exd5 cxd5 7. d4 Nc6 *\n')
+    (opening,) = openings([games], 1, 1)
+    assert len(opening.move_stack) == 12
+    assert opening.move_stack[-1].uci() == "c6d5"
 
 
 def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

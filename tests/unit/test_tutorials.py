@@ -24,12 +24,13 @@ COUNTS = {  # what scripts of examples/ are asked for instead of their defaults
     "digit_images.py": "8",
     "instruments.py": "6",
     "sales.py": "200",
-    "chess_games.py": "10",
+    "chess_games.py": "2",
 }
 SHORT = {  # options instead of minutes
     "train": ["--set", "train.steps=2", "train.evaluate_limit=4"],
     "compare": ["--tokens", "2000"],
 }
+SHORTER = {"train robotics": ["task.episodes=1", "task.final=2"], "chess match": ["--our-nodes", "2"]}
 OUTSIDE = ("pip", "apt-get", "head", "ls", "cat")  # programs that are not run here
 
 
@@ -56,7 +57,7 @@ def shortened(words: list[str]) -> list[str]:
         if option in words:
             place = words.index(option)
             words[place : place + 2] = [] if option == "--minutes" and words[0] in SHORT else [option, "2"]
-    return words + SHORT.get(words[0], []) + (["task.episodes=1", "task.final=2"] if words[:2] == ["train", "robotics"] else [])
+    return words + SHORT.get(words[0], []) + SHORTER.get(" ".join(words[:2]), [])
 
 
 @pytest.mark.usefixtures("brief_samples")
@@ -74,9 +75,8 @@ def test_tutorial(page: Path, encoder: dict[str, str], tmp_path: Path, monkeypat
             continue
         text, _, command = line.rpartition(" | ") if re.match(r"(echo|printf) ", line) else ("", "", line)
         words = shlex.split(command.split(" | ")[0])
-        monkeypatch.setattr(
-            sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{shlex.split(text)[1] if text else ''}\n".encode()))
-        )
+        text = shlex.split(text)[1].replace("\\n", "\n") if text else ""
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n".encode())))
         if words[0] == "python":
             script = Path(words[1]).name
             monkeypatch.setattr(sys, "argv", [script, words[2], *([COUNTS[script]] if script in COUNTS else [])])

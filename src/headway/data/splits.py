@@ -104,7 +104,8 @@ def assign_splits(
 
     `keys` uint64 [N] are hashes of the sources, `named_splits` uint8 [N] the splits in their file names,
     and `present` all codes in this corpus. Files without a named split belong to training, from which
-    missing splits are sampled, separately for each of the `classes` [N] if passed.
+    missing splits are sampled, separately for each of the `classes` [N] if passed. Of few sources, at least one is
+    held out for validation if another remains for training.
     """
     shares = held_out_shares(present, config)
     fraction = hash_fractions(keys, config.seed)
@@ -112,6 +113,9 @@ def assign_splits(
         validation, test = shares
         sampled = np.where(fraction < test, split_code("test"), split_code("train"))
         sampled = np.where((fraction >= test) & (fraction < test + validation), split_code("validation"), sampled)
+        training = fraction[(named_splits <= split_code("train")) & (sampled == split_code("train"))]
+        if validation > 0 and split_code("validation") not in sampled and training.size and np.ptp(training) > 0:
+            sampled = np.where(fraction == training.min(), split_code("validation"), sampled)
     else:
         sampled = _stratified(keys, fraction, classes, named_splits <= split_code("train"), shares)
     return np.where(named_splits <= split_code("train"), sampled, named_splits).astype(np.uint8)

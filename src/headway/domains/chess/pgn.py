@@ -184,9 +184,10 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
         else:  # at most the first 12 half moves of each game, as in opening books
             boards = []
             for game in (game for game in games(file) if game.variant is None):
+                board = game.start
                 for number in game.moves[: _LENGTHS[-1]]:
-                    game.start.push(decode_move(number, game.start.turn))
-                boards.append(game.start)
+                    board.push(decode_move(number, board.turn))
+                boards.append(board)
         known.update((board.epd(), board) for board in boards if not board.is_game_over())
     unique_boards = list(known.values())
     if len(unique_boards) < count:
