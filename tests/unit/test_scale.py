@@ -146,7 +146,7 @@ def test_minutes_choose_and_the_recipe_repeats_the_bits(
     assert len(recipe.reasons) >= 2
     assert recipe.reasons[1].startswith(f"{scales._format_count(run.summary['parameters'])} parameters (width")
     assert recipe.schedule.factor(recipe.train.steps - 1, recipe.train.steps) < 0.1
-    assert any("more while validation improves" in reason for reason in recipe.reasons)
+    assert any("trains longer while validation improves" in reason for reason in recipe.reasons)
     assert run.summary["elapsed"] < 35
     again = hw.train(tmp_path / "a/recipe.json", run=tmp_path / "b", **quiet)  # type: ignore[arg-type]
     model = "model.safetensors"

@@ -524,7 +524,7 @@ def test_the_display_shows_rate_loss_and_time_left(tmp_path: Path, capsys: pytes
     task = counting(CountingConfig(), 1, delay=0.3)
     Trainer(recipe, task, tmp_path, device="cpu", threads=1).fit()
     shown = capsys.readouterr().err
-    assert "training for 5 steps in" in shown
+    assert "training for 5 steps, in" in shown
     assert "validation loss" in shown
     for part in ("step 5/5", "loss ", "tokens/s", "GFLOP/s", " left"):
         assert part in shown.splitlines()[-2] + shown.splitlines()[-1]

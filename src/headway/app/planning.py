@@ -189,13 +189,13 @@ class SizePlanner:
         compared = size_plans if self.scale.calibrated else [best]
         reasons = (
             *filter(None, [self.reason]),
-            *explain_choice(best, compared, self.scale, self.unique_targets, seconds),
+            *explain_choice(best, compared, self.scale),
         )
         longer_plan = self._plan_for_longer(size_plans) if self.scale.calibrated else None
         if longer_plan is not None and longer_plan.size > 1.2 * best.size:
             reasons = (
                 *reasons,
-                f"{_LONGER_FACTOR} times the minutes would allow a better model with {longer_plan.size:,} parameters",
+                f"with {_LONGER_FACTOR} times the minutes, {longer_plan.size:,} parameters would be better",
             )
         return replace(
             with_size(self.recipe, best, self.scale, self.unique_targets, self.user_settings), reasons=reasons

@@ -382,7 +382,7 @@ def plan_tuning(
     epochs_read = steps * step_targets / max(1, targets)
     data_limited = steps == useful
     reason = (
-        f"{format_number(epochs)} epochs of {samples:,} samples at first, and more while validation improves"
+        f"{format_number(epochs)} epochs of {samples:,} samples, and more while validation improves"
         if data_limited
         else (
             f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "

@@ -352,20 +352,16 @@ def shape_of(model: ModelConfig) -> tuple[int, int]:
     return model.width, len(model.stack.blocks) or _DEPTH
 
 
-def explain_choice(
-    choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, unique: int, seconds: float
-) -> tuple[str, ...]:
+def explain_choice(choice: SizePlan, plans: Sequence[SizePlan], scale: Scale) -> tuple[str, ...]:
     """Why this size was chosen, for people."""
     width, depth = shape_of(choice.model)
-    epochs = choice.targets / max(1, unique)
-    steps = f"steps of {choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
-    amount = f"{_format_count(choice.targets)} {scale.unit}s ({format_number(epochs)} epochs)"
-    duration = f"in {format_seconds(seconds)}"
-    summary = "at first, and more while validation improves" if choice.exhausted else duration
-    reason = f"{_format_count(choice.size)} parameters (width {width}, {depth} layers), {steps}: {amount} {summary}"
-    other_plans = [plan for plan in plans if plan is not choice]
-    summary = ", ".join(f"{_format_count(plan.size)}: {plan.loss - choice.loss:+.2f}" for plan in other_plans)
-    return (reason, f"lowest predicted loss of {len(plans)} sizes ({summary})") if other_plans else (reason,)
+    batch = f"{choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
+    layers = "1 layer" if depth == 1 else f"{depth} layers"
+    growth = "; trains longer while validation improves" if choice.exhausted else ""
+    reason = f"{_format_count(choice.size)} parameters (width {width}, {layers}), batches of {batch}{growth}"
+    others = {_format_count(plan.size): plan.loss - choice.loss for plan in plans if plan is not choice}
+    gaps = [f"{f'{gap:.2f}' if gap >= 0.01 else 'under 0.01'} more for {size}" for size, gap in others.items()]
+    return (reason, f"lowest predicted loss of {len(plans)} sizes: {', '.join(gaps)} parameters") if gaps else (reason,)
 
 
 def format_number(number: float) -> str:
@@ -375,7 +371,12 @@ def format_number(number: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A duration for people: 41 s, or 1.8 minutes."""
-    return f"{format_number(seconds)} s" if seconds < 60 else f"{format_number(seconds / 60)} minutes"
+    return f"{format_number(seconds)} s" if seconds < 60 else format_minutes(float(format_number(seconds / 60)))
+
+
+def format_minutes(minutes: float) -> str:
+    """Minutes for people: 1 minute, or 2.5 minutes."""
+    return "1 minute" if minutes == 1 else f"{minutes:g} minutes"
 
 
 def _format_count(number: float) -> str:

@@ -32,7 +32,7 @@ from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
 from headway.learn.run_schemas import Progress
 from headway.learn.run_state import RunState
-from headway.learn.scaling import format_number
+from headway.learn.scaling import format_minutes, format_number
 from headway.learn.task import Task, unit_of
 from headway.learn.training_log import Display, TrainingLog, format_epochs, open_display
 from headway.nn.kernels import is_deterministic
@@ -345,12 +345,10 @@ class Trainer:
         name, reason = run.precision
         total, trained = run.costs["parameters"], run.learner.trained
         epochs = run.epochs(recipe.train.steps)
-        display.print_line(
-            f"training for {recipe.train.steps:,} steps{'' if epochs is None else f' ({format_epochs(epochs)})'} in "
-            f"{run.directory.path}; matrix products in {name} ({reason})"
-        )
-        if run.minutes is not None:
-            display.print_line(f"this plan takes {run.minutes:g} minutes at the measured speed")
+        steps = f"{recipe.train.steps:,} steps{'' if epochs is None else f' ({format_epochs(epochs)})'}"
+        pace = "" if run.minutes is None else f", as many as fit in {format_minutes(run.minutes)} at the measured speed"
+        display.print_line(f"training for {steps}{pace}, in {run.directory.path}")
+        display.print_line(f"computing in {name} ({reason})")
         for reason in recipe.reasons if not progress.step else ():
             display.print_line(reason)
         obstacle = None if progress.step or recipe.start is not None else _export_obstacle(recipe.model)
