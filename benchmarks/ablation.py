@@ -176,7 +176,7 @@ def main() -> None:
 def told(cost: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "what": (
-            f"validation loss after the core-seconds of {STEPS} steps of the recipe shakespeare (fp32, one thread): "
+            f"validation loss after the core-seconds of {STEPS} steps of the shakespeare recipe (fp32, one thread): "
             "steps are fixed by the least CPU time of a step, which other programs hardly change"
         ),
         "seeds": list(SEEDS),

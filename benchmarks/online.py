@@ -3,7 +3,7 @@
     python benchmarks/online.py                          # all environments and seeds, each in a process of its own
     python benchmarks/online.py CartPole-v1 --seeds 1    # some of them; the others stay as they are in the results
 
-Both have the same settings (those of the recipe ppo), the same normalisation of states and rewards, and one thread;
+Both have the same settings (those of the ppo recipe), the same normalisation of states and rewards, and one thread;
 networks are each program's own. What is counted is CPU time, so that other programs hardly count. Judged is the last
 model of either in episodes from the same seeds, which neither has learnt in, by the most probable action. Needs the
 extras rl and report, the package box2d for LunarLander, and stable-baselines3 with cloudpickle.

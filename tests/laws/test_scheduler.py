@@ -409,7 +409,7 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
     for request, message in [
         (Request([]), "cannot continue an empty prompt"),
         (Request([2] * 160), "fills the context of 160"),
-        (Request([SYMBOLS]), "contains the id 23"),
+        (Request([SYMBOLS]), "contains id 23,"),
         (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias contains id 23"),
         (Request([1], top=24), "top is 24"),
         (Request([1], prompt_top=24), "top is 24"),

@@ -231,10 +231,10 @@ def test_long_factors_serve_a_longer_context(long: Twins, tmp_path: Path) -> Non
 
 
 def test_a_context_beyond_the_model_is_refused(long: Twins, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a context of 81 exceeds the 80 positions"):
+    with pytest.raises(UserError, match=r"a context of 81 exceeds the model's 80 positions"):
         load_published(long.folder, context=81)
     pair = twins(make("GPT2LMHeadModel", "small"), tmp_path / "gpt2")
-    with pytest.raises(UserError, match=r"a context of 65 exceeds the 64 positions"):
+    with pytest.raises(UserError, match=r"a context of 65 exceeds the model's 64 positions"):
         load_published(pair.folder, context=65)
 
 

@@ -363,7 +363,7 @@ def test_thresholds_of_labels_travel(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"is_decoder": True}, "is_decoder is True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
-        ({"vocab_size": 54}, "config.json and weights do not belong together"),
+        ({"vocab_size": 54}, "config.json does not match the weights"),
         ({"num_hidden_layers": 3}, r"lacks tensor 'bert.encoder.layer.2"),
         ({"num_hidden_layers": 1}, r"has unknown tensor 'bert.encoder.layer.1"),
     ],

@@ -128,7 +128,7 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
     (tmp_path / "empty").mkdir()
     for given, message in (
-        ([tmp_path / "empty"], "contains no sounds"),
+        ([tmp_path / "empty"], "contains no audio files"),
         ([data, "--format", "vtt"], "cannot share stdout"),
     ):
         assert main(["transcribe", place, *map(str, given), *QUICK]) == 2

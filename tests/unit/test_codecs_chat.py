@@ -88,10 +88,26 @@ def test_the_last_message_is_continued_within_its_turn(codec: TokenizerCodec) ->
         (CHATML, [*ASKED, {"role": "assistant"}], "is empty"),
         (CHATML, [*ASKED, {**TOLD[1], "tool_calls": [{}]}], "calls tools"),
         (CHATML.replace("m.content", "m.content | trim"), [*ASKED, {"role": "assistant", "content": "I "}], "changes"),
-        (CHATML.replace("m.content", "m.content | lower"), TOLD, "changes the last message"),
-        (CHATML.replace("m.content", "m.content.split('.')[-1]"), TOLD, "changes the last message"),
-        (CHATML.replace("m.content", "m.content ~ m.content"), TOLD, "changes the last message"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", TOLD, "changes the last message"),
+        (
+            CHATML.replace("m.content", "m.content | lower"),
+            TOLD,
+            "cannot continue the last message because this chat template changes it",
+        ),
+        (
+            CHATML.replace("m.content", "m.content.split('.')[-1]"),
+            TOLD,
+            "cannot continue the last message because this chat template changes it",
+        ),
+        (
+            CHATML.replace("m.content", "m.content ~ m.content"),
+            TOLD,
+            "cannot continue the last message because this chat template changes it",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}{% endfor %}",
+            TOLD,
+            "cannot continue the last message because this chat template changes it",
+        ),
     ],
 )
 def test_what_cannot_be_continued_is_said(template: str, messages: list, why: str) -> None:

@@ -210,7 +210,7 @@ def test_texts_are_read_once_and_as_they_come(lines: list[str]) -> None:
         ("bpe", ["low low"], 300, {}, "they suffice for a bpe codec with 259 tokens"),
         ("wordpiece", ["low low"], 300, {}, "they suffice for a wordpiece codec with 259 tokens"),
         ("unigram", ["low"], 300, {}, "they suffice for a unigram codec with"),
-        ("char", ["a"], None, {"split": "space"}, "use kind 'word'"),
+        ("char", ["a"], None, {"split": "space"}, "use kind='word'"),
         ("word", ["a"], None, {"split": "spaces"}, "did you mean 'space'"),
         ("char", ["a"], None, {"prefix_space": True}, "does not support prefix_space"),
         ("char", ["a"], None, {"special": ("<s>", "<s>")}, "not distinct"),

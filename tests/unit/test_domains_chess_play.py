@@ -241,7 +241,7 @@ def test_uci_answers_what_it_is_asked() -> None:
         ("position fen rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w HAha - 0 1", "Chess960"),
         ("position fen 8/8/8/8/8/8/8/K7 w - - 0 1", "not a chess position"),
         ("position startpos moves e2e5", "'e2e5' is not a legal move"),
-        ("position", "'startpos' or 'fen'"),
+        ("position", "must be 'startpos', or 'fen' and a FEN"),
         ("setoption name UCI_Chess960 value true", "Chess960 is not supported"),
         ("setoption name MultiPV value many", "choose an integer from 1 to 256"),
         ("setoption name Hash value 0", "Hash is '0'; choose an integer from 1 to 65536"),

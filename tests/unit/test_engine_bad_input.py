@@ -132,7 +132,7 @@ def test_what_is_no_number_is_not_quantised(form: str) -> None:
 def test_no_tokens_too_many_and_none_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(Engine(language_model(context=16), threads=1))
     for prompt, message in (
-        ([], "0 tokens"),
+        ([], "cannot continue an empty prompt"),
         ([2] * 17, "exceeds the context of 16"),
         ([2] * 16, "fills the context"),
     ):

@@ -201,7 +201,7 @@ def test_bad_input_is_refused_before_work() -> None:
         SearchConfig(length_penalty=-1.0)
     with pytest.raises(ConfigError, match=r"length_penalty is 1e\+25; use 0 \(no penalty\) to 20"):
         SearchConfig(length_penalty=1e25)
-    with pytest.raises(ConfigError, match="most_extra 0"):
+    with pytest.raises(ConfigError, match="most_extra=0"):
         SearchConfig(most_extra=0)
     prompt = make_prompt([[2], [3, 4]], None, CPU)
     with pytest.raises(UserError, match="do not match 2 prompts"):

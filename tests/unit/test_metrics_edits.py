@@ -75,7 +75,7 @@ def test_pronunciations() -> None:
     [
         (["a"], [], "1 hypotheses do not match 0 references"),
         ([], [], "0 samples"),
-        (["a"], ["a b"], "references are single strings"),
+        (["a"], ["a b"], "references are plain strings"),
         (["a"], [[]], "has no reference"),
         (["a"], [[""]], "all 1 are empty"),
     ],

@@ -87,7 +87,9 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
     assert (processes.local_micro_batches(3), processes.is_main, processes.shard) == (3, True, Shard(0, 1))
     assert processes.broadcast_object({"a": [1.5]}) == {"a": [1.5]}
     processes.world = 2
-    with pytest.raises(UserError, match="accumulate 3 is not divisible by 2 processes; set it to 2 or a multiple"):
+    with pytest.raises(
+        UserError, match=r"train\.accumulate=3 is not divisible by 2 processes; set it to 2 or a multiple"
+    ):
         processes.local_micro_batches(3)
 
 

@@ -38,14 +38,14 @@ class Verb(NamedTuple):
 
 
 _GENERATE = Verb("continue a prompt", "use a language model, such as GPT-2")
-_CHAT = Verb("hold a conversation", "use a language model, such as a run of the recipe instruct")
+_CHAT = Verb("hold a conversation", "use a language model, such as a run of the instruct recipe")
 _TRANSCRIBE = Verb("transcribe audio", "use a speech model, such as Whisper")
 VERBS = {
     "generate": _GENERATE,
     "chat": _CHAT,
-    "translate": Verb("translate", "use an encoder-decoder, such as a run of the recipe translation"),
+    "translate": Verb("translate", "use an encoder-decoder, such as a run of the translation recipe"),
     "transcribe": _TRANSCRIBE,
-    "caption": Verb("write captions", "use a run of the recipe caption"),
+    "caption": Verb("write captions", "use a run of the caption recipe"),
     "fill": Verb("fill in masks", "use a masked language model, such as BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
     "rerank": Verb(
@@ -58,7 +58,7 @@ VERBS = {
     "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
     "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
-    "forecast": Verb("forecast time series", "use a run of the recipe forecast"),
+    "forecast": Verb("forecast time series", "use a run of the forecast recipe"),
     "score": Verb("score text", "use a language model or an encoder-decoder"),
     "attention": Verb("show its attention to text", "use a text model"),
     "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),

@@ -416,7 +416,7 @@ _DEFAULT_TEMPLATE = """\
 
 
 def default_template(special_tokens: SpecialTokens | None = None) -> ChatTemplate:
-    """A template for models without one: each role is on its own line, and the end token follows answers.
+    """A template for models without one: each role is on its own line, and each answer ends with the end token.
 
     It works with any tokenizer. If the tokenizer has ROLES as special tokens, they mark roles. Otherwise roles are
     plain text, which a message can imitate.

@@ -103,7 +103,7 @@ def check_template(tokenizer: Tokenizer, source: str) -> None:
     ids = [i for step in _component_steps(tokenizer.post_processor, source) for i in _template_ids(step, source)]
     if len(ids) > _MAX_ADDED:
         raise UserError(
-            f"{source} adds {len(ids):,} special tokens to a text, more than {_MAX_ADDED}; use another tokenizer"
+            f"{source} adds {len(ids):,} special tokens to each text (limit: {_MAX_ADDED}); use another tokenizer"
         )
     for i in set(ids):
         if tokenizer.id_to_token(i) is None:

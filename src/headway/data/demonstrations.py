@@ -147,7 +147,7 @@ def _with_split(demonstrations: Demonstrations, split: str | None) -> Demonstrat
 
 def _from_episodes(episodes: Episodes, file: File) -> Demonstrations:
     if episodes.discrete:
-        raise UserError(f"{file} has discrete actions, but robots need real-valued ones; use the recipe trajectories")
+        raise UserError(f"{file} has discrete actions, but robots need real-valued ones; use the trajectories recipe")
     if episodes.states.ndim != 2:
         raise UserError(f"{file} has images as states; pass images in a LeRobotDataset folder")
     name = task_name(episodes.environment) or file.path.stem

@@ -146,8 +146,8 @@ def _evenly_spaced(share: float, count: int) -> np.ndarray:
 
 
 class SplitIndices(dict[str, np.ndarray]):
-    """The sample indices of each split, int64. `removed` counts training samples that were dropped because validation
-    or test contains equal ones.
+    """The sample indices of each split, int64. `removed` counts training samples that were dropped because they
+    are also in validation or test.
     """
 
     def __init__(self, indices: Mapping[str, np.ndarray], removed: int = 0) -> None:
@@ -218,7 +218,7 @@ class Splits(NamedTuple):
 
     @property
     def removed(self) -> int:
-        """How many samples were dropped from training because validation or test contains equal ones."""
+        """How many samples were dropped from training because they are also in validation or test."""
         return self.indices.removed if isinstance(self.indices, SplitIndices) else 0
 
     @property

@@ -66,10 +66,10 @@ class TokenCache:
         """The spans of all documents followed by parts of documents, and the spans of each split with at least
         `min_tokens` tokens.
 
-        Without named splits, documents are assigned by the hash of their text, so equal ones are never in two splits.
-        With fewer than a hundred documents this could leave a split empty or lopsided, so each document is cut instead:
-        its end is test, the part before that validation. Equal documents are cut at equal positions, so this does not
-        leak either.
+        Without named splits, documents are assigned by the hash of their text, so identical documents are never in
+        two splits. With fewer than a hundred documents this could leave a split empty or lopsided, so each document is
+        cut instead: its end is test, the part before that validation. Equal documents are cut at equal positions, so
+        this does not leak either.
         """
         named_splits, all_indices = np.asarray(self.named_splits), np.arange(self.documents)
         document_spans = Spans(np.asarray(self.offsets[:-1]), np.diff(self.offsets))

@@ -52,7 +52,7 @@ def _check_counts(settings: Settings, tensors: int) -> None:
             if isinstance(count, int) and count > max_count:
                 raise UserError(
                     f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
-                    "settings and weights do not belong together"
+                    "the settings do not match the weights"
                 )
 
 
@@ -74,7 +74,7 @@ def uninitialized_model(
         raise UserError(_mismatch_message(source, "model", error)) from error
     raise UserError(
         f"{source}: the configuration needs {needed} parameters, more than {file_bytes} bytes can hold; "
-        "settings and weights do not belong together"
+        "the settings do not match the weights"
     )
 
 

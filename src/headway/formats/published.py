@@ -301,7 +301,7 @@ def _find_family(config: ModelConfig, name: str) -> Family:
     raise UserError(
         f"this model cannot be saved {format_name}: {nearest_family(config, order)}; train one that can, such as a "
         "model of "
-        "the recipe text or the preset gpt2"
+        "the text recipe or the preset gpt2"
     )
 
 

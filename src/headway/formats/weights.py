@@ -132,7 +132,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
             shapes = " + ".join(str(tuple(part.shape)) for part in parts)
             raise UserError(
                 f"{weights.source}: {' + '.join(rule.sources)} of shape {shapes} makes {shape}, but the "
-                f"configuration needs {tuple(target.shape)}; config.json and weights do not belong together"
+                f"configuration needs {tuple(target.shape)}; config.json does not match the weights"
             )
         replace_tensor(target, _concatenate(slices, dtype or slices[0].dtype))
         for name in rule.sources:
@@ -202,8 +202,8 @@ def _check_names(rules: Sequence[TensorRule], weights: Weights, model_tensors: d
         targets.add(rule.target)
         if rule.target not in model_tensors:
             raise UserError(
-                f"{weights.source}: a model with these settings has no tensor for {rule.sources[0]}; config.json and "
-                "weights do not belong together"
+                f"{weights.source}: a model with these settings has no tensor for {rule.sources[0]}; config.json does "
+                "not match the weights"
             )
         for name in rule.sources:
             used.add(name)

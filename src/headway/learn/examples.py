@@ -221,7 +221,7 @@ class Examples:
 
     def contents(self) -> Contents:
         """The parts of the data by name ("texts", "labels"), without the splits. A resumed run compares them to detect
-        different data. A digest may stand in for the content it was computed from.
+        different data. A digest may replace the content it was computed from.
         """
         return {}
 

@@ -156,7 +156,7 @@ def _match_entities(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Co
 
 
 def entity_kind(tag: str) -> str:
-    """The entity kind in a tag; O for a word outside entities."""
+    """The entity type in a tag; O for a word outside any entity."""
     return _split_tag(tag)[1] or OUTSIDE
 
 

@@ -229,7 +229,7 @@ class ServedModels:
 
     async def _load_once(self, entry: _Entry) -> _LoadedModel:
         """The model, which the first request loads; loading continues if its client disconnects, as others may wait. If
-        its files have changed, it is loaded again, and the old version answers until then.
+        its files have changed, it is reloaded, and the old version answers until then.
         """
         if entry.loaded is not None:
             if entry.loading is None and self._has_changed(entry, entry.loaded):
@@ -263,8 +263,8 @@ class ServedModels:
                 started = time.monotonic()
                 loaded = await self._in_thread(lambda: self._open(entry))
             previous, entry.loaded, entry.summary, entry.tried_files = entry.loaded, loaded, loaded.summary, None
-            again = " again because its files changed" if previous is not None else ""
-            _LOG.info("loaded %s%s in %.1f s", entry.name, again, time.monotonic() - started)
+            verb, reason = ("loaded", "") if previous is None else ("reloaded", ", because its files changed")
+            _LOG.info("%s %s in %.1f s%s", verb, entry.name, time.monotonic() - started, reason)
             if previous is not None and previous.users:
                 self._replaced.add(previous)
             elif previous is not None:

@@ -38,8 +38,8 @@ class SequentialScheduler:
         """A ticket for the request. UserError for an unsupported one; FullError if too many are waiting."""
         if request.rule is not None:
             raise UserError(
-                "the compiled engine does not run this model, so it supports no response formats or allowed tokens; "
-                "leave them out"
+                "response formats and allowed tokens are not supported, because the compiled engine does not run this "
+                "model; remove them"
             )
         if len(self._queue) > self._max_waiting:
             raise FullError(f"{self._max_waiting} requests are waiting; try again in a moment")

@@ -23,7 +23,7 @@ headway chess match runs/chess --opponent random --games 100 --search policy
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    add("model", type=Path, metavar="RUN", help="run of the chess recipe")
     add(
         "--opponent",
         default="stockfish",

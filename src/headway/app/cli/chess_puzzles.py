@@ -16,7 +16,7 @@ headway chess puzzles runs/chess lichess_puzzles.csv --search puct --nodes 100 -
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the chess recipe")
     parser.add_argument(
         "file",
         type=Path,

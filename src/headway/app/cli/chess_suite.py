@@ -17,7 +17,7 @@ _MAX_SHOWN = 20  # invalid lines to print
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the chess recipe")
     parser.add_argument(
         "file", type=Path, metavar="FILE.epd", help="EPD file of positions with bm (best moves) or am (moves to avoid)"
     )

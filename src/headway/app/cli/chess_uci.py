@@ -23,7 +23,7 @@ headway chess uci runs/chess --search policy      # without search
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the chess recipe")
     add_search(parser)
     add_weights(parser)
 

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=["hf", "gguf", "onnx"],
-        help="output format; hf is a folder for transformers (default: by the suffix of OUT, otherwise hf)",
+        help="output format; hf is a folder for transformers (default: from OUT's suffix, or hf)",
     )
     parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="number format of the GGUF file (default: f32)")
 

@@ -21,7 +21,7 @@ _MAX_SHOWN = 24  # rows of the printed table, and series of the picture
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="run of the recipe forecast")
+    add("model", metavar="RUN", help="run of the forecast recipe")
     add_data(parser, "files with the series to forecast (default: the run's data)")
     add("--steps", type=integer(1), metavar="N", help="steps to forecast (default: the run's horizon)")
     add("--out", type=Path, metavar="FILE.csv", help="output file for all rows: series, time, q0.1 ... q0.9")

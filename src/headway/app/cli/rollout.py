@@ -19,7 +19,7 @@ headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --epi
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="run of ppo, or of a trajectory or robotics recipe")
+    add("model", metavar="RUN", help="run of a ppo, trajectory or robotics recipe")
     add(
         "--env",
         nargs="+",

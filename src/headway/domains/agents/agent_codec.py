@@ -78,7 +78,7 @@ def make_codec(envs: VectorEnv, context: int, horizon: int | None, draw: bool) -
     if spaces.image or len(spaces.shape) != 1:
         raise UserError(
             f"the environment {envs.name!r} returns images ({' x '.join(map(str, spaces.shape))}), but agents that "
-            "learn online take vectors; wrap it to return vectors, or record episodes for the recipe trajectories"
+            "learn online take vectors; wrap it to return vectors, or record episodes for the trajectories recipe"
         )
     if horizon is None and envs.horizon is None:
         raise UserError(
@@ -121,6 +121,6 @@ def read_codec(directory: Path) -> AgentCodec:
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE}, which describes the agent's states and actions; use a run of the recipe ppo"
+            f"{directory} has no {FILE}, which describes the agent's states and actions; use a run of the ppo recipe"
         )
     return from_dict(AgentCodec, read_json(path), str(path))

@@ -117,7 +117,7 @@ class PPOConfig(TaskConfig):
         if recipe.data:
             raise UserError(
                 f"an agent learns only from its environment and does not take data ({recipe.data[0]}); remove --data, "
-                "or use the recipe trajectories to learn from episodes"
+                "or use the trajectories recipe to learn from episodes"
             )
         check_model(recipe.model)
         rows = self._rows(recipe)

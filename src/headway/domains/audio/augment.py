@@ -57,7 +57,7 @@ def augmentation_rng(seed: int, position: int) -> np.random.Generator:
 def change_speed_and_gain(
     sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
 ) -> Float[Tensor, "M"]:
-    """The audio with another speed and gain."""
+    """The audio at a different speed and gain."""
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
     return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound

@@ -63,7 +63,7 @@ class SoundTaskConfig(TaskConfig):
         if self.seconds is not None and not 0.02 <= self.seconds <= 3600:
             raise ConfigError(f"task.seconds is {self.seconds:g}; choose a window from 0.02 to 3600 s, or none")
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
 
 
 @register("sounds")

@@ -23,7 +23,7 @@ def window_of(model: TransformerConfig) -> int:
         return 2 * model.context
     raise ConfigError(
         f"this task needs a model that takes audio windows, but model.embed is {type(model.embed).__name__}; choose "
-        "another model, such as the one from the recipe audio"
+        "another model, such as the one from the audio recipe"
     )
 
 

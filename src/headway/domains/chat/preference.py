@@ -74,7 +74,7 @@ class PreferenceConfig(ChatConfig):
         if self.beta <= 0:
             raise ConfigError(f"task.beta is {self.beta}; choose a number above 0, such as 0.1")
         if not 0 <= self.smoothing < 0.5:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share from 0 to below 0.5")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 0.5")
         if self.anchor < 0:
             raise ConfigError(f"task.anchor is {self.anchor}; choose 0 or more")
         if self.enough is not None and self.enough <= 0:
@@ -93,8 +93,8 @@ class PreferenceConfig(ChatConfig):
         conversations = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
-                f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it to; "
-                "train it on conversations first, with the recipe instruct"
+                f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it how; "
+                "train it on conversations first, with the instruct recipe"
             )
         codec, template = self.codec_and_template(conversations, workspace)
 

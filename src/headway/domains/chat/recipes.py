@@ -55,7 +55,7 @@ def preference() -> Recipe:
         optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_tokens=4096),
-        expected="a minute for 30 pairs and a small model; best with --from a run of the recipe instruct",
+        expected="a minute for 30 pairs and a small model; best with --from a run of the instruct recipe",
     )
 
 
@@ -128,7 +128,7 @@ class PreferenceScale(Scale):
 
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         raise UserError(
-            "an untrained model cannot answer yet; use --from with a model that can: a run of the recipe instruct, or "
+            "an untrained model cannot answer yet; use --from with a model that can: a run of the instruct recipe, or "
             "a published model"
         )
 

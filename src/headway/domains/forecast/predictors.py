@@ -38,7 +38,7 @@ class Forecast(NamedTuple):
 def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
-        raise UserError(f"{model.directory} is not a run of the recipe forecast; choose one that is")
+        raise UserError(f"{model.directory} is not a run of the forecast recipe; choose one that is")
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}; use 1 or more")
     with data_paths(data, "forecast") as paths:

@@ -162,7 +162,7 @@ class ForecastConfig(TaskConfig):
         """Raises UserError for data that cannot be read or are too small."""
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, StatesEmbedConfig):
-            raise ConfigError("this model does not take time series; use the model from the recipe forecast")
+            raise ConfigError("this model does not take time series; use the model from the forecast recipe")
         return Task(SeriesWindows(self, recipe, *self.read_data(recipe.files(data)), workspace), Quantiles(LEVELS))
 
     def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
@@ -349,7 +349,7 @@ def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
-        trained = Calendar(codec.unit, codec.step, calendar.example).step_text
+        trained = replace(calendar, unit=codec.unit, step=codec.step).step_text
         raise UserError(
             f"the data have one value per {calendar.step_text}, but the model was trained on one per {trained}; "
             "resample the data"

@@ -177,7 +177,7 @@ class CaptionsConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         for name, minimum in (("max_length", 1), ("shift", 0)):
             if getattr(self, name) < minimum:
@@ -268,7 +268,7 @@ class ScenesConfig(CaptionsConfig):
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> CaptionData:
         if paths is not None:
-            raise UserError("scenes are generated; remove --data, or use the recipe caption to train on your images")
+            raise UserError("scenes are generated; remove --data, or use the caption recipe to train on your images")
         if processor.size != (scenes.SIDE, scenes.SIDE):
             raise ConfigError(
                 f"scenes have {scenes.SIDE} x {scenes.SIDE} pixels; set model.tower.embed.size to this size"

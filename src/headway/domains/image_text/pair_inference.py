@@ -42,7 +42,7 @@ class Matches(NamedTuple):
     probabilities: Float[Tensor, "N M"]
 
     def card(self) -> SummaryCard:
-        """The best text of each image, and in notebooks the probabilities of all."""
+        """The best text for each image, and in notebooks the probabilities of all texts."""
         table = self.probabilities.reshape(-1, self.probabilities.shape[-1] if self.probabilities.dim() else 1)
         rows = [{f"text {i + 1}": p for i, p in enumerate(row)} for row in table.tolist()]
         shape = " x ".join(map(str, self.probabilities.shape)) or "one image and one text"

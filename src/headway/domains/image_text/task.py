@@ -57,9 +57,11 @@ class ImageTextAugmentConfig:
     def __post_init__(self) -> None:
         for name in ("shift", "zoom", "light"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"task.augment.{name} is {getattr(self, name)}; choose a share from 0 to below 1")
+                raise ConfigError(
+                    f"task.augment.{name} is {getattr(self, name)}; choose a fraction of at least 0 and below 1"
+                )
         if not 0 <= self.turn <= 180:
-            raise ConfigError(f"task.augment.turn is {self.turn}; choose degrees from 0 to 180")
+            raise ConfigError(f"task.augment.turn is {self.turn}; choose an angle from 0 to 180 degrees")
 
     def __call__(self, images: Float[Tensor, "B C H W"], seed: int) -> Float[Tensor, "B C H W"]:
         """A pure function of the images and the seed."""

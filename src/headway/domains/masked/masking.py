@@ -37,7 +37,7 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ConfigError(f"masking.rate is {self.rate}; choose a share between 0 and 1, such as 0.15")
+            raise ConfigError(f"masking.rate is {self.rate}; choose a fraction between 0 and 1, such as 0.15")
         if self.mask < 0 or self.random < 0 or self.mask + self.random > 1 + 1e-9:
             raise ConfigError(
                 f"masking.mask={self.mask} and masking.random={self.random} are not valid; choose shares of at least 0 "

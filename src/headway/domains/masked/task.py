@@ -121,7 +121,7 @@ class MaskedDataset(Examples):
         if model.stack.causal:
             raise UserError(
                 "this model is causal, but masks are predicted from both sides; use an encoder such as bert-base, or "
-                "the recipe text"
+                "the text recipe"
             )
         embed = model.embed
         if self.config.next and isinstance(embed, TokenEmbedConfig) and embed.types < 2:

@@ -139,7 +139,7 @@ def read_codec(directory: Path) -> RobotCodec:
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE} with the scales of states and actions; use a run of the recipe robotics or "
+            f"{directory} has no {FILE} with the scales of states and actions; use a run of the robotics recipe or "
             "metaworld"
         )
     return from_dict(RobotCodec, read_json(path), str(path))

@@ -116,7 +116,7 @@ class RoboticsConfig(TaskConfig):
         if refused and self.episodes and not default:
             _LOG.warning(
                 "the data come from %s, but headway does not run its code, so policies are evaluated on held-out "
-                "demonstrations; set %s=%s to play there",
+                "demonstrations; set %s=%s to evaluate them in it",
                 refused[0],
                 ENV_VARIABLE,
                 refused[0],
@@ -361,5 +361,5 @@ def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) 
     if codec_sizes != (observation.states, model.actions, [tuple(size) for size in observation.cameras], model.words):
         raise ConfigError(
             f"the states, images or words that {start} takes do not match its codec, or it has no codec; start from a "
-            "run of the recipe robotics or metaworld"
+            "run of the robotics recipe or metaworld"
         )

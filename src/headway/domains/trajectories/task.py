@@ -96,7 +96,7 @@ class TrajectoriesConfig(TaskConfig):
                 "others at least 0"
             )
         if not 0 < self.best <= 1:
-            raise ConfigError(f"task.best is {self.best}; choose a share above 0 and at most 1")
+            raise ConfigError(f"task.best is {self.best}; choose a fraction above 0 and at most 1")
         if self.scale is not None and not self.scale > 0:
             raise ConfigError(f"task.scale is {self.scale}; choose a number above 0, or none")
         if self.returns and not self.condition:

@@ -69,7 +69,7 @@ class PairsConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"task.max_length is {self.max_length}; choose 1 or more")

@@ -220,7 +220,7 @@ class Tags(Objective[TaggedSentences]):
         return {"loss": nats, **tag_scores(predicted, reference)}
 
     def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
-        """Held-out sentences with the predicted and the correct tags; words outside entities are left plain."""
+        """Held-out sentences with the predicted and the correct tags; words outside any entity are left plain."""
         rows = examples.spread_rows(count)
         samples = []
         for row, tags in zip(rows.tolist(), self.predict_tags(model, RowSubset(examples, rows))[0]):

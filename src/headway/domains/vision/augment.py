@@ -75,7 +75,9 @@ class ImageAugmentConfig:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose a probability from 0 to 1")
         for name in ("zoom", "warp", "light"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose a share of at least 0 and below 1")
+                raise ConfigError(
+                    f"augment.{name} is {getattr(self, name)}; choose a fraction of at least 0 and below 1"
+                )
         if not 0 <= self.shear < 90:
             raise ConfigError(f"augment.shear is {self.shear}; choose degrees from 0 to below 90")
         if not 0 < self.crop <= 1:

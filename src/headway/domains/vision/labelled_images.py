@@ -105,7 +105,7 @@ def _from_idx(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
     sizes = {part.images.shape[1:] for part in parts}
     if len(sizes) > 1:
         size_list = " and ".join(f"{part.path} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
-        raise UserError(f"the images have several sizes: {size_list}; use files from one data set")
+        raise UserError(f"the images have different sizes: {size_list}; use files from one data set")
     classes = np.concatenate([part.labels for part in parts])
     named_splits = np.concatenate(
         [

@@ -200,7 +200,7 @@ def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
 
 
 def _tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
-    """Tick labels with as few digits as are needed to tell them apart."""
+    """Tick labels with the fewest digits that keep them distinct."""
     digits, names = 4, [compact_number(tick) for tick in ticks]
     while len(set(names)) < len(names) and digits < _MAX_DIGITS:
         digits += 1
