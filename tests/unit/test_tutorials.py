@@ -28,9 +28,9 @@ COUNTS = {  # what scripts of examples/ are asked for instead of their defaults
 }
 SHORT = {  # options instead of minutes
     "train": ["--set", "train.steps=2", "train.evaluate_limit=4"],
-    "compare": ["--tokens", "2000"],
+    "compare": ["--tokens", "2000", "--set", "train.evaluate_limit=4"],
 }
-SHORTER = {"train robotics": ["task.episodes=1", "task.final=2"], "chess match": ["--our-nodes", "2"]}
+SHORTER = {"train robotics": ["task.episodes=1", "task.final=2"], "chess match": ["--search", "policy"]}
 OUTSIDE = ("pip", "apt-get", "head", "ls", "cat")  # programs that are not run here
 
 
