@@ -55,9 +55,7 @@ class Game:
     headers: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    evaluations: list[float | None] = field(
-        default_factory=list
-    )  # centipawns for White after each move, None if unknown
+    evaluations: list[float | None] = field(default_factory=list)  # centipawns for White, None if unknown
     result: np.ndarray | None = None
     fault: str = ""
     ended: bool = False

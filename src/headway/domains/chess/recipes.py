@@ -13,22 +13,21 @@ from typing import Any
 from headway.data.input_files import read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models.presets import searchless, squares
 
 
 def chess() -> Recipe:
     """Train on the user's games or labelled positions."""
-    return Recipe(
-        name="chess",
-        domain="chess",
-        description="chess from games or engine-labelled positions: .pgn, .epd or .csv with position and bestmove",
-        data=(),
+    return generic(
+        "chess",
+        "chess",
+        "chess from games or engine-labelled positions: .pgn, .epd or .csv with position and bestmove",
         model=squares(width=128, depth=5, heads=4),
         task=ChessConfig(),
         optim=MuonConfig(lr=0.02, weight_decay=0.01, adam_lr=2e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_size=256, evaluate_limit=2048),
         expected="solves 51 % of Lichess puzzles by policy after 14 minutes of labelling and 51 of training on 2 cores",
     )
