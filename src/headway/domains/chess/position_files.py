@@ -245,7 +245,7 @@ class PositionRun:
     """Consecutive positions from a game, or a single one.
 
     For each position: the moves to learn, from the mover's point of view, with the best or played move first; the worth
-    of each move (`win_probability.worth`), NaN if unknown; and (win, draw, loss) for the mover, NaN if unknown. Equal
+    of each move (`worth`), NaN if unknown; and (win, draw, loss) for the mover, NaN if unknown. Equal
     sequences have the same `key`.
     """
 
