@@ -41,7 +41,8 @@ def speed(run: str) -> None:
 
     import headway as hw
     from headway.domains.chess.boards import chess
-    from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, outputs, position_input
+    from headway.domains.chess.config import make_evaluator
+    from headway.domains.chess.evaluator import BoardEvaluator, outputs, position_input
     from headway.domains.chess.limits import SearchLimits
     from headway.domains.chess.puzzles import puzzles
 

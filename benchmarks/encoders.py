@@ -32,7 +32,7 @@ import headway as hw
 from headway.domains.chess.boards import chess
 from headway.domains.chess.evaluator import BoardEvaluator
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.puct import PuctConfig, Tree
+from headway.domains.chess.player import PuctConfig, Tree
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
 from headway.nn.models import build

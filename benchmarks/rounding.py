@@ -184,7 +184,7 @@ def text(model: Any) -> Found:
 
 def translation(model: Any) -> Found:
     """Multi30k's validation part: loss of the references, and BLEU of what is written."""
-    from headway.domains.translation.translator import Translator
+    from headway.domains.translation.task import Translator
     from headway.generate import SearchConfig
     from headway.metrics import bleu
 
@@ -233,13 +233,13 @@ def stories(path: Path) -> Found:
 def sentences(folder: Path) -> Found:
     """Cosines of the vectors of questions."""
     import headway as hw
-    from headway.domains import understanding
+    from headway.domains.understanding import encoder_inference
 
     model = hw.load(folder)
     with (data_folder() / "textcls" / "banking77" / "train.csv").open(newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     asked = texts[:: len(texts) // QUESTIONS][:QUESTIONS]
-    vectors = {name: understanding.embed(module, model.codec, asked) for name, module in variants(model.module)}
+    vectors = {name: encoder_inference.embed(module, model.codec, asked) for name, module in variants(model.module)}
     found: Found = {"model": "all-MiniLM-L6-v2", "parameters": size(model), "questions": len(asked)}
     for form in FORMS:
         weights, both = vectors[f"{form} weights"], vectors[f"{form} both"]

@@ -73,8 +73,7 @@ def _chess(path: Path) -> Iterator[Any]:
 
 
 def read_epd(path: Path) -> None:
-    from headway.domains.chess.puzzles import puzzles
-    from headway.domains.chess.suites import read_suite
+    from headway.domains.chess.puzzles import puzzles, read_suite
 
     _each(lambda: _chess(path), lambda: read_suite(path), lambda: puzzles(path))
 

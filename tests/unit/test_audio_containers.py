@@ -12,8 +12,7 @@ from whisper_models import folder
 
 from headway.app.cli.main import main
 from headway.domains.audio import FileSound, read_sound, sound_files
-from headway.domains.audio.sound_cache import open_sounds
-from headway.domains.audio.sound_files import ArraySound
+from headway.domains.audio.sound_files import ArraySound, open_sounds
 from headway.errors import UserError
 
 av = pytest.importorskip("av")

@@ -28,10 +28,8 @@ from headway.domains import recipe as find_recipe
 from headway.domains.audio import FileSound, TranscriptionOptions
 from headway.domains.audio.framing import FramedWindows
 from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matching_words
-from headway.domains.audio.sound_cache import read_transcripts
-from headway.domains.audio.sound_files import read_sound
-from headway.domains.audio.speech_task import normalize_words
-from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRecognition
+from headway.domains.audio.sound_files import read_sound, read_transcripts
+from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRecognition, normalize_words
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.learn.examples import Batch, RowSubset

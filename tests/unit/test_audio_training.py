@@ -24,19 +24,19 @@ from headway.app.cli import main as cli
 from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.augment import (
+from headway.domains.audio.classification import (
     SoundAugmentConfig,
+    SoundDataset,
     add_noise,
     augmentation_rng,
     change_speed_and_gain,
     delay,
     fit_to_window,
+    inference_frames,
     mask_spectrogram,
 )
-from headway.domains.audio.classification import SoundDataset, inference_frames
 from headway.domains.audio.sequences import read_takes
-from headway.domains.audio.sound_cache import open_sounds
-from headway.domains.audio.sound_files import read_sound
+from headway.domains.audio.sound_files import open_sounds, read_sound
 from headway.errors import ConfigError, UserError
 from headway.learn import Shard
 from headway.learn.examples import RngKey

@@ -33,7 +33,6 @@ import headway as hw
 from headway.app.cli.main import main
 from headway.app.model import Model
 from headway.domains.audio import (
-    MAX_PARALLEL_SOUNDS,
     SubtitleLines,
     Transcriber,
     Transcription,
@@ -46,7 +45,7 @@ from headway.domains.audio import (
 )
 from headway.domains.audio.mel import RATE, log_mel
 from headway.domains.audio.sound_files import open_sound
-from headway.domains.audio.transcriber import Segment, transcribe_all
+from headway.domains.audio.transcriber import MAX_PARALLEL_SOUNDS, Segment, transcribe_all
 from headway.domains.audio.voice_activity import DetectedSpeech
 from headway.domains.audio.window_transcriber import WhisperRule, WhisperTokens, compression_ratio, split_segments
 from headway.domains.audio.word_times import (

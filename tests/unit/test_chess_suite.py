@@ -24,7 +24,7 @@ from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.player import ChessPlayer  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.suites import read_suite, solve_suite  # noqa: E402
+from headway.domains.chess.puzzles import read_suite, solve_suite  # noqa: E402
 
 SUITE = """\
 6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - bm Ra8#; id "back rank";

@@ -10,8 +10,8 @@ import pytest
 from headway import config, domains
 from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, setting, to_dict
 from headway.domains import recipe as find_recipe
-from headway.domains.image_text.caption_config import CaptionsConfig
-from headway.domains.translation.config import PairsConfig
+from headway.domains.image_text.captioning import CaptionsConfig
+from headway.domains.translation.task import PairsConfig
 from headway.errors import ConfigError
 from headway.learn.recipe import TrainConfig
 from headway.nn.models.chunks import DiffusionConfig

@@ -23,11 +23,17 @@ from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E40
 from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
 from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
-from headway.domains.chess.pgn import games, openings  # noqa: E402
-from headway.domains.chess.player import ChessPlayer  # noqa: E402
-from headway.domains.chess.position_files import unlabelled_positions  # noqa: E402
+from headway.domains.chess.player import (  # noqa: E402
+    ChessPlayer,
+    PuctConfig,
+    Tree,
+)
+from headway.domains.chess.position_files import (  # noqa: E402
+    games,
+    openings,
+    unlabelled_positions,
+)
 from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
 from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 
@@ -188,9 +194,11 @@ def test_all_moves_with_values_are_learnt_from_in_the_first_epoch(tmp_path: Path
     )
     source = open_positions([path], 0.5, False)
     source.keys = np.arange(60, dtype=np.uint64)  # equal positions are on one side otherwise
-    from headway.domains.chess.searchless import Fens
+    from headway.domains.chess.task import Fens
 
-    labels = next(Fens(chosen.task, chosen, source).batches("train")).targets
+    labels = next(
+        Fens(chosen, source, chosen.task.split, chosen.task.target, chosen.task.bins).batches("train")
+    ).targets
     assert len(labels.unique()) == 3
 
 

@@ -22,12 +22,12 @@ from headway.nn.models import build
 
 chess = pytest.importorskip("chess")
 
-from headway.domains.chess.config import ChessConfig  # noqa: E402
-from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, position_input  # noqa: E402
-from headway.domains.chess.pgn import games  # noqa: E402
+from headway.domains.chess.boards import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
+from headway.domains.chess.config import ChessConfig, make_evaluator  # noqa: E402
+from headway.domains.chess.evaluator import BoardEvaluator, position_input  # noqa: E402
+from headway.domains.chess.position_files import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.task import Boards  # noqa: E402
-from headway.domains.chess.win_probability import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
 from headway.learn.examples import RngKey  # noqa: E402
 
 
@@ -195,8 +195,9 @@ def test_left_and_right_are_exchanged_where_no_one_may_castle(tmp_path: Path) ->
     other = chess.Board(free).transform(chess.flip_horizontal).fen()
     text = f"position,bestmove\n{free},a1a8\n{bound},h1h8\n{other},h1h8\n"
     source = open_positions([write(tmp_path, "a.csv", text)], 0.5, False)
-    rows, tasks = np.arange(3), (ChessConfig(forget=0, turn=share) for share in (0, 1))
-    plain, turned = (Boards(task, recipe(), source).take(rows, RngKey(0, rows)) for task in tasks)
+    rows, split = np.arange(3), ChessConfig().split
+    boards = [Boards(recipe(), source, split, forget=0, turn=share) for share in (0, 1)]
+    plain, turned = (examples.take(rows, RngKey(0, rows)) for examples in boards)
     for first, second in ((0, 2), (1, 1), (2, 0)):
         assert torch.equal(turned.inputs[0][first], plain.inputs[0][second])
         assert torch.equal(turned.targets.moves[first], plain.targets.moves[second])

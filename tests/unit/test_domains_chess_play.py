@@ -24,7 +24,7 @@ from headway.nn.kernels import deterministic
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
 
-from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E402
+from headway.domains.chess.boards import board_from_fen, expected_of, parse_move  # noqa: E402
 from headway.domains.chess.evaluator import (  # noqa: E402
     Evaluation,
     EvaluationCache,
@@ -41,9 +41,12 @@ from headway.domains.chess.match import (  # noqa: E402
     ladder_steps,
     play_match,
 )
-from headway.domains.chess.pgn import openings  # noqa: E402
-from headway.domains.chess.player import ChessPlayer  # noqa: E402
-from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
+from headway.domains.chess.player import (  # noqa: E402
+    ChessPlayer,
+    PuctConfig,
+    Tree,
+)
+from headway.domains.chess.position_files import openings  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 

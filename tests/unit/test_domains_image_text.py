@@ -15,9 +15,8 @@ from torch import Tensor
 from headway.app.cli import main as cli
 from headway.app.recipes import configure_recipe, open_task
 from headway.domains.image_text.emoji import ComparedImages, recall_baselines
-from headway.domains.image_text.recall import retrieval_recall
 from headway.domains.image_text.recipes import towers
-from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
+from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig, retrieval_recall
 from headway.errors import ConfigError, UserError
 from headway.learn.objectives.contrastive import encode_chunks, sigmoid_contrast, softmax_contrast
 from headway.nn.models import TwoTower, build

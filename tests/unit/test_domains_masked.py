@@ -16,9 +16,8 @@ from headway.codecs import Codec, train_codec
 from headway.config import override
 from headway.data import IGNORE_INDEX, SplitConfig
 from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
-from headway.domains.masked.masking import Masking, MaskingConfig
 from headway.domains.masked.recipes import masked, modern_encoder
-from headway.domains.masked.task import MaskedDataset
+from headway.domains.masked.task import MaskedDataset, Masking, MaskingConfig
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import Recipe, Shard, TrainConfig

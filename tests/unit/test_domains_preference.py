@@ -19,7 +19,7 @@ from tiny_runs import cut_back, publish, weights
 import headway as hw
 from headway.data import IGNORE_INDEX
 from headway.domains.chat import preference as choosing
-from headway.domains.chat.answer_scores import answer_scores, failure_reason
+from headway.domains.chat.preference import answer_scores, failure_reason
 from headway.domains.chat.recipes import instruct, preference
 from headway.formats.usage import read_usage
 from headway.generate.session import Completion
@@ -246,7 +246,7 @@ def test_answers_are_compared_with_both_endings(chosen: Path, monkeypatch: pytes
             texts = [f" {task.examples.reply(row, part)}\n" if part is not None else " " for row in some]
             return [Completion([], text, [], reason, 1.0) for text in texts]  # type: ignore[arg-type]
 
-        monkeypatch.setattr("headway.domains.chat.answer_scores.completions", completions)
+        monkeypatch.setattr("headway.domains.chat.preference.completions", completions)
         return answer_scores(model, task.examples, rows)
 
     assert answering(0)["win_rate"] == 1.0

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from headway.domains.forecast.exponential_smoothing import LAST, LAST_SEASON, SmoothedSeries, select_params, smooth
-from headway.domains.forecast.forecast_mixture import ForecastMixture, Forecasts, Observed, choose_mixture
-from headway.domains.forecast.task import LEVELS
+from headway.domains.forecast.task import LEVELS, ForecastMixture, Forecasts, Observed, choose_mixture
 from headway.errors import ConfigError
 from headway.metrics.forecasts import simple_forecasts
 

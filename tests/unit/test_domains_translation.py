@@ -16,17 +16,18 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.translation import (
+from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
+from headway.domains.translation.task import (
     PairSpecialTokens,
     ParallelText,
     PronounceConfig,
     SentencePairs,
     TargetText,
     TokenSequences,
+    Translator,
+    alignment,
+    source_ids,
 )
-from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
-from headway.domains.translation.task import alignment
-from headway.domains.translation.translator import Translator, source_ids
 from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
 from headway.learn import Recipe, Shard, TrainConfig

@@ -22,7 +22,7 @@ from headway.codecs import train_codec
 from headway.codecs.tokenizer import sequence_template, tokenize_words
 from headway.config import override
 from headway.data import IGNORE_INDEX
-from headway.domains.understanding import classify, embed, tag
+from headway.domains.understanding.encoder_inference import classify, embed, tag
 from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel

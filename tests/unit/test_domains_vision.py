@@ -15,7 +15,7 @@ import torch
 import headway as hw
 from headway.app.cli import main as cli
 from headway.codecs.image_processor import ImageProcessor, read_image
-from headway.domains import vision
+from headway.domains.vision import attribution
 from headway.errors import UserError
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
@@ -117,7 +117,7 @@ def test_an_image_without_a_class_token_is_the_mean_of_its_patches(tmp_path: Pat
     config = vit(16, 2, 2, 4, classes=3, size=8)
     config = replace(config, embed=replace(config.embed, tokens=0, registers=2))  # type: ignore[type-var]
     model, pixels = build(config), np.zeros((8, 8, 3), np.uint8)
-    found = vision.embed(model, Usage(processor={**PROCESSOR, "do_resize": False}), [pixels], "it")  # type: ignore[arg-type]
+    found = attribution.embed(model, Usage(processor={**PROCESSOR, "do_resize": False}), [pixels], "it")  # type: ignore[arg-type]
     inputs = torch.full((1, 3, 8, 8), -1.0)
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(model(inputs).x[0, 2:].mean(0), dim=0)
@@ -142,7 +142,7 @@ def test_attention_is_drawn_at_a_size_one_can_see(
         height, width, _ = read_image(str(tmp_path / "drawn.png")).shape
         assert min(height, width // 2) >= 448
     pixels, weights = np.zeros((8, 8, 3), np.uint8), np.ones((2, 2))
-    assert vision.ImageAttention(pixels, weights).side_by_side(["label " * 40]).shape[1] > width
+    assert attribution.ImageAttention(pixels, weights).side_by_side(["label " * 40]).shape[1] > width
     assert cli.main(["classify", str(folder), *files[:2], "--attention", str(tmp_path / "two.png")]) == cli.USER_ERROR
     assert "--attention takes one image, not 2; pass a single image" in capsys.readouterr().err
 

@@ -12,8 +12,7 @@ import headway as hw
 from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.image_survey import Survey, survey_images
-from headway.domains.vision.labelled_images import LabelledImages
+from headway.domains.vision.labelled_images import LabelledImages, Survey, survey_images
 from headway.domains.vision.recipes import VisionScale, augmentation, input_sizes
 from headway.errors import UserError
 

@@ -230,3 +230,16 @@ def batch_size_of(recipe: Recipe) -> int:
             "counts samples per batch; set only train.batch_size"
         )
     return train.batch_size
+
+
+def batch_tokens_of(recipe: Recipe, noun: str) -> int:
+    """The number of tokens per micro-batch; raises ConfigError for a recipe that counts samples. `noun` names the
+    batches.
+    """
+    train = recipe.train
+    if train.batch_tokens is None or train.batch_size is not None:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; {noun} batches are "
+            "counted in tokens, so set only train.batch_tokens"
+        )
+    return train.batch_tokens

@@ -63,7 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.domains.chess.match import MatchTally, ModelOpponent, format_pgn, ladder_steps, play_match
-    from headway.domains.chess.pgn import openings
+    from headway.domains.chess.position_files import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)
     matches: list[dict[str, Any]] = []

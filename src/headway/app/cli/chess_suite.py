@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.suites import read_suite, solve_suite
+    from headway.domains.chess.puzzles import read_suite, solve_suite
 
     suite = read_suite(args.file, args.limit)
     for fault in suite.faults[:_MAX_SHOWN]:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -22,7 +23,11 @@ BACKEND_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError, suggests the nearest option, and ends its help with an example."""
+    """Raises UserError, suggests the nearest option, and ends its help with an example. If the command `takes_recipe`,
+    the settings of that recipe's task are options, too.
+    """
+
+    takes_recipe = False
 
     def __init__(self, name: str, summary: str, example: str) -> None:
         super().__init__(
@@ -37,6 +42,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        if self.takes_recipe and args and not args[0].startswith("-"):
+            options = {word.partition("=")[0] for word in args if word.startswith("--")}
+            if options - self._option_string_actions.keys() or "--help" in options:
+                self._add_task_options(args[0])
         parsed, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             if word.startswith("-"):
@@ -46,6 +55,37 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]!r}; see {self.prog} --help")
         return parsed
+
+    def _add_task_options(self, recipe: str) -> None:
+        """Add an option for each simple setting of the recipe's task. Imports the recipe's domain."""
+        from headway.app.recipes import load_recipe
+
+        try:
+            task = load_recipe(recipe).task
+        except UserError:  # the command reports it
+            return
+        group = self.add_argument_group(
+            f"settings of {recipe}'s task (--name VALUE is short for --set task.name=VALUE)"
+        )
+        for name, default in ((field.name, getattr(task, field.name)) for field in fields(task)):
+            option = f"--{name.replace('_', '-')}"
+            if option not in self._option_string_actions and not is_dataclass(default):
+                is_flag = isinstance(default, bool)
+                kind: Any = {"nargs": "?", "const": "true"} if is_flag else {}
+                text = (
+                    f"default: {'none' if default is None else str(default).lower() if is_flag else default}".replace(
+                        "%", "%%"
+                    )
+                )
+                group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", help=text, **kind)
+
+
+class _TaskSetting(argparse.Action):
+    """Adds task.NAME=VALUE to the settings."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name = (option_string or "").removeprefix("--").replace("-", "_")
+        namespace.set = [*(namespace.set or ()), f"task.{name}={values}"]
 
 
 def _indent(text: str) -> str:
@@ -74,6 +114,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to override") -> None:
     """Add the options for a recipe's data and settings."""
+    if isinstance(parser, Parser):
+        parser.takes_recipe = True
     add_data(parser, "your own data files or folders")
     parser.add_argument(
         "--set",

@@ -9,26 +9,25 @@ from headway.lazy_imports import lazy_exports
 if TYPE_CHECKING:
     from headway.domains.audio.predictors import Sound
     from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
-    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, format_transcript
     from headway.domains.audio.transcriber import (
-        MAX_PARALLEL_SOUNDS,
         Segment,
+        SubtitleLines,
         Transcriber,
         Transcription,
         TranscriptionStream,
         advance_together,
+        as_dict,
+        format_transcript,
     )
-    from headway.domains.audio.window_transcriber import Task, TranscriptionOptions, WhisperTokens
+    from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
     from headway.domains.audio.word_times import Word
 
 __all__ = [
     "AUDIO_EXTENSIONS",
-    "MAX_PARALLEL_SOUNDS",
     "RECIPES",
     "TASKS",
     "VERBS",
     "FileSound",
-    "Format",
     "Segment",
     "Sound",
     "SoundInput",
@@ -38,7 +37,6 @@ __all__ = [
     "Transcription",
     "TranscriptionOptions",
     "TranscriptionStream",
-    "WhisperTokens",
     "Word",
     "advance_together",
     "as_dict",
@@ -56,18 +54,19 @@ VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "tra
 lazy_exports(
     __name__,
     {
-        ".window_transcriber": ("Task", "TranscriptionOptions", "WhisperTokens"),
         ".predictors": ("Sound",),
-        ".sound_files": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
-        ".subtitles": ("Format", "SubtitleLines", "as_dict", "format_transcript"),
+        ".sound_files": ("AUDIO_EXTENSIONS", "FileSound", "SoundInput", "read_sound"),
         ".transcriber": (
             "Segment",
-            "MAX_PARALLEL_SOUNDS",
-            "TranscriptionStream",
+            "SubtitleLines",
             "Transcriber",
             "Transcription",
+            "TranscriptionStream",
             "advance_together",
+            "as_dict",
+            "format_transcript",
         ),
+        ".window_transcriber": ("Task", "TranscriptionOptions"),
         ".word_times": ("Word",),
     },
 )

@@ -1,4 +1,4 @@
-"""Audio classification, and statistics that detect out-of-distribution recordings."""
+"""Audio classification with augmentation, and statistics that detect out-of-distribution recordings."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config import deferred_check, register
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
-from headway.domains.audio.alignment_picture import frames_to_seconds
-from headway.domains.audio.augment import (
-    SoundAugmentConfig,
-    add_noise,
-    change_speed_and_gain,
-    fit_to_window,
-    mask_spectrogram,
-)
-from headway.domains.audio.augment import augmentation_rng as sample_rng
-from headway.domains.audio.mel import HOP, MIN_SAMPLES, log_mel
-from headway.domains.audio.sound_cache import open_sounds
-from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
-from headway.domains.audio.sound_window import bands_of, check_lengths, choose_window, with_window
+from headway.data.shuffling import epoch_seed
+from headway.domains.audio.framing import bands_of, check_lengths, choose_window, with_window
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, log_mel, resample
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, Sounds, open_sounds
 from headway.errors import ConfigError
 from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
@@ -39,6 +30,105 @@ from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.confusion import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
+
+_MIN_POWER = 1e-12  # minimum signal power for adding relative noise
+
+
+@deferred_check
+@dataclass(frozen=True)
+class SoundAugmentConfig:
+    """Audio augmentation. A number of 0, speeds of (1.0,) and unset `noise` turn an option off.
+
+    `shift`: maximum shift in either direction within the window, in seconds. `gain`: maximum change in loudness, in
+    decibels. `speeds`: factors, one of which is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1).
+    `noise`: range of signal-to-noise ratios for white noise, in decibels. `time_masks` spans of at most `time_width`
+    seconds and `band_masks` groups of at most `band_width` bands are replaced by the mean of the spectrogram
+    (SpecAugment, Park et al. 2019, without time warping, which they found to matter least).
+    """
+
+    shift: float = 0.0
+    gain: float = 0.0
+    speeds: tuple[float, ...] = (1.0,)
+    noise: tuple[float, float] | None = None
+    time_masks: int = 0  # number of masked time spans
+    time_width: float = 0.1  # maximum seconds per span
+    band_masks: int = 0  # number of masked groups of bands
+    band_width: int = 10  # maximum bands per group
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "gain", "time_masks", "time_width", "band_masks", "band_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose 0 (off) or more")
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ConfigError(f"augment.speeds is {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
+        if self.noise is not None and self.noise[0] > self.noise[1]:
+            raise ConfigError(f"augment.noise is {self.noise}; the first number must not exceed the second")
+
+
+def augmentation_rng(seed: int, position: int) -> np.random.Generator:
+    """The random generator for the sample at a position in the stream."""
+    return np.random.Generator(np.random.Philox(key=epoch_seed(seed, position)))
+
+
+def change_speed_and_gain(
+    sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "M"]:
+    """The audio at a different speed and gain."""
+    speed = config.speeds[int(rng.integers(len(config.speeds)))]
+    sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
+    return sound * 10 ** (rng.uniform(-config.gain, config.gain) / 20) if config.gain else sound
+
+
+def add_noise(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "N"]:
+    """The audio with white noise at a signal-to-noise ratio in decibels."""
+    if config.noise is None:
+        return sound
+    power = max(float(sound.square().mean()), _MIN_POWER) * 10 ** (-rng.uniform(*config.noise) / 10)
+    return sound + torch.from_numpy(rng.standard_normal(len(sound), dtype=np.float32)) * power**0.5
+
+
+def fit_to_window(
+    sound: Float[Tensor, "N"], length: int, shift: float = 0.0, rng: np.random.Generator | None = None
+) -> Float[Tensor, "length"]:
+    """The audio in a window of `length` samples, padded with silence or cropped.
+
+    Without `rng` it is centred; with it, it is shifted by up to `shift` seconds, and longer audio is cropped at random.
+    """
+    space = length - len(sound)
+    start = space // 2
+    if rng is not None and space < 0:
+        start = -int(rng.integers(-space + 1))
+    elif rng is not None and shift:
+        max_shift = round(shift * RATE)
+        start = min(max(0, start + int(rng.integers(-max_shift, max_shift + 1))), space)
+    return F.pad(sound, (start, space - start))
+
+
+def delay(
+    sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "M"]:
+    """The audio after up to `shift` seconds of silence, M <= `length` samples in total."""
+    if not config.shift:
+        return sound
+    space = length - len(sound)
+    return F.pad(sound, (int(rng.integers(min(space, round(config.shift * RATE)) + 1)), 0))
+
+
+def mask_spectrogram(
+    frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "T M"]:
+    """A spectrogram with masked time spans and groups of bands."""
+    mean = frames.mean()
+    frames = frames.clone()
+    max_frames = round(config.time_width * RATE / HOP)
+    for axis, count, max_width in ((0, config.time_masks, max_frames), (1, config.band_masks, config.band_width)):
+        size = frames.shape[axis]
+        for _ in range(count):
+            width = min(int(rng.integers(max_width + 1)), size)
+            start = int(rng.integers(size - width + 1))
+            frames.narrow(axis, start, width).fill_(mean)
+    return frames
+
 
 _MAX_MEASURED = 1_000  # recordings for the in-distribution statistics, about 2 ms each
 
@@ -89,7 +179,13 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
         chosen = choose_target(
             labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders
         )
-        dataset = SoundDataset(self, recipe, labelled.select(chosen.rows), chosen, workspace)
+        if not isinstance(recipe.model, TransformerConfig):
+            raise ConfigError(
+                f"audio classification needs a transformer, not a {type(recipe.model).__name__}; choose another model"
+            )
+        bands, labelled = bands_of(recipe.model), labelled.select(chosen.rows)
+        sounds = open_sounds(labelled.files, self.skip_bad)
+        dataset = SoundDataset(self, recipe, recipe.model, bands, labelled, sounds, chosen, workspace)
         return target_task(dataset, self, "sound", self.smoothing, workspace)
 
 
@@ -97,24 +193,25 @@ class SoundDataset(TargetSamples):
     """Audio windows with their targets, augmented in training."""
 
     def __init__(
-        self, config: SoundsConfig, recipe: Recipe, labelled: LabelledFiles, chosen: ChosenTarget, workspace: Path
+        self,
+        config: SoundsConfig,
+        recipe: Recipe,
+        model: TransformerConfig,
+        bands: int,
+        labelled: LabelledFiles,
+        sounds: Sounds,
+        chosen: ChosenTarget,
+        workspace: Path,
     ) -> None:
-        if not isinstance(recipe.model, TransformerConfig):
-            raise ConfigError(
-                f"audio classification needs a transformer, not a {type(recipe.model).__name__}; choose another model"
-            )
-        self.config = config
-        self.bands = bands_of(recipe.model)
-        sounds = open_sounds(labelled.files, config.skip_bad)
+        self.config, self.bands, self.sounds = config, bands, sounds
         self.rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
-        self.sounds = sounds
         self.files = [labelled.files[row] for row in self.rows]
         labels, locations = ([column[row] for row in self.rows] for column in (labelled.labels, labelled.locations))
         if chosen.target.kind == "class":
             check_classes(labelled.labels, labels, "sound")
         lengths = sounds.lengths[self.rows]
-        self.frames = choose_window(recipe, recipe.model, lengths, config.seconds, workspace)
-        windowed_model = with_window(recipe.model, self.frames)
+        self.frames = choose_window(recipe, model, lengths, config.seconds, workspace)
+        windowed_model = with_window(model, self.frames)
         self.tokens = windowed_model.context or windowed_model.embed.length or 1  # per recording
         if not config.crop:
             location = locations[int(lengths.argmax())] if len(locations) else ""
@@ -147,7 +244,7 @@ class SoundDataset(TargetSamples):
         rngs = (
             [None] * len(rows)
             if rng_key is None
-            else [sample_rng(self.seed, int(position)) for position in rng_key.positions]
+            else [augmentation_rng(self.seed, int(position)) for position in rng_key.positions]
         )
         windows = [self._window(row, rng) for row, rng in zip(rows.tolist(), rngs)]
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
@@ -197,7 +294,7 @@ class SoundDataset(TargetSamples):
         pictures = []
         for row in self.spread_rows(2):
             frames = self.take(np.array([row])).inputs[0][0]
-            figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)))
+            figure = spectrogram(frames.numpy(), len(frames) * HOP / RATE)
             pictures.append(Picture("Model input", self.describe_row(row), figure))
         return pictures
 

@@ -1,23 +1,28 @@
-"""Windows of log-mel frames from audio of any length, in constant memory."""
+"""Windows of log-mel frames: from audio of any length in constant memory, and the window of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.mel import HOP, MIN_SAMPLES, WINDOW, log_mel, log_power, scale_frames
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, WINDOW, log_power, scale_frames
 from headway.domains.audio.sound_files import Sound
-from headway.errors import UserError, nearest
+from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
+from headway.learn import Recipe
+from headway.nn.models import FramesEmbedConfig, SpectrogramEmbedConfig, TransformerConfig
 
 _EDGE = WINDOW // 2  # samples before and after a frame's middle
 _BLOCK_FRAMES = 6000  # frames per block
-_PADDING_SETTING = "sound_padding"  # setting stored with a model
+PADDING_SETTING = "sound_padding"  # setting stored with a model
 Padding = Literal["zeros", "silence"]  # content of a window past the end of the audio
 
 
@@ -26,20 +31,10 @@ def padding_of(usage: Usage) -> Padding:
     which is below -0.4. The default is zeros for a published model and silence for a run. UserError for an unknown
     setting.
     """
-    padding: Any = usage.settings.get(_PADDING_SETTING, "zeros" if usage.family else "silence")
+    padding: Any = usage.settings.get(PADDING_SETTING, "zeros" if usage.family else "silence")
     if padding not in get_args(Padding):
-        raise UserError(f"the model's {_PADDING_SETTING} is {padding!r}; {nearest(str(padding), get_args(Padding))}")
+        raise UserError(f"the model's {PADDING_SETTING} is {padding!r}; {nearest(str(padding), get_args(Padding))}")
     return padding
-
-
-def padding_setting(padding: Padding) -> dict[str, Any]:
-    """The setting that stores the padding; a published config.json keeps it."""
-    return {_PADDING_SETTING: padding}
-
-
-def frame_windows(windows: Float[Tensor, "B N"], bands: int) -> Float[Tensor, "B T bands"]:
-    """The frames of windows of N = 160 T samples, each from separate audio, as from `FramedWindows`."""
-    return log_mel(F.pad(windows, (0, WINDOW)), bands)[:, : windows.shape[1] // HOP]
 
 
 class FramedWindows:
@@ -125,3 +120,67 @@ class SampleFrames:
             size += len(block)
         if len(parts) > 1:
             self._buffer = torch.cat(parts)
+
+
+_RECIPE = "recipe.json"  # if in the workspace, the run has started, so its window is fixed
+
+
+def window_of(model: TransformerConfig) -> int:
+    """The frames in a model's window. ConfigError for a model that does not take audio."""
+    if isinstance(model.embed, SpectrogramEmbedConfig):
+        return model.embed.frames
+    if isinstance(model.embed, FramesEmbedConfig) and model.context is not None:
+        return 2 * model.context
+    raise ConfigError(
+        f"this task needs a model that takes audio windows, but model.embed is {type(model.embed).__name__}; choose "
+        "another model, such as the one from the audio recipe"
+    )
+
+
+def bands_of(model: TransformerConfig) -> int:
+    """The number of mel bands of its frames."""
+    window_of(model)
+    return model.embed.bands  # type: ignore[attr-defined]
+
+
+def with_window(model: TransformerConfig, frames: int) -> TransformerConfig:
+    """`model` with a window of this many frames, from `valid_frames`."""
+    if isinstance(model.embed, SpectrogramEmbedConfig):
+        return replace(model, embed=replace(model.embed, frames=frames))
+    return replace(model, context=frames // 2)
+
+
+def valid_frames(model: TransformerConfig, frames: int) -> int:
+    """The smallest valid window of at least this many frames."""
+    if isinstance(model.embed, SpectrogramEmbedConfig):
+        return model.embed.padded_frames(frames)
+    return frames + frames % 2
+
+
+def choose_window(
+    recipe: Recipe, model: TransformerConfig, lengths: np.ndarray, seconds: float | None, workspace: Path
+) -> int:
+    """The frames in the window: `seconds` if set; otherwise the model's own window if it is trained or has a start
+    model; for a new model the longest recording, at most the model's window. `lengths` are in samples.
+    """
+    max_frames = window_of(model)
+    if seconds is not None:
+        return valid_frames(model, frames_of(round(seconds * RATE)))
+    if recipe.start is not None or (workspace / _RECIPE).exists():
+        return max_frames
+    return min(max_frames, valid_frames(model, frames_of(int(lengths.max(initial=1)))))
+
+
+def frames_of(samples: int) -> int:
+    """The smallest number of frames that hold this many samples."""
+    return -(-samples // HOP)
+
+
+def check_lengths(lengths: np.ndarray, frames: int, location: str, remedy: str) -> None:
+    """UserError if the longest recording, located at `named`, exceeds the window."""
+    max_length = int(lengths.max(initial=0))
+    if frames_of(max_length) > frames:
+        raise UserError(
+            f"{location} is {max_length / RATE:.2f} s long, but the model's window is {frames * HOP / RATE:g} s; "
+            f"{remedy}"
+        )

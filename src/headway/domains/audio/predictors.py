@@ -15,8 +15,8 @@ from torch import Tensor
 from headway import arguments
 from headway.arguments import check_types
 from headway.domains.audio.classification import crop_to_window, inference_frames, sound_statistics
+from headway.domains.audio.framing import bands_of, check_lengths, window_of
 from headway.domains.audio.sound_files import SoundInput, mono, read_sound
-from headway.domains.audio.sound_window import bands_of, check_lengths, window_of
 from headway.domains.audio.transcriber import Transcriber, Transcription, transcribe_all
 from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
 from headway.errors import UserError

@@ -14,15 +14,13 @@ from headway.config import override
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import read_labelled_files
 from headway.data.splits import split_code
-from headway.domains.audio.augment import SoundAugmentConfig
-from headway.domains.audio.classification import SoundsConfig
+from headway.domains.audio.classification import SoundAugmentConfig, SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
-from headway.domains.audio.sound_cache import read_transcripts
-from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound
-from headway.domains.audio.speech_task import normalize_words
-from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_transcripts
+from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models import EncoderDecoderConfig
@@ -30,23 +28,20 @@ from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
-SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
 
 
 def audio() -> Recipe:
     """Any labelled audio files."""
-    return Recipe(
-        name="audio",
-        domain="audio",
-        description="audio files with labels: a folder per class, or a .csv with path and label",
-        data=(),
+    return generic(
+        "audio",
+        "audio",
+        "audio files with labels: a folder per class, or a .csv with path and label",
         model=whisper_classifier(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
             augment=SoundAugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12),
             split=ClassSplitConfig(validation=0.1, test=0.1, stratify=True),
         ),
         optim=MUON,
-        schedule=SCHEDULE,
         train=TrainConfig(steps=1000, batch_size=32),
         expected="--minutes chooses size and steps for your data; minutes for a few thousand one-second clips",
     )
@@ -117,17 +112,15 @@ def transcription() -> Recipe:
     """Any speech with transcripts. Training from scratch takes many hours of speech; with --from a published Whisper,
     minutes are enough.
     """
-    return Recipe(
-        name="transcription",
-        domain="audio",
-        description="speech with transcripts: audio files next to a .tsv or .jsonl with path and text",
-        data=(),
+    return generic(
+        "transcription",
+        "audio",
+        "speech with transcripts: audio files next to a .tsv or .jsonl with path and text",
         model=small_whisper(width=256, depth=(4, 4), heads=4, vocab_size=64, context=448, dropout=0.1),
         task=TranscriptionConfig(
             augment=SoundAugmentConfig(shift=0.2, gain=6.0, speeds=(0.9, 1.0, 1.1), time_masks=2, band_masks=2)
         ),
         optim=MUON,
-        schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_size=16, evaluate_limit=200),
         expected="needs hours of speech from scratch; better with --from a published Whisper and --minutes",
     )

@@ -25,14 +25,12 @@ from headway.data.input_files import ARCHIVES, File, file_kind
 from headway.data.labelled_files import LabelledFiles
 from headway.data.shuffling import epoch_seed
 from headway.data.splits import SplitIndices, split_code
-from headway.domains.audio.alignment_picture import alignment_picture
-from headway.domains.audio.augment import add_noise, change_speed_and_gain
-from headway.domains.audio.augment import augmentation_rng as sample_rng
-from headway.domains.audio.classification import SoundsConfig
+from headway.domains.audio.classification import SoundsConfig, add_noise, change_speed_and_gain
+from headway.domains.audio.classification import augmentation_rng as sample_rng
+from headway.domains.audio.framing import choose_window
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.sound_cache import open_sounds
-from headway.domains.audio.sound_window import choose_window
-from headway.domains.audio.speech_task import (
+from headway.domains.audio.sound_files import Sounds, open_sounds
+from headway.domains.audio.transcription import (
     END,
     NO_TIMESTAMPS,
     START,
@@ -41,6 +39,7 @@ from headway.domains.audio.speech_task import (
     SpeechRecognition,
     SpeechSpecialTokens,
     Utterance,
+    alignment_picture,
     check_speech_model,
     check_targets,
 )
@@ -50,7 +49,7 @@ from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, sp
 from headway.learn.objectives.sequences import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
-from headway.nn.models import EncoderDecoder
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 from headway.safe_io import DAMAGE, user_path
 
 _FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
@@ -188,16 +187,24 @@ class SpokenSequencesConfig(SpeechConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for any other data set."""
-        return Task(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
+        takes, model = read_takes(recipe.files(data)), check_speech_model(recipe.model)
+        sounds = open_sounds(takes.files, self.skip_bad)
+        return Task(SpokenSequences(self, recipe, model, takes, sounds, workspace), TimedDigits(self))
 
 
 class SpokenSequences(SpeechDataset):
     """Digit sequences, each a pure function of its split and index."""
 
-    def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
-        model = check_speech_model(recipe.model)
-        self.config, self.takes = config, takes
-        self.sounds = open_sounds(takes.files, config.skip_bad)
+    def __init__(
+        self,
+        config: SpokenSequencesConfig,
+        recipe: Recipe,
+        model: EncoderDecoderConfig,
+        takes: Takes,
+        sounds: Sounds,
+        workspace: Path,
+    ) -> None:
+        self.config, self.takes, self.sounds = config, takes, sounds
         readable = np.setdiff1d(np.arange(len(takes.files)), self.sounds.unreadable)
         split_rows = split_by_text(self.sounds.keys, takes.named_splits(None), config.split)
         splits = SplitIndices(
@@ -211,8 +218,11 @@ class SpokenSequences(SpeechDataset):
             for split, rows in (*splits.items(), ("all", readable))
         }
         frames = choose_window(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
-        saved = (workspace / FILE).exists()
-        codec = cast(TokenizerCodec, load_codec(workspace)) if saved else sequence_codec(frames * HOP / RATE)
+        if (workspace / FILE).exists():
+            codec = cast(TokenizerCodec, load_codec(workspace))
+        else:  # the ten words, and Whisper's special tokens in its order, the timestamps last
+            special = (END, START, NO_TIMESTAMPS, *timestamp_tokens(frames * HOP / RATE))
+            codec = train_codec("word", [" ".join(WORDS)], special=special)
         start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
         if start is None or no_timestamps is None or eos is None:
             raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a run with this task")
@@ -370,8 +380,3 @@ def matching_words(true: Sequence[Span], predicted: Sequence[Span]) -> list[tupl
 def timestamp_tokens(seconds: float) -> list[str]:
     """The timestamp tokens of a window."""
     return [f"<|{index * STEP:.2f}|>" for index in range(round(seconds / STEP) + 1)]
-
-
-def sequence_codec(seconds: float) -> TokenizerCodec:
-    """The ten words, and Whisper's special tokens in its order, the timestamps last."""
-    return train_codec("word", [" ".join(WORDS)], special=(END, START, NO_TIMESTAMPS, *timestamp_tokens(seconds)))

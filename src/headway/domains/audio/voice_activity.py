@@ -66,7 +66,13 @@ def _measure(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     start = max(0, first - context)
     power = 10.0 ** bands[start : first + _BLOCK_FRAMES + context].astype(np.float64)
     level = 10 * np.log10(np.maximum(_moving_average(power, _SMOOTHING), 1e-10))
-    decibels = (level - np.maximum(_noise_floor(level), _SILENCE_DB) - _NOISE_BIAS).clip(0, _MAX_DB).mean(1)
+    # The noise floor: the larger of the minimum before a frame and the minimum after it, so that noise is detected from
+    # its start to its end. Without a complete period on either side, the minimum of all.
+    minima = _running_minimum(level, _NOISE_PERIOD)
+    missing = np.full((len(level) - len(minima), level.shape[1]), -np.inf)
+    after, before = np.concatenate([minima, missing]), np.concatenate([missing, minima])
+    floor = np.maximum(np.maximum(after, before), level.min(0))
+    decibels = (level - np.maximum(floor, _SILENCE_DB) - _NOISE_BIAS).clip(0, _MAX_DB).mean(1)
     shape = level - level.mean(1, keepdims=True)
     padded = np.pad(shape, ((_CHANGE_LAG, _CHANGE_LAG), (0, 0)), mode="edge")
     change = np.abs(padded[2 * _CHANGE_LAG :] - padded[: -2 * _CHANGE_LAG]).mean(1)
@@ -79,16 +85,6 @@ def _moving_average(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.n
     padding = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
     total = np.pad(values, padding, mode="edge").cumsum(0)
     return (total[count:] - total[:-count]) / count
-
-
-def _noise_floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
-    """The noise floor under each frame: the larger of the minimum before it and the minimum after it, so that noise is
-    detected from its start to its end. Without a complete period on either side, the minimum of all.
-    """
-    minima = _running_minimum(level, _NOISE_PERIOD)
-    missing = np.full((len(level) - len(minima), level.shape[1]), -np.inf)
-    after, before = np.concatenate([minima, missing]), np.concatenate([missing, minima])
-    return np.maximum(np.maximum(after, before), level.min(0))
 
 
 def _running_minimum(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, "N *B"]:

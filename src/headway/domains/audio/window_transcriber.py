@@ -33,12 +33,10 @@ from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, 
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages
-_START, _NO_TIMESTAMPS, _PREVIOUS, _FIRST_LANGUAGE = (
-    "<|startoftranscript|>",
-    "<|notimestamps|>",
-    "<|startofprev|>",
-    "<|en|>",
-)
+_START = "<|startoftranscript|>"
+_NO_TIMESTAMPS = "<|notimestamps|>"
+_PREVIOUS = "<|startofprev|>"
+_FIRST_LANGUAGE = "<|en|>"
 _TASKS: tuple[Task, ...] = ("transcribe", "translate")
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # the newer and the older name
 _SUPPRESSED = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_NO_SPEECH)
@@ -88,13 +86,13 @@ class WhisperTokens:
             raise UserError(
                 f"the tokenizer has no {_START}, {_NO_TIMESTAMPS} or eos; use the one that came with the model"
             )
-        eos, settings = (
-            usage.ends[0],
-            {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}},
-        )
-        suppressed, suppressed_first = (
-            _read_ids(settings, name, vocab_size) for name in ("suppress_tokens", "begin_suppress_tokens")
-        )
+        eos = usage.ends[0]
+        settings = {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
+        ids: dict[str, list[int]] = {}
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            ids[name] = from_dict(list[int], settings.get(name) or [], name)
+            if not all(0 <= token < vocab_size for token in ids[name]):
+                raise UserError(f"{name} has ids outside the vocabulary; use 0 to {vocab_size - 1}")
         candidates = (codec.token_id(name) for name in _NO_SPEECH)
         no_speech = next((token for token in candidates if token is not None), None)
         special = [token for token in map(codec.token_id, _SUPPRESSED) if token is not None]
@@ -103,8 +101,8 @@ class WhisperTokens:
         return WhisperTokens(
             vocab_size, eos, start, no_timestamps, codec.token_id(_PREVIOUS), no_speech,
             tasks if languages else {}, languages,
-            tuple(sorted({*suppressed, *special, *languages.values(), no_timestamps})),
-            tuple(suppressed_first), tuple(alignment_heads),
+            tuple(sorted({*ids["suppress_tokens"], *special, *languages.values(), no_timestamps})),
+            tuple(ids["begin_suppress_tokens"]), tuple(alignment_heads),
         )  # fmt: skip
 
     def check(self, language: str | None, task: Task) -> None:
@@ -123,13 +121,6 @@ class WhisperTokens:
         if not self.languages or language is None:
             return [self.start]
         return [self.start, self.languages[language], self.tasks[task]]
-
-
-def _read_ids(settings: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
-    ids = from_dict(list[int], settings.get(name) or [], name)
-    if not all(0 <= token < vocab_size for token in ids):
-        raise UserError(f"{name} has ids outside the vocabulary; use 0 to {vocab_size - 1}")
-    return ids
 
 
 def _tasks(codec: TokenizerCodec) -> dict[str, int]:
@@ -369,10 +360,8 @@ class WindowTranscriber:
         attempts: list[WindowText] = []
         for temperature in config.temperatures:
             hypothesis = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
-            text, mean = (
-                self.text(hypothesis.ids),
-                hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished),
-            )
+            text = self.text(hypothesis.ids)
+            mean = hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished)
             attempts.append(WindowText(hypothesis.ids, text, mean, compression_ratio(text), silence, temperature))
             is_uncertain = attempts[-1].logprob < config.min_logprob
             is_silence = (

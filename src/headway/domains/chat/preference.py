@@ -1,4 +1,6 @@
-"""Preference tuning: make the better of two answers more likely than before, relative to the other."""
+"""Preference tuning: make the better of two answers more likely than before, relative to the other; scores of answers
+to held-out prompts.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import hashlib
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -28,8 +32,15 @@ from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_o
 from headway.data.chat_tokens import ChatCache, ChatSample, TokenizedChat, open_chats
 from headway.data.dialogues import find_chat_files, read_preferences
 from headway.data.input_files import File
-from headway.domains.chat.answer_scores import answer_scores, failure_reason
-from headway.domains.chat.task import EVAL_BATCH_TOKENS, ChatConfig, Conversations, encode_chat, replies, split_key
+from headway.domains.chat.task import (
+    EVAL_BATCH_TOKENS,
+    ChatConfig,
+    Conversations,
+    completions,
+    encode_chat,
+    replies,
+    split_key,
+)
 from headway.errors import ConfigError, logger
 from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors
@@ -37,11 +48,67 @@ from headway.formats.tensorfile import read_tensors
 from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, LengthBatches, RngKey
+from headway.learn.examples import Batch, LengthBatches, RngKey, spread_evenly
 from headway.learn.fine_tuning import open_start
 from headway.learn.objective import Objective, evaluation_batches
+from headway.learn.recipe import batch_tokens_of
 from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
+
+_MAX_PROMPTS = 8  # prompts per evaluation
+# An answer is endless from this many times the longest chosen one, plus this many tokens.
+_LENGTH_FACTOR, _EXTRA_TOKENS = 2, 16
+_MAX_BAD_SHARE = 0.5  # share of bad answers above which a model is unusable
+_MAX_PERPLEXITY_CHANGE = 1.1  # maximum perplexity of the chosen answers, as a multiple of that at the start
+_MIN_ANSWERS = 3  # minimum answers to conclude that they are all equal
+
+
+def answer_scores(model: nn.Module, chats: Conversations, rows: np.ndarray) -> dict[str, float]:
+    """Score greedy answers to at most 8 of the prompts: the share that resembles the chosen answer more than the
+    rejected one (`win_rate`; a tie counts half), the shares that are empty or do not end, and the share of the most
+    frequent answer unless the chosen ones repeat too.
+    """
+    sampled_rows = spread_evenly(rows, _MAX_PROMPTS).tolist()
+    endings = [(chats.reply(row, 0), chats.reply(row, 1)) for row in sampled_rows]
+    max_tokens = max(len(chats.codec.encode(text)) for pair in endings for text in pair)
+    generated = list(completions(model, chats, sampled_rows, _LENGTH_FACTOR * max_tokens + _EXTRA_TOKENS))
+    answers = [completion.text.strip() for completion in generated]
+    chosen_texts, wins = [pair[0] for pair in endings], 0.0
+    for text, pair in zip(answers, endings):
+        chosen, rejected = (SequenceMatcher(None, text, ending, autojunk=False).ratio() for ending in pair)
+        wins += 0.5 if chosen == rejected else chosen > rejected
+    return {
+        "win_rate": wins / len(answers),
+        "empty_rate": sum(not text for text in answers) / len(answers),
+        "endless_rate": sum(completion.finish_reason == "length" for completion in generated) / len(answers),
+        "equal_rate": _top_share(answers) if _top_share(chosen_texts) <= _MAX_BAD_SHARE else 0.0,
+    }
+
+
+def failure_reason(scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+    """Describe what is wrong with a model's answers, given its scores, unless the best model so far has the same
+    fault.
+    """
+    faults = {
+        "empty_rate": "empty",
+        "endless_rate": "endless",
+        "equal_rate": "the same for different prompts",
+    }
+    for name, description in faults.items():
+        if scores[name] > _MAX_BAD_SHARE and (best is None or best.get(name, 0.0) <= _MAX_BAD_SHARE):
+            return f"{scores[name]:.0%} of its answers to held-out prompts are {description}"
+    change = scores["perplexity_change"]
+    if change > _MAX_PERPLEXITY_CHANGE:
+        return f"the perplexity of the chosen answers is {change:.3g} times what it was at the start"
+    return None
+
+
+def _top_share(texts: Sequence[str]) -> float:
+    """The share of the most frequent answer; 0 if there are too few answers."""
+    if len(texts) < _MIN_ANSWERS:
+        return 0.0
+    return Counter(texts).most_common(1)[0][1] / len(texts)
+
 
 FILE = "reference.safetensors"
 _COLUMN = "log_probabilities"
@@ -83,11 +150,7 @@ class PreferenceConfig(ChatConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
-        if recipe.train.batch_tokens is None or recipe.train.batch_size is not None:
-            raise ConfigError(
-                f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
-                "preference batches are counted in tokens, so set only train.batch_tokens"
-            )
+        batch_tokens_of(recipe, "preference")
         sources = find_chat_files(recipe.files(data))
         choices = (choice for file in sources for choice in read_preferences(file))
         conversations = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))

@@ -14,7 +14,8 @@ from headway.data.dialogues import find_chat_files, read_chats
 from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
-from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, lookup
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
@@ -29,15 +30,13 @@ def small_llama() -> TransformerConfig:
 
 def instruct() -> Recipe:
     """Your own conversations and your own model."""
-    return Recipe(
-        name="instruct",
-        domain="chat",
-        description="conversations (.jsonl with messages): learn the assistant's replies; best with --from",
-        data=(),
+    return generic(
+        "instruct",
+        "chat",
+        "conversations (.jsonl with messages): learn the assistant's replies; best with --from",
         model=small_llama(),
         task=InstructConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=3e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=1000, batch_tokens=4096),
         expected="--minutes chooses size and steps for your data; better with --from a published model",
     )
@@ -45,15 +44,13 @@ def instruct() -> Recipe:
 
 def preference() -> Recipe:
     """Choices between two answers, for a model that can already answer."""
-    return Recipe(
-        name="preference",
-        domain="chat",
-        description="preferences (.jsonl with prompt, chosen, rejected): learn which answer is better; use --from",
-        data=(),
+    return generic(
+        "preference",
+        "chat",
+        "preferences (.jsonl with prompt, chosen, rejected): learn which answer is better; use --from",
         model=small_llama(),
         task=PreferenceConfig(anchor=1.0, enough=2.0),
         optim=AdamWConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_tokens=4096),
         expected="a minute for 30 pairs and a small model; best with --from a run of the instruct recipe",
     )

@@ -12,11 +12,12 @@ from headway.config import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task, TaskConfig
+from headway.nn.models.kinds import is_board
 
 if TYPE_CHECKING:
+    from headway.domains.chess.evaluator import PositionEvaluator
     from headway.domains.chess.positions import Positions
-
-Target = Literal["behaviour", "state_value", "action_value"]
+    from headway.nn.models import Transformer
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class ChessConfig(GamesConfig):
         source = self.positions(data)
         from headway.domains.chess.task import Boards, MovesAndOutcomes
 
-        return Task(Boards(self, recipe, source), MovesAndOutcomes(self.value_weight))
+        boards = Boards(recipe, source, self.split, self.temperature, self.forget, self.turn)
+        return Task(boards, MovesAndOutcomes(self.value_weight))
 
 
 @register("searchless")
@@ -82,7 +84,8 @@ class SearchlessConfig(GamesConfig):
     the expected score of the position (`state_value`) or of a move in it (`action_value`) as one of `bins` equal bins.
     """
 
-    target: Target = "action_value"  # prediction target: the move, the position's value, or a move's value
+    # prediction target: the move, the position's value, or a move's value
+    target: Literal["behaviour", "state_value", "action_value"] = "action_value"
     bins: int = 128  # number of bins for the expected score
 
     def __post_init__(self) -> None:
@@ -92,7 +95,20 @@ class SearchlessConfig(GamesConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         source = self.positions(data)
-        from headway.domains.chess.searchless import Fens, MoveOrBin
+        from headway.domains.chess.task import Fens, MoveOrBin
 
         outputs = len(MOVES) if self.target == "behaviour" else self.bins
-        return Task(Fens(self, recipe, source), MoveOrBin(self.target, outputs))
+        return Task(Fens(recipe, source, self.split, self.target, self.bins), MoveOrBin(self.target, outputs))
+
+
+def make_evaluator(model: Transformer, recipe: Recipe | None, source: str) -> PositionEvaluator:
+    """Return the evaluator for a model. For a model that reads tokens, the recipe defines the target. UserError for a
+    model that was not trained on chess.
+    """
+    from headway.domains.chess.evaluator import BoardEvaluator, TokenEvaluator
+
+    if recipe is not None and isinstance(recipe.task, SearchlessConfig):
+        return TokenEvaluator(model, recipe.task.target)
+    if is_board(model):
+        return BoardEvaluator(model)
+    raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")

@@ -189,15 +189,12 @@ class UciEngine:
             except queue.Empty:
                 deadline = self._last_output + self.patience
                 if not searching or deadline <= time.monotonic():
-                    raise self._timeout_error() from None
+                    self._kill()
+                    reason = f"did not respond for {self.patience:g} s and was stopped"
+                    raise UserError(f"{self.program} {reason}; check that it speaks UCI") from None
         if line is None:
             raise self._exit_error()
         return line
-
-    def _timeout_error(self) -> UserError:
-        self._kill()
-        reason = f"did not respond for {self.patience:g} s and was stopped"
-        return UserError(f"{self.program} {reason}; check that it speaks UCI")
 
     def _exit_error(self) -> UserError:
         try:
@@ -278,7 +275,13 @@ def label(
     done, last = _resume_labels(out, resume)
     started, new = time.monotonic(), 0
     boards = _varied((position for file in files for position in unlabelled_positions(file)), config)
-    _skip_labelled(boards, done, last, out)
+    if done:
+        position = next(islice(boards, done - 1, None), None)
+        if position is None or position[0].fen() != last:
+            raise UserError(
+                f"{out} has labels for other positions; pass the same files, --vary and --seed as in the first run, or "
+                "choose another name"
+            )
     remaining = islice(boards, None if config.limit is None else max(0, config.limit - done))
     deadline = None if config.minutes is None else started + 60 * config.minutes
     with _Workers(config) as workers, open(out, "a", newline="", encoding="utf-8") as file:
@@ -286,30 +289,16 @@ def label(
         if file.tell() == 0:
             rows.writerow(HEADER)
         for (board, game), answer in workers.answers(remaining, deadline):
-            rows.writerow((*_row(board, answer), game))
+            scores = " ".join(f"{line.move}:{line.score}" for line in answer.lines)
+            wdl = answer.lines[0].wdl if answer.lines else None
+            best = answer.lines[0].move if answer.lines else answer.best or ""
+            rows.writerow((board.fen(), best, scores, "" if wdl is None else " ".join(map(str, wdl)), game))
             new += 1
             if progress is not None and new % 100 == 0:
                 progress(new, time.monotonic() - started)
     if done + new == 0:
         raise UserError(f"{files[0]}: no position has a legal move; use other files")
     return LabelCounts(done + new, new, time.monotonic() - started)
-
-
-def _skip_labelled(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
-    """Skip positions that are already labelled. UserError if they differ."""
-    position = next(islice(boards, done - 1, None), None) if done else None
-    if done and (position is None or position[0].fen() != last):
-        raise UserError(
-            f"{out} has labels for other positions; pass the same files, --vary and --seed as in the first run, or "
-            "choose another name"
-        )
-
-
-def _row(board: chess.Board, answer: EngineAnswer) -> tuple[str, str, str, str]:
-    scores = " ".join(f"{line.move}:{line.score}" for line in answer.lines)
-    wdl = answer.lines[0].wdl if answer.lines else None
-    best = answer.lines[0].move if answer.lines else answer.best or ""
-    return board.fen(), best, scores, "" if wdl is None else " ".join(map(str, wdl))
 
 
 def _resume_labels(out: Path, resume: bool) -> tuple[int, str]:
@@ -360,7 +349,7 @@ class _Workers:
     def __enter__(self) -> _Workers:
         self._pool = ThreadPoolExecutor(self.config.workers)
         try:
-            self._check_engine()
+            self._pool.submit(self._engine).result()  # an unusable program fails before any position is read
         except BaseException:
             self._pool.shutdown()
             raise
@@ -395,10 +384,6 @@ class _Workers:
         with self._lock:
             self.engines.append(engine)
         return engine
-
-    def _check_engine(self) -> None:
-        """Start one engine before any position is read, so that an unusable program fails at once."""
-        self._pool.submit(self._engine).result()
 
 
 def default_workers() -> int:

@@ -14,12 +14,8 @@ from torch import Tensor, nn
 
 from headway.codecs.chess_boards import FEN_TOKENS, MIRRORED_MOVES, board_planes, fen_tokens
 from headway.domains.chess.boards import Record, chess, legal_move_ids, record, repetition_key, to_position_array
-from headway.domains.chess.config import SearchlessConfig, Target
-from headway.errors import UserError
 from headway.generate.prompts import device_of
-from headway.learn import Recipe
 from headway.nn.models import BoardEmbedConfig, Transformer
-from headway.nn.models.kinds import is_board
 
 MEGABYTES = 64  # default size of the cache
 _ENTRY = 420  # bytes per entry in addition to key and policy: two arrays, a tuple, a dictionary slot
@@ -30,8 +26,8 @@ _PACK_EARLIER = struct.Struct("<8QH").pack
 class EvaluationCache:
     """Caches another evaluator's evaluations in at most `megabytes`, and evicts the least recently used.
 
-    The key is the evaluator's complete input, so only the same position with the same history, clock and repetitions
-    shares an evaluation, and hashes cannot collide.
+    The key is the evaluator's complete input: the newest position in full, and the pieces in those before it. So only
+    the same position with the same history, clock and repetitions shares an evaluation, and hashes cannot collide.
     """
 
     def __init__(self, evaluator: PositionEvaluator) -> None:
@@ -43,13 +39,19 @@ class EvaluationCache:
 
     def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
         """Evaluate positions that have a legal move. Those not in the cache are evaluated together, each once."""
-        keys = [_key(entry) for entry in inputs]
+        keys = [
+            _PACK_NEWEST(*entry.records[0]) + b"".join(_PACK_EARLIER(*earlier[:9]) for earlier in entry.records[1:])
+            for entry in inputs
+        ]
         evaluations = {key: self._cache[key] for key in keys if key in self._cache}
         unknown = {key: entry for key, entry in zip(keys, inputs) if key not in evaluations}
         if unknown:
             evaluations |= zip(unknown, self.evaluate_uncached(list(unknown.values())))
         for key in keys:
-            self._store(key, evaluations[key])
+            if key not in self._cache:
+                self._used += _size(key, evaluations[key])
+                self._cache[key] = evaluations[key]
+            self._cache.move_to_end(key)
         self._evict()
         return [evaluations[key] for key in keys]
 
@@ -64,21 +66,9 @@ class EvaluationCache:
         self._capacity = megabytes << 20
         self._evict()
 
-    def _store(self, key: bytes, evaluation: Evaluation) -> None:
-        if key not in self._cache:
-            self._used += _size(key, evaluation)
-            self._cache[key] = evaluation
-        self._cache.move_to_end(key)
-
     def _evict(self) -> None:
         while self._used > self._capacity:
             self._used -= _size(*self._cache.popitem(last=False))
-
-
-def _key(inputs: PositionInput) -> bytes:
-    """The newest position in full, and the piece placement in those before it."""
-    newest, *earlier = inputs.records
-    return _PACK_NEWEST(*newest) + b"".join(_PACK_EARLIER(*position[:9]) for position in earlier)
 
 
 def _size(key: bytes, evaluation: Evaluation) -> int:
@@ -116,18 +106,6 @@ class PositionEvaluator(Protocol):
     def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
         """Evaluate positions that have a legal move."""
         ...
-
-
-def make_evaluator(model: Transformer, recipe: Recipe | None, source: str) -> PositionEvaluator:
-    """Return the evaluator for a model. For a model that reads tokens, the recipe defines the target. UserError for a
-    model that was not trained on chess.
-    """
-    task = None if recipe is None else recipe.task
-    if isinstance(task, SearchlessConfig):
-        return TokenEvaluator(model, task.target)
-    if is_board(model):
-        return BoardEvaluator(model)
-    raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
 
 
 def position_input(board: chess.Board, history: int) -> PositionInput:
@@ -182,14 +160,14 @@ class BoardEvaluator:
 
 
 class TokenEvaluator:
-    """A model that reads the tokens of a FEN, with one of three targets (Ruoss et al. 2024, section 2.3). If it
-    predicts values of moves, the position's value is that of the best move, and moves are more probable the closer they
-    are to it.
+    """A model that reads the tokens of a FEN, with one of the targets of `SearchlessConfig` (Ruoss et al. 2024, section
+    2.3). If it predicts values of moves, the position's value is that of the best move, and moves are more probable the
+    closer they are to it.
     """
 
     history = 0
 
-    def __init__(self, model: Transformer, target: Target) -> None:
+    def __init__(self, model: Transformer, target: str) -> None:
         self.model, self.target = model.eval(), target
         self.has_policy, self.has_value = target != "state_value", target != "behaviour"
 

@@ -46,10 +46,8 @@ class ModelOpponent:
     def move(self, board: chess.Board) -> chess.Move:
         started = time.monotonic()
         thought = self.player.think(board, SearchLimits(self.nodes, seconds=self.seconds))
-        self.searched_nodes, self.seconds_spent = (
-            self.searched_nodes + thought.nodes,
-            self.seconds_spent + time.monotonic() - started,
-        )
+        self.searched_nodes = self.searched_nodes + thought.nodes
+        self.seconds_spent = self.seconds_spent + time.monotonic() - started
         return thought.move
 
     def close(self) -> None: ...

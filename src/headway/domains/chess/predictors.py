@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.arguments import check_types
-from headway.domains.chess.evaluator import make_evaluator
+from headway.domains.chess.config import make_evaluator
 from headway.domains.chess.player import ChessPlayer
 from headway.model_handle import ModelHandle
 

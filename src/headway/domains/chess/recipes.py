@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import Any
 
-from headway.data.input_files import File, read_lines
+from headway.data.input_files import read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models.presets import searchless, squares
 
 
 def chess() -> Recipe:
     """Train on the user's games or labelled positions."""
-    return Recipe(
-        name="chess",
-        domain="chess",
-        description="chess from games or engine-labelled positions: .pgn, .epd or .csv with position and bestmove",
-        data=(),
+    return generic(
+        "chess",
+        "chess",
+        "chess from games or engine-labelled positions: .pgn, .epd or .csv with position and bestmove",
         model=squares(width=128, depth=5, heads=4),
         task=ChessConfig(),
         optim=MuonConfig(lr=0.02, weight_decay=0.01, adam_lr=2e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_size=256, evaluate_limit=2048),
         expected="solves 51 % of Lichess puzzles by policy after 14 minutes of labelling and 51 of training on 2 cores",
     )
@@ -99,7 +99,13 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
     from headway.domains.chess.positions import are_cached
 
     files = chess_files(paths)
-    sample_counts = [_count_samples(file) for file in files]
+    sample_counts = []  # the games in a PGN file by their tag blocks, or the lines in other files
+    for file in files:
+        lines: Iterable[Any] = read_lines(file)
+        if file.kind == ".pgn":
+            tags = (line.startswith("[") for line in lines)
+            lines = (here for before, here in pairwise(chain((False,), tags)) if here and not before)
+        sample_counts.append(sum(1 for _ in lines))
     count = sum(number * (_PLIES if file.kind == ".pgn" else 1) for file, number in zip(files, sample_counts))
     if are_cached(files, task.evals, task.skip_bad):
         return count
@@ -115,14 +121,6 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
             "fewer files (the next run reads them from the cache)"
         )
     return count
-
-
-def _count_samples(file: File) -> int:
-    """Count the games in a PGN file by their tag blocks, or the lines in other files."""
-    if file.kind != ".pgn":
-        return sum(1 for _ in read_lines(file))
-    tags = (line.startswith("[") for line in read_lines(file))
-    return sum(1 for before, here in pairwise(chain((False,), tags)) if here and not before)
 
 
 SCALES = {"chess": BoardsScale()}

@@ -12,15 +12,12 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from headway.domains.chess.boards import board_from_fen, chess, parse_move
+from headway.domains.chess.boards import board_from_fen, centipawns, chess, expected_of, parse_move
 from headway.domains.chess.limits import SEARCHES, SearchLimits, share_of_clock
-from headway.domains.chess.puct import expected_of
-from headway.domains.chess.win_probability import centipawns
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from headway.domains.chess.player import ChessPlayer
-    from headway.domains.chess.puct import SearchLine
+    from headway.domains.chess.player import ChessPlayer, SearchLine
 
 
 _REPORT_EVERY = 0.5  # seconds

@@ -41,10 +41,8 @@ class SmoothingParams(NamedTuple):
     of_logarithms: bool = False
 
 
-LAST, LAST_SEASON = (
-    SmoothingParams(1.0, 0.0, 1.0, 0.0),
-    SmoothingParams(0.0, 0.0, 1.0, 1.0, seasonal=True),
-)  # naive and seasonal naive
+LAST = SmoothingParams(1.0, 0.0, 1.0, 0.0)  # naive
+LAST_SEASON = SmoothingParams(0.0, 0.0, 1.0, 1.0, seasonal=True)  # seasonal naive
 
 
 class InitialStates(NamedTuple):
@@ -94,7 +92,13 @@ def select_params(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list
     for start in range(0, len(candidates), batch_size):
         batch = candidates[start : start + batch_size]
         for (index, params), squared_error in zip(batch, _squared_errors(scaled, batch, season).tolist()):
-            scores[index][params] = _aic(params, scaled[index], season, squared_error)
+            values = scaled[index]
+            weights = 2 + 2 * params.has_trend + (params.damping < 1) + (params.season > 0)
+            states = 1 + params.has_trend + season * params.seasonal
+            # The AIC for normal errors; for logarithms, corrected to the scale of the values.
+            scale = 2 * float(np.log(values).sum()) if params.of_logarithms else 0.0
+            likelihood = len(values) * float(np.log(squared_error / len(values) + _TINY)) + scale
+            scores[index][params] = likelihood + 2 * (weights + states)
     return [min(candidate_scores, key=lambda params: candidate_scores[params]) for candidate_scores in scores]
 
 
@@ -168,11 +172,3 @@ def _squared_errors(
         season_states[:num_active] += by_season[:num_active] * error
         total[:num_active] += error * error
     return total
-
-
-def _aic(params: SmoothingParams, values: Float[np.ndarray, "N"], season: int, squared_error: float) -> float:
-    """The AIC for normal errors; for logarithms, corrected to the scale of the values."""
-    weights = 2 + 2 * params.has_trend + (params.damping < 1) + (params.season > 0)
-    states = 1 + params.has_trend + season * params.seasonal
-    scale = 2 * float(np.log(values).sum()) if params.of_logarithms else 0.0
-    return len(values) * float(np.log(squared_error / len(values) + _TINY)) + scale + 2 * (weights + states)

@@ -12,8 +12,7 @@ from jaxtyping import Float
 
 from headway.arguments import check_types
 from headway.domains.forecast.exponential_smoothing import select_params, smooth
-from headway.domains.forecast.forecast_mixture import Forecasts
-from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat_scale, read_codec
+from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, WindowCodec, flat_scale, read_codec
 from headway.errors import UserError
 from headway.generate.prompts import evaluation_mode
 from headway.in_memory_data import Data, data_paths

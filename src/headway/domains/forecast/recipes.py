@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from headway.domains.forecast.task import ForecastConfig
-from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn import MuonConfig, Recipe, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.objectives.quantiles import HEAD
 from headway.learn.scaling import Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
@@ -28,11 +29,10 @@ def forecast() -> Recipe:
     forecast.
     """
     mixer, feed_forward = AttentionConfig(2, rotary=RotaryConfig()), MLPConfig(activation="relu_squared")
-    return Recipe(
-        name="forecast",
-        domain="forecast",
-        description="any time series: .csv, .tsv or .jsonl with a time column and one or many series",
-        data=(),
+    return generic(
+        "forecast",
+        "forecast",
+        "any time series: .csv, .tsv or .jsonl with a time column and one or many series",
         model=TransformerConfig(
             16,
             stack=StackConfig((BlockConfig(mixer, None, feed_forward, dropout=0.2),)),
@@ -43,7 +43,6 @@ def forecast() -> Recipe:
         ),
         task=ForecastConfig(),
         optim=MuonConfig(weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=300, batch_size=32),
         expected="a minute on one core; --minutes chooses size and steps for your data",
     )

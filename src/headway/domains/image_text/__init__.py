@@ -7,37 +7,16 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.captioned_images import Captions, read_captions
-    from headway.domains.image_text.emoji import EmojiPairsConfig
     from headway.domains.image_text.pair_inference import Image, Matches
-    from headway.domains.image_text.task import ImageTextConfig
 
-__all__ = [
-    "RECIPES",
-    "TASKS",
-    "VERBS",
-    "Captions",
-    "EmojiPairsConfig",
-    "Image",
-    "ImageTextConfig",
-    "Matches",
-    "read_captions",
-]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "Matches"]
 RECIPES = ("image-text", "emoji-clip", "caption", "scenes", "emoji-caption")
 TASKS = {
-    "captions": "caption_config",
+    "captions": "captioning",
     "emoji": "emoji",
-    "emoji_captions": "caption_config",
+    "emoji_captions": "captioning",
     "image_text": "task",
-    "scenes": "caption_config",
+    "scenes": "captioning",
 }
 VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two_tower", "match": "is_two_tower"}
-lazy_exports(
-    __name__,
-    {
-        ".captioned_images": ("Captions", "read_captions"),
-        ".emoji": ("EmojiPairsConfig",),
-        ".task": ("ImageTextConfig",),
-        ".pair_inference": ("Image", "Matches"),
-    },
-)
+lazy_exports(__name__, {".pair_inference": ("Image", "Matches")})

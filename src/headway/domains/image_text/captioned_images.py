@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.codecs.image_processor import ImageProcessor, decode_image, pillow
-from headway.data import Table, read_table
+from headway.data import read_table
 from headway.data.content_hash import fingerprint
 from headway.data.image_cache import DecodedImages, ImageSource, Pixels, open_images
 from headway.data.input_files import File, read_blocks
@@ -55,7 +55,12 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     Several rows may name the same image. UserErrors as in `read_table`, and for rows whose image is not a file.
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
-    files = _images(table)
+
+    @cache
+    def path_of(table: Path, name: str) -> Path:
+        return (table.parent / Path(name).expanduser()).absolute()
+
+    files = [path_of(file.path, name) for (file, _), name in zip(table.locations, table.columns["image"])]
     missing = {file for file in set(files) if not file.is_file()}
     if missing:
         missing_rows = [row for row, file in enumerate(files) if file in missing]
@@ -74,16 +79,6 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     return Captions(
         images, texts, image_of, locations, named_splits, np.ones(len(texts), bool), table.columns.get("language")
     )
-
-
-def _images(table: Table) -> list[Path]:
-    """Each row's image. Caches repeated paths."""
-
-    @cache
-    def path_of(table: Path, name: str) -> Path:
-        return (table.parent / Path(name).expanduser()).absolute()
-
-    return [path_of(file.path, name) for (file, _), name in zip(table.locations, table.columns["image"])]
 
 
 _KEY_BYTES = 16  # bytes per key

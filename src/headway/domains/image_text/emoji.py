@@ -16,8 +16,7 @@ from torch import nn
 from headway.config import register
 from headway.data.input_files import File
 from headway.domains.image_text.captioned_images import Captions
-from headway.domains.image_text.recall import RECALL_AT
-from headway.domains.image_text.task import ImageTextConfig, ImageTextDataset, ImageTextMatching
+from headway.domains.image_text.task import RECALL_AT, ImageTextConfig, ImageTextDataset, ImageTextMatching
 from headway.errors import UserError
 from headway.learn import Recipe, Task
 from headway.parsing import parse_json
@@ -41,9 +40,7 @@ class EmojiPairsConfig(ImageTextConfig):
     """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        size = self.check(recipe)
-        images = ImageTextDataset(self, recipe, size, read_emoji(recipe.files(data)), workspace)
-        return Task(images, EmojiMatching(self))
+        return Task(self.dataset(recipe, lambda: read_emoji(recipe.files(data)), workspace), EmojiMatching(self))
 
 
 class EmojiMatching(ImageTextMatching):
@@ -56,24 +53,29 @@ class EmojiMatching(ImageTextMatching):
         if split != examples.final_split:
             return scores
         image_sets = examples.of(split).limited_to(limit).rows, examples.of("train").rows
-        return scores | recall_baselines(*(_compared_images(examples, images) for images in image_sets))
-
-
-def _compared_images(examples: ImageTextDataset, images: np.ndarray) -> ComparedImages:
-    (text_rows, image_of), captions = examples.query_rows(images), examples.captions
-    query_texts, languages = (
-        [column[row] for row in text_rows] for column in (captions.texts, captions.languages or [])
-    )
-    return ComparedImages(examples.decoded.pixels[images], query_texts, image_of, languages)
+        compared, captions = [], examples.captions
+        for images in image_sets:
+            text_rows, image_of = examples.query_rows(images)
+            texts, languages = (
+                [column[row] for row in text_rows] for column in (captions.texts, captions.languages or [])
+            )
+            compared.append(ComparedImages(examples.decoded.pixels[images], texts, image_of, languages))
+        return scores | recall_baselines(*compared)
 
 
 def read_emoji(paths: Sequence[Path]) -> Captions:
     """Read the .zip file with images and the .json file with names. UserError for other formats."""
-    archive, names = (_single_file(paths, suffix) for suffix in (".zip", ".json"))
+    matches = {suffix: [path for path in paths if path.suffix == suffix] for suffix in (".zip", ".json")}
+    for suffix, suffix_paths in matches.items():
+        if len(suffix_paths) != 1:
+            raise UserError(
+                f"{len(suffix_paths)} of {len(paths)} files are {suffix}; pass one .zip with images and one .json"
+            )
+    [archive], [names] = matches[".zip"], matches[".json"]
     try:
         with open_file(names) as file:
             entries: list[dict[str, Any]] = parse_json(file.read())
-        codes = {_code(entry): entry["en"]["name"] for entry in entries}
+        codes = {entry["file"].removesuffix(".png"): entry["en"]["name"] for entry in entries}
         images = [File(archive, entry["file"]) for entry in entries]
         groups = [group_of(code, codes) for code in codes]
         rows = [row for index, entry in enumerate(entries) for row in _rows(index, entry)]
@@ -83,17 +85,6 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
     locations = [f"{names}: {entries[image]['file']}" for image in image_of]
     no_splits = np.zeros(len(images), np.uint8)
     return Captions(images, texts, np.array(image_of), locations, no_splits, np.array(is_query), languages, groups)
-
-
-def _single_file(paths: Sequence[Path], suffix: str) -> Path:
-    matches = [path for path in paths if path.suffix == suffix]
-    if len(matches) != 1:
-        raise UserError(f"{len(matches)} of {len(paths)} files are {suffix}; pass one .zip with images and one .json")
-    return matches[0]
-
-
-def _code(emoji: Mapping[str, Any]) -> str:
-    return emoji["file"].removesuffix(".png")
 
 
 def _rows(index: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, bool]]:
@@ -137,10 +128,8 @@ def recall_baselines(queries: ComparedImages, training: ComparedImages) -> dict[
     rates: dict[str, list[float]] = {f"{kind}_at_{k}": [] for kind in ("chance", "neighbour") for k in RECALL_AT}
     query_languages, train_languages = np.array(queries.languages), np.array(training.languages)
     for language in np.unique(query_languages):
-        query_rows, train_rows = (
-            np.flatnonzero(query_languages == language),
-            np.flatnonzero(train_languages == language),
-        )
+        query_rows = np.flatnonzero(query_languages == language)
+        train_rows = np.flatnonzero(train_languages == language)
         similarity = _ngram_similarity(
             [training.texts[row] for row in train_rows.tolist()], [queries.texts[row] for row in query_rows.tolist()]
         )

@@ -1,31 +1,30 @@
-"""Two-tower inference: matching texts and images."""
+"""Inference with image-text models: matching texts and images, and captions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from headway.arguments import Failures, fill_failures, read_each
+from headway.arguments import Failures, fill_failures
 from headway.codecs import Codec
-from headway.codecs.image_processor import FORMATS, ImageProcessor, read_image
+from headway.codecs.image_processor import FORMATS
 from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.generate.prompts import device_of, evaluation_mode
+from headway.generate import Hypothesis, SearchConfig, beam_search
+from headway.generate.prompts import context_of, device_of, evaluation_mode, pad
+from headway.image_inputs import Image, image_batches, processor_of
 from headway.learn.token_rows import LengthLimit, TokenRows, compute_in_batches, concatenate_rows, frame_rows
-from headway.nn.models import PatchEmbedConfig, TwoTower, TwoTowerConfig
+from headway.nn.models import Captioner, PatchEmbed, PatchEmbedConfig, Prompt, TwoTower, TwoTowerConfig
 from headway.summary_card import SummaryCard, summary_repr
 
-Image = str | Path | UInt8[np.ndarray, "H W 3"]
-_BATCH_SIZE = 16  # images
 _TEXT_BATCH_TOKENS = 4096  # tokens
 _IMAGE_EXTENSIONS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
@@ -71,22 +70,17 @@ def match(
     """
     if not images or not texts:
         raise UserError(f"there are {len(images)} images and {len(texts)} texts; pass at least one of each")
-    prompts = fill_templates(texts, templates)
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
+    check_texts(texts)
+    prompts = [template.replace("{}", text) for text in texts for template in templates or ("{}",)]
     text_embeddings = embed_texts(model, codec, prompts, truncate)  # before the images, which take longer
     image_embeddings = embed_images(model, usage, images, source, failures)
     text_embeddings = F.normalize(text_embeddings.unflatten(0, (len(texts), -1)).mean(1), dim=-1)
     with torch.inference_mode():
         logits = model.logits(image_embeddings.to(device_of(model)), text_embeddings.to(device_of(model))).float().cpu()
     return Matches(image_embeddings @ text_embeddings.T, logits.softmax(-1) if model.bias is None else logits.sigmoid())
-
-
-def fill_templates(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every text in every template, text by text."""
-    for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
-    check_texts(texts)
-    return [template.replace("{}", text) for text in texts for template in templates or ("{}",)]
 
 
 def embed(
@@ -101,7 +95,11 @@ def embed(
     """A unit-length embedding in the shared space for each image or text. A string that is the path of an image file
     stands for the image. Images that cannot be read are skipped and added to `failures`, if passed.
     """
-    image_indices = [index for index, item in enumerate(items) if is_image(item)]
+    image_indices = [
+        index
+        for index, item in enumerate(items)
+        if not isinstance(item, str) or (item.lower().endswith(_IMAGE_EXTENSIONS) and Path(item).is_file())
+    ]
     text_indices = [index for index in range(len(items)) if index not in set(image_indices)]
     embeddings = torch.empty(len(items), model.width)
     image_failures: Failures | None = None if failures is None else {}
@@ -116,12 +114,6 @@ def embed(
         return embeddings
     failures.update({image_indices[position]: error for position, error in image_failures.items()})
     return embeddings[[index for index in range(len(items)) if index not in failures]]
-
-
-def is_image(item: str | Image) -> bool:
-    if isinstance(item, str):
-        return item.lower().endswith(_IMAGE_EXTENSIONS) and Path(item).is_file()
-    return True
 
 
 def text_rows(
@@ -157,20 +149,14 @@ def embed_images(
     model: TwoTower, usage: Usage, images: Sequence[Image], source: str, failures: Failures | None = None
 ) -> Float[Tensor, "N E"]:
     """The embeddings of images, resized to the model's size; `failures` as in `match`."""
-    if not usage.processor:
-        raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
-    processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     size, embeddings = cast(PatchEmbedConfig, model.left.config.embed).size, [torch.empty(0, model.width)]
-    check_images(images)
     with evaluation_mode(model), torch.inference_mode():
-        inputs_of = read_each(images, lambda _, image: processor(pixels_of(image)), failures)
-        while batch := list(islice(inputs_of, _BATCH_SIZE)):
-            shape = next((array.shape[1:] for array in batch if array.shape[1:] != size), None)
-            if shape is not None:
+        for batch in image_batches(images, processor_of(usage, source), failures):
+            if (shape := tuple(batch.shape[2:])) != size:
                 raise UserError(
                     f"{source} resizes an image to {shape}, but takes {size}; resize your images to this size"
                 )
-            inputs = torch.from_numpy(np.stack(batch)).to(device_of(model), model.scale.dtype)
+            inputs = batch.to(device_of(model), model.scale.dtype)
             embeddings.append(model.vectors("left", inputs).float().cpu())
     return torch.cat(embeddings)
 
@@ -182,22 +168,52 @@ def check_texts(texts: Sequence[str]) -> None:
             raise UserError(f"text {index + 1} of {len(texts)} is empty; fill it in or remove it")
 
 
-def check_images(images: Sequence[Image]) -> None:
-    """Raises UserError for values that cannot be images, before reading the first."""
-    for index, image in enumerate(images):
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise UserError(
-                    f"image {index + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3]"
-                )
-        elif not isinstance(image, (str, Path)):
-            raise UserError(f"image {index + 1} is a {type(image).__name__}; pass paths of image files, or pixels")
+MAX_CAPTION_TOKENS = 64  # default maximum tokens per caption
 
 
-def pixels_of(image: Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of a file, or of an array. UserError for a file that cannot be read."""
-    if isinstance(image, np.ndarray):
-        return image
-    if not Path(image).is_file():
-        raise UserError(f"{image} is not a file; pass paths of image files")
-    return read_image(image)
+def caption_images(
+    model: Captioner,
+    codec: Codec,
+    usage: Usage,
+    images: Sequence[Image],
+    source: str,
+    search: SearchConfig,
+    max_length: int = MAX_CAPTION_TOKENS,
+    failures: Failures | None = None,
+) -> list[list[str]]:
+    """The `n_best` captions of each image (a file or its pixels), best first.
+
+    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed.
+    Raises UserError for a model without a preprocessor_config.json or without bos and eos tokens, and for invalid
+    images.
+    """
+    batches = image_batches(images, processor_of(usage, source), failures)
+    hypotheses = search_captions(model, batches, *bos_and_eos(codec), search, max_length)
+    return [[codec.decode(hypothesis.ids) for hypothesis in image_hypotheses] for image_hypotheses in hypotheses]
+
+
+def bos_and_eos(codec: Codec) -> tuple[int, int]:
+    """The bos and eos tokens of a caption. UserError for a codec without them."""
+    if codec.eos_id is None:
+        raise UserError("the tokenizer has no eos token, so a caption would never end; use one with an eos token")
+    return codec.eos_id if codec.bos_id is None else codec.bos_id, codec.eos_id
+
+
+def search_captions(
+    model: Captioner,
+    batches: Iterable[Float32[Tensor, "B 3 H W"]],
+    bos: int,
+    eos: int,
+    search: SearchConfig,
+    max_length: int,
+) -> list[list[Hypothesis]]:
+    """The `n_best` captions of each image, of at most `max_length` tokens, best first."""
+    context = context_of(model)
+    limit = max_length if context is None else min(max_length, context - 1)
+    parameter = cast(PatchEmbed, model.tower.embed).positions.table  # never quantised
+    hypotheses = []
+    for batch in batches:
+        images = batch.to(device_of(model), parameter.dtype)
+        prompt = Prompt(*pad([[bos]] * len(images), device_of(model)), images)
+        hypotheses += beam_search(model, prompt, [limit] * len(images), eos, search)
+    return hypotheses

@@ -11,10 +11,9 @@ from torch import Tensor
 from headway import arguments
 from headway.arguments import check_types
 from headway.domains.image_text import pair_inference
-from headway.domains.image_text.caption_config import CaptionsConfig
-from headway.domains.image_text.caption_inference import MAX_CAPTION_TOKENS
-from headway.domains.image_text.caption_inference import caption_images as captions_of
-from headway.domains.image_text.pair_inference import Image, Matches
+from headway.domains.image_text.captioning import CaptionsConfig
+from headway.domains.image_text.pair_inference import MAX_CAPTION_TOKENS, Image, Matches
+from headway.domains.image_text.pair_inference import caption_images as captions_of
 from headway.domains.image_text.task import published_task
 from headway.generate import SearchConfig
 from headway.in_memory_data import Data

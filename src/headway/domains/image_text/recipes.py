@@ -13,12 +13,13 @@ import numpy as np
 
 from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.caption_config import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.captioning import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
@@ -87,15 +88,13 @@ def captioner(
 
 def caption() -> Recipe:
     """Your own images with captions."""
-    return Recipe(
-        name="caption",
-        domain="image_text",
-        description="images with captions: .csv, .tsv or .jsonl with path and caption",
-        data=(),
+    return generic(
+        "caption",
+        "image_text",
+        "images with captions: .csv, .tsv or .jsonl with path and caption",
         model=captioner(width=256, depth=(4, 4), heads=8, size=128, patch=16, vocab_size=4000, dropout=0.1),
         task=CaptionFilesConfig(shift=8),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.01),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_size=32, evaluate_limit=500),
         expected="about an hour on 2 cores; better with a pretrained tower and decoder",
     )
@@ -151,15 +150,13 @@ def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: f
 
 def image_text() -> Recipe:
     """Any images with captions."""
-    return Recipe(
-        name="image-text",
-        domain="image_text",
-        description="images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
-        data=(),
+    return generic(
+        "image-text",
+        "image_text",
+        "images with captions: .csv, .tsv or .jsonl with path and caption (and language)",
         model=towers(192, 4, 3, 16, 96),
         task=ImageTextConfig(augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1)),
         optim=MuonConfig(lr=0.02, weight_decay=0.05, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
         expected="an hour from scratch for a few thousand images; better with --from a published CLIP or SigLIP",
     )

@@ -128,18 +128,16 @@ def render(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
     """The image of a scene, with smooth edges."""
     picture = np.full((SIDE, SIDE, 3), float(scene.background))
     for shape in scene.shapes:
-        columns, rows = (_pixel_range(centre, shape.radius) for centre in (shape.x, shape.y))
+        reach = _extent(shape.radius) + 1  # of the pixels that the shape may cover
+        columns, rows = (
+            slice(max(0, math.floor(centre - reach)), min(SIDE, math.ceil(centre + reach)))
+            for centre in (shape.x, shape.y)
+        )
         x, y = np.arange(SIDE)[columns] + 0.5 - shape.x, np.arange(SIDE)[rows] + 0.5 - shape.y
         inside = np.clip(0.5 - _signed_distance(shape, x[None, :], y[:, None]), 0.0, 1.0)
         region = picture[rows, columns]
         region += inside[:, :, None] * (np.array(COLOURS[shape.colour], float) - region)
     return picture.round().astype(np.uint8)
-
-
-def _pixel_range(centre: float, radius: float) -> slice:
-    """The pixels along one axis that a shape may cover."""
-    reach = _extent(radius) + 1
-    return slice(max(0, math.floor(centre - reach)), min(SIDE, math.ceil(centre + reach)))
 
 
 def _signed_distance(

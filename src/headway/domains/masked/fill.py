@@ -63,17 +63,16 @@ def token_tables(codec: Codec) -> TokenTables:
     if not text.any():
         raise UserError("the tokenizer has only special tokens; use one trained on text")
     opens, head, tail = np.ones(codec.vocab_size, bool), *np.full((2, codec.vocab_size), _NONE)
-    prefix, level = _continuing_prefix(codec), _space_style(codec)
+    prefix = getattr(tokenizer.model, "continuing_subword_prefix", None) or ""  # "##" in WordPiece
+    level = _space_style(codec)
     for i in np.flatnonzero(text).tolist():
         if prefix:
             opens[i], head[i], tail[i] = not token_of[i].startswith(prefix), _LETTER, _LETTER
         else:
             token_text = _token_text(token_of[i], level)
-            opens[i], head[i], tail[i] = (
-                token_text[:1].isspace(),
-                _character_kind(token_text[:1]),
-                _character_kind(token_text[-1:]),
-            )
+            opens[i] = token_text[:1].isspace()
+            head[i] = _character_kind(token_text[:1])
+            tail[i] = _character_kind(token_text[-1:])
     return TokenTables(mask_id(codec), text, opens, head, tail)
 
 
@@ -86,15 +85,6 @@ def mask_id(codec: Codec) -> int:
             "not set a tokenizer to train one"
         )
     return mask
-
-
-def has_leading_spaces(codec: Codec) -> bool:
-    """Whether tokens include the space before a word, as in GPT-2, RoBERTa and sentencepiece."""
-    style = _space_style(codec)
-    token_texts = (
-        _token_text(token, style) for token in _tokenizer_codec(codec).tokenizer.get_vocab(with_added_tokens=False)
-    )
-    return any(text.startswith(" ") and text.strip() for text in token_texts)
 
 
 def continuation_codec(codec: Codec) -> Codec:
@@ -130,11 +120,6 @@ def _tokenizer_codec(codec: Codec) -> TokenizerCodec:
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"masking needs a tokenizer.json, not a {type(codec).__name__}; use another tokenizer")
     return codec
-
-
-def _continuing_prefix(codec: Codec) -> str:
-    """The prefix of WordPiece tokens inside a word ("##"); empty for other kinds."""
-    return getattr(_tokenizer_codec(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
 
 
 def _space_style(codec: Codec) -> str:
@@ -187,7 +172,7 @@ def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list
         x = model(row, None).x[row == mask]
         top_tokens = model.heads["vocabulary"](x).softmax(-1)[:, : codec.vocab_size].topk(min(top, codec.vocab_size))
     return [
-        [Candidate(_display_token(codec, i), i, p) for i, p in zip(tokens, probabilities)]
+        [Candidate(codec.decode([i]).strip() or token_name(codec, i), i, p) for i, p in zip(tokens, probabilities)]
         for tokens, probabilities in zip(top_tokens.indices.tolist(), top_tokens.values.tolist())
     ]
 
@@ -200,7 +185,9 @@ def masked_ids(codec: Codec, text: str) -> list[int]:
     mask = mask_id(codec)
     mask_names = sorted({*MASK_NAMES, token_name(codec, mask)}, key=len, reverse=True)
     parts = re.split("|".join(map(re.escape, mask_names)), text)
-    if has_leading_spaces(codec):
+    style, tokenizer = _space_style(codec), _tokenizer_codec(codec).tokenizer
+    token_texts = (_token_text(token, style) for token in tokenizer.get_vocab(with_added_tokens=False))
+    if any(token_text.startswith(" ") and token_text.strip() for token_text in token_texts):
         parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
     continuation = continuation_codec(codec) if len(parts) > 1 else codec
     encoded = [codec.encode(parts[0]), *(continuation.encode(part) for part in parts[1:])]
@@ -213,7 +200,3 @@ def predict_masked(model: nn.Module, inputs: Any, layout: Layout, masked: Bool[T
     predicted = torch.zeros_like(masked, dtype=torch.long)
     predicted[masked] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[masked]).argmax(-1)
     return predicted
-
-
-def _display_token(codec: Codec, token: int) -> str:
-    return codec.decode([token]).strip() or token_name(codec, token)

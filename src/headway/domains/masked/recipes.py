@@ -10,7 +10,8 @@ from typing import cast
 
 from headway.data import count_characters
 from headway.domains.masked.task import MaskedConfig, MaskedDataset
-from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn import MuonConfig, Recipe, Task, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
 from headway.nn.mixers import AttentionConfig
@@ -54,16 +55,14 @@ def modern_encoder(
 
 def masked() -> Recipe:
     """Your own text."""
-    return Recipe(
-        name="masked",
-        domain="masked",
-        description="a BERT from your own text: files, folders, archives or a Hugging Face dataset",
-        data=(),
+    return generic(
+        "masked",
+        "masked",
+        "a BERT from your own text: files, folders, archives or a Hugging Face dataset",
         model=modern_encoder(width=256, depth=4, heads=4, vocab_size=8192, context=128),
         task=MaskedConfig(),
         # Without weight decay, matrices grow to five times their size, and fine-tuning hardly changes them.
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.1),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_tokens=4096),
         expected="--minutes chooses size and steps for your data; without it, an hour for 12 million tokens on 2 cores",
     )

@@ -11,6 +11,7 @@ from typing import cast
 from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig
@@ -100,15 +101,13 @@ def shakespeare() -> Recipe:
 
 def text() -> Recipe:
     """Your own text."""
-    return Recipe(
-        name="text",
-        domain="text",
-        description="your own text: files, folders, archives or a Hugging Face dataset",
-        data=(),
+    return generic(
+        "text",
+        "text",
+        "your own text: files, folders, archives or a Hugging Face dataset",
         model=published_decoder(width=256, depth=4, heads=4, window=256, vocab_size=4096, dropout=0.1),
         task=LanguageConfig(codec="bpe", size=4096, context=256),
         optim=MuonConfig(lr=0.012, adam_lr=3e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_tokens=4096),
         expected="half an hour for 8 million tokens on 2 cores",
     )

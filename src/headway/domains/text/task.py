@@ -77,8 +77,20 @@ class LanguageConfig(TaskConfig):
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         context, train = recipe.row_length(self.context), recipe.train
         rows = train.rows(context)
-        if self.carry_state:
-            _check_stateful(recipe.model)
+        model = recipe.model
+        if self.carry_state and (not isinstance(model, TransformerConfig) or not model.stack.causal):
+            raise ConfigError("task.carry_state needs a causal model; set it to false")
+        if self.carry_state and model.context is not None:
+            raise ConfigError(
+                f"task.carry_state lets documents exceed model.context {model.context}; set model.context to none"
+            )
+        growth = describe(override(model, {"vocab_size": 1}))["state_bytes_per_token"] if self.carry_state else 0
+        if growth:
+            raise ConfigError(
+                f"task.carry_state needs a state of constant size, but this model's state grows by {growth:,} bytes "
+                "per token, because attention (even with a window) stores keys and values; choose another "
+                "model.mixer, such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
+            )
         paths = recipe.files(data)
         train_tokenizer = partial(train_codec, self.codec, size=self.size, fewer=True)
         codec = codec_of(paths, workspace, self.tokenizer, train_tokenizer)
@@ -86,23 +98,6 @@ class LanguageConfig(TaskConfig):
         if self.carry_state:
             return Task(StreamedDocuments(*arguments, micro_batches=train.accumulate), CarriedNextToken())
         return Task(Documents(*arguments), NextToken())
-
-
-def _check_stateful(model: ModelConfig) -> None:
-    """Raises ConfigError for a model whose state cannot be carried from row to row without end."""
-    if not isinstance(model, TransformerConfig) or not model.stack.causal:
-        raise ConfigError("task.carry_state needs a causal model; set it to false")
-    if model.context is not None:
-        raise ConfigError(
-            f"task.carry_state lets documents exceed model.context {model.context}; set model.context to none"
-        )
-    growth = describe(override(model, {"vocab_size": 1}))["state_bytes_per_token"]
-    if growth:
-        raise ConfigError(
-            f"task.carry_state needs a state of constant size, but this model's state grows by {growth:,} bytes per "
-            "token, because attention (even with a window) stores keys and values; choose another model.mixer, such "
-            "as lstm, gru, linear_attention or delta, or set task.carry_state to false"
-        )
 
 
 class Documents(Examples):

@@ -12,8 +12,7 @@ from torch import Tensor
 from headway import arguments
 from headway.arguments import check_types
 from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
-from headway.domains.translation.config import PairsConfig
-from headway.domains.translation.translator import Translator
+from headway.domains.translation.task import PairsConfig, Translator
 from headway.errors import UserError
 from headway.generate import Sampling, SearchConfig
 from headway.layout import Layout

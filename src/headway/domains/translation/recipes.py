@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from headway.data import SplitConfig, iter_pairs
-from headway.domains.translation.config import TranslationConfig
-from headway.domains.translation.task import ParallelText, PronounceConfig
+from headway.domains.translation.task import ParallelText, PronounceConfig, TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
@@ -59,15 +59,13 @@ def pronounce() -> Recipe:
 
 def translation() -> Recipe:
     """Your own pairs."""
-    return Recipe(
-        name="translation",
-        domain="translation",
-        description="your own sentence pairs: two line-aligned files, .tsv or .jsonl",
-        data=(),
+    return generic(
+        "translation",
+        "translation",
+        "your own sentence pairs: two line-aligned files, .tsv or .jsonl",
         model=encoder_decoder(width=192, depth=4, heads=4, hidden=None, vocab_size=8000, dropout=0.1),
         task=TranslationConfig(size=8000, max_length=128),
         optim=MuonConfig(lr=0.006, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=10000, batch_tokens=2048, evaluate_limit=500),
         expected="--minutes chooses size and steps for your data; without it, an hour for 20 million tokens on 2 cores",
     )

@@ -1,44 +1,273 @@
-"""Tasks on sequence pairs (translation and pronunciation): pairs, batches and objectives."""
+"""Tasks on sequence pairs: translation, and the pronunciation of words. Settings, tokenizers, pairs, objectives and
+inference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.codecs import Codec, train_codec
-from headway.config import register
-from headway.data import IGNORE_INDEX, Pair, PairBatches, TokenColumn, group_references, open_pairs, split_pairs
+from headway.codecs import Codec, Kind, load_codec, sentence_codec, train_codec
+from headway.codecs.tokenizer import FILE, encode_with_special_tokens
+from headway.config import override, register
+from headway.data import (
+    IGNORE_INDEX,
+    Pair,
+    PairBatches,
+    SplitConfig,
+    TokenColumn,
+    group_references,
+    open_pairs,
+    split_pairs,
+)
 from headway.data import iter_pairs as read_all
 from headway.data.array_store import column_digest
-from headway.domains.translation.config import (
-    BOS,
-    EOS,
-    Codecs,
-    PairsConfig,
-    PairSpecialTokens,
-    check_recipe,
-    with_vocab_sizes,
-)
-from headway.domains.translation.translator import translate_hypotheses
-from headway.errors import logger
+from headway.data.content_hash import Encoder
+from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.generate import SearchConfig
+from headway.formats.usage import Usage
+from headway.generate import Sampling, SearchConfig, score_targets, translate_ids
 from headway.generate.prompts import evaluation_mode
+from headway.generate.search import check_beam
 from headway.layout import Layout
-from headway.learn import Recipe, Task
+from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, spread_evenly
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples
+from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, Generative, ModelConfig, attention_maps
+
+BOS, EOS = "<s>", "</s>"
+_SOURCE = "source"  # folder of the source's codec, if separate
+
+
+class Codecs(NamedTuple):
+    """The source and target codecs, the same object if the vocabulary is shared. The target codec has bos and eos."""
+
+    source: Codec
+    target: Codec
+
+    def save(self, directory: Path) -> None:
+        self.target.save(directory)
+        if self.source is not self.target:
+            self.source.save(directory / _SOURCE)
+
+
+class PairSpecialTokens(NamedTuple):
+    """Special tokens around sequences: `bos` starts a target, `eos` ends it, `source_eos` ends a source."""
+
+    bos: int
+    eos: int
+    source_eos: int
+
+    @staticmethod
+    def of(codecs: Codecs) -> PairSpecialTokens:
+        """Raises UserError if a codec lacks them."""
+        ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
+        if None in ids:
+            raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")
+        return PairSpecialTokens(*ids)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PairsConfig(TaskConfig):
+    """Predict the target of each pair from its source.
+
+    `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `max_length` source or target
+    tokens are skipped and counted; without `max_length`, a pair that does not fit into the model or a batch is an
+    error. `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
+    `reverse_source` feeds the source tokens in reverse order, in training and inference (Sutskever et al. 2014, section
+    3.3); the eos token and the padding still follow them.
+    """
+
+    smoothing: float = 0.1
+    max_length: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    beam: int = 5  # beam size on the test split; 1 is greedy
+    length_penalty: float = 0.6  # length penalty of the beam search
+    reverse_source: bool = False
+    split: SplitConfig = SplitConfig()  # held-out shares
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a fraction of at least 0 and below 1")
+        check_beam("task.beam", self.beam)
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"task.max_length is {self.max_length}; choose 1 or more")
+
+    def prepare(self, source: str) -> str:
+        """Prepare a source for its codec."""
+        return source
+
+    def source_encoder(self, codec: Codec) -> Encoder:
+        """The encoder for source files, given the source codec."""
+        return codec
+
+    def encoder_order(self, source: Sequence[int]) -> list[int]:
+        """Source ids without eos, in the order of the encoder's input. Its own inverse."""
+        return list(source[::-1] if self.reverse_source else source)
+
+    def codecs(self, directory: Path) -> Codecs:
+        """The codecs saved next to a model."""
+        target = load_codec(directory)
+        folder = directory / _SOURCE
+        return Codecs(load_codec(folder) if folder.is_dir() else target, target)
+
+    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
+        """Codecs trained on the training split."""
+        raise NotImplementedError
+
+    def saved_or_trained(self, paths: Sequence[Path], workspace: Path) -> Codecs:
+        return self.codecs(workspace) if (workspace / FILE).exists() else self.train_codecs(paths)
+
+
+@register("translation")
+@dataclass(frozen=True)
+class TranslationConfig(PairsConfig):
+    """Translate sentences.
+
+    `codec` and `size` set the tokenizer and its maximum vocabulary size (none: no limit), and `shared` whether both
+    languages share one vocabulary. `reverse` translates from the second language to the first. `grouped` scores each
+    source once, against all its translations. `lowercase_bleu` adds BLEU on lower-cased text (as `bleu_lowercase`),
+    which many papers report. `goal` picks the best model.
+    """
+
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 8000  # maximum vocabulary size; none: no limit
+    shared: bool = True  # one vocabulary for both languages
+    lowercase: bool = False  # whether to lower-case the text
+    reverse: bool = False
+    grouped: bool = False
+    lowercase_bleu: bool = False
+    goal: Literal["bleu", "chrf", "loss"] = "bleu"
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
+        check_recipe(recipe, self.shared)
+        paths = recipe.files(data)
+        codecs = self.saved_or_trained(paths, workspace)
+        examples = ParallelText(self, recipe, paths, codecs, reverse=self.reverse, grouped=self.grouped)
+        return Task(examples, TargetText(self.goal, self, self.lowercase_bleu))
+
+    def train_codecs(self, paths: Sequence[Path]) -> Codecs:
+        if self.shared:
+            codec = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
+            return Codecs(codec, codec)
+        codecs = [
+            self._train(pair[column] for pair in split_pairs(paths, "train", self.split))
+            for column in ((1, 0) if self.reverse else (0, 1))
+        ]
+        return Codecs(*codecs)
+
+    def _train(self, strings: Iterator[str]) -> Codec:
+        return sentence_codec(self.codec, strings, self.size, (BOS, EOS), self.lowercase)
+
+
+def check_recipe(recipe: Recipe, shared: bool) -> None:
+    """Raises ConfigError for a model or batches that do not support pairs."""
+    model = recipe.model
+    if not isinstance(model, EncoderDecoderConfig):
+        raise ConfigError(
+            f"pairs need an encoder_decoder, but the model is a {type(model).__name__}; choose another model"
+        )
+    if model.tie in ("all", "embeddings") and not shared:
+        raise ConfigError(
+            f"model.tie {model.tie} needs one vocabulary; set task.shared to true or model.tie to head or none"
+        )
+    batch_tokens_of(recipe, "pair")
+
+
+@dataclass(frozen=True)
+class Translator:
+    """`read` converts lines to encoder input. A target is between `bos` and `eos`; its first ids are `forced`, and
+    `suppressed` ids never occur in it. `generator` generates the same as `model`; `on_inputs` is called with the
+    inputs.
+    """
+
+    model: EncoderDecoder
+    generator: Generative
+    codecs: Codecs
+    to_source_ids: Callable[[Sequence[str]], list[Ids]]
+    bos: int
+    eos: int
+    forced: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    on_inputs: Callable[[Sequence[str], Sequence[Ids]], None] = lambda lines, sources: None
+
+    @staticmethod
+    def of_run(
+        model: EncoderDecoder,
+        config: PairsConfig,
+        directory: Path,
+        generator: Generative,
+        on_inputs: Callable[[Sequence[str], Sequence[Ids]], None],
+    ) -> Translator:
+        """A translator with a run's task settings."""
+        codecs = config.codecs(directory)
+        special_tokens = PairSpecialTokens.of(codecs)
+        to_source_ids = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
+        return Translator(
+            model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs
+        )
+
+    @staticmethod
+    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
+        """A translator with a published model's settings, whose tokenizer adds special tokens to the source. UserError
+        if the model has no start or end token.
+        """
+        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
+        if start is None or not usage.ends:
+            raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
+        suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
+        to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
+        return Translator(
+            model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed
+        )
+
+    def translate(
+        self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line
+        gives an empty translation.
+        """
+        sources = [ids if line.strip() else [] for line, ids in zip(lines, self.to_source_ids(lines))]
+        self.on_inputs(lines, sources)
+        prefixes = [self.forced if source else () for source in sources]
+        hypotheses = translate_ids(
+            self.generator,
+            sources,
+            bos=self.bos,
+            eos=self.eos,
+            config=search,
+            prefixes=prefixes,
+            suppressed=self.suppressed,
+            sampling=sampling,
+        )
+        return [
+            [(self.codecs.target.decode(best.ids), best.score) for best in line_hypotheses]
+            for line_hypotheses in hypotheses
+        ]
+
+    def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
+        """log p of each target token and of the eos after it, in nats."""
+        ids = self.codecs.target.encode_batch(list(targets))
+        return score_targets(self.model, self.to_source_ids(sources), ids, bos=self.bos, eos=self.eos)
+
+
+def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
+    """The encoder input for each text; empty for empty text."""
+    end = codec.eos_id
+    rows = [config.encoder_order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
+    return [[*row, end] if row and end is not None else row for row in rows]
+
 
 _LOG = logger(__name__)
 _EVAL_BATCH_TOKENS = 2048  # source or target tokens; larger batches of few pairs are mostly padding
@@ -169,7 +398,11 @@ class ParallelText(SourceTargetExamples):
         """
         for split in ("train", "validation"):
             self.of(split)
-        return with_vocab_sizes(model, self.codecs)
+        source, target = self.codecs
+        if source is target or not isinstance(model, EncoderDecoderConfig):
+            return override(model, {"vocab_size": target.vocab_size})
+        encoder = replace(model.encoder, vocab_size=source.vocab_size)
+        return replace(model, encoder=encoder, decoder=replace(model.decoder, vocab_size=target.vocab_size))
 
     def contents(self) -> Contents:
         first, second = ("target", "source") if self.reverse else ("source", "target")
@@ -241,9 +474,10 @@ class TargetText(SequenceGeneration[ParallelText]):
         self.lowercase = lowercase
 
     def generate(self, model: nn.Module, examples: ParallelText, sources: Sources, search: SearchConfig) -> list[Ids]:
-        hypotheses = translate_hypotheses(
-            cast(EncoderDecoder, model), examples.codecs, examples.config, sources.inputs, search
-        )
+        rows = source_ids(sources.inputs, examples.codecs.source, examples.config)
+        special_tokens = examples.special_tokens
+        translator = cast(EncoderDecoder, model)
+        hypotheses = translate_ids(translator, rows, bos=special_tokens.bos, eos=special_tokens.eos, config=search)
         return [best.ids for best, *_ in hypotheses]
 
     def scores(self, examples: ParallelText, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:

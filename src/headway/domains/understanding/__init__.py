@@ -7,49 +7,15 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
-    from headway.domains.understanding.embedding import EmbeddingConfig
-    from headway.domains.understanding.encoder_inference import (
-        RankedDocument,
-        TaggedWords,
-        Text,
-        classify,
-        embed,
-        rerank,
-        tag,
-    )
-    from headway.domains.understanding.tagging import TaggingConfig
+    from headway.domains.understanding.encoder_inference import RankedDocument, TaggedWords, Text
 
-__all__ = [
-    "RECIPES",
-    "TASKS",
-    "VERBS",
-    "ClassificationConfig",
-    "EmbeddingConfig",
-    "RankedDocument",
-    "TaggedWords",
-    "TaggingConfig",
-    "Text",
-    "TextPairsConfig",
-    "classify",
-    "embed",
-    "rerank",
-    "tag",
-]
+__all__ = ["RECIPES", "TASKS", "VERBS", "RankedDocument", "TaggedWords", "Text"]
 RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
-TASKS = {"classification": "classification", "embedding": "embedding", "pairs": "classification", "tagging": "tagging"}
+TASKS = {"classification": "task", "embedding": "task", "pairs": "task", "tagging": "tagging"}
 VERBS = {
     "classify": "is_text_classifier",
     "embed": "is_text",
     "rerank": "is_cross_encoder",
     "tag": "is_tagger",
 }
-lazy_exports(
-    __name__,
-    {
-        ".classification": ("ClassificationConfig", "TextPairsConfig"),
-        ".embedding": ("EmbeddingConfig",),
-        ".tagging": ("TaggingConfig",),
-        ".encoder_inference": ("RankedDocument", "TaggedWords", "Text", "classify", "embed", "rerank", "tag"),
-    },
-)
+lazy_exports(__name__, {".encoder_inference": ("RankedDocument", "TaggedWords", "Text")})

@@ -12,10 +12,10 @@ from typing import cast
 
 from headway.data import ClassSplitConfig, read_conll, read_table
 from headway.data.splits import split_code
-from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
-from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.domains.understanding.task import ClassificationConfig, EmbeddingConfig, TextPairsConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -25,8 +25,7 @@ from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full
 
-MUON = MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05)
-SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
+_TRAIN = TrainConfig(steps=2000, batch_tokens=1024)
 _SPLIT = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 
 
@@ -49,68 +48,42 @@ def scratch_encoder(width: int, depth: int, heads: int, dropout: float = 0.1) ->
     return replace(model, embed=embed, init=InitConfig("fan_in", residual="zero", embedding=0.05, head="zero"))
 
 
-def classification() -> Recipe:
-    """Your own labelled texts."""
-    return Recipe(
-        name="classification",
-        domain="understanding",
-        description="labelled texts: .csv, .tsv or .jsonl with text and label",
-        data=(),
+def _encoder_recipe(name: str, description: str, task: TaskConfig, train: TrainConfig) -> Recipe:
+    """A recipe for a small encoder from scratch."""
+    return generic(
+        name,
+        "understanding",
+        description,
         model=scratch_encoder(width=128, depth=2, heads=4),
-        task=ClassificationConfig(split=_SPLIT),
-        optim=MUON,
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=2000, batch_tokens=1024),
+        task=task,
+        optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05),
+        train=train,
         expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
     )
+
+
+def classification() -> Recipe:
+    """Your own labelled texts."""
+    description = "labelled texts: .csv, .tsv or .jsonl with text and label"
+    return _encoder_recipe("classification", description, ClassificationConfig(split=_SPLIT), _TRAIN)
 
 
 def pairs() -> Recipe:
     """Your own text pairs with labels or numbers."""
-    return Recipe(
-        name="pairs",
-        domain="understanding",
-        description="text pairs with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
-        data=(),
-        model=scratch_encoder(width=128, depth=2, heads=4),
-        task=TextPairsConfig(split=_SPLIT),
-        optim=MUON,
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=2000, batch_tokens=1024),
-        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
-    )
+    description = "text pairs with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label"
+    return _encoder_recipe("pairs", description, TextPairsConfig(split=_SPLIT), _TRAIN)
 
 
 def tagging() -> Recipe:
     """Your own tagged words."""
-    return Recipe(
-        name="tagging",
-        domain="understanding",
-        description="tagged words: CoNLL columns, one word per line with its tag in the last column",
-        data=(),
-        model=scratch_encoder(width=128, depth=2, heads=4),
-        task=TaggingConfig(lowercase=False),
-        optim=MUON,
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=2000, batch_tokens=1024),
-        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
-    )
+    description = "tagged words: CoNLL columns, one word per line with its tag in the last column"
+    return _encoder_recipe("tagging", description, TaggingConfig(lowercase=False), _TRAIN)
 
 
 def embedding() -> Recipe:
     """Your own related texts."""
-    return Recipe(
-        name="embedding",
-        domain="understanding",
-        description="related texts: .csv, .tsv or .jsonl with text and text2, or text and label",
-        data=(),
-        model=scratch_encoder(width=128, depth=2, heads=4),
-        task=EmbeddingConfig(),
-        optim=MUON,
-        schedule=SCHEDULE,
-        train=TrainConfig(steps=1000, batch_size=64),
-        expected="--minutes chooses size and steps for your data; better with --from a pre-trained encoder",
-    )
+    description = "related texts: .csv, .tsv or .jsonl with text and text2, or text and label"
+    return _encoder_recipe("embedding", description, EmbeddingConfig(), TrainConfig(steps=1000, batch_size=64))
 
 
 def banking77() -> Recipe:

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
 from headway.config import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
-from headway.domains.understanding.encoder_inputs import (
+from headway.domains.understanding.task import (
     EncodedTextDataset,
     EncoderTaskConfig,
-    batch_tokens,
     check_encoder,
 )
 from headway.learn import Recipe, Task
@@ -28,6 +27,7 @@ from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
+from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture
 from headway.learn.report.confusion import tag_confusions
 from headway.learn.token_rows import LengthLimit, TokenRows, frame_for, frame_rows
@@ -83,7 +83,7 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
 
     def __init__(self, config: TaggingConfig, recipe: Recipe, text: TaggedCorpus, workspace: Path) -> None:
         self.sentences = text.sentences
-        self.seed, self.batch_size = recipe.train.seed, batch_tokens(recipe)
+        self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
         lines = [" ".join(sentence.words) for sentence in text.sentences]
         self.splits = Splits(split_by_text(lines, text.named_splits, config.split), np.arange(len(lines)))
         train = self.splits.indices["train"]
@@ -92,10 +92,8 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         word_rows = WordTokenRows(word_tokens, frame_for(codec, check_encoder(recipe.model)), config.limit(recipe))
         self.rows, self.positions = word_rows.rows, word_rows.positions
         counts = [len(sentence.tags) for sentence in text.sentences]
-        sentence_of, tags = (
-            np.repeat(np.arange(len(counts)), counts),
-            [tag for sentence in text.sentences for tag in sentence.tags],
-        )
+        sentence_of = np.repeat(np.arange(len(counts)), counts)
+        tags = [tag for sentence in text.sentences for tag in sentence.tags]
         train_tags = {tag for row in train for tag in text.sentences[row].tags}
         self.classes = np.full_like(self.positions, IGNORE_INDEX)
         locate = lambda row: f"sentence {row + 1} ({' '.join(text.sentences[row].words[:5])} ...)"  # noqa: E731
@@ -113,10 +111,6 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         row_index, words = np.nonzero(self.positions[rows] >= 0)
         tags[row_index, self.positions[rows[row_index], words]] = self.classes[rows[row_index], words]
         return Batch(inputs, torch.from_numpy(tags), len(row_index), inputs.computed)
-
-    def predicted_tags(self, row: int, best: np.ndarray) -> list[str]:
-        """The tag of each word in a sentence, from each token's predicted class, int64 [T]."""
-        return word_tags(best, self.positions[row, : len(self.sentences[row].words)], self.labels)
 
 
 class EvaluatedTags(NamedTuple):
@@ -204,7 +198,9 @@ class Tags(Objective[TaggedSentences]):
             loss = _cross_entropy(logits, batch)
             nats, count = nats + float(loss.total), count + loss.count
             for index, best in zip(indices.tolist(), logits.argmax(-1).cpu().numpy()):
-                predicted[index] = examples.predicted_tags(int(samples.rows[index]), best)
+                row = int(samples.rows[index])
+                positions = examples.positions[row, : len(examples.sentences[row].words)]
+                predicted[index] = word_tags(best, positions, examples.labels)
         return predicted, nats / max(1, count)
 
     def evaluate(

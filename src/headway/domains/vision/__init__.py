@@ -8,10 +8,10 @@ from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.vision.attribution import ImageAttention
-    from headway.domains.vision.image_inference import Image, embed
+    from headway.image_inputs import Image
 
-__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention", "embed"]
+__all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention"]
 RECIPES = ("vision", "fashion-mnist", "digits")
 TASKS = {"vision": "task"}
 VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
-lazy_exports(__name__, {".attribution": ("ImageAttention",), ".image_inference": ("Image", "embed")})
+lazy_exports(__name__, {".attribution": ("Image", "ImageAttention")})

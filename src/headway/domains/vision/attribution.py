@@ -1,29 +1,69 @@
-"""Attention attribution for images, and example pictures for run reports."""
+"""Inference with image models: classes, embeddings, and the attention of a prediction to the image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.domains.vision.image_inference import Image, input_dtype, processor_of, to_rgb
+from headway.arguments import Failures
 from headway.errors import UserError
-from headway.formats.usage import Usage
+from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.learn import examples
-from headway.learn.report import Picture, Tile, tile_grid
+from headway.image_inputs import Image, PixelCallback, image_batches, processor_of, to_rgb
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
+from headway.nn.models.pooled import pool
 from headway.summary_card import SummaryCard, summary_repr
 
-if TYPE_CHECKING:
-    from headway.domains.vision.task import ImageDataset
-    from headway.learn.objectives.predictions import Prediction
+
+def classify(
+    model: Transformer,
+    usage: Usage,
+    images: Sequence[Image],
+    source: str,
+    failures: Failures | None = None,
+    on_pixels: PixelCallback | None = None,
+) -> list[dict[str, float]]:
+    """The probability of each label for each image (a file or its pixels), most probable first; see `named_scores`.
+
+    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed;
+    `on_pixels` is called with the index of each image and the pixels that the model sees. Raises UserError for a model
+    without a preprocessor_config.json and for invalid images.
+    """
+    scores: list[dict[str, float]] = []
+    with evaluation_mode(model), torch.inference_mode():
+        for batch in image_batches(images, processor_of(usage, source), failures, on_pixels):
+            inputs = batch.to(device_of(model), input_dtype(model))
+            scores += named_scores(model.output(kinds.predicting_head(model) or "classes", inputs), usage)
+    return scores
+
+
+def embed(
+    model: Transformer, usage: Usage, images: Sequence[Image], source: str, failures: Failures | None = None
+) -> Float[Tensor, "N D"]:
+    """A unit-length embedding for each image: its class token after the last norm or, without one, the mean over its
+    patches. `failures` and errors as in `classify`.
+    """
+    patch_config = cast(PatchEmbed, model.embed).config
+    embeddings = [torch.empty(0, model.config.width)]
+    with evaluation_mode(model), torch.inference_mode():
+        for batch in image_batches(images, processor_of(usage, source), failures):
+            x, layout, *_ = model(batch.to(device_of(model), input_dtype(model)))
+            vectors = pool(x, layout, "first" if patch_config.tokens else "mean", patch_config.registers)
+            embeddings.append(F.normalize(vectors.float(), dim=-1).cpu())
+    return torch.cat(embeddings)
+
+
+def input_dtype(model: Transformer) -> torch.dtype:
+    """The dtype of an image model's inputs."""
+    return cast(PatchEmbed, model.embed).positions.table.dtype  # never quantised
 
 
 _MIN_SIZE, _FILE_MIN_SIZE = 224, 448  # minimum shorter side in pixels, in a report and as a file
@@ -107,36 +147,3 @@ def patch_weights(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Itera
     for weights in rows[:, num_special:].unflatten(1, grid).float().cpu().numpy():
         minimum = weights.min()
         yield (weights - minimum) / max(float(weights.max() - minimum), 1e-12)
-
-
-_MAX_TILES = 12  # images
-
-
-def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
-    """Example images with predictions, half of them wrong if predictions can be right or wrong."""
-    incorrect, rest = (
-        [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
-        for is_wrong in (True, False)
-    )
-    selection = [
-        group[index]
-        for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
-        for index in examples.spread_evenly(np.arange(len(group)), limit).tolist()
-    ]
-    tiles = []
-    for prediction in sorted(selection):
-        pixels = np.asarray(images.images[images.rows[prediction.row]])
-        pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-        weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
-        heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
-        separators = {None: " for ", False: ", not "}
-        caption = (
-            prediction.output
-            if prediction.is_correct
-            else f"{prediction.output}{separators[prediction.is_correct]}{prediction.reference}"
-        )
-        tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
-    note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
-    caption = all(tile.is_correct is not None for tile in tiles)
-    subject = "correct and incorrect predictions" if caption else "predictions, with the true values"
-    return Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)

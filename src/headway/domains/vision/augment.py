@@ -184,10 +184,8 @@ class Augment:
         if reach and self.config.outside == "black":
             x = F.pad(x, (reach, reach, reach, reach))
             rows, columns = rows + reach, columns + reach
-        row, column = (
-            torch.from_numpy(rows.clip(0, x.shape[-2] - 1)),
-            torch.from_numpy(columns.clip(0, x.shape[-1] - 1)),
-        )
+        row = torch.from_numpy(rows.clip(0, x.shape[-2] - 1))
+        column = torch.from_numpy(columns.clip(0, x.shape[-1] - 1))
         batch = torch.arange(len(x))
         return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
@@ -207,14 +205,10 @@ class Augment:
         mirror = np.where(self._uniform(positions, _FLIP_STREAM, 1)[:, 0] < config.flip, -1.0, 1.0)
         # affine_grid's coordinates are from -1 to 1, so a rotation must include the aspect ratio
         theta = np.zeros((len(x), 2, 3))
-        theta[:, 0, 0], theta[:, 0, 1] = (
-            mirror * crop_width * np.cos(angle),
-            -crop_width * np.sin(angle) * height / width,
-        )
-        theta[:, 1, 0], theta[:, 1, 1] = (
-            mirror * crop_height * np.sin(angle) * width / height,
-            crop_height * np.cos(angle),
-        )
+        theta[:, 0, 0] = mirror * crop_width * np.cos(angle)
+        theta[:, 0, 1] = -crop_width * np.sin(angle) * height / width
+        theta[:, 1, 0] = mirror * crop_height * np.sin(angle) * width / height
+        theta[:, 1, 1] = crop_height * np.cos(angle)
         theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - crop_width) + (2 * shift[:, 0] - 1) * 2 * config.shift / width
         theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - crop_height) + (2 * shift[:, 1] - 1) * 2 * config.shift / height
         shear_draw = 2 * self._uniform(positions, _SHEAR_STREAM, 3) - 1

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from headway import arguments
 from headway.arguments import check_types
-from headway.domains.vision import attribution, image_inference
+from headway.domains.vision import attribution
 from headway.domains.vision.attribution import ImageAttention
-from headway.domains.vision.image_inference import Image
 from headway.formats import out_of_distribution
+from headway.image_inputs import Image
 from headway.model_handle import ModelHandle
 
 Labels = dict[str, float]
@@ -26,7 +26,7 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
     source = str(model.directory)
-    scores = image_inference.classify(
+    scores = attribution.classify(
         model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None
     )
     model.check_item_statistics(request.items, statistics, "image")
@@ -36,7 +36,7 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
 @check_types
 def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
     request, failures = arguments.image_inputs(items), arguments.Failures()
-    embeddings = image_inference.embed(model.module, model.usage, request.items, str(model.directory), failures)
+    embeddings = attribution.embed(model.module, model.usage, request.items, str(model.directory), failures)
     return request.unwrap(embeddings, failures, "image")
 
 

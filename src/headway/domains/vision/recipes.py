@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
-from headway.domains.vision.image_survey import Survey, survey_images
-from headway.domains.vision.labelled_images import read_samples
+from headway.domains.vision.labelled_images import Survey, read_samples, survey_images
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.generic import generic
 from headway.learn.loss_forecast import Descent
 from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
@@ -66,11 +66,10 @@ def small_vit(
 
 def vision() -> Recipe:
     """Any images with classes. With --minutes, `VisionScale` chooses the open settings."""
-    return Recipe(
-        name="vision",
-        domain="vision",
-        description="images with classes: a folder per class, IDX files, or a .csv with path and label",
-        data=(),
+    return generic(
+        "vision",
+        "vision",
+        "images with classes: a folder per class, IDX files, or a .csv with path and label",
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=VisionConfig(
             smoothing=0.1,
@@ -78,7 +77,6 @@ def vision() -> Recipe:
             split=ClassSplitConfig(stratify=True),
         ),
         optim=MuonConfig(lr=0.008, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
         expected="minutes from scratch; better with --from a pre-trained ViT",
     )
@@ -187,7 +185,10 @@ class VisionScale(Scale):
         """Stronger augmentation for more epochs, and stochastic depth for large models."""
         assert isinstance(recipe.task, VisionConfig)  # the recipe's own
         share = (min(epochs, _FULL_EPOCHS) - _WEAK_EPOCHS) / (_FULL_EPOCHS - _WEAK_EPOCHS)
-        augment = scale_augmentation(recipe.task.augment, _WEAK_SHARE + (1 - _WEAK_SHARE) * max(0.0, share))
+        share, full = _WEAK_SHARE + (1 - _WEAK_SHARE) * max(0.0, share), recipe.task.augment
+        names = ("rotate", "zoom", "shear", "warp", "light", "erase")  # flips keep their probability
+        augment: dict[str, Any] = {name: round(share * getattr(full, name), 4) for name in names}
+        augment |= {"crop": round(1 - share * (1 - full.crop), 4), "shift": math.ceil(share * full.shift)}
         layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
         drop_path = 0.1 if epochs > _FULL_EPOCHS and layers > 3 else 0.0
         return {"model.drop_path": drop_path, **{f"task.augment.{name}": setting for name, setting in augment.items()}}
@@ -224,14 +225,6 @@ def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
     if max(size) <= _SMALL_SIDE:
         return {**base, "shift": shift, "erase": 0.25, "light": 0.0 if statistics.grey else 0.1}
     return {**base, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
-
-
-def scale_augmentation(augment: ImageAugmentConfig, share: float) -> Settings:
-    """The augmentation at a share of its strength; flips keep their probability."""
-    linear = {
-        name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")
-    }
-    return {**linear, "crop": round(1 - share * (1 - augment.crop), 4), "shift": math.ceil(share * augment.shift)}
 
 
 SCALES = {"vision": VisionScale()}

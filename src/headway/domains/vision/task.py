@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from headway.codecs.image_processor import ImageProcessor
 from headway.config import register
 from headway.data import ClassSplitConfig
-from headway.domains.vision.attribution import image_tiles
+from headway.data.image_cache import DecodedImages
+from headway.domains.vision.attribution import ImageAttention, patch_weights
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.image_inference import processor_of
 from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
 from headway.errors import ConfigError, UserError
 from headway.formats.hub import named_folder
@@ -31,13 +31,14 @@ from headway.formats.out_of_distribution import (
     stack_image_statistics,
 )
 from headway.formats.usage import read_usage
+from headway.image_inputs import processor_of
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, RngKey
+from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.classes import HEAD, Classification, ClassSamples, check_classes
 from headway.learn.objectives.predictions import Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
-from headway.learn.report import Picture
+from headway.learn.report import Picture, Tile, tile_grid
 from headway.nn.models import (
     DistilledHead,
     DistilledHeadConfig,
@@ -51,6 +52,7 @@ from headway.nn.models import (
 )
 from headway.nn.models.kinds import is_vision_classifier
 
+_MAX_TILES = 12  # images
 _MAX_MEASURED = 10_000  # images for estimating mean and standard deviation
 
 
@@ -76,7 +78,19 @@ class VisionConfig(TaskConfig, TargetConfig):
         samples = read_samples(recipe.files(data), self.names, self.label)
         location = samples.locations.__getitem__
         chosen = choose_target(samples.labels, location, self, "image", self.skip_bad, samples.classes)
-        dataset = ImageDataset(self, recipe, samples.select(chosen.rows), chosen, workspace)
+        embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
+        if not isinstance(embed, PatchEmbedConfig):
+            raise ConfigError(
+                "this model does not take images; use one that does, such as --set model=vit-ti16, or start from a ViT"
+            )
+        samples = samples.select(chosen.rows)
+        # grey images need only one channel, unless a start model has three
+        channels = 1 if samples.grey is not None and recipe.start is None else embed.channels
+        embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if self.teacher else 0))
+        settings, has_means = _processor(read_usage(workspace).processor, embed)
+        images = load_images(samples, ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
+        dataset = ImageDataset(self, recipe, samples, images, chosen, embed, workspace)
+        dataset.set_processor(settings if has_means else {**settings, **dataset.measure_channels()})
         if self.teacher is None:
             return target_task(dataset, self, "image", self.smoothing, workspace)
         if chosen.target.kind != "class":
@@ -92,27 +106,19 @@ class ImageDataset(TargetSamples):
     """Images as model inputs, with random augmentation in training."""
 
     def __init__(
-        self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, chosen: ChosenTarget, workspace: Path
+        self,
+        config: VisionConfig,
+        recipe: Recipe,
+        samples: LabelledImages,
+        images: DecodedImages,
+        chosen: ChosenTarget,
+        embed: PatchEmbedConfig,
+        workspace: Path,
     ) -> None:
-        self.config = config
-        embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
-        if not isinstance(embed, PatchEmbedConfig):
-            raise ConfigError(
-                "this model does not take images; use one that does, such as --set model=vit-ti16, or start from a ViT"
-            )
-        # grey images need only one channel, unless a start model has three
-        grey = samples.grey is not None and recipe.start is None
-        channels = 1 if grey else embed.channels
-        self.embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if config.teacher else 0))
-        self.processor, has_means = _processor(read_usage(workspace).processor, self.embed)
-        reader = ImageProcessor.read(self.processor, "preprocessor_config.json")
-        images = load_images(samples, reader, config.skip_bad)
-        rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
-        self.rows = rows
+        self.config, self.embed, self.images = config, embed, images.pixels
+        self.files, self.locations = samples.files, samples.locations
+        self.rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
         self.keys = [images.keys[row] for row in rows.tolist()]
-        self.images = images.pixels
-        self.files = samples.files
-        self.locations = samples.locations
         labels = [samples.labels[row] for row in rows.tolist()]
         if chosen.target.kind == "class":
             check_classes(samples.labels, labels, "image")
@@ -125,9 +131,11 @@ class ImageDataset(TargetSamples):
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-        if not has_means:
-            self.processor = {**self.processor, **self._measure_channels()}
-        preprocessor = ImageProcessor.read(self.processor, "preprocessor_config.json")
+
+    def set_processor(self, settings: dict[str, Any]) -> None:
+        """Normalise images as in a preprocessor_config.json."""
+        self.processor = settings
+        preprocessor = ImageProcessor.read(settings, "preprocessor_config.json")
         mean, std, self.factor = preprocessor.mean or (0.0,), preprocessor.std or (1.0,), preprocessor.factor or 1.0
         self.mean, self.std = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
 
@@ -135,10 +143,10 @@ class ImageDataset(TargetSamples):
         """`model` with the images' channels. UserError for a split without images."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        assert isinstance(model, TransformerConfig)  # checked in __init__
+        assert isinstance(model, TransformerConfig)  # checked by the task
         return replace(model, embed=self.embed)
 
-    def _measure_channels(self) -> dict[str, Any]:
+    def measure_channels(self) -> dict[str, Any]:
         """Mean and standard deviation per channel over training images, for values from 0 to 1."""
         rows = self.rows[self.splits.rows("train")]
         sample = self.images[rows[:: max(1, len(rows) // _MAX_MEASURED)]]
@@ -192,7 +200,7 @@ class ImageDataset(TargetSamples):
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
         """`model` with its own head, or one over its class token or the mean of its patches."""
-        assert isinstance(model, TransformerConfig)  # checked in __init__
+        assert isinstance(model, TransformerConfig)  # checked by the task
         start_head, embed = model.heads.get(name) or model.heads.get(HEAD), self.embed
         if isinstance(start_head, PooledHeadConfig):
             head = replace(start_head, outputs=outputs, scale=1.0, shift=0.0)
@@ -204,7 +212,7 @@ class ImageDataset(TargetSamples):
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
         """Attention maps for some images."""
-        return [image_tiles(self, cast(Transformer, model), predictions)]
+        return [_image_tiles(self, cast(Transformer, model), predictions)]
 
 
 class DistilledClassification(Classification[ImageDataset]):
@@ -222,7 +230,7 @@ class DistilledClassification(Classification[ImageDataset]):
             self._teacher = Teacher.open(self._path, images.labels)
 
     def adapt(self, model: ModelConfig, examples: ImageDataset) -> ModelConfig:
-        assert isinstance(model, TransformerConfig)  # checked in __init__
+        assert isinstance(model, TransformerConfig)  # checked by the task
         return replace(model, heads={HEAD: DistilledHeadConfig(len(examples.labels))})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -304,3 +312,33 @@ class Teacher:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         logits = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
         return logits[:, self.order.to(x.device)].argmax(-1)
+
+
+def _image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
+    """Example images with predictions, half of them wrong if predictions can be right or wrong."""
+    incorrect, rest = (
+        [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
+        for is_wrong in (True, False)
+    )
+    selection = [
+        group[index]
+        for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
+        for index in spread_evenly(np.arange(len(group)), limit).tolist()
+    ]
+    tiles = []
+    for prediction in sorted(selection):
+        pixels = np.asarray(images.images[images.rows[prediction.row]])
+        pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
+        heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
+        separators = {None: " for ", False: ", not "}
+        caption = (
+            prediction.output
+            if prediction.is_correct
+            else f"{prediction.output}{separators[prediction.is_correct]}{prediction.reference}"
+        )
+        tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
+    note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
+    caption = all(tile.is_correct is not None for tile in tiles)
+    subject = "correct and incorrect predictions" if caption else "predictions, with the true values"
+    return Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)

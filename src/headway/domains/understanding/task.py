@@ -1,29 +1,235 @@
-"""Sentence embeddings: related texts are close, others far apart."""
+"""Tasks on texts and text pairs: a class, a number or several labels, and sentence embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
-from headway.data import Splits, Table, epoch_seed, read_table, split_by_text
+from headway.data import ClassSplitConfig, SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
 from headway.data.label_spellings import merge_spellings
 from headway.data.splits import SplitIndices, text_key
-from headway.domains.understanding.encoder_inputs import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
-from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes, spread_evenly
+from headway.formats.out_of_distribution import TrainingStatistics
+from headway.learn import Recipe, Task, TaskConfig
+from headway.learn.examples import (
+    Batch,
+    Contents,
+    Examples,
+    FixedSizeBatches,
+    IndexedExamples,
+    LengthBatches,
+    RngKey,
+    removal_notes,
+    spread_evenly,
+)
 from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
-from headway.learn.token_rows import TokenRows, compute_in_batches, frame_for, frame_rows, split_by_length
+from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
+from headway.learn.recipe import batch_tokens_of
+from headway.learn.token_rows import (
+    MAX_BATCH_TOKENS,
+    LengthLimit,
+    TokenRows,
+    compute_in_batches,
+    frame_for,
+    frame_rows,
+    split_by_length,
+)
 from headway.metrics import nearest_centroid, neighbour_recall, paired_recall
-from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer
+from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
+from headway.nn.parts.norm import RMSNormConfig
+
+SPECIAL = ("[CLS]", "[SEP]")
+
+
+@dataclass(frozen=True)
+class EncoderTaskConfig(TaskConfig):
+    """`codec`, `size` (maximum vocabulary size) and `lowercase` apply to the codec that is trained for a model from
+    scratch.
+
+    A text with more tokens than the model's context is an error or, with `truncate`, truncated. `split` sets the
+    held-out shares if no files are named for the splits; equal texts are always in the same split.
+    """
+
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 2000  # maximum vocabulary size
+    lowercase: bool = True  # whether to lower-case the text
+    truncate: bool = False  # whether to truncate texts that are too long
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
+
+    def limit(self, recipe: Recipe) -> LengthLimit:
+        return LengthLimit(check_encoder(recipe.model).context, self.truncate)
+
+    def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
+        """The codec of the run or its start model, otherwise one trained on the training texts."""
+        if (workspace / FILE).exists():
+            return load_codec(workspace)
+        return sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
+
+
+def check_encoder(model: ModelConfig) -> TransformerConfig:
+    """Raises ConfigError for a model that is not a Transformer."""
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(
+            f"this task needs a single-stream transformer, not a {type(model).__name__}; choose another model"
+        )
+    return model
+
+
+class EncodedTextDataset(IndexedExamples):
+    """Token rows with one text or text pair each. `batch_size` is in tokens."""
+
+    codec: Codec
+    rows: TokenRows
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """`model` with the codec's vocabulary size. UserError for a split without samples."""
+        for split in ("train", "validation"):
+            self.splits.rows(split)
+        return replace(check_encoder(model), vocab_size=self.codec.vocab_size)
+
+    def training_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(self.rows.plan(rows, self.batch_size, self.seed), len(rows))
+
+    def evaluation_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(self.rows.plan(rows, MAX_BATCH_TOKENS), len(rows))
+
+    def input_statistics(self) -> TrainingStatistics:
+        """Token statistics of the training texts. Longer texts are not unexpected for a classifier."""
+        is_train = np.zeros(len(self.rows), bool)
+        is_train[self.splits.indices["train"]] = True
+        return TrainingStatistics.from_ids(self.rows.ids[np.repeat(is_train, self.rows.lengths)], self.codec.vocab_size)
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        self.codec.save(directory)
+
+
+_POOLED_HEADS = ("classes", "number", "embedding", "pooled", "next")  # heads in a start model whose pooling is kept
+
+
+@register("classification")
+@dataclass(frozen=True)
+class ClassificationConfig(EncoderTaskConfig, TargetConfig):
+    """Predict the class, the number or the labels of each text, depending on the labels or `target`.
+
+    `text` and `label` name the columns. `pool` sets the pooling: first, mean or last token (none: what suits the
+    model). `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` skips texts without a label and counts
+    them.
+    """
+
+    text: str = "text"  # column with the texts
+    pool: Literal["first", "mean", "last"] | None = None
+    smoothing: float = 0.0
+    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
+    skip_bad: bool = False  # whether to skip and count texts without a label
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column names by their role."""
+        return {"text": self.text, "label": self.label}
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
+        table = read_table(recipe.files(data), self.columns, target="label")
+        noun = "pair" if "text2" in table.columns else "text"
+        chosen = choose_target(table.columns["label"], table.location, self, noun, self.skip_bad)
+        dataset = TextDataset(self, recipe, table.select(chosen.rows), chosen, workspace)
+        return target_task(dataset, self, noun, self.smoothing, workspace)
+
+
+@register("pairs")
+@dataclass(frozen=True)
+class TextPairsConfig(ClassificationConfig):
+    """Predict the class or the labels of each text pair, or its number if all labels are numbers.
+
+    `text`, `text2` and `label` name the columns. Pairs are split by their first text.
+    """
+
+    numbers_as_targets: ClassVar[bool] = True
+    number_goal: ClassVar[str] = "spearman"
+
+    text2: str = "text2"  # column with the second texts
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"text": self.text, "text2": self.text2, "label": self.label}
+
+
+class TextDataset(EncodedTextDataset, TargetSamples):
+    """A table of texts or text pairs with their targets."""
+
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        recipe: Recipe,
+        table: Table,
+        chosen: ChosenTarget,
+        workspace: Path,
+    ) -> None:
+        first_texts, second_texts = table.columns["text"], table.columns.get("text2")
+        self.table, self.config, self.from_start = table, config, recipe.start is not None
+        self.seed, self.batch_size = recipe.train.seed, batch_tokens_of(recipe, "text")
+        classes = table.columns["label"] if chosen.target.kind == "class" else None
+        self.splits = Splits(
+            split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table))
+        )
+        train_texts = (
+            column[row]
+            for column in (first_texts, second_texts or [])
+            for row in self.splits.indices["train"]
+            if column
+        )
+        self.codec = config.codec_of(train_texts, workspace)
+        first = self.codec.encode_batch(first_texts)
+        second = self.codec.encode_batch(second_texts) if second_texts is not None else None
+        frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
+        self.rows = frame_rows(frame, first, second, limit, table.location)
+        self.assign_targets(table.columns["label"], chosen, table.location, workspace)
+
+    def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
+        """Tokens, and targets of shape [B] or [B, C]."""
+        inputs = self.rows.inputs(rows)
+        return Batch(inputs, torch.from_numpy(self.targets[rows]), len(rows), inputs.computed)
+
+    def contents(self) -> Contents:
+        columns = self.table.columns
+        return {**super().contents(), "texts": tuple(columns[role] for role in ("text", "text2") if role in columns)}
+
+    def describe_row(self, row: int) -> str:
+        return " | ".join(self.table.columns[role][row] for role in ("text", "text2") if role in self.table.columns)
+
+    def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
+        """`model` with one head for complete texts. A start model keeps the pooling of its sentence embeddings, or else
+        its BERT pooler; otherwise it gets a BERT-style one. A model from scratch uses the mean of its tokens; a causal
+        model uses the last token.
+        """
+        encoder = check_encoder(model)
+        rate = encoder.embed.dropout
+        heads = (encoder.heads.get(name) for name in _POOLED_HEADS)
+        poolers = [
+            head for head in heads if isinstance(head, PooledHeadConfig) and self.config.pool in (None, head.pool)
+        ]
+        if poolers:
+            # Sentence embeddings were trained at unit length, so the classifier normalises them too.
+            norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
+            head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
+        elif self.config.pool is None and self.from_start and not encoder.stack.causal:
+            head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
+        else:
+            head = PooledHeadConfig(
+                outputs, self.config.pool or ("last" if encoder.stack.causal else "mean"), dropout=rate
+            )
+        return replace(encoder, heads={name: replace(head, scale=1.0, shift=0.0)})
+
 
 HEAD = "embedding"
 _CENTROID_TEXTS = 50  # texts per class whose mean is its centroid
