@@ -23,7 +23,7 @@ import torch
 
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.environments import SEEDS
+from headway.environments.rollouts import SEEDS
 from headway.learn import Trainer
 from measure import RESULTS, child, report, write
 

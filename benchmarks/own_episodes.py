@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from headway.data.episode_files import read_episodes, write_episodes
-from headway.environments import Mixture, Recorder, VectorEnv
+from headway.environments.recording import Mixture, Recorder
+from headway.environments.vector_env import VectorEnv
 from measure import RESULTS, child, report, write
 
 NAME = "own-episodes"

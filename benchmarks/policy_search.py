@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.environments import VectorEnv
+from headway.environments.vector_env import VectorEnv
 
 _COPIES: dict[str, VectorEnv] = {}  # of this process, made once
 

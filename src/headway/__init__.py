@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headway.app.remote import RemoteModel, connect
     from headway.attention_maps import Attention
     from headway.codecs import Codec
-    from headway.domains.agents.acting import AgentPolicy
+    from headway.domains.agents.agent_policy import AgentPolicy
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
     from headway.domains.audio.transcriber import Transcriber
     from headway.domains.chat.predictors import Conversation
@@ -101,7 +101,7 @@ lazy_exports(
             "compare",
         ),
         ".codecs": ("Codec",),
-        ".domains.agents.acting": ("AgentPolicy",),
+        ".domains.agents.agent_policy": ("AgentPolicy",),
         ".domains.audio.transcriber": ("Transcriber",),
         ".domains.chat.predictors": ("Conversation",),
         ".domains.chess.player": ("ChessPlayer",),

@@ -44,6 +44,18 @@ def _filter_record(record: logging.LogRecord) -> bool:
     return is_new
 
 
+@contextmanager
+def damage_errors(path: object, kind: str, remedy: str) -> Iterator[None]:
+    """Turn any exception that a library raises for a damaged file into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
+        raise UserError(f"{path} is damaged or not {kind} ({reason}); {remedy}") from error
+
+
 _logged_lines: set[str] | None = None  # logged lines, while `deduplicated_logs` is active
 
 

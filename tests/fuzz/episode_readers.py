@@ -12,8 +12,9 @@ import numpy as np
 from mutate import damaged, damaged_json
 from run import Reader
 
-from headway.data.demonstrations import Demonstrations, read_demonstrations
+from headway.data.demonstrations import read_demonstrations
 from headway.data.episode_files import read_episodes
+from headway.data.episodes import Episodes
 from headway.data.lerobot_writer import write_lerobot
 
 
@@ -82,10 +83,21 @@ def part_of_lerobot(name: str) -> Callable[[Path], list[bytes]]:
 
     def seeds(folder: Path) -> list[bytes]:
         random = np.random.default_rng(0)
-        numbers = (random.normal(size=(5, width)).astype(np.float32) for width in (3, 2))
-        tasks, named = np.array([0, 1]), np.zeros(2, np.uint8)
-        told = (("reach", "push"), named, ("", ""))
-        write_lerobot(folder / "set", Demonstrations(*numbers, np.array([3, 5]), {"a": Grey()}, tasks, *told, 10.0))
+        states, actions = (random.normal(size=(5, width)).astype(np.float32) for width in (3, 2))
+        episodes = Episodes(
+            states=states,
+            actions=actions,
+            rewards=np.zeros(5),
+            ends=np.array([3, 5]),
+            cut=np.zeros(2, bool),
+            named_splits=np.zeros(2, np.uint8),
+            tasks=np.array([0, 1]),
+            task_names=("reach", "push"),
+            environments=("", ""),
+            cameras={"a": Grey()},
+            rate=10.0,
+        )
+        write_lerobot(folder / "set", episodes)
         return [(folder / "set" / name).read_bytes()]
 
     return seeds

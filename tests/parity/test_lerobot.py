@@ -20,7 +20,7 @@ import gymnasium
 
 import headway as hw
 from headway.app.cli.main import main as cli
-from headway.data.demonstrations import Demonstrations
+from headway.data.episodes import Episodes
 from headway.domains.robotics import task as robotics_task
 from headway.domains.robotics.policy import PolicyRunner
 from headway.errors import UserError
@@ -277,13 +277,24 @@ def test_side_by_side_as_alone(folders: Callable[[str], Path]) -> None:
     np.testing.assert_allclose(played([0, 1, 2], over=0), played([2]), **CLOSE)
 
 
-def demonstrations(numbers: int) -> Demonstrations:
+def demonstrations(numbers: int) -> Episodes:
     """Six of ten steps, with states of so many numbers."""
     states = policies.noise("states", (60, numbers)).astype(np.float32)
     actions = 4 * policies.noise("actions", (60, policies.ACTIONS)).astype(np.float32)
     none = np.zeros(6, np.int64)
     ends = np.cumsum(np.full(6, 10))
-    return Demonstrations(states, actions, ends, {}, none, ("nudge",), none.astype(np.uint8), ("",), 10.0)
+    return Episodes(
+        states=states,
+        actions=actions,
+        rewards=np.zeros(60),
+        ends=ends,
+        cut=none.astype(bool),
+        named_splits=none.astype(np.uint8),
+        tasks=none,
+        task_names=("nudge",),
+        environments=("",),
+        rate=10.0,
+    )
 
 
 @pytest.mark.parametrize("case", ["act-older", "diffusion-numbers"])

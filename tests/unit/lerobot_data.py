@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.data.demonstrations import Demonstrations
+from headway.data.episodes import Episodes
 
 LENGTHS = (5, 3, 7)
 SIZE = (16, 24)
@@ -33,17 +33,19 @@ class Held:
         return self.pixels[steps]
 
 
-def made(seed: int = 0, cameras: tuple[str, ...] = ("front",), states: int = 6, rate: float = 10.0) -> Demonstrations:
+def made(seed: int = 0, cameras: tuple[str, ...] = ("front",), states: int = 6, rate: float = 10.0) -> Episodes:
     random = np.random.default_rng(seed)
     steps = sum(LENGTHS)
-    return Demonstrations(
-        random.normal(size=(steps, states)).astype(np.float32),
-        random.uniform(-1, 1, (steps, 2)).astype(np.float32),
-        np.cumsum(LENGTHS),
-        {name: Held(pictures(steps, seed + place)) for place, name in enumerate(cameras)},
-        np.array([0, 1, 0]),
-        ("reach", "open the door"),
-        np.zeros(3, np.uint8),
-        ("metaworld/reach-v3", ""),
-        rate,
+    return Episodes(
+        states=random.normal(size=(steps, states)).astype(np.float32),
+        actions=random.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        rewards=np.zeros(steps),
+        ends=np.cumsum(LENGTHS),
+        cut=np.zeros(3, bool),
+        named_splits=np.zeros(3, np.uint8),
+        tasks=np.array([0, 1, 0]),
+        task_names=("reach", "open the door"),
+        environments=("metaworld/reach-v3", ""),
+        cameras={name: Held(pictures(steps, seed + place)) for place, name in enumerate(cameras)},
+        rate=rate,
     )

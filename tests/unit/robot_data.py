@@ -14,7 +14,7 @@ from tiny_models import stirred
 
 from headway.app.recipes import configure_recipe, open_task
 from headway.config import override
-from headway.data.demonstrations import Demonstrations
+from headway.data.episodes import Episodes
 from headway.domains import recipe as find_recipe
 from headway.domains.robotics import task as robotics_task
 from headway.learn import Recipe
@@ -98,7 +98,7 @@ def made(
     cameras: Sequence[str] = (),
     size: tuple[int, int] = (24, 24),
     states: bool = True,
-) -> Demonstrations:
+) -> Episodes:
     """`count` demonstrations of each task by a hand that moves straight to its goal."""
     random = np.random.default_rng(seed)
     seen, done, lengths, tasks = [], [], [], []
@@ -117,20 +117,22 @@ def made(
         lengths.append(len(seen) - start)
         tasks.append(task)
     all_states = np.stack(seen)
-    return Demonstrations(
-        all_states if states else all_states[:, :0],
-        np.stack(done).astype(np.float32),
-        np.cumsum(lengths),
-        {name: Pictures(all_states, size) for name in cameras},
-        np.array(tasks),
-        tuple(names),
-        np.zeros(len(lengths), np.uint8),
-        tuple(LEFT if "left" in name else REACH for name in names),
-        20.0,
+    return Episodes(
+        states=all_states if states else all_states[:, :0],
+        actions=np.stack(done).astype(np.float32),
+        rewards=np.zeros(len(seen)),
+        ends=np.cumsum(lengths),
+        cut=np.zeros(len(lengths), bool),
+        named_splits=np.zeros(len(lengths), np.uint8),
+        tasks=np.array(tasks),
+        task_names=tuple(names),
+        environments=tuple(LEFT if "left" in name else REACH for name in names),
+        cameras={name: Pictures(all_states, size) for name in cameras},
+        rate=20.0,
     )
 
 
-def given(monkeypatch: pytest.MonkeyPatch, data: Demonstrations) -> None:
+def given(monkeypatch: pytest.MonkeyPatch, data: Episodes) -> None:
     """Whatever files are named hold these demonstrations."""
     monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
 

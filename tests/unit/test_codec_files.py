@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from headway.data.calendar import Calendar
-from headway.domains.agents.agent_codec import read_codec as read_agent
+from headway.domains.agents.agent_policy import AgentCodec
 from headway.domains.forecast.task import read_codec as read_windows
-from headway.domains.robotics.robot_codec import read_codec as read_robot
-from headway.domains.trajectories.trajectory_codec import read_codec as read_trajectories
+from headway.domains.robotics.robot_codec import RobotCodec
+from headway.domains.trajectories.trajectory_player import TrajectoryCodec
 from headway.errors import UserError
 from headway.formats.out_of_distribution import read_training_statistics
 
@@ -44,9 +44,9 @@ AGENT |= {"environment": "CartPole-v1"}
 FAMILIAR = {"alike": {"middle": [0, 0], "scale": [[1, 0], [0, 1]], "limit": 1, "contrast": 0}}
 FILES: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     "forecast.json": (WINDOWS, _windows),
-    "robotics.json": (ROBOT, read_robot),
-    "trajectories.json": (TRAJECTORIES, read_trajectories),
-    "agent.json": (AGENT, read_agent),
+    "robotics.json": (ROBOT, RobotCodec.read),
+    "trajectories.json": (TRAJECTORIES, TrajectoryCodec.read),
+    "agent.json": (AGENT, AgentCodec.read),
     "familiar.json": (FAMILIAR, read_training_statistics),
 }
 

@@ -276,10 +276,10 @@ def test_files_of_several_environments_do_not_go_together(tmp_path: Path) -> Non
     write_episodes(tmp_path / "a.npz", collate_episodes(some(), "a"))
     other = [each._replace(states=each.states[:, :2]) for each in some()]
     write_episodes(tmp_path / "b.npz", collate_episodes(other, "b"))
-    with pytest.raises(UserError, match=r"has states of 2 numbers, but .* has 4 numbers"):
+    with pytest.raises(UserError, match=r"has states of 2 numbers, but .* has states of 4 numbers"):
         read_episodes([tmp_path])
     write_episodes(tmp_path / "b.npz", collate_episodes(some(discrete=True), "b"))
-    with pytest.raises(UserError, match=r"has actions of discrete values, but .* has 2 numbers"):
+    with pytest.raises(UserError, match=r"has discrete actions, but .* has actions of 2 numbers"):
         read_episodes([tmp_path])
     uneven = [some()[0], some()[1]._replace(states=np.zeros((1, 2), np.float32))]
     with pytest.raises(UserError, match="episode 1 has states of shape"):
@@ -298,4 +298,4 @@ def test_images_stay_bytes(tmp_path: Path) -> None:
     write_episodes(tmp_path / "a.npz", collate_episodes(images, "a"))
     found = read_episodes([tmp_path / "a.npz"])
     assert (found.states.dtype, found.states.shape) == (np.uint8, (9, 8, 8, 3))
-    assert replace(found, environment="x").returns.shape == (3,)
+    assert replace(found, environments=("x",)).returns.shape == (3,)

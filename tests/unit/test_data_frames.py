@@ -9,7 +9,7 @@ import pytest
 from lerobot_data import SIZE, made, pictures
 
 from headway.data.array_store import ColumnWriter
-from headway.data.demonstrations import concatenate_demonstrations
+from headway.data.episodes import concatenate_episodes
 from headway.data.video import JoinedFrames, MappedFrames
 from headway.errors import UserError
 
@@ -26,5 +26,5 @@ def test_frames_are_read_in_any_order_across_parts(tmp_path: Path) -> None:
 
 
 def test_joining_names_both_sources() -> None:
-    with pytest.raises(UserError, match="two has states of size 3, but one has size 6"):
-        concatenate_demonstrations([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])
+    with pytest.raises(UserError, match="two has states of 3 numbers, but one has states of 6 numbers"):
+        concatenate_episodes([made(cameras=()), made(cameras=(), states=3)], ["one", "two"])

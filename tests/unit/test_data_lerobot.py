@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from lerobot_data import KEY, LENGTHS, SIZE, Held, made, pictures
 
-from headway.data.demonstrations import Demonstrations, read_demonstrations, task_name
+from headway.data.demonstrations import read_demonstrations
 from headway.data.episode_files import write_episodes
-from headway.data.episodes import Episode, collate_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, task_name
 from headway.data.lerobot_writer import write_lerobot
 from headway.data.splits import split_code
 from headway.data.video import VideoWriter, read_frames
@@ -32,11 +32,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def of(path: Path, **given: Any) -> Demonstrations:
+def of(path: Path, **given: Any) -> Episodes:
     return read_demonstrations([path], path.parent / "cache", **given)
 
 
-def check_same(found: Demonstrations, wanted: Demonstrations) -> None:
+def check_same(found: Episodes, wanted: Episodes) -> None:
     for name in ("states", "actions", "ends", "tasks"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     assert (found.task_names, found.environments, found.rate) == (wanted.task_names, wanted.environments, wanted.rate)
@@ -371,13 +371,16 @@ def test_damage_is_told(folder: Path, damage: Callable[[Path], Any], message: st
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (made(states=7), "has states of size 7, but .* has size 6; pass data from one robot"),
+        (
+            made(states=7),
+            "has states of 7 numbers, but .* has states of 6 numbers; pass data from one environment or robot",
+        ),
         (made(cameras=()), r"has no cameras, but .* has the cameras front \(16 x 24\)"),
         (made(cameras=("side",)), r"has the cameras side \(16 x 24\), but .* front"),
-        (made(rate=50.0), "has 50 steps per second, but .* has 10"),
+        (made(rate=50.0), "has 50 steps per second, but .* has 10 steps per second"),
     ],
 )
-def test_sets_that_do_not_fit_together(folder: Path, other: Demonstrations, message: str) -> None:
+def test_sets_that_do_not_fit_together(folder: Path, other: Episodes, message: str) -> None:
     write_lerobot(folder.parent / "other", other)
     with pytest.raises(UserError, match=message):
         read_demonstrations([folder, folder.parent / "other"], folder.parent / "cache")

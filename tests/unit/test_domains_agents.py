@@ -20,13 +20,20 @@ from headway.app.cli import main as cli
 from headway.config import override
 from headway.data.episode_files import read_episodes
 from headway.domains import recipe as find_recipe
-from headway.domains.agents import acting
-from headway.domains.agents.agent_codec import AgentCodec, read_codec
-from headway.domains.agents.agent_plots import learning_curve
-from headway.domains.agents.distributions import Categorical, Normal, most_probable, sample_actions, sample_noise
-from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
-from headway.domains.agents.task import PPOConfig, make_batch, surrogate, value_error
-from headway.environments import VectorEnv
+from headway.domains.agents.agent_policy import (
+    AgentCodec,
+    Categorical,
+    LastStates,
+    Normal,
+    most_probable,
+    play,
+    sample_actions,
+    sample_noise,
+)
+from headway.domains.agents.experience import Estimation, Experience, ReturnScale, advantages
+from headway.domains.agents.task import PPOConfig, learning_curve, make_batch, surrogate, value_error
+from headway.environments.rollouts import training_seed
+from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe
 from headway.learn.task import Task
@@ -186,7 +193,7 @@ def test_the_value_after_a_cut_is_that_of_the_last_state_and_not_of_the_next_sta
     experience = Experience(model, copies, codec, Estimation(0.9, 0.0, False), 0)
     found = experience.gather(8)
     again = VectorEnv("lamps:Target", 1)
-    seen = [again.reset(0, experience._start(0))]
+    seen = [again.reset(0, training_seed(14, 0, 0))]
     rewards = []
     for action in found.actions[::2].numpy():
         step = again.step(0, codec.to_environment(action))
@@ -478,7 +485,7 @@ def test_the_agent_of_a_run_records_the_episodes_that_it_plays(
     command = ["data", "collect", "CartPole-v1", "--policy", "run", "--seed", "5", "--horizon", "20"]
     assert cli.main([*command, "--episodes", "5", "--at-once", "2", "--out", "own.npz"]) == 0
     with VectorEnv("CartPole-v1", 2) as copies:
-        played = acting.play(cast(Any, run.model), read_codec(run.directory), copies, range(5, 10))
+        played = play(cast(Any, run.model), AgentCodec.read(run.directory), copies, range(5, 10))
     recorded = read_episodes([Path("own.npz")])
     np.testing.assert_array_equal(recorded.returns, played.returns)
     assert recorded.environment == "CartPole-v1"

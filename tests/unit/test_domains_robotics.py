@@ -14,7 +14,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import OFFLINE, PATCHES, Pictures, built, given, made, opened, picture, tiny  # noqa: E402
 
-from headway.domains.robotics.robot_codec import read_codec  # noqa: E402
+from headway.domains.robotics.robot_codec import RobotCodec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
 from headway.learn import FULL_SHARD, Shard  # noqa: E402
 from headway.learn.examples import RngKey  # noqa: E402
@@ -72,19 +72,9 @@ def test_states_are_moved_in_training_alone(tmp_path: Path, monkeypatch: pytest.
 def test_tasks_are_seen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of four times as many steps has no more than its share, and each of its steps comes once an epoch."""
     one, two = made(("reach",), count=16), made(("left",), count=4, seed=1)
-    from headway.data.demonstrations import Demonstrations
+    from headway.data.episodes import concatenate_episodes
 
-    data = Demonstrations(
-        np.concatenate([one.states, two.states]),
-        np.concatenate([one.actions, two.actions]),
-        np.concatenate([one.ends, two.ends + len(one.actions)]),
-        {},
-        np.concatenate([one.tasks, two.tasks + 1]),
-        ("reach", "left"),
-        np.concatenate([one.named_splits, two.named_splits]),
-        (*one.environments, *two.environments),
-        None,
-    )
+    data = concatenate_episodes([one, two], ["one", "two"], one_environment=False)
     given(monkeypatch, data)
     task = opened(tmp_path)
     stream = task.examples.of("train").training_order()._replace(size=10, seed=7).endless(FULL_SHARD, 0)
@@ -115,7 +105,7 @@ def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     assert abs(codec.states(np.full((1, 4), 1e9))).max() == 10
     codec.save(tmp_path)
-    assert read_codec(tmp_path) == codec
+    assert RobotCodec.read(tmp_path) == codec
 
 
 def test_of_a_state_the_first_numbers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +239,7 @@ def test_a_few_demonstrations_judge_a_policy_that_plays_nowhere(
 def test_environments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
         ("CartPole-v1", "takes actions of 2 choices, but this policy outputs 2 numbers"),
-        ("Pendulum-v1", "takes actions of 1 numbers"),
+        ("Pendulum-v1", "takes actions of 1 number"),
         ("HeadwayReech-v0", "did you mean 'HeadwayReach-v0'"),
     ):
         given(monkeypatch, replace(made(), environments=(name,)))

@@ -15,10 +15,18 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
-from headway.domains.robotics.policy import PolicyRunner, RobotController, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.policy import (  # noqa: E402
+    PolicyRunner,
+    RobotController,
+    combine_scores,
+    ensemble_chunks,
+    play,
+    structure_observation,
+    success_scores,
+)
 from headway.domains.robotics.robot_codec import words_of  # noqa: E402
-from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
-from headway.environments import VectorEnv  # noqa: E402
+from headway.environments.rollouts import PlayedEpisodes  # noqa: E402
+from headway.environments.vector_env import VectorEnv  # noqa: E402
 from headway.errors import UserError  # noqa: E402
 from headway.learn.report.film_strips import FrameSampler  # noqa: E402
 from headway.nn.models import Observations  # noqa: E402
@@ -180,9 +188,10 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     both = combine_scores([found, lost], [played, played])
     assert both["samples"] == 13
     assert both["success_rate"] == pytest.approx((7 + 6 * lost["success_rate"]) / 13)
-    silent = success_scores(PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0])), 30)
+    untold = PlayedEpisodes(np.array([1.0, 2.0]), np.array([3, 4]))
+    silent = success_scores(untold, 30)
     assert (silent["return_mean"], silent["samples"]) == (1.5, 2)
-    mixed = combine_scores([found, silent], [played, PlayedEpisodes(None, np.array([3, 4]), np.array([1.0, 2.0]))])
+    mixed = combine_scores([found, silent], [played, untold])
     assert mixed["return_mean"] == pytest.approx((played.returns.sum() + 3) / 9)
     low, high = mixed["return_mean_interval"]
     assert low < mixed["return_mean"] < high
@@ -230,7 +239,7 @@ def test_cameras_are_looked_at_where_a_chunk_is_said(tmp_path: Path, monkeypatch
             looked.append(row)
             return {"top": picture(self._environments[row].unwrapped.places, (24, 24))}
 
-    monkeypatch.setattr(import_module("headway.domains.robotics.rollout"), "VectorEnv", Seen)
+    monkeypatch.setattr(import_module("headway.domains.robotics.policy"), "VectorEnv", Seen)
     given(monkeypatch, made(cameras=("top",)))
     settings = {"task.state": 0, "task.execute": 5, "task.ensemble": None, **PATCHES}
     task = opened(tmp_path, **settings)

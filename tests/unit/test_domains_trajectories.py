@@ -15,11 +15,10 @@ from trajectory_data import SETTINGS, made, opened, saved, tiny
 
 from headway.app.recipes import configure_recipe, open_task
 from headway.data.episode_files import write_episodes
-from headway.domains.trajectories.acting import Actor, RecordingActors, play
-from headway.domains.trajectories.target_effect import return_effect
-from headway.domains.trajectories.trajectory_codec import read_codec
-from headway.domains.trajectories.trajectory_plots import Point
-from headway.environments import Mixture, Recorder
+from headway.domains.trajectories.target_effect import Point, return_effect
+from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
+from headway.environments.recording import Mixture, Recorder
+from headway.environments.rollouts import SeparateRows
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import FULL_SHARD, Shard
@@ -210,10 +209,10 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
             random.normal(size=len(actor.to_go)),
         )
         monkeypatch.setattr(head, "predict", note)
-        action = actor.act(states)
+        action = actor.act([], states)
         monkeypatch.setattr(head, "predict", plain_said)
         np.testing.assert_allclose(said[-1], plain.say(states), rtol=1e-4, atol=1e-5)
-        actor.observe_rewards(rewards)
+        actor.observe(action, rewards, [])
         plain.actions.append(action)
         plain.rewards.append(rewards)
         if step in (1, 6):  # an episode ends
@@ -234,7 +233,7 @@ def test_choices_are_drawn_by_their_probabilities(tmp_path: Path) -> None:
     model, states = built(task), np.random.default_rng(1).normal(size=(9, 1, 4))
     alone = Actor(model, task.examples.codec, [1.0], [5])
     beside = Actor(model, task.examples.codec, [1.0, 1.0, 1.0], [4, 5, 6])
-    said = [(alone.act(each)[0], beside.act(each.repeat(3, 0))[1]) for each in states]
+    said = [(alone.act([0], each)[0], beside.act([0, 1, 2], each.repeat(3, 0))[1]) for each in states]
     assert all(a == b for a, b in said)
 
 
@@ -248,9 +247,9 @@ def test_scales_are_those_of_the_training_episodes(tmp_path: Path) -> None:
     assert codec.reach == pytest.approx((float(np.abs(episodes.actions[steps]).max()),))
     assert np.abs(codec.encode_actions(episodes.actions[steps])).max() <= 1
     task.save(tmp_path)
-    assert read_codec(tmp_path) == codec
+    assert TrajectoryCodec.read(tmp_path) == codec
     with pytest.raises(UserError, match=r"has no trajectories\.json"):
-        read_codec(tmp_path / "none")
+        TrajectoryCodec.read(tmp_path / "none")
 
 
 def test_the_best_episodes_alone_are_learnt_from(tmp_path: Path) -> None:
@@ -310,7 +309,7 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         (
             {},
             {"task.env": "Pendulum-v1", "task.episodes": 1},
-            "takes actions of 1 numbers, but this model outputs 2 choices",
+            "takes actions of 1 number, but this model outputs 2 choices",
         ),
         (
             {"states": 3},
@@ -339,7 +338,7 @@ def test_what_does_not_fit_is_told_before_any_work(
     [
         ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes from its environment"),
         ({"states": 11}, "takes actions of 3 numbers, but the data have 2 choices"),
-        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, but the data have 1 numbers"),
+        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, but the data have 1 number"),
     ],
 )
 def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -370,7 +369,8 @@ def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
 def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **{"model.embed.timesteps": 500})
     model, codec, copies = built(task), task.examples.codec, task.objective.envs
-    recorder = Recorder(copies, [Mixture(RecordingActors(model, codec), 0.0)], seed=3, horizon=None)
+    actors = SeparateRows(lambda seeds: Actor(model, codec, [codec.target], seeds))
+    recorder = Recorder(copies, [Mixture(actors, 0.0)], seed=3, horizon=None)
     recorder.run(3, num_parallel=2)
     played = play(model, codec, copies, codec.target, range(3, 6))
     np.testing.assert_array_equal(recorder.episodes().returns, played.returns)
@@ -378,12 +378,13 @@ def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> Non
 
 def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path)
-    actors = RecordingActors(built(task), task.examples.codec)
+    model, codec = built(task), task.examples.codec
+    actors = SeparateRows(lambda seeds: Actor(model, codec, [codec.target], seeds))
     actors.start_episode(0, 7)
     first = np.zeros((1, 4), np.float32)
     other = 1 - int(actors.act([0], first)[0])
-    actors.observe_step(0, other, 2.5)
-    actor = actors._actors[0]
+    actors.observe(np.array([other]), np.array([2.5]), [0])
+    actor: Any = actors._players[0]
     assert int(actor._actions[-1]) == other
     assert actor.to_go.tolist() == [task.examples.codec.target - 2.5]
 
@@ -451,7 +452,7 @@ def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
+    write_episodes(tmp_path / "a.npz", replace(made(), environments=("os:getcwd",)))
     task = opened(tmp_path / "a.npz", tmp_path)
     assert (task.objective.envs, task.goal) == (None, "loss")
     assert "os:getcwd, but headway does not run its code" in caplog.text

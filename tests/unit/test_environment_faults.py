@@ -20,8 +20,11 @@ from headway.app.cli import main as cli
 from headway.data import episode_files
 from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import concatenate_episodes
-from headway.domains.trajectories.trajectory_plots import film_strips
-from headway.environments import SEEDS, EpisodeImages, Mixture, Recorder, Step, SuccessFilter, VectorEnv, first_seed
+from headway.domains.trajectories.target_effect import film_strips
+from headway.environments.factory import Spaces
+from headway.environments.recording import EpisodeImages, Mixture, Recorder, SuccessFilter
+from headway.environments.rollouts import SEEDS, first_seed
+from headway.environments.vector_env import Step, VectorEnv
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -229,9 +232,9 @@ def test_seeds_of_recordings_are_warned_of(caplog: pytest.LogCaptureFixture) -> 
 
 def test_episodes_of_two_environments_are_not_one_set() -> None:
     one, other = made(), made()
-    object.__setattr__(other, "environment", "CartPole-v0")
+    object.__setattr__(other, "environments", ("CartPole-v0",))
     assert len(concatenate_episodes([one, other], ["a", "b"])) == 60  # versions of one
-    object.__setattr__(other, "environment", "Acrobot-v1")
+    object.__setattr__(other, "environments", ("Acrobot-v1",))
     with pytest.raises(UserError, match="b was recorded in Acrobot-v1, but a in CartPole-v1"):
         concatenate_episodes([one, other], ["a", "b"])
 
@@ -241,7 +244,7 @@ def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypat
     run = hw.train(tiny(), data=data, run=tmp_path / "run", progress=False, samples=0)
     for other, message in (
         ({"states": 3}, "the data have states of 3 numbers, but this model takes 4 numbers"),
-        ({"discrete": False}, "the data have actions of 1 numbers, but this model has 2 choices"),
+        ({"discrete": False}, "the data have actions of 1 number, but this model has 2 choices"),
     ):
         with pytest.raises(UserError, match=message):
             hw.load(run.directory).evaluate(saved(tmp_path, f"{len(message)}.npz", **other))
@@ -270,12 +273,13 @@ def test_a_return_is_a_number(value: str, capsys: Any) -> None:
 
 def test_success_that_is_told_at_the_end_alone_counts() -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'headway[robotics]'")
-    rollout = importlib.import_module("headway.domains.robotics.rollout")  # the package has a function of this name
+    policy = importlib.import_module("headway.domains.robotics.policy")  # the package has a function of this name
 
     class Told:
         """Each episode lasts three steps, and says with the last whether it succeeded."""
 
-        spaces, horizon, name = None, 10, "told"
+        spaces = Spaces((2,), False, None, 1, np.full(1, -1.0), np.full(1, 1.0))
+        horizon, name = 10, "told"
 
         def __init__(self) -> None:
             self.steps = {0: 0, 1: 0}
@@ -302,7 +306,7 @@ def test_success_that_is_told_at_the_end_alone_counts() -> None:
             self.rows = len(rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "PolicyRunner", Still)
-        played = rollout.play(None, None, Told(), "task", range(2))  # type: ignore[arg-type]
+        patch.setattr(policy, "PolicyRunner", Still)
+        played = policy.play(None, None, Told(), "task", range(2))  # type: ignore[arg-type]
     assert played.succeeded is not None
     assert played.succeeded.tolist() == [0, 3]

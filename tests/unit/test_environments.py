@@ -14,25 +14,20 @@ from own_module import own_module
 
 from headway.data.episode_files import read_episodes
 from headway.data.video import VideoWriter, check_video_path
-from headway.environments import (
-    Mixture,
-    Recorder,
-    VectorEnv,
-    check_environment_name,
-    make_environment,
-    normalised_return,
-    open_policy,
-    spaces_of,
-)
+from headway.environments.factory import check_environment_name, spaces_of
+from headway.environments.recording import Mixture, Recorder, open_policy
 from headway.environments.rollouts import (
     FilmConfig,
+    Player,
     film_config,
     frame_sampling,
+    normalised_return,
     open_film,
     parallel_groups,
     play_episodes,
     with_caption,
 )
+from headway.environments.vector_env import VectorEnv, make_environment
 from headway.errors import UserError
 from headway.learn.report.film_strips import FrameSampler, strip
 
@@ -327,23 +322,19 @@ def test_only_what_a_film_shows_is_drawn(own: Path) -> None:
     np.testing.assert_allclose([image.mean((0, 1)) for _, image in seen], wanted, atol=8)
 
 
-class Right:
+class Right(Player):
     """Walks to the right; episode 1 a step later than the others."""
-
-    limit = None
 
     def __init__(self, seeds: Any) -> None:
         self.late = np.array([seed == 1 for seed in seeds])
 
-    def act(self, states: np.ndarray) -> np.ndarray:
+    def act(self, rows: Any, states: np.ndarray) -> np.ndarray:
         found = np.where(self.late, 0, 1)
         self.late[:] = False
         return found
 
-    def observe_rewards(self, rewards: np.ndarray) -> None: ...
-
-    def keep_rows(self, rows: np.ndarray) -> None:
-        self.late = self.late[rows]
+    def keep_rows(self, kept: np.ndarray) -> None:
+        self.late = self.late[kept]
 
 
 @pytest.mark.parametrize("speed", [1.0, 2.0, 0.5])
@@ -351,9 +342,9 @@ def test_a_film_shows_several_episodes_at_its_speed(own: Path, speed: float) -> 
     """One after the other, in steps of a fifth of a second, each with its end; what is played stays the same."""
     av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
     with VectorEnv("walks:Walk", 3, render=True) as copies:
-        plain = play_episodes(Right, copies, range(5))  # type: ignore[arg-type]
+        plain = play_episodes(Right, copies, range(5))
         with open_film(film_config(own / "a.mp4", 2, speed), copies.frame_rate) as watch:
-            found = play_episodes(Right, copies, range(5), watch)  # type: ignore[arg-type]
+            found = play_episodes(Right, copies, range(5), watch)
     for name in ("returns", "lengths"):
         np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
     assert plain.lengths.tolist() == [3, 4, 3, 3, 3]

@@ -31,7 +31,8 @@ def test_search_finds_what_is_meant(
 def test_the_policy_by_hand_balances() -> None:
     """Two episodes of CartPole, to their end at 500 steps."""
     pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
-    from headway.environments import Mixture, Recorder, VectorEnv
+    from headway.environments.recording import Mixture, Recorder
+    from headway.environments.vector_env import VectorEnv
 
     act = run_path(str(EXAMPLES / "balance.py"))["act"]
     with VectorEnv("CartPole-v1", 2) as copies:

@@ -13,15 +13,8 @@ import pytest
 
 from headway.app.cli import main as cli
 from headway.data.demonstrations import read_demonstrations
-from headway.environments import (
-    Mixture,
-    Recorder,
-    SuccessFilter,
-    VectorEnv,
-    default_policy,
-    make_environment,
-    open_policy,
-)
+from headway.environments.recording import Mixture, Recorder, SuccessFilter, default_policy, open_policy
+from headway.environments.vector_env import VectorEnv, make_environment
 from headway.errors import UserError
 
 pytest.importorskip("metaworld", reason="metaworld is not installed: pip install 'headway[robotics]'")

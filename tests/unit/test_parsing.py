@@ -15,7 +15,7 @@ from headway.codecs.tokenizer_files import read_object
 from headway.codecs.tokenizer_json import read_without_model
 from headway.config import parse_settings
 from headway.data.input_files import File
-from headway.data.lerobot_info import read_json as read_notes
+from headway.data.lerobot import read_json as read_notes
 from headway.data.table_files import read_json_lines
 from headway.errors import UserError
 from headway.formats.durable import read_json

@@ -133,7 +133,7 @@ def test_a_policy_of_a_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, but this policy outputs 2 numbers"),
+        (["--env", "Pendulum-v1"], "takes actions of 1 number, but this policy outputs 2 numbers"),
         (["--env", "HeadwayReech-v0"], "did you mean 'HeadwayReach-v0'"),
         (["--env", REACH, "CartPole-v1"], "takes actions of 2 choices"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),

@@ -14,7 +14,7 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import Episode, collate_episodes
-from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
+from headway.domains.trajectories.trajectory_player import TrajectoryCodec
 from headway.errors import ConfigError, UserError
 from headway.formats.native import save_model
 from headway.nn.models import build
@@ -96,9 +96,9 @@ def test_next_states_that_are_images_are_refused(tmp_path: Path) -> None:
     ("shape", "choices", "reach", "told"),
     [
         ((4,), 2, (), "states of 4 numbers and actions of 2 choices"),
-        ((3,), 1, (), "states of 3 numbers and actions of 1 choices"),
+        ((3,), 1, (), "states of 3 numbers and actions of 1 choice"),
         ((3,), None, (1.0, 1.0), "states of 3 numbers and actions of 2 numbers"),
-        ((8, 9, 3), None, (1.0,), "states of 3 x 8 x 9 numbers and actions of 1 numbers"),
+        ((8, 9, 3), None, (1.0,), "states of 3 x 8 x 9 numbers and actions of 1 number"),
     ],
 )
 def test_scales_of_another_environment_are_told(
@@ -109,7 +109,7 @@ def test_scales_of_another_environment_are_told(
     numbers = shape[0] if len(shape) == 1 else 0  # images have no scales
     given = (0.0,) * numbers, (1.0,) * numbers
     TrajectoryCodec(shape, *given, 1.0, choices, reach, 4, 0.0, "Pendulum-v1").save(tmp_path)
-    message = rf"takes states of 3 numbers and actions of 1 numbers, but its trajectories\.json has {told}"
+    message = rf"takes states of 3 numbers and actions of 1 number, but its trajectories\.json has {told}"
     with pytest.raises(UserError, match=message):
         hw.load(tmp_path).rollout(episodes=1)
 
@@ -127,7 +127,7 @@ def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_pat
     ("words", "message"),
     [
         (["--target-return", "3"], "does not use target returns; remove --target-return"),
-        (["--draw"], "outputs actions of 1 numbers, which are not sampled; remove --draw"),
+        (["--draw"], "outputs actions of 1 number, which are not sampled; remove --draw"),
     ],
 )
 def test_what_a_model_has_no_use_for_is_refused(words: list[str], message: str, run: Path, capsys: Any) -> None:

@@ -17,8 +17,10 @@ from trajectory_data import opened, saved, tiny
 import headway as hw
 from headway.app import api
 from headway.data.episode_files import write_episodes
-from headway.domains.trajectories.trajectory_plots import online_curve
-from headway.environments import Mixture, Recorder, VectorEnv
+from headway.domains.trajectories.target_effect import online_curve
+from headway.environments.recording import Mixture, Recorder
+from headway.environments.rollouts import training_seed
+from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
@@ -132,7 +134,7 @@ def test_its_own_episodes_are_what_happened(recorded: Any, tmp_path: Path) -> No
     with VectorEnv("rooms:Target", 1) as copies:
         for number, (asked, reached, steps) in enumerate(task.examples.curve):
             places = range(int(episodes.starts[known + number]), int(episodes.ends[known + number]))
-            state = copies.reset(0, task.examples._start(number))
+            state = copies.reset(0, training_seed(16, task.examples.seed, number))
             for place in places:
                 np.testing.assert_array_equal(state, episodes.states[place])
                 after = copies.step(0, episodes.actions[place])
@@ -225,7 +227,7 @@ def test_it_learns_from_its_own_episodes(
     [
         ("", {}, "task.online.episodes is 3, but no environment is known; set task.env, or HEADWAY_ENV=module:Name"),
         ("", {"task.env": "Lampe-v1"}, "there is no environment 'Lampe-v1'"),
-        ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 numbers, but this model outputs 3 choices"),
+        ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 number, but this model outputs 3 choices"),
         ("", {"task.env": "rooms:Lamp"}, "'rooms:Lamp', which would run its own code"),
         ("rooms:Fails", {}, "'rooms:Fails' failed in its step .ZeroDivisionError: by wheels"),
         ("rooms:Lamp", {"task.episodes": 0}, "online training is evaluated by playing; set task.episodes to 1 or more"),

@@ -160,7 +160,7 @@ def test_an_environment_of_ones_own(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, but this model outputs 2 choices"),
+        (["--env", "Pendulum-v1"], "takes actions of 1 number, but this model outputs 2 choices"),
         (["--env", "Acrobot-v1"], "takes actions of 3 choices, but this model outputs 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),
@@ -213,7 +213,7 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_was_recorded_before_an_interrupt_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headway.environments import VectorEnv
+    from headway.environments.vector_env import VectorEnv
 
     step, calls = VectorEnv.step, iter(range(10_000))
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from headway.data.array_store import output_errors
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
-from headway.data.input_files import File, find_files, resolve_named_splits
+from headway.data.input_files import File, find_files
 from headway.data.splits import split_code
-from headway.errors import UserError, nearest
+from headway.errors import UserError, damage_errors, nearest
 from headway.parsing import parse_json
 from headway.safe_io import check_in_memory, open_file, user_path
 from headway.temporary_files import temporary_path
@@ -34,11 +34,9 @@ _NUMBERED_NAME = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE_NAME = re.compile(r"episode_(\d+)")
 _DEFLATE = 1  # HDF5's filter id
 _MAX_METADATA = 1 << 24  # bytes of metadata.json
-_SMALL_CHUNK, _FILTER_OVERHEAD = (
-    1 << 18,
-    1 << 16,
-)  # size in bytes below which chunks are not checked, and bytes that filters may add to a chunk
-_FLAT_NAMES = ("ends", "indices", *_TERMINAL_NAMES, *_TIMEOUT_NAMES)
+_SMALL_CHUNK = 1 << 18  # size in bytes below which chunks are not checked
+_FILTER_OVERHEAD = 1 << 16  # bytes that filters may add to a chunk
+_NPZ_DAMAGE, _HDF5_DAMAGE = (".npz", "save it again with numpy.savez"), ("HDF5", "download it again")
 
 _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -52,38 +50,37 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
     """Read episodes from files, folders of files or Minari data sets. A UserError names any that cannot be read."""
     if not paths:
         raise UserError("no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)")
-    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
+    files = [file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)]
     return concatenate_episodes([read_recording(file) for file in files], [str(file) for file in files])
+
+
+def read_recording(file: File) -> Episodes:
+    """The episodes of one file. UserError, with the reason, if it cannot be read."""
+    source, code = str(file), 0 if file.named_split is None else split_code(file.named_split)
+    with _open_recording(file.path) as (flat, numbered):
+        if file.path.suffix.lower() != ".npz":
+            environment = _minari_environment(file.path)
+        else:
+            name = flat["environment"]() if "environment" in flat else np.array("")
+            environment = str(name) if name.ndim == 0 and name.dtype.kind == "U" else ""
+        episodes = [_single_episode(arrays, f"{source}, episode {index}") for index, arrays in numbered.items()]
+        episodes = episodes or _concatenated_episodes(flat, source)
+        return collate_episodes(episodes, source, code, environment, file.path.stem)
 
 
 def episode_lengths(file: File) -> list[int]:
     """The number of steps per episode in a file, from its rewards and ends only."""
     source = str(file)
-    if file.path.suffix.lower() == ".npz":
-        with open_arrays(file.path) as columns:
-            indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
-            suffixed = [
-                {name: read for name, read in columns.items() if name.endswith(f"_{index}")} for index in indices
-            ]
-            episodes = [{name.rpartition("_")[0]: read for name, read in arrays.items()} for arrays in suffixed]
-            return [len(_column(arrays, REWARD_NAMES, source)) for arrays in episodes] or _flat_lengths(columns, source)
-    with _hdf5(file.path) as group:
-        indices = sorted(
-            int(result[1]) for result in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if result
-        )
-        groups = [_arrays(_open_node(group, f"episode_{index}", source), source) for index in indices]
-        result = [len(_column(arrays, REWARD_NAMES, source)) for arrays in groups]
-        return result or _flat_lengths(_arrays(group, source), source)
-
-
-def _flat_lengths(columns: ArrayReaders, source: str) -> list[int]:
-    ends, _ = _episode_ends(columns, len(_column(columns, REWARD_NAMES, source)), source)
-    return np.diff(ends, prepend=0).tolist()
+    with _open_recording(file.path) as (flat, numbered):
+        if numbered:
+            return [len(_column(arrays, REWARD_NAMES, source)) for arrays in numbered.values()]
+        ends, _ = _episode_ends(flat, len(_column(flat, REWARD_NAMES, source)), source)
+        return np.diff(ends, prepend=0).tolist()
 
 
 def all_episode_lengths(paths: Sequence[Path | str]) -> list[int]:
     """The number of steps per episode that `read_episodes` reads from these paths, without reading states."""
-    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
+    files = [file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)]
     return [length for file in files for length in episode_lengths(file)]
 
 
@@ -105,14 +102,30 @@ def write_episodes(path: Path, episodes: Episodes) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_recording(file: File) -> Episodes:
-    """The episodes of one file. UserError, with the reason, if it cannot be read."""
-    code = 0 if file.named_split is None else split_code(file.named_split)
-    if file.path.suffix.lower() == ".npz":
-        with open_arrays(file.path) as columns:
-            return collate_episodes(_read_npz(columns, str(file)), str(file), code, _environment_name(columns))
-    with _hdf5(file.path) as group:
-        return collate_episodes(_read_hdf5(group, str(file)), str(file), code, _minari_environment(file.path))
+@contextmanager
+def _open_recording(path: Path) -> Iterator[tuple[ArrayReaders, dict[int, ArrayReaders]]]:
+    """The arrays of a file and, if it has one array or one group per episode, those of each episode by its number."""
+    if path.suffix.lower() == ".npz":
+        with open_arrays(path) as columns:
+            indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
+            numbered = {}
+            for index in indices:
+                suffixed = {name: read for name, read in columns.items() if name.endswith(f"_{index}")}
+                numbered[index] = {name.removesuffix(f"_{index}"): read for name, read in suffixed.items()}
+            yield columns, numbered
+        return
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
+    with ExitStack() as stack:
+        open_file(path).close()  # a pipe would block the library
+        with damage_errors(path, *_HDF5_DAMAGE):
+            file = stack.enter_context(h5py.File(path, "r"))
+        source, columns = str(path), _arrays(file, str(path))
+        indices = sorted(int(result[1]) for result in map(_EPISODE_NAME.fullmatch, columns) if result)
+        nodes = {index: _open_node(file, f"episode_{index}", source) for index in indices}
+        yield columns, {index: _arrays(node, f"{source}, episode {index}") for index, node in nodes.items()}
 
 
 @contextmanager
@@ -120,7 +133,7 @@ def open_arrays(path: Path) -> Iterator[ArrayReaders]:
     """The arrays of an .npz, each read on demand. Python objects, which could run code, are rejected."""
     with ExitStack() as stack:
         file = stack.enter_context(open_file(path))
-        with _damage_errors(path, ".npz", "save it again with numpy.savez"):
+        with damage_errors(path, *_NPZ_DAMAGE):
             archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise UserError(f"{path} contains one unnamed array; save it again with numpy.savez")
@@ -135,7 +148,7 @@ def open_arrays(path: Path) -> Iterator[ArrayReaders]:
 
 
 def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
-    with _damage_errors(path, ".npz", "save it again with numpy.savez"):
+    with damage_errors(path, *_NPZ_DAMAGE):
         try:
             _check_header(archive, name, path)
             array = archive[name]
@@ -159,39 +172,6 @@ def _check_header(archive: Any, name: str, path: Path) -> None:
             shape, _, dtype = read_header(file)
             if not dtype.hasobject and math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
                 raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it again")
-
-
-@contextmanager
-def _damage_errors(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
-    """Turn any exception that a library raises for a damaged file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is damaged or not {kind} ({_first_line(error)}); {remedy}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
-
-
-def _environment_name(columns: ArrayReaders) -> str:
-    """The environment in which the file was recorded; "" if unknown."""
-    name = columns["environment"]() if "environment" in columns else np.array("")
-    return str(name) if name.ndim == 0 and name.dtype.kind == "U" else ""
-
-
-def _read_npz(columns: ArrayReaders, source: str) -> list[Episode]:
-    indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
-    if not indices:
-        return _concatenated_episodes(columns, source)
-    result = []
-    for index in indices:
-        suffix = f"_{index}"
-        arrays = {name.removesuffix(suffix): read for name, read in columns.items() if name.endswith(suffix)}
-        result.append(_single_episode(arrays, f"{source}, episode {index}"))
-    return result
 
 
 def _single_episode(columns: ArrayReaders, source: str) -> Episode:
@@ -230,7 +210,7 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
         if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
             raise UserError(f"{source}: episode ends do not increase to the number of rewards ({steps:,}); fix them")
         ends = ends.astype(np.int64)
-        flags = next((np.ravel(columns[name]()) for name in ("cut",) if name in columns), None)
+        flags = np.ravel(columns["cut"]()) if "cut" in columns else None
         if flags is None and "terminal" in columns:
             flags = ~np.ravel(columns["terminal"]()).astype(bool)
         return ends, np.zeros(len(ends), bool) if flags is None or len(flags) != len(ends) else flags
@@ -239,12 +219,8 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
         raise UserError(
             f"{source} does not mark where episodes end; add an array ends, or terminals and timeouts as in D4RL"
         )
-    all_false = np.zeros(steps, bool)
-    terminated, truncated = (
-        all_false if terminated is None else terminated,
-        all_false if truncated is None else truncated,
-    )
-    ends = np.flatnonzero(terminated | truncated) + 1
+    terminated = np.zeros(steps, bool) if terminated is None else terminated
+    ends = np.flatnonzero(terminated if truncated is None else terminated | truncated) + 1
     if not len(ends) or ends[-1] != steps:  # the recording stopped during an episode
         ends = np.append(ends, steps)
     return ends, ~terminated[ends - 1]
@@ -271,43 +247,15 @@ def _column(columns: ArrayReaders, names: Sequence[str], source: str) -> np.ndar
     return values
 
 
-@contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
-    with ExitStack() as stack:
-        open_file(path).close()  # a pipe would block the library
-        with _damage_errors(path, "HDF5", "download it again"):
-            file = stack.enter_context(h5py.File(path, "r"))
-        yield file
-
-
-def _read_hdf5(group: Any, source: str) -> list[Episode]:
-    indices = sorted(int(match[1]) for match in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if match)
-    if not indices:
-        return _concatenated_episodes(_arrays(group, source), source)
-    return [_read_minari(group, index, source) for index in indices]
-
-
-def _read_minari(group: Any, index: int, source: str) -> Episode:
-    location = f"{source}, episode {index}"
-    return _single_episode(_arrays(_open_node(group, f"episode_{index}", source), location), location)
-
-
-def _group_names(group: Any, source: str) -> list[str]:
-    with _damage_errors(source, "HDF5", "download it again"):
-        return [name for name in group if isinstance(name, str)]  # a damaged name may be bytes
-
-
 def _arrays(group: Any, source: str) -> ArrayReaders:
     """The arrays directly in a group, each read on demand."""
     import h5py
 
     if not isinstance(group, h5py.Group):
         raise UserError(f"{source} is a single array; save a group of states, actions and rewards")
-    return {name: partial(_array, group, name, source) for name in _group_names(group, source)}
+    with damage_errors(source, *_HDF5_DAMAGE):
+        names = [name for name in group if isinstance(name, str)]  # a damaged name may be bytes
+    return {name: partial(_array, group, name, source) for name in names}
 
 
 def _array(group: Any, name: str, source: str) -> np.ndarray:
@@ -316,7 +264,7 @@ def _array(group: Any, name: str, source: str) -> np.ndarray:
     node = _open_node(group, name, source)
     if not isinstance(node, h5py.Dataset):
         raise UserError(f"{source}: {name} is a group of several arrays; save states and actions as one array each")
-    with _damage_errors(source, "HDF5", "download it again"):
+    with damage_errors(source, *_HDF5_DAMAGE):
         if not (node.is_virtual or node.external) and node.dtype.kind in "fiub":
             _check_dataset(node, f"{source}: {name}")
             return np.asarray(node[()])
@@ -327,11 +275,12 @@ def _open_node(group: Any, name: str, source: str) -> Any:
     """An object in a group. Links to other files, which no data file should need, are rejected."""
     import h5py
 
-    with _damage_errors(source, "HDF5", "download it again"):
+    with damage_errors(source, *_HDF5_DAMAGE):
         link = group.get(name, getlink=True)
         if isinstance(link, h5py.SoftLink):
             group, name = (group.file if link.path.startswith("/") else group), link.path
-            if all(_is_hard_link(group, path) for path in accumulate(filter(None, name.split("/")), "{}/{}".format)):
+            paths = accumulate(filter(None, name.split("/")), "{}/{}".format)
+            if all(isinstance(group.get(path, getlink=True), h5py.HardLink) for path in paths):
                 return group[name]
         elif not isinstance(link, h5py.ExternalLink):
             return group[name]
@@ -340,20 +289,10 @@ def _open_node(group: Any, name: str, source: str) -> Any:
     raise UserError(f"{source}: {name} is a link to another link, which is not followed; copy the data into it")
 
 
-def _is_hard_link(group: Any, path: str) -> bool:
-    """Whether the last component of a path is not a link; callers check every component in order."""
-    import h5py
-
-    return isinstance(group.get(path, getlink=True), h5py.HardLink)
-
-
 def _check_dataset(dataset: Any, name: str) -> None:
     """Check before reading that neither an array nor any of its chunks expands beyond the limits."""
-    stored_bytes, chunk_bytes = (
-        dataset.id.get_storage_size(),
-        math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize,
-    )
-    check_in_memory(name, stored_bytes, max(dataset.nbytes, chunk_bytes))
+    chunk_bytes = math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
+    check_in_memory(name, dataset.id.get_storage_size(), max(dataset.nbytes, chunk_bytes))
     filters = dataset.id.get_create_plist()
     filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
     if len(set(filter_ids)) < len(filter_ids):
@@ -364,11 +303,8 @@ def _check_dataset(dataset: Any, name: str) -> None:
             lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None
         )
     for position in large_chunks:  # the library does not limit the expansion of a chunk
-        compressed = dataset.id.read_direct_chunk(position)[1]
-        if (
-            len(zlib.decompressobj().decompress(compressed, chunk_bytes + _FILTER_OVERHEAD))
-            > chunk_bytes + _FILTER_OVERHEAD - 1
-        ):
+        compressed, limit = dataset.id.read_direct_chunk(position)[1], chunk_bytes + _FILTER_OVERHEAD
+        if len(zlib.decompressobj().decompress(compressed, limit)) == limit:
             raise UserError(f"{name} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
 
 

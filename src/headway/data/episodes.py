@@ -1,16 +1,21 @@
-"""Episodes of an agent in its environment: states, actions and rewards, as concatenated arrays."""
+"""Episodes of an agent or a robot in its environment: states, actions, rewards and images, as concatenated arrays."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from headway.data.splits import split_code
+from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
+
+_MIN_SPREAD = 1e-6  # a smaller spread counts as constant: only the shift is subtracted
 
 
 class Episode(NamedTuple):
@@ -22,12 +27,30 @@ class Episode(NamedTuple):
     cut: bool = False
 
 
-class RecordedEpisodes:
-    """Base class for E recorded episodes: arrays of their steps, concatenated, and the end of each episode."""
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """E episodes with N steps in total.
+
+    `states` float32 [N, S], where S may be 0 if there are cameras, or images: uint8 or float32 [N, H, W, C] or [N, C,
+    H, W]; `actions` int64 [N] if discrete, otherwise float32 [N, A]; `rewards` float64 [N], zeros if unknown; `ends`
+    int64 [E], the end of each episode; `cut` bool [E], whether it was truncated; `named_splits` uint8 [E], the split
+    that its file names; `tasks` int64 [E], its index in `task_names`.
+
+    `environments` are the environment of each task, "" if unknown; `cameras` their images by name; `rate` is in steps
+    per second.
+    """
 
     states: np.ndarray
     actions: np.ndarray
+    rewards: np.ndarray
     ends: np.ndarray
+    cut: np.ndarray
+    named_splits: np.ndarray
+    tasks: np.ndarray
+    task_names: tuple[str, ...]
+    environments: tuple[str, ...]
+    cameras: Mapping[str, Frames] = field(default_factory=dict)
+    rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -42,33 +65,10 @@ class RecordedEpisodes:
         """Steps of each episode, int64 [E]."""
         return self.ends - self.starts
 
-    def keys(self) -> list[str]:
-        """A content hash of each episode: equal episodes have equal keys."""
-        return self._keys
-
-    @cached_property
-    def _keys(self) -> list[str]:
-        pairs = zip(self.starts.tolist(), self.ends.tolist())
-        return [_digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
-
-
-@dataclass(frozen=True)
-class Episodes(RecordedEpisodes):
-    """E episodes with N steps in total.
-
-    `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N] if discrete,
-    otherwise float32 [N, A]; `rewards` float64 [N]; `ends` int64 [E], the end of each episode; `cut` bool [E], whether
-    it was truncated; `named_splits` uint8 [E], the split that the file's name states; `environment` is the name of the
-    environment, "" if unknown.
-    """
-
-    states: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    ends: np.ndarray
-    cut: np.ndarray
-    named_splits: np.ndarray
-    environment: str = ""
+    @property
+    def environment(self) -> str:
+        """The first known environment; "" if there is none."""
+        return next(filter(None, self.environments), "")
 
     @property
     def discrete(self) -> bool:
@@ -87,34 +87,51 @@ class Episodes(RecordedEpisodes):
             returns[start:end] = self.rewards[start:end][::-1].cumsum()[::-1]
         return returns
 
+    def keys(self) -> list[str]:
+        """A content hash of each episode: equal episodes have equal keys."""
+        return self._keys
 
-def _digest(*arrays: np.ndarray) -> str:
-    """A content hash of arrays."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    @cached_property
+    def _keys(self) -> list[str]:
+        keys = []
+        for start, end in zip(self.starts.tolist(), self.ends.tolist()):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in (self.states[start:end], self.actions[start:end]):
+                digest.update(np.ascontiguousarray(array).tobytes())
+            keys.append(digest.hexdigest())
+        return keys
 
 
-def collate_episodes(episodes: Sequence[Episode], source: str, split_code: int = 0, environment: str = "") -> Episodes:
-    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or has
-    another shape.
-    """
-    if not episodes:
-        raise UserError(f"{source} contains no episodes; record some (headway data collect), or remove it")
-    for number, episode in enumerate(episodes):
-        _check_episode(episode, f"{source}, episode {number}")
-        _check_same_shape(episode, episodes[0], f"{source}, episode {number}")
-    lengths = [len(episode.rewards) for episode in episodes]
-    return Episodes(
-        _states(np.concatenate([episode.states for episode in episodes])),
-        _actions(np.concatenate([episode.actions for episode in episodes]), source),
-        np.concatenate([np.asarray(episode.rewards, np.float64) for episode in episodes]),
-        np.cumsum(lengths, dtype=np.int64),
-        np.array([episode.cut for episode in episodes], bool),
-        np.full(len(episodes), split_code, np.uint8),
-        environment,
-    )
+@dataclass(frozen=True)
+class AffineScale:
+    """Values minus `shift`, divided by `scale`, along the last axis."""
+
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Scale values, float32 [..., A]."""
+        scaled = (values - np.array(self.shift, np.float32)) / np.array(self.scale, np.float32)
+        return scaled.astype(np.float32, copy=False)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """The values before they were scaled, [..., A]."""
+        return values * np.array(self.scale, np.float32) + np.array(self.shift, np.float32)
+
+    @classmethod
+    def by_deviation(cls, values: np.ndarray) -> AffineScale:
+        """The mean and standard deviation of values [N, A]; constant values are divided by 1."""
+        return cls._fit(values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64))
+
+    @classmethod
+    def by_range(cls, values: np.ndarray) -> AffineScale:
+        """The centre and half the range of values [N, A]; constant values are divided by 1."""
+        low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
+        return cls._fit((high + low) / 2, (high - low) / 2)
+
+    @classmethod
+    def _fit(cls, shift: np.ndarray, spread: np.ndarray) -> AffineScale:
+        return cls(tuple(shift.tolist()), tuple(np.where(spread > _MIN_SPREAD, spread, 1.0).tolist()))
 
 
 def step_indices(starts: np.ndarray, ends: np.ndarray, stride: int = 1) -> np.ndarray:
@@ -122,45 +139,63 @@ def step_indices(starts: np.ndarray, ends: np.ndarray, stride: int = 1) -> np.nd
     return np.concatenate([np.arange(start, end, stride) for start, end in zip(starts.tolist(), ends.tolist())])
 
 
-def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
-    """Concatenate the episodes of several sources; UserError if they do not match."""
-    first = parts[0]
-    for part, source in zip(parts, sources):
-        for field in ("states", "actions"):
-            reference, candidate = getattr(first, field), getattr(part, field)
-            if reference.shape[1:] != candidate.shape[1:] or reference.dtype != candidate.dtype:
-                raise UserError(
-                    f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has "
-                    f"{describe_shape(reference)}; "
-                    "pass files from one environment"
-                )
-        reference, candidate = (recording.environment.partition("-v")[0] for recording in (first, part))
-        if reference and candidate and reference != candidate:
-            raise UserError(
-                f"{source} was recorded in {part.environment}, but {sources[0]} in {first.environment}; "
-                "pass files from one environment"
-            )
-    offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
+def task_name(environment: str) -> str:
+    """The name of a task from its environment's name: "door open" for metaworld/door-open-v3."""
+    return re.sub(r"[-_:]+", " ", re.sub(r"-v\d+$", "", environment.rpartition("/")[2])).strip()
+
+
+def numbers_text(*shape: int | None) -> str:
+    """The shape of a state or an action, for messages: "1 number", "84 x 84 numbers"."""
+    return "1 number" if shape == (1,) else f"{' x '.join(map(str, shape))} numbers"
+
+
+def actions_text(choices: int | None, size: int | None) -> str:
+    """The kind of actions, for messages: one of `choices`, or `size` numbers."""
+    return numbers_text(size) if choices is None else f"{choices} choice{'' if choices == 1 else 's'}"
+
+
+def collate_episodes(
+    episodes: Sequence[Episode], source: str, split: int = 0, environment: str = "", task: str = ""
+) -> Episodes:
+    """Check and concatenate the episodes of one source. `task` names them if the environment is unknown, and `split` is
+    the code of the split that the source names. A UserError names the first episode that is empty, uneven or has
+    another shape.
+    """
+    if not episodes:
+        raise UserError(f"{source} contains no episodes; record some (headway data collect), or remove it")
+    for number, episode in enumerate(episodes):
+        _check_episode(episode, episodes[0], f"{source}, episode {number}")
+    states = np.concatenate([episode.states for episode in episodes])
+    if states.ndim != 4:
+        states = states.reshape(len(states), -1).astype(np.float32)
+    elif states.dtype != np.uint8:
+        states = states.astype(np.float32)
+    actions = np.concatenate([episode.actions for episode in episodes])
+    flat = actions.reshape(len(actions), -1)
+    if actions.dtype.kind == "f":
+        actions = flat.astype(np.float32)
+    elif flat.shape[1] != 1:
+        raise UserError(
+            f"{source} has actions of {flat.shape[1]} integers per step; save one integer per step, or floats"
+        )
+    elif int(flat.min()) < 0:
+        raise UserError(f"{source} has the action {int(flat.min())}; number actions from 0")
+    else:
+        actions = flat[:, 0].astype(np.int64)
     return Episodes(
-        np.concatenate([part.states for part in parts]),
-        np.concatenate([part.actions for part in parts]),
-        np.concatenate([part.rewards for part in parts]),
-        np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
-        np.concatenate([part.cut for part in parts]),
-        np.concatenate([part.named_splits for part in parts]),
-        next((part.environment for part in parts if part.environment), ""),
+        states=states,
+        actions=actions,
+        rewards=np.concatenate([np.asarray(episode.rewards, np.float64) for episode in episodes]),
+        ends=np.cumsum([len(episode.rewards) for episode in episodes], dtype=np.int64),
+        cut=np.array([episode.cut for episode in episodes], bool),
+        named_splits=np.full(len(episodes), split, np.uint8),
+        tasks=np.zeros(len(episodes), np.int64),
+        task_names=(task_name(environment) or task,),
+        environments=(environment,),
     )
 
 
-def describe_shape(array: np.ndarray) -> str:
-    """The shape of one step of an array, for messages."""
-    if array.dtype == np.int64 and array.ndim == 1:
-        return "discrete values"
-    sizes = " x ".join(map(str, array.shape[1:])) or "1"
-    return f"{sizes} numbers"
-
-
-def _check_episode(episode: Episode, location: str) -> None:
+def _check_episode(episode: Episode, first: Episode, location: str) -> None:
     steps = len(episode.rewards)
     if steps == 0:
         raise UserError(f"{location} has 0 steps; remove it")
@@ -171,43 +206,86 @@ def _check_episode(episode: Episode, location: str) -> None:
     if episode.rewards.ndim != 1:
         raise UserError(f"{location} has rewards of shape {episode.rewards.shape}; save one number per step")
     for name in ("states", "actions", "rewards"):
-        values = getattr(episode, name)
+        values, expected = getattr(episode, name), getattr(first, name).shape[1:]
         if values.dtype.kind not in "fiub":
             raise UserError(f"{location}: {name} have the dtype {values.dtype}; save numbers")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            step = int(np.argwhere(~np.isfinite(values))[0][0])
-            invalid = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
+        check_finite(values, np.array([steps]), name, location)
+        if values.shape[1:] != expected:
             raise UserError(
-                f"{location}, step {step}: {name} contain {invalid}, which is not a finite number; remove the episode"
+                f"{location} has {name} of shape {values.shape[1:]}, but episode 0 has {expected}; pass episodes from "
+                "one environment"
             )
 
 
-def _check_same_shape(episode: Episode, first: Episode, location: str) -> None:
-    for name in ("states", "actions"):
-        shape, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
-        if shape != expected:
-            raise UserError(
-                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes from one "
-                "environment"
-            )
+def check_finite(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:
+    """UserError for the first value in [N, ...] that is not finite, with its step and, of several, its episode."""
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    row, *position = np.argwhere(~np.isfinite(values))[0].tolist()
+    episode = int(np.searchsorted(ends, row, side="right"))
+    step = row - (int(ends[episode - 1]) if episode else 0)
+    location = f"{source}, episode {episode}" if len(ends) > 1 else source
+    raise UserError(
+        f"{location}, step {step}: {name} contain {values[(row, *position)]}, which is not a finite number; remove the "
+        "episode"
+    )
 
 
-def _states(states: np.ndarray) -> np.ndarray:
-    """Vectors as float32; images stay bytes."""
-    if states.ndim == 4:
-        return states if states.dtype == np.uint8 else states.astype(np.float32)
-    return states.reshape(len(states), -1).astype(np.float32)
+def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str], one_environment: bool = True) -> Episodes:
+    """Concatenate the episodes of several sources; tasks with the same name are one task. UserError if the sources do
+    not match, or if they are from several environments though they must be from one.
+    """
+    first = parts[0]
+    for part, source in zip(parts, sources):
+        _check_compatible(first, part, sources[0], source, one_environment)
+    names = list(dict.fromkeys(name for part in parts for name in part.task_names))
+    environments = {
+        name: environment
+        for part in reversed(parts)
+        for name, environment in zip(part.task_names, part.environments)
+        if environment
+    }
+    task_indices = [np.array([names.index(name) for name in part.task_names], np.int64)[part.tasks] for part in parts]
+    offsets = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
+    named_splits = np.concatenate([part.named_splits for part in parts])
+    if not (named_splits <= split_code("train")).any():  # split names count only if something is left to train on
+        named_splits = np.zeros_like(named_splits)
+    return Episodes(
+        states=np.concatenate([part.states for part in parts]),
+        actions=np.concatenate([part.actions for part in parts]),
+        rewards=np.concatenate([part.rewards for part in parts]),
+        ends=np.concatenate([part.ends + offset for part, offset in zip(parts, offsets)]),
+        cut=np.concatenate([part.cut for part in parts]),
+        named_splits=named_splits,
+        tasks=np.concatenate(task_indices),
+        task_names=tuple(names),
+        environments=tuple(environments.get(name, "") for name in names),
+        cameras={camera: JoinedFrames([part.cameras[camera] for part in parts]) for camera in first.cameras},
+        rate=next((part.rate for part in parts if part.rate), None),
+    )
 
 
-def _actions(actions: np.ndarray, source: str) -> np.ndarray:
-    """A single integer column is discrete; anything else is real-valued."""
-    flat = actions.reshape(len(actions), -1)
-    if actions.dtype.kind == "f":
-        return flat.astype(np.float32)
-    if flat.shape[1] != 1:
-        raise UserError(
-            f"{source} has actions of {flat.shape[1]} integers per step; save one integer per step, or floats"
+def _check_compatible(first: Episodes, part: Episodes, first_source: str, source: str, one_environment: bool) -> None:
+    def describe(episodes: Episodes) -> dict[str, str]:
+        listing = ", ".join(
+            f"{name} ({' x '.join(map(str, frames.size))})" for name, frames in episodes.cameras.items()
         )
-    if int(flat.min()) < 0:
-        raise UserError(f"{source} has the action {int(flat.min())}; number actions from 0")
-    return flat[:, 0].astype(np.int64)
+        states, actions = (numbers_text(*(array.shape[1:] or (1,))) for array in (episodes.states, episodes.actions))
+        return {
+            "states": f"states of {states}{' as bytes' if episodes.states.dtype == np.uint8 else ''}",
+            "actions": "discrete actions" if episodes.discrete else f"actions of {actions}",
+            "cameras": f"the cameras {listing}" if listing else "no cameras",
+            "rate": f"{episodes.rate:g} steps per second" if episodes.rate else "",
+        }
+
+    for ours, theirs in zip(describe(first).values(), describe(part).values()):
+        if ours != theirs and ours and theirs:
+            raise UserError(
+                f"{source} has {theirs}, but {first_source} has {ours}; pass data from one environment or robot"
+            )
+    ours, theirs = (episodes.environment.partition("-v")[0] for episodes in (first, part))
+    if one_environment and ours and theirs and ours != theirs:
+        raise UserError(
+            f"{source} was recorded in {part.environment}, but {first_source} in {first.environment}; "
+            "pass data from one environment"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from headway.data.array_store import read_column
 from headway.data.containers import create_container, import_av, open_container
-from headway.errors import UserError
+from headway.errors import UserError, damage_errors
 from headway.temporary_files import temporary_path
 
 MAX_FRAME_RATE = 240  # maximum frames per second that players support
@@ -20,6 +20,7 @@ _X264 = "libx264"
 _CODECS = (_X264, "h264", "mpeg4")
 _TIME_TOLERANCE = 0.25  # how far a frame's time may deviate from its index, in frames
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
+_DAMAGE = ("a video", "download the data set again")
 
 
 def check_video_path(path: Path) -> None:
@@ -44,11 +45,8 @@ class VideoWriter:
     ) -> None:
         self._path, self._part = path, temporary_path(path, f"draft{path.suffix}")
         exact_rate = rate if isinstance(rate, Fraction) else round(rate)
-        self._rate, self._keyframe_interval, self._fast = (
-            min(max(exact_rate, 1), MAX_FRAME_RATE),
-            keyframe_interval,
-            fast,
-        )
+        self._rate = min(max(exact_rate, 1), MAX_FRAME_RATE)
+        self._keyframe_interval, self._fast = keyframe_interval, fast
         self._stream: Any = None
         av = import_av()
         self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
@@ -76,20 +74,16 @@ class VideoWriter:
         height, width = (length - length % 2 for length in frame.shape[:2])  # these codecs need even sizes
         with self._write_errors():
             if self._stream is None:
-                self._stream = self._add_stream(height, width)
+                self._stream = self._container.add_stream(self._codec, rate=self._rate)
+                self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+                if self._fast:
+                    self._stream.codec_context.thread_count = 1
+                    if self._codec == _X264:
+                        self._stream.options = {"preset": "ultrafast"}
+                if self._keyframe_interval is not None:
+                    self._stream.codec_context.gop_size = self._keyframe_interval
             even_frame = np.ascontiguousarray(frame[:height, :width])
             self._container.mux(self._stream.encode(import_av().VideoFrame.from_ndarray(even_frame, format="rgb24")))
-
-    def _add_stream(self, height: int, width: int) -> Any:
-        stream = self._container.add_stream(self._codec, rate=self._rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if self._fast:
-            stream.codec_context.thread_count = 1
-            if self._codec == _X264:
-                stream.options = {"preset": "ultrafast"}
-        if self._keyframe_interval is not None:
-            stream.codec_context.gop_size = self._keyframe_interval
-        return stream
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:
@@ -104,42 +98,17 @@ class VideoWriter:
 def read_frames(
     path: Path, indices: np.ndarray, rate: float, size: tuple[int, int], scaled: tuple[int, int] | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of a video at increasing indices, int64 [K]: uint8 [H, W, 3] each.
+    """The frames of a video at increasing indices, int64 [K]: uint8 [H, W, 3] each. A frame's index follows from its
+    time.
 
     `size` is the height and width that the video must have; `scaled` those of the returned frames. Decoding stops at
     the last index. Raises UserError for a video that is missing, damaged, too short or has another size or rate.
     """
     if not path.is_file():
         raise UserError(f"there is no video {path}; download the data set again")
-    position = 0
-    for number, frame in _numbered_frames(path, rate, size):
-        if number < indices[position]:
-            continue
-        if number > indices[position]:
-            break
-        _check_size(path, frame, size)
-        yield _to_array(frame, path, scaled)
-        position += 1
-        if position == len(indices):
-            return
-    raise UserError(f"{path} has no frame {indices[position]}, but the rows have one; download the data set again")
-
-
-def _check_size(path: Path, frame: Any, size: tuple[int, int]) -> None:
-    """Check the size of a frame, or of a stream with a known codec."""
-    with _damage_errors(path):
-        height, width = frame.height, frame.width
-    if (height, width) != size:
-        raise UserError(
-            f"{path} has {height} x {width} pixels, but info.json has {size[0]} x {size[1]}; "
-            "correct info.json, or download the data set again"
-        )
-
-
-def _numbered_frames(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
-    """All frames with their indices, which follow from their times."""
-    with _damage_errors(path):
+    with damage_errors(path, *_DAMAGE):
         container = open_container(path)
+    position = 0
     with container:
         if not container.streams.video:
             raise UserError(f"{path} contains no video; download the data set again")
@@ -147,11 +116,11 @@ def _numbered_frames(path: Path, rate: float, size: tuple[int, int]) -> Iterator
         _check_size(path, stream, size)  # before a frame takes memory
         stream.thread_type = "AUTO"
         frames = container.decode(stream)
-        while True:
-            with _damage_errors(path):
+        while position < len(indices):
+            with damage_errors(path, *_DAMAGE):
                 frame = next(frames, None)
             if frame is None:
-                return
+                break
             time = 0.0 if frame.time is None else frame.time * rate
             number = round(time)
             if abs(time - number) > _TIME_TOLERANCE:
@@ -159,27 +128,30 @@ def _numbered_frames(path: Path, rate: float, size: tuple[int, int]) -> Iterator
                     f"{path} has a frame at {frame.time:.4f} s, which does not match the {rate:g} frames per second in "
                     "info.json; correct fps in info.json"
                 )
-            yield number, frame
+            if number > indices[position]:
+                break
+            if number == indices[position]:
+                _check_size(path, frame, size)
+                with damage_errors(path, *_DAMAGE):
+                    if scaled is None or scaled == size:
+                        image = frame.to_ndarray(format="rgb24")
+                    else:
+                        image = frame.reformat(scaled[1], scaled[0], "rgb24", interpolation="AREA").to_ndarray()
+                yield image
+                position += 1
+    if position < len(indices):
+        raise UserError(f"{path} has no frame {indices[position]}, but the rows have one; download the data set again")
 
 
-def _to_array(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray:
-    with _damage_errors(path):
-        if scaled is None or scaled == (frame.height, frame.width):
-            return frame.to_ndarray(format="rgb24")
-        height, width = scaled
-        return frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-
-
-@contextmanager
-def _damage_errors(path: Path) -> Iterator[None]:
-    """Turn any exception that the library raises for a damaged file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).split("\n")[0]
-        raise UserError(f"{path} is damaged or not a video ({reason}); download the data set again") from error
+def _check_size(path: Path, frame: Any, size: tuple[int, int]) -> None:
+    """Check the size of a frame, or of a stream with a known codec."""
+    with damage_errors(path, *_DAMAGE):
+        height, width = frame.height, frame.width
+    if (height, width) != size:
+        raise UserError(
+            f"{path} has {height} x {width} pixels, but info.json has {size[0]} x {size[1]}; "
+            "correct info.json, or download the data set again"
+        )
 
 
 class Frames(Protocol):
@@ -202,7 +174,9 @@ class Frames(Protocol):
 
 
 class MappedFrames:
-    """N images in a file that `ColumnWriter` wrote as one column of bytes."""
+    """N images in a file that `ColumnWriter` wrote as one column of bytes. It is mapped only while images are read,
+    because a recording has more files than a process may keep open.
+    """
 
     def __init__(
         self, folder: Path, name: str, count: int, size: tuple[int, int], recorded_size: tuple[int, int] | None = None
@@ -210,15 +184,19 @@ class MappedFrames:
         """Raises UserError if the file does not have this length."""
         self.size, self.recorded_size = size, recorded_size or size
         self.content = folder.name  # a hash of the files' contents
-        shape = (count, *size, 3)
-        self._pixels = read_column(folder, name, np.uint8, int(np.prod(shape))).reshape(shape)
+        self._folder, self._name, self._count = folder, name, count
+        self._pixels()
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return self._count
 
     def read(self, steps: np.ndarray) -> np.ndarray:
         """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
-        return np.asarray(self._pixels[steps])
+        return np.asarray(self._pixels()[steps])
+
+    def _pixels(self) -> np.ndarray:
+        shape = (self._count, *self.size, 3)
+        return read_column(self._folder, self._name, np.uint8, int(np.prod(shape))).reshape(shape)
 
 
 class JoinedFrames:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from headway.data.episodes import actions_text
 from headway.errors import UserError, logger, nearest
 
 INSTALL = "pip install 'headway[rl]'"
@@ -38,29 +39,34 @@ def check_environment_name(name: str) -> str:
     return name
 
 
+def playable_environments(recorded: Sequence[str], default: str | None, plays: bool, noun: str) -> tuple[str, ...]:
+    """The environment of each task, "" if unknown: HEADWAY_ENV or, if it is not set, the name in the data or else
+    `default`. A name in the data that would run code is ignored, with a warning if `plays` and there is no default.
+    `noun` is what the model is evaluated on without an environment.
+    """
+    override = os.environ.get(ENV_VARIABLE)
+    if override:
+        return (override,) * len(recorded)
+    fallback = "" if default is None else check_environment_name(default)
+    refused = next((name for name in recorded if ":" in name), "")
+    if refused and plays and not fallback:
+        _LOG.warning(
+            "the data come from %s, but headway does not run its code, so models are evaluated on held-out %s; set "
+            "%s=%s to evaluate them in it",
+            refused,
+            noun,
+            ENV_VARIABLE,
+            refused,
+        )
+    return tuple(fallback if not name or ":" in name else name for name in recorded)
+
+
 def single_environment(env: str | Sequence[str] | None, source: str) -> str | None:
     """The named environment, or None. UserError for several."""
     names = [env] if isinstance(env, str) else list(env or ())
     if len(names) > 1:
         raise UserError(f"{source} uses one environment, but {len(names)} are named; choose one")
     return names[0] if names else None
-
-
-def make_environment(name: str, *, render: bool = False) -> Any:
-    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of your own module (a class, a
-    function, or an id that the module registers). With `render` its method `render` returns images. Raises UserError
-    for an unknown environment.
-    """
-    package = gymnasium()
-    if render:
-        configure_offscreen()
-    if ":" in name:
-        return _make_user_defined(package, name, render)
-    if name.startswith(METAWORLD):
-        from headway.environments.metaworld import MetaWorld  # imports gymnasium
-
-        return MetaWorld(name.removeprefix(METAWORLD), render=render)
-    return _make_registered(package, name, render)
 
 
 def configure_offscreen() -> None:
@@ -78,7 +84,9 @@ def log_mujoco_warnings() -> None:
         mujoco.set_mju_user_warning(lambda message: _LOG.debug("MuJoCo: %s", message))
 
 
-def _make_registered(package: Any, name: str, render: bool) -> Any:
+def make_registered(name: str, render: bool) -> Any:
+    """Create an environment that is registered with Gymnasium. Raises UserError for an unknown one."""
+    package = gymnasium()
     errors = package.error
     render_arguments = {"render_mode": "rgb_array"} if render else {}  # not every constructor accepts render_mode
     try:
@@ -104,15 +112,22 @@ def _make_registered(package: Any, name: str, render: bool) -> Any:
         raise _creation_error(name, error) from error
 
 
-def _make_user_defined(package: Any, name: str, render: bool) -> Any:
+def make_user_defined(name: str, render: bool) -> Any:
+    """Create an environment of the user's module. Raises UserError if there is none."""
+    package = gymnasium()
     module, _, attribute = name.partition(":")
     maker = import_user_callable(name, "the environment", missing_is_none=True)
     if maker is None and attribute in package.registry:
-        return _make_registered(package, attribute, render)
+        return make_registered(attribute, render)
     if maker is None:
         raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
-    if render and not _accepts_render_mode(maker):
-        raise UserError(f"the environment {name!r} has no parameter render_mode for rendering; add it")
+    if render:
+        try:
+            parameters = inspect.signature(maker).parameters.values()
+        except ValueError:  # callables not written in Python may have no signature
+            parameters = ()
+        if not any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in parameters):
+            raise UserError(f"the environment {name!r} has no parameter render_mode for rendering; add it")
     log_mujoco_warnings()
     try:
         environment = maker(render_mode="rgb_array") if render else maker()
@@ -151,14 +166,6 @@ def _creation_error(name: str, error: Exception) -> UserError:
     )
 
 
-def _accepts_render_mode(maker: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(maker).parameters.values()
-    except ValueError:  # callables not written in Python may have no signature
-        return False
-    return any(parameter.name == "render_mode" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error."""
     return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")
@@ -186,7 +193,7 @@ class Spaces:
     @property
     def action_text(self) -> str:
         """The kind of actions, for messages."""
-        return f"{self.n_actions} choices" if self.n_actions is not None else f"{self.action_size} numbers"
+        return actions_text(self.n_actions, self.action_size)
 
     def state(self, observation: Any) -> State:
         """An observation as model input; a copy, because environments may reuse the memory."""
@@ -211,14 +218,6 @@ class Spaces:
         return generator.uniform(low, high).astype(np.float32)
 
 
-def flatten_observations(environment: Any) -> Any:
-    """`environment` with composite or discrete observations flattened."""
-    spaces = gymnasium().spaces
-    if isinstance(environment.observation_space, spaces.Box):
-        return environment
-    return gymnasium().wrappers.FlattenObservation(environment)
-
-
 def spaces_of(environment: Any, name: str) -> Spaces:
     """The spaces of a flattened environment. UserError for unsupported action spaces."""
     spaces = gymnasium().spaces
@@ -237,6 +236,5 @@ def spaces_of(environment: Any, name: str) -> Spaces:
         return Spaces(shape, image, None, len(low), low, high, action_shape=tuple(action_space.shape))
     raise UserError(
         f"the environment {name!r} has the action space {action_space}; use one with discrete actions (Discrete) or "
-        "floats "
-        "(Box), or wrap it"
+        "floats (Box), or wrap it"
     )

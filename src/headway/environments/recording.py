@@ -5,38 +5,23 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from headway.data.array_store import ColumnWriter, output_errors
-from headway.data.demonstrations import Demonstrations, concatenate_demonstrations, task_name
 from headway.data.episode_files import open_arrays
-from headway.data.episodes import Episode, Episodes, collate_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes, numbers_text
 from headway.data.video import MAX_FRAME_RATE, Frames, JoinedFrames, MappedFrames
 from headway.environments.factory import METAWORLD, Spaces, import_user_callable
+from headway.environments.rollouts import Player
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 
 Policy = Callable[[np.ndarray], np.ndarray]
 """States [B, *shape] to actions: discrete int [B], or floats [B, A]."""
-
-
-class RowPolicy:
-    """A policy that remembers its episodes, one per row."""
-
-    def start_episode(self, row: int, seed: int) -> None:
-        """Start an episode in a row."""
-
-    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
-        """The actions for some rows with states [B, *shape], as a `Policy` returns them."""
-        raise NotImplementedError
-
-    def observe_step(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
-        """Observe the executed action of a row, which may be random, and its reward."""
-
 
 RANDOM, EXPERT = "random", "expert"
 _LAYER = re.compile(r"weight_(\d+)")
@@ -70,7 +55,14 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
     if name == RANDOM:
         return None
     if name == EXPERT:
-        return _expert(environment)
+        if not environment.startswith(METAWORLD):
+            raise UserError(
+                f"there is no expert for {environment!r}, only for Meta-World tasks ({METAWORLD}reach-v3); use random, "
+                "a network's .npz file, or module:function"
+            )
+        from headway.environments.metaworld import Expert  # imports gymnasium
+
+        return Expert(environment.removeprefix(METAWORLD))
     path = Path(name).expanduser()
     if path.suffix.lower() == ".npz":
         if not path.is_file():
@@ -90,26 +82,14 @@ def default_policy(environment: str) -> str:
     return EXPERT if environment.startswith(METAWORLD) else RANDOM
 
 
-def _expert(environment: str) -> Policy:
-    if not environment.startswith(METAWORLD):
-        raise UserError(
-            f"there is no expert for {environment!r}, only for Meta-World tasks ({METAWORLD}reach-v3); use random, "
-            "a network's .npz file, or module:function"
-        )
-    from headway.environments.metaworld import Expert  # imports gymnasium
-
-    return Expert(environment.removeprefix(METAWORLD))
-
-
 def read_network(path: Path, spaces: Spaces) -> Network:
     """Read a network from states to actions. UserError if its shapes do not fit the spaces."""
     with open_arrays(path) as columns:
         layer_numbers = sorted(int(match[1]) for match in map(_LAYER.fullmatch, columns) if match)
-        if (
-            layer_numbers != list(range(len(layer_numbers)))
-            or not layer_numbers
-            or any(f"bias_{n}" not in columns for n in layer_numbers)
-        ):
+        is_complete = layer_numbers == list(range(len(layer_numbers))) and all(
+            f"bias_{n}" in columns for n in layer_numbers
+        )
+        if not (layer_numbers and is_complete):
             raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the network's layers like this")
         layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in layer_numbers)
         size = int(np.prod(spaces.shape))
@@ -121,12 +101,13 @@ def read_network(path: Path, spaces: Spaces) -> Network:
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
             raise UserError(
                 f"{path}: layer {number} has a weight of shape {weight.shape} and a bias of {bias.shape}, but its "
-                f"input has {width} numbers; use a policy for this environment, which has states of {size} numbers"
+                f"input has {numbers_text(width)}; use a policy for this environment, which has states of "
+                f"{numbers_text(size)}"
             )
         width = len(weight)
     if width != output_size or mean.shape != (size,) or std.shape != (size,):
         raise UserError(
-            f"{path} outputs {width} numbers, but the environment has {spaces.action_text}; use another policy"
+            f"{path} outputs {numbers_text(width)}, but the environment has {spaces.action_text}; use another policy"
         )
     return Network(layers, mean, std, spaces.n_actions is not None)
 
@@ -155,12 +136,13 @@ def _checked_policy(function: Callable[..., object], name: str, spaces: Spaces) 
 
 
 MAX_TRIES = 4  # maximum episodes to play per recorded episode
+ROBOT_STATE_SIZE = 4  # leading numbers of a Meta-World state: the hand's position and the gripper's opening
 
 
 class Mixture(NamedTuple):
     """A policy (None: random) with a fraction `noise` of its actions replaced by random ones."""
 
-    policy: Policy | RowPolicy | None
+    policy: Policy | Player | None
     noise: float
 
 
@@ -179,10 +161,11 @@ class _RunningEpisode:
     """A running episode in one of the environments. `success_step` is the step of its first success."""
 
     number: int
+    policy: Policy | Player | None
     generator: np.random.Generator
     states: list[np.ndarray]
     images: list[dict[str, np.ndarray]]
-    actions: list[np.ndarray | np.integer | int] = field(default_factory=list)
+    actions: list[np.ndarray | int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     success_step: int | None = None
 
@@ -231,22 +214,9 @@ class Recorder:
             numbers = iter(range(started, started + batch_count))
             running = {row: self._start_episode(row, number) for row, number in zip(range(num_parallel), numbers)}
             while running:
-                actions = {}
-                for index, (policy, noise) in enumerate(self.mixtures):
-                    rows = [row for row, episode in running.items() if episode.number % len(self.mixtures) == index]
-                    # Call each policy once for all its rows.
-                    policy_actions = None
-                    if policy is not None and rows:
-                        states = np.stack([running[row].states[-1] for row in rows])
-                        policy_actions = policy.act(rows, states) if isinstance(policy, RowPolicy) else policy(states)
-                    for position, row in enumerate(rows):
-                        generator = running[row].generator
-                        is_random = policy_actions is None or (noise > 0 and generator.random() < noise)
-                        actions[row] = self.envs.spaces.random(generator) if is_random else policy_actions[position]  # type: ignore[index]
-                for row, action in actions.items():
-                    finished_before = len(self.finished)
+                for row, action in self._choose_actions(running).items():
                     if self._step(row, running[row], action):
-                        if len(self.finished) > finished_before:
+                        if running[row].number in self.finished:
                             progress(len(self.finished))
                         number = next(numbers, None)
                         if number is None:
@@ -261,55 +231,58 @@ class Recorder:
         return collate_episodes(finished, f"the recording of {self.envs.name!r}", environment=self.envs.name)
 
     def _start_episode(self, row: int, number: int) -> _RunningEpisode:
-        generator = np.random.default_rng([self.seed, number])
+        policy, generator = (
+            self.mixtures[number % len(self.mixtures)].policy,
+            np.random.default_rng([self.seed, number]),
+        )
         state = self.envs.reset(row, self.seed + number)
-        policy = self._policy(number)
-        if isinstance(policy, RowPolicy):
+        if isinstance(policy, Player):
             policy.start_episode(row, self.seed + number)
-        return _RunningEpisode(number, generator, [state], [self.envs.images(row)])
+        return _RunningEpisode(number, policy, generator, [state], [self.envs.images(row)])
 
-    def _policy(self, number: int) -> Policy | RowPolicy | None:
-        """The policy of an episode."""
-        return self.mixtures[number % len(self.mixtures)].policy
+    def _choose_actions(self, running: dict[int, _RunningEpisode]) -> dict[int, np.ndarray | np.integer | int]:
+        """The next action in each row. Each policy is called once for all its rows."""
+        actions = {}
+        for index, (policy, noise) in enumerate(self.mixtures):
+            rows = [row for row, episode in running.items() if episode.number % len(self.mixtures) == index]
+            policy_actions = None
+            if policy is not None and rows:
+                states = np.stack([running[row].states[-1] for row in rows])
+                policy_actions = policy.act(rows, states) if isinstance(policy, Player) else policy(states)
+            for position, row in enumerate(rows):
+                generator = running[row].generator
+                is_random = policy_actions is None or (noise > 0 and generator.random() < noise)
+                actions[row] = self.envs.spaces.random(generator) if is_random else policy_actions[position]  # type: ignore[index]
+        return actions
 
     def _step(self, row: int, episode: _RunningEpisode, action: np.ndarray | np.integer | int) -> bool:
         """Take a row's next step; return whether its episode is finished. Actions are stored as executed."""
-        spaces = self.envs.spaces
+        spaces, success_filter = self.envs.spaces, self.success_filter
         step = self.envs.step(row, action)
-        episode.actions.append(
-            int(action) if spaces.n_actions is not None else np.clip(action, spaces.low, spaces.high)
-        )
+        episode.actions.append(int(action) if spaces.action_size is None else np.clip(action, spaces.low, spaces.high))
         episode.rewards.append(step.reward)
-        policy = self._policy(episode.number)
-        if isinstance(policy, RowPolicy):
-            policy.observe_step(row, episode.actions[-1], step.reward)  # type: ignore[arg-type]
-        if step.success and episode.success_step is None:
-            episode.success_step = len(episode.rewards)
+        if isinstance(episode.policy, Player):
+            episode.policy.observe(np.array(episode.actions[-1:]), np.array([step.reward]), [row])
         steps = len(episode.rewards)
-        is_last = (
-            self.success_filter is not None
-            and episode.success_step is not None
-            and steps >= episode.success_step + self.success_filter.after
-        )
-        if not (step.terminated or step.truncated or is_last or (self.horizon is not None and steps >= self.horizon)):
+        if step.success and episode.success_step is None:
+            episode.success_step = steps
+        is_over = step.terminated or step.truncated or (self.horizon is not None and steps >= self.horizon)
+        if success_filter is not None and episode.success_step is not None:
+            is_over |= steps >= episode.success_step + success_filter.after
+        if not is_over:
             episode.states.append(step.state)
             episode.images.append(self.envs.images(row))
-            return False
-        if self.success_filter is not None and episode.success_step is None:
+        elif success_filter is not None and episode.success_step is None:
             self.failed += 1
-            return True
-        dtype = np.int64 if spaces.n_actions is not None else np.float32
-        self.on_finished(
-            episode.number,
-            {name: np.stack([step_images[name] for step_images in episode.images]) for name in episode.images[0]},
-        )
-        self.finished[episode.number] = Episode(
-            np.stack(episode.states), np.array(episode.actions, dtype), np.array(episode.rewards), not step.terminated
-        )
-        return True
-
-
-ROBOT_STATE_SIZE = 4  # leading numbers of a Meta-World state: the hand's position and the gripper's opening
+        else:
+            images = {
+                name: np.stack([step_images[name] for step_images in episode.images]) for name in episode.images[0]
+            }
+            self.on_finished(episode.number, images)
+            actions = np.array(episode.actions, np.int64 if spaces.action_size is None else np.float32)
+            states, rewards = np.stack(episode.states), np.array(episode.rewards)
+            self.finished[episode.number] = Episode(states, actions, rewards, not step.terminated)
+        return is_over
 
 
 class EpisodeImages:
@@ -331,9 +304,7 @@ class EpisodeImages:
 
     def add(self, task: int, number: int, images: dict[str, np.ndarray]) -> None:
         """Store the images from one episode of a task: uint8 [T, H, W, 3] per camera."""
-        if not images:
-            return
-        files = {_file_name(task, number, camera): frames for camera, frames in images.items()}
+        files = {f"{task}-{number}-{camera}": frames for camera, frames in images.items()}
         with ColumnWriter(Path(self._folder.name), dict.fromkeys(files, np.uint8)) as columns:
             for name, frames in files.items():
                 self._size = (frames.shape[1], frames.shape[2])
@@ -342,56 +313,22 @@ class EpisodeImages:
     def frames(self, task: int, lengths: dict[int, int], camera: str) -> Frames:
         """The concatenated images of a camera in episodes of a task, given by number and length."""
         folder = Path(self._folder.name)
-        files = {_file_name(task, number, camera): length for number, length in lengths.items()}
-        return JoinedFrames([StoredFrames(folder, name, length, self._size) for name, length in files.items()])
-
-
-class StoredFrames:
-    """An episode's N images in a file of `EpisodeImages`, memory-mapped only while they are read, because a recording
-    has more files than a process may keep open.
-    """
-
-    def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
-        self.size = self.recorded_size = size
-        self.content = name
-        self._folder, self._name, self._count = folder, name, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def read(self, steps: np.ndarray) -> np.ndarray:
-        """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
-        return MappedFrames(self._folder, self._name, self._count, self.size).read(steps)
-
-
-def _file_name(task: int, number: int, camera: str) -> str:
-    return f"{task}-{number}-{camera}"
+        files = {f"{task}-{number}-{camera}": length for number, length in lengths.items()}
+        return JoinedFrames([MappedFrames(folder, name, length, self._size) for name, length in files.items()])
 
 
 def collect_demonstrations(
     recorders: Sequence[Recorder], cameras: Sequence[str], images: EpisodeImages | None
-) -> Demonstrations:
+) -> Episodes:
     """The finished episodes, task by task."""
     parts = []
     for task, recorder in enumerate(recorders):
-        if not recorder.finished:
-            continue
-        episodes, name = recorder.episodes(), recorder.envs.name
-        lengths = {number: len(recorder.finished[number].rewards) for number in sorted(recorder.finished)}
-        parts.append(
-            Demonstrations(
-                episodes.states,
-                episodes.actions,
-                episodes.ends,
-                {camera: images.frames(task, lengths, camera) for camera in cameras} if images else {},
-                np.zeros(len(episodes), np.int64),
-                (task_name(name),),
-                np.zeros(len(episodes), np.uint8),
-                (name,),
-                recorder.envs.frame_rate,
-            )
-        )
-    return concatenate_demonstrations(parts, [recorder.envs.name for recorder in recorders if recorder.finished])
+        if recorder.finished:
+            lengths = {number: len(recorder.finished[number].rewards) for number in sorted(recorder.finished)}
+            frames = {camera: images.frames(task, lengths, camera) for camera in cameras} if images else {}
+            parts.append(replace(recorder.episodes(), cameras=frames, rate=recorder.envs.frame_rate))
+    names = [recorder.envs.name for recorder in recorders if recorder.finished]
+    return concatenate_episodes(parts, names, one_environment=False)
 
 
 def robot_state_size(environments: Sequence[str]) -> int | None:
@@ -401,18 +338,21 @@ def robot_state_size(environments: Sequence[str]) -> int | None:
 
 def check_same_format(recorders: Sequence[Recorder]) -> None:
     """UserError for environments that cannot share a folder, because their sizes or step rates differ."""
-    first_envs = recorders[0].envs
+
+    def describe(envs: VectorEnv) -> tuple[str, ...]:
+        rate = f"{envs.frame_rate} steps per second"
+        return (
+            f"states of {numbers_text(*envs.spaces.shape)}",
+            f"actions of {numbers_text(envs.spaces.action_size)}",
+            rate,
+        )
+
+    first = recorders[0].envs
     for envs in (recorder.envs for recorder in recorders[1:]):
-        for format_text, ours, theirs in (
-            ("states of {} numbers", envs.spaces.shape[0], first_envs.spaces.shape[0]),
-            ("actions of {} numbers", envs.spaces.action_size, first_envs.spaces.action_size),
-            ("{} steps per second", envs.frame_rate, first_envs.frame_rate),
-        ):
+        for ours, theirs in zip(describe(envs), describe(first)):
             if ours != theirs:
                 raise UserError(
-                    f"{envs.name!r} has {format_text.format(ours)}, but {first_envs.name!r} has "
-                    f"{format_text.format(theirs)}; record "
-                    "them into separate folders"
+                    f"{envs.name!r} has {ours}, but {first.name!r} has {theirs}; record them into separate folders"
                 )
 
 

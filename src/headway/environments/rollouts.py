@@ -1,4 +1,4 @@
-"""Rollouts: episodes that an agent plays in parallel, their returns and their videos."""
+"""Rollouts: episodes that an agent plays in parallel, their scores and their videos."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from headway.data.episodes import Episode
 from headway.data.video import VideoWriter, check_video_path
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError, logger
 from headway.metrics import bootstrap_mean
 
+MAX_PARALLEL = 16  # maximum parallel episodes
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
 """The first seeds of evaluation episodes, distinct from those of recordings and of other splits."""
 
@@ -32,14 +34,11 @@ _D4RL_BOUNDS = {  # D4RL's returns of a random and of an expert policy
     "Walker2d": (1.629008, 4592.3),
     "Ant": (-325.6, 3879.7),
 }
-
-
-def normalised_return(environment: str, value: float) -> float | None:
-    """A return as a percentage of an expert's; None if D4RL has no bounds for it. The bounds are for older versions of
-    these environments, whose rewards differ only by small terms from version 5.
-    """
-    bounds = _D4RL_BOUNDS.get(environment.partition("-v")[0])
-    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
+_MAX_FRAME_RATE = 30.0  # default and maximum frames per second
+_MAX_WAITING = 8  # maximum frames waiting for the encoder, about 750 kB each
+_MAX_DENOMINATOR = 1000  # the largest denominator of frames per second
+_END_SECONDS = 0.7  # seconds for which the end of an episode is shown
+_CAPTION_HEIGHT, _FONT_SIZE = 24, 14  # pixels of the caption's height, and of its font size
 
 
 def evaluation_seeds(split: str, episodes: int) -> range:
@@ -49,10 +48,21 @@ def evaluation_seeds(split: str, episodes: int) -> range:
     return range(SEEDS[split], SEEDS[split] + episodes)
 
 
+def training_seed(stream: int, seed: int, episode: int) -> int:
+    """The seed of an episode that a learning model plays: a function of its number, distinct from evaluation seeds."""
+    return int(np.random.default_rng([stream, seed, episode]).integers(SEEDS["validation"]))
+
+
 def check_episodes(episodes: int, seed: int | None) -> None:
     """UserError for fewer than 1 episode, or a negative seed."""
     if episodes < 1 or (seed is not None and seed < 0):
         raise UserError(f"episodes is {episodes} and seed is {seed}; use at least 1 episode and a seed of at least 0")
+
+
+def check_no_chunking(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
+    """UserError for action chunk settings with a model that predicts one action at a time."""
+    if execute is not None or ensemble != "run":
+        raise UserError(f"{source} predicts one action at a time; remove execute and ensemble")
 
 
 def target_returns(target_return: float | Sequence[float]) -> list[float]:
@@ -74,6 +84,57 @@ def first_seed(seed: int | None) -> int:
     return SEEDS["test"] if seed is None else seed
 
 
+class Player:
+    """A policy that plays an episode in each row. In a rollout all episodes start together; a recording starts a new
+    one in a row as soon as the last one is over.
+    """
+
+    limit: int | None = None
+    """The maximum steps of an episode; None for no limit."""
+
+    def start_episode(self, row: int, seed: int) -> None:
+        """Start an episode of a recording."""
+        raise NotImplementedError
+
+    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
+        """The actions for some rows in their current states [B, *shape]: int [B] or float [B, A]."""
+        raise NotImplementedError
+
+    def observe(self, actions: np.ndarray, rewards: np.ndarray, rows: Sequence[int]) -> None:
+        """Observe the last actions as they were executed, and their rewards [B]."""
+
+    def keep_rows(self, kept: np.ndarray) -> None:
+        """In a rollout, continue only these of the last rows."""
+
+
+class SeparateRows(Player):
+    """Plays the episodes of a recording with one player per row, because they differ in age."""
+
+    def __init__(self, make: Callable[[Sequence[int]], Player]) -> None:
+        self.make, self._players = make, dict[int, Player]()
+
+    def start_episode(self, row: int, seed: int) -> None:
+        self._players[row] = self.make([seed])
+
+    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._players[row].act([0], state[None]) for row, state in zip(rows, states)])
+
+    def observe(self, actions: np.ndarray, rewards: np.ndarray, rows: Sequence[int]) -> None:
+        for index, row in enumerate(rows):
+            self._players[row].observe(actions[index : index + 1], rewards[index : index + 1], [0])
+
+
+class PlayedEpisodes(NamedTuple):
+    """Returns and lengths of E episodes. `truncated` counts those that the player's limit ended; `succeeded` is the
+    step, from 1, at which each last was a success (0 if it never was; None if the environment does not report it).
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    truncated: int = 0
+    succeeded: np.ndarray | None = None
+
+
 class EpisodeWatch(Protocol):
     """Watches the first `episodes` episodes one after the other. `render` returns the current image, uint8 [H, W, 3];
     `return_so_far` is the return so far.
@@ -91,11 +152,93 @@ class EpisodeWatch(Protocol):
         ...
 
 
-_MAX_FRAME_RATE = 30.0  # default and maximum frames per second
-_MAX_WAITING = 8  # maximum frames waiting for the encoder, about 750 kB each
-_MAX_DENOMINATOR = 1000  # the largest denominator of frames per second
-_END_SECONDS = 0.7  # seconds for which the end of an episode is shown
-_CAPTION_HEIGHT, _FONT_SIZE = 24, 14  # pixels of the caption's height, and of its font size
+def play_episodes(
+    make_player: Callable[[Sequence[int]], Player],
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    watch: EpisodeWatch | None = None,
+    *,
+    until_success: bool = False,
+    record: Callable[[int, Episode], None] | None = None,
+) -> PlayedEpisodes:
+    """Play one episode per seed, as many in parallel as there are `envs`. `make_player` creates the player for a group
+    of seeds, and `watch` observes the first episodes. With `until_success` an episode ends when its task is solved.
+    `record` receives each episode with its number.
+    """
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    truncated, succeeded, reported = np.zeros(len(seeds), bool), np.zeros(len(seeds), np.int64), False
+    for group in map(np.array, parallel_groups(len(seeds), len(envs), watch)):
+        player, rows = make_player([seeds[number] for number in group]), np.arange(len(group))
+        states = np.stack([envs.reset(row, seeds[number]) for row, number in enumerate(group)])
+        transitions: list[list[Any]] = [[] for _ in group]
+        watched = watch if watch is not None and group[0] < watch.episodes else None
+        while len(rows):
+            numbers = group[rows]
+            if watched is not None and rows[0] == 0:
+                watched.step(envs.frame, int(group[0]), float(returns[group[0]]))
+            actions = player.act(rows.tolist(), states)
+            if envs.spaces.n_actions is None:
+                actions = np.clip(actions, envs.spaces.low, envs.spaces.high)
+            steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
+            rewards = np.array([step.reward for step in steps])
+            player.observe(actions, rewards, rows.tolist())
+            returns[numbers] += rewards
+            lengths[numbers] += 1
+            if record is not None:
+                for row, *transition in zip(rows.tolist(), states, actions, rewards):
+                    transitions[row].append(transition)
+            reported |= any(step.success is not None for step in steps)  # some report it only at the end
+            solved = np.array([bool(step.success) for step in steps])
+            succeeded[numbers[solved]] = lengths[numbers[solved]]
+            is_over = np.array([step.terminated or step.truncated for step in steps]) | (solved & until_success)
+            if player.limit is not None:
+                truncated[numbers] = ~is_over & (lengths[numbers] >= player.limit)
+            running = np.flatnonzero(~is_over & ~truncated[numbers])
+            if watched is not None and rows[0] == 0 and 0 not in running:
+                watched.end(envs.frame, int(group[0]), float(returns[group[0]]))
+            if len(running) < len(rows):
+                player.keep_rows(running)
+            rows, states = rows[running], np.array([steps[index].state for index in running])
+        if record is not None:
+            for number, columns in zip(group.tolist(), transitions):
+                episode_states, actions, rewards = map(np.array, zip(*columns))
+                record(number, Episode(episode_states, actions, rewards))
+    return PlayedEpisodes(returns, lengths, int(truncated.sum()), succeeded if reported else None)
+
+
+def parallel_groups(episodes: int, max_parallel: int, watch: EpisodeWatch | None) -> list[list[int]]:
+    """Groups of at most `max_parallel` episodes that are played in parallel. Only the first environment can be
+    rendered, so each watched episode is the first of a group.
+    """
+    watched = 0 if watch is None else min(watch.episodes, episodes)
+    groups = [[number] for number in range(watched)]
+    remaining = deque(range(watched, episodes))
+    for group in groups:
+        group += [remaining.popleft() for _ in range(min(max_parallel - 1, len(remaining)))]
+    while remaining:
+        groups.append([remaining.popleft() for _ in range(min(max_parallel, len(remaining)))])
+    return groups
+
+
+def return_scores(episodes: PlayedEpisodes, environment: str) -> dict[str, Any]:
+    """The mean return with its interval, also normalised if D4RL has bounds, and the mean length."""
+    mean = float(episodes.returns.mean())
+    scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(episodes.returns)}
+    normalised = normalised_return(environment, mean)
+    if normalised is not None:
+        scores["return_normalised"] = normalised
+    scores |= {"length_mean": float(episodes.lengths.mean()), "samples": len(episodes.returns)}
+    if episodes.truncated:
+        scores["cut"] = episodes.truncated
+    return scores
+
+
+def normalised_return(environment: str, value: float) -> float | None:
+    """A return as a percentage of an expert's; None if D4RL has no bounds for it. The bounds are for older versions of
+    these environments, whose rewards differ only by small terms from version 5.
+    """
+    bounds = _D4RL_BOUNDS.get(environment.partition("-v")[0])
+    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
 
 
 class FilmConfig(NamedTuple):
@@ -119,45 +262,6 @@ def film_config(path: str | Path | None, episodes: int, speed: float) -> FilmCon
     return FilmConfig(Path(path), episodes, speed)
 
 
-@dataclass
-class EpisodeFilm:
-    """Writes episodes to a video. The caption has the episode's number and return, and `caption_suffix`, which is for
-    the model's targets.
-
-    A separate thread encodes frames while the next ones are played; only frames in the video are rendered.
-    """
-
-    film: VideoWriter
-    encoder: ThreadPoolExecutor
-    steps_per_frame: int
-    frame_rate: Fraction
-    episodes: int
-    caption_suffix: str = ""
-    _steps: int = 0
-    _waiting: deque[Future[None]] = field(default_factory=deque)
-
-    def step(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
-        if self._steps % self.steps_per_frame == 0:
-            self._add_frame(render(), episode, return_so_far)
-        self._steps += 1
-
-    def end(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
-        frame = render()
-        for _ in range(max(1, round(_END_SECONDS * self.frame_rate))):
-            self._add_frame(frame, episode, return_so_far)
-        self._steps = 0
-
-    def finish(self) -> None:
-        for future in self._waiting:
-            future.result()
-
-    def _add_frame(self, frame: np.ndarray, episode: int, return_so_far: float) -> None:
-        text = f"episode {episode + 1} of {self.episodes}{self.caption_suffix}   return {return_so_far:.5g}"
-        self._waiting.append(self.encoder.submit(lambda: self.film.add(with_caption(frame, text))))
-        if len(self._waiting) > _MAX_WAITING:
-            self._waiting.popleft().result()
-
-
 @contextmanager
 def open_film(config: FilmConfig | None, rate: float | None) -> Iterator[EpisodeFilm | None]:
     """Open a video for episodes with `rate` steps per second, if known; None without a video."""
@@ -172,7 +276,49 @@ def open_film(config: FilmConfig | None, rate: float | None) -> Iterator[Episode
     with VideoWriter(config.path, frame_rate, fast=True) as film, ThreadPoolExecutor(1, "film") as encoder:
         episode_film = EpisodeFilm(film, encoder, steps_per_frame, frame_rate, config.episodes)
         yield episode_film
-        episode_film.finish()
+        for future in episode_film.waiting:
+            future.result()
+
+
+def frame_sampling(rate: float) -> tuple[int, Fraction]:
+    """The steps per frame of a video, and its frames per second, at most 30."""
+    steps_per_frame = max(1, math.ceil(rate / _MAX_FRAME_RATE))
+    return steps_per_frame, Fraction(rate).limit_denominator(_MAX_DENOMINATOR) / steps_per_frame
+
+
+@dataclass
+class EpisodeFilm:
+    """Writes episodes to a video. The caption has the episode's number and return, and `caption_suffix`, which is for
+    the model's targets.
+
+    A separate thread encodes frames while the next ones are played; only frames in the video are rendered.
+    """
+
+    film: VideoWriter
+    encoder: ThreadPoolExecutor
+    steps_per_frame: int
+    frame_rate: Fraction
+    episodes: int
+    caption_suffix: str = ""
+    waiting: deque[Future[None]] = field(default_factory=deque)
+    _steps: int = 0
+
+    def step(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        if self._steps % self.steps_per_frame == 0:
+            self._add_frame(render(), episode, return_so_far)
+        self._steps += 1
+
+    def end(self, render: Callable[[], np.ndarray], episode: int, return_so_far: float) -> None:
+        frame = render()
+        for _ in range(max(1, round(_END_SECONDS * self.frame_rate))):
+            self._add_frame(frame, episode, return_so_far)
+        self._steps = 0
+
+    def _add_frame(self, frame: np.ndarray, episode: int, return_so_far: float) -> None:
+        text = f"episode {episode + 1} of {self.episodes}{self.caption_suffix}   return {return_so_far:.5g}"
+        self.waiting.append(self.encoder.submit(lambda: self.film.add(with_caption(frame, text))))
+        if len(self.waiting) > _MAX_WAITING:
+            self.waiting.popleft().result()
 
 
 def with_caption(frame: np.ndarray, text: str) -> np.ndarray:
@@ -182,132 +328,6 @@ def with_caption(frame: np.ndarray, text: str) -> np.ndarray:
     except ImportError:
         return frame
     bar = Image.new("RGB", (frame.shape[1], _CAPTION_HEIGHT), "#e8e8e8")
-    ImageDraw.Draw(bar).text(
-        (6, (_CAPTION_HEIGHT - _FONT_SIZE) // 2), text, "black", ImageFont.load_default(_FONT_SIZE)
-    )
+    position = (6, (_CAPTION_HEIGHT - _FONT_SIZE) // 2)
+    ImageDraw.Draw(bar).text(position, text, "black", ImageFont.load_default(_FONT_SIZE))
     return np.concatenate([frame, np.asarray(bar)])
-
-
-def frame_sampling(rate: float) -> tuple[int, Fraction]:
-    """The steps per frame of a video, and its frames per second, at most 30."""
-    steps_per_frame = max(1, math.ceil(rate / _MAX_FRAME_RATE))
-    return steps_per_frame, Fraction(rate).limit_denominator(_MAX_DENOMINATOR) / steps_per_frame
-
-
-MAX_PARALLEL = 16  # maximum parallel episodes
-
-
-class Returns(NamedTuple):
-    """Returns and lengths of E episodes, by number. `truncated` counts those that the player's limit ended."""
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    truncated: int
-
-
-class EpisodePlayer(Protocol):
-    """An agent that acts in B episodes with equal step counts."""
-
-    @property
-    def limit(self) -> int | None:
-        """The maximum steps of an episode, None for no limit."""
-        ...
-
-    def act(self, states: np.ndarray) -> np.ndarray:
-        """An action for each row, from the current states [B, *shape]."""
-        ...
-
-    def observe_actions(self, actions: np.ndarray) -> None:
-        """Observe the last actions as executed, clipped to the bounds; only for numeric actions."""
-        ...
-
-    def observe_rewards(self, rewards: np.ndarray) -> None:
-        """Observe the rewards of the actions, [B]."""
-        ...
-
-    def keep_rows(self, rows: np.ndarray) -> None:
-        """Continue with only these rows."""
-        ...
-
-
-def check_no_chunking(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
-    """UserError for action chunk settings with a model that predicts one action at a time."""
-    if execute is not None or ensemble != "run":
-        raise UserError(f"{source} predicts one action at a time; remove execute and ensemble")
-
-
-def play_episodes(
-    player: Callable[[Sequence[int]], EpisodePlayer],
-    envs: VectorEnv,
-    seeds: Sequence[int],
-    watch: EpisodeWatch | None = None,
-) -> Returns:
-    """Play one episode per seed; `player` creates the agent for a group of seeds, and `watch` observes the first."""
-    outcomes: dict[int, tuple[float, int, bool]] = {}
-    for group in parallel_groups(len(seeds), min(MAX_PARALLEL, len(envs)), watch):
-        outcomes |= zip(group, _play_group(player([seeds[number] for number in group]), envs, seeds, group, watch))
-    returns, lengths, truncated = zip(*(outcomes[number] for number in range(len(seeds))))
-    return Returns(np.array(returns), np.array(lengths), sum(truncated))
-
-
-def parallel_groups(episodes: int, max_parallel: int, watch: EpisodeWatch | None) -> list[list[int]]:
-    """Groups of at most `max_parallel` episodes that are played in parallel. Only the first environment can be
-    rendered, so each watched episode is the first of a group.
-    """
-    watched = 0 if watch is None else min(watch.episodes, episodes)
-    groups = [[number] for number in range(watched)]
-    remaining = deque(range(watched, episodes))
-    for group in groups:
-        group += [remaining.popleft() for _ in range(min(max_parallel - 1, len(remaining)))]
-    while remaining:
-        groups.append([remaining.popleft() for _ in range(min(max_parallel, len(remaining)))])
-    return groups
-
-
-def _play_group(
-    player: EpisodePlayer,
-    envs: VectorEnv,
-    seeds: Sequence[int],
-    episode_indices: Sequence[int],
-    watch: EpisodeWatch | None,
-) -> list[tuple[float, int, bool]]:
-    """Return and length of the episodes with these numbers, and whether the player's limit truncated each."""
-    limit = player.limit
-    rows = np.arange(len(episode_indices))
-    states = np.stack([envs.reset(row, seeds[number]) for row, number in enumerate(episode_indices)])
-    returns, lengths, truncated = np.zeros(len(rows)), np.zeros(len(rows), int), np.zeros(len(rows), bool)
-    watch = watch if watch is not None and episode_indices[0] < watch.episodes else None
-    while len(rows):
-        if watch is not None and rows[0] == 0:
-            watch.step(envs.frame, episode_indices[0], float(returns[0]))
-        actions = player.act(states)
-        if envs.spaces.n_actions is None:
-            actions = np.clip(actions, envs.spaces.low, envs.spaces.high)
-            player.observe_actions(actions)
-        steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
-        rewards = np.array([step.reward for step in steps])
-        returns[rows] += rewards
-        lengths[rows] += 1
-        is_over = np.array([step.terminated or step.truncated for step in steps])
-        truncated[rows] = ~is_over & (limit is not None) & (lengths[rows] >= (limit or 0))
-        player.observe_rewards(rewards)
-        continuing = np.flatnonzero(~is_over & ~truncated[rows])
-        if watch is not None and rows[0] == 0 and 0 not in continuing:
-            watch.end(envs.frame, episode_indices[0], float(returns[0]))
-        if len(continuing) < len(rows):
-            player.keep_rows(continuing)
-        rows, states = rows[continuing], np.array([steps[index].state for index in continuing])
-    return list(zip(returns.tolist(), lengths.tolist(), truncated.tolist()))
-
-
-def return_scores(episodes: Returns, environment: str) -> dict[str, Any]:
-    """The mean return with its interval, also normalised if D4RL has bounds, and the mean length."""
-    mean = float(episodes.returns.mean())
-    scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(episodes.returns)}
-    normalised = normalised_return(environment, mean)
-    if normalised is not None:
-        scores["return_normalised"] = normalised
-    scores |= {"length_mean": float(episodes.lengths.mean()), "samples": len(episodes.returns)}
-    if episodes.truncated:
-        scores["cut"] = episodes.truncated
-    return scores

@@ -11,13 +11,15 @@ import numpy as np
 
 from headway.environments.factory import (
     INSTALL,
+    METAWORLD,
     Action,
     Spaces,
     State,
     configure_offscreen,
     first_line,
-    flatten_observations,
-    make_environment,
+    gymnasium,
+    make_registered,
+    make_user_defined,
     spaces_of,
 )
 from headway.errors import UserError, nearest
@@ -50,7 +52,15 @@ class Cameras:
         self._upside_down = getattr(environment, "turned", ())
         configure_offscreen()
         with self._render_errors():
-            self._viewer = self._open_viewer(simulation, size)
+            height, width = size
+            visual_settings = simulation.model.vis.global_  # the size of the render buffer
+            visual_settings.offheight = max(visual_settings.offheight, height)
+            visual_settings.offwidth = max(visual_settings.offwidth, width)
+            rendering = import_module("gymnasium.envs.mujoco.mujoco_rendering")
+            self._viewer = rendering.OffScreenViewer(simulation.model, simulation.data, width, height)
+            flags = import_module("mujoco").mjtRndFlag
+            for flag in _DISABLED_FLAGS:
+                self._viewer.scn.flags[getattr(flags, flag)] = 0
 
     def capture(self, environment: Any) -> dict[str, np.ndarray]:
         """The current image from each of an instance's cameras: uint8 [H, W, 3]."""
@@ -59,28 +69,14 @@ class Cameras:
         with self._render_errors():
             viewer.make_context_current()
             images = {camera: viewer.render("rgb_array", number) for camera, number in self._camera_ids.items()}
-        upright = {
-            camera: image[::-1, ::-1] if camera in self._upside_down else image for camera, image in images.items()
+        return {
+            camera: np.ascontiguousarray(image[::-1, ::-1] if camera in self._upside_down else image)
+            for camera, image in images.items()
         }
-        return {camera: np.ascontiguousarray(image) for camera, image in upright.items()}
 
     def close(self) -> None:
         _free_viewer(self._viewer)
         self._viewer.close()
-
-    def _open_viewer(self, simulation: Any, size: tuple[int, int]) -> Any:
-        height, width = size
-        visual_settings = simulation.model.vis.global_  # the size of the render buffer
-        visual_settings.offheight, visual_settings.offwidth = (
-            max(visual_settings.offheight, height),
-            max(visual_settings.offwidth, width),
-        )
-        rendering = import_module("gymnasium.envs.mujoco.mujoco_rendering")
-        viewer = rendering.OffScreenViewer(simulation.model, simulation.data, width, height)
-        flags = import_module("mujoco").mjtRndFlag
-        for flag in _DISABLED_FLAGS:
-            viewer.scn.flags[getattr(flags, flag)] = 0
-        return viewer
 
     @contextmanager
     def _render_errors(self) -> Any:
@@ -88,13 +84,6 @@ class Cameras:
             yield
         except Exception as error:  # each graphics library has its own exceptions
             raise render_error(self._name, error, "remove --cameras") from error
-
-
-def free_renderers(environment: Any) -> None:
-    """Free the renderers of a MuJoCo environment before it is closed."""
-    renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
-    for viewer in getattr(renderer, "_viewers", {}).values():
-        _free_viewer(viewer)
 
 
 def _free_viewer(viewer: Any) -> None:
@@ -113,6 +102,23 @@ def render_error(name: str, error: Exception, alternative: str) -> UserError:
         f"the environment {name!r} cannot be rendered ({first_line(error)}); install EGL or OSMesa and set "
         f"MUJOCO_GL=egl or MUJOCO_GL=osmesa, or {alternative}"
     )
+
+
+def make_environment(name: str, *, render: bool = False) -> Any:
+    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of your own module (a class, a
+    function, or an id that the module registers). With `render` its method `render` returns images. Raises UserError
+    for an unknown environment.
+    """
+    gymnasium()
+    if render:
+        configure_offscreen()
+    if ":" in name:
+        return make_user_defined(name, render)
+    if name.startswith(METAWORLD):
+        from headway.environments.metaworld import MetaWorld  # imports gymnasium
+
+        return MetaWorld(name.removeprefix(METAWORLD), render=render)
+    return make_registered(name, render)
 
 
 class Step(NamedTuple):
@@ -148,7 +154,10 @@ class VectorEnv:
         with ExitStack() as exit_stack:
             exit_stack.callback(self.close)
             for number in range(num_envs):
-                self._environments.append(flatten_observations(make_environment(name, render=render and number == 0)))
+                environment = make_environment(name, render=render and number == 0)
+                if not isinstance(environment.observation_space, gymnasium().spaces.Box):  # composite or discrete
+                    environment = gymnasium().wrappers.FlattenObservation(environment)
+                self._environments.append(environment)
             self.spaces: Spaces = spaces_of(self._environments[0], name)
             if cameras:
                 self._cameras = Cameras(name, self._environments[0], cameras, size)
@@ -166,7 +175,9 @@ class VectorEnv:
             self._cameras.close()
         for environment in self._environments:
             with suppress(Exception):  # a renderer that failed cannot be closed
-                free_renderers(environment)
+                renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
+                for viewer in getattr(renderer, "_viewers", {}).values():
+                    _free_viewer(viewer)
                 environment.close()
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ files; older ones store the statistics among the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headway.config import from_dict, to_dict
+from headway.data.episodes import AffineScale
 from headway.errors import UserError, nearest
 from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.settings import Settings
@@ -26,11 +27,7 @@ POLICIES = ("act", "diffusion")  # policy families
 ROBOT_STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
-_NEUTRAL_STEPS = (
-    "rename_observations_processor",
-    "to_batch_processor",
-    "device_processor",
-)  # they do not change values
+_NEUTRAL_STEPS = ("rename_observations_processor", "to_batch_processor", "device_processor")  # keep the values
 _INPUTS, _OUTPUTS = "normalize_inputs.buffer_", "unnormalize_outputs.buffer_"  # of older files
 _EPS = 1e-8
 _RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
@@ -46,14 +43,6 @@ class Features(NamedTuple):
     surroundings: int
     actions: int
     cameras: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class AffineScale:
-    """Values minus `shift`, divided by `scale`."""
-
-    shift: tuple[float, ...] = ()
-    scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,8 @@ def read_features(settings: Settings) -> Features:
     """UserError for features that are not a state, an image or an action."""
     robot = surroundings = actions = 0
     cameras: dict[str, tuple[int, int]] = {}
-    for name, feature in _features(settings, "input_features"):
+    inputs, outputs = settings.part("input_features"), settings.part("output_features")
+    for name, feature in ((name, inputs.part(name)) for name in inputs.values):
         kind, shape = feature.get("type", str), tuple(feature.get("shape", list[int]))
         if kind == "VISUAL" and len(shape) == 3 and shape[0] == _CHANNELS:
             cameras[name] = shape[1:]  # type: ignore[assignment]
@@ -99,10 +89,9 @@ def read_features(settings: Settings) -> Features:
         else:
             raise UserError(
                 f"{feature.source} is {kind} of shape {list(shape)}; use {ROBOT_STATE} and {ENVIRONMENT_STATE} of "
-                "shape [size] "
-                f"and VISUAL of shape [{_CHANNELS}, height, width]"
+                f"shape [size] and VISUAL of shape [{_CHANNELS}, height, width]"
             )
-    for name, feature in _features(settings, "output_features"):
+    for name, feature in ((name, outputs.part(name)) for name in outputs.values):
         shape = feature.get("shape", list[int])
         if name != ACTION or len(shape) != 1:
             raise UserError(f"{feature.source} has shape {shape}; the output should be {ACTION} of shape [size]")
@@ -110,23 +99,14 @@ def read_features(settings: Settings) -> Features:
     return Features(robot, surroundings, actions, cameras)
 
 
-def _features(settings: Settings, name: str) -> list[tuple[str, Settings]]:
-    part = settings.part(name)
-    return [(key, part.part(key)) for key in part.values]
-
-
 def feature_settings(features: Features) -> dict[str, Any]:
     """Return the settings for config.json; the reverse of `read_features`."""
-    inputs: dict[str, Any] = {name: _feature("VISUAL", _CHANNELS, *size) for name, size in features.cameras.items()}
-    if features.robot:
-        inputs[ROBOT_STATE] = _feature("STATE", features.robot)
-    if features.surroundings:
-        inputs[ENVIRONMENT_STATE] = _feature("ENV", features.surroundings)
-    return {"input_features": inputs, "output_features": {ACTION: _feature("ACTION", features.actions)}}
-
-
-def _feature(kind: str, *shape: int) -> dict[str, Any]:
-    return {"type": kind, "shape": list(shape)}
+    states = ((ROBOT_STATE, "STATE", features.robot), (ENVIRONMENT_STATE, "ENV", features.surroundings))
+    images = {name: {"type": "VISUAL", "shape": [_CHANNELS, *size]} for name, size in features.cameras.items()}
+    return {
+        "input_features": images | {name: {"type": kind, "shape": [size]} for name, kind, size in states if size},
+        "output_features": {ACTION: {"type": "ACTION", "shape": [features.actions]}},
+    }
 
 
 def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[str, Any]:
@@ -136,7 +116,11 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
     cameras = tuple(
         PolicyCamera(name, size, inputs.scale(name, "VISUAL", _CHANNELS)) for name, size in features.cameras.items()
     )
-    execute, chunk = settings.get("n_action_steps", int), _chunk(settings)
+    execute = settings.get("n_action_steps", int)
+    if "horizon" in settings:  # from the first observed step on
+        chunk = settings.get("horizon", int) - settings.get("n_obs_steps", int) + 1
+    else:
+        chunk = settings.get("chunk_size", int)
     if not 1 <= execute <= chunk:
         raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, the chunk length")
     scales = Scales(
@@ -148,13 +132,6 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
         settings.optional("temporal_ensemble_coeff", float),
     )
     return to_dict(scales)
-
-
-def _chunk(settings: Settings) -> int:
-    """Return the number of actions per prediction, from the current step."""
-    if "horizon" in settings:
-        return settings.get("horizon", int) - settings.get("n_obs_steps", int) + 1
-    return settings.get("chunk_size", int)
 
 
 @dataclass(frozen=True)
@@ -174,17 +151,21 @@ class _Statistics:
         if not size or mode == "IDENTITY":
             return AffineScale((0.0,) * size, (1.0,) * size)
         if mode == "MEAN_STD":
-            mean, deviation = self._read(feature, "mean", size), self._read(feature, "std", size)
-            return _scale(mean, deviation if inverse else deviation + self.eps)
-        if mode not in _RANGES:
+            shift, scale = self._read(feature, "mean", size), self._read(feature, "std", size)
+            scale = scale if inverse else scale + self.eps
+        elif mode not in _RANGES:
             raise UserError(f"{self.modes.source}: {kind} is {mode!r}; {nearest(mode, ['MEAN_STD', *_RANGES])}")
-        low, high = (self._read(feature, statistic, size) for statistic in _RANGES[mode])
-        half = (high - low) / 2
-        if inverse:
-            half = torch.where(half == 0, self.eps / 2, half)
-            return _scale(low + half, half)
-        flat = half == 0  # constant values become -1, as in LeRobot
-        return _scale(torch.where(flat, low + 1, low + half), torch.where(flat, 1.0, half))
+        else:
+            low, high = (self._read(feature, statistic, size) for statistic in _RANGES[mode])
+            half = (high - low) / 2
+            if inverse:
+                scale = torch.where(half == 0, self.eps / 2, half)
+                shift = low + scale
+            else:
+                is_constant = half == 0  # such values become -1, as in LeRobot
+                shift = torch.where(is_constant, low + 1, low + half)
+                scale = torch.where(is_constant, 1.0, half)
+        return AffineScale(tuple(shift.tolist()), tuple(scale.tolist()))
 
     def _read(self, feature: str, statistic: str, size: int) -> Tensor:
         name = self.name(feature, statistic)
@@ -202,22 +183,17 @@ class _Statistics:
         return tensor
 
 
-def _scale(shift: Tensor, scale: Tensor) -> AffineScale:
-    return AffineScale(tuple(shift.tolist()), tuple(scale.tolist()))
-
-
 def _sources(directory: Path, settings: Settings, weights: Weights) -> tuple[_Statistics, _Statistics]:
     """Return the statistics of observations and of actions."""
     if (directory / f"{PREPROCESSOR}.json").is_file():
-        return _step_statistics(directory, PREPROCESSOR, NORMALISER), _step_statistics(
-            directory, POSTPROCESSOR, UNNORMALISER
-        )
+        steps = ((PREPROCESSOR, NORMALISER), (POSTPROCESSOR, UNNORMALISER))
+        before, after = (_step_statistics(directory, pipeline, step) for pipeline, step in steps)
+        return before, after
     modes = settings.part("normalization_mapping")
     if not modes.values:
         raise UserError(
             f"{directory} has neither {PREPROCESSOR}.json nor a normalization_mapping in its config.json to scale its "
-            "values "
-            "by; get the folder again"
+            "values by; get the folder again"
         )
 
     def named(prefix: str) -> Callable[[str, str], str]:
@@ -268,12 +244,8 @@ def write_scales(directory: Path, settings: dict[str, Any], processor: Mapping[s
             "this policy has no scales for its observations and actions; export one that was imported or trained"
         )
     scales = parse_scales(processor)
-    robot, surroundings, actions = (
-        len(feature.scale) for feature in (scales.robot, scales.surroundings, scales.actions)
-    )
-    features = feature_settings(
-        Features(robot, surroundings, actions, {feature.name: feature.size for feature in scales.cameras})
-    )
+    sizes = (len(part.scale) for part in (scales.robot, scales.surroundings, scales.actions))
+    features = feature_settings(Features(*sizes, {camera.name: camera.size for camera in scales.cameras}))
     modes = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MEAN_STD")
     inputs, outputs = features["input_features"], features["output_features"]
     tensors = {}
@@ -297,11 +269,8 @@ def write_scales(directory: Path, settings: dict[str, Any], processor: Mapping[s
     _write_pipeline(directory, PREPROCESSOR, [*neutral_steps, {"registry_name": NORMALISER, "config": before}], tensors)
     after = {"eps": _EPS, "features": outputs, "norm_map": modes}
     _write_pipeline(directory, POSTPROCESSOR, [{"registry_name": UNNORMALISER, "config": after}, device], tensors)
-    return {**_without_keys(settings, ("dtype",)), **features, "normalization_mapping": modes}
-
-
-def _without_keys(settings: Mapping[str, Any], excluded: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in excluded}
+    kept = {name: value for name, value in settings.items() if name != "dtype"}
+    return {**kept, **features, "normalization_mapping": modes}
 
 
 def _write_pipeline(directory: Path, name: str, steps: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:

@@ -15,7 +15,9 @@ from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.environments import EpisodeImages, Recorder, RowPolicy, VectorEnv
+    from headway.environments.recording import EpisodeImages, Recorder
+    from headway.environments.rollouts import Player
+    from headway.environments.vector_env import VectorEnv
 
 EXAMPLE = """
 headway data collect CartPole-v1 --episodes 200 --out random.npz
@@ -74,7 +76,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import EpisodeImages, VectorEnv, check_same_format, default_policy
+    from headway.environments.recording import EpisodeImages, check_same_format, default_policy
+    from headway.environments.vector_env import VectorEnv
 
     _check_output(args)
     recorders: list[Recorder] = []
@@ -111,7 +114,8 @@ def _check_output(args: argparse.Namespace) -> None:
     """Raise UserError before recording if --out cannot take the episodes."""
     from headway.data.array_store import check_output_path
     from headway.data.lerobot_writer import check_lerobot_packages
-    from headway.environments import MAX_TRIES, SEEDS
+    from headway.environments.recording import MAX_TRIES
+    from headway.environments.rollouts import SEEDS
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -148,7 +152,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _policy_names(args: argparse.Namespace, environment: str) -> list[str]:
     """The names of the policies to record in an environment."""
-    from headway.environments import default_policy
+    from headway.environments.recording import default_policy
 
     return args.policy or [default_policy(environment)]
 
@@ -159,7 +163,7 @@ def _only_successes(args: argparse.Namespace, environment: str) -> bool:
 
 
 def _recorder(args: argparse.Namespace, envs: VectorEnv, task: int, episode_images: EpisodeImages | None) -> Recorder:
-    from headway.environments import Mixture, Recorder, SuccessFilter, check_demonstrable, open_policy
+    from headway.environments.recording import Mixture, Recorder, SuccessFilter, check_demonstrable, open_policy
 
     policies = [
         _policy_of_run(name, args, envs) if _is_run(name) else open_policy(name, envs.spaces, envs.name)
@@ -179,7 +183,7 @@ def _is_run(policy: str) -> bool:
     return Path(policy).expanduser().is_dir()
 
 
-def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> RowPolicy:
+def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> Player:
     """The policy of a trained run. Raises UserError for other kinds of runs, and for mismatched spaces."""
     import headway as hw
     from headway.domains.agents import predictors as agents
@@ -201,7 +205,7 @@ def _write(recorders: Sequence[Recorder], args: argparse.Namespace, episode_imag
     """Write the finished episodes and return their number."""
     from headway.data.episode_files import write_episodes
     from headway.data.lerobot_writer import write_lerobot
-    from headway.environments import collect_demonstrations, robot_state_size
+    from headway.environments.recording import collect_demonstrations, robot_state_size
 
     if args.out.suffix:
         write_episodes(args.out, recorders[0].episodes())

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.agents.acting import AgentPolicy
+    from headway.domains.agents.agent_policy import AgentPolicy
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "AgentPolicy"]
 RECIPES = ("ppo",)
 TASKS = {"ppo": "task"}
 VERBS = {"policy": "is_agent", "rollout": "is_agent"}
-lazy_exports(__name__, {".acting": ("AgentPolicy",)})
+lazy_exports(__name__, {".agent_policy": ("AgentPolicy",)})

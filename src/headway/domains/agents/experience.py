@@ -10,61 +10,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.domains.agents.agent_codec import AgentCodec
-from headway.domains.agents.distributions import distribution, sample_actions, sample_noise
-from headway.environments import SEEDS, VectorEnv
+from headway.domains.agents.agent_policy import (
+    AgentCodec,
+    LastStates,
+    distribution,
+    encode_states,
+    policy_output,
+    sample_actions,
+    sample_noise,
+)
+from headway.environments.rollouts import training_seed
+from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.generate.prompts import device_of
-from headway.layout import Layout
 from headway.nn.models import ModelFeatures, StatesEmbed, Transformer
 from headway.nn.parts.norm import RunningNorm
 
-
-class LastStates:
-    """The last K states of each of N rows: `states` [N, K, S], of which the first `lengths` [N] are valid."""
-
-    def __init__(self, rows: int, context: int, states: int) -> None:
-        self.states = np.zeros((rows, context, states), np.float32)
-        self.lengths = np.zeros(rows, np.int64)
-
-    def start(self, row: int, state: np.ndarray) -> None:
-        """Set the first state of an episode."""
-        self.lengths[row] = 0
-        self.add(row, state)
-
-    def add(self, row: int, state: np.ndarray) -> None:
-        """Append a state; beyond K states the oldest one is dropped."""
-        length = self.lengths[row]
-        if length == self.states.shape[1]:
-            self.states[row, :-1] = self.states[row, 1:]
-            length -= 1
-        self.states[row, length] = state
-        self.lengths[row] = length + 1
-
-    def select(self, rows: np.ndarray) -> None:
-        """Keep only some of the rows."""
-        self.states, self.lengths = self.states[rows], self.lengths[rows]
-
-
-def layout_of(lengths: Int[np.ndarray, "B"], context: int, device: torch.device | str = "cpu") -> Layout:
-    """Return the layout of the last states of rows: from position 0, padded at the end."""
-    if context == 1:
-        return Layout.full(len(lengths), 1, device=device)
-    return Layout.padded(torch.from_numpy(lengths), context).to(device)
-
-
-def policy_output(model: Transformer, encoded: ModelFeatures) -> Float[Tensor, "B E"]:
-    """Return the policy's output for the last state of each row: logits, or means and log standard deviations."""
-    return model.heads["policy"](encoded.x, encoded.layout)
+_EPS = 1e-8
+_MAX_SCALED_REWARD = 10.0  # bound of scaled rewards, in standard deviations of returns
+_NOISE_STREAM, _START_STREAM = 13, 14  # random streams, independent of others with the same seed
+_EVAL_BATCH = 4096  # windows per batch without gradients
 
 
 def value_output(model: Transformer, encoded: ModelFeatures) -> Float[Tensor, "B"]:
     """Return the expected return, in scaled rewards, from the last state of each row."""
     return cast(Tensor, model.heads["value"](encoded.x, encoded.layout))[:, 0]
-
-
-_EPS = 1e-8
-_MAX_SCALED_REWARD = 10.0  # bound of scaled rewards, in standard deviations of returns
 
 
 def advantages(
@@ -110,16 +80,12 @@ class ReturnScale:
             self.sums = self.discount * self.sums + reward
             returns[step] = self.sums
             self.sums = np.where(over[step], 0.0, self.sums)
-        self._update(returns)
-        return np.clip(rewards / np.sqrt(self.variance + _EPS), -_MAX_SCALED_REWARD, _MAX_SCALED_REWARD)
-
-    def _update(self, sums: np.ndarray) -> None:
-        """Merge the statistics of new samples (Chan, Golub and LeVeque 1979, equation 2.1)."""
-        new, total = float(sums.size), self.count + sums.size
-        shift = float(sums.mean()) - self.mean
-        squares = self.count * self.variance + new * float(sums.var()) + shift**2 * self.count * new / total
+        new, total = float(returns.size), self.count + returns.size  # Chan, Golub and LeVeque 1979, equation 2.1
+        shift = float(returns.mean()) - self.mean
+        squares = self.count * self.variance + new * float(returns.var()) + shift**2 * self.count * new / total
         self.mean += shift * new / total
         self.variance, self.count = squares / total, total
+        return np.clip(rewards / np.sqrt(self.variance + _EPS), -_MAX_SCALED_REWARD, _MAX_SCALED_REWARD)
 
     def state(self) -> dict[str, Tensor]:
         known = [self.mean, self.variance, self.count]
@@ -128,10 +94,6 @@ class ReturnScale:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.sums = state["sums"].numpy().copy()
         self.mean, self.variance, self.count = state["known"].tolist()
-
-
-_NOISE_STREAM, _START_STREAM = 13, 14  # random streams, independent of others with the same seed
-_EVAL_BATCH = 4096  # windows per batch without gradients
 
 
 class Estimation(NamedTuple):
@@ -156,7 +118,7 @@ class PolicySteps(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """T steps in N environments, and the last states of truncated episodes."""
+    """T steps in N environments, [T N] or [T, N], and the last states of truncated episodes."""
 
     windows: np.ndarray
     lengths: np.ndarray
@@ -213,8 +175,7 @@ class Experience:
         first = self.running is not None and not bool(self.running.count)
         record = self._play(count)
         if first:
-            windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
-            self._update_norm(torch.from_numpy(windows), torch.from_numpy(lengths))
+            self._update_norm(torch.from_numpy(record.windows), torch.from_numpy(record.lengths))
         self.latest, self._states_counted = self._estimate(record), first
         return self.latest
 
@@ -229,11 +190,8 @@ class Experience:
         self.episodes += 1
         self._past[row] = []
         self._returns[row] = 0.0
-        self.last.start(row, self.envs.reset(row, self._start(self._episode_ids[row])))
-
-    def _start(self, episode: int) -> int:
-        """Return the seed of an episode, distinct from all evaluation seeds."""
-        return int(np.random.default_rng([_START_STREAM, self.seed, episode]).integers(SEEDS["validation"]))
+        seed = training_seed(_START_STREAM, self.seed, self._episode_ids[row])
+        self.last.start(row, self.envs.reset(row, seed))
 
     @torch.no_grad()
     def _play(self, count: int) -> _Record:
@@ -248,7 +206,9 @@ class Experience:
         finished: list[float] = []
         for step in range(count):
             windows[step], lengths[step] = self.last.states, self.last.lengths
-            actions[step] = sample_actions(self._policy_output(), discrete, noise[step])
+            encoded = encode_states(self.model, self.last.states, self.last.lengths)
+            output = policy_output(self.model, encoded).cpu().numpy()
+            actions[step] = sample_actions(output, discrete, noise[step])
             done = codec.to_environment(actions[step])
             for row in range(rows):
                 after = self.envs.step(row, done[row])
@@ -265,22 +225,15 @@ class Experience:
                     self._start_episode(row)
         self.steps += count * rows
         self.curve.append((float(self.steps), float(np.mean(finished)) if finished else np.nan, float(len(finished))))
-        return _Record(windows, lengths, actions, rewards, ended, over, cut)
-
-    def _policy_output(self) -> Float[np.ndarray, "N E"]:
-        """Return the policy's output for the current states."""
-        device = device_of(self.model)
-        layout = layout_of(self.last.lengths, self.codec.context, device)
-        encoded = self.model(torch.from_numpy(self.last.states).to(device), layout)
-        return policy_output(self.model, encoded).cpu().numpy()
+        flat = (array.reshape(-1, *array.shape[2:]) for array in (windows, lengths, actions))
+        return _Record(*flat, rewards, ended, over, cut)
 
     @torch.no_grad()
     def _estimate(self, record: _Record) -> PolicySteps:
         """Compute the advantages and log probabilities of the steps under the policy that took them."""
-        count, rows = record.lengths.shape
-        windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
-        actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
-        output, values = self._forward(windows, lengths)
+        count, rows = record.rewards.shape
+        windows, lengths, actions = map(torch.from_numpy, (record.windows, record.lengths, record.actions))
+        output, values = self._forward(record.windows, record.lengths)
         log_probabilities = distribution(output, self.codec.choices is not None).log_probability(actions)
         last_states = [self.last.states, *(array[None] for _, _, array, _ in record.cut)]
         sizes = np.concatenate([self.last.lengths, [length for *_, length in record.cut]]).astype(np.int64)
@@ -293,17 +246,14 @@ class Experience:
         discount, trace = self.estimation.discount, self.estimation.trace
         estimates = advantages(rewards, array, following, record.ended, record.over, discount, trace)
         advantage_tensor = torch.from_numpy(estimates.reshape(-1).astype(np.float32))
-        return PolicySteps(
-            torch.from_numpy(windows), torch.from_numpy(lengths), actions, log_probabilities, values, advantage_tensor
-        )
+        return PolicySteps(windows, lengths, actions, log_probabilities, values, advantage_tensor)
 
     def _forward(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return policy outputs and values for windows."""
-        device, outputs, values = device_of(self.model), [], []
+        outputs, values = [], []
         for start in range(0, len(windows), _EVAL_BATCH):
-            chunk, sizes = windows[start : start + _EVAL_BATCH], lengths[start : start + _EVAL_BATCH]
-            layout = layout_of(sizes, self.codec.context, device)
-            encoded = self.model(torch.from_numpy(chunk).to(device), layout)
+            part = slice(start, start + _EVAL_BATCH)
+            encoded = encode_states(self.model, windows[part], lengths[part])
             outputs.append(policy_output(self.model, encoded).cpu())
             values.append(value_output(self.model, encoded).cpu())
         return torch.cat(outputs), torch.cat(values)
@@ -344,7 +294,7 @@ class Experience:
         for row, (number, past) in enumerate(zip(state["numbers"].tolist(), pasts)):
             actions: list[Any] = list(past)
             self._episode_ids[row], self._past[row], self._returns[row] = number, actions, 0.0
-            self.last.start(row, self.envs.reset(row, self._start(number)))
+            self.last.start(row, self.envs.reset(row, training_seed(_START_STREAM, self.seed, number)))
             for action in actions:
                 after = self.envs.step(row, action)
                 self._returns[row] += after.reward

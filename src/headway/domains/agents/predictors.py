@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.arguments import check_types
-from headway.domains.agents.acting import AgentPolicy, RecordingAgents, play
-from headway.domains.agents.agent_codec import FILE, AgentCodec, check_fits, read_codec
-from headway.environments import (
+from headway.data.episodes import numbers_text
+from headway.domains.agents.agent_policy import AgentCodec, AgentPolicy, Agents, play
+from headway.environments.factory import check_environment_name, single_environment
+from headway.environments.rollouts import (
     MAX_PARALLEL,
-    VectorEnv,
-    check_environment_name,
     check_episodes,
     check_no_chunking,
+    film_config,
     first_seed,
+    open_film,
     return_scores,
-    single_environment,
     target_returns,
 )
-from headway.environments.rollouts import film_config, open_film
+from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.model_handle import ModelHandle
 
@@ -66,7 +66,7 @@ def rollout(
     film = film_config(render, min(render_episodes, episodes), speed)
     start = first_seed(seed)
     with VectorEnv(name, min(MAX_PARALLEL, episodes), render=film is not None) as envs:
-        check_fits(codec, envs.spaces, name)
+        codec.check_environment(envs)
         with open_film(film, envs.frame_rate) as watch:
             played = play(model.module, codec, envs, range(start, start + episodes), watch)
     scores = return_scores(played, name)
@@ -74,19 +74,19 @@ def rollout(
     return {"environment": name, "seed": start, **scores, "results": results, "render": film and film.path}
 
 
-def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingAgents:
+def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> Agents:
     """A run's agent as a policy for `headway data collect`. UserError for an environment that does not match."""
     codec = _codec(model)
-    check_fits(codec, envs.spaces, envs.name)
-    return RecordingAgents(model.module, codec, len(envs))
+    codec.check_environment(envs)
+    return Agents(model.module, codec, [0] * len(envs))
 
 
 def _codec(model: ModelHandle) -> AgentCodec:
     """Return the codec stored next to a model. UserError if its states differ from the model's."""
-    codec, embed = read_codec(model.directory), model.module.config.embed
+    codec, embed = AgentCodec.read(model.directory), model.module.config.embed
     if embed.states.size != codec.states:
         raise UserError(
-            f"the model in {model.directory} takes {embed.states.size} numbers, but its {FILE} has {codec.states}; "
-            "copy that file from the model's run"
+            f"the model in {model.directory} takes {numbers_text(embed.states.size)}, but its {codec.FILE} has "
+            f"{codec.states}; copy that file from the model's run"
         )
     return codec

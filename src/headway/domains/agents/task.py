@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,32 +15,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.config import deferred_check, register
-from headway.domains.agents import agent_plots
-from headway.domains.agents.acting import play
-from headway.domains.agents.agent_codec import AgentCodec, make_codec
-from headway.domains.agents.distributions import Categorical, Normal, distribution
-from headway.domains.agents.experience import (
-    Estimation,
-    Experience,
-    PolicySteps,
+from headway.domains.agents.agent_policy import (
+    AgentCodec,
+    Categorical,
+    Normal,
+    distribution,
     layout_of,
+    play,
     policy_output,
-    value_output,
 )
-from headway.environments import (
-    ENV_VARIABLE,
-    MAX_PARALLEL,
-    REPORT_SEEDS,
-    VectorEnv,
-    check_environment_name,
-    evaluation_seeds,
-    return_scores,
-)
+from headway.domains.agents.experience import Estimation, Experience, PolicySteps, value_output
+from headway.environments.factory import ENV_VARIABLE, playable_environments
+from headway.environments.rollouts import MAX_PARALLEL, REPORT_SEEDS, evaluation_seeds, return_scores
+from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.learn import FULL_SHARD, Recipe, Shard, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, OnPolicyExamples
 from headway.learn.objective import Objective
-from headway.learn.report import Picture
+from headway.learn.report import Picture, line_chart
+from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import (
     GaussianHeadConfig,
     Loss,
@@ -55,6 +47,7 @@ from headway.nn.models import (
 from headway.nn.parts.positions import LearnedConfig
 
 _EPS = 1e-8
+_POINTS = 200  # maximum points of a curve
 _ORDER = 16  # random stream, independent of others with the same seed
 
 
@@ -120,24 +113,6 @@ class PPOConfig(TaskConfig):
                 "or use the trajectories recipe to learn from episodes"
             )
         check_model(recipe.model)
-        rows = self._rows(recipe)
-        name = os.environ.get(ENV_VARIABLE) or (check_environment_name(self.env) if self.env is not None else "")
-        if not name:
-            raise UserError(
-                "no environment is set; set task.env=CartPole-v1 or another Gymnasium id, or "
-                f"{ENV_VARIABLE}=module:Name for your own"
-            )
-        with ExitStack() as stack:
-            envs = stack.enter_context(VectorEnv(name, self.num_envs))
-            codec = make_codec(envs, self.context, self.horizon, self.draw)
-            evaluation_envs = stack.enter_context(VectorEnv(name, min(MAX_PARALLEL, self.episodes)))
-            stack.pop_all()  # closed only if an exception is raised
-        return Task(
-            RolloutExamples(self, codec, envs, rows, recipe.train.seed), ClippedPolicy(self, codec, evaluation_envs)
-        )
-
-    def _rows(self, recipe: Recipe) -> int:
-        """Return the steps per batch. ConfigError if they do not divide the steps per period."""
         rows, total = recipe.train.rows(1), self.num_envs * self.steps
         if total % rows:
             raise ConfigError(
@@ -145,7 +120,20 @@ class PPOConfig(TaskConfig):
                 f"(task.num_envs={self.num_envs} x task.steps={self.steps}); "
                 f"set train.batch_size to a divisor such as {max(d for d in range(1, rows + 1) if total % d == 0)}"
             )
-        return rows
+        (name,) = playable_environments([""], self.env, True, "episodes")
+        if not name:
+            raise UserError(
+                "no environment is set; set task.env=CartPole-v1 or another Gymnasium id, or "
+                f"{ENV_VARIABLE}=module:Name for your own"
+            )
+        with ExitStack() as stack:
+            envs = stack.enter_context(VectorEnv(name, self.num_envs))
+            codec = AgentCodec.of(envs, self.context, self.horizon, self.draw)
+            evaluation_envs = stack.enter_context(VectorEnv(name, min(MAX_PARALLEL, self.episodes)))
+            stack.pop_all()  # closed only if an exception is raised
+        return Task(
+            RolloutExamples(self, codec, envs, rows, recipe.train.seed), ClippedPolicy(self, codec, evaluation_envs)
+        )
 
 
 class StepTargets(NamedTuple):
@@ -315,11 +303,37 @@ class ClippedPolicy(Objective[RolloutExamples]):
 
     def pictures(self, model: nn.Module, examples: RolloutExamples) -> list[Picture]:
         """Plot returns against environment steps, and draw an episode as a film strip if rendering works here."""
-        curve = [] if examples.experience is None else agent_plots.learning_curve(examples.experience.curve)
-        return curve + agent_plots.film_strip(cast(Transformer, model), self.codec, self.envs.name)
+
+        @episode_pictures
+        def film_strip() -> Iterator[FilmedEpisode]:
+            reel = FrameSampler()
+            with VectorEnv(self.envs.name, 1, render=True) as envs:
+                played = play(cast(Transformer, model), self.codec, envs, [REPORT_SEEDS], reel)
+            caption = f"return {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+            yield FilmedEpisode("An episode", caption, reel)
+
+        curve = [] if examples.experience is None else learning_curve(examples.experience.curve)
+        return curve + film_strip()
 
     def close(self) -> None:
         self.envs.close()
+
+
+def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]:
+    """Plot the mean return of finished episodes against the steps in all environments. Each line of `curve` has the
+    steps, the mean return and the number of episodes.
+    """
+    lines = np.array(curve).reshape(-1, 3)
+    points = []
+    for group in np.array_split(lines, min(_POINTS, max(1, len(lines)))):
+        weights = group[:, 2]
+        if weights.sum():
+            points.append((float(group[-1, 0]), float((np.nan_to_num(group[:, 1]) * weights).sum() / weights.sum())))
+    if len(points) < 2:
+        return []
+    chart = line_chart({"training": points}, "environment steps", "return")
+    caption = f"averages over {int(lines[:, 2].sum()):,} training episodes with sampled actions"
+    return [Picture("Training returns", caption, chart)]
 
 
 def make_batch(steps: PolicySteps, rows: Int[Tensor, "B"]) -> Batch:

@@ -13,4 +13,4 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "RobotController"]
 RECIPES = ("robotics", "metaworld")
 TASKS = {"robotics": "task"}
 VERBS = {"policy": "is_robot", "rollout": "is_robot"}
-lazy_exports(__name__, {".policy": ("Policy",)})
+lazy_exports(__name__, {".policy": ("RobotController",)})

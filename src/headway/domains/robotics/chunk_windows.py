@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,14 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from headway.acting import EpisodeExamples
 from headway.data import Splits
-from headway.data.demonstrations import Demonstrations
-from headway.data.episodes import step_indices
+from headway.data.episodes import Episodes, step_indices
 from headway.data.shuffling import epoch_seed, shuffled_indices
 from headway.domains.robotics.robot_codec import Camera, RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
 from headway.nn.models.robot import stack_steps
 
@@ -32,7 +31,7 @@ _EVAL_BATCH = 64  # windows per evaluation batch
 _RNG_STREAM = 13  # random stream, independent of others with the same seed
 
 
-class DemonstrationExamples(Examples):
+class DemonstrationExamples(EpisodeExamples[RobotCodec]):
     """Windows over the steps of demonstrations, divided by `splits`. A training batch has `size` windows, with `noise`
     added to the scaled states. `model` defines the chunk length and random inputs. A model that takes the last
     `history` steps also learns the actions from the oldest of these on.
@@ -40,7 +39,7 @@ class DemonstrationExamples(Examples):
 
     def __init__(
         self,
-        data: Demonstrations,
+        data: Episodes,
         splits: Splits,
         codec: RobotCodec,
         model: RobotPolicyConfig,
@@ -65,18 +64,6 @@ class DemonstrationExamples(Examples):
     def of(self, split: str) -> ChunkWindows:
         return ChunkWindows(self, self.splits.rows(split))
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        return removal_notes(self.splits)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
-
-    def count(self, split: str) -> int:
-        """Number of demonstrations, each of which has many windows."""
-        return len(self.splits.rows(split))
-
     def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
         """Return `model` with the sizes of states, images and actions, and the vocabulary size. UserError without
         training data.
@@ -97,13 +84,13 @@ class DemonstrationExamples(Examples):
 
     def observations(self, steps: np.ndarray) -> Observations:
         """Return the observations at steps, int64 [B]; missing ones before an episode repeat its first step."""
-        lags = reversed(range(self.model.history))
-        return stack_steps([self._observe(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
-
-    def _observe(self, steps: np.ndarray) -> Observations:
-        names = [self.data.task_names[task] for task in self._tasks[steps].tolist()]
-        images = {camera.name: self.data.cameras[camera.name].read(steps) for camera in self.codec.cameras}
-        return make_observations(self.codec, self._states[steps], images, names)
+        history = []
+        for lag in reversed(range(self.model.history)):
+            past = np.maximum(steps - lag, self._starts[steps])
+            names = [self.data.task_names[task] for task in self._tasks[past].tolist()]
+            images = {camera.name: self.data.cameras[camera.name].read(past) for camera in self.codec.cameras}
+            history.append(make_observations(self.codec, self._states[past], images, names))
+        return stack_steps(history)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
         """Return the actions from steps, int64 [B], on, including the history. Beyond the ends of an episode, its first
@@ -118,9 +105,6 @@ class DemonstrationExamples(Examples):
         data = self.data
         pictures = [f"{name}: {data.cameras[name].content}" for name in sorted(data.cameras)]
         return {"states and actions": (data.keys(),), "pictures": (pictures,), "tasks": (data.task_names, data.tasks)}
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
 
 
 class ChunkWindows:

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.arguments import check_types
-from headway.data.demonstrations import task_name
-from headway.domains.robotics.lerobot_codec import load_codec
-from headway.domains.robotics.policy import RobotController
-from headway.domains.robotics.robot_codec import RobotCodec
-from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
-from headway.environments import check_environment_name, check_episodes, first_seed, target_returns
-from headway.environments.rollouts import film_config, open_film
+from headway.data.episodes import task_name
+from headway.domains.robotics.policy import (
+    RobotController,
+    combine_scores,
+    limit_of,
+    open_envs,
+    play,
+    success_scores,
+)
+from headway.domains.robotics.robot_codec import RobotCodec, load_codec
+from headway.environments.factory import check_environment_name
+from headway.environments.rollouts import check_episodes, film_config, first_seed, open_film, target_returns
 from headway.errors import UserError
 from headway.model_handle import ModelHandle
 from headway.nn.models import RobotPolicy
@@ -66,7 +71,7 @@ def rollout(
     seeds = range(start, start + episodes)
     results, all_played = [], []
     with ExitStack() as stack:
-        all_envs = open_all_envs(codec, names, episodes, film is not None)  # check all before playing the first
+        all_envs = open_envs(codec, names, episodes, film is not None)  # check all before playing the first
         for vector_env in all_envs:
             stack.enter_context(vector_env)
         tasks = [_task_of(name, codec, known) for name in envs] or list(known)

@@ -1,6 +1,4 @@
-"""Convert a robot's observations and actions for a model, with the scales and names stored next to it. Does not need
-torch.
-"""
+"""Convert a robot's observations and actions for a model, with the scales and names stored next to it."""
 
 from __future__ import annotations
 
@@ -8,17 +6,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from headway.config import from_dict, to_dict
+from headway.acting import ActingCodec
+from headway.data.episodes import AffineScale
+from headway.environments.factory import Spaces
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import read_json, write_json
+from headway.formats.lerobot import POLICIES, parse_scales
+from headway.formats.usage import Usage
 
-FILE = "robotics.json"  # stored next to a policy: the scales of its inputs and outputs
 UNKNOWN = 0  # id for words that do not occur in any demonstrated task
-_MIN_SPREAD = 1e-6  # a smaller spread counts as constant: only the mean is subtracted
+_ASSUMED_LENGTH = 500  # assumed steps per episode of a policy trained with LeRobot
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Size = tuple[int, int]
@@ -38,7 +38,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class RobotCodec:
+class RobotCodec(ActingCodec):
     """States have `recorded` values, of which the first len(`mean`) are used: minus `mean`, divided by `std`, and
     clipped to `farthest`. Actions are taken minus `shift`, divided by `scale`.
 
@@ -47,6 +47,12 @@ class RobotCodec:
     ensembling (None: only the newest chunk). `longest` is the length of the longest demonstration; `scaling` is what
     shift and scale are based on: mean and standard deviation, or the range (None: unknown).
     """
+
+    FILE: ClassVar[str] = "robotics.json"
+    CONTENT: ClassVar[str] = "the scales of states and actions"
+    RECIPES: ClassVar[str] = "the robotics or metaworld recipe"
+    NOUN: ClassVar[str] = "policy"
+    TRAINING: ClassVar[str] = "on demonstrations from this one"
 
     recorded: int
     mean: tuple[float, ...]
@@ -72,11 +78,25 @@ class RobotCodec:
         named = len(self.environments) == len(self.names)
         if not (fits and named and min((*positive, *edges)) > 0) or 0 in (*self.std, *self.scale):
             raise ConfigError(
-                f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} standard "
+                f"{self.FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} standard "
                 f"deviations, {actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, "
                 f"{len(self.environments)} environments, execute {self.execute}, longest {self.longest}); restore it "
                 "from a copy"
             )
+
+    @property
+    def actions(self) -> int:
+        """Number of values per action."""
+        return len(self.scale)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (self.recorded,)
+
+    def accepts_states(self, spaces: Spaces) -> bool:
+        """With cameras, a policy may use only the first values of a state."""
+        fits = spaces.shape[0] >= self.recorded if self.cameras else spaces.shape[0] == self.recorded
+        return fits and not spaces.image
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -96,16 +116,16 @@ class RobotCodec:
     def states(self, states: np.ndarray) -> np.ndarray:
         """Scale states [..., recorded] to model inputs, float32 [..., S]."""
         used = np.asarray(states, np.float32)[..., : len(self.mean)]
-        scaled = (used - _array(self.mean)) / _array(self.std)
+        scaled = AffineScale(self.mean, self.std).encode(used)
         return scaled if self.farthest is None else scaled.clip(-self.farthest, self.farthest)
 
     def encode_actions(self, actions: np.ndarray) -> np.ndarray:
         """Convert the data's actions, [..., A], to the model's."""
-        return ((actions - _array(self.shift)) / _array(self.scale)).astype(np.float32)
+        return AffineScale(self.shift, self.scale).encode(actions)
 
     def decode_actions(self, output: np.ndarray) -> np.ndarray:
         """Convert the model's outputs, [..., A], to the robot's actions."""
-        return output * _array(self.scale) + _array(self.shift)
+        return AffineScale(self.shift, self.scale).decode(output)
 
     def word_ids(self, name: str) -> list[int]:
         """Return a task's word ids. UserError if all words are unknown."""
@@ -125,42 +145,35 @@ class RobotCodec:
             row[: len(ids)] = ids
         return rows, lengths
 
-    def save(self, directory: Path) -> None:
-        write_json(directory / FILE, to_dict(self))
-
 
 def words_of(name: str) -> list[str]:
     """Return the words and punctuation in a task's name, lower-cased."""
     return _WORD.findall(name.lower().replace("_", " ").replace("-", " "))
 
 
-def read_codec(directory: Path) -> RobotCodec:
-    """Read a policy's codec. UserError if the folder has none."""
-    path = directory / FILE
-    if not path.is_file():
-        raise UserError(
-            f"{directory} has no {FILE} with the scales of states and actions; use a run of the robotics recipe or "
-            "metaworld"
-        )
-    return from_dict(RobotCodec, read_json(path), str(path))
-
-
-def mean_and_std(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of values [N, S]; constant values get 1."""
-    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-    return _to_tuple(mean), _to_tuple(np.where(std > _MIN_SPREAD, std, 1.0))
-
-
-def half_range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the centre and half the range of values [N, A]; constant values get 1."""
-    low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
-    half = (high - low) / 2
-    return _to_tuple((high + low) / 2), _to_tuple(np.where(half > _MIN_SPREAD, half, 1.0))
-
-
-def _array(values: tuple[float, ...]) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-def _to_tuple(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(values.tolist())
+def load_codec(directory: Path, usage: Usage) -> RobotCodec:
+    """Return the codec stored next to a policy or, for a published policy, from its usage, which does not have task
+    names and environments. UserError if there is none.
+    """
+    if usage.family not in POLICIES or (directory / RobotCodec.FILE).is_file():
+        return RobotCodec.read(directory)
+    scales = parse_scales(usage.processor)
+    mean, std = ((*getattr(scales.robot, name), *getattr(scales.surroundings, name)) for name in ("shift", "scale"))
+    cameras = tuple(
+        Camera(part.short, part.size, part.size, part.scale.shift, part.scale.scale) for part in scales.cameras
+    )
+    return RobotCodec(
+        recorded=len(mean),
+        mean=mean,
+        std=std,
+        shift=scales.actions.shift,
+        scale=scales.actions.scale,
+        names=(),
+        environments=(),
+        words=(),
+        cameras=cameras,
+        execute=scales.execute,
+        ensemble=scales.ensemble,
+        longest=_ASSUMED_LENGTH,
+        farthest=None,
+    )

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from headway.config import register
 from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.array_store import cache_root
-from headway.data.demonstrations import Demonstrations, read_demonstrations
-from headway.data.episodes import step_indices
-from headway.domains.robotics import robot_plots
+from headway.data.demonstrations import read_demonstrations
+from headway.data.episodes import AffineScale, Episodes, numbers_text, step_indices
 from headway.domains.robotics.chunk_windows import ChunkWindows, DemonstrationExamples
-from headway.domains.robotics.lerobot_codec import known_codec
-from headway.domains.robotics.robot_codec import FILE, Camera, RobotCodec, Size, half_range, mean_and_std, words_of
-from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
-from headway.environments import ENV_VARIABLE, VectorEnv, check_environment_name, evaluation_seeds
+from headway.domains.robotics.policy import (
+    PolicyRunner,
+    combine_scores,
+    limit_of,
+    open_envs,
+    play,
+    success_scores,
+)
+from headway.domains.robotics.robot_codec import Camera, RobotCodec, Size, load_codec, words_of
+from headway.environments.factory import playable_environments
+from headway.environments.rollouts import REPORT_SEEDS, evaluation_seeds
+from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError, logger, nearest
+from headway.formats.lerobot import POLICIES
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
-from headway.learn.report import Picture
+from headway.learn.report import Picture, Stroke, bar_chart, line_chart
+from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 
 _LOG = logger(__name__)
+_PLOTTED_VALUES = 3  # plotted values per action
 
 
 @register("robotics")
@@ -50,7 +60,7 @@ class RoboticsConfig(TaskConfig):
     are always in the same `split`.
     """
 
-    extra_files: ClassVar[tuple[str, ...]] = (FILE,)
+    extra_files: ClassVar[tuple[str, ...]] = (RobotCodec.FILE,)
     state: int | None = None  # number of state values to use; none: all
     cameras: tuple[str, ...] | None = None  # cameras to use; none: all
     size: Size | None = None  # height and width of resized images; none: original size
@@ -81,7 +91,9 @@ class RoboticsConfig(TaskConfig):
         """Raises UserError for unreadable data and for missing or unsuitable environments."""
         model = check_model(recipe.model, self.execute)
         rows = recipe.train.rows(model.chunk)
-        known = known_codec(workspace, read_usage(workspace))
+        usage = read_usage(workspace)
+        has_codec = usage.family in POLICIES or (workspace / RobotCodec.FILE).is_file()
+        known = load_codec(workspace, usage) if has_codec else None
         size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
         demonstrations = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not demonstrations.actions.shape[1]:
@@ -98,7 +110,17 @@ class RoboticsConfig(TaskConfig):
             if known is None
             else self._reuse_codec(known, demonstrations)
         )
-        codec = self._with_settings(codec, demonstrations)
+        codec = replace(
+            codec,
+            names=demonstrations.task_names,
+            environments=playable_environments(
+                demonstrations.environments, self.env, bool(self.episodes), "demonstrations"
+            ),
+            longest=int(demonstrations.lengths.max()),
+            execute=self.execute,
+            ensemble=self.ensemble,
+            rate=demonstrations.rate,
+        )
         check_start(model, codec, recipe.start)
         objective = ActionChunks(self, model, codec)
         splits = splits._replace(has_rollouts=objective.can_play)
@@ -106,33 +128,18 @@ class RoboticsConfig(TaskConfig):
             DemonstrationExamples(demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise), objective
         )
 
-    def _environments(self, data: Demonstrations) -> tuple[str, ...]:
-        """Return each task's environment; "" if none is known or allowed."""
-        override = os.environ.get(ENV_VARIABLE)
-        if override:
-            return (override,) * len(data.task_names)
-        default = "" if self.env is None else check_environment_name(self.env)
-        refused = [name for name in data.environments if ":" in name]
-        if refused and self.episodes and not default:
-            _LOG.warning(
-                "the data come from %s, but headway does not run its code, so policies are evaluated on held-out "
-                "demonstrations; set %s=%s to evaluate them in it",
-                refused[0],
-                ENV_VARIABLE,
-                refused[0],
-            )
-        return tuple(default if not name or ":" in name else name for name in data.environments)
-
-    def _with_settings(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """Add the data's and the task's settings to the codec."""
-        options = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
-        max_length, environments = int(data.lengths.max()), self._environments(data)
-        return replace(codec, names=data.task_names, environments=environments, longest=max_length, **options)
-
-    def _reuse_codec(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
+    def _reuse_codec(self, codec: RobotCodec, data: Episodes) -> RobotCodec:
         """Return the codec of the run or the policy to fine-tune. ConfigError for conflicting settings."""
         check_known(codec, data)
-        check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
+        settings = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
+        if codec.cameras:
+            settings["size"] = codec.size
+        for name, value in settings.items():
+            wanted = getattr(self, name)
+            if wanted is not None and wanted != value:
+                raise ConfigError(
+                    f"task.{name} is {wanted}, but the policy to fine-tune has {value}; do not set task.{name}"
+                )
         if not codec.words and len(data.task_names) > 1:
             _LOG.warning(
                 "the policy does not take task names, so it cannot distinguish the %d tasks", len(data.task_names)
@@ -150,32 +157,44 @@ class RoboticsConfig(TaskConfig):
             codec, cameras=tuple(replace(camera, recorded=recorded[camera.name]) for camera in codec.cameras)
         )
 
-    def _fit_codec(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
+    def _fit_codec(self, data: Episodes, training: np.ndarray) -> RobotCodec:
         steps = step_indices(data.starts[training], data.ends[training])
         actions, offered = data.actions[steps], data.states.shape[1]
         read = offered if self.state is None else self.state
         if read > offered:
-            raise ConfigError(f"task.state is {read}, but states have {offered} numbers; choose at most that, or none")
-        mean, std = mean_and_std(data.states[steps, :read])
-        shift, scale = mean_and_std(actions) if self.scaling == "deviation" else half_range(actions)
-        cameras = self._cameras(data)
+            raise ConfigError(
+                f"task.state is {read}, but states have {numbers_text(offered)}; choose at most that, or none"
+            )
+        states = AffineScale.by_deviation(data.states[steps, :read])
+        scale = (AffineScale.by_deviation if self.scaling == "deviation" else AffineScale.by_range)(actions)
+        cameras = []
+        for name in sorted(data.cameras) if self.cameras is None else self.cameras:
+            if name not in data.cameras:
+                known = nearest(name, data.cameras) if data.cameras else "they have no cameras"
+                raise UserError(f"the demonstrations have no camera {name!r}; {known}")
+            frames = data.cameras[name]
+            cameras.append(Camera(name, frames.recorded_size, self.size or frames.size))
         if not read and not cameras:
             raise UserError("the policy has no inputs, neither states nor cameras; set task.state or task.cameras")
         text = len(data.task_names) > 1 if self.text is None else self.text
         words = tuple(sorted({word for name in data.task_names for word in words_of(name)})) if text else ()
         if text and not all(map(words_of, data.task_names)):
             raise UserError("a task has no name to use as text; name it, or set task.text=false")
-        options = (self.execute, self.ensemble, 0, None, self.scaling)
-        return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, *options)
-
-    def _cameras(self, data: Demonstrations) -> tuple[Camera, ...]:
-        chosen = sorted(data.cameras) if self.cameras is None else self.cameras
-        for name in chosen:
-            if name not in data.cameras:
-                known = nearest(name, data.cameras) if data.cameras else "they have no cameras"
-                raise UserError(f"the demonstrations have no camera {name!r}; {known}")
-        frames = {name: data.cameras[name] for name in chosen}
-        return tuple(Camera(name, source.recorded_size, self.size or source.size) for name, source in frames.items())
+        return RobotCodec(
+            recorded=offered,
+            mean=states.shift,
+            std=states.scale,
+            shift=scale.shift,
+            scale=scale.scale,
+            names=(),
+            environments=(),
+            words=words,
+            cameras=tuple(cameras),
+            execute=self.execute,
+            ensemble=self.ensemble,
+            longest=0,
+            scaling=self.scaling,
+        )
 
 
 class ActionChunks(Objective[DemonstrationExamples]):
@@ -207,7 +226,7 @@ class ActionChunks(Objective[DemonstrationExamples]):
             name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment
         }
         try:
-            envs = open_all_envs(self.codec, list(environments.values()), max(self.config.episodes, self.config.final))
+            envs = open_envs(self.codec, list(environments.values()), max(self.config.episodes, self.config.final))
         except UserError as error:
             raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only") from error
         return dict(zip(environments, envs))
@@ -292,14 +311,62 @@ class ActionChunks(Objective[DemonstrationExamples]):
         policy, split_rows = cast(RobotPolicy, model), examples.splits.indices
         episode = next(int(split_rows[split][0]) for split in ("test", "validation", "train") if len(split_rows[split]))
         return [
-            *robot_plots.success(self._results),
-            *robot_plots.film_strips(policy, self.codec, list(self.envs)),
-            *robot_plots.chunk_comparison(policy, examples, episode),
+            *success_chart(self._results),
+            *film_strips(policy, self.codec, list(self.envs)),
+            *chunk_comparison(policy, examples, episode),
         ]
 
     def close(self) -> None:
         for envs in self.envs.values():
             envs.close()
+
+
+def success_chart(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
+    """Plot each task's success rate with its interval."""
+    reported = {name: result for name, result in results.items() if "success_rate" in result}
+    if not reported:
+        return []
+    rates = {name: 100 * result["success_rate"] for name, result in reported.items()}
+    spread = {name: tuple(100 * edge for edge in result["success_rate_interval"]) for name, result in reported.items()}
+    episodes = next(iter(reported.values()))["samples"]
+    chart = bar_chart(rates, "success rate (%)", spread, share=True)  # type: ignore[arg-type]
+    return [Picture("Success", f"{episodes} episodes per task, with 95 % intervals", chart)]
+
+
+@episode_pictures
+def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> Iterator[FilmedEpisode]:
+    """Yield an episode of each task."""
+    environments = dict(zip(codec.names, codec.environments))
+    for task in tasks:
+        reel = FrameSampler()
+        (envs,) = open_envs(codec, [environments[task]], 1, render=True)
+        with envs:
+            played = play(model, codec, envs, task, [REPORT_SEEDS], reel)
+        if played.succeeded is None:
+            caption = f"{played.lengths[0]} steps, return {float(played.returns[0]):.5g}"
+        else:
+            caption = f"succeeds after {played.succeeded[0]} steps" if played.succeeded[0] else "does not succeed"
+        yield FilmedEpisode(f"An episode: {task}", caption, reel)
+
+
+def chunk_comparison(model: RobotPolicy, examples: DemonstrationExamples, episode: int) -> list[Picture]:
+    """Plot the prediction at a step a third into a demonstration, next to the demonstrated actions."""
+    data, codec = examples.data, examples.codec
+    step = int(data.starts[episode] + data.lengths[episode] // 3)
+    predicted = PolicyRunner(model, codec, [REPORT_SEEDS]).chunk(examples.observations(np.array([step])))[0]
+    chunks = examples.chunks(np.array([step]))
+    actions, mask = (tensor[0, examples.model.history - 1 :] for tensor in chunks)
+    done = codec.decode_actions(actions[mask].numpy())
+    moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_PLOTTED_VALUES]
+    series, strokes = {}, {}
+    for colour, number in enumerate(sorted(moving.tolist())):
+        for label, values in (("demonstrated", done), ("predicted", predicted[: int(torch.count_nonzero(mask))])):
+            name = f"{number} {label}"
+            series[name] = [(float(index), float(value)) for index, value in enumerate(values[:, number])]
+            strokes[name] = Stroke(colour, dashed=label == "predicted")
+    where = f"{data.task_names[data.tasks[episode]]}, step {step - data.starts[episode]} in a demonstration"
+    chart = line_chart(series, "step of the chunk", "action values", strokes=strokes)
+    return [Picture("A chunk of actions", where, chart)] if chart else []
 
 
 def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
@@ -317,17 +384,17 @@ def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
     return model
 
 
-def check_known(codec: RobotCodec, data: Demonstrations) -> None:
+def check_known(codec: RobotCodec, data: Episodes) -> None:
     """UserError for demonstrations from a different robot than the policy's."""
     pairs = {
-        "states of {} numbers": (codec.recorded, data.states.shape[1]),
-        "actions of {} numbers": (len(codec.scale), data.actions.shape[1]),
+        "states": (codec.recorded, data.states.shape[1]),
+        "actions": (codec.actions, data.actions.shape[1]),
     }
-    for template, (expected, actual) in pairs.items():
+    for name, (expected, actual) in pairs.items():
         if expected != actual:
             raise UserError(
-                f"the policy has {template.format(expected)}, but the data have {template.format(actual)}; use "
-                "demonstrations from its robot"
+                f"the policy has {name} of {numbers_text(expected)}, but the data have {name} of "
+                f"{numbers_text(actual)}; use demonstrations from its robot"
             )
     for camera in codec.cameras:
         if camera.name not in data.cameras:
@@ -335,19 +402,6 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
             raise UserError(
                 f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations from "
                 "its robot"
-            )
-
-
-def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
-    """ConfigError for task settings (None: not set) that differ from those of the policy to fine-tune."""
-    codec_settings = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
-    if codec.cameras:
-        codec_settings["size"] = codec.size
-    for name, wanted in settings.items():
-        if wanted is not None and wanted != codec_settings.get(name, wanted):
-            raise ConfigError(
-                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; do not set "
-                f"task.{name}"
             )
 
 
@@ -361,5 +415,5 @@ def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) 
     if codec_sizes != (observation.states, model.actions, [tuple(size) for size in observation.cameras], model.words):
         raise ConfigError(
             f"the states, images or words that {start} takes do not match its codec, or it has no codec; start from a "
-            "run of the robotics recipe or metaworld"
+            "run of the robotics or metaworld recipe"
         )

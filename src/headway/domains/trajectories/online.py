@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from headway.data import Splits
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
-from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.step_windows import StepWindows, Trajectories, contents_of
-from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
-from headway.environments import SEEDS, VectorEnv, play_episodes
+from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec
+from headway.environments.rollouts import play_episodes, training_seed
+from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import evaluation_mode
 from headway.learn.examples import FULL_SHARD, Batch, Contents, OnPolicyExamples, RngKey, Shard
@@ -54,41 +54,6 @@ class OnlineConfig:
                 raise ConfigError(f"task.online.{name} is {getattr(self, name)}; choose {minimum} or more")
         if self.target is not None and not math.isfinite(self.target):
             raise ConfigError(f"task.online.target is {self.target}; choose a finite return, or none")
-
-
-class EpisodeRecorder:
-    """An actor in B episodes that records its steps; `episodes` are all B, up to the current step."""
-
-    def __init__(self, actor: Actor, episodes: int) -> None:
-        self.actor = actor
-        self._rows = np.arange(episodes)
-        self._steps: list[list[tuple[np.ndarray, Any, float]]] = [[] for _ in range(episodes)]
-
-    @property
-    def limit(self) -> int:
-        return self.actor.limit
-
-    @property
-    def episodes(self) -> list[Episode]:
-        columns = (map(np.array, zip(*steps)) for steps in self._steps)
-        return [Episode(states, actions, rewards) for states, actions, rewards in columns]
-
-    def act(self, states: np.ndarray) -> np.ndarray:
-        self._states, self._actions = states, self.actor.act(states)
-        return self._actions
-
-    def observe_actions(self, actions: np.ndarray) -> None:
-        self._actions = actions
-        self.actor.observe_actions(actions)
-
-    def observe_rewards(self, rewards: np.ndarray) -> None:
-        for row, state, action, reward in zip(self._rows.tolist(), self._states, self._actions, rewards.tolist()):
-            self._steps[row].append((state, action, reward))
-        self.actor.observe_rewards(rewards)
-
-    def keep_rows(self, rows: np.ndarray) -> None:
-        self._rows = self._rows[rows]
-        self.actor.keep_rows(rows)
 
 
 class OnlineEpisodes(Trajectories, OnPolicyExamples):
@@ -193,31 +158,24 @@ class OnlineEpisodes(Trajectories, OnPolicyExamples):
         """Play episodes with the current model, and add them to the buffer."""
         online, codec, first = self.online, replace(self.codec, draw=True), len(self.curve)
         self._trim_buffer()
-        target, noise = self._target_return(), 0.0 if codec.choices is not None else online.noise
-        diaries: list[EpisodeRecorder] = []
-
-        def player(seeds: Sequence[int]) -> EpisodeRecorder:
-            diaries.append(EpisodeRecorder(Actor(self.model, codec, [target] * len(seeds), seeds, noise), len(seeds)))
-            return diaries[-1]
-
+        target, noise = online.target, 0.0 if codec.choices is not None else online.noise
+        if target is None:
+            returns = self._returns()
+            target = float(returns.max() + online.above * (returns.max() - returns.mean()))
+        episodes: dict[int, Episode] = {}
+        seeds = [training_seed(_STARTS, self.seed, first + number) for number in range(online.episodes)]
         with evaluation_mode(self.model):
-            play_episodes(player, self.envs, [self._start(first + number) for number in range(online.episodes)])
-        new = [episode for diary in diaries for episode in diary.episodes]
+            play_episodes(
+                lambda group: Actor(self.model, codec, [target] * len(group), group, noise),
+                self.envs,
+                seeds,
+                record=episodes.__setitem__,
+            )
+        new = [episodes[number] for number in sorted(episodes)]
         self.curve += [(target, float(episode.rewards.sum()), float(len(episode.rewards))) for episode in new]
         self._own_buffer += new
         self._trim_buffer()
         self._update_examples()
-
-    def _start(self, episode: int) -> int:
-        """Return the seed of an episode, distinct from all evaluation seeds."""
-        return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
-
-    def _target_return(self) -> float:
-        """Return the target return while playing."""
-        if self.online.target is not None:
-            return self.online.target
-        returns = self._returns()
-        return float(returns.max() + self.online.above * (returns.max() - returns.mean()))
 
     def _returns(self) -> np.ndarray:
         """Return the returns of the episodes in the buffer."""

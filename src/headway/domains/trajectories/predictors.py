@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.arguments import check_types
-from headway.domains.trajectories.acting import RecordingActors, check_fits, play
-from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, read_codec
-from headway.environments import (
+from headway.data.episodes import actions_text, numbers_text
+from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
+from headway.environments.factory import check_environment_name, single_environment
+from headway.environments.rollouts import (
     MAX_PARALLEL,
-    Returns,
-    VectorEnv,
-    check_environment_name,
+    PlayedEpisodes,
+    SeparateRows,
     check_episodes,
     check_no_chunking,
+    film_config,
     first_seed,
+    open_film,
     return_scores,
-    single_environment,
     target_returns,
 )
-from headway.environments.rollouts import film_config, open_film
+from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.model_handle import ModelHandle
 from headway.nn.models import TrajectoryEmbedConfig
@@ -55,7 +56,7 @@ def rollout(
     directory, embed = model.directory, model.module.config.embed
     check_no_chunking(execute, ensemble, str(directory))
     requested = single_environment(env, str(directory))
-    codec = read_codec(directory)
+    codec = TrajectoryCodec.read(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
         raise UserError(f"{directory} does not use target returns; remove --target-return")
@@ -69,9 +70,9 @@ def rollout(
     start = first_seed(seed)
     seeds = range(start, start + episodes)
     results: list[dict[str, Any]] = []
-    all_played: list[tuple[float, Returns]] = []
+    all_played: list[tuple[float, PlayedEpisodes]] = []
     with VectorEnv(name, min(MAX_PARALLEL, episodes), render=film is not None) as envs:
-        check_fits(codec, envs)
+        codec.check_environment(envs)
         with open_film(film, envs.frame_rate) as watch:
             for target in targets or [codec.target]:
                 if watch is not None and embed.returns:
@@ -84,26 +85,26 @@ def rollout(
     return {"environment": name, "seed": start, **first, "results": results, "render": film and film.path}
 
 
-def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> RecordingActors:
+def recording_policy(model: ModelHandle, envs: VectorEnv, horizon: int | None) -> SeparateRows:
     """Return a run's model as a policy for `headway data collect`, with the run's target return. UserError for an
     environment that does not match, or if episodes of up to `horizon` steps may be too long for the model.
     """
-    codec, embed = read_codec(model.directory), model.module.config.embed
+    codec, embed = TrajectoryCodec.read(model.directory), model.module.config.embed
     _check_scales(embed, codec, model.directory)
-    check_fits(codec, envs)
+    codec.check_environment(envs)
     max_steps = min(limit for limit in (horizon, envs.horizon, math.inf) if limit is not None)
     if max_steps > embed.timesteps:
         raise UserError(
             f"the model in {model.directory} has {embed.timesteps:,} timesteps, but an episode of {envs.name!r} may "
             f"have more; pass --horizon {embed.timesteps}"
         )
-    return RecordingActors(model.module, codec)
+    return SeparateRows(lambda seeds: Actor(model.module, codec, [codec.target] * len(seeds), seeds))
 
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:
     """UserError for scales that do not match the model's states or actions."""
     model_text, codec_text = (
-        f"states of {' x '.join(map(str, shape))} numbers and actions of {count} {'choices' if discrete else 'numbers'}"
+        f"states of {numbers_text(*shape)} and actions of {actions_text(count if discrete else None, count)}"
         for shape, count, discrete in (
             (embed.states.shape, embed.actions, embed.discrete),
             (codec.input_shape, codec.actions, codec.choices is not None),
@@ -111,6 +112,6 @@ def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, director
     )
     if model_text != codec_text:
         raise UserError(
-            f"the model in {directory} takes {model_text}, but its {FILE} has {codec_text}; copy that file from the "
-            "model's run"
+            f"the model in {directory} takes {model_text}, but its {codec.FILE} has {codec_text}; copy that file from "
+            "the model's run"
         )

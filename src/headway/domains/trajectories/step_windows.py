@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headway.acting import EpisodeExamples
 from headway.data import Splits
 from headway.data.episodes import Episodes, step_indices
-from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
+from headway.domains.trajectories.trajectory_player import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
@@ -39,7 +39,7 @@ class NextSteps(NamedTuple):
     mask: Bool[Tensor, "B K"]
 
 
-class Trajectories(Examples):
+class Trajectories(EpisodeExamples[TrajectoryCodec]):
     """Windows over the steps of episodes, divided by `splits`; a training batch has `size` windows. With `returns`, the
     model takes returns as inputs; `following` adds the next step to the targets.
     """
@@ -61,18 +61,6 @@ class Trajectories(Examples):
 
     def of(self, split: str) -> StepWindows:
         return StepWindows(self, self.splits.rows(split))
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        return removal_notes(self.splits)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
-
-    def count(self, split: str) -> int:
-        """Number of episodes, each of which has many windows."""
-        return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
         """Return `model` with the sizes of states and actions, timesteps for the longest episode, and without an action
@@ -107,9 +95,6 @@ class Trajectories(Examples):
     def contents(self) -> Contents:
         return contents_of(self.episodes)
 
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
-
 
 def contents_of(episodes: Episodes) -> Contents:
     """Return the content of recorded episodes."""
@@ -124,9 +109,7 @@ class StepWindows:
     def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:
         self.examples, self.episodes = examples, episodes
         self.starts, self.ends = examples.episodes.starts[episodes], examples.episodes.ends[episodes]
-        self.cumulative_steps = np.concatenate(
-            [[0], np.cumsum(self.ends - self.starts)]
-        )  # cumulative steps before each episode
+        self.cumulative_steps = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # before each episode
 
     @cached_property
     def evaluation_windows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,23 +1,83 @@
-"""Analyse how a model's behaviour depends on the target return."""
+"""How a model's behaviour depends on the target return: in plots, film strips and sentences, for run reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from headway.domains.trajectories.step_windows import Trajectories
-from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
-from headway.domains.trajectories.trajectory_plots import Point
+from headway.domains.trajectories.trajectory_player import TrajectoryCodec, play
+from headway.environments.rollouts import REPORT_SEEDS
+from headway.environments.vector_env import VectorEnv
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.nn.models import TrajectoryInputs
+from headway.learn.report import Picture, line_chart
+from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
+from headway.metrics import bootstrap_mean
+from headway.nn.models import TrajectoryInputs, Transformer
 
+_POINTS = 50  # maximum points of a curve
 _IGNORES, _FOLLOWS = 0.1, 0.5  # increase in achieved return per increase in target return
 _SAME = 0.01  # share of different actions, or their difference in standard deviations, that counts as none
 _WINDOWS = 64
+
+
+class Point(NamedTuple):
+    """Returns [E] of the episodes played with a target return."""
+
+    target: float
+    returns: np.ndarray
+
+    def display(self) -> dict[str, str]:
+        low, high = bootstrap_mean(self.returns)
+        mean = float(self.returns.mean())
+        return {"asked for": f"{self.target:.5g}", "return": f"{mean:.5g} (95 % from {low:.5g} to {high:.5g})"}
+
+
+def target_curve(points: Sequence[Point]) -> list[Picture]:
+    """Plot the mean return against the target return, with the line where both are equal."""
+    if len(points) < 2:
+        return []
+    reached = [(point.target, float(point.returns.mean())) for point in points]
+    chart = line_chart(
+        {"achieved": reached, "target": [(point.target, point.target) for point in points]},
+        "target return",
+        "return",
+        dots=True,
+    )
+    return [Picture("Returns", f"averages over {len(points[0].returns)} episodes per target return", chart)]
+
+
+def online_curve(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
+    """Plot the mean return of a model's own episodes against their number, with their target returns. `played` has each
+    episode's target return, return and steps.
+    """
+    if len(played) < 2:
+        return []
+    groups = np.array_split(np.array(played), min(_POINTS, len(played)))
+    counts = np.cumsum([len(group) for group in groups]).tolist()
+    lines = {
+        name: [(float(number), float(group[:, column].mean())) for number, group in zip(counts, groups)]
+        for column, name in ((1, "achieved"), (0, "target"))
+    }
+    caption = f"averages over {len(played):,} episodes played in training, with sampled or noisy actions"
+    return [Picture("Training returns", caption, line_chart(lines, "episodes played", "return"))]
+
+
+@episode_pictures
+def film_strips(
+    model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
+) -> Iterator[FilmedEpisode]:
+    """Yield an episode per target return."""
+    with VectorEnv(environment, 1, render=True) as envs:
+        for target in targets:
+            reel = FrameSampler()
+            played = play(model, codec, envs, target, [REPORT_SEEDS], reel)
+            caption = f"achieved {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+            yield FilmedEpisode(f"An episode with target return {target:.5g}", caption, reel)
 
 
 def return_effect(points: Sequence[Point]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,23 +14,16 @@ from torch import Tensor, nn
 from headway.config import deferred_check, register
 from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.episode_files import read_episodes
-from headway.data.episodes import Episodes, concatenate_episodes, describe_shape
-from headway.domains.trajectories import target_effect, trajectory_plots
-from headway.domains.trajectories.acting import check_fits, play
+from headway.data.episodes import Episodes, actions_text, concatenate_episodes, numbers_text
+from headway.domains.trajectories import target_effect
 from headway.domains.trajectories.online import OnlineConfig, OnlineEpisodes
 from headway.domains.trajectories.step_windows import StepWindows, Trajectories
-from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, fit_codec, read_codec
-from headway.environments import (
-    ENV_VARIABLE,
-    MAX_PARALLEL,
-    Mixture,
-    Recorder,
-    VectorEnv,
-    check_environment_name,
-    evaluation_seeds,
-    return_scores,
-)
-from headway.errors import ConfigError, UserError, logger
+from headway.domains.trajectories.trajectory_player import TrajectoryCodec, play
+from headway.environments.factory import ENV_VARIABLE, playable_environments
+from headway.environments.recording import Mixture, Recorder
+from headway.environments.rollouts import MAX_PARALLEL, REPORT_SEEDS, evaluation_seeds, return_scores
+from headway.environments.vector_env import VectorEnv
+from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
@@ -50,8 +42,8 @@ from headway.nn.models import (
 )
 
 _TARGETS = 5  # default number of target returns
+_EPISODES = 4  # episodes per target return
 _REPORT_COST = 6.0  # cost of the report's episodes, in evaluations
-_LOG = logger(__name__)
 
 
 @register("trajectories")
@@ -73,7 +65,7 @@ class TrajectoriesConfig(TaskConfig):
     unset, evaluations then use the best return so far.
     """
 
-    extra_files: ClassVar[tuple[str, ...]] = (FILE,)
+    extra_files: ClassVar[tuple[str, ...]] = (TrajectoryCodec.FILE,)
     context: int = 20  # steps per window
     condition: bool = True  # condition on returns-to-go; false: behaviour cloning
     best: float = 1.0  # share of training episodes to learn from, the best ones
@@ -118,10 +110,11 @@ class TrajectoriesConfig(TaskConfig):
         """Raises UserError for unreadable data, and for missing or unsuitable environments."""
         model = check_model(recipe.model)
         rows = recipe.train.rows(self.context)
-        known = read_codec(workspace) if (workspace / FILE).is_file() else None
+        known = TrajectoryCodec.read(workspace) if (workspace / TrajectoryCodec.FILE).is_file() else None
         episodes = read_episodes(recipe.files(data))
         every = np.arange(len(episodes))  # the data's episodes, without the added ones
-        name = self._environment(episodes)
+        names = ("" if self.env is not None else episodes.environment,)
+        (name,) = playable_environments(names, self.env, bool(self.episodes), "episodes")
         envs = self._open_envs(name)
         if self.random:
             episodes = self._with_random(episodes, envs)
@@ -131,7 +124,7 @@ class TrajectoriesConfig(TaskConfig):
         best = training[np.argsort(-episodes.returns[training], kind="stable")]
         training = split_rows["train"] = np.sort(best[: max(1, round(self.best * len(best)))])
         if known is None:
-            codec = fit_codec(
+            codec = TrajectoryCodec.fit(
                 episodes,
                 training,
                 self.context,
@@ -146,46 +139,22 @@ class TrajectoriesConfig(TaskConfig):
             codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
         check_known(codec, episodes)
         if envs is not None:
-            check_fits(codec, envs)
+            codec.check_environment(envs)
         _check_spaces(model, codec, recipe.start is not None)
         arguments = episodes, splits, codec, rows, recipe.train.seed
         options = {"returns": self.condition, "following": bool(self.states or self.returns)}
         if self.online.episodes:
-            envs = self._require_envs(envs)
+            if envs is None:
+                raise ConfigError(
+                    f"task.online.episodes is {self.online.episodes}, but no environment is known; set task.env, or "
+                    f"{ENV_VARIABLE}=module:Name for your own"
+                )
             follow = self.target is None
             examples = OnlineEpisodes(*arguments, **options, online=self.online, envs=envs, follow=follow)
         else:
             examples = Trajectories(*arguments, **options)
         best_length = int(episodes.lengths[best[0]]) if len(best) else 0
         return Task(examples, StepActions(self, codec, envs if self.episodes else None, best_length))
-
-    def _environment(self, episodes: Episodes) -> str:
-        """Return the name of the environment for evaluation; "" if none is known."""
-        override = os.environ.get(ENV_VARIABLE)
-        if override:
-            return override
-        if self.env is not None:
-            return check_environment_name(self.env)
-        if ":" not in episodes.environment:
-            return episodes.environment
-        if self.episodes:
-            _LOG.warning(
-                "the data come from %s, but headway does not run its code, so models are evaluated on held-out "
-                "episodes; set %s=%s to play there",
-                episodes.environment,
-                ENV_VARIABLE,
-                episodes.environment,
-            )
-        return ""
-
-    def _require_envs(self, envs: VectorEnv | None) -> VectorEnv:
-        """Return the environments for online training."""
-        if envs is None:
-            raise ConfigError(
-                f"task.online.episodes is {self.online.episodes}, but no environment is known; set task.env, or "
-                f"{ENV_VARIABLE}=module:Name for your own"
-            )
-        return envs
 
     def _open_envs(self, name: str) -> VectorEnv | None:
         if not name or not (self.episodes or self.random):
@@ -217,7 +186,7 @@ class StepActions(Objective[Trajectories]):
         self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int
     ) -> None:
         self.config, self.codec, self.envs, self.best_length = config, codec, envs, best_length
-        self._points: list[trajectory_plots.Point] = []  # achieved returns of the last samples
+        self._points: list[target_effect.Point] = []  # achieved returns of the last samples
         if envs is not None:
             self.goal, self.goal_better = "return_mean", "max"
 
@@ -289,7 +258,13 @@ class StepActions(Objective[Trajectories]):
         windows = None
         if self.envs is None or examples.splits.has_samples(split):
             windows = examples.of(split).limited_to(limit)
-            _check_lengths(model, windows)
+            max_length = int((windows.ends - windows.starts).max())
+            max_timesteps = cast(TrajectoryEmbed, model.embed).config.timesteps
+            if max_length > max_timesteps:
+                raise UserError(
+                    f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; remove the "
+                    f"episode, or train a model with model.embed.timesteps={max_length}"
+                )
         if self.envs is not None:
             seeds = evaluation_seeds(split, min(self.config.episodes, limit or self.config.episodes))
             played = play(cast(Transformer, model), self.codec, self.envs, examples.codec.target, seeds)
@@ -328,8 +303,11 @@ class StepActions(Objective[Trajectories]):
         """Return the achieved returns for targets from the worst to the best in the training data."""
         if self.envs is None:
             return []
-        targets = self._targets(examples, count)
-        self._points = trajectory_plots.play_targets(cast(Transformer, model), self.codec, self.envs, targets)
+        seeds = range(REPORT_SEEDS, REPORT_SEEDS + min(_EPISODES, len(self.envs)))  # the same starts for all targets
+        self._points = [
+            target_effect.Point(target, play(cast(Transformer, model), self.codec, self.envs, target, seeds).returns)
+            for target in self._targets(examples, count)
+        ]
         return [point.display() for point in self._points]
 
     def _targets(self, examples: Trajectories, count: int) -> list[float]:
@@ -360,9 +338,9 @@ class StepActions(Objective[Trajectories]):
         if self.envs is None:
             return []
         target_range, name = self._targets(examples, 2), self.envs.name
-        plots = trajectory_plots.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
-        plots += trajectory_plots.target_curve(self._points)
-        return plots + trajectory_plots.film_strips(cast(Transformer, model), self.codec, name, target_range)
+        plots = target_effect.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
+        plots += target_effect.target_curve(self._points)
+        return plots + target_effect.film_strips(cast(Transformer, model), self.codec, name, target_range)
 
     def close(self) -> None:
         if self.envs is not None:
@@ -379,29 +357,18 @@ def _head_output(model: nn.Module, head: str, encoded: ModelFeatures) -> Tensor:
     return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
 
 
-def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
-    """UserError for an episode with more steps than the model has timesteps."""
-    max_length = int((windows.ends - windows.starts).max())
-    max_timesteps = cast(TrajectoryEmbed, model.embed).config.timesteps
-    if max_length > max_timesteps:
-        raise UserError(
-            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; remove the episode, "
-            f"or train a model with model.embed.timesteps={max_length}"
-        )
-
-
 def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
     """UserError for episodes whose states or actions differ from the codec's."""
     shape, choices = tuple(episodes.states.shape[1:]), codec.choices
     if shape != codec.shape:
-        actual, wanted = (describe_shape(np.empty((1, *dims))) for dims in (shape, codec.shape))
+        actual, wanted = (numbers_text(*dims) for dims in (shape, codec.shape))
         raise UserError(
             f"the data have states of {actual}, but this model takes {wanted}; use episodes from its environment"
         )
     largest = int(episodes.actions.max()) if episodes.discrete else -1
     fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
     if not fits:
-        actual_text = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
+        actual_text = f"the choice {largest}" if episodes.discrete else numbers_text(episodes.actions.shape[1])
         expected_text = codec.action_text if choices is None else f"{codec.action_text}, starting at 0"
         raise UserError(
             f"the data have actions of {actual_text}, but this model has {expected_text}; use data from its environment"
@@ -430,26 +397,19 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
     if len(wanted) != len(shape):
         kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(
-            f"the model takes states as {embed.states.kind}, but the data have {_shape_text(shape)}; "  # type: ignore[attr-defined]
+            f"the model takes states as {embed.states.kind}, but the data have {numbers_text(*shape)}; "  # type: ignore[attr-defined]
             f"set model.embed.states='{kind}'"
         )
     if not started:
         return
     if wanted != shape:
         raise ConfigError(
-            f"the model to fine-tune takes states of {_shape_text(wanted)}, but the data have {_shape_text(shape)}; "
-            "use episodes from its environment"
+            f"the model to fine-tune takes states of {numbers_text(*wanted)}, but the data have "
+            f"{numbers_text(*shape)}; use episodes from its environment"
         )
     if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
-        model_text, data_text = (
-            f"{count} {'choices' if discrete else 'numbers'}"
-            for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
-        )
+        model_text = actions_text(embed.actions if embed.discrete else None, embed.actions)
         raise ConfigError(
-            f"the model to fine-tune takes actions of {model_text}, but the data have {data_text}; use episodes from "
-            "its environment"
+            f"the model to fine-tune takes actions of {model_text}, but the data have {codec.action_text}; use "
+            "episodes from its environment"
         )
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    return f"{' x '.join(map(str, shape))} numbers"

@@ -1,0 +1,103 @@
+"""What agents, trajectory models and robot policies share: the file of their codec, and examples from episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
+
+from headway.config import from_dict, to_dict
+from headway.data import Splits
+from headway.data.episodes import actions_text, numbers_text
+from headway.environments.factory import Spaces
+from headway.environments.vector_env import VectorEnv
+from headway.errors import UserError
+from headway.formats.durable import read_json, write_json
+from headway.learn.examples import Examples, removal_notes
+
+
+class ActingCodec:
+    """Converts states and actions between an environment and a model. A subclass is a dataclass whose fields are the
+    keys of `FILE`, which is stored next to the model.
+    """
+
+    FILE: ClassVar[str]
+    CONTENT: ClassVar[str]  # what the file describes
+    RECIPES: ClassVar[str]  # whose runs have it
+    NOUN: ClassVar[str]
+    TRAINING: ClassVar[str]  # how to get a model for another environment
+
+    @property
+    def action_choices(self) -> int | None:
+        """The number of discrete actions; None if actions are numbers."""
+        return getattr(self, "choices", None)
+
+    @property
+    def actions(self) -> int:
+        """Number of choices, or values per action."""
+        raise NotImplementedError
+
+    @property
+    def action_text(self) -> str:
+        """The kind of actions, for messages."""
+        return actions_text(self.action_choices, self.actions)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the environment's states."""
+        raise NotImplementedError
+
+    def accepts_states(self, spaces: Spaces) -> bool:
+        return spaces.shape == self.state_shape
+
+    def check_environment(self, envs: VectorEnv) -> None:
+        """UserError for an environment whose states or actions differ from the model's."""
+        spaces, differences = envs.spaces, []
+        choices, size = (self.action_choices, None) if self.action_choices is not None else (None, self.actions)
+        if (spaces.n_actions, spaces.action_size) != (choices, size):
+            differences.append(
+                f"takes actions of {spaces.action_text}, but this {self.NOUN} outputs {self.action_text}"
+            )
+        if not self.accepts_states(spaces):
+            ours, theirs = numbers_text(*self.state_shape), numbers_text(*spaces.shape)
+            differences.append(f"has states of {theirs}, but this {self.NOUN} takes {ours}")
+        if differences:
+            raise UserError(
+                f"the environment {envs.name!r} {', and '.join(differences)}; choose a matching environment with "
+                f"--env, or train {self.TRAINING}"
+            )
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / self.FILE, to_dict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read the codec of a run. UserError if the folder has none, or an invalid one."""
+        path = directory / cls.FILE
+        if not path.is_file():
+            raise UserError(f"{directory} has no {cls.FILE}, which describes {cls.CONTENT}; use a run of {cls.RECIPES}")
+        return from_dict(cls, read_json(path), str(path))
+
+
+CodecType = TypeVar("CodecType", bound=ActingCodec)
+
+
+class EpisodeExamples(Examples, Generic[CodecType]):
+    """Windows over the steps of episodes in `splits`, in the units of a `codec`, which inference needs, too."""
+
+    splits: Splits
+    codec: CodecType
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removal_notes(self.splits)
+
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
+
+    def count(self, split: str) -> int:
+        """Number of episodes, each of which has many windows."""
+        return len(self.splits.rows(split))
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
