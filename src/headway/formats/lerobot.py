@@ -244,8 +244,9 @@ def write_scales(directory: Path, settings: dict[str, Any], processor: Mapping[s
             "this policy has no scales for its observations and actions; export one that was imported or trained"
         )
     scales = parse_scales(processor)
-    sizes = (len(part.scale) for part in (scales.robot, scales.surroundings, scales.actions))
-    features = feature_settings(Features(*sizes, {camera.name: camera.size for camera in scales.cameras}))
+    cameras = {camera.name: camera.size for camera in scales.cameras}
+    robot, surroundings, actions = (len(part.scale) for part in (scales.robot, scales.surroundings, scales.actions))
+    features = feature_settings(Features(robot, surroundings, actions, cameras))
     modes = dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MEAN_STD")
     inputs, outputs = features["input_features"], features["output_features"]
     tensors = {}

@@ -225,8 +225,8 @@ class Experience:
                     self._start_episode(row)
         self.steps += count * rows
         self.curve.append((float(self.steps), float(np.mean(finished)) if finished else np.nan, float(len(finished))))
-        flat = (array.reshape(-1, *array.shape[2:]) for array in (windows, lengths, actions))
-        return _Record(*flat, rewards, ended, over, cut)
+        windows, lengths, actions = (array.reshape(-1, *array.shape[2:]) for array in (windows, lengths, actions))
+        return _Record(windows, lengths, actions, rewards, ended, over, cut)
 
     @torch.no_grad()
     def _estimate(self, record: _Record) -> PolicySteps:

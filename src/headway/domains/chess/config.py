@@ -43,6 +43,9 @@ class GamesConfig(TaskConfig):
         return open_positions(data, self.evals, self.skip_bad)
 
 
+Target = Literal["behaviour", "state_value", "action_value"]
+
+
 @register("chess")
 @dataclass(frozen=True)
 class ChessConfig(GamesConfig):
@@ -84,8 +87,7 @@ class SearchlessConfig(GamesConfig):
     the expected score of the position (`state_value`) or of a move in it (`action_value`) as one of `bins` equal bins.
     """
 
-    # prediction target: the move, the position's value, or a move's value
-    target: Literal["behaviour", "state_value", "action_value"] = "action_value"
+    target: Target = "action_value"  # prediction target: the move, the position's value, or a move's value
     bins: int = 128  # number of bins for the expected score
 
     def __post_init__(self) -> None:
