@@ -125,7 +125,11 @@ def stop(run: Path, copy: Path) -> None:
         status.pop(name, None)
     (copy / "run.json").write_text(json.dumps({**status, "status": "running", "step": STOPPED}))
     (copy / "digests.json").unlink()
-    (copy / "model.safetensors").unlink()
+    state = json.loads((copy / "checkpoints" / f"step-{STOPPED:08}" / "state.json").read_text())
+    if state["best"] is None:  # otherwise the model was there already; a better one replaces it
+        (copy / "model.safetensors").unlink()
+    if (forecast := copy / "forecast.json").exists():  # the mixture is chosen at the end
+        forecast.write_text(json.dumps({**json.loads(forecast.read_text()), "mixture": None}))
     for checkpoint in (copy / "checkpoints").iterdir():
         if checkpoint.name != f"step-{STOPPED:08}":
             shutil.rmtree(checkpoint)
