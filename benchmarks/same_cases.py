@@ -177,7 +177,8 @@ TRAININGS = {
     "tatoeba": Training("tatoeba", "translation", TEXT),
     "transformer-base-wmt": Training("transformer-base-wmt", "translation", TEXT),
     "classification": Training("classification", "classification", TEXT),
-    "classification-from": Training("classification", "classification", {}, start="masked"),
+    # Its last step is its best one: the head of the model that `stop` would have to restore is refitted at the end.
+    "classification-from": Training("classification", "classification", {"optim.lr": 0.01}, start="masked"),
     "pairs": Training("pairs", "pairs", TEXT),
     "tagging": Training("tagging", "tagging", TEXT),
     "embedding": Training("embedding", "embedding", TEXT),
