@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("revision", help="a branch, tag or commit")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="a case of same_cases.py, with all that it needs")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as `timeout` ends it: processes and worktree go, too
     result = compare(args.revision, args.cases)
     if not args.cases:
         write("same", result)

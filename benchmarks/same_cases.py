@@ -125,7 +125,11 @@ def stop(run: Path, copy: Path) -> None:
         status.pop(name, None)
     (copy / "run.json").write_text(json.dumps({**status, "status": "running", "step": STOPPED}))
     (copy / "digests.json").unlink()
-    (copy / "model.safetensors").unlink()
+    state = json.loads((copy / "checkpoints" / f"step-{STOPPED:08}" / "state.json").read_text())
+    if state["best"] is None:  # otherwise the model was there already; a better one replaces it
+        (copy / "model.safetensors").unlink()
+    if (forecast := copy / "forecast.json").exists():  # the mixture is chosen at the end
+        forecast.write_text(json.dumps({**json.loads(forecast.read_text()), "mixture": None}))
     for checkpoint in (copy / "checkpoints").iterdir():
         if checkpoint.name != f"step-{STOPPED:08}":
             shutil.rmtree(checkpoint)
@@ -173,7 +177,8 @@ TRAININGS = {
     "tatoeba": Training("tatoeba", "translation", TEXT),
     "transformer-base-wmt": Training("transformer-base-wmt", "translation", TEXT),
     "classification": Training("classification", "classification", TEXT),
-    "classification-from": Training("classification", "classification", {}, start="masked"),
+    # Its last step is its best one: the head of the model that `stop` would have to restore is refitted at the end.
+    "classification-from": Training("classification", "classification", {"optim.lr": 0.01}, start="masked"),
     "pairs": Training("pairs", "pairs", TEXT),
     "tagging": Training("tagging", "tagging", TEXT),
     "embedding": Training("embedding", "embedding", TEXT),

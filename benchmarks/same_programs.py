@@ -132,10 +132,11 @@ def joined(stream: str) -> Facts:
     """The texts, log probabilities, finish reasons and usage of a stream's events."""
     lines = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
     events = [json.loads(line) for line in lines if line != "[DONE]"]
-    facts: Facts = {"text": "", "logprobs": [], "finish": [], "usage": events[-1].get("usage"), "end": lines[-1]}
+    facts: Facts = {"text": "", "logprobs": {}, "finish": [], "usage": events[-1].get("usage"), "end": lines[-1]}
     for choice in (choice for event in events for choice in event["choices"]):
         facts["text"] += choice.get("text") or choice.get("delta", {}).get("content") or ""
-        facts["logprobs"] += [choice["logprobs"]] if choice.get("logprobs") else []
+        for name, values in (choice.get("logprobs") or {}).items():
+            facts["logprobs"].setdefault(name, []).extend(values or [])
         facts["finish"] += [choice["finish_reason"]] if choice.get("finish_reason") else []
     return facts
 
