@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from headway.nn.models import (
 )
 from headway.nn.models.heads import TransformConfig, VocabularyHeadConfig
 from headway.nn.parts.positions import SinusoidalConfig
+from headway.nn.parts.projection import Projection
 from processes import Program
 
 close = torch.testing.assert_close
@@ -206,6 +208,16 @@ def test_what_has_no_instruction_is_named() -> None:
     stack = StackConfig((BlockConfig(MIXERS["gru"]),))
     model = ready(TransformerConfig(WIDTH, 11, 64, stack, OneHotEmbedConfig(), tie="none"))
     with pytest.raises(CannotLowerError, match="OneHotEmbed"):
+        Engine(model)
+
+
+@pytest.mark.parametrize("owner", ["embed", "stack.blocks.1.mixer", "stack.blocks.0.feed_forward.down", "stack.norm"])
+def test_a_parameter_that_the_program_does_not_read_is_named(owner: str) -> None:
+    """Every module here has instructions, but they know nothing of the projection."""
+    model = small()
+    model.get_submodule(owner).register_module("extra", Projection(WIDTH, WIDTH))
+    shake(model)
+    with pytest.raises(CannotLowerError, match=rf"the parameter {re.escape(owner)}\.extra\.weight"):
         Engine(model)
 
 

@@ -24,6 +24,7 @@ from headway.nn.models.stack import Stack
 from headway.nn.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
 from headway.nn.parts.feedforward import ExpertsConfig
 from headway.nn.parts.norm import LayerNormConfig
+from headway.nn.parts.projection import Projection
 from headway.visibility import Full, Prefix
 
 WIDTH = 80  # a group of 64 columns, and another that is not full
@@ -172,6 +173,13 @@ def test_what_has_no_instruction_is_named() -> None:
     for mixer, name in ((GRUConfig(), "GRU"), (AttentionConfig(HEADS, pattern=Prefix(2)), "Prefix")):
         with pytest.raises(CannotLowerError, match=name):
             StackProgram(Stack(StackConfig((BlockConfig(mixer),)), WIDTH))
+
+
+def test_a_parameter_that_the_program_does_not_read_is_named() -> None:
+    stack = stack_of([ATTENTIONS["attention"]], "int8")
+    stack.blocks[0].mixer.register_module("extra", Projection(WIDTH, WIDTH))
+    with pytest.raises(CannotLowerError, match=r"the parameter blocks\.0\.mixer\.extra\.weight"):
+        StackProgram(stack)
 
 
 def test_torch_reads_what_a_program_does_not() -> None:

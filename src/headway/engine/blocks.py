@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from headway.engine.builder import Builder, Slot, offset_of
 from headway.engine.lowering import feed_forward
+from headway.nn.mixers.attention import SelfAttention
 from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.models.stack import Stack
 from headway.nn.parts.projection import Projection
 
 Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection that is still to be applied
+
+
+def unread_by_blocks(stack: Stack) -> Iterator[nn.Parameter]:
+    """Parameters that no block of a stack reads: biases without attention that uses them, and positions, for which
+    attention has no instruction.
+    """
+    used = {block.mixer.config.bias for block in stack.blocks if isinstance(block.mixer, SelfAttention)}
+    for name, bias in stack.biases.items():
+        if name not in used:
+            yield from bias.parameters()
+    if stack.positions is not None:
+        yield from stack.positions.parameters()
 
 
 class BlockLowering:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from headway.engine import operations as code
 from headway.engine.interpreter import FIELDS, FLOATS, NAMES, Opcode
@@ -85,6 +87,26 @@ STATES = 1 << 60  # placeholder addresses of states, until the states are known
 FEW = 16  # up to this many rows, each thread computes small operations itself
 
 
+class ParameterReads(TorchFunctionMode):
+    """Notes the tensors whose values are read while it is active; their shapes and types do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ != "__get__":
+            self._read.update((id(item), item) for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor))
+        return func(*args, **(kwargs or {}))
+
+    def check(self, module: nn.Module, elsewhere: Iterable[Tensor] = ()) -> None:
+        """Raise CannotLowerError for a parameter that was not read. Those read `elsewhere` may be missing."""
+        read = self._read.keys() | set(map(id, elsewhere))
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in read:
+                raise CannotLowerError(f"the parameter {name}")
+
+
 class PackedWeights:
     """A model's matrices in the engine's layout, each packed once."""
 
@@ -92,6 +114,7 @@ class PackedWeights:
         self._packed: dict[int, tuple[Tensor, PackedMatrix]] = {}
 
     def matrix(self, weight: Tensor) -> PackedMatrix:
+        weight = weight.detach()  # an operation, which `ParameterReads` sees
         if isinstance(weight, PackedTensor):
             return weight.packed
         key = weight.data_ptr()

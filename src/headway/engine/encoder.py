@@ -17,8 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.blocks import BlockLowering, Inner
-from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, Slot, norm_parts, offset_of
+from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
+from headway.engine.builder import (
+    FEW,
+    Builder,
+    CannotLowerError,
+    PackedWeights,
+    ParameterReads,
+    Slot,
+    norm_parts,
+    offset_of,
+)
 from headway.engine.document_attention import (
     BY_DISTANCE,
     BY_DOCUMENT,
@@ -131,8 +140,10 @@ class StackProgram:
         out.copy_(program.y.rows(tokens))
 
     def _lower(self, tokens: int, threads: int) -> DocumentsProgram:
-        with torch.inference_mode():
-            return _StackLowering(self._stack, self._weights, tokens).program(threads)
+        with torch.inference_mode(), ParameterReads() as reads:
+            program = _StackLowering(self._stack, self._weights, tokens).program(threads)
+        reads.check(self._stack, unread_by_blocks(self._stack))
+        return program
 
 
 def use_programs(model: nn.Module) -> None:

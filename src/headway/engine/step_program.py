@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from headway.engine import operations as code
-from headway.engine.blocks import BlockLowering, Inner
-from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
+from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
+from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot, offset_of
 from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
 from headway.engine.interpreter import NAMES, Opcode, run_all_step, run_step
 from headway.engine.lowering import (
@@ -27,6 +28,7 @@ from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.cross import CrossAttention
+from headway.nn.mixers.recurrence import Recurrence
 from headway.nn.models import Transformer
 from headway.nn.models.block import Block, Branch, LayerScale
 from headway.nn.models.embeds import TokenEmbed, TypeEmbed
@@ -75,9 +77,27 @@ def lower(
     threads: int,
 ) -> StepProgram:  # fmt: skip
     """The program of a decoder whose encoder outputs have at most `reach` positions, and which stores keys, minus these
-    means, and values in `cache_dtype`. Raises CannotLowerError.
+    means, and values in `cache_dtype`. Raises CannotLowerError, also for a parameter that nothing reads.
     """
-    return _Lowering(model, weights, rows, capacity, reach, cache_dtype, means).program(threads)
+    with ParameterReads() as reads:
+        program = _Lowering(model, weights, rows, capacity, reach, cache_dtype, means).program(threads)
+    reads.check(model, _read_by_torch(model))
+    return program
+
+
+def _read_by_torch(model: Transformer) -> Iterator[nn.Parameter]:
+    """The parameters that are read before the first step, or not at all for the next token."""
+    for module in model.modules():
+        if isinstance(module, CrossAttention):
+            yield from module.kv.parameters()
+        elif isinstance(module, ConditionalGRU):
+            yield from (module.keys if module.config.context == "additive" else module.context).parameters()
+        if isinstance(module, Recurrence) and module.start is not None:
+            yield from module.start
+    yield from unread_by_blocks(model.stack)
+    for name, head in model.heads.items():
+        if name != "vocabulary":
+            yield from head.parameters()
 
 
 def check(model: Transformer) -> None:
