@@ -10,7 +10,7 @@ import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
 from headway.engine import Engine, EngineDecoding, Format, quantise
-from headway.engine.interpreter import NAMES, Opcode
+from headway.engine.instructions import WORDS, Opcode
 from headway.engine.sequence_rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
@@ -173,8 +173,7 @@ def test_a_state_that_is_selected_is_a_copy() -> None:
 
 def test_who_takes_parts_of_a_product_meets_who_uses_them() -> None:
     """Between two barriers nothing else touches the rows of a product of which any thread may make parts."""
-    fields = NAMES[Opcode.MULTIPLY].split()
-    free, y, stride = (1 + fields.index(name) for name in ("free", "y", "y_stride"))
+    free, y, stride = (WORDS[Opcode.MULTIPLY][name] for name in ("free", "y", "y_stride"))
     for name in [*FIXED, "attention-grouped"]:
         engine = Engine(
             decoder(around(name, "pre", residual=True), around(name, "pre", residual=True)).float(), threads=2

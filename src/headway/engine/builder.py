@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from headway.engine import operations as code
-from headway.engine.interpreter import FIELDS, FLOATS, NAMES, Opcode
+from headway.engine.instructions import FLOATS, INTEGERS, LENGTH, WORDS, Opcode
 from headway.engine.operations import ADD, GATED, QUANTISED, STORE
 from headway.engine.packed_weights import PackedMatrix, PackedTensor, pack
 from headway.engine.products import SCRATCH_BYTES
@@ -72,17 +72,10 @@ class Int8Slot(Slot):
     corrections: int
 
 
-def _field(kind: Opcode, name: str) -> int:
-    """The index of a field in an instruction."""
-    return 1 + NAMES[kind].split().index(name)
-
-
-# Fields with the address of results that may be in scratch, and the field for products shared dynamically.
-_RESULT_FIELDS = {
-    int(kind): _field(kind, name)
-    for kind, name in ((Opcode.NORM, "dst"), (Opcode.QUANTISE, "q"), (Opcode.MERGE, "out"))
+# Operands with the address of results that may be in scratch.
+_RESULTS = {
+    int(kind): WORDS[kind][name] for kind, name in ((Opcode.NORM, "dst"), (Opcode.QUANTISE, "q"), (Opcode.MERGE, "out"))
 }
-_FREE = _field(Opcode.MULTIPLY, "free")
 STATES = 1 << 60  # placeholder addresses of states, until the states are known
 FEW = 16  # up to this many rows, each thread computes small operations itself
 
@@ -142,18 +135,17 @@ class Builder:
         self.scratch = 64  # bytes per thread
         self._products = self.private_bytes(SCRATCH_BYTES)
         self._stated = 0  # floats of the state in use
-        self._integers: list[list[int]] = []
+        self._instructions: list[list[int]] = []
         self._last_barrier = 0  # instructions up to the last barrier
-        self._floats: list[list[float]] = []
+        self.state_words: list[tuple[int, int]] = []  # instructions and their words that are addresses of states
 
     def __len__(self) -> int:
-        return len(self._integers)
+        return len(self._instructions)
 
-    def table(self) -> tuple[np.ndarray, np.ndarray]:
+    def table(self) -> np.ndarray:
+        """The instructions, int64 [N, LENGTH]."""
         self._free()  # a program ends with a barrier
-        return np.array(self._integers, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(
-            -1, FLOATS
-        )
+        return np.array(self._instructions, np.int64).reshape(-1, LENGTH)
 
     def shared(self, width: int) -> Slot:
         """Rows shared by all threads, until `reuse_shared`."""
@@ -214,33 +206,33 @@ class Builder:
         self.buffers.append(array)
         return array.data_ptr()
 
-    def emit(self, kind: Opcode, **fields: Any) -> None:
-        integer_names, _, float_names = NAMES[kind].partition("; ")
-        row = [int(kind), *(int(fields.pop(name)) for name in integer_names.replace(";", "").split())]
-        float_values = [float(fields.pop(name)) for name in float_names.split()]
-        assert not fields, f"{kind.name} has no {list(fields)}"
-        self._integers.append(row + [0] * (FIELDS - len(row)))
-        self._floats.append(float_values + [0.0] * (FLOATS - len(float_values)))
+    def emit(self, kind: Opcode, **operands: Any) -> None:
+        integers = [int(operands.pop(name)) for name in INTEGERS[kind]]
+        floats = [float(operands.pop(name)) for name in FLOATS[kind]]
+        assert not operands, f"{kind.name} has no {list(operands)}"
+        self.state_words += [(len(self), n) for n, value in enumerate(integers, 1) if value >= STATES]
+        words = [int(kind), *integers, *np.array(floats).view(np.int64).tolist()]
+        self._instructions.append(words + [0] * (LENGTH - len(words)))
 
     @contextmanager
     def unless_idle(self, weights: Slot, expert: int) -> Iterator[None]:
         """Skip the instructions emitted within if no row is routed to the expert."""
-        start = len(self._integers)
+        start = len(self)
         self.emit(Opcode.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
         yield
-        self._integers[start][4] = len(self._integers) - start - 1
+        self._instructions[start][WORDS[Opcode.SKIP]["instructions"]] = len(self) - start - 1
 
     def barrier(self) -> None:
         self._free()
         self.emit(Opcode.BARRIER)
-        self._last_barrier = len(self._integers)
+        self._last_barrier = len(self)
 
     def _free(self) -> None:
         """Let idle threads take parts of a product if it is the only shared work since the last barrier."""
-        since = self._integers[self._last_barrier :]
-        common = [row for row in since if row[0] not in _RESULT_FIELDS or row[_RESULT_FIELDS[row[0]]] >= 0]
+        since = self._instructions[self._last_barrier :]
+        common = [row for row in since if row[0] not in _RESULTS or row[_RESULTS[row[0]]] >= 0]
         if len(common) == 1 and common[0][0] == Opcode.MULTIPLY:
-            common[0][_FREE] = 1
+            common[0][WORDS[Opcode.MULTIPLY]["free"]] = 1
 
     def sum(self, x: Slot, y: Slot, residual: bool = True, gain: Tensor | None = None) -> None:
         """y = y (if residual) + gain x; no barrier follows."""
@@ -257,7 +249,7 @@ class Builder:
         head; 0: merged already. `lengths` is the address of the attended lengths; 0: the row's own past.
         """
         self.emit(
-            Opcode.MERGE, pieces=partials.address, heads=heads, size=out.width // heads, room=capacity,
+            Opcode.MERGE, partials=partials.address, heads=heads, size=out.width // heads, capacity=capacity,
             sinks=self.constant(sinks), out=out.address, stride=out.stride, lengths=lengths, window=window,
         )  # fmt: skip
         self._sync(out)
@@ -342,12 +334,12 @@ class Builder:
             y_stride=y.stride,
             start=first,
             rows=(last - first) // 2 if mode == GATED else last - first,
-            whole=packed.rows,
+            total_rows=packed.rows,
             columns=packed.columns,
             mode=QUANTISED if isinstance(y, Int8Slot) else mode,
             activation=activation,
             free=False,
-            room=self._products,
+            scratch=self._products,
             y_format=y_fields[0],
             y_scales=y_fields[1],
             y_corrections=y_fields[2],

@@ -20,12 +20,12 @@ def logistic(x: F32) -> F32:
 
 
 @compiled
-def combine(op: np.ndarray, batch: int, scratch: int) -> None:
+def combine(op: Any, batch: int, scratch: int) -> None:
     """Private to each thread: out = a, a b, logistic(a + also) b, or the outer product of a and b."""
-    operation, width = op[1], op[10]
+    operation, width = op.operation, op.width
     for r in range(batch):
-        a, b = f32(at(op[2], scratch) + r * op[3]), f32(at(op[6], scratch) + r * op[7])
-        out = f32(at(op[8], scratch) + r * op[9])
+        a, b = f32(at(op.a, scratch) + r * op.a_stride), f32(at(op.b, scratch) + r * op.b_stride)
+        out = f32(at(op.out, scratch) + r * op.out_stride)
         if operation == COPY:
             for i in range(width):
                 out[i] = a[i]
@@ -33,13 +33,13 @@ def combine(op: np.ndarray, batch: int, scratch: int) -> None:
             for i in range(width):
                 out[i] = a[i] * b[i]
         elif operation == RESET:
-            also = f32(at(op[4], scratch) + r * op[5])
+            also = f32(at(op.also, scratch) + r * op.also_stride)
             for i in range(width):
                 out[i] = logistic(a[i] + also[i]) * b[i]
         else:
             for j in range(width):
-                for k in range(op[11]):
-                    out[j * op[11] + k] = a[j] * b[k]
+                for k in range(op.b_width):
+                    out[j * op.b_width + k] = a[j] * b[k]
 
 
 @compiled
@@ -91,17 +91,17 @@ def _gru(gates: int, also: int, h: int, width: int, after: bool, i: int, stop: i
 
 
 @compiled
-def cell(op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, thread: int, threads: int) -> None:
+def cell(op: Any, positions: int, batch: int, thread: int, threads: int) -> None:
     """The new state of each row that is not padding; one thread's share of the cells."""
-    kind, width = op[1], op[8]
+    kind, width = op.cell, op.width
     first, last = share(width, thread, threads)
     for b in range(batch):
         if i64(positions)[b] < 0:
             continue
-        gates, also, h = op[2] + b * op[3], op[4] + b * op[5], op[6] + b * op[7]
+        gates, also, h = op.gates + b * op.gates_stride, op.also + b * op.also_stride, op.h + b * op.stride
         if kind == LSTM:
-            scale = np.float32(op_floats[0])
-            _lstm(gates, h, op[9] + b * op[7], width, op[10], op[11], scale, first, last)
+            scale = np.float32(op.scale)
+            _lstm(gates, h, op.c + b * op.stride, width, op.peepholes, op.forgets, scale, first, last)
         elif kind == ELMAN_TANH:
             x, y = f32(gates), f32(h)
             for i in range(first, last):
@@ -185,63 +185,63 @@ def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int
 
 
 @compiled
-def associate(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
-) -> None:
+def associate(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
     """Each head of each row writes its key and value into its matrix and reads it with its query."""
-    heads, size, stride, norm = op[3], op[4], op[8], op[15]
-    keys, values = op[18], size + op[14]
-    q = scratch - op[23] - 1
+    heads, size, stride, norm = op.heads, op.size, op.controls_stride, op.norm
+    keys, values = op.keys, size + op.ones
+    q = scratch - op.scratch - 1
     k, v, y = q + 4 * keys, q + 8 * keys, q + 8 * keys + 4 * values
     first, last = share(batch * heads, thread, threads)
     for task in range(first, last):
         b, h = task // heads, task % heads
         if i64(positions)[b] < 0:
             continue
-        x = op[1] + b * op[2] + 4 * h * size
-        _features(op[9], op[10], x, size, q)
-        _features(op[9], op[10], x + 4 * heads * size, size, k)
-        _features(op[11], 0, x + 8 * heads * size, size, v)
-        if op[14]:
+        x = op.qkv + b * op.stride + 4 * h * size
+        _features(op.features, op.nu, x, size, q)
+        _features(op.features, op.nu, x + 4 * heads * size, size, k)
+        _features(op.squash, 0, x + 8 * heads * size, size, v)
+        if op.ones:
             f32(v)[size] = np.float32(1)
-        _normalise(op[12], q, keys)
-        _normalise(op[12], k, keys)
+        _normalise(op.key_norm, q, keys)
+        _normalise(op.key_norm, k, keys)
         decay, beta = np.float32(1), np.float32(1)
-        if op[5] != 0:
-            beta = logistic(f32(op[5] + b * stride)[h])
-        if op[6] != 0:
-            z = f32(op[6] + b * stride)[h]
-            decay = exp(-exp(f32(op[19])[h]) * (max(z, np.float32(0)) + np.float32(math.log1p(exp(-abs(z))))))
-        memory = op[20] + b * op[21] + 4 * h * keys * values
-        _rewrite(memory, keys, values, q, k, v, y, decay, beta, op[13])
-        read, out = f32(y), f32(op[22] + 4 * (b * heads + h) * size)
-        if op[14]:
+        if op.strength != 0:
+            beta = logistic(f32(op.strength + b * stride)[h])
+        if op.decay != 0:
+            z = f32(op.decay + b * stride)[h]
+            decay = exp(-exp(f32(op.rates)[h]) * (max(z, np.float32(0)) + np.float32(math.log1p(exp(-abs(z))))))
+        memory = op.memory + b * op.memory_stride + 4 * h * keys * values
+        _rewrite(memory, keys, values, q, k, v, y, decay, beta, op.delta)
+        read, out = f32(y), f32(op.out + 4 * (b * heads + h) * size)
+        if op.ones:
             for n in range(size):
                 read[n] /= read[size] + _EPS
         if norm >= 0:
-            norm_row(norm, y, y, size, op[16], op[17], op_floats[0])
+            norm_row(norm, y, y, size, op.weight, op.bias, op.eps)
         for n in range(size):
             out[n] = read[n]
-        if op[7] != 0:
-            gate = f32(op[7] + b * stride + 4 * h * size)
+        if op.gate != 0:
+            gate = f32(op.gate + b * stride + 4 * h * size)
             for n in range(size):
                 out[n] *= gate[n] * logistic(gate[n])
 
 
 @compiled
-def link(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
-) -> None:
+def link(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
     """y = tanh(drive + F x), then F = decay F + rate y x^T; one thread's share of the cells, the rows of F."""
-    x, width, decay, rate = at(op[3], scratch), op[7], np.float32(op_floats[0]), np.float32(op_floats[1])
-    first, last = share_rows(op[8], thread, threads)
+    x, width, decay, rate = at(op.x, scratch), op.width, np.float32(op.decay), np.float32(op.rate)
+    first, last = share_rows(op.cells, thread, threads)
     for b in range(batch):
         if i64(positions)[b] < 0:
             continue
-        inputs, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
+        inputs = f32(x + b * op.x_stride)
+        drive = f32(op.drive + b * op.drive_stride)
+        out = f32(op.out + b * op.out_stride)
         for n in range(first, last):
-            row = f32(op[5] + b * op[6] + 4 * n * width)
-            activation = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width))
+            row = f32(op.links + b * op.links_stride + 4 * n * width)
+            activation = tanh(
+                drive[n] + dot(op.links + b * op.links_stride + 4 * n * width, x + b * op.x_stride, width)
+            )
             out[n] = activation
             for i in range(width):
                 row[i] = decay * row[i] + rate * activation * inputs[i]

@@ -7,11 +7,14 @@ from typing import Any
 
 import numba.extending
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import config as settings
 from numba.core import registry
+from numba.core.typing.templates import AttributeTemplate
 
 from headway.engine import machine
+from headway.engine.instructions import FLOATS, WORDS, Opcode
 from headway.engine.object_code import ObjectCode
 
 config: Any = settings  # numba fills it at import, which type checkers do not see
@@ -29,6 +32,37 @@ _OPTIONS: dict[str, Any] = {
 }
 _NO_PYTHON_ENTRY: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # no entry points for Python
 _FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # prefixes of numba's and the interpreter's functions
+
+
+class Operands(types.Type):
+    """The address of an instruction in compiled code, whose operands are attributes."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(f"Operands({kind})")
+        self.kind = Opcode(kind)
+
+
+@numba.extending.register_model(Operands)
+class _OperandsModel(numba.extending.models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Operands) -> None:
+        super().__init__(manager, kind, ir.IntType(64))
+
+
+@numba.extending.infer_getattr
+class _OperandTypes(AttributeTemplate):
+    key = Operands
+
+    def generic_resolve(self, operands: Operands, name: str) -> types.Type | None:
+        if name not in WORDS[operands.kind]:
+            return None
+        return types.float64 if name in FLOATS[operands.kind] else types.int64
+
+
+@numba.extending.lower_getattr_generic(Operands)
+def _load_operand(context: Any, builder: Any, operands: Operands, row: Any, name: str) -> Any:
+    kind = ir.DoubleType() if name in FLOATS[operands.kind] else ir.IntType(64)
+    words = builder.inttoptr(row, kind.as_pointer())
+    return builder.load(builder.gep(words, [ir.Constant(ir.IntType(64), WORDS[operands.kind][name])]))
 
 
 def dispatcher(function: Callable[..., Any]) -> Any:

@@ -326,31 +326,22 @@ class Engine(nn.Module):
         not 0.
         """
         batch, threads, counter = len(positions), self.pool.threads, self.pool.counter
-        table, floats, scratch = program.table[part], program.floats[part], program.scratch
-        token_address, position_address = tokens.ctypes.data, positions.ctypes.data
+        table, scratch = program.table[part], program.scratch
+        fields = (table.ctypes.data, len(table), tokens.ctypes.data, positions.ctypes.data, batch)
         if self.timeline is not None:
-            self._run_timed(self.timeline, (table, floats, token_address, position_address, batch), scratch)
+            self._run_timed(self.timeline, table, fields, scratch)
             return
 
         def job(thread: int) -> None:
-            program.run(
-                table,
-                floats,
-                token_address,
-                position_address,
-                batch,
-                scratch[thread],
-                counter,
-                thread,
-                threads,
-                sampling_call,
-            )
+            program.run(*fields, scratch[thread], counter, thread, threads, sampling_call)
 
         with announce_compilation(program.run):
             self.pool.run(job)
 
-    def _run_timed(self, timeline: StepTimeline, fields: tuple[Any, ...], scratch: list[int]) -> None:
-        threads, counter, table = self.pool.threads, self.pool.counter, fields[0]
+    def _run_timed(
+        self, timeline: StepTimeline, table: np.ndarray, fields: tuple[int, ...], scratch: list[int]
+    ) -> None:
+        threads, counter = self.pool.threads, self.pool.counter
         ticks = timeline.new_ticks(threads, table)
         ticks_address = ticks.ctypes.data
         self.pool.run(lambda thread: run_timed(*fields, scratch[thread], counter, thread, threads, ticks_address))

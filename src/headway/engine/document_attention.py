@@ -107,21 +107,24 @@ def _softmax(scores: int, start: int, end: int, spans: int, sink: int) -> F32:
 
 
 @compiled
-def lay_out(op: np.ndarray, op_floats: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+def lay_out(op: Any, start: int, length: int, g: int, scratch: int) -> None:
     """Lay out the keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each
     row padded to COLUMNS. The padding is arbitrary: no score or column computed from it is used.
     """
-    heads, groups, size, half = op[3], op[4], op[5], op[14]
-    keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), padded_to_columns(op[5])
+    heads, groups, size, half = op.heads, op.groups, op.size, op.half
+    keys = at(op.keys, scratch)
+    values = at(op.values, scratch)
+    spare = at(op.spare, scratch)
+    wide = padded_to_columns(op.size)
     for t in range(length):
-        row, column = op[1] + (start + t) * op[2], f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS))
+        row, column = op.qkv + (start + t) * op.stride, f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS))
         key = f32(row + 4 * (heads + g) * size)
-        if op[7] >= 0 or half > 0:
+        if op.norm >= 0 or half > 0:
             new = f32(spare)
             for d in range(size):
                 new[d] = key[d]
-            cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
-            prepare_head(spare, size, op[7], op[10], op[11], op_floats[0], cos, sin, half)
+            cos, sin = op.cos + 4 * t * half, op.sin + 4 * t * half
+            prepare_head(spare, size, op.norm, op.k_weight, op.k_bias, op.eps, cos, sin, half)
             key = new
         for d in range(size):
             column[d * COLUMNS] = key[d]
@@ -137,47 +140,45 @@ def padded_to_columns(size: int) -> int:
 
 
 @compiled
-def _queries(op: np.ndarray, op_floats: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+def _queries(op: Any, start: int, first: int, count: int, h: int, scratch: int) -> None:
     """Queries of a head from position `first` of a document on, [QUERIES, K]; padding is arbitrary."""
-    size, half, queries = op[5], op[14], at(op[23], scratch)
+    size, half, queries = op.size, op.half, at(op.q, scratch)
     for i in range(count):
         new, t = f32(queries + 4 * i * size), first + i
-        old = f32(op[1] + (start + first + i) * op[2] + 4 * h * size)
+        old = f32(op.qkv + (start + first + i) * op.stride + 4 * h * size)
         for d in range(size):
             new[d] = old[d]
-        cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
-        prepare_head(queries + 4 * i * size, size, op[7], op[8], op[9], op_floats[0], cos, sin, half)
+        cos, sin = op.cos + 4 * t * half, op.sin + 4 * t * half
+        prepare_head(queries + 4 * i * size, size, op.norm, op.q_weight, op.q_bias, op.eps, cos, sin, half)
         for d in range(size):
-            new[d] *= np.float32(op_floats[2])
+            new[d] *= np.float32(op.scale)
 
 
 @compiled
-def _add_bias(op: np.ndarray, scores: int, base: int, start: int, end: int, query: int, n: int, h: int) -> None:
+def _add_bias(op: Any, scores: int, base: int, start: int, end: int, query: int, n: int, h: int) -> None:
     """Add biases to the scores of keys `start` to `end`, which are stored from key `base` on."""
-    s, heads, span = f32(scores), op[3], op[18]
-    if op[16] == BY_DISTANCE:
-        distances = f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))
+    s, heads, span = f32(scores), op.heads, op.span
+    if op.bias_kind == BY_DISTANCE:
+        distances = f32(op.bias + 4 * (h * (2 * span - 1) + span - 1))
         for t in range(start, end):
             s[t - base] += distances[t - query]
     else:
-        generated = f32(op[17] + 4 * ((n * heads + h) * span + query) * span)
-        fixed = f32(op[19] + 4 * (h * span + query) * span)
+        generated = f32(op.bias + 4 * ((n * heads + h) * span + query) * span)
+        fixed = f32(op.table + 4 * (h * span + query) * span)
         for t in range(start, end):
             s[t - base] += generated[t] + fixed[t]
 
 
 @compiled
-def attend_queries(
-    op: np.ndarray, op_floats: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
-) -> None:
+def attend_queries(op: Any, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int) -> None:
     """Attention of one head's queries `first` to `last` of document n, whose keys and values are laid out."""
-    size, before, after, wide = op[5], op[15], op[6], padded_to_columns(op[5])
-    queries, scores, sums = at(op[23], scratch), at(op[24], scratch), at(op[26], scratch)
-    keys, values, cap = at(op[21], scratch), at(op[22], scratch), np.float32(op_floats[1])
+    size, before, after, wide = op.size, op.before, op.after, padded_to_columns(op.size)
+    queries, scores, sums = at(op.q, scratch), at(op.scores, scratch), at(op.result, scratch)
+    keys, values, cap = at(op.keys, scratch), at(op.values, scratch), np.float32(op.cap)
     step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
     for q in range(first, last, QUERIES):
         count = min(QUERIES, last - q)
-        _queries(op, op_floats, start, q, count, h, scratch)
+        _queries(op, start, q, count, h, scratch)
         low, high = max(0, q - before), min(length, q + count + after)
         base, spans = low // SPAN * SPAN, (high + SPAN - 1) // SPAN - low // SPAN
         for t in range(base, base + spans * SPAN, COLUMNS):
@@ -188,15 +189,15 @@ def attend_queries(
             if cap > 0:
                 for t in range(first_key - base, end - base):
                     f32(row)[t] = cap * tanh(f32(row)[t] / cap)
-            if op[16] != NO_BIAS:
+            if op.bias_kind != NO_BIAS:
                 _add_bias(op, row, base, first_key, end, query, n, h)
-            sink = 0 if op[20] == 0 else op[20] + 4 * h
-            f32(at(op[25], scratch))[i] = _softmax(row, first_key - base, end - base, spans, sink)
+            sink = 0 if op.sinks == 0 else op.sinks + 4 * h
+            f32(at(op.spare, scratch))[i] = _softmax(row, first_key - base, end - base, spans, sink)
         for c in range(0, wide, COLUMNS):
             visible_values = values + 4 * (low * wide + c)
             _products(scores + 4 * (low - base), step, visible_values, 4 * wide, high - low, sums + 4 * c, 4 * wide)
         for i in range(count):
-            out, row_sums = f32(op[27] + (start + q + i) * op[28] + 4 * h * size), f32(sums + 4 * i * wide)
-            inverse = np.float32(1) / f32(at(op[25], scratch))[i]
+            out, row_sums = f32(op.out + (start + q + i) * op.out_stride + 4 * h * size), f32(sums + 4 * i * wide)
+            inverse = np.float32(1) / f32(at(op.spare, scratch))[i]
             for d in range(size):
                 out[d] = row_sums[d] * inverse

@@ -305,16 +305,14 @@ def _copy_padded(source: int, size: int, target: int) -> None:
 
 
 @compiled
-def _prepare_vector(
-    op: np.ndarray, op_floats: np.ndarray, source: int, t: int, weight: int, bias: int, scratch: int
-) -> int:
+def _prepare_vector(op: Any, source: int, t: int, weight: int, bias: int, scratch: int) -> int:
     """The address of a query or key at position t, normed and rotated, padded to chunks: in scratch or in place."""
-    size, half = op[5], op[14]
-    if op[7] < 0 and half == 0 and size == padded_to_chunks(size):
+    size, half = op.size, op.half
+    if op.norm < 0 and half == 0 and size == padded_to_chunks(size):
         return source
     _copy_padded(source, size, scratch)
-    cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
-    prepare_head(scratch, size, op[7], weight, bias, op_floats[0], cos, sin, half)
+    cos, sin = op.cos + 4 * t * half, op.sin + 4 * t * half
+    prepare_head(scratch, size, op.norm, weight, bias, op.eps, cos, sin, half)
     return scratch
 
 
@@ -334,25 +332,23 @@ def _clear(target: int, count: int) -> None:
 
 
 @compiled
-def lay_out_bf16(op: np.ndarray, op_floats: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+def lay_out_bf16(op: Any, start: int, length: int, g: int, scratch: int) -> None:
     """Lay out the keys of a group in a document as tiles [length / 16, K / 32, both parts] of 16 keys, and its values
     as tiles [V / 16, length / 32] of 16 elements each; padded with zeros.
     """
-    size, stride, wide = op[5], op[2], padded_to_chunks(op[5])
-    keys, values, buffer = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch)
-    key = op[1] + start * stride + 4 * (op[3] + g) * size
-    value, other_buffer, zero, spans = (
-        key + 4 * op[4] * size,
-        buffer + 4 * wide,
-        buffer + 8 * wide,
-        (length + SPAN - 1) // SPAN,
-    )
+    size, stride, wide = op.size, op.stride, padded_to_chunks(op.size)
+    keys, values, buffer = at(op.keys, scratch), at(op.values, scratch), at(op.spare, scratch)
+    key = op.qkv + start * stride + 4 * (op.heads + g) * size
+    value = key + 4 * op.groups * size
+    other_buffer = buffer + 4 * wide
+    zero = buffer + 8 * wide
+    spans = (length + SPAN - 1) // SPAN
     pairs = buffer + 12 * wide
     _clear(zero, wide)
     for t in range(spans * SPAN):
         row = zero
         if t < length:
-            row = _prepare_vector(op, op_floats, key + t * stride, t, op[10], op[11], buffer)
+            row = _prepare_vector(op, key + t * stride, t, op.k_weight, op.k_bias, buffer)
         tile = keys + t // BLOCK_ROWS * (wide // 32) * 2 * _TILE + t % BLOCK_ROWS * _LINE
         for c in range(wide // 32):
             _split(row + 2 * c * _LINE, np.float32(1), tile + 2 * c * _TILE)
@@ -369,18 +365,18 @@ def lay_out_bf16(op: np.ndarray, op_floats: np.ndarray, start: int, length: int,
 
 
 @compiled
-def _queries(op: np.ndarray, op_floats: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+def _queries(op: Any, start: int, first: int, count: int, h: int, scratch: int) -> None:
     """Queries of a head from position `first` of a document on as tiles [queries / 16, K / 32, both parts], each query
     a column; padded with zeros.
     """
-    buffer, q, wide, scale = at(op[25], scratch), at(op[23], scratch), padded_to_chunks(op[5]), np.float32(op_floats[2])
+    buffer, q, wide, scale = at(op.spare, scratch), at(op.q, scratch), padded_to_chunks(op.size), np.float32(op.scale)
     zero, pairs, parts = buffer + 8 * wide, buffer + 12 * wide, wide // 16
     for block in range((count + BLOCK_ROWS - 1) // BLOCK_ROWS):
         for i in range(BLOCK_ROWS):
             t, row = first + block * BLOCK_ROWS + i, zero
             if t < first + count:
-                source = op[1] + (start + t) * op[2] + 4 * h * op[5]
-                row = _prepare_vector(op, op_floats, source, t, op[8], op[9], buffer)
+                source = op.qkv + (start + t) * op.stride + 4 * h * op.size
+                row = _prepare_vector(op, source, t, op.q_weight, op.q_bias, buffer)
             for c in range(wide // 32):
                 _split(row + 2 * c * _LINE, scale, pairs + 2 * c * _TILE + i * _LINE)
         for part in range(parts):
@@ -388,17 +384,17 @@ def _queries(op: np.ndarray, op_floats: np.ndarray, start: int, first: int, coun
 
 
 @compiled
-def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, count: int, n: int, h: int) -> None:
+def _add_biases(op: Any, scores: int, base: int, end: int, query: int, count: int, n: int, h: int) -> None:
     """Add biases to the scores of keys `base` to `end`, each with a tile of queries from `query` on."""
-    span = op[18]
+    span = op.span
     for t in range(base, end):
         s = f32(scores + (t - base) * _LINE)
         for i in range(count):
-            if op[16] == BY_DISTANCE:
-                s[i] += f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))[t - query - i]
+            if op.bias_kind == BY_DISTANCE:
+                s[i] += f32(op.bias + 4 * (h * (2 * span - 1) + span - 1))[t - query - i]
             else:
-                generated = f32(op[17] + 4 * ((n * op[3] + h) * span + query + i) * span)
-                fixed = f32(op[19] + 4 * (h * span + query + i) * span)
+                generated = f32(op.bias + 4 * ((n * op.heads + h) * span + query + i) * span)
+                fixed = f32(op.table + 4 * (h * span + query + i) * span)
                 s[i] += generated[t] + fixed[t]
 
 
@@ -418,7 +414,7 @@ def _hide(scores: int, base: int, start: int, end: int, query: int, before: int,
 
 @compiled
 def _weights(
-    op: np.ndarray, cap: F32, base: int, spans: int, n: int, length: int, h: int, query: int, count: int, scores: int
+    op: Any, cap: F32, base: int, spans: int, n: int, length: int, h: int, query: int, count: int, scores: int
 ) -> None:
     """Scores of a tile of queries with SPAN `spans` keys from `base` on, ready for the softmax."""
     end = base + spans * SPAN
@@ -426,35 +422,33 @@ def _weights(
         s = f32(scores)
         for i in range(spans * SPAN * BLOCK_ROWS):
             s[i] = cap * tanh(s[i] / cap)
-    if op[16] != NO_BIAS:
+    if op.bias_kind != NO_BIAS:
         _add_biases(op, scores, base, min(end, length), query, count, n, h)
-    before, after = op[15], op[6]
+    before, after = op.before, op.after
     first, last = max(base, query + BLOCK_ROWS - 1 - before), min(end, min(length, query + after + 1))
     _hide(scores, base, base, min(first, end), query, before, after, length)
     _hide(scores, base, max(last, min(first, end)), end, query, before, after, length)
 
 
 @compiled
-def attend_queries_bf16(
-    op: np.ndarray, op_floats: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
-) -> None:
+def attend_queries_bf16(op: Any, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int) -> None:
     """`document_attention.attend_queries`, for the layout of `lay_out_bf16`."""
     if not HAS_BF16_UNIT:
         return
-    wide, spans, cap = padded_to_chunks(op[5]), (length + SPAN - 1) // SPAN, np.float32(op_floats[1])
-    keys, values, q, scores = at(op[21], scratch), at(op[22], scratch), at(op[23], scratch), at(op[24], scratch)
-    sums, chunks = at(op[26], scratch), wide // 32
+    wide, spans, cap = padded_to_chunks(op.size), (length + SPAN - 1) // SPAN, np.float32(op.cap)
+    keys, values, q, scores = at(op.keys, scratch), at(op.values, scratch), at(op.q, scratch), at(op.scores, scratch)
+    sums, chunks = at(op.result, scratch), wide // 32
     tops, step = sums + BLOCKS * _LINE * wide, _LINE * wide
     for query in range(first, last, QUERIES_AT_ONCE):
         count = min(QUERIES_AT_ONCE, last - query)
         blocks = (count + BLOCK_ROWS - 1) // BLOCK_ROWS
-        _queries(op, op_floats, start, query, count, h, scratch)
+        _queries(op, start, query, count, h, scratch)
         _clear(sums, blocks * BLOCK_ROWS * wide)
         for i in range(blocks * BLOCK_ROWS):
             state = f32(tops + i // BLOCK_ROWS * 2 * _LINE)
-            state[i % BLOCK_ROWS] = LOWEST if op[20] == 0 else f32(op[20])[h]
-            state[BLOCK_ROWS + i % BLOCK_ROWS] = np.float32(0 if op[20] == 0 else 1)
-        low, high = max(0, query - op[15]) // SPAN, (min(length, query + count + op[6]) + SPAN - 1) // SPAN
+            state[i % BLOCK_ROWS] = LOWEST if op.sinks == 0 else f32(op.sinks)[h]
+            state[BLOCK_ROWS + i % BLOCK_ROWS] = np.float32(0 if op.sinks == 0 else 1)
+        low, high = max(0, query - op.before) // SPAN, (min(length, query + count + op.after) + SPAN - 1) // SPAN
         for span in range(low, high, KEYS_AT_ONCE // SPAN):
             span_count = min(high - span, KEYS_AT_ONCE // SPAN)
             tiles = keys + 2 * span * chunks * 2 * _TILE
@@ -488,12 +482,13 @@ def attend_queries_bf16(
 
 
 @compiled
-def _finish(op: np.ndarray, start: int, h: int, query: int, last: int, sums: int, totals: int, scratch: int) -> None:
+def _finish(op: Any, start: int, h: int, query: int, last: int, sums: int, totals: int, scratch: int) -> None:
     """Write the results of a tile of queries to the output."""
-    size, columns = op[5], at(op[25], scratch) + 12 * padded_to_chunks(op[5])
+    size, columns = op.size, at(op.spare, scratch) + 12 * padded_to_chunks(op.size)
     for c in range((size + 15) // 16):
         _divide(sums + c * _TILE, totals, columns)
         for i in range(min(BLOCK_ROWS, last - query)):
-            out, values = f32(op[27] + (start + query + i) * op[28] + 4 * (h * size + 16 * c)), f32(columns + i * _LINE)
+            out = f32(op.out + (start + query + i) * op.out_stride + 4 * (h * size + 16 * c))
+            values = f32(columns + i * _LINE)
             for d in range(min(16, size - 16 * c)):
                 out[d] = values[d]

@@ -38,7 +38,7 @@ from headway.engine.document_attention import (
 )
 from headway.engine.document_attention_bf16 import bf16_scratch_sizes
 from headway.engine.document_loop import run_documents
-from headway.engine.interpreter import Opcode
+from headway.engine.instructions import Opcode
 from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
 from headway.engine.operations import SILU
 from headway.engine.packed_weights import PackedTensor
@@ -60,8 +60,7 @@ _FAR = 1 << 40  # further than any document reaches
 class DocumentsProgram:
     """Instructions for up to `tokens` tokens."""
 
-    table: np.ndarray
-    floats: np.ndarray
+    table: np.ndarray  # the instructions
     scratch: np.ndarray  # [threads, bytes]
     x: Slot  # input
     y: Slot  # output
@@ -127,13 +126,11 @@ class StackProgram:
         program = self._program
         documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
         program.x.rows(tokens).copy_(x)
-        scratch, documents_address = (
-            [-(-buffer.ctypes.data // 64) * 64 for buffer in program.scratch],
-            documents.ctypes.data,
-        )
+        scratch = [-(-buffer.ctypes.data // 64) * 64 for buffer in program.scratch]
+        fields = (program.table.ctypes.data, len(program.table), documents.ctypes.data)
 
         def job(thread: int) -> None:
-            run_documents(program.table, program.floats, documents_address, scratch[thread], counter, thread, threads)
+            run_documents(*fields, scratch[thread], counter, thread, threads)
 
         with announce_compilation(run_documents):
             workers.run(job)
@@ -194,9 +191,8 @@ class _StackLowering(BlockLowering):
             build.reuse_shared()
             self.block(block)
         y = self.norm(self.stack.norm, self.x)
-        table, floats = build.table()
         scratch = np.zeros((threads, build.scratch + 64), np.uint8)
-        return DocumentsProgram(table, floats, scratch, read, y, build.rows, build.buffers)
+        return DocumentsProgram(build.table(), scratch, read, y, build.rows, build.buffers)
 
     def read(self, block: Block, x: Slot) -> Inner:
         raise CannotLowerError("cross-attention in an encoder")
@@ -260,14 +256,14 @@ class _StackLowering(BlockLowering):
                     *(round(4 * QUERIES * part) for part in counts),
                 )
             names = ("keys", "values", "q", "scores", "spare", "result")
-            self._scratch[size, bf16] = {"rough": bf16, **dict(zip(names, map(private, sizes)))}
+            self._scratch[size, bf16] = {"bf16": bf16, **dict(zip(names, map(private, sizes)))}
         return self._scratch[size, bf16]
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
         """Biases of the scores: a table by distance, or one computed from the tokens of each board."""
         module = getattr(mixer._bias, "__self__", None)  # the module of the method
         if module is None:
-            return {"biased": NO_BIAS, "bias": 0, "span": 0, "table": 0}
+            return {"bias_kind": NO_BIAS, "bias": 0, "span": 0, "table": 0}
         if isinstance(module, Smolgen):
             return self._generated_bias(module, x)
         if not isinstance(module, (Alibi, Relative)):
@@ -277,7 +273,7 @@ class _StackLowering(BlockLowering):
             middle = Layout(positions[:, self.tokens - 1 : self.tokens])
             table = module(torch.zeros(1), middle, Layout(positions))
             self._distances[id(module)] = self.build.constant(table[0, :, 0])
-        return {"biased": BY_DISTANCE, "bias": self._distances[id(module)], "span": self.tokens, "table": 0}
+        return {"bias_kind": BY_DISTANCE, "bias": self._distances[id(module)], "span": self.tokens, "table": 0}
 
     def _generated_bias(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
         """[B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of each
@@ -289,7 +285,7 @@ class _StackLowering(BlockLowering):
             raise CannotLowerError(f"a bias of {heads} heads over {length} tokens")
         compressed = build.project(x, smolgen.compress)
         build.barrier()
-        build.emit(Opcode.BATCH, each=1)
+        build.emit(Opcode.BATCH, rows=1)
         document = Slot(compressed.address, length * compressed.stride, length * config.compressed)
         for projection, norm in ((smolgen.summary, smolgen.summary_norm), (smolgen.split, smolgen.split_norm)):
             hidden = build.shared(projection.weight.shape[0])
@@ -298,13 +294,13 @@ class _StackLowering(BlockLowering):
             build.norm(norm, hidden, hidden)
             build.barrier()
             document = hidden
-        build.emit(Opcode.BATCH, each=heads)
+        build.emit(Opcode.BATCH, rows=heads)
         head_rows = Slot(document.address, 4 * config.generated, config.generated)
         bias = build.project(head_rows, smolgen.spread)
         build.barrier()
-        build.emit(Opcode.BATCH, each=0)
+        build.emit(Opcode.BATCH, rows=0)
         table = build.constant(smolgen.table)
-        return {"biased": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
+        return {"bias_kind": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
 
 
 def _reach(pattern: Pattern) -> tuple[int, int]:

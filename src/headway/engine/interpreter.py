@@ -1,16 +1,31 @@
-"""Programs: tables of instructions, and the compiled loops that execute them.
-
-An instruction is a row of integers and a row of floats. Addresses from 0 on are in memory shared by threads; negative
-ones, -1 - offset, in each thread's scratch. Every thread fills its own scratch, so that no barrier is needed.
-"""
+"""The compiled loops that execute programs, and the kernels of single instructions."""
 
 from __future__ import annotations
 
-from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 from headway.engine.cells import associate, cell, combine, link
+from headway.engine.instructions import (
+    SIZE,
+    AddAttend,
+    Associate,
+    Attend,
+    Cell,
+    Combine,
+    Embed,
+    Link,
+    Merge,
+    Multiply,
+    Norm,
+    Opcode,
+    Quantise,
+    Route,
+    Skip,
+    Sum,
+    Weigh,
+)
 from headway.engine.int8_keys import padded_to_vectors, split_query, subtract_mean
 from headway.engine.machine import barrier, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_rows
@@ -31,58 +46,8 @@ from headway.engine.sampling_kernels import sample_batch
 from headway.engine.softmax import clear_partial
 from headway.engine.tiles import INT8
 
-FIELDS, FLOATS = 32, 4
 SHARING = 16  # tokens of one sequence, or rows of one encoder output, that attend together
-
-
-class Opcode(IntEnum):
-    EMBED = 0
-    NORM = 1
-    QUANTISE = 2
-    MULTIPLY = 3
-    ATTEND = 4
-    MERGE = 5
-    SUM = 6
-    BARRIER = 7
-    COMBINE = 8
-    CELL = 9
-    ASSOCIATE = 10
-    LINK = 11
-    ADD_ATTEND = 12
-    ROUTE = 13
-    SKIP = 14
-    WEIGH = 15
-    ATTEND_DOCUMENTS = 16
-    BATCH = 17
-
-
-# The fields of each kind, in their order after the kind itself; floats follow a semicolon.
-NAMES = {
-    Opcode.EMBED: "format table scales width out stride positions limit offset; scale",
-    Opcode.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
-    Opcode.QUANTISE: "format src stride columns q scales corrections",
-    Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
-    "activation free room y_format y_scales y_corrections; cap scale",
-    Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
-    "span tables table_step lengths layer pieces q scores form group_bytes runs room spare mean turns; eps cap scale",
-    Opcode.MERGE: "pieces heads size room sinks out stride lengths window",
-    Opcode.SUM: "src src_stride dst dst_stride width residual gain",
-    Opcode.BARRIER: "",
-    Opcode.COMBINE: "what a a_stride also also_stride b b_stride out out_stride width other",
-    Opcode.CELL: "cell gates gates_stride also also_stride h stride width c peepholes forgets; scale",
-    Opcode.ASSOCIATE: "qkv stride heads size strength decay gate controls_stride features nu squash key_norm delta "
-    "ones norm weight bias keys rates memory memory_stride out room; eps",
-    Opcode.LINK: "drive drive_stride x x_stride links links_stride width cells out out_stride; decay rate",
-    Opcode.ADD_ATTEND: "query stride units width score tables table_step lengths layer pieces scores room",
-    Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",
-    Opcode.SKIP: "weights count expert instructions",
-    Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
-    Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "
-    "before biased bias span table sinks keys values q scores spare result out out_stride rough; eps cap scale",
-    Opcode.BATCH: "each",
-}
-EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Opcode)[:8])
-COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Opcode)[8:16])
+_RECURRENT = int(Opcode.COMBINE)  # from here on, instructions of recurrent mixers and experts
 
 
 @compiled
@@ -92,198 +57,170 @@ def share_of(address: int, batch: int, thread: int, threads: int) -> tuple[int, 
 
 
 @compiled
-def _embed(
-    op: np.ndarray, op_floats: np.ndarray, tokens: int, positions: int, batch: int, thread: int, threads: int
-) -> None:
+def _embed(op: Any, tokens: int, positions: int, batch: int, thread: int, threads: int) -> None:
     first, last = share(batch, thread, threads)
     for b in range(first, last):
-        out = op[5] + b * op[6]
-        unpack_row(op[1], op[2], op[3], i64(tokens)[b], op[4], np.float32(op_floats[0]), out)
-        if op[7] != 0:
-            position = min(max(i64(positions)[b], 0) + op[9], op[8] - 1)
-            x, y = f32(op[7] + 4 * position * op[4]), f32(out)
-            for i in range(op[4]):
+        out = op.out + b * op.stride
+        unpack_row(op.format, op.table, op.scales, i64(tokens)[b], op.width, np.float32(op.scale), out)
+        if op.positions != 0:
+            position = min(max(i64(positions)[b], 0) + op.offset, op.limit - 1)
+            x, y = f32(op.positions + 4 * position * op.width), f32(out)
+            for i in range(op.width):
                 y[i] += x[i]
 
 
 @compiled
-def _norm(op: np.ndarray, op_floats: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    first, last = share_of(op[3], batch, thread, threads)
+def _norm(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
+    first, last = share_of(op.dst, batch, thread, threads)
     for b in range(first, last):
-        src, dst = at(op[1], scratch) + b * op[2], at(op[3], scratch) + b * op[4]
-        norm_row(op[6], src, dst, op[5], op[7], op[8], op_floats[0])
+        src, dst = at(op.src, scratch) + b * op.src_stride, at(op.dst, scratch) + b * op.dst_stride
+        norm_row(op.norm, src, dst, op.width, op.weight, op.bias, op.eps)
 
 
 @compiled
-def _store_kv(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
-) -> None:
+def _quantise(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
+    first, last = share_of(op.q, batch, thread, threads)
+    q, xs, corr = at(op.q, scratch), at(op.scales, scratch), at(op.corrections, scratch)
+    quantise(op.format, at(op.src, scratch), op.stride, op.columns, q, xs, corr, first, last)
+
+
+@compiled
+def _store_kv(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
     """Write the keys and values of the new tokens into their blocks, before any of them attends: several may belong to
     one sequence.
     """
-    groups = op[4]
+    groups = op.groups
     first, last = share(batch * groups, thread, threads)
     for task in range(first, last):
         b, g = task // groups, task % groups
         if i64(positions)[b] >= 0:
-            _store_token(op, op_floats, i64(positions)[b], b, g, scratch)
+            _store_token(op, i64(positions)[b], b, g, scratch)
 
 
 @compiled
-def _store_token(op: np.ndarray, op_floats: np.ndarray, position: int, b: int, g: int, scratch: int) -> None:
+def _store_token(op: Any, position: int, b: int, g: int, scratch: int) -> None:
     """Write the key and value of one token and one group."""
-    heads, groups, size, half = op[3], op[4], op[5], op[14]
-    row, key = op[1] + b * op[2], at(op[24], scratch)
+    heads, groups, size, half = op.heads, op.groups, op.size, op.half
+    row, key = op.qkv + b * op.stride, at(op.scores, scratch)
     new, rotated_key = f32(row + 4 * (heads + g) * size), f32(key)
     for d in range(size):
         rotated_key[d] = new[d]
-    cos, sin = op[12] + 4 * position * half, op[13] + 4 * position * half
-    prepare_head(key, size, op[7], op[10], op[11], op_floats[0], cos, sin, half)
-    if op[30] != 0:
-        subtract_mean(
-            key, size, op[30] + 4 * g * size, op[31] + 4 * padded_to_vectors(2 * half) * (position // CHUNK), half
-        )
-    block = i64(op[18] + 8 * b * op[19])[position // BLOCK] + op[21] + g * op[26]
-    store_kv(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, position % BLOCK)
+    cos, sin = op.cos + 4 * position * half, op.sin + 4 * position * half
+    prepare_head(key, size, op.norm, op.k_weight, op.k_bias, op.eps, cos, sin, half)
+    if op.mean != 0:
+        rotation = op.rotations + 4 * padded_to_vectors(2 * half) * (position // CHUNK)
+        subtract_mean(key, size, op.mean + 4 * g * size, rotation, half)
+    block = i64(op.tables + 8 * b * op.table_step)[position // BLOCK] + op.layer + g * op.group_bytes
+    store_kv(op.dtype, key, row + 4 * (heads + groups + g) * size, block, size, size, position % BLOCK)
 
 
 @compiled
-def _store_run(
-    op: np.ndarray,
-    op_floats: np.ndarray,
-    positions: int,
-    b: int,
-    tokens: int,
-    g: int,
-    start: int,
-    end: int,
-    scratch: int,
-) -> None:
-    """Write the keys and values of a run in segments `start` to `end`, if only the thread that attends to these reads
-    them.
-    """
-    if op[6] and i64(op[27])[1]:
-        for r in range(b, b + tokens):
-            position = i64(positions)[r]
-            if segment_start(start) <= position < segment_start(end):
-                _store_token(op, op_floats, position, r, g, scratch)
-
-
-@compiled
-def _prepare_queries(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, b: int, tokens: int, g: int, scratch: int
-) -> None:
+def _prepare_queries(op: Any, positions: int, b: int, tokens: int, g: int, scratch: int) -> None:
     """Queries of one group in rows b to b + `tokens`, [tokens, heads of a group], in the format of the keys' dtype."""
-    heads, groups, size, half = op[3], op[4], op[5], op[14]
-    group_heads, dtype = heads // groups, op[25]
+    heads, groups, size, half = op.heads, op.groups, op.size, op.half
+    group_heads, dtype = heads // groups, op.dtype
     for query in range(tokens * group_heads):
-        r, ready = b + query // group_heads, at(op[23], scratch) + query * query_bytes(dtype, size)
-        new, old = (
-            at(op[24], scratch) if dtype == INT8 else ready,
-            f32(op[1] + r * op[2] + 4 * (g * group_heads + query % group_heads) * size),
-        )
+        r, ready = b + query // group_heads, at(op.q, scratch) + query * query_bytes(dtype, size)
+        new = at(op.scores, scratch) if dtype == INT8 else ready
+        old = f32(op.qkv + r * op.stride + 4 * (g * group_heads + query % group_heads) * size)
         position = max(i64(positions)[r], 0)
         for d in range(size):
             f32(new)[d] = old[d]
-        prepare_head(
-            new,
-            size,
-            op[7],
-            op[8],
-            op[9],
-            op_floats[0],
-            op[12] + 4 * position * half,
-            op[13] + 4 * position * half,
-            half,
-        )
+        cos, sin = op.cos + 4 * position * half, op.sin + 4 * position * half
+        prepare_head(new, size, op.norm, op.q_weight, op.q_bias, op.eps, cos, sin, half)
         for d in range(size):
-            f32(new)[d] *= np.float32(op_floats[2])
+            f32(new)[d] *= np.float32(op.scale)
         if dtype == INT8:
-            split_query(new, size, op[30] + 4 * g * size if op[30] != 0 else 0, half, ready)
+            split_query(new, size, op.mean + 4 * g * size if op.mean != 0 else 0, half, ready)
 
 
 @compiled
 def _attend_run(
-    op: np.ndarray, op_floats: np.ndarray, b: int, tokens: int, g: int, segment: int, follows: int, onwards: int,
-    highest: int, scratch: int,
-) -> None:  # fmt: skip
+    op: Any, b: int, tokens: int, g: int, segment: int, follows: int, onwards: int, highest: int, scratch: int
+) -> None:
     """One segment for the rows of a run and the heads of a group, whose queries are prepared: [tokens, heads, size + 2]
     at `spare`. Each row's part is then copied to its partial results, or folded into its sums.
     """
-    heads, size, window, capacity = op[3], op[5], op[15], op[28]
-    group_heads, width = heads // op[4], op[5] + 2
-    bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * group_heads * op[17], at(op[29], scratch)
+    heads, size, window, capacity = op.heads, op.size, op.window, op.capacity
+    group_heads, width = heads // op.groups, size + 2
+    bias, spare = 0 if op.bias == 0 else op.bias + 4 * g * group_heads * op.span, at(op.spare, scratch)
     attend_segment(
-        op[25], at(op[23], scratch), tokens, group_heads, op[18] + 8 * b * op[19], op[21] + g * op[26], size, segment,
-        follows, onwards, highest, op[6], window, bias, op[17], np.float32(op_floats[1]), op[31], op[14],
-        at(op[24], scratch), spare,
+        op.dtype, at(op.q, scratch), tokens, group_heads, op.tables + 8 * b * op.table_step,
+        op.layer + g * op.group_bytes, size, segment, follows, onwards, highest, op.stores_kv, window, bias, op.span,
+        np.float32(op.cap), op.rotations, op.half, at(op.scores, scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
-        start, end = segments_of(highest + op[6] * r, window)
+        start, end = segments_of(highest + op.stores_kv * r, window)
         if segment < start or segment >= end:
             continue
         for h in range(group_heads):
             partial = spare + 4 * (r * group_heads + h) * width
             row = (b + r) * heads + g * group_heads + h
             if capacity == 0:
-                stored = f32(op[22] + 4 * row * width)
-                stored[0], stored[1] = fold(op[22] + 4 * (row * width + 2), stored[0], stored[1], partial, size)
+                stored = f32(op.partials + 4 * row * width)
+                stored[0], stored[1] = fold(op.partials + 4 * (row * width + 2), stored[0], stored[1], partial, size)
                 continue
-            stored, new = f32(op[22] + 4 * (row * capacity + segment - start) * width), f32(partial)
+            stored, new = f32(op.partials + 4 * (row * capacity + segment - start) * width), f32(partial)
             for d in range(width):
                 stored[d] = new[d]
 
 
 @compiled
-def _run_of(op: np.ndarray, positions: int, n: int) -> tuple[int, int, int, int, int]:
+def _run_of(op: Any, positions: int, n: int) -> tuple[int, int, int, int, int]:
     """The first row of a run, the number of rows, the highest position of the first, the first segment that any of them
     sees, and the one after the last.
     """
-    runs = i64(op[27])
+    runs = i64(op.runs)
     b, tokens = runs[n + 2], runs[n + 3] - runs[n + 2]
-    highest = i64(positions)[b] if op[6] else i64(op[20])[b] - 1
+    highest = i64(positions)[b] if op.stores_kv else i64(op.lengths)[b] - 1
     if highest < 0:
         return b, tokens, highest, 0, 0
-    return b, tokens, highest, segments_of(highest, op[15])[0], segments_of(highest + op[6] * (tokens - 1), 0)[1]
+    end = segments_of(highest + op.stores_kv * (tokens - 1), 0)[1]
+    return b, tokens, highest, segments_of(highest, op.window)[0], end
 
 
 @compiled
-def _blocks_of(op: np.ndarray, b: int, position: int) -> int:
+def _blocks_of(op: Any, b: int, position: int) -> int:
     """Address in a row's table of the block with the first position of a chunk."""
-    return op[18] + 8 * (b * op[19] + position // CHUNK * CHUNK // BLOCK)
+    return op.tables + 8 * (b * op.table_step + position // CHUNK * CHUNK // BLOCK)
 
 
 @compiled
-def _first_blocks(op: np.ndarray, positions: int, n: int) -> int:
+def _first_blocks(op: Any, positions: int, n: int) -> int:
     """Address of the first visible blocks of a run; of the last run if there is no such run."""
-    n = min(n, i64(op[27])[0] - 1)
+    n = min(n, i64(op.runs)[0] - 1)
     b, _, highest, start, _ = _run_of(op, positions, n)
-    lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
+    lowest = max(0, highest - op.window + 1) if op.window > 0 else 0
     return _blocks_of(op, b, max(segment_start(start), lowest))
 
 
 @compiled
 def _attend_segments(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, n: int, g: int, low: int, high: int, next_run: int,
-    next_group: int, scratch: int,
-) -> None:  # fmt: skip
-    """Segments `low` to `high` of a run and a group; the prefetch continues with another."""
+    op: Any, positions: int, n: int, g: int, low: int, high: int, next_run: int, next_group: int, scratch: int
+) -> None:
+    """Segments `low` to `high` of a run and a group; the prefetch continues with another. Writes the run's keys and
+    values in these segments, if only the thread that attends to them reads them.
+    """
     b, tokens, highest, _, _ = _run_of(op, positions, n)
-    onwards = op[21] + g * op[26]
-    _store_run(op, op_floats, positions, b, tokens, g, low, high, scratch)
-    _prepare_queries(op, op_floats, positions, b, tokens, g, scratch)
+    onwards = op.layer + g * op.group_bytes
+    if op.stores_kv and i64(op.runs)[1]:
+        for r in range(b, b + tokens):
+            position = i64(positions)[r]
+            if segment_start(low) <= position < segment_start(high):
+                _store_token(op, position, r, g, scratch)
+    _prepare_queries(op, positions, b, tokens, g, scratch)
     for segment in range(low, high):
         follows = _blocks_of(op, b, segment_start(segment + 1))
         if segment + 1 == high:
-            follows, onwards = _first_blocks(op, positions, next_run), op[21] + next_group * op[26]
-        _attend_run(op, op_floats, b, tokens, g, segment, follows, onwards, highest, scratch)
+            follows, onwards = _first_blocks(op, positions, next_run), op.layer + next_group * op.group_bytes
+        _attend_run(op, b, tokens, g, segment, follows, onwards, highest, scratch)
 
 
 @compiled
-def _reach(op: np.ndarray, positions: int, n: int) -> tuple[int, int, int, int]:
+def _reach(op: Any, positions: int, n: int) -> tuple[int, int, int, int]:
     """The segments that a run sees, from the first to the one after the last; their first position and length."""
     _, tokens, highest, segment, end = _run_of(op, positions, n)
-    start, top = segment_start(segment), highest + op[6] * (tokens - 1)
+    start, top = segment_start(segment), highest + op.stores_kv * (tokens - 1)
     return segment, end, start, min(segment_start(end), top + 1) - start
 
 
@@ -296,11 +233,9 @@ def _segment_after(first: int, start: int, end: int, positions: int, all_of_it: 
 
 
 @compiled
-def _attend(
-    op: np.ndarray, op_floats: np.ndarray, token_positions: int, scratch: int, thread: int, threads: int
-) -> None:
+def _attend_shared(op: Any, token_positions: int, scratch: int, thread: int, threads: int) -> None:
     """For few rows: segments are shared among threads by position, and merged later."""
-    groups, runs = op[4], i64(op[27])[0]
+    groups, runs = op.groups, i64(op.runs)[0]
     total = 0
     for n in range(runs):
         total += _reach(op, token_positions, n)[3] * groups
@@ -314,100 +249,99 @@ def _attend(
             done += positions
             if low < high:
                 after = (n, g + 1) if g + 1 < groups else (n + 1, 0)
-                _attend_segments(op, op_floats, token_positions, n, g, low, high, after[0], after[1], scratch)
+                _attend_segments(op, token_positions, n, g, low, high, after[0], after[1], scratch)
 
 
 @compiled
-def _attend_joined(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, scratch: int, thread: int, threads: int
-) -> None:
+def _attend_joined(op: Any, positions: int, scratch: int, thread: int, threads: int) -> None:
     """For many rows: the segments of a run and a group are merged by the thread that computes them."""
-    heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
+    heads, groups, size, width = op.heads, op.groups, op.size, op.size + 2
     group_heads = heads // groups
-    for task in range(thread, i64(op[27])[0] * groups, threads):
+    for task in range(thread, i64(op.runs)[0] * groups, threads):
         n, g, after = task // groups, task % groups, task + threads
         b, tokens, _, start, end = _run_of(op, positions, n)
         for r in range(b, b + tokens):
             for h in range(g * group_heads, g * group_heads + group_heads):
-                clear_partial(op[22] + 4 * (r * heads + h) * width, size)
-        _attend_segments(op, op_floats, positions, n, g, start, end, after // groups, after % groups, scratch)
+                clear_partial(op.partials + 4 * (r * heads + h) * width, size)
+        _attend_segments(op, positions, n, g, start, end, after // groups, after % groups, scratch)
 
 
 @compiled
-def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+def _attend(op: Any, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int) -> None:
+    if op.stores_kv and not i64(op.runs)[1]:
+        _store_kv(op, positions, batch, scratch, thread, threads)
+        barrier(counter, threads)
+    if op.capacity == 0:
+        _attend_joined(op, positions, scratch, thread, threads)
+    else:
+        _attend_shared(op, positions, scratch, thread, threads)
+
+
+@compiled
+def _merge(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
+    first, last = share_of(op.out, batch, thread, threads)
+    for b in range(first, last):
+        highest = i64(op.lengths)[b] - 1 if op.lengths != 0 else i64(positions)[b]
+        first_segment, end = segments_of(highest, op.window)
+        capacity, count = (1, min(end, 1)) if op.capacity == 0 else (op.capacity, end - first_segment)
+        start = op.partials + 4 * b * op.heads * capacity * (op.size + 2)
+        merge(start, count, capacity, op.heads, op.size, op.sinks, at(op.out, scratch) + b * op.stride)
+
+
+@compiled
+def _sum(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """dst = dst (if residual) + gain x src, one thread's share of the columns."""
-    first, last = share_rows(op[5], thread, threads)
+    first, last = share_rows(op.width, thread, threads)
     for b in range(batch):
-        x, y = f32(at(op[1], scratch) + b * op[2]), f32(at(op[3], scratch) + b * op[4])
+        x, y = f32(at(op.src, scratch) + b * op.src_stride), f32(at(op.dst, scratch) + b * op.dst_stride)
         for i in range(first, last):
-            value = x[i] * f32(op[7])[i] if op[7] != 0 else x[i]
-            y[i] = y[i] + value if op[6] else value
+            value = x[i] * f32(op.gain)[i] if op.gain != 0 else x[i]
+            y[i] = y[i] + value if op.residual else value
 
 
 @compiled
-def run(
-    table: np.ndarray,
-    floats: np.ndarray,
-    tokens: int,
-    positions: int,
-    batch: int,
-    scratch: int,
-    counter: int,
-    thread: int,
-    threads: int,
+def execute(
+    row: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int
 ) -> None:
-    """Execute all instructions for one new token per row: `tokens` and `positions` are addresses of int64, one per row.
-    Instructions from COMBINE on need `run_all`.
+    """Execute the instruction at `row` for one new token per batch row: `tokens` and `positions` are addresses of
+    int64, one per batch row. `execute_all` also knows the instructions from COMBINE on.
     """
-    for number in range(table.shape[0]):
-        op, op_floats = table[number], floats[number]
-        kind = op[0]
-        if kind == MULTIPLY:
-            multiply(
-                op[1], op[2], op[3], op[4], at(op[5], scratch), at(op[6], scratch), at(op[7], scratch), op[8], op[9],
-                op[10], op[19], op[20], op[21], op[11], op[12], op[13], op[14], batch, op[15], op[16],
-                np.float32(op_floats[0]), np.float32(op_floats[1]), at(op[18], scratch), counter if op[17] else 0,
-                thread, threads,
-            )  # fmt: skip
-        elif kind == NORM:
-            _norm(op, op_floats, batch, scratch, thread, threads)
-        elif kind == QUANTISE:
-            q, xs, corr = at(op[5], scratch), at(op[6], scratch), at(op[7], scratch)
-            first, last = share_of(op[5], batch, thread, threads)
-            quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, first, last)
-        elif kind == ATTEND:
-            if op[6] and not i64(op[27])[1]:
-                _store_kv(op, op_floats, positions, batch, scratch, thread, threads)
-                barrier(counter, threads)
-            if op[28] == 0:
-                _attend_joined(op, op_floats, positions, scratch, thread, threads)
-            else:
-                _attend(op, op_floats, positions, scratch, thread, threads)
-        elif kind == MERGE:
-            first, last = share_of(op[6], batch, thread, threads)
-            for b in range(first, last):
-                highest = i64(op[8])[b] - 1 if op[8] != 0 else i64(positions)[b]
-                first_segment, end = segments_of(highest, op[9])
-                capacity, count = (1, min(end, 1)) if op[4] == 0 else (op[4], end - first_segment)
-                start = op[1] + 4 * b * op[2] * capacity * (op[3] + 2)
-                merge(start, count, capacity, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
-        elif kind == EMBED:
-            _embed(op, op_floats, tokens, positions, batch, thread, threads)
-        elif kind == SUM:
-            _sum(op, batch, scratch, thread, threads)
-        else:
-            barrier(counter, threads)
+    kind = i64(row)[0]
+    if kind == Opcode.MULTIPLY:
+        op = Multiply(row)
+        multiply(
+            op.format, op.w, op.scales, op.bias, at(op.x, scratch), at(op.x_scales, scratch),
+            at(op.corrections, scratch), op.stride, op.y, op.y_stride, op.y_format, op.y_scales, op.y_corrections,
+            op.start, op.rows, op.total_rows, op.columns, batch, op.mode, op.activation, np.float32(op.cap),
+            np.float32(op.scale), at(op.scratch, scratch), counter if op.free else 0, thread, threads,
+        )  # fmt: skip
+    elif kind == Opcode.NORM:
+        _norm(Norm(row), batch, scratch, thread, threads)
+    elif kind == Opcode.QUANTISE:
+        _quantise(Quantise(row), batch, scratch, thread, threads)
+    elif kind == Opcode.ATTEND:
+        _attend(Attend(row), positions, batch, scratch, counter, thread, threads)
+    elif kind == Opcode.MERGE:
+        _merge(Merge(row), positions, batch, scratch, thread, threads)
+    elif kind == Opcode.EMBED:
+        _embed(Embed(row), tokens, positions, batch, thread, threads)
+    elif kind == Opcode.SUM:
+        _sum(Sum(row), batch, scratch, thread, threads)
+    else:
+        barrier(counter, threads)
 
 
 @compiled
-def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """Private to each thread: the probability of each expert, 0 for all but the `active` most probable ones. Clears the
     sums.
     """
-    count, active = op[3], op[4]
-    first, last = share_rows(op[9], thread, threads)
+    count, active = op.count, op.active
+    first, last = share_rows(op.width, thread, threads)
     for b in range(batch):
-        x, y, total = f32(op[1] + b * op[2]), f32(at(op[6], scratch) + 4 * b * count), f32(op[7] + b * op[8])
+        x = f32(op.logits + b * op.stride)
+        y = f32(at(op.weights, scratch) + 4 * b * count)
+        total = f32(op.sum + b * op.sum_stride)
         for i in range(first, last):
             total[i] = np.float32(0)
         top, total_mass, active_mass = x[0], np.float32(0), np.float32(0)
@@ -424,105 +358,80 @@ def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -
             y[best] = exp(x[best] - top)
             active_mass += y[best]
         for e in range(count):
-            y[e] /= active_mass if op[5] else total_mass
+            y[e] /= active_mass if op.normalise else total_mass
 
 
 @compiled
-def idle(op: np.ndarray, batch: int, scratch: int) -> bool:
+def is_idle(op: Any, batch: int, scratch: int) -> bool:
     """Whether no row is routed to the expert."""
     going = 0
     for b in range(batch):
-        if f32(at(op[1], scratch) + 4 * b * op[2])[op[3]] != 0:
+        if f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert] != 0:
             going += 1
     return going == 0
 
 
 @compiled
-def weigh(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+def weigh(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """sum += probability x the expert's output, one thread's share of the columns."""
-    first, last = share_rows(op[8], thread, threads)
+    first, last = share_rows(op.width, thread, threads)
     for b in range(batch):
-        weight = f32(at(op[1], scratch) + 4 * b * op[2])[op[3]]
-        x, y = f32(op[4] + b * op[5]), f32(op[6] + b * op[7])
+        weight = f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert]
+        x, y = f32(op.src + b * op.src_stride), f32(op.sum + b * op.sum_stride)
         if weight != 0:
             for i in range(first, last):
                 y[i] += weight * x[i]
 
 
 @compiled
-def run_all(
-    table: np.ndarray,
-    floats: np.ndarray,
-    tokens: int,
-    positions: int,
-    batch: int,
-    scratch: int,
-    counter: int,
-    thread: int,
-    threads: int,
-) -> None:
-    """`run` with all instructions."""
-    start, count = 0, table.shape[0]
-    while start < count:
-        stop = start
-        while stop < count and table[stop, 0] < COMBINE:
-            stop += 1
-        run(table[start:stop], floats[start:stop], tokens, positions, batch, scratch, counter, thread, threads)
-        if stop < count:
-            op, op_floats = table[stop], floats[stop]
-            kind = op[0]
-            if kind == COMBINE:
-                combine(op, batch, scratch)
-            elif kind == CELL:
-                cell(op, op_floats, positions, batch, thread, threads)
-            elif kind == ASSOCIATE:
-                associate(op, op_floats, positions, batch, scratch, thread, threads)
-            elif kind == ADD_ATTEND:
-                add_attend(op, batch, scratch, thread, threads)
-            elif kind == LINK:
-                link(op, op_floats, positions, batch, scratch, thread, threads)
-            elif kind == ROUTE:
-                route(op, batch, scratch, thread, threads)
-            elif kind == SKIP:
-                stop += op[4] if idle(op, batch, scratch) else 0
-            else:
-                weigh(op, batch, scratch, thread, threads)
-        start = stop + 1
+def execute_all(
+    row: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int
+) -> int:
+    """`execute` with all instructions; returns how many of the next ones to skip."""
+    kind = i64(row)[0]
+    if kind < _RECURRENT:
+        execute(row, tokens, positions, batch, scratch, counter, thread, threads)
+    elif kind == Opcode.COMBINE:
+        combine(Combine(row), batch, scratch)
+    elif kind == Opcode.CELL:
+        cell(Cell(row), positions, batch, thread, threads)
+    elif kind == Opcode.ASSOCIATE:
+        associate(Associate(row), positions, batch, scratch, thread, threads)
+    elif kind == Opcode.ADD_ATTEND:
+        add_attend(AddAttend(row), batch, scratch, thread, threads)
+    elif kind == Opcode.LINK:
+        link(Link(row), positions, batch, scratch, thread, threads)
+    elif kind == Opcode.ROUTE:
+        route(Route(row), batch, scratch, thread, threads)
+    elif kind == Opcode.SKIP:
+        return Skip(row).instructions if is_idle(Skip(row), batch, scratch) else 0
+    else:
+        weigh(Weigh(row), batch, scratch, thread, threads)
+    return 0
 
 
 @compiled
 def run_step(
-    table: np.ndarray,
-    floats: np.ndarray,
-    tokens: int,
-    positions: int,
-    batch: int,
-    scratch: int,
-    counter: int,
-    thread: int,
-    threads: int,
-    sampling_call: int,
-) -> None:
-    """`run`, then sample the next token of the requested rows (`sampling_kernels.sample_batch`); 0: none."""
-    run(table, floats, tokens, positions, batch, scratch, counter, thread, threads)
+    program: int, count: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int,
+    threads: int, sampling_call: int,
+) -> None:  # fmt: skip
+    """Execute the `count` instructions at `program`, then sample the next token of the requested rows
+    (`sampling_kernels.sample_batch`); 0: none.
+    """
+    for row in range(program, program + SIZE * count, SIZE):
+        execute(row, tokens, positions, batch, scratch, counter, thread, threads)
     if sampling_call:
         sample_batch(sampling_call, counter, thread, threads)
 
 
 @compiled
 def run_all_step(
-    table: np.ndarray,
-    floats: np.ndarray,
-    tokens: int,
-    positions: int,
-    batch: int,
-    scratch: int,
-    counter: int,
-    thread: int,
-    threads: int,
-    sampling_call: int,
-) -> None:
-    """`run_step` with all instructions."""
-    run_all(table, floats, tokens, positions, batch, scratch, counter, thread, threads)
+    program: int, count: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int,
+    threads: int, sampling_call: int,
+) -> None:  # fmt: skip
+    """`run_step` with all instructions, whose code takes longer to compile."""
+    row, end = program, program + SIZE * count
+    while row < end:
+        row += SIZE * (1 + execute_all(row, tokens, positions, batch, scratch, counter, thread, threads))
     if sampling_call:
         sample_batch(sampling_call, counter, thread, threads)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from headway.engine import cells, operations
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import BlockTables
-from headway.engine.interpreter import SHARING, Opcode
+from headway.engine.instructions import Opcode
+from headway.engine.interpreter import SHARING
 from headway.engine.kv_kernels import block_bytes
 from headway.engine.means import rotations_by_chunk
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
@@ -110,16 +111,16 @@ class AttentionLowering:
         partials = self.build.shared(heads * max(partial_capacity, 1) * (size + 2))
         self.build.emit(
             Opcode.ATTEND,
-            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, writes=stores_kv,
+            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, stores_kv=stores_kv,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=partials.address,
+            layer=offset, partials=partials.address,
             q=self.build.private_bytes(group_heads * SHARING * query_bytes(memory.dtype, size)),
-            scores=self.build.private_bytes(scratch_bytes(memory.dtype, size)), form=memory.dtype,
-            group_bytes=block_bytes(memory.dtype, 1, size, size), runs=memory.runs.ctypes.data, room=partial_capacity,
-            spare=self.build.private_bytes(4 * group_heads * SHARING * (size + 2)), mean=self.build.constant(mean),
-            turns=0 if mean is None else angles[3],
+            scores=self.build.private_bytes(scratch_bytes(memory.dtype, size)), dtype=memory.dtype,
+            group_bytes=block_bytes(memory.dtype, 1, size, size), runs=memory.runs.ctypes.data,
+            capacity=partial_capacity, spare=self.build.private_bytes(4 * group_heads * SHARING * (size + 2)),
+            mean=self.build.constant(mean), rotations=0 if mean is None else angles[3],
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()
@@ -318,8 +319,8 @@ def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory:
     build.emit(
         Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
-        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=partials.address,
-        scores=build.private_bytes(4 * CHUNK + 4), room=capacity,
+        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, partials=partials.address,
+        scores=build.private_bytes(4 * CHUNK + 4), capacity=capacity,
     )  # fmt: skip
     build.barrier()
     build.merge(partials, 1, capacity, context, memory.lengths.ctypes.data)
@@ -328,9 +329,9 @@ def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory:
 def _combine(build: Builder, operation: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
     b, also = b or a, also or a
     build.emit(
-        Opcode.COMBINE, what=operation, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
+        Opcode.COMBINE, operation=operation, a=a.address, a_stride=a.stride, also=also.address, also_stride=also.stride,
         b=b.address, b_stride=b.stride, out=out.address, out_stride=out.stride,
-        width=a.width if operation == cells.OUTER else min(a.width, b.width), other=b.width,
+        width=a.width if operation == cells.OUTER else min(a.width, b.width), b_width=b.width,
     )  # fmt: skip
     return out
 
@@ -458,7 +459,7 @@ def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
         norm=norm[0], weight=build.constant(norm[1]), bias=build.constant(norm[2]), keys=keys,
         rates=build.constant(decay.rate) if isinstance(decay, LogDecay) else 0,
         memory=memory.address, memory_stride=memory.stride, out=out.address,
-        room=build.private_bytes(8 * (keys + values)), eps=norm[3],
+        scratch=build.private_bytes(8 * (keys + values)), eps=norm[3],
     )  # fmt: skip
     build.barrier()
     return out

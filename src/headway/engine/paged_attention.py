@@ -315,18 +315,18 @@ def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32,
 
 
 @compiled
-def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+def add_attend(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """Additive attention, score . tanh(query + key) of each position, with partial results as in `attend_segment`."""
-    units, width, capacity = op[3], op[4], op[12]
-    weights, row = f32(op[5]), at(op[11], scratch)
+    units, width, capacity = op.units, op.width, op.capacity
+    weights, row = f32(op.score), at(op.scores, scratch)
     s, rescale = f32(row), f32(row + 4 * CHUNK)
     first, last = share(batch * capacity, thread, threads)
     for task in range(first, last):
         b, segment = task // capacity, task % capacity
-        query, table, count = f32(op[1] + b * op[2]), i64(op[6] + 8 * b * op[7]), i64(op[8])[b]
+        query, table, count = f32(op.query + b * op.stride), i64(op.tables + 8 * b * op.table_step), i64(op.lengths)[b]
         if segment_start(segment) >= count:
             continue
-        out, values = op[10] + 4 * task * (width + 2), op[9] + 4 * units * BLOCK
+        out, values = op.partials + 4 * task * (width + 2), op.layer + 4 * units * BLOCK
         clear_partial(out, width)
         end = min(segment_start(segment + 1), count)
         for start in range(segment_start(segment), end, CHUNK):
@@ -335,7 +335,7 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
             for t in range(CHUNK):
                 s[t] = np.float32(0)
             for half in range((visible + BLOCK - 1) // BLOCK):
-                base = (far if half else near) + op[9]
+                base = (far if half else near) + op.layer
                 for a in range(units):
                     query_unit, weight, key = query[a], weights[a], f32(base + 4 * a * BLOCK)
                     for t in range(BLOCK):

@@ -14,7 +14,8 @@ from headway.engine import operations as code
 from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot, offset_of
 from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
-from headway.engine.interpreter import NAMES, Opcode, run_all_step, run_step
+from headway.engine.instructions import WORDS, Opcode
+from headway.engine.interpreter import run_all_step, run_step
 from headway.engine.lowering import (
     LINEAR,
     RECURRENT,
@@ -48,8 +49,7 @@ class StepProgram:
     """Instructions for one new token of up to `rows` rows whose positions stay below `capacity`."""
 
     run: Any  # the compiled loop
-    table: np.ndarray
-    floats: np.ndarray
+    table: np.ndarray  # the instructions
     scratch: list[int]  # scratch address of each thread
     body: int  # number of instructions before the head's
     x: Slot  # input of the head
@@ -59,17 +59,17 @@ class StepProgram:
     rows: int
     capacity: int
     buffers: list[Any]
-    state_fields: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are state addresses
+    state_words: tuple[np.ndarray, np.ndarray]  # rows and columns of the table that are state addresses
     state_offsets: np.ndarray  # those addresses, relative to the start of the states
     state_size: int  # floats per row
 
     def write_logits(self, address: int) -> None:
         """Set where the next run writes its logits, [rows, C]; the last instruction computes them."""
-        self.table[-1, _RESULTS] = address
+        self.table[-1, WORDS[Opcode.MULTIPLY]["y"]] = address
 
     def find_states(self, states: np.ndarray) -> None:
         """Use these states, [B, N], in the next run."""
-        self.table[self.state_fields] = self.state_offsets + states.ctypes.data
+        self.table[self.state_words] = self.state_offsets + states.ctypes.data
 
 
 def lower(
@@ -136,15 +136,15 @@ class _Lowering(BlockLowering):
             self.block(block)
         body = len(build)
         vocab_size = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
-        table, floats = build.table()
-        state_fields = np.nonzero(table >= STATES)
+        table = build.table()
+        rows, words = np.array(build.state_words, np.int64).reshape(-1, 2).T
         loop = run_all_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
         scratch = np.zeros((threads, build.scratch + 64), np.uint8)
         build.buffers.append(scratch)
         return StepProgram(
-            loop, table, floats, [part.ctypes.data for part in scratch], body, self.x, vocab_size, self.kv_tables,
-            self.memory_tables, build.rows, self.capacity, build.buffers, (state_fields[0], state_fields[1]),
-            table[state_fields] - STATES, self.state_size,
+            loop, table, [part.ctypes.data for part in scratch], body, self.x, vocab_size, self.kv_tables,
+            self.memory_tables, build.rows, self.capacity, build.buffers, (rows, words),
+            table[rows, words] - STATES, self.state_size,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:
@@ -240,7 +240,6 @@ class _Lowering(BlockLowering):
         return vocab_size
 
 
-_RESULTS = 1 + NAMES[Opcode.MULTIPLY].split().index("y")
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
     Transformer,

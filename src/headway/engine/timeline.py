@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.interpreter import Opcode, idle, run_all
+from headway.engine.instructions import SIZE, WORDS, Opcode
+from headway.engine.interpreter import execute_all
 from headway.engine.machine import compiled, i64, intrinsic, types
-
-_SKIP = int(Opcode.SKIP)
 
 
 @intrinsic
@@ -29,32 +28,19 @@ def _ticks(typing: Any) -> Any:
 
 @compiled
 def run_timed(
-    table: np.ndarray,
-    floats: np.ndarray,
-    tokens: int,
-    positions: int,
-    batch: int,
-    scratch: int,
-    counter: int,
-    thread: int,
-    threads: int,
-    ticks: int,
-) -> None:
-    """`interpreter.run_all` that also writes to `ticks`, per thread, the time before each instruction and after the
-    last.
+    program: int, count: int, tokens: int, positions: int, batch: int, scratch: int, counter: int, thread: int,
+    threads: int, ticks: int,
+) -> None:  # fmt: skip
+    """`interpreter.run_all_step` without sampling that also writes to `ticks`, per thread, the time before each
+    instruction and after the last.
     """
-    times, number = i64(ticks + 8 * thread * (table.shape[0] + 1)), 0
-    while number < table.shape[0]:
-        times[number] = _ticks()
-        if table[number, 0] == _SKIP:
-            skip_count = table[number, 4] if idle(table[number], batch, scratch) else 0
-            for skipped in range(number + 1, number + skip_count + 1):
-                times[skipped] = times[number]
-            number += skip_count + 1
-            continue
-        part, op_floats = table[number : number + 1], floats[number : number + 1]
-        run_all(part, op_floats, tokens, positions, batch, scratch, counter, thread, threads)
-        number += 1
+    times, number = i64(ticks + 8 * thread * (count + 1)), 0
+    while number < count:
+        now, row = _ticks(), program + SIZE * number
+        skipped = execute_all(row, tokens, positions, batch, scratch, counter, thread, threads)
+        for _ in range(1 + skipped):
+            times[number] = now
+            number += 1
     times[number] = _ticks()
 
 
@@ -110,4 +96,6 @@ class StepTimeline:
 
 def instruction_name(op: np.ndarray) -> str:
     kind = Opcode(int(op[0]))
-    return f"multiply {op[13]} x {op[14]}" if kind == Opcode.MULTIPLY else kind.name.lower()
+    if kind != Opcode.MULTIPLY:
+        return kind.name.lower()
+    return f"multiply {op[WORDS[kind]['total_rows']]} x {op[WORDS[kind]['columns']]}"
