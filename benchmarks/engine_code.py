@@ -151,6 +151,8 @@ def generate(tree: Path, processor: str, programs: bool) -> dict[str, str]:
     values.sort(key=lambda item: item[2]._definition.__module__ != item[0])
     unique = {id(value): (f"{module.rpartition('.')[2]}.{name}", value) for module, name, value in reversed(values)}
     found = {name: _intermediate(value._definition) for name, value in unique.values()}
+    if "amx-tile" not in names:  # LLVM cannot make code of these, and the engine does not call them
+        found = {name: text for name, text in found.items() if not re.search(r"x86\.(ld)?t(ile|dp)", text)}
     for name, (module, function) in PROGRAMS.items() if programs else ():
         found[name] = _program(importlib.import_module(f"headway.engine.{module}"), function)
     return found

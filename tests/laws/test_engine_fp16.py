@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from llvmlite import ir
 from numba import njit
 
 from headway.engine import fp16
-from headway.engine.machine import intrinsic, types
+from headway.engine.codegen import I16, Int, kernel, vector
 
 COUNT = 16
 
@@ -22,15 +19,9 @@ def able(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("able")
 def test_every_number_is_widened() -> None:
-    @intrinsic
-    def widen(typing: Any, source: Any, target: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = [ir.VectorType(kind, COUNT) for kind in (ir.IntType(16), ir.FloatType())]
-            source, target = (builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds))
-            builder.store(fp16.widen(builder, builder.load(source, align=2)), target, align=4)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), generate
+    @kernel
+    def widen(source: Int, target: Int) -> None:
+        target.store(fp16.widen(source.load(vector(I16, COUNT), align=2)), align=4)
 
     @njit
     def run(source: int, target: int, count: int) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from headway.engine import pool
-from headway.engine.machine import INSTRUCTION_SET, barrier, barriers_passed, claim_part, compiled, i64
+from headway.engine.barrier import barrier, barriers_passed, claim_part
+from headway.engine.machine import INSTRUCTION_SET, compiled, i64
 from processes import Program
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from headway.engine.dots import dot
-from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import RELU, SILU, TANH, at, norm_row, share, share_rows, tanh
+from headway.engine.machine import F32, compiled, f32, i64
+from headway.engine.operations import RELU, SILU, TANH, at, exp, norm_row, share, share_rows, tanh
 
 COPY, PRODUCT, RESET, OUTER = range(4)
 ELMAN_TANH, ELMAN_LOGISTIC, LSTM, GRU, GRU_AFTER = range(5)

@@ -11,76 +11,53 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import binding
 
-from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
-from headway.engine.operations import at, tanh
+from headway.engine import codegen
+from headway.engine.codegen import Accumulator, Float, Int, Value, kernel, larger, loop, vector
+from headway.engine.machine import F32, compiled, f32
+from headway.engine.operations import at, exp, tanh
 from headway.engine.paged_attention import prepare_head
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import broadcast, constant, exponentials_32, multiply_add, reduce, word
+from headway.engine.vectors import FLOATS, LANES, exponentials_32
 
 QUERIES = 6  # queries of a head that share each key or value loaded
 SPAN = 32  # keys whose weights are computed at once
-_LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
-_FLOATS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
+_VECTOR = vector(codegen.F32, 16 if binding.get_host_cpu_features().get("avx512f") else 8)
 _PARTS = 2  # vectors of a row computed at once
-COLUMNS = _PARTS * _LANES
+COLUMNS = _PARTS * _VECTOR.count
 NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
 
 
-@intrinsic
-def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: Any, out: Any, out_stride: Any) -> Any:
+@kernel
+def _products(a: Int, a_stride: Int, b: Int, b_stride: Int, steps: Int, out: Int, out_stride: Int) -> None:
     """out[k, c] = sum over t up to `steps` of a[k, t] b[t, c], for QUERIES rows k and COLUMNS columns c. Strides are in
     bytes.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_stride, b, b_stride, steps, out, out_stride = args
+    def vectors(address: Value) -> list[Value]:
+        return [address.at(_VECTOR) + part for part in range(_PARTS)]
 
-        def vectors(address: Any) -> list[Any]:
-            base = builder.inttoptr(address, _FLOATS.as_pointer())
-            return [builder.gep(base, [word(part)]) for part in range(_PARTS)]
-
-        zero = constant(_FLOATS, 0.0)
-        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(QUERIES)]
-        for parts in sums:  # the caller may loop over this code
-            for total in parts:
-                builder.store(zero, total)
-        addresses = (builder.add(a, builder.mul(a_stride, word(k))) for k in range(QUERIES))
-        rows = [builder.inttoptr(address, _F32.as_pointer()) for address in addresses]
-        with cgutils.for_range(builder, steps) as loop:
-            columns = [
-                builder.load(address, align=4) for address in vectors(builder.add(b, builder.mul(b_stride, loop.index)))
-            ]
-            for row, parts in zip(rows, sums):
-                factor = broadcast(builder, builder.load(builder.gep(row, [loop.index])), _FLOATS)
-                for column, total in zip(columns, parts):
-                    builder.store(multiply_add(builder, factor, column, builder.load(total)), total)
-        for k, parts in enumerate(sums):
-            for total, address in zip(parts, vectors(builder.add(out, builder.mul(out_stride, word(k))))):
-                builder.store(builder.load(total), address, align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 7), generate
+    sums = [[Accumulator(_VECTOR, 0.0) for _ in range(_PARTS)] for _ in range(QUERIES)]
+    rows = [(a + a_stride * k).at(codegen.F32) for k in range(QUERIES)]
+    for t in loop(steps):
+        columns = [address.load(align=4) for address in vectors(b + b_stride * t)]
+        for row, parts in zip(rows, sums):
+            factor = (row + t).load().broadcast(_VECTOR)
+            for column, total in zip(columns, parts):
+                total.add_product(factor, column)
+    for k, parts in enumerate(sums):
+        for total, address in zip(parts, vectors(out + out_stride * k)):
+            address.store(total.value, align=4)
 
 
-@intrinsic
-def _largest(typing: Any, values: Any, count: Any) -> Any:
+@kernel
+def _largest(values: Int, count: Int) -> Float:
     """The largest of SPAN `count` floats."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
-        top = cgutils.alloca_once(builder, _SIXTEEN)
-        builder.store(constant(_SIXTEEN, float(LOWEST)), top)
-        with cgutils.for_range(builder, builder.mul(args[1], ir.Constant(args[1].type, SPAN // 16))) as loop:
-            values = builder.load(builder.gep(base, [loop.index]), align=4)
-            builder.store(larger(builder.load(top), values), top)
-        return reduce(builder, builder.load(top), larger)
-
-    return types.float32(types.int64, types.int64), generate
+    top = Accumulator(FLOATS, float(LOWEST))
+    for n in loop(count * (SPAN // LANES)):
+        top.value = larger(top.value, (values.at(FLOATS) + n).load(align=4))
+    return top.value.reduce(larger)
 
 
 @compiled

@@ -12,140 +12,100 @@ keys alike, and in weights and values, so that full vectors become pairs.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
+from headway.engine.codegen import (
+    I32,
+    VOID,
+    Accumulator,
+    Float,
+    Int,
+    Value,
+    call,
+    kernel,
+    larger,
+    loop,
+    shuffle,
+    vector,
+    word,
+)
 from headway.engine.document_attention import BY_DISTANCE, NO_BIAS, SPAN
-from headway.engine.machine import _F32, _I32, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
-from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
+from headway.engine.machine import F32, HAS_BF16_UNIT, compiled, f32
+from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, load_register, register, store_register
 from headway.engine.operations import at, tanh
 from headway.engine.paged_attention import prepare_head
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import broadcast, call, constant, multiply_add, word
+from headway.engine.vectors import FLOATS, LANES, polynomial, to_bf16
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
 KEYS_AT_ONCE = 256  # keys whose scores for this many queries stay in cache
 _TILE, _LINE = 1024, 64  # bytes
 _SCORES = KEYS_AT_ONCE * _LINE  # bytes of the scores of a tile of queries
-_LANES = 16
-_FLOATS, _WORDS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
-_all, _word = partial(constant, _FLOATS), partial(constant, _WORDS)
-_VOID = ir.VoidType()
+_WORDS = vector(I32, LANES)
+_UPPER = 0xFFFF0000
 # 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 has 4e-3; exact at 0, so that the smallest power is 0.
 _POWERS = (0.05500869, 0.24221063, 0.69328292, 1.0)
 _LOG2_E, _MIN_POWER = 1.4426950408889634, -127.0
 _ROUNDER = 1.5 * 2**23  # adding this drops the fraction and leaves the integer in the lowest bits
 
 
-def _load(builder: Any, address: Any, kind: ir.VectorType, offset: int = 0) -> Any:
-    target = builder.add(address, word(offset))
-    return builder.load(builder.inttoptr(target, kind.as_pointer()), align=4)
+def _pairs(low: Value, high: Value) -> Value:
+    """The upper halves of two words as one."""
+    return low.shift_unsigned(16) | (high & _UPPER)
 
 
-def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
-    target = builder.add(address, word(offset))
-    builder.store(value, builder.inttoptr(target, value.type.as_pointer()), align=4)
-
-
-def _to_bf16(builder: Any, x: Any) -> Any:
-    """bf16 in the upper halves of words, rounded to nearest; NaN stays NaN."""
-    bits = builder.bitcast(x, _WORDS)
-    odd = builder.and_(builder.lshr(bits, _word(16)), _word(1))
-    bits = builder.add(builder.add(bits, _word(0x7FFF)), odd)
-    return builder.select(builder.fcmp_unordered("uno", x, x), _word(0x7FC00000), bits)
-
-
-def _pairs(builder: Any, low: Any, high: Any) -> Any:
-    return builder.or_(builder.lshr(low, _word(16)), builder.and_(high, _word(0xFFFF0000)))
-
-
-@intrinsic
-def _pair(typing: Any, low: Any, high: Any, out: Any) -> Any:
+@kernel
+def _pair(low: Int, high: Int, out: Int) -> None:
     """16 pairs of the elements at two addresses."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        halves = [_to_bf16(builder, _load(builder, address, _FLOATS)) for address in args[:2]]
-        _store(builder, _pairs(builder, *halves), args[2])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3), generate
+    out.store(_pairs(*(to_bf16(address.load(FLOATS, align=4)) for address in (low, high))), align=4)
 
 
-@intrinsic
-def _split(typing: Any, x: Any, factor: Any, out: Any) -> Any:
+@kernel
+def _split(x: Int, factor: Float, out: Int) -> None:
     """16 pairs of the 32 elements at an address times a factor, and a tile further those of the rounding error."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, factor, out = args
-        first, second = [], []
-        for offset in (0, _LINE):
-            value = builder.fmul(_load(builder, x, _FLOATS, offset), broadcast(builder, factor, _FLOATS))
-            first.append(_to_bf16(builder, value))
-            high = builder.bitcast(builder.and_(first[-1], _word(0xFFFF0000)), _FLOATS)
-            second.append(_to_bf16(builder, builder.fsub(value, high)))
-        _store(builder, _pairs(builder, *first), out)
-        _store(builder, _pairs(builder, *second), out, _TILE)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32, types.int64), generate
+    first, second = [], []
+    for offset in (0, _LINE):
+        value = (x + offset).load(FLOATS, align=4) * factor.broadcast(FLOATS)
+        first.append(to_bf16(value))
+        second.append(to_bf16(value - (first[-1] & _UPPER).to(FLOATS)))
+    out.store(_pairs(*first), align=4)
+    (out + _TILE).store(_pairs(*second), align=4)
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def _transposed(rows: list[Value]) -> list[Value]:
     """Transpose 16 rows of 16."""
     columns, size = list(rows), 1
-    while size < _LANES:  # swap blocks of this size across the diagonal
-        lower = [lane if not lane & size else _LANES + lane - size for lane in range(_LANES)]
-        upper = [lane + size if not lane & size else _LANES + lane for lane in range(_LANES)]
-        for row in range(_LANES):
+    while size < LANES:  # swap blocks of this size across the diagonal
+        lower = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
+        upper = [lane + size if not lane & size else LANES + lane for lane in range(LANES)]
+        for row in range(LANES):
             if not row & size:
                 a, b = columns[row], columns[row + size]
-                columns[row], columns[row + size] = (
-                    builder.shuffle_vector(a, b, ir.Constant(_WORDS, order)) for order in (lower, upper)
-                )
+                columns[row], columns[row + size] = shuffle(a, b, lower), shuffle(a, b, upper)
         size *= 2
     return columns
 
 
-@intrinsic
-def _transpose(typing: Any, tile: Any, out: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows = [_load(builder, args[0], _WORDS, _LINE * row) for row in range(_LANES)]
-        for row, words in enumerate(_transposed(builder, rows)):
-            _store(builder, words, args[1], _LINE * row)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+@kernel
+def _transpose(tile: Int, out: Int) -> None:
+    rows = [(tile + _LINE * row).load(_WORDS, align=4) for row in range(LANES)]
+    for row, words in enumerate(_transposed(rows)):
+        (out + _LINE * row).store(words, align=4)
 
 
-@intrinsic
-def _divide(typing: Any, tile: Any, totals: Any, out: Any) -> Any:
+@kernel
+def _divide(tile: Int, totals: Int, out: Int) -> None:
     """16 elements of each query, which are columns, divided by their totals, as rows."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        inverse = builder.fdiv(_all(1.0), _load(builder, args[1], _FLOATS))
-        rows = [builder.fmul(_load(builder, args[0], _FLOATS, _LINE * row), inverse) for row in range(_LANES)]
-        for row, values in enumerate(_transposed(builder, rows)):
-            _store(builder, values, args[2], _LINE * row)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3), generate
+    inverse = 1.0 / totals.load(FLOATS, align=4)
+    rows = [(tile + _LINE * row).load(FLOATS, align=4) * inverse for row in range(LANES)]
+    for row, values in enumerate(_transposed(rows)):
+        (out + _LINE * row).store(values, align=4)
 
 
-def _take(builder: Any, register: int, address: Any) -> None:
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "x86.tileloadd64", _VOID, _register(register), pointer, word(_LINE))
-
-
-def _put(builder: Any, register: int, address: Any) -> None:
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "x86.tilestored64", _VOID, _register(register), pointer, word(_LINE))
-
-
-def _add_products(builder: Any, total: int, rows: int, columns: int) -> None:
-    call(builder, "x86.tdpbf16ps", _VOID, *map(_register, (total, rows, columns)))
+def _add_products(total: int, rows: int, columns: int) -> None:
+    call("x86.tdpbf16ps", VOID, *map(register, (total, rows, columns)))
 
 
 _KEYS, _QUERIES = BLOCKS, BLOCKS + 2  # registers after those of sums: both parts of keys, and of each tile of queries
@@ -156,34 +116,26 @@ def _scores(blocks: int) -> Any:
     key; both parts of each chunk are adjacent.
     """
 
-    @intrinsic
-    def products(typing: Any, keys: Any, q: Any, chunks: Any, count: Any, out: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            keys, q, chunks, count, out = args
-            key_bytes = builder.mul(chunks, word(2 * _TILE))
-            with cgutils.for_range(builder, count) as tiles:
+    @kernel
+    def products(keys: Int, q: Int, chunks: Int, count: Int, out: Int) -> None:
+        key_bytes = chunks * (2 * _TILE)
+        for n in loop(count):
+            for block in range(blocks):
+                call("x86.tilezero", VOID, register(block))
+            tile = keys + key_bytes * n
+            for chunk in loop(chunks):
+                start = chunk * (2 * _TILE)
+                for part in range(2):
+                    load_register(_KEYS + part, tile + start + part * _TILE)
                 for block in range(blocks):
-                    call(builder, "x86.tilezero", _VOID, _register(block))
-                tile = builder.add(keys, builder.mul(key_bytes, tiles.index))
-                with cgutils.for_range(builder, chunks) as loop:
-                    start = builder.mul(loop.index, word(2 * _TILE))
+                    query, first = q + start + key_bytes * block, _QUERIES + 2 * block
                     for part in range(2):
-                        address = builder.add(builder.add(tile, start), word(part * _TILE))
-                        _take(builder, _KEYS + part, address)
-                    for block in range(blocks):
-                        query = builder.add(builder.add(q, start), builder.mul(key_bytes, word(block)))
-                        first = _QUERIES + 2 * block
-                        for part in range(2):
-                            _take(builder, first + part, builder.add(query, word(part * _TILE)))
-                        _add_products(builder, block, _KEYS, first)
-                        _add_products(builder, block, _KEYS + 1, first)
-                        _add_products(builder, block, _KEYS, first + 1)
-                here = builder.add(out, builder.mul(tiles.index, word(_TILE)))
-                for block in range(blocks):
-                    _put(builder, block, builder.add(here, word(block * _SCORES)))
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 5), generate
+                        load_register(first + part, query + part * _TILE)
+                    _add_products(block, _KEYS, first)
+                    _add_products(block, _KEYS + 1, first)
+                    _add_products(block, _KEYS, first + 1)
+            for block in range(blocks):
+                store_register(block, out + n * _TILE + block * _SCORES)
 
     return products
 
@@ -193,25 +145,19 @@ def _weigh(blocks: int) -> Any:
     of queries, whose sums are `step` bytes apart.
     """
 
-    @intrinsic
-    def products(typing: Any, values: Any, weights: Any, count: Any, out: Any, step: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values, weights, count, out, step = args
-            sums = [builder.add(out, builder.mul(step, word(block))) for block in range(blocks)]
-            for block, address in enumerate(sums):
-                _take(builder, block, address)
-            with cgutils.for_range(builder, count) as loop:
-                start = builder.mul(loop.index, word(_TILE))
-                _take(builder, _KEYS, builder.add(values, start))
-                for block in range(blocks):
-                    weight_tile = builder.add(builder.add(weights, start), word(block * _SCORES))
-                    _take(builder, _QUERIES + block, weight_tile)
-                    _add_products(builder, block, _KEYS, _QUERIES + block)
-            for block, address in enumerate(sums):
-                _put(builder, block, address)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 5), generate
+    @kernel
+    def products(values: Int, weights: Int, count: Int, out: Int, step: Int) -> None:
+        sums = [out + step * block for block in range(blocks)]
+        for block, address in enumerate(sums):
+            load_register(block, address)
+        for n in loop(count):
+            start = n * _TILE
+            load_register(_KEYS, values + start)
+            for block in range(blocks):
+                load_register(_QUERIES + block, weights + start + block * _SCORES)
+                _add_products(block, _KEYS, _QUERIES + block)
+        for block, address in enumerate(sums):
+            store_register(block, address)
 
     return products
 
@@ -220,66 +166,45 @@ _scores_one, _scores_two = _scores(1), _scores(2)
 _weigh_one, _weigh_two = _weigh(1), _weigh(2)
 
 
-def _power(builder: Any, x: Any) -> Any:
+def _power(x: Value) -> Value:
     """2^x of each element, 0 from -127 down; x is at most 0. NaN stays NaN."""
-    x = builder.select(builder.fcmp_ordered("<", x, _all(_MIN_POWER)), _all(_MIN_POWER), x)
-    # These flags keep the compiler from cancelling the addition and subtraction.
-    moved = builder.fadd(x, _all(_ROUNDER), flags=("contract",))
-    fraction = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
-    p = _all(_POWERS[0])
-    for factor in _POWERS[1:]:
-        p = multiply_add(builder, p, fraction, _all(factor))
-    exponent = builder.shl(builder.bitcast(moved, _WORDS), _word(23))
-    return builder.bitcast(builder.add(builder.bitcast(p, _WORDS), exponent), _FLOATS)
+    x = (x < _MIN_POWER).select(_MIN_POWER, x)
+    moved = x.plus(_ROUNDER)  # not cancelled, unlike a sum that the compiler may reorder
+    p = polynomial(_POWERS, x.minus(moved.minus(_ROUNDER)))
+    return (p.to(_WORDS) + (moved.to(_WORDS) << 23)).to(FLOATS)
 
 
-@intrinsic
-def _softmax(typing: Any, scores: Any, spans: Any, state: Any, sums: Any, rows: Any) -> Any:
+@kernel
+def _softmax(scores: Int, spans: Int, state: Int, sums: Int, rows: Int) -> None:
     """Turn the scores of 16 queries with SPAN `spans` keys into weights exp(score - top), in pairs, in place. At
     `state` are the largest scores so far and the sums of weights; these and `rows` rows of sums are rescaled.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scores, spans, state, sums, rows = args
-
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        before = _load(builder, state, _FLOATS)
-        tops = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
-        totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
-        for top, total in zip(tops, totals):
-            builder.store(before, top)
-            builder.store(_all(0.0), total)
-        with cgutils.for_range(builder, builder.mul(spans, word(SPAN // 2))) as loop:
-            here = builder.add(scores, builder.mul(loop.index, word(2 * _LINE)))
-            for offset, top in zip((0, _LINE), tops):
-                builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
-        top = larger(*map(builder.load, tops))
-        _store(builder, top, state)
-        # Queries that have not seen any key get weights of 0: no score is above the lowest one.
-        base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
-        shift = builder.fmul(base, _all(-_LOG2_E))
-        with cgutils.for_range(builder, spans) as loop:
-            start = builder.mul(loop.index, word(SPAN * _LINE))
-            with cgutils.for_range(builder, word(_LANES)) as pairs:
-                here = builder.add(builder.add(scores, start), builder.mul(pairs.index, word(_LINE)))
-                halves = []
-                for offset, total in zip((0, _TILE), totals):
-                    score = _load(builder, here, _FLOATS, offset)
-                    weight = _power(builder, multiply_add(builder, score, _all(_LOG2_E), shift))
-                    builder.store(builder.fadd(builder.load(total), weight), total)
-                    halves.append(builder.add(builder.bitcast(weight, _WORDS), _word(0x8000)))
-                _store(builder, _pairs(builder, *halves), builder.sub(here, builder.udiv(start, word(2))))
-        rescale = _power(builder, builder.fmul(builder.fsub(before, top), _all(_LOG2_E)))
-        total = builder.fadd(*map(builder.load, totals))
-        _store(builder, multiply_add(builder, _load(builder, state, _FLOATS, _LINE), rescale, total), state, _LINE)
-        with cgutils.for_range(builder, rows) as loop:
-            row = builder.add(sums, builder.mul(loop.index, word(_LINE)))
-            _store(builder, builder.fmul(_load(builder, row, _FLOATS), rescale), row)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
+    before = state.load(FLOATS, align=4)
+    tops, totals = [Accumulator(FLOATS, before) for _ in range(2)], [Accumulator(FLOATS, 0.0) for _ in range(2)]
+    for pair in loop(spans * (SPAN // 2)):
+        here = scores + pair * (2 * _LINE)
+        for offset, top in zip((0, _LINE), tops):
+            top.value = larger(top.value, (here + offset).load(FLOATS, align=4))
+    highest = larger(*(top.value for top in tops))
+    state.store(highest, align=4)
+    # Queries that have not seen any key get weights of 0: no score is above the lowest one.
+    shift = (highest > float(LOWEST)).select(highest, 0.0) * -_LOG2_E
+    for span in loop(spans):
+        start = span * (SPAN * _LINE)
+        for pair in loop(word(LANES)):
+            here, halves = scores + start + pair * _LINE, []
+            for offset, total in zip((0, _TILE), totals):
+                weight = _power((here + offset).load(FLOATS, align=4).multiply_add(_LOG2_E, shift))
+                total += weight
+                halves.append(weight.to(_WORDS) + 0x8000)
+            (here - start.shift_unsigned(1)).store(_pairs(*halves), align=4)
+    rescale = _power((before - highest) * _LOG2_E)
+    total = totals[0].value + totals[1].value
+    summed = state + _LINE
+    summed.store(summed.load(FLOATS, align=4).multiply_add(rescale, total), align=4)
+    for n in loop(rows):
+        row = sums + n * _LINE
+        row.store(row.load(FLOATS, align=4) * rescale, align=4)
 
 
 @compiled

@@ -14,36 +14,36 @@ Keys are stored minus a mean, which `means` describes: `split_query` also prepar
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from headway.engine.kv_kernels import HEADS, halves
-from headway.engine.machine import _F32, _I8, _I32, F32, WIDE, cgutils, compiled, f32, i8, i32, intrinsic, types
-from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS, dot
-from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
-from headway.engine.vectors import (
+from headway.engine import codegen, vectors
+from headway.engine.codegen import (
+    I32,
     STREAMED,
-    broadcast,
-    call,
-    constant,
-    emit_switch,
-    multiply_add,
-    pointer,
-    prefetch,
-    reduce,
+    Accumulator,
+    Float,
+    Int,
+    Value,
+    add,
+    kernel,
+    larger,
+    loop,
+    switch,
     word,
 )
+from headway.engine.kv_kernels import HEADS, halves
+from headway.engine.machine import F32, WIDE, compiled, f32, i8, i32
+from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS
+from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
+from headway.engine.vectors import dot_sixteens
 
 FOUR = 4  # integers per lane
 HEAD = 16  # bytes before the codes: the scale, and the corrections for shifted keys
-_SIXTEEN = 16
-_FLOATS, _INTEGERS, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
+_SIXTEEN = vectors.LANES
 _LINE = 64  # bytes per cache line
 _TOGETHER = 2 if WIDE else 1  # vectors of positions, or of features, summed at once
-_CONTRACT = ("contract",)
 
 
 @compiled
@@ -58,222 +58,174 @@ def split_bytes(size: int) -> int:
     return HEAD + 2 * padded_to_vectors(size)
 
 
-def _at(builder: Any, address: Any, kind: ir.Type, align: int) -> Any:
-    return builder.load(pointer(builder, address, kind), align=align)
-
-
-def _scale(builder: Any, x: Any, vectors: Any, max_code: int) -> tuple[Any, Any]:
+def _scale(x: Value, count: Value, max_code: int) -> tuple[Value, Value]:
     """The largest magnitude / `max_code`, NaN if a float is NaN, and the factor that floats are multiplied with."""
-
-    def larger(a: Any, b: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
-
-    zero, scalar_zero = constant(_FLOATS, 0.0), ir.Constant(_F32, 0.0)
-    top, broken = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
-    with cgutils.for_range(builder, vectors) as loop:
-        values = _at(builder, builder.add(x, builder.mul(loop.index, word(4 * _SIXTEEN))), _FLOATS, 4)
-        builder.store(larger(builder.load(top), call(builder, "fabs.v16f32", _FLOATS, values)), top)
-        builder.store(builder.fadd(builder.load(broken), builder.fmul(values, zero)), broken)
-    largest = reduce(builder, builder.load(top), larger)
-    lost = reduce(builder, builder.load(broken), builder.fadd)
-    factor = builder.fdiv(ir.Constant(_F32, float(max_code)), largest)
-    factor = builder.select(builder.fcmp_ordered(">", largest, scalar_zero), factor, scalar_zero)
-    return builder.fadd(builder.fdiv(largest, ir.Constant(_F32, float(max_code))), lost), factor
+    top, broken = Accumulator(vectors.FLOATS, 0.0), Accumulator(vectors.FLOATS, 0.0)
+    for n in loop(count):
+        values = (x + n * (4 * _SIXTEEN)).load(vectors.FLOATS, align=4)
+        top.value = larger(values.apply("fabs"), top.value)
+        broken += values * 0.0
+    largest = top.value.reduce(lambda a, b: larger(b, a))
+    lost = broken.value.reduce(add)
+    factor = (largest > 0.0).select(float(max_code) / largest, 0.0)
+    return largest / float(max_code) + lost, factor
 
 
-def _to_integers(builder: Any, x: Any, vector: Any, factor: Any) -> Any:
-    values = _at(builder, builder.add(x, builder.mul(vector, word(4 * _SIXTEEN))), _FLOATS, 4)
-    moved = builder.fmul(values, broadcast(builder, factor, _FLOATS))
-    return builder.fptosi(call(builder, "rint.v16f32", _FLOATS, moved), _INTEGERS)
+def _to_integers(x: Value, n: Value, factor: Value) -> Value:
+    values = (x + n * (4 * _SIXTEEN)).load(vectors.FLOATS, align=4)
+    return (values * factor.broadcast(vectors.FLOATS)).apply("rint").to(vectors.INTEGERS, "fptosi")
 
 
-def _put(builder: Any, integers: Any, base: Any, vector: Any) -> None:
-    address = builder.add(base, builder.mul(vector, word(_SIXTEEN)))
-    builder.store(builder.trunc(integers, _CODES), pointer(builder, address, _CODES), align=1)
+def _put(integers: Value, base: Value, n: Value) -> None:
+    (base + n * _SIXTEEN).store(integers.to(vectors.BYTES, "trunc"), align=1)
 
 
-@intrinsic
-def _round(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
-    """Floats as integers from -127 to 127; returns their scale."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scale, factor = _scale(builder, args[0], args[1], 127)
-        with cgutils.for_range(builder, args[1]) as loop:
-            _put(builder, _to_integers(builder, args[0], loop.index, factor), args[2], loop.index)
-        return scale
-
-    return types.float32(types.int64, types.int64, types.int64), generate
+@kernel
+def _round(x: Int, count: Int, out: Int) -> Float:
+    """Floats in full vectors as integers from -127 to 127; returns their scale."""
+    scale, factor = _scale(x, count, 127)
+    for n in loop(count):
+        _put(_to_integers(x, n, factor), out, n)
+    return scale
 
 
-@intrinsic
-def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
+@kernel
+def split(x: Int, count: Int, out: Int) -> None:
     """Floats in full vectors as two bytes each: HEAD bytes, then all high and all low ones."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, vectors, out = args
-        scale, factor = _scale(builder, x, vectors, MAX_CODE)
-        high = builder.add(out, word(HEAD))
-        low = builder.add(high, builder.mul(vectors, word(_SIXTEEN)))
-        zero = constant(_INTEGERS, 0)
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
-        bits = constant(_INTEGERS, RADIX_BITS)
-        half = constant(_INTEGERS, RADIX // 2)
-        with cgutils.for_range(builder, vectors) as loop:
-            integers = _to_integers(builder, x, loop.index, factor)
-            above = builder.ashr(builder.add(integers, half), bits)
-            below = builder.sub(integers, builder.shl(above, bits))
-            for part, base, total in ((above, high, sums[0]), (below, low, sums[1])):
-                _put(builder, part, base, loop.index)
-                builder.store(builder.add(builder.load(total), part), total)
-        builder.store(scale, pointer(builder, out, _F32))
-        for n, total in enumerate(sums):
-            moved = builder.mul(reduce(builder, builder.load(total), builder.add), ir.Constant(_I32, -SHIFT8))
-            builder.store(moved, pointer(builder, builder.add(out, word(4 + 4 * n)), _I32))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    scale, factor = _scale(x, count, MAX_CODE)
+    high = out + HEAD
+    low = high + count * _SIXTEEN
+    sums = [Accumulator(vectors.INTEGERS, 0) for _ in range(2)]
+    for n in loop(count):
+        integers = _to_integers(x, n, factor)
+        above = integers + RADIX // 2 >> RADIX_BITS
+        below = integers - (above << RADIX_BITS)
+        for part, base, total in ((above, high, sums[0]), (below, low, sums[1])):
+            _put(part, base, n)
+            total += part
+    out.store(scale)
+    for n, total in enumerate(sums):
+        (out + (4 + 4 * n)).store(total.value.reduce(add) * -SHIFT8)
 
 
-def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
-    """Four bytes of each of several rows, in all lanes."""
-    offset = builder.mul(four, word(FOUR))
-    words = [_at(builder, builder.add(base, offset), _I32, 4) for base in bases]
-    return [builder.bitcast(broadcast(builder, value, SUMS), BYTES) for value in words]
+def _fours(rows: list[Value], four: Value) -> list[Value]:
+    """Four bytes of each row, in all lanes."""
+    offset = four * FOUR
+    words = [(row + offset).load(I32, align=4) for row in rows]
+    return [word.broadcast(SUMS).to(BYTES) for word in words]
 
 
-def _combine_bytes(builder: Any, high: Any, low: Any) -> Any:
+def _combine_bytes(high: Accumulator, low: Accumulator) -> Value:
     """RADIX high + low, of integer sums, as floats."""
-    above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
-    radix = constant(FLOATS, float(RADIX))
-    return multiply_add(builder, above, radix, below)
+    above, below = (total.value.to(FLOATS, "sitofp") for total in (high, low))
+    return above.multiply_add(float(RADIX), below)
 
 
-def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
+def _bytes_of(addresses: list[Value], half: Value) -> list[Value]:
     """The starts of all high and then all low bytes, `half` bytes each."""
-    high = [builder.add(address, word(HEAD)) for address in addresses]
-    return high + [builder.add(base, half) for base in high]
+    high = [address + HEAD for address in addresses]
+    return high + [base + half for base in high]
 
 
-def _emit_scores(builder: Any, heads: int, args: Any) -> None:
+def _write_scores(
+    heads: int, queries: Value, query_stride: Value, half: Value, bases: Value, keys: Value, scales: Value, out: Value,
+    fours: Value, ahead: Value,
+) -> None:  # fmt: skip
     """`int8_scores` for one number of heads."""
-    queries, query_stride, half, bases, keys, scales, out, fours, ahead = args
-    addresses = [builder.add(queries, builder.mul(query_stride, word(h))) for h in range(heads)]
-    rows = _bytes_of(builder, addresses, half)
-    size = BLOCK * FOUR  # bytes of a line of all positions
-    scales_ahead = builder.add(ahead, builder.sub(scales, keys))
+    addresses = [queries + query_stride * h for h in range(heads)]
+    rows = _bytes_of(addresses, half)
+    scales_ahead = ahead + (scales - keys)
     for n in range(2 * 4 * BLOCK // _LINE):
-        prefetch(builder, pointer(builder, builder.add(scales_ahead, word(_LINE * n)), _I8), STREAMED)
+        (scales_ahead + _LINE * n).prefetch(STREAMED)
     for first in range(0, BLOCK // LANES, _TOGETHER):
         parts = range(first, first + _TOGETHER)
-        totals = {part: [cgutils.alloca_once(builder, SUMS) for _ in rows] for part in parts}
+        totals = {part: [Accumulator(SUMS) for _ in rows] for part in parts}
         for n in range(len(rows)):
-            shift = _at(builder, builder.add(addresses[n % heads], word(4 + 4 * (n // heads))), _I32, 4)
+            shift = (addresses[n % heads] + (4 + 4 * (n // heads))).load(I32, align=4).broadcast(SUMS)
             for part in parts:
-                builder.store(broadcast(builder, shift, SUMS), totals[part][n])
-        with cgutils.for_range(builder, fours) as loop:
-            query_bytes = _spread_fours(builder, rows, loop.index)
-            offset = builder.mul(loop.index, word(size))
+                totals[part][n].value = shift
+        for four in loop(fours):
+            query_bytes = _fours(rows, four)
             for part in parts:
-                target = builder.add(offset, word(FOUR * LANES * part))
-                line = _at(builder, builder.add(keys, target), BYTES, 1)
-                for total, new in zip(
-                    totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, query_bytes)
-                ):
-                    builder.store(new, total)
-                prefetch(builder, pointer(builder, builder.add(ahead, target), _I8), STREAMED)
+                target = four * (BLOCK * FOUR) + FOUR * LANES * part
+                line = (keys + target).load(BYTES, align=1)
+                for total, new in zip(totals[part], signed([total.value for total in totals[part]], line, query_bytes)):
+                    total.value = new
+                (ahead + target).prefetch(STREAMED)
         for part in parts:
-            factor = _at(builder, builder.add(scales, word(4 * LANES * part)), FLOATS, 4)
+            factor = (scales + 4 * LANES * part).load(FLOATS, align=4)
             for h, address in enumerate(addresses):
-                scale = builder.fmul(factor, broadcast(builder, _at(builder, address, _F32, 4), FLOATS))
-                base = broadcast(builder, _at(builder, builder.add(bases, word(4 * h)), _F32, 4), FLOATS)
-                products = _combine_bytes(builder, totals[part][h], totals[part][heads + h])
-                target = builder.add(out, word(4 * (h * CHUNK + LANES * part)))
-                builder.store(multiply_add(builder, products, scale, base), pointer(builder, target, FLOATS), align=4)
+                scale = factor * address.load(codegen.F32, align=4).broadcast(FLOATS)
+                base = (bases + 4 * h).load(codegen.F32, align=4).broadcast(FLOATS)
+                products = _combine_bytes(totals[part][h], totals[part][heads + h])
+                (out + 4 * (h * CHUNK + LANES * part)).store(products.multiply_add(scale, base), align=4)
 
 
-def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
+def _write_weigh(
+    heads: int, weights: Value, rescales: Value, start: Value, end: Value, near: Value, far: Value, ahead_near: Value,
+    ahead_far: Value, size: Value, out: Value, step: Value,
+) -> None:  # fmt: skip
     """`_weigh` for one number of heads."""
-    weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step = args
-    addresses = [builder.add(weights, word(h * (HEAD + 2 * CHUNK))) for h in range(heads)]
-    rows = _bytes_of(builder, addresses, word(CHUNK))
-    line_bytes, vectors = builder.mul(size, word(FOUR)), builder.sdiv(size, word(LANES))
-    blocks = []
+    addresses = [weights + h * (HEAD + 2 * CHUNK) for h in range(heads)]
+    rows = _bytes_of(addresses, word(CHUNK))
+    line_bytes, count, blocks = size * FOUR, size // LANES, []
     for number, values, ahead in ((0, near, ahead_near), (1, far, ahead_far)):
-        low, high = halves(builder, start, end, number)
-        low, high = (
-            builder.sdiv(builder.add(position, word(more)), word(FOUR))
-            for position, more in ((low, 0), (high, FOUR - 1))
-        )
-        blocks.append(([builder.add(row, word(number * BLOCK)) for row in rows], low, high, values, ahead))
+        low, high = halves(start, end, number)
+        low, high = low // FOUR, (high + (FOUR - 1)) // FOUR
+        blocks.append(([row + number * BLOCK for row in rows], low, high, values, ahead))
 
-    def columns(vector: Any, together: int) -> None:
-        start = builder.mul(vector, word(4 * LANES))  # bytes of LANES floats, and of as many fours
-        totals = [[cgutils.alloca_once(builder, SUMS) for _ in rows] for _ in range(together)]
-        for total in (total for part_totals in totals for total in part_totals):
-            builder.store(constant(SUMS, 0), total)
+    def columns(first: Value, together: int) -> None:
+        offset = first * (4 * LANES)  # bytes of LANES floats, and of as many fours
+        totals = [[Accumulator(SUMS, 0) for _ in rows] for _ in range(together)]
         for row_bytes, low, high, values, ahead in blocks:
-            with cgutils.for_range_slice(builder, low, high, word(1)) as (four, _):
-                weight_bytes = _spread_fours(builder, row_bytes, four)
-                offset = builder.add(builder.mul(four, line_bytes), start)
+            for four in loop(low, high):
+                weight_bytes, start_of_four = _fours(row_bytes, four), four * line_bytes + offset
                 for part, part_totals in enumerate(totals):
-                    there = builder.add(offset, word(4 * LANES * part))
-                    line = _at(builder, builder.add(values, there), BYTES, 1)
+                    there = start_of_four + 4 * LANES * part
+                    line = (values + there).load(BYTES, align=1)
                     for total, weight in zip(part_totals, weight_bytes):
-                        builder.store(unsigned(builder, builder.load(total), weight, line), total)
-                    prefetch(builder, pointer(builder, builder.add(ahead, there), _I8), STREAMED)
+                        total.value = unsigned(total.value, weight, line)
+                    (ahead + there).prefetch(STREAMED)
         for part, part_totals in enumerate(totals):
             for h, address in enumerate(addresses):
-                there = builder.add(builder.add(out, start), word(4 * LANES * part))
-                target = pointer(builder, builder.add(there, builder.mul(step, word(4 * h))), FLOATS)
-                rescale = broadcast(builder, _at(builder, builder.add(rescales, word(4 * h)), _F32, 4), FLOATS)
-                scale = broadcast(builder, _at(builder, address, _F32, 4), FLOATS)
-                old = builder.fmul(builder.load(target, align=4), rescale, flags=_CONTRACT)
-                products = builder.fmul(
-                    _combine_bytes(builder, part_totals[h], part_totals[heads + h]), scale, flags=_CONTRACT
-                )
-                builder.store(builder.fadd(products, old, flags=_CONTRACT), target, align=4)
+                target = out + offset + 4 * LANES * part + step * (4 * h)
+                rescale = (rescales + 4 * h).load(codegen.F32, align=4).broadcast(FLOATS)
+                scale = address.load(codegen.F32, align=4).broadcast(FLOATS)
+                old = target.load(FLOATS, align=4).times(rescale)
+                products = _combine_bytes(part_totals[h], part_totals[heads + h]).times(scale)
+                target.store(products.plus(old), align=4)
 
-    paired = builder.mul(builder.sdiv(vectors, word(_TOGETHER)), word(_TOGETHER))
-    with cgutils.for_range_slice(builder, word(0), paired, word(_TOGETHER)) as (vector, _):
-        columns(vector, _TOGETHER)
+    paired = count // _TOGETHER * _TOGETHER
+    for first in loop(0, paired, _TOGETHER):
+        columns(first, _TOGETHER)
     if _TOGETHER > 1:
-        with cgutils.for_range_slice(builder, paired, vectors, word(1)) as (vector, _):
-            columns(vector, 1)
+        for first in loop(paired, count):
+            columns(first, 1)
 
 
-@intrinsic
+@kernel
 def int8_scores(
-    typing: Any, heads: Any, queries: Any, query_stride: Any, half: Any, bases: Any, keys: Any, scales: Any, out: Any,
-    fours: Any, ahead: Any,
-) -> Any:  # fmt: skip
+    heads: Int, queries: Int, query_stride: Int, half: Int, bases: Int, keys: Int, scales: Int, out: Int, fours: Int,
+    ahead: Int,
+) -> None:  # fmt: skip
     """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are
     `query_stride` bytes apart, as `split` writes them, with `half` bytes of high ones; there are `fours` groups of four
     features. Rows of `out` are CHUNK floats apart.
 
     Prefetches keys and scales at `ahead`.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cases = {count: partial(_emit_scores, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        emit_switch(builder, args[0], cases)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 10), generate
+    operands = (queries, query_stride, half, bases, keys, scales, out, fours, ahead)
+    switch(heads, {count: partial(_write_scores, count, *operands) for count in range(1, HEADS + 1)})
 
 
-@intrinsic
+@kernel
 def _weigh(
-    typing: Any, heads: Any, weights: Any, rescales: Any, start: Any, end: Any, near: Any, far: Any, ahead_near: Any,
-    ahead_far: Any, size: Any, out: Any, step: Any,
-) -> Any:  # fmt: skip
+    heads: Int, weights: Int, rescales: Int, start: Int, end: Int, near: Int, far: Int, ahead_near: Int,
+    ahead_far: Int, size: Int, out: Int, step: Int,
+) -> None:  # fmt: skip
     """`int8_weigh` for features in full vectors."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        emit_switch(builder, args[0], cases)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 12), generate
+    operands = (weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
+    switch(heads, {count: partial(_write_weigh, count, *operands) for count in range(1, HEADS + 1)})
 
 
 @compiled
@@ -341,7 +293,7 @@ def bases(queries: int, count: int, size: int, rotations: int, half: int, out: i
         moved = queries + n * split_query_bytes(size) + split_bytes(size)
         base = f32(moved)[padded_to_vectors(size)]
         if rotations != 0:
-            base += dot(moved, rotations, padded_to_vectors(2 * half) // _SIXTEEN)
+            base += dot_sixteens(moved, rotations, padded_to_vectors(2 * half) // _SIXTEEN)
         f32(out)[n] = base
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from headway.engine.barrier import barrier
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.instructions import (
     SIZE,
@@ -27,8 +28,8 @@ from headway.engine.instructions import (
     Weigh,
 )
 from headway.engine.int8_keys import padded_to_vectors, split_query, subtract_mean
-from headway.engine.machine import barrier, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_rows
+from headway.engine.machine import compiled, f32, i64
+from headway.engine.operations import BLOCK, CHUNK, at, exp, norm_row, share, share_rows
 from headway.engine.paged_attention import (
     add_attend,
     attend_segment,

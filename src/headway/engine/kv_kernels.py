@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import Any
 
-from llvmlite import ir
-
+from headway.engine.codegen import F32, I16, STREAMED, Accumulator, Int, Value, kernel, loop, switch, vector
 from headway.engine.fp16 import widen
-from headway.engine.machine import _F32, _I16, cgutils, compiled, intrinsic, types
+from headway.engine.machine import compiled
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import STREAMED, broadcast, constant, emit_switch, multiply_add, prefetch, word
+from headway.engine.vectors import LANES
 
 FP16 = 3  # in addition to the kinds of weights
 CACHE_DTYPES: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
 HEADS = 4  # heads computed at once
-_LANES = 16
-_WIDE = ir.VectorType(_F32, _LANES)
 _PARTS = 2  # vectors per head computed at once
-_COLUMNS = _PARTS * _LANES
 _LINE = 64  # bytes per cache line
-_KINDS = {FP32: _F32, FP16: _I16}
+_KINDS = {FP32: F32, FP16: I16}
 _BYTES = {FP32: 4, FP16: 2}  # per element
 
 
@@ -51,149 +46,115 @@ def value_bytes(dtype: int, size: int) -> int:
     return (2 if dtype == FP16 else 4) * BLOCK * size
 
 
-def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
-    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
+def _load(dtype: int, address: Value, lanes: int = LANES) -> Value:
+    """Elements from an address on, widened to fp32."""
+    loaded = address.load(vector(_KINDS[dtype], lanes), align=_BYTES[dtype])
+    return loaded if dtype == FP32 else widen(loaded)
 
 
-def _load(builder: Any, dtype: int, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
-    """Elements from `offset` on, widened to fp32."""
-    loaded = builder.load(_at(builder, base, offset, ir.VectorType(_KINDS[dtype], kind.count)), align=_BYTES[dtype])
-    return loaded if dtype == FP32 else widen(builder, loaded)
-
-
-def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
-    builder.store(multiply_add(builder, a, b, builder.load(total)), total)
-
-
-def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -> list[list[Any]]:
-    """Accumulators of zero: `parts` vectors per head."""
-    totals = [[cgutils.alloca_once(builder, kind) for _ in range(parts)] for _ in range(heads)]
-    for total in (total for head_totals in totals for total in head_totals):
-        builder.store(constant(kind, 0.0), total)
-    return totals
-
-
-def _emit_scores(builder: Any, dtype: int, heads: int, parts: int, args: Any) -> None:
+def _write_scores(
+    dtype: int, heads: int, parts: int, q: Value, keys: Value, out: Value, size: Value, ahead: Value
+) -> None:
     """`scores` for one dtype and number of heads and of vectors of positions."""
-    q, keys, out, size, ahead = args
-    query, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, out))
-    k, called = (builder.inttoptr(arg, _KINDS[dtype].as_pointer()) for arg in (keys, ahead))
-    queries = [builder.gep(query, [builder.mul(size, word(h))]) for h in range(heads)]
-    totals = _totals(builder, heads, parts)
-    with cgutils.for_range(builder, size) as loop:
-        offsets = [builder.add(builder.mul(loop.index, word(BLOCK)), word(_LANES * part)) for part in range(parts)]
-        loaded = [_load(builder, dtype, k, offset) for offset in offsets]
+    query, y, k, called = q.at(F32), out.at(F32), keys.at(_KINDS[dtype]), ahead.at(_KINDS[dtype])
+    queries = [query + size * h for h in range(heads)]
+    totals = [[Accumulator(vector(F32, LANES), 0.0) for _ in range(parts)] for _ in queries]
+    for d in loop(size):
+        offsets = [d * BLOCK + LANES * part for part in range(parts)]
+        loaded = [_load(dtype, k + offset) for offset in offsets]
         for query_row, head_totals in zip(queries, totals):
-            factor = broadcast(builder, builder.load(builder.gep(query_row, [loop.index])), _WIDE)
-            for total, vector in zip(head_totals, loaded):
-                _multiply_add(builder, total, vector, factor)
-        for offset in offsets[:: _LINE // (_LANES * _BYTES[dtype])]:
-            prefetch(builder, builder.gep(called, [offset]), STREAMED)
+            factor = (query_row + d).load().broadcast(vector(F32, LANES))
+            for total, keys_of_feature in zip(head_totals, loaded):
+                total.add_product(keys_of_feature, factor)
+        for offset in offsets[:: _LINE // (LANES * _BYTES[dtype])]:
+            (called + offset).prefetch(STREAMED)
     for h, head_totals in enumerate(totals):
         for part, total in enumerate(head_totals):
-            builder.store(builder.load(total), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
+            (y + (h * CHUNK + LANES * part)).store(total.value, align=4)
 
 
-def _emit_weigh(builder: Any, dtype: int, heads: int, args: Any) -> None:
+def _write_weigh(
+    dtype: int, heads: int, weights: Value, rescales: Value, first_position: Value, end: Value, near: Value,
+    far: Value, ahead_near: Value, ahead_far: Value, size: Value, out: Value, step: Value,
+) -> None:  # fmt: skip
     """`weigh` for one dtype and number of heads: features in pairs of vectors, then by eight, then one by one."""
-    weights, rescales, first_position, end, near, far, ahead_near, ahead_far, size, out, step = args
-    w, rescale, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, rescales, out))
+    w, rescale, y = (address.at(F32) for address in (weights, rescales, out))
     blocks = [
-        (0, *halves(builder, first_position, end, 0), near, ahead_near),
-        (1, *halves(builder, first_position, end, 1), far, ahead_far),
+        (0, *halves(first_position, end, 0), near, ahead_near),
+        (1, *halves(first_position, end, 1), far, ahead_far),
     ]
 
-    def columns(first: Any, lanes: int, parts: int) -> None:
-        kind = ir.VectorType(_F32, lanes)
-        totals = _totals(builder, heads, parts, kind)
+    def columns(first: Value, lanes: int, parts: int) -> None:
+        kind = vector(F32, lanes)
+        totals = [[Accumulator(kind, 0.0) for _ in range(parts)] for _ in range(heads)]
         for number, low, high, values, ahead in blocks:
-            v, called = (builder.inttoptr(address, _KINDS[dtype].as_pointer()) for address in (values, ahead))
-            with cgutils.for_range_slice(builder, low, high, word(1)) as (t, _):
-                start = builder.add(first, builder.mul(t, size))
-                offsets = [builder.add(start, word(lanes * part)) for part in range(parts)]
-                loaded = [_load(builder, dtype, v, slot, kind) for slot in offsets]
+            v, called = values.at(_KINDS[dtype]), ahead.at(_KINDS[dtype])
+            for t in loop(low, high):
+                start = first + t * size
+                offsets = [start + lanes * part for part in range(parts)]
+                loaded = [_load(dtype, v + offset, lanes) for offset in offsets]
                 for h, head_totals in enumerate(totals):
-                    slot = builder.add(t, word(h * CHUNK + number * BLOCK))
-                    weight = broadcast(builder, builder.load(builder.gep(w, [slot])), kind)
-                    for total, vector in zip(head_totals, loaded):
-                        _multiply_add(builder, total, vector, weight)
+                    weight = (w + (t + (h * CHUNK + number * BLOCK))).load().broadcast(kind)
+                    for total, features in zip(head_totals, loaded):
+                        total.add_product(features, weight)
                 for line in range(0, lanes * parts, _LINE // _BYTES[dtype]):
-                    prefetch(builder, builder.gep(called, [builder.add(start, word(line))]), STREAMED)
+                    (called + (start + line)).prefetch(STREAMED)
         for h, head_totals in enumerate(totals):
-            row = builder.add(first, builder.mul(step, word(h)))
-            rescaled = broadcast(builder, builder.load(builder.gep(rescale, [word(h)])), kind)
+            row, rescaled = first + step * h, (rescale + h).load().broadcast(kind)
             for part, total in enumerate(head_totals):
-                slot = _at(builder, y, builder.add(row, word(lanes * part)), kind)
-                builder.store(
-                    multiply_add(builder, builder.load(slot, align=4), rescaled, builder.load(total)), slot, align=4
-                )
+                target = (y + (row + lanes * part)).at(kind)
+                target.store(target.load(align=4).multiply_add(rescaled, total.value), align=4)
 
-    done = word(0)
-    for lanes, parts in ((_LANES, _PARTS), (8, 1), (1, 1)):
-        step_of = word(lanes * parts)
-        full_size = builder.mul(builder.sdiv(size, step_of), step_of)
-        with cgutils.for_range_slice(builder, done, full_size, step_of) as (first, _):
+    done: Value | int = 0
+    for lanes, parts in ((LANES, _PARTS), (8, 1), (1, 1)):
+        full_size = size // (lanes * parts) * (lanes * parts)
+        for first in loop(done, full_size, lanes * parts):
             columns(first, lanes, parts)
         done = full_size
 
 
-def halves(builder: Any, start: Any, end: Any, number: int) -> tuple[Any, Any]:
+def halves(start: Value, end: Value, number: int) -> tuple[Value, Value]:
     """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
-    zero, block = word(0), word(BLOCK)
 
-    def within(position: Any) -> Any:
-        position = builder.sub(position, ir.Constant(start.type, number * BLOCK))
-        position = builder.select(builder.icmp_signed("<", position, zero), zero, position)
-        return builder.select(builder.icmp_signed(">", position, block), block, position)
+    def within(position: Value) -> Value:
+        position = position - number * BLOCK
+        position = (position < 0).select(0, position)
+        return (position > BLOCK).select(BLOCK, position)
 
     return within(start), within(end)
 
 
-@intrinsic
-def scores(
-    typing: Any, dtype: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, visible: Any, ahead: Any
-) -> Any:
+@kernel
+def scores(dtype: Int, heads: Int, q: Int, keys: Int, out: Int, size: Int, visible: Int, ahead: Int) -> None:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
     the block: all, or the first half if no more are `visible`. `dtype` is FP32 or FP16. Rows of `out` are CHUNK floats
     apart.
 
     Prefetches as many keys at `ahead`: blocks are far apart and too short for the processor's prefetcher.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dtype, heads, q, keys, out, size, visible, ahead = args
-        cases = {
-            (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
-                _emit_scores, builder, kind, count, parts, (q, keys, out, size, ahead)
-            )
-            for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
-        }
-        second_half = builder.zext(builder.icmp_signed(">", visible, word(_LANES)), heads.type)
-        both = builder.add(builder.mul(dtype, word(HEADS + 1)), heads)
-        emit_switch(builder, builder.add(builder.mul(both, word(_PARTS)), second_half), cases)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 8), generate
+    cases = {
+        (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
+            _write_scores, kind, count, parts, q, keys, out, size, ahead
+        )
+        for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
+    }
+    second_half = (visible > LANES).to(heads.type, "zext")
+    switch((dtype * (HEADS + 1) + heads) * _PARTS + second_half, cases)
 
 
-@intrinsic
+@kernel
 def weigh(
-    typing: Any, dtype: Any, heads: Any, weights: Any, rescales: Any, start: Any, end: Any, near: Any, far: Any,
-    ahead_near: Any, ahead_far: Any, size: Any, out: Any, step: Any,
-) -> Any:  # fmt: skip
+    dtype: Int, heads: Int, weights: Int, rescales: Int, start: Int, end: Int, near: Int, far: Int, ahead_near: Int,
+    ahead_far: Int, size: Int, out: Int, step: Int,
+) -> None:  # fmt: skip
     """out[h, d] = rescale[h] out[h, d] + sum over t from `start` to `end` of weights[h, t] values[t, d], for a chunk
     whose first values are at `near` and others at `far`. Weights of heads are CHUNK apart, rows of `out` `step` floats.
 
     Prefetches values at `ahead_near` and `ahead_far`.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dtype, heads, *operands = args
-        cases = {
-            kind * (HEADS + 1) + count: partial(_emit_weigh, builder, kind, count, operands)
-            for kind, count in product(_KINDS, range(1, HEADS + 1))
-        }
-        emit_switch(builder, builder.add(builder.mul(dtype, word(HEADS + 1)), heads), cases)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 13), generate
+    operands = (weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
+    cases = {
+        kind * (HEADS + 1) + count: partial(_write_weigh, kind, count, *operands)
+        for kind, count in product(_KINDS, range(1, HEADS + 1))
+    }
+    switch(dtype * (HEADS + 1) + heads, cases)

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
-from headway.engine.machine import F32, compiled, exp, f32
+from headway.engine import codegen
+from headway.engine.codegen import Float, Int32, kernel
+from headway.engine.machine import F32, compiled, f32
 from headway.engine.tiles import TILE
 
 LAYER, RMS = 0, 1
@@ -35,6 +37,27 @@ def share_rows(rows: int, thread: int, threads: int) -> tuple[int, int]:
 def at(address: int, scratch: int) -> int:
     """Resolve an instruction's address: shared from 0 on, otherwise in the thread's scratch."""
     return address if address >= 0 else scratch - address - 1
+
+
+@kernel
+def _float_of(bits: Int32) -> Float:
+    return bits.to(codegen.F32)
+
+
+@compiled
+def exp(x: F32) -> F32:
+    """e^x in single precision to two units in the last place, in a form that vectorises; x is clamped to -87 ... 88."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * _float_of((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @compiled

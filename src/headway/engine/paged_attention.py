@@ -9,6 +9,8 @@ tokens, so the results are equal to the last bit.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from headway.engine.fp16 import put_fp16, widen_all
@@ -25,8 +27,8 @@ from headway.engine.int8_keys import (
     store_value,
 )
 from headway.engine.kv_kernels import FP16, HEADS, key_bytes, scores, value_bytes, weigh
-from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, norm_row, share, tanh
+from headway.engine.machine import F32, compiled, f32, i64
+from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, exp, norm_row, share, tanh
 from headway.engine.softmax import LOWEST, clear_partial, softmax_chunk, softmax_chunk_int8
 from headway.engine.tiles import FP32, INT8
 

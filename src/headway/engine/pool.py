@@ -12,14 +12,14 @@ from types import FrameType
 
 import torch
 
-from headway.engine.machine import new_barrier
+from headway.engine.barrier import new_barrier
 
 
 class Pool:
     """`threads` workers, the caller being the first. They sleep between calls, and end with the process.
 
-    Within a call they synchronise at a barrier (`machine.barrier`), whose counter is at `counter`, and claim parts of
-    each other's shares (`machine.claim_part`). Calls from several threads run one after the other.
+    Within a call they synchronise at a barrier (`barrier.barrier`), whose counter is at `counter`, and claim parts of
+    each other's shares (`barrier.claim_part`). Calls from several threads run one after the other.
     """
 
     def __init__(self, threads: int) -> None:

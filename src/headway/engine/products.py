@@ -5,27 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from headway.engine import matrix_unit
+from headway.engine.barrier import barrier, barriers_passed, claim_part
+from headway.engine.codegen import Float, Int, constant, kernel, loop
 from headway.engine.dots import FEW, MANY, PANEL_BYTES, TILES, few_dots, many_dots
-from headway.engine.machine import (
-    _F32,
-    _I8,
-    F32,
-    HAS_MATRIX_UNIT,
-    barrier,
-    barriers_passed,
-    cgutils,
-    claim_part,
-    compiled,
-    f32,
-    i8,
-    i64,
-    intrinsic,
-    types,
-    u8,
-)
+from headway.engine.machine import F32, HAS_MATRIX_UNIT, compiled, f32, i8, i64, u8
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,
@@ -46,22 +31,13 @@ from headway.engine.operations import (
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (
-    broadcast,
-    constant,
+    FLOATS,
     gelu_sixteen,
     gelu_tanh_sixteen,
-    prefetch,
     quick_gelu_sixteen,
     relu_squared_sixteen,
     silu_sixteen,
-    word,
 )
-
-_SIXTEEN = ir.VectorType(_F32, TILE)
-
-
-def _sixteen_at(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _SIXTEEN.as_pointer())
 
 
 def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
@@ -69,44 +45,31 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
     apart in x and `stride` in y.
     """
 
-    @intrinsic
-    def put(typing: Any, x: Any, y: Any, stride: Any, bias: Any, scale: Any, count: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            factor = broadcast(builder, args[4], _SIXTEEN)
-            zero = constant(_SIXTEEN, 0.0)
-            moved = builder.load(_sixteen_at(builder, args[3]), align=4) if offset else zero
-            with cgutils.for_range(builder, args[5]) as loop:
-                source = builder.add(args[0], builder.mul(loop.index, word(LINE)))
-                target = _sixteen_at(builder, builder.add(args[1], builder.mul(loop.index, args[2])))
-                values = builder.fmul(builder.load(_sixteen_at(builder, source), align=4), factor)
-                if offset:
-                    values = builder.fadd(values, moved)
-                if adds:
-                    values = builder.fadd(builder.load(target, align=4), values)
-                if rectifies:  # as in `activate`: NaN stays NaN
-                    values = builder.select(builder.fcmp_ordered("<=", values, zero), zero, values)
-                builder.store(values, target, align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 4, types.float32, types.int64), generate
+    @kernel
+    def put(x: Int, y: Int, stride: Int, bias: Int, scale: Float, count: Int) -> None:
+        factor = scale.broadcast(FLOATS)
+        moved = bias.load(FLOATS, align=4) if offset else constant(FLOATS, 0.0)
+        for row in loop(count):
+            source, target = x + row * LINE, y + row * stride
+            values = source.load(FLOATS, align=4) * factor
+            if offset:
+                values = values + moved
+            if adds:
+                values = target.load(FLOATS, align=4) + values
+            if rectifies:  # as in `activate`: NaN stays NaN
+                values = (values <= 0.0).select(0.0, values)
+            target.store(values, align=4)
 
     return put
 
 
-@intrinsic
-def _prefetch_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
+@kernel
+def _prefetch_results(y: Int, stride: Int, count: Int) -> None:
     """Prefetch the line at y in each of `count` rows `stride` bytes apart, for writing. Results of many rows are on as
     many pages; otherwise each would wait for its line after the products instead of during them.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        y, stride, count = args
-        with cgutils.for_range(builder, count) as loop:
-            address = builder.add(y, builder.mul(loop.index, stride))
-            prefetch(builder, builder.inttoptr(address, _I8.as_pointer()), to_write=True)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    for row in loop(count):
+        (y + row * stride).prefetch(to_write=True)
 
 
 _store, _store_biased = _block(False, False, False), _block(False, False, True)

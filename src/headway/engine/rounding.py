@@ -5,65 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic, types
+from headway.engine.codegen import Float, Int, Int32, Value, add, constant, kernel, larger
+from headway.engine.machine import F32, compiled, f32, i8, i32
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
-from headway.engine.vectors import broadcast, call, constant, reduce
+from headway.engine.vectors import BYTES, FLOATS, INTEGERS, LANES
 
-_LANES = 16
-_FLOATS, _INTEGERS, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))
-_PARTS = GROUP // _LANES
+_PARTS = GROUP // LANES
 
 
-def _parts(builder: Any, address: Any, kind: ir.VectorType) -> list[Any]:
-    """Pointers to a group's parts."""
-    base = builder.inttoptr(address, kind.as_pointer())
-    return [builder.gep(base, [ir.Constant(_I32, part)]) for part in range(_PARTS)]
+def _load_group(address: Value) -> list[Value]:
+    return [(address.at(FLOATS) + part).load(align=4) for part in range(_PARTS)]
 
 
-def _load_group(builder: Any, address: Any) -> list[Any]:
-    parts = [builder.load(pointer) for pointer in _parts(builder, address, _FLOATS)]
-    for part in parts:
-        part.align = 4
-    return parts
-
-
-@intrinsic
-def _largest(typing: Any, x: Any) -> Any:
+@kernel
+def _largest(x: Int) -> Float:
     """The largest magnitude of 64 floats; NaN if one of them is NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
-
-        parts = _load_group(builder, args[0])
-        zero = constant(_FLOATS, 0.0)
-        top, broken = call(builder, "fabs.v16f32", _FLOATS, parts[0]), builder.fmul(parts[0], zero)
-        for part in parts[1:]:
-            size = call(builder, "fabs.v16f32", _FLOATS, part)
-            top = larger(top, size)
-            broken = builder.fadd(broken, builder.fmul(part, zero))
-        largest = reduce(builder, top, larger)
-        return builder.fadd(largest, reduce(builder, broken, builder.fadd))
-
-    return types.float32(types.int64), generate
+    parts = _load_group(x)
+    top, broken = parts[0].apply("fabs"), parts[0] * 0.0
+    for part in parts[1:]:
+        top = larger(part.apply("fabs"), top)
+        broken = broken + part * 0.0
+    return top.reduce(lambda a, b: larger(b, a)) + broken.reduce(add)
 
 
-@intrinsic
-def _round(typing: Any, x: Any, inverse: Any, q: Any) -> Any:
+@kernel
+def _round(x: Int, inverse: Float, q: Int) -> Int32:
     """Bytes of 64 floats times `inverse`, rounded to nearest; returns their sum."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        factor = broadcast(builder, args[1], _FLOATS)
-        total: Any = None
-        for part, target in zip(_load_group(builder, args[0]), _parts(builder, args[2], _BYTES)):
-            codes = builder.fptosi(call(builder, "rint.v16f32", _FLOATS, builder.fmul(part, factor)), _INTEGERS)
-            builder.store(builder.trunc(codes, _BYTES), target).align = 1
-            total = codes if total is None else builder.add(total, codes)
-        return reduce(builder, total, builder.add)
-
-    return types.int32(types.int64, types.float32, types.int64), generate
+    factor, total = inverse.broadcast(FLOATS), constant(INTEGERS, 0)
+    for n, part in enumerate(_load_group(x)):
+        codes = (part * factor).apply("rint").to(INTEGERS, "fptosi")
+        (q.at(BYTES) + n).store(codes.to(BYTES, "trunc"), align=1)
+        total = total + codes
+    return total.reduce(add)
 
 
 @compiled

@@ -14,26 +14,29 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from headway.engine.machine import (
-    _F32,
-    _I32,
-    _I64,
-    F32,
-    _pointer,
-    barrier,
-    barriers_passed,
-    claim_part,
-    comes_last,
-    compiled,
-    f32,
-    i32,
-    i64,
-    intrinsic,
-    types,
+from headway.engine import codegen
+from headway.engine.barrier import barrier, barriers_passed, claim_part, comes_last
+from headway.engine.codegen import (
+    F64,
+    I1,
+    I16,
+    I32,
+    I64,
+    Double,
+    Float,
+    Int,
+    Value,
+    add,
+    call,
+    kernel,
+    larger,
+    vector,
+    word,
 )
-from headway.engine.vectors import LANES, broadcast, call, constant, exponential, prefetch, reduce, word
+from headway.engine.machine import F32, compiled, f32, f64, i32, i64
+from headway.engine.vectors import FLOATS as SIXTEEN
+from headway.engine.vectors import LANES, exponential
 
 GROUP = 64  # tokens per group, whose maximum is stored
 _PARTS = GROUP // LANES
@@ -59,107 +62,67 @@ LOGITS, STRIDE, VOCAB_SIZE, SCRATCH, SCRATCH_BYTES, ROWS, COUNT, MAX_TOP, CHOSEN
 )
 CALL_FIELDS = 12
 
-_I1, _F64 = ir.IntType(1), ir.DoubleType()
-f64 = _pointer("float64", _F64)
-_SIXTEEN = ir.VectorType(_F32, LANES)
 
-
-def _load(builder: Any, address: Any) -> list[Any]:
+def _load(address: Value) -> list[Value]:
     """The vectors of a group."""
-    base = builder.inttoptr(address, _SIXTEEN.as_pointer())
-    return [builder.load(builder.gep(base, [ir.Constant(_I32, part)]), align=4) for part in range(_PARTS)]
+    return [(address.at(SIXTEEN) + part).load(align=4) for part in range(_PARTS)]
 
 
-def _as_bits(builder: Any, parts: list[Any]) -> Any:
-    """A boolean per element of a group as bits, lowest first."""
-    bits: Any = word(0)
-    for number, part in enumerate(parts):
-        lane_bits = builder.zext(builder.bitcast(part, ir.IntType(LANES)), _I64)
-        bits = builder.or_(bits, builder.shl(lane_bits, word(LANES * number)))
+@kernel
+def _at_least(group: Int, threshold: Float) -> Int:
+    """Which elements of a group are at least a threshold, as bits, lowest first; NaN is not."""
+    least, bits = threshold.broadcast(SIXTEEN), word(0)
+    for number, part in enumerate([part >= least for part in _load(group)]):
+        bits = bits | part.to(I16).to(I64, "zext") << LANES * number
     return bits
 
 
-@intrinsic
-def _at_least(typing: Any, group: Any, threshold: Any) -> Any:
-    """Which elements of a group are at least a threshold, as bits; NaN is not."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        threshold = broadcast(builder, args[1], _SIXTEEN)
-        return _as_bits(builder, [builder.fcmp_ordered(">=", part, threshold) for part in _load(builder, args[0])])
-
-    return types.int64(types.int64, types.float32), generate
+@kernel
+def _count(bits: Int) -> Int:
+    return call("ctpop.i64", I64, bits)
 
 
-@intrinsic
-def _count(typing: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, "ctpop.i64", _I64, args[0])
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _first(typing: Any, bits: Any) -> Any:
+@kernel
+def _first(bits: Int) -> Int:
     """The index of the lowest bit; at least one is set."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, "cttz.i64", _I64, args[0], ir.Constant(_I1, 1))
-
-    return types.int64(types.int64), generate
+    return call("cttz.i64", I64, bits, codegen.constant(I1, 1))
 
 
-@intrinsic
-def _largest_of(typing: Any, group: Any) -> Any:
+@kernel
+def _largest_of(group: Int) -> Float:
     """The largest element of a group."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+    def after(a: Value, b: Value) -> Value:
+        return larger(b, a)
 
-        parts = _load(builder, args[0])
-        return reduce(builder, larger(larger(parts[0], parts[1]), larger(parts[2], parts[3])), larger)
-
-    return types.float32(types.int64), generate
+    a, b, c, d = _load(group)
+    return after(after(a, b), after(c, d)).reduce(after)
 
 
-def _sum(builder: Any, parts: list[Any]) -> Any:
+def _sum(parts: list[Value]) -> Value:
     """The sum of a group, in double precision and in one order."""
-    a, b, c, d = (builder.fpext(part, ir.VectorType(_F64, LANES)) for part in parts)
-    return reduce(builder, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)), builder.fadd)
+    a, b, c, d = (part.to(vector(F64, LANES), "fpext") for part in parts)
+    return ((a + b) + (c + d)).reduce(add)
 
 
-@intrinsic
-def _sum_above(typing: Any, group: Any, threshold: Any) -> Any:
+@kernel
+def _sum_above(group: Int, threshold: Float) -> Double:
     """The sum of the elements of a group that are at least a threshold."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        threshold, zero = broadcast(builder, args[1], _SIXTEEN), constant(_SIXTEEN, 0.0)
-        parts = _load(builder, args[0])
-        return _sum(
-            builder, [builder.select(builder.fcmp_ordered(">=", part, threshold), part, zero) for part in parts]
-        )
-
-    return types.float64(types.int64, types.float32), generate
+    least = threshold.broadcast(SIXTEEN)
+    return _sum([(part >= least).select(part, 0.0) for part in _load(group)])
 
 
 def _exponentials(stored: bool) -> Any:
-    @intrinsic
-    def apply(typing: Any, group: Any, top: Any, factor: Any, out: Any) -> Any:
+    @kernel
+    def apply(group: Int, top: Float, factor: Float, out: Int) -> Double:
         """The sum of exp((x - top) factor) of a group, 0 below e^-87; each at `out` where they are stored."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            top, factor = (broadcast(builder, value, _SIXTEEN) for value in args[1:3])
-            minimum, zero = (constant(_SIXTEEN, value) for value in (-87.0, 0.0))
-            base, powers = builder.inttoptr(args[3], _SIXTEEN.as_pointer()), []
-            for part, x in enumerate(_load(builder, args[0])):
-                power = builder.fmul(builder.fsub(x, top), factor)
-                value = builder.select(builder.fcmp_ordered("<", power, minimum), zero, exponential(builder, power))
-                powers.append(value)
-                if stored:
-                    builder.store(value, builder.gep(base, [ir.Constant(_I32, part)]), align=4)
-            return _sum(builder, powers)
-
-        return types.float64(types.int64, types.float32, types.float32, types.int64), generate
+        largest, factors, values = top.broadcast(SIXTEEN), factor.broadcast(SIXTEEN), []
+        for part, x in enumerate(_load(group)):
+            power = (x - largest) * factors
+            values.append((power < -87.0).select(0.0, exponential(power)))
+            if stored:
+                (out.at(SIXTEEN) + part).store(values[-1], align=4)
+        return _sum(values)
 
     return apply
 
@@ -167,49 +130,29 @@ def _exponentials(stored: bool) -> Any:
 _mass_of, _weigh_group = _exponentials(False), _exponentials(True)
 
 
-@intrinsic
-def _copy_bits(typing: Any, group: Any, bits: Any, out: Any) -> Any:
+@kernel
+def _copy_bits(group: Int, bits: Int, out: Int) -> None:
     """A group with -inf where the bits are 0."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        never = constant(_SIXTEEN, -math.inf)
-        base = builder.inttoptr(args[2], _SIXTEEN.as_pointer())
-        for number, part in enumerate(_load(builder, args[0])):
-            lane_bits = builder.trunc(builder.lshr(args[1], word(LANES * number)), ir.IntType(LANES))
-            truth = builder.bitcast(lane_bits, ir.VectorType(_I1, LANES))
-            builder.store(builder.select(truth, part, never), builder.gep(base, [ir.Constant(_I32, number)]), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    for number, part in enumerate(_load(group)):
+        allowed = bits.shift_unsigned(LANES * number).to(I16, "trunc").to(vector(I1, LANES))
+        (out.at(SIXTEEN) + number).store(allowed.select(part, -math.inf), align=4)
 
 
-@intrinsic
-def _prefetch_group(typing: Any, group: Any) -> Any:
+@kernel
+def _prefetch_group(group: Int) -> None:
     """Prefetch a group."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
-        for part in range(_PARTS):
-            prefetch(builder, builder.gep(base, [ir.Constant(_I32, part)]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    for part in range(_PARTS):
+        (group.at(SIXTEEN) + part).prefetch()
 
 
-@intrinsic
-def _bits_of(typing: Any, number: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sext(builder.bitcast(args[0], _I32), _I64)
-
-    return types.int64(types.float32), generate
+@kernel
+def _bits_of(number: Float) -> Int:
+    return number.to(I32).to(I64, "sext")
 
 
-@intrinsic
-def _number_of(typing: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.trunc(args[0], _I32), _F32)
-
-    return types.float32(types.int64), generate
+@kernel
+def _number_of(bits: Int) -> Float:
+    return bits.to(I32, "trunc").to(codegen.F32)
 
 
 @compiled

@@ -6,75 +6,60 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
 from torch import Tensor
 
-from headway.engine.machine import announce_compilation, compiled, f32, intrinsic, types
-from headway.engine.vectors import _FLOATS, _INTEGERS, LANES, _all, _sigmoid, constant, multiply_add
+from headway.engine.codegen import I16, Int, Value, kernel, vector
+from headway.engine.machine import announce_compilation, compiled, f32
+from headway.engine.vectors import FLOATS, INTEGERS, LANES, sigmoid, to_bf16
 from headway.nn.kernels.pointwise import GeluPasses
 
-_HALVES = ir.VectorType(ir.IntType(16), LANES)
+_HALVES = vector(I16, LANES)
 _A, _B = 2 * 0.7978845608028654, 2 * 0.7978845608028654 * 0.044715
 _FAR = 16.0  # beyond, the derivative is 0 or 1
 _ROWS = 32  # rows summed before they are added to the total, which loses less precision
 
 
-def _gelu_tanh_and_slope(builder: Any, x: Any) -> tuple[Any, Any]:
+def _gelu_tanh_and_slope(x: Value) -> tuple[Value, Value]:
     """x s(v) of v = x t, t = a + b x^2, whose derivative is s + x s (1 - s) (3 t - 2 a), with the sigmoid s."""
-    near = builder.select(builder.fcmp_ordered("<", x, _all(-_FAR)), _all(-_FAR), x)
-    near = builder.select(builder.fcmp_ordered(">", near, _all(_FAR)), _all(_FAR), near)
-    t = multiply_add(builder, builder.fmul(near, near), _all(_B), _all(_A))
-    s = _sigmoid(builder, builder.fmul(near, t))
-    rise = builder.fmul(builder.fmul(near, s), builder.fsub(_all(1.0), s))
-    return builder.fmul(x, s), multiply_add(builder, rise, multiply_add(builder, t, _all(3.0), _all(-2 * _A)), s)
+    near = (x < -_FAR).select(-_FAR, x)
+    near = (near > _FAR).select(_FAR, near)
+    t = (near * near).multiply_add(_B, _A)
+    s = sigmoid(near * t)
+    rise = near * s * (1.0 - s)
+    return x * s, rise.multiply_add(t.multiply_add(3.0, -2 * _A), s)
 
 
-def _load(builder: Any, address: Any, bf16: bool) -> Any:
+def _load(address: Value, bf16: bool) -> Value:
     """16 elements of fp32, or of bf16."""
     if not bf16:
-        return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
-    halves = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
-    wide = builder.shl(builder.zext(halves, _INTEGERS), constant(_INTEGERS, 16))
-    return builder.bitcast(wide, _FLOATS)
+        return address.load(FLOATS, align=4)
+    return (address.load(_HALVES, align=2).to(INTEGERS, "zext") << 16).to(FLOATS)
 
 
-def _store(builder: Any, x: Any, address: Any, bf16: bool) -> None:
+def _store(x: Value, address: Value, bf16: bool) -> None:
     """As fp32, or as the nearest bf16, ties to even."""
-    if not bf16:
-        builder.store(x, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
-        return
-    bits, sixteen = builder.bitcast(x, _INTEGERS), constant(_INTEGERS, 16)
-    odd = builder.and_(builder.lshr(bits, sixteen), constant(_INTEGERS, 1))
-    bits = builder.add(builder.add(bits, constant(_INTEGERS, 0x7FFF)), odd)
-    bits = builder.select(builder.fcmp_unordered("uno", x, x), constant(_INTEGERS, 0x7FC00000), bits)
-    halves = builder.trunc(builder.lshr(bits, sixteen), _HALVES)
-    builder.store(halves, builder.inttoptr(address, _HALVES.as_pointer()), align=2)
+    if bf16:
+        address.store(to_bf16(x).shift_unsigned(16).to(_HALVES, "trunc"), align=2)
+    else:
+        address.store(x, align=4)
 
 
 def _forward_sixteen(bf16: bool) -> Any:
-    @intrinsic
-    def apply(typing: Any, x: Any, bias: Any, value: Any, slope: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            shifted = builder.fadd(_load(builder, args[0], bf16), _load(builder, args[1], False))
-            for values, address in zip(_gelu_tanh_and_slope(builder, shifted), args[2:]):
-                _store(builder, values, address, bf16)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64, types.int64), generate
+    @kernel
+    def apply(x: Int, bias: Int, value: Int, slope: Int) -> None:
+        values, slopes = _gelu_tanh_and_slope(_load(x, bf16) + _load(bias, False))
+        _store(values, value, bf16)
+        _store(slopes, slope, bf16)
 
     return apply
 
 
 def _backward_sixteen(bf16: bool) -> Any:
-    @intrinsic
-    def apply(typing: Any, gradient: Any, slope: Any, dx: Any, total: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            product = builder.fmul(*(_load(builder, address, bf16) for address in args[:2]))
-            _store(builder, product, args[2], bf16)
-            _store(builder, builder.fadd(_load(builder, args[3], False), product), args[3], False)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64, types.int64), generate
+    @kernel
+    def apply(gradient: Int, slope: Int, dx: Int, total: Int) -> None:
+        product = _load(gradient, bf16) * _load(slope, bf16)
+        _store(product, dx, bf16)
+        _store(_load(total, False) + product, total, False)
 
     return apply
 

@@ -16,33 +16,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from llvmlite import ir
-
-from headway.engine.machine import (
-    _F32,
-    _I8,
-    _I16,
-    _I32,
-    INSTRUCTIONS,
-    WIDE,
-    cgutils,
-    compiled,
-    intrinsic,
-    types,
-)
-from headway.engine.vectors import (
+from headway.engine.codegen import (
     AHEAD,
+    F32,
+    I8,
+    I16,
+    I32,
     STREAMED,
-    broadcast,
+    Accumulator,
+    Int,
+    Value,
+    add,
     call,
     constant,
-    emit_switch,
     fold_halves,
-    multiply_add,
-    pointer,
-    prefetch,
-    word,
+    kernel,
+    loop,
+    switch,
+    vector,
 )
+from headway.engine.machine import INSTRUCTIONS, WIDE, compiled
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile
@@ -55,147 +48,127 @@ SHIFT4 = 8
 LANES = 16 if WIDE else 8  # sums in a register
 _PARTS = TILE // LANES
 _SCALES_AHEAD = 8  # groups
-BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)
-SUMS, FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+BYTES, _WORDS = vector(I8, 4 * LANES), vector(I16, 2 * LANES)
+SUMS, FLOATS = vector(I32, LANES), vector(F32, LANES)
 
 
-def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int = 1) -> Any:
-    loaded = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
-    loaded.align = align
-    return loaded
-
-
-def _multiply_bytes(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
+def _multiply_bytes(total: Value, w: Value, x: Value, signed: bool) -> Value:
     """The four products of a lane one after the other, in 32-bit integers."""
-    weights, inputs = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
+    weights, inputs = w.to(SUMS), x.to(SUMS)
     for byte in range(4):
-        up, down = constant(SUMS, 24 - 8 * byte), constant(SUMS, 24)
-        code = (builder.ashr if signed else builder.lshr)(builder.shl(weights, up), down)
-        total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(inputs, up), down)))
+        up = 24 - 8 * byte
+        code = weights << up
+        total = total + (code >> 24 if signed else code.shift_unsigned(24)) * ((inputs << up) >> 24)
     return total
 
 
-def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
+def unsigned(total: Value, w: Value, x: Value) -> Value:
     """total + products of unsigned w with signed x, four per lane."""
     if INSTRUCTIONS == "portable":
-        return _multiply_bytes(builder, total, w, x, False)
+        return _multiply_bytes(total, w, x, False)
     if INSTRUCTIONS == "vnni":
-        return call(builder, f"x86.avx512.vpdpbusd.{32 * LANES}", SUMS, total, w, x)
-    pairs = call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, w, x)
-    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, pairs, constant(_WORDS, 1)))
+        return call(f"x86.avx512.vpdpbusd.{32 * LANES}", SUMS, total, w, x)
+    pairs = call("x86.avx2.pmadd.ub.sw", _WORDS, w, x)
+    return total + call("x86.avx2.pmadd.wd", SUMS, pairs, constant(_WORDS, 1))
 
 
-def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
+def signed(totals: list[Value], w: Value, xs: list[Value]) -> list[Value]:
     """Each total + products of w with one of xs, bytes from -127 to 127, four per lane. With VNNI w is shifted by
     SHIFT8, which totals must compensate. Work that concerns only w is done once.
     """
     if INSTRUCTIONS == "portable":
-        return [_multiply_bytes(builder, total, w, x, True) for total, x in zip(totals, xs)]
+        return [_multiply_bytes(total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
-        moved = builder.xor(w, constant(BYTES, 128))
-        return [unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
-    size = call(builder, "x86.avx2.psign.b", BYTES, w, w)
-    signed_xs = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
-    return [unsigned(builder, total, size, x) for total, x in zip(totals, signed_xs)]
+        moved = w ^ 128
+        return [unsigned(total, moved, x) for total, x in zip(totals, xs)]
+    size = call("x86.avx2.psign.b", BYTES, w, w)
+    signed_xs = [call("x86.avx2.psign.b", BYTES, x, w) for x in xs]
+    return [unsigned(total, size, x) for total, x in zip(totals, signed_xs)]
 
 
-def _four_bytes(builder: Any, base: Any, line: Any) -> Any:
-    """The four bytes of a line of inputs, in all lanes."""
-    address = builder.gep(base, [builder.mul(line, word(4))])
-    four = builder.load(builder.bitcast(address, _I32.as_pointer()))
-    four.align = 4
-    return builder.bitcast(broadcast(builder, four, SUMS), BYTES)
+def _four_bytes(address: Value) -> Value:
+    """The four bytes at an address, in all lanes."""
+    return address.load(I32, align=4).broadcast(SUMS).to(BYTES)
 
 
-def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
+def _lines(kind: int, tile: Value, line: Value, part: int) -> list[tuple[int, Value]]:
     """One stored line of a tile as vectors of bytes, each with the line of inputs that it is multiplied with, relative
     to `line`.
     """
-    start = builder.add(builder.mul(line, word(LINE)), word(4 * LANES * part))
-    both = _load(builder, tile, start, BYTES)
+    both = (tile + (line * LINE + 4 * LANES * part)).load(BYTES, align=1)
     if kind == INT8:
         return [(0, both)]
-    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), constant(_WORDS, 4)), BYTES)
-    return [(0, builder.and_(both, constant(BYTES, 15))), (LINES4, builder.and_(high, constant(BYTES, 15)))]
-
-
-def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any:
-    """total + products of lines of int4 weights with fours of a row, by AVX2: two products with weights of at most 15
-    sum to less than 2^12, so those of eight lines are added in 16 bits, twice as many at once.
-    """
-    words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
-    return builder.add(
-        total, call(builder, "x86.avx2.pmadd.wd", SUMS, fold_halves(words, builder.add), constant(_WORDS, 1))
-    )
+    high = both.to(_WORDS).shift_unsigned(4).to(BYTES)
+    return [(0, both & 15), (LINES4, high & 15)]
 
 
 def _multiply_lines(
-    builder: Any, kind: int, narrow: bool, totals: list[Any], lines: list[Any], fours: list[list[Any]]
-) -> list[Any]:
-    """Each total + products of some lines with the four input bytes of its row that each line needs, in all lanes."""
+    kind: int, narrow: bool, totals: list[Value], lines: list[Value], fours: list[list[Value]]
+) -> list[Value]:
+    """Each total + products of some lines with the four input bytes of its row that each line needs, in all lanes.
+
+    `narrow`, for int4 by AVX2: two products with weights of at most 15 sum to less than 2^12, so those of eight lines
+    are added in 16 bits, twice as many at once.
+    """
     if narrow:
-        return [_narrow(builder, total, lines, row_fours) for total, row_fours in zip(totals, fours)]
+        sums = []
+        for total, row in zip(totals, fours):
+            words = fold_halves([call("x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, row)], add)
+            sums.append(total + call("x86.avx2.pmadd.wd", SUMS, words, constant(_WORDS, 1)))
+        return sums
     for line, now in zip(lines, zip(*fours)):
         if kind == INT8:
-            totals = signed(builder, totals, line, list(now))
+            totals = signed(totals, line, list(now))
         else:
-            totals = [unsigned(builder, total, line, four) for total, four in zip(totals, now)]
+            totals = [unsigned(total, line, four) for total, four in zip(totals, now)]
     return totals
 
 
-def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
+def _emit(kind: int, count: int, args: tuple[Value, ...]) -> None:
     """The code of `_vector_tile`, for one kind of weights."""
+    w, w_scales, x, stride, x_scales, corrections, groups, out = args
     size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
     narrow = kind == INT4 and INSTRUCTIONS == "avx2" and count > 1
     together = 4 if narrow else 1  # lines
     # For many rows one part after the other, because all their sums would not fit into registers.
     passes = [[part] for part in range(_PARTS)] if count > 2 or narrow else [list(range(_PARTS))]
-    groups = args[6]
-    weights = pointer(builder, args[0], _I8)
-    ws, output = (pointer(builder, arg, _F32) for arg in (args[1], args[7]))
-    xs = [pointer(builder, builder.add(args[2], builder.mul(args[3], word(b))), _I8) for b in range(count)]
-    scales, corr = pointer(builder, args[4], _F32), pointer(builder, args[5], _I32)
-    sums = [[cgutils.alloca_once_value(builder, constant(FLOATS, 0.0)) for _ in range(_PARTS)] for _ in xs]
-    with cgutils.for_range(builder, groups) as loop:
-        group = loop.index
-        tile = builder.gep(weights, [builder.mul(group, word(size))])
-        indices = [builder.add(builder.mul(groups, word(b)), group) for b in range(count)]
-        firsts = [broadcast(builder, builder.load(builder.gep(corr, [index])), SUMS) for index in indices]
-        totals = [[cgutils.alloca_once(builder, SUMS) for _ in range(_PARTS)] for _ in xs]
-        inputs = [builder.gep(x, [builder.mul(group, word(GROUP))]) for x in xs]
-        prefetch(builder, builder.gep(ws, [builder.mul(builder.add(group, word(_SCALES_AHEAD)), word(TILE))]))
+    weights, factors, output = w.at(I8), w_scales.at(F32), out.at(F32)
+    xs = [(x + stride * b).at(I8) for b in range(count)]
+    scales, shifts = x_scales.at(F32), corrections.at(I32)
+    sums = [[Accumulator(FLOATS, 0.0) for _ in range(_PARTS)] for _ in xs]
+    for group in loop(groups):
+        tile = weights + group * size
+        indices = [groups * b + group for b in range(count)]
+        firsts = [(shifts + index).load().broadcast(SUMS) for index in indices]
+        totals = [[Accumulator(SUMS) for _ in range(_PARTS)] for _ in xs]
+        inputs = [row + group * GROUP for row in xs]
+        (factors + (group + _SCALES_AHEAD) * TILE).prefetch()
         for parts in passes:
-            for first, row in zip(firsts, totals):
+            for start, row in zip(firsts, totals):
                 for part in parts:
-                    builder.store(first, row[part])
-            with cgutils.for_range_slice(builder, word(0), word(lines), word(together)) as (first, _):
-                here = [builder.add(first, word(line)) for line in range(together)]
+                    row[part].value = start
+            for first in loop(0, lines, together):
+                here = [first + line for line in range(together)]
                 for line in here if 0 in parts else ():
-                    ahead = builder.add(builder.mul(line, word(LINE)), word(AHEAD))
                     # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
-                    prefetch(builder, builder.gep(tile, [ahead]), STREAMED if kind == INT8 else 3)
+                    (tile + (line * LINE + AHEAD)).prefetch(STREAMED if kind == INT8 else 3)
                 for part in parts:
-                    line_vectors = [(line, *pair) for line in here for pair in _lines(builder, kind, tile, line, part)]
+                    line_vectors = [(line, *pair) for line in here for pair in _lines(kind, tile, line, part)]
                     fours = [
-                        [_four_bytes(builder, base, builder.add(line, word(ahead))) for line, ahead, _ in line_vectors]
-                        for base in inputs
+                        [_four_bytes(base + (line + ahead) * 4) for line, ahead, _ in line_vectors] for base in inputs
                     ]
-                    now = [builder.load(row[part]) for row in totals]
-                    after = _multiply_lines(builder, kind, narrow, now, [line for *_, line in line_vectors], fours)
+                    now = [row[part].value for row in totals]
+                    after = _multiply_lines(kind, narrow, now, [line for *_, line in line_vectors], fours)
                     for row, total in zip(totals, after):
-                        builder.store(total, row[part])
+                        row[part].value = total
             for part in parts:
-                at = builder.add(builder.mul(group, word(TILE)), word(LANES * part))
-                factor = _load(builder, ws, at, FLOATS, 4)
+                factor = (factors + (group * TILE + LANES * part)).load(FLOATS, align=4)
                 for row, total, index in zip(sums, totals, indices):
-                    scale = broadcast(builder, builder.load(builder.gep(scales, [index])), FLOATS)
-                    products = builder.sitofp(builder.load(total[part]), FLOATS)
-                    both = builder.fmul(factor, scale)
-                    builder.store(multiply_add(builder, products, both, builder.load(row[part])), row[part])
+                    scale = (scales + index).load().broadcast(FLOATS)
+                    row[part].add_product(total[part].value.to(FLOATS, "sitofp"), factor * scale)
     for b, row in enumerate(sums):
         for part, total in enumerate(row):
-            at = builder.gep(output, [word(TILE * b + LANES * part)])
-            builder.store(builder.load(total), builder.bitcast(at, FLOATS.as_pointer())).align = 4
+            (output + (TILE * b + LANES * part)).store(total.value, align=4)
 
 
 def _vector_tile(count: int) -> Any:
@@ -205,17 +178,12 @@ def _vector_tile(count: int) -> Any:
     scales and corrections 4 `groups`.
     """
 
-    @intrinsic
+    @kernel
     def products(
-        typing: Any, kind: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any,
-        groups: Any, out: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cases = {kind: partial(_emit, builder, kind, count, args[1:]) for kind in (INT8, INT4)}
-            emit_switch(builder, args[0], cases)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 9), generate
+        kind: Int, w: Int, w_scales: Int, x: Int, stride: Int, x_scales: Int, corrections: Int, groups: Int, out: Int
+    ) -> None:
+        args = (w, w_scales, x, stride, x_scales, corrections, groups, out)
+        switch(kind, {form: partial(_emit, form, count, args) for form in (INT8, INT4)})
 
     return products
 

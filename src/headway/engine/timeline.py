@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
+from headway.engine.codegen import I64, Int, call, kernel
 from headway.engine.instructions import SIZE, WORDS, Opcode
 from headway.engine.interpreter import execute_all
-from headway.engine.machine import compiled, i64, intrinsic, types
+from headway.engine.machine import compiled, i64
 
 
-@intrinsic
-def _ticks(typing: Any) -> Any:
+@kernel
+def _ticks() -> Int:
     """The processor's cycle counter."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [])
-        return builder.call(builder.module.declare_intrinsic("llvm.readcyclecounter", (), kind), [])
-
-    return types.int64(), generate
+    return call("readcyclecounter", I64)
 
 
 @compiled
