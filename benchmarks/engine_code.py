@@ -7,6 +7,10 @@ VNNI in registers of 32 and 64 bytes, and with AMX; this machine needs none of t
 are the same if LLVM's intermediate code is, or the machine code that LLVM makes of it with numba's options. A kernel
 that one revision lacks is compared with all kernels of the other under other names.
 
+The instructions of a step are compared as well, for models with each mixer, feed-forward, norm and placement of
+tests/laws/cases.py, in fp32 and int8, with few rows and with many, and of encoders: all operands must be equal, with
+addresses numbered in the order of their first use.
+
 With --programs, the loops that run a model's step are also compiled as a whole and compared, which takes minutes per
 instruction set.
 """
@@ -55,10 +59,14 @@ def main() -> int:
     parser.add_argument("--programs", action="store_true", help="also compare whole programs")
     parser.add_argument("--only", choices=PROCESSORS, action="append", help="this processor; repeatable (default: all)")
     parser.add_argument("--diff", action="store_true", help="show how the machine code of kernels differs")
+    parser.add_argument("--steps-of", metavar="TREE", help=argparse.SUPPRESS)
     parser.add_argument("--generate", nargs=2, metavar=("TREE", "PROCESSOR"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.generate:
         json.dump(generate(Path(args.generate[0]), args.generate[1], args.programs), sys.stdout)
+        return 0
+    if args.steps_of:
+        json.dump(steps(Path(args.steps_of)), sys.stdout)
         return 0
     if Path(args.revision).is_dir():
         return compare(Path(args.revision), args)
@@ -73,7 +81,12 @@ def main() -> int:
 
 def compare(other: Path, args: argparse.Namespace) -> int:
     """Print what differs; return 1 if anything does."""
-    differences = 0
+    old_steps, new_steps = map(_steps, (other, ROOT))
+    differing = [name for name in old_steps | new_steps if old_steps.get(name) != new_steps.get(name)]
+    for name in differing:
+        print(f"the step of {name} differs")
+    print(f"{len(new_steps) - len(differing)} steps have the same instructions")
+    differences = len(differing)
     for processor in args.only or PROCESSORS:
         before, after = (_child(tree, processor, args.programs) for tree in (other, ROOT))
         code = cache(partial(assembly, *PROCESSORS[processor]))
@@ -106,6 +119,91 @@ def compare(other: Path, args: argparse.Namespace) -> int:
 def _count(code: str) -> int:
     """Instructions in the text of an assembler."""
     return sum(line.startswith("\t") and not line.startswith("\t.") for line in code.splitlines())
+
+
+def _steps(tree: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, ".", "--steps-of", str(tree)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tree / "src", tree / "tests", tree)))}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def steps(tree: Path) -> dict[str, Any]:
+    """The instructions of models, by name: lists of operands, or what the engine has no instruction for."""
+    import torch
+
+    sys.path.insert(0, str(tree / "tests/laws"))
+    cases = importlib.import_module("cases")
+    import headway.nn.models as nn_models
+    from headway.engine import CannotLowerError, quantise
+    from headway.engine.builder import PackedWeights
+    from headway.engine.encoder import _StackLowering
+    from headway.engine.step_program import check, lower
+
+    found: dict[str, Any] = {}
+    placements = ("pre", "post", "sandwich", "branch", "parallel", "none")
+    feeds, norms = list(cases.FEED_FORWARDS.values()), list(cases.NORMS.values())
+    for n, (name, mixer) in enumerate(cases.MIXERS.items()):
+        blocks = tuple(
+            nn_models.BlockConfig(
+                mixer,
+                None,
+                feeds[k % len(feeds)],
+                norms[k % len(norms)],
+                placements[k % 6],
+                layer_scale=0.9 if k % 3 else None,
+            )
+            for k in (n, n + 7)
+        )
+        stack = nn_models.StackConfig(blocks, norms[n % len(norms)], cases.BIASES)
+        for dtype, rows in (("fp32", 1), ("fp32", 32), ("int8", 1), ("int8", 32)):
+            try:
+                model: Any = nn_models.build(nn_models.TransformerConfig(16, 19, 64, stack)).eval()
+                cases.shake(model)
+                quantise(model.requires_grad_(False), dtype)
+            except Exception as error:
+                found[f"{name}, {dtype}"] = type(error).__name__
+                break
+            with torch.inference_mode():
+                for kind in ("decoder", "encoder"):
+                    try:
+                        if kind == "decoder":
+                            check(model)
+                            program = lower(model, PackedWeights(), rows, 128, 64, int(dtype == "int8"), {}, 1)
+                        else:
+                            program = _StackLowering(model.stack, PackedWeights(), rows).program(1)
+                        found[f"{name}, {kind}, {dtype}, {rows} rows"] = _instructions(program)
+                    except CannotLowerError as error:
+                        found[f"{name}, {kind}, {dtype}, {rows} rows"] = str(error)
+    return found
+
+
+def _instructions(program: Any) -> list[list[Any]]:
+    """The opcode and operands of each instruction, integers first."""
+    if hasattr(program, "floats"):  # two tables, before instructions had one
+        from headway.engine.interpreter import NAMES  # type: ignore[attr-defined]
+
+        counts = {
+            int(kind): [len(part.split()) for part in (names + ";").split(";")[:2]] for kind, names in NAMES.items()
+        }
+        rows = [
+            [*row[: 1 + counts[row[0]][0]], *floats[: counts[row[0]][1]]]
+            for row, floats in zip(program.table.tolist(), program.floats.tolist())
+        ]
+    else:
+        from headway.engine.instructions import FLOATS, INTEGERS
+
+        rows = []
+        for row, words in zip(program.table.tolist(), program.table.view("float64").tolist()):
+            end = 1 + len(INTEGERS[row[0]])
+            rows.append([*row[:end], *words[end : end + len(FLOATS[row[0]])]])
+    numbers: dict[int, str] = {}
+    for row in rows:
+        for n, value in enumerate(row):
+            if isinstance(value, int) and 1 << 32 < value < 1 << 60:
+                row[n] = numbers.setdefault(value, f"address {len(numbers)}")
+    return rows
 
 
 def _child(tree: Path, processor: str, programs: bool) -> dict[str, str]:

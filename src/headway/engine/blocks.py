@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
-from headway.engine.builder import Builder, Slot, offset_of
+from headway.engine.builder import Builder, Slot, norm_parts
 from headway.engine.lowering import feed_forward
-from headway.nn.mixers.attention import SelfAttention
+from headway.engine.operations import ADD
+from headway.layout import Layout
+from headway.nn.mixers.attention import SelfAttention, WideQKNorm
 from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.nn.models.stack import Stack
+from headway.nn.parts.positions import Rotary
 from headway.nn.parts.projection import Projection
 
 Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection that is still to be applied
@@ -34,6 +39,7 @@ class BlockLowering:
     def __init__(self, build: Builder, width: int) -> None:
         self.build, self.x = build, build.lasting(width)
         self.normed: dict[int, Slot] = {}  # by width
+        self._angles: dict[Any, dict[str, int]] = {}
 
     def mix(self, block: Block, x: Slot) -> Inner:
         raise NotImplementedError
@@ -71,7 +77,7 @@ class BlockLowering:
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
-            self.build.add(inner, out.matrix(), offset_of(out), self.x)
+            self.build.project(inner, out, self.x, ADD)
         else:
             if isinstance(out, Projection):
                 inner = self.build.project(inner, out)
@@ -94,3 +100,37 @@ class BlockLowering:
         y = into or self.normed[x.width]
         self.build.norm(norm, x, y)
         return y
+
+    def qkv(self, mixer: SelfAttention, x: Slot) -> Slot:
+        """Queries, keys and values, normalised if one norm covers all heads."""
+        qkv = self.build.project(x, mixer.qkv)
+        self.build.barrier()
+        if isinstance(mixer.qk_norm, WideQKNorm):
+            width = mixer.heads * mixer.size
+            q, k = qkv.columns(0, width), qkv.columns(width, mixer.groups * mixer.size)
+            self.build.norm(mixer.qk_norm.q, q, q)
+            self.build.norm(mixer.qk_norm.k, k, k)
+            self.build.barrier()
+        return qkv
+
+    def head_norms(self, norms: tuple[nn.Module, nn.Module] | None) -> dict[str, Any]:
+        """Operands of attention for the norms of each head's queries and keys."""
+        if norms is None:
+            return {"norm": -1, "q_weight": 0, "q_bias": 0, "k_weight": 0, "k_bias": 0, "eps": 0.0}
+        (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
+        parts = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
+        return {"norm": kind, "eps": eps, **{name: self.build.constant(part) for name, part in parts.items()}}
+
+    def angles(self, rotary: Rotary | None, length: int) -> dict[str, int]:
+        """Operands of attention for rotary positions below `length`."""
+        if rotary is None:
+            return {"cos": 0, "sin": 0, "half": 0}
+        kind = (rotary.config, rotary.size)
+        if kind not in self._angles:
+            cos, sin = rotary.angles(Layout.full(1, length), torch.zeros(1))
+            self._angles[kind] = {
+                "cos": self.build.constant(cos),
+                "sin": self.build.constant(sin),
+                "half": cos.shape[-1],
+            }
+        return self._angles[kind]

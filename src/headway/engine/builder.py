@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from headway.engine import operations as code
 from headway.engine.instructions import FLOATS, INTEGERS, LENGTH, WORDS, Opcode
-from headway.engine.operations import ADD, GATED, QUANTISED, STORE
+from headway.engine.operations import GATED, QUANTISED, STORE
 from headway.engine.packed_weights import PackedMatrix, PackedTensor, pack
 from headway.engine.products import SCRATCH_BYTES
 from headway.engine.tiles import FP32, GROUP
@@ -255,61 +255,40 @@ class Builder:
         self._sync(out)
 
     def project(
-        self,
-        x: Slot,
-        projection: Projection,
-        y: Slot | None = None,
-        mode: int = STORE,
+        self, x: Slot, projection: Projection, y: Slot | None = None, mode: int = STORE, activation: int = code.NONE,
         rows: tuple[int, int] | None = None,
-    ) -> Slot:
+    ) -> Slot:  # fmt: skip
         """`multiply` by a projection, or by some of its rows; without y into new shared rows."""
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
-        y = y or self.shared(rows[1] - rows[0])
-        self.multiply(x, matrix, offset_of(projection), y, mode, rows=rows)
+        y = y or self.shared((rows[1] - rows[0]) // (2 if mode == GATED else 1))
+        self.multiply(x, matrix, offset_of(projection), y, mode, activation, rows=rows)
         return y
 
     def norm(self, norm: nn.Module, x: Slot, y: Slot) -> None:
         """y = norm(x); no barrier follows, unless y is `small` in a wide program."""
         kind, weight, bias, eps = norm_parts(norm)
         self.emit(
-            Opcode.NORM,
-            src=x.address,
-            src_stride=x.stride,
-            dst=y.address,
-            dst_stride=y.stride,
-            width=x.width,
-            norm=kind,
-            weight=self.constant(weight),
-            bias=self.constant(bias),
-            eps=eps,
-        )
+            Opcode.NORM, src=x.address, src_stride=x.stride, dst=y.address, dst_stride=y.stride, width=x.width,
+            norm=kind, weight=self.constant(weight), bias=self.constant(bias), eps=eps,
+        )  # fmt: skip
         self._sync(y)
 
-    def inner(self, x: Slot, weight: Tensor, bias: Tensor | None, activation: int, reader: Tensor) -> Slot:
-        """activation(W x + bias) in new shared rows, as the input of the matrix `reader`: quantised at once if there
-        are many rows and `reader` needs it. No barrier follows.
+    def inner(self, x: Slot, projection: Projection, activation: int, reader: Projection) -> Slot:
+        """activation(W x + bias) in new shared rows, as the input of the projection `reader`: quantised at once if
+        there are many rows and `reader` needs it. No barrier follows.
         """
-        packed, wanted = self.weights.matrix(weight), self.weights.matrix(reader)
+        packed, wanted = (self.weights.matrix(part.matrix()) for part in (projection, reader))
         if self.wide and FP32 not in (packed.kind, wanted.kind):
             y: Slot = self._int8_slot(packed.rows, wanted.kind, self._pair)
         else:
             y = self.shared(packed.rows)
-        self.multiply(x, weight, bias, y, activation=activation)
-        return y
+        return self.project(x, projection, y, activation=activation)
 
     def multiply(
-        self,
-        x: Slot,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Slot,
-        mode: int = STORE,
-        activation: int = 0,
-        cap: float = 0.0,
-        scale: float = 1.0,
-        rows: tuple[int, int] | None = None,
-    ) -> None:
+        self, x: Slot, weight: Tensor, bias: Tensor | None, y: Slot, mode: int = STORE, activation: int = code.NONE,
+        cap: float = 0.0, scale: float = 1.0, rows: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         """y = activation(scale W x + bias), y += W x + bias, or y = activation(gate) * up; no barrier follows.
 
         `rows` are the first row of W and the one after the last; None for all.
@@ -318,37 +297,19 @@ class Builder:
         first, last = rows or (0, packed.rows)
         if packed.kind != FP32 and not isinstance(x, Int8Slot):
             x = self._quantise(x, packed)
-        x_fields = (x.scales, x.corrections) if isinstance(x, Int8Slot) else (0, 0)
-        y_fields = (y.format, y.scales, y.corrections) if isinstance(y, Int8Slot) else (0, 0, 0)
-        self.emit(
-            Opcode.MULTIPLY,
-            format=packed.kind,
-            w=packed.addresses[0],
-            scales=packed.addresses[1],
-            bias=self.constant(None if bias is None else bias[first:]),
-            x=x.address,
-            x_scales=x_fields[0],
-            corrections=x_fields[1],
-            stride=x.stride,
-            y=y.address,
-            y_stride=y.stride,
-            start=first,
-            rows=(last - first) // 2 if mode == GATED else last - first,
-            total_rows=packed.rows,
-            columns=packed.columns,
-            mode=QUANTISED if isinstance(y, Int8Slot) else mode,
-            activation=activation,
-            free=False,
-            scratch=self._products,
-            y_format=y_fields[0],
-            y_scales=y_fields[1],
-            y_corrections=y_fields[2],
-            cap=cap,
-            scale=scale,
+        x_scales, corrections = (x.scales, x.corrections) if isinstance(x, Int8Slot) else (0, 0)
+        y_format, y_scales, y_corrections = (
+            (y.format, y.scales, y.corrections) if isinstance(y, Int8Slot) else (0, 0, 0)
         )
-
-    def add(self, x: Slot, weight: Tensor, bias: Tensor | None, y: Slot) -> None:
-        self.multiply(x, weight, bias, y, ADD)
+        self.emit(
+            Opcode.MULTIPLY, format=packed.kind, w=packed.addresses[0], scales=packed.addresses[1],
+            bias=self.constant(None if bias is None else bias[first:]), x=x.address, x_scales=x_scales,
+            corrections=corrections, stride=x.stride, y=y.address, y_stride=y.stride, start=first,
+            rows=(last - first) // 2 if mode == GATED else last - first, total_rows=packed.rows,
+            columns=packed.columns, mode=QUANTISED if isinstance(y, Int8Slot) else mode, activation=activation,
+            free=False, scratch=self._products, y_format=y_format, y_scales=y_scales, y_corrections=y_corrections,
+            cap=cap, scale=scale,
+        )  # fmt: skip
 
     def _pair(self, size: int, part: int) -> int:
         """Two alternating buffers: a barrier separates two quantisations, so no thread still reads the older one."""

@@ -25,8 +25,6 @@ from headway.engine.builder import (
     PackedWeights,
     ParameterReads,
     Slot,
-    norm_parts,
-    offset_of,
 )
 from headway.engine.document_attention import (
     BY_DISTANCE,
@@ -45,7 +43,7 @@ from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import pool
 from headway.layout import Layout
 from headway.nn.kernels import recorder
-from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.mixers.attention import QKNorm, SelfAttention
 from headway.nn.models.block import Block
 from headway.nn.models.stack import Stack
 from headway.nn.parts.bias import Alibi, Relative, Smolgen
@@ -177,7 +175,6 @@ class _StackLowering(BlockLowering):
     def __init__(self, stack: Stack, weights: PackedWeights, tokens: int) -> None:
         super().__init__(Builder(weights, tokens, 0), stack.width_in)
         self.stack, self.tokens = stack, tokens
-        self._rotary: dict[Any, tuple[int, int, int]] = {}
         self._distances: dict[int, int] = {}  # addresses of tables, by module id
         self._scratch: dict[tuple[int, bool], dict[str, int]] = {}  # scratch of attention, by head size
 
@@ -206,41 +203,19 @@ class _StackLowering(BlockLowering):
         heads, groups, size = mixer.heads, mixer.groups, mixer.size
         before, after = _reach(mixer.config.pattern)
         bias = self._bias(mixer, x)
-        qkv = build.project(x, mixer.qkv)
-        build.barrier()
-        if isinstance(mixer.qk_norm, WideQKNorm):
-            q, k = qkv.columns(0, heads * size), qkv.columns(heads * size, groups * size)
-            build.norm(mixer.qk_norm.q, q, q)
-            build.norm(mixer.qk_norm.k, k, k)
-            build.barrier()
-        kind, eps, parts = -1, 0.0, [None, None, None, None]
-        if isinstance(mixer.qk_norm, QKNorm):
-            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(
-                norm_parts, (mixer.qk_norm.q, mixer.qk_norm.k)
-            )
-            parts = [q_weight, q_bias, k_weight, k_bias]
-        q_weight, q_bias, k_weight, k_bias = map(build.constant, parts)
-        cos, sin, half = self._angles(mixer)
+        qkv = self.qkv(mixer, x)
+        norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
         out = build.shared(heads * size)
         build.emit(
             Opcode.ATTEND_DOCUMENTS,
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, before=before, after=after,
-            norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, cos=cos, sin=sin, half=half,
             sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias,
+            **self.head_norms(norms), **self.angles(mixer.rotary, self.tokens),
             **self._scratch_fields(size, HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)),
-            eps=eps, cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
+            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
         )  # fmt: skip
         build.barrier()
         return out, mixer.out
-
-    def _angles(self, mixer: SelfAttention) -> tuple[int, int, int]:
-        if mixer.rotary is None:
-            return 0, 0, 0
-        kind = (mixer.rotary.config, mixer.rotary.size)
-        if kind not in self._rotary:
-            cos, sin = mixer.rotary.angles(Layout.full(1, self.tokens), torch.zeros(1))
-            self._rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
-        return self._rotary[kind]
 
     def _scratch_fields(self, size: int, bf16: bool) -> dict[str, int]:
         """Scratch addresses of a head's keys, values, queries, weights and results."""
@@ -289,7 +264,7 @@ class _StackLowering(BlockLowering):
         document = Slot(compressed.address, length * compressed.stride, length * config.compressed)
         for projection, norm in ((smolgen.summary, smolgen.summary_norm), (smolgen.split, smolgen.split_norm)):
             hidden = build.shared(projection.weight.shape[0])
-            build.multiply(document, projection.matrix(), offset_of(projection), hidden, activation=SILU)
+            build.project(document, projection, hidden, activation=SILU)
             build.barrier()
             build.norm(norm, hidden, hidden)
             build.barrier()

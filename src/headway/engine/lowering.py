@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headway.engine import cells, operations
-from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
+from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts
 from headway.engine.cache import BlockTables
 from headway.engine.instructions import Opcode
-from headway.engine.interpreter import SHARING
-from headway.engine.kv_kernels import block_bytes
-from headway.engine.means import rotations_by_chunk
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
-from headway.engine.paged_attention import query_bytes, scratch_bytes
-from headway.layout import Layout
 from headway.nn.mixers.associative import Associative
-from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
-from headway.nn.mixers.cross import CrossAttention
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
 from headway.nn.mixers.fast_weights import FastWeightController
@@ -34,109 +26,6 @@ from headway.nn.mixers.pointwise import Pointwise
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
 from headway.nn.parts.norm import LogDecay, Strength
 from headway.nn.parts.projection import Projection
-from headway.visibility import Causal
-
-
-class AttentionLowering:
-    """Lowers attention over blocks with positions below `capacity`. Each layer's keys start at a byte of the blocks,
-    its `offset`. Rotary angles and biases by distance are tables, computed by the modules themselves.
-    """
-
-    def __init__(self, build: Builder, kv_tables: BlockTables, memory_tables: BlockTables, capacity: int) -> None:
-        self.build, self.memories, self.capacity = build, (kv_tables, memory_tables), capacity
-        self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, their number, and both by chunk
-
-    def self_attention(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
-        """Self-attention. `mean` is the mean of the mixer's keys, None if they are stored as they are."""
-        heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
-        assert isinstance(pattern, Causal)  # ensured by step_program.check
-        qkv = self.build.shared((heads + 2 * groups) * size)
-        self.build.multiply(x, mixer.qkv.matrix(), offset_of(mixer.qkv), qkv)
-        self.build.barrier()
-        if isinstance(mixer.qk_norm, WideQKNorm):
-            q, k = qkv.columns(0, heads * size), qkv.columns(heads * size, groups * size)
-            self.build.norm(mixer.qk_norm.q, q, q)
-            self.build.norm(mixer.qk_norm.k, k, k)
-            self.build.barrier()
-        norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
-        angles, rotary = (0, 0, 0, 0), mixer.rotary
-        if rotary is not None:
-            kind = (rotary.config, rotary.size)
-            if kind not in self.rotary:
-                cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-                rotations = self.build.constant(rotations_by_chunk(cos, sin))
-                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1], rotations)
-            angles = self.rotary[kind]
-        bias = self._bias(mixer)
-        return self._attend(
-            qkv, heads, groups, size, self.memories[0], offset,
-            stores_kv=True, norms=norms, angles=angles, window=pattern.window or 0, bias=bias,
-            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks, mean=mean,
-        )  # fmt: skip
-
-    def cross_attention(self, cross: CrossAttention, x: Slot, offset: int) -> Slot:
-        heads, groups, size = cross.heads, cross.groups, cross.size
-        q = self.build.shared(heads * size)
-        self.build.multiply(x, cross.q.matrix(), offset_of(cross.q), q)
-        self.build.barrier()
-        norms = None if isinstance(cross.q_norm, nn.Identity) else (cross.q_norm, cross.k_norm)
-        return self._attend(q, heads, groups, size, self.memories[1], offset, norms=norms, scale=cross.config.scale)
-
-    def _attend(
-        self,
-        qkv: Slot,
-        heads: int,
-        groups: int,
-        size: int,
-        memory: BlockTables,
-        offset: int,
-        *,
-        stores_kv: bool = False,
-        norms: tuple[nn.Module, nn.Module] | None = None,
-        angles: tuple[int, int, int, int] = (0, 0, 0, 0),
-        window: int = 0,
-        bias: int = 0,
-        cap: float = 0.0,
-        scale: float | None = None,
-        sinks: Tensor | None = None,
-        mean: Tensor | None = None,
-    ) -> Slot:
-        kind, eps, parts = -1, 0.0, [None, None, None, None]
-        if norms is not None:
-            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
-            parts = [q_weight, q_bias, k_weight, k_bias]
-        q_weight, q_bias, k_weight, k_bias = map(self.build.constant, parts)
-        group_heads, capacity = heads // groups, memory.tables.shape[1] * BLOCK
-        partial_capacity = 0 if self.build.wide else segments_within(min(capacity, window) if window else capacity)
-        partials = self.build.shared(heads * max(partial_capacity, 1) * (size + 2))
-        self.build.emit(
-            Opcode.ATTEND,
-            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, stores_kv=stores_kv,
-            norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
-            cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
-            tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, partials=partials.address,
-            q=self.build.private_bytes(group_heads * SHARING * query_bytes(memory.dtype, size)),
-            scores=self.build.private_bytes(scratch_bytes(memory.dtype, size)), dtype=memory.dtype,
-            group_bytes=block_bytes(memory.dtype, 1, size, size), runs=memory.runs.ctypes.data,
-            capacity=partial_capacity, spare=self.build.private_bytes(4 * group_heads * SHARING * (size + 2)),
-            mean=self.build.constant(mean), rotations=0 if mean is None else angles[3],
-            eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
-        )  # fmt: skip
-        self.build.barrier()
-        out = self.build.small(heads * size)
-        self.build.merge(
-            partials, heads, partial_capacity, out, 0 if stores_kv else memory.lengths.ctypes.data, window, sinks
-        )
-        return out
-
-    def _bias(self, mixer: SelfAttention) -> int:
-        """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
-        positions = torch.arange(self.capacity)[None]
-        bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
-        if bias is None:
-            return 0
-        return self.build.constant(bias[0, :, 0].flip(-1))
 
 
 def segments_within(positions: int) -> int:
@@ -170,12 +59,9 @@ def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot,
     if isinstance(feed, Experts):
         return _experts(build, feed, x), nn.Identity()
     if isinstance(feed, MLP):
-        code, reader = activation_code(feed.activation), feed.down.matrix()
-        hidden = build.inner(x, feed.up.matrix(), offset_of(feed.up), code, reader)
+        hidden = build.inner(x, feed.up, activation_code(feed.activation), feed.down)
     elif isinstance(feed, Gated):
-        hidden = build.shared(feed.gate_up.weight.shape[0] // 2)
-        matrix, offset = feed.gate_up.matrix(), offset_of(feed.gate_up)
-        build.multiply(x, matrix, offset, hidden, GATED, activation_code(feed.activation))
+        hidden = build.project(x, feed.gate_up, mode=GATED, activation=activation_code(feed.activation))
     else:
         raise CannotLowerError(f"the feed-forward {type(feed).__name__}")
     build.barrier()

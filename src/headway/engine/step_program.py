@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headway.engine import operations as code
 from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
-from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot, offset_of
+from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot
 from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
 from headway.engine.instructions import WORDS, Opcode
-from headway.engine.interpreter import run_all_step, run_step
-from headway.engine.lowering import (
-    LINEAR,
-    RECURRENT,
-    AttentionLowering,
-    activation_code,
-    lower_conditional,
-)
-from headway.engine.means import KeyMeans
-from headway.engine.operations import GATED
+from headway.engine.interpreter import SHARING, run_all_step, run_step
+from headway.engine.kv_kernels import block_bytes
+from headway.engine.lowering import LINEAR, RECURRENT, activation_code, lower_conditional, segments_within
+from headway.engine.means import KeyMeans, rotations_by_chunk
+from headway.engine.operations import BLOCK, GATED
+from headway.engine.paged_attention import query_bytes, scratch_bytes
 from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
@@ -39,7 +36,7 @@ from headway.nn.parts.bias import Alibi, Relative
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import MLP, Experts, Gated
 from headway.nn.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
-from headway.nn.parts.positions import Learned, Sinusoidal
+from headway.nn.parts.positions import Learned, Rotary, Sinusoidal
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
@@ -123,7 +120,7 @@ class _Lowering(BlockLowering):
         self.cache_dtype, self.means = cache_dtype, means
         self.kv_tables = block_tables(blocks, rows, capacity, cache_dtype, self_block_bytes)
         self.memory_tables = block_tables(blocks, rows, reach, cache_dtype, memory_block_bytes)
-        self.attention = AttentionLowering(self.build, self.kv_tables, self.memory_tables, capacity)
+        self._by_chunk: dict[Any, int] = {}  # rotary angles
         self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store starts
 
     def program(self, threads: int) -> StepProgram:
@@ -161,18 +158,10 @@ class _Lowering(BlockLowering):
             first = embed.types.table[:1]
             positions = first.expand(self.capacity, -1) if positions is None else positions + first
         self.build.emit(
-            Opcode.EMBED,
-            format=packed.kind,
-            table=packed.addresses[0],
-            scales=packed.addresses[1],
-            width=packed.columns,
-            out=self.x.address,
-            stride=self.x.stride,
-            positions=self.build.constant(positions),
-            limit=0 if positions is None else positions.shape[0],
-            offset=0,
-            scale=embed.scale,
-        )
+            Opcode.EMBED, format=packed.kind, table=packed.addresses[0], scales=packed.addresses[1],
+            width=packed.columns, out=self.x.address, stride=self.x.stride, positions=self.build.constant(positions),
+            limit=0 if positions is None else positions.shape[0], offset=0, scale=embed.scale,
+        )  # fmt: skip
         if not isinstance(embed.norm, nn.Identity):
             self.build.barrier()
             self.norm(embed.norm, self.x, self.x)
@@ -180,27 +169,80 @@ class _Lowering(BlockLowering):
     def mix(self, block: Block, x: Slot) -> Inner:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = (
-                self._layers["fixed"]
-                if fixed_size(mixer)
-                else self._next("read", memory_block_bytes(block, self.cache_dtype))
-            )
-            self._layers["fixed"] += fixed_size(mixer)
+            if fixed_size(mixer):
+                layer = self._next("fixed", fixed_size(mixer))
+            else:
+                layer = self._next("read", memory_block_bytes(block, self.cache_dtype))
             return lower_conditional(self.build, mixer, x, self.memory_tables, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
         if lowered is not None:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.self_attention(
-            mixer, x, self._next("own", self_block_bytes(block, self.cache_dtype)), self.means.get(mixer)
-        ), mixer.out
+        pattern, mean, qkv = mixer.config.pattern, self.means.get(mixer), self.qkv(mixer, x)
+        assert isinstance(pattern, Causal)  # ensured by `check`
+        norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
+        return self._attend(
+            mixer, qkv, self.kv_tables, self._next("own", self_block_bytes(block, self.cache_dtype)), norms,
+            stores_kv=True, bias=self._bias(mixer), window=pattern.window or 0, sinks=mixer.sinks,
+            mean=self.build.constant(mean), rotations=0 if mean is None else self._rotations(mixer.rotary),
+            cap=mixer.config.soft_cap or 0.0, **self.angles(mixer.rotary, self.capacity),
+        ), mixer.out  # fmt: skip
 
     def read(self, block: Block, x: Slot) -> Inner:
-        assert block.cross is not None
-        return self.attention.cross_attention(
-            block.cross, x, self._next("read", memory_block_bytes(block, self.cache_dtype))
-        ), block.cross.out
+        cross = block.cross
+        assert cross is not None
+        norms = None if isinstance(cross.q_norm, nn.Identity) else (cross.q_norm, cross.k_norm)
+        q = self.build.project(x, cross.q)
+        self.build.barrier()
+        return self._attend(
+            cross, q, self.memory_tables, self._next("read", memory_block_bytes(block, self.cache_dtype)),
+            norms, stores_kv=False, bias=0, window=0, sinks=None, mean=0, rotations=0, cap=0.0,
+            **self.angles(None, self.capacity),
+        ), cross.out  # fmt: skip
+
+    def _attend(
+        self, mixer: SelfAttention | CrossAttention, q: Slot, memory: BlockTables, layer: int,
+        norms: tuple[nn.Module, nn.Module] | None, *, stores_kv: bool, window: int, sinks: Tensor | None,
+        **operands: Any,
+    ) -> Slot:  # fmt: skip
+        """Attention over blocks in which the layer's keys start at byte `layer`."""
+        build, heads, size = self.build, mixer.heads, mixer.size
+        group_heads, capacity = heads // mixer.groups, memory.tables.shape[1] * BLOCK
+        partial_capacity = 0 if build.wide else segments_within(min(capacity, window) if window else capacity)
+        head_norms = self.head_norms(norms)
+        partials = build.shared(heads * max(partial_capacity, 1) * (size + 2))
+        build.emit(
+            Opcode.ATTEND, qkv=q.address, stride=q.stride, heads=heads, groups=mixer.groups, size=size,
+            stores_kv=stores_kv, window=window, span=self.capacity, tables=memory.tables.ctypes.data,
+            table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer,
+            partials=partials.address, q=build.private_bytes(group_heads * SHARING * query_bytes(memory.dtype, size)),
+            scores=build.private_bytes(scratch_bytes(memory.dtype, size)), dtype=memory.dtype,
+            group_bytes=block_bytes(memory.dtype, 1, size, size), runs=memory.runs.ctypes.data,
+            capacity=partial_capacity, spare=build.private_bytes(4 * group_heads * SHARING * (size + 2)),
+            scale=mixer.config.scale or 1 / math.sqrt(size), **head_norms, **operands,
+        )  # fmt: skip
+        build.barrier()
+        out = build.small(heads * size)
+        lengths = 0 if stores_kv else memory.lengths.ctypes.data
+        build.merge(partials, heads, partial_capacity, out, lengths, window, sinks)
+        return out
+
+    def _rotations(self, rotary: Rotary | None) -> int:
+        """Rotary angles by chunk, which rotate the means of keys."""
+        if rotary is None:
+            return 0
+        kind = (rotary.config, rotary.size)
+        if kind not in self._by_chunk:
+            angles = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
+            self._by_chunk[kind] = self.build.constant(rotations_by_chunk(*angles))
+        return self._by_chunk[kind]
+
+    def _bias(self, mixer: SelfAttention) -> int:
+        """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
+        positions = torch.arange(self.capacity)[None]
+        bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
+        return 0 if bias is None else self.build.constant(bias[0, :, 0].flip(-1))
 
     def _next(self, which: str, size: int) -> int:
         """The byte of a block where a layer's keys start; reserves `size` bytes."""
@@ -211,68 +253,29 @@ class _Lowering(BlockLowering):
     def _head(self, head: nn.Module, x: Slot) -> int:
         if not isinstance(head, VocabularyHead):
             raise CannotLowerError(f"the head {type(head).__name__}")
-        if isinstance(head.transform, Transform):
-            y = self.build.shared(x.width)
-            dense = head.transform.dense
-            activation = activation_code(head.transform.activation)
-            self.build.multiply(x, dense.matrix(), offset_of(dense), y, activation=activation)
+        transform = head.transform
+        if isinstance(transform, Transform):
+            y = self.build.project(x, transform.dense, activation=activation_code(transform.activation))
             self.build.barrier()
-            x = self.norm(head.transform.norm, y)
-        elif isinstance(head.transform, Maxout):
-            dense = head.transform.dense
-            y = self.build.shared(dense.weight.shape[0] // 2)
-            self.build.multiply(x, dense.matrix(), offset_of(dense), y, GATED, code.MAXOUT)
+            x = self.norm(transform.norm, y)
+        elif isinstance(transform, Maxout):
+            x = self.build.project(x, transform.dense, mode=GATED, activation=code.MAXOUT)
             self.build.barrier()
-            x = y
-        elif not isinstance(head.transform, nn.Identity):
-            raise CannotLowerError(f"the head's {type(head.transform).__name__}")
-        vocab_size = head.weight.shape[0]
-        cap = head.config.soft_cap
+        elif not isinstance(transform, nn.Identity):
+            raise CannotLowerError(f"the head's {type(transform).__name__}")
+        vocab_size, cap = head.weight.shape[0], head.config.soft_cap
+        logits = Slot(0, 4 * vocab_size, vocab_size)  # address set by `StepProgram.write_logits`
+        activation = code.NONE if cap is None else code.SOFT_CAP
         self.build.multiply(
-            x,
-            head.weight,
-            head.bias,
-            Slot(0, 4 * vocab_size, vocab_size),  # address set by `StepProgram.write_logits`
-            activation=code.NONE if cap is None else code.SOFT_CAP,
-            cap=cap or 0.0,
-            scale=head.config.scale,
+            x, head.weight, head.bias, logits, activation=activation, cap=cap or 0.0, scale=head.config.scale
         )
         return vocab_size
 
 
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
-    Transformer,
-    TokenEmbed,
-    TypeEmbed,
-    Learned,
-    Sinusoidal,
-    Stack,
-    Block,
-    Branch,
-    LayerScale,
-    SelfAttention,
-    QKNorm,
-    WideQKNorm,
-    CrossAttention,
-    ConditionalGRU,
-    *_RECURRENT,
-    Strength,
-    LogDecay,
-    Projection,
-    MLP,
-    Gated,
-    Experts,
-    LayerNorm,
-    RMSNorm,
-    VocabularyHead,
-    Transform,
-    Maxout,
-    Alibi,
-    Relative,
-    Dropout,
-    nn.Identity,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.ParameterList,
-)
+    Transformer, TokenEmbed, TypeEmbed, Learned, Sinusoidal, Stack, Block, Branch, LayerScale, SelfAttention, QKNorm,
+    WideQKNorm, CrossAttention, ConditionalGRU, *_RECURRENT, Strength, LogDecay, Projection, MLP, Gated, Experts,
+    LayerNorm, RMSNorm, VocabularyHead, Transform, Maxout, Alibi, Relative, Dropout, nn.Identity, nn.ModuleList,
+    nn.ModuleDict, nn.ParameterList,
+)  # fmt: skip
