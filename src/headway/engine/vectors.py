@@ -9,7 +9,7 @@ from headway.engine.codegen import F32, I8, I32, Accumulator, Float, Int, Value,
 
 LANES = 16
 FLOATS, INTEGERS, BYTES = vector(F32, LANES), vector(I32, LANES), vector(I8, LANES)
-# e^r = 1 + r + r^2 (...), as in machine.exp
+# e^r = 1 + r + r^2 (...), as in operations.exp
 _SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
@@ -22,7 +22,7 @@ def polynomial(factors: tuple[float, ...], x: Value) -> Value:
 
 
 def exponential(x: Value) -> Value:
-    """machine.exp of each element; NaN stays NaN."""
+    """operations.exp of each element; NaN stays NaN."""
     x = (x < -87.0).select(-87.0, x)
     x = (x > 88.0).select(88.0, x)
     n = x.multiply_add(1.4426950408889634, 0.5).apply("floor")
