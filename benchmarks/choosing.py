@@ -96,7 +96,7 @@ def shares(seconds: float) -> dict[str, Any]:
             between = time.perf_counter()
             choice = StepSampling(made, range(ROWS))
             engine.compute(step, choice.batch)
-            choice.outcomes()
+            choice.events()
             plain.append(between - begun)
             more[name].append(time.perf_counter() - between - plain[-1])
     whole = median(plain)

@@ -9,7 +9,7 @@ from headway.lazy_imports import lazy_exports
 if TYPE_CHECKING:
     from headway.generate.coroutines import DecodingCoroutine, NextTokens, StepOutput, step_together
     from headway.generate.sampling import GREEDY, Sampler, Sampling
-    from headway.generate.scheduler import FullError, Request, Rule, SampleOutput, Scheduler, SchedulerState
+    from headway.generate.scheduler import FullError, Request, Rule, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
     from headway.generate.search import (
         Constraint,
@@ -36,7 +36,6 @@ __all__ = [
     "NextTokens",
     "Request",
     "Rule",
-    "SampleOutput",
     "Sampler",
     "Sampling",
     "Scheduler",
@@ -59,7 +58,7 @@ lazy_exports(
     {
         ".coroutines": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
-        ".scheduler": ("FullError", "Request", "Rule", "SampleOutput", "Scheduler", "SchedulerState"),
+        ".scheduler": ("FullError", "Request", "Rule", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
         ".search": (
             "Constraint",

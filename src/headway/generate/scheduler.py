@@ -5,9 +5,9 @@ each other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -22,16 +22,14 @@ from headway.generate.fairness import FairQueue, Sample
 from headway.generate.prefix_cache import PrefixCache
 from headway.generate.prompts import Ids, check_ids, check_not_nan, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.score import TokenScore
 from headway.generate.sequence_sampler import (
     Rule,
-    SampledToken,
     SequenceSampler,
     StepSampling,
     sample_rows,
     score_tokens,
 )
-from headway.generate.session import Continuation, FinishReason, Limits
+from headway.generate.session import Continuation, Event, Limits
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 
@@ -76,23 +74,6 @@ class Request:
             check_ids("prompt", [prompt], model.config.vocab_size)
             prompt = prompt[:-1]
         check_prompts(model, [prompt])
-
-
-class SampleOutput(NamedTuple):
-    """The output from one step for one of a request's samples. `id` is None if the sample ended without a new token;
-    the last output has a `reason`.
-    """
-
-    ticket: int
-    sample: int
-    id: int | None
-    text: str  # final text; it never ends inside a character or contains part of a stop string
-    logprob: float  # of the token, in nats, before temperature and penalties
-    top: list[tuple[int, float]]  # the most probable tokens and their log probabilities, in decreasing order
-    reason: FinishReason | None
-    error: UserError | None = None  # why the sample ended, if the model output NaN or the rule failed
-    cached_tokens: int = 0  # prompt tokens that were cached every time this sample started
-    scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first output
 
 
 class SchedulerState(NamedTuple):
@@ -204,8 +185,8 @@ class Scheduler:
                 **{**self._counts, "waiting": len(self._queue), "most_blocks": self._store.max_blocks}
             )
 
-    def step(self) -> list[SampleOutput]:
-        """Run one engine step; return no outputs if no request is active."""
+    def step(self) -> list[Event]:
+        """Run one engine step; return no events if no request is active."""
         with self._lock:
             for sample in [sample for sample in self._running if sample.ticket in self._cancelled]:
                 self._close(sample)
@@ -213,20 +194,20 @@ class Scheduler:
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
-        outputs = []
+        events = []
         if planned:
             sampling_rows = _rows_to_sample(planned)
             step_sampling = StepSampling(
                 [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
             )
             logits = self._engine.compute(list(planned.values()), step_sampling.batch)
-            outputs = self._collect(planned, logits, sampling_rows, step_sampling.outcomes())
+            events = self._collect(planned, logits, sampling_rows, step_sampling.events())
         with self._lock:
             for sample, chunk in planned.items():
                 self._queue.charge(sample.owner, len(chunk.ids))
             self._queue.forget({sample.owner for sample in self._running})
             self._counts["running"], self._counts["blocks"] = len(self._running), self._store.used
-        return outputs
+        return events
 
     def _blocks(self, tokens: int) -> int:
         """The maximum number of blocks that a row with `tokens` tokens holds at once."""
@@ -327,9 +308,9 @@ class Scheduler:
         planned: dict[Sample, RowChunk],
         logits: Float[Tensor, "N C"],
         sampling_rows: list[tuple[Sample, int]],
-        chosen: list[SampledToken | UserError | None],
-    ) -> list[SampleOutput]:
-        """Turn the sampled tokens into outputs; if guesses were right, sample again from the following logits."""
+        chosen: list[Event],
+    ) -> list[Event]:
+        """Complete the events of the sampled tokens; if guesses were right, sample again from the following logits."""
         guesses: dict[Sample, list[int]] = {}  # guesses that are not checked yet
         self._score(planned, logits)
         for sample, chunk in planned.items():
@@ -340,13 +321,14 @@ class Scheduler:
             if not sample.unprocessed and sample.prefilling:
                 self._share_prompt(sample)
         guessed = {sample: len(ids) for sample, ids in guesses.items()}
-        outputs = []
+        events = []
         while sampling_rows:
             continuing = []
-            for (sample, row), choice in zip(sampling_rows, chosen):
-                outputs.append(self._emit(sample, choice))
+            for (sample, row), event in zip(sampling_rows, chosen):
+                self._complete(sample, event)
+                events.append(event)
                 pending = guesses.get(sample)
-                if pending and outputs[-1].reason is None and pending[0] == outputs[-1].id:
+                if pending and event.reason is None and pending[0] == event.id:
                     sample.processed += 1
                     continuing.append((sample, row + 1))
                     del pending[0]
@@ -361,7 +343,7 @@ class Scheduler:
             self._counts["accepted"] += accepted
         for sample in [sample for sample in self._running if sample.done]:
             self._close(sample)
-        return outputs
+        return events
 
     def _score(self, planned: dict[Sample, RowChunk], logits: Float[Tensor, "N C"]) -> None:
         """Score this step's prompt tokens for requests that want scores."""
@@ -390,50 +372,30 @@ class Scheduler:
             )
             follower.scores = sample.scores
 
-    def _emit(self, sample: Sample, choice: SampledToken | UserError | None) -> SampleOutput:
-        scores, sample.scores = sample.scores, []
+    def _complete(self, sample: Sample, event: Event) -> None:
+        """Add the text and everything else about the sample to the event of its sampled token."""
+        event.ticket, event.sequence, event.cached_tokens = sample.ticket, sample.number, sample.cached_tokens
+        event.scores, sample.scores = sample.scores, []
         try:
-            for score in scores:
+            for score in event.scores:
                 check_not_nan(score.logprob)
-            if choice is None or not sample.generates:
-                sample.done = True
-                text, reason = sample.output.finish("", "stop" if sample.generates else "length")
-                return SampleOutput(
-                    sample.ticket,
-                    sample.number,
-                    None,
-                    text,
-                    0.0,
-                    [],
-                    reason,
-                    cached_tokens=sample.cached_tokens,
-                    scores=scores,
-                )
-            if isinstance(choice, UserError):
-                raise choice
-            check_not_nan(choice.logprob)
-            sample.sampler.take(choice.id)
+            if not sample.generates or (event.id is None and event.error is None):
+                event.id = event.error = None
+                event.text, event.reason = sample.output.finish("", "stop" if sample.generates else "length")
+            else:
+                if event.id is None:
+                    raise cast(UserError, event.error)
+                check_not_nan(event.logprob)
+                sample.sampler.take(event.id)
+                event.id, event.text, event.reason = sample.output.push(event.id)
         except UserError as error:
-            sample.done = True
-            return SampleOutput(sample.ticket, sample.number, None, "", 0.0, [], "stop", error)
-        token, text, reason = sample.output.push(choice.id)
-        sample.done = reason is not None
-        if token is None:
-            return SampleOutput(
-                sample.ticket,
-                sample.number,
-                None,
-                text,
-                0.0,
-                [],
-                reason,
-                cached_tokens=sample.cached_tokens,
-                scores=scores,
-            )
-        sample.guesser.add(token)
-        self._counts["written_tokens"] += 1
-        fields = (sample.ticket, sample.number, token, text, choice.logprob, choice.top, reason)
-        return SampleOutput(*fields, cached_tokens=sample.cached_tokens, scores=scores)
+            event.id, event.reason, event.error, event.scores, event.cached_tokens = None, "stop", error, (), 0
+        sample.done = event.reason is not None
+        if event.id is None:
+            event.logprob, event.top = 0.0, []
+        else:
+            sample.guesser.add(event.id)
+            self._counts["written_tokens"] += 1
 
     def _close(self, sample: Sample) -> None:
         """Stop running it. Its processed tokens stay cached as long as there is memory."""

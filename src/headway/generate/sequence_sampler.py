@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from headway.generate.masks import MaskBudget, fill_masks
 from headway.generate.sampling import Sampler, Sampling, uniforms
 from headway.generate.sampling_table import SamplingTable
 from headway.generate.score import TokenScore
+from headway.generate.session import Event
 
 _AHEAD = 64  # uniform numbers generated at once; generating one takes nearly as long
 
@@ -32,16 +33,6 @@ class Rule(Protocol):
     def take(self, token: int) -> None:
         """Advance past the sampled token, which was allowed; also called for an end token."""
         ...
-
-
-class SampledToken(NamedTuple):
-    """A token with its log probability, and the most probable tokens with theirs, in nats, before temperature and
-    penalties.
-    """
-
-    id: int
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 class SequenceSampler:
@@ -83,7 +74,7 @@ class SequenceSampler:
 
 class StepSampling:
     """Samples the next token for several sequences from the logits of one step, just as each sampler would on its own.
-    Pass `batch` to the engine, then read `outcomes`.
+    Pass `batch` to the engine, then read `events`.
     """
 
     def __init__(self, samplers: Sequence[SequenceSampler], logit_rows: Sequence[int]) -> None:
@@ -94,29 +85,28 @@ class StepSampling:
         rows = [(sampler.address, row) for sampler, row in zip(samplers, logit_rows)]
         self.batch = SamplingBatch(rows, max(self._top_counts, default=0))
 
-    def outcomes(self) -> list[SampledToken | UserError | None]:
-        """One outcome per sequence; None if its rule allows no token, or the error that its rule raised."""
+    def events(self) -> list[Event]:
+        """The sampled token of each sequence; no id if its rule allows no token, or failed with an `error`."""
         tokens, logprobs, top, top_logprobs = self.batch.choices
-        outcomes: list[SampledToken | UserError | None] = [
-            None if token < 0 else SampledToken(token, logprob, [])
+        events = [
+            Event() if token < 0 else Event(id=token, logprob=logprob)
             for token, logprob in zip(tokens.tolist(), logprobs.tolist())
         ]
         for number, count in enumerate(self._top_counts):
-            chosen = outcomes[number]
-            if count and isinstance(chosen, SampledToken):
-                chosen.top.extend(zip(top[number, :count].tolist(), top_logprobs[number, :count].tolist()))
+            if count and events[number].id is not None:
+                events[number].top = list(zip(top[number, :count].tolist(), top_logprobs[number, :count].tolist()))
         for number, error in self._failed.items():
-            outcomes[number] = error
-        return outcomes
+            events[number] = Event(error=error)
+        return events
 
 
 def sample_rows(
     logits: Float[Tensor, "N C"], logit_rows: Sequence[int], samplers: Sequence[SequenceSampler], pool: Pool
-) -> list[SampledToken | UserError | None]:
-    """`StepSampling.outcomes` from existing logits."""
+) -> list[Event]:
+    """`StepSampling.events` from existing logits."""
     choice = StepSampling(samplers, logit_rows)
     choice.batch.run(logits, pool)
-    return choice.outcomes()
+    return choice.events()
 
 
 def score_tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.score import TokenScore
 from headway.generate.speculation import Draft, ExtendingModel, Lookup, Speculation
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
 from headway.summary_card import SummaryCard, summary_repr
@@ -157,16 +158,26 @@ class Completion(NamedTuple):
         return SummaryCard("Completion", {"text": repr(self.text) if self.text else self.ids, **facts})
 
 
-class Event(NamedTuple):
-    """One step for one sequence. `id` is None if the sequence ended without a new token; a sequence's last event has
-    its `completion`.
+@dataclass(slots=True)
+class Event:
+    """One step for one sequence: the sampler makes it, and each layer up to the client adds its part.
+
+    `id` is None if the sequence ended without a new token. A sequence's last event has a `reason`, and its `completion`
+    if a Session generates it.
     """
 
-    sequence: int
-    id: int | None
-    text: str
-    completion: Completion | None
+    sequence: int = 0  # the index of the prompt in a Session, or of the sample in a request
+    id: int | None = None
+    text: str = ""  # final text; it never ends inside a character or contains part of a stop string
+    completion: Completion | None = None
     logprob: float = 0.0  # of the token, in nats, before temperature and penalties
+    top: list[tuple[int, float]] = field(default_factory=list)  # the most probable tokens with theirs, decreasing
+    reason: FinishReason | Literal["tool_calls"] | None = None
+    error: UserError | None = None  # why the sequence ended, if the model output NaN or its rule failed
+    ticket: int = 0  # of the request
+    cached_tokens: int = 0  # prompt tokens that were cached every time this sequence started
+    scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first event
+    calls: Sequence[Any] = ()  # the parts of tool calls that the server finds in the text
 
 
 class Session:
@@ -274,12 +285,12 @@ class _Row:
         self.chunks.append(text)
         if new is not None:
             self.logprobs.append(logprob)
-        if reason is None:
-            return Event(self.sequence, new, text, None, logprob)
-        self.done = True
-        rate = len(self.output.ids) / max(time.perf_counter() - started, 1e-9)
-        completion = Completion(self.output.ids, "".join(self.chunks), self.logprobs, reason, rate)
-        return Event(self.sequence, new, text, completion, logprob)
+        event = Event(self.sequence, new, text, logprob=logprob, reason=reason)
+        if reason is not None:
+            self.done = True
+            rate = len(self.output.ids) / max(time.perf_counter() - started, 1e-9)
+            event.completion = Completion(self.output.ids, "".join(self.chunks), self.logprobs, reason, rate)
+        return event
 
 
 class _Batch:

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 from headway.engine import Engine
 from headway.errors import UserError
 from headway.generate import Event, Session
-from headway.generate.scheduler import FullError, Request, SampleOutput
+from headway.generate.scheduler import FullError, Request
 from headway.generate.score import TokenScore, score_prompt
 from headway.nn.models import Transformer
 
@@ -32,7 +32,7 @@ class SequentialScheduler:
         self._session = session
         self._max_waiting = max_waiting
         self._tickets = count(1)
-        self._queue: deque[tuple[int, Iterator[SampleOutput | None]]] = deque()  # the first one runs
+        self._queue: deque[tuple[int, Iterator[Event | None]]] = deque()  # the first one runs
 
     def submit(self, request: Request) -> int:
         """A ticket for the request. UserError for an unsupported one; FullError if too many are waiting."""
@@ -52,50 +52,47 @@ class SequentialScheduler:
         self._queue.append((ticket, self._outputs(ticket, request, events)))
         return ticket
 
-    def _outputs(self, ticket: int, request: Request, events: Iterator[Event]) -> Iterator[SampleOutput | None]:
-        """The output of each step. If top tokens are requested, output is held back until another pass over the whole
+    def _outputs(self, ticket: int, request: Request, events: Iterator[Event]) -> Iterator[Event | None]:
+        """The event of each step. If top tokens are requested, events are held back until another pass over the whole
         text has computed them.
         """
         scores: Sequence[TokenScore] = ()
-        buffered: list[SampleOutput] = []
+        buffered: list[Event] = []
         model = self._session.model
         module = cast(Transformer, model.model if isinstance(model, Engine) else model)
         if request.prompt_top is not None:
             scores = score_prompt(module, request.prompt, request.prompt_top)
         for sample in range(0 if request.generates else request.n):
-            yield SampleOutput(ticket, sample, None, "", 0.0, [], "length", scores=scores)
+            yield Event(sample, ticket=ticket, reason="length", scores=scores)
         started: set[int] = set()
         for event in events:
-            sample, reason = event.sequence, None if event.completion is None else event.completion.finish_reason
-            prompt_scores = () if sample in started else scores
-            started.add(sample)
-            output = SampleOutput(ticket, sample, event.id, event.text, event.logprob, [], reason, scores=prompt_scores)
+            event.ticket, event.scores = ticket, () if event.sequence in started else scores
+            started.add(event.sequence)
             if request.top:
-                buffered.append(output)
-            yield None if request.top else output
+                buffered.append(event)
+            yield None if request.top else event
         for sample in range(request.n if buffered else 0):
-            sample_outputs = [output for output in buffered if output.sample == sample]
-            token_ids = [*request.prompt, *(output.id for output in sample_outputs if output.id is not None)]
+            sample_events = [event for event in buffered if event.sequence == sample]
+            token_ids = [*request.prompt, *(event.id for event in sample_events if event.id is not None)]
             token_scores = iter(score_prompt(module, token_ids, request.top)[len(request.prompt) - 1 :])
-            yield from (
-                output if output.id is None else output._replace(top=next(token_scores).top)
-                for output in sample_outputs
-            )
+            for event in sample_events:
+                event.top = [] if event.id is None else next(token_scores).top
+                yield event
 
     def cancel(self, ticket: int) -> None:
         """Cancel a request."""
         self._queue = deque(entry for entry in self._queue if entry[0] != ticket)
 
-    def step(self) -> list[SampleOutput]:
+    def step(self) -> list[Event]:
         """The next step of the first request; empty without requests."""
         if not self._queue:
             return []
         try:
-            output = next(self._queue[0][1])
+            event = next(self._queue[0][1])
         except StopIteration:
             self._queue.popleft()
             return []
-        return [] if output is None else [output]
+        return [] if event is None else [event]
 
     def state(self) -> SequentialState:
         """The number of running and waiting requests."""
