@@ -18,9 +18,9 @@ from headway.engine.operations import BLOCK
 from headway.errors import UserError
 from headway.formats.llama2c import load_llama2c, load_tokenizer
 from headway.generate import Event, Limits, Sampling, Session
+from headway.generate.compiled_sampling import score_tokens
 from headway.generate.scheduler import FullError, Request, Scheduler
 from headway.generate.score import score_ids, score_prompt
-from headway.generate.sequence_sampler import score_tokens
 from headway.generate.speculation import CountedGuessLength
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, CacheDtype, StackConfig, Transformer, TransformerConfig

@@ -14,11 +14,10 @@ from serve_models import Script
 
 from headway.errors import UserError
 from headway.generate import Event, Limits, Sampling, Session
-from headway.generate.scheduler import FullError, Request
+from headway.generate.scheduler import FullError, Request, Scheduler
 from headway.serve import engine_loop as loops
 from headway.serve.engine_loop import EngineLoop, GenerationStream
 from headway.serve.http_errors import StatusError
-from headway.serve.sequential import SequentialScheduler
 
 
 def asked(text: str, copies: int = 1) -> Request:
@@ -190,7 +189,7 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     model = language_model()
     prompts, limits = [[2, 3, 4], [5, 6]], Limits(9)
     session = Session(model)
-    alone = SequentialScheduler(session, max_waiting=2)
+    alone = Scheduler(model, waiting=3)
     for prompt in prompts:
         alone.submit(Request(prompt, Sampling(seed=1), limits, n=2))
     alone.cancel(alone.submit(Request([7], limits=limits)))
@@ -199,13 +198,14 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     with pytest.raises(UserError, match="response formats and allowed tokens are not supported"):
         alone.submit(Request([2], rule=lambda: None))  # type: ignore[arg-type,return-value]
     alone.submit(Request([8], limits=limits))
-    with pytest.raises(FullError, match="2 requests are waiting"):
+    with pytest.raises(FullError, match=r"the queue is full \(3 requests\)"):
         alone.submit(Request([9], limits=limits))
-    assert alone.state() == (1, 2)
+    assert alone.state()[:2] == (5, 0)
     said: list[Event] = []
-    while alone.state().running:
-        said += alone.step()
-    assert alone.step() == []
+    while steps := alone.step():
+        assert len({each.ticket for each in steps}) == 1, "one request at a time"
+        said += steps
+    assert alone.state()[:2] == (0, 0)
     for ticket, prompt in enumerate(prompts, 1):
         for copy, whole in enumerate(session.generate([prompt] * 2, Sampling(seed=1), limits)):
             own = [each for each in said if (each.ticket, each.sequence) == (ticket, copy)]

@@ -5,13 +5,14 @@ logits.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.engine import Engine, RowChunk
+from headway.engine.chunks import RowChunk
+from headway.generate.stepper import Stepper
 from headway.nn.models import Generative
 
 R = TypeVar("R")
@@ -44,13 +45,13 @@ def step_together(model: Generative, requests: Sequence[NextTokens]) -> list[Ste
     bit. The compiled engine takes one step for all of them; torch takes one step for each, because batching changes the
     order of sums.
     """
-    if not isinstance(model, Engine) or len(requests) == 1:
+    if not hasattr(model, "compute") or len(requests) == 1:
         return [model.step(*entry) for entry in requests]
     chunks = [
         RowChunk(row, position, [token])
         for ids, decoding in requests
         for row, position, token in zip(decoding.rows, decoding.positions.tolist(), ids.tolist())
     ]
-    logits = model.compute(chunks).split([len(ids) for ids, _ in requests])
+    logits = cast(Stepper, model).compute(chunks).split([len(ids) for ids, _ in requests])
     after = [torch.where(entry.positions < 0, entry.positions, entry.positions + 1) for _, entry in requests]
     return [(rows, entry.at(positions)) for rows, (_, entry), positions in zip(logits, requests, after)]

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headway.app.model import Model
-from headway.engine import Engine
 from headway.errors import logger
 from headway.generate import Event, Limits
 from headway.generate.scheduler import Request, Scheduler
 from headway.serve.http_errors import StatusError
 from headway.serve.metrics import BETWEEN_TOKENS_SECONDS, FIRST_TOKEN_SECONDS, GENERATED_TOKENS
-from headway.serve.sequential import SequentialScheduler
 
 _LOG = logger(__name__)
 _MAX_UNREAD = 8192  # unread tokens per client
@@ -273,17 +271,17 @@ def shutdown_error() -> StatusError:
 def open_engine_loop(
     model: Model, name: str, slots: int = 64, max_waiting: int = 256, cache_memory: int | None = None
 ) -> EngineLoop | None:
-    """An engine loop that generates a model's text, or None if the model does not generate. It runs a Scheduler of at
-    most `slots` sequences and `cache_memory` bytes of KV cache if the compiled engine supports the model and there is
-    no draft, otherwise one request at a time. At most `max_waiting` requests are in the queue.
+    """An engine loop that generates a model's text, or None if the model does not generate. The compiled engine runs at
+    most `slots` sequences with `cache_memory` bytes of KV cache, or one with a draft; torch runs one request at a time.
+    At most `max_waiting` requests are in the queue.
     """
     if "generate" not in model.verbs:
         return None
     session = model.open_session()
-    if isinstance(session.model, Engine) and model.draft is None:
-        steps = Scheduler(session.model, session.codec, slots, max_waiting, cache_memory)
+    slots = slots if session.draft is None else 1
+    steps = Scheduler(session.model, session.codec, slots, max_waiting, cache_memory, draft=session.draft)
+    if hasattr(session.model, "compute"):
         steps.submit(Request([0], limits=Limits(1)))  # warm-up: compile before the first request
         while steps.step():
             pass
-        return EngineLoop(steps, name)
-    return EngineLoop(SequentialScheduler(session, max_waiting), name)
+    return EngineLoop(steps, name)

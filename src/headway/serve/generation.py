@@ -13,8 +13,8 @@ from headway.app.model import Model
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
-from headway.generate import Event, Limits, Sampling
-from headway.generate.scheduler import Request, Rule
+from headway.generate import Event, Limits, Rule, Sampling
+from headway.generate.scheduler import Request
 from headway.generate.score import TokenScore
 from headway.serve.allowed_tokens import restrict_rule
 from headway.serve.bodies import (
