@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.generate.coroutines import DecodingCoroutine, NextTokens, StepOutput, step_together
     from headway.generate.sampling import GREEDY, Rule, Sampler, Sampling
     from headway.generate.scheduler import FullError, Request, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from headway.generate.sequences import Completion, Event, Limits
     from headway.generate.session import Session
     from headway.generate.speculation import check_draft
+    from headway.generate.stepper import DecodingCoroutine, NextTokens, StepOutput, step_together
 
 __all__ = [
     "GREEDY",
@@ -57,7 +57,6 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".coroutines": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
         ".sampling": ("GREEDY", "Rule", "Sampler", "Sampling"),
         ".scheduler": ("FullError", "Request", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
@@ -73,5 +72,6 @@ lazy_exports(
         ".sequences": ("Completion", "Event", "Limits"),
         ".session": ("Session",),
         ".speculation": ("check_draft",),
+        ".stepper": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
     },
 )

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from headway.arguments import check_fields
 from headway.errors import ConfigError, UserError
-from headway.generate.coroutines import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.prompts import (
     Ids,
     batches,
@@ -27,6 +26,7 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys, sample_rows
+from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:
