@@ -24,8 +24,8 @@ from headway.app.recipes import find_model_config
 from headway.engine import Engine, RowChunk, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
-from headway.generate.sampling import row_keys
-from headway.generate.sequence_sampler import SequenceSampler, StepSampling, sample_rows
+from headway.generate.compiled_sampling import StepSampling
+from headway.generate.sampling import row_keys, sample_rows
 from headway.nn.models import Transformer, build
 from measure import write_of_machine
 
@@ -52,10 +52,9 @@ class Half:
         pass
 
 
-def choosers(sampling: Sampling, top: int = 0, masked: bool = False) -> list[SequenceSampler]:
+def choosers(sampling: Sampling, top: int = 0, masked: bool = False) -> list[Sampler]:
     keys = row_keys([PROMPT] * ROWS)
-    samplers = [Sampler(sampling, [key], [PROMPT], SYMBOLS, pool=pool(1)) for key in keys]
-    return [SequenceSampler(sampler, Half() if masked else None, top, SYMBOLS) for sampler in samplers]
+    return [Sampler(sampling, key, PROMPT, Half() if masked else None, top) for key in keys]
 
 
 def fastest(jobs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -94,9 +93,9 @@ def shares(seconds: float) -> dict[str, Any]:
             begun = time.perf_counter()
             engine.compute(step)
             between = time.perf_counter()
-            choice = StepSampling(made, range(ROWS))
+            choice = StepSampling(made, range(ROWS), SYMBOLS)
             engine.compute(step, choice.batch)
-            choice.outcomes()
+            choice.events()
             plain.append(between - begun)
             more[name].append(time.perf_counter() - between - plain[-1])
     whole = median(plain)

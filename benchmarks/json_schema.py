@@ -23,7 +23,7 @@ import numpy as np
 
 from headway.codecs import Codec, train_codec
 from headway.errors import UserError
-from headway.generate.scheduler import Rule
+from headway.generate.sampling import Rule
 from headway.serve.structured_outputs import rule_for
 from measure import write
 

@@ -26,7 +26,7 @@ from llguidance import LLMatcher
 
 from headway.codecs import Codec, load_codec, train_codec
 from headway.errors import UserError
-from headway.generate.scheduler import Rule
+from headway.generate.sampling import Rule
 from headway.serve.grammar_compiler import answer
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
 from headway.serve.structured_outputs import rule_for

@@ -18,7 +18,7 @@ from headway.engine.pool import pool
 from headway.engine.sampling_batch import SamplingBatch
 from headway.engine.sampling_kernels import UNIFORM
 from headway.generate import Sampling
-from headway.generate.sampling_table import SamplingTable
+from headway.generate.compiled_sampling import SamplingTable
 from headway.layout import Layout
 from headway.nn.models import BlockConfig, CacheDtype, Transformer, build
 from headway.visibility import Causal
@@ -85,13 +85,14 @@ class Driver:
             self.rows.clear()
             return
         count = sum(wanted for _, wanted in expected)
-        table, places = SamplingTable(Sampling(0.9, top_k=7), [()] * count), list(range(count))
+        table, places = SamplingTable(Sampling(0.9, top_k=7), count), list(range(count))
         self.other.shuffle(places)
         uniform = np.array([self.other.random() for _ in places])
         table.floats[:, UNIFORM] = uniform
         choosing = SamplingBatch(list(zip(table.addresses, places)))
         logits, end = self.engine.compute(pieces, choosing), 0
-        for chosen, behind in zip(choosing.choices, table.sample(logits[places], uniform, pool(1))):
+        behind_it = SamplingBatch(list(zip(table.addresses, places))).run(logits, pool(1))
+        for chosen, behind in zip(choosing.choices, behind_it):
             assert (chosen == behind).all(), "a step chooses otherwise than is chosen behind it"
         for kept, wanted in expected:
             begin, end = end, end + wanted

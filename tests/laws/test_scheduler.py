@@ -17,10 +17,10 @@ from headway.engine import Engine, RowChunk, quantise
 from headway.engine.operations import BLOCK
 from headway.errors import UserError
 from headway.formats.llama2c import load_llama2c, load_tokenizer
-from headway.generate import Limits, Sampling, Session
-from headway.generate.scheduler import FullError, Request, SampleOutput, Scheduler
+from headway.generate import Event, Limits, Sampling, Session
+from headway.generate.compiled_sampling import score_tokens
+from headway.generate.scheduler import FullError, Request, Scheduler
 from headway.generate.score import score_ids, score_prompt
-from headway.generate.sequence_sampler import score_tokens
 from headway.generate.speculation import CountedGuessLength
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, CacheDtype, StackConfig, Transformer, TransformerConfig
@@ -51,7 +51,7 @@ def recurrent(*names: str) -> Transformer:
     return model
 
 
-Told = dict[tuple[int, int], list[SampleOutput]]
+Told = dict[tuple[int, int], list[Event]]
 
 
 def alone(engine: Engine, request: Request) -> list[tuple[list[int], list[float], str]]:
@@ -65,11 +65,11 @@ def finished(scheduler: Scheduler) -> Told:
     told: Told = {}
     while scheduler.state().waiting or scheduler.state().running:
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.sample), []).append(said)
+            told.setdefault((said.ticket, said.sequence), []).append(said)
     return told
 
 
-def said_of(parts: Iterable[SampleOutput]) -> tuple[list[int], list[float], str | None]:
+def said_of(parts: Iterable[Event]) -> tuple[list[int], list[float], str | None]:
     new = [said for said in parts if said.id is not None]
     return [said.id for said in new if said.id is not None], [said.logprob for said in new], list(parts)[-1].reason
 
@@ -104,7 +104,7 @@ def drive(
             scheduler.cancel(gone)
             del asked[gone]
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.sample), []).append(said)
+            told.setdefault((said.ticket, said.sequence), []).append(said)
     return asked, told
 
 
@@ -272,7 +272,7 @@ def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
     following = 0
     while scheduler.state().waiting or scheduler.state().running:
         for said in scheduler.step():
-            told.setdefault((said.ticket, said.sample), []).append(said)
+            told.setdefault((said.ticket, said.sequence), []).append(said)
         before = following
         following = sum(len(copy.followers) for copy in scheduler._running)
         assert len(set(scheduler._running)) == len(scheduler._running) <= 4

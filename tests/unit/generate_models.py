@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from headway.engine.pool import Pool
+from headway.generate import Sampler, Sampling
+from headway.generate.sampling import sample_rows
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -60,3 +63,28 @@ def translator(symbols: int = 23, context: int = 40, seed: int = 1, gain: float 
 def random_rows(lengths: list[int], symbols: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(2, symbols, (length,), generator=generator).tolist() for length in lengths]
+
+
+class Rows:
+    """Samplers of several rows, which take what they pick."""
+
+    def __init__(self, sampling: Sampling, keys: list[int], prompts: list[list[int]], pool: Pool | None = None) -> None:
+        self.samplers = [Sampler(sampling, key, prompt) for key, prompt in zip(keys, prompts)]
+        self.pool = pool
+
+    def pick(self, logits: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The symbols and their log probabilities."""
+        for sampler in self.samplers:
+            sampler.step = step
+        events = sample_rows(logits, range(len(self.samplers)), self.samplers, self.pool)
+        for sampler, event in zip(self.samplers, events):
+            assert event.id is not None
+            sampler.take(event.id)
+        return torch.tensor([event.id for event in events]), torch.tensor([event.logprob for event in events])
+
+    def ahead(self, logits: torch.Tensor, after: list[int]) -> int | None:
+        """What the first row would pick after more symbols."""
+        return sample_rows(logits, [0], [self.samplers[0].after(after)], self.pool)[0].id
+
+    def select(self, rows: list[int]) -> None:
+        self.samplers = [self.samplers[row] for row in rows]

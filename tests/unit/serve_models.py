@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 import headway as hw
 from headway.errors import UserError
-from headway.generate.scheduler import FullError, Request, SampleOutput
+from headway.generate import Event
+from headway.generate.scheduler import FullError, Request
 from headway.serve.app import create_app
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop, Steps, open_engine_loop
@@ -82,7 +83,7 @@ class Script:
         self.cancelled.append(ticket)
         self.under_way.pop(ticket, None)
 
-    def step(self) -> list[SampleOutput]:
+    def step(self) -> list[Event]:
         self.threads.add(threading.get_ident())
         time.sleep(self._wait)
         self.steps += 1
@@ -94,7 +95,8 @@ class Script:
             for copy in range(request.n):
                 text, reason = self._spell(request.prompt[place]), "stop" if last else None
                 top = [(request.prompt[place] + more, -1.0 - more) for more in range(request.top)]
-                said.append(SampleOutput(ticket, copy, request.prompt[place], text, -1.0, top, reason))
+                token = request.prompt[place]
+                said.append(Event(copy, token, text, logprob=-1.0, top=top, reason=reason, ticket=ticket))
             self.under_way[ticket] = (request, place + 1)
             if last:
                 del self.under_way[ticket]

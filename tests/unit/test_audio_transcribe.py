@@ -59,7 +59,7 @@ from headway.domains.audio.word_times import (
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
-from headway.generate.coroutines import run_coroutine
+from headway.generate.stepper import run_coroutine
 from headway.layout import Layout
 from headway.nn.models import EncoderDecoder
 

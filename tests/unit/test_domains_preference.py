@@ -22,7 +22,7 @@ from headway.domains.chat import preference as choosing
 from headway.domains.chat.preference import answer_scores, failure_reason
 from headway.domains.chat.recipes import instruct, preference
 from headway.formats.usage import read_usage
-from headway.generate.session import Completion
+from headway.generate import Completion
 from headway.nn.models import build
 
 # Without a mark of the turn's end.

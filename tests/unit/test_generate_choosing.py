@@ -9,8 +9,7 @@ import torch
 from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.sampling import row_keys
-from headway.generate.sequence_sampler import SampledToken, SequenceSampler, sample_rows
+from headway.generate.sampling import row_keys, sample_rows
 
 SAMPLINGS = [
     Sampling(0.0),
@@ -30,26 +29,26 @@ def test_each_row_gets_what_its_sampler_alone_picks(symbols: int) -> None:
     generator = torch.Generator().manual_seed(0)
     places = torch.randperm(len(SAMPLINGS), generator=generator).tolist()
 
-    def samplers() -> list[Sampler]:
-        keys = row_keys(PROMPTS)
-        return [Sampler(s, [key], [prompt], symbols, pool=pool(1)) for s, key, prompt in zip(SAMPLINGS, keys, PROMPTS)]
+    def samplers(top: int) -> list[Sampler]:
+        return [Sampler(s, key, prompt, top=top) for s, key, prompt in zip(SAMPLINGS, row_keys(PROMPTS), PROMPTS)]
 
-    plain, choosers = samplers(), [SequenceSampler(sampler, None, 3, symbols) for sampler in samplers()]
-    for step in range(12):
+    plain, choosers = samplers(0), samplers(3)
+    for _ in range(12):
         logits = 2 * torch.randn(len(SAMPLINGS), symbols, generator=generator)
         logits[:, :3] = 9.0  # equal ones
         exact = logits.double().log_softmax(-1)
         found = sample_rows(logits, places, choosers, pool(1))
         assert sample_rows(logits, places, choosers, pool(3)) == found
         for n, (place, choice) in enumerate(zip(places, found)):
-            chosen, logprob = plain[n].pick(logits[place : place + 1], step)
-            assert isinstance(choice, SampledToken)
-            assert (choice.id, choice.logprob) == (int(chosen), float(logprob))
+            assert choice.id is not None
+            [by_itself] = sample_rows(logits[place : place + 1], [0], [plain[n]], pool(1))
+            assert (choice.id, choice.logprob) == (by_itself.id, by_itself.logprob)
             assert choice.logprob == pytest.approx(float(exact[place, choice.id]), abs=1e-6)
             ordered = exact[place].sort(descending=True, stable=True)
             assert [symbol for symbol, _ in choice.top] == ordered.indices[:3].tolist()
             assert [value for _, value in choice.top] == pytest.approx(ordered.values[:3].tolist(), abs=1e-6)
             choosers[n].take(choice.id)
+            plain[n].take(choice.id)
 
 
 def test_as_many_of_the_likeliest_are_told_as_are_asked_for() -> None:
@@ -57,11 +56,9 @@ def test_as_many_of_the_likeliest_are_told_as_are_asked_for() -> None:
     logits = torch.randn(4, symbols, generator=torch.Generator().manual_seed(3)).mul(4).round()  # with many equal ones
     logits[3, 5:] = -torch.inf
     wanted = [0, 1, 20, symbols]
-    choosers = [
-        SequenceSampler(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted
-    ]
+    choosers = [Sampler(SAMPLINGS[0], 0, top=n) for n in wanted]
     for row, count, choice in zip(logits, wanted, sample_rows(logits, range(4), choosers, pool(1))):
-        assert isinstance(choice, SampledToken)
+        assert choice.id is not None
         ordered = row.double().log_softmax(0).sort(descending=True, stable=True)
         assert [symbol for symbol, _ in choice.top] == ordered.indices[:count].tolist()
         assert [value for _, value in choice.top] == pytest.approx(ordered.values[:count].tolist(), abs=1e-5)
@@ -89,18 +86,16 @@ def test_masks_leave_the_allowed_symbols(symbols: int, temperature: float) -> No
     logits = torch.randn(5, symbols, generator=torch.Generator().manual_seed(1))
     rules = [None, Allowing([0, 31, 32, 39]), Allowing([symbols - 1]), Allowing([symbols]), Allowing([])]
     sampling = Sampling(temperature, seed=1)
-    choosers = [
-        SequenceSampler(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols)
-        for n, rule in enumerate(rules)
-    ]
+    choosers = [Sampler(sampling, n, rule=rule) for n, rule in enumerate(rules)]
     free, some, last, nothing, failed = sample_rows(logits, range(5), choosers, pool(1))
-    assert isinstance(free, SampledToken)
-    assert isinstance(some, SampledToken)
-    assert isinstance(last, SampledToken)
-    assert free.id == int(Sampler(sampling, [0], [[]], symbols, pool=pool(1)).pick(logits[:1], 0)[0])
+    assert free.id is not None
+    assert some.id is not None
+    assert last.id is not None
+    assert free.id == sample_rows(logits[:1], [0], [Sampler(sampling, 0)], pool(1))[0].id
     assert some.id in (0, 31, 32, 39)
     assert temperature > 0 or some.id == max((0, 31, 32, 39), key=lambda symbol: float(logits[1, symbol]))
     assert some.logprob == pytest.approx(float(logits[1].double().log_softmax(0)[some.id]), abs=1e-6)
     assert last.id == symbols - 1
-    assert nothing is None, "what lies beyond the symbols is none"
-    assert isinstance(failed, UserError)
+    assert (nothing.id, nothing.error) == (None, None), "what lies beyond the symbols is none"
+    assert failed.id is None
+    assert isinstance(failed.error, UserError)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from headway.engine.pool import pool
+from headway.engine.sampling_batch import SampledTokens, SamplingBatch
+from headway.engine.sampling_kernels import UNIFORM
 from headway.generate import Sampling
+from headway.generate.compiled_sampling import SamplingTable
 from headway.generate.sampling import sample, weigh
-from headway.generate.sampling_table import SamplingTable
 
 SIZES = (5, 300, 5000)
 SETTINGS = [
@@ -65,10 +67,16 @@ def by_full_sort(logits: torch.Tensor, sampling: Sampling) -> set[int]:
     return set((keep & (weights > 0)).nonzero()[:, 0].tolist())
 
 
+def sampled(logits: torch.Tensor, sampling: Sampling, uniform: np.ndarray, threads: int = 1) -> SampledTokens:
+    """What the engine's code gives for each row of logits at its number."""
+    table = SamplingTable(sampling, len(uniform))
+    table.floats[:, UNIFORM] = uniform
+    return SamplingBatch([(address, row) for row, address in enumerate(table.addresses)]).run(logits, pool(threads))
+
+
 def by_engine(logits: torch.Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]:
     """What one row's logits give at each of some numbers."""
-    table = SamplingTable(sampling, [()] * len(uniform))
-    return table.sample(logits.expand(len(uniform), -1), uniform, pool(1)).tokens.tolist()
+    return sampled(logits.expand(len(uniform), -1), sampling, uniform).tokens.tolist()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -107,9 +115,8 @@ def test_both_forms_draw_the_same(settings: dict[str, float]) -> None:
     chosen = sample(logits, sampling, uniform)
     few = torch.cat([sample(half, sampling, numbers) for half, numbers in zip(logits.split(7), uniform.split(7))])
     assert torch.equal(chosen, few), "a draw depends on the batch"
-    table = SamplingTable(sampling, [()] * 40)
-    by_table = table.sample(logits, uniform.numpy(), pool(1)).tokens
-    assert (table.sample(logits, uniform.numpy(), pool(2)).tokens == by_table).all(), "a draw depends on threads"
+    by_table = sampled(logits, sampling, uniform.numpy()).tokens
+    assert (sampled(logits, sampling, uniform.numpy(), 2).tokens == by_table).all(), "a draw depends on threads"
     heights = weigh(logits, sampling).double().cumsum(-1)
     heights = torch.cat([torch.zeros(40, 1, dtype=torch.float64), heights], -1) / heights[:, -1:]
     for drawn in (chosen, torch.from_numpy(by_table)):
@@ -151,7 +158,7 @@ def test_no_distribution_gives_some_symbol_and_no_error(size: int) -> None:
         )
         for settings in SETTINGS:
             sampling, uniform = Sampling(**settings), torch.tensor([0.4])  # type: ignore[arg-type]
-            found = SamplingTable(sampling, [()]).sample(logits[None], uniform.numpy(), pool(1))
+            found = sampled(logits[None], sampling, uniform.numpy())
             assert math.isnan(found.logprobs[0])
             for chosen in (int(sample(logits[None], sampling, uniform)), int(found.tokens[0])):
                 assert 0 <= chosen < size

@@ -13,9 +13,9 @@ import headway as hw
 from headway.codecs import TokenizerCodec
 from headway.engine import Engine
 from headway.errors import UserError
-from headway.generate import Limits, Sampling, masks
+from headway.generate import Event, Limits, Sampling, masks
 from headway.generate.masks import MaskBudget, fill_masks
-from headway.generate.scheduler import Request, SampleOutput, Scheduler
+from headway.generate.scheduler import Request, Scheduler
 from headway.serve.structured_outputs import rule_for
 
 
@@ -76,9 +76,9 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pyt
     prompt = list(model.codec.encode("Once upon a time"))
     plain = Request(prompt, Sampling(temperature=0.0), Limits(20))
 
-    def texts(*requests: Request) -> list[list[SampleOutput]]:
+    def texts(*requests: Request) -> list[list[Event]]:
         tickets = [scheduler.submit(request) for request in requests]
-        said: dict[int, list[SampleOutput]] = {ticket: [] for ticket in tickets}
+        said: dict[int, list[Event]] = {ticket: [] for ticket in tickets}
         while steps := scheduler.step():
             for each in steps:
                 said[each.ticket].append(each)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from generate_models import language_model
+from generate_models import Rows, language_model
 
 from headway.engine.pool import Pool, pool
 from headway.errors import ConfigError, UserError
-from headway.generate import GREEDY, Sampler, Sampling, Session
+from headway.generate import GREEDY, Sampling, Session
 from headway.generate.sampling import row_keys
 
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -28,7 +28,7 @@ def counts(
 ) -> torch.Tensor:
     """How often each symbol is drawn by many rows, as a fraction."""
     keys = row_keys([[i] for i in range(ROWS)])
-    sampler = Sampler(sampling, keys, [[]] * ROWS, len(probabilities), pool=threads)
+    sampler = Rows(sampling, keys, [[]] * ROWS, threads)
     chosen, _ = sampler.pick(probabilities.log().expand(ROWS, -1), 0)
     return torch.bincount(chosen, minlength=len(probabilities)) / ROWS
 
@@ -62,7 +62,7 @@ def test_a_large_nucleus_is_found_too(threads: Pool | None) -> None:
     assert (counts(Sampling(top_p=0.9, seed=1), threads, flat) > 0).sum() > 890
     peaked = torch.cat([torch.tensor([0.99]), torch.full((999,), 0.01 / 999)])
     both = torch.stack([flat, peaked]).log()
-    samplers = [Sampler(Sampling(top_p=0.9, seed=s), [1, 2], [[], []], 1000, pool=threads) for s in range(20)]
+    samplers = [Rows(Sampling(top_p=0.9, seed=s), [1, 2], [[], []], threads) for s in range(20)]
     chosen = [sampler.pick(both, 0)[0].tolist() for sampler in samplers]
     assert {second for _, second in chosen} == {0}
     assert len({first for first, _ in chosen}) > 10
@@ -74,7 +74,7 @@ def test_draws_depend_on_seed_row_and_step_alone(threads: Pool | None) -> None:
     keys = row_keys([[i, 2 * i] for i in range(8)])
 
     def draw(rows: list[int], seed: int = 7) -> list[list[int]]:
-        sampler = Sampler(Sampling(top_p=0.9, seed=seed), [keys[r] for r in rows], [[]] * len(rows), 50, pool=threads)
+        sampler = Rows(Sampling(top_p=0.9, seed=seed), [keys[r] for r in rows], [[]] * len(rows), threads)
         return [sampler.pick(logits[rows], step)[0].tolist() for step in range(6)]
 
     whole = draw(list(range(8)))
@@ -88,10 +88,10 @@ def test_rows_that_leave_do_not_change_the_others(threads: Pool | None) -> None:
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
     sampling = Sampling(repetition_penalty=1.5, seed=3)
     keys, prompts = row_keys([[1], [2], [3], [4]]), [[0], [1], [2], [3]]
-    one, other = (Sampler(sampling, keys, prompts, 30, pool=threads) for _ in range(2))
+    one, other = (Rows(sampling, keys, prompts, threads) for _ in range(2))
     one.pick(logits, 0), other.pick(logits, 0)
     rows = torch.tensor([3, 1])
-    other.select(rows)
+    other.select(rows.tolist())
     assert torch.equal(one.pick(logits, 1)[0][rows], other.pick(logits[rows], 1)[0])
 
 
@@ -107,16 +107,16 @@ def test_equal_prompts_draw_differently_and_keys_are_stable() -> None:
 def test_without_a_seed_each_call_differs() -> None:
     flat = torch.zeros(64, 1000)
     keys = row_keys([[i] for i in range(64)])
-    first, second = (Sampler(Sampling(), keys, [[]] * 64, 1000).pick(flat, 0)[0] for _ in range(2))
+    first, second = (Rows(Sampling(), keys, [[]] * 64).pick(flat, 0)[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 
 def test_repetition_penalty_counts_prompt_and_text(threads: Pool | None) -> None:
     logits = torch.tensor([[2.0, 1.9, 1.8, -1.0]])
-    sampler = Sampler(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], 4, pool=threads)
+    sampler = Rows(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], threads)
     chosen = [int(sampler.pick(logits, step)[0]) for step in range(3)]
     assert chosen == [1, 2, 0]  # 0 stands in the prompt; all three seen, the largest is first again
-    below = Sampler(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], 2, pool=threads)
+    below = Rows(Sampling(temperature=0.0, repetition_penalty=2.0), [0], [[0]], threads)
     assert int(below.pick(torch.tensor([[-1.0, -1.5]]), 0)[0]) == 1  # a penalty lowers what is below 0 as well
 
 
@@ -125,7 +125,7 @@ def test_presence_and_frequency_count_the_text_alone(threads: Pool | None) -> No
     written = {}
     for presence, frequency in ((1.5, 0.0), (0.0, 0.6), (-2.0, 0.0)):
         sampling = Sampling(0.0, presence_penalty=presence, frequency_penalty=frequency)
-        sampler = Sampler(sampling, [0], [[0]], 3, pool=threads)
+        sampler = Rows(sampling, [0], [[0]], threads)
         written[presence, frequency] = [int(sampler.pick(logits, step)[0]) for step in range(6)]
     assert written[1.5, 0.0] == [0, 1, 0, 0, 0, 0]  # the penalty comes once, and 0.5 is more than what is left
     assert written[0.0, 0.6] == [0, 0, 1, 0, 1, 0]  # 2, 1.4, then 0.8 against 1, 0.8 against 0.4 ...
@@ -135,12 +135,12 @@ def test_presence_and_frequency_count_the_text_alone(threads: Pool | None) -> No
 def test_biases_are_of_single_symbols_and_rows_have_counts_of_their_own(threads: Pool | None) -> None:
     banned = Sampling(1.0, seed=1, logit_bias={0: -100, 2: -100.0, 3: -100, 4: -100})
     assert counts(banned, threads).tolist() == [0, 1, 0, 0, 0]
-    sampler = Sampler(Sampling(0.0, frequency_penalty=2.0), [0, 0], [[], []], 2, pool=threads)
+    sampler = Rows(Sampling(0.0, frequency_penalty=2.0), [0, 0], [[], []], threads)
     logits = torch.tensor([[1.0, 0.0], [9.0, 0.0]])
     chosen = [sampler.pick(logits, step)[0].tolist() for step in range(2)]
     assert chosen == [[0, 0], [1, 0]]
-    assert sampler.sample_ahead(logits[:1], 2, [1, 1]) == 0
-    sampler.select(torch.tensor([1]))
+    assert sampler.ahead(logits[:1], [1, 1]) == 0
+    sampler.select([1])
     assert [sampler.pick(logits[1:], step)[0].tolist() for step in range(4)] == [[0], [0], [0], [1]]
 
 
@@ -150,16 +150,16 @@ def test_both_forms_count_the_same() -> None:
         0.0, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3, logit_bias={3: 1.5, 40: -100}
     )
     prompts = [[1, 2, 2], [], [7]]
-    forms = [Sampler(sampling, [0, 1, 2], prompts, 60, pool=threads) for threads in (None, pool(1))]
+    forms = [Rows(sampling, [0, 1, 2], prompts, threads) for threads in (None, pool(1))]
     generator = torch.Generator().manual_seed(4)
     for step in range(80):
-        logits = torch.randn(len(forms[0].keys), 60, generator=generator)
+        logits = torch.randn(len(forms[0].samplers), 60, generator=generator)
         if step == 40:
             for sampler in forms:
-                sampler.select(torch.tensor([1]))
+                sampler.select([1])
             logits = logits[:1]
         if step >= 40:
-            ahead, same = (sampler.sample_ahead(logits[:, :50], step + 2, [5, 5]) for sampler in forms)
+            ahead, same = (sampler.ahead(logits[:, :50], [5, 5]) for sampler in forms)
             assert ahead == same
         (chosen, logprobs), (other, values) = (sampler.pick(logits, step) for sampler in forms)
         assert torch.equal(chosen, other)
@@ -169,7 +169,7 @@ def test_both_forms_count_the_same() -> None:
 def test_many_symbols_are_chosen_alike_whoever_makes_the_logits() -> None:
     logits, keys = 3 * torch.randn(3, 20_000, generator=torch.Generator().manual_seed(5)), row_keys([[1], [2], [3]])
     for sampling in (GREEDY, Sampling(0.9, top_k=50, seed=1), Sampling(1.0, top_p=0.8, repetition_penalty=1.1, seed=2)):
-        one, other = (Sampler(sampling, keys, [[1], [2], [3]], 20_000, pool=threads) for threads in (None, pool(2)))
+        one, other = (Rows(sampling, keys, [[1], [2], [3]], threads) for threads in (None, pool(2)))
         for step in range(3):
             for found, wanted in zip(one.pick(logits, step), other.pick(logits, step)):
                 assert torch.equal(found, wanted)
@@ -177,7 +177,7 @@ def test_many_symbols_are_chosen_alike_whoever_makes_the_logits() -> None:
 
 def test_log_probabilities_are_the_models_own(threads: Pool | None) -> None:
     sampling = Sampling(temperature=0.1, top_k=1, repetition_penalty=3.0, seed=0)
-    sampler = Sampler(sampling, [0], [[]], 5, pool=threads)
+    sampler = Rows(sampling, [0], [[]], threads)
     chosen, logp = sampler.pick(PROBABILITIES.log()[None], 0)
     assert int(chosen) == 0
     torch.testing.assert_close(logp, torch.tensor([0.4]).log())

@@ -21,9 +21,9 @@ from headway.generate import (
     search_steps,
     translate_ids,
 )
-from headway.generate.coroutines import run_coroutine
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
+from headway.generate.stepper import run_coroutine
 from headway.layout import Layout
 from headway.nn.kernels import deterministic
 

@@ -11,7 +11,7 @@ from generate_models import BEGIN, END, language_model, random_rows, translator
 from headway.codecs import TokenizerCodec, train_codec
 from headway.errors import ConfigError, UserError
 from headway.generate import GREEDY, Limits, Sampling, Session, score_ids
-from headway.generate.session import TextStream
+from headway.generate.sequences import TextStream
 from headway.nn.kernels import deterministic
 
 SAMPLED = Sampling(temperature=1.2, top_p=0.95, repetition_penalty=1.1, seed=5)

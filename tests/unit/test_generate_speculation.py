@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from generate_models import language_model, translator
 
-from headway.engine import Engine, quantise
+from headway.engine import Engine, RowChunk, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
 from headway.generate.speculation import Lookup, TimedGuessLength
@@ -78,13 +81,13 @@ def same(
 def test_tokens_and_probabilities_are_those_of_single_steps(form: str, cache: CacheDtype, sampling: Sampling) -> None:
     engine = model(form, threads=2, cache=cache)
     counts: list[int] = []
-    extend = engine.extend
+    compute = engine.compute
 
-    def counted(ids: torch.Tensor, decoding: object) -> object:
-        counts.append(ids.shape[1])
-        return extend(ids, decoding)  # type: ignore[arg-type]
+    def counted(chunks: Sequence[RowChunk], *more: Any) -> torch.Tensor:
+        counts.extend(len(chunk.ids) for chunk in chunks if chunk.start)
+        return compute(chunks, *more)
 
-    engine.extend = counted  # type: ignore[assignment,method-assign]
+    engine.compute = counted  # type: ignore[method-assign]
     same(engine, None, sampling)
     assert max(counts) > 1, "nothing was guessed"
 
@@ -154,10 +157,9 @@ def test_a_draft_helps_the_engine_only() -> None:
 def test_guesses_are_what_followed_before() -> None:
     lookup = Lookup([1, 2, 3, 4, 5, 1, 2])
     assert lookup.guess(4) == [3, 4, 5, 1]
-    lookup.add(9)
+    lookup.ids.append(9)
     assert lookup.guess(4) == []
-    for symbol in (2, 3, 4):
-        lookup.add(symbol)
+    lookup.ids += [2, 3, 4]
     assert lookup.guess(4) == [5, 1, 2, 9]
     assert Lookup([7, 1, 2, 1, 2]).guess(4) == [1, 2, 1, 2]
 

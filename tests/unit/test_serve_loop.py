@@ -13,12 +13,11 @@ from generate_models import language_model
 from serve_models import Script
 
 from headway.errors import UserError
-from headway.generate import Limits, Sampling, Session
-from headway.generate.scheduler import FullError, Request, SampleOutput
+from headway.generate import Event, Limits, Sampling, Session
+from headway.generate.scheduler import FullError, Request, Scheduler
 from headway.serve import engine_loop as loops
 from headway.serve.engine_loop import EngineLoop, GenerationStream
 from headway.serve.http_errors import StatusError
-from headway.serve.sequential import SequentialScheduler
 
 
 def asked(text: str, copies: int = 1) -> Request:
@@ -28,8 +27,8 @@ def asked(text: str, copies: int = 1) -> Request:
 async def written(writing: GenerationStream) -> dict[int, str]:
     texts: dict[int, str] = {}
     async with writing:
-        async for place, said in writing.outputs():
-            texts[place] = texts.get(place, "") + said.text
+        async for said in writing.events():
+            texts[said.sequence] = texts.get(said.sequence, "") + said.text
     return texts
 
 
@@ -65,7 +64,7 @@ def test_the_event_loop_runs_while_a_step_takes_long() -> None:
     begun, go = threading.Event(), threading.Event()
 
     class Waiting(Script):
-        def step(self) -> list[SampleOutput]:
+        def step(self) -> list[Event]:
             begun.set()
             assert go.wait(15)
             return super().step()
@@ -111,7 +110,7 @@ def test_who_leaves_early_is_taken_back_at_the_next_step() -> None:
     async def work(loop: EngineLoop) -> int:
         writing = loop.stream([asked("x" * 900, copies=2)])
         async with writing:
-            async for _ in writing.outputs():
+            async for _ in writing.events():
                 break
         stayed = asyncio.ensure_future(written(loop.stream([asked("y" * 900)])))
         await asyncio.sleep(0.1)
@@ -132,7 +131,7 @@ def test_who_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         async with loop.stream([asked("x" * 900)]) as writing:
             await asyncio.sleep(0.3)
             with pytest.raises(StatusError) as dropped:
-                async for _ in writing.outputs():
+                async for _ in writing.events():
                     pass
         return str(dropped.value)
 
@@ -190,7 +189,7 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     model = language_model()
     prompts, limits = [[2, 3, 4], [5, 6]], Limits(9)
     session = Session(model)
-    alone = SequentialScheduler(session, max_waiting=2)
+    alone = Scheduler(model, waiting=3)
     for prompt in prompts:
         alone.submit(Request(prompt, Sampling(seed=1), limits, n=2))
     alone.cancel(alone.submit(Request([7], limits=limits)))
@@ -199,16 +198,17 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     with pytest.raises(UserError, match="response formats and allowed tokens are not supported"):
         alone.submit(Request([2], rule=lambda: None))  # type: ignore[arg-type,return-value]
     alone.submit(Request([8], limits=limits))
-    with pytest.raises(FullError, match="2 requests are waiting"):
+    with pytest.raises(FullError, match=r"the queue is full \(3 requests\)"):
         alone.submit(Request([9], limits=limits))
-    assert alone.state() == (1, 2)
-    said: list[SampleOutput] = []
-    while alone.state().running:
-        said += alone.step()
-    assert alone.step() == []
+    assert alone.state()[:2] == (5, 0)
+    said: list[Event] = []
+    while steps := alone.step():
+        assert len({each.ticket for each in steps}) == 1, "one request at a time"
+        said += steps
+    assert alone.state()[:2] == (0, 0)
     for ticket, prompt in enumerate(prompts, 1):
         for copy, whole in enumerate(session.generate([prompt] * 2, Sampling(seed=1), limits)):
-            own = [each for each in said if (each.ticket, each.sample) == (ticket, copy)]
+            own = [each for each in said if (each.ticket, each.sequence) == (ticket, copy)]
             told = [(each.id, each.logprob) for each in own if each.id is not None]
             assert told == list(zip(whole.ids, whole.logprobs))
             assert [each.reason for each in own] == [None] * (len(own) - 1) + [whole.finish_reason]

@@ -20,7 +20,7 @@ import headway as hw
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.errors import UserError
 from headway.formats.llama2c import load_tokenizer
-from headway.generate.scheduler import Rule
+from headway.generate.sampling import Rule
 from headway.serve import structured_outputs
 from headway.serve.ecma_regex import parse_pattern
 from headway.serve.structured_outputs import rule_for

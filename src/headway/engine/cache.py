@@ -117,6 +117,11 @@ class Blocks:
         fields = (addresses.ctypes.data, len(pairs), self.size)
         self.threads.run(lambda thread: copy_blocks(*fields, thread, self.threads.threads))
 
+    def most_blocks(self, tokens: int, chunk: int) -> int:
+        """The maximum number of blocks that a row holds at once if it processes `tokens` tokens in chunks."""
+        blocks = -(-tokens // BLOCK) if self.size else 0
+        return blocks if self.window is None else min(blocks, (self.window + chunk) // BLOCK + 2)
+
     def is_exclusive(self, block: int) -> bool:
         return self._users[block] == 1
 

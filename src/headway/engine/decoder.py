@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
+from headway.engine.chunks import RowChunk
 from headway.engine.interpreter import SHARING
 from headway.engine.kv_kernels import CACHE_DTYPES
 from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
@@ -26,7 +27,6 @@ from headway.engine.sequence_rows import (
     EngineDecoding,
     MemoryBlocks,
     Row,
-    RowChunk,
     runs_of,
     stack_states,
     states_of,
@@ -72,7 +72,11 @@ _MAX_ROWS = 512  # per run of a program
 
 
 class Engine(nn.Module):
-    """`model` with a compiled step of up to `max_rows` rows; has the `config`, `start` and `step` of a model."""
+    """`model` with a compiled step of up to `max_rows` rows; has the `config`, `start` and `step` of a model, and is a
+    `Stepper`.
+    """
+
+    joins = True
 
     def __init__(
         self,
@@ -134,8 +138,12 @@ class Engine(nn.Module):
         with bf16_attention(self._packed and HAS_BF16_UNIT):
             return self.model.encode(source, layout)
 
-    def open(self, source: Any = None, layout: Layout | None = None, count: int | None = None) -> EngineDecoding:
-        """Empty rows, one per source, or `count` without sources. The source is `encode`'s input, or its output."""
+    def open(
+        self, source: Any = None, layout: Layout | None = None, count: int | None = None, capacity: int = 0
+    ) -> EngineDecoding:
+        """Empty rows, one per source, or `count` without sources. The source is `encode`'s input, or its output. Rows
+        grow as needed, so the engine ignores their `capacity` in tokens.
+        """
         stack, memories, starts = self._decoder[0].stack, None, None
         if isinstance(self.model, EncoderDecoder):
             if source is None or layout is None:

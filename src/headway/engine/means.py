@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.engine.cache import self_block_bytes
+from headway.engine.chunks import RowChunk
 from headway.engine.int8_keys import padded_to_vectors
 from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.sequence_rows import RowChunk
 from headway.engine.tiles import FP32
 from headway.layout import Layout
 from headway.nn.mixers.attention import SelfAttention

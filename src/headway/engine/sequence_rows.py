@@ -1,4 +1,4 @@
-"""Per-sequence state of the engine, and the chunks that it computes."""
+"""Per-sequence state of the engine."""
 
 from __future__ import annotations
 
@@ -116,17 +116,6 @@ class Row(_BlockHolder):
         if changed:
             self._note()
         return copies
-
-
-class RowChunk(NamedTuple):
-    """The next tokens of a row, at positions from `start` on, and how many of the last ones need logits. A
-    `start` of -1 marks an idle row: the result of its one token is arbitrary.
-    """
-
-    row: Row
-    start: int
-    ids: Sequence[int]
-    wanted: int = 1
 
 
 class EngineDecoding(NamedTuple):

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.generate.coroutines import DecodingCoroutine, NextTokens, StepOutput, step_together
-    from headway.generate.sampling import GREEDY, Sampler, Sampling
-    from headway.generate.scheduler import FullError, Request, Rule, SampleOutput, Scheduler, SchedulerState
+    from headway.generate.sampling import GREEDY, Rule, Sampler, Sampling
+    from headway.generate.scheduler import FullError, Request, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
     from headway.generate.search import (
         Constraint,
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
         search_steps,
         translate_ids,
     )
-    from headway.generate.session import Completion, Event, Limits, Session
+    from headway.generate.sequences import Completion, Event, Limits
+    from headway.generate.session import Session
     from headway.generate.speculation import check_draft
+    from headway.generate.stepper import DecodingCoroutine, NextTokens, StepOutput, step_together
 
 __all__ = [
     "GREEDY",
@@ -36,7 +37,6 @@ __all__ = [
     "NextTokens",
     "Request",
     "Rule",
-    "SampleOutput",
     "Sampler",
     "Sampling",
     "Scheduler",
@@ -57,9 +57,8 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".coroutines": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
-        ".sampling": ("GREEDY", "Sampler", "Sampling"),
-        ".scheduler": ("FullError", "Request", "Rule", "SampleOutput", "Scheduler", "SchedulerState"),
+        ".sampling": ("GREEDY", "Rule", "Sampler", "Sampling"),
+        ".scheduler": ("FullError", "Request", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
         ".search": (
             "Constraint",
@@ -70,7 +69,9 @@ lazy_exports(
             "search_steps",
             "translate_ids",
         ),
-        ".session": ("Completion", "Event", "Limits", "Session"),
+        ".sequences": ("Completion", "Event", "Limits"),
+        ".session": ("Session",),
         ".speculation": ("check_draft",),
+        ".stepper": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
     },
 )

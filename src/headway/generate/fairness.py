@@ -5,63 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Iterable
 
-from headway.engine import Row
-from headway.generate.prompts import Ids
-from headway.generate.score import TokenScore
-from headway.generate.sequence_sampler import SequenceSampler
-from headway.generate.session import Continuation
-from headway.generate.speculation import CountedGuessLength, Lookup
-
-
-class Sample:
-    """One sample for a request. Without a row, it is waiting or following a sample that processes the same prompt."""
-
-    def __init__(
-        self,
-        number: int,
-        owner: str,
-        prompt: Ids,
-        output: Continuation,
-        sampler: SequenceSampler,
-        prompt_top: int | None = None,
-        generates: bool = True,
-    ) -> None:
-        """`prompt_top` is how many of the most probable tokens to report per prompt token; None means the prompt is not
-        scored. If `generates` is False, the sample ends with its prompt.
-        """
-        self.ticket = 0  # the request's ticket, once submitted
-        self.number, self.owner, self.output, self.sampler = number, owner, output, sampler
-        self.prompt_top, self.generates = prompt_top, generates
-        self.scores: list[TokenScore] = []  # scores of the prompt's tokens, starting with the second
-        self.guesser, self.guess_length = Lookup(prompt), CountedGuessLength()
-        self.row: Row | None = None
-        self.processed = 0  # how many of its ids the row has processed
-        self.cached_tokens = len(prompt)  # prompt tokens that were cached every time it started
-        self.followers: list[Sample] = []
-        self.done = False
-
-    @property
-    def age(self) -> tuple[int, int]:
-        """Sort key: older samples come first."""
-        return self.ticket, self.number
-
-    @property
-    def ids(self) -> list[int]:
-        """The prompt and the generated tokens."""
-        return self.guesser.ids
-
-    @property
-    def unprocessed(self) -> int:
-        return len(self.ids) - self.processed
-
-    @property
-    def prefilling(self) -> bool:
-        return self.row is not None and not self.output.ids
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether the logits after each prompt token are needed."""
-        return self.prompt_top is not None and not self.output.ids
+from headway.generate.sequences import Sample
 
 
 class FairQueue:

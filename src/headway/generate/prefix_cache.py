@@ -26,6 +26,8 @@ class PrefixCache:
     The cache counts as one user of each of its blocks. Only the thread that uses `store` may use the cache.
     """
 
+    block_tokens = BLOCK
+
     def __init__(self, store: Blocks) -> None:
         self.store = store
         self._trees: dict[str, dict[_Run, _Node]] = {}

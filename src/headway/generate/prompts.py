@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Int
@@ -19,7 +19,13 @@ Ids = Sequence[int]
 Source = Ids | Tensor  # token ids for an encoder, or an image, Float[C, H, W], for a captioner
 
 
-def context_of(model: Generative) -> int | None:
+class HasConfig(Protocol):
+    """A model, or its stepper."""
+
+    config: Any
+
+
+def context_of(model: HasConfig) -> int | None:
     """The maximum number of positions in a decoder row; None if there is no limit."""
     return model.config.context
 
@@ -28,7 +34,7 @@ def device_of(model: Generative | nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
+def check_prompts(model: HasConfig, prompts: Sequence[Ids]) -> None:
     """Raise UserError for a prompt that is empty, contains unknown ids, or leaves no position for a new token."""
     context = context_of(model)
     check_ids("prompt", prompts, model.config.vocab_size)

@@ -1,4 +1,4 @@
-"""Samples the next token for each row from its logits.
+"""Samples the next token of sequences from their logits.
 
 Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter. If the
 compiled engine computes the logits, it also samples (`engine/sampling_kernels.py`); on a CPU, it samples for torch
@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.arguments import check_fields, format_value
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
+from headway.generate.sequences import Event
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
-    from headway.generate.sampling_table import SamplingTable
+    from headway.generate.compiled_sampling import CompiledSampler
 
 _LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even from torch logits
+_AHEAD = 64  # uniform numbers generated at once; generating one takes nearly as long
 _NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is rarely larger, and sorting the whole vocabulary is slow
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these make no difference, and would overflow
 
@@ -124,12 +127,6 @@ class Sampling:
             is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             _check(is_bias, f"the logit_bias of {token}", format_value(bias), "a number from -100 to 100")
 
-    @property
-    def adjusts(self) -> bool:
-        """Whether anything changes the logits before the temperature does."""
-        penalties = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        return penalties or bool(self.logit_bias)
-
     def check_vocab_size(self, vocab_size: int) -> None:
         """Raise UserError for a bias on an id that is not below `vocab_size`."""
         largest = max(self.logit_bias or (), default=0)
@@ -147,129 +144,153 @@ def _check(valid: bool, name: str, value: object, wanted: str) -> None:
 GREEDY = Sampling(temperature=0.0)
 
 
-def uniforms(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """A 24-bit number in [0, 1) per row, from its key (as in `Sampler.keys`) and its step; both uint64 [B]."""
-    bits = splitmix64(keys + np.uint64(GOLDEN_GAMMA) * steps) >> np.uint64(40)
-    return bits.astype(np.float32) * np.float32(2.0**-24)
+class Rule(Protocol):
+    """A constraint on one sequence's tokens."""
+
+    def fill(self, mask: np.ndarray) -> None:
+        """Set the bits for tokens that are allowed next, int32 [ceil(C / 32)], lowest bit first."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Advance past the sampled token, which was allowed; also called for an end token."""
+        ...
 
 
-class _PenaltyCounts(NamedTuple):
-    """What the penalties count in each row; None if no penalty needs it."""
+class Tally:
+    """The tokens that penalties apply to, and how often each occurs in the output."""
 
-    present: Bool[Tensor, "B C"] | None  # tokens in the prompt and the output
-    counts: Float[Tensor, "B C"] | None  # occurrences in the output
+    def __init__(self, prompt: Iterable[int] = ()) -> None:
+        """Prompt tokens start with a count of 0."""
+        self._index = {token: index for index, token in enumerate(dict.fromkeys(prompt))}
+        self.tokens = np.fromiter(self._index, np.int32, len(self._index))
+        self.times = np.zeros(len(self._index), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, token: int) -> None:
+        """Count one more occurrence."""
+        index = self._index.setdefault(token, len(self._index))
+        if index == len(self.tokens):
+            self.tokens, self.times = (
+                np.append(old, np.zeros(index + 8, np.int32)) for old in (self.tokens, self.times)
+            )
+        self.tokens[index] = token
+        self.times[index] += 1
 
 
 class Sampler:
-    """Samples tokens for the rows in one batch.
+    """Samples one sequence token by token: with compiled code (`compiled_sampling`) or with torch, which agree up to
+    rounding.
 
-    A sample is a pure function of (seed, the row's key, step), so it is the same in any batch and in any row.
+    A sample is a pure function of (seed, key, step), so it does not depend on the other sequences in a step.
     """
 
     def __init__(
-        self,
-        sampling: Sampling,
-        keys: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        vocab_size: int,
-        device: torch.device | str = "cpu",
-        pool: Pool | None = None,
+        self, sampling: Sampling, key: int, prompt: Sequence[int] = (), rule: Rule | None = None, top: int = 0
     ) -> None:
-        """`keys` are 63-bit integers, one per row (see `row_keys`). `prompts` are the tokens that the repetition
-        penalty counts. `pool` contains the threads of the engine that computes the logits; they then also sample.
+        """`key` has 63 bits (see `row_keys`). The repetition penalty counts the tokens in `prompt`. `top` is how many
+        of the most probable tokens to report with each sampled one. Only compiled code follows a `rule`.
         """
-        self.sampling = sampling
+        self.sampling, self.rule, self.top, self.step = sampling, rule, top, 0
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.keys = splitmix64((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN_GAMMA))
-        self.pool, self.table = pool, None
-        present = counts = self._bias = None
-        self._counted = _PenaltyCounts(present, counts)
-        if pool is not None or (torch.device(device).type == "cpu" and vocab_size >= _LARGE_VOCAB):
-            from headway.generate.sampling_table import SamplingTable  # imports LLVM, which torch does not need
+        self._keys = splitmix64((np.array([key], np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN_GAMMA))
+        self._uniforms: list[float] = []
+        repeats = sampling.repetition_penalty != 1.0
+        counts = repeats or sampling.presence_penalty or sampling.frequency_penalty
+        self.tally = Tally(prompt if repeats else ()) if counts else None
+        self.compiled: CompiledSampler | None = None  # once compiled code has sampled
 
-            self.table = SamplingTable(sampling, prompts)
-            return
+    def take(self, token: int) -> None:
+        """Continue after this token. Raises UserError if the rule fails."""
+        self.step += 1
+        if self.tally is not None:
+            self.tally.add(token)
+        if self.rule is not None:
+            self.rule.take(token)
+
+    def uniform(self) -> float:
+        """The 24-bit number in [0, 1) for the next token."""
+        offset = self.step % _AHEAD
+        if offset == 0 or not self._uniforms:
+            steps = np.arange(self.step - offset, self.step - offset + _AHEAD, dtype=np.uint64)
+            bits = splitmix64(self._keys + np.uint64(GOLDEN_GAMMA) * steps) >> np.uint64(40)
+            self._uniforms = (bits.astype(np.float32) * np.float32(2.0**-24)).tolist()
+        return self._uniforms[offset]
+
+    def after(self, tokens: Sequence[int]) -> Sampler:
+        """A sampler for the position after these tokens, without the rule; this one stays as it is."""
+        ahead = copy(self)
+        ahead.tally, ahead.rule, ahead.compiled = deepcopy(self.tally), None, None
+        ahead._uniforms = list(self._uniforms)
+        for token in tokens:
+            ahead.take(token)
+        return ahead
+
+
+def sample_rows(
+    logits: Float[Tensor, "N C"], rows: Sequence[int], samplers: Sequence[Sampler], pool: Pool | None = None
+) -> list[Event]:
+    """Sample the next token of each sequence from its row of the logits. `pool` contains the threads of the engine that
+    computed the logits; they then also sample. Without it, the samplers must have equal settings.
+    """
+    if pool is None and (logits.device.type != "cpu" or logits.shape[1] < _LARGE_VOCAB):
+        if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
+            logits = logits[list(rows)]
+        return _sample_with_torch(logits.float(), samplers)
+    from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
+
+    sampling = StepSampling(samplers, rows, logits.shape[1])
+    sampling.batch.run(logits.float(), pool)
+    return sampling.events()
+
+
+def _sample_with_torch(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> list[Event]:
+    settings = samplers[0].sampling
+    adjusted = _adjusted(logits, settings, [sampler.tally for sampler in samplers])
+    if settings.temperature == 0:
+        chosen = argmax(adjusted)
+    else:
+        uniform = torch.tensor([sampler.uniform() for sampler in samplers])
+        chosen = sample(adjusted, settings, uniform.to(logits.device))
+    logprobs = logits.log_softmax(-1)  # row by row: the result does not depend on the shape of the batch
+    # One transfer; a double holds any id exactly.
+    tokens, values = torch.stack([chosen.double(), logprobs.gather(1, chosen[:, None])[:, 0].double()]).tolist()
+    events = [Event(id=int(token), logprob=logprob) for token, logprob in zip(tokens, values)]
+    for row, sampler in enumerate(samplers):
+        if sampler.top:
+            best = logprobs[row].topk(sampler.top)
+            events[row].top = list(zip(best.indices.tolist(), best.values.tolist()))
+    return events
+
+
+def _adjusted(
+    logits: Float[Tensor, "B C"], sampling: Sampling, tallies: Sequence[Tally | None]
+) -> Float[Tensor, "B C"]:
+    """The logits after penalties and biases. Without any, this is the input itself. The logits may cover only the first
+    part of the vocabulary.
+    """
+    device, vocab_size = logits.device, logits.shape[1]
+    counted = [
+        (row, tally.tokens[: len(tally)], tally.times[: len(tally)]) for row, tally in enumerate(tallies) if tally
+    ]
+    if counted:
+        rows = np.concatenate([np.full(len(tokens), row) for row, tokens, _ in counted])
+        tokens, times = (np.concatenate([part[n] for part in counted]) for n in (1, 2))
+        known = tokens < vocab_size
+        index = tuple(torch.from_numpy(part[known].astype(np.int64)).to(device) for part in (rows, tokens))
+        values, counts = logits[index], torch.from_numpy(times[known].astype(np.float32)).to(device)
         if sampling.repetition_penalty != 1.0:
-            present = torch.zeros(len(keys), vocab_size, dtype=torch.bool, device=device)
-            for row, prompt in zip(present, prompts):
-                row[torch.tensor(prompt, dtype=torch.long, device=device)] = True
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            counts = torch.zeros(len(keys), vocab_size, device=device)
-        if sampling.logit_bias:
-            self._bias = torch.zeros(vocab_size, device=device)
-            for token, bias in sampling.logit_bias.items():
-                self._bias[token] = bias
-        self._counted = _PenaltyCounts(present, counts)
-
-    def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-        """The next token for each row, and its log probability without penalties at temperature 1."""
-        logits = logits.float()
-        if self.table is not None:
-            chosen, logprobs = self._by_table(self.table, logits, step)
-            self.add(chosen)
-            return chosen, logprobs
-        chosen = self._choose(self._adjusted(logits), step)
-        self.add(chosen)
-        # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
-        return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-
-    def sample_ahead(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
-        """What `pick` would sample from these logits for the only row at a later step, after the tokens `after`. The
-        logits may cover a smaller vocabulary. Nothing is changed.
-        """
-        if self.table is not None:
-            return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
-        now = self._counted
-        if self.sampling.adjusts and after:
-            self._counted = _PenaltyCounts(*(None if part is None else part.clone() for part in now))
-            self.add(torch.tensor([after], device=logits.device))
-        adjusted, self._counted = self._adjusted(logits.float()), now
-        return int(self._choose(adjusted, step)[0])
-
-    def add(self, tokens: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
-        """Count the tokens that each row has generated."""
-        if self.table is not None:
-            self.table.add(tokens.tolist())
-            return
-        tokens = tokens.view(len(tokens), -1)
-        if self._counted.present is not None:
-            self._counted.present.scatter_(1, tokens, True)
-        if self._counted.counts is not None:
-            self._counted.counts.scatter_add_(1, tokens, torch.ones(tokens.shape, device=tokens.device))
-
-    def _by_table(
-        self, table: SamplingTable, logits: Float[Tensor, "B C"], step: int
-    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-        uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
-        chosen = table.sample(logits, uniform, self.pool)
-        return torch.from_numpy(chosen.tokens), torch.from_numpy(chosen.logprobs).float()
-
-    def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Logits for the vocabulary, or for its first ids, after penalties and bias. If there are neither, this is the
-        input itself.
-        """
-        sampling, vocab_size = self.sampling, logits.shape[-1]
-        if self._counted.present is not None:
-            indices = self._counted.present[:, :vocab_size].nonzero(as_tuple=True)
-            penalised, penalty = logits[indices], sampling.repetition_penalty
-            logits = logits.index_put(indices, torch.where(penalised > 0, penalised / penalty, penalised * penalty))
-        if self._counted.counts is not None:
-            counts = self._counted.counts[:, :vocab_size]
-            logits = logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
-        return logits if self._bias is None else logits + self._bias[:vocab_size]
-
-    def _choose(self, logits: Float[Tensor, "B C"], step: int) -> Int[Tensor, "B"]:
-        if self.sampling.temperature == 0:
-            return argmax(logits)
-        uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
-        return sample(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
-
-    def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Continue with these rows only."""
-        self.keys = self.keys[rows.numpy(force=True)]
-        if self.table is not None:
-            self.table = self.table.select(rows.tolist())
-        self._counted = _PenaltyCounts(*(None if part is None else part[rows] for part in self._counted))
+            penalty = sampling.repetition_penalty
+            values = torch.where(values > 0, values / penalty, values * penalty)
+        values = values - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+        logits = logits.index_put(index, values)
+    biases = {token: bias for token, bias in (sampling.logit_bias or {}).items() if token < vocab_size}
+    if biases:
+        bias = torch.zeros(vocab_size, device=device)
+        bias[list(biases)] = torch.tensor(list(biases.values()), device=device)
+        logits = logits + bias
+    return logits
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:

@@ -1,13 +1,12 @@
-"""Continuous batching: sequences from many clients share engine steps, join and leave at any step, and do not affect
-each other.
-"""
+"""The decoding loop: sequences share steps, join and leave at any step, and do not affect each other."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -15,25 +14,23 @@ from torch import Tensor
 
 from headway.arguments import check_fields
 from headway.codecs import Codec
-from headway.engine import Engine, RowChunk
-from headway.engine.operations import BLOCK
+from headway.engine.chunks import RowChunk
 from headway.errors import ConfigError, UserError
-from headway.generate.fairness import FairQueue, Sample
-from headway.generate.prefix_cache import PrefixCache
-from headway.generate.prompts import Ids, check_ids, check_not_nan, check_prompts, context_of
-from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.generate.score import TokenScore
-from headway.generate.sequence_sampler import (
-    Rule,
-    SampledToken,
-    SequenceSampler,
-    StepSampling,
-    sample_rows,
-    score_tokens,
-)
-from headway.generate.session import Continuation, FinishReason, Limits
+from headway.generate.fairness import FairQueue
+from headway.generate.prompts import check_ids, check_not_nan, check_prompts, context_of
+from headway.generate.sampling import Rule, Sampler, Sampling, row_keys, sample_rows
+from headway.generate.score import score_prompt
+from headway.generate.sequences import Event, Ids, Limits, Sample
+from headway.generate.speculation import CountedGuessLength, Draft, GuessLength, Lookup
+from headway.generate.stepper import RowBatch, Stepper, TorchStepper, stepper_of
 from headway.memory import free_bytes
-from headway.nn.models import EncoderDecoder, Generative
+from headway.nn.models import EncoderDecoderConfig, Generative, Transformer
+
+if TYPE_CHECKING:
+    from headway.engine import Engine
+    from headway.engine.cache import Blocks
+    from headway.engine.pool import Pool
+    from headway.generate.prefix_cache import PrefixCache
 
 _MAX_SPECULATED = 16  # maximum tokens in a step that gets guesses, which would slow down other sequences
 _SHARE = 4  # by default, the cache takes 1 / _SHARE of the free memory
@@ -69,30 +66,13 @@ class Request:
             if top < 0:
                 raise ConfigError(f"{name} is {top}; use an integer of at least 0")
 
-    def check(self, model: Generative) -> None:
+    def check(self, model: Stepper) -> None:
         """Raise UserError for a prompt that this model cannot process, or that leaves no position for new tokens."""
         prompt = self.prompt
         if not self.generates and len(prompt) > 1:  # the last token is only scored
             check_ids("prompt", [prompt], model.config.vocab_size)
             prompt = prompt[:-1]
         check_prompts(model, [prompt])
-
-
-class SampleOutput(NamedTuple):
-    """The output from one step for one of a request's samples. `id` is None if the sample ended without a new token;
-    the last output has a `reason`.
-    """
-
-    ticket: int
-    sample: int
-    id: int | None
-    text: str  # final text; it never ends inside a character or contains part of a stop string
-    logprob: float  # of the token, in nats, before temperature and penalties
-    top: list[tuple[int, float]]  # the most probable tokens and their log probabilities, in decreasing order
-    reason: FinishReason | None
-    error: UserError | None = None  # why the sample ended, if the model output NaN or the rule failed
-    cached_tokens: int = 0  # prompt tokens that were cached every time this sample started
-    scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first output
 
 
 class SchedulerState(NamedTuple):
@@ -111,44 +91,51 @@ class SchedulerState(NamedTuple):
 
 
 class Scheduler:
-    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread, but `step` only
-    from one. Nothing else may generate with the engine in the meantime.
+    """Shares a model among requests. `submit`, `cancel` and `state` may be called from any thread, but `step` only
+    from one. Nothing else may generate with the model in the meantime.
 
-    A sample's output equals that of a `Session` that has the model to itself, bit for bit, whatever else is running.
-    Prompts are processed in chunks between other sequences' steps, with fair queueing between owners. Cached key/value
-    blocks are reused. If blocks run short, cached prefixes are evicted first; then the youngest samples are preempted
-    and processed again later. Prefixes are cached only if every token stays visible, so not if all layers have windows
-    or any layer has a recurrent state.
+    On the engine, a sample's output does not depend on what else is running, bit for bit. Prompts are processed in
+    chunks between other sequences' steps, with fair queueing between owners. Cached key/value blocks are reused. If
+    blocks run short, cached prefixes are evicted first; then the youngest samples are preempted and processed again
+    later. Prefixes are cached only if every token stays visible, so not if all layers have windows or any layer has a
+    recurrent state.
+
+    On torch, whose sums depend on the batch, one request runs at a time, and its samples are one batch.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        model: Generative | Stepper,
         codec: Codec | None = None,
         slots: int = 64,
         waiting: int = 256,
         cache_memory: int | None = None,
         step_tokens: int = 128,
+        *,
+        shared: bool = True,
+        guess_length: Callable[[], GuessLength] | None = CountedGuessLength,
+        draft: Generative | None = None,
     ) -> None:
         """At most `slots` sequences run and at most `waiting` requests wait at once. Keys and values take at most
         `cache_memory` bytes (None: a quarter of the free memory). A step processes at most `step_tokens` prompt tokens.
+
+        If it is not `shared`, there is no limit of memory, and no prefix is cached. `guess_length` decides how many
+        tokens to guess (None: no guesses). While only one sample runs, `draft` guesses instead of the text so far.
         """
         settings = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
         for name, setting in settings.items():
             if setting is not None and setting < 1:
                 raise UserError(f"{name} is {setting}; use an integer of at least 1")
-        if isinstance(engine.model, EncoderDecoder):
+        self._stepper = stepper = stepper_of(model)
+        if shared and isinstance(stepper.config, EncoderDecoderConfig):
             raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
-        self._engine, self._codec, self._slots, self._max_waiting = engine, codec, slots, waiting
-        self._step_tokens = step_tokens
-        # A recurrent model processes a chunk token by token, and each token takes as long as a step for all rows.
-        self._max_chunk = step_tokens if engine.extends else max(1, step_tokens // _MAX_SPECULATED)
-        free = free_bytes(torch.device("cpu")) if cache_memory is None else None
-        engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
-        [self._blank] = engine.open(count=1).rows  # the state that every row starts in
-        self._store = self._blank.store
-        shareable = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
-        self._prefixes = PrefixCache(self._store) if shareable else None
+        self._codec, self._slots, self._max_waiting = codec, slots, waiting
+        self._guess_length, self._draft = guess_length if stepper.extends else None, draft
+        self._step_tokens = self._max_chunk = step_tokens
+        self._store: Blocks | None = None  # keys and values of the engine
+        self._prefixes: PrefixCache | None = None
+        if stepper.joins and not isinstance(stepper.config, EncoderDecoderConfig):
+            self._open_cache(cache_memory, shared)
         self._lock = threading.Lock()  # guards the queue and the tickets
         self._queue = FairQueue()
         self._running: list[Sample] = []
@@ -157,29 +144,55 @@ class Scheduler:
         self._cancelled: set[int] = set()
         self._counts = dict.fromkeys(SchedulerState._fields, 0)
 
-    def submit(self, request: Request) -> int:
+    def _open_cache(self, cache_memory: int | None, shared: bool) -> None:
+        engine = cast("Engine", self._stepper)
+        # A recurrent model processes a chunk token by token, and each token takes as long as a step for all rows.
+        self._max_chunk = self._step_tokens if engine.extends else max(1, self._step_tokens // _MAX_SPECULATED)
+        [self._blank] = engine.open(count=1).rows  # the state that every row starts in
+        self._store = self._blank.store
+        if not shared:
+            return
+        free = free_bytes(torch.device("cpu")) if cache_memory is None else None
+        engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
+        if self._store.size > 0 and self._store.window is None and not len(self._blank.state):
+            from headway.generate.prefix_cache import PrefixCache  # imports LLVM, which torch does not need
+
+            self._prefixes = PrefixCache(self._store)
+
+    def submit(self, request: Request, keys: Sequence[int] | None = None, batch: RowBatch | None = None) -> int:
         """Queue a request and return its ticket. Raises UserError for an invalid request, FullError if the queue is
-        full.
+        full. `keys` of its samples and the `batch` of their rows may come from a larger call.
         """
-        vocab_size = self._engine.config.vocab_size
-        request.check(self._engine)
+        vocab_size = self._stepper.config.vocab_size
+        request.check(self._stepper)
         request.sampling.check_vocab_size(vocab_size)
         if (top := max(request.top, request.prompt_top or 0)) > vocab_size:
             raise UserError(f"top is {top}, more than this model's {vocab_size} tokens; use a smaller number")
-        prompt, context = list(request.prompt), context_of(self._engine)
-        samples = []
-        for number, key in enumerate(row_keys([prompt] * request.n)):
-            continuation = Continuation(self._codec, prompt, request.limits, context)
-            if number == 0:
-                self._check_capacity(len(prompt), continuation.limit)
-            rule = None if request.rule is None else request.rule()
-            sampler = Sampler(request.sampling, [key], [prompt], vocab_size, pool=self._engine.pool)
-            sequence_sampler = SequenceSampler(sampler, rule, request.top, vocab_size)
-            samples.append(
-                Sample(
-                    number, request.owner, prompt, continuation, sequence_sampler, request.prompt_top, request.generates
-                )
+        if request.rule is not None and not self._stepper.joins:
+            raise UserError(
+                "response formats and allowed tokens are not supported, because the compiled engine does not run this "
+                "model; remove them"
             )
+        prompt, context, samples = list(request.prompt), context_of(self._stepper), list[Sample]()
+        for number, key in enumerate(keys or row_keys([prompt] * request.n)):
+            sampler = Sampler(
+                request.sampling, key, prompt, None if request.rule is None else request.rule(), request.top
+            )
+            sample = Sample(
+                number, request.owner, prompt, sampler, self._codec, request.limits, context, request.prompt_top,
+                request.generates,
+            )  # fmt: skip
+            if number == 0:
+                self._check_capacity(len(prompt), sample.limit)
+            if self._guess_length is not None:
+                sample.guess_length, sample.guesser = self._guess_length(), Lookup(sample.ids)
+                if self._draft is not None:
+                    sample.guesser = Draft(self._draft, sample, vocab_size, self._stepper.pool)
+            if batch is None and not self._stepper.joins:
+                batch = RowBatch(request.n, len(prompt) + sample.limit)
+            if batch is not None:
+                sample.batch, sample.index = batch, batch.add()
+            samples.append(sample)
         with self._lock:
             if len(self._unstarted) >= self._max_waiting:
                 raise FullError(f"the queue is full ({self._max_waiting} requests); retry later")
@@ -200,46 +213,53 @@ class Scheduler:
     def state(self) -> SchedulerState:
         """The state after the last step, with the current number of waiting samples."""
         with self._lock:
-            return SchedulerState(
-                **{**self._counts, "waiting": len(self._queue), "most_blocks": self._store.max_blocks}
-            )
+            most_blocks = None if self._store is None else self._store.max_blocks
+            return SchedulerState(**{**self._counts, "waiting": len(self._queue), "most_blocks": most_blocks})
 
-    def step(self) -> list[SampleOutput]:
-        """Run one engine step; return no outputs if no request is active."""
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Run one step; return no events if no request is active."""
         with self._lock:
-            for sample in [sample for sample in self._running if sample.ticket in self._cancelled]:
-                self._close(sample)
-            self._queue.drop(self._cancelled)  # they may have been preempted in the meantime
-            self._cancelled.clear()
+            if self._cancelled:
+                for sample in [sample for sample in self._running if sample.ticket in self._cancelled]:
+                    self._close(sample)
+                self._queue.drop(self._cancelled)  # they may have been preempted in the meantime
+                self._cancelled.clear()
             self._admit()
+        started = time.perf_counter()
         planned = self._plan()
-        outputs = []
+        events = []
         if planned:
             sampling_rows = _rows_to_sample(planned)
-            step_sampling = StepSampling(
-                [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
-            )
-            logits = self._engine.compute(list(planned.values()), step_sampling.batch)
-            outputs = self._collect(planned, logits, sampling_rows, step_sampling.outcomes())
+            samplers, rows = [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
+            if self._stepper.pool is None:
+                logits = self._stepper.compute(list(planned.values()))
+                sampled = sample_rows(logits, rows, samplers)
+            else:
+                from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
+
+                sampling = StepSampling(samplers, rows, self._stepper.config.vocab_size)
+                logits = self._stepper.compute(list(planned.values()), sampling.batch)
+                sampled = sampling.events()
+            seconds = time.perf_counter() - started
+            events = self._collect(planned, logits, sampling_rows, sampled, seconds)
         with self._lock:
             for sample, chunk in planned.items():
                 self._queue.charge(sample.owner, len(chunk.ids))
             self._queue.forget({sample.owner for sample in self._running})
-            self._counts["running"], self._counts["blocks"] = len(self._running), self._store.used
-        return outputs
-
-    def _blocks(self, tokens: int) -> int:
-        """The maximum number of blocks that a row with `tokens` tokens holds at once."""
-        window, blocks = self._store.window, -(-tokens // BLOCK)
-        return blocks if window is None else min(blocks, (window + self._step_tokens) // BLOCK + 2)
+            self._counts["running"] = len(self._running)
+            self._counts["blocks"] = 0 if self._store is None else self._store.used
+        return events
 
     def _check_capacity(self, prompt: int, new: int) -> None:
-        max_blocks = self._store.max_blocks
-        needed = self._blocks(prompt + new - 1) if self._store.size else 0
-        if max_blocks is not None and needed > max_blocks:
+        if self._store is None or self._store.max_blocks is None:
+            return
+        needed = self._store.most_blocks(prompt + new - 1, self._step_tokens)
+        if needed > self._store.max_blocks:
             raise UserError(
                 f"{prompt} prompt tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, but the cache has {max_blocks * self._store.size:,}; request fewer, or enlarge the cache"
+                f"values, but the cache has {self._store.max_blocks * self._store.size:,}; request fewer, or enlarge "
+                "the cache"
             )
 
     def _admit(self) -> None:
@@ -248,7 +268,11 @@ class Scheduler:
             leader = next(
                 (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
             )
-            if leader is not None:
+            if sample.batch is not None:
+                if not self._stepper.joins and self._running and self._running[0].batch is not sample.batch:
+                    return
+                sample.row, sample.cached_tokens = sample.batch.open(self._stepper, sample.index), 0
+            elif leader is not None:
                 leader.followers.append(sample)
             else:
                 blocks: list[int] = []
@@ -256,8 +280,10 @@ class Scheduler:
                     blocks = self._prefixes.find(sample.owner, sample.ids)
                 if not self._fits(sample, blocks):
                     return
-                sample.row, sample.processed = self._blank.fork(), len(blocks) * BLOCK
-                sample.row.adopt_prefix(blocks)
+                sample.row = self._blank.fork()
+                if self._prefixes is not None:
+                    sample.row.adopt_prefix(blocks)
+                    sample.processed = len(blocks) * self._prefixes.block_tokens
                 sample.cached_tokens = min(sample.cached_tokens, sample.processed)
                 self._counts["prefix_tokens"] += sample.processed
             self._queue.start(sample)
@@ -268,25 +294,26 @@ class Scheduler:
         """Whether there are enough blocks for its prompt and the running samples. A sample always fits if it is the
         only one.
         """
-        running = [other for other in self._running if other.row is not None]
-        if self._store.max_blocks is None or not self._store.size or not running:
+        store, running = self._store, [other for other in self._running if other.row is not None]
+        if store is None or store.max_blocks is None or not store.size or not running:
             return True
-        needed = self._blocks(len(sample.ids) + 1) - sum(not self._store.is_exclusive(block) for block in cached_blocks)
+        needed = store.most_blocks(len(sample.ids) + 1, self._step_tokens)
+        needed -= sum(not store.is_exclusive(block) for block in cached_blocks)
         for other in running:
-            held_blocks = sum(map(bool, other.row.blocks)) if other.row is not None else 0
-            needed += max(0, self._blocks(len(other.ids) + 1) - held_blocks)
-        available = self._store.available
+            held_blocks = sum(map(bool, other.row.blocks))
+            needed += max(0, store.most_blocks(len(other.ids) + 1, self._step_tokens) - held_blocks)
+        available = store.available
         return needed <= available or (self._prefixes is not None and needed <= available + self._prefixes.evictable())
 
     def _plan(self) -> dict[Sample, RowChunk]:
         """The chunks for the next step. If there are too few blocks, drop guesses, then evict prefixes, then preempt
         the youngest sample.
         """
-        planned = self._chunks(guessing=self._engine.extends)
-        if not self._engine.lacking(list(planned.values())):
+        planned = self._chunks(guessing=self._guess_length is not None)
+        if not self._stepper.lacking(list(planned.values())):
             return planned
         planned = self._chunks(guessing=False)
-        while lacking := self._engine.lacking(list(planned.values())):
+        while lacking := self._stepper.lacking(list(planned.values())):
             if self._prefixes is None or not self._prefixes.evict(lacking):
                 youngest = max(
                     (sample for sample in self._running if sample.row is not None), key=lambda candidate: candidate.age
@@ -305,18 +332,22 @@ class Scheduler:
         planned: dict[Sample, RowChunk] = {}
         budget = self._step_tokens
         for sample in self._queue.ordered(self._running):
-            count = min(sample.unprocessed, budget, self._max_chunk) if sample.unprocessed > 1 else 1
+            unprocessed = len(sample.ids) - sample.processed
+            count = min(unprocessed, budget, self._max_chunk) if unprocessed > 1 else 1
             if sample.row is not None and count:
                 ids = sample.ids[sample.processed : sample.processed + count]
-                wanted = count if sample.scores_prompt else int(count == sample.unprocessed)
+                scores = sample.prompt_top is not None and sample.scores_prompt and self._stepper.joins
+                wanted = count if scores else int(count == unprocessed)
                 planned[sample] = RowChunk(sample.row, sample.processed, ids, wanted)
-                budget -= count if sample.unprocessed > 1 else 0
+                budget -= count if unprocessed > 1 else 0
+        if not guessing or (self._draft is not None and len(planned) > 1):
+            return planned
         headroom = _MAX_SPECULATED - sum(len(chunk.ids) for chunk in planned.values())
         for sample, chunk in planned.items():
-            if guessing and headroom > 0 and sample.unprocessed == 1 and sample.output.ids:
-                max_guesses = min(
-                    sample.guess_length.next_length(), sample.output.limit - len(sample.output.ids) - 1, headroom
-                )
+            if headroom > 0 and sample.unprocessed == 1 and sample.generated:
+                assert sample.guess_length is not None
+                assert sample.guesser is not None
+                max_guesses = min(sample.guess_length.next_length(), sample.limit - sample.generated - 1, headroom)
                 guesses = sample.guesser.guess(max_guesses) if max_guesses else []
                 planned[sample] = chunk._replace(ids=[*chunk.ids, *guesses], wanted=1 + len(guesses))
                 headroom -= len(guesses)
@@ -327,53 +358,66 @@ class Scheduler:
         planned: dict[Sample, RowChunk],
         logits: Float[Tensor, "N C"],
         sampling_rows: list[tuple[Sample, int]],
-        chosen: list[SampledToken | UserError | None],
-    ) -> list[SampleOutput]:
-        """Turn the sampled tokens into outputs; if guesses were right, sample again from the following logits."""
+        chosen: list[Event],
+        seconds: float,
+    ) -> list[Event]:
+        """Complete the events of the sampled tokens; if guesses were right, sample again from the following logits."""
         guesses: dict[Sample, list[int]] = {}  # guesses that are not checked yet
+        guessed: dict[Sample, int] = {}
         self._score(planned, logits)
         for sample, chunk in planned.items():
-            count = min(len(chunk.ids), sample.unprocessed)
-            self._counts["prompt_tokens"] += count if sample.prefilling else 0
+            unprocessed = len(sample.ids) - sample.processed
+            count = min(len(chunk.ids), unprocessed)
             sample.processed += count
-            guesses[sample] = list(chunk.ids[count:])
-            if not sample.unprocessed and sample.prefilling:
-                self._share_prompt(sample)
-        guessed = {sample: len(ids) for sample, ids in guesses.items()}
-        outputs = []
+            if sample.generated:
+                guesses[sample] = list(chunk.ids[count:])
+                guessed[sample] = len(chunk.ids) - count
+            else:
+                self._counts["prompt_tokens"] += count
+                if count == unprocessed:
+                    self._share_prompt(sample)
+        events = []
         while sampling_rows:
             continuing = []
-            for (sample, row), choice in zip(sampling_rows, chosen):
-                outputs.append(self._emit(sample, choice))
+            for (sample, row), event in zip(sampling_rows, chosen):
+                self._complete(sample, event)
+                events.append(event)
                 pending = guesses.get(sample)
-                if pending and outputs[-1].reason is None and pending[0] == outputs[-1].id:
+                if pending and event.reason is None and pending[0] == event.id:
                     sample.processed += 1
                     continuing.append((sample, row + 1))
                     del pending[0]
             sampling_rows = continuing
             if continuing:
                 rows = [row for _, row in continuing]
-                chosen = sample_rows(logits, rows, [sample.sampler for sample, _ in continuing], self._engine.pool)
+                chosen = sample_rows(logits, rows, [sample.sampler for sample, _ in continuing], self._stepper.pool)
         for sample, count in guessed.items():
-            accepted = count - len(guesses[sample])
-            sample.guess_length.update(count, accepted)
-            self._counts["guessed"] += count
-            self._counts["accepted"] += accepted
+            if sample.guess_length is not None:
+                accepted = count - len(guesses[sample])
+                sample.guess_length.update(count, accepted, seconds)
+                self._counts["guessed"] += count
+                self._counts["accepted"] += accepted
         for sample in [sample for sample in self._running if sample.done]:
             self._close(sample)
-        return outputs
+        return events
 
     def _score(self, planned: dict[Sample, RowChunk], logits: Float[Tensor, "N C"]) -> None:
         """Score this step's prompt tokens for requests that want scores."""
         row = 0
         for sample, chunk in planned.items():
             if sample.prompt_top is not None and sample.scores_prompt:
+                if isinstance(self._stepper, TorchStepper):
+                    model = cast(Transformer, self._stepper.model)
+                    sample.scores = score_prompt(model, sample.ids, sample.prompt_top)
+                    continue
+                from headway.generate.compiled_sampling import score_tokens  # imports LLVM, which torch does not need
+
                 first = max(sample.processed, len(sample.scores))  # skip tokens that were scored before a preemption
                 ids = sample.ids[first + 1 : sample.processed + 1 + len(chunk.ids)]
                 start = row + first - sample.processed
                 if ids:
-                    rows = range(start, start + len(ids))
-                    sample.scores += score_tokens(logits, rows, ids, sample.prompt_top, self._engine.pool)
+                    rows, pool = range(start, start + len(ids)), cast("Pool", self._stepper.pool)
+                    sample.scores += score_tokens(logits, rows, ids, sample.prompt_top, pool)
             row += chunk.wanted
 
     def _share_prompt(self, sample: Sample) -> None:
@@ -390,50 +434,28 @@ class Scheduler:
             )
             follower.scores = sample.scores
 
-    def _emit(self, sample: Sample, choice: SampledToken | UserError | None) -> SampleOutput:
-        scores, sample.scores = sample.scores, []
+    def _complete(self, sample: Sample, event: Event) -> None:
+        """Add the text and everything else about the sample to the event of its sampled token."""
+        event.ticket, event.sequence, event.cached_tokens = sample.ticket, sample.number, sample.cached_tokens
+        event.scores, sample.scores = sample.scores, []
         try:
-            for score in scores:
+            for score in event.scores:
                 check_not_nan(score.logprob)
-            if choice is None or not sample.generates:
-                sample.done = True
-                text, reason = sample.output.finish("", "stop" if sample.generates else "length")
-                return SampleOutput(
-                    sample.ticket,
-                    sample.number,
-                    None,
-                    text,
-                    0.0,
-                    [],
-                    reason,
-                    cached_tokens=sample.cached_tokens,
-                    scores=scores,
-                )
-            if isinstance(choice, UserError):
-                raise choice
-            check_not_nan(choice.logprob)
-            sample.sampler.take(choice.id)
+            if not sample.generates or (event.id is None and event.error is None):
+                event.id = event.error = None
+                sample.finish(event, "stop" if sample.generates else "length")
+            elif event.error is not None:
+                raise event.error
+            else:
+                check_not_nan(event.logprob)
+                sample.push(event)
         except UserError as error:
+            event.id, event.reason, event.error, event.scores, event.cached_tokens = None, "stop", error, (), 0
             sample.done = True
-            return SampleOutput(sample.ticket, sample.number, None, "", 0.0, [], "stop", error)
-        token, text, reason = sample.output.push(choice.id)
-        sample.done = reason is not None
-        if token is None:
-            return SampleOutput(
-                sample.ticket,
-                sample.number,
-                None,
-                text,
-                0.0,
-                [],
-                reason,
-                cached_tokens=sample.cached_tokens,
-                scores=scores,
-            )
-        sample.guesser.add(token)
-        self._counts["written_tokens"] += 1
-        fields = (sample.ticket, sample.number, token, text, choice.logprob, choice.top, reason)
-        return SampleOutput(*fields, cached_tokens=sample.cached_tokens, scores=scores)
+        if event.id is None:
+            event.logprob, event.top = 0.0, ()
+        else:
+            self._counts["written_tokens"] += 1
 
     def _close(self, sample: Sample) -> None:
         """Stop running it. Its processed tokens stay cached as long as there is memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from headway.arguments import check_fields
 from headway.errors import ConfigError, UserError
-from headway.generate.coroutines import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.prompts import (
     Ids,
     batches,
@@ -26,7 +25,8 @@ from headway.generate.prompts import (
     evaluation_mode,
     make_prompt,
 )
-from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.sampling import Sampler, Sampling, row_keys, sample_rows
+from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:
@@ -425,20 +425,22 @@ def sample_steps(
     """
     rows = torch.zeros(count, dtype=torch.long, device=logits.device)
     logits, decoding = logits[rows], decoding.select(rows)
-    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device)
+    samplers = [Sampler(sampling, key) for key in row_keys([()] * count)]
     history = torch.zeros(count, limit, dtype=torch.long, device=logits.device)
     finished: list[Hypothesis | None] = [None] * count
     totals = [0.0] * count
     for step in range(limit):
         rule(logits, history[:, :step])
-        chosen, logprobs = sampler.pick(logits, step)
+        events = sample_rows(logits, range(count), samplers)
+        chosen = torch.tensor([event.id for event in events], device=logits.device)
         history[:, step] = chosen
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist())):
+        for row, event in enumerate(events):
+            samplers[row].take(cast(int, event.id))
             if finished[row] is not None:
                 continue
-            check_not_nan(logprob)
-            totals[row] += logprob
-            if token in eos_ids:
+            check_not_nan(event.logprob)
+            totals[row] += event.logprob
+            if event.id in eos_ids:
                 finished[row] = _hypothesis(history[row, :step], totals[row], True)
         if all(finished) or step + 1 == limit:
             break

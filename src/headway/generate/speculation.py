@@ -5,10 +5,8 @@ Guesses come from a Guesser: Lookup finds them in the text so far, and `Draft` r
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +14,14 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError
-from headway.generate.prompts import context_of, device_of, make_prompt
-from headway.generate.sampling import Sampler
+from headway.generate.prompts import context_of, device_of, evaluation_mode, make_prompt
+from headway.generate.sampling import sample_rows
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
+
+if TYPE_CHECKING:
+    from headway.engine.pool import Pool
+    from headway.generate.sequences import Sample
 
 MAX_MATCH, MIN_MATCH = 4, 2  # number of last tokens to look up in earlier text; longer matches are tried first
 MAX_GUESSES = 15  # guesses per step
@@ -39,25 +41,33 @@ class ExtendingModel(Generative, Protocol):
 class Guesser(Protocol):
     """Guesses the next tokens of one sequence. Guesses change the speed, never the output."""
 
-    def add(self, token: int) -> None:
-        """Append the next token of the sequence."""
-        ...
-
     def guess(self, max_guesses: int) -> list[int]:
         """At most `max_guesses` next tokens; an empty list if there is no guess."""
+        ...
+
+
+class GuessLength(Protocol):
+    """Decides how many tokens to guess."""
+
+    def next_length(self) -> int:
+        """How many tokens to guess now."""
+        ...
+
+    def update(self, guessed: int, accepted: int, seconds: float) -> None:
+        """Record that of `guessed` guesses the first `accepted` were right, and how long producing accepted + 1 tokens
+        took. A plain step has 0 guesses.
+        """
         ...
 
 
 class Lookup:
     """Guesses the tokens that followed an earlier occurrence of the last few (Saxena 2023, prompt lookup)."""
 
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+    def __init__(self, ids: list[int]) -> None:
+        """The sequence appends to `ids`."""
+        self.ids = ids
         self._run_ends: dict[tuple[int, ...], int] = {}  # the last position where each run of tokens ends
         self._known = 0  # number of indexed tokens
-
-    def add(self, token: int) -> None:
-        self.ids.append(token)
 
     def guess(self, max_guesses: int) -> list[int]:
         # Index all runs that end before the last token, because the token after them is known.
@@ -92,7 +102,7 @@ class _Mean:
 
 
 class TimedGuessLength:
-    """Decides how many tokens to guess by measuring time: more while all guesses are right, fewer otherwise, and none
+    """Measures time: more while all guesses are right, fewer otherwise, and none
     while guessing does not pay off.
     """
 
@@ -102,16 +112,12 @@ class TimedGuessLength:
         self._step, self._gain = _Mean(), _Mean()  # seconds per plain step, and per token with guesses
 
     def next_length(self) -> int:
-        """How many tokens to guess now."""
         if self._skips:
             self._skips -= 1
             return 0
         return self._length
 
     def update(self, guessed: int, accepted: int, seconds: float) -> None:
-        """Record that of `guessed` guesses the first `accepted` were right, and how long producing accepted + 1 tokens
-        took. A plain step has 0 guesses.
-        """
         if not guessed:
             self._step.add(seconds)
             return
@@ -127,8 +133,8 @@ class TimedGuessLength:
 
 
 class CountedGuessLength:
-    """Decides how many tokens to guess when many rows share a step. It uses only counts, so the same requests take the
-    same steps on any machine. It pauses guessing when too few guesses were right.
+    """Uses only counts, for rows that share a step, so the same requests take the same steps on any machine. Pauses
+    when too few guesses were right.
     """
 
     def __init__(self) -> None:
@@ -136,11 +142,9 @@ class CountedGuessLength:
         self._rate = 1.0  # share of guesses that were right
 
     def next_length(self) -> int:
-        """How many tokens to guess now."""
         return 0 if self._skips else self._length
 
-    def update(self, guessed: int, accepted: int) -> None:
-        """Record that of `guessed` guesses the first `accepted` were right; a step without guesses has 0."""
+    def update(self, guessed: int, accepted: int, seconds: float = 0.0) -> None:
         if not guessed:
             self._skips = max(0, self._skips - 1)
             return
@@ -150,44 +154,6 @@ class CountedGuessLength:
             self._pause = _PAUSE
         else:
             self._skips, self._pause, self._rate = self._pause, min(2 * self._pause, _MAX_PAUSE), _MIN_ACCEPTANCE
-
-
-class Speculation:
-    """Runs one sequence's steps with a model that can process several tokens at once. The logits equal those of single
-    steps, bit for bit.
-    """
-
-    def __init__(self, model: ExtendingModel, guesser: Guesser, limit: int) -> None:
-        """`limit` is the maximum number of tokens to generate."""
-        self.model, self.guesser = model, guesser
-        self.guess_length = TimedGuessLength()
-        self._remaining = limit
-        self._guesses: list[int] = []
-        self._accepted = 0  # number of correct guesses so far
-        self._logits = torch.empty(0)
-        self._seconds = 0.0
-
-    def step(self, ids: Int[Tensor, "1"], decoding: Any) -> tuple[Float[Tensor, "1 C"], Any]:
-        """Like the model's own step: the logits after one more token."""
-        token = int(ids[0])
-        self.guesser.add(token)
-        self._remaining -= 1
-        if self._guesses[self._accepted : self._accepted + 1] == [token]:
-            self._accepted += 1
-            return self._logits[:, self._accepted], decoding.at(decoding.positions + 1)
-        if self._guesses:
-            self.guess_length.update(len(self._guesses), self._accepted, self._seconds)
-        started = time.perf_counter()
-        max_guesses = min(self.guess_length.next_length(), self._remaining)
-        self._guesses, self._accepted = self.guesser.guess(max_guesses) if max_guesses else [], 0
-        if not self._guesses:
-            logits, after = self.model.step(ids, decoding)
-            self.guess_length.update(0, 0, time.perf_counter() - started)
-            return logits, after
-        both = torch.tensor([[token, *self._guesses]], device=ids.device)
-        self._logits, _ = self.model.extend(both, decoding)
-        self._seconds = time.perf_counter() - started
-        return self._logits[:, 0], decoding.at(decoding.positions + 1)
 
 
 def check_draft(
@@ -226,56 +192,51 @@ class Draft:
     outside its vocabulary.
     """
 
-    def __init__(self, model: Generative, prompt: Sequence[int], sampler: Sampler, vocab_size: int, limit: int) -> None:
-        """`sampler` is the sequence's sampler; it generates at most `limit` tokens, with ids below `vocab_size`."""
-        self.model, self.sampler, self.vocab_size = model, sampler, vocab_size
-        self.ids = list(prompt)
-        self._prompt, self._end = len(prompt), len(prompt) + limit
+    def __init__(self, model: Generative, sample: Sample, vocab_size: int, pool: Pool | None) -> None:
+        """`pool` contains the threads that sample the sequence, whose ids are below `vocab_size`."""
+        self.model, self.vocab_size, self.pool = model, vocab_size, pool
+        self._sample, self._end = sample, len(sample.ids) + sample.limit
         self._context = context_of(model) or self._end
-        self._out_of_vocab = not all(token < model.config.vocab_size for token in prompt)
-        if not self._out_of_vocab:
-            self._prefill()
-
-    def add(self, token: int) -> None:
-        self.ids.append(token)
-        self._out_of_vocab |= token >= self.model.config.vocab_size
+        self._first = self._read = self._checked = 0
 
     def guess(self, max_guesses: int) -> list[int]:
+        ids, device = self._sample.ids, device_of(self.model)
         max_guesses = min(max_guesses, self._context // 2)
-        if self._out_of_vocab or not max_guesses:
+        if max(ids[self._checked :], default=0) >= self.model.config.vocab_size or not max_guesses:
             return []
-        if len(self.ids) + max_guesses - self._first > self._context:
-            self._prefill()
-        # Process the tokens generated in the meantime.
-        width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
-        for start in range(self._read, len(self.ids), width):
-            new = torch.tensor([self.ids[start : start + width]], device=self._device)
-            if width == 1:
-                self._logits, self._decoding = self.model.step(new[0], self._decoding)
-            else:
-                logits, self._decoding = cast(ExtendingModel, self.model).extend(new, self._decoding)
-                self._logits = logits[:, -1]
-        self._read = len(self.ids)
-        # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
-        logits, ahead, guesses = self._logits, self._decoding.select(torch.tensor([0], device=self._device)), []
-        while True:
-            step = len(self.ids) - self._prompt + len(guesses)
-            guesses.append(self.sampler.sample_ahead(logits[:, : self.vocab_size], step, guesses))
-            if len(guesses) == max_guesses:
-                return guesses
-            logits, ahead = self.model.step(torch.tensor(guesses[-1:], device=self._device), ahead)
+        self._checked = len(ids)
+        with evaluation_mode(self.model):
+            if not self._read or len(ids) + max_guesses - self._first > self._context:
+                self._prefill(ids)
+            # Process the tokens generated in the meantime.
+            width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
+            for start in range(self._read, len(ids), width):
+                new = torch.tensor([ids[start : start + width]], device=device)
+                if width == 1:
+                    self._logits, self._decoding = self.model.step(new[0], self._decoding)
+                else:
+                    logits, self._decoding = cast(ExtendingModel, self.model).extend(new, self._decoding)
+                    self._logits = logits[:, -1]
+            self._read = len(ids)
+            # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
+            logits, ahead, guesses = self._logits, self._decoding.select(torch.tensor([0], device=device)), []
+            while True:
+                sampler = self._sample.sampler.after(guesses)
+                [event] = sample_rows(logits[:, : self.vocab_size], [0], [sampler], self.pool)
+                if event.id is None:
+                    return guesses
+                guesses.append(event.id)
+                if len(guesses) == max_guesses:
+                    return guesses
+                logits, ahead = self.model.step(torch.tensor(guesses[-1:], device=device), ahead)
 
-    @property
-    def _device(self) -> torch.device:
-        return device_of(self.model)
-
-    def _prefill(self) -> None:
+    def _prefill(self, ids: list[int]) -> None:
         """Process the sequence, or only as much of its end as leaves half of the context for new tokens."""
         fits = self._end <= self._context
-        self._first = 0 if fits else max(0, len(self.ids) - max(1, self._context // 2))
+        self._first = 0 if fits else max(0, len(ids) - max(1, self._context // 2))
         capacity = min(self._context, self._end - self._first)
-        prompt = make_prompt([self.ids[self._first :]], None, self._device)
+        prompt = make_prompt([ids[self._first :]], None, device_of(self.model))
         self._logits: Float[Tensor, "1 C"]
         self._decoding: Any
         self._logits, self._decoding = self.model.start(prompt, capacity)
-        self._read = len(self.ids)
+        self._read = len(ids)

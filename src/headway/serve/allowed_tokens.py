@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 from jaxtyping import Int
 
-from headway.generate.scheduler import Rule
+from headway.generate.sampling import Rule
 
 
 class RestrictedRule:

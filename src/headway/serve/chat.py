@@ -45,7 +45,7 @@ from headway.serve.generation import (
     restricted_rule,
     rule_of,
     sampling_of,
-    stream_deltas,
+    stream_events,
     token_usage,
     truncate_prompt,
 )
@@ -84,16 +84,16 @@ async def create_chat_completion(body: ChatBody, context: Context) -> ChatAnswer
     if body.stream:
         return Events(_stream_events(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
-    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
-        async for delta in stream:
-            answer = answers[delta.index]
-            answer.content += delta.text
-            calls = [call for call in delta.calls if isinstance(call, ToolCall)]
+    async with prepare(body, context) as job, aclosing(stream_events(job, context)) as stream:
+        async for event in stream:
+            answer, token = answers[event.sequence], job.token_logprob(event)
+            answer.content += event.text
+            calls = [call for call in event.calls if isinstance(call, ToolCall)]
             answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in calls]
-            answer.tokens += [] if delta.token is None else [delta.token]
-            answer.ids += [] if delta.id is None else [delta.id]
-            answer.scores = answer.scores or delta.scores
-            answer.reason = delta.reason or answer.reason
+            answer.tokens += [] if token is None else [token]
+            answer.ids += [] if event.id is None else [event.id]
+            answer.scores = answer.scores or event.scores
+            answer.reason = event.reason or answer.reason
         choices = [
             answer.choice(index, job.with_logprobs, body.return_token_ids) for index, answer in sorted(answers.items())
         ]
@@ -116,36 +116,37 @@ async def _stream_events(body: ChatBody, context: Context) -> AsyncGenerator[Cha
     include_usage = options is not None and options.include_usage
     every_event = include_usage and options is not None and options.continuous_usage_stats
     created, started, num_calls = int(time.time()), set[int](), Counter[int]()
-    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
+    async with prepare(body, context) as job, aclosing(stream_events(job, context)) as stream:
         name, fingerprint, usage = job.ready.name, job.ready.fingerprint, None if include_usage else UNSET
-        # One struct for all events: each is written out before the next is made.
-        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, fingerprint, [], usage)
-        async for index, text, calls, token, reason, id, _ in stream:
+        # One struct for all parts: each is written out before the next is made.
+        part = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, fingerprint, [], usage)
+        async for event in stream:
+            index, id, token = event.sequence, event.id, job.token_logprob(event)
             if index not in started:
                 started.add(index)
-                event.usage = token_usage(context, pending=id is not None) if every_event else usage
-                event.choices = [ChatChoicePart(index, AnswerPart("assistant", ""))]
-                event.prompt_token_ids = list(job.requests[0].prompt) if body.return_token_ids else UNSET
-                yield event
-                event.prompt_token_ids = UNSET
-            event.usage = token_usage(context) if every_event else usage
+                part.usage = token_usage(context, pending=id is not None) if every_event else usage
+                part.choices = [ChatChoicePart(index, AnswerPart("assistant", ""))]
+                part.prompt_token_ids = list(job.requests[0].prompt) if body.return_token_ids else UNSET
+                yield part
+                part.prompt_token_ids = UNSET
+            part.usage = token_usage(context) if every_event else usage
             logprobs = None if token is None else ChatLogprobs([token])
             ids = [id] if id is not None and body.return_token_ids else UNSET
             has_token = token is not None or ids is not UNSET
-            deltas = [AnswerPart(content=text)] if text or (has_token and not calls) else []
-            for call in calls:
+            deltas = [AnswerPart(content=event.text)] if event.text or (has_token and not event.calls) else []
+            for call in event.calls:
                 num_calls[index] += isinstance(call, ToolCall)
                 deltas.append(AnswerPart(tool_calls=[_call_part(call, num_calls[index] - 1)]))
             for delta in deltas:
-                event.choices = [ChatChoicePart(index, delta, logprobs, None, ids)]
+                part.choices = [ChatChoicePart(index, delta, logprobs, None, ids)]
                 logprobs, ids = None, UNSET  # sent only once
-                yield event
-            if reason is not None:
-                event.choices = [ChatChoicePart(index, AnswerPart(), None, reason)]
-                yield event
+                yield part
+            if event.reason is not None:
+                part.choices = [ChatChoicePart(index, AnswerPart(), None, event.reason)]
+                yield part
         if include_usage:
-            event.choices, event.usage = [], token_usage(context)
-            yield event
+            part.choices, part.usage = [], token_usage(context)
+            yield part
 
 
 def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:

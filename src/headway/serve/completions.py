@@ -13,7 +13,9 @@ from msgspec import UNSET
 
 from headway.app.model import Model
 from headway.codecs import TokenizerCodec
+from headway.generate import Event
 from headway.generate.scheduler import Request
+from headway.generate.score import TokenScore
 from headway.serve.bodies import (
     CompletionAnswer,
     CompletionBody,
@@ -25,7 +27,6 @@ from headway.serve.bodies import (
 )
 from headway.serve.generation import (
     GenerationJob,
-    TextDelta,
     TokenFormatter,
     check_body,
     limits_of,
@@ -35,7 +36,7 @@ from headway.serve.generation import (
     restricted_rule,
     rule_of,
     sampling_of,
-    stream_deltas,
+    stream_events,
     text_codec,
     token_usage,
     truncate_prompt,
@@ -54,7 +55,7 @@ class _Completion:
     text: str = ""
     logprobs: TextLogprobs | None = None
     reason: FinishReason | None = None
-    first_delta: TextDelta | None = None
+    scores: Sequence[TokenScore] = ()
     ids: list[int] = field(default_factory=list)
 
 
@@ -64,16 +65,16 @@ async def create_completion(body: CompletionBody, context: Context) -> Completio
     if body.stream:
         return Events(_stream_answers(body, context))
     completions: defaultdict[int, _Completion] = defaultdict(_Completion)
-    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
+    async with prepare(body, context) as job, aclosing(stream_events(job, context)) as stream:
         builder = _ChoiceBuilder(body, job)
-        async for delta in stream:
-            completion = completions[delta.index]
-            completion.first_delta = completion.first_delta or delta
-            new_text, logprobs = await builder.format_delta(delta)
+        async for event in stream:
+            completion = completions[event.sequence]
+            completion.scores = completion.scores or event.scores
+            new_text, logprobs = await builder.format_event(event)
             completion.text += new_text
             completion.logprobs = _append_logprobs(completion.logprobs, logprobs)
-            completion.ids += [] if delta.id is None else [delta.id]
-            completion.reason = delta.reason
+            completion.ids += [] if event.id is None else [event.id]
+            completion.reason = event.reason
         build_choices = lambda: [builder.choice(index, completion) for index, completion in sorted(completions.items())]  # noqa: E731
         choices = build_choices() if body.prompt_logprobs is None else await asyncio.to_thread(build_choices)
         name, fingerprint = job.ready.name, job.ready.fingerprint
@@ -87,19 +88,19 @@ async def _stream_answers(body: CompletionBody, context: Context) -> AsyncGenera
     include_usage = options is not None and options.include_usage
     every_event = include_usage and options is not None and options.continuous_usage_stats
     created, started = int(time.time()), set[int]()
-    async with prepare(body, context) as job, aclosing(stream_deltas(job, context)) as stream:
+    async with prepare(body, context) as job, aclosing(stream_events(job, context)) as stream:
         name, fingerprint, usage = job.ready.name, job.ready.fingerprint, None if include_usage else UNSET
         builder = _ChoiceBuilder(body, job)
         # One struct for all events: each is written out before the next is made.
         answer = CompletionAnswer(f"cmpl-{context.id}", created, name, fingerprint, [], usage)
-        async for delta in stream:
-            index, reason = delta.index, delta.reason
-            text, logprobs = await builder.format_delta(delta)
+        async for event in stream:
+            index, reason = event.sequence, event.reason
+            text, logprobs = await builder.format_event(event)
             if not text and logprobs is None and reason is None and not body.return_token_ids:
                 continue
             choice = CompletionChoice(index, text, logprobs, reason)
             if body.return_token_ids:
-                choice.token_ids = [] if delta.id is None else [delta.id]
+                choice.token_ids = [] if event.id is None else [event.id]
                 if index not in started:
                     choice.prompt_token_ids = list(job.request(index).prompt)
             started.add(index)
@@ -112,7 +113,7 @@ async def _stream_answers(body: CompletionBody, context: Context) -> AsyncGenera
 
 
 class _ChoiceBuilder:
-    """Text and log probabilities of deltas; if the prompt is echoed, it precedes the first delta of each sequence."""
+    """Text and log probabilities of events; if the prompt is echoed, it precedes the first event of each sequence."""
 
     def __init__(self, body: CompletionBody, job: GenerationJob) -> None:
         self._body, self._job = body, job
@@ -123,30 +124,31 @@ class _ChoiceBuilder:
         has_texts = body.truncate_prompt_tokens is None and isinstance(prompts[0], str)
         self._prompt_texts = prompts if has_texts else []
 
-    async def format_delta(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
-        """The text and log probabilities that a delta adds. Those for a prompt, which may be long, are computed in a
+    async def format_event(self, event: Event) -> tuple[str, TextLogprobs | None]:
+        """The text and log probabilities that an event adds. Those for a prompt, which may be long, are computed in a
         thread.
         """
-        index, prompt = delta.index, ("", None)
+        index, prompt = event.sequence, ("", None)
         if index not in self._started:
             self._started.add(index)
-            prompt = await asyncio.to_thread(self._start, delta) if self._body.echo else self._start(delta)
-        if delta.token is None or delta.id is None:
-            return prompt[0] + delta.text, prompt[1]
-        logprobs = _logprobs(delta.token, self._offsets[index].next(delta.id))
-        return prompt[0] + delta.text, _append_logprobs(prompt[1], logprobs)
+            prompt = await asyncio.to_thread(self._start, event) if self._body.echo else self._start(event)
+        token = self._job.token_logprob(event)
+        if token is None or event.id is None:
+            return prompt[0] + event.text, prompt[1]
+        logprobs = _logprobs(token, self._offsets[index].next(event.id))
+        return prompt[0] + event.text, _append_logprobs(prompt[1], logprobs)
 
-    def _start(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
-        """The text and log probabilities before the first delta of a sequence."""
-        request, echoes = self._job.request(delta.index), self._body.echo
-        offsets = self._offsets[delta.index] = _Offsets(self._codec, () if echoes else request.prompt)
+    def _start(self, event: Event) -> tuple[str, TextLogprobs | None]:
+        """The text and log probabilities before the first event of a sequence."""
+        request, echoes = self._job.request(event.sequence), self._body.echo
+        offsets = self._offsets[event.sequence] = _Offsets(self._codec, () if echoes else request.prompt)
         if not echoes:
             return "", None
         request_index = self._job.requests.index(request)
         text = str(self._prompt_texts[request_index]) if self._prompt_texts else self._codec.decode(request.prompt)
-        return text, self._prompt_logprobs(request, delta, offsets) if self._job.with_logprobs else None
+        return text, self._prompt_logprobs(request, event, offsets) if self._job.with_logprobs else None
 
-    def _prompt_logprobs(self, request: Request, delta: TextDelta, offsets: _Offsets) -> TextLogprobs:
+    def _prompt_logprobs(self, request: Request, event: Event, offsets: _Offsets) -> TextLogprobs:
         by_id, first_id = self._job.by_id, request.prompt[0]
         logprobs = TextLogprobs(
             [_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))],
@@ -154,7 +156,7 @@ class _ChoiceBuilder:
             [None],
             [offsets.next(first_id)],
         )
-        for score in delta.scores:
+        for score in event.scores:
             token = self._formatter.token_logprob(score.id, score.logprob, score.top[: self._body.logprobs], by_id)
             _append_logprobs(logprobs, _logprobs(token, offsets.next(score.id)))
         return logprobs
@@ -162,10 +164,8 @@ class _ChoiceBuilder:
     def choice(self, index: int, completion: _Completion) -> CompletionChoice:
         """The complete sequence as a choice."""
         choice = CompletionChoice(index, completion.text, completion.logprobs, completion.reason, None, None, None)
-        if self._body.prompt_logprobs is not None and completion.first_delta is not None:
-            choice.prompt_logprobs = self._formatter.prompt_logprobs(
-                completion.first_delta.scores, self._body.prompt_logprobs
-            )
+        if self._body.prompt_logprobs is not None:
+            choice.prompt_logprobs = self._formatter.prompt_logprobs(completion.scores, self._body.prompt_logprobs)
         if self._body.return_token_ids:
             choice.prompt_token_ids, choice.token_ids = list(self._job.request(index).prompt), completion.ids
         return choice

@@ -13,16 +13,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from headway.app.model import Model
-from headway.engine import Engine
 from headway.errors import logger
-from headway.generate import Limits
-from headway.generate.scheduler import Request, SampleOutput, Scheduler
+from headway.generate import Event, Limits
+from headway.generate.scheduler import Request, Scheduler
 from headway.serve.http_errors import StatusError
 from headway.serve.metrics import BETWEEN_TOKENS_SECONDS, FIRST_TOKEN_SECONDS, GENERATED_TOKENS
-from headway.serve.sequential import SequentialScheduler
 
 _LOG = logger(__name__)
 _MAX_UNREAD = 8192  # unread tokens per client
@@ -34,22 +32,18 @@ class Steps(Protocol):
 
     def submit(self, request: Request) -> int: ...
     def cancel(self, ticket: int) -> None: ...
-    def step(self) -> list[SampleOutput]: ...
+    def step(self) -> list[Event]: ...
     def state(self) -> Any: ...
 
 
-class SequenceOutput(NamedTuple):
-    """The output of one step for one of the requested sequences."""
-
-    index: int  # of the sequence; the requests are numbered consecutively, each with all its samples
-    output: SampleOutput
-
-
-StreamEvent = SequenceOutput | Exception
+StreamEvent = Event | Exception
 
 
 class GenerationStream:
-    """The output of requests that belong together. `async with` starts them, and cancels them when left early."""
+    """The events of requests that belong together. `async with` starts them, and cancels them when left early.
+
+    Sequences are numbered consecutively over the requests, each with all its samples.
+    """
 
     def __init__(self, loop: EngineLoop, requests: Sequence[Request]) -> None:
         self.requests = requests
@@ -68,8 +62,8 @@ class GenerationStream:
     async def __aexit__(self, *raised: object) -> None:
         self._close()
 
-    async def outputs(self) -> AsyncGenerator[SequenceOutput, None]:
-        """All output until the last sequence is finished. Raises errors of the requests."""
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """All events until the last sequence is finished. Raises errors of the requests."""
         while self._unfinished:
             while not self._events:
                 self._awake.clear()
@@ -78,7 +72,7 @@ class GenerationStream:
             if isinstance(event, Exception):
                 self._close()
                 raise event
-            if event.output.reason is not None:
+            if event.reason is not None:
                 self._unfinished -= 1
             yield event
         self._closed = True
@@ -87,7 +81,7 @@ class GenerationStream:
         """On the event loop: handle an event that happened at this time."""
         if self._closed:
             return
-        if isinstance(event, SequenceOutput):
+        if isinstance(event, Event):
             if self._last_time is None:
                 self._loop.first.observe(timestamp - self._start_time)
             elif timestamp > self._last_time:  # samples from the same step are one wait for the client
@@ -231,27 +225,28 @@ class EngineLoop:
 
     def _step(self) -> list[tuple[GenerationStream, StreamEvent]]:
         try:
-            outputs = self.steps.step()
+            step_events = self.steps.step()
         except Exception as error:  # ends the running requests, but not the server
             streams = list({id(ticket.stream): ticket.stream for ticket in self._tickets.values()}.values())
             for stream in streams:
                 self._drop(stream)
             return [(stream, error) for stream in streams]
         events: list[tuple[GenerationStream, StreamEvent]] = []
-        for output in outputs:
-            ticket = self._tickets.get(output.ticket)
+        for event in step_events:
+            ticket = self._tickets.get(event.ticket)
             if ticket is None:  # it was cancelled
                 continue
-            if output.error is not None:
+            if event.error is not None:
                 self._drop(ticket.stream)
-                events.append((ticket.stream, output.error))
+                events.append((ticket.stream, event.error))
                 continue
             ticket.started = True
-            events.append((ticket.stream, SequenceOutput(ticket.first_index + output.sample, output)))
-            if output.reason is not None:
+            event.sequence += ticket.first_index
+            events.append((ticket.stream, event))
+            if event.reason is not None:
                 ticket.unfinished -= 1
                 if ticket.unfinished == 0:
-                    del self._tickets[output.ticket]
+                    del self._tickets[event.ticket]
         return events
 
     def _publish(self, events: list[tuple[GenerationStream, StreamEvent]]) -> None:
@@ -263,9 +258,7 @@ class EngineLoop:
             _LOG.debug("the last output of %s is dropped", self.name)
 
     def _deliver(self, events: list[tuple[GenerationStream, StreamEvent]], timestamp: float) -> None:
-        self._generated.inc(
-            sum(isinstance(event, SequenceOutput) and event.output.id is not None for _, event in events)
-        )
+        self._generated.inc(sum(isinstance(event, Event) and event.id is not None for _, event in events))
         for stream, event in events:
             stream.on_event(event, timestamp)
 
@@ -278,17 +271,17 @@ def shutdown_error() -> StatusError:
 def open_engine_loop(
     model: Model, name: str, slots: int = 64, max_waiting: int = 256, cache_memory: int | None = None
 ) -> EngineLoop | None:
-    """An engine loop that generates a model's text, or None if the model does not generate. It runs a Scheduler of at
-    most `slots` sequences and `cache_memory` bytes of KV cache if the compiled engine supports the model and there is
-    no draft, otherwise one request at a time. At most `max_waiting` requests are in the queue.
+    """An engine loop that generates a model's text, or None if the model does not generate. The compiled engine runs at
+    most `slots` sequences with `cache_memory` bytes of KV cache, or one with a draft; torch runs one request at a time.
+    At most `max_waiting` requests are in the queue.
     """
     if "generate" not in model.verbs:
         return None
     session = model.open_session()
-    if isinstance(session.model, Engine) and model.draft is None:
-        steps = Scheduler(session.model, session.codec, slots, max_waiting, cache_memory)
+    slots = slots if session.draft is None else 1
+    steps = Scheduler(session.model, session.codec, slots, max_waiting, cache_memory, draft=session.draft)
+    if hasattr(session.model, "compute"):
         steps.submit(Request([0], limits=Limits(1)))  # warm-up: compile before the first request
         while steps.step():
             pass
-        return EngineLoop(steps, name)
-    return EngineLoop(SequentialScheduler(session, max_waiting), name)
+    return EngineLoop(steps, name)

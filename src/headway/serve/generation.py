@@ -13,13 +13,12 @@ from headway.app.model import Model
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
-from headway.generate import Limits, Sampling
-from headway.generate.scheduler import Request, Rule
+from headway.generate import Event, Limits, Rule, Sampling
+from headway.generate.scheduler import Request
 from headway.generate.score import TokenScore
 from headway.serve.allowed_tokens import restrict_rule
 from headway.serve.bodies import (
     CompletionBody,
-    FinishReason,
     GenerationBody,
     PromptLogprobs,
     PromptToken,
@@ -33,12 +32,11 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, ReadyModel
 from headway.serve.metrics import PROMPT_TOKENS
 from headway.serve.structured_outputs import RuleFactory, rule_for
-from headway.serve.tool_calls import Arguments, ToolCall, ToolCallParser
+from headway.serve.tool_calls import ToolCallParser
 
 _MAX_BIASES = 1024  # maximum tokens in logit_bias
 _MAX_STOP_IDS = 1024  # maximum ids in stop_token_ids
 _MAX_STOP_LENGTH = 1000  # characters per stop string
-_NO_CALLS: Sequence[ToolCall | Arguments] = ()
 _MIN_LOGPROB = -9999.0  # log probability of impossible tokens: JSON has no infinity
 
 
@@ -239,45 +237,37 @@ class GenerationJob(NamedTuple):
                 return request
         raise IndexError(index)
 
-
-class TextDelta(NamedTuple):
-    """The output of one step for one of the requested sequences."""
-
-    index: int
-    text: str
-    calls: Sequence[ToolCall | Arguments]
-    token: TokenLogprob | None  # if requested
-    reason: FinishReason | None
-    id: int | None = None
-    scores: Sequence[TokenScore] = ()  # of the prompt, in the first delta of a sequence
+    def token_logprob(self, event: Event) -> TokenLogprob | None:
+        """The log probability of an event's token, if requested."""
+        if not self.with_logprobs or event.id is None:
+            return None
+        return TokenFormatter.of(self.ready.model).token_logprob(event.id, event.logprob, event.top, self.by_id)
 
 
-async def stream_deltas(job: GenerationJob, context: Context) -> AsyncGenerator[TextDelta, None]:
-    """The output as it is generated. Token counts are recorded for the log and for `token_usage`."""
+async def stream_events(job: GenerationJob, context: Context) -> AsyncGenerator[Event, None]:
+    """The events as they happen, with tool calls taken out of their text. Token counts are recorded for the log and for
+    `token_usage`.
+    """
     prompt_tokens, generated = sum(len(request.prompt) for request in job.requests), 0
     first_indices = accumulate((request.n for request in job.requests[:-1]), initial=0)
     cached = dict.fromkeys(first_indices, 0)  # cached tokens per request, by the index of its first sequence
     context.log_fields.update(model=job.ready.name, prompt_tokens=prompt_tokens, cached_tokens=0, completion_tokens=0)
     PROMPT_TOKENS.labels(job.ready.name).inc(prompt_tokens)
-    formatter = TokenFormatter.of(job.ready.model) if job.with_logprobs else None
-    async with engine_loop_of(job.ready).stream(job.requests) as generation, aclosing(generation.outputs()) as outputs:
-        async for index, output in outputs:
-            text, calls, reason = output.text, _NO_CALLS, output.reason
+    async with engine_loop_of(job.ready).stream(job.requests) as generation, aclosing(generation.events()) as events:
+        async for event in events:
             if job.readers:
-                reader = job.readers[index]
-                parts = [*reader.push(output.text, output.id), *(reader.flush() if reason is not None else [])]
-                text = "".join(part for part in parts if isinstance(part, str))
-                calls = [part for part in parts if not isinstance(part, str)]
-                reason = "tool_calls" if reason == "stop" and reader.calls and not reader.broken else reason
-            token = None
-            if formatter is not None and output.id is not None:
-                token = formatter.token_logprob(output.id, output.logprob, output.top, job.by_id)
-            generated += output.id is not None
+                reader = job.readers[event.sequence]
+                parts = [*reader.push(event.text, event.id), *(reader.flush() if event.reason is not None else [])]
+                event.text = "".join(part for part in parts if isinstance(part, str))
+                event.calls = [part for part in parts if not isinstance(part, str)]
+                if event.reason == "stop" and reader.calls and not reader.broken:
+                    event.reason = "tool_calls"
+            generated += event.id is not None
             context.log_fields["completion_tokens"] = generated
-            if index in cached:
-                cached[index] = output.cached_tokens
+            if event.sequence in cached:
+                cached[event.sequence] = event.cached_tokens
                 context.log_fields["cached_tokens"] = sum(cached.values())
-            yield TextDelta(index, text, calls, token, reason, output.id, output.scores)
+            yield event
 
 
 class TokenFormatter:
@@ -340,7 +330,7 @@ _formatters: WeakKeyDictionary[TokenizerCodec, TokenFormatter] = WeakKeyDictiona
 
 
 def token_usage(context: Context, pending: int = 0) -> TokensUsed:
-    """The token counts that `stream_deltas` recorded, without the `pending` tokens that are not sent yet."""
+    """The token counts that `stream_events` recorded, without the `pending` tokens that are not sent yet."""
     prompt_tokens, cached_tokens, completion_tokens = (
         int(context.log_fields[f"{name}_tokens"]) for name in ("prompt", "cached", "completion")
     )

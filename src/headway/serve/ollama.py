@@ -16,9 +16,10 @@ import msgspec
 from msgspec import UNSET
 
 from headway import __version__
+from headway.generate import Event
 from headway.serve import chat, completions, embeddings
 from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, CompletionBody, TokenLogprob
-from headway.serve.generation import GenerationJob, TextDelta, stream_deltas, text_codec
+from headway.serve.generation import GenerationJob, stream_events, text_codec
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events, ModelSummary, ReadyModel
 from headway.serve.ollama_bodies import (
@@ -285,16 +286,17 @@ async def _stream_lines(
     body: TextBody, job_context: AbstractAsyncContextManager[GenerationJob], context: Context
 ) -> AsyncGenerator[OllamaLine, None]:
     started = time.perf_counter_ns()
-    async with job_context as job, aclosing(stream_deltas(job, context)) as stream:
+    async with job_context as job, aclosing(stream_events(job, context)) as stream:
         load_end = prompt_end = time.perf_counter_ns()
         thoughts = _reasoning_splitter(body, job)
         reason = "stop"
-        async for delta in stream:
+        async for event in stream:
             if prompt_end == load_end:
                 prompt_end = time.perf_counter_ns()
-            text, thinking = thoughts.split(delta.text, delta.reason is not None)
-            reason = "length" if delta.reason == "length" else "stop"
-            calls, tokens = _message_calls(delta), [] if delta.token is None else [delta.token]
+            text, thinking = thoughts.split(event.text, event.reason is not None)
+            reason = "length" if event.reason == "length" else "stop"
+            token = job.token_logprob(event)
+            calls, tokens = _message_calls(event), [] if token is None else [token]
             if text or thinking or calls or tokens:
                 line = _line(body)
                 _set_output(line, text, thinking, calls, tokens)
@@ -328,8 +330,8 @@ def _set_output(
     line.logprobs = tokens or UNSET
 
 
-def _message_calls(delta: TextDelta) -> list[MessageCall]:
-    calls = [call for call in delta.calls if isinstance(call, ToolCall)]
+def _message_calls(event: Event) -> list[MessageCall]:
+    calls = [call for call in event.calls if isinstance(call, ToolCall)]
     raw_arguments: Any = [msgspec.Raw(call.arguments.encode()) for call in calls]
     return [MessageCall(CallFunction(call.name, raw), call.id) for call, raw in zip(calls, raw_arguments)]
 

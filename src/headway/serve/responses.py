@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from headway.generate import Event
 from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, FinishReason, TokenLogprob
 from headway.serve.chat import prepare
-from headway.serve.generation import GenerationJob, TextDelta, stream_deltas, token_usage
+from headway.serve.generation import GenerationJob, stream_events, token_usage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events
 from headway.serve.neutral import Neutral, Neutrals
@@ -207,10 +208,10 @@ async def create_response(body: ResponseBody, context: Context) -> Response | Ev
     chat = chat_body(body)
     if body.stream:
         return Events(_stream_events(body, chat, context))
-    async with _prepare(chat, context) as job, aclosing(stream_deltas(job, context)) as stream:
+    async with _prepare(chat, context) as job, aclosing(stream_events(job, context)) as stream:
         builder = _ResponseBuilder(_response(body, job, context))
-        async for delta in stream:
-            for _ in builder.add_delta(delta):
+        async for event in stream:
+            for _ in builder.add(event, job.token_logprob(event)):
                 pass
         for _ in builder.close(context):
             pass
@@ -218,13 +219,13 @@ async def create_response(body: ResponseBody, context: Context) -> Response | Ev
 
 
 async def _stream_events(body: ResponseBody, chat: ChatBody, context: Context) -> AsyncGenerator[ResponseEvent, None]:
-    async with _prepare(chat, context) as job, aclosing(stream_deltas(job, context)) as stream:
+    async with _prepare(chat, context) as job, aclosing(stream_events(job, context)) as stream:
         builder = _ResponseBuilder(_response(body, job, context))
-        async for delta in stream:
-            for event in builder.add_delta(delta):
-                yield event
-        for event in builder.close(context):
-            yield event
+        async for event in stream:
+            for part in builder.add(event, job.token_logprob(event)):
+                yield part
+        for part in builder.close(context):
+            yield part
 
 
 _PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
@@ -263,8 +264,8 @@ def _response(body: ResponseBody, job: GenerationJob, context: Context) -> Respo
 
 
 class _ResponseBuilder:
-    """Builds the items of a response from deltas, and the events that report them. Items and the response are changed
-    in place: each event is encoded before the next is made.
+    """Builds the items of a response from the events of its tokens, and the events that report them. Items and the
+    response are changed in place: each event is encoded before the next is made.
     """
 
     def __init__(self, response: Response) -> None:
@@ -274,22 +275,22 @@ class _ResponseBuilder:
         self._tokens: list[TokenLogprob] = []  # for the next text
         self._reason: FinishReason = "stop"
 
-    def add_delta(self, delta: TextDelta) -> Iterator[ResponseEvent]:
+    def add(self, event: Event, token: TokenLogprob | None) -> Iterator[ResponseEvent]:
         if not self._next_number:
             yield self._make_event("response.created", response=self.response)
             yield self._make_event("response.in_progress", response=self.response)
-        self._tokens += [] if delta.token is None else [delta.token]
-        if delta.text:
-            yield from self._add_text(delta.text)
-        for call in delta.calls:
+        self._tokens += [] if token is None else [token]
+        if event.text:
+            yield from self._add_text(event.text)
+        for call in event.calls:
             if isinstance(call, ToolCall):
                 yield from self._add_call(call)
             elif isinstance(self._item, FunctionCall):
                 yield self._add_arguments(self._item, call)
-        self._reason = delta.reason or self._reason
+        self._reason = event.reason or self._reason
 
     def close(self, context: Context) -> Iterator[ResponseEvent]:
-        """The last events of a response, after all deltas."""
+        """The last events of a response, after all tokens."""
         response, cut = self.response, self._reason == "length"
         if not response.output:
             yield from self._add_text("")
