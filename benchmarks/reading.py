@@ -73,7 +73,7 @@ def readings(folder: Path) -> dict[str, Callable[[], object]]:
     import headway as hw
     from headway.codecs.published_tokenizers import published_codec
     from headway.data.corpus import iter_documents
-    from headway.data.idx import read_idx
+    from headway.data.labelled_files import read_idx
     from headway.data.table_files import read_table
     from headway.domains.audio.sound_files import FileSound
 

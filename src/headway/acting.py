@@ -11,7 +11,7 @@ from headway.data.episodes import actions_text, numbers_text
 from headway.environments.factory import Spaces
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
-from headway.formats.durable import read_json, write_json
+from headway.io.durable import read_json, write_json
 from headway.learn.examples import Examples, removal_notes
 
 

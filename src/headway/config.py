@@ -25,7 +25,7 @@ from importlib import import_module
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
 from headway.errors import ConfigError, InapplicableError, nearest
-from headway.parsing import DuplicateKeyError, parse_json
+from headway.io.json_files import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}

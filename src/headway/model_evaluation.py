@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from headway.arguments import check_types, format_value
-from headway.data.catalogue import KNOWN_SETS
+from headway.data.registry import KNOWN_SETS
 from headway.errors import UserError, nearest
 from headway.in_memory_data import Data, Paths, data_paths
+from headway.io.hub import HUB_PREFIX, hub_confirmed
 from headway.learn import Recipe, Task
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.run import RunDirectory
 from headway.model_handle import ModelHandle
-from headway.safe_io import HUB_PREFIX, hub_confirmed
 
 
 @check_types

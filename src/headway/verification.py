@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from headway.arguments import check_types
 from headway.errors import UserError
-from headway.formats.digests import find_damage, is_sealed, read_digests
-from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED
 from headway.formats.open import open_config
+from headway.io.durable import find_damage, is_sealed, read_digests
+from headway.io.hub import find_folder
 from headway.learn.run import RunDirectory
 
 

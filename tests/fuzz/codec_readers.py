@@ -16,9 +16,9 @@ from run import Reader
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from headway.codecs import published_codec, train_codec
-from headway.codecs.base import BYTES
 from headway.codecs.image_processor import FORMATS, ImageProcessor, read_image
-from headway.data.idx import read_idx
+from headway.codecs.tokenizer import BYTES
+from headway.data.labelled_files import read_idx
 from headway.formats.llama2c import load_tokenizer
 from headway.formats.published import read_processor
 

@@ -16,7 +16,7 @@ from headway.data.corpus import iter_documents, iter_pairs
 from headway.data.demonstrations import read_demonstrations
 from headway.data.dialogues import find_chat_files, read_chats
 from headway.data.episode_files import read_episodes
-from headway.data.idx import idx_files, read_idx_pairs
+from headway.data.labelled_files import idx_files, read_idx_pairs
 from headway.data.series import SeriesColumns, read_series
 from headway.data.table_files import read_conll, read_table
 from headway.domains.audio.sound_files import FileSound

@@ -24,8 +24,7 @@ from run_makers import KINDS, Command
 import headway as hw
 from headway.app.cli import main as cli
 from headway.errors import UserError
-from headway.formats.digests import seal
-from headway.formats.durable import remove
+from headway.io.durable import remove, seal
 
 _TRAINED = 4  # seconds of training, after which Ctrl-C ends it, and again: a file may well ask for a million steps
 _WAITED = 1200  # seconds of the clock, after which a command counts as hanging

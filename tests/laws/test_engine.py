@@ -30,8 +30,8 @@ from headway.engine.operations import BLOCK
 from headway.engine.packed_weights import pack, unpack
 from headway.engine.sequence_rows import Row
 from headway.errors import UserError
-from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED
+from headway.formats.tensorfile import write_tensors
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig

@@ -13,9 +13,8 @@ import pytest
 
 from headway.formats.families import families
 from headway.formats.lerobot import POLICIES
-from headway.formats.setting_keys import known_keys, with_aliases
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family
+from headway.formats.tensor_rules import Family, known_keys, with_aliases
 
 T = pytest.importorskip("transformers")
 FAMILIES = sorted(families().keys() - set(POLICIES))

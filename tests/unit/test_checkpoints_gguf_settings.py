@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from headway.formats.families import families, llama
-from headway.formats.gguf.dialects import find_dialect, read_values
-from headway.formats.gguf.model import FileContents
+from headway.formats.gguf.model import FileContents, find_dialect, read_values
 from headway.formats.settings import Settings
 from headway.nn.models import TransformerConfig
 from headway.nn.parts.positions import ScalingConfig

@@ -11,9 +11,9 @@ from format_models import LLAMA, drawn, published_config
 from tokenizers import pre_tokenizers
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
-from headway.codecs.bytepairs import byte_pairs
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 from headway.codecs.special_tokens import set_post_processor
+from headway.codecs.vocabularies import byte_pairs
 from headway.errors import UserError
 from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
 from headway.formats.gguf.tokens import WORDS, read_codec, read_special_tokens

@@ -11,7 +11,7 @@ from tiny_task import SYMBOLS, counting_recipe
 
 from headway.errors import UserError
 from headway.formats import native
-from headway.formats.durable import write_tensors
+from headway.formats.tensorfile import write_tensors
 from headway.nn.models import ModelConfig, build
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headway.data.calendar import Calendar
+from headway.data.series import Calendar
 from headway.domains.agents.agent_policy import AgentCodec
 from headway.domains.forecast.task import read_codec as read_windows
 from headway.domains.robotics.robot_codec import RobotCodec

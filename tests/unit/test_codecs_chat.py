@@ -14,12 +14,12 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from headway.codecs import TokenizerCodec, chat_template, helper, sandbox, train_codec
-from headway.codecs.chat_spans import CLOSE, OPEN
+from headway.codecs import TokenizerCodec, chat_template, sandbox, train_codec
+from headway.codecs.chat_spans import CLOSE, GUARD, OPEN, RESERVED, Guard
 from headway.codecs.chat_template import Chat, ChatTemplate, default_template, read_template
-from headway.codecs.guard import GUARD, RESERVED, Guard
 from headway.codecs.special_tokens import SpecialTokens
 from headway.errors import UserError
+from headway.io import helper
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CHATML = """\

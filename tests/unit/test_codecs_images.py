@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import headway
-from headway import images
 from headway.codecs import image_processor as module
 from headway.codecs.image_processor import ImageProcessor, decode_image, read_image
 from headway.errors import UserError
-from headway.images import HOW_TO_INSTALL
+from headway.io import images
+from headway.io.images import HOW_TO_INSTALL
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -183,7 +183,7 @@ def test_images_are_opened_in_one_module() -> None:
     root = Path(headway.__file__).parent
     opener = re.compile(r"\bImage\.open\(|pillow\(\)\.open\(|from PIL\.Image import")
     found = [str(path.relative_to(root)) for path in root.rglob("*.py") if opener.search(path.read_text("utf-8"))]
-    assert found == ["images.py"]
+    assert found == ["io/images.py"]
 
 
 def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

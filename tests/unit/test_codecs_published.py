@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from headway.codecs import check_vocab_size, load_codec, published_codec, regex_timing
-from headway.codecs.base import BYTES
-from headway.codecs.regex_check import KNOWN_PATTERNS, is_simple
-from headway.codecs.tokenizer import TokenizerCodec
+from headway.codecs.published_tokenizers import KNOWN_PATTERNS, is_simple
+from headway.codecs.tokenizer import BYTES, TokenizerCodec
 from headway.errors import UserError
 
 LETTERS = {byte: letter for letter, byte in BYTES.items()}

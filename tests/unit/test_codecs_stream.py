@@ -93,7 +93,7 @@ def test_gpt2_as_published(data_dir: Path, tmp_path: Path) -> None:
 
 
 def gpt2_model(ranks: dict[bytes, int]) -> models.BPE:
-    from headway.codecs.base import BYTES
+    from headway.codecs.tokenizer import BYTES
 
     letters = {byte: letter for letter, byte in BYTES.items()}
 

@@ -18,8 +18,8 @@ from headway.data.input_files import archive_members, read_blocks
 from headway.data.labelled_files import read_labelled_files
 from headway.data.table_files import read_conll
 from headway.errors import PartialFailureError, UserError, printable
-from headway.formats.durable import write_tensors
 from headway.formats.published import open_shards
+from headway.formats.tensorfile import write_tensors
 from headway.learn.objectives.classes import unknown_label
 
 SCREEN = "\x1b[2J\x1b]0;mine\x07"  # empties the screen, names the window
@@ -94,7 +94,7 @@ def test_a_warning_and_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 def test_every_module_logs_through_it() -> None:
     root = Path(str(sys.modules["headway"].__file__)).parent
     found = [str(path.relative_to(root)) for path in root.rglob("*.py") if "getLogger(" in path.read_text()]
-    assert sorted(found) == ["errors.py", "images.py", "serve/server.py"]  # all but one silence a library
+    assert sorted(found) == ["errors.py", "io/images.py", "serve/server.py"]  # all but one silence a library
 
 
 def test_other_errors_and_their_tracebacks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

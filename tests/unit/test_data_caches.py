@@ -36,8 +36,7 @@ from headway.data import (
 )
 from headway.data import array_store as store_module
 from headway.data.array_store import ColumnWriter, build_deadline, open_or_build
-from headway.data.catalogue import KnownFile, KnownSet
-from headway.data.registry import download
+from headway.data.registry import KnownFile, KnownSet, download
 from headway.errors import UserError
 from processes import Program
 
@@ -265,13 +264,13 @@ def test_a_damaged_cache_is_said(play: Path, codec: TokenizerCodec) -> None:
 BUILD = """
 import sys, time
 from headway.codecs import load_codec
-from headway.data import open_tokens, token_cache
-build = token_cache._build
+from headway.data import open_tokens, token_store
+build = token_store._build_tokens
 def slow(*arguments):
     print("building", flush=True)
     build(*arguments)
     time.sleep(float(sys.argv[3]))
-token_cache._build = slow
+token_store._build_tokens = slow
 print(len(open_tokens([sys.argv[1]], load_codec(sys.argv[2])).ids), flush=True)
 """
 

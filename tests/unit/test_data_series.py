@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.data.calendar import Calendar, parse_time
-from headway.data.series import Series, SeriesColumns, read_series
+from headway.data.series import Calendar, Series, SeriesColumns, parse_time, read_series
 from headway.errors import UserError
 
 OPEN = SeriesColumns(None, None, None)

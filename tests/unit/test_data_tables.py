@@ -15,7 +15,7 @@ import pytest
 from headway.data import SplitConfig, find_set, iter_pairs, read_conll, read_table, split_by_text
 from headway.data.delimited import read_delimited
 from headway.data.input_files import File
-from headway.data.label_spellings import merge_spellings
+from headway.data.labels import merge_spellings
 from headway.errors import UserError
 
 COLUMNS = {"text": "text", "label": "label"}

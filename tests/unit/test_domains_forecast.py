@@ -17,7 +17,7 @@ from tiny_runs import weights
 import headway as hw
 from headway.app.cli import main as cli
 from headway.app.recipes import configure_recipe, open_task
-from headway.data.calendar import plot_axis
+from headway.data.series import plot_axis
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.forecast.task import LEVELS, WindowCodec

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from headway.temporary_files import clean, temporary_path
+from headway.io.durable import clean, temporary_path
 
 _BEGIN = """
 import sys
 from pathlib import Path
-from headway.temporary_files import temporary_path
+from headway.io.durable import temporary_path
 for name in ("run.json", "out"):
     draft = temporary_path(Path(sys.argv[1]) / name)
     draft.mkdir() if name == "out" else draft.touch()

@@ -20,7 +20,7 @@ from headway.app.recipes import find_model_config
 from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
-from headway.formats.hub import find_folder, named_folder
+from headway.io.hub import find_folder, named_folder
 from headway.learn.memory import training_bytes
 from headway.nn.models import outline
 from headway.nn.models.presets import preset

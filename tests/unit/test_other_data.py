@@ -24,8 +24,8 @@ from headway import domains
 from headway.app.cli.main import INTERRUPTED, USER_ERROR, main
 from headway.app.recipes import configure_recipe, open_task
 from headway.data.array_store import column_digest
-from headway.data.content_hash import content_digest
 from headway.data.episode_files import write_episodes
+from headway.data.token_store import content_digest
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Examples, IndexedExamples, OnPolicyExamples

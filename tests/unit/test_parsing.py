@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 import headway
+from headway.codecs.published_tokenizers import read_without_model
 from headway.codecs.tokenizer_files import read_object
-from headway.codecs.tokenizer_json import read_without_model
 from headway.config import parse_settings
 from headway.data.input_files import File
 from headway.data.lerobot import read_json as read_notes
 from headway.data.table_files import read_json_lines
 from headway.errors import UserError
-from headway.formats.durable import read_json
+from headway.io.durable import read_json
+from headway.io.json_files import DuplicateKeyError, parse_json
 from headway.learn.run import read_metrics
-from headway.parsing import DuplicateKeyError, parse_json
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
@@ -77,10 +77,9 @@ OWN = {
     "app/cli/compare.py",
     "app/remote.py",
     "bench/benchmark.py",
-    "codecs/base.py",
-    "codecs/tokenizer_limits.py",
-    "codecs/helper.py",
     "codecs/tokenizer.py",
+    "codecs/tokenizer_limits.py",
+    "io/helper.py",
     "codecs/tokenizer_training.py",
     "data/array_store.py",
     "domains/masked/fill.py",

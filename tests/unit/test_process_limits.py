@@ -14,7 +14,7 @@ import pytest
 from headway import domains
 from headway.app.cli import main as cli
 from headway.errors import UserError
-from headway.formats.durable import read_json
+from headway.io.durable import read_json
 
 MESSAGE = "too many files are open (the limit is {}); raise the limit, for example: ulimit -n 1024"
 

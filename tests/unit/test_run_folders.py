@@ -19,8 +19,8 @@ import headway as hw
 from headway.app.cli.main import USER_ERROR, main
 from headway.app.conversion import import_model
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import atomic_write, remove
 from headway.formats.open import open_model
+from headway.io.durable import atomic_write, remove
 from headway.learn import read_recipe
 from headway.learn.run import RunDirectory
 from headway.outputs import open_run_file

@@ -14,7 +14,7 @@ from tiny_runs import cut_back, play_file, train
 import headway as hw
 from headway.app.cli import main as cli
 from headway.errors import UserError
-from headway.formats.digests import seal
+from headway.io.durable import seal
 from headway.learn.run import open_run
 from headway.learn.run_report import run_sections
 from headway.learn.run_schemas import read_metrics

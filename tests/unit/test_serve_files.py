@@ -17,8 +17,8 @@ from serve_models import stories
 
 import headway as hw
 from headway.app.conversion import import_model
-from headway.formats.mapped_file import MappedFile
 from headway.formats.open import open_model
+from headway.formats.tensorfile import MappedFile
 from headway.serve import models as serving
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.http_errors import StatusError

@@ -17,7 +17,7 @@ from understanding_data import opened, small
 import headway as hw
 from headway.app.cli.main import main
 from headway.data import read_table
-from headway.data.label_targets import infer_target, missing_mask
+from headway.data.labels import infer_target, missing_mask
 from headway.domains.understanding.recipes import classification, pairs
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage

@@ -22,7 +22,8 @@ import torch
 from tiny_task import CountingConfig, CountOn, counting, counting_recipe, train
 
 from headway.errors import ConfigError, UserError
-from headway.formats import durable, native
+from headway.formats import native, tensorfile
+from headway.io import durable
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
 from headway.learn.learner import Update
@@ -270,7 +271,7 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path: Path) -
     train(whole, recipe)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (whole / "checkpoints/step-00000005/optimizer.safetensors").stat().st_size
-    write = durable.write_tensors
+    write = tensorfile.write_tensors
 
     def fill(path: Path, *arguments: Any) -> None:
         if "step-00000010" in str(path) and path.name == "optimizer.safetensors":

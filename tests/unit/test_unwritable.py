@@ -15,7 +15,7 @@ from headway.app.cli.main import USER_ERROR, main
 from headway.codecs import train_codec
 from headway.data.array_store import check_output_path
 from headway.errors import UserError
-from headway.formats import durable
+from headway.io import durable
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from vision_data import COLOURS, colours, opened, tiny
 
-from headway.data.idx import read_idx
+from headway.data.labelled_files import read_idx
 from headway.domains import recipe as find_recipe
 from headway.domains.vision.task import ImageDataset, VisionConfig
 from headway.errors import ConfigError, UserError

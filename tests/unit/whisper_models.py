@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.base import BYTES
+from headway.codecs.tokenizer import BYTES
 from headway.domains.audio import Transcriber, TranscriptionOptions
 from headway.formats.published import save_published
 from headway.formats.usage import Usage

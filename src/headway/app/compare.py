@@ -20,8 +20,8 @@ from headway.app.variants import SharedTasks, Variant, variants
 from headway.arguments import check_types, format_value
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError, deduplicated_logs, logger
-from headway.formats.durable import read_json, write_json
 from headway.in_memory_data import Data, data_paths
+from headway.io.durable import read_json, write_json
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint

@@ -16,17 +16,15 @@ from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.domains import text
 from headway.errors import UserError, nearest
 from headway.formats import native
-from headway.formats.digests import FILE as DIGESTS
-from headway.formats.digests import seal
-from headway.formats.durable import atomic_write, read_json, write_json
 from headway.formats.gguf import SUFFIX as GGUF
 from headway.formats.gguf import save_gguf
-from headway.formats.hub import find_folder
 from headway.formats.native import Weights
 from headway.formats.onnx import SUFFIX as ONNX
 from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import OpenedModel, open_model
 from headway.formats.published import CONFIG, save_published
+from headway.io.durable import DIGESTS_FILE, atomic_write, read_json, seal, write_json
+from headway.io.hub import find_folder
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
 from headway.outputs import check_kind
@@ -36,7 +34,7 @@ _TRAINING_FILES = (
     native.FILE,
     "metrics.jsonl",
     "report.html",
-    DIGESTS,
+    DIGESTS_FILE,
     ".lock",
 )  # files of a run that inference does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"

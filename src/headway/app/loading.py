@@ -11,9 +11,9 @@ from headway.app.model import Model
 from headway.app.runs import recipe_of_run
 from headway.arguments import check_types
 from headway.errors import UserError
-from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED, Weights
 from headway.formats.open import OpenedModel, open_model, usage_and_codec
+from headway.io.hub import find_folder
 from headway.lazy_imports import gc_paused
 from headway.learn.recipe import check_model
 from headway.learn.run import RunDirectory

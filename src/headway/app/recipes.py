@@ -15,10 +15,11 @@ from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
-from headway.formats.hub import find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
 from headway.in_memory_data import Paths
+from headway.io.files import user_path
+from headway.io.hub import HUB_PREFIX, find_folder
 from headway.learn import Recipe, Task
 from headway.learn.adapters import LoRAConfig
 from headway.learn.fine_tuning import copy_start_files, open_start, tuning_optimizer
@@ -27,7 +28,6 @@ from headway.learn.scaling import shape_of
 from headway.model_evaluation import check_hub_data, open_task, path_list
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
-from headway.safe_io import HUB_PREFIX, user_path
 
 
 def configure_recipe(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from headway.errors import UserError, nearest
-from headway.safe_io import format_path, open_file
+from headway.io.files import format_path, open_file
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headway.claims.claim import Evidence, Interval, mean
 from headway.config import to_dict
 from headway.errors import UserError
-from headway.formats.durable import write_text
+from headway.io.durable import write_text
 from headway.learn.report.charts import compact_number
 from headway.learn.report.rendering import template_environment
 

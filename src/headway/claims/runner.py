@@ -20,7 +20,7 @@ from headway.claims.experiments import claims
 from headway.claims.page import render_svg, write_page
 from headway.config import to_dict
 from headway.errors import UserError
-from headway.formats.durable import read_json, write_json, write_text
+from headway.io.durable import read_json, write_json, write_text
 from headway.learn.run import environment
 
 Note = Callable[[str], None]

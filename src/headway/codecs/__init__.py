@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.codecs.base import Codec, Kind, StreamDecoder
     from headway.codecs.published_tokenizers import check_vocab_size, load_codec, published_codec
     from headway.codecs.special_tokens import SpecialTokens
-    from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
+    from headway.codecs.tokenizer import END_OF_TEXT, FILE, Codec, Kind, StreamDecoder, TokenizerCodec
     from headway.codecs.tokenizer_training import Split, sentence_codec, train_codec
 
 __all__ = [
@@ -31,10 +30,9 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".base": ("Codec", "Kind", "StreamDecoder"),
         ".special_tokens": ("SpecialTokens",),
         ".published_tokenizers": ("check_vocab_size", "load_codec", "published_codec"),
-        ".tokenizer": ("END_OF_TEXT", "FILE", "TokenizerCodec"),
+        ".tokenizer": ("END_OF_TEXT", "FILE", "Codec", "Kind", "StreamDecoder", "TokenizerCodec"),
         ".tokenizer_training": ("Split", "sentence_codec", "train_codec"),
     },
 )

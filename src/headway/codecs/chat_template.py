@@ -25,6 +25,10 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from headway.codecs.chat_spans import (
     ASSISTANT,
+    GUARD,
+    RESERVED,
+    SHIELD,
+    Guard,
     Message,
     Span,
     TemplateBudgetError,
@@ -32,12 +36,11 @@ from headway.codecs.chat_spans import (
     block_spans,
     text_up_to_content_end,
 )
-from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
-from headway.codecs.helper import Helper, HelperError
 from headway.codecs.special_tokens import CONFIG_FILE, SpecialTokens
 from headway.codecs.tokenizer import TokenizerCodec
 from headway.codecs.tokenizer_files import object_or_empty, read_text
 from headway.errors import UserError
+from headway.io.helper import Helper, HelperError
 
 
 class Token(NamedTuple):
@@ -46,10 +49,6 @@ class Token(NamedTuple):
     id: int
     start: int
     stop: int
-
-    def overlaps(self, span: tuple[int, int]) -> bool:
-        """Whether any of its characters is inside a span."""
-        return self.start < span[1] and self.stop > span[0]
 
 
 class Locator:
@@ -266,7 +265,9 @@ class ChatTemplate:
                 lambda shortened, prompt: self._run(shortened, prompt, tools), guarded, text, locator.guard.spellings
             )
         tokens = locator.tokens(text)
-        token_spans = [[i for i, token in enumerate(tokens) if token.overlaps(span)] for span in spans]
+        token_spans = [
+            [i for i, token in enumerate(tokens) if token.start < stop and token.stop > start] for start, stop in spans
+        ]
         return Chat(
             [token.id for token in tokens], [(indices[0], indices[-1] + 1) for indices in token_spans if indices]
         )

@@ -45,23 +45,14 @@ MOVES = _all_moves()
 MOVE_INDEX = {move: number for number, move in enumerate(MOVES)}
 
 
-def mirror_move(move: str) -> str:
-    """A move from the other side's view: a2a4 becomes a7a5."""
-    return move[0] + str(9 - int(move[1])) + move[2] + str(9 - int(move[3])) + move[4:]
-
-
-MIRRORED_MOVES = np.array([MOVE_INDEX[mirror_move(move)] for move in MOVES], np.int64)
-"""The index of each move from the other side's view; its own inverse."""
-
-
-def flip_move(move: str) -> str:
-    """A move on the horizontally flipped board: a2a4 becomes h2h4."""
-    files = [FILES[7 - FILES.index(file)] for file in (move[0], move[2])]
-    return files[0] + move[1] + files[1] + move[3:]
-
-
-FLIPPED_MOVES = np.array([MOVE_INDEX[flip_move(move)] for move in MOVES], np.int64)
-"""The index of each move on the horizontally flipped board; its own inverse."""
+MIRRORED_MOVES = np.array(
+    [MOVE_INDEX[move[0] + str(9 - int(move[1])) + move[2] + str(9 - int(move[3])) + move[4:]] for move in MOVES],
+    np.int64,
+)
+"""The index of each move from the other side's view (a2a4 becomes a7a5); its own inverse."""
+_FLIPPED_FILES = str.maketrans(FILES, FILES[::-1])
+FLIPPED_MOVES = np.array([MOVE_INDEX[move[:4].translate(_FLIPPED_FILES) + move[4:]] for move in MOVES], np.int64)
+"""The index of each move on the horizontally flipped board (a2a4 becomes h2h4); its own inverse."""
 
 MOVE_PARTS = MoveParts(
     np.array([SQUARES.index(move[:2]) for move in MOVES], np.int64),
@@ -100,8 +91,17 @@ def parse_fen(fen: str) -> np.ndarray:
         raise _invalid_fen(fen, f"has {len(parts)} parts, not 6")
     record = np.zeros((), POSITION_DTYPE)
     record["squares"] = _pack_squares(_parse_placement(fen, parts[0])[None])[0]
-    record["flags"] = _parse_side(fen, parts[1]) | _parse_castling(fen, parts[2])
-    record["passed"] = _parse_en_passant(fen, parts[3])
+    side, castling, en_passant = parts[1:4]
+    if side not in ("w", "b"):
+        raise _invalid_fen(fen, f"has {side!r} as the side to move, not w or b")
+    if castling != "-" and any(c not in CASTLING for c in castling):
+        chess960 = castling.isalpha() and all(c.lower() in "abcdefgh" + "kq" for c in castling)
+        kind = "Chess960 castling rights, which headway does not support" if chess960 else "unknown castling rights"
+        raise _invalid_fen(fen, f"has {kind} ({castling!r})")
+    record["flags"] = (side == "b") | sum(2 << CASTLING.index(c) for c in set(castling) if c != "-")
+    if en_passant != "-" and (en_passant not in SQUARES or en_passant[1] not in "36"):
+        raise _invalid_fen(fen, f"has the invalid en passant square {en_passant!r}")
+    record["passed"] = NO_SQUARE if en_passant == "-" else SQUARES.index(en_passant)
     record["clock"] = min(255, _parse_count(fen, parts[4] if len(parts) > 4 else "0", "half moves"))
     record["number"] = min(65535, max(1, _parse_count(fen, parts[5] if len(parts) > 5 else "1", "full moves")))
     return record
@@ -179,28 +179,6 @@ def _parse_placement(fen: str, text: str) -> np.ndarray:
     return board.reshape(64)
 
 
-def _parse_side(fen: str, text: str) -> int:
-    if text not in ("w", "b"):
-        raise _invalid_fen(fen, f"has {text!r} as the side to move, not w or b")
-    return int(text == "b")
-
-
-def _parse_castling(fen: str, text: str) -> int:
-    if text != "-" and any(c not in CASTLING for c in text):
-        chess960 = text.isalpha() and all(c.lower() in "abcdefgh" + "kq" for c in text)
-        kind = "Chess960 castling rights, which headway does not support" if chess960 else "unknown castling rights"
-        raise _invalid_fen(fen, f"has {kind} ({text!r})")
-    return sum(2 << CASTLING.index(c) for c in set(text) if c != "-")
-
-
-def _parse_en_passant(fen: str, text: str) -> int:
-    if text == "-":
-        return NO_SQUARE
-    if text not in SQUARES or text[1] not in "36":
-        raise _invalid_fen(fen, f"has the invalid en passant square {text!r}")
-    return SQUARES.index(text)
-
-
 def _parse_count(fen: str, text: str, noun: str) -> int:
     if not text.isdecimal():
         raise _invalid_fen(fen, f"has {text!r} as the number of {noun}")
@@ -226,17 +204,7 @@ ATTACK_PLANES = 12  # the number of attackers of each kind
 STATE_PLANES = 7  # castling (my K and Q, the opponent's), en passant, clock, repetition
 DRAW_HALF_MOVES = 100.0  # half-moves after which a draw can be claimed; scales the clock plane
 _OUTSIDE = 64
-_LINE_STEPS = (
-    (0, 1),
-    (0, -1),
-    (1, 0),
-    (-1, 0),
-    (1, 1),
-    (-1, 1),
-    (1, -1),
-    (-1, -1),
-)  # files, ranks; four straight, four diagonal
-_KNIGHT_JUMPS = ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2))
+_LINE_STEPS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # files, ranks; straight, diagonal
 
 
 def num_planes(history: int) -> int:
@@ -287,19 +255,14 @@ def board_planes(positions: Sequence[np.ndarray], exists: np.ndarray) -> np.ndar
         output[..., PIECE_PLANES * index : PIECE_PLANES * (index + 1)] = _ONE_HOT[visible]
     start = PIECE_PLANES * len(positions)
     output[..., start : start + ATTACK_PLANES] = attack_counts(board)
-    output[..., start + ATTACK_PLANES :] = _state_planes(newest, black)
-    return output
-
-
-def _state_planes(positions: np.ndarray, black: np.ndarray) -> np.ndarray:
-    output = np.zeros((len(positions), 64, STATE_PLANES), np.uint8)
-    rights = positions["flags"][:, None] >> np.arange(1, 5) & 1
-    output[..., :4] = np.where(black[:, None], rights[:, [2, 3, 0, 1]], rights)[:, None]
-    en_passant = positions["passed"].astype(np.int64)
+    state = output[..., start + ATTACK_PLANES :]
+    rights = newest["flags"][:, None] >> np.arange(1, 5) & 1
+    state[..., :4] = np.where(black[:, None], rights[:, [2, 3, 0, 1]], rights)[:, None]
+    en_passant = newest["passed"].astype(np.int64)
     rows = np.flatnonzero(en_passant != NO_SQUARE)
-    output[rows, np.where(black, en_passant ^ 56, en_passant)[rows], 4] = 1
-    output[..., 5] = np.minimum(positions["clock"], DRAW_HALF_MOVES)[:, None]
-    output[..., 6] = positions["repeated"][:, None]
+    state[rows, np.where(black, en_passant ^ 56, en_passant)[rows], 4] = 1
+    state[..., 5] = np.minimum(newest["clock"], DRAW_HALF_MOVES)[:, None]
+    state[..., 6] = newest["repeated"][:, None]
     return output
 
 
@@ -312,7 +275,7 @@ def _neighbour(square: int, files: int, ranks: int) -> int:
 _LINE_SQUARES = np.array(
     [[[_neighbour(s, f * step, r * step) for s in range(64)] for f, r in _LINE_STEPS] for step in range(1, 8)], np.int64
 )
-_KNIGHT_SQUARES = np.array([[_neighbour(s, f, r) for s in range(64)] for f, r in _KNIGHT_JUMPS], np.int64)
+_KNIGHT_SQUARES = np.array([[_neighbour(s, f, r) for s in range(64)] for f, r in _KNIGHT_STEPS], np.int64)
 _LOWER_DIAGONALS, _UPPER_DIAGONALS = [6, 7], [4, 5]  # my pawns attack a square from below, theirs from above
 _OPPONENT_PIECES = np.array([0, *range(7, 13), *range(1, 7)], np.uint8)
 _ONE_HOT = np.eye(13, dtype=np.uint8)[:, 1:]

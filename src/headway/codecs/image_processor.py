@@ -6,7 +6,7 @@ import io
 import re
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 
 from headway.config import from_dict
 from headway.errors import UserError, nearest
-from headway.images import FORMATS, open_image, pillow
+from headway.io.images import FORMATS, open_image, pillow
 
 _LARGE_IMAGE = 1 << 23  # pixels; larger images are decoded one at a time
 _LARGE_IMAGE_LOCK = threading.Lock()
@@ -43,8 +43,10 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Image = pillow()
     try:
-        with open_image(source, name) as image, _decoding_lock(image):
-            return _rgb(image, name)
+        with open_image(source, name) as image:
+            is_large = image.width * image.height > _LARGE_IMAGE
+            with _LARGE_IMAGE_LOCK if is_large else nullcontext():
+                return _rgb(image, name)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -53,11 +55,6 @@ def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{name} is not a supported image; use one of {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's parser raises its own errors: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name} is truncated or corrupt ({_error_text(error)}); download or save it again") from None
-
-
-def _decoding_lock(image: Any) -> AbstractContextManager[Any]:
-    """A lock for large images, which are decoded one at a time."""
-    return _LARGE_IMAGE_LOCK if image.width * image.height > _LARGE_IMAGE else nullcontext()
 
 
 def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
@@ -83,25 +80,18 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
     rows = max(1, _LARGE_IMAGE // (8 * image.width))
     for top in range(0, image.height, rows):  # in bands, because conversion takes several times the memory of its input
         band = image if rows >= image.height else image.crop((0, top, image.width, min(image.height, top + rows)))
-        pixels[top : top + rows] = _eight_bits(band, name)[:, :, None] if is_grey else np.asarray(_opaque(band))
+        if is_grey:  # 16 bits are scaled to 8; Pillow itself would clip them at 255
+            grey = np.asarray(band)
+            if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+                raise UserError(f"{name} has pixels in mode {band.mode} outside 0 to 65535; save it with 8 or 16 bits")
+            pixels[top : top + rows] = ((grey.astype(np.uint32) + 128) // 257)[:, :, None]
+            continue
+        if "A" in band.getbands() or band.info.get("transparency") is not None:
+            band = band.convert("RGBA")
+            white = pillow().new("RGBA", band.size, (255, 255, 255, 255))
+            band = pillow().alpha_composite(white, band)
+        pixels[top : top + rows] = np.asarray(band.convert("RGB"))
     return pixels
-
-
-def _opaque(image: Any) -> Any:
-    """An image in RGB, with a white background."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
-        image = pillow().alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Any, name: str) -> UInt8[np.ndarray, "H W"]:
-    """16-bit grey scaled to 8 bits; Pillow itself would clip it at 255."""
-    grey = np.asarray(image)
-    if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-        raise UserError(f"{name} has pixels in mode {image.mode} outside 0 to 65535; save it with 8 or 16 bits")
-    return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _error_text(error: BaseException) -> str:
@@ -154,7 +144,10 @@ class ImageProcessor:
         """Parse the values in a preprocessor_config.json; `source` is for messages. Raises UserError for unsupported
         values.
         """
-        kind = _kind(values, source)
+        name = values.get("image_processor_type") or values.get("feature_extractor_type") or "ViTImageProcessor"
+        kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
+        if kind not in DEFAULTS:
+            raise UserError(f"{source}: image_processor_type is {name!r}; {nearest(kind, DEFAULTS)}")
         settings = {**DEFAULTS[kind], **{k: v for k, v in values.items() if v is not None}}
         size = shortest = crop = None
         if _flag(settings, "do_resize", source):
@@ -234,14 +227,6 @@ def to_grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
 
-def _kind(values: Mapping[str, Any], source: str) -> str:
-    name = values.get("image_processor_type") or values.get("feature_extractor_type") or "ViTImageProcessor"
-    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
-    if kind not in DEFAULTS:
-        raise UserError(f"{source}: image_processor_type is {name!r}; {nearest(kind, DEFAULTS)}")
-    return kind
-
-
 def _flag(settings: Mapping[str, Any], name: str, source: str) -> bool:
     return from_dict(bool, settings[name], f"{source}: {name}")
 
@@ -281,16 +266,10 @@ def _channels(value: Any, path: str) -> tuple[float, ...]:
 
 def _center_crop(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     out = np.zeros((*crop, pixels.shape[2]), pixels.dtype)
-    (image_top, crop_top, height), (image_left, crop_left, width) = (
-        _center_span(*pair) for pair in zip(pixels.shape, crop)
-    )
-    out[crop_top : crop_top + height, crop_left : crop_left + width] = pixels[
-        image_top : image_top + height, image_left : image_left + width
-    ]
+    image_part, crop_part = [], []
+    for length, crop_length in zip(pixels.shape, crop):
+        start = (length - crop_length) // 2
+        image_part.append(slice(max(start, 0), max(start, 0) + min(length, crop_length)))
+        crop_part.append(slice(max(-start, 0), max(-start, 0) + min(length, crop_length)))
+    out[tuple(crop_part)] = pixels[tuple(image_part)]
     return out
-
-
-def _center_span(length: int, crop_length: int) -> tuple[int, int, int]:
-    """Where the centre starts in the image and in the crop, and its length."""
-    start = (length - crop_length) // 2
-    return (start, 0, crop_length) if start >= 0 else (0, -start, length)

@@ -16,16 +16,18 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from headway.codecs.special_tokens import MARIAN_FILES, STYLE_TOKENS, SpecialTokens
 from headway.codecs.tokenizer_files import library_errors, read_bytes
 from headway.codecs.tokenizer_limits import MAX_MAPPED
+from headway.codecs.vocabularies import read_vocabulary
 from headway.errors import UserError
 
 _VALUE_BIT, _LEAF_BIT = np.uint32(1 << 31), np.uint32(1 << 8)
@@ -43,7 +45,8 @@ def check_charsmap(data: bytes) -> None:
     if max_length > MAX_MAPPED:
         raise ValueError(f"its charsmap replaces one character with {max_length:,}, more than {MAX_MAPPED}")
     nodes = np.flatnonzero(units < _VALUE_BIT)
-    children = nodes ^ _offsets(units[nodes])
+    offsets = (units[nodes].astype(np.int64) >> 10) << np.where(units[nodes] & 512, 8, 0)  # a flag: multiples of 256
+    children = nodes ^ offsets
     if (children | 255 >= len(units)).any():
         raise ValueError("its charsmap has an offset outside its array")
     positions = units[children[units[nodes] & _LEAF_BIT != 0]] & (_VALUE_BIT - 1)
@@ -51,11 +54,6 @@ def check_charsmap(data: bytes) -> None:
         raise ValueError("its charsmap has a position outside its strings")
     if (np.frombuffer(strings, np.uint8)[positions] & 0xC0 == 0x80).any():
         raise ValueError("its charsmap has a position in the middle of a character")
-
-
-def _offsets(units: np.ndarray) -> np.ndarray:
-    """The 22-bit offsets; a flag bit marks multiples of 256."""
-    return (units.astype(np.int64) >> 10) << np.where(units & 512, 8, 0)
 
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -210,14 +208,25 @@ def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> 
     the first. Raises UserError if the pieces do not form a model.
     """
     with library_errors(Path(source)):
-        tokenizer = Tokenizer(_unigram(pieces) if pieces.kind == "unigram" else _bpe(pieces))
+        if pieces.kind == "unigram":
+            vocabulary = [
+                (HIDDEN + text, 0.0) if kind == UNUSED else (text, score if kind == NORMAL else 0.0)
+                for text, score, kind in zip(pieces.spellings, pieces.scores, pieces.types, strict=True)
+            ]
+            tokenizer = Tokenizer(models.Unigram(vocabulary, pieces.unk_id, pieces.byte_fallback))
+        else:
+            tokenizer = Tokenizer(_bpe(pieces))
         steps = _normalizer(pieces, prefix_once)
         if steps:
             tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
         splits = _pre_tokenizer(pieces, prefix_once)
         if splits:
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)  # type: ignore[assignment]
-        tokenizer.decoder = _decoder(pieces)
+        decoder_steps: list[decoders.Decoder] = [decoders.Replace(HIDDEN, ""), decoders.Replace(SPACE, " ")]
+        decoder_steps += [decoders.ByteFallback(), decoders.Fuse()] if pieces.byte_fallback else [decoders.Fuse()]
+        if pieces.dummy_prefix or pieces.squeeze:
+            decoder_steps.append(decoders.Strip(" ", _MAX_SPACES if pieces.squeeze else 1, 0))
+        tokenizer.decoder = decoders.Sequence(decoder_steps)  # type: ignore[assignment]
         special = [*pieces.of_type(UNKNOWN), *pieces.of_type(CONTROL)]
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
         if _adds_user_defined(pieces):
@@ -232,29 +241,9 @@ def _adds_user_defined(pieces: PieceTable) -> bool:
     return pieces.kind == "bpe" and not pieces.dummy_prefix
 
 
-def _unigram(pieces: PieceTable) -> models.Model:
-    vocabulary = [
-        (HIDDEN + text, 0.0) if kind == UNUSED else (text, score if kind == NORMAL else 0.0)
-        for text, score, kind in zip(pieces.spellings, pieces.scores, pieces.types, strict=True)
-    ]
-    return models.Unigram(vocabulary, pieces.unk_id, pieces.byte_fallback)
-
-
 def _bpe(pieces: PieceTable) -> models.Model:
     vocabulary = {text: i for i, text in reversed([*enumerate(pieces.spellings)])}
-    unknown = None if pieces.unk_id is None else pieces.spellings[pieces.unk_id]
-    return models.BPE(
-        vocabulary,
-        _merges(pieces),
-        unk_token=unknown,
-        fuse_unk=True,
-        byte_fallback=pieces.byte_fallback,
-        ignore_merges=bool(pieces.of_type(USER_DEFINED)) and not _adds_user_defined(pieces),
-    )
-
-
-def _merges(pieces: PieceTable) -> list[tuple[str, str]]:
-    """All merges of two pieces into another, the best result first."""
+    # All merges of two pieces into another, the best result first.
     normal = {
         text: (-score, i)
         for i, (text, score, kind) in enumerate(zip(pieces.spellings, pieces.scores, pieces.types, strict=True))
@@ -266,7 +255,15 @@ def _merges(pieces: PieceTable) -> list[tuple[str, str]]:
         for cut in range(1, len(text))
         if text[:cut] in normal and text[cut:] in normal
     ]
-    return [(left, right) for _, _, left, right in sorted(merges)]
+    unknown = None if pieces.unk_id is None else pieces.spellings[pieces.unk_id]
+    return models.BPE(
+        vocabulary,
+        [(left, right) for _, _, left, right in sorted(merges)],
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=pieces.byte_fallback,
+        ignore_merges=bool(pieces.of_type(USER_DEFINED)) and not _adds_user_defined(pieces),
+    )
 
 
 def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Normalizer]:
@@ -316,9 +313,85 @@ _MAX_SPACES = 1 << 20  # spaces; more than any text starts with
 _SPANS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
-def _decoder(pieces: PieceTable) -> decoders.Decoder:
-    steps: list[decoders.Decoder] = [decoders.Replace(HIDDEN, ""), decoders.Replace(SPACE, " ")]
-    steps += [decoders.ByteFallback(), decoders.Fuse()] if pieces.byte_fallback else [decoders.Fuse()]
-    if pieces.dummy_prefix or pieces.squeeze:
-        steps.append(decoders.Strip(" ", _MAX_SPACES if pieces.squeeze else 1, 0))
-    return decoders.Sequence(steps)  # type: ignore[return-value]
+SUPPORTED_STYLES = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
+"""Supported styles."""
+
+_MAX_SENTINELS = 1 << 12
+_UNKNOWN_PENALTY = 10.0  # how far unknown characters score below the worst piece, as in sentencepiece
+
+
+def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, SpecialTokens]:
+    """The tokenizer for a sentencepiece model, with ids as in `style`, and the style's special tokens."""
+    if style not in SUPPORTED_STYLES:
+        raise UserError(
+            f"{path} belongs to a tokenizer with the unsupported class {style!r}; "
+            "add its tokenizer.json next to it (transformers' save_pretrained writes one)"
+        )
+    pieces = read_pieces(path)
+    unknown = None if pieces.unk_id is None else pieces.spellings[pieces.unk_id]
+    special_tokens = STYLE_TOKENS.get(style) or SpecialTokens(
+        bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad
+    )
+    if style == "xlmroberta":
+        pieces = _fairseq_order(pieces, path)
+    # Until 2023, the prefix was added after every special token; newer tokenizers set `legacy` to false.
+    tokenizer = build(pieces, path, prefix_once=settings.get("legacy") is False)
+    if style == "t5":
+        count = settings.get("extra_ids", 100)
+        if not isinstance(count, int) or not 0 <= count <= _MAX_SENTINELS:
+            raise UserError(f"extra_ids in {path} is {count!r}; set it to the number of sentinels, such as 100")
+        names = [f"<extra_id_{i}>" for i in reversed(range(count))]
+        missing = [name for name in names if tokenizer.token_to_id(name) is None]
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
+    return tokenizer, special_tokens
+
+
+def _fairseq_order(pieces: PieceTable, path: Path) -> PieceTable:
+    """XLM-R's ids: special tokens in fairseq's order, with the mask after all pieces."""
+    if list(pieces.spellings[:3]) != ["<unk>", "<s>", "</s>"]:
+        raise UserError(
+            f"{path} starts with {list(pieces.spellings[:3])}, not <unk>, <s>, </s> as in XLM-R; download it again"
+        )
+    first = ["<s>", "<pad>", "</s>", "<unk>"]
+    return replace(
+        pieces,
+        spellings=[*first, *pieces.spellings[3:], "<mask>"],
+        scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
+        types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
+    )
+
+
+def read_marian(directory: Path, side: str) -> Tokenizer:
+    """The tokenizer for one language in a translation model.
+
+    One vocabulary assigns ids to the pieces in two sentencepiece models, unless there is a target_vocab.json. The other
+    language's pieces are never matched in a text, but can be decoded. Characters that only the other language has are
+    matched. (The original matches single ones, but outputs an unknown token for two in a row.) Pieces that are missing
+    from the vocabulary are not used: the word is split into other pieces, where the original outputs an unknown token.
+    """
+    model, vocabulary = (directory / name for name in MARIAN_FILES[side])
+    if not vocabulary.is_file():
+        vocabulary = directory / MARIAN_FILES["source"][1]
+    ids = read_vocabulary(vocabulary)
+    pieces, special_tokens = read_pieces(model), STYLE_TOKENS["marian"]
+    size = max(ids.values()) + 1
+    if size > 2 * len(ids):
+        raise UserError(f"{vocabulary} has {len(ids)} tokens with ids up to {size - 1}; download it again")
+    scores = dict(zip(pieces.spellings, pieces.scores, strict=True))
+    unknown_score = min(pieces.scores) - _UNKNOWN_PENALTY
+    scores.update((spelling, unknown_score) for spelling in ids if len(spelling) == 1 and spelling not in scores)
+    spellings = [f"{HIDDEN}{i}" for i in range(size)]
+    types = [UNUSED] * size
+    for spelling, token_id in ids.items():
+        special_types = {special_tokens.unk: UNKNOWN, special_tokens.eos: CONTROL, special_tokens.pad: CONTROL}
+        spellings[token_id] = spelling
+        types[token_id] = special_types.get(spelling, NORMAL if spelling in scores else UNUSED)
+    numbered = replace(
+        pieces, spellings=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types
+    )
+    codes = [spelling for spelling in spellings if spelling.startswith(">>") and spelling.endswith("<<")]
+    # Language codes, which precede a text, are matched anywhere.
+    types = [USER_DEFINED if spelling in codes else kind for spelling, kind in zip(spellings, types, strict=True)]
+    tokenizer = build(replace(numbered, types=types), model)
+    tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
+    return tokenizer

@@ -1,5 +1,5 @@
-"""Special tokens: begin, end, unknown, pad, mask. Published settings take precedence over the tokenizer class's
-defaults.
+"""Special and added tokens: begin, end, unknown, pad, mask, and tokens beyond the model's vocabulary at their published
+ids. Published settings take precedence over the tokenizer class's defaults.
 """
 
 from __future__ import annotations
@@ -7,14 +7,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from string import punctuation
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
-from headway.codecs.base import special_ids
 from headway.codecs.tokenizer_files import object_or_empty
+from headway.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 # Names in published tokenizers, the more specific first. GPT-2 uses one token for begin and end.
@@ -58,7 +59,12 @@ NO_SPECIAL_TOKENS = SpecialTokens()
 
 def configured_tokens(settings: Mapping[str, Any], default: SpecialTokens | None = None) -> SpecialTokens | None:
     """The special tokens in settings, with missing ones from `default`. None if neither defines any."""
-    spellings = {role: _spelling(settings[f"{role}_token"]) for role in ROLES if f"{role}_token" in settings}
+    spellings = {}
+    for role in ROLES:
+        if f"{role}_token" in settings:
+            value = settings[f"{role}_token"]
+            text = value.get("content") if isinstance(value, dict) else value
+            spellings[role] = text if isinstance(text, str) and text else None
     if not spellings and default is None:
         return None
     return replace(default or NO_SPECIAL_TOKENS, **spellings)
@@ -71,12 +77,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {**object_or_empty(path.with_name(TOKENS_MAP_FILE)), **object_or_empty(path)}
 
 
-def _spelling(value: Any) -> str | None:
-    """The text of a special token, which is a string or a mapping with the string as its content."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) and text else None
-
-
 def guess_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Guess the special tokens: those that the tokenizer adds around a text, or else tokens with well-known names."""
     before, after = surrounding_tokens(tokenizer)
@@ -85,6 +85,11 @@ def guess_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     tokens = SpecialTokens(pad=_first_special(tokenizer, PAD_NAMES), mask=_first_special(tokenizer, MASK_NAMES))
     tokens = replace(tokens, cls=start) if start == "[CLS]" else replace(tokens, bos=start)
     return replace(tokens, sep=stop) if stop == "[SEP]" else replace(tokens, eos=stop)
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that decoding skips."""
+    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def surrounding_tokens(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
@@ -149,11 +154,8 @@ UNSUPPORTED_STYLES = frozenset(_UNSUPPORTED_NAMES.split())
 
 def infer_style(tokenizer: Tokenizer) -> str:
     """Infer the style from the tokens in a vocabulary."""
-    present = [name for name, style in _STYLE_MARKERS if tokenizer.token_to_id(name) is not None]
-    return dict(_STYLE_MARKERS)[present[0]] if present else ""
-
-
-_STYLE_MARKERS = (("[CLS]", "bert"), ("<|startoftext|>", "clip"), ("</s>", "roberta"), (END_OF_TEXT, "gpt2"))
+    markers = {"[CLS]": "bert", "<|startoftext|>": "clip", "</s>": "roberta", END_OF_TEXT: "gpt2"}
+    return next((style for name, style in markers.items() if tokenizer.token_to_id(name) is not None), "")
 
 
 def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -222,3 +224,73 @@ def _bool_setting(settings: Mapping[str, Any], key: str, default: bool) -> bool:
 def _existing_token(tokenizer: Tokenizer, name: str | None) -> list[str]:
     """A list with the name if it is a token; otherwise empty."""
     return [name] if name is not None and tokenizer.token_to_id(name) is not None else []
+
+
+ADDED_TOKENS_FILE = "added_tokens.json"
+_MAX_GAP = 1 << 17  # ids further than this beyond the vocabulary are rejected
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+Added = Mapping[int, AddedToken]
+
+
+def published_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, AddedToken]:
+    """The tokens in added_tokens.json and in the added_tokens_decoder of tokenizer_config.json, by id."""
+    spellings, source = object_or_empty(directory / ADDED_TOKENS_FILE), str(directory)
+    tokens = {
+        _parse_id(token_id, source): AddedToken(name, normalized=False) for name, token_id in spellings.items() if name
+    }
+    decoder = settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise UserError(f"added_tokens_decoder in {source} is not a mapping of ids to tokens; download it again")
+    tokens.update((_parse_id(token_id, source), read_token(state, source)) for token_id, state in decoder.items())
+    return tokens
+
+
+def read_token(state: Any, source: str) -> AddedToken:
+    """An added token from its JSON."""
+    if not isinstance(state, dict) or not isinstance(state.get("content"), str) or not state["content"]:
+        raise UserError(f"{source} adds a token without text: {state!r:.80}; download it again")
+    return AddedToken(state["content"], **{flag: bool(state[flag]) for flag in _FLAGS if flag in state})
+
+
+def _parse_id(token_id: Any, source: str) -> int:
+    try:
+        return int(token_id)
+    except (TypeError, ValueError):
+        raise UserError(f"{source} adds a token at the invalid id {token_id!r:.80}; download it again") from None
+
+
+def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
+    """Add tokens at their ids, and fill gaps with unused tokens. Raises UserError for an id that is taken."""
+    missing = sorted(i for i, token in added.items() if tokenizer.token_to_id(token.content) is None)
+    # The library assigns this id to the next added token.
+    size = max(
+        [tokenizer.get_vocab_size(with_added_tokens=False), *(i + 1 for i in tokenizer.get_added_tokens_decoder())]
+    )
+    if missing and missing[-1] > size + _MAX_GAP:
+        last_id = missing[-1]
+        raise UserError(
+            f"{source} adds {added[last_id].content!r} with id {last_id}, far beyond its {size} tokens; download the "
+            "files again"
+        )
+    gaps = set(range(size, missing[-1] if missing else size)) - set(missing)
+    tokens = {i: AddedToken(f"<|unused_{i}|>", special=True, normalized=False) for i in sorted(gaps)}
+    tokens.update(added)
+    for special, run in groupby(sorted(tokens.items()), key=lambda item: item[1].special):
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token for _, token in run])
+    for token_id, token in added.items():
+        existing_id = tokenizer.token_to_id(token.content)
+        if existing_id != token_id:
+            raise UserError(
+                f"{source} adds {token.content!r} with id {token_id}, but its id is {existing_id}; download it again"
+            )
+
+
+def make_special(tokenizer: Tokenizer, special_tokens: SpecialTokens) -> None:
+    """Mark tokens with a role as special, so that decoding skips them. Single characters stay text: some CLIP models
+    pad with \"!\".
+    """
+    special = special_ids(tokenizer)
+    for name in {*special_tokens.settings().values()}:
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None and token_id not in special and len(name) > 1:
+            tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
-from headway.parsing import DuplicateKeyError, parse_json
-from headway.safe_io import open_file
+from headway.io.files import open_file
+from headway.io.json_files import DuplicateKeyError, parse_json
 
 MAX_BYTES = 1 << 27  # bytes; the largest published vocabularies have about 40 MB
 _PICKLE_HEADERS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -77,8 +77,3 @@ def library_errors(path: Path) -> Iterator[None]:
     except BaseException as error:  # a panic in the library is not an Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} cannot be read as a tokenizer ({reason}); download it again") from None
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether the error is a panic in the tokenizers library, which is not an Exception."""
-    return type(error).__name__ == "PanicException"

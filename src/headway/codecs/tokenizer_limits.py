@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from headway.codecs.guard import RESERVED
+from headway.codecs.chat_spans import RESERVED
 from headway.errors import UserError
 
 MAX_SPECIAL_TOKEN = 256  # maximum characters in a special token or the unknown token

@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from headway.codecs.base import BYTES, Kind
-from headway.codecs.tokenizer import END_OF_TEXT, SECTION_LENGTH, TokenizerCodec
+from headway.codecs.tokenizer import BYTES, END_OF_TEXT, SECTION_LENGTH, Kind, TokenizerCodec
 from headway.codecs.tokenizer_limits import MAX_TOKEN_LENGTH
 from headway.errors import UserError, nearest
 
@@ -62,11 +61,19 @@ def train_codec(
     _check(kind, size, split, prefix_space, special)
     line_space = prefix_space or (kind == "word" and split == "text")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = _normalizer(lowercase, line_space)
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    if line_space:  # a space before each line, so that its first word has the same token as elsewhere
+        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(LINES), " ")]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = _pre_tokenizer(kind, split)
     tokenizer.decoder = _decoder(kind, split, line_space)
     max_size = MAX_INT if size is None else size - len(special)
-    sections = _sections(_non_empty(texts))
+    non_empty = (text for text in texts if text)
+    first = next(non_empty, None)
+    if first is None:
+        raise UserError("there is no text to train a codec on; pass non-empty data")
+    sections = _sections(chain([first], non_empty))
     if kind in SUBWORDS:
         sections = map(_with_short_words, sections)
     if kind == "byte":
@@ -132,15 +139,6 @@ def _check_vocab_filled(tokenizer: Tokenizer, kind: str, size: int | None, speci
             raise UserError(f"special token {name!r} also occurs in the data as a {kind}; choose another name")
 
 
-def _non_empty(texts: Iterable[str]) -> Iterator[str]:
-    """The non-empty texts; raises UserError if there are none."""
-    non_empty = (text for text in texts if text)
-    first = next(non_empty, None)
-    if first is None:
-        raise UserError("there is no text to train a codec on; pass non-empty data")
-    return chain([first], non_empty)
-
-
 def _sections(texts: Iterable[str]) -> Iterator[str]:
     """The texts, with long ones cut before white space because the library uses a hundred bytes per character."""
     for text in texts:
@@ -161,14 +159,6 @@ def _with_short_words(text: str) -> str:
     if all(_SPACE.search(window) and not window.isspace() for window in windows):
         return text
     return _LONG_SPACE.sub(r"\1", _LONG_WORD.sub(r"\g<0> ", text))
-
-
-def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | None:
-    """With `line_space`, add a space before each line, so that its first word has the same token as elsewhere."""
-    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
-    if line_space:
-        steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(LINES), " ")]
-    return normalizers.Sequence(steps) if steps else None  # type: ignore[arg-type]
 
 
 def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
@@ -221,7 +211,12 @@ def _train_subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], max_s
     if kind == "unigram":
         trainer = trainers.UnigramTrainer(vocab_size=max_size, initial_alphabet=ALPHABET, show_progress=False)
         trained = _train(tokenizer, models.Unigram(), texts, trainer)
-        return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
+        # Pieces and log probabilities, best first, without random differences between training runs: those in the last
+        # digits (because of thread order) and in the order of bytes that never occurred.
+        scores = json.loads(trained.model.__getstate__())["vocab"]
+        floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
+        rounded_scores = [(piece, round(max(score, floor), 6)) for piece, score in scores]
+        return models.Unigram(sorted(rounded_scores, key=lambda pair: (-pair[1], pair[0])), None, False)
     trainer = trainers.BpeTrainer(
         vocab_size=max_size,
         min_frequency=MIN_FREQUENCY,
@@ -235,16 +230,6 @@ def _train_subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], max_s
     # BPE tokens, matched as in WordPiece: the longest first. A token at the start of a word includes the space, so the
     # others need no "##". The same data produce the same codec, which the library's own trainer does not guarantee.
     return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=MAX_WORD_BYTES, continuing_subword_prefix="")
-
-
-def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Unigram's pieces and log probabilities, best first, without random differences between training runs.
-
-    The differences are in the last digits (because of thread order) and in the order of bytes that never occurred.
-    """
-    floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
-    rounded_scores = [(piece, round(max(score, floor), 6)) for piece, score in scores]
-    return sorted(rounded_scores, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _train(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:

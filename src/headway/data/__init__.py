@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.data.catalogue import KnownSet
     from headway.data.corpus import (
         Chunk,
         Pair,
@@ -20,20 +19,22 @@ if TYPE_CHECKING:
         text_sources,
     )
     from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
-    from headway.data.parallel_text import (
+    from headway.data.registry import KnownSet, find_set, get_set, is_present, known_set, known_sets
+    from headway.data.shuffling import Padding, PairBatches, epoch_seed, permute, shuffled_indices
+    from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
+    from headway.data.table_files import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
+    from headway.data.token_store import (
         PairCache,
+        TokenCache,
         TokenColumn,
         UsablePairs,
         group_references,
         load_pairs,
+        load_tokens,
         open_pairs,
+        open_tokens,
         split_pairs,
     )
-    from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
-    from headway.data.shuffling import Padding, PairBatches, epoch_seed, permute, shuffled_indices
-    from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
-    from headway.data.table_files import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
-    from headway.data.token_cache import TokenCache, load_tokens, open_tokens
 
 __all__ = [
     "IGNORE_INDEX",
@@ -87,19 +88,9 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".catalogue": ("KnownSet",),
         ".shuffling": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
         ".packing": ("Crops", "IGNORE_INDEX", "Packing", "Spans", "Streams", "TokenWindows"),
-        ".parallel_text": (
-            "TokenColumn",
-            "UsablePairs",
-            "PairCache",
-            "group_references",
-            "load_pairs",
-            "open_pairs",
-            "split_pairs",
-        ),
-        ".registry": ("find_set", "get_set", "is_present", "known_set", "known_sets"),
+        ".registry": ("KnownSet", "find_set", "get_set", "is_present", "known_set", "known_sets"),
         ".corpus": (
             "Chunk",
             "Pair",
@@ -113,6 +104,17 @@ lazy_exports(
         ),
         ".splits": ("SPLITS", "ClassSplitConfig", "SplitConfig", "Splits", "hash_fraction", "split_by_text"),
         ".table_files": ("Table", "TaggedSentence", "TaggedCorpus", "read_conll", "read_table"),
-        ".token_cache": ("TokenCache", "load_tokens", "open_tokens"),
+        ".token_store": (
+            "TokenColumn",
+            "UsablePairs",
+            "PairCache",
+            "TokenCache",
+            "group_references",
+            "load_pairs",
+            "load_tokens",
+            "open_pairs",
+            "open_tokens",
+            "split_pairs",
+        ),
     },
 )

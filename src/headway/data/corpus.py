@@ -11,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.column_names import check_column_names, suggest_column
 from headway.data.delimited import read_tab_separated
 from headway.data.input_files import (
     ARCHIVES,
@@ -31,9 +30,9 @@ from headway.data.input_files import (
     split_from_filename,
 )
 from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
-from headway.data.table_files import read_json_lines, text_field
+from headway.data.table_files import check_column_names, read_json_lines, suggest_column, text_field
 from headway.errors import UserError
-from headway.safe_io import check_expansion, user_path
+from headway.io.files import check_expansion, user_path
 
 _TEXT_COLUMN = "text"
 _ROWS_AT_ONCE = 1024
@@ -134,7 +133,17 @@ def iter_documents(paths: Iterable[Path | str]) -> Iterator[str]:
 
     A .txt is one document. Paths are checked immediately; text is read lazily.
     """
-    return (text for source in text_sources(paths) for text in _join_chunks(iter_chunks(source)))
+    sources = text_sources(paths)
+
+    def documents() -> Iterator[str]:
+        texts: list[str] = []
+        for text, is_last in (chunk for source in sources for chunk in iter_chunks(source)):
+            texts.append(text)
+            if is_last:
+                yield "".join(texts)
+                texts = []
+
+    return documents()
 
 
 def iter_pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
@@ -164,17 +173,26 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
             for file in find_files(path, PAIR_KINDS):
                 sources.extend(_zip_sources(file) if file.kind == ".zip" else [file])
         else:
-            line_files.append(_line_file(path))
+            check_file(path)
+            if file_kind(path.name) in _NON_TEXT_KINDS:
+                raise UserError(
+                    f"{path} has the extension {file_kind(path.name)!r}, which is not line-based text; "
+                    f"use two line-aligned files, or {', '.join(PAIR_KINDS)}"
+                )
+            line_files.append(File(path, named_split=split_from_filename(path.name)))
     if len(line_files) % 2:
         raise UserError(
             f"{line_files[-1]} has no matching translation; pass one after it, or use {', '.join(PAIR_KINDS)}"
         )
     sources.extend(AlignedFiles(*file_pair) for file_pair in zip(line_files[::2], line_files[1::2]))
-    return (
-        sources
-        if any(source.named_split == "train" for source in sources)
-        else [_without_named_split(source) for source in sources]
-    )
+    if any(source.named_split == "train" for source in sources):
+        return sources
+    return [
+        AlignedFiles(replace(source.source, named_split=None), source.target)
+        if isinstance(source, AlignedFiles)
+        else replace(source, named_split=None)
+        for source in sources
+    ]
 
 
 def iter_chunks(source: TextSource) -> Iterator[Chunk]:
@@ -231,15 +249,6 @@ def _find_cut(text: str, start: int, size: int) -> int:
     return space if space >= 0 else high
 
 
-def _join_chunks(parts: Iterable[Chunk]) -> Iterator[str]:
-    chunk_texts: list[str] = []
-    for text, is_last in parts:
-        chunk_texts.append(text)
-        if is_last:
-            yield "".join(chunk_texts)
-            chunk_texts = []
-
-
 def read_pairs(source: PairSource) -> Iterator[Pair]:
     """The pairs of one source."""
     if isinstance(source, AlignedFiles):
@@ -275,22 +284,6 @@ def _user_paths(paths: Iterable[Path | str], noun: str) -> Sequence[Path]:
     if not resolved:
         raise UserError(f"no {noun} files; pass at least one")
     return resolved
-
-
-def _line_file(path: Path) -> File:
-    check_file(path)
-    if file_kind(path.name) in _NON_TEXT_KINDS:
-        raise UserError(
-            f"{path} has the extension {file_kind(path.name)!r}, which is not line-based text; "
-            f"use two line-aligned files, or {', '.join(PAIR_KINDS)}"
-        )
-    return File(path, named_split=split_from_filename(path.name))
-
-
-def _without_named_split(source: PairSource) -> PairSource:
-    if isinstance(source, AlignedFiles):
-        return AlignedFiles(replace(source.source, named_split=None), source.target)
-    return replace(source, named_split=None)
 
 
 def _read_aligned(source: AlignedFiles) -> Iterator[Pair]:

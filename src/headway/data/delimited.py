@@ -1,19 +1,96 @@
-"""Rows of .csv and .tsv files: quoted as programs write them, or with stray quotes as people write them."""
+"""Rows of .csv and .tsv files, quoted as programs write them or with stray quotes as people write them; and of .xlsx
+workbooks, as the strings that a .csv would contain.
+"""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import io
 import re
 import threading
+import zipfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date, datetime, time
 from itertools import chain
+from typing import Any
 
-from headway.data.input_files import File, read_lines
-from headway.data.spreadsheets import read_sheet
-from headway.errors import UserError
-from headway.safe_io import limit_error, read_limits
+from headway.data.input_files import File, read_blocks, read_lines
+from headway.errors import UserError, logger
+from headway.io.files import DAMAGE, check_in_memory, limit_error, read_limits
+
+_LOG = logger(__name__)
+_MAX_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states
+# What openpyxl raises for invalid workbooks, in addition to its own exceptions.
+_WORKBOOK_ERRORS = (
+    *DAMAGE,
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+)
+
+
+def read_sheet(file: File) -> Iterator[tuple[int, list[str]]]:
+    """The non-blank rows of the first sheet, with their numbers: formulas as their stored values, dates in ISO 8601.
+    UserError if the workbook is damaged or expands beyond the read limits, or openpyxl is not installed.
+    """
+    try:
+        importlib.import_module("openpyxl.utils.exceptions")
+        openpyxl = importlib.import_module("openpyxl")
+    except ImportError as error:
+        raise UserError(
+            f"{file} needs the package openpyxl; pip install 'headway[data]', or save the sheet as .csv (UTF-8)"
+        ) from error
+    content = b"".join(read_blocks(file))
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            check_in_memory(str(file), len(content), sum(member.file_size for member in archive.infolist()))
+        workbook = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
+        if len(workbook.worksheets) > 1:
+            _LOG.warning(
+                "%s: read only the first of %d sheets (%s)", file, len(workbook.worksheets), workbook.sheetnames[0]
+            )
+        yield from _non_blank_rows(workbook.worksheets[0], file)
+    except (*_WORKBOOK_ERRORS, openpyxl.utils.exceptions.InvalidFileException) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{file} is damaged or not .xlsx ({reason}); save it again, or as .csv (UTF-8)") from error
+
+
+def _non_blank_rows(sheet: Any, file: File) -> Iterator[tuple[int, list[str]]]:
+    sheet.reset_dimensions()  # the file may state any size
+    width = 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        if number > _MAX_ROWS:
+            raise UserError(
+                f"{file} has a row beyond {_MAX_ROWS:,}, the maximum of a sheet; save it again, or as .csv (UTF-8)"
+            )
+        cells = [_cell_text(value) for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            width = width or len(cells)
+            yield number, cells + [""] * (width - len(cells))
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.isoformat(" ") if value.time() != time() else value.date().isoformat()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
 
 Row = tuple[int, list[str]]  # the number of its last line, and its fields
 _SEPARATORS = (",", ";", "\t")  # on a tie, the first wins
@@ -33,9 +110,13 @@ def read_delimited(file: File) -> Iterator[Row]:
     source = read_lines(file)
     header = next(source, "")
     if file.kind != ".tsv":
-        return _read_quoted(
-            file, header, source, max(_SEPARATORS, key=lambda separator: _count_columns(header, separator))
-        )
+
+        def count_columns(separator: str) -> int:
+            with suppress(csv.Error):  # reported when all lines are read
+                return len(next(csv.reader([header], delimiter=separator), []))
+            return 0
+
+        return _read_quoted(file, header, source, max(_SEPARATORS, key=count_columns))
     fields = header.split("\t")
     if any(fields) and all(_QUOTED_FIELD.fullmatch(field) for field in fields if field):
         return _read_quoted(file, header, source, "\t")
@@ -79,13 +160,6 @@ def _restore_limit(default_limit: int) -> bool:
     csv.field_size_limit(default_limit)
     _FIELD_LIMIT_LOCK.release()
     return False
-
-
-def _count_columns(header: str, separator: str) -> int:
-    """The number of columns in a first line; its errors are reported when all lines are read."""
-    with suppress(csv.Error):
-        return len(next(csv.reader([header], delimiter=separator), []))
-    return 0
 
 
 _QUOTED_TEXT = r'[^"]*+(?:""[^"]*+)*+'  # the text between quotes

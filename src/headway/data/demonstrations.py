@@ -16,7 +16,7 @@ from headway.data.input_files import File, find_files
 from headway.data.lerobot import is_lerobot, read_episode_entries, read_info_file, read_lerobot
 from headway.data.splits import split_code, split_from_name
 from headway.errors import UserError
-from headway.safe_io import user_path
+from headway.io.files import user_path
 
 
 def read_demonstrations(

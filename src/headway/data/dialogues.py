@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from headway.data.input_files import ARCHIVES, File, expand_archives, find_files, resolve_named_splits
 from headway.data.table_files import check_text, read_json_lines
 from headway.errors import UserError, nearest
-from headway.safe_io import user_path
+from headway.io.files import user_path
 
 CHAT_KINDS = (".jsonl", *ARCHIVES)
 ASSISTANT = "assistant"  # the role that is trained on
@@ -66,9 +66,10 @@ def read_preferences(file: File) -> Iterator[Preference]:
                 raise _missing_key_error(file, number, row, key)
         prompt = _as_messages(file, number, row, "prompt", "user") if row.get("prompt") is not None else ()
         chosen, rejected = (_as_messages(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
-        preference = (
-            Preference(number, prompt, chosen, rejected) if prompt else _split_common_prompt(number, chosen, rejected)
-        )
+        common = 0
+        while not prompt and common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
+            common += 1
+        preference = Preference(number, prompt or chosen[:common], chosen[common:], rejected[common:])
         if preference.chosen == preference.rejected:
             raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
         for key, ending in (("chosen", preference.chosen), ("rejected", preference.rejected)):
@@ -87,13 +88,6 @@ def _as_messages(file: File, number: int, row: Mapping[str, Any], key: str, role
     if isinstance(value, str):
         return ({"role": role, "content": check_text(file, number, key, value)},)
     return _messages(file, number, key, value)
-
-
-def _split_common_prompt(number: int, chosen: Messages, rejected: Messages) -> Preference:
-    common = 0
-    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
-        common += 1
-    return Preference(number, chosen[:common], chosen[common:], rejected[common:])
 
 
 def _messages(file: File, number: int, key: str, value: Any) -> Messages:

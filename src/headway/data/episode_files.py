@@ -21,9 +21,9 @@ from headway.data.episodes import Episode, Episodes, collate_episodes, concatena
 from headway.data.input_files import File, find_files
 from headway.data.splits import split_code
 from headway.errors import UserError, damage_errors, nearest
-from headway.parsing import parse_json
-from headway.safe_io import check_in_memory, open_file, user_path
-from headway.temporary_files import temporary_path
+from headway.io.durable import temporary_path
+from headway.io.files import check_in_memory, open_file, user_path
+from headway.io.json_files import parse_json
 
 EPISODE_KINDS = (".npz", ".hdf5", ".h5")
 # Column names: headway's, those of D4RL and Minari, of imitation, and of files with one array per episode.

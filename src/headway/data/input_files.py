@@ -10,20 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from headway.data.archives import open_archive
 from headway.data.splits import SPLITS, split_from_name
 from headway.errors import UserError, nearest
-from headway.safe_io import (
-    DAMAGE,
-    HUB_PREFIX,
-    expand,
-    file_size,
-    hub_confirmed,
-    hub_name_error,
-    limit_error,
-    open_file,
-    read_limits,
-)
+from headway.io.archives import open_archive
+from headway.io.files import DAMAGE, expand, file_size, limit_error, open_file, read_limits
+from headway.io.hub import HUB_PREFIX, hub_confirmed, hub_name_error
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
@@ -188,7 +179,9 @@ def read_text_blocks(file: File) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, started, is_utf16 = 0, False, False
     for block in read_blocks(file):
-        if offset == 0 and _is_utf16(file, block):
+        if offset == 0 and block[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+            raise UserError(f"{file} is UTF-32; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW")
+        if offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             decoder, is_utf16 = codecs.getincrementaldecoder("utf-16")(), True
         nul_index = -1 if is_utf16 else block.find(b"\0")
         if nul_index >= 0:
@@ -203,13 +196,6 @@ def read_text_blocks(file: File) -> Iterator[str]:
     _decode(file, decoder, b"", offset, final=True)
     if not started:
         raise UserError(f"{file} is empty; pass a file with text")
-
-
-def _is_utf16(file: File, block: bytes) -> bool:
-    """Whether a file starts with a UTF-16 byte order mark. UserError for UTF-32."""
-    if block[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise UserError(f"{file} is UTF-32; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW")
-    return block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _decode(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offset: int, final: bool = False) -> str:

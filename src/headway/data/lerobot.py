@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headway.data.array_store import ColumnWriter, cache_errors, cache_key, open_or_build
-from headway.data.column_names import check_column_names
-from headway.data.content_hash import fingerprint
 from headway.data.episodes import Episodes, check_finite, numbers_text
 from headway.data.input_files import File
 from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
 from headway.data.splits import split_code, split_from_name
+from headway.data.table_files import check_column_names
+from headway.data.token_store import fingerprint
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, damage_errors, nearest
-from headway.images import open_image, pillow
-from headway.parsing import parse_json
-from headway.safe_io import check_in_memory, open_file
+from headway.io.files import check_in_memory, open_file
+from headway.io.images import open_image, pillow
+from headway.io.json_files import parse_json
 
 INFO_PATH = "meta/info.json"
 HEADWAY_PATH = "meta/headway.json"  # headway's addition: the environment of each task

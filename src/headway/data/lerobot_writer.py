@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from headway.data.array_store import output_errors
-from headway.data.containers import import_av
 from headway.data.episodes import Episodes
 from headway.data.lerobot import ACTION_FEATURE, HEADWAY_PATH, INFO_PATH, STATE_FEATURES
 from headway.data.parquet import import_parquet
 from headway.data.video import Frames, VideoWriter
 from headway.errors import UserError
-from headway.temporary_files import temporary_path
+from headway.io.containers import import_av
+from headway.io.durable import temporary_path
 
 _FILE_PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH, _VIDEO_PATH = f"data/{_FILE_PATTERN}.parquet", f"videos/{{video_key}}/{_FILE_PATTERN}.mp4"

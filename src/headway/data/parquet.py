@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from headway.errors import UserError
-from headway.safe_io import check_expansion, open_file
+from headway.io.files import check_expansion, open_file
 
 _MAX_DICTIONARY = 1 << 26  # bytes of dictionary-encoded strings decoded at once
 _CELL_SIZE = 64  # approximate bytes of a value as a Python object
@@ -64,15 +64,16 @@ def read_index(source: Path | IO[bytes]) -> Index:
     source.seek(size - 8 - length)
     footer = _ThriftReader(source.read(length)).structure()
     source.seek(position)
-    groups = [group.get(1, []) for group in footer.get(4, [])]
-    return [[_column_size(column.get(3, {})) for column in columns] for columns in groups]
-
-
-def _column_size(metadata: dict[int, Any]) -> ColumnSize:
-    path, values = b".".join(metadata.get(3, [])).decode("utf-8", "replace"), metadata.get(5, 0)
-    if not isinstance(values, int) or values < 0:
-        raise ValueError(f"column {path} has {values} values")
-    return ColumnSize(path, values, 11 in metadata)
+    index: Index = []
+    for group in footer.get(4, []):
+        columns: list[ColumnSize] = []
+        for metadata in (column.get(3, {}) for column in group.get(1, [])):
+            path, values = b".".join(metadata.get(3, [])).decode("utf-8", "replace"), metadata.get(5, 0)
+            if not isinstance(values, int) or values < 0:
+                raise ValueError(f"column {path} has {values} values")
+            columns.append(ColumnSize(path, values, 11 in metadata))
+        index.append(columns)
+    return index
 
 
 class _ThriftReader:

@@ -1,4 +1,6 @@
-"""Find known data sets on this machine, and download them from their public sources."""
+"""Data sets that headway knows by name: their description, licence, source and expected contents. They are found on
+this machine or downloaded from their public sources.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,259 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from headway.data.array_store import cache_errors, cache_root
-from headway.data.catalogue import KNOWN_SETS, KnownFile, KnownSet
 from headway.data.corpus import iter_pairs
 from headway.data.episode_files import read_episodes
-from headway.data.idx import read_idx
 from headway.data.input_files import File, archive_members, read_lines
+from headway.data.labelled_files import read_idx
 from headway.errors import UserError, nearest
-from headway.temporary_files import temporary_path
+from headway.io.durable import temporary_path
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file of a known set, and the checksum or counts that verify it.
+
+    `path` is relative to a data folder, `alternative` is the path of an equivalent file, `limit` the maximum download
+    size in bytes. `lines`, `pairs`, `episodes`, `sizes` (of an IDX file) and `sounds` (.wav files in an archive) are
+    expected counts; `pairs` is a minimum, because some sets grow. A file without a `url` cannot be downloaded.
+    """
+
+    path: str
+    url: str
+    limit: int
+    sha256: str | None = None
+    lines: int | None = None
+    pairs: int | None = None
+    sizes: tuple[int, ...] | None = None
+    sounds: int | None = None
+    episodes: int | None = None
+    alternative: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A named data set with its home page `url`. A set that comes with a Python `package` has no `files`, but a
+    `package_file` inside the package; `pip` is the package's name on PyPI if it differs. `system_folders` are folders
+    where packages of the operating system put the files.
+    """
+
+    name: str
+    description: str
+    counts: str
+    licence: str
+    url: str
+    files: tuple[KnownFile, ...] = ()
+    package: str | None = None
+    package_file: str | None = None
+    pip: str | None = None
+    system_folders: tuple[str, ...] = ()
+
+
+_MEGABYTE = 1_000_000
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
+
+
+def _multi30k(split: str, lines: int) -> tuple[KnownFile, KnownFile]:
+    names = [f"{split}.{language}.gz" for language in ("en", "de")]
+    english, german = (
+        KnownFile(f"translation/multi30k-{name}", f"{_MULTI30K}/{name}", 5 * _MEGABYTE, lines=lines) for name in names
+    )
+    return english, german
+
+
+def _banking77(split: str, lines: int) -> KnownFile:
+    home = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data"
+    return KnownFile(f"textcls/banking77/{split}.csv", f"{home}/{split}.csv", 5 * _MEGABYTE, lines=lines)
+
+
+def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
+    home = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
+    file = f"{name}-idx{len(sizes)}-ubyte.gz"
+    return KnownFile(f"fashion-mnist/{file}", f"{home}/{file}", 30 * _MEGABYTE, sizes=sizes)
+
+
+def _expert(name: str, description: str, episodes: int, steps: str, commit: str) -> KnownSet:
+    """Expert episodes from the test data of the imitation project."""
+    home = "https://raw.githubusercontent.com/HumanCompatibleAI/imitation"
+    return KnownSet(
+        name=f"{name}-expert",
+        description=description,
+        counts=f"{episodes} episodes, {steps} steps in total",
+        licence="MIT",
+        url="https://github.com/HumanCompatibleAI/imitation",
+        files=(
+            KnownFile(
+                f"rl/imitation_{name}_v1_expert.npz",
+                f"{home}/{commit}/tests/testdata/expert_models/{name}_0/rollouts/final.npz",
+                5 * _MEGABYTE,
+                episodes=episodes,
+            ),
+        ),
+    )
+
+
+def _openings(volume: str) -> KnownFile:
+    home = "https://raw.githubusercontent.com/lichess-org/chess-openings/master"
+    return KnownFile(f"chess/lichess-openings-{volume}.tsv", f"{home}/{volume}.tsv", 2 * _MEGABYTE)
+
+
+KNOWN_SETS: dict[str, KnownSet] = {
+    known.name: known
+    for known in (
+        KnownSet(
+            name="tinyshakespeare",
+            description="Shakespeare's plays in one file",
+            counts="1,115,394 characters",
+            licence="public domain",
+            url="https://github.com/karpathy/char-rnn",
+            files=(
+                KnownFile(
+                    "lm/tinyshakespeare.txt",
+                    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                    2 * _MEGABYTE,
+                    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="wikitext-2",
+            description="good and featured Wikipedia articles, raw text",
+            counts="36,718 / 3,760 / 4,358 lines for training, validation and test",
+            licence="CC BY-SA 3.0",
+            url="https://huggingface.co/datasets/Salesforce/wikitext",
+            files=(
+                KnownFile(
+                    "lm/wikitext-2-raw-v1.zip",
+                    "https://wikitext.smerity.com/wikitext-2-raw-v1.zip",
+                    10 * _MEGABYTE,
+                    sha256="ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+                    alternative="lm/wikitext-2-raw-valid-test.tar.xz",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="multi30k",
+            description="image captions in English and German (Multi30k, task 1)",
+            counts="29,000 / 1,014 / 1,000 pairs for training, validation and test (2016, Flickr)",
+            licence="see its repository",
+            url="https://github.com/multi30k/dataset",
+            files=(
+                *_multi30k("train", 29_000),
+                *_multi30k("val", 1_014),
+                *_multi30k("test_2016_flickr", 1_000),
+            ),
+        ),
+        KnownSet(
+            name="tatoeba-deu-eng",
+            description="everyday sentences in English and German",
+            counts="169,813 pairs or more (growing); sentences repeat, so it is split by the English sentence",
+            licence="CC BY 2.0, tatoeba.org",
+            url="https://www.manythings.org/anki/",
+            files=(
+                KnownFile(
+                    "translation/tatoeba-deu-eng.zip",
+                    "https://www.manythings.org/anki/deu-eng.zip",
+                    100 * _MEGABYTE,
+                    pairs=169_813,
+                ),
+            ),
+        ),
+        KnownSet(
+            name="banking77",
+            description="questions from a bank's customers, each with one of 77 intents",
+            counts="10,003 / 3,080 questions for training and test",
+            licence="CC BY 4.0",
+            url="https://github.com/PolyAI-LDN/task-specific-datasets",
+            files=(_banking77("train", 10_017), _banking77("test", 3_085)),
+        ),
+        KnownSet(
+            name="fashion-mnist",
+            description="clothing in ten classes, 28 x 28 greyscale pixels (IDX files)",
+            counts="60,000 / 10,000 images for training and test",
+            licence="MIT",
+            url="https://github.com/zalandoresearch/fashion-mnist",
+            files=(
+                _fashion("train-images", (60_000, 28, 28)),
+                _fashion("train-labels", (60_000,)),
+                _fashion("t10k-images", (10_000, 28, 28)),
+                _fashion("t10k-labels", (10_000,)),
+            ),
+            system_folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
+        ),
+        KnownSet(
+            name="digits",
+            description="handwritten digits, 8 x 8 greyscale pixels (scikit-learn's copy of UCI's test set)",
+            counts="1,797 images",
+            licence="BSD (the package), CC BY 4.0 (UCI)",
+            url="https://archive.ics.uci.edu/dataset/80",
+            package="sklearn",
+            package_file="datasets/data/digits.csv.gz",
+            pip="scikit-learn",
+        ),
+        KnownSet(
+            name="emoji",
+            description="Noto's colour emoji, 64 x 64, with names and keywords in en, de, fr, es, cs",
+            counts="1,546 images",
+            licence="OFL-1.1 (images), Unicode-3.0 (texts)",
+            url="Debian's fonts-noto-color-emoji and unicode-cldr-core",
+            files=(
+                KnownFile("emoji/noto-emoji-64px.zip", "", 20 * _MEGABYTE),
+                KnownFile("emoji/captions.json", "", 20 * _MEGABYTE),
+            ),
+        ),
+        KnownSet(
+            name="spoken-digits",
+            description="the digits 0 to 9, spoken by six speakers (Free Spoken Digit Dataset)",
+            counts="2,700 / 300 recordings for training and test (test: takes 0 to 4 of each digit), 8 kHz",
+            licence="CC BY-SA 4.0",
+            url="https://github.com/Jakobovski/free-spoken-digit-dataset",
+            files=(
+                KnownFile(
+                    "fsdd/free-spoken-digit-dataset.zip",
+                    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",
+                    50 * _MEGABYTE,
+                    sounds=3_000,
+                    alternative="fsdd/free-spoken-digits.tar.xz",
+                ),
+            ),
+        ),
+        KnownSet(
+            name="lichess-openings",
+            description="named chess openings, used as starting positions for matches",
+            counts="3,807 openings or more (growing)",
+            licence="CC0",
+            url="https://github.com/lichess-org/chess-openings",
+            files=tuple(map(_openings, "abcde")),
+        ),
+        KnownSet(
+            name="cmudict",
+            description="English words with their pronunciations (CMU Pronouncing Dictionary)",
+            counts="about 126,000 words with 135,000 pronunciations",
+            licence="BSD (dictionary), GPL-3.0-or-later (the package around it)",
+            url="https://github.com/prosegrinder/python-cmudict",
+            package="cmudict",
+            package_file="data/cmudict.dict",
+        ),
+        _expert(
+            "cartpole",
+            "an expert balances a pole on a cart (CartPole-v1)",
+            57,
+            "26,964",
+            "b56567f25a9888cfa9c3656756cb21fec0379b2f",
+        ),
+        _expert(
+            "pendulum",
+            "an expert swings a pendulum up (Pendulum-v1)",
+            56,
+            "11,200",
+            "12f2b39d4685888e5c1b85c03c0f282f4ab7fa93",
+        ),
+    )
+}
 
 
 def known_set(name: str) -> KnownSet:
@@ -77,19 +322,15 @@ def _find_files(known: KnownSet) -> list[Path]:
         spec = importlib.util.find_spec(known.package)
         return [] if spec is None or spec.origin is None else [Path(spec.origin).parent / known.package_file]
     for folder in data_folders():
-        paths = [_find_file(folder, file) for file in known.files]
-        if all(paths):
-            return [path for path in paths if path is not None]
+        candidates = [[folder / path for path in (file.path, file.alternative) if path] for file in known.files]
+        paths = [path for paths in candidates for path in [path for path in paths if path.is_file()][:1]]
+        if len(paths) == len(known.files):
+            return paths
     for folder in map(Path, known.system_folders):
         paths = [folder / Path(file.path).name for file in known.files]
         if all(path.is_file() for path in paths):
             return paths
     return []
-
-
-def _find_file(folder: Path, file: KnownFile) -> Path | None:
-    paths = [folder / path for path in (file.path, file.alternative) if path is not None]
-    return next((path for path in paths if path.is_file()), None)
 
 
 _BLOCK_SIZE = 1 << 16

@@ -49,13 +49,6 @@ class ClassSplitConfig(SplitConfig):
     stratify: bool = False  # hold out nearly the same share of every class
 
 
-def share_remedy(split: str) -> str:
-    """The remedy for an empty split."""
-    return (
-        "lower the shares of the others" if split == "train" else f"set a larger share, such as task.split.{split}=0.2"
-    )
-
-
 def text_key(text: str) -> int:
     """The 64-bit hash of a text: equal texts have equal keys on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -205,10 +198,11 @@ class Splits(NamedTuple):
         if indices is None:
             raise UserError(f"there is no split {split!r}; {nearest(split, [*self.indices, 'all'])}")
         if len(indices) == 0:
+            share = f"set a larger share, such as task.split.{split}=0.2"
+            share = "lower the shares of the others" if split == "train" else share
             raise UserError(
                 f"the {split} split of {len(self.all_indices):,} {self.noun} is empty; add {self.remedy} named "
-                f"{split}, or "
-                f"{share_remedy(split)}{alternative and f', or {alternative}'}"
+                f"{split}, or {share}{alternative and f', or {alternative}'}"
             )
         return indices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.data.column_names import COLUMN_USES, check_column_names, guess_column, suggest_column
 from headway.data.delimited import read_delimited
 from headway.data.input_files import File, find_files, read_lines, resolve_named_splits
 from headway.data.splits import split_code
-from headway.errors import UserError
-from headway.parsing import DuplicateKeyError, parse_json
-from headway.safe_io import user_path
+from headway.errors import UserError, nearest
+from headway.io.files import user_path
+from headway.io.json_files import DuplicateKeyError, parse_json
+
+# Names that published data sets use for a column, the most common first.
+_SYNONYMS = {
+    "label": (
+        "label", "labels", "class", "target", "category", "sentiment", "intent", "classes", "categories", "class_name",
+        "label_text", "tag", "topic", "emotion", "rating", "stars", "score", "y", "gold", "gold_label", "coarse_label",
+    ),
+    "text": (
+        "text", "texts", "sentence", "review", "content", "document", "body", "comment", "message", "tweet", "question",
+        "sentence1", "text1", "premise", "question1", "utterance", "query", "title", "description", "input", "string",
+    ),
+    "text2": ("text2", "sentence2", "hypothesis", "question2", "answer", "passage", "positive", "text_b", "target"),
+    "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "audio", "img", "image_path"),
+    "caption": ("caption", "captions", "text", "description", "title", "alt", "sentence"),
+    "source": ("source", "src", "input", "text", "original"),
+    "target": ("target", "tgt", "translation", "output", "label", "reference"),
+}  # fmt: skip
+COLUMN_USES = tuple(_SYNONYMS)
+
+
+def check_column_names(source: str, names: Sequence[str], noun: str = "columns") -> None:
+    """UserError if two columns have the same name, with both column numbers. Columns without a name, which some
+    programs append, are ignored.
+    """
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if name and name in first:
+            raise UserError(
+                f"{source} has two {noun} named {name!r} ({first[name]} and {number}); rename or remove one of them"
+            )
+        first[name] = number
+
+
+def guess_column(use: str, names: Iterable[str]) -> str | None:
+    """The column that is probably meant by `use` ("label", ...), ignoring case; None if there is no candidate."""
+    by_name = {name.strip().lower().replace(" ", "_"): name for name in names}
+    return next((by_name[synonym] for synonym in _SYNONYMS.get(use, ()) if synonym in by_name), None)
+
+
+def suggest_column(name: str, names: Sequence[str], use: str = "") -> str:
+    """The end of a message about a missing column: the name that the user may have meant."""
+    if not names:
+        return "it is empty"
+    candidate = guess_column(use or name, names)
+    return nearest(name, names) if candidate is None else f"did you mean {candidate!r}?"
+
 
 _LONG_LINE, _MAX_NESTED = 1 << 20, 1 << 20  # characters, and lists and objects (about 100 bytes each) in longer lines
 
@@ -27,25 +72,22 @@ _LONG_LINE, _MAX_NESTED = 1 << 20, 1 << 20  # characters, and lists and objects 
 def read_json_lines(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a .jsonl with their line numbers. Blank lines are skipped."""
     for number, line in enumerate(read_lines(file), 1):
-        if line.strip():
-            yield number, _parse_line(file, number, line)
-
-
-def _parse_line(file: File, number: int, line: str) -> dict[str, Any]:
-    if len(line) > _LONG_LINE and line.count("[") + line.count("{") > _MAX_NESTED:
-        raise UserError(
-            f"{file}, line {number} contains over {_MAX_NESTED:,} lists and objects; write one object per line"
-        )
-    try:
-        row = parse_json(line)
-    except DuplicateKeyError as error:
-        raise UserError(f"{file}, line {number} has {error}; keep one of them") from error
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object per line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{file}, line {number} is a JSON {type(row).__name__}; write one object per line")
-    return row
+        if not line.strip():
+            continue
+        if len(line) > _LONG_LINE and line.count("[") + line.count("{") > _MAX_NESTED:
+            raise UserError(
+                f"{file}, line {number} contains over {_MAX_NESTED:,} lists and objects; write one object per line"
+            )
+        try:
+            row = parse_json(line)
+        except DuplicateKeyError as error:
+            raise UserError(f"{file}, line {number} has {error}; keep one of them") from error
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object per line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number} is a JSON {type(row).__name__}; write one object per line")
+        yield number, row
 
 
 def text_field(file: File, number: int, row: dict[str, Any], key: str) -> str:
@@ -119,22 +161,19 @@ def _sentences(file: File) -> Iterator[TaggedSentence]:
         if _COMMENT.match(line):
             continue
         if line.strip() and not line.startswith(_DOCUMENT_START):
-            rows.append(_word_and_tag(file, number, line))
+            parts = line.split("\t") if "\t" in line else line.split()
+            word, tag = parts[0].strip(), parts[-1].strip()
+            if len(parts) < 2 or not word or not tag:
+                raise UserError(
+                    f"{file}, line {number}: {line!r} is not a word with a tag; write a word, a space or TAB, and the "
+                    "tag last"
+                )
+            rows.append((word, tag))
         elif rows:
             yield TaggedSentence(*map(tuple, zip(*rows)))
             rows = []
     if rows:
         yield TaggedSentence(*map(tuple, zip(*rows)))
-
-
-def _word_and_tag(file: File, number: int, line: str) -> tuple[str, str]:
-    parts = line.split("\t") if "\t" in line else line.split()
-    word, tag = parts[0].strip(), parts[-1].strip()
-    if len(parts) < 2 or not word or not tag:
-        raise UserError(
-            f"{file}, line {number}: {line!r} is not a word with a tag; write a word, a space or TAB, and the tag last"
-        )
-    return word, tag
 
 
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import binding
 
-from headway.temporary_files import temporary_path
+from headway.io.durable import temporary_path
 
 _RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
 _RETURNED = (0, -2)  # status of numba's functions on success: with a value, or without one

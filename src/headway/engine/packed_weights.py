@@ -21,10 +21,9 @@ from headway.engine.products import SCRATCH_BYTES, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
-from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, uninitialized_model
 from headway.formats.native import Weights as Format
-from headway.formats.tensorfile import read_tensors
+from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.parts.projection import Projection
 

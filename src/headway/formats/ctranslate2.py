@@ -16,17 +16,17 @@ from torch import Tensor
 from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import UserError
-from headway.formats.durable import read_json
 from headway.formats.families import whisper
-from headway.formats.mapped_file import Cursor, MappedFile, tensor_bytes
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import TensorRule, layers, linear, rule, tied_copy
+from headway.formats.tensorfile import Cursor, MappedFile, tensor_bytes
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill
+from headway.io.durable import read_json
+from headway.io.files import open_file
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
-from headway.safe_io import open_file
 
 FILE = "model.bin"
 VERSION = 6
@@ -204,7 +204,10 @@ def _settings(file: ModelBin) -> Settings:
         layer_names = {name.split("/")[1] for name in file.names() if name.startswith(f"{component}/layer_")}
         settings[limit_name] = _shape(file, f"{component}/position_encodings/encodings", 2)[0]
         settings[f"{component}_layers"] = len(layer_names - {"layer_norm"})
-        settings[f"{component}_attention_heads"] = _number(file, f"{component}/num_heads")
+        heads = f"{component}/num_heads"
+        if heads not in file.names() or file.get(heads).numel() != 1:
+            raise UserError(f"{file.source} lacks the scalar {heads!r}; convert the model again")
+        settings[f"{component}_attention_heads"] = int(file.get(heads))
         settings[f"{component}_ffn_dim"] = _shape(file, f"{component}/layer_0/ffn/linear_0/weight", 2)[0]
     return Settings({**whisper.FAMILY.defaults, **settings}, file.source)
 
@@ -219,12 +222,6 @@ def _shape(file: ModelBin, name: str, rank: int) -> tuple[int, ...]:
     if len(shape) != rank:
         raise UserError(f"{file.source}: {name} has shape {shape}, not of {rank} dimensions; convert the model again")
     return shape
-
-
-def _number(file: ModelBin, name: str) -> int:
-    if name not in file.names() or file.get(name).numel() != 1:
-        raise UserError(f"{file.source} lacks the scalar {name!r}; convert the model again")
-    return int(file.get(name))
 
 
 def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:

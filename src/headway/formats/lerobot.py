@@ -18,10 +18,10 @@ from torch import Tensor
 from headway.config import from_dict, to_dict
 from headway.data.episodes import AffineScale
 from headway.errors import UserError, nearest
-from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.settings import Settings
-from headway.formats.tensorfile import TensorFile
+from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.formats.weights import Weights
+from headway.io.durable import read_json, write_json
 
 POLICIES = ("act", "diffusion")  # policy families
 ROBOT_STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"

@@ -19,11 +19,11 @@ from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, 
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.mapped_file import Cursor, MappedFile
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Interleaved, TensorRule
+from headway.formats.tensorfile import Cursor, MappedFile
 from headway.formats.usage import Usage
 from headway.formats.weights import fill
 from headway.nn.models import ModelConfig
@@ -56,9 +56,8 @@ class Binary:
         self._file = MappedFile(path)
         cursor = Cursor(self._file)
         self.version, self.sizes = _header(cursor)
-        order = _legacy_order(self.sizes) if self.version == 0 else _order(self.sizes)
         self._entries: dict[str, tuple[int, tuple[int, ...]]] = {}
-        for name, shape in order:
+        for name, shape in _order(self.version, self.sizes):
             self._entries[name] = cursor.skip(4 * math.prod(shape), name or "the table of rotary angles"), shape
         self._entries.pop("", None)
         if cursor.remaining:
@@ -114,54 +113,27 @@ def _check(cursor: Cursor, sizes: Sizes) -> None:
         cursor.fail(f"heads of {sizes.width // sizes.heads} features cannot be rotated in pairs")
 
 
-Order = list[tuple[str, tuple[int, ...]]]
+def _order(version: int, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors, in the order of the file. The table without a name contains the cosine and sine
+    of all angles, which are recomputed.
+    """
 
+    def stacked(name: str, *shape: int) -> list[tuple[str, tuple[int, ...]]]:
+        return [(f"model.layers.{i}.{name}.weight", shape) for i in range(sizes.depth)]
 
-def _stacked(sizes: Sizes, name: str, *shape: int) -> Order:
-    return [(f"model.layers.{i}.{name}.weight", shape) for i in range(sizes.depth)]
-
-
-def _attention(sizes: Sizes) -> Order:
-    kv = sizes.kv_heads * (sizes.width // sizes.heads)
-    rows = {"q": sizes.width, "k": kv, "v": kv, "o": sizes.width}
-    return [entry for n in "qkvo" for entry in _stacked(sizes, f"self_attn.{n}_proj", rows[n], sizes.width)]
-
-
-def _feed_forward(sizes: Sizes) -> Order:
-    return [
-        *_stacked(sizes, "mlp.gate_proj", sizes.hidden, sizes.width),
-        *_stacked(sizes, "mlp.down_proj", sizes.width, sizes.hidden),
-        *_stacked(sizes, "mlp.up_proj", sizes.hidden, sizes.width),
-    ]
-
-
-def _head(sizes: Sizes) -> Order:
-    return [] if sizes.tied else [("lm_head.weight", (sizes.vocab_size, sizes.width))]
-
-
-def _legacy_order(sizes: Sizes) -> Order:
-    return [
-        ("model.embed_tokens.weight", (sizes.vocab_size, sizes.width)),
-        *_stacked(sizes, "input_layernorm", sizes.width),
-        *_attention(sizes),
-        *_stacked(sizes, "post_attention_layernorm", sizes.width),
-        *_feed_forward(sizes),
-        ("model.norm.weight", (sizes.width,)),
-        ("", (sizes.context, sizes.width // sizes.heads)),  # cosine and sine of all angles, which are recomputed
-        *_head(sizes),
-    ]
-
-
-def _order(sizes: Sizes) -> Order:
-    return [
-        *_stacked(sizes, "input_layernorm", sizes.width),
-        *_stacked(sizes, "post_attention_layernorm", sizes.width),
-        ("model.norm.weight", (sizes.width,)),
-        ("model.embed_tokens.weight", (sizes.vocab_size, sizes.width)),
-        *_attention(sizes),
-        *_feed_forward(sizes),
-        *_head(sizes),
-    ]
+    width, hidden, head_size = sizes.width, sizes.hidden, sizes.width // sizes.heads
+    rows = {"q": width, "k": sizes.kv_heads * head_size, "v": sizes.kv_heads * head_size, "o": width}
+    table = ("model.embed_tokens.weight", (sizes.vocab_size, width))
+    first, second = stacked("input_layernorm", width), stacked("post_attention_layernorm", width)
+    attention = [entry for name in "qkvo" for entry in stacked(f"self_attn.{name}_proj", rows[name], width)]
+    feed = stacked("mlp.gate_proj", hidden, width)
+    feed += stacked("mlp.down_proj", width, hidden) + stacked("mlp.up_proj", hidden, width)
+    norm = ("model.norm.weight", (width,))
+    head = [] if sizes.tied else [("lm_head.weight", (sizes.vocab_size, width))]
+    if version == 0:
+        angles = ("", (sizes.context, head_size))
+        return [table, *first, *attention, *second, *feed, norm, angles, *head]
+    return [*first, *second, norm, table, *attention, *feed, *head]
 
 
 def _settings(sizes: Sizes) -> dict[str, Any]:
@@ -238,10 +210,8 @@ def load_tokenizer(path: Path) -> TokenizerCodec:
     table = PieceTable(
         [text.replace(" ", SPACE) for text in tokens], scores, types, "bpe", byte_fallback=True, squeeze=False
     )
-    tokenizer, special_tokens = (
-        build(table, path),
-        SpecialTokens(bos=_SPECIAL_TOKENS[_BOS], eos=_SPECIAL_TOKENS[_EOS], unk=_SPECIAL_TOKENS[0]),
-    )
+    tokenizer = build(table, path)
+    special_tokens = SpecialTokens(bos=_SPECIAL_TOKENS[_BOS], eos=_SPECIAL_TOKENS[_EOS], unk=_SPECIAL_TOKENS[0])
     set_post_processor(tokenizer, "llama", special_tokens, {})
     return TokenizerCodec(tokenizer, special_tokens)
 

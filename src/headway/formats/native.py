@@ -15,11 +15,10 @@ from torch.utils import swap_tensors
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
-from headway.formats.durable import write_tensors
-from headway.formats.tensorfile import TensorFile
+from headway.formats.tensorfile import TensorFile, write_tensors
+from headway.io.json_files import parse_json
 from headway.memory import check_free_memory
 from headway.nn.models import ModelConfig, outline
-from headway.parsing import parse_json
 
 if TYPE_CHECKING:
     from headway.formats.settings import Settings
@@ -66,7 +65,9 @@ def uninitialized_model(
     """
     try:
         model = outline(config)
-        needed = _count_parameters(model)
+        # The numbers that a file stores; tied weights count once.
+        tensors = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
+        needed = sum(tensors.values())
         if needed <= file_bytes * _MAX_PARAMETERS_PER_BYTE:
             check_loading(source, file_bytes if dtype is None else needed * dtype.itemsize, dtype)
             return model
@@ -76,11 +77,6 @@ def uninitialized_model(
         f"{source}: the configuration needs {needed} parameters, more than {file_bytes} bytes can hold; "
         "the settings do not match the weights"
     )
-
-
-def _count_parameters(model: nn.Module) -> int:
-    """Count the numbers that a file stores for a model; tied weights count once."""
-    return sum({id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}.values())
 
 
 def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:

@@ -21,8 +21,8 @@ from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
-from headway.formats.durable import write_json
 from headway.formats.usage import Usage
+from headway.io.durable import write_json
 from headway.layout import Layout
 from headway.nn.mixers.attention import AttentionConfig
 from headway.nn.models import (

@@ -12,14 +12,11 @@ from jaxtyping import Float, UInt8
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError
-from headway.formats.durable import read_json, write_json
+from headway.io.durable import read_json, write_json
 
 MIN_IMAGE_SIZE = 4  # pixels per side
 _GRID = 4  # rows and columns of the cells whose mean brightness is taken
-_BRIGHTNESS_BINS, _DIFFERENCE_BINS = (
-    8,
-    6,
-)  # histogram bins for brightness and for differences between neighbouring pixels
+_BRIGHTNESS_BINS, _DIFFERENCE_BINS = 8, 6  # of histograms of brightness and of differences between neighbouring pixels
 _MIN_SAMPLES = 100  # samples needed for statistics; with fewer, an outlier may be random
 _MAX_SAMPLES = 10_000
 _QUANTILE = 0.999  # quantile of the training distances above which a sample is an outlier
@@ -152,7 +149,8 @@ class TrainingStatistics:
                 f"(the longest in training had {self.longest:,}); split them into sentences, or do not trust the output"
             )
         if unexpected:
-            first = _quote(unexpected[0])
+            first = unexpected[0]
+            first = first if len(first) <= _MAX_QUOTE else f"{first[: _MAX_QUOTE - 3]}..."
             messages.append(
                 f"with tokens that never occurred in training: {len(unexpected):,} of {len(texts):,}, such as "
                 f"{first!r}; do not trust the output"
@@ -171,10 +169,6 @@ class TrainingStatistics:
             f"unlike the {kind}s in training: {len(indices):,} of {len(features):,}, such as {first}; do not trust the "
             "labels"
         ]
-
-
-def _quote(text: str) -> str:
-    return text if len(text) <= _MAX_QUOTE else text[: _MAX_QUOTE - 3] + "..."
 
 
 def read_training_statistics(directory: Path) -> TrainingStatistics:

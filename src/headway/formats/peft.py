@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
-from headway.formats.durable import atomic_write, read_json, write_json, write_tensors
 from headway.formats.families import families
 from headway.formats.native import named_tensors
 from headway.formats.published import can_express
 from headway.formats.tensor_rules import Family, TensorRule, Transposed
-from headway.formats.tensorfile import read_tensors
+from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.formats.weights import slice_sizes
+from headway.io.durable import atomic_write, read_json, write_json
 from headway.nn.models import ModelConfig
 from headway.nn.parts.projection import Projection, slice_names
 

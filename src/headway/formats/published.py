@@ -19,16 +19,15 @@ from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError
-from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.families import families, find_family
 from headway.formats.heads import to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.setting_keys import check_fixed, report_unknown, with_aliases
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family
-from headway.formats.tensorfile import Shards
+from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
+from headway.formats.tensorfile import Shards, write_tensors
 from headway.formats.usage import THRESHOLDS, Usage
 from headway.formats.weights import RenamedWeights, fill, find_differing_copy, fuse_tensors, published_tensors
+from headway.io.durable import read_json, write_json
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
@@ -69,7 +68,7 @@ def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
         return {
             "kv_heads": config.kv_heads or config.heads,
             "head_size": size,
-            "qkv_bias": _per_projection(config.qkv_bias),
+            "qkv_bias": (config.qkv_bias,) * 3 if isinstance(config.qkv_bias, bool) else config.qkv_bias,
         }
     if isinstance(config, (MLPConfig, GatedConfig)):
         hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
@@ -83,18 +82,9 @@ def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
     return {}
 
 
-def _per_projection(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
-    return (biased, biased, biased) if isinstance(biased, bool) else biased
-
-
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
-_MISMATCH_ERRORS = (
-    AttributeError,
-    KeyError,
-    IndexError,
-    TypeError,
-)  # raised by a family's table for another kind of model
+_MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # from a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
 _MAX_DIFFERENCES = 3  # differing settings listed in an error
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -142,11 +132,16 @@ def _open_index(directory: Path, index: Path) -> Shards:
     return shards
 
 
+def _read_mapping(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a mapping of settings; download it again")
+    return values
+
+
 def read_settings(directory: Path) -> Settings:
     """Read config.json and refuse settings that would run code."""
-    values = read_json(directory / CONFIG)
-    if not isinstance(values, dict):
-        raise UserError(f"{directory / CONFIG} is not a mapping of settings; download it again")
+    values = _read_mapping(directory / CONFIG)
     if values.get("auto_map"):
         raise UserError(
             f"{directory / CONFIG} requests custom code (auto_map), which headway never runs; "
@@ -185,14 +180,10 @@ def load_published(
 
 def read_processor(directory: Path) -> dict[str, Any]:
     """Return the folder's image preprocessing settings; empty if it has none."""
-    path = directory / PROCESSOR
-    if not path.is_file():
-        path = directory / PROCESSORS
-        if not path.is_file():
-            return {}
-    values = read_json(path)
-    if isinstance(values, dict) and path.name == PROCESSORS:
-        values = values.get("image_processor") or {}
+    if (directory / PROCESSOR).is_file():
+        return _read_mapping(directory / PROCESSOR)
+    path = directory / PROCESSORS
+    values = (_read_mapping(path).get("image_processor") or {}) if path.is_file() else {}
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a mapping of settings; download it again")
     return values
@@ -263,7 +254,8 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     original_settings = {
         name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)
     }
-    settings = {**original_settings, **family.write(bare), **special_token_settings(usage), "dtype": _dtype(model)}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    settings = {**original_settings, **family.write(bare), **special_token_settings(usage), "dtype": dtype}
     if usage.thresholds:
         settings[THRESHOLDS] = list(usage.thresholds)
     tensors = fuse_tensors(published_tensors(model, family.rules(bare)), family.fused)
@@ -340,10 +332,6 @@ def _round_trip(family: Family, config: ModelConfig) -> Any:
     return resolve_defaults(family.read(Settings(settings, family.name, config.context), tensor_names))
 
 
-def _dtype(model: nn.Module) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
 # Special tokens of a published model (BOS, EOS, padding, decoder start): read and written.
 GENERATION = "generation_config.json"
 
@@ -353,40 +341,31 @@ def read_special_tokens(directory: Path, settings: Settings) -> dict[str, Any]:
     precedence.
     """
     path = directory / GENERATION
-    generation = read_json(path) if path.is_file() else {}
-    if not isinstance(generation, dict):
-        raise UserError(f"{path} is not a mapping of settings; download it again")
+    generation = _read_mapping(path) if path.is_file() else {}
     merged = Settings({**settings.values, **{k: v for k, v in generation.items() if v is not None}}, settings.source)
     forced = merged.optional("forced_bos_token_id", int)
     bad_words = merged.optional("bad_words_ids", list[list[int]]) or []
+    if isinstance(merged.values.get("eos_token_id"), list):
+        ends = tuple(merged.get("eos_token_id", list[int]))
+    else:
+        eos = merged.optional("eos_token_id", int)
+        ends = () if eos is None else (eos,)
+    labels = settings.part("id2label")
+    try:  # in the order of their ids, which JSON stores as strings
+        names = tuple(str(labels.values[key]) for key in sorted(labels.values, key=int))
+    except (TypeError, ValueError):
+        raise UserError(f"{labels.source} is {dict(labels.values)!s:.80}; its keys should be class ids") from None
     return {
         "generation": generation,
         "begin": merged.optional("bos_token_id", int),
-        "ends": _eos_ids(merged),
+        "ends": ends,
         "pad": merged.optional("pad_token_id", int),
         "decoder_start": merged.optional("decoder_start_token_id", int),
         "forced": () if forced is None else (forced,),
         "suppressed": tuple(row[0] for row in bad_words if len(row) == 1),
-        "labels": _labels(settings.part("id2label")),
+        "labels": names,
         "thresholds": tuple(settings.optional(THRESHOLDS, list[float]) or ()),
     }
-
-
-def _eos_ids(settings: Settings) -> tuple[int, ...]:
-    """Return the EOS ids; files have one id or a list."""
-    if isinstance(settings.values.get("eos_token_id"), list):
-        return tuple(settings.get("eos_token_id", list[int]))
-    eos = settings.optional("eos_token_id", int)
-    return () if eos is None else (eos,)
-
-
-def _labels(label_settings: Settings) -> tuple[str, ...]:
-    """Return the class names in the order of their ids, which JSON stores as strings."""
-    try:
-        return tuple(str(label_settings.values[key]) for key in sorted(label_settings.values, key=int))
-    except (TypeError, ValueError):
-        text = str(dict(label_settings.values))
-        raise UserError(f"{label_settings.source} is {text:.80}; its keys should be class ids") from None
 
 
 def special_token_settings(usage: Usage) -> dict[str, Any]:
@@ -446,9 +425,7 @@ def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
 
 def _read_pooling(path: Path) -> Pool:
     """Return the pooling mode: newer files name it, older ones have a flag per mode."""
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a mapping of settings; download it again")
+    values = _read_mapping(path)
     flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
     modes = [values["pooling_mode"]] if "pooling_mode" in values else [name for name, f in _FLAGS.items() if f in flags]
     if len(modes) != 1 or len(flags) > 1 or modes[0] not in _POOLS:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
-from headway.formats.durable import read_json, write_json
+from headway.io.durable import read_json, write_json
 
 FILE = "usage.json"
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]

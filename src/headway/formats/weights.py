@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
-from headway.formats.mapped_file import adjacent_view
 from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.tensor_rules import Family, Fused, TensorRule
+from headway.formats.tensorfile import adjacent_view
 from headway.nn.parts.projection import Projection
 
 _MAX_ITEMS = 1024  # matrices per stack; the largest models have a few hundred experts
@@ -63,8 +63,12 @@ class RenamedWeights:
     def _stored_parts(self, name: str, renamed: str, family: Family) -> dict[str, StoredPart]:
         for fused in family.fused:
             if fused.stored_name in renamed:
-                parts = len(fused.parts)
-                self._check_parts(name, parts)
+                parts, shape = len(fused.parts), tuple(self._weights.get(name).shape)
+                if not shape or not shape[0] or shape[0] % parts:
+                    raise UserError(
+                        f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}; get the "
+                        "file again"
+                    )
                 return {
                     part_name: StoredPart(name, None, part, parts)
                     for part, part_name in enumerate(fused.names(renamed))
@@ -78,13 +82,6 @@ class RenamedWeights:
                     for part, new in enumerate(stack.names)
                 }
         return {renamed: StoredPart(name)}
-
-    def _check_parts(self, name: str, parts: int) -> None:
-        shape = tuple(self._weights.get(name).shape)
-        if not shape or not shape[0] or shape[0] % parts:
-            raise UserError(
-                f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}; get the file again"
-            )
 
     def _items(self, name: str, parts: int) -> int:
         """Return how many matrices a tensor stacks, of this many parts each; UserError if it is not such a stack."""

@@ -11,9 +11,8 @@ import torch
 
 from headway.errors import UserError
 from headway.formats import native
-from headway.formats.digests import find_damage, is_sealed, seal
-from headway.formats.durable import atomic_write, remove, write_json, write_tensors
-from headway.formats.tensorfile import read_tensors
+from headway.formats.tensorfile import read_tensors, write_tensors
+from headway.io.durable import atomic_write, find_damage, is_sealed, remove, seal, write_json
 from headway.learn.learner import Learner
 from headway.learn.run_schemas import read_progress
 from headway.outputs import check_folder

@@ -18,9 +18,9 @@ from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.heads import NUMBER
-from headway.formats.hub import named_folder
 from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import OpenedModel, open_model
+from headway.io.hub import named_folder
 from headway.learn.adapters import AdapterConfig, with_adapter
 from headway.learn.recipe import Recipe
 from headway.learn.scaling import Settings, Throughput, format_number, format_seconds

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from headway.data.content_hash import content_digest
+from headway.data.token_store import content_digest
 from headway.errors import UserError
 from headway.learn.distributed import Processes
 from headway.learn.task import Task

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from headway.config import differences, dumps, from_dict, setting, to_dict
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import read_json, write_text
+from headway.io.durable import read_json, write_text
+from headway.io.files import format_path
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
-from headway.safe_io import format_path
 
 _FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names because some file systems forbid them
 _MAX_NAME_BYTES = 128  # bytes
@@ -183,7 +183,7 @@ class Recipe:
         """`data` or, if it is None, the files of the recipe's datasets. Raises UserError for a dataset that is not
         downloaded.
         """
-        from headway.data import find_set  # the catalogue is not needed for inference
+        from headway.data import find_set  # the registry is not needed for inference
 
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)
 

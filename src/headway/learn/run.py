@@ -21,15 +21,13 @@ from torch import nn
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats import native
-from headway.formats.digests import FILE as DIGESTS
-from headway.formats.digests import compute_digests
-from headway.formats.durable import read_json, remove, write_json, write_text
+from headway.io.durable import DIGESTS_FILE, compute_digests, read_json, remove, write_json, write_text
+from headway.io.files import open_file
 from headway.learn.recipe import Recipe, check_model, read_recipe
 from headway.learn.run_schemas import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_run_file, visible_names
-from headway.safe_io import open_file
 from headway.summary_card import SummaryCard, main_scores, summary_repr
 
 # Names additional loggers: HEADWAY_LOG=tensorboard,wandb
@@ -182,7 +180,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.pre_decay = self.path / "trunk"  # the checkpoint before the decay, from which an extended run continues
         self.status = self.path / "run.json"
-        self.digests = self.path / DIGESTS  # exists only while no process trains the run
+        self.digests = self.path / DIGESTS_FILE  # exists only while no process trains the run
         self._lock = self.path / ".lock"
         self._lock_depth = 0
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 from headway.config import Range, from_dict
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import decode_json, read_json
-from headway.safe_io import open_file
+from headway.io.durable import decode_json, read_json
+from headway.io.files import open_file
 
 _MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
 _STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from headway.formats import native
-from headway.formats.durable import remove
 from headway.formats.usage import read_usage
+from headway.io.durable import remove
 from headway.learn.adapters import merged
 from headway.learn.budget import Clock, TimeBudget
 from headway.learn.checkpoint import Checkpoints

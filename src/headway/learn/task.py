@@ -12,8 +12,8 @@ from torch import nn
 from headway.codecs import FILE, Codec, load_codec
 from headway.config import family
 from headway.data import iter_chunks, text_sources
-from headway.formats.hub import named_folder
 from headway.formats.out_of_distribution import TrainingStatistics
+from headway.io.hub import named_folder
 from headway.learn.examples import FULL_SHARD, Batch, Examples, Shard
 from headway.learn.objective import Objective
 from headway.nn.models import Loss, ModelConfig

@@ -11,8 +11,8 @@ import torch
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import remove
 from headway.formats.published import nearest_family
+from headway.io.durable import remove
 from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe, plan_steps
 from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 from headway.app.model import Model
 from headway.codecs import TokenizerCodec
-from headway.codecs.base import BYTES, decoder_steps, special_ids
+from headway.codecs.special_tokens import special_ids
+from headway.codecs.tokenizer import BYTES, decoder_steps
 from headway.errors import UserError
 from headway.generate import Event, Limits, Rule, Sampling
 from headway.generate.scheduler import Request

@@ -21,17 +21,17 @@ from headway.app.recipes import find_model_config
 from headway.engine import refusal
 from headway.errors import UserError, logger, nearest
 from headway.formats.gguf import SUFFIX, GgufFile
-from headway.formats.hub import find_folder
-from headway.formats.mapped_file import private_copies
 from headway.formats.native import QUANTISED, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
+from headway.formats.tensorfile import private_copies
 from headway.formats.usage import read_usage
 from headway.generate.scheduler import FullError
+from headway.io.files import FileStates, current_states, record_file_states
+from headway.io.hub import HUB_PREFIX, find_folder
 from headway.learn.run import RunDirectory
 from headway.memory import free_bytes
 from headway.model_handle import Backend
 from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, kinds, outline
-from headway.safe_io import HUB_PREFIX, FileStates, current_states, record_file_states
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
 from headway.serve.fingerprint import fingerprint

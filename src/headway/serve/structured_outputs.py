@@ -17,9 +17,9 @@ import numpy as np
 from llguidance import LLMatcher
 
 from headway.codecs import Codec
-from headway.codecs.helper import Helper, HelperError
 from headway.errors import UserError, nearest
 from headway.generate.sampling import Rule
+from headway.io.helper import Helper, HelperError
 from headway.serve.grammar_compiler import LIMITS, format_error
 from headway.serve.schemas.documents import MAX_SCHEMA_LENGTH
 from headway.serve.token_bytes import TokenBytes, token_bytes_of

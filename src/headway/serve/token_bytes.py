@@ -15,8 +15,8 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.base import BYTES, decoder_steps, special_ids
-from headway.codecs.tokenizer import LINE_SPACE_STEPS
+from headway.codecs.special_tokens import special_ids
+from headway.codecs.tokenizer import BYTES, LINE_SPACE_STEPS, decoder_steps
 from headway.errors import UserError
 
 SPECIAL_PREFIX = b"\xff"  # before the name of a special token; this byte occurs in no text

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.base import special_ids
+from headway.codecs.special_tokens import special_ids
 from headway.errors import UserError, nearest
 from headway.serve.structured_outputs import RuleFactory, compile_format
 from headway.serve.tool_calls import MISTRAL, CallFormat, ToolCallParser

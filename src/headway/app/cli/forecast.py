@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.picture is not None:
             import numpy as np
 
-            from headway.data.calendar import plot_axis
+            from headway.data.series import plot_axis
             from headway.learn.report.charts import Panel, forecast_figure
 
             if len(forecasts) > _MAX_SHOWN:

@@ -21,8 +21,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.app.conversion import check_empty, import_model
-    from headway.formats.hub import find_folder
     from headway.formats.open import open_model
+    from headway.io.hub import find_folder
     from headway.nn.models import describe
 
     check_empty(args.out)

@@ -18,13 +18,12 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import deferred_check, register
 from headway.data import Splits, split_by_text
-from headway.data.archives import open_archive
 from headway.data.array_store import cache_key, cache_root, open_or_build
-from headway.data.content_hash import fingerprint
 from headway.data.input_files import ARCHIVES, File, file_kind
 from headway.data.labelled_files import LabelledFiles
 from headway.data.shuffling import epoch_seed
 from headway.data.splits import SplitIndices, split_code
+from headway.data.token_store import fingerprint
 from headway.domains.audio.classification import SoundsConfig, add_noise, change_speed_and_gain
 from headway.domains.audio.classification import augmentation_rng as sample_rng
 from headway.domains.audio.framing import choose_window
@@ -44,13 +43,14 @@ from headway.domains.audio.transcription import (
     check_targets,
 )
 from headway.errors import ConfigError, UserError, nearest
+from headway.io.archives import open_archive
+from headway.io.files import DAMAGE, user_path
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, spread_evenly
 from headway.learn.objectives.sequences import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
-from headway.safe_io import DAMAGE, user_path
 
 _FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # takes per digit and speaker in the official test split, from 0 on

@@ -27,11 +27,11 @@ from headway.data.array_store import (
     read_info,
     write_info,
 )
-from headway.data.containers import import_av, open_container
 from headway.data.table_files import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError, logger
-from headway.safe_io import check_in_memory, file_size, open_file, user_path
+from headway.io.containers import import_av, open_container
+from headway.io.files import check_in_memory, file_size, open_file, user_path
 
 _LOG = logger(__name__)
 _AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"

@@ -29,9 +29,9 @@ from headway.codecs.chat_template import ChatTemplate
 from headway.config import register, to_dict
 from headway.data import IGNORE_INDEX, PairBatches
 from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
-from headway.data.chat_tokens import ChatCache, ChatSample, TokenizedChat, open_chats
 from headway.data.dialogues import find_chat_files, read_preferences
 from headway.data.input_files import File
+from headway.data.token_store import ChatCache, ChatSample, TokenizedChat, open_chats
 from headway.domains.chat.task import (
     EVAL_BATCH_TOKENS,
     ChatConfig,
@@ -42,9 +42,8 @@ from headway.domains.chat.task import (
     split_key,
 )
 from headway.errors import ConfigError, logger
-from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors
-from headway.formats.tensorfile import read_tensors
+from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task

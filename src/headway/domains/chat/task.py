@@ -22,10 +22,10 @@ from headway.codecs.tokenizer import END_OF_TEXT, FILE
 from headway.config import override, register
 from headway.data import IGNORE_INDEX, SplitConfig, Splits
 from headway.data.array_store import column_digest
-from headway.data.chat_tokens import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
 from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats
 from headway.data.input_files import File
 from headway.data.splits import split_by_key
+from headway.data.token_store import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Completion, Limits, Sampling, Session

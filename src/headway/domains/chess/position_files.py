@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from headway.codecs.chess_boards import MIRRORED_MOVES, MOVE_INDEX
-from headway.data.column_names import check_column_names
 from headway.data.input_files import File, expand_archives, find_files, read_lines, resolve_named_splits
 from headway.data.registry import find_set
 from headway.data.splits import text_key
+from headway.data.table_files import check_column_names
 from headway.domains.chess.boards import (
     Record,
     board_from_fen,
@@ -38,7 +38,7 @@ from headway.domains.chess.boards import (
     worth,
 )
 from headway.errors import UserError, logger, nearest
-from headway.safe_io import user_path
+from headway.io.files import user_path
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
 _MAX_FAULT_CHARS = 300  # characters of an error about a game

@@ -19,10 +19,10 @@ from headway.data.array_store import (
     read_info,
     write_info,
 )
-from headway.data.content_hash import fingerprint
 from headway.data.input_files import File
 from headway.data.packing import expand_ranges
 from headway.data.splits import SplitConfig, SplitIndices, split_by_key, split_code, text_key
+from headway.data.token_store import fingerprint
 from headway.domains.chess.boards import Record, to_position_array
 from headway.domains.chess.position_files import PositionRun, ReadTally, chess_files, samples
 from headway.errors import UserError

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.config import dumps, from_dict, register
-from headway.data.calendar import Calendar, plot_axis
-from headway.data.series import Series, SeriesColumns, forecast_windows, read_series, split_ends
+from headway.data.series import Calendar, Series, SeriesColumns, forecast_windows, plot_axis, read_series, split_ends
 from headway.data.splits import Splits
 from headway.domains.forecast.exponential_smoothing import (
     LAST,
@@ -27,7 +26,7 @@ from headway.domains.forecast.exponential_smoothing import (
     smooth,
 )
 from headway.errors import ConfigError, UserError, nearest
-from headway.formats.durable import read_json, write_text
+from headway.io.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.quantiles import ForecastSamples, ForecastWindow, Quantiles

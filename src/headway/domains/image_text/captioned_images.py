@@ -12,9 +12,9 @@ import numpy as np
 
 from headway.codecs.image_processor import ImageProcessor, decode_image, pillow
 from headway.data import read_table
-from headway.data.content_hash import fingerprint
 from headway.data.image_cache import DecodedImages, ImageSource, Pixels, open_images
 from headway.data.input_files import File, read_blocks
+from headway.data.token_store import fingerprint
 from headway.errors import UserError
 
 

@@ -23,12 +23,12 @@ from headway.domains.image_text.captioned_images import CaptionColumns, Captions
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.pair_inference import bos_and_eos, search_captions
 from headway.errors import ConfigError, UserError, logger
-from headway.formats.hub import named_folder
 from headway.formats.open import open_config, open_model, usage_and_codec
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.generate.search import check_beam
+from headway.io.hub import named_folder
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset

@@ -18,9 +18,9 @@ from headway.data.input_files import File
 from headway.domains.image_text.captioned_images import Captions
 from headway.domains.image_text.task import RECALL_AT, ImageTextConfig, ImageTextDataset, ImageTextMatching
 from headway.errors import UserError
+from headway.io.files import open_file
+from headway.io.json_files import parse_json
 from headway.learn import Recipe, Task
-from headway.parsing import parse_json
-from headway.safe_io import open_file
 
 _THUMBNAIL = 16  # pixels per side for comparing images, as block means
 _NGRAM = 3

@@ -15,9 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.base import BYTES, decoder_steps, special_ids
-from headway.codecs.special_tokens import MASK_NAMES
-from headway.codecs.tokenizer import sequence_template
+from headway.codecs.special_tokens import MASK_NAMES, special_ids
+from headway.codecs.tokenizer import BYTES, decoder_steps, sequence_template
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout

@@ -29,7 +29,7 @@ from headway.data import (
 )
 from headway.data import iter_pairs as read_all
 from headway.data.array_store import column_digest
-from headway.data.content_hash import Encoder
+from headway.data.token_store import Encoder
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.formats.usage import Usage

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.config import register
 from headway.data import ClassSplitConfig, SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
-from headway.data.label_spellings import merge_spellings
+from headway.data.labels import merge_spellings
 from headway.data.splits import SplitIndices, text_key
 from headway.errors import ConfigError, UserError
 from headway.formats.out_of_distribution import TrainingStatistics

@@ -14,16 +14,15 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image, to_grey
-from headway.data.content_hash import fingerprint
-from headway.data.idx import IdxPart, idx_files, is_idx, read_idx_pairs
 from headway.data.image_cache import DecodedImages, ImageSource, Pixels, image_key, open_images
 from headway.data.input_files import File, file_kind, read_lines
-from headway.data.label_targets import infer_target
-from headway.data.labelled_files import read_labelled_files
+from headway.data.labelled_files import IdxPart, idx_files, is_idx, read_idx_pairs, read_labelled_files
+from headway.data.labels import infer_target
 from headway.data.splits import split_code
+from headway.data.token_store import fingerprint
 from headway.errors import UserError
+from headway.io.files import user_path
 from headway.learn import examples
-from headway.safe_io import user_path
 
 _KEY_BYTES = 8  # bytes per key
 

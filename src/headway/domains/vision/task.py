@@ -22,7 +22,6 @@ from headway.domains.vision.attribution import ImageAttention, patch_weights
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
 from headway.errors import ConfigError, UserError
-from headway.formats.hub import named_folder
 from headway.formats.open import open_model
 from headway.formats.out_of_distribution import (
     MIN_IMAGE_SIZE,
@@ -32,6 +31,7 @@ from headway.formats.out_of_distribution import (
 )
 from headway.formats.usage import read_usage
 from headway.image_inputs import processor_of
+from headway.io.hub import named_folder
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
 from headway.learn.objectives.classes import HEAD, Classification, ClassSamples, check_classes

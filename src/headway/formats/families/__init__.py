@@ -6,7 +6,6 @@ A family is a module here with a constant FAMILY, or FAMILIES if several share t
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
@@ -31,17 +30,14 @@ def find_family(settings: Settings) -> Family:
     """Return the family of a config.json. Raises UserError for an unknown one, listing the known ones."""
     known = families()
     if "model_type" not in settings and "type" in settings:  # LeRobot's name for it
-        return _policy(settings, known)
+        name = settings.get("type", str)
+        if name not in POLICIES:
+            raise UserError(
+                f"{settings.source}: policies of type {name!r} are not supported; use {' or '.join(POLICIES)}"
+            )
+        return known[name]
     name = settings.get("model_type", str)
     if name not in known:
         listed = ", ".join(sorted(known))
         raise UserError(f"{settings.source}: unknown family {name!r}; {nearest(name, known)} (known: {listed})")
-    return known[name]
-
-
-def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
-    """Return the family of a robot policy."""
-    name = settings.get("type", str)
-    if name not in POLICIES:
-        raise UserError(f"{settings.source}: policies of type {name!r} are not supported; use {' or '.join(POLICIES)}")
     return known[name]

@@ -1,8 +1,13 @@
-"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions from 2 on and normalised embeddings."""
+"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions from 2 on and normalised embeddings.
+
+Marian (Junczys-Dowmunt et al. 2018), as in the OPUS-MT models: the transformer of 2017, with a bias on the logits, and
+positions with sines before cosines. Decoding starts with the padding token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from headway.formats.settings import Settings, published_activation
@@ -20,7 +25,7 @@ from headway.nn.models import (
 )
 from headway.nn.parts.feedforward import MLPConfig, hidden_width
 from headway.nn.parts.norm import LayerNormConfig
-from headway.nn.parts.positions import LearnedConfig
+from headway.nn.parts.positions import LearnedConfig, SinusoidalConfig
 from headway.visibility import Causal, Full, Pattern
 
 DEFAULTS: dict[str, Any] = {
@@ -49,7 +54,7 @@ OLDER += ("student_encoder_layers", "student_decoder_layers", "replacing_rate") 
 LOGITS_BIAS = "final_logits_bias"
 
 
-def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+def read_bart(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.require("architectures", ["BartForConditionalGeneration"], ["BartModel"])
     settings.require("tie_word_embeddings", True)
     settings.require("normalize_before", False)
@@ -95,7 +100,7 @@ def read_block(settings: Settings, name: str, pattern: Pattern) -> BlockConfig:
     return BlockConfig(mixer, cross, feed, LayerNormConfig(), placement="post", dropout=settings.get("dropout", float))
 
 
-def write(config: EncoderDecoderConfig) -> dict[str, Any]:
+def write_bart(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         "model_type": "bart",
         "architectures": ["BartForConditionalGeneration"],
@@ -137,7 +142,7 @@ def stack_settings(config: EncoderDecoderConfig) -> dict[str, int]:
     return settings
 
 
-def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+def bart_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     tensor_rules = shared_table()
     for component, part in (("encoder", config.encoder), ("decoder", config.decoder)):
         tensor_rules.append(rule(f"{component}.embed.positions.table", f"model.{component}.embed_positions.weight"))
@@ -183,11 +188,11 @@ def cross_rules(target: str, source: str) -> list[TensorRule]:
     ]
 
 
-FAMILY = Family(
+_BART = Family(
     "bart",
-    read,
-    write,
-    rules,
+    read_bart,
+    write_bart,
+    bart_rules,
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
     aliases=ALIASES,
     ignored=OLDER,
@@ -200,3 +205,68 @@ FAMILY = Family(
         "decoder_start_token_id": 2,
     },
 )
+
+
+def read_marian(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+    settings.require("architectures", ["MarianMTModel"], ["MarianModel"])
+    settings.require("tie_word_embeddings", True)
+    settings.require("normalize_before", False)
+    settings.require("normalize_embedding", False)
+    settings.require("add_final_layer_norm", False)
+    embed = TokenEmbedConfig(
+        SinusoidalConfig(interleaved=False),
+        scaled=settings.get("scale_embedding", bool),
+        dropout=settings.get("dropout", float),
+    )
+    encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
+    if settings.get("share_encoder_decoder_embeddings", bool):
+        return EncoderDecoderConfig(encoder, decoder, "all")
+    decoder = replace(decoder, vocab_size=settings.get("decoder_vocab_size", int, decoder.vocab_size))
+    return EncoderDecoderConfig(encoder, decoder, "head")
+
+
+def write_marian(config: EncoderDecoderConfig) -> dict[str, Any]:
+    return {
+        "model_type": "marian",
+        "architectures": ["MarianMTModel"],
+        **shared_settings(config),
+        "pad_token_id": config.vocab_size - 1,
+        "decoder_start_token_id": config.vocab_size - 1,
+        "decoder_vocab_size": config.vocab_size,
+        "share_encoder_decoder_embeddings": config.tie == "all",
+    }
+
+
+def marian_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
+    two_tables = [
+        rule("decoder.embed.table", "model.decoder.embed_tokens.weight"),
+        rule("encoder.embed.table", "model.encoder.embed_tokens.weight"),
+        tied_copy("decoder.embed.table", "lm_head.weight"),
+    ]
+    return [
+        *(shared_table() if config.tie == "all" else two_tables),
+        *stack_rules(config.encoder.stack, "encoder"),
+        *stack_rules(config.decoder.stack, "decoder"),
+        *head_rules(config),
+    ]
+
+
+_MARIAN = Family(
+    "marian",
+    read_marian,
+    write_marian,
+    marian_rules,
+    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    aliases=ALIASES,
+    ignored=(*OLDER, "decoder_vocab_size"),  # equals vocab_size unless there are two tables
+    skipped=(r"\.embed_positions\.weight$",),
+    defaults={
+        **DEFAULTS,
+        "vocab_size": 58101,
+        "pad_token_id": 58100,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 58100,
+        "share_encoder_decoder_embeddings": True,
+    },
+)
+FAMILIES = (_BART, _MARIAN)

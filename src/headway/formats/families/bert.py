@@ -1,11 +1,14 @@
-"""BERT (Devlin et al. 2019): an encoder with post-norm layers, token types, and a head per task.
+"""BERT (Devlin et al. 2019): an encoder with post-norm layers, token types, and a head per task. Sentence encoders
+(MiniLM and others) belong to this family as well.
 
-Sentence encoders (MiniLM and others) belong to this family as well.
+DistilBERT (Sanh et al. 2019): half the layers, without token types and without a pooler. RoBERTa (Liu et al. 2019) and
+XLM-R (Conneau et al. 2020): positions start after the padding id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from headway.errors import UserError
@@ -49,11 +52,13 @@ OLDER = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pool
 OLDER += ("pooler_size_per_head", "pooler_type")  # not used by any class
 
 
-def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
+def read_bert(settings: Settings, names: Collection[str]) -> TransformerConfig:
     heads: dict[str, HeadConfig] = {}
     kind = classifier(settings, names, "classifier.weight")
     if "cls.predictions.bias" in names:
-        heads["vocabulary"] = masked_head(settings)
+        norm = LayerNormConfig(settings.get("layer_norm_eps", float))
+        transform = TransformConfig(settings.activation("hidden_act"), norm)
+        heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=transform)
     if "cls.seq_relationship.weight" in names:
         heads["next"] = PooledHeadConfig(2, dense=True, activation="tanh")
     if kind == "classes":
@@ -99,11 +104,6 @@ def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -
     )
 
 
-def masked_head(settings: Settings) -> VocabularyHeadConfig:
-    norm = LayerNormConfig(settings.get("layer_norm_eps", float))
-    return VocabularyHeadConfig(bias=True, transform=TransformConfig(settings.activation("hidden_act"), norm))
-
-
 def tagger(settings: Settings) -> PooledHeadConfig:
     return PooledHeadConfig(num_outputs(settings), pool="tokens", dropout=classifier_dropout(settings))
 
@@ -112,7 +112,7 @@ def classifier_dropout(settings: Settings) -> float:
     return settings.get("classifier_dropout", float, settings.get("hidden_dropout_prob", float))
 
 
-def write(config: TransformerConfig) -> dict[str, Any]:
+def write_bert(config: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "bert",
         "architectures": architecture("Bert", config.heads),
@@ -152,7 +152,7 @@ def shared_settings(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: TransformerConfig) -> list[TensorRule]:
+def bert_rules(config: TransformerConfig) -> list[TensorRule]:
     return [
         *encoder_rules(config, "bert"),
         *pooler(config.heads, "bert.pooler.dense", {"next": "cls.seq_relationship", "classes": "classifier"}),
@@ -193,11 +193,11 @@ def masked_rules() -> list[TensorRule]:
     ]
 
 
-FAMILY = Family(
+_BERT = Family(
     "bert",
-    read,
-    write,
-    rules,
+    read_bert,
+    write_bert,
+    bert_rules,
     renames=(
         (r"^(?=(embeddings|encoder|pooler)\.)", "bert."),
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
@@ -207,3 +207,186 @@ FAMILY = Family(
     ignored=(*OLDER, IS_CAUSAL),
     defaults=DEFAULTS,
 )
+
+
+NORM = LayerNormConfig(1e-12)  # not configurable in the file
+
+
+def read_distilbert(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    settings.require("tie_word_embeddings", True)
+    rate = settings.get("dropout", float)
+    activation = settings.activation("activation")
+    mixer = AttentionConfig(
+        settings.get("n_heads", int), pattern=Full(), dropout=settings.get("attention_dropout", float)
+    )
+    feed = MLPConfig(hidden=settings.get("hidden_dim", int), activation=activation)
+    block = BlockConfig(mixer, None, feed, NORM, placement="post", dropout=rate)
+    heads: dict[str, HeadConfig] = {}
+    kind = classifier(settings, names, "classifier.weight")
+    if "vocab_projector.bias" in names:
+        heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig(activation, NORM))
+    if kind == "classes":
+        heads["classes"] = PooledHeadConfig(
+            num_outputs(settings), dense=True, activation="relu", dropout=settings.get("seq_classif_dropout", float)
+        )
+    if kind == "tags":
+        heads["tags"] = PooledHeadConfig(num_outputs(settings), pool="tokens", dropout=rate)
+    return TransformerConfig(
+        settings.get("dim", int),
+        settings.get("vocab_size", int),
+        settings.max_positions("max_position_embeddings"),
+        StackConfig(cycle((block,), settings.get("n_layers", int)), norm=None),
+        TokenEmbedConfig(LearnedConfig(), NORM, dropout=rate),
+        heads,
+    )
+
+
+def write_distilbert(config: TransformerConfig) -> dict[str, Any]:
+    block = config.stack.blocks[0]
+    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
+    head = config.heads.get("classes")
+    return {
+        "model_type": "distilbert",
+        "architectures": architecture("DistilBert", config.heads),
+        "vocab_size": config.vocab_size,
+        "dim": config.width,
+        "n_layers": len(config.stack.blocks),
+        "n_heads": attention.heads,
+        "hidden_dim": hidden_width(feed.hidden, feed.ratio, config.width),
+        "activation": published_activation(feed.activation),
+        "dropout": block.dropout,
+        "attention_dropout": attention.dropout,
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": True,
+        **({"seq_classif_dropout": head.dropout} if isinstance(head, PooledHeadConfig) else {}),
+        **label_settings(config.heads),
+    }
+
+
+def distilbert_rules(config: TransformerConfig) -> list[TensorRule]:
+    def layer(i: int) -> list[TensorRule]:
+        target, source = f"stack.blocks.{i}", f"distilbert.transformer.layer.{i}"
+        return [
+            *linear(f"{target}.mixer.qkv", *(f"{source}.attention.{name}_lin" for name in "qkv")),
+            *linear(f"{target}.mixer.out", f"{source}.attention.out_lin"),
+            *linear(f"{target}.mix.last", f"{source}.sa_layer_norm"),
+            *linear(f"{target}.feed_forward.up", f"{source}.ffn.lin1"),
+            *linear(f"{target}.feed_forward.down", f"{source}.ffn.lin2"),
+            *linear(f"{target}.feed.last", f"{source}.output_layer_norm"),
+        ]
+
+    tensor_rules = [
+        rule("embed.table", "distilbert.embeddings.word_embeddings.weight"),
+        rule("embed.positions.table", "distilbert.embeddings.position_embeddings.weight"),
+        *linear("embed.norm", "distilbert.embeddings.LayerNorm"),
+        *layers(len(config.stack.blocks), layer),
+    ]
+    if "vocabulary" in config.heads:
+        tensor_rules += linear("heads.vocabulary.transform.dense", "vocab_transform")
+        tensor_rules += linear("heads.vocabulary.transform.norm", "vocab_layer_norm")
+        tensor_rules += [
+            rule("heads.vocabulary.bias", "vocab_projector.bias"),
+            tied_copy("embed.table", "vocab_projector.weight"),
+        ]
+    if "classes" in config.heads:
+        tensor_rules += linear("heads.classes.dense", "pre_classifier")
+        tensor_rules += linear("heads.classes.project", "classifier")
+    if "tags" in config.heads:
+        tensor_rules += linear("heads.tags.project", "classifier")
+    return tensor_rules
+
+
+_DISTILBERT = Family(
+    "distilbert",
+    read_distilbert,
+    write_distilbert,
+    distilbert_rules,
+    renames=((r"^(?=(embeddings|transformer)\.)", "distilbert."),),
+    skipped=(r"\.embeddings\.position_ids$",),
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    ignored=(IS_CAUSAL, "sinusoidal_pos_embds", "tie_weights_"),  # the table of positions is in the file
+    defaults={
+        "vocab_size": 30522,
+        "dim": 768,
+        "n_layers": 6,
+        "n_heads": 12,
+        "hidden_dim": 3072,
+        "activation": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "seq_classif_dropout": 0.2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+)
+
+
+def read_roberta(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    heads: dict[str, HeadConfig] = {}
+    is_text_classifier = settings.architecture.endswith("ForSequenceClassification")
+    kind = classifier(settings, names, "classifier.out_proj.weight" if is_text_classifier else "classifier.weight")
+    if "lm_head.bias" in names:
+        norm = LayerNormConfig(settings.get("layer_norm_eps", float))
+        heads["vocabulary"] = VocabularyHeadConfig(bias=True, transform=TransformConfig("gelu", norm))
+    if kind == "classes":
+        rate = classifier_dropout(settings)
+        heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
+    if kind == "tags":
+        heads["tags"] = tagger(settings)
+    if "roberta.pooler.dense.weight" in names:
+        heads["pooled"] = POOLER
+    pad = settings.get("pad_token_id", int)
+    if pad < 0:
+        raise UserError(f"{settings.source}: pad_token_id is {pad}; positions start after it, so set it to 0 or more")
+    return encoder(settings, heads, offset=pad + 1)
+
+
+def write_roberta(name: str, stem: str, config: TransformerConfig) -> dict[str, Any]:
+    embed = expect(config.embed, TokenEmbedConfig)
+    return {
+        "model_type": name,
+        "architectures": architecture(stem, config.heads),
+        **shared_settings(config),
+        "pad_token_id": expect(embed.positions, LearnedConfig).offset - 1,
+    }
+
+
+def roberta_rules(config: TransformerConfig) -> list[TensorRule]:
+    heads = config.heads
+    tensor_rules = encoder_rules(config, "roberta")
+    if "pooled" in heads:
+        tensor_rules += linear("heads.pooled.dense", "roberta.pooler.dense")
+    if "vocabulary" in heads:
+        tensor_rules += roberta_masked_rules()
+    if "classes" in heads:
+        tensor_rules += linear("heads.classes.dense", "classifier.dense")
+        tensor_rules += linear("heads.classes.project", "classifier.out_proj")
+    if "tags" in heads:
+        tensor_rules += linear("heads.tags.project", "classifier")
+    return tensor_rules
+
+
+def roberta_masked_rules() -> list[TensorRule]:
+    return [
+        *linear("heads.vocabulary.transform.dense", "lm_head.dense"),
+        *linear("heads.vocabulary.transform.norm", "lm_head.layer_norm"),
+        rule("heads.vocabulary.bias", "lm_head.bias"),
+        tied_copy("embed.table", "lm_head.decoder.weight"),
+        tied_copy("heads.vocabulary.bias", "lm_head.decoder.bias"),
+    ]
+
+
+def _roberta(name: str, stem: str, **defaults: Any) -> Family:
+    return Family(
+        name,
+        read_roberta,
+        partial(write_roberta, name, stem),
+        roberta_rules,
+        renames=((r"^(?=(embeddings|encoder|pooler)\.)", "roberta."),),
+        skipped=(r"\.embeddings\.position_ids$",),
+        ignored=(IS_CAUSAL,),
+        defaults={**DEFAULTS, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, **defaults},
+    )
+
+
+FAMILIES = (_BERT, _DISTILBERT, _roberta("roberta", "Roberta", vocab_size=50265), _roberta("xlm-roberta", "XLMRoberta"))

@@ -1,7 +1,11 @@
-"""CLIP (Radford et al. 2021): a vision transformer and a causal text tower with a shared embedding space."""
+"""CLIP (Radford et al. 2021): a vision transformer and a causal text tower with a shared embedding space.
+
+SigLIP (Zhai et al. 2023): two bidirectional towers, attention pooling of images, and a learned bias.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,8 +17,10 @@ from headway.formats.tensor_rules import (
     Family,
     FlattenedRows,
     RowVector,
+    SingleRow,
     TensorRule,
     Unsplit,
+    VocabularyRows,
     expect,
     layers,
     linear,
@@ -25,6 +31,7 @@ from headway.nn.models import (
     BlockConfig,
     PatchEmbedConfig,
     PooledHeadConfig,
+    ProbeHeadConfig,
     StackConfig,
     TokenEmbedConfig,
     TransformerConfig,
@@ -38,7 +45,7 @@ from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
 
 _LEGACY_EOS = 2  # eos_token_id of older files, which means that a text ends at its highest id
-TEXT: dict[str, Any] = {
+CLIP_TEXT: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -50,7 +57,7 @@ TEXT: dict[str, Any] = {
     "attention_dropout": 0.0,
     "eos_token_id": 49407,
 }
-VISION: dict[str, Any] = {
+CLIP_VISION: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -64,9 +71,9 @@ VISION: dict[str, Any] = {
 }
 
 
-def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
+def read_clip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     settings.require("architectures", ["CLIPModel"])
-    text, vision = (tower_settings(settings, *tower) for tower in (("text", TEXT), ("vision", VISION)))
+    text, vision = (tower_settings(settings, *tower) for tower in (("text", CLIP_TEXT), ("vision", CLIP_VISION)))
     shared, eos, vocab = (
         settings.get("projection_dim", int),
         text.get("eos_token_id", int),
@@ -112,7 +119,7 @@ def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerCon
     return replace(tower, vocab_size=vocab_size, context=context)
 
 
-def write(config: TwoTowerConfig) -> dict[str, Any]:
+def write_clip(config: TwoTowerConfig) -> dict[str, Any]:
     if config.end == _LEGACY_EOS:
         raise UserError(f"the EOS id is {_LEGACY_EOS}, which this family reserves for another rule; use another id")
     eos = _LEGACY_EOS if config.end == "highest" else config.end
@@ -157,7 +164,7 @@ def write_vision_tower(config: TransformerConfig) -> dict[str, Any]:
     return {**write_tower(config), **sizes, "num_channels": embed.channels}
 
 
-def rules(config: TwoTowerConfig) -> list[TensorRule]:
+def clip_rules(config: TwoTowerConfig) -> list[TensorRule]:
     images = "vision_model.embeddings"
     return [
         *vision_rules(config.left),
@@ -207,14 +214,87 @@ def stack_rules(config: TransformerConfig, tower: str, prefix: str) -> list[Tens
 
 
 POSITION_IDS = r"\.embeddings\.position_ids$"  # stored in older files
-FAMILY = Family(
+_CLIP = Family(
     "clip",
-    read,
-    write,
-    rules,
+    read_clip,
+    write_clip,
+    clip_rules,
     skipped=(POSITION_IDS,),
     defaults={"projection_dim": 512, "logit_scale_init_value": 2.6592},
     older=("text_config_dict", "vision_config_dict"),
     towers=("text_config", "vision_config"),
     ignored=("projection_dim",),
 )
+
+
+_COMMON = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
+SIGLIP_TEXT: dict[str, Any] = {
+    **CLIP_TEXT,
+    **_COMMON,
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+}
+SIGLIP_VISION: dict[str, Any] = {**CLIP_VISION, **_COMMON, "patch_size": 16}
+
+
+def read_siglip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
+    settings.require("architectures", ["SiglipModel"])
+    text, vision = (tower_settings(settings, *tower) for tower in (("text", SIGLIP_TEXT), ("vision", SIGLIP_VISION)))
+    vision.require("vision_use_head", True)
+    embed = PatchEmbedConfig(
+        height_width(vision, "patch_size"),
+        height_width(vision, "image_size"),
+        vision.get("num_channels", int),
+        tokens=0,
+    )
+    probe = ProbeHeadConfig(
+        vision.get("num_attention_heads", int),
+        MLPConfig(hidden=vision.get("intermediate_size", int), activation=vision.activation("hidden_act")),
+        LayerNormConfig(vision.get("layer_norm_eps", float)),
+    )
+    shared = text.get("projection_size", int, text.get("hidden_size", int))
+    return TwoTowerConfig(
+        read_tower(vision, embed, Full(), probe),
+        read_text(text, Full(), PooledHeadConfig(shared, pool="last")),
+        math.log(10),
+        -10.0,
+        filler=text.get("pad_token_id", int),
+    )
+
+
+def write_siglip(config: TwoTowerConfig) -> dict[str, Any]:
+    text = {**write_text_tower(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
+    return {
+        "model_type": "siglip",
+        "architectures": ["SiglipModel"],
+        "text_config": {"model_type": "siglip_text_model", **text},
+        "vision_config": {"model_type": "siglip_vision_model", **write_vision_tower(config.left)},
+    }
+
+
+def siglip_rules(config: TwoTowerConfig) -> list[TensorRule]:
+    expect(config.left.heads[HEAD], ProbeHeadConfig)
+    target, source = "left.heads.embedding", "vision_model.head"
+    return [
+        *vision_rules(config.left),
+        rule(f"{target}.probe.table", f"{source}.probe", transform=VocabularyRows()),
+        rule(f"{target}.qkv.weight", f"{source}.attention.in_proj_weight", transform=Unsplit()),
+        rule(f"{target}.qkv.bias", f"{source}.attention.in_proj_bias", transform=Unsplit()),
+        *linear(f"{target}.out", f"{source}.attention.out_proj"),
+        *linear(f"{target}.norm", f"{source}.layernorm"),
+        *linear(f"{target}.feed_forward.up", f"{source}.mlp.fc1"),
+        *linear(f"{target}.feed_forward.down", f"{source}.mlp.fc2"),
+        *text_rules(config.right),
+        *linear("right.heads.embedding.project", "text_model.head"),
+        rule("scale", "logit_scale", transform=SingleRow()),
+        rule("bias", "logit_bias", transform=SingleRow()),
+    ]
+
+
+_SIGLIP = Family(
+    "siglip", read_siglip, write_siglip, siglip_rules, skipped=(POSITION_IDS,), towers=("text_config", "vision_config")
+)
+FAMILIES = (_CLIP, _SIGLIP)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.formats.mapped_file import Cursor, MappedFile, tensor_bytes
+from headway.formats.tensorfile import Cursor, MappedFile, tensor_bytes
 
 
 def gguf() -> ModuleType:

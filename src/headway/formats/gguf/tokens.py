@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.bytepairs import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, PieceTable, build
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.codecs.tokenizer_files import library_errors
+from headway.codecs.vocabularies import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats.usage import Usage
@@ -100,18 +100,16 @@ def read_codec(raw_values: Mapping[str, Any], source: str) -> TokenizerCodec | N
     types = values.parallel("token_type", list[int], tokens, NORMAL)
     if not set(types) <= set(_KINDS):
         raise UserError(f"{source}: a token has unknown type {max(types)}; get the file again")
-    tokenizer = _build_sentencepiece(values, tokens, types) if kind == "llama" else _build_bpe(values, tokens, types)
+    if kind == "llama":
+        scores = values.parallel("scores", list[float], tokens, 0.0)
+        prefix = values.get("add_space_prefix", bool, True)
+        table = PieceTable(tokens, scores, types, "bpe", BYTE in types, dummy_prefix=prefix, squeeze=False)
+        tokenizer = build(table, source)
+    else:
+        tokenizer = _build_bpe(values, tokens, types)
     special_tokens = _special_tokens(values, tokens)
     set_post_processor(tokenizer, "", special_tokens, values.framing())
     return TokenizerCodec(tokenizer, special_tokens)
-
-
-def _build_sentencepiece(values: TokenizerValues, tokens: list[str], types: list[int]) -> Tokenizer:
-    scores = values.parallel("scores", list[float], tokens, 0.0)
-    prefix = values.get("add_space_prefix", bool, True)
-    fallback = BYTE in types
-    table = PieceTable(tokens, scores, types, "bpe", fallback, dummy_prefix=prefix, squeeze=False)
-    return build(table, values.source)
 
 
 def _build_bpe(values: TokenizerValues, tokens: list[str], types: list[int]) -> Tokenizer:
@@ -186,7 +184,11 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
     values = {PREFIX + name: value for name, value in fields.items()}
     if usage.template:
         values["tokenizer.chat_template"] = usage.template
-    _check(codec, values)
+    restored = read_codec(values, "the tokenizer as GGUF")
+    if restored is None or any(
+        encode_with_special_tokens(restored, probe) != encode_with_special_tokens(codec, probe) for probe in _PROBES
+    ):
+        raise UserError("GGUF cannot store this tokenizer (its ids would change); export without a tokenizer")
     return values
 
 
@@ -248,7 +250,7 @@ def _special_token_values(codec: TokenizerCodec, usage: Usage) -> dict[str, Any]
     after it, EOS.
     """
     before, after = (codec.token_id(name) for name in surrounding_tokens(codec.tokenizer))
-    bos = _first(before, usage.begin, codec.bos_id)
+    bos = next((i for i in (before, usage.begin, codec.bos_id) if i is not None), None)
     eos_ids = list(dict.fromkeys(([] if after is None else [after]) + list(usage.ends))) or [codec.eos_id]
     ids = {"bos": bos, "eos": eos_ids[0], "unknown": codec.unk_id}
     ids |= {"padding": codec.pad, "eot": eos_ids[1] if len(eos_ids) > 1 else None}
@@ -257,15 +259,3 @@ def _special_token_values(codec: TokenizerCodec, usage: Usage) -> dict[str, Any]
         "add_bos_token": before is not None,
         "add_eos_token": after is not None,
     }
-
-
-def _first(*ids: int | None) -> int | None:
-    return next((i for i in ids if i is not None), None)
-
-
-def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
-    restored = read_codec(values, "the tokenizer as GGUF")
-    if restored is None or any(
-        encode_with_special_tokens(restored, probe) != encode_with_special_tokens(codec, probe) for probe in _PROBES
-    ):
-        raise UserError("GGUF cannot store this tokenizer (its ids would change); export without a tokenizer")

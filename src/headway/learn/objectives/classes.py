@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.data import SplitConfig, Splits, split_by_text
-from headway.data.label_spellings import merge_spellings, normalized_label
+from headway.data.labels import merge_spellings, normalized_label
 from headway.data.splits import SplitIndices, split_code
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage

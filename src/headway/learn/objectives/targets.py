@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from headway.config import setting
-from headway.data.label_spellings import merge_spellings
-from headway.data.label_targets import (
+from headway.data.labels import (
     Target,
     TargetKind,
     infer_target,
     label_set,
     labelled_rows,
+    merge_spellings,
     multi_hot,
     parse_numbers,
 )

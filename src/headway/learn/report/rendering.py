@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from headway.errors import UserError
-from headway.formats.durable import write_text
+from headway.io.durable import write_text
 from headway.learn.report.charts import compact_number, ellipsize
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ class Helper:
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if os.path.isabs(path))]
         code = (
             f"import sys; sys.path[:] = {paths!r}; "
-            f"from headway.codecs.helper import serve; serve({self._module!r}, {self._memory})"
+            f"from headway.io.helper import serve; serve({self._module!r}, {self._memory})"
         )
         try:
             self._process = subprocess.Popen(

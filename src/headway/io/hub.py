@@ -7,15 +7,30 @@ download the model of whoever owns that name there.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 
 from headway.errors import UserError
-from headway.safe_io import HUB_PREFIX, hub_confirmed, hub_name_error, user_path
+from headway.io.files import user_path
 
-_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_PREFIX, _HUB_VARIABLE = "hf:", "HEADWAY_HUB"  # prefix of hub names; the variable that allows names without it
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # The files to download for a model in the published format; never pickles or code.
 _FILE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
+
+
+def hub_confirmed() -> bool:
+    """Whether HEADWAY_HUB=1 allows hub names without their prefix."""
+    return os.environ.get(_HUB_VARIABLE) == "1"
+
+
+def hub_name_error(name: str | Path, noun: str) -> UserError:
+    """The error for a name that is not a local path but may name a `noun` on the hub."""
+    return UserError(
+        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} with that name "
+        f"on the Hugging Face hub ({_HUB_VARIABLE}=1 allows it without {HUB_PREFIX})"
+    )
 
 
 def find_folder(name: str | Path) -> Path:
@@ -26,7 +41,7 @@ def find_folder(name: str | Path) -> Path:
     path, has_prefix = user_path(name), str(name).startswith(HUB_PREFIX)
     if path.exists():
         return path
-    if not has_prefix and not _NAME.fullmatch(str(name)):
+    if not has_prefix and not _HUB_NAME.fullmatch(str(name)):
         return path
     if not has_prefix and not hub_confirmed():
         raise hub_name_error(name, "model")
@@ -45,7 +60,7 @@ def named_folder(name: str) -> Path:
 def _download(name: str, local: bool = False) -> Path:
     """Return the folder of a hub model; with `local`, only if it was downloaded before."""
     repo_id = name.removeprefix(HUB_PREFIX)
-    if not _NAME.fullmatch(repo_id):
+    if not _HUB_NAME.fullmatch(repo_id):
         raise UserError(f"{name} is not a hub name; write {HUB_PREFIX}owner/name")
     try:
         hub = importlib.import_module("huggingface_hub")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.io.files import open_file
 
 # Pillow supports more formats, but some of its readers start other programs (EPS), and the rest are rare.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -64,7 +65,7 @@ def _check_jpeg(source: Path | io.BytesIO, name: str) -> int:
     """The number of scans of a file, 0 if it is not a JPEG file. UserError for too many scans or Exif parts."""
     if isinstance(source, io.BytesIO):
         return _check_jpeg_data(source.getvalue(), name)
-    with open(source, "rb") as file:
+    with open_file(source) as file:
         if file.read(len(_JPEG)) != _JPEG:
             return 0
         with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:

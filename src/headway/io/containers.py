@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
-from headway.safe_io import open_file
+from headway.io.files import open_file
 
 # Playlists (HLS, DASH, ffconcat), session descriptions and image sequences are excluded: they refer to other files and
 # hosts, which FFmpeg would open.

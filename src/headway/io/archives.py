@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol, TypeVar, cast
 
 from headway.errors import UserError
-from headway.safe_io import DAMAGE, check_expansion, decompress, file_size, limit_error, open_file, read_limits
+from headway.io.files import DAMAGE, check_expansion, decompress, file_size, limit_error, open_file, read_limits
 
 E = TypeVar("E")
 _ENTRY_SIZE = 128  # average bytes per member in a .zip's directory: 46 plus its name

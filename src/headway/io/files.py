@@ -26,14 +26,10 @@ _BLOCK = 1 << 20
 _ALWAYS_ALLOWED = 1 << 26  # bytes that any file may expand to, however small it is
 _ALWAYS_ALLOWED_LINES = 1 << 24  # the same for files that are read line by line, which takes longer per byte
 _READ_SIZE = 1 << 17
-_FREE_FRAMES, _BYTES_PER_FRAME = (
-    100_000,
-    64,
-)  # compressed frames that any file may have, and output bytes per further frame
+_FREE_FRAMES, _BYTES_PER_FRAME = 100_000, 64  # compressed frames that any file may have, output bytes per further one
 _SMALL_READ = 1 << 12  # compressed bytes per read for decompressors that cannot limit their output
 _MAX_DICTIONARY = 1 << 28  # maximum bytes of a decompressor's dictionary
 _MAX_PATH_LENGTH = 80  # maximum characters of a path in a message
-HUB_PREFIX, _HUB_VARIABLE = "hf:", "HEADWAY_HUB"  # prefix of hub names; the variable that allows names without it
 
 
 class ReadLimits(NamedTuple):
@@ -117,19 +113,6 @@ def format_path(path: str | Path) -> str:
     return text if len(text) <= _MAX_PATH_LENGTH * 4 else f"{text[:_MAX_PATH_LENGTH]}... ({len(text):,} characters)"
 
 
-def hub_confirmed() -> bool:
-    """Whether HEADWAY_HUB=1 allows hub names without their prefix."""
-    return os.environ.get(_HUB_VARIABLE) == "1"
-
-
-def hub_name_error(name: str | Path, noun: str) -> UserError:
-    """The error for a name that is not a local path but may name a `noun` on the hub."""
-    return UserError(
-        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} with that name "
-        f"on the Hugging Face hub ({_HUB_VARIABLE}=1 allows it without {HUB_PREFIX})"
-    )
-
-
 def open_file(path: Path | str) -> BufferedReader:
     """Open a regular file for reading. UserError for anything else, without blocking on a named pipe or a device."""
     try:
@@ -208,12 +191,11 @@ def decompress(raw: IO[bytes], suffix: str, source: str) -> Iterator[bytes]:
     """Decompress a stream by its suffix, in blocks of at most about 1 MiB. UserError for too many frames; one of DAMAGE
     for a damaged stream.
     """
-    return _READERS.get(suffix, _read_plain)(raw, source)
-
-
-def _read_plain(raw: IO[bytes], source: str) -> Iterator[bytes]:
-    while block := raw.read(_BLOCK):
-        yield block
+    if suffix == ".zst":
+        return _decompress_zst(raw, source)
+    if suffix in _FRAMES:
+        return _decompress_frames(raw, source, *_FRAMES[suffix])
+    return iter(lambda: raw.read(_BLOCK), b"")
 
 
 class _FrameDecompressor(Protocol):
@@ -248,20 +230,6 @@ class _GzipMember:
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max(0, max_length))
-
-
-def _decompress_gz(raw: IO[bytes], source: str) -> Iterator[bytes]:
-    return _decompress_frames(
-        raw, source, _GzipMember, b""
-    )  # trailing data that are not a member are damage, as in gzip
-
-
-def _decompress_bz2(raw: IO[bytes], source: str) -> Iterator[bytes]:
-    return _decompress_frames(raw, source, bz2.BZ2Decompressor, b"BZh")
-
-
-def _decompress_xz(raw: IO[bytes], source: str) -> Iterator[bytes]:
-    return _decompress_frames(raw, source, lambda: lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY), b"\xfd7zXZ\0")
 
 
 def _decompress_frames(
@@ -325,9 +293,9 @@ def _check_frames(source: str, count: int, size: int) -> None:
         )
 
 
-_READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {
-    ".gz": _decompress_gz,
-    ".bz2": _decompress_bz2,
-    ".xz": _decompress_xz,
-    ".zst": _decompress_zst,
+# A decompressor for the next frame, and the first bytes of a frame. After .gz, other data are damage, as in gzip.
+_FRAMES: dict[str, tuple[Callable[[], _FrameDecompressor], bytes]] = {
+    ".gz": (_GzipMember, b""),
+    ".bz2": (bz2.BZ2Decompressor, b"BZh"),
+    ".xz": (lambda: lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY), b"\xfd7zXZ\0"),
 }
