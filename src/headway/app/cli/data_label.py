@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from headway.app.cli.options import integer, number
@@ -41,10 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.engines import LabelConfig, default_workers, label
+    from headway.domains.chess.engines import LabelConfig, label
 
     config = LabelConfig(
-        args.engine, args.nodes, args.lines, args.workers or args.threads or default_workers(), args.vary,
+        args.engine, args.nodes, args.lines, args.workers or args.threads or os.cpu_count() or 1, args.vary,
         args.seed or 0, args.limit, args.minutes,
     )  # fmt: skip
 

@@ -170,23 +170,17 @@ def mel_filters(bands: int) -> Float[Tensor, "bands F"]:
     """
     if bands < 1:
         raise UserError(f"bands is {bands}; use an integer of at least 1, such as 80")
-    top = _mels(RATE / 2)
-    edges = torch.tensor([_hertz(top * i / (bands + 1)) for i in range(bands + 2)], dtype=torch.float64)
+    knee = _KNEE / _LINEAR
+    top = knee + math.log(RATE / 2 / _KNEE) / _LOG_STEP
+    mels = [top * i / (bands + 1) for i in range(bands + 2)]
+    hertz = [mel * _LINEAR if mel < knee else _KNEE * math.exp((mel - knee) * _LOG_STEP) for mel in mels]
+    edges = torch.tensor(hertz, dtype=torch.float64)
     frequencies = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * (RATE / WINDOW)
     low, middle, high = (edges[i : bands + i, None] for i in range(3))
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
     triangles = rising.minimum(falling).clamp_min(0)
     # Rounded twice, as in the published filters.
     return (triangles.float().double() * (2 / (high - low))).float()
-
-
-def _mels(hertz: float) -> float:
-    return hertz / _LINEAR if hertz < _KNEE else _KNEE / _LINEAR + math.log(hertz / _KNEE) / _LOG_STEP
-
-
-def _hertz(mels: float) -> float:
-    knee = _KNEE / _LINEAR
-    return mels * _LINEAR if mels < knee else _KNEE * math.exp((mels - knee) * _LOG_STEP)
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:

@@ -68,12 +68,8 @@ def alignment_picture(
 ) -> Picture:
     """A spectrogram with the spoken and the recognised words, and the decoder's attention for each predicted token."""
     caption = f"{name}; below, each token's attention (rows), averaged over layers and heads"
-    figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)), tracks, attention, tokens)
+    figure = spectrogram(frames.numpy(), len(frames) * HOP / RATE, tracks, attention, tokens)
     return Picture("Alignment", caption, figure, wide=True)
-
-
-def frames_to_seconds(frames: int) -> float:
-    return frames * HOP / RATE
 
 
 START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"

@@ -113,6 +113,14 @@ def dynamic_time_warping(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray
 
 _OPENING_PUNCTUATION = "\"'“¿([{-"  # punctuation that belongs to the following word
 _CLOSING_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # punctuation that belongs to the preceding word
+# Scripts without spaces between words: Thai to Lao, Burmese, Khmer, Japanese and Chinese.
+_UNSPACED_SCRIPTS = (
+    ("\u0e00", "\u0eff"),
+    ("\u1000", "\u109f"),
+    ("\u1780", "\u17ff"),
+    ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"),
+)
 _SENTENCE_ENDS = ".。!！?？"
 _MAX_USUAL_LENGTH = 0.7  # maximum seconds of a usual word
 _SLACK = 0.5  # seconds by which a word may exceed its segment
@@ -182,7 +190,8 @@ def split_words(codec: TokenizerCodec, ids: Sequence[int]) -> list[tuple[str, in
         chunks.append((stream.flush(), num_waiting))
     words: list[tuple[str, int]] = []
     for text, count in chunks:
-        starts_word = text[:1].isspace() or _is_punctuation(text) or _is_unspaced_script(text[:1])
+        is_unspaced = any(first <= letter <= last for letter in text[:1] for first, last in _UNSPACED_SCRIPTS)
+        starts_word = text[:1].isspace() or _is_punctuation(text) or is_unspaced
         if words and not starts_word and not _is_punctuation(words[-1][0]):
             words[-1] = (words[-1][0] + text, words[-1][1] + count)
         else:
@@ -219,14 +228,6 @@ def between_pauses(words: Sequence[Word], pause: float) -> list[list[Word]]:
 
 def _is_punctuation(text: str) -> bool:
     return text.strip() != "" and text.strip() in _OPENING_PUNCTUATION + _CLOSING_PUNCTUATION
-
-
-def _is_unspaced_script(letter: str) -> bool:
-    """Whether a letter belongs to a script without spaces between words: Thai to Lao, Burmese, Khmer, Chinese and
-    Japanese.
-    """
-    ranges = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))
-    return bool(letter) and any(first <= ord(letter) <= last for first, last in ranges)
 
 
 def merge_punctuation(words: Sequence[Word]) -> list[Word]:

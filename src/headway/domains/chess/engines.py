@@ -384,7 +384,3 @@ class _Workers:
         with self._lock:
             self.engines.append(engine)
         return engine
-
-
-def default_workers() -> int:
-    return max(1, os.cpu_count() or 1)

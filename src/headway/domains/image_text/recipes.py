@@ -13,7 +13,7 @@ import numpy as np
 
 from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, read_captions
 from headway.domains.image_text.captioning import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
@@ -206,7 +206,11 @@ class CaptionedScale(Scale):
 
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         captions = read_captions(paths, self.columns(recipe))
-        side, patch = resolution(_median_side(captions), minutes)
+        sides = []  # the longer sides of a sample of readable images; the task reports errors in others
+        for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
+            with suppress(UserError):
+                sides.append(max(read_image(captions.images[row].path).shape[:2]))
+        side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
         num_characters = sum(map(len, captions.texts))
         vocab_size = lookup(_VOCABULARIES, num_characters)
         shares = self.held_out_shares(len(captions.images))
@@ -286,15 +290,6 @@ def resolution(max_side: int, minutes: float) -> tuple[int, int]:
     while patch > _MIN_PATCH and min(side, max_side) < _MIN_PATCHES * patch:
         patch //= 2
     return min(side, -(-max_side // patch) * patch), patch
-
-
-def _median_side(captions: Captions) -> int:
-    """The median of the images' longer sides, over a sample of readable ones; the task reports errors in others."""
-    sides = []
-    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
-        with suppress(UserError):
-            sides.append(max(read_image(captions.images[row].path).shape[:2]))
-    return int(np.median(sides)) if sides else 1 << 12
 
 
 SCALES = {"image-text": ContrastScale(), "caption": CaptionScale()}

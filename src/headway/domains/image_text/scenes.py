@@ -61,22 +61,16 @@ class Scene:
     @property
     def caption(self) -> str:
         words = [self.shapes[0].name]
-        for first, second in pairwise(self.shapes):
-            words += [relation(first, second), second.name]
+        for first, second in pairwise(self.shapes):  # the position of the first along the axis of their larger distance
+            dx, dy = second.x - first.x, second.y - first.y
+            sideways, upright = "left of" if dx > 0 else "right of", "above" if dy > 0 else "below"
+            words += [sideways if abs(dx) > abs(dy) else upright, second.name]
         return " ".join(words)
 
     @property
     def novel(self) -> bool:
         """Whether it has a pair of colour and shape that never occurs in training."""
         return any((shape.colour, shape.shape) in NOVEL for shape in self.shapes)
-
-
-def relation(first: SceneShape, second: SceneShape) -> str:
-    """The position of `first` relative to `second`, along the axis of their larger distance."""
-    dx, dy = second.x - first.x, second.y - first.y
-    if abs(dx) > abs(dy):
-        return "left of" if dx > 0 else "right of"
-    return "above" if dy > 0 else "below"
 
 
 def scene(seed: int, index: int, novel: bool = False) -> Scene:

@@ -41,20 +41,17 @@ def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> Transfo
     return TransformerConfig(width, 1, None, StackConfig(cycle((block,), depth), LayerNormConfig()), embed, {})
 
 
-def scratch_encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
-    """`encoder` for recipes from scratch: normalised embeddings; residual branches and head initialised to zero."""
-    model = encoder(width, depth, heads, dropout)
-    embed = TokenEmbedConfig(norm=LayerNormConfig(), types=2, dropout=dropout)
-    return replace(model, embed=embed, init=InitConfig("fan_in", residual="zero", embedding=0.05, head="zero"))
-
-
 def _encoder_recipe(name: str, description: str, task: TaskConfig, train: TrainConfig) -> Recipe:
-    """A recipe for a small encoder from scratch."""
+    """A recipe for a small encoder from scratch: normalised embeddings; residual branches and head initialised to
+    zero.
+    """
+    embed = TokenEmbedConfig(norm=LayerNormConfig(), types=2, dropout=0.1)
+    init = InitConfig("fan_in", residual="zero", embedding=0.05, head="zero")
     return generic(
         name,
         "understanding",
         description,
-        model=scratch_encoder(width=128, depth=2, heads=4),
+        model=replace(encoder(width=128, depth=2, heads=4), embed=embed, init=init),
         task=task,
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05),
         train=train,
