@@ -7,7 +7,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 from headway.config import from_dict, to_dict
 from headway.data import Splits
-from headway.data.episodes import actions_text, numbers_text
+from headway.data.episodes import Episodes, actions_text, numbers_text
 from headway.environments.factory import Spaces
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
@@ -64,6 +64,26 @@ class ActingCodec:
             raise UserError(
                 f"the environment {envs.name!r} {', and '.join(differences)}; choose a matching environment with "
                 f"--env, or train {self.TRAINING}"
+            )
+
+    def check_data(self, episodes: Episodes) -> None:
+        """UserError for episodes whose states or actions differ from the model's."""
+        shape, choices = episodes.states.shape[1:], self.action_choices
+        if shape != self.state_shape:
+            raise UserError(
+                f"the data have states of {numbers_text(*shape)}, but this {self.NOUN} takes "
+                f"{numbers_text(*self.state_shape)}; use data from its environment"
+            )
+        if episodes.discrete:
+            largest = int(episodes.actions.max())
+            fits, actual = largest < (choices or 0), f"the choice {largest}"
+        else:
+            size = episodes.actions.shape[1]
+            fits, actual = choices is None and size == self.actions, numbers_text(size)
+        if not fits:
+            expected = self.action_text if choices is None else f"{self.action_text}, starting at 0"
+            raise UserError(
+                f"the data have actions of {actual}, but this {self.NOUN} has {expected}; use data from its environment"
             )
 
     def save(self, directory: Path) -> None:

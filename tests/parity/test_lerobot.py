@@ -326,7 +326,7 @@ def test_demonstrations_of_another_robot_are_refused(
 ) -> None:
     data = demonstrations(4)
     monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
-    with pytest.raises(UserError, match="the policy has states of 11 numbers, but the data have states of 4"):
+    with pytest.raises(UserError, match="the data have states of 4 numbers, but this policy takes 11 numbers"):
         hw.train("robotics", "any.npz", run=tmp_path / "run", from_=str(folders("act-older")), progress=False)
 
 

@@ -212,7 +212,7 @@ def test_what_an_agent_says_step_by_step_is_what_it_says_of_the_window(
         action = actor.act([], states)
         monkeypatch.setattr(head, "predict", plain_said)
         np.testing.assert_allclose(said[-1], plain.say(states), rtol=1e-4, atol=1e-5)
-        actor.observe(action, rewards, [])
+        actor.observe([], action, rewards)
         plain.actions.append(action)
         plain.rewards.append(rewards)
         if step in (1, 6):  # an episode ends
@@ -383,7 +383,7 @@ def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None
     actors.start_episode(0, 7)
     first = np.zeros((1, 4), np.float32)
     other = 1 - int(actors.act([0], first)[0])
-    actors.observe(np.array([other]), np.array([2.5]), [0])
+    actors.observe([0], np.array([other]), np.array([2.5]))
     actor: Any = actors._players[0]
     assert int(actor._actions[-1]) == other
     assert actor.to_go.tolist() == [task.examples.codec.target - 2.5]

@@ -158,7 +158,7 @@ def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest
     data = made(("reach", "left"))
     given(monkeypatch, replace(data, states=np.hstack([data.states, data.states])))
     with pytest.raises(
-        (ConfigError, UserError), match="the policy has states of 4 numbers, but the data have states of 8"
+        (ConfigError, UserError), match="the data have states of 8 numbers, but this policy takes 4 numbers"
     ):
         hw.train(tiny(), "any.npz", run=tmp_path / "no", start=run, progress=False)
     assert not (tmp_path / "no").exists()

@@ -327,9 +327,8 @@ def _read_text(path: Path) -> str:
 def _read_table(path: Path, accept: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
     """The selected columns of a small Parquet file, row by row."""
     _check_small(path)
+    file = _open_table(path)
     with _damage(path, "Parquet"):
-        file = open_parquet(path, "robotics")
-        check_column_names(str(path), file.schema_arrow.names)
         names = [name for name in file.schema_arrow.names if accept(name)]
         index = read_index(path)
         check_table(index, str(path), path.stat().st_size, names)
@@ -341,6 +340,15 @@ def _read_table(path: Path, accept: Callable[[str], bool] = lambda name: True) -
                 if max_rows_at_once(index, repeated, group, name, rows) < rows:
                     raise UserError(f"{path} repeats long strings in the column {name!r}; {DOWNLOAD_AGAIN}")
         return file.read(names).to_pylist()
+
+
+def _open_table(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; {DOWNLOAD_AGAIN}")
+    with _damage(path, "Parquet"):
+        file = open_parquet(path, "robotics")
+        check_column_names(str(path), file.schema_arrow.names)
+        return file
 
 
 def _check_small(path: Path) -> None:
@@ -358,7 +366,7 @@ def _read_rows(info: DatasetInfo, path: Path, entries: Sequence[EpisodeEntry]) -
     """The numeric columns of a file, whose rows must exactly match `entries`. The file's index is checked first."""
     widths = {"episode_index": 1, "task_index": 1, **info.number_columns}
     rows = sum(entry.length for entry in entries)
-    file = _open_data(path)
+    file = _open_table(path)
     if file.metadata.num_rows != rows:
         raise UserError(
             f"{path} has {file.metadata.num_rows:,} rows, but {rows:,} according to meta/; {DOWNLOAD_AGAIN}"
@@ -404,15 +412,6 @@ def _read_rows(info: DatasetInfo, path: Path, entries: Sequence[EpisodeEntry]) -
             f"{DOWNLOAD_AGAIN}"
         )
     return {**columns, "task_index": columns["task_index"].astype(np.int64)}
-
-
-def _open_data(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"there is no {path}; {DOWNLOAD_AGAIN}")
-    with _damage(path, "Parquet"):
-        file = open_parquet(path, "robotics")
-        check_column_names(str(path), file.schema_arrow.names)
-        return file
 
 
 def _locate_images(
@@ -471,7 +470,7 @@ def _decode(info: DatasetInfo, images: _CameraImages) -> Frames:
 
 def _embedded_images(path: Path, camera: CameraFeature, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """The images of a column of PNG or JPEG bytes."""
-    file, row = _open_data(path), 0
+    file, row = _open_table(path), 0
     if camera.key not in file.schema_arrow.names:
         raise UserError(f"{path} has no column {camera.key!r}; {DOWNLOAD_AGAIN}")
     with _damage(path, "Parquet"):

@@ -87,7 +87,7 @@ def _write(folder: Path, episodes: Episodes, rate: int, robot_size: int | None) 
         statistics[key] = {
             name: value if name == "count" else [[[number]] for number in value] for name, value in channels.items()
         }
-    _write_metadata(folder / "meta", episodes, rate)
+    _write_metadata(folder, episodes, rate)
     info = {
         "codebase_version": "v3.0",
         "robot_type": None,
@@ -146,7 +146,7 @@ def _write_metadata(folder: Path, episodes: Episodes, rate: int) -> None:
     for prefix in videos:
         columns[f"{prefix}/from_timestamp"] = [start / rate for start in starts]
         columns[f"{prefix}/to_timestamp"] = [end / rate for end in ends]
-    path = folder / f"episodes/{_FILE_PATTERN.format(**_FIRST_FILE)}.parquet"
+    path = folder / f"meta/episodes/{_FILE_PATTERN.format(**_FIRST_FILE)}.parquet"
     path.parent.mkdir(parents=True)
     parquet = import_parquet(path, "robotics")
     parquet.write_table(pyarrow.table(columns), path)
@@ -161,7 +161,7 @@ def _write_metadata(folder: Path, episodes: Episodes, rate: int) -> None:
         ],
     }
     tasks = pyarrow.table({"task_index": np.arange(len(names)), "task": list(names)})
-    parquet.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(pandas)}), folder / "tasks.parquet")
+    parquet.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(pandas)}), folder / "meta/tasks.parquet")
 
 
 def _video_feature(frames: Frames, rate: int) -> dict[str, Any]:

@@ -262,7 +262,7 @@ class Recorder:
         episode.actions.append(int(action) if spaces.action_size is None else np.clip(action, spaces.low, spaces.high))
         episode.rewards.append(step.reward)
         if isinstance(episode.policy, Player):
-            episode.policy.observe(np.array(episode.actions[-1:]), np.array([step.reward]), [row])
+            episode.policy.observe([row], np.array(episode.actions[-1:]), np.array([step.reward]))
         steps = len(episode.rewards)
         if step.success and episode.success_step is None:
             episode.success_step = steps

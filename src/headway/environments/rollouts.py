@@ -100,7 +100,7 @@ class Player:
         """The actions for some rows in their current states [B, *shape]: int [B] or float [B, A]."""
         raise NotImplementedError
 
-    def observe(self, actions: np.ndarray, rewards: np.ndarray, rows: Sequence[int]) -> None:
+    def observe(self, rows: Sequence[int], actions: np.ndarray, rewards: np.ndarray) -> None:
         """Observe the last actions as they were executed, and their rewards [B]."""
 
     def keep_rows(self, kept: np.ndarray) -> None:
@@ -119,14 +119,14 @@ class SeparateRows(Player):
     def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
         return np.concatenate([self._players[row].act([0], state[None]) for row, state in zip(rows, states)])
 
-    def observe(self, actions: np.ndarray, rewards: np.ndarray, rows: Sequence[int]) -> None:
+    def observe(self, rows: Sequence[int], actions: np.ndarray, rewards: np.ndarray) -> None:
         for index, row in enumerate(rows):
-            self._players[row].observe(actions[index : index + 1], rewards[index : index + 1], [0])
+            self._players[row].observe([0], actions[index : index + 1], rewards[index : index + 1])
 
 
 class PlayedEpisodes(NamedTuple):
     """Returns and lengths of E episodes. `truncated` counts those that the player's limit ended; `succeeded` is the
-    step, from 1, at which each last was a success (0 if it never was; None if the environment does not report it).
+    last step, from 1, at which each was a success (0 if it never was; None if the environment does not report it).
     """
 
     returns: np.ndarray
@@ -181,7 +181,7 @@ def play_episodes(
                 actions = np.clip(actions, envs.spaces.low, envs.spaces.high)
             steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
             rewards = np.array([step.reward for step in steps])
-            player.observe(actions, rewards, rows.tolist())
+            player.observe(rows.tolist(), actions, rewards)
             returns[numbers] += rewards
             lengths[numbers] += 1
             if record is not None:

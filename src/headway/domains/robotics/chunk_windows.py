@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from headway.acting import EpisodeExamples
 from headway.data import Splits
 from headway.data.episodes import Episodes, step_indices
 from headway.data.shuffling import epoch_seed, shuffled_indices
-from headway.domains.robotics.robot_codec import Camera, RobotCodec
+from headway.domains.robotics.robot_codec import RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey
@@ -53,14 +50,6 @@ class DemonstrationExamples(EpisodeExamples[RobotCodec]):
         self._ends = np.repeat(data.ends, data.lengths)  # end of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
 
-    @cached_property
-    def _states(self) -> np.ndarray:
-        return self.codec.states(self.data.states)
-
-    @cached_property
-    def _actions(self) -> np.ndarray:
-        return self.codec.encode_actions(self.data.actions)
-
     def of(self, split: str) -> ChunkWindows:
         return ChunkWindows(self, self.splits.rows(split))
 
@@ -89,7 +78,7 @@ class DemonstrationExamples(EpisodeExamples[RobotCodec]):
             past = np.maximum(steps - lag, self._starts[steps])
             names = [self.data.task_names[task] for task in self._tasks[past].tolist()]
             images = {camera.name: self.data.cameras[camera.name].read(past) for camera in self.codec.cameras}
-            history.append(make_observations(self.codec, self._states[past], images, names))
+            history.append(make_observations(self.codec, self.data.states[past], images, names))
         return stack_steps(history)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
@@ -98,7 +87,7 @@ class DemonstrationExamples(EpisodeExamples[RobotCodec]):
         """
         step_indices = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
-        actions = self._actions[step_indices.clip(first, last)]
+        actions = self.codec.encode_actions(self.data.actions[step_indices.clip(first, last)])
         return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= step_indices) & (step_indices <= last)))
 
     def contents(self) -> Contents:
@@ -173,21 +162,21 @@ class TaskRotation(NamedTuple):
 def make_observations(
     codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
 ) -> Observations:
-    """Return model inputs from scaled states [B, S], each camera's images (uint8 [B, H, W, 3]) and B task names."""
-    images = tuple(to_pixels(pictures[camera.name], camera) for camera in codec.cameras)
-    state = torch.from_numpy(states) if codec.mean else None
+    """Return model inputs from states [B, S], each camera's images (uint8 [B, H, W, 3]) and B task names. Pixels are
+    scaled to values around 0, in the model's input size.
+    """
+    images = []
+    for camera in codec.cameras:
+        image = torch.from_numpy(np.ascontiguousarray(pictures[camera.name])).movedim(-1, 1).float()
+        if tuple(image.shape[2:]) != tuple(camera.read):
+            image = F.interpolate(image, size=camera.read, mode="bilinear", antialias=True)
+        if camera.scale:
+            shift, scale = (torch.tensor(values)[:, None, None] for values in (camera.shift, camera.scale))
+            images.append((image / _BRIGHTEST - shift) / scale)
+        else:
+            images.append((image - _MIDDLE) / _HALF)
+    state = torch.from_numpy(codec.states(states)) if codec.mean else None
     if not codec.words:
-        return Observations(state, images)
+        return Observations(state, tuple(images))
     words, lengths = codec.batch_word_ids(names)
-    return Observations(state, images, torch.from_numpy(words), torch.from_numpy(lengths))
-
-
-def to_pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
-    """Scale images to values around 0, in the model's input size."""
-    image = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
-    if tuple(image.shape[2:]) != tuple(camera.read):
-        image = F.interpolate(image, size=camera.read, mode="bilinear", antialias=True)
-    if not camera.scale:
-        return (image - _MIDDLE) / _HALF
-    shift, scale = (torch.tensor(values)[:, None, None] for values in (camera.shift, camera.scale))
-    return (image / _BRIGHTEST - shift) / scale
+    return Observations(state, tuple(images), torch.from_numpy(words), torch.from_numpy(lengths))

@@ -141,7 +141,7 @@ class RobotController:
         if codec.words and not task:
             known = ", ".join(map(repr, codec.names))
             raise UserError(f"the observation has no task, but this policy has several; add task with one of {known}")
-        return make_observations(codec, codec.states(values), images, [task or ""])
+        return make_observations(codec, values, images, [task or ""])
 
 
 def structure_observation(observation: Observation) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class RobotPlayer(Player):
         def observe() -> Observations:
             images = [self.envs.images(row) for row in rows] if self.codec.cameras else []
             pictures = {name: np.stack([image[name] for image in images]) for name in self.codec.camera_names}
-            return make_observations(self.codec, self.codec.states(states), pictures, [self.task] * len(rows))
+            return make_observations(self.codec, states, pictures, [self.task] * len(rows))
 
         return self.runner.act(observe)
 

@@ -130,7 +130,13 @@ class RoboticsConfig(TaskConfig):
 
     def _reuse_codec(self, codec: RobotCodec, data: Episodes) -> RobotCodec:
         """Return the codec of the run or the policy to fine-tune. ConfigError for conflicting settings."""
-        check_known(codec, data)
+        codec.check_data(data)
+        for name in codec.camera_names:
+            if name not in data.cameras:
+                raise UserError(
+                    f"the policy has the camera {name!r}, but the data have {', '.join(data.cameras) or 'none'}; use "
+                    "demonstrations from its robot"
+                )
         settings = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
         if codec.cameras:
             settings["size"] = codec.size
@@ -382,27 +388,6 @@ def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
             "model.chunk"
         )
     return model
-
-
-def check_known(codec: RobotCodec, data: Episodes) -> None:
-    """UserError for demonstrations from a different robot than the policy's."""
-    pairs = {
-        "states": (codec.recorded, data.states.shape[1]),
-        "actions": (codec.actions, data.actions.shape[1]),
-    }
-    for name, (expected, actual) in pairs.items():
-        if expected != actual:
-            raise UserError(
-                f"the policy has {name} of {numbers_text(expected)}, but the data have {name} of "
-                f"{numbers_text(actual)}; use demonstrations from its robot"
-            )
-    for camera in codec.cameras:
-        if camera.name not in data.cameras:
-            available = ", ".join(data.cameras) or "none"
-            raise UserError(
-                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations from "
-                "its robot"
-            )
 
 
 def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:

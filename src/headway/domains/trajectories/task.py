@@ -137,7 +137,7 @@ class TrajectoriesConfig(TaskConfig):
         else:  # the codec of the run, or of the model to fine-tune
             target = known.target if self.target is None else self.target
             codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
-        check_known(codec, episodes)
+        codec.check_data(episodes)
         if envs is not None:
             codec.check_environment(envs)
         _check_spaces(model, codec, recipe.start is not None)
@@ -355,24 +355,6 @@ def _actions(model: nn.Module, encoded: ModelFeatures, batch: Batch) -> tuple[Te
 
 def _head_output(model: nn.Module, head: str, encoded: ModelFeatures) -> Tensor:
     return model.get_submodule(f"heads.{head}")(encoded.x, encoded.layout)
-
-
-def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
-    """UserError for episodes whose states or actions differ from the codec's."""
-    shape, choices = tuple(episodes.states.shape[1:]), codec.choices
-    if shape != codec.shape:
-        actual, wanted = (numbers_text(*dims) for dims in (shape, codec.shape))
-        raise UserError(
-            f"the data have states of {actual}, but this model takes {wanted}; use episodes from its environment"
-        )
-    largest = int(episodes.actions.max()) if episodes.discrete else -1
-    fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
-    if not fits:
-        actual_text = f"the choice {largest}" if episodes.discrete else numbers_text(episodes.actions.shape[1])
-        expected_text = codec.action_text if choices is None else f"{codec.action_text}, starting at 0"
-        raise UserError(
-            f"the data have actions of {actual_text}, but this model has {expected_text}; use data from its environment"
-        )
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:

@@ -196,7 +196,7 @@ class Actor(Player):
         self.time += 1
         return action
 
-    def observe(self, actions: np.ndarray, rewards: np.ndarray, rows: Sequence[int]) -> None:
+    def observe(self, rows: Sequence[int], actions: np.ndarray, rewards: np.ndarray) -> None:
         """Replace the last actions by those that the environment executed, which its bounds may have changed, and
         subtract the rewards from the return-to-go.
         """
