@@ -45,7 +45,6 @@ MODEL = {
 HIDDEN = {  # what a notebook shows, and what predictors call
     "card",
     "check_item_statistics",
-    "check_statistics",
     "check_texts",
     "has_input_statistics",
     "open_session",

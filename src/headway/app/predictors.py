@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -82,10 +82,12 @@ _ALTERNATIVES = (  # better alternatives for some models
 )
 
 
-def predictors(verb: str) -> list[Callable[..., Any]]:
-    """The functions that implement a verb; imports their domains. One of them has the verb's docstring."""
-    modules = [provider.module for provider in domains.verbs()[verb]]
-    return [getattr(import_module(module), verb) for module in modules]
+def predictors(verb: str) -> Iterator[Callable[..., Any]]:
+    """The functions that implement a verb, each imported when it is needed. They have the same arguments, and one has
+    the verb's docstring.
+    """
+    for provider in domains.verbs()[verb]:
+        yield getattr(import_module(provider.module), verb)
 
 
 @cache

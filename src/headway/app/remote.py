@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.app.predictors import predictors, signature
+from headway.app.predictors import predictors
 from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
 from headway.safe_io import format_path, open_file
@@ -126,16 +127,17 @@ class RemoteModel(RemoteVerbs):
         """The result of a verb. A method with an underscore before its name runs a verb with an endpoint of another
         API; all others have headway's own, which takes the arguments by name.
         """
-        bound = signature(verb).bind(self, *args, **kwargs)
+        predictor = next(predictors(verb))
+        bound = signature(predictor).bind(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        arguments = dict(list(bound.arguments.items())[1:])
         if (method := getattr(self, f"_{verb}", None)) is not None:
             return method(**arguments)
         name, inputs = next(iter(arguments.items()))
         is_pair = verb == "classify" and isinstance(inputs, tuple) and len(inputs) == 2 and "texts" in self.reads
         many, is_single = ([inputs], True) if is_pair else _as_list(inputs)
         items = [self._encode(item, is_image=name == "images") for item in many]
-        result_type = get_type_hints(predictors(verb)[0])["return"]
+        result_type = get_type_hints(predictor)["return"]
         alternatives = get_args(result_type)  # the results for one item and for several; last those with scores
         if alternatives and not items:
             return []
