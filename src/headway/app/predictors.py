@@ -95,15 +95,14 @@ def signature(verb: str) -> Signature:
     """The signature of a verb as a method. Annotations in which its predictors differ are joined."""
     signatures = [inspect.signature(function) for function in predictors(verb)]
 
-    def join(annotations: list[str]) -> str:
-        different = dict.fromkeys(annotations)
+    def join(annotations: list[Any]) -> str:  # those of another package may be missing
+        different = dict.fromkeys(annotation for annotation in annotations if isinstance(annotation, str))
         return " | ".join(dict.fromkeys(part for annotation in different for part in alternatives(annotation)))
 
-    parameters = [
-        versions[0].replace(annotation=join([version.annotation for version in versions]))
-        for versions in zip(*(version.parameters.values() for version in signatures))
-    ]
-    parameters[0] = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
+    for name, parameter in list(signatures[0].parameters.items())[1:]:
+        versions = [version.parameters[name] for version in signatures if name in version.parameters]
+        parameters.append(parameter.replace(annotation=join([version.annotation for version in versions])))
     return Signature(parameters, return_annotation=join([version.return_annotation for version in signatures]))
 
 
