@@ -218,7 +218,7 @@ def member(value: Any) -> str:
     """A method with its signature, a property with its type, or a class attribute with its value."""
     if isinstance(value, (staticmethod, classmethod)):
         return f"{type(value).__name__}{signature(value.__func__)}"
-    if inspect.isfunction(value):
+    if inspect.isfunction(value) or hasattr(value, "__signature__"):
         return signature(value)
     getter = getattr(value, "fget", None) or getattr(value, "func", None)  # of a property, of a cached property
     if getter is not None:

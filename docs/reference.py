@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code itself: `python docs/reference.py`.
+"""Writes the reference pages, and the types of a model's verbs, from the code itself: `python docs/reference.py`.
 
 `python docs/reference.py --check` writes nothing, and exits with 1 if a page is out of date.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import api, commands, models, settings
+from pages import api, commands, models, settings, stub
 
 FOLDER = Path(__file__).parent
 
@@ -22,6 +22,7 @@ def written() -> dict[str, str]:
         "reference/formats.md": models.formats(),
         "reference/http.md": models.http(),
         **settings.pages(),
+        f"../{stub.STUB}": stub.verbs_stub(),
     }
 
 

@@ -16,7 +16,14 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("learn/report/page.html", "learn/report/parts.html", "claims/claims.html", "serve/page.html", "py.typed")
+PAGES = (
+    "learn/report/page.html",
+    "learn/report/parts.html",
+    "claims/claims.html",
+    "serve/page.html",
+    "py.typed",
+    "app/verbs.pyi",
+)
 
 
 def main() -> None:

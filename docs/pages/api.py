@@ -45,7 +45,6 @@ MODEL = {
 HIDDEN = {  # what a notebook shows, and what predictors call
     "card",
     "check_item_statistics",
-    "check_statistics",
     "check_texts",
     "has_input_statistics",
     "open_session",
@@ -90,7 +89,7 @@ def _methods() -> dict[str, tuple[str, ...]]:
 
 def _member(name: str) -> Iterator[str]:
     found = inspect.getattr_static(hw.Model, name)
-    if inspect.isfunction(found):
+    if callable(found):
         yield from _function(f"model.{name}", found, "####", skip=1)
         return
     getter = found.fget if isinstance(found, property) else found.func  # a cached one

@@ -214,11 +214,6 @@ def _check_items(items: Collection[Any], expected_type: type[T], noun: str, reme
     return list(items)
 
 
-def item_name(item: Any, index: int, noun: str) -> str:
-    """The name of an item for messages: the path of a file, otherwise its position in the input."""
-    return str(item) if isinstance(item, (str, Path)) else f"{noun} {index + 1}"
-
-
 def format_value(value: Any) -> str:
     """A value for a message, on one line: scalars by their repr, anything else by its type."""
     if not isinstance(value, (str, bytes, Real, type(None))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,18 @@ def evaluate(
     limit: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Any]:
-    """A run's metrics, computed by its own task; with a "note" if the data are not the run's own."""
+    """The metrics of the model's domain on the run's own data, or on `data` (whatever `train` takes).
+
+    split: "train", "validation", "test" or "all"; by default all of `data`, otherwise the run's test split (the
+    validation split if there is no test split). For images and audio with a named test split, that split of
+    `data` is the default, otherwise its validation split. "split" in the result names the split used.
+    limit: the maximum number of samples.
+    stride: for language models, evaluate in overlapping windows.
+
+    A published model can be evaluated on `data` as a language model, or as an image and text model. For a run,
+    "note" in the result explains how the data differs from the training data, if it does.
+    Raises UserError for a split that does not exist, and for data that the model cannot take.
+    """
     return scores_and_task(model, data, split, limit, stride)[0]
 
 
@@ -51,20 +63,26 @@ def scores_and_task(
 
 
 def evaluate_published(
-    model: ModelHandle,
-    task_of: Callable[[list[Path]], Task],
-    domain: str,
-    data: Data | None,
-    split: str | None,
-    limit: int | None,
-    stride: int | None,
-) -> dict[str, Any]:
-    """The metrics of a model without a recipe, computed by the task that `task_of` creates from data paths."""
-    with data_paths(data, domain) as paths:
-        if paths is None:
-            raise UserError(f"{model.directory} has no recipe that names evaluation data; pass data=... (--data)")
-        task = task_of([Path(path) for path in path_list(paths)])
-        return _evaluate_split(model, task, split or task.default_split, limit, stride)
+    domain: str, task_of: Callable[[ModelHandle, list[Path]], Task]
+) -> Callable[..., dict[str, Any]]:
+    """`evaluate` for models without a recipe: `task_of` makes a domain's task from the model and data paths."""
+
+    @check_types
+    @wraps(evaluate)
+    def evaluate_on_data(
+        model: ModelHandle,
+        data: Data | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        stride: int | None = None,
+    ) -> dict[str, Any]:
+        with data_paths(data, domain) as paths:
+            if paths is None:
+                raise UserError(f"{model.directory} has no recipe that names evaluation data; pass data=... (--data)")
+            task = task_of(model, [Path(path) for path in path_list(paths)])
+            return _evaluate_split(model, task, split or task.default_split, limit, stride)
+
+    return evaluate_on_data
 
 
 def check_hub_data(data: Collection[str], source: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from headway import arguments
 from headway.codecs import Codec
 from headway.errors import UserError, logger
 from headway.formats.open import OpenedModel
@@ -94,16 +93,14 @@ class ModelHandle:
         """Whether statistics of the training images or audio are known and no warning was given yet."""
         return self._input_statistics.alike is not None and not self.unexpected
 
-    def check_statistics(self, names: Sequence[str], statistics: np.ndarray, kind: str = "image") -> None:
-        """`check_texts` for images or audio, by their statistics (`headway.formats.out_of_distribution`), [N, F]."""
-        if not self.unexpected:
-            self._warn(self._input_statistics.unexpected_samples(names, statistics, kind))
-
     def check_item_statistics(self, items: Sequence[Any], statistics: Mapping[int, np.ndarray], kind: str) -> None:
-        """`check_statistics` for some of the items, by their indices."""
-        if statistics:
-            names = [arguments.item_name(items[index], index, kind) for index in statistics]
-            self.check_statistics(names, np.stack(list(statistics.values())), kind)
+        """`check_texts` for images or audio, by the statistics of some items (`headway.formats.out_of_distribution`),
+        [F] each, by their indices.
+        """
+        if statistics and not self.unexpected:
+            indexed = [(index, items[index]) for index in statistics]
+            names = [str(item) if isinstance(item, (str, Path)) else f"{kind} {n + 1}" for n, item in indexed]
+            self._warn(self._input_statistics.unexpected_samples(names, np.stack(list(statistics.values())), kind))
 
     def _warn(self, warnings: list[str]) -> None:
         self.unexpected = warnings

@@ -22,7 +22,6 @@ from headway.codecs import train_codec
 from headway.codecs.tokenizer import sequence_template, tokenize_words
 from headway.config import override
 from headway.data import IGNORE_INDEX
-from headway.domains.understanding.encoder_inference import classify, embed, tag
 from headway.domains.understanding.recipes import RECIPES, banking77, classification, embedding, pairs, tagging
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
@@ -33,6 +32,18 @@ from headway.learn.run_report import notes
 from headway.learn.token_rows import LengthLimit, frame_rows
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.parts.norm import RMSNormConfig
+
+
+def classify(model: Any, codec: Any, usage: Usage, items: Any, truncate: bool = False) -> Any:
+    return hw.Model(OpenedModel(model, usage, codec), Path("m")).classify(items, truncate)
+
+
+def embed(model: Any, codec: Any, texts: Sequence[str]) -> torch.Tensor:
+    return hw.Model(OpenedModel(model, Usage(), codec), Path("m")).embed(texts)
+
+
+def tag(model: Any, codec: Any, labels: Sequence[str], texts: Any) -> Any:
+    return hw.Model(OpenedModel(model, Usage(labels=tuple(labels)), codec), Path("m")).tag(texts)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from headway.app.recipes import _applicable_settings
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import audio, recipe
-from headway.domains.understanding import encoder_inference
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
@@ -164,14 +163,16 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
     assert vector.shape == (16,)
     torch.testing.assert_close(encoder.embed(np.array(["a text", "e"]))[0], vector, rtol=1e-5, atol=1e-6)
     assert encoder.embed([]).shape == (0, 16)
-    say = lambda module, codec, labels, texts, truncate: [{"a": len(text)} for text in texts]  # noqa: E731
-    monkeypatch.setattr(encoder_inference, "classify", say)
-    assert encoder.classify("abc") == {"a": 3}
-    assert encoder.classify(("abc", "d")) == {"a": 2}  # a pair
-    assert encoder.classify(["abc", "d"]) == [{"a": 3}, {"a": 1}]
-    monkeypatch.setattr(encoder_inference, "tag", say)
-    assert encoder.tag("abc") == {"a": 3}
-    assert encoder.tag([["a", "b"], "c"]) == [{"a": 2}, {"a": 1}]
+    alone = encoder.classify("a text")
+    assert set(alone) == {"LABEL_0", "LABEL_1"}
+    assert encoder.classify(["a text", "e"]) == [pytest.approx(alone), pytest.approx(encoder.classify("e"))]
+    pair = encoder.classify(("a text", "e"))
+    assert set(pair) == set(alone)
+    assert encoder.classify([("a text", "e")]) == [pytest.approx(pair)]
+    assert pair != alone
+    assert encoder.classify([]) == []
+    assert encoder.tag("a text").words == ["a", "text"]
+    assert [words for words, *_ in encoder.tag([["a", "t e"], "x"])] == [["a", "t e"], ["x"]]
     monkeypatch.setattr("headway.domains.masked.predictors.fill_one", lambda module, codec, text, top: [text, top])
     assert encoder.fill("abc", 2) == ["abc", 2]
     assert encoder.fill(["abc", "d"], 2) == [["abc", 2], ["d", 2]]

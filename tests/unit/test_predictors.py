@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,8 @@ import torch
 import headway as hw
 from headway import domains
 from headway.app import predictors
+from headway.app.predictors import REMOTE_VERBS
+from headway.app.verbs import LocalVerbs, VerbMethod
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
@@ -28,7 +31,8 @@ SERVED = {name: [each.module for each in serving] for name, serving in domains.v
 
 def methods() -> dict[str, Any]:
     """The verbs that Model has as methods, or as what it computes once."""
-    found = {name: each for name, each in vars(hw.Model).items() if not name.startswith("_") and name not in NO_VERBS}
+    members = {**vars(LocalVerbs), **vars(hw.Model)}
+    found = {name: each for name, each in members.items() if not name.startswith("_") and name not in NO_VERBS}
     return {name: getattr(each, "fget", None) or getattr(each, "func", None) or each for name, each in found.items()}
 
 
@@ -53,6 +57,31 @@ def test_a_predictor_takes_what_the_method_takes(name: str) -> None:
             pytest.importorskip("chess")
         taken = list(inspect.signature(getattr(import_module(module), name)).parameters.values())[1:]
         assert [(p.name, p.kind, p.default) for p in taken] == [(p.name, p.kind, p.default) for p in method]
+
+
+def test_one_predictor_of_a_verb_has_its_docstring_and_the_method_shows_it() -> None:
+    pytest.importorskip("chess")
+    for name, method in methods().items():
+        if not isinstance(method, VerbMethod):
+            continue
+        docs = {inspect.getdoc(predictor) for predictor in predictors.predictors(name)} - {None}
+        assert docs == {inspect.getdoc(getattr(hw.Model, name))}, name
+        if name in REMOTE_VERBS:
+            assert docs == {inspect.getdoc(getattr(hw.RemoteModel, name))}, name
+
+
+def test_help_shows_the_predictor() -> None:
+    with torch.device("meta"):
+        module = build(preset("gpt-1m"), seed=None)
+    model = hw.Model(OpenedModel(module, Usage(), None), Path("m"))
+    for method in (model.translate, hw.Model.translate, hw.RemoteModel.translate):
+        text = pydoc.render_doc(method, renderer=pydoc.plaintext)
+        assert "translate(" in text
+        assert "n_best: 'int | None' = None" in text
+        assert "Translate a line, or each of several; with `n_best`" in text
+    assert "translate(self, lines: 'str | Texts'" in pydoc.render_doc(hw.Model, renderer=pydoc.plaintext)
+    assert model.translate.__name__ == "translate"
+    assert "self" not in inspect.signature(model.translate).parameters
 
 
 def test_a_verb_is_served_once() -> None:

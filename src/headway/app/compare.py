@@ -216,7 +216,11 @@ def compare(
     compared_settings = [key for key, values in grid.items() if len(values) > 1]
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
     command = "" if isinstance(recipe, Recipe) else _repeat_command(str(recipe), grid, requested.data, plan, directory)
-    return _with_report(Comparison(directory, base, compared_settings, *kinds, results, notes), command)
+    comparison = Comparison(directory, base, compared_settings, *kinds, results, notes)
+    if available():
+        return replace(comparison, report=write_report(comparison.directory, sections(comparison, command)))
+    _LOG.warning(HOW_TO_INSTALL)
+    return comparison
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,8 @@ class _TrialRunner:
 
     def run_all(self, variants: Sequence[Variant], seeds: int) -> list[VariantResult]:
         """The runs of each variant, one per seed."""
-        directories = [
-            [self._trial_directory(variant, number, seeds) for number in range(seeds)] for variant in variants
-        ]
+        suffixes = [f"-{number + 1}" for number in range(seeds)] if seeds > 1 else [""]
+        directories = [[self.directory / (variant.name + suffix) for suffix in suffixes] for variant in variants]
         remaining = sum(
             not self._is_finished(directory) for variant_directories in directories for directory in variant_directories
         )
@@ -257,9 +260,6 @@ class _TrialRunner:
                 )
             results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
         return results
-
-    def _trial_directory(self, variant: Variant, number: int, seeds: int) -> Path:
-        return self.directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
 
     def _is_finished(self, directory: Path) -> bool:
         """Whether the run in `directory` is already trained and evaluated."""
@@ -303,25 +303,15 @@ def _with_common_precision(
     all_variants = variants(base, grid, tasks.adapted_model)
     if _PRECISION in grid:
         return base, all_variants, ""
-    choices = _precision_choices(all_variants, device)
-    common = _common_precision(base, choices)
+    choices = {variant.name: choose_precision("auto", outline(variant.model), device) for variant in all_variants}
+    names = {choice.name for choice in choices.values()}
+    common = base.train.precision  # as set, or the one that all variants choose, otherwise fp32
+    if common == "auto":
+        common = names.pop() if len(names) == 1 else "fp32"
     note = _precision_note(common, choices if requested.train.precision == "auto" else {})
     setting = {_PRECISION: common}
     all_variants = [replace(variant, recipe=override(variant.recipe, setting)) for variant in all_variants]
     return override(base, setting), all_variants, note
-
-
-def _precision_choices(all_variants: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
-    """The precision of matrix products that each variant would choose alone."""
-    return {variant.name: choose_precision("auto", outline(variant.model), device) for variant in all_variants}
-
-
-def _common_precision(base: Recipe, choices: Mapping[str, Precision]) -> str:
-    """The common precision: as set, or the one that all variants choose, otherwise fp32."""
-    if base.train.precision != "auto":
-        return base.train.precision
-    names = {precision.name for precision in choices.values()}
-    return names.pop() if len(names) == 1 else "fp32"
 
 
 def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
@@ -439,14 +429,6 @@ def _first_change(earlier: Any, file: Path, base: Recipe, plan: Mapping[str, Any
             return f"{name} is {old}, not {new}"
     moved = isinstance(settings.get("data"), dict)  # then the contents are compared later instead of the paths
     return difference(replace(recipe, data=base.data) if moved else recipe, base)
-
-
-def _with_report(comparison: Comparison, command: str) -> Comparison:
-    """The comparison with its page, if the extra `report` is installed."""
-    if available():
-        return replace(comparison, report=write_report(comparison.directory, sections(comparison, command)))
-    _LOG.warning(HOW_TO_INSTALL)
-    return comparison
 
 
 def _notes(

@@ -7,10 +7,13 @@ first use, has a function with the verb's name that takes the model and the meth
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from inspect import Parameter, Signature
+from typing import Any, NamedTuple
 
 from headway import domains
 from headway.arguments import api_boundary
@@ -18,10 +21,6 @@ from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.model_handle import ModelHandle
 from headway.nn.models import ModelConfig, kinds
-
-P = ParamSpec("P")
-R = TypeVar("R")
-M = TypeVar("M", bound=ModelHandle)
 
 _RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
 _MAX_VERBS = 4  # verbs listed in a message
@@ -73,6 +72,9 @@ VERBS = {
     "talk": _CHAT._replace(variant_of="chat"),
     "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
 }
+ATTRIBUTES = ("session", "talk")  # verbs that are attributes of `Model`, not methods
+REMOTE_VERBS = {"generate", "stream", "chat", "classify", "embed", "rerank", "tag", "fill", "translate", "caption"}
+REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
 _INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
 _ALTERNATIVES = (  # better alternatives for some models
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
@@ -80,25 +82,63 @@ _ALTERNATIVES = (  # better alternatives for some models
 )
 
 
-def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """Decorate a model's method so that it calls the predictor of the same name."""
+def predictors(verb: str) -> Iterator[Callable[..., Any]]:
+    """The functions that implement a verb, each imported when it is needed. They have the same arguments, and one has
+    the verb's docstring.
+    """
+    for provider in domains.verbs()[verb]:
+        yield getattr(import_module(provider.module), verb)
 
-    @wraps(method)
-    def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
-        with api_boundary():
-            return predictor(model, method.__name__)(model, *args, **kwargs)
 
-    return call
+@cache
+def signature(verb: str) -> Signature:
+    """The signature of a verb as a method. Annotations in which its predictors differ are joined."""
+    signatures = [inspect.signature(function) for function in predictors(verb)]
+
+    def join(annotations: list[Any]) -> str:  # those of another package may be missing
+        different = dict.fromkeys(annotation for annotation in annotations if isinstance(annotation, str))
+        return " | ".join(dict.fromkeys(part for annotation in different for part in alternatives(annotation)))
+
+    parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
+    for name, parameter in list(signatures[0].parameters.items())[1:]:
+        versions = [version.parameters[name] for version in signatures if name in version.parameters]
+        parameters.append(parameter.replace(annotation=join([version.annotation for version in versions])))
+    return Signature(parameters, return_annotation=join([version.return_annotation for version in signatures]))
+
+
+def alternatives(annotation: str) -> list[str]:
+    """The members of a union, in order; None is last."""
+    node, parts = ast.parse(annotation, mode="eval").body, []
+    while isinstance(node, ast.BinOp):
+        parts.insert(0, ast.unparse(node.right))
+        node = node.left
+    return sorted([ast.unparse(node), *parts], key=lambda part: part == "None")
+
+
+def predict(model: ModelHandle, verb: str, *args: Any, **kwargs: Any) -> Any:
+    """The result of a verb, computed by the predictor for this model."""
+    with api_boundary():
+        return predictor(model, verb)(model, *args, **kwargs)
 
 
 def predictor(model: ModelHandle, name: str) -> Callable[..., Any]:
     """The function that implements a verb for a model; imports its domain. Raises UserError for unsupported verbs."""
     if model.recipe is not None and name in _RUN_VERBS:
         return getattr(import_module(_RUN_VERBS[name]), name)
-    for predicate in domains.verbs()[name]:
-        if getattr(kinds, predicate.predicate)(model.module):
-            return getattr(import_module(predicate.module), name)
-    raise _unsupported_error(model, name)
+    for provider in domains.verbs()[name]:
+        if getattr(kinds, provider.predicate)(model.module):
+            return getattr(import_module(provider.module), name)
+    config, entry = model.module.config, VERBS[name]
+    known = verbs(config, model.usage, model.recipe is not None)
+    alternatives = [verb for verb in known if verb not in _INTROSPECTION][:_MAX_VERBS] or known[:_MAX_VERBS]
+    remedy = entry.remedy
+    if alternatives:
+        others = " or ".join(filter(None, [", ".join(alternatives[:-1]), alternatives[-1]]))
+        remedy = f"use {others} with it, or {entry.remedy}"
+    for verb, is_kind, better in _ALTERNATIVES:
+        if verb == name and is_kind(config):
+            remedy = better
+    raise UserError(f"{model.directory} is {kinds.kind_of(config)}, which cannot {entry.description}; {remedy}")
 
 
 def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
@@ -111,22 +151,3 @@ def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
         if entry.variant_of is None and is_supported and (name != "chat" or usage.template is not None):
             supported.append(name)
     return supported
-
-
-def _unsupported_error(model: ModelHandle, name: str) -> UserError:
-    """The error for an unsupported verb: the kind of model, and alternatives."""
-    config, entry = model.module.config, VERBS[name]
-    known = verbs(config, model.usage, model.recipe is not None)
-    other_verbs = [other_verb for other_verb in known if other_verb not in _INTROSPECTION][:_MAX_VERBS] or known[
-        :_MAX_VERBS
-    ]
-    remedy = next(
-        (alternative for verb, question, alternative in _ALTERNATIVES if verb == name and question(config)), None
-    )
-    if remedy is None:
-        remedy = f"use {_join_with_or(other_verbs)} with it, or {entry.remedy}" if other_verbs else entry.remedy
-    return UserError(f"{model.directory} is {kinds.kind_of(config)}, which cannot {entry.description}; {remedy}")
-
-
-def _join_with_or(names: list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -11,22 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.app.predictors import predictors
+from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
 from headway.io.files import format_path, open_file
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
-    from headway.domains.image_text import Matches
-    from headway.domains.masked import Candidate
-    from headway.domains.understanding import RankedDocument, TaggedWords
+    from headway.domains.understanding import RankedDocument
 
 T = TypeVar("T")
 Texts = Iterable[str]
@@ -63,10 +66,12 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
     return RemoteModel(server, models[name])
 
 
-class RemoteModel:
-    """The model that `connect` returns, with methods of `headway.Model` that run on a server. The server's errors are
-    raised as UserError, including for verbs that its model does not support. Files are read locally and uploaded; the
-    server opens none.
+class RemoteModel(RemoteVerbs):
+    """The model that `connect` returns, with methods of `headway.Model` that run on a server: `generate`, `stream`,
+    `chat`, `classify`, `embed`, `rerank`, `tag`, `fill`, `translate`, `caption`, `match` and `score` take the same
+    arguments there. The server's errors are raised as UserError, including for verbs that its model does not support.
+    Images and audio are files, which are read locally and uploaded; the server opens none. The server rejects
+    conversations that are longer than the context.
 
     `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
     the kinds of its inputs: texts, images, sounds.
@@ -77,52 +82,6 @@ class RemoteModel:
         self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = info
         self.thresholds: dict[str, float] = {}  # set by `classify`; see `headway.Model.thresholds`
         self.unexpected: list[str] = []  # always empty; the server logs unexpected inputs
-
-    def generate(
-        self,
-        prompt: str | Texts,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Texts = (),
-        seed: int | None = None,
-    ) -> str | list[str]:
-        """Continue a prompt, or each of several; see `headway.Model.generate`."""
-        prompts = prompt if isinstance(prompt, str) else list(prompt)
-        if not prompts and isinstance(prompts, list):
-            return []
-        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        completions = self._request("/v1/completions", {"prompt": prompts, **sampling}, _completion_texts)
-        return completions[0] if isinstance(prompts, str) else completions
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 100,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Texts = (),
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """Stream the continuation of a prompt in chunks. Takes the arguments of `generate`."""
-        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
-        return self._stream("/v1/completions", {"prompt": prompt, **sampling}, lambda choice: choice["text"])
-
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        max_new_tokens: int = 200,
-        temperature: float = 1.0,
-        seed: int | None = None,
-    ) -> str:
-        """The reply to a conversation; see `headway.Model.chat`. The server rejects one longer than the context."""
-        return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed=seed)).strip()
 
     def chat_stream(
         self,
@@ -138,146 +97,11 @@ class RemoteModel:
     ) -> Iterator[str]:
         """`chat`, streamed in chunks."""
         message_list = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        sampling = _sampling_fields(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        settings |= {"repetition_penalty": repetition_penalty, "stop": stop, "seed": seed}
+        fields = {"messages": message_list, **_sampling_fields(max_new_tokens, **settings), "stream": True}
         parse = lambda choice: choice["delta"].get("content", "")  # noqa: E731
-        return self._stream("/v1/chat/completions", {"messages": message_list, **sampling}, parse)
-
-    def embed(
-        self, items: str | Path | Iterable[str | Path], truncate: bool = False
-    ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-        """A unit-length vector for a text or an image file, Float[D], or for each of several, Float[N, D]."""
-        import numpy as np
-        import torch
-
-        many, is_single = _as_list(items)
-        encoded = [self._encode_image(item) if self._is_image(item) else str(item) for item in many]
-        if not encoded:
-            return torch.empty(0)
-
-        def parse(response: Any) -> Tensor:
-            vector_bytes = b"".join(base64.b64decode(entry["embedding"]) for entry in response["data"])
-            return torch.from_numpy(np.frombuffer(vector_bytes, "<f4").reshape(len(encoded), -1).astype(np.float32))
-
-        fields = {"input": encoded, "encoding_format": "base64", "truncate": truncate}
-        vectors = self._request("/v1/embeddings", fields, parse)
-        return vectors[0] if is_single else vectors
-
-    def classify(
-        self, items: str | Path | tuple[str, str] | Iterable[str | Path | tuple[str, str]], truncate: bool = False
-    ) -> dict[str, float] | list[dict[str, float]]:
-        """The probability of each label, most probable first, for a text, a text pair (a tuple), an image file or an
-        audio file, or for each of several. A regression model returns its prediction as "value". For a multi-label
-        model this sets `thresholds`, the minimum probability for predicting each label.
-        """
-        is_pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
-        many, is_single = ([items], True) if is_pair else _as_list(items)
-        encoded = [self._encode_item(item) for item in many]
-        if not encoded:
-            return []
-        response = self._request("/v1/classify", {"items": encoded, "truncate": truncate}, lambda response: response)
-        self.thresholds = response.get("thresholds", {})
-        return response["result"][0] if is_single else response["result"]
-
-    def rerank(
-        self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
-    ) -> list[RankedDocument]:
-        """Rank documents by their relevance to a query, most relevant first; see `headway.Model.rerank`."""
-        from headway.domains.understanding import RankedDocument
-
-        many = _as_list(documents)[0]
-        if not many:
-            return []
-
-        def parse(response: Fields) -> list[RankedDocument]:
-            scores = [(entry["index"], entry["relevance_score"]) for entry in response["results"]]
-            return [RankedDocument(index, score, many[index]) for index, score in scores]
-
-        fields = {"query": query, "documents": many, "truncate": truncate}
-        return self._request("/v1/rerank", fields if top_n is None else {**fields, "top_n": top_n}, parse)
-
-    def tag(self, texts: str | Iterable[str | Texts], truncate: bool = False) -> TaggedWords | list[TaggedWords]:
-        """The words, tags and entities of a text, or of each of several."""
-        from headway.domains.understanding import TaggedWords
-        from headway.metrics import EntitySpan
-
-        def parse(response: Fields) -> TaggedWords:
-            return TaggedWords(
-                response["words"], response["tags"], [EntitySpan(**span) for span in response["entities"]]
-            )
-
-        many, is_single = _as_list(texts)
-        encoded = [text if isinstance(text, str) else list(text) for text in many]
-        return self._request_each("tag", "texts", encoded, is_single, parse, truncate=truncate)
-
-    def fill(self, text: str | Texts, top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
-        """The `top` most probable tokens for each mask of a text, or of each of several texts."""
-        from headway.domains.masked import Candidate
-
-        many, is_single = _as_list(text)
-        parse = lambda masks: [[Candidate(**candidate) for candidate in mask] for mask in masks]  # noqa: E731
-        return self._request_each("fill", "text", many, is_single, parse, top=top)
-
-    def translate(
-        self,
-        lines: str | Texts,
-        beam: int | None = None,
-        length_penalty: float | None = None,
-        n_best: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        scores: bool = False,
-    ) -> Any:
-        """Translate a line, or each of several; with `n_best`, return a list of the best translations per line."""
-        many, is_single = _as_list(lines)
-        search = {"beam": beam, "length_penalty": length_penalty, "n_best": n_best}
-        parse = lambda pairs: [(text, score) for text, score in pairs] if scores else pairs  # noqa: E731
-        fields = {**search, "temperature": temperature, "seed": seed, "scores": scores or None}
-        return self._request_each("translate", "lines", many, is_single, parse, **fields)
-
-    def caption(
-        self,
-        images: str | Path | Iterable[str | Path],
-        beam: int = 4,
-        length_penalty: float = 0.6,
-        n_best: int | None = None,
-    ) -> str | list[str] | list[list[str]]:
-        """Caption an image file, or each of several; with `n_best`, return a list of the best captions per image."""
-        many, is_single = _as_list(images)
-        encoded = [self._encode_image(image) for image in many]
-        return self._request_each(
-            "caption", "images", encoded, is_single, beam=beam, length_penalty=length_penalty, n_best=n_best
-        )  # fmt: skip
-
-    def match(
-        self,
-        images: str | Path | Iterable[str | Path],
-        texts: str | Texts,
-        templates: str | Texts = (),
-        truncate: bool = False,
-    ) -> Matches:
-        """Match image files with texts; see `headway.Model.match`."""
-        import torch
-
-        from headway.domains.image_text import Matches
-
-        (image_list, is_single), text_list = _as_list(images), texts if isinstance(texts, str) else list(texts)
-        encoded = [self._encode_image(image) for image in image_list]
-        template_list = templates if isinstance(templates, str) else list(templates)
-        fields = {
-            "images": encoded[0] if is_single else encoded,
-            "texts": text_list,
-            "templates": template_list,
-            "truncate": truncate,
-        }
-        parse = lambda text_list: Matches(*(torch.tensor(text_list["result"][name]) for name in Matches._fields))  # noqa: E731
-        return self._request("/v1/match", fields, parse)
-
-    def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-        """The log probability of each token of a text, or of each of several, in nats."""
-        fields = {"texts": texts if isinstance(texts, str) else list(texts)}
-        if sources is not None:
-            fields["sources"] = sources if isinstance(sources, str) else list(sources)
-        return self._request("/v1/score", fields, lambda response: response["result"])
+        return self._server.stream("/v1/chat/completions", {"model": self.name, **fields}, parse)
 
     def transcribe(
         self,
@@ -299,42 +123,97 @@ class RemoteModel:
         transcriptions = [self._server.upload(path, form_fields, Path(file), _parse_transcription) for file in many]
         return transcriptions[0] if is_single else transcriptions
 
-    def _request_each(
-        self,
-        verb: str,
-        field: str,
-        items: Sequence[Any],
-        is_single: bool,
-        parse: Callable[[Any], Any] = lambda said: said,
-        **settings: object,
-    ) -> Any:
-        """The result of a verb for each item, parsed from JSON by `parse`."""
-        if not items:
+    def _run_verb(self, verb: str, *args: Any, **kwargs: Any) -> Any:
+        """The result of a verb. A method with an underscore before its name runs a verb with an endpoint of another
+        API; all others have headway's own, which takes the arguments by name.
+        """
+        predictor = next(predictors(verb))
+        bound = signature(predictor).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])
+        if (method := getattr(self, f"_{verb}", None)) is not None:
+            return method(**arguments)
+        name, inputs = next(iter(arguments.items()))
+        is_pair = verb == "classify" and isinstance(inputs, tuple) and len(inputs) == 2 and "texts" in self.reads
+        many, is_single = ([inputs], True) if is_pair else _as_list(inputs)
+        items = [self._encode(item, is_image=name == "images") for item in many]
+        result_type = get_type_hints(predictor)["return"]
+        alternatives = get_args(result_type)  # the results for one item and for several; last those with scores
+        if alternatives and not items:
             return []
-        fields = {name: value for name, value in settings.items() if value is not None}
-        results = self._request(
-            f"/v1/{verb}", {field: list(items), **fields}, lambda response: [parse(item) for item in response["result"]]
-        )
-        return results[0] if is_single else results
+        others = {
+            other: value if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+            for other, value in arguments.items()
+            if other != name and value is not None
+        }
+        item_type = alternatives[-2 if arguments.get("scores") else 0] if alternatives else None
+
+        def parse(response: Fields) -> Any:
+            if verb == "classify":
+                self.thresholds = response.get("thresholds", {})
+            result = response["result"]
+            return [_decode(item, item_type) for item in result] if alternatives else _decode(result, result_type)
+
+        fields = {name: items if alternatives or not is_single else items[0], **others}
+        results = self._request(f"/v1/{verb}", fields, parse)
+        return results[0] if alternatives and is_single else results
+
+    def _generate(self, prompt: str | Texts, **sampling: Any) -> str | list[str]:
+        prompts = prompt if isinstance(prompt, str) else list(prompt)
+        if not prompts and isinstance(prompts, list):
+            return []
+        parse = lambda response: sorted(response["choices"], key=lambda choice: choice["index"])  # noqa: E731
+        choices = self._request("/v1/completions", {"prompt": prompts, **_sampling_fields(**sampling)}, parse)
+        texts = [choice["text"] for choice in choices]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def _stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
+        fields = {"model": self.name, "prompt": prompt, **_sampling_fields(**sampling), "stream": True}
+        return self._server.stream("/v1/completions", fields, lambda choice: choice["text"])
+
+    def _chat(self, messages: str | Sequence[Message], **settings: Any) -> str:
+        return "".join(self.chat_stream(messages, **settings)).strip()
+
+    def _embed(self, items: Any, truncate: bool) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+        many, is_single = _as_list(items)
+        # For a model of texts and images, a string that is the path of a file is that image.
+        is_image = lambda item: "images" in self.reads and ("texts" not in self.reads or Path(item).is_file())  # noqa: E731
+        encoded = [_data_url(Path(item), "image") if is_image(str(item)) else str(item) for item in many]
+        if not encoded:
+            return torch.empty(0)
+
+        def parse(response: Any) -> Tensor:
+            vector_bytes = b"".join(base64.b64decode(entry["embedding"]) for entry in response["data"])
+            return torch.from_numpy(np.frombuffer(vector_bytes, "<f4").reshape(len(encoded), -1).astype(np.float32))
+
+        fields = {"input": encoded, "encoding_format": "base64", "truncate": truncate}
+        vectors = self._request("/v1/embeddings", fields, parse)
+        return vectors[0] if is_single else vectors
+
+    def _rerank(self, query: str, documents: Texts, top_n: int | None, truncate: bool) -> list[RankedDocument]:
+        from headway.domains.understanding import RankedDocument
+
+        many = _as_list(documents)[0]
+        if not many:
+            return []
+
+        def parse(response: Fields) -> list[RankedDocument]:
+            scores = [(entry["index"], entry["relevance_score"]) for entry in response["results"]]
+            return [RankedDocument(index, score, many[index]) for index, score in scores]
+
+        fields = {"query": query, "documents": many, "truncate": truncate}
+        return self._request("/v1/rerank", fields if top_n is None else {**fields, "top_n": top_n}, parse)
 
     def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
         return self._server.request("POST", path, {"model": self.name, **body}, parse)
 
-    def _stream(self, path: str, body: Fields, parse: Callable[[Any], str]) -> Iterator[str]:
-        """The chunks of text that `parse` extracts from the choices of each event."""
-        return self._server.stream(path, {"model": self.name, **body, "stream": True}, parse)
-
-    def _is_image(self, item: object) -> bool:
-        """Whether an item is an image; for models of text and images, a string that is a path is that file."""
-        return "images" in self.reads and ("texts" not in self.reads or Path(str(item)).is_file())
-
-    def _encode_image(self, item: object) -> str:
-        return _data_url(Path(str(item)), "image")
-
-    def _encode_item(self, item: Any) -> Any:
-        if "texts" in self.reads:
-            return list(item) if isinstance(item, tuple) else item
-        return self._encode_image(item) if "images" in self.reads else _data_url(Path(str(item)), "audio")
+    def _encode(self, item: Any, is_image: bool) -> Any:
+        """An input as JSON: texts as they are, words and pairs as lists, and files as data: URLs."""
+        if not is_image and "texts" in self.reads:
+            return item if isinstance(item, str) or not isinstance(item, Iterable) else list(item)
+        if not isinstance(item, (str, Path)):
+            raise UserError(f"the input is a {type(item).__name__}; pass the path of an image or audio file")
+        return _data_url(Path(item), "image" if is_image or "images" in self.reads else "audio")
 
 
 class _ModelInfo(NamedTuple):
@@ -448,33 +327,21 @@ class _ServerClient:
             ) from None
 
 
-def _sampling_fields(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    stop: str | Texts,
-    seed: int | None,
-) -> dict[str, Any]:
+def _sampling_fields(max_new_tokens: int, stop: str | Texts, **settings: float | None) -> dict[str, Any]:
     """The sampling settings as request fields, without those left to the server."""
-    fields = {
-        "max_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop if isinstance(stop, str) else list(stop),
-        "seed": seed,
-    }
+    fields = {"max_tokens": max_new_tokens, "stop": stop if isinstance(stop, str) else list(stop), **settings}
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _completion_texts(response: Fields) -> list[str]:
-    """The texts of a completion response, in order."""
-    return [choice["text"] for choice in sorted(response["choices"], key=lambda choice: choice["index"])]
+def _decode(value: Any, kind: Any) -> Any:
+    """A JSON value as a verb's result type: lists, tuples, named tuples and tensors of plain values."""
+    if get_origin(kind) is list:
+        return [_decode(item, get_args(kind)[0]) for item in value]
+    if get_origin(kind) is tuple:
+        return tuple(_decode(item, part) for item, part in zip(value, get_args(kind)))
+    if hasattr(kind, "_fields"):
+        return kind(**{name: _decode(value[name], part) for name, part in get_type_hints(kind).items()})
+    return torch.tensor(value) if getattr(kind, "array_type", None) is Tensor else value
 
 
 def _as_list(items: Any) -> tuple[list[Any], bool]:

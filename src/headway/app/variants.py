@@ -101,7 +101,10 @@ def variants(
     all_variants: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
-        name = _variant_name({key: value for key, value in settings.items() if len(grid[key]) > 1})
+        compared = {key: _value_name(value) for key, value in settings.items() if len(grid[key]) > 1}
+        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in compared.items())
+        if len(compared) == 1:
+            [name] = compared.values()
         if not name.strip("."):  # it would be the comparison directory or its parent
             raise UserError(f"a variant would be named {name!r}; use values with letters or digits")
         if any(name == earlier.name for earlier in all_variants):
@@ -148,7 +151,8 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
 def _width_multiple(plain: Any) -> int:
     """The number that the width must be a multiple of."""
     rotary = any(key == "rotary" and item is not None for key, item in _iter_settings(plain))
-    step = math.lcm(*_head_counts(plain)) * (2 if rotary else 1)  # rotary positions need even heads
+    heads = [item for key, item in _iter_settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int)]
+    step = math.lcm(1, *heads) * (2 if rotary else 1)  # rotary positions need even heads
     for key, item in _iter_settings(plain):
         if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
             step = math.lcm(step, 2)
@@ -159,23 +163,12 @@ def _width_multiple(plain: Any) -> int:
     return step
 
 
-def _head_counts(plain: Any) -> list[int]:
-    return [1, *(item for key, item in _iter_settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int))]
-
-
 def _iter_settings(plain: Any) -> Iterator[tuple[str, Any]]:
     """All names and values in plain data, at any depth."""
     inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
     yield from plain.items() if isinstance(plain, Mapping) else ()
     for item in inner:
         yield from _iter_settings(item)
-
-
-def _variant_name(settings: Mapping[str, Any]) -> str:
-    """The single compared value, or all values, each with the last part of its key."""
-    if len(settings) == 1:
-        return _value_name(next(iter(settings.values())))
-    return ",".join(f"{key.split('.')[-1]}={_value_name(value)}" for key, value in settings.items())
 
 
 def _value_name(value: Any) -> str:

@@ -16,7 +16,7 @@ from headway.app.model import Model
 from headway.app.predictors import predictor
 from headway.codecs.tokenizer_files import object_or_empty
 from headway.domains.image_text import pair_inference as towers
-from headway.domains.understanding import encoder_inference as encoders
+from headway.domains.understanding import predictors as encoders
 from headway.errors import UserError
 from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
 from headway.nn.models import TwoTower, kinds

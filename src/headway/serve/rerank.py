@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.understanding import encoder_inference
+from headway.domains.understanding.predictors import pair_rows, relevance
 from headway.serve.embeddings import InputUsage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
@@ -87,8 +87,8 @@ def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
 
 def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """The relevance of each pair, and its number of tokens."""
-    rows = encoder_inference.pair_rows(model.module, model.codec, pairs, truncate)
-    return list(zip(encoder_inference.relevance(model.module, rows), rows.lengths.tolist()))
+    rows = pair_rows(model.module, model.codec, pairs, truncate)
+    return list(zip(relevance(model.module, rows), rows.lengths.tolist()))
 
 
 ENDPOINTS = tuple(

@@ -1,16 +1,16 @@
 """headway's verbs over HTTP: the arguments of a model's method as JSON, and its result. Also /v1/models.
 
-An argument that is a local file in Python is a data: URL here. Requests for one verb with the same settings share a
-model call.
+The arguments and their defaults are those of the verb's predictor; an input that is a local file in Python is a data:
+URL here. Requests for one verb with the same settings share a model call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from typing import Annotated, Any
+from inspect import Parameter
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from headway.app.model import Model
-from headway.app.predictors import predictor
+from headway.app.predictors import REMOTE_VERBS, predictor, signature
 from headway.errors import UserError
 from headway.nn.models import kinds
 from headway.serve.http_errors import StatusError
@@ -26,86 +26,49 @@ from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
 _MAX_ITEMS = 2048  # items per request
-_SERVED_VERBS = (
-    "generate",
-    "chat",
-    "embed",
-    "rerank",
-    "transcribe",
-    "classify",
-    "tag",
-    "fill",
-    "translate",
-    "caption",
-    "match",
-    "score",
-)
-Beam = Annotated[int, Meta(ge=1, le=32)]
-Penalty = Annotated[float, Meta(ge=0, le=10)]
-NumBest = Annotated[int, Meta(ge=1, le=32)]
-Top = Annotated[int, Meta(ge=1, le=1000)]
 Strings = str | list[str]
+_StringsOrLists = str | list[str | list[str]]
 
 
-class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`items` are one or several strings, text pairs (lists of two), or images or audio as data: URLs."""
+class ServedVerb(NamedTuple):
+    """A verb with an endpoint: its summary, remarks on its fields, and the JSON type of its first argument. Each item
+    of that argument has its own result, so requests can share a call, unless `is_joint`.
+    """
 
-    items: str | list[str | list[str]]
-    model: str = ""
-    truncate: bool = False
-
-
-class TagBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`texts` are one or several strings; each may also be a list of words."""
-
-    texts: str | list[str | list[str]]
-    model: str = ""
-    truncate: bool = False
+    summary: str
+    remarks: str | None = None
+    inputs: Any = Strings
+    is_joint: bool = False
 
 
-class FillBody(msgspec.Struct, forbid_unknown_fields=True):
-    text: Strings
-    model: str = ""
-    top: Top = 5
-
-
-class TranslateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The default settings are those of the model's evaluation; with a temperature it samples instead of searching."""
-
-    lines: Strings
-    model: str = ""
-    beam: Beam | None = None
-    length_penalty: Penalty | None = None
-    n_best: NumBest | None = None
-    temperature: Annotated[float, Meta(ge=0)] | None = None
-    seed: int | None = None
-    scores: bool = False
-
-
-class CaptionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`images` are data: URLs."""
-
-    images: Strings
-    model: str = ""
-    beam: Beam = 4
-    length_penalty: Penalty = 0.6
-    n_best: NumBest | None = None
-
-
-class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`images` are data: URLs."""
-
-    images: Strings
-    texts: Strings
-    model: str = ""
-    templates: Strings = []
-    truncate: bool = False
-
-
-class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
-    texts: Strings
-    model: str = ""
-    sources: Strings | None = None
+_VERBS = {
+    "classify": ServedVerb(
+        "the probability of each label",
+        "`items` are one or several strings, text pairs (lists of two), or images or audio as data: URLs.",
+        _StringsOrLists,
+    ),
+    "tag": ServedVerb(
+        "the tag of each word",
+        "`texts` are one or several strings; each may also be a list of words.",
+        _StringsOrLists,
+    ),
+    "fill": ServedVerb("the most probable tokens for each mask"),
+    "translate": ServedVerb(
+        "the translation of each line",
+        "The default settings are those of the model's evaluation; with a temperature it samples instead of searching.",
+    ),
+    "caption": ServedVerb("the caption of each image", "`images` are data: URLs."),
+    "match": ServedVerb("how well images and texts match", "`images` are data: URLs.", is_joint=True),
+    "score": ServedVerb("the log probability of each token", is_joint=True),
+}
+_JSON_TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str | Texts": Strings}
+_LIMITS = {  # of settings that cost time
+    "beam": Meta(ge=1, le=32),
+    "length_penalty": Meta(ge=0, le=10),
+    "n_best": Meta(ge=1, le=32),
+    "temperature": Meta(ge=0),
+    "top": Meta(ge=1, le=1000),
+}
 
 
 class VerbAnswer(msgspec.Struct):
@@ -151,99 +114,71 @@ async def get_model(body: None, context: Context) -> ServedModel:
 
 
 def _served_model(name: str, summary: ModelSummary) -> ServedModel:
-    tasks = [verb for verb in summary.verbs if verb in _SERVED_VERBS or f"/v1/{verb}" in _PATHS]
+    tasks = [verb for verb in summary.verbs if verb in REMOTE_VERBS or verb == "transcribe"]
     return ServedModel(name, summary.modified, summary.kind, tasks, summary.inputs, summary.context, summary.parameters)
 
 
-async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
-    """The probability of each label, or the predicted number as "value"."""
-    thresholds: dict[str, float] = {}
-
-    def read(model: Model, item: str | list[str], name: str) -> Any:
-        thresholds.update(model.usage.decisions)
-        if kinds.is_vision_classifier(model.module):
-            return image_of(item, name)
-        if kinds.is_audio_classifier(model.module):
-            return sound_of(item, name)
-        if isinstance(item, list) and len(item) != 2:
-            raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
-        return tuple(item) if isinstance(item, list) else item
-
-    answer = await _run_verb("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
-    return ClassifyAnswer(answer.result, answer.model, thresholds=thresholds or msgspec.UNSET)
-
-
-async def tag(body: TagBody, context: Context) -> VerbAnswer:
-    """The tag of each word, and the entities that the tags form."""
-    return await _run_verb("tag", body.texts, _unchanged, {"truncate": body.truncate}, body.model, context)
-
-
-async def fill(body: FillBody, context: Context) -> VerbAnswer:
-    """The most probable tokens for each mask."""
-    return await _run_verb("fill", body.text, _unchanged, {"top": body.top}, body.model, context)
+def _body_type(verb: str) -> type[msgspec.Struct]:
+    """The arguments of a verb as the fields of a JSON body, and the model's name."""
+    fields: list[Any] = []
+    for parameter in list(signature(verb).parameters.values())[1:]:
+        annotation = parameter.annotation.removesuffix(" | None")
+        kind: Any = _JSON_TYPES[annotation] if fields else _VERBS[verb].inputs
+        if parameter.name in _LIMITS:
+            kind = Annotated[kind, _LIMITS[parameter.name]]
+        if annotation != parameter.annotation:
+            kind = kind | None
+        default = [] if parameter.default == () else parameter.default
+        fields.append((parameter.name, kind) if default is Parameter.empty else (parameter.name, kind, default))
+    remarks = _VERBS[verb].remarks
+    return msgspec.defstruct(
+        f"{verb.capitalize()}Body",
+        [*fields, ("model", str, "")],
+        namespace={} if remarks is None else {"__doc__": remarks},
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
 
 
-async def translate(body: TranslateBody, context: Context) -> VerbAnswer:
-    """The translation of each line."""
-    names = ("beam", "length_penalty", "n_best", "temperature", "seed", "scores")
-    settings = {name: getattr(body, name) for name in names}
-    return await _run_verb("translate", body.lines, _unchanged, settings, body.model, context)
-
-
-async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
-    """The caption of each image."""
-    read = lambda model, item, name: image_of(item, name)  # noqa: E731
-    settings = {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
-    return await _run_verb("caption", body.images, read, settings, body.model, context)
-
-
-async def match(body: MatchBody, context: Context) -> VerbAnswer:
-    """How well images and texts match."""
-    async with context.served.using(body.model) as ready:
-        predictor(ready.model, "match")
-        texts, templates = body.texts, body.templates
-        image_urls = [body.images] if isinstance(body.images, str) else body.images
-        pixels = await asyncio.to_thread(lambda: [image_of(item, f"image {n}") for n, item in enumerate(image_urls, 1)])
-        images = pixels[0] if isinstance(body.images, str) else pixels
-        similarities = await ready.batcher.run(lambda: ready.model.match(images, texts, templates, body.truncate))
-    return VerbAnswer(plain(similarities), ready.name)
-
-
-async def score(body: ScoreBody, context: Context) -> VerbAnswer:
-    """The log probability of each token."""
-    async with context.served.using(body.model) as ready:
-        scores = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
-    return VerbAnswer(scores, ready.name)
-
-
-def _unchanged(model: Model, item: Any, name: str) -> Any:
-    return item
-
-
-async def _run_verb(
-    verb: str,
-    inputs: str | Sequence[Any],
-    convert: Callable[[Model, Any, str], Any],
-    settings: dict[str, Any],
-    name: str,
-    context: Context,
-) -> VerbAnswer:
-    """The result of a verb for each item, which `convert` prepares first."""
-    items = [inputs] if isinstance(inputs, str) else inputs
-    if not 1 <= len(items) <= _MAX_ITEMS:
+async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAnswer:
+    """The result of a verb for its inputs."""
+    settings = msgspec.structs.asdict(body)
+    model_name, argument = settings.pop("model"), next(iter(settings))
+    inputs, is_joint = settings.pop(argument), _VERBS[verb].is_joint
+    is_single = isinstance(inputs, str)
+    items: list[Any] = [inputs] if is_single else inputs
+    if not is_joint and not 1 <= len(items) <= _MAX_ITEMS:
         raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MAX_ITEMS:,}")
-    async with context.served.using(name) as ready:
+    noun = "image" if is_joint else "item"
+    async with context.served.using(model_name) as ready:
         predictor(ready.model, verb)  # UserError for a model without this verb
-        convert_item = partial(convert, ready.model)
+        run = getattr(ready.model, verb)
         converted = await asyncio.to_thread(
-            lambda: [convert_item(item, f"item {n}") for n, item in enumerate(items, 1)]
+            lambda: [_convert(ready.model, argument, item, f"{noun} {n}") for n, item in enumerate(items, 1)]
         )
-        kind = (verb, *settings.items())
-        answers = await ready.batcher.submit(
-            lambda batch: getattr(ready.model, verb)(batch, **settings), kind, converted
-        )
-    results = list(map(plain, answers))
-    return VerbAnswer(results[0] if isinstance(inputs, str) else results, ready.name)
+        if is_joint:
+            call = lambda: run(converted[0] if is_single else converted, **settings)  # noqa: E731
+            result = plain(await ready.batcher.run(call))
+        else:
+            kind = (verb, *settings.items())
+            results = await ready.batcher.submit(lambda batch: run(batch, **settings), kind, converted)
+            result = plain(results[0] if is_single else results)
+    if verb == "classify":
+        return ClassifyAnswer(result, ready.name, thresholds=ready.model.thresholds or msgspec.UNSET)
+    return VerbAnswer(result, ready.name)
+
+
+def _convert(model: Model, argument: str, item: Any, name: str) -> Any:
+    """An input as the method takes it; `name` is for messages."""
+    if argument == "images" or (argument == "items" and kinds.is_vision_classifier(model.module)):
+        return image_of(item, name)
+    if argument == "items" and kinds.is_audio_classifier(model.module):
+        return sound_of(item, name)
+    if argument == "items" and isinstance(item, list):
+        if len(item) != 2:
+            raise UserError(f"{name} is a list of {len(item)}; send a string, or a text pair as a list of two strings")
+        return tuple(item)
+    return item
 
 
 def plain(value: Any) -> Any:
@@ -262,12 +197,15 @@ def plain(value: Any) -> Any:
 ENDPOINTS = (
     Endpoint("GET", "/v1/models", list_models, "the models and their tasks", None, ModelList),
     Endpoint("GET", "/v1/models/{name:path}", get_model, "one model", None, ServedModel),
-    Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, ClassifyAnswer),
-    Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
-    Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),
-    Endpoint("POST", "/v1/translate", translate, "the translation of each line", TranslateBody, VerbAnswer),
-    Endpoint("POST", "/v1/caption", caption, "the caption of each image", CaptionBody, VerbAnswer),
-    Endpoint("POST", "/v1/match", match, "how well images and texts match", MatchBody, VerbAnswer),
-    Endpoint("POST", "/v1/score", score, "the log probability of each token", ScoreBody, VerbAnswer),
+    *(
+        Endpoint(
+            "POST",
+            f"/v1/{verb}",
+            partial(_run_verb, verb),
+            served.summary,
+            _body_type(verb),
+            ClassifyAnswer if verb == "classify" else VerbAnswer,
+        )
+        for verb, served in _VERBS.items()
+    ),
 )
-_PATHS = {endpoint.path for endpoint in ENDPOINTS}

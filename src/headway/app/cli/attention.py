@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import integer, load, torch_options
+from headway.app.cli.options import integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
-        attention = load(args).attention(args.text, args.target)
+        model = load(args)
+        attention = model.attention(args.text, **verb_options(args, "attention", model))
         figure = attention.picture(args.layer, args.head, args.all)
     try:
         figure.savefig(out, dpi=150)

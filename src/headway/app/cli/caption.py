@@ -6,7 +6,7 @@ import argparse
 import time
 
 from headway.app.cli.inputs import image_paths, predict_each, report_outcome
-from headway.app.cli.options import add_server, add_weights, integer, load, number, torch_options
+from headway.app.cli.options import add_server, add_weights, integer, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         files, failures = image_paths(args.images), []
-        predict = lambda batch: model.caption(batch, args.beam, args.length_penalty, args.n_best)  # noqa: E731
+        predict = lambda batch: model.caption(batch, **verb_options(args, "caption", model))  # noqa: E731
         for image, batch in predict_each(files, predict, failures):
             if batch is not None:
                 captions.append({"image": image, "caption": batch[0], "captions": batch})

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from headway.app.cli.generate import add_sampling, remote_arguments, sampling_settings
-from headway.app.cli.options import load, torch_options
+from headway.app.cli.generate import add_sampling, sampling_settings
+from headway.app.cli.options import load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -64,7 +64,9 @@ def server_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function that asks a server, which uses its model's chat template."""
     system_message = system_messages(args)
     terminal.note(KEYS_HELP)
-    return lambda turns: model.chat_stream([*system_message, *to_messages(turns)], **remote_arguments(args))
+    return lambda turns: model.chat_stream(
+        [*system_message, *to_messages(turns)], **verb_options(args, "stream", model)
+    )
 
 
 def system_messages(args: argparse.Namespace) -> list[Message]:

@@ -86,17 +86,12 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
 def _split_values(text: str) -> list[str]:
     """The text split at commas, except at those inside brackets or quotes."""
     parts: list[str] = []
+    is_complete = True
     for segment in text.split(","):
-        if parts and not _is_complete(parts[-1]):
-            parts[-1] += f",{segment}"
-        else:
-            parts.append(segment)
+        parts = [*parts, segment] if is_complete else [*parts[:-1], f"{parts[-1]},{segment}"]
+        try:
+            json.loads(parts[-1])
+            is_complete = True
+        except json.JSONDecodeError:
+            is_complete = parts[-1].lstrip()[:1] not in ("[", "{", '"')
     return parts
-
-
-def _is_complete(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return text.lstrip()[:1] not in ("[", "{", '"')
-    return True

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_data, add_weights, integer, load, torch_options
+from headway.app.cli.options import add_data, add_weights, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal, format_cell
 from headway.errors import UserError
 
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
         model, task = load(args), None
         if model.recipe is None:
-            scores = model.evaluate(args.data, split=args.split, limit=args.limit, stride=args.stride)
+            scores = model.evaluate(**verb_options(args, "evaluate", model))
         else:
-            scores, task = scores_and_task(model, args.data, args.split, args.limit, args.stride)
+            scores, task = scores_and_task(model, **verb_options(args, "evaluate", model))
     if args.data and args.split is None and scores["split"] != "all":
         terminal.note(
             f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; --split all uses all of it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, integer, load, torch_options
+from headway.app.cli.options import add_server, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import line_chunks
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         for text in args.texts or (line for lines in line_chunks(sys.stdin) for line in lines):
-            masks = model.fill(text, args.top)
+            masks = model.fill(text, **verb_options(args, "fill", model))
             results.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})
             terminal.print(text)
             for number, mask in enumerate(masks, 1):

@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_data, integer, load, torch_options
+from headway.app.cli.options import add_data, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
-        forecasts = load(args).forecast(args.data, args.steps)
+        model = load(args)
+        forecasts = model.forecast(**verb_options(args, "forecast", model))
     rows: list[dict[str, Any]] = [
         {"series": forecast.series, "time": time, **dict(zip(forecast.quantiles, values))}
         for forecast in forecasts

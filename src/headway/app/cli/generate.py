@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -81,17 +81,12 @@ def sampling_settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
     return sampling, Limits(args.max_new_tokens, tuple(args.stop))
 
 
-def remote_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The parsed options of `add_sampling` as arguments of a remote model."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
-    return {name: getattr(args, name) for name in names}
-
-
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     prompt = read_prompt(args.prompt)
     with torch_options(args):
         if args.server is not None:
-            text = stream_output(load(args).stream(prompt, **remote_arguments(args)), prompt, terminal)
+            model = load(args)
+            text = stream_output(model.stream(prompt, **verb_options(args, "stream", model)), prompt, terminal)
             terminal.print_result({"prompt": prompt, "text": text})
             return
         sampling, limits = sampling_settings(args)

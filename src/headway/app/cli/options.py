@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -33,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=name,
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"example:\n{_indent(example)}",
+            epilog=f"example:\n{textwrap.indent(example.strip(), '  ')}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -86,10 +88,6 @@ class _TaskSetting(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name = (option_string or "").removeprefix("--").replace("-", "_")
         namespace.set = [*(namespace.set or ()), f"task.{name}={values}"]
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.strip().splitlines())
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +234,21 @@ def load(args: argparse.Namespace) -> Model:
         return cast("Model", hw.connect(args.server, model=str(args.model)))  # it has the methods that commands use
     options = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
     return hw.load(args.model, args.device, backend=args.backend, **options)
+
+
+def verb_options(args: argparse.Namespace, verb: str, model: Model) -> dict[str, Any]:
+    """The options of a command that are optional arguments of a model's verb, by name. UserError if the model does not
+    support the verb.
+    """
+    from headway.app.predictors import predictor, predictors
+
+    function = predictor(model, verb) if getattr(args, "server", None) is None else next(predictors(verb))
+    parameters = inspect.signature(function).parameters
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name in parameters and parameters[name].default is not parameters[name].empty
+    }
 
 
 @contextmanager

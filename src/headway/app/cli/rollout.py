@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import integer, load, number, torch_options
+from headway.app.cli.options import integer, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -81,25 +81,14 @@ def _weight(text: str) -> float | str | None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.learn.run_report import drop_empty_columns
 
-    video_options = {
-        name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None
-    }
-    if video_options and args.render is None:
-        option = next(iter(video_options)).replace("_", "-")
-        raise UserError(f"--{option} needs a video; add --render FILE.mp4, or remove this option")
+    for name in ("render_episodes", "speed"):
+        if getattr(args, name) is None:
+            delattr(args, name)  # the default is that of the method
+        elif args.render is None:
+            raise UserError(f"--{name.replace('_', '-')} needs a video; add --render FILE.mp4, or remove this option")
     with torch_options(args):
         model = load(args)
-        report = model.rollout(
-            args.env,
-            args.episodes,
-            args.target_return,
-            args.seed,
-            args.render,
-            args.draw,
-            args.execute,
-            args.ensemble,
-            **video_options,
-        )
+        report = model.rollout(**verb_options(args, "rollout", model))
     is_robot = "task" in report["results"][0]
     where = "" if is_robot else f"{report['environment']}, "
     terminal.print(f"{where}episodes from seed {report['seed']:,}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, load, torch_options
+from headway.app.cli.options import add_server, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import line_chunks
 
@@ -28,9 +28,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         for lines in line_chunks(sys.stdin):
-            for words, tags, entities in model.tag(
-                [line.split() for line in lines] if args.split else lines, truncate=args.truncate
-            ):
+            texts = [line.split() for line in lines] if args.split else lines
+            for words, tags, entities in model.tag(texts, **verb_options(args, "tag", model)):
                 terminal.print("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags)))
                 spans = [{**span._asdict(), "text": " ".join(words[span.start : span.stop])} for span in entities]
                 results.append({"words": words, "tags": tags, "entities": spans})

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from headway.app.cli.inputs import text_inputs
-from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -46,15 +46,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     started, count, outputs, scores = time.monotonic(), 0, [], []
-    options = {"beam": args.beam, "length_penalty": args.length_penalty, "n_best": args.n_best or 1}
-    options |= {"temperature": args.temperature, "seed": args.seed}
     inputs = text_inputs(args.texts, f"headway translate {args.model}")
     with torch_options(args):
         model = load(args)
+        options = {**verb_options(args, "translate", model), "n_best": args.n_best or 1, "scores": True}
         for first, lines in [(1, inputs)] if inputs else number_chunks(sys.stdin):
-            for line_number, (line, hypotheses) in enumerate(
-                zip(lines, model.translate(lines, scores=True, **options)), first
-            ):
+            for line_number, (line, hypotheses) in enumerate(zip(lines, model.translate(lines, **options)), first):
                 if not line.strip():
                     terminal.note(f"line {line_number} is empty; its translation is empty too")
                 for text, score in hypotheses:

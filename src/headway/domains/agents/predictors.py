@@ -28,6 +28,14 @@ from headway.model_handle import ModelHandle
 
 @check_types
 def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> AgentPolicy:
+    """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
+    `predict_action_chunk(observation)`.
+
+    task: the task of a multi-task robot, unless the observations contain it.
+    seed: the seed of a diffusion policy's noise and of an agent's sampled actions.
+
+    Raises UserError for a model that is not a policy.
+    """
     if task is not None:
         raise UserError(f"{model.directory} is an agent for one environment; omit task")
     return AgentPolicy(model.module, _codec(model), seed)
@@ -47,12 +55,17 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes and return their mean return with its interval, and each return in `results`.
+    """Play episodes in an environment. Returns the mean return with its interval for agents and trajectory models,
+    and the success rate for a robot policy; `results` has them per target return or task.
 
-    `env` is a Gymnasium id or module:Name (None: the training environment). Episode i starts from `seed` + i (None: the
-    test seeds). `render` is the path of a video of the first `render_episodes`, `speed` times as fast as real time.
-    `draw` is whether actions are sampled as in training (None: as in the run). Raises UserError, before any work, for
-    an environment that does not match.
+    env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
+    episodes: the number of episodes; episode i starts from seed `seed` + i.
+    render: the path for a video of the first `render_episodes` episodes, at `speed` times real time.
+    target_return: the target return of a trajectory model.
+    draw: whether agents and trajectory models sample their actions (None: as in the run).
+    execute, ensemble: robot policies: actions to execute per chunk, and temporal ensembling ("run": as in the run).
+
+    Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
     """
     check_episodes(episodes, seed)
     source = str(model.directory)

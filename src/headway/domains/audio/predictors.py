@@ -33,7 +33,7 @@ _BATCH_SIZE = 16  # sounds
 
 
 @check_types
-def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
+def classify(model: ModelHandle, items: Sound | Iterable[Sound], truncate: bool = False) -> Labels | list[Labels]:
     request, failures = arguments.audio_inputs(items), arguments.Failures()
     _check_sounds(request.items)
     statistics: dict[int, np.ndarray] = {}
@@ -79,12 +79,26 @@ def transcribe(
     seed: int = 0,
     vad: bool = True,
 ) -> Transcription | list[Transcription]:
+    """Transcribe a recording, or each of several, with timestamps. Pass files or samples at 16 kHz, [N] or [N,
+    channels].
+
+    language: None detects it in the first 30 s.
+    task: "translate" translates into English.
+    prompt: text assumed to precede the recording.
+    words: also return the time of each word.
+    vad: skip parts without speech.
+
+    `transcriber` takes all settings.
+
+    Raises UserError for a model that does not take audio, and for damaged files.
+    """
     config = TranscriptionOptions(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
     request, speech_model, failures = arguments.audio_inputs(sound), transcriber(model, config), arguments.Failures()
     return request.unwrap(transcribe_all(speech_model, request.items, failures), failures, "sound")
 
 
 def transcriber(model: ModelHandle, config: TranscriptionOptions) -> Transcriber:
+    """A transcriber with all settings, for many recordings or for a stream. Errors as for `transcribe`."""
     generator: Any = model.generator  # encodes audio, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
 

@@ -94,6 +94,13 @@ def chat(
     temperature: float = 1.0,
     seed: int | None = None,
 ) -> str:
+    """The reply to a conversation: messages with a `role` and a `content`, or a string for one user message. The
+    model's chat template formats the prompt.
+
+    If the conversation is longer than the context, the oldest turns are dropped with a warning. Raises UserError
+    for a model without a chat template, and for messages that the template rejects. `talk` takes all settings of
+    Sampling and Limits.
+    """
     return "".join(chat_stream(model, messages, max_new_tokens, temperature, seed)).strip()
 
 
@@ -104,6 +111,7 @@ def chat_stream(
     temperature: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[str]:
+    """`chat`, streamed in chunks; a chunk never ends within a character."""
     conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     if not isinstance(conversation, Sequence) or not all(isinstance(message, Mapping) for message in conversation):
         remedy = 'pass a string, or messages as [{"role": "user", "content": "..."}]'

@@ -35,6 +35,13 @@ class Forecast(NamedTuple):
 
 @check_types
 def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
+    """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
+    None: the run's own).
+
+    Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
+    raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
+    and for series that are too short or have a different time step.
+    """
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
         raise UserError(f"{model.directory} is not a run of the forecast recipe; choose one that is")

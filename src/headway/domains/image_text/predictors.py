@@ -16,11 +16,10 @@ from headway.domains.image_text.pair_inference import MAX_CAPTION_TOKENS, Image,
 from headway.domains.image_text.pair_inference import caption_images as captions_of
 from headway.domains.image_text.task import published_task
 from headway.generate import SearchConfig
-from headway.in_memory_data import Data
 from headway.model_evaluation import evaluate_published
 from headway.model_handle import ModelHandle
 
-Strings = Iterable[str]
+Texts = Iterable[str]
 
 
 @check_types
@@ -31,6 +30,14 @@ def caption(
     length_penalty: float = 0.6,
     n_best: int | None = None,
 ) -> str | list[str] | list[list[str]]:
+    """Caption an image, or each of several; with `n_best`, return a list of the best captions per image.
+
+    Images are files or pixels, uint8 [height, width, 3].
+
+    beam: the beam width; 1 is greedy.
+
+    Raises UserError for a model that does not caption images.
+    """
     task = None if model.recipe is None else model.recipe.task
     max_length = task.max_length if isinstance(task, CaptionsConfig) else MAX_CAPTION_TOKENS
     request, search = (
@@ -47,10 +54,16 @@ def caption(
 def match(
     model: ModelHandle,
     images: Image | Iterable[Image],
-    texts: str | Strings,
-    templates: str | Strings = (),
+    texts: str | Texts,
+    templates: str | Texts = (),
     truncate: bool = False,
 ) -> Matches:
+    """Match images (files or pixels) with texts: cosine similarities [N, M], and text probabilities for
+    each image. A single image or a single text drops its axis.
+
+    For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
+    class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
+    """
     source, failures = str(model.directory), arguments.Failures()
     image_request, text_request, prompt_templates = (
         arguments.image_inputs(images),
@@ -77,20 +90,15 @@ def match(
 
 
 @check_types
-def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+def embed(
+    model: ModelHandle, items: str | Texts | Image | Iterable[Image], truncate: bool = False
+) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
     request, failures = arguments.image_inputs(items, "image or text"), arguments.Failures()
     source = str(model.directory)
     embeddings = pair_inference.embed(model.module, model.codec, model.usage, request.items, truncate, source, failures)
     return request.unwrap(embeddings, failures, "image")
 
 
-@check_types
-def evaluate(
-    model: ModelHandle,
-    data: Data | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-    stride: int | None = None,
-) -> dict[str, Any]:
-    task_of = lambda paths: published_task(model.module, model.codec, model.usage, paths)  # noqa: E731
-    return evaluate_published(model, task_of, "image_text", data, split, limit, stride)
+evaluate = evaluate_published(
+    "image_text", lambda model, paths: published_task(model.module, model.codec, model.usage, paths)
+)

@@ -10,10 +10,14 @@ from headway.domains.masked.fill import Candidate
 from headway.domains.masked.fill import fill as fill_one
 from headway.model_handle import ModelHandle
 
+Texts = Iterable[str]
+
 
 @check_types
-def fill(
-    model: ModelHandle, text: str | Iterable[str], top: int = 5
-) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+def fill(model: ModelHandle, text: str | Texts, top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+    """The `top` most probable tokens for each mask of a text, or of each of several.
+
+    A mask is [MASK], <mask>, or the tokenizer's own mask token.
+    """
     request = arguments.text_inputs(text)
     return request.unwrap([fill_one(model.module, model.codec, masked_text, top) for masked_text in request.items])

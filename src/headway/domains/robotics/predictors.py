@@ -28,9 +28,6 @@ from headway.nn.models import RobotPolicy
 
 @check_types
 def policy(model: ModelHandle, task: str | None = None, seed: int = 0) -> RobotController:
-    """Return the policy from a run, or from a published model whose `usage` has the scales. UserError for a task whose
-    words are all unknown.
-    """
     return RobotController(model.module, load_codec(model.directory, model.usage), task, seed)
 
 
@@ -48,14 +45,6 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes of each task and return `results` per task and their totals.
-
-    `env` are Gymnasium ids, metaworld/NAME or module:Name; if empty, the environments that the run was evaluated in.
-    Episode i of each starts from `seed` + i (None: the test seeds). `render` is the path of a video of the first
-    `render_episodes` of the first task, `speed` times as fast as real time. `execute` and `ensemble` are as in the
-    task's settings; None and "run" take those of the run. Raises UserError, before any work, for environments that do
-    not match.
-    """
     check_episodes(episodes, seed)
     directory = model.directory
     if draw is not None or target_returns(target_return):

@@ -14,32 +14,38 @@ from headway import arguments
 from headway.arguments import check_types
 from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.codecs.tokenizer import encode_with_special_tokens
-from headway.domains import text as texts
+from headway.domains import text as language
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
-from headway.in_memory_data import Data
 from headway.model_evaluation import evaluate_published
 from headway.model_handle import ModelHandle
 from headway.nn.models import attention_maps
 
-Strings = Iterable[str]
+Texts = Iterable[str]
 _SAMPLING, _LIMITS = Sampling(), Limits()
 
 
 def generate(
     model: ModelHandle,
-    prompt: str | Strings,
+    prompt: str | Texts,
     max_new_tokens: int = 100,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: str | Strings = (),
+    stop: str | Texts = (),
     seed: int | None = None,
 ) -> str | list[str]:
+    """Continue a prompt, or each of several prompts.
+
+    max_new_tokens, stop: when to stop; see Limits.
+    temperature, top_k, top_p, min_p, repetition_penalty, seed: how to sample tokens; see Sampling.
+
+    Raises UserError for a model that does not generate text, and for a prompt that is too long.
+    """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     request = arguments.text_inputs(prompt, "prompt")
-    completions = complete(model, request.items, sampling, Limits(max_new_tokens, _stop_strings(stop)))
+    completions: Any = complete(model, request.items, sampling, Limits(max_new_tokens, _stop_strings(stop)))
     return request.unwrap([completion.text for completion in completions])
 
 
@@ -52,15 +58,19 @@ def stream(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: str | Strings = (),
+    stop: str | Texts = (),
     seed: int | None = None,
 ) -> Iterator[str]:
+    """Stream the continuation of a prompt in chunks; a chunk never ends within a character. Takes the arguments
+    of `generate`.
+    """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     return continuations(model, prompt, sampling, Limits(max_new_tokens, _stop_strings(stop)))
 
 
 @check_types
 def continuations(model: ModelHandle, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
+    """`stream`, with the settings as objects."""
     [prompt] = arguments.text_inputs(prompt, "prompt").items
     ids = prompt_ids(model, prompt)
     model.check_texts([prompt], [ids])
@@ -69,8 +79,9 @@ def continuations(model: ModelHandle, prompt: str, sampling: Sampling, limits: L
 
 @check_types
 def complete(
-    model: ModelHandle, prompts: str | Strings, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
-) -> Any:  # a Completion, or a list of them
+    model: ModelHandle, prompts: str | Texts, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
+) -> Completion | list[Completion]:
+    """Continue a prompt, or each of several; a Completion has text, ids, log probabilities and speed."""
     request, session = arguments.text_inputs(prompts, "prompt"), model.open_session()
     rows = [prompt_ids(model, prompt) for prompt in request.items]
     model.check_texts(request.items, rows)
@@ -86,6 +97,9 @@ def generate_ids(
     ignore_end: bool = False,
     seed: int | None = None,
 ) -> list[int] | list[list[int]]:
+    """The ids generated after a prompt's ids, or after each of several, without the eos token. With `ignore_end`
+    there are always `max_new_tokens` of them.
+    """
     limits = _limits(model, Limits(max_new_tokens, ignore_end=ignore_end))
     request, sampling, session = arguments.id_row_inputs(ids), Sampling(temperature, seed=seed), model.open_session()
     completions = session.generate(request.items, sampling, limits) if request.items else []
@@ -97,45 +111,46 @@ def session(model: ModelHandle) -> Session:
 
 
 def prompt_ids(model: ModelHandle, text: str) -> list[int]:
+    """The ids of a prompt, after the bos token if the model was trained or published with one."""
     if model.recipe is None:
         ids = encode_with_special_tokens(model.codec, text)
         return ids[:-1] if len(ids) > 1 and ids[-1] == model.codec.eos_id else ids
     ids = model.codec.encode(text)
     task = model.recipe.task
-    crops = isinstance(task, texts.LanguageConfig) and task.random_crops
+    crops = isinstance(task, language.LanguageConfig) and task.random_crops
     return ids if model.codec.bos_id is None or (crops and ids) else [model.codec.bos_id, *ids]
 
 
 @torch.inference_mode()
 def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
+    """Logits after each token, Float[B, T, C], for `ids` Int[B, T]. An encoder-decoder also needs the ids of the
+    `source`, Int[B, S].
+    """
     return model.module.logits(arguments.id_tensor(ids, "ids", model.device))
 
 
 def score(
-    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+    model: ModelHandle, texts: str | Texts, sources: str | Texts | None = None
 ) -> list[float] | list[list[float]]:
+    """The log probability of each token of a text, or of each of several, in nats.
+
+    A language model with a bos token also scores the first token. An encoder-decoder scores the tokens of a target
+    and its eos token, given the source. Raises UserError for an encoder-decoder without `sources`.
+    """
     request = arguments.text_inputs(texts)
     return request.unwrap(score_ids(model.module, [prompt_ids(model, text) for text in request.items]))
 
 
 @check_types
 def attention(model: ModelHandle, text: str, target: str | None = None) -> Attention:
+    """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation."""
     check_text(text)
     ids = prompt_ids(model, text)
     maps = attention_maps(model.module, lambda: model.module(torch.tensor([ids], device=model.device)))
     return Attention(first_row_maps(maps), token_texts(model.codec, ids), [])
 
 
-@check_types
-def evaluate(
-    model: ModelHandle,
-    data: Data | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-    stride: int | None = None,
-) -> dict[str, Any]:
-    task_of = lambda paths: texts.language_task(model.module, model.codec, paths)  # noqa: E731
-    return evaluate_published(model, task_of, "text", data, split, limit, stride)
+evaluate = evaluate_published("text", lambda model, paths: language.language_task(model.module, model.codec, paths))
 
 
 def _limits(model: ModelHandle, limits: Limits) -> Limits:
@@ -145,5 +160,5 @@ def _limits(model: ModelHandle, limits: Limits) -> Limits:
     return replace(limits, stop_ids=(*limits.stop_ids, *model.usage.ends))
 
 
-def _stop_strings(stop: str | Strings) -> tuple[str, ...]:
+def _stop_strings(stop: str | Texts) -> tuple[str, ...]:
     return tuple(arguments.text_inputs(stop, "stop").items)

@@ -44,13 +44,6 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Play episodes and return `results` per target return (none: the run's) together with the scores for the first.
-
-    `env` is a Gymnasium id or module:Name (None: the environment that the run was evaluated in). Episode i starts from
-    `seed` + i (None: the test seeds). `render` is the path of a video of the first `render_episodes` per target return,
-    `speed` times as fast as real time. `draw` is whether choices are sampled (None: as in the run). Raises UserError,
-    before any work, for scales or an environment that do not match, and for options that the model does not support.
-    """
     check_episodes(episodes, seed)
     targets = target_returns(target_return)
     directory, embed = model.directory, model.module.config.embed

@@ -20,20 +20,30 @@ from headway.model_handle import ModelHandle
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import attention_maps
 
-Strings = Iterable[str]
+Texts = Iterable[str]
+Scored = list[tuple[str, float]]
 
 
 @check_types
 def translate(
     model: ModelHandle,
-    lines: str | Strings,
+    lines: str | Texts,
     beam: int | None = None,
     length_penalty: float | None = None,
     n_best: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
     scores: bool = False,
-) -> Any:
+) -> str | list[str] | list[list[str]] | Scored | list[Scored]:
+    """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
+
+    beam, length_penalty: the beam search; a beam of 1 is greedy. By default as in the run's evaluation.
+    temperature, seed: sample instead of beam search.
+    scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
+    log probability per token.
+
+    Raises UserError for a model that is not a text encoder-decoder.
+    """
     request, sampling, count = arguments.text_inputs(lines, "line"), None, 1 if n_best is None else n_best
     if temperature is None:
         search = _search(model, beam, length_penalty, count)
@@ -67,7 +77,7 @@ def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B
 
 
 def score(
-    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+    model: ModelHandle, texts: str | Texts, sources: str | Texts | None = None
 ) -> list[float] | list[list[float]]:
     request = arguments.text_inputs(texts)
     if sources is None:

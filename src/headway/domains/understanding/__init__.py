@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.understanding.encoder_inference import RankedDocument, TaggedWords, Text
+    from headway.domains.understanding.predictors import RankedDocument, TaggedWords, Text
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "RankedDocument", "TaggedWords", "Text"]
 RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
@@ -18,4 +18,4 @@ VERBS = {
     "rerank": "is_cross_encoder",
     "tag": "is_tagger",
 }
-lazy_exports(__name__, {".encoder_inference": ("RankedDocument", "TaggedWords", "Text")})
+lazy_exports(__name__, {".predictors": ("RankedDocument", "TaggedWords", "Text")})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +20,7 @@ Labels = dict[str, float]
 
 
 @check_types
-def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
+def classify(model: ModelHandle, items: Image | Iterable[Image], truncate: bool = False) -> Labels | list[Labels]:
     request, failures = arguments.image_inputs(items), arguments.Failures()
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
@@ -34,12 +33,17 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
 
 
 @check_types
-def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
+def embed(
+    model: ModelHandle, items: Image | Iterable[Image], truncate: bool = False
+) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
     request, failures = arguments.image_inputs(items), arguments.Failures()
     embeddings = attribution.embed(model.module, model.usage, request.items, str(model.directory), failures)
     return request.unwrap(embeddings, failures, "image")
 
 
 def look(model: ModelHandle, images: Image | Iterable[Image]) -> ImageAttention | list[ImageAttention]:
+    """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
+    UserError for a model that does not take images.
+    """
     request = arguments.image_inputs(images)
     return request.unwrap(attribution.attribute_images(model.module, model.usage, request.items, str(model.directory)))
