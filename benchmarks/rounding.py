@@ -233,13 +233,16 @@ def stories(path: Path) -> Found:
 def sentences(folder: Path) -> Found:
     """Cosines of the vectors of questions."""
     import headway as hw
-    from headway.domains.understanding import encoder_inference
+    from headway.domains.understanding import predictors
 
     model = hw.load(folder)
     with (data_folder() / "textcls" / "banking77" / "train.csv").open(newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     asked = texts[:: len(texts) // QUESTIONS][:QUESTIONS]
-    vectors = {name: encoder_inference.embed(module, model.codec, asked) for name, module in variants(model.module)}
+    vectors = {
+        name: predictors.embed_rows(module, predictors.text_rows(module, model.codec, asked, truncate=False))
+        for name, module in variants(model.module)
+    }
     found: Found = {"model": "all-MiniLM-L6-v2", "parameters": size(model), "questions": len(asked)}
     for form in FORMS:
         weights, both = vectors[f"{form} weights"], vectors[f"{form} both"]
