@@ -187,10 +187,11 @@ def rotary_values(rotary: RotaryConfig, head_size: int) -> RotaryValues:
     if isinstance(scaling, YarnScaling) and scaling == YarnScaling(scaling.factor, scaling.original):
         scaling_values = {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
         return RotaryValues({**values, **scaling_values, "rope.scaling.original_context_length": scaling.original}, {})
-    is_plain = (
-        isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0
-    )
-    if isinstance(scaling, Llama3Scaling) or is_plain:  # the same factors at every length
+    if isinstance(scaling, LongRopeScaling):
+        is_fixed = scaling.short == scaling.long and scaling.attention_factor == 1.0  # the same at every length
+    else:
+        is_fixed = isinstance(scaling, Llama3Scaling)
+    if is_fixed:
         plain = Rotary(RotaryConfig(rotary.theta), head_size).frequencies
         scaled = Rotary(rotary, head_size).frequencies
         return RotaryValues(values, {FACTORS: (plain / scaled).to(torch.float32)})
