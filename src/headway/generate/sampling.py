@@ -127,6 +127,12 @@ class Sampling:
             is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             _check(is_bias, f"the logit_bias of {token}", format_value(bias), "a number from -100 to 100")
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether anything changes the logits before the temperature does."""
+        penalties = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return penalties or bool(self.logit_bias)
+
     def check_vocab_size(self, vocab_size: int) -> None:
         """Raise UserError for a bias on an id that is not below `vocab_size`."""
         largest = max(self.logit_bias or (), default=0)
@@ -270,6 +276,8 @@ def _adjusted(
     """The logits after penalties and biases. Without any, this is the input itself. The logits may cover only the first
     part of the vocabulary.
     """
+    if not sampling.adjusts:
+        return logits
     device, vocab_size = logits.device, logits.shape[1]
     counted = [
         (row, tally.tokens[: len(tally)], tally.times[: len(tally)]) for row, tally in enumerate(tallies) if tally
