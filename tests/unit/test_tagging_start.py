@@ -129,7 +129,7 @@ def test_a_plan_leaves_time_to_fit_the_head(nouns: Path, start: Path, tmp_path: 
     trainer = Trainer(recipe, task, tmp_path / "run", minutes=1.0, progress=False)
     speed = Speed(step=0.1, evaluation=3.0)
     assert trainer._head_fit_seconds(speed) == 0.0
-    trainer.run.fresh = ("heads.tags.project.weight",)
+    trainer.fresh = ("heads.tags.project.weight",)
     held_out = task.count("validation")
     assert held_out > 50
     assert trainer._head_fit_seconds(speed) == pytest.approx(3.0 + 3.0 * 100 / held_out)

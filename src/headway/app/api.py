@@ -120,9 +120,9 @@ def train(
         )
         with trainer.locked():
             finished_run = trainer.fit(resume, finish)
-            if not trainer.run.processes.is_main:
+            if not trainer.processes.is_main:
                 return finished_run
-            summary, task = finished_run.summary, trainer.run.task
+            summary, task = finished_run.summary, trainer.task
             if trainer.extended and progress:
                 limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
                 print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)

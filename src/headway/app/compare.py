@@ -24,6 +24,7 @@ from headway.formats.durable import read_json, write_json
 from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
+from headway.learn.display import format_duration
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import difference
@@ -33,7 +34,6 @@ from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
 from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
 from headway.learn.run_schemas import read_metrics
-from headway.learn.training_log import format_duration
 from headway.nn.models import outline
 from headway.outputs import check_tree
 from headway.summary_card import SummaryCard, summary_repr

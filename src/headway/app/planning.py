@@ -34,7 +34,7 @@ from headway.learn.fine_tuning import (
     plan_tuning,
     small_data_rate,
 )
-from headway.learn.loop import LossPredictor
+from headway.learn.loss_forecast import LossPredictor
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose_precision as choose_precision
 from headway.learn.scaling import (

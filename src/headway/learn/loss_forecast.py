@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ class LossForecast(NamedTuple):
     high: float
 
 
+# The final loss from the current loss, the slope of the training loss, and the completed fraction of the steps.
+LossPredictor = Callable[[float, float, float], LossForecast]
+EARLY_FRACTION, LATE_FRACTION = 0.25, 0.6  # fractions of a run between which the final loss is predicted
 _MIN_SLOPE = 0.02  # added to the slope, because a flat curve may become steeper
 
 

@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
-from headway.config import differences, dumps, from_dict, setting, to_dict
+from torch import nn
+
+from headway.config import differences, dumps, family, from_dict, setting, to_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
-from headway.learn.task import TaskConfig
+from headway.learn.task import Task
 from headway.nn.models import ModelConfig
 from headway.safe_io import format_path
 
@@ -124,6 +126,39 @@ def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
     """Accept a list, or comma-separated names."""
     names = [name for name in value.split(",") if name] if isinstance(value, str) else value or ()
     return replace(train, frozen=from_dict(tuple[str, ...], names, "train.frozen"))  # type: ignore[arg-type]
+
+
+class PartStart(Protocol):
+    """Part of a run or published model that initialises part of another model."""
+
+    def open(self) -> nn.Module:
+        """Load the part with its weights."""
+        ...
+
+
+@family
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task as data."""
+
+    generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
+    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
+
+    @property
+    def context(self) -> int | None:
+        """The maximum number of tokens per row; None if the task does not determine it."""
+        return None
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Read the data (None: the recipe's own data), train or load the codec, and return the task.
+
+        `workspace` is the run's directory.
+        """
+        raise NotImplementedError
+
+    def part_starts(self) -> dict[str, PartStart]:
+        """Pretrained parts of the model, by part name."""
+        return {}
 
 
 @dataclass(frozen=True)
