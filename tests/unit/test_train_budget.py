@@ -22,8 +22,9 @@ from headway.learn import (
     Trainer,
     WSDConfig,
 )
-from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
 from headway.learn.display import LiveDisplay, PlainDisplay, SilentDisplay, open_display
+from headway.learn.plan.budget import PlanRevision, TimeBudget, plan_recipe, plan_steps
+from headway.learn.plan.measure import Clock, Speed, _evaluation_seconds
 from headway.nn.models import TransformerConfig
 
 

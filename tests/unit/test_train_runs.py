@@ -23,9 +23,9 @@ from tiny_task import CountingConfig, CountOn, counting, counting_recipe, train
 from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
-from headway.learn.budget import Speed
 from headway.learn.display import PlainDisplay
 from headway.learn.learner import Update
+from headway.learn.plan.measure import Speed
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import repeat_command
 from headway.learn.run_schemas import Progress, read_metrics

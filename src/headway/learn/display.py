@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from headway.errors import printable
+from headway.learn.formatting import format_duration
 
 # Peak dense bf16 TFLOP/s from the vendors' data sheets.
 _PEAK_TFLOPS = {
@@ -214,18 +215,3 @@ def open_display(visible: bool, steps: int, flop_per_token: float, device: str, 
         is_notebook = Console(stderr=True).is_jupyter  # a Jupyter, Colab or Databricks kernel
         kind = NotebookDisplay if is_notebook else LiveDisplay if sys.stderr.isatty() else PlainDisplay
     return kind(steps, flop_per_token, device, unit)
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as 42 s, 3:05 or 1:02:03."""
-    total_seconds = max(0, round(seconds))
-    hours, remainder = divmod(total_seconds, 3600)
-    minutes, remainder = divmod(remainder, 60)
-    if hours:
-        return f"{hours}:{minutes:02d}:{remainder:02d}"
-    return f"{minutes}:{remainder:02d}" if minutes else f"{remainder} s"
-
-
-def format_epochs(epochs: float) -> str:
-    """Epochs as 0.4 epochs, 3.1 epochs or 1,200 epochs."""
-    return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"

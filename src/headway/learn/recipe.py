@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
+from headway.arguments import format_value
 from headway.config import differences, dumps, family, from_dict, setting, to_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
@@ -221,6 +222,24 @@ class Recipe:
         from headway.data import find_set  # the catalogue is not needed for inference
 
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)
+
+
+def open_task(recipe: Recipe, workspace: Path, data: str | Path | Sequence[str | Path] | None = None) -> Task:
+    """The task of a recipe on `data`, or on the data that the recipe names."""
+    from headway.data.catalogue import KNOWN_SETS  # not needed for inference
+
+    paths = [Path(path) for path in (recipe.data if data is None else path_list(data))]
+    uses_known_data = data is None and all(name in KNOWN_SETS for name in recipe.data)
+    return recipe.task.open(recipe, None if uses_known_data else paths, workspace)
+
+
+def path_list(data: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """The data as a list of paths. UserError for anything else."""
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in paths:
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"the data contain {format_value(path)}; pass file paths")
+    return paths
 
 
 def read_recipe(path: Path) -> Recipe:

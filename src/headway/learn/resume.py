@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
-from headway.learn.budget import Clock, Speed, plan_steps
 from headway.learn.checkpoint import step_of
 from headway.learn.fingerprint import differences
+from headway.learn.formatting import format_number
+from headway.learn.plan.budget import plan_steps
+from headway.learn.plan.measure import Clock, Speed
 from headway.learn.recipe import Recipe, difference
-from headway.learn.scaling import format_number
 from headway.nn.kernels import is_deterministic
 
 _FINISH_FRACTION = 10  # --finish decays the learning rate over 1 / 10 of the steps so far

@@ -20,31 +20,32 @@ from headway.formats.durable import remove
 from headway.formats.published import nearest_family
 from headway.formats.usage import read_usage
 from headway.learn.adapters import merged
-from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
 from headway.learn.checkpoint import Checkpoints, step_of
-from headway.learn.display import format_epochs, open_display
+from headway.learn.display import open_display
 from headway.learn.distributed import Processes
 from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.fine_tuning import (
     TensorMatch,
-    has_few_validation_samples,
     initial_model,
     keep_vocabulary,
     match_tensors,
     open_start,
 )
 from headway.learn.fingerprint import check_equal_data, fingerprint
+from headway.learn.formatting import format_epochs, format_minutes
 from headway.learn.interrupts import Interrupts, UserInterrupt
 from headway.learn.learner import Learner, Update
-from headway.learn.loss_forecast import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
+from headway.learn.plan.budget import TimeBudget, plan_recipe
+from headway.learn.plan.law import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
+from headway.learn.plan.measure import Clock, Speed, measure_speed
+from headway.learn.plan.tuning import has_few_validation_samples
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import Recipe, check_model, read_recipe, write_recipe
 from headway.learn.resume import extended_recipe, resumed_recipe, shortened_recipe
 from headway.learn.run import Run, RunDirectory, environment
 from headway.learn.run_schemas import PredictedLoss, Progress, read_metrics
-from headway.learn.scaling import format_minutes
 from headway.learn.task import Task, unit_of
 from headway.learn.training_log import MetricsFile, TrainingLog, check_loggers, open_loggers, truncate_metrics
 from headway.nn.models import (

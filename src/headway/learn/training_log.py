@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from headway.errors import UserError, nearest
 from headway.formats.durable import write_text
-from headway.learn.display import Display, format_duration
+from headway.learn.display import Display
+from headway.learn.formatting import format_duration
 from headway.learn.learner import Update
 from headway.learn.recipe import Recipe
 from headway.learn.run_schemas import Progress, read_metrics
