@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from headway.app.recipes import configure_recipe, open_new_task
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.learn import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
 from headway.learn.distributed import Processes
+from headway.learn.fine_tuning import open_new_task
 from headway.learn.learner import Learner
 from headway.learn.memory import retained_heap
 from headway.nn.models import build

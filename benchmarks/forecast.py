@@ -119,9 +119,10 @@ def train(name: str, minutes: float, seed: int) -> dict[str, Any]:
 
 def smoothing(name: str) -> dict[str, float]:
     """The scores of exponential smoothing on the windows that the model is judged on."""
-    from headway.app.recipes import configure_recipe, open_task
+    from headway.app.recipes import configure_recipe
     from headway.data.series import SeriesColumns, read_series
     from headway.domains.forecast.task import LEVELS
+    from headway.learn.recipe import open_task
     from headway.metrics.forecasts import forecast_scores
 
     with tempfile.TemporaryDirectory() as folder:

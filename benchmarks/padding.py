@@ -14,8 +14,9 @@ from measure import data_folder, write
 
 def share(recipe_name: str, batches: int, data: list[Path] | None = None) -> dict[str, float]:
     """Over the first `batches` training batches of a recipe."""
-    from headway.app.recipes import configure_recipe, open_task
+    from headway.app.recipes import configure_recipe
     from headway.learn.examples import Batch
+    from headway.learn.recipe import open_task
 
     recipe = configure_recipe(recipe_name, data, None, None)
     with tempfile.TemporaryDirectory() as folder:

@@ -100,8 +100,9 @@ def table(place: Path) -> Path:
 
 def prompts(runs: Path, seed: int, start: Path) -> None:
     """Fine-tuning, and the model before it on the same test split: texts that training has not."""
-    from headway.app.recipes import configure_recipe, open_new_task
+    from headway.app.recipes import configure_recipe
     from headway.formats.open import open_model
+    from headway.learn.fine_tuning import open_new_task
 
     data = table(runs / "prompts.tsv")
     recipe = configure_recipe("transcription", data, TUNING, seed, start)

@@ -14,12 +14,11 @@ from typing import Any
 from headway import domains
 from headway.config import shortcuts
 from headway.data.splits import ClassSplitConfig, SplitConfig
-from headway.learn import Recipe
+from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import OptimConfig
 from headway.learn.recipe import TrainConfig
 from headway.learn.schedule import ScheduleConfig
-from headway.learn.task import TaskConfig
 from headway.nn.mixers import CrossAttentionConfig, MixerConfig
 from headway.nn.mixers.recurrence import RecurrenceConfig
 from headway.nn.models import ModelConfig, TransformerConfig

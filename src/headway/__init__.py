@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from headway.app.conversion import QuantizationResult, export, quantize
     from headway.app.loading import load
     from headway.app.model import Model
-    from headway.app.planning import Plan
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
     from headway.attention_maps import Attention
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from headway.errors import ConfigError, PartialFailureError, UserError
     from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
     from headway.learn import Recipe, Run
+    from headway.learn.plan.plans import Plan
     from headway.verification import Verification, verify
 
 __all__ = [
@@ -126,7 +126,7 @@ lazy_exports(
             "export",
             "quantize",
         ),
-        ".app.planning": ("Plan",),
+        ".learn.plan.plans": ("Plan",),
         ".generate": (
             "Completion",
             "Limits",

@@ -7,13 +7,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from headway.arguments import check_types, format_value
-from headway.data.registry import KNOWN_SETS
+from headway.arguments import check_types
 from headway.errors import UserError, nearest
-from headway.in_memory_data import Data, Paths, data_paths
+from headway.in_memory_data import Data, data_paths
 from headway.io.hub import HUB_PREFIX, hub_confirmed
-from headway.learn import Recipe, Task
+from headway.learn import Task
 from headway.learn.fingerprint import differences, fingerprint
+from headway.learn.recipe import open_task, path_list
 from headway.learn.run import RunDirectory
 from headway.model_handle import ModelHandle
 
@@ -95,22 +95,6 @@ def check_hub_data(data: Collection[str], source: str) -> None:
             f"{source} names the hub dataset {name}, which is downloaded only if you request it; pass --data {name} "
             "(data=...), or set HEADWAY_HUB=1 to allow hub datasets in recipes"
         )
-
-
-def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
-    """The task of a recipe on `data`, or on the data that the recipe names."""
-    paths = [Path(path) for path in (recipe.data if data is None else path_list(data))]
-    uses_known_data = data is None and all(name in KNOWN_SETS for name in recipe.data)
-    return recipe.task.open(recipe, None if uses_known_data else paths, workspace)
-
-
-def path_list(data: Paths) -> list[str | Path]:
-    """The data as a list of paths. UserError for anything else."""
-    paths = [data] if isinstance(data, (str, Path)) else list(data)
-    for path in paths:
-        if not isinstance(path, (str, Path)):
-            raise UserError(f"the data contain {format_value(path)}; pass file paths")
-    return paths
 
 
 def _evaluate_split(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.learn import Recipe
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
+from headway.learn.recipe import open_task
 from headway.nn.models import build
 
 STEPS = 8
@@ -33,7 +33,7 @@ def change(book: Path, tmp_path: Path, width: int, depth: int, rates: bool) -> t
     asked = replace(asked, data=(str(book),))
     sized = override(asked, {"model.width": width, "model.depth": depth, "model.heads": width // 32})
     sized = override(sized, {"model.dropout": 0.0, "schedule": "constant", "schedule.warmup": 0})
-    settings = scale_of("text").learning_rates(asked, width, depth, 512)  # type: ignore[union-attr]
+    settings = scale_of("text").learning_rates(asked, width, depth)  # type: ignore[union-attr]
     sized = override(sized, settings if rates else {"optim": "adamw", "optim.lr": 4e-3})
     task = open_task(sized, tmp_path)
     sized = replace(sized, model=task.adapt(sized.model))
@@ -71,5 +71,5 @@ def test_the_depth_changes_little(book: Path, tmp_path: Path) -> None:
 
 def test_recipes_say_their_rates() -> None:
     asked: Recipe = recipe("text")
-    rates = scale_of("text").learning_rates(asked, 512, 16, 4096)  # type: ignore[union-attr]
+    rates = scale_of("text").learning_rates(asked, 512, 16)  # type: ignore[union-attr]
     assert rates == {"optim.lr": pytest.approx(0.006), "optim.head_lr": pytest.approx(0.003 / 4)}

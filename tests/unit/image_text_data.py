@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
+from headway.learn.recipe import open_task
 
 Image = pytest.importorskip("PIL.Image")
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}

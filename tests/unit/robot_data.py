@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from tiny_models import stirred
 
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.data.episodes import Episodes
 from headway.domains import recipe as find_recipe
 from headway.domains.robotics import task as robotics_task
 from headway.learn import Recipe
+from headway.learn.recipe import open_task
 from headway.nn.models import Act, act
 
 REACH, LEFT = "HeadwayReach-v0", "HeadwayLeft-v0"

@@ -21,7 +21,7 @@ from whisper_models import folder as whisper_folder
 
 import headway as hw
 from headway.app.conversion import export_model
-from headway.app.recipes import configure_recipe, open_new_task, open_task
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.data.packing import IGNORE_INDEX
 from headway.domains import recipe as find_recipe
@@ -33,6 +33,8 @@ from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRec
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.learn.examples import Batch, RowSubset
+from headway.learn.fine_tuning import open_new_task
+from headway.learn.recipe import open_task
 from headway.learn.report.confusion import Span, spectrogram
 from headway.learn.report.rendering import png
 from headway.learn.task import Task

@@ -21,7 +21,6 @@ from tiny_runs import cut_back, weights
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.classification import (
@@ -40,6 +39,7 @@ from headway.domains.audio.sound_files import open_sounds, read_sound
 from headway.errors import ConfigError, UserError
 from headway.learn import Shard
 from headway.learn.examples import RngKey
+from headway.learn.recipe import open_task
 from headway.nn.models import build
 
 SMALL = {

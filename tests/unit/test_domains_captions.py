@@ -15,7 +15,6 @@ import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
@@ -26,6 +25,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
 from headway.learn.objectives.sequences import teacher_forcing
+from headway.learn.recipe import open_task
 from headway.nn.models import Captioner
 
 Image = pytest.importorskip("PIL.Image")

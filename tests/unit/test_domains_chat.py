@@ -23,6 +23,7 @@ from headway.domains.chat.task import replies
 from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Shard
+from headway.learn.plan.scale import held_out_shares
 from headway.nn.models import build
 
 TEMPLATE = """\
@@ -171,5 +172,5 @@ def test_few_conversations_from_a_model_get_rows_that_hold_them_and_a_validation
     longest = int(task.examples.cache.lengths.max()) - 1
     assert settings["task.context"] == next(size for size in (128, 256) if longest <= size)
     assert settings["task.split.validation"] == 0.15
-    many = SCALES["instruct"].held_out_shares(10_000)
+    many = held_out_shares(10_000)
     assert many["task.split.validation"] == 0.05

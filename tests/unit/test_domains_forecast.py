@@ -16,7 +16,7 @@ from tiny_runs import weights
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.data.series import plot_axis
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
@@ -24,9 +24,11 @@ from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
+from headway.learn.plan.choose import active_parameters, choose_size
+from headway.learn.plan.measure import Throughput
+from headway.learn.recipe import open_task
 from headway.learn.report.charts import Panel, forecast_figure
 from headway.learn.report.rendering import explain_low_scores
-from headway.learn.scaling import Throughput, active_parameters, choose_size
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
@@ -344,4 +346,4 @@ def test_more_data_and_time_make_a_larger_model() -> None:
         for unique, seconds in ((400, 50.0), (100_000, 600.0), (5_000_000, 7200.0))
     ]
     assert found == sorted(set(found))
-    assert scale.learning_rates(recipe, 64, 4, 32) == {"optim.lr": 0.01}
+    assert scale.learning_rates(recipe, 64, 4) == {"optim.lr": 0.01}

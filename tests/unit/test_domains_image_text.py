@@ -13,12 +13,13 @@ from image_text_data import TINY, draw, task
 from torch import Tensor
 
 from headway.app.cli import main as cli
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.domains.image_text.emoji import ComparedImages, recall_baselines
 from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig, retrieval_recall
 from headway.errors import ConfigError, UserError
 from headway.learn.objectives.contrastive import encode_chunks, sigmoid_contrast, softmax_contrast
+from headway.learn.recipe import open_task
 from headway.nn.models import TwoTower, build
 from headway.nn.models.presets import clip
 from headway.nn.parts.dropout import attach_generator

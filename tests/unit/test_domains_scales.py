@@ -13,7 +13,6 @@ import sound_files
 import torch
 from understanding_data import write_questions, write_sentences
 
-from headway.app.planning import size_planner
 from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.domains import recipe as find_recipe
@@ -21,8 +20,10 @@ from headway.domains import scale_of
 from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
-from headway.learn.budget import Clock
-from headway.learn.scaling import Scale, Throughput, active_parameters, choose_size
+from headway.learn.plan.choose import active_parameters, choose_size
+from headway.learn.plan.measure import Clock, Throughput
+from headway.learn.plan.plans import can_scale, plan_run
+from headway.learn.plan.scale import Scale
 
 PACE = Throughput(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
@@ -43,12 +44,10 @@ def fit(
     monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any
 ) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
-    monkeypatch.setattr("headway.app.planning.SizePlanner._measure", lambda self, recipe: pace)
-    found = size_planner(configure_recipe(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
-    assert found is not None
-    with found:
-        done = found.choose_setup()
-        return done.recipe, done.task
+    monkeypatch.setattr("headway.learn.plan.choose.measure_throughput", lambda *_: pace)
+    recipe, nowhere = configure_recipe(name, data, user, None), Path("/nowhere")
+    done = plan_run(recipe, scale(name), user, 1.0, Clock(), torch.device("cpu"), nowhere)
+    return done.recipe, done.task
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -57,7 +56,7 @@ def test_recipes_are_modern_and_their_ladders_lead_upwards(name: str) -> None:
     assert isinstance(recipe.optim, MuonConfig)
     assert isinstance(recipe.schedule, WSDConfig)
     assert recipe.schedule.warmup == 0.02
-    sizes = [override(recipe, settings).model for settings in scale(name).sizes(recipe)]
+    sizes = [override(recipe, settings).model for settings in scale(name).sizes()]
     parameters = [sum(p.numel() for p in _meta(model).parameters()) for model in sizes]
     assert parameters == sorted(parameters)
     assert len(set(parameters)) == len(parameters)
@@ -219,7 +218,7 @@ def test_named_recipes_are_not_fitted_nor_are_models_of_the_user() -> None:
     assert scale_of("banking77") is None
     assert scale_of("spoken-digits") is None
     recipe: Recipe = replace(find_recipe("classification"), start="somewhere")
-    assert size_planner(recipe, {}, 1.0, Clock(), torch.device("cpu")) is None
+    assert not can_scale(recipe, scale("classification"), {})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny_models import stirred
 from torch import nn
 from trajectory_data import SETTINGS, made, opened, saved, tiny
 
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.data.episode_files import write_episodes
 from headway.domains.trajectories.target_effect import Point, return_effect
 from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
@@ -23,6 +23,7 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import FULL_SHARD, Shard
 from headway.learn.examples import RngKey
+from headway.learn.recipe import open_task
 from headway.nn.models import PatchesConfig, TrajectoryInputs, Transformer, build
 from headway.nn.models.presets import preset
 

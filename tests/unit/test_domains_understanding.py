@@ -177,7 +177,7 @@ def test_numbers_of_pairs_are_predicted_as_numbers(sentences: Path) -> None:
     assert task.reasons == (
         "predicts a number for each pair, because all labels are numbers (task.target=number; otherwise set class)",
     )
-    assert task.resolve_settings(recipe).task.target == "number"
+    assert task.chosen_settings["target"] == "number"
     assert task.goal == "spearman"
     model, _, loss = overfit(task, recipe)
     assert loss < 0.1

@@ -22,7 +22,7 @@ from tiny_runs import SETTINGS, cut_back, play_file, small, train
 import headway as hw
 from headway import domains
 from headway.app.cli.main import INTERRUPTED, USER_ERROR, main
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.data.array_store import column_digest
 from headway.data.episode_files import write_episodes
 from headway.data.token_store import content_digest
@@ -34,6 +34,7 @@ from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.quantiles import ForecastSamples
 from headway.learn.objectives.regression import NumberSamples
 from headway.learn.objectives.sequences import SourceTargetExamples
+from headway.learn.recipe import open_task
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

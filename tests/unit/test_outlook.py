@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import headway as hw
-from headway.app.planning import loss_predictor
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
-from headway.learn.loss_forecast import Descent, slope_of
+from headway.learn.plan.law import Descent, slope_of
+from headway.learn.plan.plans import loss_predictor
 
 
 def test_the_slope_is_that_of_a_power_of_the_steps() -> None:
@@ -40,17 +40,17 @@ def test_only_what_was_fitted_predicts(name: str) -> None:
     scale = scale_of(name)
     assert scale is not None
     recipe = find_recipe(name)
-    assert (loss_predictor(recipe) is None) == (scale.descent is None)
+    assert (loss_predictor(scale, recipe) is None) == (scale.descent is None)
     if scale.descent is not None:
         assert scale.descent.low < scale.descent.middle < scale.descent.high
-        assert loss_predictor(override(recipe, {"start": "runs/other"})) is None
+        assert loss_predictor(scale, override(recipe, {"start": "runs/other"})) is None
 
 
 def test_a_run_predicts_once_from_its_first_early_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descent = Descent(0.5, 1.0, 2.0)
-    monkeypatch.setattr("headway.app.api.loss_predictor", lambda recipe: descent.forecast)
+    monkeypatch.setattr("headway.app.api.loss_predictor", lambda scale, recipe: descent.forecast)
     monkeypatch.setattr("headway.app.api.available", lambda: False)
     text = tmp_path / "a.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 300, encoding="utf-8")

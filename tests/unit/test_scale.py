@@ -17,19 +17,12 @@ from headway.domains import recipe as named
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
-from headway.learn import scaling as scales
-from headway.learn.scaling import (
-    Scale,
-    ScalingLaw,
-    SizePlan,
-    Throughput,
-    active_parameters,
-    choose_size,
-    shape_of,
-    with_size,
-    with_user_settings,
-    without_user_settings,
-)
+from headway.learn.formatting import format_count, format_number, format_seconds
+from headway.learn.plan import choose
+from headway.learn.plan.choose import SizePlan, active_parameters, choose_size, with_size
+from headway.learn.plan.law import ScalingLaw
+from headway.learn.plan.measure import Throughput
+from headway.learn.plan.scale import held_out_shares, shape_of, with_user_settings, without_user_settings
 from headway.nn.mixers import MixerConfig
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
@@ -67,7 +60,7 @@ def test_the_chosen_size_is_the_best_of_all_and_only_a_few_are_timed() -> None:
 
     best, fits = choose_size(named("text"), TEXT, {}, 10**8, 300.0, noted)  # type: ignore[arg-type]
     assert best.loss == min(fit.loss for fit in fits)
-    assert len(timed) == len(fits) < len(TEXT.sizes(named("text")))  # type: ignore[union-attr]
+    assert len(timed) == len(fits) < len(TEXT.sizes())  # type: ignore[union-attr]
 
 
 def test_what_the_user_sets_is_not_chosen() -> None:
@@ -101,9 +94,9 @@ def test_too_little_time_says_how_much_would_do() -> None:
 
 
 def test_numbers_are_told_without_exponents() -> None:
-    told = [scales.format_number(number) for number in (430.4, 1234567, 9.94, 9.96, 0.3, 0.0000231, 0.0)]
+    told = [format_number(number) for number in (430.4, 1234567, 9.94, 9.96, 0.3, 0.0000231, 0.0)]
     assert told == ["430", "1,234,567", "9.9", "10", "0.3", "0.000023", "0"]
-    assert [scales.format_seconds(seconds) for seconds in (0.41, 41.3, 108.0)] == ["0.41 s", "41 s", "1.8 minutes"]
+    assert [format_seconds(seconds) for seconds in (0.41, 41.3, 108.0)] == ["0.41 s", "41 s", "1.8 minutes"]
 
 
 def test_repeats_are_worth_less_and_less() -> None:
@@ -117,7 +110,7 @@ def test_repeats_are_worth_less_and_less() -> None:
 
 @pytest.mark.parametrize(("samples", "share"), [(100, 0.2), (1000, 0.1), (10_000, 0.05), (1_000_000, 0.001)])
 def test_enough_is_held_out_and_no_more(samples: int, share: float) -> None:
-    assert Scale().held_out_shares(samples) == {"task.split.validation": share, "task.split.test": share}
+    assert held_out_shares(samples) == {"task.split.validation": share, "task.split.test": share}
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +131,13 @@ def leaflet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_minutes_choose_and_the_recipe_repeats_the_bits(
     leaflet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_MIN_STEPS_FACTOR", 1)
+    monkeypatch.setattr(choose, "_MIN_STEPS_FACTOR", 1)
     user = {"model.width": 32, "model.heads": 2, "model.depth": 1}
     quiet = {"threads": 1, "samples": 0, "progress": False}
     run = hw.train("text", data=leaflet, set=user, minutes=0.5, run=tmp_path / "a", **quiet)  # type: ignore[arg-type]
     recipe = run.recipe
     assert len(recipe.reasons) >= 2
-    assert recipe.reasons[1].startswith(f"{scales._format_count(run.summary['parameters'])} parameters (width")
+    assert recipe.reasons[1].startswith(f"{format_count(run.summary['parameters'])} parameters (width")
     assert recipe.schedule.factor(recipe.train.steps - 1, recipe.train.steps) < 0.1
     assert any("trains longer while validation improves" in reason for reason in recipe.reasons)
     assert run.summary["elapsed"] < 35
@@ -189,8 +182,8 @@ def test_generic_recipes_are_flat_and_end_at_zero() -> None:
 def test_a_finished_run_goes_on(
     leaflet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_MAX_REPEATS", 0.1)  # the first run is soon over
-    monkeypatch.setattr(scales, "_MIN_STEPS_FACTOR", 1)
+    monkeypatch.setattr(choose, "_MAX_REPEATS", 0.1)  # the first run is soon over
+    monkeypatch.setattr(choose, "_MIN_STEPS_FACTOR", 1)
     begin = ["train", "text", "--data", str(leaflet), "--run", str(tmp_path / "r"), "--threads", "1", "--json"]
     begin += ["--set", "model.width=32", "model.heads=2", "model.depth=1"]
     assert cli.main([*begin, "--minutes", "0.5"]) == cli.DONE
@@ -224,7 +217,7 @@ def test_batches_of_the_user_are_told_as_they_are() -> None:
     assert fit.steps == pytest.approx(fit.targets / 384, abs=1)
 
 
-SIZED = sorted(name for name in recipe_domains() if (scale := scale_of(name)) and scale.sizes(named(name)))
+SIZED = sorted(name for name in recipe_domains() if (scale := scale_of(name)) and scale.sizes())
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -236,7 +229,7 @@ def test_every_mixer_that_fits_a_recipe_has_sizes_to_choose_from(name: str) -> N
         with suppress(ConfigError):  # of another direction, or without the encoder that it reads
             fitting[kind] = override(named(name), {"model.mixer": kind})
     for kind, recipe in fitting.items():
-        models = [with_user_settings(recipe, size, {"model.mixer": kind}).model for size in scale.sizes(recipe)]
+        models = [with_user_settings(recipe, size, {"model.mixer": kind}).model for size in scale.sizes()]
         assert len({shape_of(model)[0] for model in models}) > 1
     assert fitting.keys() >= set(kinds(MixerConfig)) - {"bidirectional", "conditional_gru"}
 

@@ -24,9 +24,10 @@ from headway.domains import scale_of
 from headway.domains.chess import recipes as chess_recipes
 from headway.domains.robotics.recipes import resized_size
 from headway.errors import UserError
-from headway.learn import scaling as scales
 from headway.learn.optim import is_matrix
-from headway.learn.scaling import Scale, ladder, shape_of
+from headway.learn.plan import choose
+from headway.learn.plan.choose import ladder
+from headway.learn.plan.scale import Scale, shape_of
 from headway.nn.models import build, describe
 
 TINY = {
@@ -142,9 +143,7 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
     small = replace(own, shapes=((16, 1, 1), (24, 1, 1)))
     assert not own.calibrated
     for fitted in (False, True):
-        monkeypatch.setattr(
-            "headway.app.planning.scale_of", lambda name, fitted=fitted: replace(small, calibrated=fitted)
-        )
+        monkeypatch.setattr("headway.app.api.scale_of", lambda name, fitted=fitted: replace(small, calibrated=fitted))
         (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
         assert any("parameters (width" in reason for reason in plan.reasons)
         assert any("lowest predicted loss" in reason for reason in plan.reasons) is fitted
@@ -153,7 +152,7 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
 def test_plans_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scales, "_MAX_REPEATS", 1e9)  # else a few episodes are enough for all minutes
+    monkeypatch.setattr(choose, "_MAX_REPEATS", 1e9)  # else a few episodes are enough for all minutes
     path = trajectory_data.saved(tmp_path, discrete=False)
     words = ["plan", "trajectories", "--data", str(path), "--device", "cpu", "--json", "--set"]
     settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]

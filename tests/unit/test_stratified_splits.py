@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 
 from headway.data.splits import ClassSplitConfig, SplitConfig, split_by_text
 from headway.learn.report.confusion import confusions
 from headway.learn.run_schemas import Progress
-from headway.learn.run_state import RunState
 
 CONFIG = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 NAMELESS = np.zeros(200, np.uint8)
@@ -70,11 +66,12 @@ def test_files_that_name_a_split_keep_it() -> None:
     ],
 )
 def test_the_best_model_is_not_a_lucky_one(samples: int, evaluations: list[tuple[float, float]], kept: int) -> None:
-    state: Any = SimpleNamespace(progress=Progress(), task=SimpleNamespace(goal="accuracy", goal_better="max"))
+    progress = Progress()
     for step, (accuracy, loss) in enumerate(evaluations):
-        state.progress.step = step
-        RunState.record_evaluation(state, {"accuracy": accuracy, "loss": loss, "samples": samples})
-    assert state.progress.best["step"] == kept
+        progress.step = step
+        progress.record({"accuracy": accuracy, "loss": loss, "samples": samples}, "accuracy", "max")
+    assert progress.best is not None
+    assert progress.best["step"] == kept
 
 
 def test_a_class_without_samples_is_not_the_worst() -> None:

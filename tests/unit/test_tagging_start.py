@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import headway as hw
-from headway.app.planning import plan_fine_tuning
-from headway.app.recipes import configure_recipe, open_new_task
+from headway.app.recipes import configure_recipe
+from headway.domains import scale_of
 from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
 from headway.learn import Trainer
-from headway.learn.budget import Clock, Speed
-from headway.learn.fine_tuning import open_start
+from headway.learn.fine_tuning import open_new_task, open_start
+from headway.learn.plan import tuning
+from headway.learn.plan.measure import Clock, Speed, Throughput
+from headway.learn.plan.plans import plan_run
 
 MODEL = {"model.width": 32, "model.depth": 3, "model.heads": 2, "model.dropout": 0.0}
 SPLIT = {"task.split": {"validation": 0.3, "test": 0.2}, "task.size": 600}
@@ -68,16 +70,13 @@ Chosen = Callable[..., Any]
 @pytest.fixture
 def chosen(nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """The recipe for a minute of tagging from `start` with some settings, at a pace that no machine decides."""
-    from headway.app import planning
-    from headway.learn.scaling import Throughput
-
-    monkeypatch.setattr(planning, "_measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
+    monkeypatch.setattr(tuning, "measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
 
     def choose(lora: int | None = None, minutes: float = 1.0, **settings: Any) -> Any:
         user = {**SPLIT, **{name.replace("__", "."): value for name, value in settings.items()}}
         recipe = configure_recipe("tagging", nouns, user, None, start, lora)
-        found = plan_fine_tuning(recipe, user, minutes, Clock(), torch.device("cpu"), tmp_path / "run")
-        assert found is not None
+        scale = scale_of("tagging")
+        found = plan_run(recipe, scale, user, minutes, Clock(), torch.device("cpu"), tmp_path / "run")
         found.task.close()
         return recipe, found.recipe
 
@@ -129,7 +128,7 @@ def test_a_plan_leaves_time_to_fit_the_head(nouns: Path, start: Path, tmp_path: 
     trainer = Trainer(recipe, task, tmp_path / "run", minutes=1.0, progress=False)
     speed = Speed(step=0.1, evaluation=3.0)
     assert trainer._head_fit_seconds(speed) == 0.0
-    trainer.run.fresh = ("heads.tags.project.weight",)
+    trainer.fresh = ("heads.tags.project.weight",)
     held_out = task.count("validation")
     assert held_out > 50
     assert trainer._head_fit_seconds(speed) == pytest.approx(3.0 + 3.0 * 100 / held_out)

@@ -19,11 +19,12 @@ from headway.learn import (
     ScheduleConfig,
     TaskConfig,
     TrainConfig,
+    Trainer,
     WSDConfig,
 )
-from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
-from headway.learn.loop import Loop
-from headway.learn.training_log import LiveDisplay, PlainDisplay, SilentDisplay, open_display
+from headway.learn.display import LiveDisplay, PlainDisplay, SilentDisplay, open_display
+from headway.learn.plan.budget import PlanRevision, TimeBudget, plan_recipe, plan_steps
+from headway.learn.plan.measure import Clock, Speed, _evaluation_seconds
 from headway.nn.models import TransformerConfig
 
 
@@ -151,18 +152,19 @@ def test_quick_evaluations_are_timed_by_more_samples(each: float, asked: list[in
 
 def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not while it changes from look to look; what changes later is seen in the progress line."""
-    monkeypatch.setattr("headway.learn.loop.to_dict", lambda recipe: recipe)
-    monkeypatch.setattr("headway.learn.loop.from_dict", lambda kind, recipe: recipe)
+    monkeypatch.setattr("headway.learn.trainer.to_dict", lambda recipe: recipe)
+    monkeypatch.setattr("headway.learn.trainer.from_dict", lambda kind, recipe: recipe)
     recipe, said, lines = _recipe(TrainConfig(steps=1000), FLAT.planned(1000)), [], []
     display = SimpleNamespace(print_line=said.append)
-    journal = SimpleNamespace(seconds=lambda: 1.0, set_steps=lines.append, display=display)
-    run = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(step=9, evaluated=0))
-    run.processes = SimpleNamespace(broadcast_object=lambda found: found)
-    run.change_recipe = lambda found: setattr(run, "recipe", found)
-    loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
+    log = SimpleNamespace(seconds=lambda: 1.0, set_recipe=lambda new: lines.append(new.train.steps), display=display)
+    trainer: Any = object.__new__(Trainer)
+    trainer.recipe, trainer.log, trainer.learner = recipe, log, SimpleNamespace()
+    trainer.progress = SimpleNamespace(step=9, evaluated=0)
+    trainer.processes = SimpleNamespace(broadcast_object=lambda found: found, is_main=False)
+    trainer._reported_plan, trainer._stable_revisions = 1000, 0
     for steps in (1000, 700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885):
-        plan = None if steps == run.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)
-        loop._revise_plan(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
+        plan = None if steps == trainer.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)
+        trainer._revise_plan(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
         assert bool(said) == (steps in (445, 900, 890, 880, 885))
     assert said == ["at the current speed, the run takes 445 steps instead of the planned 1,000"]
     assert lines == [700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885]
@@ -201,7 +203,7 @@ def test_a_longer_run_goes_back_to_before_its_rate_fell() -> None:
 def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in (LiveDisplay, PlainDisplay):
         display = kind(10, 1e6, "NVIDIA H100 80GB HBM3")
-        display._meter.speed.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
+        display._speed.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
         display.print_line("a line that stays")
         display.update(10, 1.25, 100, 100)
         display.close()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_task import counting, counting_recipe
 
-from headway.learn import Trainer, training_log
-from headway.learn.training_log import LiveDisplay, NotebookDisplay, PlainDisplay, open_display
+from headway.learn import Trainer, display
+from headway.learn.display import LiveDisplay, NotebookDisplay, PlainDisplay, open_display
 
 
 class ZMQInteractiveShell:
@@ -52,9 +52,7 @@ def handles(monkeypatch: pytest.MonkeyPatch) -> list[_Handle]:
 def test_a_run_is_one_block_that_is_renewed(
     handles: list[_Handle], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sys.modules["headway.learn.training_log"], "_NOTEBOOK_INTERVAL", 1e9
-    )  # only what is said, and the last step
+    monkeypatch.setattr(NotebookDisplay, "interval", 1e9)  # only what is said, and the last step
     recipe = counting_recipe(steps=40, evaluate_every=20)
     Trainer(recipe, counting(recipe.task, 1), tmp_path, device="cpu", threads=1).fit()  # type: ignore[arg-type]
     (handle,) = handles  # one output for the whole run
@@ -72,7 +70,7 @@ def test_a_run_is_one_block_that_is_renewed(
 
 def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(training_log.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
     shown = open_display(True, 1000, 1e6, "cpu")
     assert isinstance(shown, NotebookDisplay)
     for step in range(1, 1001):

@@ -7,7 +7,7 @@ import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
-from headway.learn import precision, training_log
+from headway.learn import display, precision
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.learn.precision import (
@@ -120,8 +120,8 @@ def test_the_heaviest_shapes_are_measured() -> None:
 
 def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(training_log.time, "perf_counter", lambda: now[0])
-    rate = training_log.SpeedAverage()
+    monkeypatch.setattr(display.time, "perf_counter", lambda: now[0])
+    rate = display.SpeedAverage()
     rate.update({"step": 0})
     now[0] = 3.0
     rate.pause()
@@ -133,4 +133,4 @@ def test_rate_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_durations() -> None:
-    assert [training_log.format_duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]
+    assert [display.format_duration(s) for s in (0.2, 42, 185, 3723)] == ["0 s", "42 s", "3:05", "1:02:03"]

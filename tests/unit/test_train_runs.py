@@ -13,8 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import tiny_task
@@ -25,14 +24,13 @@ from headway.errors import ConfigError, UserError
 from headway.formats import native, tensorfile
 from headway.io import durable
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
-from headway.learn.budget import Speed
+from headway.learn.display import PlainDisplay
 from headway.learn.learner import Update
-from headway.learn.loop import Loop
+from headway.learn.plan.measure import Speed
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import repeat_command
 from headway.learn.run_schemas import Progress, read_metrics
-from headway.learn.run_state import RunState
-from headway.learn.training_log import PlainDisplay, TrainingLog
+from headway.learn.training_log import TrainingLog
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
 from processes import Program
@@ -153,9 +151,9 @@ def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation
     settings = {**SETTINGS, "ema": 0.5, "average": 0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, counting_recipe(**settings))
-    turned, measured, calls = getattr(Transformer, where), Loop._measure, []
+    turned, measured, calls = getattr(Transformer, where), Trainer._measure, []
 
-    def counted(self: Loop) -> dict[str, float] | None:
+    def counted(self: Trainer) -> dict[str, float] | None:
         calls.append(1)
         return measured(self)
 
@@ -167,7 +165,7 @@ def test_weights_are_the_trained_ones_after_a_second_signal_within_an_evaluation
         return turned(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_measure", counted)
+        patch.setattr(Trainer, "_measure", counted)
         patch.setattr(Transformer, where, interrupted)
         with pytest.raises(UserInterrupt):
             train(stopped, counting_recipe(**settings))
@@ -208,7 +206,7 @@ def test_an_evaluation_that_is_made_up_for_stands_once(
 
     for target, name, fault, error in (
         (CountOn, "evaluate", interrupted, UserInterrupt),
-        (Loop, "_step", killed, RuntimeError),
+        (Trainer, "_step", killed, RuntimeError),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, fault)
@@ -487,14 +485,15 @@ def test_a_stopped_run_ends_soon_where_that_is_asked_for(tmp_path: Path, monkeyp
     recipe = counting_recipe(steps=500, schedule="wsd", checkpoint_every=50)
     seen = []
 
-    def stopped(self: Loop, *given: Any) -> Any:
+    def stopped(self: Trainer, *given: Any) -> Any:
         seen.append(step(self, *given))
-        if self.run.progress.step == 150:
+        if self.progress.step == 150:
             os.kill(os.getpid(), signal.SIGINT)
+        return seen[-1]
 
-    step = Loop._step
+    step = Trainer._step
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_step", stopped)
+        patch.setattr(Trainer, "_step", stopped)
         with pytest.raises(UserInterrupt):
             train(tmp_path, recipe)
     task = counting(recipe.task, recipe.train.seed, 0.0)  # type: ignore[arg-type]
@@ -543,8 +542,7 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
-    run = SimpleNamespace(progress=progress, recipe=counting_recipe(steps=100), learning_rate=lambda: 0.1)
-    journal = TrainingLog(cast(RunState, run), [], PlainDisplay(100, 1.0, ""))
+    journal = TrainingLog(counting_recipe(steps=100), progress, [], PlainDisplay(100, 1.0, ""))
     for step in range(1, 101):
         loss = 40.0 if step == 5 or step > 30 else 2.0  # a spike is no divergence
         progress.step = step

@@ -15,8 +15,8 @@ from headway.app.recipes import configure_recipe
 from headway.domains import recipe as find_recipe
 from headway.learn import AdamWConfig, WSDConfig
 from headway.learn.adapters import LoRAConfig
-from headway.learn.fine_tuning import plan_tuning, planned_epochs, tuning_optimizer
-from headway.learn.scaling import Throughput
+from headway.learn.plan.measure import Throughput
+from headway.learn.plan.tuning import plan_tuning, planned_epochs, tuning_optimizer
 
 LABELS = Throughput(targets=100.0, overhead=0.02, share=1 / 16)
 

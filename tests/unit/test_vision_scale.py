@@ -13,7 +13,7 @@ from headway.config import override
 from headway.domains import recipe, scale_of
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.labelled_images import LabelledImages, Survey, survey_images
-from headway.domains.vision.recipes import VisionScale, augmentation, input_sizes
+from headway.domains.vision.recipes import augmentation, input_sizes
 from headway.errors import UserError
 
 Image = pytest.importorskip("PIL.Image")
@@ -106,15 +106,15 @@ def test_changes_grow_with_the_epochs_and_all_sizes_are_models(tmp_path: Path) -
         (tmp_path / label).mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / label / f"{number}.png")
     scale = scale_of("vision")
-    assert isinstance(scale, VisionScale)
+    assert scale is not None
     found = scale.data_settings(recipe("vision"), [tmp_path], 5)
     settled = override(recipe("vision"), found.settings)
     assert settled.task.augment.flip == 0
     assert settled.task.augment.outside == "edge"
-    few, many = (override(settled, scale.regularisation(settled, epochs, 1.0)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
+    few, many = (override(settled, scale.regularise(settled, epochs, 1.0)).task.augment for epochs in (1, 99))  # type: ignore[attr-defined]
     assert 0 < few.rotate < many.rotate
     assert few.shift <= many.shift
-    assert {override(settled, shape).model.embed.size for shape in scale.sizes(settled)} == {(16, 16)}
+    assert {override(settled, shape).model.embed.size for shape in scale.sizes()} == {(16, 16)}
 
 
 def test_slanted_and_bent_images_keep_their_edge_and_their_place() -> None:
@@ -143,7 +143,8 @@ def test_a_class_of_one_sample_is_learnt(tmp_path: Path) -> None:
         for number in range(1 + label % 3):
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / f"c{label}" / f"{number}.png")
-    from headway.app.recipes import configure_recipe, open_task
+    from headway.app.recipes import configure_recipe
+    from headway.learn.recipe import open_task
 
     given = {"model.embed.size": [8, 8], "task.split.validation": 0.3, "task.split.test": 0.3}
     task = open_task(configure_recipe("vision", tmp_path / "data", given, None), tmp_path / "none")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from headway.app.recipes import configure_recipe, open_task
+from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.data.episode_files import write_episodes
 from headway.data.episodes import Episode, Episodes, collate_episodes
 from headway.domains import recipe as find_recipe
 from headway.learn import Recipe
+from headway.learn.recipe import open_task
 from headway.nn.models.presets import decision_gym
 
 SETTINGS: dict[str, Any] = {

@@ -14,32 +14,26 @@ import torch
 
 from headway.app.loading import find_device, load
 from headway.app.model import Model
-from headway.app.planning import (
-    Plan,
-    TrainingSetup,
-    loss_predictor,
-    make_plans,
-    outgrown_message,
-    plan_fine_tuning,
-    size_planner,
-)
-from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe, open_new_task
+from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe
 from headway.arguments import check_types
 from headway.codecs import published_codec
+from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Run, Task, Trainer
-from headway.learn.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.distributed import is_main_process
+from headway.learn.plan.choose import outgrown_message
+from headway.learn.plan.measure import MIN_EVALUATED, Clock, check_minutes
+from headway.learn.plan.plans import Plan, TrainingSetup, loss_predictor, make_plans, plan_run
+from headway.learn.recipe import open_task
 from headway.learn.report import Picture, heatmap
 from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import report_run, with_results
 from headway.learn.run_schemas import read_metrics
-from headway.model_evaluation import open_task
 
 _LOG = logger(__name__)
 
@@ -93,6 +87,8 @@ def train(
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
+    if threads is not None:
+        torch.set_num_threads(threads)
     base = load_recipe(recipe)
     directory = Path("runs") / base.name if run is None else Path(run)
     run_directory = RunDirectory(directory)
@@ -104,29 +100,28 @@ def train(
             setup = TrainingSetup(chosen, open_task(chosen, directory))
         else:
             chosen = configure_recipe(recipe, paths, set, seed, start, lora)
-            setup = _prepare_run(chosen, recipe, set or {}, minutes, clock, torch_device, threads, directory)
+            scale = scale_of(chosen.name) if recipe == chosen.name else None  # scaled only if requested by name
+            setup = plan_run(chosen, scale, set or {}, minutes, clock, torch_device, directory)
+        scale = scale_of(setup.recipe.name)
         trainer = Trainer(
             *(setup.recipe, setup.task, run_directory),
             device=torch_device,
-            threads=threads,
             progress=progress,
             minutes=minutes,
             clock=clock,
             evaluate_final=True,
             samples=samples,
-            predict_loss=loss_predictor(setup.recipe),
+            predict_loss=loss_predictor(scale, setup.recipe),
             max_steps=setup.max_steps,
             patience=setup.patience,
         )
         with trainer.locked():
             finished_run = trainer.fit(resume, finish)
-            if not trainer.run.processes.is_main:
-                return finished_run
-            summary, task = finished_run.summary, trainer.run.task
-            if trainer.extended and progress:
-                limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
+            summary, task = finished_run.summary, trainer.task
+            if trainer.extended and trainer.shows_progress:
+                limit = outgrown_message(finished_run.recipe, scale, task, summary["tokens"], summary["minutes"])
                 print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)
-            if summary.get("scores"):  # the run was already finished
+            if not trainer.processes.is_main or summary.get("scores"):  # the run was already finished
                 return finished_run
             return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
 
@@ -157,32 +152,8 @@ def plan(
     if threads is not None:
         torch.set_num_threads(threads)
     with data_paths(data, load_recipe(recipe).domain) as paths:
-        return make_plans(
-            configure_recipe(recipe, paths, set, seed, start, lora), set or {}, minute_options, torch_device, spent
-        )
-
-
-def _prepare_run(
-    recipe: Recipe,
-    requested: str | Path | Recipe,
-    user_settings: Mapping[str, Any],
-    minutes: float | None,
-    clock: Clock,
-    device: torch.device,
-    threads: int | None,
-    directory: Path,
-) -> TrainingSetup:
-    """The recipe and its task. A generic recipe requested by name is scaled to the minutes."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if minutes is None or requested != recipe.name:
-        return TrainingSetup(recipe, open_new_task(recipe, directory))
-    planner = size_planner(recipe, user_settings, minutes, clock, device)
-    if planner is not None:
-        with planner:
-            return planner.choose_setup()
-    setup = plan_fine_tuning(recipe, user_settings, minutes, clock, device, directory)
-    return setup or TrainingSetup(recipe, open_new_task(recipe, directory))
+        chosen = configure_recipe(recipe, paths, set, seed, start, lora)
+        return make_plans(chosen, scale_of(chosen.name), set or {}, minute_options, torch_device, spent)
 
 
 def _attention_of_run(run: Run) -> list[Picture]:

@@ -14,17 +14,20 @@ import torch
 
 from headway.app.api import train
 from headway.app.loading import find_device
-from headway.app.planning import size_planner
 from headway.app.recipes import configure_recipe, load_recipe
 from headway.app.variants import SharedTasks, Variant, variants
 from headway.arguments import check_types, format_value
 from headway.config import from_dict, override, to_dict
+from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.in_memory_data import Data, data_paths
 from headway.io.durable import read_json, write_json
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
-from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
+from headway.learn.formatting import format_duration
+from headway.learn.plan.choose import scale_recipe
+from headway.learn.plan.measure import Clock, check_minutes
+from headway.learn.plan.plans import can_scale
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import difference
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
@@ -33,7 +36,6 @@ from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
 from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
 from headway.learn.run_schemas import read_metrics
-from headway.learn.training_log import format_duration
 from headway.nn.models import outline
 from headway.outputs import check_tree
 from headway.summary_card import SummaryCard, summary_repr
@@ -370,11 +372,10 @@ def _plan_size(
     if threads is not None:
         torch.set_num_threads(threads)
     first = {key: values[0] for key, values in grid.items()}
-    planner = size_planner(override(recipe, first), first, minutes, Clock(), device)
-    if planner is None:
+    recipe_of_first, scale = override(recipe, first), scale_of(recipe.name)
+    if scale is None or not can_scale(recipe_of_first, scale, first):
         return recipe
-    with planner:
-        return planner.choose_setup().recipe
+    return scale_recipe(recipe_of_first, scale, first, minutes, Clock(), device).recipe
 
 
 def _can_continue(directory: Path, resume: bool) -> bool:

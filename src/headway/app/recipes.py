@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from headway import domains
@@ -20,12 +19,14 @@ from headway.formats.usage import Usage, read_usage
 from headway.in_memory_data import Paths
 from headway.io.files import user_path
 from headway.io.hub import HUB_PREFIX, find_folder
-from headway.learn import Recipe, Task
+from headway.learn import Recipe
 from headway.learn.adapters import LoRAConfig
-from headway.learn.fine_tuning import copy_start_files, open_start, tuning_optimizer
+from headway.learn.fine_tuning import open_start
+from headway.learn.plan.scale import shape_of
+from headway.learn.plan.tuning import tuning_optimizer
+from headway.learn.recipe import path_list
 from headway.learn.run import RunDirectory
-from headway.learn.scaling import shape_of
-from headway.model_evaluation import check_hub_data, open_task, path_list
+from headway.model_evaluation import check_hub_data
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
 
@@ -145,19 +146,6 @@ def _applies(recipe: Recipe, key: str, value: Any) -> bool:
 def _absolute(path: str | Path) -> str:
     """The absolute path; unchanged for anything that is not a local path, such as the name of a data set."""
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
-
-
-def open_new_task(recipe: Recipe, directory: Path) -> Task:
-    """`open_task` for a new run in `directory`, with the tokenizer of the model that it starts from.
-
-    The tokenizer is copied to a temporary workspace, so a recipe that cannot be trained leaves no files; the trainer
-    saves it with the run.
-    """
-    if recipe.start is None:
-        return open_task(recipe, directory)
-    with TemporaryDirectory() as workspace:
-        copy_start_files(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.extra_files)
-        return open_task(recipe, Path(workspace))
 
 
 def find_model_config(name: str) -> ModelConfig:

@@ -16,7 +16,7 @@ from typing import Any
 from headway.config import override, to_dict
 from headway.errors import UserError
 from headway.learn import Recipe, Task, TaskConfig
-from headway.model_evaluation import open_task
+from headway.learn.recipe import open_task
 from headway.nn.models import ModelConfig, describe
 
 # Different values of these settings change the model size, so sizes cannot be matched.

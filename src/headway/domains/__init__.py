@@ -28,7 +28,7 @@ from headway.errors import UserError, logger, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a chess engine must answer sooner
     from headway.learn import Recipe
-    from headway.learn.scaling import Scale
+    from headway.learn.plan.scale import Scale
 
 _LOG = logger(__name__)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.learn.loop import UserInterrupt
+    from headway.learn.interrupts import UserInterrupt
     from headway.learn.optim import AdamWConfig, MuonConfig, OptimConfig, SGDConfig
-    from headway.learn.recipe import Recipe, TrainConfig, read_recipe, write_recipe
+    from headway.learn.recipe import Recipe, TaskConfig, TrainConfig, read_recipe, write_recipe
     from headway.learn.run import Run, open_recipe, open_run
     from headway.learn.schedule import (
         ConstantConfig,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         Loss,
         Shard,
         Task,
-        TaskConfig,
         measure_of,
         unit_of,
     )
@@ -65,9 +64,9 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".loop": ("UserInterrupt",),
+        ".interrupts": ("UserInterrupt",),
         ".optim": ("AdamWConfig", "MuonConfig", "OptimConfig", "SGDConfig"),
-        ".recipe": ("Recipe", "TrainConfig", "read_recipe", "write_recipe"),
+        ".recipe": ("Recipe", "TaskConfig", "TrainConfig", "read_recipe", "write_recipe"),
         ".run": ("Run", "open_recipe", "open_run"),
         ".schedule": (
             "ConstantConfig",
@@ -78,7 +77,7 @@ lazy_exports(
             "WSDConfig",
             "noam_peak",
         ),
-        ".task": ("Batch", "Loss", "Shard", "Task", "TaskConfig", "FULL_SHARD", "measure_of", "unit_of"),
+        ".task": ("Batch", "Loss", "Shard", "Task", "FULL_SHARD", "measure_of", "unit_of"),
         ".trainer": ("Trainer",),
     },
 )

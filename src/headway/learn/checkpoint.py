@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,11 +14,8 @@ from headway.formats import native
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.io.durable import atomic_write, find_damage, is_sealed, remove, seal, write_json
 from headway.learn.learner import Learner
-from headway.learn.run_schemas import read_progress
+from headway.learn.run_schemas import Progress, read_progress
 from headway.outputs import check_folder
-
-if TYPE_CHECKING:
-    from headway.learn.run_state import RunState
 
 _VERSION = 1
 
@@ -40,18 +37,17 @@ class Checkpoints:
         for path in self.directory.glob(".step-*"):
             remove(path)
 
-    def save(self, run: RunState, keep: int = 1, interval: int = 1) -> None:
+    def save(self, learner: Learner, progress: Progress, keep: int = 1, interval: int = 1) -> None:
         """Write a checkpoint, and keep the `keep` newest ones whose step is a multiple of `interval`.
 
         A checkpoint at any other step, left by a stopped run, is removed when the next one is written. So a finished
         run has the same files whether or not it was stopped.
         """
-        learner, progress = run.learner, run.progress
         path = self.directory / f"step-{progress.step:08d}"
         check_folder(self.directory)
         with atomic_write(path) as draft:
             draft.mkdir()
-            native.save_tensors(learner.saved_tensors(), run.recipe.model, draft)
+            native.save_tensors(learner.saved_tensors(), learner.recipe.model, draft)
             write_tensors(draft / "optimizer.safetensors", learner.state_dict(), {"format": "headway"})
             write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
             seal(draft)
@@ -94,26 +90,29 @@ class Checkpoints:
         return messages
 
     @torch.no_grad()
-    def load_newest(self, run: RunState) -> None:
-        """Load the newest checkpoint into `run`, if there is one."""
+    def load_newest(self, learner: Learner, goal: str) -> Progress | None:
+        """Load the newest checkpoint into `learner` and return its progress; None if there is no checkpoint. The best
+        evaluation must have a score `goal`.
+        """
         paths = self.all()
         if not paths:
-            return
+            return None
         path = paths[-1]
-        run.progress = read_progress(path / "state.json", _VERSION)
-        best, goal = run.progress.best, run.task.goal
+        progress = read_progress(path / "state.json", _VERSION)
+        best = progress.best
         if best is not None and not isinstance(best.get(goal), (int, float)):
             raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a copy")
-        load_weights(run.learner, path)
+        load_weights(learner, path)
         remedy = f"remove {path} to resume from the previous checkpoint"
-        run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
+        learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
+        return progress
 
     @torch.no_grad()
-    def average_newest(self, run: RunState) -> int:
-        """Load the mean of the newest checkpoints' weights into the model of `run`; return the number of
+    def average_newest(self, learner: Learner, count: int) -> int:
+        """Load the mean of the weights in the `count` newest checkpoints into the learner's model; return the number of
         checkpoints.
         """
-        learner, paths = run.learner, self.all()[-run.recipe.train.average :]
+        paths = self.all()[-count:]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
         for path in paths:
             load_weights(learner, path)

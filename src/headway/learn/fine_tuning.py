@@ -1,14 +1,14 @@
-"""Fine-tuning: initialise a run from another model's weights, and choose its settings."""
+"""Fine-tuning: initialise a run from another model's weights and files."""
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,8 @@ from headway.formats.heads import NUMBER
 from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import OpenedModel, open_model
 from headway.io.hub import named_folder
-from headway.learn.adapters import AdapterConfig, with_adapter
-from headway.learn.recipe import Recipe
-from headway.learn.scaling import Settings, Throughput, format_number, format_seconds
+from headway.learn.adapters import with_adapter
+from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import Task
 from headway.nn.models import (
     ActConfig,
@@ -114,6 +113,19 @@ def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra
     for name in extra_files:
         if (named_folder(start) / name).is_file():
             shutil.copyfile(named_folder(start) / name, directory / name)
+
+
+def open_new_task(recipe: Recipe, directory: Path) -> Task:
+    """`open_task` for a new run in `directory`, with the tokenizer of the model that it starts from.
+
+    The tokenizer is copied to a temporary workspace, so a recipe that cannot be trained leaves no files; the trainer
+    saves it with the run.
+    """
+    if recipe.start is None:
+        return open_task(recipe, directory)
+    with TemporaryDirectory() as workspace:
+        copy_start_files(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.extra_files)
+        return open_task(recipe, Path(workspace))
 
 
 def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
@@ -276,117 +288,3 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from (*config.tower.stack.blocks, *config.decoder.stack.blocks)
     elif isinstance(config, ActConfig):
         yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)
-
-
-_WIDTH, _BASE_RATE = (
-    384,
-    4e-4,
-)  # for the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents in banking77
-_MIN_RATE, _MAX_RATE = 1e-5, 3e-3  # minimum and maximum learning rate
-_ADAPTER_FACTOR, _MAX_ADAPTER_RATE = (
-    10.0,
-    1e-2,
-)  # learning rate for adapters: factor on the full model's rate, and maximum
-_EPOCH_SCALE, _MIN_EPOCHS, _MAX_EPOCHS = 600.0, 3.0, 40.0
-_MIN_VALIDATION = 50  # minimum validation samples for early stopping
-FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs if there are fewer validation samples than that, whatever the scores
-_MANY_SAMPLES = 10_000  # with more samples than this, the learning rate no longer depends on their number
-_MIN_BATCH, _MAX_BATCH = 8, 64  # minimum and maximum samples per batch
-_MIN_STEPS = 300  # preferred minimum number of steps
-_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS = 2, 1000  # the same for samples with several targets each
-
-
-class TuningPlan(NamedTuple):
-    """A fine-tuning plan: batch settings, steps, epochs, and the reason to show to people. `useful` is the initial
-    number of steps that this amount of data justifies; `steps` is that number, or fewer if only fewer fit in the time.
-    """
-
-    settings: Settings
-    useful: int
-    steps: int
-    epochs: float
-    reason: str
-
-
-def tuning_optimizer(width: int, adapter: AdapterConfig | None, factor: float = 1.0) -> Settings:
-    """Optimiser and schedule for a model of this `width`, or for its adapter; `factor` scales the learning rate.
-
-    The learning rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at
-    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 up, in
-    line with the 1e-5 to 2e-5 commonly used for models with billions of parameters. Models of width 64 learn 50
-    dialogues faster at 3e-3 than at 1e-3. Adapters use ten times the rate (Schulman et al. 2025, "LoRA without
-    regret").
-    """
-    rate = min(max(_BASE_RATE * (_WIDTH / width) ** 2, _MIN_RATE), _MAX_RATE)
-    if adapter is not None:
-        rate = min(_ADAPTER_FACTOR * rate, _MAX_ADAPTER_RATE)
-    rate = float(f"{factor * rate:.2g}")
-    return {
-        "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
-        "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
-    }
-
-
-def small_data_rate(rate: float, samples: int) -> float:
-    """The learning rate for a model whose head is fitted before the first step; `rate` is the one for many samples.
-
-    Fewer samples allow fewer steps, and a large learning rate then only destroys pretrained features. So below 10,000
-    samples the rate falls with the square root of their number (tested with all-MiniLM-L6-v2 on 64 to 150 intents with
-    3 to 30 texts each: docs/decisions/0025).
-    """
-    return float(f"{rate * min(1.0, math.sqrt(samples / _MANY_SAMPLES)):.2g}")
-
-
-def has_few_validation_samples(task: Task) -> bool:
-    """Whether there are too few validation samples to decide how long to train a model whose head was fitted."""
-    return task.objective.small_data_lr and task.count("validation") < _MIN_VALIDATION
-
-
-def planned_epochs(samples: int) -> float:
-    """The number of epochs planned at first: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 or more.
-    Evaluations decide whether training continues.
-    """
-    return min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS)
-
-
-def plan_tuning(
-    samples: int,
-    targets: int,
-    pace: Throughput,
-    seconds: float,
-    batch_setting: str,
-    min_batch: int = 1,
-    own_batch: int | None = None,
-    max_samples: int = _MAX_BATCH,
-    max_epochs: float = _MAX_EPOCHS,
-) -> TuningPlan:
-    """The plan for fine-tuning for `seconds` at a measured `pace`, on `samples` samples with `targets` targets in
-    total.
-
-    `batch_setting` is the recipe's batch size setting, `min_batch` its minimum (one row of tokens), `own_batch` the
-    user's value, `max_samples` the maximum samples per batch, and `max_epochs` the maximum number of epochs. Batches
-    are large enough to be efficient and small enough to allow a few hundred steps.
-    """
-    targets_per_sample = targets / max(1, samples)
-    epochs = min(planned_epochs(samples), max_epochs)
-    min_samples, min_steps = (
-        (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
-    )
-    batch_samples = min(max(samples * epochs / min_steps, min_samples), max_samples)
-    units = own_batch or max(
-        min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share)))
-    )
-    step_targets = units * pace.share  # targets per step
-    useful = max(1, math.ceil(epochs * targets / step_targets))
-    steps = max(1, min(useful, int(seconds / (pace.overhead + step_targets / pace.targets))))
-    epochs_read = steps * step_targets / max(1, targets)
-    data_limited = steps == useful
-    reason = (
-        f"{format_number(epochs)} epochs of {samples:,} samples, and more while validation improves"
-        if data_limited
-        else (
-            f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "
-            f"{format_number(epochs)} would be better"
-        )
-    )
-    return TuningPlan({batch_setting: units}, useful, steps, epochs_read, reason)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from headway.learn.optim import OptimConfig
-from headway.learn.recipe import Recipe, TrainConfig
+from headway.learn.recipe import Recipe, TaskConfig, TrainConfig
 from headway.learn.schedule import WSDConfig
-from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
 
 

@@ -6,16 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
-from headway.config import differences, dumps, from_dict, setting, to_dict
+from torch import nn
+
+from headway.arguments import format_value
+from headway.config import differences, dumps, family, from_dict, setting, to_dict
 from headway.errors import ConfigError, UserError
 from headway.io.durable import read_json, write_text
 from headway.io.files import format_path
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
-from headway.learn.task import TaskConfig
+from headway.learn.task import Task
 from headway.nn.models import ModelConfig
 
 _FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names because some file systems forbid them
@@ -126,6 +129,39 @@ def _frozen(train: TrainConfig, value: Any) -> TrainConfig:
     return replace(train, frozen=from_dict(tuple[str, ...], names, "train.frozen"))  # type: ignore[arg-type]
 
 
+class PartStart(Protocol):
+    """Part of a run or published model that initialises part of another model."""
+
+    def open(self) -> nn.Module:
+        """Load the part with its weights."""
+        ...
+
+
+@family
+@dataclass(frozen=True)
+class TaskConfig:
+    """A task as data."""
+
+    generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
+    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
+
+    @property
+    def context(self) -> int | None:
+        """The maximum number of tokens per row; None if the task does not determine it."""
+        return None
+
+    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
+        """Read the data (None: the recipe's own data), train or load the codec, and return the task.
+
+        `workspace` is the run's directory.
+        """
+        raise NotImplementedError
+
+    def part_starts(self) -> dict[str, PartStart]:
+        """Pretrained parts of the model, by part name."""
+        return {}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The complete configuration of a training run, saved as recipe.json. docs/reference/settings lists all settings.
@@ -186,6 +222,24 @@ class Recipe:
         from headway.data import find_set  # the registry is not needed for inference
 
         return [path for name in self.data for path in find_set(name)] if data is None else list(data)
+
+
+def open_task(recipe: Recipe, workspace: Path, data: str | Path | Sequence[str | Path] | None = None) -> Task:
+    """The task of a recipe on `data`, or on the data that the recipe names."""
+    from headway.data.registry import KNOWN_SETS
+
+    paths = [Path(path) for path in (recipe.data if data is None else path_list(data))]
+    uses_known_data = data is None and all(name in KNOWN_SETS for name in recipe.data)
+    return recipe.task.open(recipe, None if uses_known_data else paths, workspace)
+
+
+def path_list(data: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """The data as a list of paths. UserError for anything else."""
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in paths:
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"the data contain {format_value(path)}; pass file paths")
+    return paths
 
 
 def read_recipe(path: Path) -> Recipe:

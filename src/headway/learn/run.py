@@ -1,27 +1,23 @@
-"""A run: its directory, metrics and loggers, and the trained model."""
+"""A run: its directory, its recipe and the trained model."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
-import json
-import math
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from headway.config import from_dict
-from headway.errors import UserError, nearest
+from headway.errors import UserError
 from headway.formats import native
-from headway.io.durable import DIGESTS_FILE, compute_digests, read_json, remove, write_json, write_text
+from headway.io.durable import DIGESTS_FILE, compute_digests, read_json, remove, write_json
 from headway.io.files import open_file
 from headway.learn.recipe import Recipe, check_model, read_recipe
 from headway.learn.run_schemas import Status, read_metrics
@@ -29,105 +25,6 @@ from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_run_file, visible_names
 from headway.summary_card import SummaryCard, main_scores, summary_repr
-
-# Names additional loggers: HEADWAY_LOG=tensorboard,wandb
-LOG_VARIABLE = "HEADWAY_LOG"
-
-
-class Logger(Protocol):
-    """Writes lines of metrics; each line has a `step`."""
-
-    def write(self, line: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object per line, for each logged step or evaluation. Non-finite numbers become null."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = open_run_file(path)  # line-buffered, for programs that follow it
-
-    def write(self, line: dict[str, Any]) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        try:
-            self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path} could not be written: {error.strerror}; free space, then resume") from error
-
-    def sync(self) -> None:
-        """Flush all lines to disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with suppress(OSError):  # a full disk was reported at the write
-            self._file.close()
-
-
-def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
-    """Remove lines that will be written again: steps after `step`, evaluations after `evaluated`, and the evaluation of
-    averaged checkpoints.
-    """
-
-    def stays(line: dict[str, Any]) -> bool:
-        if "split" not in line:
-            return line["step"] <= step
-        return line["step"] <= evaluated and not str(line.get("weights")).startswith("mean of")
-
-    remaining = filter(stays, read_metrics(path))
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in remaining))
-
-
-class TensorBoard:
-    """Event files in the run's folder `tensorboard`."""
-
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
-
-    def write(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandB:
-    """A Weights & Biases run named after the directory; wandb's environment variables set the project and key."""
-
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
-        wandb = importlib.import_module("wandb")
-        self._run = wandb.init(dir=str(directory), name=directory.name, config=settings, resume="allow")
-
-    def write(self, line: dict[str, Any]) -> None:
-        self._run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-_LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
-
-
-def check_loggers() -> list[str]:
-    """The names in HEADWAY_LOG; raises UserError for one that is unknown or not installed."""
-    names = [name.strip() for name in os.environ.get(LOG_VARIABLE, "").split(",") if name.strip()]
-    for name in names:
-        if name not in _LOGGERS:
-            raise UserError(f"{LOG_VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"{LOG_VARIABLE} names {name}, which is not installed; run pip install 'headway[logging]'")
-    return names
-
-
-def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
-    """The loggers named in HEADWAY_LOG, for a run with these settings."""
-    return [_LOGGERS[name](directory, settings) for name in check_loggers()]
-
 
 FORMAT = 1
 _WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders excluded from a run's digests

@@ -11,9 +11,9 @@ from typing import Any
 
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
+from headway.learn.formatting import format_duration, format_epochs
 from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
 from headway.learn.report.rendering import Picture, Sections, explain_low_scores, write_report
-from headway.learn.training_log import format_duration, format_epochs
 
 TITLES = {
     "loss": "loss",

@@ -19,6 +19,8 @@ from headway.io.files import open_file
 _MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
 _STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
 _REMEDY = "restore it from a copy"
+_NOISE_SAMPLES = 3.5  # accuracies that differ by fewer samples are considered equal
+_FRACTION_GOALS = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
 
 
 def check_scores(scores: Mapping[str, Any], path: str) -> None:
@@ -140,6 +142,24 @@ class Progress:
     stale: Count = 0
     best: Annotated[dict[str, Any], check_line] | None = None
     forecast: PredictedLoss | None = None
+
+    def record(self, metrics: dict[str, Any], goal: str, better: Literal["min", "max"]) -> bool:
+        """Record an evaluation; return whether it is the best so far.
+
+        If the goal differs by no more than chance (about three validation samples), the smaller loss is better.
+        """
+        is_best = math.isfinite(metrics[goal])
+        if is_best and self.best is not None:
+            gain = (metrics[goal] - self.best[goal]) * (1 if better == "max" else -1)
+            sample_count = metrics.get("words") or metrics.get("samples")
+            tolerance = _NOISE_SAMPLES / sample_count if goal in _FRACTION_GOALS and sample_count else 0.0
+            loss, best_loss = metrics.get("loss", math.inf), self.best.get("loss", math.inf)
+            is_best = gain > tolerance or (gain >= -tolerance and loss < best_loss)
+        if is_best:
+            self.best = {"step": self.step, **metrics}
+        self.stale = 0 if is_best else self.stale + 1
+        self.evaluated = self.step
+        return is_best
 
 
 def read_progress(path: Path, version: int) -> Progress:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from headway.codecs import FILE, Codec, load_codec
-from headway.config import family
 from headway.data import iter_chunks, text_sources
 from headway.formats.out_of_distribution import TrainingStatistics
 from headway.io.hub import named_folder
@@ -19,7 +17,6 @@ from headway.learn.objective import Objective
 from headway.nn.models import Loss, ModelConfig
 
 if TYPE_CHECKING:
-    from headway.learn.recipe import Recipe
     from headway.learn.report import Picture
 
 
@@ -87,11 +84,6 @@ class Task:
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
 
-    def resolve_settings(self, recipe: Recipe) -> Recipe:
-        """`recipe` with the settings that depend on the data, and their reasons."""
-        reasons = (*recipe.reasons, *(reason for reason in self.reasons if reason not in recipe.reasons))
-        return replace(recipe, task=replace(recipe.task, **self.chosen_settings), reasons=reasons)
-
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
 
@@ -149,31 +141,6 @@ def measure_of(task: Task | None) -> str:
     return "nats per token" if task is None else task.measure
 
 
-@family
-@dataclass(frozen=True)
-class TaskConfig:
-    """A task as data."""
-
-    generates_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
-    extra_files: ClassVar[tuple[str, ...]] = ()  # additional files next to the model, needed by runs that start from it
-
-    @property
-    def context(self) -> int | None:
-        """The maximum number of tokens per row; None if the task does not determine it."""
-        return None
-
-    def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Read the data (None: the recipe's own data), train or load the codec, and return the task.
-
-        `workspace` is the run's directory.
-        """
-        raise NotImplementedError
-
-    def part_starts(self) -> dict[str, PartStart]:
-        """Pretrained parts of the model, by part name."""
-        return {}
-
-
 def codec_of(
     paths: Sequence[Path], workspace: Path, tokenizer: str | None, train: Callable[[Iterator[str]], Codec]
 ) -> Codec:
@@ -185,11 +152,3 @@ def codec_of(
     if tokenizer is not None:
         return load_codec(named_folder(tokenizer))
     return train(chunk.text for source in text_sources(paths) for chunk in iter_chunks(source))
-
-
-class PartStart(Protocol):
-    """Part of a run or published model that initialises part of another model."""
-
-    def open(self) -> nn.Module:
-        """Load the part with its weights."""
-        ...

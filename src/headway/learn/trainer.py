@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
+from headway.formats import native
 from headway.formats.published import nearest_family
+from headway.formats.usage import read_usage
 from headway.io.durable import remove
-from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe, plan_steps
-from headway.learn.checkpoint import step_of
+from headway.learn.adapters import merged
+from headway.learn.checkpoint import Checkpoints, step_of
+from headway.learn.display import open_display
 from headway.learn.distributed import Processes
+from headway.learn.examples import Batch, OnPolicyExamples
 from headway.learn.fine_tuning import (
     TensorMatch,
-    has_few_validation_samples,
+    initial_model,
     keep_vocabulary,
     match_tensors,
     open_start,
 )
-from headway.learn.fingerprint import check_equal_data, differences, fingerprint
-from headway.learn.loop import Interrupts, Loop, LossPredictor, UserInterrupt
+from headway.learn.fingerprint import check_equal_data, fingerprint
+from headway.learn.formatting import format_epochs, format_minutes
+from headway.learn.interrupts import Interrupts, UserInterrupt
+from headway.learn.learner import Learner, Update
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
+from headway.learn.plan.budget import TimeBudget, plan_recipe
+from headway.learn.plan.law import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
+from headway.learn.plan.measure import Clock, Speed, measure_speed
+from headway.learn.plan.tuning import has_few_validation_samples
 from headway.learn.precision import Precision, choose_precision
-from headway.learn.recipe import Recipe, difference, read_recipe
-from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
-from headway.learn.run_schemas import Progress
-from headway.learn.run_state import RunState
-from headway.learn.scaling import format_minutes, format_number
+from headway.learn.recipe import Recipe, check_model, read_recipe, write_recipe
+from headway.learn.resume import extended_recipe, resumed_recipe, shortened_recipe
+from headway.learn.run import Run, RunDirectory, environment
+from headway.learn.run_schemas import PredictedLoss, Progress, read_metrics
 from headway.learn.task import Task, unit_of
-from headway.learn.training_log import Display, TrainingLog, format_epochs, open_display
-from headway.nn.kernels import is_deterministic
-from headway.nn.models import EncoderDecoderConfig, ModelConfig, TokenEmbedConfig, TransformerConfig, TwoTowerConfig
+from headway.learn.training_log import MetricsFile, TrainingLog, check_loggers, open_loggers, truncate_metrics
+from headway.nn.models import (
+    EncoderDecoderConfig,
+    TokenEmbedConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+    describe,
+    outline,
+)
 
-_FINISH_FRACTION = 10  # --finish decays the learning rate over 1 / 10 of the steps so far
+# A plan is reported if it differs by 10 % from the first and was stable for 3 revisions.
+_REPORTED_CHANGE, _STABLE_REVISIONS = 0.1, 3
 
 
 class Trainer:
@@ -50,7 +70,14 @@ class Trainer:
     loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
     evaluations without improvement, the run winds down. The recipe in the run's directory has the final steps and
     precision: training it again on the same machine with the same number of threads gives the same bits.
+
+    While it trains, `recipe` is the current recipe and `progress` the state of the run. Only the main process writes
+    files.
     """
+
+    learner: Learner  # the model, once it is built
+    log: TrainingLog
+    interrupts: Interrupts
 
     def __init__(
         self,
@@ -73,19 +100,43 @@ class Trainer:
             raise UserError(f"minutes is {minutes:g}; use a number above 0")
         if threads is not None:
             torch.set_num_threads(threads)
-        processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         model = task.adapt(recipe.model)
-        recipe = replace(recipe, model=model if recipe.start is None else keep_vocabulary(model, recipe.model))
-        recipe = task.resolve_settings(recipe)
-        directory = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
-        self.run = RunState(recipe, task, directory, processes, clock or Clock(), minutes)
-        self.shows_progress = progress and processes.is_main
+        self.recipe = replace(
+            recipe,
+            model=model if recipe.start is None else keep_vocabulary(model, recipe.model),
+            task=replace(recipe.task, **task.chosen_settings),
+            reasons=(*recipe.reasons, *(reason for reason in task.reasons if reason not in recipe.reasons)),
+        )
+        self.task = task
+        self.directory = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
+        self.clock = clock or Clock()
+        self.minutes = minutes  # the run's planned duration
+        self.shows_progress = progress and self.processes.is_main
         self.evaluate_final, self.samples = evaluate_final, samples
         self.predict_loss = predict_loss
         self.max_steps, self.patience = max_steps, patience
+        self.outline = outline(self.recipe.model)  # the model without weights
+        self.costs = describe(self.outline)
+        self.precision = Precision(recipe.train.precision, "as set")
+        self.fresh: tuple[str, ...] = ()  # newly initialised parameters
+        self.trained: int | None = None  # the number of trainable parameters, known once there is a model
+        self.earlier_seconds = 0.0  # the time that earlier processes spent training
+        self.budget: TimeBudget | None = None
+        self.progress = Progress()
+        self.data: dict[str, int | str] = {}  # the data fingerprint, equal in all processes
+        self.metrics: MetricsFile | None = None
+        self.checkpoints, self.pre_decay = (
+            Checkpoints(folder) for folder in (self.directory.checkpoints, self.directory.pre_decay)
+        )
         self.extended = False  # whether the run continues beyond its original plan
+        self.head_fitted = False  # whether this process fitted the head, which has not been trained since
         self._tensor_match: TensorMatch | None = None
         self._damage_messages: list[str] = []  # messages about damaged checkpoints
+        self._saved_step = 0  # the step of the last checkpoint
+        self._is_over = False  # whether an evaluation ended the run
+        self._reported_plan: int | None = None  # the first plan; None once a changed plan was reported
+        self._stable_revisions = 0  # revisions since the plan last changed much
 
     def fit(self, resume: bool = False, finish: bool = False) -> Run:
         """Train to the end and return the run with its best model.
@@ -97,279 +148,449 @@ class Trainer:
         """
         try:
             with retained_heap(), self.locked():
-                self._fit(resume, finish)
+                processes = self.processes
+                processes.local_micro_batches(self.recipe.train.accumulate)
+                check_loggers()
+                self.data = check_equal_data(fingerprint(self.task), processes)
+                exists = processes.broadcast_object(self.directory.claim(resume) if processes.is_main else None)
+                status = self.directory.read_status() if exists else {}
+                is_finished = status.get("status") == "finished"
+                if exists:
+                    self._continue(status, is_finished, finish)
+                else:
+                    self._begin()
+                if not is_finished or self.budget is not None:
+                    self._train()
+                processes.broadcast_object(None)  # all processes wait until the main process has written its files
         finally:  # also after an interrupt: a process that exits while in the group may be aborted
-            self.run.processes.close()
-        return self.run.finished_run()
+            self.processes.close()
+        directory = self.directory
+        model = native.load_model(directory.path, self.processes.device, self.outline)
+        check_model(self.recipe, model.config, directory.path)  # type: ignore[arg-type]
+        del self.outline  # it is the model now
+        metrics, status = read_metrics(directory.metrics), directory.read_status()
+        return Run(directory.path, self.recipe, model, self.task, metrics, status)
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the run against other processes for longer than `fit` does. The main process locks it for all."""
-        return self.run.directory.locked() if self.run.processes.is_main else nullcontext()
+        return self.directory.locked() if self.processes.is_main else nullcontext()
 
     def seconds_left(self) -> float | None:
         """The seconds left for evaluating the final split; None for a run without minutes."""
-        budget = self.run.budget
-        return None if budget is None else budget.final_evaluation_seconds()
-
-    def _fit(self, resume: bool, finish: bool) -> None:
-        run, processes = self.run, self.run.processes
-        processes.local_micro_batches(run.recipe.train.accumulate)
-        check_loggers()
-        run.data = check_equal_data(fingerprint(run.task), processes)
-        exists = processes.broadcast_object(run.directory.claim(resume) if processes.is_main else None)
-        status = run.directory.read_status() if exists else {}
-        is_finished = status.get("status") == "finished"
-        if not exists:
-            self._begin()
-        else:
-            if processes.is_main and (not is_finished or run.minutes is not None):
-                self._damage_messages = run.checkpoints.set_aside_damaged() + run.pre_decay.set_aside_damaged()
-            processes.broadcast_object(
-                None
-            )  # all processes read the checkpoints after the main process has checked them
-            extra_minutes = self._extra_minutes(status)
-            self._load_existing(status)
-            if extra_minutes is not None:
-                self._extend(extra_minutes, status)
-            elif finish:
-                self._finish_early(is_finished)
-        if not is_finished or run.budget is not None:
-            self._train()
-        processes.broadcast_object(None)  # all processes wait until the main process has written its files
-
-    def _extra_minutes(self, status: dict[str, Any]) -> float | None:
-        """The requested minutes, if they extend the run beyond its original plan."""
-        requested = self.run.minutes
-        is_finished = status.get("status") == "finished" and bool(status.get("scores"))
-        return requested if requested is not None and (is_finished or requested != status.get("minutes")) else None
-
-    def _load_existing(self, status: dict[str, Any]) -> None:
-        """Load the recipe of the existing run, which must agree with the requested one."""
-        run = self.run
-        recorded = read_recipe(run.directory.recipe)
-        train, schedule = run.recipe.train, run.recipe.schedule
-        deterministic = status.get("deterministic", False)
-        if deterministic != is_deterministic():
-            preposition = "with" if deterministic else "without"
-            raise UserError(
-                f"{run.directory.path} was started {preposition} --deterministic; resume it {preposition} it"
-            )
-        if status.get("minutes") is not None:
-            train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
-            schedule = recorded.schedule
-        if train.precision == "auto":
-            train = replace(train, precision=recorded.train.precision)
-        goal = status.get("goal", run.task.goal)
-        if goal != run.task.goal:
-            raise UserError(
-                f"{run.directory.path} selected its best model by {goal}, but would now use {run.task.goal}; resume it "
-                "with its original data and environment (HEADWAY_ENV for your own environment)"
-            )
-        data_difference = differences(status.get("data"), run.data)
-        has_fingerprint = bool(run.data) and isinstance(status.get("data"), dict)
-        data = (
-            recorded.data if has_fingerprint else run.recipe.data
-        )  # named datasets are compared by content, not by path
-        changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule, data=data))
-        if data_difference is not None and (
-            changed is None or changed.startswith("model")
-        ):  # the data may change the model
-            raise UserError(
-                f"{run.directory.path} was trained on other data: the new data have {data_difference}; pass the run's "
-                f"data, or train a new run from it: --from {run.directory.path} --run NEW"
-            )
-        if changed:
-            raise UserError(
-                f"{run.directory.path} was started with another recipe: {changed}; "
-                "resume it with its own settings, or choose another directory with --run"
-            )
-        run.recipe = replace(recorded, data=run.recipe.data)
-        if run.recipe != recorded:  # the same data in another place, which the run uses from now on
-            run.write_recipe()
-        run.fresh = tuple(status.get("fresh", ()))
-        run.minutes = status.get("minutes")
-        run.earlier_seconds = status.get("elapsed") or 0.0
-        run.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
-        check_memory(run.recipe, run.outline, run.fresh, run.processes.device)
+        return None if self.budget is None else self.budget.final_evaluation_seconds()
 
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
-        run, device = self.run, self.run.processes.device
-        pretrained = None if run.recipe.start is None else open_start(run.recipe.start)
+        device = self.processes.device
+        pretrained = None if self.recipe.start is None else open_start(self.recipe.start)
         if pretrained is not None:
-            self._tensor_match = match_tensors(run.outline, pretrained.model, run.recipe.start or "")
-            run.fresh = self._tensor_match.fresh
-        elif run.recipe.adapter is not None:
+            self._tensor_match = match_tensors(self.outline, pretrained.model, self.recipe.start or "")
+            self.fresh = self._tensor_match.fresh
+        elif self.recipe.adapter is not None:
             raise ConfigError("an adapter needs a pretrained model; choose one with --from")
-        check_memory(run.recipe, run.outline, run.fresh, device)
-        run.precision = Precision(
-            *run.processes.broadcast_object(list(choose_precision(run.recipe.train.precision, run.outline, device)))
+        check_memory(self.recipe, self.outline, self.fresh, device)
+        self.precision = Precision(
+            *self.processes.broadcast_object(list(choose_precision(self.recipe.train.precision, self.outline, device)))
         )
-        recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
-        if run.minutes is not None:
-            speed = self._measure_speed(recipe, 60 * run.minutes)
-            seconds_left = self._remaining(60 * run.minutes) - self._head_fit_seconds(speed)
-            recipe = plan_recipe(recipe, speed, seconds_left, self.max_steps, run.task.evaluates_start)
-        run.recipe = from_dict(Recipe, run.processes.broadcast_object(to_dict(recipe)))
-        if run.processes.is_main:
-            remove(run.directory.metrics)
-            remove(run.directory.base)
+        recipe = replace(self.recipe, train=replace(self.recipe.train, precision=self.precision.name))
+        if self.minutes is not None:
+            speed = self._measure_speed(recipe, 60 * self.minutes)
+            seconds_left = 60 * self.minutes - self.clock.elapsed() - self._head_fit_seconds(speed)
+            recipe = plan_recipe(recipe, speed, seconds_left, self.max_steps, self.task.evaluates_start)
+        self.recipe = from_dict(Recipe, self.processes.broadcast_object(to_dict(recipe)))
+        if self.processes.is_main:
+            remove(self.directory.metrics)
+            remove(self.directory.base)
             if pretrained is not None:  # the training data of a pretrained model are unknown
-                pretrained.usage.save(run.directory.path)
-            elif (statistics := run.task.input_statistics()) is not None:
-                statistics.save(run.directory.path)
-            run.task.save(run.directory.path)
-        run.write_recipe()
-        run.write_status("running")
+                pretrained.usage.save(self.directory.path)
+            elif (statistics := self.task.input_statistics()) is not None:
+                statistics.save(self.directory.path)
+            self.task.save(self.directory.path)
+        self._write_recipe()
+        self.write_status("running")
+
+    def _continue(self, status: dict[str, Any], is_finished: bool, finish: bool) -> None:
+        """Load the recipe of the existing run, and extend or shorten the run if that was requested."""
+        requested, processes = self.minutes, self.processes
+        if processes.is_main and (not is_finished or requested is not None):
+            self._damage_messages = self.checkpoints.set_aside_damaged() + self.pre_decay.set_aside_damaged()
+        processes.broadcast_object(None)  # all processes read the checkpoints after the main process has checked them
+        recorded = read_recipe(self.directory.recipe)
+        self.recipe = resumed_recipe(self.recipe, recorded, status, self.task.goal, self.data, self.directory.path)
+        if self.recipe != recorded:  # the same data in another place, which the run uses from now on
+            self._write_recipe()
+        self.fresh = tuple(status.get("fresh", ()))
+        self.minutes = status.get("minutes")
+        self.earlier_seconds = status.get("elapsed") or 0.0
+        self.precision = Precision(recorded.train.precision, status.get("precision_reason", "as recorded"))
+        check_memory(self.recipe, self.outline, self.fresh, processes.device)
+        is_evaluated = is_finished and bool(status.get("scores"))
+        if requested is not None and (is_evaluated or requested != status.get("minutes")):
+            self._extend(requested, status)
+        elif finish:
+            step = max(map(step_of, self.checkpoints.all()), default=0)
+            self.recipe = shortened_recipe(self.recipe, step, is_finished, self.directory.path)
+            self._write_recipe()
+            processes.broadcast_object(None)
+
+    def _extend(self, minutes: float, status: dict[str, Any]) -> None:
+        """Extend the run by `minutes`, from the last checkpoint before its learning rate started to decay."""
+        recipe, checkpoints = self.recipe, [*self.pre_decay.all(), *self.checkpoints.all()]
+        start, recipe = extended_recipe(
+            recipe, status, checkpoints, minutes, self.directory.path, self.clock, self._measure_speed
+        )
+        self.recipe = from_dict(Recipe, self.processes.broadcast_object(to_dict(recipe)))
+        self.extended = True
+        self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
+        self.progress = Progress(step=step_of(start), best=status.get("best"))
+        if self.processes.is_main:
+            self.checkpoints.go_back_to(start, status.get("best"))
+        self._write_recipe()
+        self.write_status("running")
+        self.processes.broadcast_object(None)
 
     def _measure_speed(self, recipe: Recipe, seconds: float) -> Speed:
-        """Measure a recipe's speed on this machine, and create the run's time budget."""
-        run = self.run
-        arguments = recipe, run.fresh, run.task, run.processes, run.precision.name
-        speed = measure_speed(*arguments, self._remaining(seconds), self.evaluate_final, self.samples)
-        may_grow = recipe.start is None or not has_few_validation_samples(run.task)
-        run.budget = TimeBudget(run.clock, seconds, speed, self.max_steps, self.patience, may_grow)
+        """Measure a recipe's speed on this machine, and create the run's time budget of `seconds`."""
+        arguments = recipe, self.fresh, self.task, self.processes, self.precision.name
+        speed = measure_speed(*arguments, seconds - self.clock.elapsed(), self.evaluate_final, self.samples)
+        may_grow = recipe.start is None or not has_few_validation_samples(self.task)
+        self.budget = TimeBudget(self.clock, seconds, speed, self.max_steps, self.patience, may_grow)
         return speed
 
     def _head_fit_seconds(self, speed: Speed) -> float:
         """Estimated seconds to fit a new head, which takes as long as an evaluation, and to evaluate it."""
-        recipe, task = self.run.recipe, self.run.task
-        limit, evaluated = recipe.train.linear_probe, task.count("validation")
+        train, task = self.recipe.train, self.task
+        limit, evaluated = train.linear_probe, task.count("validation")
         fits_head = type(task.objective).fit_head is not Objective.fit_head
-        if not fits_head or limit == 0 or not any("heads" in key.split(".") for key in self.run.fresh):
+        if not fits_head or limit == 0 or not any("heads" in key.split(".") for key in self.fresh):
             return 0.0
-        evaluated = min(evaluated, recipe.train.evaluate_limit or evaluated)
+        evaluated = min(evaluated, train.evaluate_limit or evaluated)
         samples_read = sum(min(limit, task.count(split)) for split in ("train", "validation"))
         return speed.evaluation * (1 + samples_read / evaluated)
 
-    def _remaining(self, seconds: float) -> float:
-        """The remaining part of the total `seconds`."""
-        return seconds - self.run.clock.elapsed()
-
-    def _extend(self, minutes: float, status: dict[str, Any]) -> None:
-        """Extend the run by `minutes`, from the last checkpoint before its learning rate started to decay."""
-        run, recipe, path = self.run, self.run.recipe, self.run.directory.path
-        steps = recipe.train.steps
-        decay_start = recipe.schedule.decay_start(steps)
-        candidates = [] if decay_start is None else [*run.pre_decay.all(), *run.checkpoints.all()]
-        start_checkpoint = max(
-            (path for path in candidates if step_of(path) <= (decay_start or 0)), key=step_of, default=None
-        )
-        if start_checkpoint is None:
-            raise UserError(
-                f"{path} has no checkpoint from before its learning rate decayed, so it cannot be extended; start "
-                "a new run with more --minutes" + ("" if decay_start is not None else " and schedule=wsd")
-            )
-        start_step = step_of(start_checkpoint)
-        speed = self._measure_speed(recipe, 60 * minutes)
-        extra_train = plan_steps(recipe.train, speed, self._remaining(60 * minutes))
-        new_steps = start_step + extra_train.steps
-        if new_steps <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
-            minimum_minutes = 1.1 * minutes * (steps - start_step) / extra_train.steps
-            raise UserError(
-                f"{path} has trained for {steps:,} steps, and its learning rate started to decay after {start_step:,}: "
-                f"{minutes:g} more minutes reach only step {new_steps:,}; use --minutes "
-                f"{format_number(minimum_minutes)} or more"
-            )
-        schedule = recipe.schedule.extended(start_step, steps, new_steps)
-        if schedule is None:
-            raise UserError(
-                f"the learning rate schedule in {path} depends on its length; start a new run with more --minutes"
-            )
-        recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
-        run.recipe = from_dict(Recipe, run.processes.broadcast_object(to_dict(recipe)))
-        self.extended = True
-        run.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
-        run.progress = Progress(step=start_step, best=status.get("best"))
-        if run.processes.is_main:
-            run.checkpoints.go_back_to(start_checkpoint, status.get("best"))
-        run.write_recipe()
-        run.write_status("running")
-        run.processes.broadcast_object(None)
-
-    def _finish_early(self, is_finished: bool) -> None:
-        """Decay the learning rate to 0 within a tenth of the steps so far."""
-        run, recipe, path = self.run, self.run.recipe, self.run.directory.path
-        current_step = max(map(step_of, run.checkpoints.all()), default=0)
-        if is_finished or not current_step:
-            state = "is already finished" if is_finished else "has no checkpoint yet"
-            raise UserError(f"{path} {state}; remove --finish")
-        new_steps = min(recipe.train.steps, current_step + max(2, current_step // _FINISH_FRACTION))
-        schedule = recipe.schedule.rescheduled(current_step, recipe.train.steps, new_steps)
-        if schedule is None:
-            raise UserError(
-                f"the schedule in {path} depends on its length; remove --finish, or start a new run with schedule=wsd"
-            )
-        run.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
-        run.write_recipe()
-        run.processes.broadcast_object(None)
-
     def _train(self) -> None:
-        run = self.run
-        run.start()
-        display = self._open_display()
-        loggers = [run.metrics, *open_loggers(run.directory.path, to_dict(run.recipe))] if run.metrics else []
-        journal = TrainingLog(run, loggers, display)
-        self._announce(display)
-        for problem in self._damage_messages:
-            display.print_line(problem)
+        """Build the model, load the newest checkpoint if there is one, and train to the end of the recipe."""
+        self._load_model()
+        device, train = self.processes.device, self.recipe.train
+        flop = 3 * self.costs["flop_per_token"]  # forward plus backward, which costs twice as much
+        if isinstance(self.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
+            flop /= 2  # `describe` counts a pair of tokens for these
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        display = open_display(self.shows_progress, train.steps, flop, device_name, unit_of(self.task))
+        settings = to_dict(self.recipe)
+        loggers = [self.metrics, *open_loggers(self.directory.path, settings)] if self.metrics else []
+        self.log = TrainingLog(self.recipe, self.progress, loggers, display)
+        for line in self._announcements():
+            display.print_line(line)
         try:
-            with Interrupts() as interrupts:
-                loop = Loop(run, journal, interrupts, self.predict_loss)
-                loop.train()
-                if run.recipe.train.average:
-                    loop.average_checkpoints()
-            if run.progress.best is None:
+            with Interrupts() as self.interrupts:
+                self._loop()
+                if train.average:  # evaluate the mean of the last checkpoints' weights, and save it if it is better
+                    count = self.checkpoints.average_newest(self.learner, train.average)
+                    self.learner.average = None
+                    self._evaluate(f"mean of {count} checkpoints")
+            if self.progress.best is None:
                 raise UserError(
-                    f"{run.task.goal} was not finite in any evaluation, so no model was saved; lower optim.lr, or "
+                    f"{self.task.goal} was not finite in any evaluation, so no model was saved; lower optim.lr, or "
                     "check the validation data"
                 )
-            run.write_status("finished")
+            self.write_status("finished")
         except UserInterrupt:
-            run.write_status("interrupted")
+            self.write_status("interrupted")
             raise
         finally:
             display.close()
-            journal.close()
+            for logger in loggers:
+                logger.close()
 
-    def _open_display(self) -> Display:
-        run, device = self.run, self.run.processes.device
-        flop = 3 * run.costs["flop_per_token"]  # forward plus backward, which costs twice as much
-        if isinstance(run.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
-            flop /= 2  # `describe` counts a pair of tokens for these
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        return open_display(self.shows_progress, run.recipe.train.steps, flop, name, unit_of(run.task))
+    def _load_model(self) -> None:
+        recipe, is_main = self.recipe, self.processes.is_main
+        if is_main:
+            remove(self.directory.digests)
+            self.checkpoints.clean()
+        has_checkpoint = bool(self.checkpoints.all())
+        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
+        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
+        self.head_fitted = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
+        self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
+        self.trained = self.learner.trained
+        self.progress = self.checkpoints.load_newest(self.learner, self.task.goal) or Progress()
+        self._saved_step = self.progress.step
+        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run has no later time
+        if is_main:
+            evaluated = self.progress.evaluated if has_checkpoint else -1
+            truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
+            self.metrics = MetricsFile(self.directory.metrics)
 
-    def _announce(self, display: Display) -> None:
-        run, recipe, progress = self.run, self.run.recipe, self.run.progress
-        name, reason = run.precision
-        total, trained = run.costs["parameters"], run.learner.trained
-        epochs = run.epochs(recipe.train.steps)
+    def _announcements(self) -> Iterator[str]:
+        """What people should know when training starts."""
+        recipe, progress = self.recipe, self.progress
+        total, trained = self.costs["parameters"], self.learner.trained
+        epochs = self._epochs(recipe.train.steps)
         steps = f"{recipe.train.steps:,} steps{'' if epochs is None else f' ({format_epochs(epochs)})'}"
-        pace = "" if run.minutes is None else f", as many as fit in {format_minutes(run.minutes)} at the measured speed"
-        display.print_line(f"training for {steps}{pace}, in {run.directory.path}")
-        display.print_line(f"computing in {name} ({reason})")
-        for reason in recipe.reasons if not progress.step else ():
-            display.print_line(reason)
-        obstacle = None if progress.step or recipe.start is not None else _export_obstacle(recipe.model)
-        if obstacle is not None:
-            display.print_line(f"`headway export` cannot write this model in a published format: {obstacle}")
+        if self.minutes is not None:
+            steps += f", as many as fit in {format_minutes(self.minutes)} at the measured speed"
+        yield f"training for {steps}, in {self.directory.path}"
+        yield f"computing in {self.precision.name} ({self.precision.reason})"
+        if not progress.step:
+            yield from recipe.reasons
+            is_text_model = isinstance(recipe.model, TransformerConfig) and isinstance(
+                recipe.model.embed, TokenEmbedConfig
+            )
+            obstacle = nearest_family(recipe.model) if is_text_model and recipe.start is None else None
+            if obstacle is not None:
+                yield f"`headway export` cannot write this model in a published format: {obstacle}"
         if self._tensor_match is not None:
-            display.print_line(f"initialised from {recipe.start}: {self._tensor_match}")
-        if run.head_fitted:
-            display.print_line("initialised the head by a linear fit on the model's features; training may improve it")
+            yield f"initialised from {recipe.start}: {self._tensor_match}"
+        if self.head_fitted:
+            yield "initialised the head by a linear fit on the model's features; training may improve it"
         if recipe.adapter is not None:
-            display.print_line(f"{recipe.adapter.title}: {trained:,} trainable and {total:,} frozen parameters")
+            yield f"{recipe.adapter.title}: {trained:,} trainable and {total:,} frozen parameters"
         for part, start in recipe.task.part_starts().items():
-            display.print_line(f"{part} initialised from {start}")
+            yield f"{part} initialised from {start}"
         if recipe.train.frozen:
             names, frozen_count = ", ".join(recipe.train.frozen), total - trained
-            display.print_line(f"frozen: {names}; {trained:,} trainable and {frozen_count:,} frozen parameters")
+            yield f"frozen: {names}; {trained:,} trainable and {frozen_count:,} frozen parameters"
         if progress.step:
-            display.print_line(f"resuming after step {progress.step:,}")
+            yield f"resuming after step {progress.step:,}"
+        yield from self._damage_messages
 
+    def _loop(self) -> None:
+        """Train to the last step, or until `train.patience` evaluations in a row bring no improvement. The budget may
+        change the number of steps during training.
+        """
+        progress, accumulate = self.progress, self.recipe.train.accumulate
+        self._reported_plan = self.recipe.train.steps
+        share = self.processes.local_micro_batches(accumulate)
+        stream = self.task.batches("train", self.processes.shard, progress.step * accumulate)
+        is_overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
+        is_new_start = progress.step == 0 and progress.best is None and self.recipe.start is not None
+        if self.head_fitted or is_overdue or (is_new_start and self.task.evaluates_start):
+            self._evaluate()
+        if self.budget is not None:
+            self.budget.start_measuring(progress.step, progress.seconds)
+        while progress.step < self.recipe.train.steps and not self._exhausted():
+            if 0 < progress.step == self.recipe.schedule.decay_start(self.recipe.train.steps):
+                self.log.flush()
+                self.learner.gather()
+                if self.processes.is_main:
+                    with self.log.paused():  # where an extended run continues
+                        self.pre_decay.save(self.learner, progress)
+            update = self._step(stream, share)
+            if self.budget is not None and self.budget.is_revision_due(progress.step, self.recipe.train.steps):
+                self._revise_plan(self.budget)
+            # A single process stops at once. Several processes stop at a step where all of them read the same sum.
+            should_stop = self.interrupts.requested if self.processes.world == 1 else self._line_due() and update.stop()
+            if should_stop:
+                self._stop()
+            if self._evaluation_due():
+                self._evaluate()
+            train = self.recipe.train
+            if progress.step % train.checkpoint_interval == 0 or progress.step == train.steps or self._exhausted():
+                self._checkpoint()
 
-def _export_obstacle(model: ModelConfig) -> str | None:
-    """Why a text model has no published format; None if it has one, and for other kinds of models."""
-    is_text_model = isinstance(model, TransformerConfig) and isinstance(model.embed, TokenEmbedConfig)
-    return nearest_family(model) if is_text_model else None
+    def _step(self, stream: Iterator[Batch], share: int) -> Update:
+        start = time.perf_counter()
+        batches, world = [next(stream) for _ in range(share)], self.processes.world
+        update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
+        self.progress.step += 1
+        self.log.add(update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
+        if self._line_due():
+            self.log.flush()
+            self.learner.gather()
+        self.log.show()
+        if self.budget is not None:
+            self.budget.record_step(time.perf_counter() - start)
+        return update
+
+    def _line_due(self) -> bool:
+        """Whether this step writes a log line; with several processes, also if it may write a checkpoint."""
+        step, train = self.progress.step, self.recipe.train
+        periods = (self.log.interval, train.evaluation_interval, train.checkpoint_interval)
+        return step == train.steps or any(step % period == 0 for period in periods)
+
+    def _evaluation_due(self) -> bool:
+        step, train = self.progress.step, self.recipe.train
+        return step > 0 and (step % train.evaluation_interval == 0 or step == train.steps)
+
+    def _exhausted(self) -> bool:
+        patience = self.recipe.train.patience
+        return self._is_over or (patience is not None and self.progress.stale >= patience)
+
+    def _revise_plan(self, budget: TimeBudget) -> None:
+        """Revise the plan using the speed since the last revision."""
+        previous_steps, first_plan = self.recipe.train.steps, self._reported_plan
+        steps = self._apply_revision(budget)
+        is_stable = abs(steps - previous_steps) <= _REPORTED_CHANGE * previous_steps
+        self._stable_revisions = self._stable_revisions + 1 if is_stable else 0
+        if first_plan is None or self._stable_revisions < _STABLE_REVISIONS:
+            return
+        if abs(steps - first_plan) > _REPORTED_CHANGE * first_plan:
+            self._reported_plan = None  # reported once, when it is stable
+            self.log.display.print_line(
+                f"at the current speed, the run takes {steps:,} steps instead of the planned {first_plan:,}"
+            )
+
+    def _apply_revision(self, budget: TimeBudget) -> int:
+        """Let the budget revise the plan; return the run's number of steps."""
+        revision = budget.revise(self.recipe, self.progress.step, self.log.seconds(), self.progress.evaluated > 0)
+        recipe_data = None if revision is None else to_dict(revision.apply_to(self.recipe))
+        recipe_data = self.processes.broadcast_object(recipe_data)
+        if recipe_data is not None:
+            self.recipe = self.learner.recipe = from_dict(Recipe, recipe_data)
+            self._write_recipe()
+            self.write_status("running")
+            self.log.set_recipe(self.recipe)
+        return self.recipe.train.steps
+
+    def _evaluate(self, weights: str | None = None) -> None:
+        """Evaluate the model, save it if it is the best so far, and decide whether the run ends."""
+        progress, budget = self.progress, self.budget
+        weights = weights or ("trained" if self.learner.average is None else "moving average")
+        with self.log.paused():
+            start = time.perf_counter()
+            metrics = self._measure()
+            if metrics is not None:
+                failure_reason, is_best = self.task.failure_reason(metrics, progress.best), False
+                if failure_reason is None or progress.best is None:
+                    is_best = progress.record(metrics, self.task.goal, self.task.goal_better)
+                else:  # the model is not saved
+                    progress.stale, progress.evaluated = progress.stale + 1, progress.step
+                seconds = time.perf_counter() - start
+                self.log.evaluation(metrics, seconds, weights, is_best)
+                if self.processes.is_main and isinstance(self.task.examples, OnPolicyExamples):
+                    self.task.save(self.directory.path)  # what it has learned besides its weights
+                self._forecast_loss(metrics)
+                if budget is not None:
+                    budget.record_evaluation(seconds)
+                if is_best:
+                    self._save_best_model()
+                self._check_end(failure_reason, metrics)
+        if metrics is None:
+            self._stop()
+        if budget is None or self._is_over or not 0 < progress.step < self.recipe.train.steps:
+            return
+        previous_steps = self.recipe.train.steps
+        if not self.processes.broadcast_object(budget.update_max_steps(self.recipe, progress.step, progress.stale)):
+            return
+        steps = self._apply_revision(budget)
+        if steps < previous_steps and progress.stale:
+            self.log.display.print_line(
+                f"no improvement in {progress.stale} evaluations; decaying the learning rate to 0 by step {steps:,}"
+            )
+
+    def _measure(self) -> dict[str, float] | None:
+        """The metrics measured by the main process; None if Ctrl-C interrupts it. Swapping weights is not
+        interrupted.
+        """
+        try:
+            if not self.processes.is_main:
+                with self.interrupts.breakable():
+                    return self.processes.broadcast_object(None)
+            with self.learner.evaluating() as model, self.interrupts.breakable():
+                scores = self.task.evaluate(model, "validation", self.recipe.train.evaluate_limit)
+            return self.processes.broadcast_object(scores)
+        except KeyboardInterrupt:
+            return None
+
+    def _save_best_model(self) -> None:
+        """Save the model as it is evaluated; an adapter is merged and also saved separately."""
+        if not self.processes.is_main:
+            return
+        recipe, directory = self.recipe, self.directory
+        with self.learner.evaluating() as model:
+            native.save_tensors(merged(model), recipe.model, directory.path)
+            if recipe.adapter is not None:
+                family = read_usage(directory.path).family
+                recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
+
+    def _check_end(self, failure_reason: str | None, metrics: dict[str, Any]) -> None:
+        """Report why a model is unusable or needs no more training, and end the run."""
+        step, best, print_line = self.progress.step, self.progress.best or {}, self.log.display.print_line
+        if failure_reason is not None and best.get("step") == step:  # there is no better model
+            when = "" if step else "before the first step "
+            print_line(f"warning: {when}{failure_reason}; start from a model that gives answers")
+            return
+        stop_reason = self.task.stop_reason(metrics) if step else None
+        if failure_reason is not None:
+            print_line(f"warning: {failure_reason}; stopping with the model from step {best['step']:,}")
+        elif stop_reason is not None:
+            print_line(f"stopping training: {stop_reason}")
+        self._is_over = failure_reason is not None or stop_reason is not None
+
+    def _forecast_loss(self, metrics: dict[str, Any]) -> None:
+        """Predict the final loss after an early evaluation."""
+        progress, steps, loss_now = self.progress, self.recipe.train.steps, metrics.get("loss", math.nan)
+        is_early = EARLY_FRACTION * steps <= progress.step <= LATE_FRACTION * steps
+        if self.predict_loss is None or progress.forecast is not None or not is_early or not 0 < loss_now < math.inf:
+            return
+        lines = read_metrics(self.directory.metrics) if self.processes.is_main else []
+        training = [(line["step"], line["loss"]) for line in lines if "split" not in line and line.get("loss")]
+        slope = slope_of(training, progress.step)
+        if slope is None:
+            return
+        low, loss, high = self.predict_loss(loss_now, slope, progress.step / steps)
+        progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=[low, high])
+        self.log.display.print_line(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
+
+    def _checkpoint(self) -> None:
+        """Save everything needed to resume from here."""
+        if self.metrics is not None:
+            with self.log.paused():
+                self.metrics.sync()
+                train = self.recipe.train
+                keep = max(train.keep_checkpoints, train.average)
+                self.checkpoints.save(self.learner, self.progress, keep, train.checkpoint_interval)
+                self._saved_step = self.progress.step
+
+    def _stop(self) -> NoReturn:
+        step = self.progress.step
+        if self._saved_step != step:  # otherwise the model may contain averaged checkpoints
+            self.log.flush()
+            self._checkpoint()
+        raise UserInterrupt(
+            f"stopped at step {step:,} of {self.recipe.train.steps:,}", f"resume {self.directory.path} with --resume"
+        )
+
+    def _epochs(self, steps: int) -> float | None:
+        """The number of epochs in `steps` steps; None if the model generates its own samples."""
+        batches = self._batches_per_epoch
+        return None if batches is None else steps * self.recipe.train.accumulate / batches
+
+    @cached_property
+    def _batches_per_epoch(self) -> float | None:
+        return self.task.examples.batches_per_epoch()
+
+    def _write_recipe(self) -> None:
+        if self.processes.is_main:
+            write_recipe(self.recipe, self.directory.recipe)
+
+    def write_status(self, status: str) -> None:
+        """Write run.json."""
+        if not self.processes.is_main:
+            return
+        progress = self.progress
+        self.directory.write_status(
+            {
+                "status": status,
+                "recipe": self.recipe.name,
+                "parameters": self.costs["parameters"],
+                "trained": self.trained,
+                "steps": self.recipe.train.steps,
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "epochs": self._epochs(progress.step),
+                "seconds": round(progress.seconds, 3),
+                "elapsed": round(self.earlier_seconds + self.clock.elapsed(), 3),
+                "minutes": self.minutes,
+                "precision": self.precision.name,
+                "precision_reason": self.precision.reason,
+                "fresh": list(self.fresh),
+                "goal": self.task.goal,
+                "unit": unit_of(self.task),
+                "data": self.data,
+                "best": progress.best,
+                "forecast": progress.forecast,
+                **environment(self.processes.device, self.processes.world),
+            }
+        )

@@ -1,308 +1,130 @@
-"""The log of a training run: metrics.jsonl, loggers, and progress displays."""
+"""The log of a training run: metrics.jsonl and other loggers, and the lines that the trainer writes to them."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import json
 import math
-import sys
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
-from importlib import import_module
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
-from headway.errors import UserError, printable
+from headway.errors import UserError, nearest
+from headway.io.durable import write_text
+from headway.learn.display import Display
+from headway.learn.formatting import format_duration
 from headway.learn.learner import Update
-from headway.learn.run import Logger
-from headway.learn.run_state import RunState
-
-_PLAIN_INTERVAL = 10.0  # seconds between plain lines
-_LIVE_INTERVAL = 0.2  # seconds between refreshes of a live line
-_NOTEBOOK_INTERVAL = 1.0  # seconds between refreshes of a notebook's output, because each goes to the browser
-
-# Peak dense bf16 TFLOP/s from the vendors' data sheets.
-_PEAK_TFLOPS = {
-    "H200": 989,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "V100": 125,
-    "4090": 165,
-    "3090": 71,
-    "T4": 65,
-}
-
-
-class Display(Protocol):
-    def print_line(self, text: str) -> None:
-        """Print a permanent line."""
-        ...
-
-    def set_steps(self, steps: int) -> None:
-        """Set the run's number of steps."""
-        ...
-
-    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        """Called after a step, with the last known loss, and the target and computed tokens since the display
-        started.
-        """
-        ...
-
-    def pause(self) -> None:
-        """Exclude the time until `resume` is called from the speed."""
-        ...
-
-    def resume(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SilentDisplay:
-    """Shows nothing."""
-
-    def print_line(self, text: str) -> None:
-        pass
-
-    def set_steps(self, steps: int) -> None:
-        pass
-
-    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class SpeedAverage:
-    """Exponentially averaged rates per second over about the last `window` seconds, without pauses."""
-
-    def __init__(self, window: float = 5.0) -> None:
-        self.window = window
-        self.values: dict[str, float] = {}
-        self._paused = 0.0
-        self._time = time.perf_counter()
-        self._counts: dict[str, float] | None = None
-
-    def pause(self) -> None:
-        self._paused = time.perf_counter()
-
-    def resume(self) -> None:
-        self._time += time.perf_counter() - self._paused
-
-    def update(self, counts: dict[str, float]) -> None:
-        now = time.perf_counter()
-        if self._counts is not None and now > self._time:
-            elapsed = now - self._time
-            weight = math.exp(-elapsed / self.window)
-            for name, count in counts.items():
-                value = (count - self._counts[name]) / elapsed
-                self.values[name] = weight * self.values.get(name, value) + (1 - weight) * value
-        self._time, self._counts = now, counts
-
-
-class _ProgressMeter:
-    """The progress text of the displays: step, loss, speed, FLOP/s, remaining time."""
-
-    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str) -> None:
-        self.steps = steps
-        self.unit = unit
-        self.flop_per_token = flop_per_token
-        self.peak_flops = next((peak * 1e12 for name, peak in _PEAK_TFLOPS.items() if name in device), None)
-        self.speed = SpeedAverage()
-
-    def text(self, step: int, loss: float) -> str:
-        parts = [f"step {step:,}/{self.steps:,}"]
-        if not math.isnan(loss):  # not yet known in the first steps
-            parts.append(f"loss {loss:.4f}")
-        if self.speed.values:
-            parts.append(f"{self.speed.values['tokens']:,.0f} {self.unit}s/s")
-            parts.append(self._utilisation(self.speed.values["computed"] * self.flop_per_token))
-            steps_per_second = self.speed.values["step"]
-            if steps_per_second > 0:
-                parts.append(f"{format_duration((self.steps - step) / steps_per_second)} left")
-        return " · ".join(parts)
-
-    def _utilisation(self, flops: float) -> str:
-        if self.peak_flops:
-            return f"MFU {flops / self.peak_flops:.0%}"
-        billions = flops / 1e9
-        return f"{billions:,.0f} GFLOP/s" if billions >= 10 else f"{billions:.2g} GFLOP/s"
-
-
-class PlainDisplay:
-    """Prints a line at most every ten seconds, and one at the end."""
-
-    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
-        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
-        self._next = 0.0
-
-    def print_line(self, text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)
-
-    def set_steps(self, steps: int) -> None:
-        self._meter.steps = steps
-
-    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        now = time.perf_counter()
-        if now >= self._next or step == self._meter.steps:
-            self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
-            self.print_line(self._meter.text(step, loss))
-            self._next = now + (_PLAIN_INTERVAL if self._meter.speed.values else 1.0)
-
-    def pause(self) -> None:
-        self._meter.speed.pause()
-
-    def resume(self) -> None:
-        self._meter.speed.resume()
-
-    def close(self) -> None:
-        pass
-
-
-class LiveDisplay:
-    """A line with a progress bar that is redrawn."""
-
-    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
-        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
-        self._task: Any = self._progress.add_task("starting", total=steps)
-        self._progress.start()
-        self._next = 0.0
-
-    def print_line(self, text: str) -> None:
-        self._progress.console.print(printable(text), markup=False, highlight=False)
-
-    def set_steps(self, steps: int) -> None:
-        self._meter.steps = steps
-        self._progress.update(self._task, total=steps)
-
-    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        now = time.perf_counter()
-        if now < self._next and step < self._meter.steps:
-            return
-        self._next = now + _LIVE_INTERVAL
-        self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
-        self._progress.update(self._task, completed=step, description=self._meter.text(step, loss), refresh=True)
-
-    def pause(self) -> None:
-        self._meter.speed.pause()
-
-    def resume(self) -> None:
-        self._meter.speed.resume()
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-class _CellOutput:
-    """The output of a notebook cell: permanent lines and, during a run, a progress bar with a line."""
-
-    def __init__(self, lines: list[str], line: str, done: int, steps: int) -> None:
-        self.lines, self.line, self.done, self.steps = list(lines), line, done, steps
-
-    def __repr__(self) -> str:
-        return "\n".join([*self.lines, self.line] if self.line else self.lines)
-
-    def _repr_html_(self) -> str:
-        lines_html = f'<pre style="margin: 0">{escape(chr(10).join(self.lines))}</pre>' if self.lines else ""
-        if not self.line:
-            return lines_html
-        bar = f'<progress value="{self.done}" max="{max(self.steps, 1)}" style="vertical-align: middle"></progress>'
-        return f"{lines_html}<div>{bar} <code>{escape(self.line)}</code></div>"
-
-
-class NotebookDisplay:
-    """One block of a cell's output, updated in place; it remains as text after the run."""
-
-    def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
-        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
-        self._lines: list[str] = []
-        self._line, self._done = "starting", 0
-        self._next = 0.0
-        self._handle = import_module("IPython.display").display(self._block(), display_id=True)
-
-    def _block(self) -> _CellOutput:
-        return _CellOutput(self._lines, self._line, self._done, self._meter.steps)
-
-    def print_line(self, text: str) -> None:
-        self._lines.append(text)
-        self._handle.update(self._block())
-
-    def set_steps(self, steps: int) -> None:
-        self._meter.steps = steps
-
-    def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        now = time.perf_counter()
-        if now < self._next and step < self._meter.steps:
-            return
-        self._next = now + _NOTEBOOK_INTERVAL
-        self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
-        self._line, self._done = self._meter.text(step, loss), step
-        self._handle.update(self._block())
-
-    def pause(self) -> None:
-        self._meter.speed.pause()
-
-    def resume(self) -> None:
-        self._meter.speed.resume()
-
-    def close(self) -> None:
-        """Keep the last progress line, because it shows how far an interrupted run got."""
-        if self._done:
-            self._lines.append(self._line)
-        self._line = ""
-        self._handle.update(self._block())
-
-
-def _in_notebook() -> bool:
-    """Whether this is a Jupyter, Colab or Databricks kernel, as rich detects it."""
-    from rich.console import Console
-
-    return Console(stderr=True).is_jupyter
-
-
-def open_display(visible: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
-    """The display for a terminal, a notebook or a plain stderr. `flop_per_token` is the training cost per computed
-    token; `unit` is what the task counts.
-    """
-    if not visible:
-        return SilentDisplay()
-    kind = NotebookDisplay if _in_notebook() else LiveDisplay if sys.stderr.isatty() else PlainDisplay
-    return kind(steps, flop_per_token, device, unit)
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as 42 s, 3:05 or 1:02:03."""
-    total_seconds = max(0, round(seconds))
-    hours, remainder = divmod(total_seconds, 3600)
-    minutes, remainder = divmod(remainder, 60)
-    if hours:
-        return f"{hours}:{minutes:02d}:{remainder:02d}"
-    return f"{minutes}:{remainder:02d}" if minutes else f"{remainder} s"
-
-
-def format_epochs(epochs: float) -> str:
-    """Epochs as 0.4 epochs, 3.1 epochs or 1,200 epochs."""
-    return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"
-
-
+from headway.learn.recipe import Recipe
+from headway.learn.run_schemas import Progress, read_metrics
+from headway.outputs import open_run_file
+
+# Names additional loggers: HEADWAY_LOG=tensorboard,wandb
+LOG_VARIABLE = "HEADWAY_LOG"
 _DIVERGENCE_FACTOR = 3.0  # a diverging loss exceeds the first one by at least 3 and by 3 times its size
 _DIVERGENCE_SPAN = 20  # steps, and fraction of the run (1 / 20), that the loss must stay that high before a warning
 _REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
 _LINES_PER_RUN = 500  # log lines per run; a curve cannot show many more points
 _MAX_STEPS_PER_LINE = 20  # maximum steps per line
+
+
+class Logger(Protocol):
+    """Writes lines of metrics; each line has a `step`."""
+
+    def write(self, line: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per line, for each logged step or evaluation. Non-finite numbers become null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_run_file(path)  # line-buffered, for programs that follow it
+
+    def write(self, line: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error.strerror}; free space, then resume") from error
+
+    def sync(self) -> None:
+        """Flush all lines to disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(OSError):  # a full disk was reported at the write
+            self._file.close()
+
+
+def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
+    """Remove lines that will be written again: steps after `step`, evaluations after `evaluated`, and the evaluation of
+    averaged checkpoints.
+    """
+
+    def stays(line: dict[str, Any]) -> bool:
+        if "split" not in line:
+            return line["step"] <= step
+        return line["step"] <= evaluated and not str(line.get("weights")).startswith("mean of")
+
+    remaining = filter(stays, read_metrics(path))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in remaining))
+
+
+class TensorBoard:
+    """Event files in the run's folder `tensorboard`."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run named after the directory; wandb's environment variables set the project and key."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(dir=str(directory), name=directory.name, config=settings, resume="allow")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_loggers() -> list[str]:
+    """The names in HEADWAY_LOG; raises UserError for one that is unknown or not installed."""
+    names = [name.strip() for name in os.environ.get(LOG_VARIABLE, "").split(",") if name.strip()]
+    for name in names:
+        if name not in _LOGGERS:
+            raise UserError(f"{LOG_VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{LOG_VARIABLE} names {name}, which is not installed; run pip install 'headway[logging]'")
+    return names
+
+
+def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
+    """The loggers named in HEADWAY_LOG, for a run with these settings."""
+    return [_LOGGERS[name](directory, settings) for name in check_loggers()]
 
 
 class TrainingLog:
@@ -311,18 +133,16 @@ class TrainingLog:
     The run's `progress.seconds` counts only training, because evaluations and checkpoints happen inside `paused`.
     """
 
-    def __init__(self, run: RunState, loggers: Sequence[Logger], display: Display) -> None:
-        self.interval = _interval(run.recipe.train.steps)
-        self.run = run
-        self.loggers = loggers
-        self.display = display
+    def __init__(self, recipe: Recipe, progress: Progress, loggers: Sequence[Logger], display: Display) -> None:
+        self.progress, self.loggers, self.display = progress, loggers, display
         self._updates: list[Update] = []
         self._computed = 0
-        self._tokens = run.progress.tokens
+        self._tokens = progress.tokens
         self._loss = math.nan
         self._first_loss = math.nan  # the loss of the first step
-        self._last_normal_step: int | None = run.progress.step  # last step with a normal loss; None after the warning
+        self._last_normal_step: int | None = progress.step  # last step with a normal loss; None after the warning
         self._tick_time = time.perf_counter()
+        self.set_recipe(recipe)
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
         """Add a step; `tokens` and `computed` are totals over all processes, for the display."""
@@ -330,15 +150,15 @@ class TrainingLog:
         self._computed += computed
         self._tokens += tokens
 
-    def set_steps(self, steps: int) -> None:
-        """Set a new number of steps for the run."""
-        self.steps = steps
-        self.interval = _interval(steps)
+    def set_recipe(self, recipe: Recipe) -> None:
+        """Set the run's recipe, which may have a new number of steps."""
+        self.recipe, steps = recipe, recipe.train.steps
+        self.interval = min(_MAX_STEPS_PER_LINE, max(1, steps // _LINES_PER_RUN))  # steps per line
         self.display.set_steps(steps)
 
     def show(self) -> None:
         """Update the display."""
-        self.display.update(self.run.progress.step, self._loss, self._tokens, self._computed)
+        self.display.update(self.progress.step, self._loss, self._tokens, self._computed)
 
     def flush(self) -> None:
         """Write a line for the steps since the last one. A non-finite loss ends the run with a UserError."""
@@ -354,12 +174,13 @@ class TrainingLog:
         tokens = sum(update.tokens() for update in self._updates)
         norm = sum(update.norm.item() for update in self._updates) / len(self._updates)
         seconds = self._update_seconds()
-        progress = self.run.progress
+        progress, steps = self.progress, self.recipe.train.steps
         progress.tokens += tokens
         self._loss = sum(losses.values())
         if math.isnan(self._first_loss):
             self._first_loss = sum(total / max(1, count) for total, count in self._updates[0].losses().values())
-        line = {"step": progress.step, "loss": self._loss, "lr": self.run.learning_rate(), "tokens": progress.tokens}
+        rate = self.recipe.optim.lr * self.recipe.schedule.factor(progress.step - 1, steps)  # of the last step
+        line = {"step": progress.step, "loss": self._loss, "lr": rate, "tokens": progress.tokens}
         line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
         line |= {"seconds": round(progress.seconds, 3)}
         if len(losses) > 1:
@@ -374,10 +195,10 @@ class TrainingLog:
         """Warn once if the loss stays far above the first step's loss."""
         if self._last_normal_step is None:
             return
-        step = self.run.progress.step
+        step = self.progress.step
         if self._loss <= self._first_loss + max(_DIVERGENCE_FACTOR * abs(self._first_loss), _DIVERGENCE_FACTOR):
             self._last_normal_step = step
-        elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.run.recipe.train.steps // _DIVERGENCE_SPAN):
+        elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.recipe.train.steps // _DIVERGENCE_SPAN):
             self.display.print_line(
                 f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, started at "
                 f"{self._first_loss:.4g}, and has been far above that since step {self._last_normal_step + 1:,}; "
@@ -389,17 +210,18 @@ class TrainingLog:
         """Write an evaluation. `weights` names the weights that were evaluated: trained, moving average, or mean of
         checkpoints.
         """
-        progress = self.run.progress
+        progress = self.progress
         line = {"step": progress.step, "split": "validation", "weights": weights, **metrics}
         self._write({**line, "seconds": round(progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
-        metrics_text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if _is_number(value))
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        metrics_text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         elapsed = format_duration(progress.seconds)
         suffix = " (best so far)" if is_best else ""
         self.display.print_line(f"step {progress.step:,} after {elapsed}: validation {metrics_text}{suffix}")
 
     def seconds(self) -> float:
         """Seconds of training so far."""
-        return self.run.progress.seconds + time.perf_counter() - self._tick_time
+        return self.progress.seconds + time.perf_counter() - self._tick_time
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -412,25 +234,12 @@ class TrainingLog:
             self.display.resume()
             self._tick_time = time.perf_counter()
 
-    def close(self) -> None:
-        for logger in self.loggers:
-            logger.close()
-
     def _update_seconds(self) -> float:
         now = time.perf_counter()
         elapsed, self._tick_time = max(now - self._tick_time, 1e-9), now
-        self.run.progress.seconds += elapsed
+        self.progress.seconds += elapsed
         return elapsed
 
     def _write(self, line: dict[str, Any]) -> None:
         for logger in self.loggers:
             logger.write(line)
-
-
-def _interval(steps: int) -> int:
-    """Steps per log line."""
-    return min(_MAX_STEPS_PER_LINE, max(1, steps // _LINES_PER_RUN))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.formatting import format_number
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig
@@ -153,82 +154,48 @@ class Lengths(NamedTuple):
     total: float
 
 
-@dataclass(frozen=True)
-class SoundsScale(Scale):
+def _sounds_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     """A window that most recordings fit into, and the augmentation from the recipe spoken-digits, reduced for many
     recordings.
     """
-
-    calibrated: bool = True
-    descent: Descent | None = Descent(1.3, 3.7, 11.0)
-    # Augmentation makes each repetition different: shifted, slower or louder, with other parts masked.
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 16
-    max_batch: int = 512
-    noise_scale: float = 1.0
-    unit: str = "sound"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        task = cast(SoundsConfig, recipe.task)
-        labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
-        count = int((labelled.named_splits <= split_code("train")).sum())
-        if task.seconds is not None:
-            return DataSettings({**self.held_out_shares(count), **_augmentation(count, task.seconds)})
-        lengths = sample_lengths(labelled.files)
-        # A few long recordings would make all the others expensive.
-        length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
-        window = math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
-        crops = lengths.longest > window
-        seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
-        settings = {**seconds, **({"task.crop": True} if crops else {})}
-        crop_note = f", longer ones (up to {format_number(lengths.longest)} s) cropped" if crops else ""
-        reason = f"windows of {window:g} s for {count:,} recordings{crop_note}"
-        return DataSettings({**settings, **self.held_out_shares(count), **_augmentation(count, window)}, reason)
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """In addition to audio augmentation."""
-        return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
+    task = cast(SoundsConfig, recipe.task)
+    labelled = read_labelled_files(paths, AUDIO_EXTENSIONS, "sound", task.label)
+    count = int((labelled.named_splits <= split_code("train")).sum())
+    if task.seconds is not None:
+        return DataSettings({**held_out_shares(count), **_augmentation(count, task.seconds)})
+    lengths = sample_lengths(labelled.files)
+    # A few long recordings would make all the others expensive.
+    length = lengths.longest if lengths.longest <= 1.25 * lengths.percentile_98 else lengths.percentile_98
+    window = math.ceil(10 * min(length, _MAX_WINDOW) + 1e-6) / 10
+    crops = lengths.longest > window
+    seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
+    settings = {**seconds, **({"task.crop": True} if crops else {})}
+    crop_note = f", longer ones (up to {format_number(lengths.longest)} s) cropped" if crops else ""
+    reason = f"windows of {window:g} s for {count:,} recordings{crop_note}"
+    return DataSettings({**settings, **held_out_shares(count), **_augmentation(count, window)}, reason)
 
 
-@dataclass(frozen=True)
-class SpeechScale(Scale):
-    """Small Whispers, and vocabularies that grow with the text. UserError if there is too little speech to learn
-    from.
-    """
+def _speech_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Vocabularies that grow with the text. UserError if there is too little speech to learn from."""
+    task = cast(TranscriptionConfig, recipe.task)
+    transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
+    lengths = sample_lengths(transcripts.files)
+    spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
+    check_speech(lengths.total / 3600, len(spoken_words), len(set(spoken_words)))
+    num_characters = sum(map(len, transcripts.texts))
+    settings: dict[str, Any] = {**held_out_shares(len(transcripts))}
+    if num_characters > 2_000_000:
+        settings |= {"task.codec": "bpe", "task.size": 1000 if num_characters < 20_000_000 else 4000}
+    if task.seconds is None:
+        settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
+    hours = format_number(lengths.total / 3600)
+    reason = f"{hours} hours of speech, {len(spoken_words):,} words ({len(set(spoken_words)):,} different)"
+    return DataSettings(settings, reason)
 
-    # Each token needs a few times as much data as in text, because it must be found in the audio.
-    law: ScalingLaw = field(default_factory=lambda: replace(ScalingLaw(), repeats=30.0))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 8
-    max_batch: int = 256
-    unit: str = "token"
-    min_steps: int = 600
-    shapes: Shapes = _WHISPER_SHAPES
 
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        task = cast(TranscriptionConfig, recipe.task)
-        transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
-        lengths = sample_lengths(transcripts.files)
-        spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
-        check_speech(lengths.total / 3600, len(spoken_words), len(set(spoken_words)))
-        num_characters = sum(map(len, transcripts.texts))
-        settings = dict(self.held_out_shares(len(transcripts)))
-        if num_characters > 2_000_000:
-            settings |= {"task.codec": "bpe", "task.size": 1000 if num_characters < 20_000_000 else 4000}
-        if task.seconds is None:
-            settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
-        hours = format_number(lengths.total / 3600)
-        reason = f"{hours} hours of speech, {len(spoken_words):,} words ({len(set(spoken_words)):,} different)"
-        return DataSettings(settings, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        speech = cast(TranscribedSpeech, cast(Task, task).examples)
-        return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 10 else 0.1 if epochs < 40 else 0.2}
+def _speech_targets(task: Task) -> int:
+    speech = cast(TranscribedSpeech, task.examples)
+    return sum(len(speech.ids[row]) + 1 for row in speech.splits.rows("train").tolist())
 
 
 def sample_lengths(files: Sequence[Path]) -> Lengths:
@@ -275,4 +242,30 @@ def _augmentation(count: int, seconds: float) -> Settings:
     }
 
 
-SCALES = {"audio": SoundsScale(), "transcription": SpeechScale()}
+SCALES = {
+    "audio": Scale(
+        # Augmentation makes each repetition different: shifted, slower or louder, with other parts masked.
+        law=ScalingLaw(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0),
+        batch_setting="train.batch_size",
+        min_batch=16,
+        max_batch=512,
+        noise_scale=1.0,
+        calibrated=True,
+        descent=Descent(1.3, 3.7, 11.0),
+        shapes=_SHAPES,
+        dropout=((60, 0.0), (200, 0.1), (math.inf, 0.2)),  # in addition to audio augmentation
+        data_settings=_sounds_settings,
+    ),
+    "transcription": Scale(
+        # Each token needs a few times as much data as in text, because it must be found in the audio.
+        law=ScalingLaw(repeats=30.0),
+        batch_setting="train.batch_size",
+        min_batch=8,
+        max_batch=256,
+        min_steps=600,
+        shapes=_WHISPER_SHAPES,
+        dropout=((10, 0.0), (40, 0.1), (math.inf, 0.2)),
+        unique_targets=_speech_targets,
+        data_settings=_speech_settings,
+    ),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,7 @@ from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig
 from headway.learn.generic import generic
-from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, lookup
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
 from headway.nn.parts.init import InitConfig
@@ -67,67 +67,60 @@ _CONTEXTS = (128, 256, 512, 1024, 2048)
 _SMALL_DATASET = 200  # conversations below which training needs most of them
 
 
-def _row_settings(scale: Scale, recipe: Recipe, task: Task) -> Settings:
+def _row_settings(recipe: Recipe, task: Task) -> Settings:
     """Rows that are long enough for the longest conversation, up to the model's context, and held-out shares."""
     cache = cast(Conversations, task.examples).cache
     max_tokens = int(cache.lengths.max()) - 1  # the last token is only predicted
     context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
-    shares = scale.held_out_shares(len(cache))
+    shares = held_out_shares(len(cache))
     if len(cache) < _SMALL_DATASET:
         shares = {"task.split.validation": 0.15, "task.split.test": 0.1}
     return {"task.context": min(context, recipe.model.context or context), **shares}
 
 
-@dataclass(frozen=True)
-class InstructScale(Scale):
-    """Rows that are long enough for the longest conversation, and vocabularies that grow with the text. A target is an
-    assistant token.
-    """
-
-    min_batch: int = _CONTEXTS[-1]  # a batch has at least one row
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        count = num_characters = max_tokens = 0
-        for file in find_chat_files(paths):
-            for chat in read_chats(file):
-                length = sum(len(message["content"]) for message in chat.messages)
-                count, num_characters = count + 1, num_characters + length
-                max_tokens = max(max_tokens, length // _MIN_CHARACTERS + _MESSAGE_TOKENS * len(chat.messages))
-        vocab_size = lookup(_VOCABULARIES, num_characters)
-        context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
-        reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
-        contexts = {"task.context": context, "model.context": context}
-        return DataSettings(
-            {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **self.held_out_shares(count)}, reason
-        )
-
-    def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
-        return _row_settings(self, recipe, task)
-
-    def unique_targets(self, task: Task) -> int:
-        chats = cast(Chats, cast(Task, task).examples)
-        reply_tokens = np.add.reduceat(chats.cache.loss_mask, chats.cache.offsets[:-1], dtype=np.int64)
-        return int(reply_tokens[chats.rows_of("train")].sum())
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2 if epochs < 40 else 0.3}
+def _instruct_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Rows that are long enough for the longest conversation, and vocabularies that grow with the text."""
+    count = num_characters = max_tokens = 0
+    for file in find_chat_files(paths):
+        for chat in read_chats(file):
+            length = sum(len(message["content"]) for message in chat.messages)
+            count, num_characters = count + 1, num_characters + length
+            max_tokens = max(max_tokens, length // _MIN_CHARACTERS + _MESSAGE_TOKENS * len(chat.messages))
+    vocab_size = lookup(_VOCABULARIES, num_characters)
+    context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
+    reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
+    contexts = {"task.context": context, "model.context": context}
+    return DataSettings(
+        {"task.size": vocab_size, "model.vocab_size": vocab_size, **contexts, **held_out_shares(count)}, reason
+    )
 
 
-@dataclass(frozen=True)
-class PreferenceScale(Scale):
+def _reply_tokens(task: Task) -> int:
+    chats = cast(Chats, task.examples)
+    reply_tokens = np.add.reduceat(chats.cache.loss_mask, chats.cache.offsets[:-1], dtype=np.int64)
+    return int(reply_tokens[chats.rows_of("train")].sum())
+
+
+def _refuse_scratch(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     """Choices show which of two answers is better, not how to answer, so they cannot train a model from scratch."""
-
-    tuning_lr_factor: float = 0.05  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
-
-    def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
-        return _row_settings(self, recipe, task)
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        raise UserError(
-            "an untrained model cannot answer yet; use --from with a model that can: a run of the instruct recipe, or "
-            "a published model"
-        )
+    raise UserError(
+        "an untrained model cannot answer yet; use --from with a model that can: a run of the instruct recipe, or "
+        "a published model"
+    )
 
 
-SCALES = {"instruct": InstructScale(), "preference": PreferenceScale()}
+SCALES = {
+    "instruct": Scale(
+        min_batch=_CONTEXTS[-1],  # a batch has at least one row
+        shapes=_SHAPES,
+        dropout=((4, 0.0), (12, 0.1), (40, 0.2), (math.inf, 0.3)),
+        unique_targets=_reply_tokens,
+        data_settings=_instruct_settings,
+        tuning_data_settings=_row_settings,
+    ),
+    "preference": Scale(
+        tuning_lr_factor=0.05,  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
+        data_settings=_refuse_scratch,
+        tuning_data_settings=_row_settings,
+    ),
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from headway.data.input_files import read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
+from headway.learn.formatting import format_number
 from headway.learn.generic import generic
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
+from headway.learn.plan.law import ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, held_out_shares
 from headway.nn.models.presets import searchless, squares
 
 
@@ -62,35 +63,16 @@ _EVALUATED = (256, 4096)  # minimum and maximum positions per evaluation
 _MAX_READING_SHARE = 0.5  # maximum share of the minutes to spend on reading
 
 
-@dataclass(frozen=True)
-class BoardsScale(Scale):
-    """A position is one target. It has more bits than a token, takes 64 times as much work and supports a larger model.
-    More minutes allow more positions per evaluation.
-    """
-
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(excess=40.0))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 32
-    max_batch: int = 1024
-    noise_scale: float = 1.0
-    unit: str = "position"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        task = recipe.task
-        assert isinstance(task, GamesConfig)
-        count = _count_positions(task, paths, minutes)
-        min_positions, max_positions = _EVALUATED
-        evaluated = min(max_positions, max(min_positions, 2 ** round(math.log2(min_positions * minutes))))
-        settings = {
-            **self.held_out_shares(count, 2 * evaluated),
-            "train.evaluate_limit": evaluated,
-            self.batch_setting: _TIMED_POSITIONS,
-        }
-        return DataSettings(settings, f"evaluates at most {evaluated:,} of about {count:,} positions at a time")
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """More minutes allow more positions per evaluation."""
+    task = recipe.task
+    assert isinstance(task, GamesConfig)
+    count = _count_positions(task, paths, minutes)
+    min_positions, max_positions = _EVALUATED
+    evaluated = min(max_positions, max(min_positions, 2 ** round(math.log2(min_positions * minutes))))
+    shares = held_out_shares(count, 2 * evaluated)
+    settings = {**shares, "train.evaluate_limit": evaluated, "train.batch_size": _TIMED_POSITIONS}
+    return DataSettings(settings, f"evaluates at most {evaluated:,} of about {count:,} positions at a time")
 
 
 def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
@@ -123,4 +105,16 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
     return count
 
 
-SCALES = {"chess": BoardsScale()}
+SCALES = {
+    # A position is one target. It has more bits than a token, takes 64 times as much work and supports a larger model.
+    "chess": Scale(
+        law=ScalingLaw(excess=40.0),
+        batch_setting="train.batch_size",
+        min_batch=32,
+        max_batch=1024,
+        noise_scale=1.0,
+        shapes=_SHAPES,
+        dropout=((4, 0.0), (12, 0.1), (math.inf, 0.2)),
+        data_settings=_data_settings,
+    )
+}

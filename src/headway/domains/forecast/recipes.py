@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from headway.domains.forecast.task import ForecastConfig
 from headway.learn import MuonConfig, Recipe, TrainConfig
 from headway.learn.generic import generic
 from headway.learn.objectives.quantiles import HEAD
-from headway.learn.scaling import Scale, ScalingLaw, Settings, Shapes
+from headway.learn.plan.law import ScalingLaw
+from headway.learn.plan.scale import Scale
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -51,24 +51,17 @@ def forecast() -> Recipe:
 RECIPES = (forecast,)
 
 
-@dataclass(frozen=True)
-class ForecastScale(Scale):
-    """Batches are counted in windows. Each value is predicted in as many windows as the horizon has steps."""
-
-    calibrated: bool = True
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 3.0, 0.3, 10.5, 0.35))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 32
-    max_batch: int = 512
-    unit: str = "value"
-    shapes: Shapes = ((16, 1, 2), (32, 1, 2), (48, 2, 3), (64, 2, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 6, 8))
-
-    def learning_rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
-        """The recipe's learning rate was tuned with one layer."""
-        return {"optim.lr": recipe.optim.lr / math.sqrt(depth)}
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 20 else 0.1 if epochs < 60 else 0.2}
-
-
-SCALES = {"forecast": ForecastScale()}
+SCALES = {
+    # Batches are counted in windows. Each value is predicted in as many windows as the horizon has steps.
+    "forecast": Scale(
+        law=ScalingLaw(0.1, 3.0, 0.3, 10.5, 0.35),
+        batch_setting="train.batch_size",
+        min_batch=32,
+        max_batch=512,
+        calibrated=True,
+        shapes=((16, 1, 2), (32, 1, 2), (48, 2, 3), (64, 2, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 6, 8)),
+        dropout=((20, 0.0), (60, 0.1), (math.inf, 0.2)),
+        # The recipe's learning rate was tuned with one layer.
+        learning_rates=lambda recipe, width, depth: {"optim.lr": recipe.optim.lr / math.sqrt(depth)},
+    )
+}

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.captioned_images import CaptionColumns, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.captioning import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, held_out_shares, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -186,102 +186,54 @@ _VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), 
 _RESOLUTIONS = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
 _MIN_PATCHES, _MIN_PATCH = 6, 2  # minimum patches per side, unless patches would be smaller than this
 _MAX_SAMPLED = 32  # images whose size is sampled
-_DROPOUTS = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # (maximum epochs, dropout)
 
 
-@dataclass(frozen=True)
-class CaptionedScale(Scale):
-    """Image and text models of equal size; vocabularies grow with the text, so that tokens occur often. Uses the
-    scaling law for image classification, but values repeated samples less, because texts are not augmented.
-    """
+class _CaptionSurvey(NamedTuple):
+    """What the captions and a number of minutes determine."""
 
-    calibrated: bool = True
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 16
-    max_batch: int = 512
-    noise_scale: float = 0.5
-    unit: str = "image"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        captions = read_captions(paths, self.columns(recipe))
-        sides = []  # the longer sides of a sample of readable images; the task reports errors in others
-        for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
-            with suppress(UserError):
-                sides.append(max(read_image(captions.images[row].path).shape[:2]))
-        side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
-        num_characters = sum(map(len, captions.texts))
-        vocab_size = lookup(_VOCABULARIES, num_characters)
-        shares = self.held_out_shares(len(captions.images))
-        settings = {"task.size": vocab_size, **shares, **self.image_settings(side, patch)}
-        mean_length = num_characters / len(captions.texts)
-        summary = (
-            f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters on "
-            "average"
-        )
-        return DataSettings(
-            settings, f"{summary}: a vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
-        )
-
-    def columns(self, recipe: Recipe) -> CaptionColumns:
-        """The recipe's column names."""
-        raise NotImplementedError
-
-    def image_settings(self, side: int, patch: int) -> Settings:
-        """Settings for the model's image size."""
-        raise NotImplementedError
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": next(share for max_epochs, share in _DROPOUTS if epochs <= max_epochs)}
+    num_images: int
+    side: int
+    settings: dict[str, Any]
+    patch: list[int]
+    reason: str
 
 
-@dataclass(frozen=True)
-class ContrastScale(CaptionedScale):
-    """The images in a batch are contrasted, so batches grow further, but never beyond the data set."""
-
-    min_batch: int = 32
-    noise_scale: float = 2.0
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        base = super().data_settings(recipe, paths, minutes)
-        images = len(read_captions(paths, self.columns(recipe)).images)
-        # For measuring throughput: not more images than training is certain to have.
-        batch_size = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
-        settings = {"train.batch_size": batch_size, "task.augment.light": 0.1}
-        return DataSettings({**base.settings, **settings}, base.reason)
-
-    def columns(self, recipe: Recipe) -> CaptionColumns:
-        task = cast(ImageTextConfig, recipe.task)
-        return CaptionColumns(task.image, task.caption, task.language)
-
-    def image_settings(self, side: int, patch: int) -> Settings:
-        return {"model.left.embed.size": [side, side], "model.left.embed.patch": [patch, patch]}
-
-    def sizes(self, recipe: Recipe) -> Sequence[Settings]:
-        return [{**sizes, "model.shared": sizes["model.width"]} for sizes in super().sizes(recipe)]
+def _survey(columns: CaptionColumns, paths: Sequence[Path], minutes: float) -> _CaptionSurvey:
+    """Vocabularies grow with the text, so that tokens occur often."""
+    captions = read_captions(paths, columns)
+    side, patch = resolution(_median_side(captions), minutes)
+    num_characters = sum(map(len, captions.texts))
+    vocab_size = lookup(_VOCABULARIES, num_characters)
+    mean_length = num_characters / len(captions.texts)
+    reason = (
+        f"{len(captions.images):,} images with {len(captions.texts):,} texts of {mean_length:.0f} characters on "
+        f"average: a vocabulary of {vocab_size:,}, {side} x {side} pixels in patches of {patch}"
+    )
+    settings = {"task.size": vocab_size, **held_out_shares(len(captions.images))}
+    return _CaptionSurvey(len(captions.images), side, settings, [patch, patch], reason)
 
 
-@dataclass(frozen=True)
-class CaptionScale(CaptionedScale):
-    """Images are shifted by a sixteenth of their size. Targets are tokens, about ten per caption."""
+def _contrast_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    task = cast(ImageTextConfig, recipe.task)
+    survey = _survey(CaptionColumns(task.image, task.caption, task.language), paths, minutes)
+    # For measuring throughput: not more images than training is certain to have.
+    batch_size = int(min(64, max(2, 2 ** int(math.log2(max(1, survey.num_images) / 2)))))
+    size = {"model.left.embed.size": [survey.side, survey.side], "model.left.embed.patch": survey.patch}
+    settings = {**survey.settings, **size, "train.batch_size": batch_size, "task.augment.light": 0.1}
+    return DataSettings(settings, survey.reason)
 
-    descent: Descent | None = Descent(0.16, 0.48, 1.4)
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
-    noise_scale: float = 1.6
-    unit: str = "token"
 
-    def columns(self, recipe: Recipe) -> CaptionColumns:
-        task = cast(CaptionFilesConfig, recipe.task)
-        return CaptionColumns(task.path, task.caption)
+def _caption_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Images are shifted by a sixteenth of their size."""
+    task = cast(CaptionFilesConfig, recipe.task)
+    survey = _survey(CaptionColumns(task.path, task.caption), paths, minutes)
+    size = {"model.tower.embed.size": [survey.side, survey.side], "model.tower.embed.patch": survey.patch}
+    return DataSettings({**survey.settings, **size, "task.shift": survey.side // 16}, survey.reason)
 
-    def image_settings(self, side: int, patch: int) -> Settings:
-        size = {"model.tower.embed.size": [side, side], "model.tower.embed.patch": [patch, patch]}
-        return {**size, "task.shift": side // 16}
 
-    def unique_targets(self, task: Task) -> int:
-        examples = cast("CaptionDataset", cast(Task, task).examples)
-        return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
+def _caption_tokens(task: Task) -> int:
+    captions = cast("CaptionDataset", task.examples)
+    return sum(len(captions.ids[row]) + 1 for row in captions.splits.rows("train").tolist())
 
 
 def resolution(max_side: int, minutes: float) -> tuple[int, int]:
@@ -292,4 +244,41 @@ def resolution(max_side: int, minutes: float) -> tuple[int, int]:
     return min(side, -(-max_side // patch) * patch), patch
 
 
-SCALES = {"image-text": ContrastScale(), "caption": CaptionScale()}
+def _median_side(captions: Captions) -> int:
+    """The median of the images' longer sides, over a sample of readable ones; the task reports errors in others."""
+    sides = []
+    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
+        with suppress(UserError):
+            sides.append(max(read_image(captions.images[row].path).shape[:2]))
+    return int(np.median(sides)) if sides else 1 << 12
+
+
+_BASE = Scale(  # image and text models of equal size
+    # As for image classification, but repeated samples are worth less, because texts are not augmented.
+    law=ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0),
+    batch_setting="train.batch_size",
+    max_batch=512,
+    calibrated=True,
+    shapes=_SHAPES,
+    dropout=((4, 0.0), (15, 0.1), (math.inf, 0.2)),
+)
+SCALES = {
+    # The images in a batch are contrasted, so batches grow further, but never beyond the data set.
+    "image-text": replace(
+        _BASE,
+        min_batch=32,
+        noise_scale=2.0,
+        width_settings=("model.width", "model.shared"),
+        data_settings=_contrast_settings,
+    ),
+    # Targets are tokens, about ten per caption.
+    "caption": replace(
+        _BASE,
+        law=ScalingLaw(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0),
+        min_batch=16,
+        noise_scale=1.6,
+        descent=Descent(0.16, 0.48, 1.4),
+        unique_targets=_caption_tokens,
+        data_settings=_caption_settings,
+    ),
+}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from headway.data import count_characters
 from headway.domains.masked.task import MaskedConfig, MaskedDataset
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig
+from headway.learn.formatting import format_number
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -76,33 +77,33 @@ _MAX_CHARACTERS = 1 << 24  # maximum characters counted
 _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # (characters, tokens)
 
 
-@dataclass(frozen=True)
-class MaskedScale(Scale):
-    """Vocabularies that grow with the text. A target is a masked token; each epoch masks different tokens."""
-
-    calibrated: bool = True
-    descent: Descent | None = Descent(0.58, 1.5, 3.8)
-    # As for text, but with context on both sides a masked token is assumed to be worth three tokens.
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
-    min_batch: int = 1024
-    noise_scale: float = 4.0
-    unit: str = "masked token"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        if cast(MaskedConfig, recipe.task).tokenizer is not None:
-            return DataSettings({})
-        num_characters = count_characters(paths, _MAX_CHARACTERS)
-        vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
-        return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        dataset = cast(MaskedDataset, cast(Task, task).examples)
-        return max(1, round(dataset.config.masking.rate * dataset.count_tokens("train")))
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 20 else 0.1}
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Vocabularies grow with the text."""
+    if cast(MaskedConfig, recipe.task).tokenizer is not None:
+        return DataSettings({})
+    num_characters = count_characters(paths, _MAX_CHARACTERS)
+    vocab_size = lookup(_VOCABULARIES, num_characters)
+    reason = f"a vocabulary of {vocab_size:,} for {format_number(num_characters / 1e6)} million characters"
+    return DataSettings({"task.size": vocab_size, "model.vocab_size": vocab_size}, reason)
 
 
-SCALES = {"masked": MaskedScale()}
+def _unique_targets(task: Task) -> int:
+    dataset = cast(MaskedDataset, task.examples)
+    return max(1, round(dataset.config.masking.rate * dataset.count_tokens("train")))
+
+
+SCALES = {
+    # A target is a masked token; each epoch masks different tokens. As for text, but with context on both sides a
+    # masked token is assumed to be worth three tokens.
+    "masked": Scale(
+        law=ScalingLaw(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0),
+        min_batch=1024,
+        noise_scale=4.0,
+        calibrated=True,
+        descent=Descent(0.58, 1.5, 3.8),
+        shapes=_SHAPES,
+        dropout=((20, 0.0), (math.inf, 0.1)),
+        unique_targets=_unique_targets,
+        data_settings=_data_settings,
+    )
+}

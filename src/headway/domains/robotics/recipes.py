@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,8 @@ from headway.data.demonstrations import summarize_demonstrations
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
+from headway.learn.plan.law import ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale
 from headway.nn.models import RegressionConfig, act
 
 
@@ -73,46 +73,33 @@ _PATCH = 16  # image sizes are multiples of it
 _MAX_HEIGHTS = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum height of images in pixels)
 
 
-@dataclass(frozen=True)
-class DemonstrationsScale(Scale):
-    """Batches are counted in actions. Each action is a different target in each chunk that contains it. States get new
-    noise each time, so repeated data is worth more than for text and supports larger models.
-    """
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """More minutes allow more evaluation episodes and larger images."""
+    summary = summarize_demonstrations(paths)
+    count, middle = len(summary.lengths), int(np.median(summary.lengths))
+    low, high = _CHUNKS
+    chunk = min(high, max(low, middle // 5))
+    min_episodes, max_episodes = _EPISODE_RANGE
+    played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
+    share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
+    settings: dict[str, Any] = {
+        "model.chunk": chunk,
+        "task.episodes": played,
+        "task.final": 2 * played,
+        "task.split.validation": share,
+        "task.split.test": share,
+    }
+    reason = f"chunks of {chunk} actions for {count:,} demonstrations of {middle:,} steps"
+    size = resized_size(summary.cameras, minutes)
+    if size is not None:
+        settings["task.size"] = size
+        reason += f"; images of {size[0]} x {size[1]}"
+    return DataSettings(settings, reason)
 
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(repeats=60.0, excess=20.0))
-    min_batch: int = 320
-    max_batch: int = 20480
-    unit: str = "action"
-    shapes: Shapes = _SHAPES
 
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        summary = summarize_demonstrations(paths)
-        count, middle = len(summary.lengths), int(np.median(summary.lengths))
-        low, high = _CHUNKS
-        chunk = min(high, max(low, middle // 5))
-        min_episodes, max_episodes = _EPISODE_RANGE
-        played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
-        share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
-        settings: dict[str, Any] = {
-            "model.chunk": chunk,
-            "task.episodes": played,
-            "task.final": 2 * played,
-            "task.split.validation": share,
-            "task.split.test": share,
-        }
-        reason = f"chunks of {chunk} actions for {count:,} demonstrations of {middle:,} steps"
-        size = resized_size(summary.cameras, minutes)
-        if size is not None:
-            settings["task.size"] = size
-            reason += f"; images of {size[0]} x {size[1]}"
-        return DataSettings(settings, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        examples = cast(DemonstrationExamples, cast(Task, task).examples)
-        return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 100 else 0.1}
+def _unique_targets(task: Task) -> int:
+    examples = cast(DemonstrationExamples, task.examples)
+    return examples.model.chunk * int(examples.data.lengths[examples.splits.rows("train")].sum())
 
 
 def resized_size(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:
@@ -128,4 +115,16 @@ def resized_size(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list
     return [height, max(_PATCH, round(height * wide / high / _PATCH) * _PATCH)]
 
 
-SCALES = {"robotics": DemonstrationsScale()}
+SCALES = {
+    # Batches are counted in actions. Each action is a different target in each chunk that contains it. States get new
+    # noise each time, so repeated data is worth more than for text and supports larger models.
+    "robotics": Scale(
+        law=ScalingLaw(repeats=60.0, excess=20.0),
+        min_batch=320,
+        max_batch=20480,
+        shapes=_SHAPES,
+        dropout=((100, 0.0), (math.inf, 0.1)),
+        unique_targets=_unique_targets,
+        data_settings=_data_settings,
+    )
+}

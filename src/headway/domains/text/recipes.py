@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
-from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.formatting import format_number
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
+from headway.learn.plan.law import Descent
+from headway.learn.plan.scale import DataSettings, Scale, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
@@ -121,26 +121,22 @@ _MAX_CHARACTERS = 300_000_000  # more make no difference to the vocabulary
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192), (math.inf, 16384))
 
 
-@dataclass(frozen=True)
-class TextScale(Scale):
-    """Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often."""
-
-    calibrated: bool = True
-    descent: Descent | None = Descent(0.23, 0.59, 1.5)
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        characters_read = count_characters(paths, _MAX_CHARACTERS)
-        vocab_size = lookup(_VOCABULARIES, characters_read)
-        reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
-        return DataSettings({"task.size": vocab_size}, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        return cast(Documents, cast(Task, task).examples).count_targets("train")
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        pressure = memorisation_pressure(epochs, crowd)
-        return {"model.dropout": 0.0 if pressure < 4 else 0.1 if pressure < 12 else 0.2 if pressure < 40 else 0.3}
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    characters_read = count_characters(paths, _MAX_CHARACTERS)
+    vocab_size = lookup(_VOCABULARIES, characters_read)
+    reason = f"a vocabulary of {vocab_size:,} for {format_number(characters_read / 1e6)} million characters"
+    return DataSettings({"task.size": vocab_size}, reason)
 
 
-SCALES = {"text": TextScale()}
+SCALES = {
+    # Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often.
+    "text": Scale(
+        calibrated=True,
+        descent=Descent(0.23, 0.59, 1.5),
+        shapes=_SHAPES,
+        dropout=((4, 0.0), (12, 0.1), (40, 0.2), (math.inf, 0.3)),
+        forgets=True,
+        unique_targets=lambda task: cast(Documents, task.examples).count_targets("train"),
+        data_settings=_data_settings,
+    )
+}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +11,7 @@ from headway.data.episode_files import all_episode_lengths
 from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.task import TrajectoriesConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scaling import DataSettings, Scale, Settings, Shapes
+from headway.learn.plan.scale import DataSettings, Scale
 from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -94,37 +93,35 @@ _EPISODE_RANGE = (4, 32)  # minimum and maximum episodes per evaluation
 _MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out episodes per split
 
 
-@dataclass(frozen=True)
-class EpisodesScale(Scale):
-    """Batches are counted in timesteps. Each timestep is predicted in every window that contains it. More minutes allow
-    more evaluation episodes.
-    """
-
-    min_batch: int = 320
-    max_batch: int = 20480
-    unit: str = "timestep"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        lengths = all_episode_lengths(paths)
-        context = max(1, min(_CONTEXT, max(lengths)))
-        min_episodes, max_episodes = _EPISODE_RANGE
-        played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
-        count = len(lengths)
-        share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
-        reason = (
-            f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes per "
-            "evaluation if the environment is known"
-        )
-        settings = {"task.context": context, "task.episodes": played}
-        return DataSettings({**settings, "task.split.validation": share, "task.split.test": share}, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        examples = cast(Trajectories, cast(Task, task).examples)
-        return int(examples.episodes.lengths[examples.splits.rows("train")].sum())
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        return {"model.dropout": 0.0 if epochs < 100 else 0.1}
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """More minutes allow more evaluation episodes."""
+    lengths = all_episode_lengths(paths)
+    context = max(1, min(_CONTEXT, max(lengths)))
+    min_episodes, max_episodes = _EPISODE_RANGE
+    played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
+    count = len(lengths)
+    share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
+    reason = (
+        f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes per "
+        "evaluation if the environment is known"
+    )
+    settings = {"task.context": context, "task.episodes": played}
+    return DataSettings({**settings, "task.split.validation": share, "task.split.test": share}, reason)
 
 
-SCALES = {"trajectories": EpisodesScale()}
+def _unique_targets(task: Task) -> int:
+    examples = cast(Trajectories, task.examples)
+    return int(examples.episodes.lengths[examples.splits.rows("train")].sum())
+
+
+SCALES = {
+    # Batches are counted in timesteps. Each timestep is predicted in every window that contains it.
+    "trajectories": Scale(
+        min_batch=320,
+        max_batch=20480,
+        shapes=_SHAPES,
+        dropout=((100, 0.0), (math.inf, 0.1)),
+        unique_targets=_unique_targets,
+        data_settings=_data_settings,
+    )
+}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -13,8 +12,8 @@ from headway.data import SplitConfig, iter_pairs
 from headway.domains.translation.task import ParallelText, PronounceConfig, TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, held_out_shares, lookup
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset
@@ -166,38 +165,35 @@ _MAX_PAIRS = 2_000_000  # pairs
 _VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
 
 
-@dataclass(frozen=True)
-class PairsScale(Scale):
-    """Encoders and decoders of equal size; vocabularies grow with the text.
-
-    A translator's reducible loss falls twice as fast as in the scaling law for plain text: on Tatoeba's pairs, models
-    with 0.49 and 1.9 million parameters reach 1.640 and 2.172 nats after two core-minutes, and 1.315 and 1.565 after
-    four.
-    """
-
-    calibrated: bool = True
-    descent: Descent | None = Descent(0.38, 0.97, 2.5)
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(floor=0.0, size=115.0, data=118.0))
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        count = num_characters = 0
-        for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
-            count, num_characters = count + 1, num_characters + len(source) + len(target)
-        vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters "
-            "on average"
-        )
-        return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
-
-    def unique_targets(self, task: Task) -> int:
-        pairs = cast(ParallelText, cast(Task, task).examples).of("train")
-        return int(pairs.target.lengths.sum()) + len(pairs)
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        pressure = memorisation_pressure(epochs, crowd)
-        return {"model.dropout": 0.0 if pressure < 4 else 0.1 if pressure < 10 else 0.2 if pressure < 25 else 0.25}
+def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    count = num_characters = 0
+    for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
+        count, num_characters = count + 1, num_characters + len(source) + len(target)
+    vocab_size = lookup(_VOCABULARIES, num_characters)
+    reason = (
+        f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters "
+        "on average"
+    )
+    return DataSettings({"task.size": vocab_size, **held_out_shares(count)}, reason)
 
 
-SCALES = {"translation": PairsScale()}
+def _unique_targets(task: Task) -> int:
+    pairs = cast(ParallelText, task.examples).of("train")
+    return int(pairs.target.lengths.sum()) + len(pairs)
+
+
+SCALES = {
+    # Encoders and decoders of equal size; vocabularies grow with the text. A translator's reducible loss falls twice as
+    # fast as in the scaling law for plain text: on Tatoeba's pairs, models with 0.49 and 1.9 million parameters reach
+    # 1.640 and 2.172 nats after two core-minutes, and 1.315 and 1.565 after four.
+    "translation": Scale(
+        law=ScalingLaw(floor=0.0, size=115.0, data=118.0),
+        calibrated=True,
+        descent=Descent(0.38, 0.97, 2.5),
+        shapes=_SHAPES,
+        dropout=((4, 0.0), (10, 0.1), (25, 0.2), (math.inf, 0.25)),
+        forgets=True,
+        unique_targets=_unique_targets,
+        data_settings=_data_settings,
+    )
+}

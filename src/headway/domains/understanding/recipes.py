@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,8 @@ from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.domains.understanding.task import ClassificationConfig, EmbeddingConfig, TextPairsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.generic import generic
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
+from headway.learn.plan.law import ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -118,106 +119,94 @@ need tokens, and with dropout repeated epochs help longer.
 """
 
 
-@dataclass(frozen=True)
-class LabelledScale(Scale):
-    """Small encoders, and vocabularies that grow with the text. A target is one text."""
-
-    calibrated: bool = True
-    law: ScalingLaw = _LAW
-    max_batch: int = 32768
-    noise_scale: float = 0.5
-    unit: str = "text"
-    shapes: Shapes = _SHAPES
-
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        count, num_characters = self.corpus(recipe, paths)
-        vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = (
-            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters "
-            "on average"
-        )
-        return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
-
-    def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
-        """The numbers of samples that are not in a held-out file, and of their characters. UserError for data that
-        cannot be read.
-        """
-        task = cast(ClassificationConfig, recipe.task)
-        return _count_table(paths, task.columns, answer="label")
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
-        smoothing = {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
-        return {"model.dropout": rate, **smoothing}
+def _vocabulary(count: int, num_characters: int) -> DataSettings:
+    """A vocabulary that grows with the text, and held-out shares, for a number of samples."""
+    vocab_size = lookup(_VOCABULARIES, num_characters)
+    reason = (
+        f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters "
+        "on average"
+    )
+    return DataSettings({"task.size": vocab_size, **held_out_shares(count)}, reason)
 
 
-@dataclass(frozen=True)
-class TaggingScale(LabelledScale):
-    """A target is one tagged word."""
-
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0))
-    noise_scale: float = 2.0
-    unit: str = "word"
-    max_tuning_batch: int = 16
-
-    def tuning_settings(self, recipe: Recipe) -> Settings:
-        """The learning rate is for batches of 16 sentences: half of that for 64 samples, by the square root rule
-        (Malladi et al. 2022). The embedding table, which is over half of a small encoder, is frozen: rows for rare
-        words would hardly train, and an epoch takes a quarter less time.
-        """
-        if recipe.adapter is not None:
-            return {}
-        return {"optim.lr": 0.5 * recipe.optim.lr, "train.frozen": ["embed"]}
-
-    def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
-        text = read_conll(paths)
-        sentences = [
-            sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= split_code("train")
-        ]
-        return len(sentences), sum(len(word) + 1 for sentence in sentences for word in sentence.words)
-
-    def unique_targets(self, task: Task) -> int:
-        tagged = cast(TaggedSentences, cast(Task, task).examples)
-        return int((tagged.positions[tagged.splits.rows("train")] >= 0).sum())
+def _labelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    return _vocabulary(*_count_table(paths, cast(ClassificationConfig, recipe.task).columns, answer="label"))
 
 
-@dataclass(frozen=True)
-class EmbeddingScale(LabelledScale):
-    """A target is a text with its partner. The batch also provides the negatives, so it is not made smaller than
-    necessary.
-    """
+def _tagging_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    text, last = read_conll(paths), split_code("train")
+    sentences = [sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= last]
+    return _vocabulary(len(sentences), sum(len(word) + 1 for sentence in sentences for word in sentence.words))
 
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 2
-    max_batch: int = 512
-    noise_scale: float = 8.0
-    unit: str = "pair"
 
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        base = super().data_settings(recipe, paths, minutes)
-        count, _ = self.corpus(recipe, paths)
-        num_train = count * (1 - sum(self.held_out_shares(count).values()))
-        return DataSettings(
-            {**base.settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, base.reason
-        )
-
-    def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
-        task = cast(EmbeddingConfig, recipe.task)
-        return _count_table(paths, {"text": task.text, "text2": task.text2, "label": task.label}, ("text2", "label"))
+def _embedding_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    task = cast(EmbeddingConfig, recipe.task)
+    columns = {"text": task.text, "text2": task.text2, "label": task.label}
+    count, num_characters = _count_table(paths, columns, ("text2", "label"))
+    num_train = count * (1 - sum(held_out_shares(count).values()))
+    settings, reason = _vocabulary(count, num_characters)
+    return DataSettings({**settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, reason)
 
 
 def _count_table(
     paths: Sequence[Path], names: dict[str, str], optional: Sequence[str] = (), answer: str | None = None
 ) -> tuple[int, int]:
+    """The numbers of samples that are not in a held-out file, and of their characters. UserError for data that cannot
+    be read.
+    """
     table = read_table(paths, names, optional, target=answer)
     texts = [table.columns[role] for role in ("text", "text2") if role in table.columns]
     rows = [row for row, split in enumerate(table.named_splits) if split <= split_code("train")]
     return len(rows), sum(len(column[row]) for column in texts for row in rows)
 
 
+def _smoothing(recipe: Recipe, epochs: float) -> Settings:
+    return {"task.smoothing": 0.1} if epochs >= 10 and isinstance(recipe.task, ClassificationConfig) else {}
+
+
+def _tagged_words(task: Task) -> int:
+    tagged = cast(TaggedSentences, task.examples)
+    return int((tagged.positions[tagged.splits.rows("train")] >= 0).sum())
+
+
+def _tagging_tuning(recipe: Recipe) -> Settings:
+    """The learning rate is for batches of 16 sentences: half of that for 64 samples, by the square root rule
+    (Malladi et al. 2022). The embedding table, which is over half of a small encoder, is frozen: rows for rare
+    words would hardly train, and an epoch takes a quarter less time.
+    """
+    return {} if recipe.adapter is not None else {"optim.lr": 0.5 * recipe.optim.lr, "train.frozen": ["embed"]}
+
+
+_TEXTS = Scale(  # small encoders; a target is one text
+    law=_LAW,
+    max_batch=32768,
+    noise_scale=0.5,
+    calibrated=True,
+    shapes=_SHAPES,
+    dropout=((3, 0.0), (10, 0.1), (40, 0.2), (math.inf, 0.3)),
+    data_settings=_labelled_settings,
+    regularisation=_smoothing,
+)
 SCALES = {
-    "classification": LabelledScale(),
-    "pairs": LabelledScale(),
-    "tagging": TaggingScale(),
-    "embedding": EmbeddingScale(),
+    "classification": _TEXTS,
+    "pairs": _TEXTS,
+    "tagging": replace(
+        _TEXTS,
+        law=ScalingLaw(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0),
+        noise_scale=2.0,
+        max_tuning_batch=16,
+        unique_targets=_tagged_words,
+        data_settings=_tagging_settings,
+        tuning_settings=_tagging_tuning,
+    ),
+    # A target is a text with its partner. The batch also provides the negatives, so it is not made smaller than
+    # necessary.
+    "embedding": replace(
+        _TEXTS,
+        batch_setting="train.batch_size",
+        min_batch=2,
+        max_batch=512,
+        noise_scale=8.0,
+        data_settings=_embedding_settings,
+    ),
 }

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +15,8 @@ from headway.domains.vision.labelled_images import Survey, read_samples, survey_
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.generic import generic
-from headway.learn.loss_forecast import Descent
-from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -65,7 +64,7 @@ def small_vit(
 
 
 def vision() -> Recipe:
-    """Any images with classes. With --minutes, `VisionScale` chooses the open settings."""
+    """Any images with classes. With --minutes, its scale chooses the open settings."""
     return generic(
         "vision",
         "vision",
@@ -139,59 +138,44 @@ _WEAK_EPOCHS, _FULL_EPOCHS = 3, 25  # epochs up to which augmentation is weakest
 _WEAK_SHARE = 0.25  # share of the full augmentation
 
 
-@dataclass(frozen=True)
-class VisionScale(Scale):
-    """Keeps the image detail that distinguishes the classes. Images repeat many times with new augmentation, so the
-    scaling law values repeated images and extra parameters more than for text; its constants are rough fits to clothes
-    at 28 x 28 pixels.
-    """
+def data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
+    """Settings that keep the image detail that distinguishes the classes."""
+    task = cast(VisionConfig, recipe.task)
+    samples = read_samples(paths, label=task.label)
+    statistics = survey_images(samples, task.target)
+    if statistics is None:  # the task reports the error
+        return DataSettings({})
+    size, patch = input_sizes(statistics, minutes)
+    settings = {
+        "model.embed.size": list(size),
+        "model.embed.patch": [patch, patch],
+        "model.embed.channels": 1 if statistics.grey else 3,
+        "model.embed.stem_more": 1 if patch < 8 else 0,
+        **held_out_shares(statistics.images),
+        **{f"task.augment.{name}": setting for name, setting in augmentation(statistics, size).items()},
+    }
+    kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
+    flip_note = "flips them" if statistics.flips else "does not flip them, because that would change their meaning"
+    class_note = f" of {statistics.classes:,} classes" if statistics.classes else ""
+    summary = (
+        f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
+    )
+    return DataSettings(
+        settings, f"{summary}: uses {size[0]} x {size[1]} pixels in patches of {patch}, and {flip_note}"
+    )
 
-    calibrated: bool = True
-    descent: Descent | None = Descent(1.3, 3.8, 11.0)
-    law: ScalingLaw = field(default_factory=lambda: ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
-    batch_setting: str = "train.batch_size"
-    min_batch: int = 32
-    max_batch: int = 512
-    noise_scale: float = 0.5
-    unit: str = "image"
-    shapes: Shapes = _SHAPES
 
-    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-        task = cast(VisionConfig, recipe.task)
-        samples = read_samples(paths, label=task.label)
-        statistics = survey_images(samples, task.target)
-        if statistics is None:  # the task reports the error
-            return DataSettings({})
-        size, patch = input_sizes(statistics, minutes)
-        settings = {
-            "model.embed.size": list(size),
-            "model.embed.patch": [patch, patch],
-            "model.embed.channels": 1 if statistics.grey else 3,
-            "model.embed.stem_more": 1 if patch < 8 else 0,
-            **self.held_out_shares(statistics.images),
-            **{f"task.augment.{name}": setting for name, setting in augmentation(statistics, size).items()},
-        }
-        kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
-        flip_note = "flips them" if statistics.flips else "does not flip them, because that would change their meaning"
-        class_note = f" of {statistics.classes:,} classes" if statistics.classes else ""
-        summary = (
-            f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
-        )
-        return DataSettings(
-            settings, f"{summary}: uses {size[0]} x {size[1]} pixels in patches of {patch}, and {flip_note}"
-        )
-
-    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """Stronger augmentation for more epochs, and stochastic depth for large models."""
-        assert isinstance(recipe.task, VisionConfig)  # the recipe's own
-        share = (min(epochs, _FULL_EPOCHS) - _WEAK_EPOCHS) / (_FULL_EPOCHS - _WEAK_EPOCHS)
-        share, full = _WEAK_SHARE + (1 - _WEAK_SHARE) * max(0.0, share), recipe.task.augment
-        names = ("rotate", "zoom", "shear", "warp", "light", "erase")  # flips keep their probability
-        augment: dict[str, Any] = {name: round(share * getattr(full, name), 4) for name in names}
-        augment |= {"crop": round(1 - share * (1 - full.crop), 4), "shift": math.ceil(share * full.shift)}
-        layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
-        drop_path = 0.1 if epochs > _FULL_EPOCHS and layers > 3 else 0.0
-        return {"model.drop_path": drop_path, **{f"task.augment.{name}": setting for name, setting in augment.items()}}
+def regularisation(recipe: Recipe, epochs: float) -> Settings:
+    """Stronger augmentation for more epochs, and stochastic depth for large models."""
+    assert isinstance(recipe.task, VisionConfig)  # the recipe's own
+    share = (min(epochs, _FULL_EPOCHS) - _WEAK_EPOCHS) / (_FULL_EPOCHS - _WEAK_EPOCHS)
+    share, full = _WEAK_SHARE + (1 - _WEAK_SHARE) * max(0.0, share), recipe.task.augment
+    names = ("rotate", "zoom", "shear", "warp", "light", "erase")  # flips keep their probability
+    augment: dict[str, Any] = {name: round(share * getattr(full, name), 4) for name in names}
+    augment |= {"crop": round(1 - share * (1 - full.crop), 4), "shift": math.ceil(share * full.shift)}
+    layers = len(recipe.model.stack.blocks) if isinstance(recipe.model, TransformerConfig) else 0
+    drop_path = 0.1 if epochs > _FULL_EPOCHS and layers > 3 else 0.0
+    return {"model.drop_path": drop_path, **{f"task.augment.{name}": setting for name, setting in augment.items()}}
 
 
 def input_sizes(statistics: Survey, minutes: float) -> tuple[tuple[int, int], int]:
@@ -227,4 +211,19 @@ def augmentation(statistics: Survey, size: tuple[int, int]) -> Settings:
     return {**base, "crop": 0.4, "rotate": 5.0, "erase": 0.25, "light": 0.2}
 
 
-SCALES = {"vision": VisionScale()}
+SCALES = {
+    # Images repeat many times with new augmentation, so the scaling law values repeated images and extra parameters
+    # more than for text; its constants are rough fits to clothes at 28 x 28 pixels.
+    "vision": Scale(
+        law=ScalingLaw(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0),
+        batch_setting="train.batch_size",
+        min_batch=32,
+        max_batch=512,
+        noise_scale=0.5,
+        calibrated=True,
+        descent=Descent(1.3, 3.8, 11.0),
+        shapes=_SHAPES,
+        data_settings=data_settings,
+        regularisation=regularisation,
+    )
+}

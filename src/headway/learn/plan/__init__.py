@@ -1,0 +1,1 @@
+"""Planning: measure the machine, predict losses, choose sizes, batches and steps for the minutes."""

@@ -1,0 +1,293 @@
+"""Choose the size of a generic recipe for the data, the minutes and the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from headway.data.array_store import build_deadline
+from headway.errors import ConfigError, UserError
+from headway.learn.distributed import Processes
+from headway.learn.formatting import format_count, format_number
+from headway.learn.plan.measure import Clock, Throughput, measure_throughput
+from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
+from headway.learn.recipe import Recipe, open_task
+from headway.learn.task import Task
+from headway.nn.models import ModelConfig, describe, outline
+
+TRAINING_SHARE = 0.94  # share of the minutes for training; the rest is for evaluations, also at the end
+_BATCH_SETTINGS = ("train.batch_tokens", "train.batch_size", "train.accumulate")
+_MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
+_MIN_STEPS_FACTOR = 4  # minimum steps in a plan limited by the data, in multiples of `Scale.min_steps`
+_MIN_READ_SECONDS = 10.0  # minimum seconds for reading data, so that an error can name enough minutes
+_LONGER_FACTOR = 12  # multiple of the minutes for which a plan also reports the best size
+
+
+class LadderSize(NamedTuple):
+    """A candidate size, with its settings (without the user's) and its recipe. `parameters` counts the active
+    parameters per target, `size` all of them.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    parameters: int
+    size: int
+
+
+class SizePlan(NamedTuple):
+    """The plan for training a candidate size in the available time: the number of targets, `batch` units per batch, the
+    predicted loss, and whether the data are `exhausted` before the time is up.
+    """
+
+    settings: Settings
+    model: ModelConfig
+    parameters: int
+    size: int
+    pace: Throughput
+    batch: int
+    targets: float
+    loss: float
+    exhausted: bool = False
+
+    @property
+    def steps(self) -> int:
+        return int(self.targets / (self.batch * self.pace.share))
+
+
+class ScaledRecipe(NamedTuple):
+    """A recipe scaled to the data and the time, the plan of its size, its task if that was left open, and the number of
+    unique training targets.
+    """
+
+    recipe: Recipe
+    plan: SizePlan
+    task: Task | None
+    unique_targets: int
+
+
+def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
+    """The distinct candidate sizes under the user's settings, from small to large, without sizes whose heads do not
+    divide the user's width. Raises ConfigError if no size is left.
+    """
+    candidates: list[LadderSize] = []
+    errors: list[ConfigError] = []
+    for settings in scale.sizes():
+        sized_recipe = with_user_settings(recipe, settings, user)
+        if any(sized_recipe.model == candidate.recipe.model for candidate in candidates):
+            continue
+        try:
+            costs = describe(sized_recipe.model)
+        except ConfigError as error:
+            errors.append(error)
+            continue
+        own_settings, parameters = without_user_settings(settings, user), max(1, costs["flop_per_token"] // 2)
+        candidates.append(LadderSize(own_settings, sized_recipe, parameters, costs["parameters"]))
+    if not candidates:
+        raise errors[0]
+    return candidates
+
+
+def choose_size(
+    recipe: Recipe,
+    scale: Scale,
+    user: Settings,
+    unique: int,
+    seconds: float,
+    pace: Callable[[Recipe], Throughput],
+) -> tuple[SizePlan, list[SizePlan]]:
+    """The size with the lowest predicted loss after `seconds` of training on `unique` targets, and all sizes
+    considered.
+
+    Sizes are tried in ascending order while the loss falls. Raises UserError if even the smallest learns nothing in the
+    time.
+    """
+    plans: list[SizePlan] = []
+    own_batch = any(overlaps(name, user) for name in _BATCH_SETTINGS)
+    candidates = ladder(recipe, scale, user)
+    for candidate in candidates:
+        if plans and (plans[-1].steps < scale.min_steps or (len(plans) > 1 and plans[-1].loss > plans[-2].loss)):
+            break
+        plans.append(plan_size(candidate, scale, unique, seconds, pace(candidate.recipe), own_batch))
+    best = min(plans, key=lambda plan: plan.loss)
+    if best.steps < scale.min_steps:
+        needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
+        description = "a model of this size" if len(candidates) == 1 else "the smallest model"
+        raise UserError(
+            f"only {max(seconds, 0):.0f} s are left for training, and {description} can take only {best.steps} steps; "
+            f"increase --minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
+        )
+    return best, plans
+
+
+def plan_size(
+    candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False
+) -> SizePlan:
+    """The plan for training a size for `seconds`, with the best batch size, or with the measured one if the user has
+    set it (`own_batch`). The number of epochs is limited to what still improves the model.
+
+    A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time, and N targets are worth N / (1 +
+    B / B'), where B' is the noise scale (McCandlish et al. 2018, equation 2.11). So the best batch size is B = sqrt(o p
+    B').
+    """
+    targets = max(seconds, 0.0) * pace.targets
+    critical_batch = scale.noise_scale * math.sqrt(max(targets, 1.0))
+    best_batch = math.sqrt(max(pace.overhead * pace.targets, 1.0) * critical_batch) / pace.share
+    max_batch = min(scale.max_batch, max(1, int(unique / pace.share)))  # a batch has at most one epoch
+    nearest_power = 2 ** round(math.log2(max(best_batch, 1.0)))
+    batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
+    if own_batch:
+        batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
+    batch_targets = batch * pace.share  # targets
+    targets = max(seconds, 0.0) * batch_targets / (pace.overhead + batch_targets / pace.targets)
+    loss = scale.law.loss(candidate.parameters, targets / (1 + batch_targets / critical_batch), unique)
+    max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * batch_targets)
+    return SizePlan(
+        candidate.settings,
+        candidate.recipe.model,
+        candidate.parameters,
+        candidate.size,
+        pace,
+        batch,
+        min(targets, max_targets),
+        loss,
+        targets > max_targets,
+    )
+
+
+def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
+    """The recipe for a planned size, with its batch size, learning rates and regularisation."""
+    sized_recipe = with_user_settings(recipe, plan.settings, user)
+    width, depth = shape_of(sized_recipe.model)
+    settings = {
+        **plan.settings,
+        scale.batch_setting: plan.batch,
+        **scale.regularise(sized_recipe, plan.targets / max(1, unique), plan.parameters / max(1, unique)),
+        **scale.learning_rates(recipe, width, depth),
+    }
+    return with_user_settings(recipe, settings, user)
+
+
+def explain_choice(choice: SizePlan, plans: Sequence[SizePlan], scale: Scale) -> tuple[str, ...]:
+    """Why this size was chosen, for people."""
+    width, depth = shape_of(choice.model)
+    batch = f"{choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
+    layers = "1 layer" if depth == 1 else f"{depth} layers"
+    growth = "; trains longer while validation improves" if choice.exhausted else ""
+    reason = f"{format_count(choice.size)} parameters (width {width}, {layers}), batches of {batch}{growth}"
+    others = {format_count(plan.size): plan.loss - choice.loss for plan in plans if plan is not choice}
+    gaps = [f"{f'{gap:.2f}' if gap >= 0.01 else 'under 0.01'} more for {size}" for size, gap in others.items()]
+    return (reason, f"lowest predicted loss of {len(plans)} sizes: {', '.join(gaps)} parameters") if gaps else (reason,)
+
+
+def active_parameters(model: nn.Module | ModelConfig) -> int:
+    """The active parameters per target: half of the floating-point operations in a forward pass."""
+    return max(1, describe(model)["flop_per_token"] // 2)
+
+
+def scale_recipe(
+    recipe: Recipe,
+    scale: Scale,
+    user: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+    known: dict[str, Throughput] | None = None,
+    opens_task: bool = False,
+) -> ScaledRecipe:
+    """The recipe with the size of the lowest predicted loss after `minutes`, and its batches, learning rates and
+    regularisation. The `user` settings stay fixed. With `opens_task`, its task is left open.
+
+    `known` are the throughputs measured so far; new ones are added. Raises UserError for a recipe that cannot be
+    trained.
+    """
+    processes, known = Processes(device), {} if known is None else known
+    data_settings = scale.data_settings(recipe, [Path(path) for path in recipe.data], minutes)
+    recipe = with_user_settings(recipe, data_settings.settings, user)
+    with TemporaryDirectory() as folder:
+        with build_deadline(max(_MIN_READ_SECONDS, 60 * minutes - clock.elapsed())):
+            task = open_task(recipe, Path(folder))
+        kept_task = None
+        try:
+            task.save(Path(folder))
+            recipe = replace(recipe, model=task.adapt(recipe.model))
+            unique = scale.unique_targets(task)
+
+            def pace(sized: Recipe) -> Throughput:
+                if _pace_key(sized) not in known:
+                    model = outline(sized.model)
+                    known[_pace_key(sized)] = measure_throughput(
+                        sized, model, task, processes, scale.batch_setting, minutes
+                    )
+                return known[_pace_key(sized)]
+
+            seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes - clock.elapsed())
+            best, plans = choose_size(recipe, scale, user, unique, seconds, pace)
+            reasons = explain_choice(best, plans if scale.calibrated else [best], scale)
+            if scale.calibrated:
+                minutes_longer = _LONGER_FACTOR * minutes
+                seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes_longer - clock.elapsed())
+                reasons += _explain_longer(best, plans[-1], recipe, scale, user, unique, seconds, known)
+            reasons = (*filter(None, [data_settings.reason]), *reasons)
+            chosen = replace(with_size(recipe, best, scale, unique, user), reasons=reasons)
+            if opens_task:
+                batches = (chosen.train.batch_tokens, chosen.train.batch_size)
+                is_same = chosen.task == recipe.task and batches == (recipe.train.batch_tokens, recipe.train.batch_size)
+                kept_task = task if is_same else open_task(chosen, Path(folder))  # reuses the codec
+        finally:
+            if task is not kept_task:
+                task.close()
+    return ScaledRecipe(chosen, best, kept_task, unique)
+
+
+def _pace_key(recipe: Recipe) -> str:
+    """The settings that determine the throughput."""
+    return repr((recipe.model, recipe.task))
+
+
+def _explain_longer(
+    best: SizePlan,
+    last: SizePlan,
+    recipe: Recipe,
+    scale: Scale,
+    user: Settings,
+    unique: int,
+    seconds: float,
+    known: Mapping[str, Throughput],
+) -> tuple[str, ...]:
+    """A reason if a larger size would be better with more time, by throughputs extrapolated from the `last` plan's."""
+
+    def pace(sized: Recipe) -> Throughput:
+        relative_cost = active_parameters(sized.model) / last.parameters
+        targets, overhead = last.pace.targets / relative_cost, last.pace.overhead * relative_cost
+        return known.get(_pace_key(sized)) or Throughput(targets, overhead, last.pace.share)
+
+    size = choose_size(recipe, scale, user, unique, seconds, pace)[0].size
+    is_larger = size > 1.2 * best.size
+    return (f"with {_LONGER_FACTOR} times the minutes, {size:,} parameters would be better",) if is_larger else ()
+
+
+def outgrown_message(recipe: Recipe, scale: Scale | None, task: Task, targets: int, minutes: float) -> str | None:
+    """A message if a run has continued for so long that a larger model would have reached a lower loss in that time;
+    otherwise None.
+    """
+    if scale is None or not scale.calibrated or recipe.start is not None:
+        return None
+    unique, own_size = scale.unique_targets(task), active_parameters(recipe.model)
+    sizes = {active_parameters(task.adapt(rung.recipe.model)) for rung in ladder(recipe, scale, {})}
+    larger_size = min((size for size in sizes if size > 1.2 * own_size), default=None)
+    if larger_size is None:
+        return None
+    larger_loss = scale.law.loss(larger_size, targets * own_size / larger_size, unique)
+    if larger_loss > scale.law.loss(own_size, targets, unique):
+        return None
+    return (
+        f"the model is now too small: in {format_number(minutes)} minutes a new model with "
+        f"{format_number(larger_size / own_size)} times the parameters would reach a lower loss"
+    )

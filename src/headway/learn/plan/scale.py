@@ -1,0 +1,152 @@
+"""Scales: how generic recipes grow with the data, the minutes and the machine, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from headway.config import applicable, override
+from headway.learn.optim import MuonConfig
+from headway.learn.plan.law import Descent, ScalingLaw
+from headway.learn.recipe import Recipe
+from headway.learn.task import Task
+from headway.nn.models import (
+    ActConfig,
+    CaptionerConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+    TwoTowerConfig,
+)
+
+Settings = Mapping[str, Any]
+Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (per stack if there are several), heads
+T = TypeVar("T")
+
+_WIDTH, _DEPTH = 128, 4  # width and depth of the models for which learning rates were tuned
+
+
+class DataSettings(NamedTuple):
+    """Settings that depend on the data but are needed before the data are opened, with a short reason."""
+
+    settings: Settings
+    reason: str = ""
+
+
+def _learning_rates(recipe: Recipe, width: int, depth: int) -> Settings:
+    """Muon's steps have a fixed spectral norm, so its learning rate transfers across widths (Yang et al. 2023). Sums
+    over layers grow with the square root of the depth, so steps shrink by that factor. The head's learning rate
+    falls with the width that it sums over. All were tuned at width 128, with 4 layers and each recipe's own batch size.
+    """
+    optim = recipe.optim
+    if not isinstance(optim, MuonConfig):
+        return {"optim.lr": optim.lr * _WIDTH / width}
+    depth_factor = math.sqrt(_DEPTH / depth)
+    return {"optim.lr": optim.lr * depth_factor, "optim.head_lr": optim.adam_lr * _WIDTH / width}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a generic recipe scales. Each domain lists one for each recipe name in SCALES of its `recipes` module.
+
+    law: predicts losses by size; its losses appear in the reasons only if it is `calibrated` on runs in the domain.
+    descent: predicts final losses from early evaluations, if it was fitted for the domain.
+    batch_setting: the setting for the batch size, which is between `min_batch` and `max_batch`.
+    noise_scale: the critical batch size in targets is this times the square root of the number of targets (McCandlish
+        et al. 2018; the square root is from Bergsma et al. 2025).
+    min_steps: the number of steps that a model needs to learn anything.
+    max_tuning_batch, tuning_lr_factor: fine-tuning uses at most this many samples per batch, and this factor times the
+        usual learning rate.
+    shapes: widths, depths and heads, from small to large. `width_settings` all take the width.
+    dropout: by epochs, as (limit, rate); the last limit is infinite. With `forgets`, epochs are weighted by the number
+        of parameters per unique target, up to 1, because small models forget most of their training data.
+    unique_targets: the number of unique training targets: tokens or samples.
+    data_settings: the settings that are needed before the data at the paths are opened for a number of minutes:
+        vocabulary size, row length, image size, split sizes.
+    regularisation: further settings that prevent memorisation over a number of epochs.
+    learning_rates: the learning rates for a width and depth.
+    tuning_settings, tuning_data_settings: settings for fine-tuning, the second after the data are opened.
+    """
+
+    law: ScalingLaw = ScalingLaw()
+    batch_setting: str = "train.batch_tokens"
+    min_batch: int = 512
+    max_batch: int = 16384
+    noise_scale: float = 8.0
+    calibrated: bool = False
+    descent: Descent | None = None
+    min_steps: int = 60
+    max_tuning_batch: int = 64
+    tuning_lr_factor: float = 1.0
+    shapes: Shapes = ()
+    width_settings: tuple[str, ...] = ("model.width",)
+    dropout: Sequence[tuple[float, float]] = ()
+    forgets: bool = False
+    unique_targets: Callable[[Task], int] = lambda task: task.count("train")
+    data_settings: Callable[[Recipe, Sequence[Path], float], DataSettings] = lambda recipe, paths, minutes: (
+        DataSettings({})
+    )
+    regularisation: Callable[[Recipe, float], Settings] = lambda recipe, epochs: {}
+    learning_rates: Callable[[Recipe, int, int], Settings] = _learning_rates
+    tuning_settings: Callable[[Recipe], Settings] = lambda recipe: {}
+    tuning_data_settings: Callable[[Recipe, Task], Settings] = lambda recipe, task: {}
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """Model settings, from small to large."""
+        return [
+            {**dict.fromkeys(self.width_settings, width), "model.depth": depth, "model.heads": heads}
+            for width, depth, heads in self.shapes
+        ]
+
+    def regularise(self, recipe: Recipe, epochs: float, crowd: float) -> dict[str, Any]:
+        """Settings that prevent memorisation over this many epochs; `crowd` is the number of parameters per unique
+        target.
+        """
+        pressure = epochs * min(1.0, crowd) if self.forgets else epochs
+        dropout = {"model.dropout": lookup(self.dropout, pressure)} if self.dropout else {}
+        return {**dropout, **self.regularisation(recipe, epochs)}
+
+
+def held_out_shares(samples: int, limit: int = 1000) -> dict[str, float]:
+    """Held-out fractions for a number of samples: 5 %, at most `limit` samples, more if there are few."""
+    fraction = min(max(0.05, min(0.2, 100 / max(1, samples))), limit / max(1, samples))
+    return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
+
+
+def lookup(table: Sequence[tuple[float, T]], number: float) -> T:
+    """The value for the first limit above a number, in a table whose last limit is infinite."""
+    return next(value for limit, value in table if number < limit)
+
+
+def overlaps(key: str, user_settings: Collection[str]) -> bool:
+    """Whether the user has set a setting directly, in part, or as part of a larger setting (`optim`)."""
+    return any(
+        key == user_key or key.startswith(user_key + ".") or user_key.startswith(key + ".")
+        for user_key in user_settings
+    )
+
+
+def without_user_settings(settings: Settings, user: Collection[str]) -> dict[str, Any]:
+    """Settings without those that the user has set."""
+    return {key: value for key, value in settings.items() if not overlaps(key, user)}
+
+
+def with_user_settings(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
+    """`recipe` with the chosen settings that apply to it, overridden by the user's."""
+    return override(recipe, {**applicable(recipe, without_user_settings(settings, user), user), **user})
+
+
+def shape_of(model: ModelConfig) -> tuple[int, int]:
+    """A model's width and depth: those of its decoder if it has several stacks, or of a robot's observation encoder."""
+    if isinstance(model, ActConfig):
+        model = model.encoder_decoder.encoder
+    elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
+        model = model.decoder
+    elif isinstance(model, TwoTowerConfig):
+        model = model.left
+    if not isinstance(model, TransformerConfig):
+        return _WIDTH, _DEPTH
+    return model.width, len(model.stack.blocks) or _DEPTH
