@@ -105,7 +105,7 @@ from headway.errors import UserError
 for form in ("avx512", "{more}"):
     os.environ["HEADWAY_FORM"] = form
     try:
-        import headway.engine
+        from headway.engine import Engine
     except UserError as error:
         print(error)
 """

@@ -17,7 +17,7 @@ import torch
 import headway as hw
 from headway import domains
 from headway.app import predictors
-from headway.app.predictors import REMOTE_VERBS
+from headway.app.verb_table import REMOTE_VERBS, declared_signature
 from headway.app.verbs import LocalVerbs, VerbMethod
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
@@ -172,8 +172,22 @@ import sys
 import headway as hw
 hw.load(sys.argv[1])
 there = {name for name in sys.modules if name.split(".")[0] == "headway"}
+assert "llvmlite" not in sys.modules
+there -= {"headway.engine", "headway.engine.chunks"}  # data types without code
 unused = ("app.cli", "learn.report", "learn.trainer", "engine", "environments", "formats.gguf", "formats.families")
 assert not {name for name in there if name.startswith(tuple(f"headway.{each}" for each in unused))}, there
-assert len(there) < 160, len(there)
+assert len(there) < 140, len(there)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_client_binds_arguments_without_torch() -> None:
+    """What the source of a predictor declares is what its import has."""
+    for verb in REMOTE_VERBS:
+        imported = predictors.signature(verb).parameters.values()
+        declared = declared_signature(verb).parameters.values()
+        assert [(each.name, each.default) for each in declared][1:] == [(each.name, each.default) for each in imported][
+            1:
+        ]
+    code = "import sys, headway as hw; import headway.app.remote, headway.app.verbs; hw.connect; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)

@@ -11,22 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from headway.app.predictors import predictors
+from headway.app.verb_table import declared_signature
 from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
 from headway.io.files import format_path, open_file
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from headway.data.dialogues import Message
     from headway.domains.audio import Transcription
     from headway.domains.understanding import RankedDocument
@@ -127,17 +124,18 @@ class RemoteModel(RemoteVerbs):
         """The result of a verb. A method with an underscore before its name runs a verb with an endpoint of another
         API; all others have headway's own, which takes the arguments by name.
         """
-        predictor = next(predictors(verb))
-        bound = signature(predictor).bind(self, *args, **kwargs)
+        bound = declared_signature(verb).bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])
         if (method := getattr(self, f"_{verb}", None)) is not None:
             return method(**arguments)
+        from headway.app.predictors import predictors
+
         name, inputs = next(iter(arguments.items()))
         is_pair = verb == "classify" and isinstance(inputs, tuple) and len(inputs) == 2 and "texts" in self.reads
         many, is_single = ([inputs], True) if is_pair else _as_list(inputs)
         items = [self._encode(item, is_image=name == "images") for item in many]
-        result_type = get_type_hints(predictor)["return"]
+        result_type = get_type_hints(next(predictors(verb)))["return"]
         alternatives = get_args(result_type)  # the results for one item and for several; last those with scores
         if alternatives and not items:
             return []
@@ -179,6 +177,9 @@ class RemoteModel(RemoteVerbs):
         # For a model of texts and images, a string that is the path of a file is that image.
         is_image = lambda item: "images" in self.reads and ("texts" not in self.reads or Path(item).is_file())  # noqa: E731
         encoded = [_data_url(Path(item), "image") if is_image(str(item)) else str(item) for item in many]
+        import numpy as np
+        import torch
+
         if not encoded:
             return torch.empty(0)
 
@@ -341,7 +342,11 @@ def _decode(value: Any, kind: Any) -> Any:
         return tuple(_decode(item, part) for item, part in zip(value, get_args(kind)))
     if hasattr(kind, "_fields"):
         return kind(**{name: _decode(value[name], part) for name, part in get_type_hints(kind).items()})
-    return torch.tensor(value) if getattr(kind, "array_type", None) is Tensor else value
+    if hasattr(kind, "array_type"):  # a tensor
+        import torch
+
+        return torch.tensor(value)
+    return value
 
 
 def _as_list(items: Any) -> tuple[list[Any], bool]:

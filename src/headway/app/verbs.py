@@ -7,7 +7,7 @@ from inspect import Signature
 from types import MethodType
 from typing import Any
 
-from headway.app.predictors import ATTRIBUTES, REMOTE_VERBS, VERBS, predictors, signature
+from headway.app.verb_table import ATTRIBUTES, REMOTE_VERBS, VERBS
 
 
 class VerbMethod:
@@ -25,10 +25,14 @@ class VerbMethod:
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
+        from headway.app.predictors import predictors
+
         return next(filter(None, (function.__doc__ for function in predictors(self.__name__))), None)
 
     @property
     def __signature__(self) -> Signature:
+        from headway.app.predictors import signature
+
         return signature(self.__name__)
 
     @cached_property

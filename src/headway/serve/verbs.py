@@ -18,7 +18,8 @@ from msgspec import Meta
 from torch import Tensor
 
 from headway.app.model import Model
-from headway.app.predictors import REMOTE_VERBS, predictor, signature
+from headway.app.predictors import predictor, signature
+from headway.app.verb_table import REMOTE_VERBS
 from headway.errors import UserError
 from headway.nn.models import kinds
 from headway.serve.http_errors import StatusError

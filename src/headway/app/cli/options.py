@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from headway.app.verb_table import declared_signature
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -240,10 +241,12 @@ def verb_options(args: argparse.Namespace, verb: str, model: Model) -> dict[str,
     """The options of a command that are optional arguments of a model's verb, by name. UserError if the model does not
     support the verb.
     """
-    from headway.app.predictors import predictor, predictors
+    if getattr(args, "server", None) is not None:
+        parameters = declared_signature(verb).parameters
+    else:
+        from headway.app.predictors import predictor
 
-    function = predictor(model, verb) if getattr(args, "server", None) is None else next(predictors(verb))
-    parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(predictor(model, verb)).parameters
     return {
         name: value
         for name, value in vars(args).items()

@@ -1,0 +1,77 @@
+"""The verbs that models have, and their arguments as the source of their predictors declares them. Imports no torch,
+because the client of a server needs none.
+"""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import NamedTuple
+
+from headway import domains
+
+
+class Verb(NamedTuple):
+    """The description of a verb for error messages, and the remedy for a model that does not support it. A variant
+    of another verb has that verb's name as `variant_of`.
+    """
+
+    description: str
+    remedy: str
+    variant_of: str | None = None
+
+
+_GENERATE = Verb("continue a prompt", "use a language model, such as GPT-2")
+_CHAT = Verb("hold a conversation", "use a language model, such as a run of the instruct recipe")
+_TRANSCRIBE = Verb("transcribe audio", "use a speech model, such as Whisper")
+VERBS = {
+    "generate": _GENERATE,
+    "chat": _CHAT,
+    "translate": Verb("translate", "use an encoder-decoder, such as a run of the translation recipe"),
+    "transcribe": _TRANSCRIBE,
+    "caption": Verb("write captions", "use a run of the caption recipe"),
+    "fill": Verb("fill in masks", "use a masked language model, such as BERT"),
+    "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
+    "rerank": Verb(
+        "rank documents", "use a cross-encoder, such as BERT with one label, or fine-tune one: headway train pairs"
+    ),
+    "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
+    "match": Verb("match images and text", "use a CLIP or SigLIP model"),
+    "embed": Verb("make embeddings", "use an encoder, such as BERT, ViT or CLIP"),
+    "look": Verb("show its attention to an image", "use an image model, such as ViT"),
+    "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
+    "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
+    "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
+    "forecast": Verb("forecast time series", "use a run of the forecast recipe"),
+    "score": Verb("score text", "use a language model or an encoder-decoder"),
+    "attention": Verb("show its attention to text", "use a text model"),
+    "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
+    "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
+    "stream": _GENERATE._replace(variant_of="generate"),
+    "complete": _GENERATE._replace(variant_of="generate"),
+    "continuations": _GENERATE._replace(variant_of="generate"),
+    "generate_ids": _GENERATE._replace(variant_of="generate"),
+    "session": _GENERATE._replace(variant_of="generate"),
+    "prompt_ids": Verb("encode a prompt", "use a text model", "generate"),
+    "chat_stream": _CHAT._replace(variant_of="chat"),
+    "talk": _CHAT._replace(variant_of="chat"),
+    "transcriber": _TRANSCRIBE._replace(variant_of="transcribe"),
+}
+ATTRIBUTES = ("session", "talk")  # verbs that are attributes of `Model`, not methods
+REMOTE_VERBS = {"generate", "stream", "chat", "classify", "embed", "rerank", "tag", "fill", "translate", "caption"}
+REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
+
+
+def declared_signature(verb: str) -> Signature:
+    """The arguments of a verb as a method, without annotations, from the source of its first predictor."""
+    spec = find_spec(domains.verbs()[verb][0].module)
+    assert spec is not None
+    assert spec.origin is not None
+    functions = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    arguments = next(node for node in functions[::-1] if isinstance(node, ast.FunctionDef) and node.name == verb).args
+    defaults = [Parameter.empty] * (len(arguments.args) - len(arguments.defaults))
+    defaults += [ast.literal_eval(default) for default in arguments.defaults]
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    return Signature([Parameter(arg.arg, kind, default=value) for arg, value in zip(arguments.args, defaults)])
