@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from headway.learn import (
     WSDConfig,
 )
 from headway.learn.display import LiveDisplay, PlainDisplay, SilentDisplay, open_display
-from headway.learn.plan.budget import PlanRevision, TimeBudget, plan_recipe, plan_steps
+from headway.learn.plan.budget import TimeBudget, plan_recipe, plan_steps
 from headway.learn.plan.measure import Clock, Speed, _evaluation_seconds
 from headway.nn.models import TransformerConfig
 
@@ -85,7 +86,7 @@ def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfi
         budget.record_step(took)
         if budget.is_revision_due(done, recipe.train.steps):
             found = budget.revise(recipe, done, spent, evaluated=True)
-            recipe = recipe if found is None else found.apply_to(recipe)
+            recipe = found or recipe
     return recipe, clock.now + 1.0, rates
 
 
@@ -163,7 +164,8 @@ def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.Monke
     trainer.processes = SimpleNamespace(broadcast_object=lambda found: found, is_main=False)
     trainer._reported_plan, trainer._stable_revisions = 1000, 0
     for steps in (1000, 700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885):
-        plan = None if steps == trainer.recipe.train.steps else PlanRevision(steps, recipe.schedule, 100)
+        revised = replace(recipe, train=replace(recipe.train, steps=steps, evaluate_every=100))
+        plan = None if steps == trainer.recipe.train.steps else revised
         trainer._revise_plan(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
         assert bool(said) == (steps in (445, 900, 890, 880, 885))
     assert said == ["at the current speed, the run takes 445 steps instead of the planned 1,000"]
@@ -177,8 +179,8 @@ def test_evaluations_that_were_made_stay_where_they_are() -> None:
         budget.start_measuring(0, 0.0)
         found = budget.revise(recipe, 50, 2.3, judged)
         assert found is not None
-        assert found.steps == pytest.approx(2169, abs=5)
-        assert found.evaluate_every == pytest.approx(every, abs=4)
+        assert found.train.steps == pytest.approx(2169, abs=5)
+        assert found.train.evaluate_every == pytest.approx(every, abs=4)
 
 
 def test_a_warm_up_takes_a_tenth_at_most_and_parts_become_steps() -> None:
@@ -239,7 +241,7 @@ def _judged(
             best, stale = (loss, 0) if loss < best else (best, stale + 1)
             changed |= budget.update_max_steps(recipe, done, stale)
         if changed and (found := budget.revise(recipe, done, clock.now, evaluated=True)) is not None:
-            recipe = found.apply_to(recipe)
+            recipe = found
     return recipe, rates
 
 

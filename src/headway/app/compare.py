@@ -28,10 +28,10 @@ from headway.learn.formatting import format_duration
 from headway.learn.plan.choose import scale_recipe
 from headway.learn.plan.measure import Clock, check_minutes
 from headway.learn.plan.plans import can_scale
-from headway.learn.precision import Precision, choose_precision
+from headway.learn.precision import choose_precision
 from headway.learn.recipe import difference
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
-from headway.learn.report.charts import Points, ellipsize
+from headway.learn.report.charts import ellipsize
 from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
 from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
@@ -101,9 +101,7 @@ class Comparison:
 
     def card(self) -> SummaryCard:
         """A summary: the best variant and the table."""
-        means = {
-            variant_result.variant.name: fmean(variant_result.best_scores(self.goal)) for variant_result in self.results
-        }
+        means = {result.variant.name: fmean(result.best_scores(self.goal)) for result in self.results}
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
         return SummaryCard(f"Comparison {self.directory}", facts, self.formatted(), self.report)
@@ -114,24 +112,21 @@ class Comparison:
         """
         goal, rows = self.goal, []
         size = self.results[0].variant.parameters
-        for variant_result in self.results:
-            scores = variant_result.best_scores(goal)
-            row: dict[str, Any] = {
-                "variant": variant_result.variant.name,
-                "parameters": variant_result.variant.parameters,
-            }
-            row["size"] = round(variant_result.variant.parameters / size, 4)
+        for result in self.results:
+            variant, scores = result.variant, result.best_scores(goal)
+            row: dict[str, Any] = {"variant": variant.name, "parameters": variant.parameters}
+            row["size"] = round(variant.parameters / size, 4)
             if any(compared.variant.width is not None for compared in self.results):
-                row["width"] = variant_result.variant.width or variant_result.variant.recipe.model.width
+                row["width"] = variant.width or variant.recipe.model.width
             row[f"validation {title(goal)}"] = fmean(scores)
             if len(scores) > 1:
                 row |= {"lowest": min(scores), "highest": max(scores)}
-            final = [trial.summary["scores"] for trial in variant_result.trials]
+            final = [trial.summary["scores"] for trial in result.trials]
             if final[0]["split"] != "validation":
                 row[f"{final[0]['split']} {title(goal)}"] = fmean(scores[goal] for scores in final)
-            row["steps"] = round(variant_result.mean("step"))
-            row[f"{self.unit}s/s"] = round(variant_result.mean("tokens") / variant_result.mean("seconds"))
-            row["seconds"] = round(variant_result.mean("seconds"), 1)
+            row["steps"] = round(result.mean("step"))
+            row[f"{self.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
+            row["seconds"] = round(result.mean("seconds"), 1)
             rows.append(row)
         return rows
 
@@ -139,19 +134,16 @@ class Comparison:
         """`table` formatted for display: rates in per cent, few digits, the lowest and highest score as a range."""
         rows = []
         for row in self.table():
-            formatted_row: dict[str, Any] = {}
+            cells: dict[str, Any] = {}
             for name, value in row.items():
                 if name == "lowest":
-                    formatted_row["range"] = (
-                        f"{format_metric(self.goal, value)} to {format_metric(self.goal, row['highest'])}"
-                    )
+                    low, high = (format_metric(self.goal, row[end]) for end in ("lowest", "highest"))
+                    cells["range"] = f"{low} to {high}"
                 elif name.endswith(f" {title(self.goal)}"):
-                    formatted_row[name] = format_metric(self.goal, value)
+                    cells[name] = format_metric(self.goal, value)
                 elif name != "highest":
-                    formatted_row[name] = value
-            rows.append(
-                {**formatted_row, "variant": ellipsize(row["variant"], _MAX_NAME), "size": f"{row['size']:.1%}"}
-            )
+                    cells[name] = value
+            rows.append({**cells, "variant": ellipsize(row["variant"], _MAX_NAME), "size": f"{row['size']:.1%}"})
         return rows
 
 
@@ -219,10 +211,10 @@ def compare(
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
     command = "" if isinstance(recipe, Recipe) else _repeat_command(str(recipe), grid, requested.data, plan, directory)
     comparison = Comparison(directory, base, compared_settings, *kinds, results, notes)
-    if available():
-        return replace(comparison, report=write_report(comparison.directory, sections(comparison, command)))
-    _LOG.warning(HOW_TO_INSTALL)
-    return comparison
+    if not available():
+        _LOG.warning(HOW_TO_INSTALL)
+        return comparison
+    return replace(comparison, report=write_report(directory, sections(comparison, command)))
 
 
 @dataclass(frozen=True)
@@ -241,7 +233,7 @@ class _TrialRunner:
     def run_all(self, variants: Sequence[Variant], seeds: int) -> list[VariantResult]:
         """The runs of each variant, one per seed."""
         suffixes = [f"-{number + 1}" for number in range(seeds)] if seeds > 1 else [""]
-        directories = [[self.directory / (variant.name + suffix) for suffix in suffixes] for variant in variants]
+        directories = [[self.directory / f"{variant.name}{suffix}" for suffix in suffixes] for variant in variants]
         remaining = sum(
             not self._is_finished(directory) for variant_directories in directories for directory in variant_directories
         )
@@ -306,25 +298,20 @@ def _with_common_precision(
     if _PRECISION in grid:
         return base, all_variants, ""
     choices = {variant.name: choose_precision("auto", outline(variant.model), device) for variant in all_variants}
-    names = {choice.name for choice in choices.values()}
+    names = {precision.name for precision in choices.values()}
     common = base.train.precision  # as set, or the one that all variants choose, otherwise fp32
     if common == "auto":
         common = names.pop() if len(names) == 1 else "fp32"
-    note = _precision_note(common, choices if requested.train.precision == "auto" else {})
     setting = {_PRECISION: common}
     all_variants = [replace(variant, recipe=override(variant.recipe, setting)) for variant in all_variants]
+    reason, alternative = "as set", ""
+    if requested.train.precision == "auto":
+        reason = next((precision.reason for precision in choices.values() if precision.name == common), reason)
+        others = [name for name, precision in choices.items() if precision.name != common]
+        if others:
+            alternative = f"; trained separately, {', '.join(others)} would use {choices[others[0]].name}"
+    note = f"All training matrix products are in {common} ({reason}){alternative}."
     return override(base, setting), all_variants, note
-
-
-def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
-    other_variants = [name for name, precision in choices.items() if precision.name != common]
-    reason = next((precision.reason for precision in choices.values() if precision.name == common), "as set")
-    alternative = (
-        f"; trained separately, {', '.join(other_variants)} would use {choices[other_variants[0]].name}"
-        if other_variants
-        else ""
-    )
-    return f"All training matrix products are in {common} ({reason}){alternative}."
 
 
 def _comparison_directory(
@@ -394,7 +381,17 @@ def _can_continue(directory: Path, resume: bool) -> bool:
 def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
     """Raise UserError if the existing comparison has other settings."""
     file = directory / FILE
-    changed = _first_change(read_json(file), file, base, plan)
+    earlier = read_json(file)
+    settings = earlier if isinstance(earlier, dict) else {}
+    recipe, changed = from_dict(Recipe, settings.get("recipe"), f"{file}: recipe"), None
+    if recipe.name != base.name:
+        changed = f"recipe is {recipe.name}, not {base.name}"
+    for name in ("grid", "minutes", "tokens", "seeds"):
+        old, new = (json.dumps(source.get(name)) for source in (settings, plan))  # the order of settings names variants
+        if old != new:
+            changed = changed or f"{name} is {old}, not {new}"
+    moved = isinstance(settings.get("data"), dict)  # then the contents are compared later instead of the paths
+    changed = changed or difference(replace(recipe, data=base.data) if moved else recipe, base)
     if changed:
         raise UserError(
             f"{directory} contains a different comparison: {changed}; resume it with its own settings, or "
@@ -418,20 +415,6 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _first_change(earlier: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
-    """The first setting that differs from the `earlier` comparison, or None."""
-    settings = earlier if isinstance(earlier, dict) else {}
-    recipe = from_dict(Recipe, settings.get("recipe"), f"{file}: recipe")
-    if recipe.name != base.name:
-        return f"recipe is {recipe.name}, not {base.name}"
-    for name in ("grid", "minutes", "tokens", "seeds"):
-        old, new = (json.dumps(source.get(name)) for source in (settings, plan))  # the order of settings names variants
-        if old != new:
-            return f"{name} is {old}, not {new}"
-    moved = isinstance(settings.get("data"), dict)  # then the contents are compared later instead of the paths
-    return difference(replace(recipe, data=base.data) if moved else recipe, base)
-
-
 def _notes(
     results: Sequence[VariantResult], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
@@ -441,12 +424,10 @@ def _notes(
     elif tokens is not None:
         budget = f"on about {tokens:,} {unit}s"
     else:
-        budget = f"for {_format_range([variant_result.variant.recipe.train.steps for variant_result in results])} steps"
+        budget = f"for {_format_range([result.variant.recipe.train.steps for result in results])} steps"
     yield f"Each variant trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
-    seconds, steps, targets = (
-        [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
-    )
+    seconds, steps, targets = ([number for result in results for number in result.per_trial(key)] for key in keys)
     yield (
         f"Training took {_format_range(seconds, 1)} s and {_format_range(steps)} steps, and processed "
         f"{_format_range(targets)} {unit}s."
@@ -456,7 +437,7 @@ def _notes(
             f"Caution: the shortest training run took {min(seconds) / max(seconds):.0%} of the longest run's time, "
             "because of slow evaluations, few steps or other load on the machine; use more --minutes."
         )
-    compared = [variant_result.variant for variant_result in results]
+    compared = [result.variant for result in results]
     if any(variant.width is not None for variant in compared):
         yield "Widths were adjusted so that all variants have about as many parameters as the first."
     largest_difference = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
@@ -476,20 +457,19 @@ def _format_range(values: Sequence[float], digits: int = 0) -> str:
 def sections(comparison: Comparison, command: str) -> Sections:
     """The sections of the report page."""
     goal, results = comparison.goal, comparison.results
-    best = {
-        variant_result.variant.name: [chart_value(goal, value) for value in variant_result.best_scores(goal)]
-        for variant_result in results
-    }
+    best, over_time, over_steps, losses = {}, {}, {}, {}
+    for result in results:
+        name, lines = result.variant.name, result.trials[0].metrics
+        training = [line for line in lines if line.get("split", "training") == "training"]
+        validation = [line for line in lines if line.get("split") == "validation"]
+        best[name] = [chart_value(goal, value) for value in result.best_scores(goal)]
+        over_time[name] = points(validation, goal, "seconds")
+        over_steps[name] = points(validation, goal, "step")
+        losses[name] = points(training, "loss", "seconds")
     means = {name: fmean(values) for name, values in best.items()}
     spread = {name: (min(values), max(values)) for name, values in best.items() if len(values) > 1}
     direction = "lower" if comparison.better == "min" else "higher"
     caption = f"validation, by seconds of training; {direction} is better"
-    over_time = {variant_result.variant.name: _curve(variant_result, goal, "seconds") for variant_result in results}
-    over_steps = {variant_result.variant.name: _curve(variant_result, goal, "step") for variant_result in results}
-    losses = {
-        variant_result.variant.name: points(_metric_lines(variant_result, "training"), "loss", "seconds")
-        for variant_result in results
-    }
     name, share = chart_heading(goal), is_rate(goal)
     return Sections(
         title=run_title(comparison.directory, f"{comparison.recipe.name} compared"),
@@ -511,12 +491,3 @@ def sections(comparison: Comparison, command: str) -> Sections:
         configuration=to_dict(comparison.recipe),
         command=command,
     )
-
-
-def _curve(variant_result: VariantResult, goal: str, x: str) -> Points:
-    return points(_metric_lines(variant_result, "validation"), goal, x)
-
-
-def _metric_lines(variant_result: VariantResult, split: str) -> list[dict[str, Any]]:
-    """The lines of the first trial's metrics.jsonl for a split."""
-    return [line for line in variant_result.trials[0].metrics if line.get("split", "training") == split]

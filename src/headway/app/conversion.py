@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from headway.app.runs import recipe_of_run
+from headway.app.runs import open_recipe
 from headway.arguments import check_types
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor
@@ -100,7 +100,7 @@ def open_for_export(path: Path) -> OpenedModel:
     codec = opened.codec
     if not RunDirectory(path).exists() or not isinstance(codec, TokenizerCodec) or codec.bos_id is None:
         return opened
-    task = recipe_of_run(path).task
+    task = open_recipe(path).task
     if isinstance(task, text.LanguageConfig) and not task.random_crops:
         bos = codec.tokenizer.id_to_token(codec.bos_id)
         set_post_processor(codec.tokenizer, "", SpecialTokens(bos=bos), {"add_bos_token": True})

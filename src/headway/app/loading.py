@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from headway.app.model import Model
-from headway.app.runs import recipe_of_run
+from headway.app.runs import open_recipe
 from headway.arguments import check_types
 from headway.errors import UserError
 from headway.formats.native import QUANTISED, Weights
@@ -61,7 +61,7 @@ def load(
         source = find_folder(path)
         recipe = None
         if RunDirectory(source).exists():
-            recipe = recipe_of_run(source)
+            recipe = open_recipe(source)
         opened = _open(source, weights, backend)
         if recipe is not None:
             check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,13 @@ def _applicable_settings(recipe: Recipe, original: Recipe, settings: Mapping[str
         _apply_settings(recipe, settings)
     except ConfigError:
         _apply_settings(original, settings)
-        return {key: value for key, value in settings.items() if _applies(recipe, key, value)}
+        applicable = {}
+        for key, value in settings.items():
+            with suppress(ConfigError):
+                _apply_settings(recipe, {key: value})
+                applicable[key] = value
+        return applicable
     return settings
-
-
-def _applies(recipe: Recipe, key: str, value: Any) -> bool:
-    try:
-        _apply_settings(recipe, {key: value})
-    except ConfigError:
-        return False
-    return True
 
 
 def _absolute(path: str | Path) -> str:

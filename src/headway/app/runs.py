@@ -1,18 +1,8 @@
-"""Reading recipe files, whose task kinds are looked up in the domains."""
-
-from __future__ import annotations
-
-from pathlib import Path
+"""Reading recipe files and the recipes of runs, whose task kinds are looked up in the domains."""
 
 from headway.config import register_lazily
 from headway.domains import tasks
-from headway.learn import Recipe, TaskConfig, read_recipe
-from headway.learn.run import open_recipe
+from headway.learn import TaskConfig, open_recipe, read_recipe
 
-__all__ = ["read_recipe", "recipe_of_run"]
+__all__ = ["open_recipe", "read_recipe"]
 register_lazily(TaskConfig, tasks)
-
-
-def recipe_of_run(directory: Path) -> Recipe:
-    """The recipe of a run that has a model; imports its domain. Raises UserError for a run without a model."""
-    return open_recipe(directory)

@@ -104,7 +104,7 @@ def variants(
         compared = {key: _value_name(value) for key, value in settings.items() if len(grid[key]) > 1}
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in compared.items())
         if len(compared) == 1:
-            [name] = compared.values()
+            (name,) = compared.values()
         if not name.strip("."):  # it would be the comparison directory or its parent
             raise UserError(f"a variant would be named {name!r}; use values with letters or digits")
         if any(name == earlier.name for earlier in all_variants):
@@ -156,9 +156,7 @@ def _width_multiple(plain: Any) -> int:
     for key, item in _iter_settings(plain):
         if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
             step = math.lcm(step, 2)
-        if (
-            isinstance(item, Mapping) and item.get("stem") == "convolutional"
-        ):  # the stem doubles its channels up to the width
+        if isinstance(item, Mapping) and item.get("stem") == "convolutional":  # it doubles its channels up to the width
             step = math.lcm(step, max(1, item["patch"][0] // 2))
     return step
 

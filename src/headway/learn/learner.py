@@ -93,7 +93,11 @@ class Learner:
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
             counts = self._counts(batches)
             for index, batch in enumerate(batches):
-                losses = self._loss(index, batch.to(self.device))
+                batch = batch.to(self.device)
+                if self._carried_states is not None:
+                    losses = self._carried_states.loss(self.model, index, batch)
+                else:
+                    losses = self.task.loss(self.model, batch)
                 names = tuple(losses)
                 is_divided = self._backward(losses, counts, is_only_batch=len(batches) == self.processes.world == 1)
             tail[_STOP_INDEX] += float(stop)
@@ -101,7 +105,9 @@ class Learner:
             self.processes.sum(self.flat.grads_and_tail)
             norm = self._scale_gradient(1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1), train.clip)
             self.optimizer.step(self.recipe.schedule.factor(step, train.steps))
-        self._update_average(step)
+        if self.average is not None:  # the first steps count more, because it still contains the initial weights
+            decay = min(train.ema or 0.0, (1 + step) / (10 + step))
+            self.average.lerp_(self.flat.data, 1 - decay)
         return Update(names, norm, tail.clone())
 
     @contextmanager
@@ -163,11 +169,6 @@ class Learner:
                     raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
                 parameter.copy_(state[f"average.{name}"])
 
-    def _loss(self, index: int, batch: Batch) -> dict[str, Loss]:
-        if self._carried_states is not None:
-            return self._carried_states.loss(self.model, index, batch)
-        return self.task.loss(self.model, batch)
-
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
         """The count of each loss over the whole step, if the task knows them in advance."""
         batch_counts = [self.task.counts(batch) for batch in batches]
@@ -208,12 +209,6 @@ class Learner:
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)
         grads.mul_(scale)
         return norm
-
-    def _update_average(self, step: int) -> None:
-        """Update the moving average; the first steps count more, because it still contains the initial weights."""
-        if self.average is not None:
-            decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
-            self.average.lerp_(self.flat.data, 1 - decay)
 
 
 def _compiled_gelu() -> GeluPasses:

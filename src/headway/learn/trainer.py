@@ -434,8 +434,7 @@ class Trainer:
     def _apply_revision(self, budget: TimeBudget) -> int:
         """Let the budget revise the plan; return the run's number of steps."""
         revision = budget.revise(self.recipe, self.progress.step, self.log.seconds(), self.progress.evaluated > 0)
-        recipe_data = None if revision is None else to_dict(revision.apply_to(self.recipe))
-        recipe_data = self.processes.broadcast_object(recipe_data)
+        recipe_data = self.processes.broadcast_object(None if revision is None else to_dict(revision))
         if recipe_data is not None:
             self.recipe = self.learner.recipe = from_dict(Recipe, recipe_data)
             self._write_recipe()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch
 from headway.learn.objectives.classes import HEAD
-from headway.learn.objectives.linear import LinearHead
+from headway.learn.objectives.linear import ITERATIONS, STRENGTHS, LinearHead, minimise
 from headway.learn.objectives.predictions import (
     Goals,
     PredictedSamples,
@@ -31,8 +31,6 @@ from headway.metrics import best_thresholds, label_scores
 from headway.nn.models import Loss, ModelConfig, Transformer
 
 _NO_LABEL = "(no label)"
-_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
-_ITERATIONS = 200
 
 
 class MultiLabelSamples(PredictedSamples):
@@ -153,26 +151,16 @@ def fit_label_heads(
     def loss(inputs: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(F.linear(inputs, weight, bias), labels, pos_weight=positive)
 
-    def descend(strength: float) -> None:
-        optimiser = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=_ITERATIONS,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-9,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            total = loss(vectors, targets) + weight.square().sum() / (2 * strength * targets.numel())
-            total.backward()
-            return total
-
-        optimiser.step(closure)
-
     best: tuple[float, Tensor, Tensor] | None = None
-    for strength in _STRENGTHS:
-        descend(strength)
+    for strength in STRENGTHS:
+        penalty = 2 * strength * targets.numel()
+        minimise(
+            lambda penalty=penalty: loss(vectors, targets) + weight.square().sum() / penalty,
+            [weight, bias],
+            ITERATIONS,
+            1e-6,
+            1e-9,
+        )
         with torch.no_grad():
             validation_loss = loss(held_out, truth).item()
             if best is None or validation_loss < best[0]:

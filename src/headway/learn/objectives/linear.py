@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-_DEFAULT_STRENGTH = (
-    10.0  # inverse penalty that suits a few sentence-encoder vectors and leaves training room to improve
-)
-_ITERATIONS = 200
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
+_DEFAULT_STRENGTH = 10.0  # inverse penalty for a few sentence-encoder vectors; leaves training room to improve
+ITERATIONS = 200
 _MAX_CHOOSING = 4096  # maximum training samples for choosing the penalty
 _REFIT = 10.0  # inverse penalty on the change of the weights when refitting
 _FLOAT64_ELEMENTS = 1 << 23  # maximum number of elements for which float64 costs little
@@ -37,8 +35,8 @@ def fit_linear(
     classes: int,
     weights: Float[Tensor, "C"] | None = None,
     *,
-    strengths: Sequence[float] = _STRENGTHS,
-    iterations: int = _ITERATIONS,
+    strengths: Sequence[float] = STRENGTHS,
+    iterations: int = ITERATIONS,
 ) -> LinearHead:
     """Multinomial logistic regression with an L2 penalty and class `weights` in the loss.
 
@@ -85,7 +83,7 @@ def refit_linear(
     scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)
     start = LinearHead(head.weight.double() * scale, head.bias.double())
     weights = None if weights is None else weights.double()
-    moved = _fit_logistic(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights, _ITERATIONS)
+    moved = _fit_logistic(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights, ITERATIONS)
     return LinearHead((moved.weight / scale).float(), moved.bias.float())
 
 
@@ -100,16 +98,35 @@ def _fit_logistic(
 ) -> LinearHead:
     """Minimise the cross-entropy with an L2 penalty on the distance of the weights from `centre`."""
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
+
+    def loss() -> Tensor:
+        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets, weights)
+        return errors + (weight - centre).square().sum() / (2 * strength * len(targets))
+
+    minimise(loss, [weight, bias], iterations, 1e-5, 1e-7)
+    return LinearHead(weight.detach(), bias.detach())
+
+
+def minimise(
+    loss: Callable[[], Tensor],
+    parameters: list[Tensor],
+    iterations: int,
+    tolerance_grad: float,
+    tolerance_change: float,
+) -> None:
+    """Change the parameters in place until the loss is minimal (L-BFGS)."""
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        parameters,
+        max_iter=iterations,
+        tolerance_grad=tolerance_grad,
+        tolerance_change=tolerance_change,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets, weights)
-        loss = errors + (weight - centre).square().sum() / (2 * strength * len(targets))
-        loss.backward()
-        return loss
+        value = loss()
+        value.backward()
+        return value
 
     optimiser.step(closure)
-    return LinearHead(weight.detach(), bias.detach())

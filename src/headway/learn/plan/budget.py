@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from headway.errors import UserError
 from headway.learn.formatting import format_number
 from headway.learn.plan.measure import FINAL_SHARE, Clock, Speed
 from headway.learn.recipe import Recipe, TrainConfig
-from headway.learn.schedule import ScheduleConfig
 
 _USABLE_FRACTION = 0.985  # fraction of the remaining time that is planned; the rest is for checkpoints and log lines
 _EVALUATIONS = 10  # evaluations per run, if they fit in their share of the time
@@ -62,19 +60,6 @@ def plan_recipe(
         interval = -(-max_steps // _affordable_evaluations(speed, seconds, _MAX_EVALUATIONS, early_stopping))
         train = replace(train, steps=max_steps, evaluate_every=recipe.train.evaluate_every or interval)
     return replace(recipe, train=train, schedule=recipe.schedule.planned(train.steps))
-
-
-class PlanRevision(NamedTuple):
-    """A revised plan: steps, schedule and evaluation interval."""
-
-    steps: int
-    schedule: ScheduleConfig
-    evaluate_every: int
-
-    def apply_to(self, recipe: Recipe) -> Recipe:
-        """`recipe` with this plan."""
-        train = replace(recipe.train, steps=self.steps, evaluate_every=self.evaluate_every)
-        return replace(recipe, train=train, schedule=self.schedule)
 
 
 @dataclass
@@ -155,9 +140,9 @@ class TimeBudget:
         """Start measuring the speed from here: `step` updates took `seconds`."""
         self._measured_from, self._slept_seconds = (step, seconds), 0.0
 
-    def revise(self, recipe: Recipe, done: int, seconds: float, evaluated: bool) -> PlanRevision | None:
-        """The revised plan after `done` steps that took `seconds`; None to keep the current one. If the run has already
-        been `evaluated`, the evaluation interval stays the same.
+    def revise(self, recipe: Recipe, done: int, seconds: float, evaluated: bool) -> Recipe | None:
+        """The recipe with revised steps, schedule and evaluation interval after `done` steps in `seconds`. None to
+        keep the current one. If the run has been `evaluated`, the evaluation interval stays the same.
         """
         steps = recipe.train.steps
         first_step, first_seconds = self._measured_from
@@ -177,4 +162,6 @@ class TimeBudget:
         schedule = recipe.schedule.rescheduled(done, steps, new_steps)
         if not evaluated:
             interval = max(done + 1, round(interval * new_steps / steps))
-        return None if schedule is None else PlanRevision(new_steps, schedule, interval)
+        if schedule is None:
+            return None
+        return replace(recipe, train=replace(recipe.train, steps=new_steps, evaluate_every=interval), schedule=schedule)
