@@ -267,7 +267,7 @@ class Family:
     `processor_files` reads and writes the files next to the weights if they differ from those of transformers.
 
     `fixed` are settings that the family's class in transformers uses and that must be null or one of these values here;
-    `ignored` are those that change no output, even if they are fixed elsewhere (see `FamilyKeys`). `aliases` are
+    `ignored` are those that change no output, even if other families fix them. `aliases` are
     common names for settings of the family; `towers` are settings with the nested settings of a part.
     """
 
