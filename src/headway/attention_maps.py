@@ -32,9 +32,10 @@ class Attention(NamedTuple):
     maps: weights by layer name, Float[H, T, S]: heads, queries, keys.
     `symbols`: the text of each token.
     source: the text of each token of the encoder's input; empty without an encoder.
-    across: names of the maps from a decoder to the source.
+    across: names of the cross-attention maps.
 
-    An encoder's maps are between `source` and `source`, all others between `symbols` and `symbols`.
+    An encoder's maps are from `source` to `source`, cross-attention maps from `symbols` to `source`, and all others
+    from `symbols` to `symbols`.
     """
 
     maps: dict[str, Float[Tensor, "H T S"]]
@@ -45,13 +46,14 @@ class Attention(NamedTuple):
     def card(self) -> SummaryCard:
         """A summary: the number of tokens, and the heads and tokens of each map."""
         rows = [
-            {"map": name, "heads, to, from": " x ".join(map(str, weights.shape))} for name, weights in self.maps.items()
+            {"map": name, "heads, queries, keys": " x ".join(map(str, weights.shape))}
+            for name, weights in self.maps.items()
         ]
         counts = {"tokens": len(self.symbols), "source tokens": len(self.source) or None}
         return SummaryCard("Attention", {"maps": len(rows), **counts}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
-        """Plot a heat map of each token's (row's) attention; for an encoder-decoder, its attention to the source.
+        """Plot a heat map of attention weights, a row per query; for an encoder-decoder, its cross-attention.
 
         layer, head: counted from 1; None averages over all.
         each: plot all heads, one row per layer.
@@ -114,7 +116,7 @@ def check_text(text: str) -> None:
 
 
 def first_row_maps(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
-    """The maps of the first row, on the CPU."""
+    """The maps of the first sequence in the batch, on the CPU."""
     return {name: weights[0].cpu() for name, weights in maps.items()}
 
 

@@ -35,10 +35,11 @@ def load(
     name on the hub, such as hf:owner/name.
 
     device: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
-    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored.
+    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored, and "fp32"
+    converts them.
     backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
-    cache: the number format of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
+    cache: the data type of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
     need the CPU engine. None is fp16 for quantised weights on the engine, otherwise fp32.
     draft: a smaller model with the same tokenizer, for speculative decoding.
 
@@ -53,10 +54,12 @@ def load(
     torch_device = find_device(device)
     if cache not in (None, "fp32") and (torch_device.type != "cpu" or backend == "torch"):
         conflict = f"device {torch_device}" if torch_device.type != "cpu" else "backend torch"
-        raise UserError(f"the {cache} cache needs the CPU engine, which excludes {conflict}; remove one of them")
+        raise UserError(
+            f"the {cache} cache needs the CPU engine, which cannot be used with {conflict}; remove one of them"
+        )
     if torch_device.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
         conflict = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
-        raise UserError(f"{conflict} needs a CPU, not device {torch_device}; add --device cpu")
+        raise UserError(f"{conflict} needs a CPU, not device {torch_device}; use device=cpu")
     with gc_paused():
         source = find_folder(path)
         recipe = None

@@ -188,7 +188,7 @@ def _environment_call(name: str, args: list[nodes.Expr], node: nodes.Node) -> no
 
 
 def measure(value: Any) -> int:
-    """The characters and items of a value, counting repeats. Raises SecurityError beyond LARGEST."""
+    """The characters and items of a value, counting repeats. Raises SecurityError beyond MAX_SIZE."""
     size, pending = 0, [value]
     while pending:
         node = pending.pop()

@@ -45,7 +45,7 @@ def read_sheet(file: File) -> Iterator[tuple[int, list[str]]]:
         openpyxl = importlib.import_module("openpyxl")
     except ImportError as error:
         raise UserError(
-            f"{file} needs the package openpyxl; pip install 'headway[data]', or save the sheet as .csv (UTF-8)"
+            f"{file} needs the package openpyxl; run pip install 'headway[data]', or save the sheet as .csv (UTF-8)"
         ) from error
     content = b"".join(read_blocks(file))
     try:

@@ -117,7 +117,7 @@ def _open_recording(path: Path) -> Iterator[tuple[ArrayReaders, dict[int, ArrayR
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
+        raise UserError(f"{path} needs the package h5py; run pip install 'headway[rl]'") from error
     with ExitStack() as stack:
         open_file(path).close()  # a pipe would block the library
         with damage_errors(path, *_HDF5_DAMAGE):

@@ -36,7 +36,7 @@ def import_parquet(source: Path | IO[bytes], extra: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{source} needs the package pyarrow; pip install 'headway[{extra}]'") from error
+        raise UserError(f"{source} needs the package pyarrow; run pip install 'headway[{extra}]'") from error
     return pyarrow.parquet
 
 

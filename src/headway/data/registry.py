@@ -298,7 +298,7 @@ def find_set(name: str) -> list[Path]:
         return paths
     if known.package is not None:
         raise UserError(
-            f"data set {name!r} is part of a package that is not installed; pip install {known.pip or known.package}"
+            f"data set {name!r} is in a package that is not installed; run pip install {known.pip or known.package}"
         )
     if any(not file.url for file in known.files):
         raise manual_download_error(known)

@@ -54,7 +54,7 @@ def _find_entry(entries: Mapping[str, E], member: str, path: Path) -> E:
 
 @contextmanager
 def _damage_errors(path: Path, file: io.RawIOBase) -> Iterator[None]:
-    """Turn the many exceptions for invalid headers into TarError, and close the file."""
+    """On an error, close the file, and raise the many exceptions for invalid headers as TarError."""
     try:
         yield
     except BaseException as error:

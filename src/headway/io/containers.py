@@ -14,7 +14,7 @@ _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpe
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
 
-def import_av(message: str = "videos need the package av; pip install 'headway[rl]'") -> Any:
+def import_av(message: str = "videos need the package av; run pip install 'headway[rl]'") -> Any:
     """The package av; a UserError with the message `missing` if it is not installed."""
     try:
         import av

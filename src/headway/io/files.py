@@ -266,7 +266,7 @@ def _decompress_zst(raw: IO[bytes], source: str) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{source} needs the package zstandard; pip install 'headway[data]'") from error
+        raise UserError(f"{source} needs the package zstandard; run pip install 'headway[data]'") from error
     frame, count, size = zstandard.ZstdDecompressor().decompressobj(), 1, 0
     try:
         while block := raw.read(_SMALL_READ):

@@ -55,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
     timeout = "time limit of a request in seconds (default: 600)"
     add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help=timeout)
-    grace = "seconds to finish running requests at shutdown (default: 10)"
+    grace = "seconds to wait at shutdown for running requests to finish (default: 10)"
     add("--grace", type=number(0), default=10.0, metavar="S", help=grace)
     add("--no-access-log", action="store_true", help="do not log each request on stdout")
     add_cache(parser)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     try:
         from headway.serve.server import open_listener, run_server, url_of
     except ModuleNotFoundError as error:
-        raise UserError(f"the server needs {error.name}; pip install 'headway[serve]'") from None
+        raise UserError(f"the server needs {error.name}; run pip install 'headway[serve]'") from None
     from headway.serve.api_keys import KeyFile, parse_keys
     from headway.serve.engine_loop import open_engine_loop
     from headway.serve.interfaces import ServerSettings

@@ -34,7 +34,7 @@ from headway.io.containers import import_av, open_container
 from headway.io.files import check_in_memory, file_size, open_file, user_path
 
 _LOG = logger(__name__)
-_AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
+_AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; run pip install 'headway[audio]'"
 # Formats whose headers state their length; for others it is a guess from the size.
 _RELIABLE_LENGTH = ("mov", "matroska")
 _BLOCK_FRAMES = 256  # codec frames per block, about a thousand samples each
@@ -320,7 +320,7 @@ def _soundfile(path: Path) -> Any:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: its library for this machine is missing
-        raise UserError(f"{path} needs the package soundfile; pip install 'headway[audio]'") from error
+        raise UserError(f"{path} needs the package soundfile; run pip install 'headway[audio]'") from error
     return soundfile
 
 

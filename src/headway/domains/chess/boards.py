@@ -190,7 +190,7 @@ _EVEN = 100.0  # centipawns at which a win has a probability of 50 %, as in Stoc
 _SLOPE = 75.0  # centipawns that change the odds by a factor of e
 _MATE = 10_000.0  # centipawns for a mate, minus 1 per move
 _MAX_MATE_MOVES = 1000  # maximum moves to a mate
-_DIGITS = 20  # maximum digits of a move count
+_DIGITS = 20  # maximum characters of a mate score such as #-3
 _WIN_SLOPE = 0.00368208  # slope of the win probability per centipawn
 
 
@@ -203,8 +203,8 @@ def outcome(centipawns: np.ndarray | float) -> np.ndarray:
 
 def worth(centipawns: np.ndarray | float) -> np.ndarray:
     """Return a move's worth compared with others in its position, float64 of any shape: the win probability from Ruoss
-    et al. 2024, section 2, which still distinguishes clearly from barely won positions, while `outcome` is 1 for both.
-    A mate in n moves is 1 + 0.1 / n, and being mated in n is -0.1 / n.
+    et al. 2024, section 2, which still distinguishes clearly won from barely won positions, where `outcome` is 1 for
+    both. A mate in n moves is 1 + 0.1 / n, and being mated in n is -0.1 / n.
     """
     score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
     mate_distance = np.maximum(1.0, _MATE - np.abs(score))  # moves to the mate, if it is one
@@ -226,7 +226,9 @@ def expected_of(outcome: np.ndarray) -> float:
 
 
 def read_score(text: str) -> float:
-    """Parse centipawns: "0.34" (pawns) or "#-3" (mated in three), as in %eval. ValueError for other text."""
+    """Parse an evaluation into centipawns: "0.34" (pawns) or "#-3" (mated in three), as in %eval. Raises
+    ValueError for other text.
+    """
     if not text.startswith("#"):
         return 100 * float(text)
     if len(text) > _DIGITS:

@@ -22,7 +22,9 @@ from headway.errors import ConfigError, UserError
 
 _RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)
 _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
-INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or do not set task.augment.randaugment"
+INSTALL_HINT = (
+    "RandAugment needs torchvision; run pip install 'headway[vision]', or do not set task.augment.randaugment"
+)
 (
     _FLIP_STREAM,
     _SHIFT_STREAM,

@@ -111,7 +111,8 @@ class RobotEmbedConfig(EmbedConfig):
 
     def describe_inputs(self, vocab_size: int, context: int | None) -> str:
         sizes = ", ".join(f"{height} x {width}" for height, width in self.cameras)
-        cameras = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
+        count = len(self.cameras)
+        cameras = f", {count} camera{'s' if count > 1 else ''} of {sizes}" if count else ""
         words = f", {vocab_size:,} words" if vocab_size else ""
         return f"states of size {self.states}{cameras}{words}, {self.length} tokens"
 
@@ -155,7 +156,7 @@ class RobotEmbed(nn.Module):
         front = [] if self.latent is None else [self.latent(self._latent_or_zeros(observations))]
         if self.states is not None:
             front.append(self.states(observations.states))
-        # Add a learned vector to each: otherwise a later norm would remove their magnitude.
+        # Add a learned vector to the latent and to the states: without it, a later norm would erase their scale.
         parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
         for camera, images in zip(self.cameras, observations.images):
             assert isinstance(camera, PatchEmbed)
