@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens",
         type=integer(1),
         metavar="N",
-        help="train for about N tokens (images, audio clips, ...) instead of minutes",
+        help="train each run for about N tokens (images, audio clips, ...) instead of minutes",
     )
     parser.add_argument(
         "--seeds", type=integer(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
