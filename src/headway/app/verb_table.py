@@ -5,6 +5,7 @@ because the client of a server needs none.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from importlib.util import find_spec
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -64,6 +65,7 @@ REMOTE_VERBS = {"generate", "stream", "chat", "classify", "embed", "rerank", "ta
 REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
 
 
+@cache  # a client binds the arguments of every request
 def declared_signature(verb: str) -> Signature:
     """The arguments of a verb as a method, without annotations, from the source of its first predictor."""
     spec = find_spec(domains.verbs()[verb][0].module)
