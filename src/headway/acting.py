@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
 from headway.config import from_dict, to_dict
-from headway.data import Splits
 from headway.data.episodes import Episodes, actions_text, numbers_text
 from headway.environments.factory import Spaces
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.io.durable import read_json, write_json
-from headway.learn.examples import Examples, removal_notes
+from headway.learn.examples import SplitExamples, removal_notes
 
 
 class ActingCodec:
@@ -101,19 +100,14 @@ class ActingCodec:
 CodecType = TypeVar("CodecType", bound=ActingCodec)
 
 
-class EpisodeExamples(Examples, Generic[CodecType]):
+class EpisodeExamples(SplitExamples, Generic[CodecType]):
     """Windows over the steps of episodes in `splits`, in the units of a `codec`, which inference needs, too."""
 
-    splits: Splits
     codec: CodecType
 
     @property
     def remarks(self) -> tuple[str, ...]:
         return removal_notes(self.splits)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def count(self, split: str) -> int:
         """Number of episodes, each of which has many windows."""

@@ -250,10 +250,19 @@ def removal_notes(splits: Splits) -> tuple[str, ...]:
     return (f"{noun} were skipped because they also occur in validation or test files.",)
 
 
-class IndexedExamples(Examples):
-    """Samples of one table, each in one split. A domain defines the model inputs for table rows (`take`)."""
+class SplitExamples(Examples):
+    """Examples with the indices of each split. Without a test split, the validation split is the final one."""
 
     splits: Splits
+
+    @property
+    def final_split(self) -> str:
+        return self.splits.final
+
+
+class IndexedExamples(SplitExamples):
+    """Samples of one table, each in one split. A domain defines the model inputs for table rows (`take`)."""
+
     seed: int
     batch_size: int
     eval_batch_size: int = 64
@@ -290,10 +299,6 @@ class IndexedExamples(Examples):
     @property
     def remarks(self) -> tuple[str, ...]:
         return removal_notes(self.splits)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     @property
     def split_names(self) -> tuple[str, ...]:

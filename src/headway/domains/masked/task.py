@@ -24,7 +24,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, SplitExamples
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson_interval
@@ -372,7 +372,7 @@ class MaskedConfig(TaskConfig):
         return Task(dataset, MaskedTokens())
 
 
-class MaskedDataset(Examples):
+class MaskedDataset(SplitExamples):
     """Tokenised documents in rows with masks; `rows` is the number of rows per training batch."""
 
     def __init__(
@@ -416,10 +416,6 @@ class MaskedDataset(Examples):
             source = (SegmentPairs if self.config.next else PackedDocuments)(documents, self.context)
             self._samples[split] = MaskedRowSamples(self, source)
         return self._samples[split]
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def count_tokens(self, split: str) -> int:
         """The tokens in a split, including special tokens."""

@@ -30,7 +30,7 @@ from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, Samples
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, Samples, SplitExamples
 from headway.learn.objective import StatefulObjective
 from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
@@ -100,7 +100,7 @@ class LanguageConfig(TaskConfig):
         return Task(Documents(*arguments), NextToken())
 
 
-class Documents(Examples):
+class Documents(SplitExamples):
     """Tokenised documents, read in rows; `rows` is the number of rows per training batch."""
 
     def __init__(
@@ -123,10 +123,6 @@ class Documents(Examples):
 
     def of(self, split: str) -> Samples:
         return TextRows(self, split)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def spans(self, split: str) -> Spans:
         """The documents in a split, or their parts."""

@@ -23,11 +23,11 @@ from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import (
     Batch,
     Contents,
-    Examples,
     FixedSizeBatches,
     IndexedExamples,
     LengthBatches,
     RngKey,
+    SplitExamples,
     removal_notes,
     spread_evenly,
 )
@@ -269,7 +269,7 @@ class EmbeddingConfig(EncoderTaskConfig):
         return Task(sentences, SentenceContrast(sentences.labels is None, self.temperature))
 
 
-class RelatedTextDataset(Examples):
+class RelatedTextDataset(SplitExamples):
     """Texts related by their `partners` or by their `labels`, int64 [N]. Rows are the texts, then the partners."""
 
     def __init__(self, config: EmbeddingConfig, recipe: Recipe, batch_size: int, table: Table, workspace: Path) -> None:
@@ -304,10 +304,6 @@ class RelatedTextDataset(Examples):
     @property
     def remarks(self) -> tuple[str, ...]:
         return (*removal_notes(self.splits), *self.spelling_notes)
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. UserError for a split without pairs or with fewer than one
