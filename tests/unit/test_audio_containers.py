@@ -99,7 +99,7 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match="is longer than"):
             FileSound(tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(UserError, match="other formats need the package av; pip install"):
+    with pytest.raises(UserError, match="other formats need the package av; run pip install"):
         FileSound(tmp_path / "a.m4a")
     assert FileSound(tmp_path / "a.wav").seconds == pytest.approx(0.3)
 
