@@ -41,6 +41,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/house.py --check
 
 # Rarely imported code, about half of all packages: compiled on first import.
 SELDOM := /tests?/|/(transformers/models|openai|torch/_inductor|torch/testing|OpenGL|networkx|fontTools|pip|pygments)/

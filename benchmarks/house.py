@@ -4,6 +4,7 @@
     python benchmarks/house.py FOLDER             # figures of another checkout
     python benchmarks/house.py --write before     # also store them as a row of results/house.json; or: after
     python benchmarks/house.py --called-once      # list the short functions with one caller instead
+    python benchmarks/house.py --check            # fail if a figure is worse than in that row, as `make lint` does
 
 The figures describe the files of src/headway:
 
@@ -51,6 +52,7 @@ MODELS = {"Transformer", "EncoderDecoder", "TwoTower", "Captioner", "Act", "Traj
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 FORWARD = ("headway.nn.models.transformer", "headway.nn.kernels.cross_entropy", "headway.nn.models.heads")
 SHORT = 6  # lines of a function body from which a function is not short
+MAX_LINES = 600  # of a file
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Trees = Mapping[str, ast.Module]  # by the name of the module
 
@@ -86,16 +88,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT, help="checkout to measure (default: this one)")
     parser.add_argument("--write", choices=("before", "after"), help="row of results/house.json to store")
+    parser.add_argument("--check", action="store_true", help="compare this tree with the stored row `after`")
     parser.add_argument("--called-once", action="store_true", help="list the short functions with one caller")
     args = parser.parse_args()
     root = args.folder.resolve()
     if args.called_once:
         print("\n".join(short_functions_called_once(parse(read_sources(root)))))
         return
+    if args.check:
+        check(structure(read_sources(root)), json.loads(RESULTS.read_text())["after"])
+        return
     figures = measure(root)
     print(json.dumps(figures, indent=1))
     if args.write:
         write_row(args.write, root, figures)
+
+
+def check(figures: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Exit with an error if the structure is worse than stored: lines may grow with features, these figures not."""
+    ours, theirs = (
+        {
+            "mean function body": -row["mean_function_body"],
+            "short functions with one caller": row["short_functions_called_once"],
+            "import cycles": len(row["import_cycles"]),
+            "lines that a forward imports": row["closure_of_a_forward"]["lines"],
+            "tokens per line of code": row["tokens_per_code_line"],
+            "lines of the longest file": max(row["longest_file"], MAX_LINES),
+        }
+        for row in (figures, stored)
+    )
+    worse = [f"{name}: {abs(ours[name])}, was {abs(theirs[name])}" for name in ours if ours[name] > theirs[name]]
+    if worse:
+        sys.exit("the structure became worse than in benchmarks/results/house.json:\n" + "\n".join(worse))
 
 
 def write_row(name: str, root: Path, figures: dict[str, Any]) -> None:
@@ -125,8 +149,8 @@ def parse(texts: Mapping[str, str]) -> dict[str, ast.Module]:
     return {name: ast.parse(text) for name, text in texts.items()}
 
 
-def measure(root: Path) -> dict[str, Any]:
-    texts = read_sources(root)
+def structure(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The figures that follow from the sources alone."""
     trees = parse(texts)
     lines = {name: text.count("\n") for name, text in texts.items()}
     functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
@@ -148,16 +172,13 @@ def measure(root: Path) -> dict[str, Any]:
     all_imports = {name: set(imported_modules(ast.walk(tree), texts)) for name, tree in trees.items()}
     reached = reachable(imports, FORWARD)
     outside = [tree for name, tree in trees.items() if not name.startswith(("headway.nn.models", "headway.engine"))]
-    formatting = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--check", "src"], cwd=root, capture_output=True, text=True
-    )
     return {
         "files": len(texts),
         "lines": sum(lines.values()),
         "tokens": num_tokens,
         "code_lines": num_code_lines,
         "tokens_per_code_line": round(num_tokens / num_code_lines, 2),
-        "unformatted_files": formatting.stdout.count("Would reformat: "),
+        "longest_file": max(lines.values()),
         "packages": dict(sorted(packages.items())),
         "header_share": round(sum(header_lines(trees[name], lines[name]) for name in texts) / sum(lines.values()), 3),
         "functions": len(functions),
@@ -167,10 +188,20 @@ def measure(root: Path) -> dict[str, Any]:
         "private_functions_used_once": sum(count for name, count in private.items() if names[name] == 2 * count),
         "import_cycles": import_cycles(all_imports),
         "closure_of_a_forward": {"files": len(reached), "lines": sum(lines[name] for name in reached)},
-        "loaded_by_a_forward": loaded_by_a_forward(root, "without packages"),
-        "loaded_by_a_forward_with_packages": loaded_by_a_forward(root, "with packages"),
         "isinstance_of_models_outside": sum(map(count_model_checks, outside)),
         "class_names_twice": {name: count for name, count in sorted(classes.items()) if count > 1},
+    }
+
+
+def measure(root: Path) -> dict[str, Any]:
+    formatting = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--check", "src"], cwd=root, capture_output=True, text=True
+    )
+    return {
+        **structure(read_sources(root)),
+        "unformatted_files": formatting.stdout.count("Would reformat: "),
+        "loaded_by_a_forward": loaded_by_a_forward(root, "without packages"),
+        "loaded_by_a_forward_with_packages": loaded_by_a_forward(root, "with packages"),
         "modules_loaded": modules_loaded(root),
     }
 

@@ -9,6 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,11 @@ def commands(text: str) -> Iterator[str]:
             yield line
 
 
+@cache
+def recipe_names() -> set[str]:
+    return {row["name"] for row in hw.recipes()}
+
+
 def check(line: str) -> None:
     """Parse a command, and look up its recipe and the names of its settings."""
     words = shlex.split(re.split(r" (?:[<>|]|2>|&&) ?", line)[0], comments=True)
@@ -63,7 +69,7 @@ def check(line: str) -> None:
     args = parser.parse_args(rest)
     recipe = getattr(args, "recipe", None)
     if recipe and not recipe.endswith(".json") and recipe.islower():
-        assert recipe in {row["name"] for row in hw.recipes()}, f"there is no recipe {recipe}"
+        assert recipe in recipe_names(), f"there is no recipe {recipe}"
         settings, found = parse_settings(args.set), find_recipe(recipe)
         if isinstance(model := settings.get("model"), str):
             del settings["model"]
