@@ -81,7 +81,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
 @pytest.mark.parametrize(("settings", "words"), [
     ({"model_type": "lama"}, "unknown family 'lama'; did you mean 'llama'? (known: "),
     ({"model_type": 3}, "model_type is 3; use a string"),
-    ({"auto_map": {"AutoModel": "x.Y"}}, "requests custom code"),
+    ({"model_type": "chatglm", "auto_map": {"AutoModel": "x.Y"}}, "requests custom code"),
     ({"vocab_size": None}, "vocab_size is null; set a value, or remove it"),
     ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; did you mean 'gelu'?"),
     ({"hidden_size": "wide"}, "hidden_size is 'wide'; use an integer"),
@@ -114,6 +114,18 @@ def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[s
 def test_marks_that_are_none(folder: Path, said: Any, words: str) -> None:
     (folder / "generation_config.json").write_text(json.dumps(said))
     assert words in refused(folder)
+
+
+def test_code_of_a_known_family_is_not_run(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many copies of Llama bring code that transformers has long contained; the weights have to fit as ever."""
+    expected = load_published(folder).model.state_dict()
+    set_in(folder, auto_map={"AutoModelForCausalLM": "modeling.Model"})
+    (folder / "modeling.py").write_text("raise SystemExit(3)")
+    with caplog.at_level("INFO"):
+        assert all(torch.equal(tensor, expected[n]) for n, tensor in load_published(folder).model.state_dict().items())
+    assert "brings its own code (auto_map), which was not run" in caplog.text
+    set_in(folder, intermediate_size=25)
+    assert "the configuration needs" in refused(folder)
 
 
 def test_labels_that_have_no_numbers(folder: Path) -> None:

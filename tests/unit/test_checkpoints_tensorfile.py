@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,17 @@ def test_loading_takes_little_more_than_the_model(half_llama: Path, tmp_path: Pa
     """Beside what torch itself takes; the figure for 1.1B parameters is in benchmarks/results/load.json."""
     out, err = Program(tmp_path, PEAK, str(half_llama), target).wait()
     assert float(out or "inf") < 1.3, err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reserves memory for private maps")
+def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    """A sparse file: its tensors are views that cost nothing until they are read."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = 4 * memory // (2 << 20)
+    header = content({"w": entry(0, rows << 21, "BF16", (rows, 1 << 20))})
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + (rows << 21))
+    tensor = TensorFile(tmp_path / "a.safetensors").get("w")
+    assert tensor.shape == (rows, 1 << 20)
+    assert not tensor[-1].any()

@@ -25,6 +25,27 @@ from headway.nn.models import (
 POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
 
 
+_HEAD_TENSORS = {  # names by which the families recognise heads, by the end of transformers' classes
+    "ForPreTraining": ("cls.predictions.bias", "cls.seq_relationship.weight", "bert.pooler.dense.weight"),
+    "ForMaskedLM": ("cls.predictions.bias", "vocab_projector.bias", "lm_head.bias", "head.dense.weight"),
+    "ForNextSentencePrediction": ("cls.seq_relationship.weight", "bert.pooler.dense.weight"),
+    "ForSequenceClassification": (
+        *("classifier.weight", "classifier.out_proj.weight", "head.dense.weight", "bert.pooler.dense.weight"),
+    ),
+    "ForTokenClassification": ("classifier.weight", "head.dense.weight"),
+    "ForImageClassificationWithTeacher": ("cls_classifier.weight",),
+    "ForImageClassification": ("classifier.weight",),
+    "ForConditionalGeneration": ("final_logits_bias", "lm_head.weight"),
+    "MarianMTModel": ("final_logits_bias",),
+    "Model": tuple(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "vit", "deit")),
+}
+
+
+def head_tensors(settings: Settings) -> tuple[str, ...]:
+    """Return names of tensors that a file of the class in `architectures` has, as far as they tell its heads."""
+    return next((names for end, names in _HEAD_TENSORS.items() if settings.architecture.endswith(end)), ())
+
+
 def classifier(settings: Settings, names: Collection[str], weight: str) -> Literal["classes", "tags"] | None:
     """Whether the file's classifier, the tensor `weight`, labels whole texts or each token; None without one."""
     if weight not in names:

@@ -33,9 +33,11 @@ _MAX_PARAMETERS_PER_BYTE = 4  # maximum parameters per byte in a file: more than
 _BUILD_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
-def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
-    """Return the configuration that a file's settings describe. UserError if they are invalid (such as 0 heads)."""
-    _check_counts(settings, len(names))
+def read_config(family: Family, settings: Settings, names: Collection[str], max_layers: int = 0) -> ModelConfig:
+    """Return the configuration that a file's settings describe, with `names` of its tensors. UserError if settings are
+    invalid (such as 0 heads) or ask for more than `max_layers` (0: as many as there are names).
+    """
+    _check_counts(settings, max_layers or len(names))
     try:
         return family.read(settings, names)
     except _BUILD_ERRORS as error:

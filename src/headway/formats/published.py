@@ -18,9 +18,9 @@ from torch import nn
 from headway.codecs.chat_template import read_template
 from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.formats.families import families, find_family
-from headway.formats.heads import to_classes_config, to_classes_model
+from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
@@ -82,10 +82,12 @@ def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
     return {}
 
 
+_LOG = logger(__name__)
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
 _MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # from a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
+_MAX_LAYERS = 1000  # of a model without weights
 _MAX_DIFFERENCES = 3  # differing settings listed in an error
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -140,13 +142,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_settings(directory: Path) -> Settings:
-    """Read config.json and refuse settings that would run code."""
+    """Read config.json. Code that the folder brings along (auto_map) is never run: the model has to belong to a known
+    family, and its tensors have to fit.
+    """
     values = _read_mapping(directory / CONFIG)
     if values.get("auto_map"):
-        raise UserError(
-            f"{directory / CONFIG} requests custom code (auto_map), which headway never runs; "
-            f"use a model of a family that headway knows: {', '.join(sorted(families()))}"
-        )
+        if values.get("model_type") not in families():
+            raise UserError(
+                f"{directory / CONFIG} requests custom code (auto_map), which headway never runs; "
+                f"use a model of a family that headway knows: {', '.join(sorted(families()))}"
+            )
+        _LOG.info(f"{directory} brings its own code (auto_map), which was not run")
     return Settings(values, str(directory / CONFIG))
 
 
@@ -190,8 +196,15 @@ def read_processor(directory: Path) -> dict[str, Any]:
 
 
 def published_config(directory: Path) -> ModelConfig:
-    """Return the configuration of the model in a folder, without reading weights."""
-    return with_embedding(_read(Path(directory), None).config, Path(directory))
+    """Return the configuration of the model in a folder, without reading weights.
+
+    Without files of weights, the heads are those of the class that config.json names.
+    """
+    directory = Path(directory)
+    if any((directory / name).is_file() for name in (WEIGHTS, INDEX)):
+        return with_embedding(_read(directory, None).config, directory)
+    settings, family = _read_family(directory, None)
+    return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)
 
 
 class _FolderMetadata(NamedTuple):
@@ -204,12 +217,17 @@ class _FolderMetadata(NamedTuple):
     weights: RenamedWeights
 
 
-def _read(directory: Path, context: int | None) -> _FolderMetadata:
+def _read_family(directory: Path, context: int | None) -> tuple[Settings, Family]:
     settings = read_settings(directory)
     family = find_family(settings)
     values = with_aliases(family, settings.values)
     settings = Settings({**family.defaults, **values}, settings.source, context)
     check_fixed(family, settings)
+    return settings, family
+
+
+def _read(directory: Path, context: int | None) -> _FolderMetadata:
+    settings, family = _read_family(directory, context)
     shards = open_shards(directory)
     weights = RenamedWeights(shards, family)
     config = _untie_if_different(read_config(family, settings, weights.names()), family, weights)

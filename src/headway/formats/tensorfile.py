@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import struct
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _MAX_RANK = 32  # maximum dimensions: more than tensors in any format have
 
 _COPY_MODE: ContextVar[bool] = ContextVar("copies", default=False)
 _HEADER_CHUNK = 1 << 16  # bytes of a header per read
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which mmap names from Python 3.13
 _SMALL, _SLAB, _LINE = 1 << 16, 1 << 25, 64  # bytes
 
 
@@ -64,9 +66,11 @@ class MappedFile:
             self._handle = open_file(path)
             finalize(self, self._handle.close)
             self.size = self._handle.seek(0, 2)
-            # A private map is writable, as torch requires, and costs nothing until something writes to it.
+            # A private map is writable, as torch requires, and costs nothing until something writes to it. Linux would
+            # refuse one that is larger than the memory if it had to reserve space for such writes.
             wanted = self.size and self._copies is None
-            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if wanted else None
+            private: Any = {"flags": mmap.MAP_PRIVATE | _NO_RESERVE} if _NO_RESERVE else {"access": mmap.ACCESS_COPY}
+            self._map = mmap.mmap(self._handle.fileno(), 0, **private) if wanted else None
             self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; check the path") from error
