@@ -28,8 +28,8 @@ Commands and `hw.load` accept a run, or a published model in one of these format
 |---|---|---|
 | a run's folder | yes | `headway train` |
 | headway's own folder (`model.safetensors`, `recipe.json`) | yes | `headway import` |
-| transformers (`config.json` with safetensors) | yes | `headway export OUT` |
-| GGUF (f32, f16, bf16 and quantised blocks) | yes | `headway export OUT.gguf --dtype f32|f16|q8_0` |
+| transformers (`config.json` with safetensors or `pytorch_model.bin`) | yes | `headway export OUT` |
+| GGUF (f32, f16, bf16 and quantised blocks, in one file or several) | yes | `headway export OUT.gguf --dtype f32|f16|q8_0` |
 | quantised folders (int8, int4) | yes | `headway quantize` |
 | PEFT adapters (LoRA) | yes | `headway export` of a run with `--lora` merges them |
 | llama2.c binaries | yes | no |

@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from grammar_data import Parquet, composed_csv, composed_epd, composed_lines, composed_pgn, composed_template
-from grammar_models import composed_config, composed_gguf, composed_recipe, composed_tensors
-from model_readers import config_seeds, gguf_seeds, read_config_file, read_gguf, read_tensors, tensor_seeds
+from grammar_models import composed_config, composed_gguf, composed_recipe, composed_tensors, composed_torch
+from model_readers import (
+    config_seeds,
+    gguf_seeds,
+    read_config_file,
+    read_gguf,
+    read_tensors,
+    read_torch,
+    tensor_seeds,
+    torch_seeds,
+)
 from mutate import half_mild
 from run import Reader
 
@@ -151,6 +160,7 @@ COMPOSED = {
     "composed-safetensors": Reader(
         "a.safetensors", tensor_seeds, _composed(lambda _, draw: composed_tensors(draw)), read_tensors
     ),
+    "composed-torch": Reader("a.bin", torch_seeds, _composed(lambda _, draw: composed_torch(draw)), read_torch),
     "composed-gguf": Reader("a.gguf", gguf_seeds, _composed(lambda _, draw: composed_gguf(draw)), read_gguf),
     "composed-parquet": Reader(
         "a.parquet", parquet_seeds, _composed(lambda seed, draw: Parquet(seed).composed(draw)), read_parquet

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,6 +168,43 @@ def composed_tensors(draw: random.Random) -> bytes:
     text += b" " * draw.choice((0, 0, -(len(text) + 8) % 64, 7))
     more, less = (draw.choice((1, -1)) if draw.random() < odd / 8 else 0 for _ in range(2))
     return max(0, len(text) + more).to_bytes(8, "little") + text + bytes(max(0, end + less))
+
+
+PICKLED = (  # instructions with their arguments; those of files that torch.save writes come first
+    *(b"}", b")", b"]", b"(", b"t", b"\x85", b"\x86", b"\x87", b"Q", b"R", b"u", b"s", b"q\0", b"h\0", b"\x89", b"b"),
+    *(b"K\0", b"K\2", b"K\3", b"M\0\1", b"J\xff\xff\xff\xff", b"\x8a\2\0\1", b"X\1\0\0\0a", b"X\1\0\0\x000", b"N"),
+    *(b".", b"X\7\0\0\0storage", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"X\3\0\0\0cpu"),
+    *(b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n", b"G" + bytes(8), b"\x94", b"e", b"a"),
+    *(b"cos\nsystem\n", b"\x93", b"i__main__\nX\n", b"o", b"\x81", b"\x92", b"\x82\1", b"P0\n", b"0", b"1"),
+    *(b"2", b"I1\n", b"\x8b\xff\xff\xff\x7f", b"B\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8f", b"\x90"),
+    *(b"j\xff\xff\xff\x7f", b"\x97"),
+)  # fmt: skip
+_TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storageq\1ctorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\x06tQ"
+    b"%s\x89ccollections\nOrderedDict\n)RtR"
+)
+
+
+def composed_torch(draw: random.Random) -> bytes:
+    """A zip archive of torch.save: tensors of any shape in a mapping, between any instructions."""
+    program = [b"\x80\2", b"}", b"("]
+    for number in range(draw.choice((1, 1, 2, 5))):
+        numbers = [b"K" + bytes([draw.choice((0, 1, 2, 3, 6, 255))]) for _ in range(5)]
+        shape = numbers[0] + numbers[1] + b"\x86" + numbers[2] + numbers[3] + b"\x86"
+        offset = draw.choice((b"K\0", b"K\0", numbers[4]))
+        tensor = _TENSOR % (offset + draw.choice((b"K\2K\3\x86K\3K\1\x86", shape)))
+        program += [b"X\1\0\0\0" + bytes([97 + number]), tensor]
+    program += [b"u", b"."]
+    for _ in range(draw.choice((0, 1, 1, 3, 30))):
+        program.insert(draw.randrange(2, len(program) + 1), draw.choice(PICKLED))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"".join(program))
+        place = draw.choice(("archive/data/0", "archive/data/0", "archive/data/1"))
+        archive.writestr(place, bytes(draw.choice((24, 24, 0))))
+        if draw.random() < 0.2:
+            archive.writestr("archive/byteorder", draw.choice(("little", "big", "")))
+    return buffer.getvalue()
 
 
 def _text(value: str) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import torch
 from mutate import damaged, damaged_json
 from run import Reader
 
@@ -20,6 +23,7 @@ from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import CONFIG, INDEX, open_shards, read_settings, read_special_tokens
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
+from headway.formats.torch_file import TorchFile
 from headway.nn.models import build
 
 WIDTH, HEADS, SYMBOLS, CONTEXT = 32, 2, 300, 16
@@ -176,7 +180,27 @@ def read_ctranslate2(path: Path) -> None:
         model.done(name)
 
 
+def torch_seeds(folder: Path) -> list[bytes]:
+    """A file of torch.save in both of its forms: two views of one storage, other types, and what lies beside them."""
+    table = torch.arange(12.0).view(3, 4)
+    tensors = OrderedDict(a=table, b=table.t(), c=torch.ones(2, dtype=torch.bfloat16), d=torch.tensor(2))
+    found = []
+    for tree, form in (({"state_dict": tensors, "epoch": 3, "lr": 0.1}, True), (tensors, True), (tensors, False)):
+        buffer = io.BytesIO()
+        torch.save(tree, buffer, _use_new_zipfile_serialization=form)
+        found.append(buffer.getvalue())
+    return found
+
+
+def read_torch(path: Path) -> None:
+    file = TorchFile(path)
+    for name in file.names():
+        file.get(name).clone()
+        file.done(name)
+
+
 MODELS = {
+    "torch": Reader("pytorch_model.bin", torch_seeds, damaged, read_torch),
     "config": Reader(CONFIG, config_seeds, damaged_json, read_config_file),
     "safetensors": Reader("model.safetensors", tensor_seeds, damaged_tensors, read_tensors),
     "index": Reader(INDEX, index_seeds, damaged_json, read_index),

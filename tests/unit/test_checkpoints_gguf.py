@@ -231,6 +231,68 @@ def test_quantised_numbers_stand_for_what_was_written(tmp_path: Path, kind: str)
     assert float((found.float() - values).abs().max()) < step
 
 
+@pytest.mark.parametrize("number", [number for number, kind in KINDS.items() if kind.dtype is None])
+def test_every_kind_is_read(tmp_path: Path, number: int) -> None:
+    """Random blocks, with finite scales where a kind has them in fp16."""
+    block, size = KINDS[number].block, KINDS[number].size
+    raw = np.random.default_rng(number).integers(0, 60, (3, 2 * size), dtype=np.uint8)
+    found = GgufFile(one_tensor(tmp_path / "a.gguf", number, (3, 2 * block), raw.tobytes())).get("x")
+    assert found.shape == (3, 2 * block)
+    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(number))
+    assert np.array_equal(found.numpy(), expected)
+    assert len(np.unique(expected)) > 2
+
+
+def test_mxfp4_by_its_definition(tmp_path: Path) -> None:
+    """OCP MX: a power of two, and 32 numbers of 4 bits: sign, two bits of exponent, one of mantissa."""
+    raw = np.random.default_rng(1).integers(0, 256, (2, 17), dtype=np.uint8)
+    raw[:, 0] = (127, 130)
+    found = GgufFile(one_tensor(tmp_path / "a.gguf", 39, (2, 32), raw.tobytes())).get("x").numpy()
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    for block, row, scale in zip(raw, found, (1.0, 8.0), strict=True):
+        codes = np.concatenate([block[1:] & 15, block[1:] >> 4])
+        assert np.array_equal(row, scale * np.where(codes & 8, -1, 1) * magnitudes[codes & 7])
+
+
+def in_parts(path: Path, tensors: int) -> list[Path]:
+    """A file, again with so many tensors in each part, as the package writes it."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(path.with_name("p.gguf"), "llama", split_max_tensors=tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            kinds = field.types if len(field.types) > 1 else [*field.types, None]
+            writer.add_key_value(name, field.contents(), kinds[0], kinds[1])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(path.parent.glob("p-*.gguf"))
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    config = published_config(LLAMA)
+    model = drawn(config)
+    save_gguf(model, config, tmp_path / "whole.gguf")
+    parts = in_parts(tmp_path / "whole.gguf", 4)
+    assert len(parts) > 2
+    tensors, expected = load_gguf(parts[0]).model.state_dict(), load_gguf(tmp_path / "whole.gguf").model.state_dict()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(UserError, match="is not part 1 of its model"):
+        GgufFile(parts[1])
+    parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(UserError, match="its name does not end in -00001-of-N"):
+        GgufFile(tmp_path / "renamed.gguf")
+    (tmp_path / "renamed.gguf").rename(parts[0])
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(UserError, match="is not part 2 of its model"):
+        GgufFile(parts[0])
+    parts[1].unlink()
+    with pytest.raises(UserError, match=rf"{parts[1].name} is missing: {parts[0].name} is one of {len(parts)} files"):
+        load_gguf(parts[0])
+
+
 def test_a_scale_that_is_no_number_is_read_as_it_is(tmp_path: Path) -> None:
     """Numpy would warn, which is an error here and noise elsewhere."""
     raw = np.float16(np.inf).tobytes() + np.arange(32, dtype=np.int8).tobytes()

@@ -201,6 +201,48 @@ def test_digits_are_words_of_their_own_in_the_manner_of_smollm(text: str) -> Non
     published = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    own = byte_pairs({}, [], WORDS["smollm"].pattern).pre_tokenizer
+    own = byte_pairs({}, [], WORDS["smollm"].patterns).pre_tokenizer
     assert own is not None
     assert own.pre_tokenize_str(text) == published.pre_tokenize_str(text)
+
+
+TEXT = (
+    "Hello world's 12345 \n\n  two  spaces, naïve 日本語テキスト, 中文。한국어 x=1;\t'quoted'--  \u2603 "
+    "\U0001f600 हिन्दी Don't STOP HTTPServer <sentinel:4> IMGIMGABZ \r\n 3.14 ...   الْعَرَبِيَّة  ไทย /path/to\n"
+)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_by_another_engine(name: str) -> None:
+    """The patterns of every name, applied as llama.cpp does: each splits the pieces that the one before has left."""
+    import regex
+
+    pieces = [TEXT]
+    for pattern in WORDS[name].patterns:
+        split = []
+        for piece in pieces:
+            end = 0
+            for match in regex.finditer(pattern, piece, regex.V0):
+                split += [piece[end : match.start()], match.group()]
+                end = match.end()
+            split.append(piece[end:])
+        pieces = [piece for piece in split if piece]
+    own = byte_pairs({}, [], WORDS[name].patterns).pre_tokenizer
+    assert own is not None
+    assert [TEXT[start:end] for _, (start, end) in own.pre_tokenize_str(TEXT)] == pieces
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("deepseek-v3", "12345 中文ab", ["123", "45", " ", "中文", "ab"]),
+    ("falcon", "x 12345+", ["x", " ", "123", "45", "+"]),
+    ("tekken", "HTTPServer 12", ["HTTPServer", " ", "1", "2"]),
+    ("gpt-4o", "Don't 1234", ["Don't", " ", "123", "4"]),
+    ("bloom", "a,b 12", ["a", ",", "b", " 12"]),
+    ("viking", "ab 12", ["ab", " ", "1", "2"]),
+    ("tiny_aya", "1234567", ["1", "234", "567"]),
+    ("deepseek-coder", "a\n\nb12", ["a", "\n", "\n", "b", "1", "2"]),
+])  # fmt: skip
+def test_words_of_some_names(name: str, text: str, words: list[str]) -> None:
+    own = byte_pairs({}, [], WORDS[name].patterns).pre_tokenizer
+    assert own is not None
+    assert [text[start:end] for _, (start, end) in own.pre_tokenize_str(text)] == words

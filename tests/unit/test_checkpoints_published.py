@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,32 +138,6 @@ def test_experts_that_are_no_stack(folder: Path, shape: tuple[int, ...]) -> None
     set_in(folder, model_type="mixtral")
     save_file({"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(shape)}, folder / "model.safetensors")
     assert f"experts.gate_up_proj has shape {shape}; it should be one of 1 to 1024 matrices" in refused(folder)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin", "model.ckpt"])
-def test_pickled_weights_are_never_opened(folder: Path, name: str) -> None:
-    """What opening it would run is not run, and the way out is named."""
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(pickle.dumps(Trap(folder / "trapped")))
-    said = refused(folder)
-    assert f"{name}, a pickle" in said
-    assert "save_pretrained" in said
-    assert not (folder / "trapped").exists()
-
-
-class Trap:
-    """A pickle of it makes a file where it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_no_weights_at_all(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    assert "contains no model.safetensors" in refused(folder)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:

@@ -127,6 +127,7 @@ def test_a_mistyped_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"a recipe names hf:a/b, which was not downloaded before; set HEADWAY_HUB=1"):
         named_folder("hf:a/b")
     assert asked == [("a/b", True)]
+    (tmp_path / "model.safetensors").touch()
     monkeypatch.setenv("HEADWAY_HUB", "1")
     assert find_folder("a/b") == named_folder("a/b") == named_folder("hf:a/b") == tmp_path
     assert asked[1:] == [("a/b", False)] * 3

@@ -88,12 +88,12 @@ def read_byte_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Toke
 def byte_pairs(
     vocabulary: dict[str, int],
     merges: Merges,
-    pattern: str = GPT2,
+    pattern: str | tuple[str, ...] = GPT2,
     prefix_space: bool = False,
     compose: bool = False,
     whole_words: bool = False,
 ) -> Tokenizer:
-    """BPE on the bytes of the words that `pattern` matches.
+    """BPE on the bytes of the words that `pattern` matches; several patterns split one after the other.
 
     `prefix_space` adds a space before a text without one, `compose` normalises to NFC, and `whole_words` keeps words
     that are in the vocabulary regardless of the merges.
@@ -101,12 +101,13 @@ def byte_pairs(
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     if compose:
         tokenizer.normalizer = normalizers.NFC()
-    if pattern == GPT2:  # built into the library, which is faster
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    if patterns == (GPT2,):  # built into the library, which is faster
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     else:
-        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        splits = [pre_tokenizers.Split(Regex(each), "isolated") for each in patterns]
         bytewise = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])  # type: ignore[assignment]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytewise])  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

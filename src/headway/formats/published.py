@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from headway.formats.heads import head_tensors, to_classes_config, to_classes_mo
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
-from headway.formats.tensorfile import Shards, write_tensors
+from headway.formats.tensorfile import Shards, SizedWeights, TensorFile, write_tensors
+from headway.formats.torch_file import TorchFile
 from headway.formats.usage import THRESHOLDS, Usage
 from headway.formats.weights import RenamedWeights, fill, find_differing_copy, fuse_tensors, published_tensors
 from headway.io.durable import read_json, write_json
@@ -84,12 +85,12 @@ def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
 
 _LOG = logger(__name__)
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
 _MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # from a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
 _MAX_LAYERS = 1000  # of a model without weights
 _MAX_DIFFERENCES = 3  # differing settings listed in an error
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class PublishedModel(NamedTuple):
@@ -100,22 +101,18 @@ class PublishedModel(NamedTuple):
 
 
 def open_shards(directory: Path) -> Shards:
-    """Open the tensors of a folder: checked in full, memory-mapped, and read on use."""
-    index = directory / INDEX
-    if (directory / WEIGHTS).is_file():
-        return Shards([directory / WEIGHTS], str(directory))
-    if index.is_file():
-        return _open_index(directory, index)
-    pickles = [path.name for pattern in _PICKLES for path in directory.glob(pattern)]
-    if pickles:
-        raise UserError(
-            f"{directory} stores its weights as {pickles[0]}, a pickle, which can run code when it is loaded; convert "
-            "it to safetensors at its source (save_pretrained of transformers writes them)"
-        )
-    raise UserError(f"{directory} contains no {WEIGHTS}; pass the folder of a published model")
+    """Open the tensors of a folder: checked in full, memory-mapped, and read on use. Safetensors come first; files of
+    torch.save are read without running what they contain.
+    """
+    for whole, index, opener in ((WEIGHTS, INDEX, TensorFile), (TORCH_WEIGHTS, TORCH_INDEX, TorchFile)):
+        if (directory / whole).is_file():
+            return Shards([directory / whole], str(directory), opener)
+        if (directory / index).is_file():
+            return _open_index(directory, directory / index, opener)
+    raise UserError(f"{directory} contains neither {WEIGHTS} nor {TORCH_WEIGHTS}; pass the folder of a published model")
 
 
-def _open_index(directory: Path, index: Path) -> Shards:
+def _open_index(directory: Path, index: Path, opener: Callable[[Path], SizedWeights]) -> Shards:
     index_data = read_json(index)
     names = index_data.get("weight_map") if isinstance(index_data, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -127,7 +124,7 @@ def _open_index(directory: Path, index: Path) -> Shards:
             raise UserError(f"{index} names {quoted}, which is not a file in its folder; download the model again")
         if not path.is_file():
             raise UserError(f"{directory} lacks the shard {path.name!r} that its index names; download it too")
-    shards = Shards(paths, str(directory))
+    shards = Shards(paths, str(directory), opener)
     missing = sorted(names.keys() - shards.names())
     if missing:
         raise UserError(f"{directory}: {names[missing[0]]} lacks tensor {missing[0]!r} of the index; download it again")
@@ -201,7 +198,7 @@ def published_config(directory: Path) -> ModelConfig:
     Without files of weights, the heads are those of the class that config.json names.
     """
     directory = Path(directory)
-    if any((directory / name).is_file() for name in (WEIGHTS, INDEX)):
+    if any((directory / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)):
         return with_embedding(_read(directory, None).config, directory)
     settings, family = _read_family(directory, None)
     return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)

@@ -12,11 +12,11 @@ import mmap
 import struct
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 from weakref import finalize
 
 import numpy as np
@@ -236,7 +236,7 @@ class Cursor:
 
 
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
-_MAX_TENSORS = 200_000  # tensors per file: models with thousands of experts have fewer
+MAX_TENSORS = 200_000  # tensors per file: models with thousands of experts have fewer
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -258,6 +258,17 @@ DTYPES = {
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNED = 64  # bytes: alignment of the first tensor of a written file
+
+
+class SizedWeights(Protocol):
+    """Named tensors of a file of `size` bytes."""
+
+    source: str
+    size: int
+
+    def names(self) -> Collection[str]: ...
+    def get(self, name: str) -> Tensor: ...
+    def done(self, name: str) -> None: ...
 
 
 class TensorEntry(NamedTuple):
@@ -329,8 +340,8 @@ class _Header:
             self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
             self._fail("has a header that is not a mapping of tensors")
-        if len(header) > _MAX_TENSORS:
-            self._fail(f"has {len(header):,} tensors, more than the limit of {_MAX_TENSORS:,}")
+        if len(header) > MAX_TENSORS:
+            self._fail(f"has {len(header):,} tensors, more than the limit of {MAX_TENSORS:,}")
         return header
 
     def _entry(self, name: str, description: Any, data_start: int) -> TensorEntry:
@@ -392,14 +403,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 class Shards:
-    """The tensors of several safetensors files as one collection (Weights)."""
+    """The tensors of several files as one collection (Weights); `opener` opens one of them."""
 
-    def __init__(self, paths: list[Path], source: str) -> None:
+    def __init__(self, paths: list[Path], source: str, opener: Callable[[Path], SizedWeights] = TensorFile) -> None:
         self.source = source
         self.size = 0  # total bytes
-        self._files: dict[str, TensorFile] = {}
+        self._files: dict[str, SizedWeights] = {}
         for path in paths:
-            file = TensorFile(path)
+            file = opener(path)
             for name in file.names():
                 if name in self._files:
                     raise UserError(

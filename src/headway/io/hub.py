@@ -15,9 +15,12 @@ from headway.errors import UserError
 from headway.io.files import user_path
 
 HUB_PREFIX, _HUB_VARIABLE = "hf:", "HEADWAY_HUB"  # prefix of hub names; the variable that allows names without it
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# The files to download for a model in the published format; never pickles or code.
-_FILE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
+# owner/name, then optionally @REVISION (a branch, tag or commit) and :FORMAT (the number format of a .gguf file).
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?(?::(\w[\w.-]*))?")
+# The files to download for a model in the published format; never code, and files of torch.save only without others.
+_SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja", "*.spm"]
+_WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"])
+_PART = re.compile(r"-(\d{5})-of-\d{5}$")
 
 
 def hub_confirmed() -> bool:
@@ -34,7 +37,8 @@ def hub_name_error(name: str | Path, noun: str) -> UserError:
 
 
 def find_folder(name: str | Path) -> Path:
-    """Return an existing path unchanged, otherwise the folder of the model `hf:owner/name`, downloaded once.
+    """Return an existing path unchanged, otherwise the folder of the model `hf:owner/name[@REVISION]`, or the .gguf
+    file of `hf:owner/name:FORMAT`, downloaded once.
 
     UserError for a name without the prefix, unless HEADWAY_HUB=1 is set, and for a path that cannot be a model.
     """
@@ -58,22 +62,56 @@ def named_folder(name: str) -> Path:
 
 
 def _download(name: str, local: bool = False) -> Path:
-    """Return the folder of a hub model; with `local`, only if it was downloaded before."""
-    repo_id = name.removeprefix(HUB_PREFIX)
-    if not _HUB_NAME.fullmatch(repo_id):
-        raise UserError(f"{name} is not a hub name; write {HUB_PREFIX}owner/name")
+    """Return the folder of a hub model, or its .gguf file if `name` has a FORMAT; with `local`, only if it was
+    downloaded before. An interrupted download resumes.
+    """
+    match = _HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
+    if not match:
+        raise UserError(
+            f"{name} is not a hub name; write {HUB_PREFIX}owner/name, {HUB_PREFIX}owner/name@revision, or "
+            f"{HUB_PREFIX}owner/name:Q4_K_M for a .gguf file"
+        )
+    repository, revision, number_format = match.groups()
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise UserError(
             f"there is no file or folder {name}; if it is a model on a hub, pip install 'headway[hub]' to download it"
         ) from None
+
+    def fetched(patterns: list[str]) -> Path:
+        options = {"revision": revision, "allow_patterns": patterns, "local_files_only": local}
+        return Path(hub.snapshot_download(repository, **options))
+
     try:
-        return Path(hub.snapshot_download(repo_id, allow_patterns=_FILE_PATTERNS, local_files_only=local))
-    except Exception as error:  # many kinds: no network, unknown name, no permission
+        if number_format:
+            spellings = {number_format, number_format.lower(), number_format.upper()}
+            return _gguf_file(fetched([f"*{spelling}*.gguf" for spelling in sorted(spellings)]), name, number_format)
+        for weights in _WEIGHTS:
+            folder = fetched([*_SETTINGS, *weights])
+            if any(file for pattern in weights for file in folder.glob(pattern)):
+                return folder
+        return folder
+    except UserError:
+        raise
+    except Exception as error:  # many kinds: no network, unknown name or revision, no permission
         if local:
             raise UserError(
                 f"a recipe names {name}, which was not downloaded before; set HEADWAY_HUB=1 to allow the download"
             ) from None
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"there is no folder {name}, and the hub failed ({reason}); check the name") from None
+
+
+def _gguf_file(folder: Path, name: str, number_format: str) -> Path:
+    """The file of a number format, the first if the model is in several; not the image encoder (mmproj) beside it."""
+    wanted = number_format.lower()
+    files = [path for path in sorted(folder.rglob("*.gguf")) if not path.name.startswith("mmproj")]
+    files = [path for path in files if wanted in path.name.lower()]
+    ends = tuple(f"{mark}{wanted}" for mark in ".-_")
+    found = [path for path in files if _PART.sub("", path.stem).lower().endswith(ends) or path.stem.lower() == wanted]
+    models = {_PART.sub("", str(path.with_suffix(""))) for path in found}
+    if len(models) != 1:
+        listed = ", ".join(path.name for path in (found or files)[:8]) or "no such file"
+        raise UserError(f"{name} should name one .gguf file, but the hub has {listed}; write the end of its name")
+    return found[0]

@@ -9,6 +9,7 @@ dequantises blocks.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -70,10 +71,26 @@ KINDS = {
     12: NumberFormat("Q4_K", 256, 144),
     13: NumberFormat("Q5_K", 256, 176),
     14: NumberFormat("Q6_K", 256, 210),
+    16: NumberFormat("IQ2_XXS", 256, 66),
+    17: NumberFormat("IQ2_XS", 256, 74),
+    18: NumberFormat("IQ3_XXS", 256, 98),
+    19: NumberFormat("IQ1_S", 256, 50),
+    20: NumberFormat("IQ4_NL", 32, 18),
+    21: NumberFormat("IQ3_S", 256, 110),
+    22: NumberFormat("IQ2_S", 256, 82),
+    23: NumberFormat("IQ4_XS", 256, 136),
+    29: NumberFormat("IQ1_M", 256, 56),
+    34: NumberFormat("TQ1_0", 256, 54),
+    35: NumberFormat("TQ2_0", 256, 66),
+    39: NumberFormat("MXFP4", 32, 17),
 }
+_PART, _PARTS = "split.no", "split.count"  # of a model in several files
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_MAX_PARTS = 1000
 
 
 class BlockEntry(NamedTuple):
+    file: MappedFile
     number: int  # key of KINDS
     shape: tuple[int, ...]  # in torch's order: the last dimension is contiguous
     start: int
@@ -81,9 +98,12 @@ class BlockEntry(NamedTuple):
 
 
 class GgufFile:
-    """The values and tensors of a file by name (Weights). Raises UserError for an incomplete or invalid file."""
+    """The values and tensors of a file by name (Weights). Raises UserError for an incomplete or invalid file.
 
-    def __init__(self, path: Path) -> None:
+    A model in several files (NAME-00001-of-00003.gguf) is opened by the first of them, which has the values.
+    """
+
+    def __init__(self, path: Path, part: int = 0) -> None:
         self.source = str(path)
         self._file = MappedFile(Path(path))
         self.size = self._file.size
@@ -99,6 +119,26 @@ class GgufFile:
         tensors = cursor.count("Q", 24, "tensors")
         self.values = _read_values(cursor)
         self._entries = _read_entries(cursor, tensors, self.values.get(ALIGNMENT, 32))
+        parts = self.values.get(_PARTS, 1)
+        if part != self.values.get(_PART, 0):
+            raise UserError(f"{path} is not part {part + 1} of its model; pass the file that ends in 00001-of-...gguf")
+        if parts != 1 and not part:
+            self._open_parts(Path(path), parts)
+
+    def _open_parts(self, path: Path, parts: Any) -> None:
+        """Add the tensors of the other files."""
+        name = _PART_NAME.fullmatch(path.name)
+        if name is None or type(parts) is not int or not 1 <= parts <= _MAX_PARTS or int(name[3]) != parts:
+            raise UserError(f"{path} is one of {str(parts)[:40]} files, but its name does not end in -00001-of-N.gguf")
+        for part in range(1, parts):
+            other = path.with_name(f"{name[1]}-{part + 1:05}-of-{name[3]}.gguf")
+            if not other.is_file():
+                raise UserError(f"{other} is missing: {path.name} is one of {parts} files; download all of them")
+            file = GgufFile(other, part)
+            if twice := self._entries.keys() & file._entries.keys():
+                raise UserError(f"{other} has tensor {min(twice)[:80]!r} of another part; download the files again")
+            self._entries |= file._entries
+            self.size += file.size
 
     def names(self) -> Collection[str]:
         return self._entries.keys()
@@ -121,16 +161,16 @@ class GgufFile:
         entry = self._entries[name]
         kind = KINDS[entry.number]
         if kind.dtype is not None:
-            return self._file.tensor(entry.start, kind.dtype, entry.shape)
+            return entry.file.tensor(entry.start, kind.dtype, entry.shape)
         row = entry.shape[-1] // kind.block * kind.size
-        blocks = self._file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
+        blocks = entry.file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
         with np.errstate(all="ignore"):  # a scale may be NaN
             array = quants().dequantize(blocks.numpy(), entry.number)
         return torch.from_numpy(array).view(entry.shape)
 
     def done(self, name: str) -> None:
         entry = self._entries[name]
-        self._file.drop(entry.start, entry.size)
+        entry.file.drop(entry.start, entry.size)
 
 
 def _read_values(cursor: Cursor) -> dict[str, Any]:
@@ -175,7 +215,7 @@ def _read_entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, Block
             cursor.fail(f"tensor {name!r} has offset {offset} instead of {expected}, the end of the previous one")
         if data_start + offset + size > cursor.file.size:
             cursor.fail(f"tensor {name!r} ends at {data_start + offset + size} of {cursor.file.size} bytes")
-        entries[name] = BlockEntry(number, shape, data_start + offset, size)
+        entries[name] = BlockEntry(cursor.file, number, shape, data_start + offset, size)
         expected = _padded(offset + size, alignment)
     return entries
 

@@ -15,42 +15,16 @@ from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, 
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.codecs.tokenizer_files import library_errors
-from headway.codecs.vocabularies import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
+from headway.codecs.vocabularies import byte_pairs
 from headway.config import from_dict
 from headway.errors import UserError, nearest
+from headway.formats.gguf.pretokenizers import BOS_PRETOKENIZERS, WORDS
 from headway.formats.usage import Usage
 
 PREFIX = "tokenizer.ggml."
 _MAX_TOKEN_CHARS = 1000  # characters per token; the longest in known vocabularies have some hundred
 _KINDS = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "mask": "mask"}
-
-
-class WordPattern(NamedTuple):
-    """How a byte-level BPE splits words, by its name in GGUF."""
-
-    pattern: str
-    compose: bool = False
-    whole_words: bool = False
-
-
-WORDS = {
-    "default": WordPattern(GPT2),
-    "gpt-2": WordPattern(GPT2),
-    "phi-2": WordPattern(GPT2),
-    "mpt": WordPattern(GPT2),
-    "olmo": WordPattern(GPT2),
-    "smollm": WordPattern(DIGITS),
-    "starcoder": WordPattern(DIGITS),
-    "llama-bpe": WordPattern(CL100K, whole_words=True),
-    "llama3": WordPattern(CL100K, whole_words=True),
-    "llama-v3": WordPattern(CL100K, whole_words=True),
-    "dbrx": WordPattern(CL100K),
-    "smaug-bpe": WordPattern(CL100K),
-    "qwen2": WordPattern(QWEN2, compose=True),
-    "deepseek-r1-qwen": WordPattern(QWEN2, compose=True),
-}
-_BOS_PRETOKENIZERS = ("llama-bpe", "llama3", "llama-v3")  # pre-tokenizers for which llama.cpp adds BOS
 
 
 class TokenizerValues(NamedTuple):
@@ -79,7 +53,7 @@ class TokenizerValues(NamedTuple):
 
     def framing(self) -> dict[str, bool]:
         """Whether BOS and EOS frame a text; the defaults are llama.cpp's."""
-        add_bos = self.get("model", str) == "llama" or self.get("pre", str) in _BOS_PRETOKENIZERS
+        add_bos = self.get("model", str) == "llama" or self.get("pre", str) in BOS_PRETOKENIZERS
         return {
             "add_bos_token": self.get("add_bos_token", bool, add_bos),
             "add_eos_token": self.get("add_eos_token", bool, False),
@@ -128,7 +102,7 @@ def _build_bpe(values: TokenizerValues, tokens: list[str], types: list[int]) -> 
             raise UserError(f"{values.source}: merge {merge[:80]!r} does not consist of tokens; get the file again")
         merges.append((left, right))
     with library_errors(Path(values.source)):
-        tokenizer = byte_pairs(ids, merges, words.pattern, False, words.compose, words.whole_words)
+        tokenizer = byte_pairs(ids, merges, words.patterns, False, words.compose, words.whole_words)
         special = [token for token, kind in zip(tokens, types) if kind in (CONTROL, UNKNOWN)]
         user_defined = [token for token, kind in zip(tokens, types) if kind == USER_DEFINED]
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -230,7 +204,7 @@ def _byte_pair_values(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the name of the pre-tokenizer; whether whole words come first only breaks a tie."""
     model, candidates = state["model"], []
     for name, words in WORDS.items():
-        plain = json.loads(byte_pairs({"a": 0}, [], words.pattern, False, words.compose, words.whole_words).to_str())
+        plain = json.loads(byte_pairs({"a": 0}, [], words.patterns, False, words.compose, words.whole_words).to_str())
         if name != "default" and model["type"] == "BPE" and _pretokenization(plain) == _pretokenization(state):
             candidates.append((words.whole_words != bool(model.get("ignore_merges")), len(candidates), name))
     if not candidates:
