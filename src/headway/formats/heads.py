@@ -42,7 +42,7 @@ _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of 
 
 
 def head_tensors(settings: Settings) -> tuple[str, ...]:
-    """Return names of tensors that a file of the class in `architectures` has, as far as they tell its heads."""
+    """Return names of tensors that determine the heads, for a file of the class in `architectures`."""
     return next((names for end, names in _HEAD_TENSORS.items() if settings.architecture.endswith(end)), ())
 
 

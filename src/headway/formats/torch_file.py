@@ -4,8 +4,8 @@ use, which calls nothing. Tensors are views of the mapped file.
 Since torch 1.6: a zip archive, not compressed: data.pkl | data/0 | data/1 | ... with the numbers of each storage
 Before: pickles of a magic number, a version, the system | the pickle | the keys | for each: int64 count, numbers
 
-In place of functions and classes the interpreter has names, and in place of storages their keys. Only names in this
-file have a meaning; every other name, and every other opcode, is refused.
+Functions and classes remain names, and storages remain keys. The interpreter knows a few names and opcodes and refuses
+all others.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Entry(NamedTuple):
 
 class TorchFile:
     """Tensors of a file of torch.save by name (Weights). UserError, with the remedy, for an invalid file, and for one
-    with anything else than tensors, numbers and texts.
+    with anything but tensors, numbers and strings.
     """
 
     def __init__(self, path: Path) -> None:
@@ -194,8 +194,8 @@ class TorchFile:
 
 
 class _Interpreter:
-    """A machine for pickles whose every function is a name. It computes nothing but numbers, texts, tuples, lists,
-    dicts, and descriptions of tensors.
+    """Interprets pickles without calling anything: values are numbers, strings, tuples, lists, dicts, names of functions,
+    and descriptions of tensors.
     """
 
     def __init__(self, error: Callable[[str], UserError]) -> None:

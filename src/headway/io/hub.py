@@ -104,7 +104,7 @@ def _download(name: str, local: bool = False) -> Path:
 
 
 def _gguf_file(folder: Path, name: str, number_format: str) -> Path:
-    """The file of a number format, the first if the model is in several; not the image encoder (mmproj) beside it."""
+    """The .gguf file with a number format, or the first of several parts. Image encoders (mmproj) are ignored."""
     wanted = number_format.lower()
     files = [path for path in sorted(folder.rglob("*.gguf")) if not path.name.startswith("mmproj")]
     files = [path for path in files if wanted in path.name.lower()]
