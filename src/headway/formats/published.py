@@ -22,6 +22,7 @@ from headway.errors import UserError, logger
 from headway.formats.families import families, find_family
 from headway.formats.heads import head_tensors, to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
+from headway.formats.quantization import QUANTIZATION, QuantizedWeights, Scheme, find_scheme
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, check_fixed, report_unknown, with_aliases
 from headway.formats.tensorfile import Shards, SizedWeights, TensorFile, write_tensors
@@ -200,7 +201,7 @@ def published_config(directory: Path) -> ModelConfig:
     directory = Path(directory)
     if any((directory / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)):
         return with_embedding(_read(directory, None).config, directory)
-    settings, family = _read_family(directory, None)
+    settings, family, _ = _read_family(directory, None)
     return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)
 
 
@@ -214,19 +215,24 @@ class _FolderMetadata(NamedTuple):
     weights: RenamedWeights
 
 
-def _read_family(directory: Path, context: int | None) -> tuple[Settings, Family]:
+def _read_family(directory: Path, context: int | None) -> tuple[Settings, Family, Scheme | None]:
+    """The settings, without those of quantisation, the family, and how the weights are quantised."""
     settings = read_settings(directory)
+    scheme = find_scheme(settings)
+    if scheme is not None:
+        plain = {name: value for name, value in settings.values.items() if name not in QUANTIZATION}
+        settings = Settings(plain, settings.source)
     family = find_family(settings)
     values = with_aliases(family, settings.values)
     settings = Settings({**family.defaults, **values}, settings.source, context)
     check_fixed(family, settings)
-    return settings, family
+    return settings, family, scheme
 
 
 def _read(directory: Path, context: int | None) -> _FolderMetadata:
-    settings, family = _read_family(directory, context)
+    settings, family, scheme = _read_family(directory, context)
     shards = open_shards(directory)
-    weights = RenamedWeights(shards, family)
+    weights = RenamedWeights(shards if scheme is None else QuantizedWeights(shards, scheme), family)
     config = _untie_if_different(read_config(family, settings, weights.names()), family, weights)
     return _FolderMetadata(settings, family, config, shards, weights)
 

@@ -194,8 +194,8 @@ class TorchFile:
 
 
 class _Interpreter:
-    """Interprets pickles without calling anything: values are numbers, strings, tuples, lists, dicts, names of functions,
-    and descriptions of tensors.
+    """Interprets pickles without calling anything: values are numbers, strings, tuples, lists, dicts, names of
+    functions, and descriptions of tensors.
     """
 
     def __init__(self, error: Callable[[str], UserError]) -> None:
