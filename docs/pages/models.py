@@ -32,7 +32,7 @@ Commands and `hw.load` accept a run, or a published model in one of these format
 | GGUF (f32, f16, bf16 and quantised blocks, in one file or several) | yes | `headway export OUT.gguf --dtype f32|f16|q8_0` |
 | quantised folders (int8, int4) | yes | `headway quantize` |
 | folders that others have quantised: AWQ, GPTQ, FP8, compressed-tensors, bitsandbytes, MLX | yes, as 32-bit floats | no |
-| PEFT adapters (LoRA) | yes | `headway export` of a run with `--lora` merges them |
+| PEFT adapters (LoRA, DoRA) | yes | `headway export` of a run with `--lora` merges them |
 | llama2.c binaries | yes | no |
 | Whisper of CTranslate2 | yes | no |
 | LeRobot policies (ACT, diffusion) | yes | yes |

@@ -197,9 +197,11 @@ def test_peft_puts_it_on_the_published_model(
     torch.testing.assert_close(back.logits(IDS), expected, rtol=0, atol=1e-4)  # type: ignore[operator]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*invalid shape")
 @pytest.mark.parametrize(("name", "sizes"), FAMILIES)
-def test_what_peft_saves_is_merged(play: Path, tmp_path: Path, name: str, sizes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_what_peft_saves_is_merged(play: Path, tmp_path: Path, name: str, sizes: dict[str, Any], dora: bool) -> None:
+    """Also with lengths of rows (DoRA), biases of B where the maps have one, and as a file of torch.save."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     folder = publish(play, tmp_path / "base", name, **sizes)
     targets = ["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "gate_proj", "down_proj"]
@@ -212,9 +214,20 @@ def test_what_peft_saves_is_merged(play: Path, tmp_path: Path, name: str, sizes:
         rank_pattern={last: 2},
         alpha_pattern={last: 3},
         fan_in_fan_out=name == "gpt2",
+        use_dora=dora,
+        lora_bias=name == "gpt2" and not dora,
     )
     theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    for key, parameter in theirs.named_parameters():
+        if "lora_magnitude_vector" in key:
+            parameter.data *= torch.linspace(0.5, 1.5, parameter.numel()).view(parameter.shape)
+        if key.endswith("lora_B.default.bias"):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
     theirs.save_pretrained(tmp_path / "adapter")
+    if dora:
+        stored = tmp_path / "adapter" / "adapter_model.safetensors"
+        torch.save(load_file(stored), stored.with_suffix(".bin"))
+        stored.unlink()
     model = open_model(folder).model
     merge_adapter(model, tmp_path / "adapter")
     with torch.no_grad():
@@ -253,13 +266,16 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
     before: dict[str, Tensor] = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(UserError, match="an adapter of kind 'IA3'; use one of kind 'LORA'"):
         merge_adapter(model, broken(folder, tmp_path, peft_type="IA3"))
-    with pytest.raises(UserError, match="use_dora is not supported; merge it with the package peft"):
-        merge_adapter(model, broken(folder, tmp_path, use_dora=True))
+    with pytest.raises(UserError, match="use_qalora is not supported; merge it with the package peft"):
+        merge_adapter(model, broken(folder, tmp_path, use_qalora=True))
     with pytest.raises(UserError, match="bias is not supported"):
         merge_adapter(model, broken(folder, tmp_path, bias="all"))
     lost = broken(folder, tmp_path)
     (lost / "adapter_model.safetensors").rename(lost / "adapter_model.bin")
-    with pytest.raises(UserError, match="save the adapter as safetensors"):
+    with pytest.raises(UserError, match=r"adapter_model\.bin contains a damaged pickle"):
+        merge_adapter(model, lost)
+    (lost / "adapter_model.bin").unlink()
+    with pytest.raises(UserError, match=r"contains neither adapter_model\.safetensors nor adapter_model\.bin"):
         merge_adapter(model, lost)
     cut = broken(folder, tmp_path)
     (cut / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:50])

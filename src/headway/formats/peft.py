@@ -18,12 +18,13 @@ from headway.formats.native import named_tensors
 from headway.formats.published import can_express
 from headway.formats.tensor_rules import Family, TensorRule, Transposed
 from headway.formats.tensorfile import read_tensors, write_tensors
+from headway.formats.torch_file import TorchFile
 from headway.formats.weights import slice_sizes
 from headway.io.durable import atomic_write, read_json, write_json
 from headway.nn.models import ModelConfig
 from headway.nn.parts.projection import Projection, slice_names
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, TORCH_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r".*\.\d+\.")  # the prefix of a linear map's name within its layer
 _TASKS = {
@@ -34,8 +35,6 @@ _TASKS = {
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
 _UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
     "trainable_token_indices",
     "target_parameters",
     "megatron_config",
@@ -190,7 +189,7 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
     count = 0
     for name in tensors:
         source, change, replaces = _read_change(name, tensors, config, folder)
-        if source is None:
+        if change is None:
             continue
         if source not in rules:
             raise UserError(f"{folder} adapts {source!r}, which the model lacks; {nearest(source, rules)}")
@@ -201,11 +200,28 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
             shapes = f"{tuple(change.shape)}, but the model's is {tuple(parts[source].shape)}"
             raise UserError(f"{folder}: its change to {source!r} has shape {shapes}; use the model it was made for")
         parts[source] = change if replaces else parts[source] + change
+        if (magnitude := _magnitude(name, tensors)) is not None:
+            axis = 0 if isinstance(rule.transform, Transposed) else 1  # inputs, over which the length is taken
+            if magnitude.shape != (change.shape[1 - axis],):
+                raise UserError(
+                    f"{folder}: {source!r} has {tuple(magnitude.shape)} magnitudes; use the model it was made for"
+                )
+            length = torch.linalg.vector_norm(parts[source], dim=axis, keepdim=True)
+            parts[source] = parts[source] * (magnitude.unsqueeze(axis) / length)
         count += 1
     rules_by_target = {rule.target: rule for rule in rules.values()}
     for target, parts in added.items():
         model_tensors[target].copy_(torch.cat(rules_by_target[target].transform.slices(list(parts.values()))))
     return count
+
+
+def _magnitude(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Return DoRA's lengths of a weight's rows (Liu et al. 2024, equation 5), for the name of an adapter's A."""
+    if not name.endswith(".lora_A.weight"):
+        return None
+    stem = name.removesuffix("A.weight") + "magnitude_vector"  # a parameter, in older files, or a module
+    found = next((tensors[each] for each in (f"{stem}.weight", stem) if each in tensors), None)
+    return None if found is None else found.reshape(-1)
 
 
 def _split(rule: TensorRule, tensor: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
@@ -214,20 +230,24 @@ def _split(rule: TensorRule, tensor: Tensor, sizes: Mapping[str, tuple[int, ...]
 
 def _read_change(
     name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
-) -> tuple[str | None, Tensor, bool]:
-    """Return the published tensor that an adapter's tensor changes, the change, and whether it replaces the tensor."""
+) -> tuple[str, Tensor | None, bool]:
+    """Return the published tensor that an adapter's tensor changes, the change, and whether it replaces the tensor; no
+    change for a tensor that belongs to its A.
+    """
     inner = name.removeprefix(_PREFIX)
-    if inner.endswith(".lora_B.weight"):
-        return None, tensors[name], False  # handled with its A
-    if not inner.endswith(".lora_A.weight"):
+    if inner.endswith((".lora_B.weight", ".lora_magnitude_vector.weight", ".lora_magnitude_vector")):
+        return inner, None, False
+    module, found, end = inner.rpartition(".lora_")
+    if not found or end not in ("A.weight", "B.bias"):
         return inner, tensors[name], True
-    module = inner.removesuffix(".lora_A.weight")
-    b_name = f"{_PREFIX}{module}.lora_B.weight"
-    if b_name not in tensors:
-        raise UserError(f"{folder} lacks {b_name!r}; save it again")
-    a, b = tensors[name], tensors[b_name]
+    a_name, b_name = f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+    if lacking := next((each for each in (a_name, b_name) if each not in tensors), None):
+        raise UserError(f"{folder} lacks {lacking!r}; save it again")
+    a, b = tensors[a_name], tensors[b_name]
     alpha = next((v for key, v in config["alpha_pattern"].items() if re.match(rf"(.*\.)?({key})$", module)), None)
     scale = (config["lora_alpha"] if alpha is None else alpha) / (math.sqrt(len(a)) if config["use_rslora"] else len(a))
+    if end == "B.bias":
+        return f"{module}.bias", scale * tensors[name], False
     return f"{module}.weight", scale * (b @ a), False
 
 
@@ -239,9 +259,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     unsupported = next((name for name in _UNSUPPORTED if config.get(name)), None)
     if unsupported or config.get("bias", "none") != "none":
         raise UserError(f"{folder / CONFIG}: {unsupported or 'bias'} is not supported; merge it with the package peft")
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} contains no {WEIGHTS}; save the adapter as safetensors")
-    tensors, _ = read_tensors(folder / WEIGHTS, "save it again")
+    if (folder / WEIGHTS).is_file():
+        tensors, _ = read_tensors(folder / WEIGHTS, "save it again")
+    elif (folder / TORCH_WEIGHTS).is_file():
+        file = TorchFile(folder / TORCH_WEIGHTS)
+        tensors = {name: file.get(name) for name in file.names()}
+    else:
+        raise UserError(f"{folder} contains neither {WEIGHTS} nor {TORCH_WEIGHTS}; save the adapter again")
     settings = {
         "lora_alpha": 8,
         "use_rslora": False,
