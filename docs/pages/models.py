@@ -80,6 +80,7 @@ TITLES: Mapping[str, str] = {
     "marian": "Marian (OPUS-MT)",
     "mistral": "Mistral",
     "mixtral": "Mixtral",
+    "mpnet": "MPNet, and sentence encoders made of it",
     "modernbert": "ModernBERT",
     "olmo2": "OLMo 2",
     "openai-gpt": "GPT-1",

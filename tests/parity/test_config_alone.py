@@ -22,10 +22,10 @@ SEQ2SEQ = {
 T5 = {"vocab_size": 67, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
 CLASSES: dict[str, dict[str, Any]] = {
     **{f"Bert{head}": TEXT for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction")},
-    **{f"{stem}ForSequenceClassification": TEXT for stem in ("Bert", "Roberta", "XLMRoberta", "Llama")},
+    **{f"{stem}ForSequenceClassification": TEXT for stem in ("Bert", "Roberta", "XLMRoberta", "MPNet", "Llama")},
     **{f"{stem}ForTokenClassification": TEXT for stem in ("Bert", "Roberta", "ModernBert")},
     **{f"{stem}ForMaskedLM": TEXT for stem in ("Roberta", "ModernBert")},
-    **{f"{stem}Model": TEXT for stem in ("Roberta", "ModernBert")},
+    **{f"{stem}Model": TEXT for stem in ("Roberta", "ModernBert", "MPNet")},
     **{f"DistilBert{head}": {"vocab_size": 67, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
        for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")},
     **{f"{stem}{head}": IMAGE for stem in ("ViT", "DeiT") for head in ("Model", "ForImageClassification")},

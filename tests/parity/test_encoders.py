@@ -76,6 +76,9 @@ def config(stem: str, size: str) -> Any:
         own = {**MODERN[size], "local_attention": 6}
         own |= {"layer_types": own["layer_types"][: own["num_hidden_layers"]]} if "layer_types" in own else {}
         return T.ModernBertConfig(**common, **labels, **own)
+    if stem == "MPNet":
+        own = {name: value for name, value in BERT[size].items() if name != "type_vocab_size"}
+        return T.MPNetConfig(**common, **labels, **own)
     pad = {"Bert": 0, "Roberta": 1, "XLMRoberta": 3 if size == "large" else 1}[stem]
     return getattr(T, f"{stem}Config")(**common, **labels, **BERT[size], pad_token_id=pad)
 
@@ -109,10 +112,10 @@ def inputs(theirs: Any) -> tuple[Batch, dict[str, Tensor], TokenInputs | Tensor]
 
 CASES = [
     *((stem, head) for stem in ("Bert", "Roberta", "XLMRoberta") for head in ("Model", "Model-bare")),
-    *((stem, "Model") for stem in ("DistilBert", "ModernBert")),
+    *((stem, "Model") for stem in ("DistilBert", "ModernBert", "MPNet")),
     *(
         (stem, head)
-        for stem in ("Bert", "Roberta", "XLMRoberta", "DistilBert", "ModernBert")
+        for stem in ("Bert", "Roberta", "XLMRoberta", "DistilBert", "ModernBert", "MPNet")
         for head in ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
     ),
     ("Bert", "ForPreTraining"),
@@ -219,7 +222,7 @@ def test_old_names_of_norms_and_saved_position_numbers_are_read(tmp_path: Path) 
     assert difference(wanted, logits(ours, b), b.layout.mask) < TOLERANCE
 
 
-@pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert"])
+@pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert", "MPNet"])
 def test_the_prefix_of_the_base_model_may_be_there_or_not(stem: str, tmp_path: Path) -> None:
     theirs = model(stem, "Model", "small")
     prefix = theirs.base_model_prefix
@@ -324,7 +327,7 @@ def test_names_of_classes_travel_and_their_number_is_the_models(tmp_path: Path) 
     assert back.classifier.weight.shape[0] == 5
 
 
-@pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert"])
+@pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert", "MPNet"])
 def test_a_regression_in_its_own_unit_is_exported(stem: str, tmp_path: Path) -> None:
     pair = twins(model(stem, "ForSequenceClassification", "small"), tmp_path / "theirs")
     head = replace(pair.ours.config.heads["classes"], outputs=1, scale=25.0, shift=1000.0)

@@ -226,7 +226,6 @@ def test_settings_mean_what_they_mean_to_transformers(case: str, tmp_path: Path)
 
 
 REFUSED: dict[str, tuple[str, Any]] = {
-    "quantization_config": ("LlamaForCausalLM", {"quant_method": "fp8"}),
     "per_layer_config": ("LlamaForCausalLM", {"1": {"hidden_act": "relu"}}),
     "transformers_weights": ("LlamaForCausalLM", "other.safetensors"),
     "problem_type": ("LlamaForCausalLM", "ranking"),

@@ -231,6 +231,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         (compressed("pack-quantized", 3), "format 'pack-quantized' with [3] bits is not supported"),
         ({"group_size": "x"}, "group_size is 'x'"),
         ([1], "quantization_config is [1]"),
+        ({"quant_method": "fp8"}, "has no quantised weights, although its config.json describes them"),
     ):
         set_quantization(tmp_path, settings)
         assert message in refused(tmp_path), settings

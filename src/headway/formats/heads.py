@@ -37,7 +37,7 @@ _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of 
     "ForImageClassification": ("classifier.weight",),
     "ForConditionalGeneration": ("final_logits_bias", "lm_head.weight"),
     "MarianMTModel": ("final_logits_bias",),
-    "Model": tuple(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "vit", "deit")),
+    "Model": tuple(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "mpnet", "vit", "deit")),
 }
 
 

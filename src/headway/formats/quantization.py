@@ -199,6 +199,11 @@ class QuantizedWeights:
             if len(parts) > 1 or scheme.codes != "weight":
                 self._parts[f"{base}.weight"] = parts
                 names -= {*parts.values(), *(f"{base}.{end}" for end in scheme.ignored)}
+        if not self._parts:
+            raise UserError(
+                f"{self.source} has no quantised weights, although its config.json describes them; remove "
+                f"{QUANTIZATION[0]} from config.json, or download the folder again"
+            )
         self._plain = names
 
     def names(self) -> Collection[str]:

@@ -321,7 +321,7 @@ _DISTILBERT = Family(
 )
 
 
-def read_roberta(settings: Settings, names: Collection[str]) -> TransformerConfig:
+def roberta_heads(settings: Settings, names: Collection[str], prefix: str) -> dict[str, HeadConfig]:
     heads: dict[str, HeadConfig] = {}
     is_text_classifier = settings.architecture.endswith("ForSequenceClassification")
     kind = classifier(settings, names, "classifier.out_proj.weight" if is_text_classifier else "classifier.weight")
@@ -333,8 +333,13 @@ def read_roberta(settings: Settings, names: Collection[str]) -> TransformerConfi
         heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
     if kind == "tags":
         heads["tags"] = tagger(settings)
-    if "roberta.pooler.dense.weight" in names:
+    if f"{prefix}.pooler.dense.weight" in names:
         heads["pooled"] = POOLER
+    return heads
+
+
+def read_roberta(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    heads = roberta_heads(settings, names, "roberta")
     pad = settings.get("pad_token_id", int)
     if pad < 0:
         raise UserError(f"{settings.source}: pad_token_id is {pad}; positions start after it, so set it to 0 or more")
@@ -352,28 +357,26 @@ def write_roberta(name: str, stem: str, config: TransformerConfig) -> dict[str, 
 
 
 def roberta_rules(config: TransformerConfig) -> list[TensorRule]:
-    heads = config.heads
-    tensor_rules = encoder_rules(config, "roberta")
-    if "pooled" in heads:
-        tensor_rules += linear("heads.pooled.dense", "roberta.pooler.dense")
-    if "vocabulary" in heads:
-        tensor_rules += roberta_masked_rules()
-    if "classes" in heads:
-        tensor_rules += linear("heads.classes.dense", "classifier.dense")
-        tensor_rules += linear("heads.classes.project", "classifier.out_proj")
-    if "tags" in heads:
-        tensor_rules += linear("heads.tags.project", "classifier")
-    return tensor_rules
+    return [*encoder_rules(config, "roberta"), *roberta_head_rules(config, "roberta")]
 
 
-def roberta_masked_rules() -> list[TensorRule]:
-    return [
-        *linear("heads.vocabulary.transform.dense", "lm_head.dense"),
-        *linear("heads.vocabulary.transform.norm", "lm_head.layer_norm"),
-        rule("heads.vocabulary.bias", "lm_head.bias"),
-        tied_copy("embed.table", "lm_head.decoder.weight"),
-        tied_copy("heads.vocabulary.bias", "lm_head.decoder.bias"),
-    ]
+def roberta_head_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
+    rules_by_head = {
+        "pooled": linear("heads.pooled.dense", f"{prefix}.pooler.dense"),
+        "vocabulary": [
+            *linear("heads.vocabulary.transform.dense", "lm_head.dense"),
+            *linear("heads.vocabulary.transform.norm", "lm_head.layer_norm"),
+            rule("heads.vocabulary.bias", "lm_head.bias"),
+            tied_copy("embed.table", "lm_head.decoder.weight"),
+            tied_copy("heads.vocabulary.bias", "lm_head.decoder.bias"),
+        ],
+        "classes": [
+            *linear("heads.classes.dense", "classifier.dense"),
+            *linear("heads.classes.project", "classifier.out_proj"),
+        ],
+        "tags": linear("heads.tags.project", "classifier"),
+    }
+    return [each for name, head_rules in rules_by_head.items() if name in config.heads for each in head_rules]
 
 
 def _roberta(name: str, stem: str, **defaults: Any) -> Family:
