@@ -32,8 +32,10 @@ CLASSES: dict[str, dict[str, Any]] = {
     "DeiTForImageClassificationWithTeacher": IMAGE,
     **{f"{stem}ForCausalLM": {**TEXT, "num_key_value_heads": 2} for stem in ("Llama", "Qwen3", "Gemma2", "GPTNeoX")},
     "T5ForConditionalGeneration": T5,
+    "UMT5ForConditionalGeneration": T5,
     "BartForConditionalGeneration": SEQ2SEQ,
     "MarianMTModel": SEQ2SEQ,
+    **{f"{stem}ForConditionalGeneration": SEQ2SEQ for stem in ("MBart", "M2M100", "Pegasus")},
 }  # fmt: skip
 
 

@@ -62,6 +62,19 @@ def t5_1_1(size: str) -> Any:
     return found
 
 
+def later_t5(stem: str, size: str, **settings: Any) -> Any:
+    """mT5 or umT5."""
+    config = getattr(T, f"{stem}Config")(vocab_size=SYMBOLS[size], **{**T5[size], **settings})
+    return getattr(T, f"{stem}ForConditionalGeneration")(config)
+
+
+def own_head(stem: str, size: str) -> Any:
+    """As they are published: the head is not the table."""
+    found = later_t5(stem, size, tie_word_embeddings=False)
+    found.lm_head.weight = torch.nn.Parameter(torch.randn_like(found.lm_head.weight) * 0.2)
+    return found
+
+
 def sides(size: str) -> dict[str, Any]:
     width, heads = {"small": (16, 2), "large": (40, 5)}[size]
     common = {"d_model": width, "encoder_attention_heads": heads, "decoder_attention_heads": heads}
@@ -92,11 +105,26 @@ def marian(size: str, **settings: Any) -> Any:
     return T.MarianMTModel(config)
 
 
+def pre_norm(stem: str, size: str, **settings: Any) -> Any:
+    """mBART, M2M-100 or Pegasus."""
+    config = getattr(T, f"{stem}Config")(
+        vocab_size=SYMBOLS[size],
+        activation_function="relu" if size == "large" else "gelu",
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+        **{**sides(size), **settings},
+    )
+    return getattr(T, f"{stem}ForConditionalGeneration")(config)
+
+
 MODELS: dict[str, Callable[[str], Any]] = {
+    **{name: partial(pre_norm, stem) for name, stem in (("mbart", "MBart"), ("m2m", "M2M100"), ("pegasus", "Pegasus"))},
     "t5": t5,
     "t5-tied-unscaled": partial(t5, tie_word_embeddings=False),
     "t5-1.1": t5_1_1,
     "t5-silu": partial(t5, feed_forward_proj="gated-silu"),
+    **{stem.lower(): partial(later_t5, stem) for stem in ("MT5", "UMT5")},
+    **{f"{stem.lower()}-own-head": partial(own_head, stem) for stem in ("MT5", "UMT5")},
     "bart": bart,
     "marian": marian,
     "marian-two-tables": partial(marian, decoder_vocab_size=29, share_encoder_decoder_embeddings=False),

@@ -35,6 +35,7 @@ _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of 
     "ForTokenClassification": ("classifier.weight", "head.dense.weight"),
     "ForImageClassificationWithTeacher": ("cls_classifier.weight",),
     "ForImageClassification": ("classifier.weight",),
+    "M2M100ForConditionalGeneration": (),
     "ForConditionalGeneration": ("final_logits_bias", "lm_head.weight"),
     "MarianMTModel": ("final_logits_bias",),
     "Model": tuple(f"{stem}.pooler.dense.weight" for stem in ("bert", "roberta", "mpnet", "vit", "deit")),

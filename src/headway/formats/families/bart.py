@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from headway.formats.settings import Settings, published_activation
 from headway.formats.tensor_rules import Family, SingleRow, TensorRule, expect, layers, linear, rule, tied_copy
@@ -70,9 +70,10 @@ def read_bart(settings: Settings, names: Collection[str]) -> EncoderDecoderConfi
 
 
 def read_encoder_decoder(
-    settings: Settings, embed: EmbedConfig, logits_bias: bool
+    settings: Settings, embed: EmbedConfig, logits_bias: bool, placement: Literal["pre", "post"] = "post"
 ) -> tuple[TransformerConfig, TransformerConfig]:
-    """Return encoder and decoder, of the same width and vocabulary."""
+    """Return encoder and decoder, of the same width and vocabulary. Norms before each layer need one after the last."""
+    norm = LayerNormConfig() if placement == "pre" else None
 
     def build_transformer(name: str, pattern: Pattern) -> TransformerConfig:
         heads = {"vocabulary": VocabularyHeadConfig(bias=logits_bias)} if pattern.causal else {}
@@ -80,10 +81,13 @@ def read_encoder_decoder(
             settings.get("d_model", int),
             settings.get("vocab_size", int),
             settings.max_positions("max_position_embeddings"),
-            StackConfig(cycle((read_block(settings, name, pattern),), settings.get(f"{name}_layers", int)), norm=None),
+            StackConfig(cycle((block(name, pattern),), settings.get(f"{name}_layers", int)), norm=norm),
             embed,
             dict(heads),
         )
+
+    def block(name: str, pattern: Pattern) -> BlockConfig:
+        return replace(read_block(settings, name, pattern), placement=placement)
 
     return build_transformer("encoder", Full()), build_transformer("decoder", Causal())
 
@@ -164,27 +168,30 @@ def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
 
 
 def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
+    side = "before" if stack.norm is not None else "last"  # where the norms of a layer are
+
     def layer(i: int) -> list[TensorRule]:
         target, source = f"{component}.stack.blocks.{i}", f"model.{component}.layers.{i}"
         return [
             *linear(f"{target}.mixer.qkv", *(f"{source}.self_attn.{name}_proj" for name in "qkv")),
             *linear(f"{target}.mixer.out", f"{source}.self_attn.out_proj"),
-            *linear(f"{target}.mix.last", f"{source}.self_attn_layer_norm"),
-            *(cross_rules(target, source) if stack.blocks[i].cross is not None else []),
+            *linear(f"{target}.mix.{side}", f"{source}.self_attn_layer_norm"),
+            *(cross_rules(target, source, side) if stack.blocks[i].cross is not None else []),
             *linear(f"{target}.feed_forward.up", f"{source}.fc1"),
             *linear(f"{target}.feed_forward.down", f"{source}.fc2"),
-            *linear(f"{target}.feed.last", f"{source}.final_layer_norm"),
+            *linear(f"{target}.feed.{side}", f"{source}.final_layer_norm"),
         ]
 
-    return layers(len(stack.blocks), layer)
+    final = linear(f"{component}.stack.norm", f"model.{component}.layer_norm") if stack.norm is not None else []
+    return [*layers(len(stack.blocks), layer), *final]
 
 
-def cross_rules(target: str, source: str) -> list[TensorRule]:
+def cross_rules(target: str, source: str, side: str) -> list[TensorRule]:
     return [
         *linear(f"{target}.cross.q", f"{source}.encoder_attn.q_proj"),
         *linear(f"{target}.cross.kv", f"{source}.encoder_attn.k_proj", f"{source}.encoder_attn.v_proj"),
         *linear(f"{target}.cross.out", f"{source}.encoder_attn.out_proj"),
-        *linear(f"{target}.read.last", f"{source}.encoder_attn_layer_norm"),
+        *linear(f"{target}.read.{side}", f"{source}.encoder_attn_layer_norm"),
     ]
 
 

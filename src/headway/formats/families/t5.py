@@ -1,12 +1,15 @@
 """T5 (Raffel et al. 2020): relative positions, RMS norms and no biases; scores are not divided by sqrt(head size).
 
 Version 1.0 shares one table among source, target and head, and scales the tied head by 1 / sqrt(width). Version 1.1
-(also Flan-T5) has gated feed-forwards and an untied head.
+(also Flan-T5) has gated feed-forwards and an untied head. mT5 (Xue et al. 2020) and ByT5 (2021) are of version 1.1;
+in umT5 (Chung et al. 2023) each layer has relative positions of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from headway.formats.settings import Settings, published_activation
@@ -27,25 +30,27 @@ from headway.nn.parts.norm import RMSNormConfig
 from headway.visibility import Causal, Full, Pattern
 
 BIAS = "relative"  # the Stack's name for the bias that its layers share; the file stores it in layer 0
+_STEMS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}  # beginnings of transformers' classes
 
 
-def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
-    settings.require("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
+def read(name: str, settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
+    settings.require("architectures", [f"{_STEMS[name]}ForConditionalGeneration"], ["T5WithLMHeadModel"])
     depth = settings.get("num_layers", int)
     width, vocab_size = settings.get("d_model", int), settings.get("vocab_size", int)
     default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
-    scaled = settings.get("scale_decoder_outputs", bool, default)  # null means false in transformers
+    # null means false in transformers; mT5 never scales
+    scaled = name != "mt5" and settings.get("scale_decoder_outputs", bool, default)
     # Later files of version 1.1 claim a tied head but contain a separate one.
     tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
     embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
     head = VocabularyHeadConfig(scale=width**-0.5 if scaled else 1.0)
     return EncoderDecoderConfig(
-        TransformerConfig(width, vocab_size, None, read_stack(settings, depth, Full()), embed, {}),
+        TransformerConfig(width, vocab_size, None, read_stack(settings, depth, Full(), name == "umt5"), embed, {}),
         TransformerConfig(
             width,
             vocab_size,
             None,
-            read_stack(settings, settings.get("num_decoder_layers", int, depth), Causal()),
+            read_stack(settings, settings.get("num_decoder_layers", int, depth), Causal(), name == "umt5"),
             embed,
             {"vocabulary": head},
         ),
@@ -53,7 +58,7 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     )
 
 
-def read_stack(settings: Settings, depth: int, pattern: Pattern) -> StackConfig:
+def read_stack(settings: Settings, depth: int, pattern: Pattern, bias_per_layer: bool) -> StackConfig:
     heads, size = settings.get("num_heads", int), settings.get("d_kv", int)
     norm, rate = RMSNormConfig(settings.get("layer_norm_epsilon", float)), settings.get("dropout_rate", float)
     bias = RelativeConfig(
@@ -76,7 +81,10 @@ def read_stack(settings: Settings, depth: int, pattern: Pattern) -> StackConfig:
         heads, head_size=size, q_bias=False, kv_bias=False, out_bias=False, scale=1.0, dropout=rate
     )
     block = BlockConfig(mixer, cross if pattern.causal else None, read_feed(settings), norm, dropout=rate)
-    return StackConfig(cycle((block,), depth), norm, {BIAS: bias})
+    if not bias_per_layer:
+        return StackConfig(cycle((block,), depth), norm, {BIAS: bias})
+    blocks = tuple(replace(block, mixer=replace(mixer, bias=f"{BIAS}{i}")) for i in range(depth))
+    return StackConfig(blocks, norm, {f"{BIAS}{i}": bias for i in range(depth)})
 
 
 def read_feed(settings: Settings) -> FeedForwardConfig:
@@ -93,15 +101,15 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
     return MLPConfig(hidden, activation=activation, bias=False, dropout=rate)
 
 
-def write(config: EncoderDecoderConfig) -> dict[str, Any]:
+def write(name: str, config: EncoderDecoderConfig) -> dict[str, Any]:
     encoder, decoder = config.encoder.stack, config.decoder.stack
     block, embed = encoder.blocks[0], expect(config.encoder.embed, TokenEmbedConfig)
     mixer, norm = expect(block.mixer, AttentionConfig), expect(block.norm, RMSNormConfig)
-    bias = expect(encoder.biases[BIAS], RelativeConfig)
+    bias = expect(next(iter(encoder.biases.values())), RelativeConfig)
     head = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig)
     return {
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": name,
+        "architectures": [f"{_STEMS[name]}ForConditionalGeneration"],
         "is_encoder_decoder": True,
         "vocab_size": config.vocab_size,
         "d_model": config.width,
@@ -114,7 +122,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "dropout_rate": embed.dropout,
         "layer_norm_epsilon": norm.eps,
         "tie_word_embeddings": config.tie == "all",
-        "scale_decoder_outputs": head.scale != 1.0,
+        **({} if name == "mt5" else {"scale_decoder_outputs": head.scale != 1.0}),
         **write_feed(block.feed_forward, config.width),
     }
 
@@ -158,9 +166,14 @@ def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
         ]
 
     gated = isinstance(stack.blocks[0].feed_forward, GatedConfig)
-    bias_source = f"{component}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
-        rule(f"{component}.stack.biases.{BIAS}.table", bias_source),
+        *(
+            rule(
+                f"{component}.stack.biases.{name}.table",
+                f"{component}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight",
+            )
+            for i, name in enumerate(stack.biases)
+        ),
         *layers(len(stack.blocks), layer),
         rule(f"{component}.stack.norm.weight", f"{component}.final_layer_norm.weight"),
     ]
@@ -175,34 +188,41 @@ def cross_rules(target: str, source: str) -> list[TensorRule]:
     ]
 
 
-FAMILY = Family(
-    "t5",
-    read,
-    write,
-    rules,
-    aliases={
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-        "head_dim": "d_kv",
-    },
-    ignored=("n_positions",),
-    skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # unused tensors of older files
-    defaults={
-        "vocab_size": 32128,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 2048,
-        "num_layers": 6,
-        "num_heads": 8,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "dropout_rate": 0.1,
-        "layer_norm_epsilon": 1e-6,
-        "feed_forward_proj": "relu",
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-    },
-)
+def _family(name: str, **defaults: Any) -> Family:
+    return Family(
+        name,
+        partial(read, name),
+        partial(write, name),
+        rules,
+        aliases={
+            "hidden_size": "d_model",
+            "num_attention_heads": "num_heads",
+            "num_hidden_layers": "num_layers",
+            "head_dim": "d_kv",
+        },
+        ignored=("n_positions",),
+        skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # unused tensors of older files
+        defaults={
+            "vocab_size": 32128,
+            "d_model": 512,
+            "d_kv": 64,
+            "d_ff": 2048,
+            "num_layers": 6,
+            "num_heads": 8,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "dropout_rate": 0.1,
+            "layer_norm_epsilon": 1e-6,
+            "feed_forward_proj": "relu",
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 0,
+            **defaults,
+        },
+    )
+
+
+_LATER: dict[str, Any] = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
+_LATER |= {"feed_forward_proj": "gated-gelu"}
+FAMILIES = (_family("t5"), _family("mt5", **_LATER), _family("umt5", **_LATER))

@@ -97,6 +97,7 @@ class SinusoidalConfig(PositionsConfig):
 
     theta: float = 10000.0  # base of the wavelengths
     interleaved: bool = True  # sines and cosines alternate; false: all sines before all cosines
+    offset: int = 0  # number of the first position (M2M-100: 2)
 
     def __post_init__(self) -> None:
         if self.theta <= 0:
@@ -121,7 +122,7 @@ class Sinusoidal(nn.Module):
             positions = layout.positions[:1] if layout.dense else layout.positions
             steps = torch.arange(0, self.width, 2, device=like.device, dtype=torch.float64)
             rates = torch.exp(steps * (-math.log(self.config.theta) / self.width))
-            angles = positions.clamp(min=0)[..., None] * rates
+            angles = (positions.clamp(min=0) + self.config.offset)[..., None] * rates
             parts = (angles.sin(), angles.cos())
             both = torch.stack(parts, dim=-1).flatten(-2) if self.config.interleaved else torch.cat(parts, dim=-1)
             return both.to(like.dtype)
