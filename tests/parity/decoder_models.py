@@ -134,6 +134,30 @@ CONFIGS: dict[tuple[str, str], Any] = {
     ),
     ("Olmo2ForCausalLM", "small"): T.Olmo2Config(**SMALL, attention_bias=True),
     ("Olmo2ForCausalLM", "large"): T.Olmo2Config(**LARGE, rope_parameters=rope(), rms_norm_eps=1e-3),
+    ("Olmo3ForCausalLM", "small"): T.Olmo3Config(**SMALL, attention_bias=True, sliding_window=6),
+    ("Olmo3ForCausalLM", "large"): T.Olmo3Config(
+        **LARGE, sliding_window=5, rms_norm_eps=1e-3, layer_types=alternating(5),
+        rope_parameters={"full_attention": YARN, "sliding_attention": rope(theta=70.0)},
+    ),
+    ("OlmoeForCausalLM", "small"): T.OlmoeConfig(**SMALL, num_experts=8, num_experts_per_tok=2, attention_bias=True),
+    ("OlmoeForCausalLM", "large"): T.OlmoeConfig(
+        **LARGE, num_experts=9, num_experts_per_tok=3, norm_topk_prob=True, rope_parameters=rope(),
+    ),
+    ("Qwen3MoeForCausalLM", "small"): T.Qwen3MoeConfig(
+        **SMALL, head_dim=10, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=20, attention_bias=True,
+    ),
+    ("Qwen3MoeForCausalLM", "large"): T.Qwen3MoeConfig(
+        **LARGE, head_dim=12, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True,
+        mlp_only_layers=[1], decoder_sparse_step=2, use_sliding_window=True, sliding_window=7,
+    ),
+    ("Starcoder2ForCausalLM", "small"): T.Starcoder2Config(**SMALL, sliding_window=6, rope_parameters=rope()),
+    ("Starcoder2ForCausalLM", "large"): T.Starcoder2Config(**LARGE, use_bias=False, norm_epsilon=1e-3),
+    ("MinistralForCausalLM", "small"): T.MinistralConfig(
+        **SMALL, sliding_window=6, head_dim=10, layer_types=alternating(3)
+    ),
+    ("MinistralForCausalLM", "large"): T.MinistralConfig(
+        **LARGE, sliding_window=5, head_dim=12, rope_parameters=rope(), layer_types=alternating(5)
+    ),
     ("SmolLM3ForCausalLM", "small"): T.SmolLM3Config(**SMALL, no_rope_layer_interval=2, rope_parameters=rope()),
     ("SmolLM3ForCausalLM", "large"): T.SmolLM3Config(
         **LARGE,

@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): Llama with sliding-window attention.
+"""Mistral (Jiang et al. 2023): Llama with sliding-window attention; in Ministral (2024), some layers have no window.
 
 Mixtral (Jiang et al. 2024): its feed-forward is a mixture of experts with top-k routing. The experts are separate
 tensors (w1 the gate, w3 up, w2 down), or stacked in newer files. Both are read; the former is written.
@@ -29,6 +29,22 @@ def write_mistral(config: TransformerConfig) -> dict[str, Any]:
 _MISTRAL = llama.family(
     "mistral", read_mistral, write_mistral, max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096
 )
+
+
+def read_ministral(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    return llama.with_windows(llama.read(settings, names), llama.windows_by_layer(settings))
+
+
+def write_ministral(config: TransformerConfig) -> dict[str, Any]:
+    windows = llama.write_windows(config)
+    del windows["use_sliding_window"]  # a layer's kind alone decides
+    return {**llama.write("ministral", PublishedClasses.of("Ministral"), config), **windows}
+
+
+_MINISTRAL = llama.family(
+    "ministral", read_ministral, write_ministral, max_position_embeddings=131072, num_key_value_heads=8,
+    sliding_window=4096,
+)  # fmt: skip
 
 
 def read_mixtral(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -93,4 +109,4 @@ _MIXTRAL = replace(
         Stacked(r"\.mlp\.experts\.down_proj$", (".block_sparse_moe.experts.{}.w2.weight",)),
     ),
 )
-FAMILIES = (_MISTRAL, _MIXTRAL)
+FAMILIES = (_MISTRAL, _MINISTRAL, _MIXTRAL)

@@ -1,4 +1,6 @@
-"""OLMo 2 (OLMo Team 2025): Llama with norms after the branches, and norms of queries and keys across all heads."""
+"""OLMo 2 (OLMo Team 2025): Llama with norms after the branches, and norms of queries and keys across all heads. OLMo 3
+(2025) adds windows to three of four layers; only the layers without a window have scaled rotary positions.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.settings import Settings
-from headway.nn.models import TransformerConfig
+from headway.formats.settings import Settings, rope_parameters
+from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
+from headway.visibility import Causal
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -23,4 +26,33 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {**llama.write("olmo2", PublishedClasses.of("Olmo2"), config), **llama.write_attention_bias(config)}
 
 
-FAMILY = llama.family("olmo2", read, write, rms_norm_eps=1e-5)
+def read_olmo3(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    theta, depth = settings.get("rope_theta", float, 500000.0), settings.get("num_hidden_layers", int)
+    full = settings.layer_rotary(llama.FULL_ATTENTION, theta)
+    local = settings.layer_rotary(llama.SLIDING_ATTENTION, theta, scaled=False)
+    kinds = [llama.SLIDING_ATTENTION if (i + 1) % 4 else llama.FULL_ATTENTION for i in range(depth)]
+    changes = {"layer_types": settings.get("layer_types", list[str], kinds)}
+    plain = replace(settings, values={**settings.values, **changes, "rope_parameters": None, "rope_scaling": None})
+
+    def layer(_: int, block: BlockConfig) -> BlockConfig:
+        mixer = llama.attention(block)
+        return replace(block, mixer=replace(mixer, rotary=full if mixer.pattern == Causal() else local))
+
+    config = llama.with_windows(read(plain, names), llama.windows_by_layer(plain))
+    return replace(llama.with_blocks(config, layer), context=settings.served_positions(full))
+
+
+def write_olmo3(config: TransformerConfig) -> dict[str, Any]:
+    windows, rotary = llama.write_windows(config), {}
+    del windows["use_sliding_window"]  # a layer's kind alone decides
+    for block, kind in zip(config.stack.blocks, windows["layer_types"]):
+        if (positions := llama.attention(block).rotary) is not None:
+            rotary[kind] = rope_parameters(positions)
+    settings = llama.write("olmo3", PublishedClasses.of("Olmo3"), config)
+    return {**settings, **windows, **llama.write_attention_bias(config), "rope_parameters": rotary}
+
+
+FAMILIES = (
+    llama.family("olmo2", read, write, rms_norm_eps=1e-5),
+    llama.family("olmo3", read_olmo3, write_olmo3, rms_norm_eps=1e-5, sliding_window=4096),
+)
