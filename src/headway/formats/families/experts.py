@@ -21,8 +21,8 @@ from headway.nn.parts.norm import RMSNormConfig
 def read_experts(
     settings: Settings, config: TransformerConfig, count: str, width: str, dense: Collection[int] = ()
 ) -> TransformerConfig:
-    """Return `config` with experts in every layer but the `dense` ones; the settings `count` and `width` say how many
-    and how wide.
+    """Return `config` with experts in every layer but the `dense` ones. The settings named `count` and `width` have
+    their number and the width of each.
     """
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:
