@@ -24,6 +24,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     **{f"Bert{head}": TEXT for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction")},
     **{f"{stem}ForSequenceClassification": TEXT for stem in ("Bert", "Roberta", "XLMRoberta", "MPNet", "Llama")},
     **{f"{stem}ForTokenClassification": TEXT for stem in ("Bert", "Roberta", "ModernBert")},
+    **{f"{stem}ForQuestionAnswering": TEXT for stem in ("Bert", "Roberta", "MPNet")},
     **{f"{stem}ForMaskedLM": TEXT for stem in ("Roberta", "ModernBert")},
     **{f"{stem}Model": TEXT for stem in ("Roberta", "ModernBert", "MPNet")},
     **{f"DistilBert{head}": {"vocab_size": 67, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}

@@ -23,6 +23,7 @@ from headway.nn.models import (
 )
 
 POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
+SPAN, SPAN_TENSOR = PooledHeadConfig(2, pool="tokens"), "qa_outputs"  # whether an answer starts and ends at each token
 
 
 _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of transformers' classes
@@ -33,6 +34,7 @@ _HEAD_TENSORS = {  # names by which the families recognise heads, by the end of 
         *("classifier.weight", "classifier.out_proj.weight", "head.dense.weight", "bert.pooler.dense.weight"),
     ),
     "ForTokenClassification": ("classifier.weight", "head.dense.weight"),
+    "ForQuestionAnswering": (f"{SPAN_TENSOR}.weight",),
     "ForImageClassificationWithTeacher": ("cls_classifier.weight",),
     "ForImageClassification": ("classifier.weight",),
     "M2M100ForConditionalGeneration": (),
@@ -84,6 +86,7 @@ def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
     endings = {
         "classes": "ForSequenceClassification",
         "tags": "ForTokenClassification",
+        "span": "ForQuestionAnswering",
         "next": "ForNextSentencePrediction",
     }
     return [stem + next((ending for name, ending in endings.items() if name in heads), "Model")]

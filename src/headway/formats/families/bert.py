@@ -12,7 +12,16 @@ from functools import partial
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.heads import POOLER, architecture, classifier, label_settings, num_outputs, pooler
+from headway.formats.heads import (
+    POOLER,
+    SPAN,
+    SPAN_TENSOR,
+    architecture,
+    classifier,
+    label_settings,
+    num_outputs,
+    pooler,
+)
 from headway.formats.settings import Settings, published_activation
 from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig
@@ -66,6 +75,8 @@ def read_bert(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
     if kind == "tags":
         heads["tags"] = tagger(settings)
+    if f"{SPAN_TENSOR}.weight" in names:
+        heads["span"] = SPAN
     if "bert.pooler.dense.weight" in names and not heads.keys() & {"next", "classes"}:
         heads["pooled"] = POOLER
     return encoder(settings, heads)
@@ -158,6 +169,7 @@ def bert_rules(config: TransformerConfig) -> list[TensorRule]:
         *pooler(config.heads, "bert.pooler.dense", {"next": "cls.seq_relationship", "classes": "classifier"}),
         *(masked_rules() if "vocabulary" in config.heads else []),
         *(linear("heads.tags.project", "classifier") if "tags" in config.heads else []),
+        *(linear("heads.span.project", SPAN_TENSOR) if "span" in config.heads else []),
     ]
 
 
@@ -231,6 +243,8 @@ def read_distilbert(settings: Settings, names: Collection[str]) -> TransformerCo
         )
     if kind == "tags":
         heads["tags"] = PooledHeadConfig(num_outputs(settings), pool="tokens", dropout=rate)
+    if f"{SPAN_TENSOR}.weight" in names:
+        heads["span"] = SPAN
     return TransformerConfig(
         settings.get("dim", int),
         settings.get("vocab_size", int),
@@ -293,6 +307,8 @@ def distilbert_rules(config: TransformerConfig) -> list[TensorRule]:
         tensor_rules += linear("heads.classes.project", "classifier")
     if "tags" in config.heads:
         tensor_rules += linear("heads.tags.project", "classifier")
+    if "span" in config.heads:
+        tensor_rules += linear("heads.span.project", SPAN_TENSOR)
     return tensor_rules
 
 
@@ -333,6 +349,8 @@ def roberta_heads(settings: Settings, names: Collection[str], prefix: str) -> di
         heads["classes"] = PooledHeadConfig(num_outputs(settings), dense=True, activation="tanh", dropout=rate)
     if kind == "tags":
         heads["tags"] = tagger(settings)
+    if f"{SPAN_TENSOR}.weight" in names:
+        heads["span"] = SPAN
     if f"{prefix}.pooler.dense.weight" in names:
         heads["pooled"] = POOLER
     return heads
@@ -375,6 +393,7 @@ def roberta_head_rules(config: TransformerConfig, prefix: str) -> list[TensorRul
             *linear("heads.classes.project", "classifier.out_proj"),
         ],
         "tags": linear("heads.tags.project", "classifier"),
+        "span": linear("heads.span.project", SPAN_TENSOR),
     }
     return [each for name, head_rules in rules_by_head.items() if name in config.heads for each in head_rules]
 
