@@ -356,12 +356,12 @@ class Found(dict):
         return own().flatten()
 
 binding.get_host_cpu_features = lambda: Found({features})
-from headway.engine import machine, products, tiles
+from headway.engine import processor, products, tiles
 from headway.engine.packed_weights import pack, unpack
 import torch
-assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
-assert machine.WIDE == {wide}
-assert not machine.HAS_MATRIX_UNIT
+assert processor.INSTRUCTIONS == "{name}", processor.INSTRUCTIONS
+assert processor.WIDE == {wide}
+assert not processor.HAS_MATRIX_UNIT
 at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 for columns in (64, 200):

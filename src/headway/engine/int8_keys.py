@@ -33,8 +33,9 @@ from headway.engine.codegen import (
     word,
 )
 from headway.engine.kv_kernels import HEADS, halves
-from headway.engine.machine import F32, WIDE, compiled, f32, i8, i32
+from headway.engine.machine import F32, compiled, f32, i8, i32
 from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.processor import WIDE
 from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
 from headway.engine.vectors import dot_sixteens

@@ -16,13 +16,14 @@ from headway.arguments import check_fields
 from headway.codecs import Codec
 from headway.engine.chunks import RowChunk
 from headway.errors import ConfigError, UserError
-from headway.generate.fairness import FairQueue
 from headway.generate.prompts import check_ids, check_not_nan, check_prompts, context_of
-from headway.generate.sampling import Rule, Sampler, Sampling, row_keys, sample_rows
+from headway.generate.samples import FairQueue, Sample
+from headway.generate.sampling import Rule, Sampler, Sampling, row_keys
 from headway.generate.score import score_prompt
-from headway.generate.sequences import Event, Ids, Limits, Sample
+from headway.generate.sequences import Event, Ids, Limits
 from headway.generate.speculation import CountedGuessLength, Draft, GuessLength, Lookup
 from headway.generate.stepper import RowBatch, Stepper, TorchStepper, stepper_of
+from headway.generate.torch_sampling import sample_rows
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoderConfig, Generative, Transformer
 
@@ -187,7 +188,9 @@ class Scheduler:
             if self._guess_length is not None:
                 sample.guess_length, sample.guesser = self._guess_length(), Lookup(sample.ids)
                 if self._draft is not None:
-                    sample.guesser = Draft(self._draft, sample, vocab_size, self._stepper.pool)
+                    sample.guesser = Draft(
+                        self._draft, sample.ids, sample.limit, sampler, vocab_size, self._stepper.pool
+                    )
             if batch is None and not self._stepper.joins:
                 batch = RowBatch(request.n, len(prompt) + sample.limit)
             if batch is not None:

@@ -25,8 +25,9 @@ from headway.generate.prompts import (
     evaluation_mode,
     make_prompt,
 )
-from headway.generate.sampling import Sampler, Sampling, row_keys, sample_rows
+from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:

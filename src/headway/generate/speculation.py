@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError
 from headway.generate.prompts import context_of, device_of, evaluation_mode, make_prompt
-from headway.generate.sampling import sample_rows
+from headway.generate.sampling import Sampler
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
-    from headway.generate.sequences import Sample
 
 MAX_MATCH, MIN_MATCH = 4, 2  # number of last tokens to look up in earlier text; longer matches are tried first
 MAX_GUESSES = 15  # guesses per step
@@ -192,15 +192,19 @@ class Draft:
     outside its vocabulary.
     """
 
-    def __init__(self, model: Generative, sample: Sample, vocab_size: int, pool: Pool | None) -> None:
-        """`pool` contains the threads that sample the sequence, whose ids are below `vocab_size`."""
+    def __init__(
+        self, model: Generative, ids: list[int], limit: int, sampler: Sampler, vocab_size: int, pool: Pool | None
+    ) -> None:
+        """The sequence appends up to `limit` tokens to `ids`, all below `vocab_size`; the threads of `pool` sample
+        it.
+        """
         self.model, self.vocab_size, self.pool = model, vocab_size, pool
-        self._sample, self._end = sample, len(sample.ids) + sample.limit
+        self._ids, self._sampler, self._end = ids, sampler, len(ids) + limit
         self._context = context_of(model) or self._end
         self._first = self._read = self._checked = 0
 
     def guess(self, max_guesses: int) -> list[int]:
-        ids, device = self._sample.ids, device_of(self.model)
+        ids, device = self._ids, device_of(self.model)
         max_guesses = min(max_guesses, self._context // 2)
         if max(ids[self._checked :], default=0) >= self.model.config.vocab_size or not max_guesses:
             return []
@@ -221,7 +225,7 @@ class Draft:
             # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
             logits, ahead, guesses = self._logits, self._decoding.select(torch.tensor([0], device=device)), []
             while True:
-                sampler = self._sample.sampler.after(guesses)
+                sampler = self._sampler.after(guesses)
                 [event] = sample_rows(logits[:, : self.vocab_size], [0], [sampler], self.pool)
                 if event.id is None:
                     return guesses
