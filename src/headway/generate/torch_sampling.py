@@ -96,8 +96,8 @@ def _sample_with_torch(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]
     if settings.temperature == 0:
         chosen = argmax(adjusted)
     else:
-        uniform = torch.tensor([sampler.uniform() for sampler in samplers])
-        chosen = sample(adjusted, settings, uniform.to(logits.device))
+        uniform = np.array([sampler.uniform() for sampler in samplers], np.float32)
+        chosen = sample(adjusted, settings, torch.from_numpy(uniform).to(logits.device))
     logprobs = logits.log_softmax(-1)  # row by row: the result does not depend on the shape of the batch
     # One transfer; a double holds any id exactly.
     tokens, values = torch.stack([chosen.double(), logprobs.gather(1, chosen[:, None])[:, 0].double()]).tolist()
