@@ -103,7 +103,8 @@ def compare(other: Path, args: argparse.Namespace) -> int:
                 print("\n".join(lines))
         left = sorted(after.keys() - before.keys())
         for name in sorted(before.keys() - after.keys()):
-            now = next((new for new in left if code(after[new]) == code(before[name])), None)
+            old = before[name]
+            now = next((new for new in left if after[new] == old or code(after[new]) == code(old)), None)
             if now is None:
                 differences += 1
                 print(f"{processor}: {name} is missing, with {_count(code(before[name]))} instructions")

@@ -5,7 +5,7 @@ each owner's oldest requests come first.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 from headway.codecs import Codec
@@ -103,19 +103,19 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[Sample]] = {}
-        self._served: dict[str, int] = {}
+        self.served: dict[str, int] = {}  # tokens computed for each owner
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def add(self, sample: Sample) -> None:
         """Queue a sample. A new owner starts with the count of the least-served owner."""
-        self._served.setdefault(sample.owner, min(self._served.values(), default=0))
+        self.served.setdefault(sample.owner, min(self.served.values(), default=0))
         insort(self._waiting.setdefault(sample.owner, []), sample, key=lambda entry: entry.age)
 
     def next(self) -> Sample | None:
         """The sample to start next."""
-        return min((samples[0] for samples in self._waiting.values()), key=self._priority, default=None)
+        return min((samples[0] for samples in self._waiting.values()), key=self.priority, default=None)
 
     def start(self, sample: Sample) -> None:
         """Remove a sample because it starts."""
@@ -128,20 +128,13 @@ class FairQueue:
             samples[:] = [sample for sample in samples if sample.ticket not in tickets]
         self._tidy()
 
-    def charge(self, owner: str, tokens: int) -> None:
-        """Count tokens computed for an owner."""
-        self._served[owner] += tokens
-
-    def ordered(self, samples: Iterable[Sample]) -> list[Sample]:
-        """Samples, those of the least-served owners first."""
-        return sorted(samples, key=self._priority)
-
     def forget(self, present: Collection[str]) -> None:
         """Drop the counts for owners that have nothing waiting and are not in `present`."""
-        self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
+        self.served = {o: n for o, n in self.served.items() if o in present or o in self._waiting}
 
-    def _priority(self, sample: Sample) -> tuple[int, tuple[int, int]]:
-        return self._served[sample.owner], sample.age
+    def priority(self, sample: Sample) -> tuple[int, tuple[int, int]]:
+        """Sort key: samples of the least-served owners come first."""
+        return self.served[sample.owner], sample.age
 
     def _tidy(self) -> None:
         self._waiting = {owner: samples for owner, samples in self._waiting.items() if samples}

@@ -83,15 +83,11 @@ class TextStream:
         if matches:
             self.stopped, self._pending = True, ""
             return text[: min(matches)]
-        certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._pending = text[certain:]
-        return text[:certain]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `stop`."""
-    max_length = min(len(text), len(stop) - 1)
-    return next((n for n in range(max_length, 0, -1) if text.endswith(stop[:n])), 0)
+        # Hold back the longest suffix that starts a stop string.
+        longest = min(len(text), max(map(len, self._stop), default=1) - 1)
+        held = next((n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        self._pending = text[len(text) - held :]
+        return text[: len(text) - held]
 
 
 FinishReason = Literal["stop", "length"]

@@ -202,6 +202,8 @@ class Draft:
         self._ids, self._sampler, self._end = ids, sampler, len(ids) + limit
         self._context = context_of(model) or self._end
         self._first = self._read = self._checked = 0
+        self._logits: Float[Tensor, "1 C"]
+        self._decoding: Any
 
     def guess(self, max_guesses: int) -> list[int]:
         ids, device = self._ids, device_of(self.model)
@@ -211,7 +213,13 @@ class Draft:
         self._checked = len(ids)
         with evaluation_mode(self.model):
             if not self._read or len(ids) + max_guesses - self._first > self._context:
-                self._prefill(ids)
+                # Process the sequence, or only as much of its end as leaves half of the context for new tokens.
+                fits = self._end <= self._context
+                self._first = 0 if fits else max(0, len(ids) - max(1, self._context // 2))
+                prompt = make_prompt([ids[self._first :]], None, device)
+                capacity = min(self._context, self._end - self._first)
+                self._logits, self._decoding = self.model.start(prompt, capacity)
+                self._read = len(ids)
             # Process the tokens generated in the meantime.
             width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
             for start in range(self._read, len(ids), width):
@@ -233,14 +241,3 @@ class Draft:
                 if len(guesses) == max_guesses:
                     return guesses
                 logits, ahead = self.model.step(torch.tensor(guesses[-1:], device=device), ahead)
-
-    def _prefill(self, ids: list[int]) -> None:
-        """Process the sequence, or only as much of its end as leaves half of the context for new tokens."""
-        fits = self._end <= self._context
-        self._first = 0 if fits else max(0, len(ids) - max(1, self._context // 2))
-        capacity = min(self._context, self._end - self._first)
-        prompt = make_prompt([ids[self._first :]], None, device_of(self.model))
-        self._logits: Float[Tensor, "1 C"]
-        self._decoding: Any
-        self._logits, self._decoding = self.model.start(prompt, capacity)
-        self._read = len(ids)

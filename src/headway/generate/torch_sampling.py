@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.generate.sampling import Sampler, Sampling, Tally
+from headway.generate.sampling import Sampler, Sampling
 from headway.generate.sequences import Event
 
 if TYPE_CHECKING:
@@ -57,42 +57,34 @@ def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C
         logits = logits.masked_fill(logits < threshold, -math.inf)
     weights = logits.softmax(-1)
     if filters.top_p < 1:
-        weights = weights.masked_fill(weights < _nucleus(weights, filters.top_p), 0.0)
+        vocab_size = weights.shape[-1]
+        for count in (min(_NUCLEUS, vocab_size), vocab_size):
+            largest = weights.topk(count).values
+            inside = largest.cumsum(-1) - largest < filters.top_p
+            if not bool(inside[:, -1].any()):
+                break
+        smallest = largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
+        weights = weights.masked_fill(weights < smallest, 0.0)
     return weights
-
-
-def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
-    """The smallest weight in each row's nucleus."""
-    vocab_size = weights.shape[-1]
-    count = min(_NUCLEUS, vocab_size)
-    while True:
-        largest = weights.topk(count).values
-        inside = largest.cumsum(-1) - largest < top_p
-        if count == vocab_size or not bool(inside[:, -1].any()):
-            return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
-        count = vocab_size
 
 
 def sample_rows(
     logits: Float[Tensor, "N C"], rows: Sequence[int], samplers: Sequence[Sampler], pool: Pool | None = None
 ) -> list[Event]:
-    """Sample the next token of each sequence from its row of the logits. `pool` contains the threads of the engine that
-    computed the logits; they then also sample. Without it, the samplers must have equal settings.
+    """Sample the next token of each sequence from its row of the logits, which may cover only the first part of the
+    vocabulary. `pool` contains the threads of the engine that computed the logits; they then also sample. Without it,
+    the samplers must have equal settings.
     """
-    if pool is None and (logits.device.type != "cpu" or logits.shape[1] < _LARGE_VOCAB):
-        if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
-            logits = logits[list(rows)]
-        return _sample_with_torch(logits.float(), samplers)
-    from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
+    if pool is not None or (logits.device.type == "cpu" and logits.shape[1] >= _LARGE_VOCAB):
+        from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
 
-    sampling = StepSampling(samplers, rows, logits.shape[1])
-    sampling.batch.run(logits.float(), pool)
-    return sampling.events()
-
-
-def _sample_with_torch(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> list[Event]:
-    settings = samplers[0].sampling
-    adjusted = _adjusted(logits, settings, [sampler.tally for sampler in samplers])
+        sampling = StepSampling(samplers, rows, logits.shape[1])
+        sampling.batch.run(logits.float(), pool)
+        return sampling.events()
+    if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
+        logits = logits[list(rows)]
+    logits, settings = logits.float(), samplers[0].sampling
+    adjusted = _adjust(logits, samplers) if settings.adjusts else logits
     if settings.temperature == 0:
         chosen = argmax(adjusted)
     else:
@@ -109,30 +101,23 @@ def _sample_with_torch(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]
     return events
 
 
-def _adjusted(
-    logits: Float[Tensor, "B C"], sampling: Sampling, tallies: Sequence[Tally | None]
-) -> Float[Tensor, "B C"]:
-    """The logits after penalties and biases. Without any, this is the input itself. The logits may cover only the first
-    part of the vocabulary.
-    """
-    if not sampling.adjusts:
-        return logits
-    device, vocab_size = logits.device, logits.shape[1]
-    counted = [
-        (row, tally.tokens[: len(tally)], tally.times[: len(tally)]) for row, tally in enumerate(tallies) if tally
-    ]
-    if counted:
-        rows = np.concatenate([np.full(len(tokens), row) for row, tokens, _ in counted])
-        tokens, times = (np.concatenate([part[n] for part in counted]) for n in (1, 2))
+def _adjust(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> Float[Tensor, "B C"]:
+    """The logits after penalties and biases."""
+    settings, device, vocab_size = samplers[0].sampling, logits.device, logits.shape[1]
+    tallies = [(row, sampler.tally) for row, sampler in enumerate(samplers) if sampler.tally]
+    if tallies:
+        rows = np.concatenate([np.full(len(tally), row) for row, tally in tallies])
+        tokens = np.concatenate([tally.tokens[: len(tally)] for _, tally in tallies])
+        times = np.concatenate([tally.times[: len(tally)] for _, tally in tallies])
         known = tokens < vocab_size
         index = tuple(torch.from_numpy(part[known].astype(np.int64)).to(device) for part in (rows, tokens))
         values, counts = logits[index], torch.from_numpy(times[known].astype(np.float32)).to(device)
-        if sampling.repetition_penalty != 1.0:
-            penalty = sampling.repetition_penalty
+        if settings.repetition_penalty != 1.0:
+            penalty = settings.repetition_penalty
             values = torch.where(values > 0, values / penalty, values * penalty)
-        values = values - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+        values = values - settings.presence_penalty * (counts > 0) - settings.frequency_penalty * counts
         logits = logits.index_put(index, values)
-    biases = {token: bias for token, bias in (sampling.logit_bias or {}).items() if token < vocab_size}
+    biases = {token: bias for token, bias in (settings.logit_bias or {}).items() if token < vocab_size}
     if biases:
         bias = torch.zeros(vocab_size, device=device)
         bias[list(biases)] = torch.tensor(list(biases.values()), device=device)
