@@ -25,7 +25,8 @@ from headway.engine import Engine, RowChunk, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
 from headway.generate.compiled_sampling import StepSampling
-from headway.generate.sampling import row_keys, sample_rows
+from headway.generate.sampling import row_keys
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.models import Transformer, build
 from measure import write_of_machine
 

@@ -101,15 +101,17 @@ def compare(other: Path, args: argparse.Namespace) -> int:
             if args.diff:
                 lines = difflib.unified_diff(code(old).splitlines(), code(new).splitlines(), "before", "after", n=2)
                 print("\n".join(lines))
-        left = {code(after[name]): name for name in after.keys() - before.keys()}
+        left = sorted(after.keys() - before.keys())
         for name in sorted(before.keys() - after.keys()):
-            now = left.pop(code(before[name]), None)
+            old = before[name]
+            now = next((new for new in left if after[new] == old or code(after[new]) == code(old)), None)
             if now is None:
                 differences += 1
                 print(f"{processor}: {name} is missing, with {_count(code(before[name]))} instructions")
             else:
+                left.remove(now)
                 renamed.append(name)
-        for name in left.values():
+        for name in left:
             differences += 1
             print(f"{processor}: {name} is new, with {_count(code(after[name]))} instructions")
         print(f"{processor}: {len(same)} kernels are the same, and {len(renamed)} under another name")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.bench.benchmark import machine
-from headway.engine.machine import INSTRUCTION_SET
+from headway.engine.processor import INSTRUCTION_SET
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent

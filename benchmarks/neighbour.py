@@ -29,7 +29,7 @@ from headway.bench.benchmark import time_call, without_dropout
 from headway.engine import Engine, PackedTensor, quantise
 from headway.engine.pool import pool
 from headway.generate.prompts import make_prompt
-from headway.generate.sampling import argmax
+from headway.generate.torch_sampling import argmax
 from headway.nn.models import build
 from measure import child, report, spread, write_of_machine
 

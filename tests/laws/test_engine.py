@@ -356,12 +356,12 @@ class Found(dict):
         return own().flatten()
 
 binding.get_host_cpu_features = lambda: Found({features})
-from headway.engine import machine, products, tiles
+from headway.engine import processor, products, tiles
 from headway.engine.packed_weights import pack, unpack
 import torch
-assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
-assert machine.WIDE == {wide}
-assert not machine.HAS_MATRIX_UNIT
+assert processor.INSTRUCTIONS == "{name}", processor.INSTRUCTIONS
+assert processor.WIDE == {wide}
+assert not processor.HAS_MATRIX_UNIT
 at = lambda array: array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 for columns in (64, 200):
@@ -389,21 +389,21 @@ for columns in (64, 200):
 
 # Three heads over a chunk of keys and values in 8 bits, of a size that is no whole vector.
 from headway.engine import int8_keys as rounded
+from headway.engine import kv_kernels
 from headway.engine.softmax import softmax_chunk_int8
 size, heads, positions = 27, 3, 64
 place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
 
 @numba.njit
-def one_chunk(queries, each, bases, keys, scales, out, pieces, weights, apart, fades, values, size, made):
+def one_chunk(queries, each, bases, blocks, out, pieces, weights, apart, fades, size, made):
     for block in range(2):
-        rounded.int8_scores(
-            3, queries, each, 32, bases, keys + 896 * block, scales + 256 * block, out + 128 * block, 7, keys
-        )
+        kv_kernels.scores(1, 3, queries, each, bases, blocks + 2016 * block, out + 128 * block, size, 32, blocks)
     for h in range(3):
-        at, own = weights + h * apart, scales + 128
-        fades[h] = softmax_chunk_int8(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
-    far = values + 864
-    rounded.int8_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
+        at, own = weights + h * apart, blocks + 1760 + 128
+        fades[h] = softmax_chunk_int8(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 2016, at, at + 16)
+    near, far = blocks + 896, blocks + 2016 + 896
+    kv_kernels.weigh(1, 3, weights, fades.ctypes.data, 0, 64, near, far, near, far, size, made, size)
+    rounded.weigh_rest(3, weights, fades.ctypes.data, 0, 64, near, far, size, made, size)
 
 def whole(numbers, most):
     largest = abs(numbers).max(-1, keepdims=True)
@@ -413,16 +413,17 @@ drawn = np.random.default_rng(2)
 k, v, q = (drawn.standard_normal((n, 27)).astype(np.float32) for n in (64, 64, 3))
 k[:, 0], q[:, 0] = -9, 9  # at the ends of the codes
 v[:, 1] = 9 * np.sign(v[:, 1])
-keys, values = np.zeros((2, 7, 32, 4), np.int8), np.zeros((2, 8, 27, 4), np.int8)
-scales = np.zeros((2, 2, 32), np.float32)
+blocks = np.zeros((2, 2016), np.int8)  # keys, values, and their scales
+assert blocks.shape[1] == kv_kernels.block_bytes(1, 1, size, size)
+scales = blocks[:, 1760:].view(np.float32).reshape(2, 2, 32)
 room = np.zeros(rounded.rounding_bytes(size), np.uint8)
 numbers = room[:128].view(np.float32)
 for t in range(positions):
     block, slot = t // 32, t % 32
     numbers[:size] = k[t]
-    scales[block, 0, slot] = rounded.store_key(place(room), size, place(keys, 896 * block), slot)
+    scales[block, 0, slot] = rounded.store_key(place(room), size, place(blocks, 2016 * block), slot)
     numbers[:size] = v[t]
-    scales[block, 1, slot] = rounded.store_value(place(room), size, place(values, 864 * block), slot)
+    scales[block, 1, slot] = rounded.store_value(place(room), size, place(blocks, 2016 * block + 896), slot)
 each, apart = rounded.split_query_bytes(size), rounded.split_bytes(positions)
 queries, weights = np.zeros((heads, each), np.uint8), np.zeros((heads, apart), np.uint8)
 for head in range(heads):
@@ -433,8 +434,8 @@ wanted = bases[:, None] + whole(q, 127 * 128) @ whole(k, 127).T
 pieces = np.stack([wanted.max(1) - 1, [2, 2, 2]], 1).astype(np.float32)
 found, made = np.zeros((heads, positions), np.float32), np.ones((heads, size), np.float32)
 one_chunk(
-    place(queries), each, place(bases), place(keys), place(scales), place(found), place(pieces), place(weights), apart,
-    fades, place(values), size, place(made),
+    place(queries), each, place(bases), place(blocks), place(found), place(pieces), place(weights), apart, fades, size,
+    place(made),
 )
 assert np.allclose(found, wanted, rtol=1e-5, atol=1e-4)
 powers = np.exp(wanted - wanted.max(1, keepdims=True))

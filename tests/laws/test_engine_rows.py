@@ -13,9 +13,10 @@ from test_engine import LOWERED
 from headway.engine import Engine, Format, quantise
 from headway.engine.decoder import EngineDecoding, LogitBuffers
 from headway.engine.dots import FEW, MANY, PANEL_BYTES, TILES, few_dots, many_dots
-from headway.engine.machine import HAS_MATRIX_UNIT, compiled
+from headway.engine.machine import compiled
 from headway.engine.matrix_unit import CONFIGURATION, SCRATCH_BYTES, acquire, block_products, release
 from headway.engine.packed_weights import pack, unpack
+from headway.engine.processor import HAS_MATRIX_UNIT
 from headway.engine.products import quantise as round_rows
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import INT8, tile_products

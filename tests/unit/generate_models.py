@@ -6,7 +6,7 @@ import torch
 
 from headway.engine.pool import Pool
 from headway.generate import Sampler, Sampling
-from headway.generate.sampling import sample_rows
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,

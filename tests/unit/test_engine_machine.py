@@ -12,7 +12,8 @@ import torch
 
 from headway.engine import pool
 from headway.engine.barrier import barrier, barriers_passed, claim_part
-from headway.engine.machine import INSTRUCTION_SET, compiled, i64
+from headway.engine.machine import compiled, i64
+from headway.engine.processor import INSTRUCTION_SET
 from processes import Program
 
 
@@ -75,9 +76,9 @@ import os
 os.environ["HEADWAY_FORM"] = "avx2"
 import numba
 import numpy as np
-from headway.engine import compiler, dots, machine, tiles
-assert (machine.INSTRUCTION_SET, machine.INSTRUCTIONS) == ("avx2", "avx2")
-assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
+from headway.engine import compiler, dots, processor, tiles
+assert (processor.INSTRUCTION_SET, processor.INSTRUCTIONS) == ("avx2", "avx2")
+assert not (processor.WIDE or processor.HAS_MATRIX_UNIT or processor.HAS_BF16_UNIT or dots._FULL)
 
 def add(x, y):
     for i in range(4096):

@@ -9,7 +9,8 @@ import torch
 from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.sampling import row_keys, sample_rows
+from headway.generate.sampling import row_keys
+from headway.generate.torch_sampling import sample_rows
 
 SAMPLINGS = [
     Sampling(0.0),

@@ -13,7 +13,7 @@ from headway.engine.sampling_batch import SampledTokens, SamplingBatch
 from headway.engine.sampling_kernels import UNIFORM
 from headway.generate import Sampling
 from headway.generate.compiled_sampling import SamplingTable
-from headway.generate.sampling import sample, weigh
+from headway.generate.torch_sampling import sample, weigh
 
 SIZES = (5, 300, 5000)
 SETTINGS = [

@@ -41,7 +41,7 @@ def test_a_mask_that_is_late_fails_alone() -> None:
         assert not fill_masks([quick])
     finally:
         release.set()
-    while masks._late.count:
+    while masks._late:
         time.sleep(0.001)
     assert filled == ["quick", "quick", "quick", "late"]
 

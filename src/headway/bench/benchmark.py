@@ -26,7 +26,7 @@ import torch
 from headway.app.conversion import quantize
 from headway.app.recipes import find_model_config
 from headway.config import from_dict, to_dict
-from headway.engine.machine import INSTRUCTION_SET
+from headway.engine.processor import INSTRUCTION_SET
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.published import save_published

@@ -33,7 +33,7 @@ from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
-from headway.generate.sampling import argmax
+from headway.generate.torch_sampling import argmax
 from headway.learn import AdamWConfig, Recipe, TrainConfig
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner

@@ -7,7 +7,8 @@ import platform
 import numpy as np
 
 from headway.engine.codegen import I32, I64, VOID, Bool, Int, Value, builder, call, call_function, kernel, word
-from headway.engine.machine import INSTRUCTIONS, compiled, i64
+from headway.engine.machine import compiled, i64
+from headway.engine.processor import INSTRUCTIONS
 
 # The futex system call of Linux, by processor.
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" else None

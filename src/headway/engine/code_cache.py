@@ -1,14 +1,19 @@
-"""The folder of compiled code, which no other user can write to."""
+"""The folder of machine code, which no other user can write to."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from llvmlite import binding
+
+from headway.engine.processor import CPU_FEATURES, HAS_MATRIX_UNIT, INSTRUCTIONS, WIDE
 from headway.errors import logger
 
 _LOG = logger(__name__)
@@ -108,3 +113,17 @@ def _is_private(group: int) -> bool:
     except KeyError:
         return False
     return known.gr_name == name and set(known.gr_mem) <= {name}
+
+
+def _code_version() -> str:
+    """Depends on the source of the engine, the compiler and the processor, so outdated code is never found."""
+    processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
+    overrides = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
+    versions = [metadata.version(package) for package in ("numba", "llvmlite")]
+    digest = hashlib.sha256(repr((processor, overrides, versions)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+CACHE = code_folder(f"engine-{_code_version()}")  # of this source on this machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba.extending
@@ -13,13 +14,13 @@ from numba.core import config as settings
 from numba.core import registry
 from numba.core.typing.templates import AttributeTemplate
 
-from headway.engine import machine
 from headway.engine.instructions import FLOATS, WORDS, Opcode
 from headway.engine.object_code import ObjectCode
+from headway.engine.processor import CPU_FEATURES
 
 config: Any = settings  # numba fills it at import, which type checkers do not see
-if machine.CPU_FEATURES is not None:
-    config.CPU_FEATURES = machine.CPU_FEATURES
+if CPU_FEATURES is not None:
+    config.CPU_FEATURES = CPU_FEATURES
 # Sums may be reordered, but NaN and infinity are kept: a broken weight must be visible.
 _FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
 # No reference counts for arrays: they would need functions of numba's runtime.
@@ -65,11 +66,11 @@ def _load_operand(context: Any, builder: Any, operands: Operands, row: Any, name
     return builder.load(builder.gep(words, [ir.Constant(ir.IntType(64), WORDS[operands.kind][name])]))
 
 
-def dispatcher(function: Callable[..., Any]) -> Any:
-    """For calls from compiled code, cached on disk if a folder is writable."""
-    if machine.CACHE is None:
+def dispatcher(function: Callable[..., Any], folder: Path | None) -> Any:
+    """For calls from compiled code, cached in a folder."""
+    if folder is None:
         return numba.njit(**_OPTIONS)(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(machine.CACHE)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     finally:

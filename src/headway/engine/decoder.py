@@ -13,15 +13,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
-from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
+from headway.engine.cache import (
+    Blocks,
+    Layer,
+    OutOfBlocksError,
+    flat_states,
+    flat_summaries,
+    self_block_bytes,
+    write,
+)
 from headway.engine.chunks import RowChunk
 from headway.engine.interpreter import SHARING
 from headway.engine.kv_kernels import CACHE_DTYPES
-from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
-from headway.engine.means import KeyMeans, mean_by_position, mean_keys
+from headway.engine.machine import announce_compilation
+from headway.engine.means import KeyMeans, mean_by_position, unrotated_mean
 from headway.engine.operations import BLOCK
 from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import max_threads, pool
+from headway.engine.processor import HAS_BF16_UNIT
 from headway.engine.sampling_batch import SamplingBatch
 from headway.engine.sequence_rows import (
     EngineDecoding,
@@ -42,6 +51,7 @@ from headway.nn.mixers.attention import KeyValues, SelfAttention
 from headway.nn.mixers.conditional_gru import Annotations
 from headway.nn.mixers.cross import ProjectedMemory
 from headway.nn.models import CacheDtype, Captioner, Decoding, EncodedSource, EncoderDecoder, Prompt, Transformer
+from headway.nn.models.block import Block
 from headway.nn.models.transformer import check_prompt
 from headway.visibility import Causal
 
@@ -69,6 +79,7 @@ class LogitBuffers:
 
 
 _MAX_ROWS = 512  # per run of a program
+_SAMPLE_TOKENS, _SEED = 64, 0  # of the text whose mean keys are taken
 
 
 class Engine(nn.Module):
@@ -413,6 +424,31 @@ class Engine(nn.Module):
         if self.cache_dtype != INT8:
             return None
         return torch.from_numpy(keys.numpy().mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
+
+
+def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
+    """The mean keys of an engine's model; empty if it caches no keys. The engine must cache them in fp32."""
+    if not engine._kv_blocks.size:
+        return {}
+    count = min(_SAMPLE_TOKENS, model.config.context or _SAMPLE_TOKENS)
+    rng = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(model.config.vocab_size, (count,), generator=rng).tolist()
+    logits = engine.compute([RowChunk(engine.open(count=1).rows[0], 0, ids, count)])
+    noise = -torch.empty_like(logits).exponential_(generator=rng).log()
+    ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one sample of each distribution (Gumbel 1954)
+    row = engine.open(count=1).rows[0]
+    engine.compute([RowChunk(row, 0, ids, count)])
+    content = np.stack([engine._kv_blocks.view(block) for block in row.blocks]).view(np.float32)
+    means, start = {}, 0
+    for block in model.stack.blocks:
+        assert isinstance(block, Block)
+        mixer, stop = block.mixer, start + self_block_bytes(block, FP32) // 4
+        if isinstance(mixer, SelfAttention):
+            keys = content[:, start:stop].reshape(len(content), mixer.groups, -1)[..., : mixer.size * BLOCK]
+            keys = keys.reshape(-1, mixer.groups, mixer.size, BLOCK).transpose(0, 3, 1, 2)
+            means[mixer] = unrotated_mean(mixer, keys.reshape(-1, mixer.groups, mixer.size)[:count])
+        start = stop
+    return means
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:

@@ -32,10 +32,11 @@ from headway.engine.codegen import (
     word,
 )
 from headway.engine.document_attention import BY_DISTANCE, NO_BIAS, SPAN
-from headway.engine.machine import F32, HAS_BF16_UNIT, compiled, f32
+from headway.engine.machine import F32, compiled, f32
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, load_register, register, store_register
 from headway.engine.operations import at, tanh
 from headway.engine.paged_attention import prepare_head
+from headway.engine.processor import HAS_BF16_UNIT
 from headway.engine.softmax import LOWEST
 from headway.engine.vectors import FLOATS, LANES, polynomial, to_bf16
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from headway.engine.document_attention import QUERIES, attend_queries, lay_out
 from headway.engine.document_attention_bf16 import QUERIES_AT_ONCE, attend_queries_bf16, lay_out_bf16
-from headway.engine.instructions import SIZE, AttendDocuments, Batch, Opcode
-from headway.engine.interpreter import execute
+from headway.engine.instructions import SIZE, Opcode
+from headway.engine.interpreter import AttendDocuments, Batch, execute
 from headway.engine.machine import compiled, i64
 from headway.engine.matrix_unit import acquire, release
 from headway.engine.operations import at

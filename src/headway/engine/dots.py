@@ -28,8 +28,9 @@ from headway.engine.codegen import (
     vector,
     word,
 )
-from headway.engine.machine import F32, FEATURES, compiled, f32
+from headway.engine.machine import F32, compiled, f32
 from headway.engine.operations import share
+from headway.engine.processor import FEATURES
 from headway.engine.tiles import LINE, TILE
 
 _FULL = FEATURES.get("avx512f", False)

@@ -37,10 +37,11 @@ from headway.engine.document_attention import (
 from headway.engine.document_attention_bf16 import bf16_scratch_sizes
 from headway.engine.document_loop import run_documents
 from headway.engine.instructions import Opcode
-from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
+from headway.engine.machine import announce_compilation
 from headway.engine.operations import SILU
 from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import pool
+from headway.engine.processor import HAS_BF16_UNIT
 from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention

@@ -11,7 +11,7 @@ import platform
 from llvmlite import ir
 
 from headway.engine.codegen import F32, I16, I32, STREAMED, Float, Int, Value, call, kernel, loop, vector
-from headway.engine.machine import FEATURES
+from headway.engine.processor import FEATURES
 
 _LINE = 32  # floats per cache line
 _MAX = 65504.0

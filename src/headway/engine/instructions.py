@@ -1,16 +1,12 @@
 """Instructions of a program: rows of 64-bit words, the opcode and then its operands, integers first.
 
 Operands are addresses, strides in bytes, sizes and flags. Addresses from 0 on are in memory shared by threads; negative
-ones, -1 - offset, in each thread's scratch, which every thread fills itself, so that no barrier is needed. Kernels read
-operands by name: `Sum(row).width` is a load from the address `row`.
+ones, -1 - offset, in each thread's scratch, which every thread fills itself, so that no barrier is needed.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
-
-from headway.engine.machine import intrinsic, types
 
 
 class Opcode(IntEnum):
@@ -67,18 +63,3 @@ INTEGERS, FLOATS = (
 WORDS = {kind: {name: n for n, name in enumerate(INTEGERS[kind] + FLOATS[kind], 1)} for kind in Opcode}
 LENGTH = 1 + max(map(len, WORDS.values()))  # words of an instruction
 SIZE = 8 * LENGTH  # bytes
-
-
-def _operands(kind: Opcode) -> Any:
-    @intrinsic
-    def read(typing: Any, row: Any) -> Any:
-        """The operands of the instruction at an address."""
-        from headway.engine.compiler import Operands
-
-        return Operands(int(kind))(types.int64), lambda context, builder, signature, args: args[0]
-
-    return read
-
-
-Embed, Norm, Quantise, Multiply, Attend, Merge, Sum, _, Combine = map(_operands, list(Opcode)[:9])
-Cell, Associate, Link, AddAttend, Route, Skip, Weigh, AttendDocuments, Batch = map(_operands, list(Opcode)[9:])

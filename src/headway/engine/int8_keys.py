@@ -13,28 +13,13 @@ Keys are stored minus a mean, which `means` describes: `split_query` also prepar
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from headway.engine import codegen, vectors
-from headway.engine.codegen import (
-    I32,
-    STREAMED,
-    Accumulator,
-    Float,
-    Int,
-    Value,
-    add,
-    kernel,
-    larger,
-    loop,
-    switch,
-    word,
-)
-from headway.engine.kv_kernels import HEADS, halves
-from headway.engine.machine import F32, WIDE, compiled, f32, i8, i32
+from headway.engine.codegen import I32, STREAMED, Accumulator, Float, Int, Value, add, kernel, larger, loop, word
+from headway.engine.machine import F32, compiled, f32, i8, i32
 from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.processor import WIDE
 from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
 from headway.engine.vectors import dot_sixteens
@@ -127,13 +112,25 @@ def _bytes_of(addresses: list[Value], half: Value) -> list[Value]:
     return high + [base + half for base in high]
 
 
-def _write_scores(
-    heads: int, queries: Value, query_stride: Value, half: Value, bases: Value, keys: Value, scales: Value, out: Value,
-    fours: Value, ahead: Value,
-) -> None:  # fmt: skip
-    """`int8_scores` for one number of heads."""
+def halves(start: Value, end: Value, number: int) -> tuple[Value, Value]:
+    """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
+
+    def within(position: Value) -> Value:
+        position = position - number * BLOCK
+        position = (position < 0).select(0, position)
+        return (position > BLOCK).select(BLOCK, position)
+
+    return within(start), within(end)
+
+
+def write_int8_scores(
+    heads: int, queries: Value, query_stride: Value, bases: Value, keys: Value, out: Value, size: Value, ahead: Value
+) -> None:
+    """`kv_kernels.scores` for one number of heads: bases[h] + scale[t] query[h] . key[t]."""
     addresses = [queries + query_stride * h for h in range(heads)]
-    rows = _bytes_of(addresses, half)
+    rows = _bytes_of(addresses, (size + (_SIXTEEN - 1)) // _SIXTEEN * _SIXTEEN)
+    fours = (size + (FOUR - 1)) // FOUR
+    scales = keys + (fours * FOUR + size) * BLOCK
     scales_ahead = ahead + (scales - keys)
     for n in range(2 * 4 * BLOCK // _LINE):
         (scales_ahead + _LINE * n).prefetch(STREAMED)
@@ -161,11 +158,11 @@ def _write_scores(
                 (out + 4 * (h * CHUNK + LANES * part)).store(products.multiply_add(scale, base), align=4)
 
 
-def _write_weigh(
+def write_int8_weigh(
     heads: int, weights: Value, rescales: Value, start: Value, end: Value, near: Value, far: Value, ahead_near: Value,
     ahead_far: Value, size: Value, out: Value, step: Value,
 ) -> None:  # fmt: skip
-    """`_weigh` for one number of heads."""
+    """`kv_kernels.weigh` for one number of heads, and features in full vectors."""
     addresses = [weights + h * (HEAD + 2 * CHUNK) for h in range(heads)]
     rows = _bytes_of(addresses, word(CHUNK))
     line_bytes, count, blocks = size * FOUR, size // LANES, []
@@ -203,40 +200,13 @@ def _write_weigh(
             columns(first, 1)
 
 
-@kernel
-def int8_scores(
-    heads: Int, queries: Int, query_stride: Int, half: Int, bases: Int, keys: Int, scales: Int, out: Int, fours: Int,
-    ahead: Int,
-) -> None:  # fmt: skip
-    """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are
-    `query_stride` bytes apart, as `split` writes them, with `half` bytes of high ones; there are `fours` groups of four
-    features. Rows of `out` are CHUNK floats apart.
-
-    Prefetches keys and scales at `ahead`.
-    """
-    operands = (queries, query_stride, half, bases, keys, scales, out, fours, ahead)
-    switch(heads, {count: partial(_write_scores, count, *operands) for count in range(1, HEADS + 1)})
-
-
-@kernel
-def _weigh(
-    heads: Int, weights: Int, rescales: Int, start: Int, end: Int, near: Int, far: Int, ahead_near: Int,
-    ahead_far: Int, size: Int, out: Int, step: Int,
-) -> None:  # fmt: skip
-    """`int8_weigh` for features in full vectors."""
-    operands = (weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
-    switch(heads, {count: partial(_write_weigh, count, *operands) for count in range(1, HEADS + 1)})
-
-
 @compiled
-def int8_weigh(
-    heads: int, weights: int, rescales: int, start: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
-    size: int, out: int, step: int,
-) -> None:  # fmt: skip
-    """`kv_kernels.weigh` with weights of `softmax_chunk_int8`: per head the scale, and after HEAD bytes all first and
-    then all second bytes.
+def weigh_rest(
+    heads: int, weights: int, rescales: int, start: int, end: int, near: int, far: int, size: int, out: int, step: int
+) -> None:
+    """`kv_kernels.weigh` in int8 for the features after full vectors. Weights are, per head, the scale, and after HEAD
+    bytes all first and then all second bytes.
     """
-    _weigh(heads, weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
     for h in range(heads):
         head_weights = weights + h * (HEAD + 2 * CHUNK)
         y, rescale, scale = f32(out + 4 * h * step), f32(rescales)[h], f32(head_weights)[0]

@@ -8,27 +8,9 @@ import numpy as np
 
 from headway.engine.barrier import barrier
 from headway.engine.cells import associate, cell, combine, link
-from headway.engine.instructions import (
-    SIZE,
-    AddAttend,
-    Associate,
-    Attend,
-    Cell,
-    Combine,
-    Embed,
-    Link,
-    Merge,
-    Multiply,
-    Norm,
-    Opcode,
-    Quantise,
-    Route,
-    Skip,
-    Sum,
-    Weigh,
-)
+from headway.engine.instructions import SIZE, Opcode
 from headway.engine.int8_keys import padded_to_vectors, split_query, subtract_mean
-from headway.engine.machine import compiled, f32, i64
+from headway.engine.machine import compiled, f32, i64, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK, at, exp, norm_row, share, share_rows
 from headway.engine.paged_attention import (
     add_attend,
@@ -49,6 +31,22 @@ from headway.engine.tiles import INT8
 
 SHARING = 16  # tokens of one sequence, or rows of one encoder output, that attend together
 _RECURRENT = int(Opcode.COMBINE)  # from here on, instructions of recurrent mixers and experts
+
+
+def _operands(kind: Opcode) -> Any:
+    """A reader of instructions: kernels read operands by name. `Sum(row).width` is a load from the address `row`."""
+
+    @intrinsic
+    def read(typing: Any, row: Any) -> Any:
+        from headway.engine.compiler import Operands  # imports numba, which compiled code does not need
+
+        return Operands(int(kind))(types.int64), lambda context, builder, signature, args: args[0]
+
+    return read
+
+
+Embed, Norm, Quantise, Multiply, Attend, Merge, Sum, _, Combine = map(_operands, list(Opcode)[:9])
+Cell, Associate, Link, AddAttend, Route, Skip, Weigh, AttendDocuments, Batch = map(_operands, list(Opcode)[9:])
 
 
 @compiled

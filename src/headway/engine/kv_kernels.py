@@ -12,6 +12,7 @@ from itertools import product
 
 from headway.engine.codegen import F32, I16, STREAMED, Accumulator, Int, Value, kernel, loop, switch, vector
 from headway.engine.fp16 import widen
+from headway.engine.int8_keys import halves, write_int8_scores, write_int8_weigh
 from headway.engine.machine import compiled
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
@@ -53,11 +54,12 @@ def _load(dtype: int, address: Value, lanes: int = LANES) -> Value:
 
 
 def _write_scores(
-    dtype: int, heads: int, parts: int, q: Value, keys: Value, out: Value, size: Value, ahead: Value
-) -> None:
+    dtype: int, heads: int, parts: int, q: Value, query_stride: Value, keys: Value, out: Value, size: Value,
+    ahead: Value,
+) -> None:  # fmt: skip
     """`scores` for one dtype and number of heads and of vectors of positions."""
-    query, y, k, called = q.at(F32), out.at(F32), keys.at(_KINDS[dtype]), ahead.at(_KINDS[dtype])
-    queries = [query + size * h for h in range(heads)]
+    y, k, called = out.at(F32), keys.at(_KINDS[dtype]), ahead.at(_KINDS[dtype])
+    queries = [(q + query_stride * h).at(F32) for h in range(heads)]
     totals = [[Accumulator(vector(F32, LANES), 0.0) for _ in range(parts)] for _ in queries]
     for d in loop(size):
         offsets = [d * BLOCK + LANES * part for part in range(parts)]
@@ -113,32 +115,28 @@ def _write_weigh(
         done = full_size
 
 
-def halves(start: Value, end: Value, number: int) -> tuple[Value, Value]:
-    """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
-
-    def within(position: Value) -> Value:
-        position = position - number * BLOCK
-        position = (position < 0).select(0, position)
-        return (position > BLOCK).select(BLOCK, position)
-
-    return within(start), within(end)
-
-
 @kernel
-def scores(dtype: Int, heads: Int, q: Int, keys: Int, out: Int, size: Int, visible: Int, ahead: Int) -> None:
+def scores(
+    dtype: Int, heads: Int, q: Int, query_stride: Int, bases: Int, keys: Int, out: Int, size: Int, visible: Int,
+    ahead: Int,
+) -> None:  # fmt: skip
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
-    the block: all, or the first half if no more are `visible`. `dtype` is FP32 or FP16. Rows of `out` are CHUNK floats
-    apart.
+    the block: all, or in FP32 and FP16 the first half if no more are `visible`. Queries are `query_stride` bytes apart,
+    rows of `out` CHUNK floats. In INT8 queries are as `int8_keys.split` writes them, and bases[h] is added.
 
     Prefetches as many keys at `ahead`: blocks are far apart and too short for the processor's prefetcher.
     """
     cases = {
         (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
-            _write_scores, kind, count, parts, q, keys, out, size, ahead
+            _write_scores, kind, count, parts, q, query_stride, keys, out, size, ahead
         )
         for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
     }
-    second_half = (visible > LANES).to(heads.type, "zext")
+    for count in range(1, HEADS + 1):
+        cases[(INT8 * (HEADS + 1) + count) * _PARTS] = partial(
+            write_int8_scores, count, q, query_stride, bases, keys, out, size, ahead
+        )
+    second_half = (dtype.differs(INT8) & (visible > LANES)).to(heads.type, "zext")
     switch((dtype * (HEADS + 1) + heads) * _PARTS + second_half, cases)
 
 
@@ -148,13 +146,16 @@ def weigh(
     ahead_far: Int, size: Int, out: Int, step: Int,
 ) -> None:  # fmt: skip
     """out[h, d] = rescale[h] out[h, d] + sum over t from `start` to `end` of weights[h, t] values[t, d], for a chunk
-    whose first values are at `near` and others at `far`. Weights of heads are CHUNK apart, rows of `out` `step` floats.
+    whose first values are at `near` and others at `far`. Rows of `out` are `step` floats apart. Weights of heads are
+    CHUNK floats apart; in INT8 they are as `softmax_chunk_int8` writes them, and features are in full vectors only
+    (`int8_keys.weigh_rest` does the others).
 
     Prefetches values at `ahead_near` and `ahead_far`.
     """
     operands = (weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
+    writers = {kind: partial(_write_weigh, kind) for kind in _KINDS} | {INT8: write_int8_weigh}
     cases = {
-        kind * (HEADS + 1) + count: partial(_write_weigh, kind, count, *operands)
-        for kind, count in product(_KINDS, range(1, HEADS + 1))
+        kind * (HEADS + 1) + count: partial(write, count, *operands)
+        for (kind, write), count in product(writers.items(), range(1, HEADS + 1))
     }
     switch(dtype * (HEADS + 1) + heads, cases)

@@ -1,4 +1,4 @@
-"""Processor support of the compiled engine: instruction sets, compilation, and addresses.
+"""Functions and intrinsics of the compiled engine, and addresses in them.
 
 Compiled functions take plain numbers: addresses of arrays that Python keeps alive, so one program, compiled once, runs
 every model.
@@ -6,106 +6,22 @@ every model.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import importlib
-import os
-import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, update_wrapper
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 
-from headway.engine.code_cache import code_folder
+from headway.engine.code_cache import CACHE
 from headway.engine.object_code import load_object, read_object, write_object
-from headway.errors import UserError, nearest
 
 F32 = Any  # a single-precision float in compiled code, known to numba but not to type checkers
 _MESSAGE = "compiling the CPU engine, once on this machine (about ten seconds)"
-_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # Linux system call that enables the matrix unit
-
-
-# Prefixes of the LLVM features that a lesser processor lacks, by the instruction set that HEADWAY_FORM names.
-_LACKING = {
-    "amx": (),
-    "vnni": ("amx",),
-    "avx2": ("amx", "avx512", "avx10", "avxvnni", "avxifma", "avxneconvert", "evex512"),
-    "portable": ("amx", "avx", "fma", "f16c", "evex512", "vaes", "vpclmulqdq", "xop"),
-}
-
-
-def _features() -> tuple[dict[str, bool], str | None]:
-    """The processor's features, or those that HEADWAY_FORM selects, and the compiler's feature string if they differ.
-    Raises UserError for an instruction set that the processor lacks.
-    """
-    features, forced = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
-    if forced is None:
-        return features, None
-    if forced not in _LACKING:
-        raise UserError(f"HEADWAY_FORM={forced} is not an instruction set of the engine; {nearest(forced, _LACKING)}")
-    reduced = {name: has and not name.startswith(_LACKING[forced]) for name, has in features.items()}
-    native = _instruction_set(features)
-    if _instruction_set(reduced) != forced:
-        raise UserError(
-            f"HEADWAY_FORM={forced}: this processor has at most {native}; use that or a lesser one, or unset "
-            "HEADWAY_FORM"
-        )
-    return reduced, None if native == forced else ",".join(
-        f"{'+' if has else '-'}{n}" for n, has in sorted(reduced.items())
-    )
-
-
-def _instruction_set(features: dict[str, bool]) -> str:
-    """The best products for a processor with these features: amx, vnni, avx2 or portable."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "portable"
-    if _is_wide(features) and features.get("amx-tile") and features.get("amx-int8"):
-        return "amx"
-    if _is_wide(features) or features.get("avxvnni"):
-        return "vnni"
-    return "avx2" if features.get("avx2") else "portable"
-
-
-def _is_wide(features: dict[str, bool]) -> bool:
-    """Whether integer products use registers of 64 bytes."""
-    return bool(features.get("avx512vnni") and features.get("avx512vl"))
-
-
-FEATURES, CPU_FEATURES = _features()
-INSTRUCTIONS = "vnni" if _instruction_set(FEATURES) == "amx" else _instruction_set(FEATURES)  # for integer vectors
-WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
-# A process must request the matrix unit from the system.
-HAS_MATRIX_UNIT = (
-    _instruction_set(FEATURES) == "amx"
-    and platform.system() == "Linux"
-    and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
-)
-HAS_BF16_UNIT = HAS_MATRIX_UNIT and FEATURES.get("amx-bf16", False)
-INSTRUCTION_SET = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
-
-
-def _cache() -> Path | None:
-    """A folder for the code compiled from this source on this machine, or None if none is writable.
-
-    Its name depends on the source, the compiler and the processor, so outdated code is never found.
-    """
-    processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
-    overrides = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
-    versions = [metadata.version(package) for package in ("numba", "llvmlite")]
-    digest = hashlib.sha256(repr((processor, overrides, versions)).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return code_folder(f"engine-{digest.hexdigest()[:16]}")
-
-
-CACHE = _cache()  # folder of machine code
 _LOADING = threading.RLock()
 _INT = np.dtype(np.int64).char
 
@@ -160,7 +76,7 @@ class CompiledFunction:
     def _dispatcher(self) -> Any:
         from headway.engine.compiler import dispatcher
 
-        return dispatcher(self.function)
+        return dispatcher(self.function, CACHE)
 
     @property
     def _numba_type_(self) -> Any:

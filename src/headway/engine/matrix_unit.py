@@ -31,7 +31,8 @@ from headway.engine.codegen import (
     vector,
     word,
 )
-from headway.engine.machine import HAS_MATRIX_UNIT, compiled, u8
+from headway.engine.machine import compiled, u8
+from headway.engine.processor import HAS_MATRIX_UNIT
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
 
 BLOCK_ROWS = 16  # input rows of a block

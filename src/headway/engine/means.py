@@ -12,56 +12,21 @@ output. Without this output, uniformly sampled tokens have a different mean from
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.cache import self_block_bytes
-from headway.engine.chunks import RowChunk
 from headway.engine.int8_keys import padded_to_vectors
-from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.tiles import FP32
+from headway.engine.operations import CHUNK
 from headway.layout import Layout
 from headway.nn.mixers.attention import SelfAttention
-from headway.nn.models import Transformer
-from headway.nn.models.block import Block
-
-if TYPE_CHECKING:
-    from headway.engine.decoder import Engine
 
 KeyMeans = Mapping[nn.Module, Float[Tensor, "G K"]]  # by mixer, before rotation
-_SAMPLE_TOKENS, _SEED = 64, 0
 
 
-def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
-    """The mean keys of an engine's model; empty if it caches no keys. The engine must cache them in fp32."""
-    if not engine._kv_blocks.size:
-        return {}
-    count = min(_SAMPLE_TOKENS, model.config.context or _SAMPLE_TOKENS)
-    rng = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(model.config.vocab_size, (count,), generator=rng).tolist()
-    logits = engine.compute([RowChunk(engine.open(count=1).rows[0], 0, ids, count)])
-    noise = -torch.empty_like(logits).exponential_(generator=rng).log()
-    ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one sample of each distribution (Gumbel 1954)
-    row = engine.open(count=1).rows[0]
-    engine.compute([RowChunk(row, 0, ids, count)])
-    content = np.stack([engine._kv_blocks.view(block) for block in row.blocks]).view(np.float32)
-    means, start = {}, 0
-    for block in model.stack.blocks:
-        assert isinstance(block, Block)
-        mixer, stop = block.mixer, start + self_block_bytes(block, FP32) // 4
-        if isinstance(mixer, SelfAttention):
-            keys = content[:, start:stop].reshape(len(content), mixer.groups, -1)[..., : mixer.size * BLOCK]
-            keys = keys.reshape(-1, mixer.groups, mixer.size, BLOCK).transpose(0, 3, 1, 2)
-            means[mixer] = _mean(mixer, keys.reshape(-1, mixer.groups, mixer.size)[:count])
-        start = stop
-    return means
-
-
-def _mean(mixer: SelfAttention, keys: Float[np.ndarray, "T G K"]) -> Float[Tensor, "G K"]:
+def unrotated_mean(mixer: SelfAttention, keys: Float[np.ndarray, "T G K"]) -> Float[Tensor, "G K"]:
     """The mean key, with rotations undone. Sums in numpy do not depend on threads."""
     if mixer.rotary is not None:
         cos, sin = (part.numpy() for part in _angles(mixer, len(keys)))

@@ -17,14 +17,13 @@ from headway.engine.fp16 import put_fp16, widen_all
 from headway.engine.int8_keys import (
     HEAD,
     bases,
-    int8_scores,
-    int8_weigh,
     padded_to_vectors,
     rounding_bytes,
     split_bytes,
     split_query_bytes,
     store_key,
     store_value,
+    weigh_rest,
 )
 from headway.engine.kv_kernels import FP16, HEADS, key_bytes, scores, value_bytes, weigh
 from headway.engine.machine import F32, compiled, f32, i64
@@ -152,27 +151,6 @@ def segments_of(highest: int, window: int) -> tuple[int, int]:
 
 
 @compiled
-def _score(
-    dtype: int, q: int, query_stride: int, count: int, near: int, far: int, has_near: bool, visible: int, size: int,
-    ahead_near: int, ahead_far: int, scratch: int,
-) -> None:  # fmt: skip
-    """Scores of the `visible` positions of a chunk, [heads, CHUNK] at `scratch`; others may be written as well."""
-    scales, products = key_bytes(dtype, size) + value_bytes(dtype, size), scratch + 4 * HEADS * (CHUNK + 1)
-    half, fours = padded_to_vectors(size), (size + 3) // 4
-    if has_near:
-        if dtype == INT8:
-            int8_scores(count, q, query_stride, half, products, near, near + scales, scratch, fours, ahead_near)
-        else:
-            scores(dtype, count, q, near, scratch, size, visible, ahead_near)
-    if visible > BLOCK:
-        out = scratch + 4 * BLOCK
-        if dtype == INT8:
-            int8_scores(count, q, query_stride, half, products, far, far + scales, out, fours, ahead_far)
-        else:
-            scores(dtype, count, q, far, out, size, visible - BLOCK, ahead_far)
-
-
-@compiled
 def _softmax_heads(
     dtype: int, start: int, count: int, group_heads: int, highest: int, climb: int, window: int, bias: int, span: int,
     cap: F32, near: int, far: int, scratch: int, out: int, step: int,
@@ -253,25 +231,28 @@ def attend_segment(
             count, first_query = min(queries - start, HEADS), q + start * query_stride
             if kind == INT8:
                 bases(first_query, count, size, rotation, half, products)
-            _score(
-                kind, first_query, query_stride, count, near, far, has_near, visible, size, ahead_near,
-                ahead_far, scratch,
-            )  # fmt: skip
+            if has_near:
+                scores(
+                    kind, count, first_query, query_stride, products, near, scratch, size, visible, ahead_near
+                )  # fmt: skip
+            if visible > BLOCK:
+                scores(
+                    kind, count, first_query, query_stride, products, far, scratch + 4 * BLOCK, size,
+                    visible - BLOCK, ahead_far,
+                )  # fmt: skip
             first_visible, last_visible = _softmax_heads(
                 kind, start, count, group_heads, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
                 far + scales, scratch, out + start * step, step,
             )  # fmt: skip
-            into = out + start * step + 8
+            into, used = out + start * step + 8, weights if kind == INT8 else scratch
+            weigh(
+                kind, count, used, rescales, first_visible, last_visible, near + key, far + key, ahead_near + key,
+                ahead_far + key, size, into, step // 4,
+            )  # fmt: skip
             if kind == INT8:
-                int8_weigh(
-                    count, weights, rescales, first_visible, last_visible, near + key, far + key, ahead_near + key,
-                    ahead_far + key, size, into, step // 4,
-                )  # fmt: skip
-            else:
-                weigh(
-                    kind, count, scratch, rescales, first_visible, last_visible, near + key, far + key,
-                    ahead_near + key, ahead_far + key, size, into, step // 4,
-                )  # fmt: skip
+                weigh_rest(
+                    count, weights, rescales, first_visible, last_visible, near + key, far + key, size, into, step // 4
+                )
 
 
 @compiled

@@ -10,7 +10,7 @@ from headway.engine import matrix_unit
 from headway.engine.barrier import barrier, barriers_passed, claim_part
 from headway.engine.codegen import Float, Int, constant, kernel, loop
 from headway.engine.dots import FEW, MANY, PANEL_BYTES, TILES, few_dots, many_dots
-from headway.engine.machine import F32, HAS_MATRIX_UNIT, compiled, f32, i8, i64, u8
+from headway.engine.machine import F32, compiled, f32, i8, i64, u8
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,
@@ -28,6 +28,7 @@ from headway.engine.operations import (
     activate,
     share,
 )
+from headway.engine.processor import HAS_MATRIX_UNIT
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (

@@ -35,7 +35,8 @@ from headway.engine.codegen import (
     switch,
     vector,
 )
-from headway.engine.machine import INSTRUCTIONS, WIDE, compiled
+from headway.engine.machine import compiled
+from headway.engine.processor import INSTRUCTIONS, WIDE
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile

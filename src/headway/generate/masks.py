@@ -50,7 +50,9 @@ def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
     waiting = [index for index, budget in enumerate(budgets) if budget is not None]
     while waiting:
         job = _Job([(index, budget) for index in waiting if (budget := budgets[index]) is not None], failed)
-        late = _mask_thread().run(job)
+        if getattr(_threads, "own", None) is None:
+            _threads.own = _MaskThread()
+        late = _threads.own.run(job)
         waiting = [] if late is None else waiting[waiting.index(late) + 1 :]
     return failed
 
@@ -77,8 +79,8 @@ class _Job:
                 began = self._clock()
                 self._current = index, began
             try:
-                if not budget.masks and _late.count >= _LATE_THREADS:
-                    raise UserError(f"{_late.count} response formats already exceed their time limit; retry soon")
+                if not budget.masks and len(_late) >= _LATE_THREADS:
+                    raise UserError(f"{len(_late)} response formats already exceed their time limit; retry soon")
                 budget.fill()
             except UserError as refused:
                 error = refused
@@ -111,6 +113,7 @@ class _Job:
             if self._current is None or self.used() <= MASK_SECONDS:
                 return None
             self._abandoned = True
+            _late.add(self)
             self._failed[self._current[0]] = _slow()
             return self._current[0]
 
@@ -119,8 +122,15 @@ class _MaskThread:
     """A thread that waits for jobs and ends when this object does."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self._jobs,), name="masks", daemon=True).start()
+        jobs: SimpleQueue[_Job | None] = SimpleQueue()
+
+        def work() -> None:  # has no reference to this object, which would never end
+            while (job := jobs.get()) is not None:
+                if not job.run():
+                    _late.discard(job)
+
+        self._jobs = jobs
+        threading.Thread(target=work, name="masks", daemon=True).start()
 
     def run(self, job: _Job) -> int | None:
         """Wait for a job; return the index of the late mask, after which this thread must not be used again."""
@@ -131,7 +141,6 @@ class _MaskThread:
             except Empty:
                 late = job.abandon()
                 if late is not None:
-                    _late.add(1)
                     _threads.own = None
                     return late
                 continue
@@ -143,32 +152,8 @@ class _MaskThread:
         self._jobs.put(None)
 
 
-def _work(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        if not job.run():
-            _late.add(-1)
-
-
-class _Count:
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def add(self, more: int) -> None:
-        with self._lock:
-            self.count += more
-
-
-_late = _Count()
-_threads = threading.local()
-
-
-def _mask_thread() -> _MaskThread:
-    """The calling thread's mask thread."""
-    thread = getattr(_threads, "own", None)
-    if thread is None:
-        thread = _threads.own = _MaskThread()
-    return thread
+_late: set[_Job] = set()  # abandoned jobs that are still running
+_threads = threading.local()  # each thread's `own` mask thread
 
 
 def _slow() -> UserError:

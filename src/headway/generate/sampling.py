@@ -1,10 +1,4 @@
-"""Samples the next token of sequences from their logits.
-
-Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter. If the
-compiled engine computes the logits, it also samples (`engine/sampling_kernels.py`); on a CPU, it samples for torch
-models with large vocabularies, too. This module samples the same tokens with torch, with all rows in the same tensors,
-which suits an accelerator.
-"""
+"""How the next token of a sequence is sampled: settings, penalties, and random numbers."""
 
 from __future__ import annotations
 
@@ -14,72 +8,16 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.arguments import check_fields, format_value
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
-from headway.generate.sequences import Event
 
-if TYPE_CHECKING:
-    from headway.engine.pool import Pool
-    from headway.generate.compiled_sampling import CompiledSampler
-
-_LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even from torch logits
 _AHEAD = 64  # uniform numbers generated at once; generating one takes nearly as long
-_NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is rarely larger, and sorting the whole vocabulary is slow
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these make no difference, and would overflow
-
-
-def argmax(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
-    """The most probable token in each row; the first one if several are equal."""
-    if logits.device.type != "cpu":
-        return logits.max(dim=-1).indices
-    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as fast as torch's
-
-
-def sample(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Sample a token per row, by inverting the cumulative distribution at `uniform`, numbers in [0, 1).
-
-    Rows with a NaN or +inf have no distribution, so their token is arbitrary. A token with weight 0 is never sampled,
-    because the target stays below the total.
-    """
-    cumulative = weigh(logits, filters).cumsum(-1)
-    total = cumulative[:, -1:]
-    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-
-
-def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C"]:
-    """Unnormalised probabilities, 0 for tokens that the filters drop."""
-    logits = logits / min(max(filters.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
-    if filters.top_k is not None and filters.top_k < logits.shape[-1]:
-        threshold = logits.topk(filters.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -math.inf)
-    if filters.min_p > 0:
-        threshold = logits.amax(-1, keepdim=True) + math.log(filters.min_p)
-        logits = logits.masked_fill(logits < threshold, -math.inf)
-    weights = logits.softmax(-1)
-    if filters.top_p < 1:
-        weights = weights.masked_fill(weights < _nucleus(weights, filters.top_p), 0.0)
-    return weights
-
-
-def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
-    """The smallest weight in each row's nucleus."""
-    vocab_size = weights.shape[-1]
-    count = min(_NUCLEUS, vocab_size)
-    while True:
-        largest = weights.topk(count).values
-        inside = largest.cumsum(-1) - largest < top_p
-        if count == vocab_size or not bool(inside[:, -1].any()):
-            return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
-        count = vocab_size
 
 
 @dataclass(frozen=True)
@@ -186,8 +124,8 @@ class Tally:
 
 
 class Sampler:
-    """Samples one sequence token by token: with compiled code (`compiled_sampling`) or with torch, which agree up to
-    rounding.
+    """The state of sampling one sequence token by token: with compiled code (`compiled_sampling`) or with torch
+    (`torch_sampling`), which agree up to rounding.
 
     A sample is a pure function of (seed, key, step), so it does not depend on the other sequences in a step.
     """
@@ -205,7 +143,7 @@ class Sampler:
         repeats = sampling.repetition_penalty != 1.0
         counts = repeats or sampling.presence_penalty or sampling.frequency_penalty
         self.tally = Tally(prompt if repeats else ()) if counts else None
-        self.compiled: CompiledSampler | None = None  # once compiled code has sampled
+        self.compiled: Any = None  # a CompiledSampler, once compiled code has sampled
 
     def take(self, token: int) -> None:
         """Continue after this token. Raises UserError if the rule fails."""
@@ -232,73 +170,6 @@ class Sampler:
         for token in tokens:
             ahead.take(token)
         return ahead
-
-
-def sample_rows(
-    logits: Float[Tensor, "N C"], rows: Sequence[int], samplers: Sequence[Sampler], pool: Pool | None = None
-) -> list[Event]:
-    """Sample the next token of each sequence from its row of the logits. `pool` contains the threads of the engine that
-    computed the logits; they then also sample. Without it, the samplers must have equal settings.
-    """
-    if pool is None and (logits.device.type != "cpu" or logits.shape[1] < _LARGE_VOCAB):
-        if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
-            logits = logits[list(rows)]
-        return _sample_with_torch(logits.float(), samplers)
-    from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
-
-    sampling = StepSampling(samplers, rows, logits.shape[1])
-    sampling.batch.run(logits.float(), pool)
-    return sampling.events()
-
-
-def _sample_with_torch(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> list[Event]:
-    settings = samplers[0].sampling
-    adjusted = _adjusted(logits, settings, [sampler.tally for sampler in samplers])
-    if settings.temperature == 0:
-        chosen = argmax(adjusted)
-    else:
-        uniform = torch.tensor([sampler.uniform() for sampler in samplers])
-        chosen = sample(adjusted, settings, uniform.to(logits.device))
-    logprobs = logits.log_softmax(-1)  # row by row: the result does not depend on the shape of the batch
-    # One transfer; a double holds any id exactly.
-    tokens, values = torch.stack([chosen.double(), logprobs.gather(1, chosen[:, None])[:, 0].double()]).tolist()
-    events = [Event(id=int(token), logprob=logprob) for token, logprob in zip(tokens, values)]
-    for row, sampler in enumerate(samplers):
-        if sampler.top:
-            best = logprobs[row].topk(sampler.top)
-            events[row].top = list(zip(best.indices.tolist(), best.values.tolist()))
-    return events
-
-
-def _adjusted(
-    logits: Float[Tensor, "B C"], sampling: Sampling, tallies: Sequence[Tally | None]
-) -> Float[Tensor, "B C"]:
-    """The logits after penalties and biases. Without any, this is the input itself. The logits may cover only the first
-    part of the vocabulary.
-    """
-    if not sampling.adjusts:
-        return logits
-    device, vocab_size = logits.device, logits.shape[1]
-    counted = [
-        (row, tally.tokens[: len(tally)], tally.times[: len(tally)]) for row, tally in enumerate(tallies) if tally
-    ]
-    if counted:
-        rows = np.concatenate([np.full(len(tokens), row) for row, tokens, _ in counted])
-        tokens, times = (np.concatenate([part[n] for part in counted]) for n in (1, 2))
-        known = tokens < vocab_size
-        index = tuple(torch.from_numpy(part[known].astype(np.int64)).to(device) for part in (rows, tokens))
-        values, counts = logits[index], torch.from_numpy(times[known].astype(np.float32)).to(device)
-        if sampling.repetition_penalty != 1.0:
-            penalty = sampling.repetition_penalty
-            values = torch.where(values > 0, values / penalty, values * penalty)
-        values = values - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
-        logits = logits.index_put(index, values)
-    biases = {token: bias for token, bias in (sampling.logit_bias or {}).items() if token < vocab_size}
-    if biases:
-        bias = torch.zeros(vocab_size, device=device)
-        bias[list(biases)] = torch.tensor(list(biases.values()), device=device)
-        logits = logits + bias
-    return logits
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:

@@ -16,13 +16,14 @@ from headway.arguments import check_fields
 from headway.codecs import Codec
 from headway.engine.chunks import RowChunk
 from headway.errors import ConfigError, UserError
-from headway.generate.fairness import FairQueue
 from headway.generate.prompts import check_ids, check_not_nan, check_prompts, context_of
-from headway.generate.sampling import Rule, Sampler, Sampling, row_keys, sample_rows
+from headway.generate.samples import FairQueue, Sample
+from headway.generate.sampling import Rule, Sampler, Sampling, row_keys
 from headway.generate.score import score_prompt
-from headway.generate.sequences import Event, Ids, Limits, Sample
+from headway.generate.sequences import Event, Ids, Limits
 from headway.generate.speculation import CountedGuessLength, Draft, GuessLength, Lookup
 from headway.generate.stepper import RowBatch, Stepper, TorchStepper, stepper_of
+from headway.generate.torch_sampling import sample_rows
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoderConfig, Generative, Transformer
 
@@ -135,7 +136,18 @@ class Scheduler:
         self._store: Blocks | None = None  # keys and values of the engine
         self._prefixes: PrefixCache | None = None
         if stepper.joins and not isinstance(stepper.config, EncoderDecoderConfig):
-            self._open_cache(cache_memory, shared)
+            engine = cast("Engine", stepper)
+            # A recurrent model processes a chunk token by token, and each token takes as long as a step for all rows.
+            self._max_chunk = step_tokens if engine.extends else max(1, step_tokens // _MAX_SPECULATED)
+            [self._blank] = engine.open(count=1).rows  # the state that every row starts in
+            self._store = self._blank.store
+            if shared:
+                free = free_bytes(torch.device("cpu")) if cache_memory is None else None
+                engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
+                if self._store.size > 0 and self._store.window is None and not len(self._blank.state):
+                    from headway.generate.prefix_cache import PrefixCache  # imports LLVM, which torch does not need
+
+                    self._prefixes = PrefixCache(self._store)
         self._lock = threading.Lock()  # guards the queue and the tickets
         self._queue = FairQueue()
         self._running: list[Sample] = []
@@ -143,21 +155,6 @@ class Scheduler:
         self._unstarted: set[int] = set()  # requests without a started sample
         self._cancelled: set[int] = set()
         self._counts = dict.fromkeys(SchedulerState._fields, 0)
-
-    def _open_cache(self, cache_memory: int | None, shared: bool) -> None:
-        engine = cast("Engine", self._stepper)
-        # A recurrent model processes a chunk token by token, and each token takes as long as a step for all rows.
-        self._max_chunk = self._step_tokens if engine.extends else max(1, self._step_tokens // _MAX_SPECULATED)
-        [self._blank] = engine.open(count=1).rows  # the state that every row starts in
-        self._store = self._blank.store
-        if not shared:
-            return
-        free = free_bytes(torch.device("cpu")) if cache_memory is None else None
-        engine.limit_cache(cache_memory or (_DEFAULT_CACHE if free is None else free // _SHARE))
-        if self._store.size > 0 and self._store.window is None and not len(self._blank.state):
-            from headway.generate.prefix_cache import PrefixCache  # imports LLVM, which torch does not need
-
-            self._prefixes = PrefixCache(self._store)
 
     def submit(self, request: Request, keys: Sequence[int] | None = None, batch: RowBatch | None = None) -> int:
         """Queue a request and return its ticket. Raises UserError for an invalid request, FullError if the queue is
@@ -182,12 +179,20 @@ class Scheduler:
                 number, request.owner, prompt, sampler, self._codec, request.limits, context, request.prompt_top,
                 request.generates,
             )  # fmt: skip
-            if number == 0:
-                self._check_capacity(len(prompt), sample.limit)
+            if number == 0 and self._store is not None and self._store.max_blocks is not None:
+                needed = self._store.most_blocks(len(prompt) + sample.limit - 1, self._step_tokens)
+                if needed > self._store.max_blocks:
+                    raise UserError(
+                        f"{len(prompt)} prompt tokens and {sample.limit} new ones need "
+                        f"{needed * self._store.size:,} bytes of keys and values, but the cache has "
+                        f"{self._store.max_blocks * self._store.size:,}; request fewer, or enlarge the cache"
+                    )
             if self._guess_length is not None:
                 sample.guess_length, sample.guesser = self._guess_length(), Lookup(sample.ids)
                 if self._draft is not None:
-                    sample.guesser = Draft(self._draft, sample, vocab_size, self._stepper.pool)
+                    sample.guesser = Draft(
+                        self._draft, sample.ids, sample.limit, sampler, vocab_size, self._stepper.pool
+                    )
             if batch is None and not self._stepper.joins:
                 batch = RowBatch(request.n, len(prompt) + sample.limit)
             if batch is not None:
@@ -228,9 +233,18 @@ class Scheduler:
             self._admit()
         started = time.perf_counter()
         planned = self._plan()
+        # The samples that get a token, with the row of their logits: those whose prompt is then complete, their
+        # followers, and those that are generating.
+        sampling_rows, end = [], 0
+        for sample, chunk in planned.items():
+            end += chunk.wanted
+            guessed = len(chunk.ids) - sample.unprocessed
+            if guessed >= 0:
+                sampling_rows.append((sample, end - 1 - guessed))
+                if sample.prefilling:
+                    sampling_rows += [(follower, end - 1) for follower in sample.followers]
         events = []
         if planned:
-            sampling_rows = _rows_to_sample(planned)
             samplers, rows = [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
             if self._stepper.pool is None:
                 logits = self._stepper.compute(list(planned.values()))
@@ -245,25 +259,17 @@ class Scheduler:
             events = self._collect(planned, logits, sampling_rows, sampled, seconds)
         with self._lock:
             for sample, chunk in planned.items():
-                self._queue.charge(sample.owner, len(chunk.ids))
+                self._queue.served[sample.owner] += len(chunk.ids)
             self._queue.forget({sample.owner for sample in self._running})
             self._counts["running"] = len(self._running)
             self._counts["blocks"] = 0 if self._store is None else self._store.used
         return events
 
-    def _check_capacity(self, prompt: int, new: int) -> None:
-        if self._store is None or self._store.max_blocks is None:
-            return
-        needed = self._store.most_blocks(prompt + new - 1, self._step_tokens)
-        if needed > self._store.max_blocks:
-            raise UserError(
-                f"{prompt} prompt tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, but the cache has {self._store.max_blocks * self._store.size:,}; request fewer, or enlarge "
-                "the cache"
-            )
-
     def _admit(self) -> None:
-        """Start the next samples in fair order, while there are slots and blocks for their prompts."""
+        """Start the next samples in fair order, while there are slots, and blocks for their prompts and for the running
+        samples. A sample always fits if it is the only one.
+        """
+        store = self._store
         while len(self._running) < self._slots and (sample := self._queue.next()) is not None:
             leader = next(
                 (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
@@ -278,8 +284,16 @@ class Scheduler:
                 blocks: list[int] = []
                 if self._prefixes is not None and not sample.scores_prompt:  # scores need the prompt's logits
                     blocks = self._prefixes.find(sample.owner, sample.ids)
-                if not self._fits(sample, blocks):
-                    return
+                running = [other for other in self._running if other.row is not None]
+                if store is not None and store.max_blocks is not None and store.size and running:
+                    needed = store.most_blocks(len(sample.ids) + 1, self._step_tokens)
+                    needed -= sum(not store.is_exclusive(block) for block in blocks)
+                    for other in running:
+                        held_blocks = sum(map(bool, other.row.blocks))
+                        needed += max(0, store.most_blocks(len(other.ids) + 1, self._step_tokens) - held_blocks)
+                    lacking = needed - store.available
+                    if lacking > 0 and (self._prefixes is None or lacking > self._prefixes.evictable()):
+                        return
                 sample.row = self._blank.fork()
                 if self._prefixes is not None:
                     sample.row.adopt_prefix(blocks)
@@ -289,21 +303,6 @@ class Scheduler:
             self._queue.start(sample)
             self._unstarted.discard(sample.ticket)
             self._running.append(sample)
-
-    def _fits(self, sample: Sample, cached_blocks: list[int]) -> bool:
-        """Whether there are enough blocks for its prompt and the running samples. A sample always fits if it is the
-        only one.
-        """
-        store, running = self._store, [other for other in self._running if other.row is not None]
-        if store is None or store.max_blocks is None or not store.size or not running:
-            return True
-        needed = store.most_blocks(len(sample.ids) + 1, self._step_tokens)
-        needed -= sum(not store.is_exclusive(block) for block in cached_blocks)
-        for other in running:
-            held_blocks = sum(map(bool, other.row.blocks))
-            needed += max(0, store.most_blocks(len(other.ids) + 1, self._step_tokens) - held_blocks)
-        available = store.available
-        return needed <= available or (self._prefixes is not None and needed <= available + self._prefixes.evictable())
 
     def _plan(self) -> dict[Sample, RowChunk]:
         """The chunks for the next step. If there are too few blocks, drop guesses, then evict prefixes, then preempt
@@ -331,7 +330,7 @@ class Scheduler:
         """One token per generating sample, and prompt tokens up to the limit per step."""
         planned: dict[Sample, RowChunk] = {}
         budget = self._step_tokens
-        for sample in self._queue.ordered(self._running):
+        for sample in sorted(self._running, key=self._queue.priority):
             unprocessed = len(sample.ids) - sample.processed
             count = min(unprocessed, budget, self._max_chunk) if unprocessed > 1 else 1
             if sample.row is not None and count:
@@ -374,8 +373,13 @@ class Scheduler:
                 guessed[sample] = len(chunk.ids) - count
             else:
                 self._counts["prompt_tokens"] += count
-                if count == unprocessed:
-                    self._share_prompt(sample)
+                if count == unprocessed:  # cache the prompt, and let the followers continue from it
+                    if self._prefixes is not None:
+                        self._prefixes.insert(sample.owner, sample.ids, sample.row)
+                    for follower in sample.followers:
+                        follower.row, follower.processed = sample.row.fork(), sample.processed
+                        follower.cached_tokens, follower.scores = sample.cached_tokens, sample.scores
+                    sample.followers = []
         events = []
         while sampling_rows:
             continuing = []
@@ -420,20 +424,6 @@ class Scheduler:
                     sample.scores += score_tokens(logits, rows, ids, sample.prompt_top, pool)
             row += chunk.wanted
 
-    def _share_prompt(self, sample: Sample) -> None:
-        """Let its followers continue from the processed prompt, and cache the prompt."""
-        assert sample.row is not None
-        if self._prefixes is not None:
-            self._prefixes.insert(sample.owner, sample.ids, sample.row)
-        followers, sample.followers = sample.followers, []
-        for follower in followers:
-            follower.row, follower.processed, follower.cached_tokens = (
-                sample.row.fork(),
-                sample.processed,
-                sample.cached_tokens,
-            )
-            follower.scores = sample.scores
-
     def _complete(self, sample: Sample, event: Event) -> None:
         """Add the text and everything else about the sample to the event of its sampled token."""
         event.ticket, event.sequence, event.cached_tokens = sample.ticket, sample.number, sample.cached_tokens
@@ -465,19 +455,3 @@ class Scheduler:
                 self._prefixes.insert(sample.owner, sample.ids[: sample.processed], sample.row)
             sample.row.close()
         sample.row, sample.processed = None, 0
-
-
-def _rows_to_sample(planned: dict[Sample, RowChunk]) -> list[tuple[Sample, int]]:
-    """The samples that get a token after a step, with the row of their logits: those whose prompt is then complete,
-    their followers, and those that are generating.
-    """
-    sampling_rows, row = [], 0
-    for sample, chunk in planned.items():
-        guessed = len(chunk.ids) - sample.unprocessed
-        if guessed >= 0:
-            last = row + chunk.wanted - 1 - guessed
-            sampling_rows.append((sample, last))
-            if sample.prefilling:
-                sampling_rows += [(follower, last) for follower in sample.followers]
-        row += chunk.wanted
-    return sampling_rows

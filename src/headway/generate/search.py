@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.arguments import check_fields
@@ -25,8 +25,9 @@ from headway.generate.prompts import (
     evaluation_mode,
     make_prompt,
 )
-from headway.generate.sampling import Sampler, Sampling, row_keys, sample_rows
+from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:
@@ -157,8 +158,9 @@ def search_steps(
         logits, decoding = logits[rows], decoding.select(rows)
     while True:
         tokens, decoding = search.advance(logits, decoding)
-        if search.sentences == 0:
-            return search.results()
+        if not search.active:
+            ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in search.hypotheses)
+            return [hypotheses[: config.n_best] for hypotheses in ranked]
         logits, decoding = yield NextTokens(tokens, decoding)
 
 
@@ -192,10 +194,6 @@ class _Search:
         self.best = torch.full((count, config.n_best), -math.inf, device=device)  # their scores
         self.done = torch.zeros(count, dtype=torch.bool, device=device)
 
-    @property
-    def sentences(self) -> int:
-        return len(self.active)
-
     def advance(
         self, logits: Float[Tensor, "MW C"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
@@ -208,47 +206,37 @@ class _Search:
         is_eos = tokens == self.eos
         ending = is_eos & (totals != -math.inf) & ~self.done[:, None]
         if bool(ending.any()):
-            self._finish(ending, totals, parents)
+            scores = self.config.normalised_score(totals, self.length).masked_fill(~ending, -math.inf)
+            self.best = torch.cat([self.best, scores], 1).topk(self.config.n_best).values
+            self.finished += ending.sum(1)
+            rows, beams = ending.nonzero(as_tuple=True)
+            parent_rows = rows * self.config.beam + parents[rows, beams]
+            self._note(rows, parent_rows, totals[rows, beams], self.length - 1, True)
         self.totals, order = totals.masked_fill(is_eos, -math.inf).sort(dim=1, descending=True, stable=True)
         tokens = self._rearrange(parents.gather(1, order), tokens.gather(1, order), decoding)
         return self._compact(tokens, decoding)
 
-    def results(self) -> list[list[Hypothesis]]:
-        ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in self.hypotheses)
-        return [hypotheses[: self.config.n_best] for hypotheses in ranked]
-
     def _candidates(self, logits: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Each sentence's best continuations, best first: log p, beam and token, each [M, W].
+        """Each sentence's best continuations, best first: log p, beam and token, each [M, W]. Overwrites the logits.
 
         Finished hypotheses use up slots; continuations beyond the remaining ones have log p -inf and are not extended.
         """
         beam, per_beam = self.config.beam, min(self.config.beam, logits.shape[-1])
-        values, tokens = self._top_k(logits, per_beam)
+        if self.pool is not None:
+            from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
+
+            ids, logprobs = find_top_k(logits.numpy(), per_beam, self.suppressed.tolist(), self.pool)
+            values, tokens = torch.from_numpy(logprobs), torch.from_numpy(ids).long()
+        else:
+            torch.log_softmax(logits, -1, out=logits)  # in place: allocating as much again is slow
+            if len(self.suppressed):
+                logits.index_fill_(1, self.suppressed, -math.inf)
+            values, tokens = largest(logits, per_beam)
         sums = (values.view(-1, beam, per_beam) + self.totals[:, :, None]).flatten(1)
         totals, which = sums.topk(beam)
         slots = torch.arange(beam, device=logits.device)
         totals = totals.masked_fill(slots >= beam - self.finished[:, None], -math.inf)
         return totals, which // per_beam, tokens.view(-1, beam * per_beam).gather(1, which)
-
-    def _top_k(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
-        """Log probabilities and tokens for each row, most probable first. Overwrites the logits."""
-        if self.pool is not None:
-            from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
-
-            tokens, logprobs = find_top_k(logits.numpy(), count, self.suppressed.tolist(), self.pool)
-            return torch.from_numpy(logprobs), torch.from_numpy(tokens).long()
-        torch.log_softmax(logits, -1, out=logits)  # in place: allocating as much again is slow
-        if len(self.suppressed):
-            logits.index_fill_(1, self.suppressed, -math.inf)
-        return largest(logits, count)
-
-    def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
-        """Record the hypotheses that end here."""
-        scores = self.config.normalised_score(totals, self.length)
-        self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
-        self.finished += ending.sum(1)
-        rows, beams = ending.nonzero(as_tuple=True)
-        self._note(rows, rows * self.config.beam + parents[rows, beams], totals[rows, beams], self.length - 1, True)
 
     def _note(self, sentences: Tensor, beams: Tensor, totals: Tensor, length: int, finished: bool) -> None:
         histories = self.history[beams, :length].tolist()
@@ -297,7 +285,7 @@ class _Search:
             self._note(rows, rows * self.config.beam + beams, self.totals[rows, beams], self.length, False)
         if not bool(self.done.any()):
             return tokens.flatten(), decoding
-        if int(self.done.sum()) < _COMPACT_SHARE * self.sentences:
+        if int(self.done.sum()) < _COMPACT_SHARE * len(self.active):
             # Their rows are padding until they are removed: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
             return tokens.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
@@ -373,41 +361,29 @@ def translate_ids(
     results = [[Hypothesis(list(prefix), 0.0, 0.0, True)] for prefix in forced]
     nonempty = [i for i, source in enumerate(sources) if len(source)]
     sizes = [len(sources[i]) + config.beam * (len(prompts[i]) + limits[i]) for i in nonempty]
+    forbidden = torch.tensor(list(suppressed), dtype=torch.long, device=device_of(model))
+
+    def forbid_suppressed(logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
+        logits.index_fill_(1, forbidden, -math.inf)
+
     for batch in batches(sizes, batch_tokens):
         chosen = [nonempty[i] for i in batch]
         if sampling is None:
             prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
             translations = beam_search(model, prompt, [limits[i] for i in chosen], eos, config, suppressed)
         else:
-            translations = [
-                _sampled(model, prompts[i], sources[i], limits[i], eos, config.n_best, suppressed, sampling)
-                for i in chosen
-            ]
+            with torch.inference_mode(), evaluation_mode(model):
+                translations = []
+                for i in chosen:
+                    prompt = make_prompt([prompts[i]], [sources[i]], device_of(model))
+                    logits, decoding = model.start(prompt, len(prompts[i]) + limits[i])
+                    steps = sample_steps(
+                        logits.float(), decoding, config.n_best, limits[i], (eos,), sampling, forbid_suppressed
+                    )
+                    translations.append(run_coroutine(model, steps))
         for i, hypotheses in zip(chosen, translations):
             results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
     return results
-
-
-@torch.inference_mode()
-def _sampled(
-    model: Generative,
-    prompt: Ids,
-    source: Ids,
-    limit: int,
-    eos: int,
-    count: int,
-    suppressed: Ids,
-    sampling: Sampling,
-) -> list[Hypothesis]:
-    """`count` sampled translations of one source."""
-    forbidden = torch.tensor(list(suppressed), dtype=torch.long, device=device_of(model))
-
-    def rule(logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
-        logits.index_fill_(1, forbidden, -math.inf)
-
-    with evaluation_mode(model):
-        logits, decoding = model.start(make_prompt([prompt], [source], device_of(model)), len(prompt) + limit)
-        return run_coroutine(model, sample_steps(logits.float(), decoding, count, limit, (eos,), sampling, rule))
 
 
 def sample_steps(

@@ -1,4 +1,4 @@
-"""One sequence: when it ends, its text, and the events that report its tokens."""
+"""When a sequence ends, its text, and the events that report its tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from headway.errors import ConfigError, UserError
 from headway.summary_card import SummaryCard, summary_repr
 
 if TYPE_CHECKING:
-    from headway.generate.sampling import Sampler
     from headway.generate.score import TokenScore
-    from headway.generate.speculation import Guesser, GuessLength
-    from headway.generate.stepper import RowBatch
 
 Ids = Sequence[int]
 _PRIMING = 8  # prompt tokens that may affect how the first new token decodes (a space, half a character)
@@ -86,15 +83,11 @@ class TextStream:
         if matches:
             self.stopped, self._pending = True, ""
             return text[: min(matches)]
-        certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._pending = text[certain:]
-        return text[:certain]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `stop`."""
-    max_length = min(len(text), len(stop) - 1)
-    return next((n for n in range(max_length, 0, -1) if text.endswith(stop[:n])), 0)
+        # Hold back the longest suffix that starts a stop string.
+        longest = min(len(text), max(map(len, self._stop), default=1) - 1)
+        held = next((n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        self._pending = text[len(text) - held :]
+        return text[: len(text) - held]
 
 
 FinishReason = Literal["stop", "length"]
@@ -138,83 +131,3 @@ class Event:
     cached_tokens: int = 0  # prompt tokens that were cached every time this sequence started
     scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first event
     calls: Sequence[Any] = ()  # the parts of tool calls that the server finds in the text
-
-
-class Sample:
-    """One sequence: its ids, text, sampler and row. Without a row, it is waiting or following a sample that processes
-    the same prompt.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        owner: str,
-        prompt: Ids,
-        sampler: Sampler,
-        codec: Codec | None,
-        limits: Limits,
-        context: int | None,
-        prompt_top: int | None = None,
-        generates: bool = True,
-    ) -> None:
-        """`prompt_top` is how many of the most probable tokens to report per prompt token; None means the prompt is not
-        scored. If `generates` is False, the sample ends with its prompt.
-        """
-        self.ticket = 0  # the request's ticket, once submitted
-        self.number, self.owner, self.sampler = number, owner, sampler
-        self.prompt_top, self.generates = prompt_top, generates
-        self.ids, self.prompt_length = list(prompt), len(prompt)  # the prompt and the generated tokens
-        self.limit = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
-        self.scores: list[TokenScore] = []  # scores of the prompt's tokens, starting with the second
-        self.guesser: Guesser | None = None  # None: its tokens are not guessed
-        self.guess_length: GuessLength | None = None
-        self.batch: RowBatch | None = None  # opens its row; None: any empty row will do
-        self.index = 0  # of its row in the batch
-        self.row: Any = None  # Row of the engine, or TorchRow
-        self.processed = 0  # how many of its ids the row has processed
-        self.cached_tokens = len(prompt)  # prompt tokens that were cached every time it started
-        self.followers: list[Sample] = []
-        self.done = False
-        self._stop_ids, self._text = limits.all_stop_ids(codec), TextStream(codec, prompt, limits.stop)
-
-    @property
-    def age(self) -> tuple[int, int]:
-        """Sort key: older samples come first."""
-        return self.ticket, self.number
-
-    @property
-    def generated(self) -> int:
-        """How many tokens it has generated, without the eos token."""
-        return len(self.ids) - self.prompt_length
-
-    @property
-    def unprocessed(self) -> int:
-        return len(self.ids) - self.processed
-
-    @property
-    def prefilling(self) -> bool:
-        return self.row is not None and not self.generated
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether its prompt is still to be scored."""
-        return self.prompt_top is not None and not self.generated
-
-    def push(self, event: Event) -> None:
-        """Append the event's token, unless it ends the sequence; add the final text and, at the end, the reason."""
-        assert event.id is not None
-        self.sampler.take(event.id)
-        if event.id in self._stop_ids:
-            event.id = None
-            self.finish(event, "stop")
-            return
-        self.ids.append(event.id)
-        event.text = self._text.push(event.id)
-        if self._text.stopped or self.generated == self.limit:
-            self.finish(event, "length")
-
-    def finish(self, event: Event, reason: FinishReason) -> None:
-        """End the sequence with this event, which gets the text that was held back."""
-        event.text += self._text.finish()
-        event.reason = "stop" if self._text.stopped else reason
-        self.done = True

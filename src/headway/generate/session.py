@@ -81,23 +81,21 @@ class Session:
         """Yield the steps of all sequences as they happen. Raises UserError here, before the first one."""
         check_prompts(self.model, prompts)
         sampling.check_vocab_size(self.model.config.vocab_size)
-        self._check_sources(prompts, sources)
+        if sources is not None:
+            if isinstance(self.model.config, CaptionerConfig):
+                check_images(self.model, sources)
+            else:
+                check_sources(self.model, cast(Sequence[Ids], sources))
+            if len(sources) != len(prompts):
+                raise UserError(
+                    f"{len(sources)} sources do not match {len(prompts)} prompts; pass one source per prompt"
+                )
+            if not all(len(source) for source in sources):
+                raise UserError("a source has 0 tokens; remove it")
+        elif isinstance(self.model.config, (EncoderDecoderConfig, CaptionerConfig)):
+            raise UserError("this model needs a source; pass one per prompt")
         TextStream(self.codec, (), limits.stop)  # raises for stop strings without a codec
         return self._events(prompts, sampling, limits, sources)
-
-    def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Source] | None) -> None:
-        if sources is None:
-            if isinstance(self.model.config, (EncoderDecoderConfig, CaptionerConfig)):
-                raise UserError("this model needs a source; pass one per prompt")
-            return
-        if isinstance(self.model.config, CaptionerConfig):
-            check_images(self.model, sources)
-        else:
-            check_sources(self.model, cast(Sequence[Ids], sources))
-        if len(sources) != len(prompts):
-            raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; pass one source per prompt")
-        if not all(len(source) for source in sources):
-            raise UserError("a source has 0 tokens; remove it")
 
     def _events(
         self, prompts: Sequence[Ids], sampling: Sampling, limits: Limits, sources: Sequence[Source] | None

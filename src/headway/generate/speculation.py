@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError
 from headway.generate.prompts import context_of, device_of, evaluation_mode, make_prompt
-from headway.generate.sampling import sample_rows
+from headway.generate.sampling import Sampler
+from headway.generate.torch_sampling import sample_rows
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
-    from headway.generate.sequences import Sample
 
 MAX_MATCH, MIN_MATCH = 4, 2  # number of last tokens to look up in earlier text; longer matches are tried first
 MAX_GUESSES = 15  # guesses per step
@@ -192,22 +192,34 @@ class Draft:
     outside its vocabulary.
     """
 
-    def __init__(self, model: Generative, sample: Sample, vocab_size: int, pool: Pool | None) -> None:
-        """`pool` contains the threads that sample the sequence, whose ids are below `vocab_size`."""
+    def __init__(
+        self, model: Generative, ids: list[int], limit: int, sampler: Sampler, vocab_size: int, pool: Pool | None
+    ) -> None:
+        """The sequence appends up to `limit` tokens to `ids`, all below `vocab_size`; the threads of `pool` sample
+        it.
+        """
         self.model, self.vocab_size, self.pool = model, vocab_size, pool
-        self._sample, self._end = sample, len(sample.ids) + sample.limit
+        self._ids, self._sampler, self._end = ids, sampler, len(ids) + limit
         self._context = context_of(model) or self._end
         self._first = self._read = self._checked = 0
+        self._logits: Float[Tensor, "1 C"]
+        self._decoding: Any
 
     def guess(self, max_guesses: int) -> list[int]:
-        ids, device = self._sample.ids, device_of(self.model)
+        ids, device = self._ids, device_of(self.model)
         max_guesses = min(max_guesses, self._context // 2)
         if max(ids[self._checked :], default=0) >= self.model.config.vocab_size or not max_guesses:
             return []
         self._checked = len(ids)
         with evaluation_mode(self.model):
             if not self._read or len(ids) + max_guesses - self._first > self._context:
-                self._prefill(ids)
+                # Process the sequence, or only as much of its end as leaves half of the context for new tokens.
+                fits = self._end <= self._context
+                self._first = 0 if fits else max(0, len(ids) - max(1, self._context // 2))
+                prompt = make_prompt([ids[self._first :]], None, device)
+                capacity = min(self._context, self._end - self._first)
+                self._logits, self._decoding = self.model.start(prompt, capacity)
+                self._read = len(ids)
             # Process the tokens generated in the meantime.
             width = MAX_GUESSES + 1 if getattr(self.model, "extends", False) else 1
             for start in range(self._read, len(ids), width):
@@ -221,7 +233,7 @@ class Draft:
             # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
             logits, ahead, guesses = self._logits, self._decoding.select(torch.tensor([0], device=device)), []
             while True:
-                sampler = self._sample.sampler.after(guesses)
+                sampler = self._sampler.after(guesses)
                 [event] = sample_rows(logits[:, : self.vocab_size], [0], [sampler], self.pool)
                 if event.id is None:
                     return guesses
@@ -229,14 +241,3 @@ class Draft:
                 if len(guesses) == max_guesses:
                     return guesses
                 logits, ahead = self.model.step(torch.tensor(guesses[-1:], device=device), ahead)
-
-    def _prefill(self, ids: list[int]) -> None:
-        """Process the sequence, or only as much of its end as leaves half of the context for new tokens."""
-        fits = self._end <= self._context
-        self._first = 0 if fits else max(0, len(ids) - max(1, self._context // 2))
-        capacity = min(self._context, self._end - self._first)
-        prompt = make_prompt([ids[self._first :]], None, device_of(self.model))
-        self._logits: Float[Tensor, "1 C"]
-        self._decoding: Any
-        self._logits, self._decoding = self.model.start(prompt, capacity)
-        self._read = len(ids)

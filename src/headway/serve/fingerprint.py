@@ -13,7 +13,7 @@ from llvmlite import binding
 from headway import __version__
 from headway.config import to_dict
 from headway.engine import Engine, PackedTensor
-from headway.engine.machine import INSTRUCTION_SET, WIDE
+from headway.engine.processor import INSTRUCTION_SET, WIDE
 from headway.formats.native import named_tensors
 from headway.model_handle import ModelHandle
 from headway.nn.kernels import is_deterministic

@@ -1,0 +1,125 @@
+"""Samples the next token of sequences with torch, all rows in the same tensors, which suits an accelerator; or with
+compiled code (`compiled_sampling`), which samples the same tokens: always if the engine computed the logits, and on a
+CPU also for torch models with large vocabularies.
+
+Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.generate.sampling import Sampler, Sampling
+from headway.generate.sequences import Event
+
+if TYPE_CHECKING:
+    from headway.engine.pool import Pool
+
+_LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even from torch logits
+_NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is rarely larger, and sorting the whole vocabulary is slow
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond these make no difference, and would overflow
+
+
+def argmax(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
+    """The most probable token in each row; the first one if several are equal."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1).indices
+    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as fast as torch's
+
+
+def sample(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """Sample a token per row, by inverting the cumulative distribution at `uniform`, numbers in [0, 1).
+
+    Rows with a NaN or +inf have no distribution, so their token is arbitrary. A token with weight 0 is never sampled,
+    because the target stays below the total.
+    """
+    cumulative = weigh(logits, filters).cumsum(-1)
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+
+
+def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C"]:
+    """Unnormalised probabilities, 0 for tokens that the filters drop."""
+    logits = logits / min(max(filters.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
+    if filters.top_k is not None and filters.top_k < logits.shape[-1]:
+        threshold = logits.topk(filters.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -math.inf)
+    if filters.min_p > 0:
+        threshold = logits.amax(-1, keepdim=True) + math.log(filters.min_p)
+        logits = logits.masked_fill(logits < threshold, -math.inf)
+    weights = logits.softmax(-1)
+    if filters.top_p < 1:
+        vocab_size = weights.shape[-1]
+        for count in (min(_NUCLEUS, vocab_size), vocab_size):
+            largest = weights.topk(count).values
+            inside = largest.cumsum(-1) - largest < filters.top_p
+            if not bool(inside[:, -1].any()):
+                break
+        smallest = largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
+        weights = weights.masked_fill(weights < smallest, 0.0)
+    return weights
+
+
+def sample_rows(
+    logits: Float[Tensor, "N C"], rows: Sequence[int], samplers: Sequence[Sampler], pool: Pool | None = None
+) -> list[Event]:
+    """Sample the next token of each sequence from its row of the logits, which may cover only the first part of the
+    vocabulary. `pool` contains the threads of the engine that computed the logits; they then also sample. Without it,
+    the samplers must have equal settings.
+    """
+    if pool is not None or (logits.device.type == "cpu" and logits.shape[1] >= _LARGE_VOCAB):
+        from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
+
+        sampling = StepSampling(samplers, rows, logits.shape[1])
+        sampling.batch.run(logits.float(), pool)
+        return sampling.events()
+    if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
+        logits = logits[list(rows)]
+    logits, settings = logits.float(), samplers[0].sampling
+    adjusted = _adjust(logits, samplers) if settings.adjusts else logits
+    if settings.temperature == 0:
+        chosen = argmax(adjusted)
+    else:
+        uniform = np.array([sampler.uniform() for sampler in samplers], np.float32)
+        chosen = sample(adjusted, settings, torch.from_numpy(uniform).to(logits.device))
+    logprobs = logits.log_softmax(-1)  # row by row: the result does not depend on the shape of the batch
+    # One transfer; a double holds any id exactly.
+    tokens, values = torch.stack([chosen.double(), logprobs.gather(1, chosen[:, None])[:, 0].double()]).tolist()
+    events = [Event(id=int(token), logprob=logprob) for token, logprob in zip(tokens, values)]
+    for row, sampler in enumerate(samplers):
+        if sampler.top:
+            best = logprobs[row].topk(sampler.top)
+            events[row].top = list(zip(best.indices.tolist(), best.values.tolist()))
+    return events
+
+
+def _adjust(logits: Float[Tensor, "B C"], samplers: Sequence[Sampler]) -> Float[Tensor, "B C"]:
+    """The logits after penalties and biases."""
+    settings, device, vocab_size = samplers[0].sampling, logits.device, logits.shape[1]
+    tallies = [(row, sampler.tally) for row, sampler in enumerate(samplers) if sampler.tally]
+    if tallies:
+        rows = np.concatenate([np.full(len(tally), row) for row, tally in tallies])
+        tokens = np.concatenate([tally.tokens[: len(tally)] for _, tally in tallies])
+        times = np.concatenate([tally.times[: len(tally)] for _, tally in tallies])
+        known = tokens < vocab_size
+        index = tuple(torch.from_numpy(part[known].astype(np.int64)).to(device) for part in (rows, tokens))
+        values, counts = logits[index], torch.from_numpy(times[known].astype(np.float32)).to(device)
+        if settings.repetition_penalty != 1.0:
+            penalty = settings.repetition_penalty
+            values = torch.where(values > 0, values / penalty, values * penalty)
+        values = values - settings.presence_penalty * (counts > 0) - settings.frequency_penalty * counts
+        logits = logits.index_put(index, values)
+    biases = {token: bias for token, bias in (settings.logit_bias or {}).items() if token < vocab_size}
+    if biases:
+        bias = torch.zeros(vocab_size, device=device)
+        bias[list(biases)] = torch.tensor(list(biases.values()), device=device)
+        logits = logits + bias
+    return logits
