@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headway.config import shortcuts
+from headway.config_kinds import shortcuts
 from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe

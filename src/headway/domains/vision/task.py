@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.codecs.image_processor import ImageProcessor
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import ClassSplitConfig
 from headway.data.image_cache import DecodedImages
 from headway.domains.vision.attribution import ImageAttention, patch_weights
