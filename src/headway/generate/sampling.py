@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.arguments import check_fields, format_value
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
 from headway.generate.sequences import Event
+from headway.io.arguments import check_fields, format_value
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool

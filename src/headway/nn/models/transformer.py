@@ -199,7 +199,7 @@ class Transformer(nn.Module):
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
         """Raise UserError if the states of `capacity` positions per row exceed free memory."""
-        from headway.memory import check_free_memory  # not needed by a forward pass
+        from headway.io.machine_memory import check_free_memory
 
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
