@@ -30,7 +30,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 import headway as hw
 from clients_checks import CITY, FIXED, MESSAGES, PROMPT, SAID, SOUND, Checks, Running, joined
 from clients_models import DOCUMENTS, QUERY
-from headway.harness import HarnessModel
+from headway.app.harness import HarnessModel
 from live import MINILM
 from measure import data_folder
 

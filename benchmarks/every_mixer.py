@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from headway.bench.benchmark import machine
-from headway.config import kinds
+from headway.config_kinds import kinds
 from headway.nn.mixers import MixerConfig
 from measure import RESULTS, ROOT
 from samples import DRAWN, drawn

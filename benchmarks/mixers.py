@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from headway.config import from_dict, kinds
+from headway.config import from_dict
+from headway.config_kinds import kinds
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers import MixerConfig, tree_map

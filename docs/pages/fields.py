@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
-from headway import config
+from headway import config_kinds
 
 HEADINGS = {  # over families that have a section of their own
     "optim": "Optimisers",
@@ -199,7 +199,7 @@ def anchor(text: str) -> str:
 
 def is_family(cls: type) -> bool:
     """Whether kinds are registered in it."""
-    return cls in config._KINDS
+    return cls in config_kinds.KINDS
 
 
 def default(field: Any) -> str:
@@ -244,4 +244,4 @@ def _differs(field: Any, given: Any) -> bool:
 
 def kinds(base: type) -> Mapping[str, type]:
     """The kinds of a family that headway has, by name; programs may register more."""
-    return {name: cls for name, cls in config.kinds(base).items() if cls.__module__.startswith("headway.")}
+    return {name: cls for name, cls in config_kinds.kinds(base).items() if cls.__module__.startswith("headway.")}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headway import domains
-from headway.config import shortcuts
+from headway.config_kinds import shortcuts
 from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig
@@ -29,9 +29,8 @@ from headway.nn.models.chunks import ChunkHeadConfig
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.encoder_decoder import BridgeConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig
-from headway.nn.models.stack import StackConfig
+from headway.nn.models.stack import BiasConfig, StackConfig
 from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig
-from headway.nn.parts.bias import BiasConfig
 from headway.nn.parts.feedforward import FeedForwardConfig
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import NormConfig

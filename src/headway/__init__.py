@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headway.app.model import Model
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
-    from headway.attention_maps import Attention
+    from headway.app.verification import Verification, verify
     from headway.codecs import Codec
     from headway.domains.agents.agent_policy import AgentPolicy
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from headway.generate import Completion, Limits, Sampling, SearchConfig, Session
     from headway.learn import Recipe, Run
     from headway.learn.plan.plans import Plan
-    from headway.verification import Verification, verify
+    from headway.predict.attention_maps import Attention
 
 __all__ = [
     "AgentPolicy",
@@ -148,8 +148,8 @@ lazy_exports(
             "Recipe",
             "Run",
         ),
-        ".attention_maps": ("Attention",),
-        ".verification": (
+        ".predict.attention_maps": ("Attention",),
+        ".app.verification": (
             "Verification",
             "verify",
         ),

@@ -1,13 +1,7 @@
 """Configuration is frozen data: dataclass <-> dict <-> command line, with strict keys and suggestions.
 
-A *family* is a base dataclass (MixerConfig, NormConfig, ...) whose subclasses are registered under a kind:
-
-    @register("rms")
-    @dataclass(frozen=True)
-    class RMSNormConfig(NormConfig): ...
-
-`to_dict` writes the kind next to the fields and `from_dict` selects the class by it, so a new mixer is one file and
-there is no central list of mixers.
+`to_dict` writes the kind of a config next to its fields, and `from_dict` selects the class by it; see
+`headway.config_kinds`.
 """
 
 from __future__ import annotations
@@ -17,57 +11,20 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
+from headway.config_kinds import KINDS, LAZY_KINDS, checks_deferred, shortcuts
 from headway.errors import ConfigError, InapplicableError, nearest
 from headway.io.json_files import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
-_KINDS: dict[type, dict[str, type]] = {}
-_LAZY_KINDS: dict[type, Callable[[], Mapping[str, str]]] = {}
 _MAX_BITS = 63  # maximum bits of an integer, as tensors and generators accept
 _MAX_SHOWN = 200  # maximum characters of a value in a message
 _MAX_MAGNITUDE = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
-Setter = Callable[[Any, Any], Any]
-_SETTERS: dict[type, dict[str, Setter]] = {}
-_checks_deferred: ContextVar[bool] = ContextVar(
-    "waiting", default=False
-)  # whether checks wait until all settings are applied
-
-
-def family(base: type[T]) -> type[T]:
-    """Declare `base` as the base class of registered kinds."""
-    _KINDS[base] = {}
-    return base
-
-
-def register(kind: str) -> Callable[[type[T]], type[T]]:
-    """Register a config dataclass under `kind` in the nearest family above it."""
-
-    def add(cls: type[T]) -> type[T]:
-        base = next(b for b in cls.__mro__[1:] if b in _KINDS)
-        if kind in _KINDS[base]:
-            raise ConfigError(f"kind {kind!r} is registered twice in {base.__name__}; choose another name")
-        _KINDS[base][kind] = cls
-        cls.kind = kind  # type: ignore[attr-defined]
-        return cls
-
-    return add
-
-
-def register_lazily(base: type, modules: Callable[[], Mapping[str, str]]) -> None:
-    """Kinds of a family whose modules are imported when a kind is used: {kind: module}."""
-    _LAZY_KINDS[base] = modules
-
-
-def kinds(base: type[T]) -> dict[str, type[T]]:
-    """The registered kinds of a family, by name."""
-    return dict(_KINDS[base])
 
 
 def to_dict(config: Any) -> Any:
@@ -140,14 +97,24 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         if not isinstance(data, (str, int)) or data not in args:
             raise ConfigError(f"{path} is {_format_value(data)}; choose from: {', '.join(map(str, args))}")
         return data
-    if origin is tuple or origin is list:
-        return _read_sequence(origin, args, data, path)
+    if origin in (tuple, list):
+        _expect(isinstance(data, (list, tuple)), path, data, "a list")
+        if origin is tuple and args[-1] is not Ellipsis:
+            _expect(len(data) == len(args), path, data, f"{len(args)} values")
+            return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
+        return origin(_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data))
     if origin in (dict, Mapping):
         _expect(isinstance(data, Mapping), path, data, "a mapping")
         return {key: _read(args[1], value, f"{path}.{key}") for key, value in data.items()}
     if typing.is_typeddict(hint):
-        return _read_typed_dict(hint, data, path)
-    if dataclasses.is_dataclass(hint) or hint in _KINDS:
+        _expect(isinstance(data, dict), path, data, "a JSON object")
+        hints = _hints(hint)
+        for key, annotation in hints.items():  # `__required_keys__` is wrong where annotations are strings
+            kind = get_origin(annotation)
+            if key not in data and (kind is Required or (hint.__total__ and kind is not NotRequired)):
+                raise ConfigError(f"{path} has no {key!r}; restore it from a copy")
+        return {key: _read(hints.get(key, Any), value, f"{path}: {key}") for key, value in data.items()}
+    if dataclasses.is_dataclass(hint) or hint in KINDS:
         return _read_dataclass(hint, data, path)
     if isinstance(data, int) and data.bit_length() > _MAX_BITS:
         raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use at most {_MAX_BITS} bits")
@@ -174,41 +141,21 @@ def _format_value(data: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _read_typed_dict(hint: Any, data: Any, path: str) -> dict[str, Any]:
-    _expect(isinstance(data, dict), path, data, "a JSON object")
-    hints = _hints(hint)
-    for key, annotation in hints.items():  # `__required_keys__` is wrong where annotations are strings
-        required = get_origin(annotation) is Required or (hint.__total__ and get_origin(annotation) is not NotRequired)
-        if required and key not in data:
-            raise ConfigError(f"{path} has no {key!r}; restore it from a copy")
-    return {key: _read(hints[key], value, f"{path}: {key}") if key in hints else value for key, value in data.items()}
-
-
-def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
-    if not isinstance(data, (list, tuple)):
-        raise ConfigError(f"{path} is {_format_value(data)}; use a list")
-    if origin is tuple and args[-1] is not Ellipsis:
-        _expect(len(data) == len(args), path, data, f"{len(args)} values")
-        return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
-    items = [_read(args[0], d, f"{path}.{i}") for i, d in enumerate(data)]
-    return tuple(items) if origin is tuple else items
-
-
 def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     if isinstance(data, cls):
         return data
-    is_shorthand = isinstance(data, str) and cls in _KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
+    is_shorthand = isinstance(data, str) and cls in KINDS  # `mixer=attention` is short for `{"kind": "attention"}`
     mapping: Any = {"kind": data} if is_shorthand else data
     _expect(isinstance(mapping, Mapping), path, data, 'a mapping of settings, as in {"name": value}')
     settings: dict[str, Any] = dict(mapping)
-    if cls in _KINDS:
+    if cls in KINDS:
         kind = settings.pop("kind", None)
-        lazy_kinds = _LAZY_KINDS[cls]() if cls in _LAZY_KINDS else {}
+        lazy_kinds = LAZY_KINDS[cls]() if cls in LAZY_KINDS else {}
         if isinstance(kind, str) and kind in lazy_kinds:
             import_module(lazy_kinds[kind])
-        if not isinstance(kind, str) or kind not in _KINDS[cls]:
-            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**_KINDS[cls], **lazy_kinds})}")
-        cls = _KINDS[cls][kind]
+        if not isinstance(kind, str) or kind not in KINDS[cls]:
+            raise ConfigError(f"{path}.kind is {kind!r}; {nearest(str(kind), {**KINDS[cls], **lazy_kinds})}")
+        cls = KINDS[cls][kind]
     else:
         settings.pop("kind", None)
     settings = {current_name(cls, key): value for key, value in settings.items()}
@@ -245,20 +192,6 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def deferred_check(cls: type[T]) -> type[T]:
-    """Decorate a config whose `__post_init__` compares several settings: `override` runs that check only after it has
-    applied all of them.
-    """
-    check = cls.__post_init__  # type: ignore[attr-defined]
-
-    def wait_or_check(config: Any) -> None:
-        if not _checks_deferred.get():
-            check(config)
-
-    cls.__post_init__ = wait_or_check  # type: ignore[attr-defined]
-    return cls
-
-
 def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
@@ -279,25 +212,22 @@ def applicable(config: Any, settings: Mapping[str, Any], fixed: Mapping[str, Any
     with _deferred_checks():
         for key, value in fixed.items():
             config = _replace(config, key.split("."), value, key)
-        return {key: value for key, value in settings.items() if _has(config, key, value)}
-
-
-def _has(config: Any, key: str, value: Any) -> bool:
-    try:
-        _replace(config, key.split("."), value, key)
-    except InapplicableError:
-        return False
-    return True
+        known = {}
+        for key, value in settings.items():
+            with suppress(InapplicableError):
+                _replace(config, key.split("."), value, key)
+                known[key] = value
+        return known
 
 
 @contextmanager
 def _deferred_checks() -> Iterator[None]:
     """Suspend checks inside the context, because settings may be valid only together."""
-    token = _checks_deferred.set(True)
+    token = checks_deferred.set(True)
     try:
         yield
     finally:
-        _checks_deferred.reset(token)
+        checks_deferred.reset(token)
 
 
 def _check(config: Any) -> None:
@@ -357,23 +287,6 @@ def settings_of(config: Any) -> list[str]:
     return sorted({f.name for f in dataclasses.fields(config)} | shortcuts(type(config)).keys())
 
 
-def setting(of: type, name: str) -> Callable[[Setter], Setter]:
-    """Register a function (config, value) -> config for a key of `override` that is not a field of `of`, or that
-    accepts values which the field's type does not.
-    """
-
-    def register(setter: Setter) -> Setter:
-        _SETTERS.setdefault(of, {})[name] = setter
-        return setter
-
-    return register
-
-
-def shortcuts(kind: type) -> dict[str, Setter]:
-    """The setters that `setting` registered for a kind of config, by name."""
-    return {name: setter for base in reversed(kind.__mro__) for name, setter in _SETTERS.get(base, {}).items()}
-
-
 def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     name, remaining = parts[0], parts[1:]
     if isinstance(config, tuple):
@@ -389,7 +302,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         raise ConfigError(f"{key}: there is nothing to set under {config!r}; shorten the key")
     if name == "kind" and not remaining and hasattr(config, "kind"):
         is_same_kind = value == getattr(config, "kind")  # noqa: B009
-        family = next(base for base in type(config).__mro__ if base in _KINDS)
+        family = next(base for base in type(config).__mro__ if base in KINDS)
         return config if is_same_kind else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
     name = current_name(type(config), name)
     if name not in settings_of(config):

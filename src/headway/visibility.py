@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from headway.config import kinds
+from headway.config_kinds import kinds
 from headway.layout import Layout
 from headway.nn.mixers import (
     AttentionConfig,
@@ -32,8 +32,10 @@ from headway.nn.mixers import (
 from headway.nn.mixers.attention import POSITIONS
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.models.heads import VocabularyHeadConfig
-from headway.nn.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
-from headway.nn.parts.feedforward import ExpertsConfig, FeedForwardConfig, GatedConfig, MLPConfig
+from headway.nn.models.score_biases import AlibiConfig, RelativeConfig, SmolgenConfig
+from headway.nn.models.stack import BiasConfig
+from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig
 from headway.nn.parts.positions import LearnedConfig, RotaryConfig, ScalingConfig, SinusoidalConfig

@@ -20,9 +20,9 @@ from headway.layout import Layout
 from headway.nn.kernels import recording
 from headway.nn.mixers import AttentionConfig, GRUConfig, MixerConfig
 from headway.nn.models import BlockConfig, StackConfig
-from headway.nn.models.stack import Stack
-from headway.nn.parts.bias import AlibiConfig, BiasConfig, RelativeConfig, SmolgenConfig
-from headway.nn.parts.feedforward import ExpertsConfig
+from headway.nn.models.score_biases import AlibiConfig, RelativeConfig, SmolgenConfig
+from headway.nn.models.stack import BiasConfig, Stack
+from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Full, Prefix

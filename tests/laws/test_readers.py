@@ -10,8 +10,9 @@ from cases import READERS, WIDTH, ids, inputs, make_reader, shake
 
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.kernels import additive, deterministic
+from headway.nn.kernels import deterministic
 from headway.nn.mixers import BidirectionalConfig, GRUConfig, select
+from headway.nn.mixers.conditional_gru import additive
 from headway.nn.models import (
     BlockConfig,
     BothBridgeConfig,

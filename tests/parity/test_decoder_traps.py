@@ -21,7 +21,8 @@ from headway.formats.tensor_rules import Interleaved, PerHead
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build
-from headway.nn.parts.feedforward import ExpertsConfig, MLPConfig
+from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.nn.parts.scaling import LongRopeScaling

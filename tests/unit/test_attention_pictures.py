@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from headway.app.cli import main as cli
-from headway.attention_maps import Attention
 from headway.errors import UserError
+from headway.predict.attention_maps import Attention
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

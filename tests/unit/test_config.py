@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from headway import config, domains
-from headway.config import dumps, family, from_dict, kinds, override, parse_settings, register, setting, to_dict
+from headway import config, config_kinds, domains
+from headway.config import dumps, from_dict, override, parse_settings, to_dict
+from headway.config_kinds import family, kinds, register, setting
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.captioning import CaptionsConfig
 from headway.domains.translation.task import PairsConfig
@@ -136,7 +137,7 @@ def test_settings_are_taken_together() -> None:
 def test_renamed_settings_are_read_under_both_names() -> None:
     """In recipe.json and in `--set`; classes in the table exist and have the new names."""
     domains.recipes()  # which registers all kinds
-    known = {cls.__name__: cls for base in config._KINDS for cls in config.kinds(base).values()}
+    known = {cls.__name__: cls for base in config_kinds.KINDS for cls in config_kinds.kinds(base).values()}
     known |= {
         "DiffusionConfig": DiffusionConfig,
         "TrainConfig": TrainConfig,
@@ -144,7 +145,7 @@ def test_renamed_settings_are_read_under_both_names() -> None:
         "PairsConfig": PairsConfig,
     }
     for name, names in config.RENAMED.items():
-        assert {*names.values()} <= {f.name for f in fields(known[name])} | config.shortcuts(known[name]).keys()
+        assert {*names.values()} <= {f.name for f in fields(known[name])} | config_kinds.shortcuts(known[name]).keys()
     recipe = find_recipe("shakespeare")
     plain = config.to_dict(recipe)
     plain["model"]["symbols"] = plain["model"].pop("vocab_size") + 7

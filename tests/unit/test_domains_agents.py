@@ -38,7 +38,7 @@ from headway.errors import ConfigError, UserError
 from headway.learn import Recipe
 from headway.learn.task import Task
 from headway.nn.models import Transformer, actor_critic, build
-from headway.nn.parts.norm import RunningNorm
+from headway.nn.models.agents import RunningNorm
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

@@ -9,7 +9,8 @@ from importlib import import_module
 import pytest
 
 from headway import domains
-from headway.config import from_dict, kinds, override, to_dict
+from headway.config import from_dict, override, to_dict
+from headway.config_kinds import kinds
 from headway.data import known_set
 from headway.domains import recipe, recipe_domains, recipes, tasks
 from headway.errors import ConfigError, UserError

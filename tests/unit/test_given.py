@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import headway as hw
-from headway import arguments
 from headway.app.model import Model
 from headway.app.recipes import _applicable_settings
 from headway.codecs import train_codec
@@ -23,6 +22,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, SearchConfig
+from headway.io import arguments
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset
 from processes import Program
@@ -229,7 +229,7 @@ FORKED = """
 import os, sys
 import torch
 import headway as hw
-from headway import arguments
+from headway.io import arguments
 
 torch.set_num_threads(2)
 torch.mm(torch.ones(900, 900), torch.ones(900, 900))

@@ -14,7 +14,7 @@ import headway as hw
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `harness`)")
 
-from headway.harness import HarnessModel
+from headway.app.harness import HarnessModel
 
 STORIES = "weights/stories260K.bin"
 TASK = """

@@ -14,8 +14,8 @@ import pytest
 import headway as hw
 from headway.app.cli import main as cli
 from headway.data import iter_documents, read_table
-from headway.in_memory_data import data_paths
 from headway.learn.run import RunDirectory
+from headway.predict.in_memory_data import data_paths
 
 ROWS = [{"text": "ein Satz", "label": "de"}, {"text": "a sentence", "label": 3}]
 

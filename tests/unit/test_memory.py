@@ -14,12 +14,12 @@ import torch
 from tiny_runs import play_file, publish
 
 import headway as hw
-from headway import memory
 from headway.app.cli.main import main
 from headway.app.recipes import find_model_config
 from headway.config import override
 from headway.domains import recipe
 from headway.errors import UserError
+from headway.io import machine_memory
 from headway.io.hub import find_folder, named_folder
 from headway.learn.memory import training_bytes
 from headway.nn.models import outline
@@ -30,7 +30,7 @@ GIB = 2**30
 
 
 def have(patch: pytest.MonkeyPatch, size: int) -> None:
-    patch.setattr(memory, "free_bytes", lambda device: size)
+    patch.setattr(machine_memory, "free_bytes", lambda device: size)
 
 
 @pytest.fixture
@@ -143,34 +143,34 @@ def test_places_at_which_no_model_can_lie(tmp_path: Path) -> None:
 
 def test_control_groups_bound_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, path in (("_MACHINE", "meminfo"), ("_MEMBERSHIP", "cgroup"), ("_GROUPS", "groups")):
-        monkeypatch.setattr(memory, name, tmp_path / path)
+        monkeypatch.setattr(machine_memory, name, tmp_path / path)
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {8 * 2**20} kB\n")
-    assert memory.free_bytes(CPU) == 8 * GIB
+    assert machine_memory.free_bytes(CPU) == 8 * GIB
     (tmp_path / "cgroup").write_text("4:cpu,memory:/a/b\n1:cpu:/\n0::/c/d\n")
-    assert memory.free_bytes(CPU) == 8 * GIB
+    assert machine_memory.free_bytes(CPU) == 8 * GIB
     new, old = tmp_path / "groups", tmp_path / "groups/memory"
     for folder in (new / "c/d", old / "a"):
         folder.mkdir(parents=True)
     (new / "c/d/memory.max").write_text("max\n")
     (new / "c/d/memory.current").write_text(f"{GIB}\n")
-    assert memory.free_bytes(CPU) == 8 * GIB
+    assert machine_memory.free_bytes(CPU) == 8 * GIB
     (new / "c/memory.max").write_text(f"{6 * GIB}\n")
     (new / "c/memory.current").write_text(f"{2 * GIB}\n")
-    assert memory.free_bytes(CPU) == 4 * GIB
+    assert machine_memory.free_bytes(CPU) == 4 * GIB
     (new / "c/memory.stat").write_text(f"anon 5\ninactive_file {GIB}\nactive_file 10\n")
-    assert memory.free_bytes(CPU) == 5 * GIB + 10
+    assert machine_memory.free_bytes(CPU) == 5 * GIB + 10
     (old / "a/memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
     (old / "a/memory.usage_in_bytes").write_text(f"{GIB}\n")
-    assert memory.free_bytes(CPU) == GIB
+    assert machine_memory.free_bytes(CPU) == GIB
     (old / "a/memory.usage_in_bytes").write_text(f"{3 * GIB}\n")
-    assert memory.free_bytes(CPU) == 0
+    assert machine_memory.free_bytes(CPU) == 0
 
 
 def test_what_fits_or_is_not_known_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 8)
-    memory.check_free_memory("a model", {"weights": 5, "gradients": 3}, CPU, "leave it")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    memory.check_free_memory("a model", {"weights": 1 << 60}, CPU, "leave it")
+    machine_memory.check_free_memory("a model", {"weights": 5, "gradients": 3}, CPU, "leave it")
+    monkeypatch.setattr(machine_memory, "free_bytes", lambda device: None)
+    machine_memory.check_free_memory("a model", {"weights": 1 << 60}, CPU, "leave it")
     monkeypatch.undo()
-    assert memory.free_bytes(torch.device("meta")) is None
-    assert (memory.free_bytes(CPU) or 1 << 20) > 1 << 19
+    assert machine_memory.free_bytes(torch.device("meta")) is None
+    assert (machine_memory.free_bytes(CPU) or 1 << 20) > 1 << 19

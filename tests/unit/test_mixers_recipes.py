@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import headway as hw
-from headway.config import kinds, to_dict
+from headway.config import to_dict
+from headway.config_kinds import kinds
 from headway.errors import ConfigError
 from headway.nn.mixers import Bidirectional, MixerConfig
 from headway.nn.mixers.gated import LSTM

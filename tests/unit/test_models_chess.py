@@ -12,7 +12,7 @@ from headway.layout import Layout
 from headway.nn.kernels import View, attend, attend_reference
 from headway.nn.models import BoardEmbedConfig, FromToHeadConfig, build, describe
 from headway.nn.models.presets import squares
-from headway.nn.parts.bias import SmolgenConfig
+from headway.nn.models.score_biases import SmolgenConfig
 from headway.nn.parts.init import InitConfig, initialise
 from headway.visibility import Full
 

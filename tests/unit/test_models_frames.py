@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models import FramesEmbedConfig
+from headway.nn.models.frames import SinusoidTableConfig
 from headway.nn.parts.convolution import Convolution
-from headway.nn.parts.positions import SinusoidTableConfig
 
 BANDS, WIDTH = 5, 8
 

@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 import pytest
 
-from headway.huge_pages import large_pages
+from headway.io.machine_memory import large_pages
 
 
 @pytest.mark.parametrize("size", [1, 100, (1 << 21) + 1])

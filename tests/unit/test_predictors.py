@@ -52,7 +52,7 @@ def test_every_verb_is_a_method_and_a_row_of_the_table() -> None:
 @pytest.mark.parametrize("name", [*SERVED])
 def test_a_predictor_takes_what_the_method_takes(name: str) -> None:
     method = list(inspect.signature(methods()[name]).parameters.values())[1:]
-    for module in [*SERVED[name], *(["headway.model_evaluation"] if name == "evaluate" else [])]:
+    for module in [*SERVED[name], *(["headway.predict.model_evaluation"] if name == "evaluate" else [])]:
         if module.endswith("chess.predictors"):
             pytest.importorskip("chess")
         taken = list(inspect.signature(getattr(import_module(module), name)).parameters.values())[1:]

@@ -64,10 +64,13 @@ def test_every_recipe_and_kind_is_on_a_page(pages: dict[str, ModuleType]) -> Non
     headings = set(_headings(_settings()))
     recipes = (DOCS / "reference/recipes.md").read_text(encoding="utf-8")
     assert [row["name"] for row in hw.recipes() if f"| `{row['name']}` |" not in recipes] == []
-    from headway import config
+    from headway import config_kinds
 
     kinds = [
-        cls for base in config._KINDS if base.__module__.startswith("headway.") for cls in config.kinds(base).values()
+        cls
+        for base in config_kinds.KINDS
+        if base.__module__.startswith("headway.")
+        for cls in config_kinds.kinds(base).values()
     ]
     assert len(kinds) > 80
     assert [

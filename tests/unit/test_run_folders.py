@@ -21,9 +21,9 @@ from headway.app.conversion import import_model
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.io.durable import atomic_write, remove
+from headway.io.outputs import open_run_file
 from headway.learn import read_recipe
 from headway.learn.run import RunDirectory
-from headway.outputs import open_run_file
 
 
 @pytest.fixture(scope="module")

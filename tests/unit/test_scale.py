@@ -12,7 +12,8 @@ import pytest
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.config import kinds, override
+from headway.config import override
+from headway.config_kinds import kinds
 from headway.domains import recipe as named
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError

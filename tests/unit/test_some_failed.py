@@ -16,11 +16,11 @@ from sound_files import classes, tone, write
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.arguments import fill_failures
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.recipes import captioner
 from headway.domains.vision import Image as Given
 from headway.formats.published import save_published
+from headway.io.arguments import fill_failures
 from headway.nn.models import build
 from headway.nn.models.presets import vit
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.config import override, parse_value, register
+from headway.config import override, parse_value
+from headway.config_kinds import register
 from headway.learn import FULL_SHARD, Recipe, Run, Shard, Task, TaskConfig, TrainConfig, Trainer, UserInterrupt
 from headway.learn.examples import Batch, Examples
 from headway.learn.objective import Objective

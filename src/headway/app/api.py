@@ -15,14 +15,13 @@ import torch
 from headway.app.loading import find_device, load
 from headway.app.model import Model
 from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe
-from headway.arguments import check_types
 from headway.codecs import published_codec
 from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
-from headway.in_memory_data import Data, data_paths
+from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.distributed import is_main_process
 from headway.learn.plan.choose import outgrown_message
@@ -34,6 +33,7 @@ from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
 from headway.learn.run_report import report_run, with_results
 from headway.learn.run_schemas import read_metrics
+from headway.predict.in_memory_data import Data, data_paths
 
 _LOG = logger(__name__)
 

@@ -16,12 +16,13 @@ from headway.app.api import train
 from headway.app.loading import find_device
 from headway.app.recipes import configure_recipe, load_recipe
 from headway.app.variants import SharedTasks, Variant, variants
-from headway.arguments import check_types, format_value
 from headway.config import from_dict, override, to_dict
 from headway.domains import scale_of
 from headway.errors import UserError, deduplicated_logs, logger
-from headway.in_memory_data import Data, data_paths
+from headway.io.arguments import check_types, format_value
 from headway.io.durable import read_json, write_json
+from headway.io.outputs import check_tree
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.formatting import format_duration
@@ -37,8 +38,7 @@ from headway.learn.run import RunDirectory, free_directory
 from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
 from headway.learn.run_schemas import read_metrics
 from headway.nn.models import outline
-from headway.outputs import check_tree
-from headway.summary_card import SummaryCard, summary_repr
+from headway.predict.in_memory_data import Data, data_paths
 
 _LOG = logger(__name__)
 FILE = "compare.json"  # the settings of a comparison, in its directory

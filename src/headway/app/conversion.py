@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from headway.app.runs import open_recipe
-from headway.arguments import check_types
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.domains import text
@@ -23,11 +22,12 @@ from headway.formats.onnx import SUFFIX as ONNX
 from headway.formats.onnx import check_onnx, save_onnx
 from headway.formats.open import OpenedModel, open_model
 from headway.formats.published import CONFIG, save_published
+from headway.io.arguments import check_types
 from headway.io.durable import DIGESTS_FILE, atomic_write, read_json, seal, write_json
 from headway.io.hub import find_folder
+from headway.io.outputs import check_kind
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
-from headway.outputs import check_kind
 
 Format = Literal["hf", "gguf", "onnx"]
 _TRAINING_FILES = (

@@ -9,17 +9,17 @@ import torch
 
 from headway.app.model import Model
 from headway.app.runs import open_recipe
-from headway.arguments import check_types
 from headway.errors import UserError
 from headway.formats.native import QUANTISED, Weights
 from headway.formats.open import OpenedModel, open_model, usage_and_codec
+from headway.io.arguments import check_types
 from headway.io.hub import find_folder
+from headway.io.machine_memory import check_free_memory
 from headway.lazy_imports import gc_paused
 from headway.learn.recipe import check_model
 from headway.learn.run import RunDirectory
-from headway.memory import check_free_memory
-from headway.model_handle import Backend
 from headway.nn.models import CacheDtype
+from headway.predict.model_handle import Backend
 
 
 @check_types

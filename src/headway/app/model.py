@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from headway.app.predictors import predict, verbs
 from headway.app.verbs import LocalVerbs
 from headway.generate import Session
-from headway.model_handle import ModelHandle
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.models import describe
-from headway.summary_card import SummaryCard, summary_repr
+from headway.predict.model_handle import ModelHandle
 
 if TYPE_CHECKING:
     from headway.domains.chat.predictors import Conversation

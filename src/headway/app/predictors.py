@@ -17,13 +17,13 @@ from typing import Any
 
 from headway import domains
 from headway.app.verb_table import VERBS
-from headway.arguments import api_boundary
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.model_handle import ModelHandle
+from headway.io.arguments import api_boundary
 from headway.nn.models import ModelConfig, kinds
+from headway.predict.model_handle import ModelHandle
 
-_RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
+_RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _MAX_VERBS = 4  # verbs listed in a message
 
 

@@ -17,7 +17,6 @@ from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
-from headway.in_memory_data import Paths
 from headway.io.files import user_path
 from headway.io.hub import HUB_PREFIX, find_folder
 from headway.learn import Recipe
@@ -27,9 +26,10 @@ from headway.learn.plan.scale import shape_of
 from headway.learn.plan.tuning import tuning_optimizer
 from headway.learn.recipe import path_list
 from headway.learn.run import RunDirectory
-from headway.model_evaluation import check_hub_data
 from headway.nn.models import ModelConfig, describe
 from headway.nn.models.presets import PRESETS, preset
+from headway.predict.in_memory_data import Paths
+from headway.predict.model_evaluation import check_hub_data
 
 
 def configure_recipe(

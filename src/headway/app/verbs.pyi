@@ -22,7 +22,7 @@ import headway.domains.text.predictors as _text
 import headway.domains.translation.predictors as _translation
 import headway.domains.understanding.predictors as _understanding
 import headway.domains.vision.predictors as _vision
-import headway.model_evaluation as _model_evaluation
+import headway.predict.model_evaluation as _model_evaluation
 
 class LocalVerbs:
     @overload

@@ -31,7 +31,7 @@ from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
-from headway.memory import check_free_memory
+from headway.io.machine_memory import check_free_memory
 from headway.nn.models import (
     CacheDtype,
     EncoderDecoder,

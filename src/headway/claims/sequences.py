@@ -22,8 +22,8 @@ from headway.data import Pair, SplitConfig, find_set, group_references, iter_pai
 from headway.learn import ScheduleConfig, WSDConfig
 from headway.learn.objectives.sequences import SourceTargetExamples
 from headway.learn.task import Task
-from headway.model_evaluation import open_task
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
+from headway.predict.model_evaluation import open_task
 
 ATTENTION = "attention"
 WITHOUT_ORDER = "attention, without positions"

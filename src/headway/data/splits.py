@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.config import deferred_check
+from headway.config_kinds import deferred_check
 from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError, logger, nearest
 

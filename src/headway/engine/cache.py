@@ -23,7 +23,7 @@ from headway.engine.operations import BLOCK, share
 from headway.engine.paged_attention import store_positions
 from headway.engine.pool import Pool, pool
 from headway.engine.tiles import FP32
-from headway.huge_pages import large_pages
+from headway.io.machine_memory import large_pages
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary

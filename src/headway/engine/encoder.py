@@ -46,9 +46,9 @@ from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention
 from headway.nn.models.block import Block
+from headway.nn.models.score_biases import Alibi, Relative, Smolgen
 from headway.nn.models.stack import Stack
-from headway.nn.parts.bias import Alibi, Relative, Smolgen
-from headway.nn.parts.feedforward import Experts
+from headway.nn.parts.experts import Experts
 from headway.visibility import Causal, Full, Local, Pattern
 
 _MAX_TOKENS = 128  # per run of a program, unless a document is longer

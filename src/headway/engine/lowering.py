@@ -14,7 +14,7 @@ from headway.engine.cache import BlockTables
 from headway.engine.instructions import Opcode
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
-from headway.nn.mixers.associative import Associative
+from headway.nn.mixers.associative import Associative, LogDecay, Strength
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
@@ -23,8 +23,8 @@ from headway.nn.mixers.gated import GRU, LSTM, Elman
 from headway.nn.mixers.linear_attention import LinearAttention
 from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.nn.mixers.pointwise import Pointwise
-from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Experts, Gated
-from headway.nn.parts.norm import LogDecay, Strength
+from headway.nn.parts.experts import Experts
+from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Gated
 from headway.nn.parts.projection import Projection
 
 

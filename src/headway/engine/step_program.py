@@ -23,6 +23,7 @@ from headway.engine.means import KeyMeans, rotations_by_chunk
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.paged_attention import query_bytes, scratch_bytes
 from headway.layout import Layout
+from headway.nn.mixers.associative import LogDecay, Strength
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.cross import CrossAttention
@@ -31,11 +32,12 @@ from headway.nn.models import Transformer
 from headway.nn.models.block import Block, Branch, LayerScale
 from headway.nn.models.embeds import TokenEmbed, TypeEmbed
 from headway.nn.models.heads import Maxout, Transform, VocabularyHead
+from headway.nn.models.score_biases import Alibi, Relative
 from headway.nn.models.stack import Stack
-from headway.nn.parts.bias import Alibi, Relative
 from headway.nn.parts.dropout import Dropout
-from headway.nn.parts.feedforward import MLP, Experts, Gated
-from headway.nn.parts.norm import LayerNorm, LogDecay, RMSNorm, Strength
+from headway.nn.parts.experts import Experts
+from headway.nn.parts.feedforward import MLP, Gated
+from headway.nn.parts.norm import LayerNorm, RMSNorm
 from headway.nn.parts.positions import Learned, Rotary, Sinusoidal
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal

@@ -17,7 +17,7 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.tensorfile import TensorFile, write_tensors
 from headway.io.json_files import parse_json
-from headway.memory import check_free_memory
+from headway.io.machine_memory import check_free_memory
 from headway.nn.models import ModelConfig, outline
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
 from headway.nn.models.pooled import Pool
-from headway.nn.parts.feedforward import ExpertsConfig, GatedConfig, MLPConfig
+from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.scaling import DynamicScaling, LongRopeScaling
 

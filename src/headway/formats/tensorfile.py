@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError, nearest
-from headway.huge_pages import large_pages
 from headway.io.durable import atomic_write
 from headway.io.files import open_file
+from headway.io.machine_memory import large_pages
 
 _MAX_TENSOR_BYTES = 1 << 62  # maximum bytes per tensor, so that no product overflows 64 bits
 _MAX_RANK = 32  # maximum dimensions: more than tensors in any format have

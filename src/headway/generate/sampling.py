@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from headway.arguments import check_fields, format_value
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
+from headway.io.arguments import check_fields, format_value
 
 _AHEAD = 64  # uniform numbers generated at once; generating one takes nearly as long
 

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.arguments import check_fields
 from headway.codecs import Codec
 from headway.engine.chunks import RowChunk
 from headway.errors import ConfigError, UserError
@@ -24,7 +23,8 @@ from headway.generate.sequences import Event, Ids, Limits
 from headway.generate.speculation import CountedGuessLength, Draft, GuessLength, Lookup
 from headway.generate.stepper import RowBatch, Stepper, TorchStepper, stepper_of
 from headway.generate.torch_sampling import sample_rows
-from headway.memory import free_bytes
+from headway.io.arguments import check_fields
+from headway.io.machine_memory import free_bytes
 from headway.nn.models import EncoderDecoderConfig, Generative, Transformer
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.arguments import check_fields
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import (
     Ids,
@@ -28,6 +27,7 @@ from headway.generate.prompts import (
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.stepper import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.torch_sampling import sample_rows
+from headway.io.arguments import check_fields
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from headway.arguments import check_fields, format_value
 from headway.codecs import Codec
 from headway.errors import ConfigError, UserError
-from headway.summary_card import SummaryCard, summary_repr
+from headway.io.arguments import check_fields, format_value
+from headway.io.summary_card import SummaryCard, summary_repr
 
 if TYPE_CHECKING:
     from headway.generate.score import TokenScore

@@ -13,9 +13,9 @@ from headway.errors import UserError
 from headway.formats import native
 from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.io.durable import atomic_write, find_damage, is_sealed, remove, seal, write_json
+from headway.io.outputs import check_folder
 from headway.learn.learner import Learner
 from headway.learn.run_schemas import Progress, read_progress
-from headway.outputs import check_folder
 
 _VERSION = 1
 

@@ -260,6 +260,23 @@ class SplitExamples(Examples):
         return self.splits.final
 
 
+class EpisodeExamples(SplitExamples):
+    """Windows over the steps of episodes in `splits`, in the units of a `codec`, which inference needs, too."""
+
+    codec: Any  # an ActingCodec
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removal_notes(self.splits)
+
+    def count(self, split: str) -> int:
+        """Number of episodes, each of which has many windows."""
+        return len(self.splits.rows(split))
+
+    def save(self, directory: Path) -> None:
+        self.codec.save(directory)
+
+
 class IndexedExamples(SplitExamples):
     """Samples of one table, each in one split. A domain defines the model inputs for table rows (`take`)."""
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from headway.config import shortcuts
+from headway.config_kinds import shortcuts
+from headway.io.machine_memory import check_free_memory
 from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
-from headway.memory import check_free_memory
 from headway.nn.models import outline
 
 _TRIM_OPTION, _MMAP_OPTION = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
 
 _ALIGNMENT = 64  # bytes: a vector register and a cache line

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
-from headway.arguments import format_value
-from headway.config import differences, dumps, family, from_dict, setting, to_dict
+from headway.config import differences, dumps, from_dict, to_dict
+from headway.config_kinds import family, setting
 from headway.errors import ConfigError, UserError
+from headway.io.arguments import format_value
 from headway.io.durable import read_json, write_text
 from headway.io.files import format_path
 from headway.learn.adapters import AdapterConfig

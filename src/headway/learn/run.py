@@ -19,12 +19,12 @@ from headway.errors import UserError
 from headway.formats import native
 from headway.io.durable import DIGESTS_FILE, compute_digests, read_json, remove, write_json
 from headway.io.files import open_file
+from headway.io.outputs import check_tree, open_run_file, visible_names
+from headway.io.summary_card import SummaryCard, main_scores, summary_repr
 from headway.learn.recipe import Recipe, check_model, read_recipe
 from headway.learn.run_schemas import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
-from headway.outputs import check_tree, open_run_file, visible_names
-from headway.summary_card import SummaryCard, main_scores, summary_repr
 
 FORMAT = 1
 _WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders excluded from a run's digests

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Self
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 
 _MAX_WARMUP_FRACTION = 10  # a planned warm-up takes at most 1 / 10 of the run

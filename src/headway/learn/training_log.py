@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 from headway.errors import UserError, nearest
 from headway.io.durable import write_text
+from headway.io.outputs import open_run_file
 from headway.learn.display import Display
 from headway.learn.formatting import format_duration
 from headway.learn.learner import Update
 from headway.learn.recipe import Recipe
 from headway.learn.run_schemas import Progress, read_metrics
-from headway.outputs import open_run_file
 
 # Names additional loggers: HEADWAY_LOG=tensorboard,wandb
 LOG_VARIABLE = "HEADWAY_LOG"

@@ -15,8 +15,8 @@ from headway.config import to_dict
 from headway.engine import Engine, PackedTensor
 from headway.engine.processor import INSTRUCTION_SET, WIDE
 from headway.formats.native import named_tensors
-from headway.model_handle import ModelHandle
 from headway.nn.kernels import is_deterministic
+from headway.predict.model_handle import ModelHandle
 
 _LIBRARIES = ("torch", "numba", "llvmlite", "tokenizers")
 

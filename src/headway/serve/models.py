@@ -28,10 +28,10 @@ from headway.formats.usage import read_usage
 from headway.generate.scheduler import FullError
 from headway.io.files import FileStates, current_states, record_file_states
 from headway.io.hub import HUB_PREFIX, find_folder
+from headway.io.machine_memory import free_bytes
 from headway.learn.run import RunDirectory
-from headway.memory import free_bytes
-from headway.model_handle import Backend
 from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, kinds, outline
+from headway.predict.model_handle import Backend
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop
 from headway.serve.fingerprint import fingerprint

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
-        from headway.model_evaluation import scores_and_task
+        from headway.predict.model_evaluation import scores_and_task
 
         model, task = load(args), None
         if model.recipe is None:

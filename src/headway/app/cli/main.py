@@ -15,7 +15,7 @@ from typing import Any
 from headway.app.cli.options import Parser, add_common
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError, nearest, printable
-from headway.outputs import check_output
+from headway.io.outputs import check_output
 
 # Each command has a module (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
 COMMANDS = {

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs.tokenizer import config_path
     from headway.data.array_store import check_output_path, output_errors
     from headway.data.corpus import iter_documents
-    from headway.outputs import check_new
+    from headway.io.outputs import check_new
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out} is not a .json file; use a name such as tokenizer.json")

@@ -212,7 +212,7 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 def output_paths(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
     """The output path of each file. Raises UserError if two are equal, or if subtitles would mix on stdout."""
     from headway.data.array_store import check_output_path
-    from headway.outputs import check_new
+    from headway.io.outputs import check_new
 
     if args.out is None:
         if len(names) > 1 and args.format in ("srt", "vtt"):

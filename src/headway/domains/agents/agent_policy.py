@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.acting import ActingCodec
 from headway.data.episodes import numbers_text
+from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError

@@ -24,7 +24,7 @@ from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.nn.models import ModelFeatures, StatesEmbed, Transformer
-from headway.nn.parts.norm import RunningNorm
+from headway.nn.models.agents import RunningNorm
 
 _EPS = 1e-8
 _MAX_SCALED_REWARD = 10.0  # bound of scaled rewards, in standard deviations of returns

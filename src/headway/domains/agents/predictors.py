@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.arguments import check_types
 from headway.data.episodes import numbers_text
 from headway.domains.agents.agent_policy import AgentCodec, AgentPolicy, Agents, play
 from headway.environments.factory import check_environment_name, single_environment
@@ -23,7 +22,8 @@ from headway.environments.rollouts import (
 )
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
-from headway.model_handle import ModelHandle
+from headway.io.arguments import check_types
+from headway.predict.model_handle import ModelHandle
 
 
 @check_types

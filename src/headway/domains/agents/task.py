@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.domains.agents.agent_policy import (
     AgentCodec,
     Categorical,

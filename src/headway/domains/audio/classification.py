@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
 from headway.data.shuffling import epoch_seed

@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
 from headway.domains.audio.classification import crop_to_window, inference_frames, sound_statistics
 from headway.domains.audio.framing import bands_of, check_lengths, window_of
 from headway.domains.audio.sound_files import SoundInput, mono, read_sound
@@ -22,8 +20,10 @@ from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
 from headway.errors import UserError
 from headway.formats.usage import named_scores
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.io.arguments import check_types
 from headway.nn.models import kinds
+from headway.predict.model_handle import ModelHandle
 
 StatisticsCallback = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.data import Splits, split_by_text
 from headway.data.array_store import cache_key, cache_root, open_or_build
 from headway.data.input_files import ARCHIVES, File, file_kind

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from headway.arguments import Failures
 from headway.codecs import Codec, TokenizerCodec
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.mel import HOP, RATE
@@ -33,8 +32,9 @@ from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage
 from headway.generate import DecodingCoroutine, NextTokens, StepOutput, step_together
 from headway.generate.prompts import evaluation_mode
+from headway.io.arguments import Failures
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.models import EncodedSource, EncoderDecoder
-from headway.summary_card import SummaryCard, summary_repr
 
 FRAME = HOP / RATE  # seconds
 _MAX_CONTEXT_TEMPERATURE = 0.5  # temperature above which text does not condition the next window

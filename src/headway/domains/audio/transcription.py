@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import Splits, split_by_text
 from headway.data.shuffling import epoch_seed
 from headway.domains.audio.classification import (

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.arguments import check_fields
 from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
@@ -28,6 +27,7 @@ from headway.generate import (
     search_steps,
 )
 from headway.generate.prompts import evaluation_mode
+from headway.io.arguments import check_fields
 from headway.layout import Layout
 from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt
 

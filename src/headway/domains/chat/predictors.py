@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from headway import arguments
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.chat_template import ChatTemplate
 from headway.data.dialogues import Message
@@ -15,7 +14,8 @@ from headway.errors import UserError, logger
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.predict.model_handle import ModelHandle
 
 _LOG = logger(__name__)
 

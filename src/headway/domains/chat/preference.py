@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat_template import ChatTemplate
-from headway.config import register, to_dict
+from headway.config import to_dict
+from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, PairBatches
 from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
 from headway.data.dialogues import find_chat_files, read_preferences

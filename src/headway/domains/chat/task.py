@@ -19,7 +19,8 @@ from torch import nn
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
 from headway.codecs.chat_template import ROLES, Chat, ChatTemplate, StopSequences, default_template
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
-from headway.config import override, register
+from headway.config import override
+from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, SplitConfig, Splits
 from headway.data.array_store import column_digest
 from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headway.codecs.chess_boards import MOVES
-from headway.config import register
+from headway.config_kinds import register
 from headway.data.splits import SplitConfig
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task, TaskConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.arguments import check_types
-from headway.model_handle import ModelHandle
+from headway.io.arguments import check_types
+from headway.predict.model_handle import ModelHandle
 
 if TYPE_CHECKING:
     from headway.domains.chess.player import ChessPlayer

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.config import dumps, from_dict, register
+from headway.config import dumps, from_dict
+from headway.config_kinds import register
 from headway.data.series import Calendar, Series, SeriesColumns, forecast_windows, plot_axis, read_series, split_ends
 from headway.data.splits import Splits
 from headway.domains.forecast.exponential_smoothing import (

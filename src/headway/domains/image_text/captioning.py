@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
-from headway.config import override, register
+from headway.config import override
+from headway.config_kinds import register
 from headway.data import SPLITS, SplitConfig, Splits, find_set, split_by_text
 from headway.data.splits import SplitIndices
 from headway.domains.image_text import scenes

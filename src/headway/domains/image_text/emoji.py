@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from torch import nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.data.input_files import File
 from headway.domains.image_text.captioned_images import Captions
 from headway.domains.image_text.task import RECALL_AT, ImageTextConfig, ImageTextDataset, ImageTextMatching

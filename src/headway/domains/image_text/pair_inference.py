@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from headway.arguments import Failures, fill_failures
 from headway.codecs import Codec
 from headway.codecs.image_processor import FORMATS
 from headway.codecs.tokenizer import sequence_template
@@ -20,10 +19,11 @@ from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, evaluation_mode, pad
-from headway.image_inputs import Image, image_batches, processor_of
+from headway.io.arguments import Failures, fill_failures
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn.token_rows import LengthLimit, TokenRows, compute_in_batches, concatenate_rows, frame_rows
 from headway.nn.models import Captioner, PatchEmbed, PatchEmbedConfig, Prompt, TwoTower, TwoTowerConfig
-from headway.summary_card import SummaryCard, summary_repr
+from headway.predict.image_inputs import Image, image_batches, processor_of
 
 _TEXT_BATCH_TOKENS = 4096  # tokens
 _IMAGE_EXTENSIONS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))

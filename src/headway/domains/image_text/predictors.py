@@ -8,16 +8,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
 from headway.domains.image_text import pair_inference
 from headway.domains.image_text.captioning import CaptionsConfig
 from headway.domains.image_text.pair_inference import MAX_CAPTION_TOKENS, Image, Matches
 from headway.domains.image_text.pair_inference import caption_images as captions_of
 from headway.domains.image_text.task import published_task
 from headway.generate import SearchConfig
-from headway.model_evaluation import evaluate_published
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.io.arguments import check_types
+from headway.predict.model_evaluation import evaluate_published
+from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
 

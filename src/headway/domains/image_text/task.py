@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
 from headway.codecs.image_processor import ImageProcessor, pillow
 from headway.codecs.special_tokens import set_post_processor
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import SplitConfig, Splits, epoch_seed, split_by_text
 from headway.data.image_cache import DecodedImages
 from headway.data.shuffling import splitmix64

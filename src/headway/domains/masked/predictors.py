@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from headway import arguments
-from headway.arguments import check_types
 from headway.domains.masked.fill import Candidate
 from headway.domains.masked.fill import fill as fill_one
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.io.arguments import check_types
+from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, sentence_codec
 from headway.codecs.tokenizer import SequenceTemplate, sequence_template
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.data import IGNORE_INDEX, Spans, SplitConfig, TokenCache, open_tokens
 from headway.data.packing import best_fit_rows, expand_ranges
 from headway.data.shuffling import splitmix64

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from headway.acting import EpisodeExamples
 from headway.data import Splits
 from headway.data.episodes import Episodes, step_indices
 from headway.data.shuffling import epoch_seed, shuffled_indices
 from headway.domains.robotics.robot_codec import RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey
+from headway.learn.examples import Batch, Contents, EpisodeExamples, FixedSizeBatches, RngKey
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
 from headway.nn.models.robot import stack_steps
 
@@ -28,11 +27,13 @@ _EVAL_BATCH = 64  # windows per evaluation batch
 _RNG_STREAM = 13  # random stream, independent of others with the same seed
 
 
-class DemonstrationExamples(EpisodeExamples[RobotCodec]):
+class DemonstrationExamples(EpisodeExamples):
     """Windows over the steps of demonstrations, divided by `splits`. A training batch has `size` windows, with `noise`
     added to the scaled states. `model` defines the chunk length and random inputs. A model that takes the last
     `history` steps also learns the actions from the oldest of these on.
     """
+
+    codec: RobotCodec
 
     def __init__(
         self,

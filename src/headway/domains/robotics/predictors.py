@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.arguments import check_types
 from headway.data.episodes import task_name
 from headway.domains.robotics.policy import (
     RobotController,
@@ -22,8 +21,9 @@ from headway.domains.robotics.robot_codec import RobotCodec, load_codec
 from headway.environments.factory import check_environment_name
 from headway.environments.rollouts import check_episodes, film_config, first_seed, open_film, target_returns
 from headway.errors import UserError
-from headway.model_handle import ModelHandle
+from headway.io.arguments import check_types
 from headway.nn.models import RobotPolicy
+from headway.predict.model_handle import ModelHandle
 
 
 @check_types

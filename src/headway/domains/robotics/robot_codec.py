@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from headway.acting import ActingCodec
 from headway.data.episodes import AffineScale
+from headway.environments.acting_codec import ActingCodec
 from headway.environments.factory import Spaces
 from headway.errors import ConfigError, UserError
 from headway.formats.lerobot import POLICIES, parse_scales

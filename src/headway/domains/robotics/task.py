@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.array_store import cache_root
 from headway.data.demonstrations import read_demonstrations

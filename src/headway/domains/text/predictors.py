@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
-from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.domains import text as language
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
-from headway.model_evaluation import evaluate_published
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.io.arguments import check_types
 from headway.nn.models import attention_maps
+from headway.predict.attention_maps import Attention, check_text, first_row_maps, token_texts
+from headway.predict.model_evaluation import evaluate_published
+from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
 _SAMPLING, _LIMITS = Sampling(), Limits()

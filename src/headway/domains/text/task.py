@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from headway.codecs import Codec, Kind, train_codec
-from headway.config import override, register
+from headway.config import override
+from headway.config_kinds import register
 from headway.data import (
     IGNORE_INDEX,
     Crops,

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.arguments import check_types
 from headway.data.episodes import actions_text, numbers_text
 from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
 from headway.environments.factory import check_environment_name, single_environment
@@ -26,8 +25,9 @@ from headway.environments.rollouts import (
 )
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
-from headway.model_handle import ModelHandle
+from headway.io.arguments import check_types
 from headway.nn.models import TrajectoryEmbedConfig
+from headway.predict.model_handle import ModelHandle
 
 
 @check_types

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.acting import EpisodeExamples
 from headway.data import Splits
 from headway.data.episodes import Episodes, step_indices
 from headway.domains.trajectories.trajectory_player import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey
+from headway.learn.examples import Batch, Contents, EpisodeExamples, FixedSizeBatches, RngKey
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
@@ -39,10 +38,12 @@ class NextSteps(NamedTuple):
     mask: Bool[Tensor, "B K"]
 
 
-class Trajectories(EpisodeExamples[TrajectoryCodec]):
+class Trajectories(EpisodeExamples):
     """Windows over the steps of episodes, divided by `splits`; a training batch has `size` windows. With `returns`, the
     model takes returns as inputs; `following` adds the next step to the targets.
     """
+
+    codec: TrajectoryCodec
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.episode_files import read_episodes
 from headway.data.episodes import Episodes, actions_text, concatenate_episodes, numbers_text

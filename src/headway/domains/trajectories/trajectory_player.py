@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.acting import ActingCodec
 from headway.data.episodes import AffineScale, Episodes, step_indices
+from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError

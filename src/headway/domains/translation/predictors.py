@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
-from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.domains.translation.task import PairsConfig, Translator
 from headway.errors import UserError
 from headway.generate import Sampling, SearchConfig
+from headway.io import arguments
+from headway.io.arguments import check_types
 from headway.layout import Layout
-from headway.model_handle import ModelHandle
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import attention_maps
+from headway.predict.attention_maps import Attention, check_text, first_row_maps, token_texts
+from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
 Scored = list[tuple[str, float]]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec, train_codec
 from headway.codecs.tokenizer import FILE, encode_with_special_tokens
-from headway.config import override, register
+from headway.config import override
+from headway.config_kinds import register
 from headway.data import (
     IGNORE_INDEX,
     Pair,

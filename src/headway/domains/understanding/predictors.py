@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
 from headway.codecs import Codec
 from headway.codecs.tokenizer import TokenizerCodec, tokenize_words
 from headway.domains.understanding.tagging import WordTokenRows, word_tags
 from headway.errors import UserError
 from headway.formats.usage import named_scores
 from headway.generate.prompts import device_of, evaluation_mode
+from headway.io import arguments
+from headway.io.arguments import check_types
 from headway.learn.token_rows import MAX_BATCH_TOKENS, LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import EntitySpan, entity_spans
-from headway.model_handle import ModelHandle
 from headway.nn.models import PooledHeadConfig, Transformer, kinds
 from headway.nn.models.pooled import pool
+from headway.predict.model_handle import ModelHandle
 
 Labels = dict[str, float]
 Text = str | tuple[str, str]

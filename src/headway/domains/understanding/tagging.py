@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
 from headway.domains.understanding.task import (
     EncodedTextDataset,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import ClassSplitConfig, SplitConfig, Splits, Table, epoch_seed, read_table, split_by_text
 from headway.data.labels import merge_spellings
 from headway.data.splits import SplitIndices, text_key

@@ -8,7 +8,7 @@ from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.vision.attribution import ImageAttention
-    from headway.image_inputs import Image
+    from headway.predict.image_inputs import Image
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention"]
 RECIPES = ("vision", "fashion-mnist", "digits")

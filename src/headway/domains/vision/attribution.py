@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.arguments import Failures
 from headway.errors import UserError
 from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.image_inputs import Image, PixelCallback, image_batches, processor_of, to_rgb
+from headway.io.arguments import Failures
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
 from headway.nn.models.pooled import pool
-from headway.summary_card import SummaryCard, summary_repr
+from headway.predict.image_inputs import Image, PixelCallback, image_batches, processor_of, to_rgb
 
 
 def classify(

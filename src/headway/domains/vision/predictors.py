@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import arguments
-from headway.arguments import check_types
 from headway.domains.vision import attribution
 from headway.domains.vision.attribution import ImageAttention
 from headway.formats import out_of_distribution
-from headway.image_inputs import Image
-from headway.model_handle import ModelHandle
+from headway.io import arguments
+from headway.io.arguments import check_types
+from headway.predict.image_inputs import Image
+from headway.predict.model_handle import ModelHandle
 
 Labels = dict[str, float]
 

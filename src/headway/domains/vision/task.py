@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.codecs.image_processor import ImageProcessor
-from headway.config import register
+from headway.config_kinds import register
 from headway.data import ClassSplitConfig
 from headway.data.image_cache import DecodedImages
 from headway.domains.vision.attribution import ImageAttention, patch_weights
@@ -30,7 +30,6 @@ from headway.formats.out_of_distribution import (
     stack_image_statistics,
 )
 from headway.formats.usage import read_usage
-from headway.image_inputs import processor_of
 from headway.io.hub import named_folder
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
@@ -51,6 +50,7 @@ from headway.nn.models import (
     TransformerConfig,
 )
 from headway.nn.models.kinds import is_vision_classifier
+from headway.predict.image_inputs import processor_of
 
 _MAX_TILES = 12  # images
 _MAX_MEASURED = 10_000  # images for estimating mean and standard deviation

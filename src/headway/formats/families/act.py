@@ -36,10 +36,11 @@ from headway.nn.models import (
     StackConfig,
     cycle,
 )
+from headway.nn.models.act import GridsConfig
 from headway.nn.models.resnet import ResNetDepth, block_channels, list_blocks
 from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
-from headway.nn.parts.positions import GridsConfig, SinusoidalConfig
+from headway.nn.parts.positions import SinusoidalConfig
 from headway.visibility import Full
 
 BACKBONES: dict[str, ResNetDepth] = {"resnet18": 18, "resnet34": 34}

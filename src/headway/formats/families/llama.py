@@ -16,7 +16,8 @@ from headway.formats.tensor_rules import Family, TensorRule, expect, layers, lin
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.models.block import Placement
-from headway.nn.parts.feedforward import ExpertsConfig, GatedConfig
+from headway.nn.parts.experts import ExpertsConfig
+from headway.nn.parts.feedforward import GatedConfig
 from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal

@@ -15,7 +15,7 @@ from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Stacked, TensorRule, expect, rule
 from headway.nn.models import BlockConfig, TransformerConfig
-from headway.nn.parts.feedforward import ExpertsConfig
+from headway.nn.parts.experts import ExpertsConfig
 
 
 def read_mistral(settings: Settings, names: Collection[str]) -> TransformerConfig:

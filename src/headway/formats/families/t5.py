@@ -24,7 +24,7 @@ from headway.nn.models import (
     VocabularyHeadConfig,
     cycle,
 )
-from headway.nn.parts.bias import RelativeConfig
+from headway.nn.models.score_biases import RelativeConfig
 from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig, hidden_width
 from headway.nn.parts.norm import RMSNormConfig
 from headway.visibility import Causal, Full, Pattern

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from headway.arguments import format_value
 from headway.errors import UserError
+from headway.io.arguments import format_value
 from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import prepare_for_training

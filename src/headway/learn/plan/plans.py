@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headway.errors import UserError
+from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import keep_vocabulary, match_tensors, open_new_task, open_start
@@ -27,7 +28,6 @@ from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.models import describe, outline
-from headway.summary_card import SummaryCard, summary_repr
 
 _PATIENCE = 3  # evaluations without improvement
 _PATIENCE_EPOCHS = 2.0  # epochs beyond which a run stops early

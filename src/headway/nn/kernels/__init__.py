@@ -2,7 +2,6 @@
 
 from headway.nn.kernels.attend import (
     View,
-    additive,
     attend,
     attend_reference,
     bf16_attention,
@@ -53,7 +52,6 @@ __all__ = [
     "Products",
     "RunSteps",
     "View",
-    "additive",
     "attend",
     "attend_reference",
     "bf16_attention",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import family
+from headway.config_kinds import family
 from headway.errors import ConfigError
 from headway.layout import Layout
 

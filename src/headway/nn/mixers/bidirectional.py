@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers.base import Mixer, MixerConfig, State

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.kernels import RunSteps, additive, linear, pointwise, recorder
+from headway.nn.kernels import RunSteps, is_deterministic, linear, pointwise, recorder
 from headway.nn.mixers.recurrence import PackedRuns, Recurrence, RecurrenceConfig, Vectors, pack
 from headway.nn.parts.projection import Projection
 
@@ -196,6 +196,38 @@ class ConditionalGRU(Recurrence):
             return ContextOutput(context, self.context(context), weights)
 
         return read
+
+
+def additive(
+    query: Float[Tensor, "R A"],
+    keys: Float[Tensor, "R S A"],
+    values: Float[Tensor, "R S E"],
+    mask: Bool[Tensor, "R S"] | None,
+    score: Float[Tensor, "1 A"],
+) -> tuple[Float[Tensor, "R E"], Float[Tensor, "R S"]]:
+    """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j in `mask`, or all if it is None (Bahdanau,
+    Cho and Bengio 2015, equations 5 and 6).
+    """
+    if is_deterministic():
+        return _row_by_row(query, keys, values, mask, score)
+    scores = linear(torch.tanh(query[:, None] + keys), score)[..., 0]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1)
+    return torch.bmm(weights[:, None], values)[:, 0], weights
+
+
+def _row_by_row(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, score: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each row over exactly its own keys, so that other rows cannot change the result."""
+    contexts, weights = [], query.new_zeros(keys.shape[:2])
+    for row in range(query.shape[0]):
+        row_mask = slice(None) if mask is None else mask[row]
+        row_weights = (torch.tanh(query[row] + keys[row][row_mask]) * score).sum(-1).softmax(-1)
+        contexts.append((row_weights[:, None] * values[row][row_mask]).sum(0))
+        weights[row, row_mask] = row_weights
+    return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
 
 
 def record_weights(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:

@@ -7,24 +7,23 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.layout import Layout
 from headway.nn.kernels import delta
 from headway.nn.kernels.linear_scan import check_chunk
-from headway.nn.mixers.associative import Associative
-from headway.nn.mixers.base import MixerConfig
-from headway.nn.parts.norm import (
+from headway.nn.mixers.associative import (
+    Associative,
     FeatureMap,
     KeyNorm,
     LogDecay,
-    NormConfig,
-    RMSNormConfig,
     Strength,
     check_features,
     feature_size,
     features,
     normalise,
 )
+from headway.nn.mixers.base import MixerConfig
+from headway.nn.parts.norm import NormConfig, RMSNormConfig
 from headway.nn.parts.projection import Projection
 
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.layout import Layout
 from headway.nn.kernels import linear_scan, pointwise
 from headway.nn.kernels.linear_scan import check_chunk
-from headway.nn.mixers.associative import Associative
+from headway.nn.mixers.associative import Associative, Strength
 from headway.nn.mixers.base import MixerConfig
-from headway.nn.parts.norm import NormConfig, Strength
+from headway.nn.parts.norm import NormConfig
 
 
 @register("fast_weights")

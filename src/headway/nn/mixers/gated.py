@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.nn.kernels import ElmanWeights, GRUWeights, LSTMWeights, RunSteps, elman, gru, lstm
 from headway.nn.mixers.recurrence import Recurrence, RecurrenceConfig

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import deferred_check, register
+from headway.config_kinds import deferred_check, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.kernels import linear_scan
 from headway.nn.kernels.linear_scan import check_chunk
-from headway.nn.mixers.associative import Associative, normalised_scan
+from headway.nn.mixers.associative import (
+    SIGNED,
+    Associative,
+    FeatureMap,
+    LogDecay,
+    check_features,
+    feature_size,
+    features,
+    normalised_scan,
+)
 from headway.nn.mixers.base import MixerConfig
-from headway.nn.parts.norm import SIGNED, FeatureMap, LogDecay, NormConfig, check_features, feature_size, features
+from headway.nn.parts.norm import NormConfig
 
 
 @register("linear_attention")

@@ -5,6 +5,7 @@ Observations become tokens as in LeRobot's ACT: one per position of a residual n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
@@ -40,11 +41,60 @@ from headway.nn.models.transformer import ModelConfig, Transformer, TransformerC
 from headway.nn.parts.feedforward import MLPConfig, Terms
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import LayerNormConfig
-from headway.nn.parts.positions import GridsConfig
+from headway.nn.parts.positions import PositionsConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Full
 
 _MAX_SIDE = 1 << 14  # maximum height or width in pixels
+
+
+@register("grids")
+@dataclass(frozen=True)
+class GridsConfig(PositionsConfig):
+    """A learned vector for each of the first `front` positions, then sinusoids of row and column for each position of
+    each grid, row by row. There are no other positions.
+    """
+
+    front: int = 0  # learned vectors before the grids
+    grids: tuple[tuple[int, int], ...] = ()  # rows and columns of each grid
+    theta: float = 10000.0  # base of the wavelengths
+
+    @property
+    def length(self) -> int:
+        return self.front + sum(rows * columns for rows, columns in self.grids)
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if self.grids and width % 4:
+            raise ConfigError(f"width is {width}; set a multiple of 4 for sinusoids of rows and columns")
+        return Grids(self, width)
+
+
+class Grids(nn.Module):
+    """Carion et al. 2020 (DETR), section A.4: half of a vector encodes the row, half the column, both counted from 1
+    and scaled so that the last is at 2 pi.
+    """
+
+    def __init__(self, config: GridsConfig, width: int) -> None:
+        super().__init__()
+        self.config, self.width = config, width
+        self.table = nn.Parameter(torch.empty(config.front, width))
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        vectors = [self._grid(*grid, self.table) for grid in self.config.grids]
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *vectors]))
+
+    def _grid(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "P D"]:
+        down, across = (self._line(count, like.device) for count in (rows, columns))
+        vectors = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
+        return vectors.flatten(0, 1).to(like.dtype)
+
+    def _line(self, count: int, device: torch.device) -> Float[Tensor, "N E"]:
+        half = self.width // 2
+        steps = torch.arange(0, half, 2, device=device, dtype=torch.float64)
+        angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
+        phases = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
+        return torch.stack((phases.sin(), phases.cos()), -1).flatten(1)
 
 
 @register("scene")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers import PointwiseConfig
@@ -25,10 +25,11 @@ from headway.nn.models.transformer import TransformerConfig
 from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, MLPConfig
 from headway.nn.parts.init import InitConfig
-from headway.nn.parts.norm import LayerNormConfig, RunningNorm
+from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import PositionsConfig
 from headway.nn.parts.projection import Projection
 
+_MIN_VARIANCE = 1e-8  # added to a variance
 _FILTERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # outputs, taps, stride (Mnih et al. 2015)
 
 
@@ -134,6 +135,40 @@ class Convolutions(nn.Module):
         for convolution in self.filters:
             x = convolution(x).relu()
         return self.activation(self.project(x.flatten(1))).unflatten(0, states.shape[:2])
+
+
+class RunningNorm(nn.Module):
+    """Standardise by a running mean and variance, and clip to `reach`.
+
+    Only `update` changes the mean and variance; they are buffers, saved with the weights.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, reach: float = 10.0) -> None:
+        super().__init__()
+        self.reach = reach
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "... S"]) -> Float[Tensor, "... S"]:
+        scaled = (x - self.mean) * (self.variance + _MIN_VARIANCE).rsqrt()
+        return scaled.clamp(-self.reach, self.reach)
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "N S"]) -> None:
+        """Update the statistics with N samples (Chan, Golub and LeVeque 1979, equation 2.1)."""
+        old_count, new_count = self.count, float(len(x))
+        total = old_count + new_count
+        mean, variance = x.mean(0), x.var(0, unbiased=False)
+        shift = mean - self.mean
+        squares = old_count * self.variance + new_count * variance + shift.square() * (old_count * new_count / total)
+        self.mean += shift * (new_count / total)
+        self.variance.copy_(squares / total)
+        self.count += new_count
 
 
 @register("states")

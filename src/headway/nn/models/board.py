@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from headway.codecs.chess_boards import DRAW_HALF_MOVES, MOVE_PARTS, STATE_PLANES, UPWARD_MOVES, num_planes
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig

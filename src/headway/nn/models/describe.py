@@ -34,7 +34,7 @@ from headway.nn.models.patches import ConvolutionalStem
 from headway.nn.models.transformer import ModelConfig, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TOWERS, TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import UNetPolicyConfig
-from headway.nn.parts.feedforward import Experts, ExpertsConfig
+from headway.nn.parts.experts import Experts, ExpertsConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers import Bidirectional, Memory, Mixer

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models.embeds import EmbedConfig
@@ -16,8 +17,45 @@ from headway.nn.models.patches import Grid, GridPositions, LearnedVectors
 from headway.nn.parts.convolution import Convolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
-from headway.nn.parts.positions import PositionsConfig, SinusoidTableConfig
+from headway.nn.parts.positions import PositionsConfig
 from headway.nn.parts.projection import Projection
+
+
+@register("sinusoid_table")
+@dataclass(frozen=True)
+class SinusoidTableConfig(PositionsConfig):
+    """A fixed table of sinusoids, stored with the weights as in Whisper's encoder: all sines before all cosines, with
+    rates from 1 to 1 / theta inclusive.
+    """
+
+    theta: float = 10000.0  # the slowest rate is 1 / theta
+
+    def build(self, width: int, context: int | None) -> nn.Module:
+        if context is None:
+            raise ConfigError(
+                "a table of positions needs a context; set model.context to the longest input, such as 1500"
+            )
+        if width % 2 or width < 4:
+            raise ConfigError(f"width is {width}; set an even number of at least 4 for a table of sinusoids")
+        return SinusoidTable(self, width, context)
+
+
+class SinusoidTable(nn.Module):
+    """Radford et al. 2022, section 2.2."""
+
+    table: Tensor
+
+    def __init__(self, config: SinusoidTableConfig, width: int, context: int) -> None:
+        super().__init__()
+        half = width // 2
+        # Computed in fp32 like the published tables: angles in fp64 would differ from them by 1e-4.
+        rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(config.theta) / (half - 1)))
+        angles = torch.arange(context, dtype=torch.float32)[:, None] * rates
+        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], dim=1))
+
+    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
+        positions = layout.positions[:1] if layout.dense else layout.positions
+        return nn.functional.embedding(positions.clamp(min=0), self.table)
 
 
 @register("frames")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy

@@ -21,12 +21,12 @@ from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, ProbeHeadConfig
+from headway.nn.models.score_biases import SmolgenConfig
 from headway.nn.models.seq2seq_presets import gru_2014, lstm_2014, rnnenc, rnnsearch
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.trajectories import StepHeadConfig, TrajectoryEmbedConfig, step_heads
 from headway.nn.models.transformer import ModelConfig, TransformerConfig
 from headway.nn.models.two_tower import HEAD, TwoTowerConfig
-from headway.nn.parts.bias import SmolgenConfig
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 from headway.nn.parts.init import InitConfig
 from headway.nn.parts.norm import LayerNormConfig, NormConfig, RMSNormConfig

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.nn.parts.convolution import ImageConvolution
-from headway.nn.parts.norm import GroupNorm
 
 ResNetDepth = Literal[18, 34]
 STRIDE = 32  # pixels between vectors, in both dimensions
@@ -39,6 +38,21 @@ class FrozenNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
         factor = self.weight * (self.variance + _EPS).rsqrt()
         return x * factor + (self.bias - self.mean * factor)
+
+
+class GroupNorm(nn.Module):
+    """Wu and He 2018: zero mean and unit variance over all positions of each group of neighbouring channels (the last
+    axis), then scale and shift.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "B ... D"]) -> Float[Tensor, "B ... D"]:
+        return F.group_norm(x.movedim(-1, 1), self.groups, self.weight, self.bias).movedim(1, -1)
 
 
 ResNetNorm = Literal["frozen", "group"]

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from headway.config import from_dict, setting, shortcuts
+from headway.config import from_dict
+from headway.config_kinds import setting, shortcuts
 from headway.errors import ConfigError, InapplicableError
 from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.nn.models.act import ActConfig

@@ -9,15 +9,26 @@ from typing import NamedTuple, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.config_kinds import family
 from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers.attention import POSITIONS
 from headway.nn.mixers.base import Memory, State
 from headway.nn.models.block import Block, BlockConfig, build_block
-from headway.nn.parts.bias import BiasConfig
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
 from headway.nn.parts.positions import PositionsConfig
+
+
+@family
+@dataclass(frozen=True)
+class BiasConfig:
+    """A term added to attention scores; its module maps (x, query layout, key layout) to [B, H, T, S]."""
+
+    heads: int = 8  # heads of the attention layers that use it
+
+    def build(self, width: int) -> nn.Module:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers.base import Memory, State, select, tree_map
@@ -199,7 +199,7 @@ class Transformer(nn.Module):
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
         """Raise UserError if the states of `capacity` positions per row exceed free memory."""
-        from headway.memory import check_free_memory  # not needed by a forward pass
+        from headway.io.machine_memory import check_free_memory
 
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))

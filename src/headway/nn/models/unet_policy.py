@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.nn.kernels import pointwise
 from headway.nn.models.chunks import ChunkNoise, Chunks, DiffusionConfig, NoisyChunks
 from headway.nn.models.heads import Loss
-from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth, ResNetNorm
+from headway.nn.models.resnet import STRIDE, GroupNorm, ResNet, ResNetDepth, ResNetNorm
 from headway.nn.models.robot import Observations
 from headway.nn.models.transformer import ModelConfig
 from headway.nn.parts.convolution import Convolution, DoublingConvolution
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
-from headway.nn.parts.norm import GroupNorm
 from headway.nn.parts.projection import Projection
 
 _MAX_SIDE = 1 << 14  # maximum height or width in pixels

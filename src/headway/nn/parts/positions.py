@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
 
@@ -154,89 +154,3 @@ class Learned(nn.Module):
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
         positions = layout.positions[:1] if layout.dense else layout.positions
         return nn.functional.embedding(positions.clamp(min=0) + self.offset, self.table)
-
-
-@register("sinusoid_table")
-@dataclass(frozen=True)
-class SinusoidTableConfig(PositionsConfig):
-    """A fixed table of sinusoids, stored with the weights as in Whisper's encoder: all sines before all cosines, with
-    rates from 1 to 1 / theta inclusive.
-    """
-
-    theta: float = 10000.0  # the slowest rate is 1 / theta
-
-    def build(self, width: int, context: int | None) -> nn.Module:
-        if context is None:
-            raise ConfigError(
-                "a table of positions needs a context; set model.context to the longest input, such as 1500"
-            )
-        if width % 2 or width < 4:
-            raise ConfigError(f"width is {width}; set an even number of at least 4 for a table of sinusoids")
-        return SinusoidTable(self, width, context)
-
-
-class SinusoidTable(nn.Module):
-    """Radford et al. 2022, section 2.2."""
-
-    table: Tensor
-
-    def __init__(self, config: SinusoidTableConfig, width: int, context: int) -> None:
-        super().__init__()
-        half = width // 2
-        # Computed in fp32 like the published tables: angles in fp64 would differ from them by 1e-4.
-        rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(config.theta) / (half - 1)))
-        angles = torch.arange(context, dtype=torch.float32)[:, None] * rates
-        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], dim=1))
-
-    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
-        positions = layout.positions[:1] if layout.dense else layout.positions
-        return nn.functional.embedding(positions.clamp(min=0), self.table)
-
-
-@register("grids")
-@dataclass(frozen=True)
-class GridsConfig(PositionsConfig):
-    """A learned vector for each of the first `front` positions, then sinusoids of row and column for each position of
-    each grid, row by row. There are no other positions.
-    """
-
-    front: int = 0  # learned vectors before the grids
-    grids: tuple[tuple[int, int], ...] = ()  # rows and columns of each grid
-    theta: float = 10000.0  # base of the wavelengths
-
-    @property
-    def length(self) -> int:
-        return self.front + sum(rows * columns for rows, columns in self.grids)
-
-    def build(self, width: int, context: int | None) -> nn.Module:
-        if self.grids and width % 4:
-            raise ConfigError(f"width is {width}; set a multiple of 4 for sinusoids of rows and columns")
-        return Grids(self, width)
-
-
-class Grids(nn.Module):
-    """Carion et al. 2020 (DETR), section A.4: half of a vector encodes the row, half the column, both counted from 1
-    and scaled so that the last is at 2 pi.
-    """
-
-    def __init__(self, config: GridsConfig, width: int) -> None:
-        super().__init__()
-        self.config, self.width = config, width
-        self.table = nn.Parameter(torch.empty(config.front, width))
-
-    def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
-        vectors = [self._grid(*grid, self.table) for grid in self.config.grids]
-        positions = layout.positions[:1] if layout.dense else layout.positions
-        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *vectors]))
-
-    def _grid(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "P D"]:
-        down, across = (self._line(count, like.device) for count in (rows, columns))
-        vectors = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
-        return vectors.flatten(0, 1).to(like.dtype)
-
-    def _line(self, count: int, device: torch.device) -> Float[Tensor, "N E"]:
-        half = self.width // 2
-        steps = torch.arange(0, half, 2, device=device, dtype=torch.float64)
-        angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
-        phases = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
-        return torch.stack((phases.sin(), phases.cos()), -1).flatten(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headway.config import register
+from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.nn.parts.positions import Frequencies, ScalingConfig, rotary_frequencies
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.arguments import check_types
 from headway.errors import UserError
 from headway.formats.native import QUANTISED
 from headway.formats.open import open_config
+from headway.io.arguments import check_types
 from headway.io.durable import find_damage, is_sealed, read_digests
 from headway.io.hub import find_folder
 from headway.learn.run import RunDirectory

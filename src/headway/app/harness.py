@@ -1,7 +1,7 @@
 """Adapter from headway's language models to EleutherAI's lm-eval (extra `harness`): the three calls its tasks make.
 
 import lm_eval
-from headway.harness import HarnessModel
+from headway.app.harness import HarnessModel
 
 lm_eval.simple_evaluate(HarnessModel("runs/mine"), tasks=["lambada_openai"])
 """

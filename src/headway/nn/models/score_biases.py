@@ -10,22 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import family, register
+from headway.config_kinds import register
 from headway.errors import UserError
 from headway.layout import Layout
+from headway.nn.models.stack import BiasConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.projection import Projection
-
-
-@family
-@dataclass(frozen=True)
-class BiasConfig:
-    """A term added to attention scores; its module maps (x, query layout, key layout) to [B, H, T, S]."""
-
-    heads: int = 8  # heads of the attention layers that use it
-
-    def build(self, width: int) -> nn.Module:
-        raise NotImplementedError
 
 
 def distances(query: Layout, key: Layout) -> Tensor:

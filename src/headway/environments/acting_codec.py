@@ -1,9 +1,9 @@
-"""What agents, trajectory models and robot policies share: the file of their codec, and examples from episodes."""
+"""What the codecs of agents, trajectory models and robot policies share: their file, and checks of what they take."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Self
 
 from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes, actions_text, numbers_text
@@ -11,7 +11,6 @@ from headway.environments.factory import Spaces
 from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 from headway.io.durable import read_json, write_json
-from headway.learn.examples import SplitExamples, removal_notes
 
 
 class ActingCodec:
@@ -95,23 +94,3 @@ class ActingCodec:
         if not path.is_file():
             raise UserError(f"{directory} has no {cls.FILE}, which describes {cls.CONTENT}; use a run of {cls.RECIPES}")
         return from_dict(cls, read_json(path), str(path))
-
-
-CodecType = TypeVar("CodecType", bound=ActingCodec)
-
-
-class EpisodeExamples(SplitExamples, Generic[CodecType]):
-    """Windows over the steps of episodes in `splits`, in the units of a `codec`, which inference needs, too."""
-
-    codec: CodecType
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        return removal_notes(self.splits)
-
-    def count(self, split: str) -> int:
-        """Number of episodes, each of which has many windows."""
-        return len(self.splits.rows(split))
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)

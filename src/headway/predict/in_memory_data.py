@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from headway.arguments import format_value
 from headway.data.corpus import PAIR_KINDS, TEXT_KINDS
 from headway.data.input_files import file_kind
 from headway.data.table_files import TABLE_KINDS, check_column_names
 from headway.errors import UserError
+from headway.io.arguments import format_value
 from headway.io.durable import temporary_path
 
 Paths = str | Path | Sequence[str | Path]

@@ -7,15 +7,15 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from headway.arguments import check_types
 from headway.errors import UserError, nearest
-from headway.in_memory_data import Data, data_paths
+from headway.io.arguments import check_types
 from headway.io.hub import HUB_PREFIX, hub_confirmed
 from headway.learn import Task
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.recipe import open_task, path_list
 from headway.learn.run import RunDirectory
-from headway.model_handle import ModelHandle
+from headway.predict.in_memory_data import Data, data_paths
+from headway.predict.model_handle import ModelHandle
 
 
 @check_types

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.codecs import Codec
 from headway.errors import UserError
-from headway.summary_card import SummaryCard, summary_repr
+from headway.io.summary_card import SummaryCard, summary_repr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

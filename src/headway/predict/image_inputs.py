@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from headway.arguments import Failures, read_each
 from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.formats.usage import Usage
+from headway.io.arguments import Failures, read_each
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
 PixelCallback = Callable[[int, UInt8[np.ndarray, "h w C"]], None]
