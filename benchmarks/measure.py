@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.bench.benchmark import machine
+from headway.bench.benchmark import machine, summarize
 from headway.engine.processor import INSTRUCTION_SET
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+spread = summarize  # for all benchmarks
 
 
 def data_folder() -> Path:

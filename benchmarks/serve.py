@@ -98,6 +98,11 @@ def served(folder: Path, port: int, *words: str) -> Iterator[subprocess.Popen[st
         program.wait(60)
 
 
+def serving_process(program: subprocess.Popen[str]) -> int:
+    """The process that serves, a child of the one that was started."""
+    return int(Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()[0])
+
+
 def llama_server(programs: Path, model: Path, port: int, clients: int) -> AbstractContextManager[int]:
     """llama.cpp's, with as many slots as clients."""
     threads, room = str(os.cpu_count()), str(clients * (PROMPT + NEW + 8))
@@ -315,7 +320,7 @@ def main() -> None:
         if args.soak:
             with served(place, port, "--cache", args.cache, "--cache-memory", SOAKED) as program:
                 asyncio.run(load(port, place.name, 2, 1, config.vocab_size, {}))
-                found = asyncio.run(soak(port, place.name, args.soak, config.vocab_size, program.pid))
+                found = asyncio.run(soak(port, place.name, args.soak, config.vocab_size, serving_process(program)))
             write(f"serve-soak-{args.soak:g}-minutes", {**result, "cache_memory_gb": float(SOAKED), **found})
             return
         with served(place, port, "--cache", args.cache):

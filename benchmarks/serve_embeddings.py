@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import child, data_folder, report, write_of_machine
-from serve import served
+from serve import served, serving_process
 
 
 def sentences(count: int) -> list[str]:
@@ -59,7 +59,7 @@ async def client(port: int, texts: list[str]) -> None:
 
 
 def cpu_of(program: subprocess.Popen[str]) -> float:
-    fields = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{serving_process(program)}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -31,6 +31,10 @@ class Program:
         return self._process.exitcode
 
     @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
     def out(self) -> str:
         """What it has written until now."""
         return (self._said / "out").read_text() if (self._said / "out").exists() else ""
@@ -45,7 +49,7 @@ class Program:
         return (self._said / "out").read_text(), (self._said / "err").read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self._process.pid or 0, number)
+        os.kill(self.pid, number)
 
 
 def _run(source: str | Path, words: tuple[str, ...], environment: dict[str, str], said: Path) -> None:

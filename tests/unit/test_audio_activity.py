@@ -12,9 +12,10 @@ from whisper_models import time, transcriber
 
 from headway.domains.audio import read_sound
 from headway.domains.audio.mel import RATE
-from headway.domains.audio.sound_files import BLOCK, ArraySound
+from headway.domains.audio.sound_files import ArraySound
 from headway.domains.audio.voice_activity import DetectedSpeech, Timeline, detect_speech
 from headway.errors import UserError
+from headway.io.sounds import BLOCK
 
 RANDOM = np.random.default_rng
 

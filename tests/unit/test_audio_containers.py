@@ -11,9 +11,10 @@ from sound_files import tone, write
 from whisper_models import folder
 
 from headway.app.cli.main import main
-from headway.domains.audio import FileSound, read_sound, sound_files
+from headway.domains.audio import FileSound, read_sound
 from headway.domains.audio.sound_files import ArraySound, open_sounds
 from headway.errors import UserError
+from headway.io import sounds
 
 av = pytest.importorskip("av")
 
@@ -94,7 +95,7 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match=message) as told:
             read_sound(tmp_path / name)
         assert len(str(told.value).splitlines()) == 1
-    monkeypatch.setattr(sound_files, "MAX_SECONDS", 1)
+    monkeypatch.setattr(sounds, "MAX_SECONDS", 1)
     for name in ("a.m4a", "a.mkv"):
         with pytest.raises(UserError, match="is longer than"):
             FileSound(tmp_path / name)

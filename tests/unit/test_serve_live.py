@@ -30,9 +30,10 @@ import torch
 import headway as hw
 from headway.app.cli.main import main
 from headway.generate import Limits, Sampling
-from headway.serve import connection
+from headway.serve import connection, supervisor
 
 connection._ARRIVAL = 1.0  # a second for headers
+supervisor.can_supervise = lambda: False  # test_serve_restart has servers with a supervisor
 torch.set_num_threads(1)
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from headway.errors import UserError
 from headway.formats.native import save_model
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
+from headway.io.helper import Helper
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
-from headway.serve import embeddings, transcriptions
+from headway.serve import embeddings, media, transcriptions
 from headway.serve.app import create_app
 from headway.serve.engine_loop import open_engine_loop
 from headway.serve.interfaces import ServerSettings
@@ -256,6 +258,20 @@ def test_images_come_as_data_and_nothing_is_opened(client: TestClient, folder: P
         ("data:image/png;base64,AAAA", "item 2 is not a supported image"),
     ):
         assert message in refused(client, "/v1/classify", model="vit", items=[url, given])
+
+
+def test_an_image_that_crashes_its_decoder_is_a_bad_request(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper, idle = Helper("crashing_decoder", media._MEMORY), LifoQueue[Helper]()
+    idle.put(helper)
+    monkeypatch.setattr(media, "_idle_helpers", idle)
+    _, url = png()
+    bad = f"data:image/png;base64,{base64.b64encode(b'crashes').decode()}"
+    for _ in range(2):
+        assert refused(client, "/v1/classify", model="vit", items=[url, bad]).startswith("item 2 crashes its decoder")
+        assert len(asked(client, "/v1/classify", model="vit", items=[url])["result"]) == 1
+    helper.stop()
 
 
 def test_sounds_come_as_data_too(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A library call, such as matching a regular expression that backtracks or processing gigabytes of text, cannot be
 interrupted. A separate process can be ended when its time is up. The process stays alive between requests, is restarted
-if it has ended, and ends with this one. Messages are JSON over pipes, each preceded by its length in 8 bytes.
+if it has ended, and ends with this one. Messages are JSON over pipes, and bytes if needed, each preceded by its length
+in 8 bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakSet
 
 from headway.errors import UserError
@@ -27,7 +29,10 @@ _GRACE = 0.5  # extra seconds of CPU time before the kernel ends the process
 _OUT_OF_MEMORY = 77  # exit status
 _READY = b""  # a process's first message, unless it cannot start; then it sends the reason
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # its environment
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads reserve memory, which has a limit
 _HAS_LIMITS = find_spec("resource") is not None and hasattr(signal, "setitimer")
+
+Bytes = bytes | bytearray | memoryview
 
 
 class HelperError(Exception):
@@ -52,30 +57,33 @@ class Helper:
         self._lock = threading.Lock()
         _helpers.add(self)
 
-    def ask(self, request: Any, seconds: float) -> Any:
-        """The reply to a request, which may take `seconds` of CPU time. Raises HelperError if there is no reply,
+    def ask(self, request: Any, seconds: float, data: Bytes | None = None) -> Any:
+        """The reply to a request, which may take `seconds` of CPU time. With `data`, `answer` takes these bytes as its
+        second argument, and the reply is a pair of a value and bytes. Raises HelperError if there is no reply,
         UserError if the process cannot be started, and ValueError if the request is not JSON.
         """
         if not _HAS_LIMITS or not sys.executable:
-            return import_module(self._module).answer(request)
-        message = json.dumps({"seconds": seconds, "request": request}).encode()
+            return import_module(self._module).answer(request, *([] if data is None else [data]))
+        header = json.dumps({"seconds": seconds, "binary": data is not None, "request": request}).encode()
+        messages = [header] if data is None else [header, data]
         with self._lock:
-            reply = self._reply(message)
+            reply = self._reply(messages)
             if reply is None:  # the process may have ended long ago
-                reply = self._reply(message)
+                reply = self._reply(messages)
         if reply is None:
             raise HelperError("death")
-        return json.loads(reply)
+        return json.loads(reply[0]) if data is None else (json.loads(reply[0]), reply[1])
 
-    def _reply(self, message: bytes) -> bytes | None:
+    def _reply(self, messages: Sequence[Bytes]) -> list[bytearray] | None:
         """The process's reply; the process is started if needed. None if it ends without a known reason."""
         process = self._process or self._start()
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send(process.stdin.fileno(), message)  # type: ignore[union-attr]
-                reply = _receive(process.stdout.fileno())  # type: ignore[union-attr]
-                if reply is not None:
-                    return reply
+                for message in messages:
+                    _send(process.stdin.fileno(), message)  # type: ignore[union-attr]
+                reply = [_receive(process.stdout.fileno()) for _ in messages]  # type: ignore[union-attr]
+                if None not in reply:
+                    return cast(list[bytearray], reply)
         except BaseException:  # after an interrupt, the late reply would be taken for the reply to the next request
             process.kill()
             self.stop()
@@ -100,7 +108,7 @@ class Helper:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # libraries print panics there
                 bufsize=0,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                env=_THREADS | {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,  # Ctrl-C must reach only this process
             )
         except OSError as error:
@@ -164,26 +172,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_discard_all)
 
 
-def _send(pipe: int, message: bytes) -> None:
-    remaining = memoryview(len(message).to_bytes(8, "little") + message)
-    while remaining:
-        remaining = remaining[os.write(pipe, remaining) :]
+def _send(pipe: int, message: Bytes) -> None:
+    for part in (len(message).to_bytes(8, "little"), message):
+        remaining = memoryview(part)
+        while remaining:
+            remaining = remaining[os.write(pipe, remaining) :]
 
 
-def _receive(pipe: int) -> bytes | None:
+def _receive(pipe: int) -> bytearray | None:
     """The received message; None if the other side has closed the pipe."""
     size = _read(pipe, 8)
     return None if size is None else _read(pipe, int.from_bytes(size, "little"))
 
 
-def _read(pipe: int, size: int) -> bytes | None:
+def _read(pipe: int, size: int) -> bytearray | None:
     parts = bytearray()
     while len(parts) < size:
         part = os.read(pipe, min(size - len(parts), 1 << 20))
         if not part:
             return None
         parts += part
-    return bytes(parts)
+    return parts
 
 
 def serve(module: str, memory: int) -> None:
@@ -204,8 +213,14 @@ def serve(module: str, memory: int) -> None:
     while (message := _receive(0)) is not None:
         signal.setitimer(signal.ITIMER_PROF, json.loads(message[: message.index(b",")] + b"}")["seconds"] + _GRACE)
         try:
-            reply = json.dumps(answer(json.loads(message)["request"])).encode()
+            header = json.loads(message)
+            if header["binary"]:
+                value, data = answer(header["request"], _receive(0))
+                replies = [json.dumps(value).encode(), data]
+            else:
+                replies = [json.dumps(answer(header["request"])).encode()]
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(1, reply)
+        for reply in replies:
+            _send(1, reply)

@@ -33,6 +33,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """UserError for a file that cannot be read or has no key."""
         self._path = path
+        self._may_change = path.is_file()  # a pipe, which a shell may pass, is read once
         self.keys: list[ApiKey] = []
         self._version = self._read()
 
@@ -40,6 +41,8 @@ class KeyFile:
         """Read the file again if it has changed, and return whether its keys have. If the file is missing or broken,
         the keys stay the same and the log gets one warning.
         """
+        if not self._may_change:
+            return False
         try:
             status = os.stat(self._path)
             if not stat.S_ISREG(status.st_mode) or (version := _version(status)) == self._version:
@@ -57,7 +60,6 @@ class KeyFile:
 
     def _read(self) -> _Version:
         try:
-            # A pipe, which a shell may pass, is read once, at the start.
             with self._path.open("rb") as file:
                 version = _version(os.fstat(file.fileno()))
                 raw = file.read(_MAX_BYTES + 1)

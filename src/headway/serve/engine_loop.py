@@ -113,9 +113,10 @@ class _RunningRequest:
 class EngineLoop:
     """Runs one model's `steps` in a separate thread."""
 
-    def __init__(self, steps: Steps, name: str) -> None:
+    def __init__(self, steps: Steps, name: str, reads_whole_prompts: bool = False) -> None:
         self.steps = steps
         self.name = name
+        self.reads_whole_prompts = reads_whole_prompts  # in one step, which may take minutes
         self.first, self.between, self._generated = (
             FIRST_TOKEN_SECONDS.labels(name),
             BETWEEN_TOKENS_SECONDS.labels(name),
@@ -280,8 +281,9 @@ def open_engine_loop(
     session = model.open_session()
     slots = slots if session.draft is None else 1
     steps = Scheduler(session.model, session.codec, slots, max_waiting, cache_memory, draft=session.draft)
-    if hasattr(session.model, "compute"):
+    is_compiled = hasattr(session.model, "compute")
+    if is_compiled:
         steps.submit(Request([0], limits=Limits(1)))  # warm-up: compile before the first request
         while steps.step():
             pass
-    return EngineLoop(steps, name)
+    return EngineLoop(steps, name, reads_whole_prompts=not is_compiled)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import random
 import secrets
 import time
 from collections import Counter
-from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -19,6 +17,7 @@ from headway.serve import metrics
 from headway.serve.api_keys import ApiKey, KeyRing
 from headway.serve.http_errors import StatusError, error_response
 from headway.serve.interfaces import Context, ModelRegistry, ServerSettings
+from headway.serve.listener import is_loopback
 
 CONTEXT_KEY = "headway.context"  # key of the context in the scope
 HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use any host name
@@ -28,7 +27,6 @@ PUBLIC_PAGES = (
     "/openapi.json",
 )  # the same on every server: a browser opens them before the user can enter a key
 _ACCESS = logger("headway.access")
-_LOCAL_NAMES = ("localhost", "ip6-localhost")
 _ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
 _MAX_LOGGED = 200  # characters per path or name in the log
 _ID_SOURCE = random.Random(secrets.token_bytes())  # source of request ids
@@ -174,12 +172,3 @@ def host_of(header: str) -> str:
     if name.startswith("["):
         return name.partition("]")[0][1:]
     return name.partition(":")[0].rstrip(".")
-
-
-@lru_cache(maxsize=256)
-def is_loopback(name: str) -> bool:
-    """Whether a name or an address is loopback, which other machines cannot reach."""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name in _LOCAL_NAMES or name.endswith(".localhost")

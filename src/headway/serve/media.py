@@ -1,40 +1,96 @@
-"""Images and audio that clients send in a request, as data: URLs. Nothing is fetched, and no file is read."""
+"""Images and audio from clients, in data: URLs and files of forms, decoded by helper processes. Nothing is fetched."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import LifoQueue
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
+import torch
 
-from headway.codecs.image_processor import decode_image
-from headway.domains.audio.sound_files import read_sound
+from headway.domains.audio.sound_files import FileSound
 from headway.errors import UserError
+from headway.io.helper import Helper, HelperError
 
+_DECODER = "headway.serve.media_decoder"
+_MEMORY = 4 << 30  # bytes of address space per helper process
+_CPU_SECONDS = 60.0  # per image, and per block of audio
 _MAX_SHOWN = 40  # characters of an invalid URL in messages
+_PROBLEMS = {
+    "death": "crashes its decoder; encode it again",
+    "time": f"takes more than {_CPU_SECONDS:g} s to decode; send a smaller one",
+    "memory": "needs too much memory to decode; send a smaller one",
+}
+
+# Several for images, so that others need not wait for a large one; only those in use are started.
+_idle_helpers: LifoQueue[Helper] = LifoQueue()
+for _ in range(min(4, os.cpu_count() or 1)):
+    _idle_helpers.put(Helper(_DECODER, _MEMORY))
+_sound_helper = Helper(_DECODER, _MEMORY)  # audio is read in short blocks
 
 
 def image_of(url: object, name: str) -> np.ndarray:
     """The pixels of an image in a data: URL, uint8 [H, W, 3]; `name` is for messages. UserError for anything else, and
-    for an image that is damaged or too large.
+    for an image that is damaged, too large, or crashes the decoder.
     """
-    return decode_image(_decode_data_url(url, name, "image"), name)
+    encoded = _decode_data_url(url, name, "image")
+    helper = _idle_helpers.get()
+    try:
+        value, pixels = _ask(helper, {"image": name}, name, encoded)
+    finally:
+        _idle_helpers.put(helper)
+    return np.frombuffer(pixels, np.uint8).reshape(value["shape"])
 
 
 def sound_of(url: object, name: str) -> np.ndarray:
     """The samples of the audio in a data: URL at 16 kHz, float32 [N]. UserError for anything else, and for audio that
-    is damaged or exceeds the limits for input files.
+    is damaged, exceeds the limits for input files, or crashes the decoder.
     """
     audio_bytes = _decode_data_url(url, name, "audio")
     with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
         file.write(audio_bytes)
         file.flush()
         with with_client_name(Path(file.name), name):
-            return read_sound(file.name).numpy()
+            return torch.cat(list(open_sound(Path(file.name)).blocks())).numpy()
+
+
+def open_sound(path: Path) -> FileSound:
+    """The audio or video in a client's file. Raises the same errors as `sound_of`, also while its blocks are read."""
+    return FileSound(path, open_reader=_HelperReader)
+
+
+class _HelperReader:
+    """An audio file, read block by block in the helper process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        value, _ = _ask(_sound_helper, {"sound": self._path}, self._path)
+        self.rate, self.seconds = value["rate"], value["seconds"]
+
+    def read(self) -> Iterator[np.ndarray]:
+        number, samples = 0, b" "
+        while samples:
+            value, samples = _ask(_sound_helper, {"sound": self._path, "block": number}, self._path)
+            if samples:
+                yield np.frombuffer(samples, np.float32).reshape(-1, value["channels"])
+            number += 1
+
+
+def _ask(helper: Helper, request: dict[str, Any], name: str, data: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    try:
+        value, reply = helper.ask(request, _CPU_SECONDS, data)
+    except HelperError as error:
+        raise UserError(f"{name} {_PROBLEMS[error.reason]}") from None
+    if "error" in value:
+        raise UserError(value["error"])
+    return value, reply
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from starlette.responses import PlainTextResponse, Response
 from headway.app.model import Model
 from headway.app.predictors import predictor
 from headway.domains.audio import (
-    FileSound,
     Task,
     Transcription,
     TranscriptionOptions,
@@ -29,7 +28,7 @@ from headway.domains.audio import (
 from headway.errors import nearest
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
-from headway.serve.media import with_client_name
+from headway.serve.media import open_sound, with_client_name
 from headway.serve.neutral import Neutral
 
 AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -149,7 +148,7 @@ class _TranscriptionJob:
         self._model, self._path, self._options = model, path, options
 
     def start(self) -> None:
-        self.stream = TranscriptionStream(self._model.transcriber(self._options), FileSound(self._path))
+        self.stream = TranscriptionStream(self._model.transcriber(self._options), open_sound(self._path))
 
     def outcome(self) -> Transcription | Exception | None:
         """The transcription or an error; None while it is unfinished."""

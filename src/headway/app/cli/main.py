@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from keyword import iskeyword
@@ -74,6 +74,11 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 success, 2 bad argument or input, 130 Ctrl-C, 1 otherwise."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_job(lambda: _dispatch(arguments), "--debug" in arguments)
+
+
+def run_job(job: Callable[[], None], debug: bool) -> int:
+    """Run a command, or its part in another process, print its error as one line, and return the exit code."""
     # Input is UTF-8 in every locale; file names that are not valid Unicode are printed with escapes.
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
@@ -81,24 +86,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _dispatch(arguments)
+        job()
         sys.stdout.flush()
     except UserError as error:
-        return _fail(_too_many_files(error) or str(error), USER_ERROR, arguments)
+        return _fail(_too_many_files(error) or str(error), USER_ERROR, debug)
     except UnicodeEncodeError as error:
         message = f"{error.object[: error.start + 20]!r} contains bytes that are not UTF-8; retype it"
-        return _fail(message, USER_ERROR, arguments)
+        return _fail(message, USER_ERROR, debug)
     except UnicodeDecodeError as error:
         message = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
-        return _fail(message, USER_ERROR, arguments)
+        return _fail(message, USER_ERROR, debug)
     except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted", INTERRUPTED, arguments)
+        return _fail(str(interrupt) or "interrupted", INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of the output (`| head`) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
         files_message = _too_many_files(error)
-        return _fail(files_message or _describe(error), USER_ERROR if files_message else FAILED, arguments)
+        return _fail(files_message or _describe(error), USER_ERROR if files_message else FAILED, debug)
     return DONE
 
 
@@ -227,8 +232,8 @@ def _describe(error: Exception) -> str:
     return f"{name}: {first}; add --debug for the traceback"
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> int:
-    if "--debug" in arguments:
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
         import traceback
 
         print("\n".join(map(printable, traceback.format_exc().split("\n"))), file=sys.stderr)

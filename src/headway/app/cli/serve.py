@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headway.app.cli.options import add_cache, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    import socket
+
+    from headway.serve.api_keys import ApiKey, KeyFile
 
 EXAMPLE = """
 headway serve runs/my-answers --weights int8
@@ -68,18 +77,53 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    # This process imports no torch; the process that serves does.
+    from headway.serve.api_keys import KeyFile, parse_keys
+    from headway.serve.listener import open_listener
+    from headway.serve.supervisor import can_supervise, supervise
+
+    keys = [key for argument in args.api_key if argument[:1] != "@" for key in parse_keys([argument], argument)]
+    key_files = [KeyFile(Path(argument[1:])) for argument in args.api_key if argument[:1] == "@"]
+    with open_listener(args.host, args.port, bool(keys or key_files or args.insecure)) as sock:
+        if can_supervise():
+            sys.exit(supervise(sock, partial(_serve_in_process, args, keys, key_files)))
+        _serve(args, keys, key_files, sock)
+
+
+def _serve_in_process(
+    args: argparse.Namespace,
+    keys: Sequence[ApiKey],
+    key_files: Sequence[KeyFile],
+    sock: socket.socket,
+    channel: socket.socket,
+) -> int:
+    """In the process that serves: its exit code."""
+    from headway.app.cli.main import run_job
+
+    return run_job(lambda: _serve(args, keys, key_files, sock, channel), args.debug)
+
+
+def _serve(
+    args: argparse.Namespace,
+    keys: Sequence[ApiKey],
+    key_files: Sequence[KeyFile],
+    sock: socket.socket,
+    channel: socket.socket | None = None,
+) -> None:
     try:
-        from headway.serve.server import open_listener, run_server, url_of
+        from headway.serve.server import run_server
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; run pip install 'headway[serve]'") from None
-    from headway.serve.api_keys import KeyFile, parse_keys
     from headway.serve.engine_loop import open_engine_loop
     from headway.serve.interfaces import ServerSettings
+    from headway.serve.listener import url_of
     from headway.serve.models import LoadOptions, ServedModels
 
+    for file in key_files:  # read when the command started, which a later process need not have seen
+        file.refresh()
     settings = ServerSettings(
-        keys=tuple(key for argument in args.api_key if argument[:1] != "@" for key in parse_keys([argument], argument)),
-        key_files=tuple(KeyFile(Path(argument[1:])) for argument in args.api_key if argument[:1] == "@"),
+        keys=tuple(keys),
+        key_files=tuple(key_files),
         hosts=(args.host, *args.allow_host),
         origins=tuple(args.cors),
         request_seconds=args.timeout,
@@ -87,8 +131,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         log=not args.no_access_log,
     )
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)
-    sock = open_listener(args.host, args.port, settings, args.insecure)
-    with torch_options(args), sock:
+    terminal = Terminal(args.json)
+    with torch_options(args):
         options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
         start = lambda model, name: open_engine_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
         models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
@@ -96,5 +140,5 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.note(f"{', '.join(names)} at {url_of(sock)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
-        run_server(models, settings, sock)
+        run_server(models, settings, sock, channel)
     terminal.print_result({"models": names})
