@@ -14,7 +14,7 @@ from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, Stacked, TensorRule, expect, rule
 from headway.nn.models import BlockConfig, TransformerConfig
-from headway.nn.parts.feedforward import ExpertsConfig
+from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.norm import RMSNormConfig
 
 
