@@ -114,7 +114,7 @@ def free_of_leaks(scheduler: Scheduler, engine: Engine) -> None:
         scheduler._prefixes.evict(float("inf"))
         assert not scheduler._prefixes._trees
     assert engine._kv_blocks.used == 0
-    assert not scheduler._queue._served
+    assert not scheduler._queue.served
 
 
 CASES = [  # form, cache, threads, blocks of the cache, tokens of prompts in a step

@@ -21,7 +21,7 @@ from headway.formats.settings import Settings
 from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import TokenEmbedConfig, TransformerConfig
-from headway.nn.parts.bias import RelativeConfig
+from headway.nn.models.score_biases import RelativeConfig
 
 BIAS = "relative"  # the Stack's name for the bias that its layers share
 _OFFSET = 2  # position of the first token: the class takes padding to be 1, whatever the file says
