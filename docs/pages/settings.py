@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headway import domains
-from headway.config_kinds import shortcuts
+from headway.config import shortcuts
 from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe, TaskConfig
 from headway.learn.adapters import AdapterConfig

@@ -11,17 +11,19 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
-from headway.config_kinds import KINDS, LAZY_KINDS, checks_deferred, shortcuts
+from headway.config_kinds import KINDS, LAZY_KINDS, checks_deferred
 from headway.errors import ConfigError, InapplicableError, nearest
 from headway.io.json_files import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
+Setter = Callable[[Any, Any], Any]
+_SETTERS: dict[type, dict[str, Setter]] = {}
 _MAX_BITS = 63  # maximum bits of an integer, as tensors and generators accept
 _MAX_SHOWN = 200  # maximum characters of a value in a message
 _MAX_MAGNITUDE = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
@@ -285,6 +287,23 @@ def current_name(cls: type, name: str) -> str:
 def settings_of(config: Any) -> list[str]:
     """Names that `override` accepts directly under this config."""
     return sorted({f.name for f in dataclasses.fields(config)} | shortcuts(type(config)).keys())
+
+
+def setting(of: type, name: str) -> Callable[[Setter], Setter]:
+    """Register a function (config, value) -> config for a key of `override` that is not a field of `of`, or that
+    accepts values which the field's type does not.
+    """
+
+    def register(setter: Setter) -> Setter:
+        _SETTERS.setdefault(of, {})[name] = setter
+        return setter
+
+    return register
+
+
+def shortcuts(kind: type) -> dict[str, Setter]:
+    """The setters that `setting` registered for a kind of config, by name."""
+    return {name: setter for base in reversed(kind.__mro__) for name, setter in _SETTERS.get(base, {}).items()}
 
 
 def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:

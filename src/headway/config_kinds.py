@@ -19,10 +19,8 @@ from typing import Any, TypeVar
 from headway.errors import ConfigError
 
 T = TypeVar("T")
-Setter = Callable[[Any, Any], Any]
 KINDS: dict[type, dict[str, type]] = {}  # the registered kinds of each family
 LAZY_KINDS: dict[type, Callable[[], Mapping[str, str]]] = {}  # modules of further kinds, imported when one is used
-_SETTERS: dict[type, dict[str, Setter]] = {}
 # Whether checks wait until all settings are applied.
 checks_deferred: ContextVar[bool] = ContextVar("waiting", default=False)
 
@@ -64,20 +62,3 @@ def deferred_check(cls: type[T]) -> type[T]:
 
     cls.__post_init__ = wait_or_check  # type: ignore[attr-defined]
     return cls
-
-
-def setting(of: type, name: str) -> Callable[[Setter], Setter]:
-    """Register a function (config, value) -> config for a key of `override` that is not a field of `of`, or that
-    accepts values which the field's type does not.
-    """
-
-    def register(setter: Setter) -> Setter:
-        _SETTERS.setdefault(of, {})[name] = setter
-        return setter
-
-    return register
-
-
-def shortcuts(kind: type) -> dict[str, Setter]:
-    """The setters that `setting` registered for a kind of config, by name."""
-    return {name: setter for base in reversed(kind.__mro__) for name, setter in _SETTERS.get(base, {}).items()}

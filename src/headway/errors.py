@@ -16,14 +16,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        character if character.isprintable() else " " if character.isspace() else _escape(character)
-        for character in text
-    )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
 
 
 def logger(name: str) -> logging.Logger:
@@ -42,18 +35,6 @@ def _filter_record(record: logging.LogRecord) -> bool:
     is_new = line not in _logged_lines
     _logged_lines.add(line)
     return is_new
-
-
-@contextmanager
-def damage_errors(path: object, kind: str, remedy: str) -> Iterator[None]:
-    """Turn any exception that a library raises for a damaged file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
-        raise UserError(f"{path} is damaged or not {kind} ({reason}); {remedy}") from error
 
 
 _logged_lines: set[str] | None = None  # logged lines, while `deduplicated_logs` is active

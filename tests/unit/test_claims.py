@@ -31,13 +31,12 @@ from headway.claims.claim import (
     student_quantile,
 )
 from headway.claims.experiments import claims, select_claims
+from headway.claims.networks import config_of_size, num_parameters
 from headway.claims.page import plot_lines, render_svg
 from headway.claims.runner import _code_digest, load_evidence, record, run_claim
 from headway.claims.sequences import (
     WITHOUT_ORDER,
     Budget,
-    config_of_size,
-    num_parameters,
     open_recipe_task,
     small_model,
     target_vocab_size,

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 from headway import config, config_kinds, domains
-from headway.config import dumps, from_dict, override, parse_settings, to_dict
-from headway.config_kinds import family, kinds, register, setting
+from headway.config import dumps, from_dict, override, parse_settings, setting, to_dict
+from headway.config_kinds import family, kinds, register
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text.captioning import CaptionsConfig
 from headway.domains.translation.task import PairsConfig
@@ -145,7 +145,7 @@ def test_renamed_settings_are_read_under_both_names() -> None:
         "PairsConfig": PairsConfig,
     }
     for name, names in config.RENAMED.items():
-        assert {*names.values()} <= {f.name for f in fields(known[name])} | config_kinds.shortcuts(known[name]).keys()
+        assert {*names.values()} <= {f.name for f in fields(known[name])} | config.shortcuts(known[name]).keys()
     recipe = find_recipe("shakespeare")
     plain = config.to_dict(recipe)
     plain["model"]["symbols"] = plain["model"].pop("vocab_size") + 7

@@ -18,11 +18,11 @@ from headway.domains.image_text.emoji import ComparedImages, recall_baselines
 from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig, retrieval_recall
 from headway.errors import ConfigError, UserError
+from headway.learn.learner import attach_generator
 from headway.learn.objectives.contrastive import encode_chunks, sigmoid_contrast, softmax_contrast
 from headway.learn.recipe import open_task
 from headway.nn.models import TwoTower, build
 from headway.nn.models.presets import clip
-from headway.nn.parts.dropout import attach_generator
 
 
 def plain_clip(logits: Tensor, of: Tensor, same: Tensor) -> float:

@@ -173,7 +173,7 @@ def test_both_directions_are_those_of_torch() -> None:
         for (our_h, our_c), their_h, their_c in zip(ends, h, c):
             close(our_h, their_h)
             close(our_c, their_c)
-        close(ours.final_states(x, where)[1][0], h[1])
+        close(ours.encode(x, where)[1][1][0], h[1])
     with pytest.raises(ConfigError, match="is already bidirectional"):
         BidirectionalConfig(BidirectionalConfig()).build(WIDTH, nn.ModuleDict())
 

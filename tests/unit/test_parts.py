@@ -11,10 +11,11 @@ from torch import nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
+from headway.learn.learner import attach_generator
 from headway.nn.mixers import ConditionalGRUConfig, ElmanConfig, GRUConfig, LSTMConfig
 from headway.nn.models import build
 from headway.nn.models.presets import gpt, transformer_2017
-from headway.nn.parts.dropout import Dropout, attach_generator
+from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.positions import SinusoidalConfig
 from headway.nn.parts.projection import Projection

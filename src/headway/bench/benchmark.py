@@ -66,19 +66,12 @@ def time_step(step: Callable[[], object]) -> float:
 
 Kind = Literal["decode", "prefill", "translate", "train", "load"]
 
-PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = (
-    128,
-    128,
-    16,
-)  # decode: prompt tokens, new tokens, and how many of the new tokens are warm-up
+# decode: prompt tokens, new tokens, and how many of the new tokens are warm-up
+PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = 128, 128, 16
 TIMELINE_STEPS = 8  # decode: extra steps for the timeline
 PREFILL_TOKENS = 512  # prefill: tokens in the longest prompt
-MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = (
-    15,
-    35,
-    32,
-    4,
-)  # translate: source length range, target length, beam width
+# translate: source length range, target length, beam width
+MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = 15, 35, 32, 4
 EOS_ID = 0  # translate: the eos token
 
 
@@ -564,10 +557,11 @@ def _build_report(
         for stats in measured.values():
             stats["flop_per_second"] = stats["tokens_per_second"]["median"] * flop
             stats["share_of_bound"] = stats["flop_per_second"] / bounds["flop_per_second"]["median"]
-    times = {
-        own_title: {p.title: _speedup(measured[own_title], measured[p.title], goal) for p in peers}
-        for own_title, peers in comparisons(contenders).items()
-    }
+    times: dict[str, dict[str, float]] = {}  # headway's speedup, by medians
+    for own_title, peers in comparisons(contenders).items():
+        ours = measured[own_title][goal]["median"]
+        ratios = {peer.title: ours / measured[peer.title][goal]["median"] for peer in peers}
+        times[own_title] = {title: 1 / ratio if goal == "seconds" else ratio for title, ratio in ratios.items()}
     return {
         "kind": job.kind,
         **settings,
@@ -578,9 +572,3 @@ def _build_report(
         "times": times,
         "machine": machine(),
     }
-
-
-def _speedup(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
-    """headway's speedup, by medians."""
-    ratio = ours[goal]["median"] / theirs[goal]["median"]
-    return 1 / ratio if goal == "seconds" else ratio

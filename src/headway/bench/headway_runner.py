@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,27 +48,18 @@ _TOKENS = 1 << 18
 def training_step(job: Job) -> Callable[[], object]:
     """A training step on windows of random tokens: batch, forward, backward, clipping, AdamW."""
     context = job.context or 0
-    recipe = training_recipe(job.model, job.rows, context)
-    config = cast(LanguageConfig, recipe.task)
+    config = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
+    train_config = TrainConfig(steps=1_000_000, batch_size=job.rows)
+    model, optim = open_config(job.model), AdamWConfig(lr=1e-3)
+    recipe = Recipe("bench", "text", "random tokens", (), model, config, optim, train=train_config)
+    ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)  # one document
+    offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
+    corpus = TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
     codec = train_codec("char", ["ab"], None)  # any codec works, because neither batches nor losses need text
-    task = Task(Documents(config, _random_corpus(job), codec, context, job.rows, job.seed), NextToken())
+    task = Task(Documents(config, corpus, codec, context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])
-
-
-def training_recipe(model: Path, rows: int, context: int) -> Recipe:
-    config = open_config(model)
-    task = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
-    train = TrainConfig(steps=1_000_000, batch_size=rows)
-    return Recipe("bench", "text", "random tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
-
-
-def _random_corpus(job: Job) -> TokenCache:
-    """One document of random tokens."""
-    ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
-    offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
-    return TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
 
 
 _CPU = torch.device("cpu")

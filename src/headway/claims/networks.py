@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from headway.nn.mixers.recurrence import Recurrence, RecurrenceConfig
 from headway.nn.models import (
     BlockConfig,
     EmbedConfig,
+    ModelConfig,
     PooledHeadConfig,
     StackConfig,
     TokenEmbedConfig,
@@ -256,18 +257,14 @@ def network(
     )
 
 
-def num_parameters(model: nn.Module) -> int:
+def num_parameters(model: nn.Module | ModelConfig) -> int:
     """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return describe(model)["parameters"]
 
 
-def with_matching_width(config: TransformerConfig, parameters: int) -> TransformerConfig:
-    """The config whose number of parameters is nearest to `parameters`, among widths that are multiples of 4."""
-
-    def with_width(width: int) -> TransformerConfig:
-        return replace(config, width=width)
-
-    return with_width(nearest_width(lambda width: describe(with_width(width))["parameters"], parameters, step=4))
+def config_of_size(make: Callable[[int], ModelConfig], parameters: int, step: int = 2) -> ModelConfig:
+    """The config that `make` returns for the width with the nearest number of parameters, a multiple of `step`."""
+    return make(nearest_width(lambda width: num_parameters(make(width)), parameters, step=step))
 
 
 @dataclass(frozen=True)

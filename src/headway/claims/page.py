@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from headway.claims.claim import Evidence, Interval, mean
@@ -15,12 +13,10 @@ from headway.config import to_dict
 from headway.errors import UserError
 from headway.io.durable import write_text
 from headway.learn.report.charts import compact_number
-from headway.learn.report.rendering import template_environment
+from headway.learn.report.rendering import svg_element, template_environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from headway.claims.claim import Evidence
 
 
 INSTALL_HINT = "figures need matplotlib; run pip install 'headway[report]' and try again"
@@ -72,8 +68,7 @@ def render_svg(evidence: Evidence) -> str:
         claim.draw(figure, evidence.settings, evidence.trials)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    drawing = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    return svg_element(buffer.getvalue())
 
 
 def colour(name: str, index: int = 0) -> str:
@@ -109,16 +104,9 @@ def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None
     """Draw a horizontal bar for each name, with its interval as a whisker; the first is at the top."""
     names = list(values)
     middle = [interval.value for interval in values.values()]
-    error_bars = [
-        [
-            max(0.0, interval.value - interval.low) if math.isfinite(interval.low) else 0.0
-            for interval in values.values()
-        ],
-        [
-            max(0.0, interval.high - interval.value) if math.isfinite(interval.high) else 0.0
-            for interval in values.values()
-        ],
-    ]
+    ends = ([middle - low, high - middle] for middle, low, high in values.values())
+    lengths = ([max(0.0, length) if math.isfinite(length) else 0.0 for length in pair] for pair in ends)
+    error_bars = list(zip(*lengths))
     tones = [colour(name, index) for index, name in enumerate(names)]
     axes.barh(range(len(names)), middle, color=tones, xerr=error_bars, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
     axes.set_yticks(range(len(names)), names)
@@ -178,11 +166,6 @@ def style_axes(
         axes.annotate("chance", (1, chance), xycoords=coordinates, ha="right", va="bottom", color="#98a4b0")
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=8)
-
-
-def mean_series(runs: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over seeds at each point in a series."""
-    return [fmean(column) for column in zip(*runs)]
 
 
 def write_page(directory: Path, all_evidence: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:

@@ -47,7 +47,8 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
     note(f"   {len(jobs)} trials, about {_format_seconds(60 * _minutes(claim, full))} on one core")
     trials, new_seconds, num_new = [], 0.0, 0
     for index, (variant, number) in enumerate(jobs, 1):
-        path = directory / "trials" / claim.name / f"{_file_name(variant)}-{number}.json"
+        file_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in variant)
+        path = directory / "trials" / claim.name / f"{file_name}-{number}.json"
         key = {**stamp, "variant": variant, "seed": number}
         trial = _load_trial(path, key)
         if trial is None:
@@ -112,7 +113,7 @@ def load_evidence(claim: Claim, directory: Path) -> Evidence | None:
         return None
     saved = read_json(path)
     settings = _settings(claim, saved["full"])
-    if saved["settings"] != _json_round_trip(to_dict(settings)):
+    if saved["settings"] != _finite(to_dict(settings)):
         return None
     trials = Trials([Trial(**trial) for trial in saved["trials"]])
     finding = claim.apply_rule(settings, trials)
@@ -174,7 +175,7 @@ def _load_trial(path: Path, key: Mapping[str, Any]) -> Trial | None:
     if not path.exists():
         return None
     saved = read_json(path)
-    if any(saved.get(name) != _json_round_trip(value) for name, value in key.items()):
+    if any(saved.get(name) != _finite(value) for name, value in key.items()):
         return None
     return Trial(saved["variant"], saved["seed"], saved["values"], saved["seconds"])
 
@@ -198,7 +199,7 @@ def _code_digest(claim: Claim) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Plain data with NaN and infinities as null, for JSON."""
+    """Plain data as read back from JSON: tuples become lists, NaN and infinities null."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -206,16 +207,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _json_round_trip(value: Any) -> Any:
-    """The value as read back from JSON: tuples become lists."""
-    return _finite(value)
-
-
-def _file_name(name: str) -> str:
-    """A variant's file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _format_seconds(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from headway.app.recipes import configure_recipe, load_recipe
-from headway.app.variants import matching_width, nearest_width
+from headway.app.variants import matching_width
 from headway.claims.claim import Values
-from headway.claims.networks import START, Training, descend, single_thread
+from headway.claims.networks import START, Training, descend, num_parameters, single_thread
 from headway.config import override
 from headway.data import Pair, SplitConfig, find_set, group_references, iter_pairs, split_pairs
 from headway.learn import ScheduleConfig, WSDConfig
@@ -106,16 +106,6 @@ def with_scaled_init(model: EncoderDecoderConfig) -> EncoderDecoderConfig:
     return replace(model, init=START)
 
 
-def num_parameters(model: ModelConfig) -> int:
-    """Trainable parameters."""
-    return describe(model)["parameters"]
-
-
-def config_of_size(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
-    """The config that `make` returns for the even width with the nearest number of parameters."""
-    return make(nearest_width(lambda width: num_parameters(make(width)), parameters, step=2))
-
-
 def train_tuned(budget: Budget, task: Task, model: ModelConfig, seed: int) -> TrainingCurve:
     """A run with the best learning rate, by the validation loss of short runs with the same seed."""
     tried: dict[float, float] = {}
@@ -191,26 +181,21 @@ def write_lists(
     """
     paths = []
     for split, count in (("train", training_lists), ("validation", validation_lists)):
-        rng, words = Random(split), _words(split)
-        chosen = (rng.sample(words, length) for _ in range(count) for length in range(1, max_words + 1))
-        paths.append(_write(directory / f"{split}.tsv", (_joined(word_list, last_only) for word_list in chosen)))
+        pronunciations = group_references(split_pairs(find_set(DATA_SET), split, SplitConfig()))
+        # Words that consist of letters, each with its first pronunciation.
+        words = [Pair(word, sounds[0]) for word, sounds in pronunciations.items() if word.isalpha()]
+        rng, rows = Random(split), []
+        for length in [*range(1, max_words + 1)] * count:
+            chosen = rng.sample(words, length)
+            targets = [word.target for word in (chosen[-1:] if last_only else chosen)]
+            rows.append(Pair(SEPARATOR.join(word.source for word in chosen), f" {SEPARATOR} ".join(targets)))
+        paths.append(_write(directory / f"{split}.tsv", rows))
     return paths
 
 
 def count_words(source: str) -> int:
     """The number of words in a list."""
     return source.count(SEPARATOR) + 1
-
-
-def _words(split: str) -> list[Pair]:
-    """Words that consist of letters, each with its first pronunciation."""
-    pronunciations = group_references(split_pairs(find_set(DATA_SET), split, SplitConfig()))
-    return [Pair(word, sounds[0]) for word, sounds in pronunciations.items() if word.isalpha()]
-
-
-def _joined(words: list[Pair], last_only: bool) -> Pair:
-    source = SEPARATOR.join(word.source for word in words)
-    return Pair(source, words[-1].target if last_only else f" {SEPARATOR} ".join(word.target for word in words))
 
 
 def _write(path: Path, rows: Iterable[Pair]) -> Path:

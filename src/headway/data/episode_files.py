@@ -20,9 +20,9 @@ from headway.data.array_store import output_errors
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.data.input_files import File, find_files
 from headway.data.splits import split_code
-from headway.errors import UserError, damage_errors, nearest
+from headway.errors import UserError, nearest
 from headway.io.durable import temporary_path
-from headway.io.files import check_in_memory, open_file, user_path
+from headway.io.files import check_in_memory, damage_errors, open_file, user_path
 from headway.io.json_files import parse_json
 
 EPISODE_KINDS = (".npz", ".hdf5", ".h5")

@@ -22,8 +22,8 @@ from headway.data.splits import split_code, split_from_name
 from headway.data.table_files import check_column_names
 from headway.data.token_store import fingerprint
 from headway.data.video import Frames, MappedFrames, read_frames
-from headway.errors import UserError, damage_errors, nearest
-from headway.io.files import check_in_memory, open_file
+from headway.errors import UserError, nearest
+from headway.io.files import check_in_memory, damage_errors, open_file
 from headway.io.images import open_image, pillow
 from headway.io.json_files import parse_json
 

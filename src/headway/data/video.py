@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from headway.data.array_store import read_column
-from headway.errors import UserError, damage_errors
+from headway.errors import UserError
 from headway.io.containers import create_container, import_av, open_container
 from headway.io.durable import temporary_path
+from headway.io.files import damage_errors
 
 MAX_FRAME_RATE = 240  # maximum frames per second that players support
 _X264 = "libx264"

@@ -299,3 +299,15 @@ _FRAMES: dict[str, tuple[Callable[[], _FrameDecompressor], bytes]] = {
     ".bz2": (bz2.BZ2Decompressor, b"BZh"),
     ".xz": (lambda: lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY), b"\xfd7zXZ\0"),
 }
+
+
+@contextmanager
+def damage_errors(path: object, kind: str, remedy: str) -> Iterator[None]:
+    """Turn any exception that a library raises for a damaged file into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
+        raise UserError(f"{path} is damaged or not {kind} ({reason}); {remedy}") from error

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.config import from_dict
-from headway.config_kinds import family, register, setting
+from headway.config import from_dict, setting
+from headway.config_kinds import family, register
 from headway.errors import ConfigError, nearest
 from headway.formats.native import named_tensors
 from headway.nn.kernels import linear

@@ -23,7 +23,7 @@ from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
-from headway.nn.parts.dropout import attach_generator
+from headway.nn.parts.dropout import Dropout
 
 # Indices of the statistics stored after the gradients, so that one all-reduce sums both.
 _STOP_INDEX, _TOKENS_INDEX, _LOSSES_INDEX = 0, 1, 2
@@ -222,3 +222,12 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
     counter = (seed + (step - 1) * GOLDEN_GAMMA + rank * 0xD1342543DE82EF95) % (1 << 64)
     return int(splitmix64(np.uint64(counter))) >> 1
+
+
+def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:
+    """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step."""
+    generator = torch.Generator(device=device)
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+    return generator

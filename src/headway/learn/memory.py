@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headway.config_kinds import shortcuts
+from headway.config import shortcuts
 from headway.io.machine_memory import check_free_memory
 from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
-from headway.config import differences, dumps, from_dict, to_dict
-from headway.config_kinds import family, setting
+from headway.config import differences, dumps, from_dict, setting, to_dict
+from headway.config_kinds import family
 from headway.errors import ConfigError, UserError
 from headway.io.arguments import format_value
 from headway.io.durable import read_json, write_text

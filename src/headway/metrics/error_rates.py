@@ -98,12 +98,8 @@ def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
     return {name: sum(edits) / sum(lengths), f"{name}_interval": interval}
 
 
-_LATER_EXPANSIONS = (
-    "kinda",
-    "sorta",
-    "dunno",
-    "cause",
-)  # expanded by the package, but not by Whisper's published version
+# Expanded by the package, but not by Whisper's published version.
+_LATER_EXPANSIONS = ("kinda", "sorta", "dunno", "cause")
 
 
 @cache

@@ -81,7 +81,11 @@ def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
     score = (wins + draws / 2) / games
     variance = (wins + draws / 4) / games - score**2
     effective = games * score * (1 - score) / variance if variance > 0 else games
-    low, high = _wilson_bounds(score, effective)
+    z = 1.96
+    middle = (score + z * z / (2 * effective)) / (1 + z * z / effective)
+    spread = score * (1 - score) / effective + z * z / (4 * effective * effective)
+    half = z / (1 + z * z / effective) * math.sqrt(spread)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
     return {
         "score": score,
         "score_interval": [low, high],
@@ -89,12 +93,6 @@ def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
         "elo_interval": [_elo(low), _elo(high)],
         "samples": games,
     }
-
-
-def _wilson_bounds(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _elo(score: float) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from types import ModuleType
 from typing import Any
 
@@ -49,14 +50,12 @@ def bleu(
 
     Use `tokenize="none"` for text that is already tokenised, and report it with the score.
     """
-    streams = _streams(hypotheses, references)
-    return _score("bleu", _sacrebleu().BLEU(lowercase=lowercase, tokenize=tokenize), hypotheses, streams)
+    return _score("bleu", hypotheses, references, lambda metrics: metrics.BLEU(lowercase=lowercase, tokenize=tokenize))
 
 
 def chrf(hypotheses: Sequence[str], references: References, *, word_order: int = 0) -> Scores:
     """Corpus `chrf` (0 to 100), `chrf_signature` and `chrf_interval`; `word_order=2` is chrF++."""
-    streams = _streams(hypotheses, references)
-    return _score("chrf", _sacrebleu().CHRF(word_order=word_order), hypotheses, streams)
+    return _score("chrf", hypotheses, references, lambda metrics: metrics.CHRF(word_order=word_order))
 
 
 def translation_scores(hypotheses: Sequence[str], references: References) -> Scores:
@@ -64,27 +63,7 @@ def translation_scores(hypotheses: Sequence[str], references: References) -> Sco
     return {**bleu(hypotheses, references), **chrf(hypotheses, references), "samples": len(hypotheses)}
 
 
-def _sacrebleu() -> ModuleType:
-    try:
-        from sacrebleu import metrics  # an extra, and slow to import
-    except ImportError:
-        raise UserError("BLEU and chrF need sacrebleu; run pip install 'headway[metrics]'") from None
-    return metrics
-
-
-def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list[str | None]]) -> Scores:
-    score = metric.corpus_score(hypotheses, streams).score
-    # sacrebleu's own bootstrap does not return bounds, and fails if only some resamples score 0. So only its formula
-    # and its counts per sentence are used.
-    counts = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
-    resampled = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-    scores = [float(metric._compute_score_from_stats(sums).score) for sums in (resampled @ counts).tolist()]
-    interval = [float(bound) for bound in np.percentile(scores, TAILS)]
-    return {name: score, f"{name}_signature": str(metric.get_signature()), f"{name}_interval": interval}
-
-
-def _streams(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:
-    """References in sacrebleu's layout: the first of every sentence, then the second of every sentence, ..."""
+def _score(name: str, hypotheses: Sequence[str], references: References, make: Callable[[ModuleType], Any]) -> Scores:
     if len(hypotheses) != len(references):
         raise UserError(
             f"{len(hypotheses)} translations do not match {len(references)} references; pass one per reference"
@@ -97,11 +76,21 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
     ]
     if not all(reference_lists):
         raise UserError(f"translation {reference_lists.index([])} has no reference; pass at least one per translation")
-    max_references = max(map(len, reference_lists))
-    return [
-        [sample_references[i] if i < len(sample_references) else None for sample_references in reference_lists]
-        for i in range(max_references)
-    ]
+    # References in sacrebleu's layout: the first of every sentence, then the second of every sentence, ...
+    streams = [list(column) for column in zip_longest(*reference_lists)]
+    try:
+        from sacrebleu import metrics  # an extra, and slow to import
+    except ImportError:
+        raise UserError("BLEU and chrF need sacrebleu; run pip install 'headway[metrics]'") from None
+    metric = make(metrics)
+    score = metric.corpus_score(hypotheses, streams).score
+    # sacrebleu's own bootstrap does not return bounds, and fails if only some resamples score 0. So only its formula
+    # and its counts per sentence are used.
+    counts = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
+    resampled = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
+    scores = [float(metric._compute_score_from_stats(sums).score) for sums in (resampled @ counts).tolist()]
+    interval = [float(bound) for bound in np.percentile(scores, TAILS)]
+    return {name: score, f"{name}_signature": str(metric.get_signature()), f"{name}_interval": interval}
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:

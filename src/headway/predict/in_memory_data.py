@@ -67,18 +67,16 @@ def data_paths(
 
 
 def _are_texts(items: list[Any], domain: str) -> bool:
-    """Whether the strings are texts, not paths."""
-    if domain not in _TEXT_DOMAINS or not items or any(isinstance(item, Path) or _exists(item) for item in items):
+    """Whether the strings are texts, not paths: none of them exists, and most contain spaces."""
+    if domain not in _TEXT_DOMAINS or not items or any(isinstance(item, Path) for item in items):
         return False
+    for item in items:
+        # A name may be too long, or have characters that a name cannot contain.
+        with suppress(OSError, ValueError, RuntimeError):
+            if item and Path(item).expanduser().exists():
+                return False
     with_spaces = [item for item in items if len(item.split()) > 1 and file_kind(item) not in _FILE_KINDS]
     return 2 * len(with_spaces) > len(items)
-
-
-def _exists(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, or with characters that a name cannot contain
-        return False
 
 
 def _table_rows(data: Any) -> Iterable[Any]:

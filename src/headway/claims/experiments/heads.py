@@ -14,7 +14,7 @@ from headway.claims.problems import KeyValuePairs, recall_pairs
 from headway.layout import Layout
 from headway.nn.kernels import IGNORE_INDEX
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import Transformer, attention_maps
+from headway.nn.models import attention_maps
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full
 
@@ -67,7 +67,9 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
     model = config.build(seed)
     sample_batch = recall_pairs(problem, settings.rows)
     train(model, sample_batch, settings.training, seed)
-    weights, positions = query_attention(model, problem, settings.rows, seed)
+    examples, positions = problem.sample(settings.rows, generator(seed, 5))
+    maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
+    weights = next(iter(maps.values()))[:, :, -1]  # those of the last token, [B, H, S]
     correct_weights = weights.gather(2, positions[:, None].expand(-1, heads, -1))  # [B, H, A]
     return {
         "accuracy": accuracy(model, sample_batch, seed),
@@ -75,15 +77,6 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
         "picture": weights[0].tolist(),
         "places": positions[0].tolist(),
     }
-
-
-def query_attention(
-    model: Transformer, problem: KeyValuePairs, rows: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last token's attention weights [B, H, S], and the positions [B, A] of the answers."""
-    examples, positions = problem.sample(rows, generator(seed, 5))
-    maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
-    return next(iter(maps.values()))[:, :, -1], positions
 
 
 def train_next_token(settings: HeadsSettings, masked: bool, seed: int) -> Values:

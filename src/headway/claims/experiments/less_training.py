@@ -58,13 +58,6 @@ def times_to_target(settings: LessTrainingSettings, trials: Trials, variant: str
     ]
 
 
-def time_ratio(settings: LessTrainingSettings, trials: Trials, variant: str) -> Interval:
-    """A variant's time to the target relative to attention: the geometric mean over pairs of seeds."""
-    pairs = zip(times_to_target(settings, trials, variant), times_to_target(settings, trials, ATTENTION))
-    log_ratio = mean([math.log(seconds / attention_seconds) for (seconds, _), (attention_seconds, _) in pairs])
-    return Interval(*(math.exp(part) if part < 700 else math.inf for part in log_ratio))
-
-
 def apply_rule(settings: LessTrainingSettings, trials: Trials) -> Finding:
     numbers, remarks = [], []
     for variant in VARIANTS:
@@ -80,9 +73,14 @@ def apply_rule(settings: LessTrainingSettings, trials: Trials) -> Finding:
             remarks.append(
                 f"{variant}: {missed} of {len(reached)} runs never reach it, and count with their total time."
             )
-    factors = {variant: time_ratio(settings, trials, variant) for variant in VARIANTS[1:]}
+    # Each variant's time to the target relative to attention: the geometric mean over pairs of seeds.
+    factors, attention_times = {}, times_to_target(settings, trials, ATTENTION)
+    for variant in VARIANTS[1:]:
+        pairs = zip(times_to_target(settings, trials, variant), attention_times)
+        log_ratio = mean([math.log(seconds / attention_seconds) for (seconds, _), (attention_seconds, _) in pairs])
+        factors[variant] = Interval(*(math.exp(part) if part < 700 else math.inf for part in log_ratio))
     numbers += [Number(f"{variant} / attention: time", ratio) for variant, ratio in factors.items()]
-    attention_reached = all(is_reached for _, is_reached in times_to_target(settings, trials, ATTENTION))
+    attention_reached = all(is_reached for _, is_reached in attention_times)
     sizes = ", ".join(f"{v} {trials.collect(v, 'parameters')[0]:,}" for v in (ATTENTION, *ANCESTORS))
     return Finding(
         numbers,

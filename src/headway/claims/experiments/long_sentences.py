@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
-from headway.claims.page import mean_series, plot_intervals, plot_lines
+from headway.claims.networks import config_of_size, num_parameters
+from headway.claims.page import plot_intervals, plot_lines
 from headway.claims.sequences import (
     Budget,
-    config_of_size,
     count_words,
-    num_parameters,
     open_recipe_task,
     small_model,
     target_vocab_size,
@@ -112,7 +112,7 @@ def apply_rule(settings: LongSentencesSettings, trials: Trials) -> Finding:
 
 def draw(figure: Figure, settings: LongSentencesSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2)
-    letters = mean_series(trials.collect(FIXED, "letters"))
+    letters = [fmean(column) for column in zip(*trials.collect(FIXED, "letters"))]
     series = {variant: trials.collect(variant, "rates") for variant in VARIANTS}
     plot_lines(left, letters, series, title="phoneme error rate", x="letters of the source", y="validation")
     rise_by_variant = {variant: rises(trials, variant) for variant in VARIANTS}

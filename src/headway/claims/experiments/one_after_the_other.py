@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
 from headway.claims.networks import (
     MIXERS,
+    config_of_size,
     generator,
     measure_seconds,
     network,
     num_parameters,
     step_seconds,
-    with_matching_width,
 )
 from headway.claims.page import plot_lines
 from headway.layout import Layout
-from headway.nn.models import Transformer, TransformerConfig
+from headway.nn.models import ModelConfig, Transformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,15 +38,18 @@ class OneAfterTheOtherSettings:
     enough: float = 0.2  # minimum seconds to measure each cost
 
 
-def config_of(settings: OneAfterTheOtherSettings, mixer: str) -> TransformerConfig:
-    config = network(MIXERS[mixer], width=settings.width, vocab_size=settings.symbols, outputs=1)
+def config_of(settings: OneAfterTheOtherSettings, mixer: str) -> ModelConfig:
+    def config(width: int, mixer: str) -> ModelConfig:
+        return network(MIXERS[mixer], width=width, vocab_size=settings.symbols, outputs=1)
+
+    parallel = config(settings.width, PARALLEL)
     if mixer == PARALLEL:
-        return config
-    return with_matching_width(config, num_parameters(config_of(settings, PARALLEL).build(seed=None)))
+        return parallel
+    return config_of_size(lambda width: config(width, mixer), num_parameters(parallel), step=4)
 
 
 def measure(settings: OneAfterTheOtherSettings, variant: str, seed: int) -> Values:
-    model = config_of(settings, PARALLEL if variant == SEQUENTIAL else variant).build(seed)
+    model = cast(Transformer, config_of(settings, PARALLEL if variant == SEQUENTIAL else variant).build(seed))
     source = generator(seed, 8)
     inputs = [torch.randint(settings.symbols, (1, length), generator=source) for length in settings.lengths]
     if variant == SEQUENTIAL:

@@ -8,11 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
+from headway.claims.networks import config_of_size, num_parameters
 from headway.claims.page import plot_bars, plot_intervals
 from headway.claims.sequences import (
     Budget,
-    config_of_size,
-    num_parameters,
     open_recipe_task,
     small_model,
     target_vocab_size,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 
-from headway.config_kinds import setting
+from headway.config import setting
 from headway.data.labels import (
     Target,
     TargetKind,

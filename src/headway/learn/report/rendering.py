@@ -124,9 +124,12 @@ def _markup(figure: str | Figure) -> Any:
         return Markup(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight")
-    drawing = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    return Markup(f'<div class="plate">{drawing}</div>')
+    return Markup(f'<div class="plate">{svg_element(buffer.getvalue())}</div>')
+
+
+def svg_element(drawing: str) -> str:
+    """The svg element of a matplotlib drawing, without its metadata."""
+    return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
 
 
 def format_setting(item: Any) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -94,14 +93,15 @@ class View:
         """True where visible. Padding queries see everything, because a softmax over no keys would be NaN."""
         # The cache entry also holds the key layout, so that its id cannot be reused by another one.
         name = ("mask", self.pattern, id(self.key), self.one_document)
-        return self.query.derived(name, lambda: (self.key, self._mask()))[1]
 
-    def _mask(self) -> Tensor:
-        if self.one_document:
-            visible = allowed_mask(self.pattern, self.query, self.key) & self.key.mask[:, None, :]
-        else:
-            visible = mask(self.pattern, self.query, self.key)
-        return (visible | ~self.query.mask[:, :, None])[:, None]
+        def compute() -> tuple[Layout, Tensor]:
+            if self.one_document:
+                visible = allowed_mask(self.pattern, self.query, self.key) & self.key.mask[:, None, :]
+            else:
+                visible = mask(self.pattern, self.query, self.key)
+            return self.key, (visible | ~self.query.mask[:, :, None])[:, None]
+
+        return self.query.derived(name, compute)[1]
 
 
 def attend(
@@ -126,11 +126,18 @@ def attend(
         return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
     if soft_cap is not None or dropout is not None or _RECORD.get() is not None:
         return attend_reference(q, k, v, view, scale=scale, bias=bias, soft_cap=soft_cap, sinks=sinks, dropout=dropout)
-    if sinks is not None:
-        return _attend_with_sinks(q, k, v, view, scale, bias, sinks)
+    if sinks is not None:  # additional keys of zeros, with scores from the bias and values of zeros
+        shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
+        scores = scores.masked_fill(~view.mask, float("-inf"))
+        column = sinks[None, :, None, None].expand(*shape[:3], 1).to(q.dtype)
+        k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
+        return _by_torch(q, k, v, torch.cat([scores, column], dim=-1), scale)
     if q.is_cuda and bias is None and not view.one_document and not view.triangle and not view.everything:
-        return _attend_flex(q, k, v, view, scale)
-    return _attend_fused(q, k, v, None if view.everything or view.triangle else view.mask, view, scale, bias)
+        from headway.nn.kernels.flex import attend_flex  # loads torch's compiler
+
+        return attend_flex(q, k, v, view.pattern, view.query, view.key, scale)
+    return _attend_fused(q, k, v, view, scale, bias)
 
 
 def attend_reference(
@@ -197,38 +204,39 @@ def bf16_attention(use: bool) -> Iterator[None]:
         _BF16.reset(token)
 
 
-def _attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, view: View, scale: float | None, bias: Tensor | None
-) -> Tensor:
-    triangle = view.triangle and attn_mask is None
-    if bias is not None and bias.requires_grad and view.everything and q.shape[2] == k.shape[2]:
-        return _attend_by_products(q, k, v, scale, bias)
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None) -> Tensor:
+    heads, size = q.shape[2:]
+    if bias is not None and bias.requires_grad and view.everything and k.shape[2] == heads:
+        # No fused kernel has a gradient for the bias, and torch's fallback checks for rows of only -inf, which cannot
+        # occur here; the check takes a fifth of a small model's step.
+        queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        full_bias = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(full_bias, queries, keys.transpose(1, 2), alpha=scale or 1 / math.sqrt(size))
+        return torch.bmm(scores.softmax(-1), values).unflatten(0, (q.shape[0], heads)).transpose(1, 2)
     if bias is not None:
         attn_mask = bias if view.everything else bias.masked_fill(~view.mask, float("-inf"))
-        triangle = False
-    if attn_mask is None and are_products_bf16() and _bf16_pays_off(q, k, v):
-        return _BF16Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)), triangle, scale).transpose(1, 2)
+    else:
+        attn_mask = None if view.everything or view.triangle else view.mask
+    if attn_mask is not None:
+        return _by_torch(q, k, v, attn_mask, scale)
+    # From 256 keys of size 64, the bf16 kernel gains more than rounding costs, with and without a matrix unit.
+    if are_products_bf16() and k.shape[1] >= 256 and size >= 64 and k.shape[2] == heads and v.shape[-1] == size:
+        return _BF16Attention.apply(*(x.transpose(1, 2) for x in (q, k, v)), view.triangle, scale).transpose(1, 2)
     dtype = q.dtype
-    if _BF16.get() and attn_mask is None:
+    if _BF16.get():
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    return _by_torch(q, k, v, None, scale, view.triangle).to(dtype)
+
+
+def _by_torch(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, scale: float | None, is_causal: bool = False
+) -> Tensor:
+    inputs = (x.transpose(1, 2) for x in (q, k, v))
+    enable_gqa = q.shape[2] != k.shape[2]
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=attn_mask,
-        is_causal=triangle,
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
+        *inputs, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
-    return out.transpose(1, 2).to(dtype)
-
-
-def _bf16_pays_off(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `_BF16Attention` supports these inputs and gains more than rounding costs: from 256 keys of size 64, with
-    and without a matrix unit.
-    """
-    heads, size = q.shape[2:]
-    return k.shape[1] >= 256 and size >= 64 and k.shape[2] == heads and v.shape[-1] == size
+    return out.transpose(1, 2)
 
 
 class _BF16Attention(torch.autograd.Function):
@@ -252,37 +260,6 @@ class _BF16Attention(torch.autograd.Function):
             gradient, *(x.to(dtype) for x in inputs), sums, 0.0, triangle, scale=scale
         )
         return *gradients, None, None
-
-
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:
-    """Attention in which every query sees every key, with a trained bias. No fused kernel has a gradient for the bias,
-    and torch's fallback checks for rows of only -inf, which cannot occur here; the check takes a fifth of a small
-    model's step.
-    """
-    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    full_bias = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
-    scores = torch.baddbmm(full_bias, queries, keys.transpose(1, 2), alpha=scale or 1 / math.sqrt(q.shape[-1]))
-    return torch.bmm(scores.softmax(-1), values).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
-
-
-def _attend_with_sinks(
-    q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, sinks: Tensor
-) -> Tensor:
-    """A sink is an additional key of zeros, with its score from the bias and a value of zeros."""
-    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
-    scores = scores.masked_fill(~view.mask, float("-inf"))
-    column = sinks[None, :, None, None].expand(*shape[:3], 1).to(q.dtype)
-    k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=torch.cat([scores, column], dim=-1),
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    return out.transpose(1, 2)
 
 
 def _attend_row_by_row(
@@ -314,33 +291,3 @@ def _attend_row_by_row(
             weights = _softmax(scores[None, :, None], sinks)[0, :, 0]
             out[row, t] = (weights.T[..., None] * values).sum(0)
     return out
-
-
-_compiled: Callable = cache(torch.compile)
-
-
-def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
-    """On a GPU, windows and packed documents skip fully masked blocks."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def is_visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        query, key = view.query, view.key
-        allowed = view.pattern.allows(query.positions[b, t], key.positions[b, s])
-        if query.group is not None and key.group is not None:
-            allowed = allowed | ((query.group[b, t] == key.group[b, s]) & (query.group[b, t] > 0))
-        inside = (query.segments[b, t] == key.segments[b, s]) & (key.positions[b, s] >= 0)
-        return (inside & allowed) | (query.positions[b, t] < 0)
-
-    def blocks() -> tuple[Layout, object]:
-        return view.key, create_block_mask(is_visible, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
-
-    _, block_mask = view.query.derived(("flex", view.pattern, id(view.key)), blocks)
-    out = _compiled(flex_attention)(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        block_mask=block_mask,
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    return out.transpose(1, 2)

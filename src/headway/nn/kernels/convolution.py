@@ -1,4 +1,4 @@
-"""Convolutions over images with channels last."""
+"""Convolutions over images with channels last, and torch's switch for matrix units."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear
+
+
+@contextmanager
+def matrix_unit(settings: Any, use: bool = True) -> Iterator[None]:
+    """Within this context, if `use` is true, turn on torch's switch that lets a matrix unit round fp32 factors itself.
+
+    `settings` are torch.backends.mkldnn.matmul or .conv. It is for many small products, for which explicit rounding
+    would be slow. Without a matrix unit it has no effect.
+    """
+    before = settings.fp32_precision
+    if use:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def convolve(
@@ -59,7 +75,7 @@ class _BF16Convolution(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, reach: int) -> Tensor:
         ctx.save_for_backward(image, kernel)
         ctx.steps = stride, reach
-        with _matrix_unit():
+        with matrix_unit(torch.backends.mkldnn.conv):  # type: ignore[attr-defined]
             return F.conv2d(image, kernel, bias, stride, reach)
 
     @staticmethod
@@ -67,20 +83,8 @@ class _BF16Convolution(torch.autograd.Function):
         image, kernel = ctx.saved_tensors
         stride, reach = ([number] * 2 for number in ctx.steps)
         mask = list(ctx.needs_input_grad[:3])
-        with _matrix_unit():
+        with matrix_unit(torch.backends.mkldnn.conv):  # type: ignore[attr-defined]
             gradients = torch.ops.aten.convolution_backward(
                 gradient, image, kernel, [kernel.shape[0]], stride, reach, [1, 1], False, [0, 0], 1, mask
             )
         return *(grad if wanted else None for grad, wanted in zip(gradients, mask)), None, None
-
-
-@contextmanager
-def _matrix_unit() -> Iterator[None]:
-    """Turn on torch's bf16 switch for convolutions."""
-    settings = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before

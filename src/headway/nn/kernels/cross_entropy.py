@@ -53,9 +53,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.bfloat16 if are_products_bf16() else weight.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]  # a frozen head needs no gradients
+        total = torch.zeros((), dtype=weight.dtype, device=x.device)
+        dx = torch.empty_like(x) if wants_dx else None
+        dweight = torch.zeros_like(weight) if wants_dweight else None
+        dbias = torch.zeros_like(bias) if wants_dbias and bias is not None else None
+        buffer = weight.new_empty(min(rows, x.shape[0]), weight.shape[0]) if dtype == weight.dtype else None
         with torch.autocast(device, enabled=False):
-            total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, dtype, ctx.needs_input_grad[:3])
-        ctx.save_for_backward(*gradients)
+            matrix = weight.to(dtype)
+            for start in range(0, x.shape[0], rows):
+                part, targets = x[start : start + rows].to(dtype), labels[start : start + rows, None]
+                if buffer is None:
+                    logits = torch.nn.functional.linear(part, matrix).to(weight.dtype)
+                else:
+                    logits = torch.mm(part, matrix.T, out=buffer[: part.shape[0]])
+                if bias is not None:
+                    logits += bias
+                torch.log_softmax(logits, -1, out=logits)
+                loss = -logits.gather(1, targets)
+                if smoothing:
+                    loss = (1 - smoothing) * loss - smoothing * logits.mean(-1, keepdim=True)
+                total += loss.sum()
+                logits.exp_()  # from here on the gradient of the logits
+                if smoothing:
+                    logits.sub_(smoothing / logits.shape[-1])
+                logits.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=logits.dtype))
+                dlogits = logits.to(dtype)
+                if dbias is not None:
+                    dbias += logits.sum(0)
+                if dx is not None:
+                    dx[start : start + rows] = dlogits @ matrix
+                if dweight is not None and dtype == weight.dtype:
+                    dweight.addmm_(dlogits.T, part)
+                elif dweight is not None:
+                    dweight += dlogits.T @ part
+        ctx.save_for_backward(dx, dweight, dbias)
         return total
 
     @staticmethod
@@ -65,55 +97,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return dx, dweight, dbias, None, None, None
         scaled = [None if g is None else g * gradient.to(g.dtype) for g in (dx, dweight, dbias)]
         return (*scaled, None, None, None)
-
-
-def _in_chunks(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    smoothing: float,
-    rows: int,
-    dtype: torch.dtype,
-    wants: tuple[bool, bool, bool],
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """The summed loss and its gradients for x, weight and bias, each only if in `wants` (a frozen head needs none)."""
-    total = torch.zeros((), dtype=weight.dtype, device=x.device)
-    dx = torch.empty_like(x) if wants[0] else None
-    dweight = torch.zeros_like(weight) if wants[1] else None
-    dbias = torch.zeros_like(bias) if wants[2] and bias is not None else None
-    matrix = weight.to(dtype)
-    buffer = weight.new_empty(min(rows, x.shape[0]), weight.shape[0]) if dtype == weight.dtype else None
-    for start in range(0, x.shape[0], rows):
-        part, targets = x[start : start + rows].to(dtype), labels[start : start + rows, None]
-        if buffer is None:
-            logits = torch.nn.functional.linear(part, matrix).to(weight.dtype)
-        else:
-            logits = torch.mm(part, matrix.T, out=buffer[: part.shape[0]])
-        if bias is not None:
-            logits += bias
-        total += _loss_and_gradient_(logits, targets, smoothing)
-        dlogits = logits.to(dtype)
-        if dbias is not None:
-            dbias += logits.sum(0)
-        if dx is not None:
-            dx[start : start + rows] = dlogits @ matrix
-        if dweight is not None and dtype == weight.dtype:
-            dweight.addmm_(dlogits.T, part)
-        elif dweight is not None:
-            dweight += dlogits.T @ part
-    return total, (dx, dweight, dbias)
-
-
-def _loss_and_gradient_(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The summed loss of a chunk; `logits` are overwritten with its gradient."""
-    classes = logits.shape[-1]
-    torch.log_softmax(logits, -1, out=logits)
-    loss = -logits.gather(1, targets)
-    if smoothing:
-        loss = (1 - smoothing) * loss - smoothing * logits.mean(-1, keepdim=True)
-    logits.exp_()
-    if smoothing:
-        logits.sub_(smoothing / classes)
-    logits.scatter_add_(1, targets, torch.full_like(targets, smoothing - 1, dtype=logits.dtype))
-    return loss.sum()

@@ -17,13 +17,13 @@ from headway.nn.kernels.linear_scan import (
     add_product_,
     chunk_size,
     cut,
+    decay_state_,
     decays,
     entry_state,
     join,
     log_decay_gradient,
     mask_padding,
     new_states,
-    no_autocast,
     rescale,
     scan_masks,
     span_states,
@@ -59,7 +59,12 @@ def delta(
     if is_deterministic():
         return delta_reference(q, k, v, beta, layout, log_decay=log_decay, state=state)
     if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
-        return _step_(q, k, v, beta, layout, log_decay, state)
+        k, log_decay = mask_padding(k, log_decay, layout)
+        decay_state_(state, log_decay, layout)
+        key = k[:, 0, :, None, :].to(state.dtype)
+        error = (v[:, 0, :, None, :] - key @ state) * beta[:, 0, :, None, None]
+        state.addcmul_(key.mT, error)
+        return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
     dtype = v.dtype
     k, log_decay = mask_padding(k, log_decay, layout)
     write_keys = k * beta[..., None]
@@ -123,21 +128,6 @@ def delta_quadratic(
     return join(out, length), final[0]
 
 
-def _step_(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    k, log_decay = mask_padding(k, log_decay, layout)
-    fresh = scan_masks(layout).fresh
-    if fresh is not None or layout.dense:
-        state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
-    if log_decay is not None:
-        state.mul_(log_decay[:, 0, :, None, None].exp())
-    key = k[:, 0, :, None, :].to(state.dtype)
-    error = (v[:, 0, :, None, :] - key @ state) * beta[:, 0, :, None, None]
-    state.addcmul_(key.mT, error)
-    return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
-
-
 class _Delta(torch.autograd.Function):
     """The chunkwise form with a hand-written gradient, with separate keys to read and to write (beta k).
 
@@ -147,7 +137,7 @@ class _Delta(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, w, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         out, states, saved = v.new_empty(v.shape), new_states(k, v, state, size), []
-        with no_autocast(q):
+        with torch.autocast(q.device.type, enabled=False):
             for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
                 decay = decays(log_decay, segments, span, size, q)
                 qs, ks, ws, vs = (cut(x[:, span], size) for x in (q, k, w, v))
@@ -171,7 +161,7 @@ class _Delta(torch.autograd.Function):
         size, dstate = ctx.size, dfinal
         dq, dk, dw, dv = (x.new_empty(x.shape) for x in (q, k, w, dout))
         gained = q.new_empty(*q.shape[:3], 1)
-        with no_autocast(q):
+        with torch.autocast(q.device.type, enabled=False):
             for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
                 decay = decays(log_decay, segments, span, size, q)
                 enter, leave = (decay.enter, decay.leave) if decay else (None, None)

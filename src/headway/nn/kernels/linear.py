@@ -47,7 +47,7 @@ def products(kind: Products) -> Iterator[None]:
     to bf16 on a CPU, for CPUs that multiply bf16 faster (`headway.learn.precision`).
 
     Products accumulate in fp32 and round their results; all other tensors stay in fp32, except between the two products
-    of a feed-forward layer. Recurrences and convolutions use torch's switch (`matrix_unit`).
+    of a feed-forward layer. Recurrences and convolutions use torch's switch, `matrix_unit`.
     """
     token = _PRODUCTS.set(kind)
     try:
@@ -58,22 +58,6 @@ def products(kind: Products) -> Iterator[None]:
 
 def are_products_bf16() -> bool:
     return _PRODUCTS.get() == "bf16"
-
-
-@contextmanager
-def matrix_unit(use: bool) -> Iterator[None]:
-    """Within this context, if `use` is true, turn on torch's switch that lets a matrix unit round fp32 factors itself.
-
-    It is for many small products, for which explicit rounding would be slow. Without a matrix unit it has no effect.
-    """
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    if use:
-        settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 class _BF16Linear(torch.autograd.Function):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -111,8 +109,17 @@ def decays(
     if log_decay is None and segments is None:
         return None
     hidden = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
-    within = None if segments is None else _within(segments, span, size)
-    if within is not None:
+    within: Decays | None = None  # as booleans: true if no document ends in between
+    if segments is not None:
+        inside = segments[:, span]
+        batch, length = inside.shape
+        count = -(-length // size)
+        filled = torch.cat([inside, inside[:, -1:].expand(batch, count * size - length)], dim=1)
+        chunks = filled.view(batch, count, 1, size, 1).transpose(0, 1)
+        last_segment = chunks[..., -1:, :]
+        first = segments[:, span.start - 1] if span.start else torch.zeros_like(segments[:, 0])
+        before = torch.cat([first.view(1, batch, 1, 1, 1), last_segment[:-1]])
+        within = Decays(chunks == chunks.mT, chunks == before, chunks == last_segment, last_segment == before)
         hidden = hidden | ~within.inner
     if log_decay is None:
         assert within is not None
@@ -126,27 +133,6 @@ def decays(
         last.exp()[..., None],
     )
     return factors if within is None else Decays(factors.inner, *(a * b for a, b in zip(factors[1:], within[1:])))
-
-
-class _Within(NamedTuple):
-    """Decays as booleans: true if no document ends in between."""
-
-    inner: Bool[Tensor, "N B 1 C C"]
-    enter: Bool[Tensor, "N B 1 C 1"]
-    leave: Bool[Tensor, "N B 1 C 1"]
-    through: Bool[Tensor, "N B 1 1 1"]
-
-
-def _within(segments: Int[Tensor, "B T"], span: slice, size: int) -> _Within:
-    inside = segments[:, span]
-    batch, length = inside.shape
-    count = -(-length // size)
-    filled = torch.cat([inside, inside[:, -1:].expand(batch, count * size - length)], dim=1)
-    chunks = filled.view(batch, count, 1, size, 1).transpose(0, 1)
-    last = chunks[..., -1:, :]
-    first = segments[:, span.start - 1] if span.start else torch.zeros_like(segments[:, 0])
-    before = torch.cat([first.view(1, batch, 1, 1, 1), last[:-1]])
-    return _Within(chunks == chunks.mT, chunks == before, chunks == last, last == before)
 
 
 def weigh_(scores: Float[Tensor, "N B H C C"], decays: Decays | None, diagonal: int = 0) -> Float[Tensor, "N B H C C"]:
@@ -165,13 +151,6 @@ def log_decay_gradient(gained: Float[Tensor, "B T H"], final: Tensor, dfinal: Te
     all writes) and from the final state, which the whole sum scales.
     """
     return gained.flip(1).cumsum(1).flip(1) + (final * dfinal).sum((-1, -2))[:, None]
-
-
-@contextmanager
-def no_autocast(like: Tensor) -> Iterator[None]:
-    """Disable autocast: sums over a whole document need full precision."""
-    with torch.autocast(like.device.type, enabled=False):
-        yield
 
 
 def to_fp32(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -204,7 +183,10 @@ def linear_scan(
     if is_deterministic():
         return linear_scan_reference(q, k, v, layout, log_decay=log_decay, state=state)
     if size == 1 and q.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
-        return _step_(q, k, v, layout, log_decay, state)
+        k, log_decay = mask_padding(k, log_decay, layout)
+        decay_state_(state, log_decay, layout)
+        state.addcmul_(k[:, 0, :, :, None], v[:, 0, :, None, :])
+        return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
     dtype = v.dtype
     k, log_decay = mask_padding(k, log_decay, layout)
     q, k, v, log_decay, state = to_fp32(q, k, v, log_decay, entry_state(state, layout))  # type: ignore[assignment]
@@ -257,17 +239,13 @@ def mask_padding(k: Tensor, log_decay: Tensor | None, layout: Layout) -> tuple[T
     return k * mask[..., None, None], None if log_decay is None else log_decay.masked_fill(~mask[..., None], 0)
 
 
-def _step_(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, log_decay: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    k, log_decay = mask_padding(k, log_decay, layout)
+def decay_state_(state: Tensor, log_decay: Tensor | None, layout: Layout) -> None:
+    """Before a single token per row: reset states where documents start, and let the others decay, in place."""
     fresh = scan_masks(layout).fresh
     if fresh is not None or layout.dense:
         state.zero_() if fresh is None else state.masked_fill_(fresh[:, None, None, None], 0)
     if log_decay is not None:
         state.mul_(log_decay[:, 0, :, None, None].exp())
-    state.addcmul_(k[:, 0, :, :, None], v[:, 0, :, None, :])
-    return (q[:, 0, :, None, :].to(state.dtype) @ state).transpose(1, 2).to(v.dtype), state
 
 
 class _LinearScan(torch.autograd.Function):
@@ -278,12 +256,17 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, log_decay, state, segments, size) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         out, states = v.new_empty(v.shape), new_states(k, v, state, size)
-        with no_autocast(q):
+        with torch.autocast(q.device.type, enabled=False):  # sums over a document need full precision
             for span in spans(q.shape[1], size, q.shape[0] * q.shape[2], q):
                 decay = decays(log_decay, segments, span, size, q)
                 qs, ks, vs = (cut(x[:, span], size) for x in (q, k, v))
                 scores, inside = weigh_(qs @ ks.mT, decay), span_states(states, span, size)
-                _carry(rescale(ks, decay and decay.leave).mT @ vs, inside, decay)
+                # Each chunk's contribution to the state after it.
+                for n, part in enumerate(rescale(ks, decay and decay.leave).mT @ vs):
+                    if decay is None:
+                        torch.add(inside[n], part, out=inside[n + 1])
+                    else:
+                        torch.addcmul(part, inside[n], decay.through[n], out=inside[n + 1])
                 write_span(out, span, add_product_(scores @ vs, rescale(qs, decay and decay.enter), inside[:-1]))
         ctx.save_for_backward(q, k, v, log_decay, segments, states)
         ctx.size = size
@@ -296,14 +279,23 @@ class _LinearScan(torch.autograd.Function):
         size, dstate = ctx.size, dfinal
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         gained = q.new_empty(*q.shape[:3], 1)
-        with no_autocast(q):
+        with torch.autocast(q.device.type, enabled=False):  # sums over a document need full precision
             for span in reversed(spans(q.shape[1], size, q.shape[0] * q.shape[2], q)):
                 decay = decays(log_decay, segments, span, size, q)
                 enter, leave = (decay.enter, decay.leave) if decay else (None, None)
                 qs, ks, vs, dy = (cut(x[:, span], size) for x in (q, k, v, dout))
                 scores, dscores = weigh_(qs @ ks.mT, decay), weigh_(dy @ vs.mT, decay)
-                after = _carry_back(rescale(qs, enter).mT @ dy, dstate, decay)
-                dstate, dlater = after[0], after[1:]
+                # The gradient of the state before each chunk and after the last, from the contribution of each chunk's
+                # reads.
+                parts = rescale(qs, enter).mT @ dy
+                dstates = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
+                dstates[-1].copy_(dstate)
+                for n in reversed(range(len(parts))):
+                    if decay is None:
+                        torch.add(dstates[n + 1], parts[n], out=dstates[n])
+                    else:
+                        torch.addcmul(parts[n], dstates[n + 1], decay.through[n], out=dstates[n])
+                dstate, dlater = dstates[0], dstates[1:]
                 dqs = add_product_(dscores @ ks, rescale(dy, enter), span_states(states, span, size)[:-1].mT)
                 dks = add_product_(dscores.mT @ qs, rescale(vs, leave), dlater.mT)
                 write_span(dq, span, dqs)
@@ -337,24 +329,3 @@ def add_product_(sum_: Float[Tensor, "N B H C V"], a: Tensor, b: Tensor) -> Floa
     """sum + a b, in place."""
     sum_.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
     return sum_
-
-
-def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"], decay: Decays | None) -> None:
-    """Fill in the states after the first from each chunk's contribution."""
-    for n, part in enumerate(parts):
-        if decay is None:
-            torch.add(states[n], part, out=states[n + 1])
-        else:
-            torch.addcmul(part, states[n], decay.through[n], out=states[n + 1])
-
-
-def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, decay: Decays | None) -> Float[Tensor, "M B H K V"]:
-    """The gradient of the state before each chunk and after the last, from the contribution of each chunk's reads."""
-    gradients = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
-    gradients[-1].copy_(last)
-    for n in reversed(range(len(parts))):
-        if decay is None:
-            torch.add(gradients[n + 1], parts[n], out=gradients[n])
-        else:
-            torch.addcmul(parts[n], gradients[n + 1], decay.through[n], out=gradients[n])
-    return gradients

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from headway.layout import Layout
 from headway.nn.kernels.linear import is_deterministic
-from headway.nn.kernels.linear_scan import chunk_size, decays, entry_state, no_autocast, scan_masks, to_fp32
+from headway.nn.kernels.linear_scan import chunk_size, decays, entry_state, scan_masks, to_fp32
 from headway.nn.kernels.pointwise import pointwise
 
 
@@ -35,9 +35,18 @@ def links(
     size = chunk_size(chunk, x.shape[1])
     if is_deterministic():
         return links_reference(drive, x, layout, decay=decay, rate=rate, state=state)
-    if x.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
-        return _step_(drive, x, layout, decay, rate, state)
     masks, dtype = scan_masks(layout), drive.dtype
+    if x.shape[1] == 1 and state is not None and not torch.is_grad_enabled():
+        if masks.fresh is not None or layout.dense:
+            state.zero_() if masks.fresh is None else state.masked_fill_(masks.fresh[:, None, None], 0)
+        y = torch.tanh(drive + (state @ x.mT.to(state.dtype)).mT)
+        if masks.mask is None:
+            state.mul_(decay)
+        else:
+            x = x * masks.mask[..., None]
+            state.mul_(torch.where(masks.mask[..., None], decay, 1.0))
+        state.baddbmm_(y.mT.to(state.dtype), x.to(state.dtype), alpha=rate)
+        return y.to(dtype), state
     log_decay = x.new_full((*x.shape[:2], 1), math.log(decay), dtype=torch.promote_types(x.dtype, torch.float32))
     if masks.mask is not None:
         x, log_decay = x * masks.mask[..., None], log_decay.masked_fill(~masks.mask[..., None], 0)
@@ -62,20 +71,6 @@ def links_reference(
     return torch.stack(outputs, 1), links
 
 
-def _step_(drive: Tensor, x: Tensor, layout: Layout, decay: float, rate: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    masks = scan_masks(layout)
-    if masks.fresh is not None or layout.dense:
-        state.zero_() if masks.fresh is None else state.masked_fill_(masks.fresh[:, None, None], 0)
-    y = torch.tanh(drive + (state @ x.mT.to(state.dtype)).mT)
-    if masks.mask is None:
-        state.mul_(decay)
-    else:
-        x = x * masks.mask[..., None]
-        state.mul_(torch.where(masks.mask[..., None], decay, 1.0))
-    state.baddbmm_(y.mT.to(state.dtype), x.to(state.dtype), alpha=rate)
-    return y.to(drive.dtype), state
-
-
 class _Links(torch.autograd.Function):
     """The chunkwise form with a hand-written gradient; it saves the outputs and F before each chunk."""
 
@@ -86,7 +81,7 @@ class _Links(torch.autograd.Function):
         out = drive.new_empty(drive.shape)
         links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
         saved = []
-        with no_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):
             for span in _spans(x.shape[1], size):
                 saved.append(links)
                 xs, pair_weights, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)
@@ -108,7 +103,7 @@ class _Links(torch.autograd.Function):
         x, log_decay, segments, out, *saved = ctx.saved_tensors
         decay, rate, size = ctx.settings
         dfield, dx = torch.empty_like(out), torch.empty_like(x)
-        with no_autocast(x):
+        with torch.autocast(x.device.type, enabled=False):
             for span in reversed(_spans(x.shape[1], size)):
                 links, y = saved.pop(), out[:, span]
                 xs, pair_weights, enter, leave, through = _chunk(x, log_decay, segments, span, decay, rate)

@@ -7,7 +7,7 @@ product at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,20 +16,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear, matrix_unit
+from headway.nn.kernels.convolution import matrix_unit
+from headway.nn.kernels.linear import are_products_bf16, is_deterministic, linear
 from headway.nn.kernels.pointwise import pointwise
 
-
-class ScanSettings(NamedTuple):
-    """`sizes[t]` runs take part in step t, the longest runs first; with `bf16` products round their factors to bf16."""
-
-    sizes: tuple[int, ...]
-    bf16: bool
-
-
-def _contiguous_transpose(matrix: Tensor) -> Tensor:
-    """A contiguous transpose, which makes each step's product a third faster."""
-    return matrix.t().contiguous()
+_MATMUL = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def _previous(start: Tensor, after: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -39,9 +30,19 @@ def _previous(start: Tensor, after: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([start[: sizes[0]], *(part[:size] for part, size in zip(after.split(sizes), sizes[1:]))])
 
 
-def _carried(gradient: Tensor | None, after: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
-    """The gradient of the state after each token, step by step; None for each step if it is unused."""
-    return [None] * len(sizes) if gradient is None else list(gradient.to(after.dtype).split(sizes))
+def _steps(sizes: Sequence[int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of each step: `sizes[t]` runs take part in step t, the longest runs first."""
+    return zip(*(tensor.split(sizes) for tensor in tensors))
+
+
+def _steps_back(sizes: Sequence[int], dh: Tensor, dhs: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of each step, the last one first, after those of `dh`, to which the gradient `dhs` of the state after
+    each token is added. The step has to leave the gradient of the state before it there.
+    """
+    for add, *rows in zip(*(reversed(tensor.split(sizes)) for tensor in (dhs, *tensors))):
+        now = dh[: add.shape[0]]
+        now += add
+        yield now, *rows
 
 
 class LSTMScan(Function):
@@ -55,15 +56,16 @@ class LSTMScan(Function):
         h0: Tensor,
         c0: Tensor,
         peepholes: Tensor | None,
-        settings: ScanSettings,
+        sizes: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
-        size, weight = hidden.shape[1], _contiguous_transpose(hidden)
+        ctx.sizes, ctx.bf16 = sizes, are_products_bf16()
+        size, weight = hidden.shape[1], hidden.t().contiguous()  # contiguous: a step's product is a third faster
         peeps = None if peepholes is None else peepholes.chunk(3)
         acts = torch.empty_like(gates)
         hs, cs = gates.new_empty(gates.shape[0], size), gates.new_empty(gates.shape[0], size)
         h, c = h0, c0
-        with matrix_unit(settings.bf16):
-            for x, act, new_h, new_c in zip(*(t.split(settings.sizes) for t in (gates, acts, hs, cs))):
+        with matrix_unit(_MATMUL, ctx.bf16):
+            for x, act, new_h, new_c in _steps(sizes, gates, acts, hs, cs):
                 h, c = h[: x.shape[0]], c[: x.shape[0]]
                 torch.addmm(x, h, weight, out=act)
                 i, f, g, o = act.split(size, dim=1)
@@ -77,7 +79,6 @@ class LSTMScan(Function):
                 torch.tanh(new_c, out=new_h).mul_(o.sigmoid_())
                 h, c = new_h, new_c
         ctx.save_for_backward(acts, hs, cs, hidden, h0, c0, peepholes)
-        ctx.how = settings
         ctx.set_materialize_grads(False)
         return hs, cs
 
@@ -85,7 +86,7 @@ class LSTMScan(Function):
     @once_differentiable
     def backward(ctx: Any, dhs: Tensor | None, dcs: Tensor | None) -> tuple[Tensor | None, ...]:
         acts, hs, cs, hidden, h0, c0, peepholes = ctx.saved_tensors
-        sizes, size = ctx.how.sizes, hidden.shape[1]
+        sizes, size = ctx.sizes, hidden.shape[1]
         peeps = None if peepholes is None else peepholes.chunk(3)
         old = _previous(c0, cs, sizes)
         i, f, g, o = acts.chunk(4, dim=1)
@@ -95,15 +96,12 @@ class LSTMScan(Function):
         slopes = o * (1 - squashed * squashed)
         dgates = torch.empty_like(acts)
         dh, dc = torch.zeros_like(h0), torch.zeros_like(c0)
-        every = zip(
-            *(reversed(t.split(sizes)) for t in (dgates, factors, slopes, f)),
-            *(reversed(_carried(t, hs, sizes)) for t in (dhs, dcs)),
-        )
-        with matrix_unit(ctx.how.bf16):
-            for to, factor, slope, forget_gate, more_h, more_c in every:
-                now_h, now_c = dh[: to.shape[0]], dc[: to.shape[0]]
-                if more_h is not None:
-                    now_h += more_h
+        dhs = torch.zeros_like(hs) if dhs is None else dhs.to(hs.dtype)
+        steps = _steps_back(sizes, dh, dhs, dgates, factors, slopes, f)
+        all_more_c = [None] * len(sizes) if dcs is None else reversed(dcs.to(hs.dtype).split(sizes))
+        with matrix_unit(_MATMUL, ctx.bf16):
+            for (now_h, to, factor, slope, forget_gate), more_c in zip(steps, all_more_c):
+                now_c = dc[: to.shape[0]]
                 if more_c is not None:
                     now_c += more_c
                 torch.mul(factor[:, 3 * size :], now_h, out=to[:, 3 * size :])
@@ -125,94 +123,66 @@ class LSTMScan(Function):
 
 
 class GRUScan(Function):
-    """n = tanh(gate + r (U h + b)): the reset gate acts after the product, as in nn.GRU."""
+    """With a bias n = tanh(gate + r (U h + b)): the reset gate acts after the product, as in nn.GRU. Without one n =
+    tanh(gate + U (r h)): it acts before the product (Cho et al. 2014).
+    """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, hidden: Tensor, bias: Tensor, h0: Tensor, settings: ScanSettings) -> Tensor:
-        size, weight = hidden.shape[1], _contiguous_transpose(hidden)
-        acts, products = torch.empty_like(gates), torch.empty_like(gates)
-        hs = gates.new_empty(gates.shape[0], size)
-        h = h0
-        with matrix_unit(settings.bf16):
-            for x, act, product, new in zip(*(t.split(settings.sizes) for t in (gates, acts, products, hs))):
+    def forward(
+        ctx: Any, gates: Tensor, hidden: Tensor, bias: Tensor | None, h0: Tensor, sizes: tuple[int, ...]
+    ) -> Tensor:
+        ctx.sizes, ctx.bf16, ctx.is_after = sizes, are_products_bf16(), bias is not None
+        size, h = hidden.shape[1], h0
+        weights = [part.t().contiguous() for part in ([hidden] if ctx.is_after else hidden.split((2 * size, size)))]
+        acts, hs = torch.empty_like(gates), gates.new_empty(gates.shape[0], size)
+        products = torch.empty_like(gates if ctx.is_after else hs)  # U h + b, or r h
+        with matrix_unit(_MATMUL, ctx.bf16):
+            for x, act, product, new in _steps(sizes, gates, acts, products, hs):
                 h = h[: x.shape[0]]
-                torch.addmm(bias, h, weight, out=product)
                 r, z, n = act.split(size, dim=1)
-                torch.add(x[:, : 2 * size], product[:, : 2 * size], out=act[:, : 2 * size]).sigmoid_()
-                torch.addcmul(x[:, 2 * size :], r, product[:, 2 * size :], out=n).tanh_()
+                if bias is None:
+                    torch.addmm(x[:, : 2 * size], h, weights[0], out=act[:, : 2 * size]).sigmoid_()
+                    torch.addmm(x[:, 2 * size :], torch.mul(r, h, out=product), weights[1], out=n).tanh_()
+                else:
+                    torch.addmm(bias, h, weights[0], out=product)
+                    torch.add(x[:, : 2 * size], product[:, : 2 * size], out=act[:, : 2 * size]).sigmoid_()
+                    torch.addcmul(x[:, 2 * size :], r, product[:, 2 * size :], out=n).tanh_()
                 h = torch.lerp(n, h, z, out=new)
-        ctx.save_for_backward(acts, products[:, 2 * size :], hs, hidden, h0)
-        ctx.how = settings
+        ctx.save_for_backward(acts, products[:, -size:], hs, hidden, h0)
         return hs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
-        acts, inner, hs, hidden, h0 = ctx.saved_tensors
-        sizes, size = ctx.how.sizes, hidden.shape[1]
+        acts, product, hs, hidden, h0 = ctx.saved_tensors
+        sizes, size = ctx.sizes, hidden.shape[1]
         old = _previous(h0, hs, sizes)
         r, z, n = acts.chunk(3, dim=1)
-        # From the gradient of h to those of U h + b (r, z, n) and to that of the gate of n, outside the reset gate.
-        dn = (1 - z) * (1 - n * n)
-        factors = torch.cat([dn * inner * r * (1 - r), (old - n) * z * (1 - z), dn * r, dn], dim=1)
-        gradients = torch.empty_like(factors)
-        dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
-        with matrix_unit(ctx.how.bf16):
-            for to, factor, update_gate, add in zip(*(reversed(t.split(sizes)) for t in (gradients, factors, z, more))):
-                now = dh[: to.shape[0]]
-                now += add
-                torch.mul(factor.unflatten(1, (4, size)), now[:, None], out=to.unflatten(1, (4, size)))
-                now.mul_(update_gate).addmm_(to[:, : 3 * size], hidden)
-            dproducts = gradients[:, : 3 * size]
-            dhidden = dproducts.t() @ old
-        dgates = torch.cat([gradients[:, : 2 * size], gradients[:, 3 * size :]], dim=1)
-        return dgates, dhidden, dproducts.sum(0), dh, None
-
-
-class GRUBeforeScan(Function):
-    """n = tanh(gate + U (r h)): the reset gate acts before the product (Cho et al. 2014)."""
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, settings: ScanSettings) -> Tensor:
-        size = hidden.shape[1]
-        outer, inner = (_contiguous_transpose(part) for part in hidden.split((2 * size, size)))
-        acts = torch.empty_like(gates)
-        resets, hs = (gates.new_empty(gates.shape[0], size) for _ in range(2))
-        h = h0
-        with matrix_unit(settings.bf16):
-            for x, act, reset, new in zip(*(t.split(settings.sizes) for t in (gates, acts, resets, hs))):
-                h = h[: x.shape[0]]
-                r, z, n = act.split(size, dim=1)
-                torch.addmm(x[:, : 2 * size], h, outer, out=act[:, : 2 * size]).sigmoid_()
-                torch.addmm(x[:, 2 * size :], torch.mul(r, h, out=reset), inner, out=n).tanh_()
-                h = torch.lerp(n, h, z, out=new)
-        ctx.save_for_backward(acts, resets, hs, hidden, h0)
-        ctx.how = settings
-        return hs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
-        acts, resets, hs, hidden, h0 = ctx.saved_tensors
-        sizes, size = ctx.how.sizes, hidden.shape[1]
-        outer, inner = hidden.split((2 * size, size))
-        old = _previous(h0, hs, sizes)
-        r, z, n = acts.chunk(3, dim=1)
-        to_r, to_z, to_n = old * r * (1 - r), (old - n) * z * (1 - z), (1 - z) * (1 - n * n)
-        dgates = torch.empty_like(acts)
-        dh, more = torch.zeros_like(h0), dhs.to(hs.dtype)
-        every = zip(*(reversed(t.split(sizes)) for t in (dgates, to_r, to_z, to_n, r, z, more)))
-        with matrix_unit(ctx.how.bf16):
-            for to, for_r, for_z, for_n, reset, update_gate, add in every:
-                now = dh[: to.shape[0]]
-                now += add
+        # From the gradient of h to those of the gates z and n.
+        to_z, to_n = (old - n) * z * (1 - z), (1 - z) * (1 - n * n)
+        dh, dhs = torch.zeros_like(h0), dhs.to(hs.dtype)
+        with matrix_unit(_MATMUL, ctx.bf16):
+            if ctx.is_after:
+                # To those of U h + b (r, z, n) and to that of the gate of n, outside the reset gate.
+                factors = torch.cat([to_n * product * r * (1 - r), to_z, to_n * r, to_n], dim=1)
+                gradients = torch.empty_like(factors)
+                for now, to, factor, update_gate in _steps_back(sizes, dh, dhs, gradients, factors, z):
+                    torch.mul(factor.unflatten(1, (4, size)), now[:, None], out=to.unflatten(1, (4, size)))
+                    now.mul_(update_gate).addmm_(to[:, : 3 * size], hidden)
+                dproducts = gradients[:, : 3 * size]
+                dgates = torch.cat([gradients[:, : 2 * size], gradients[:, 3 * size :]], dim=1)
+                return dgates, dproducts.t() @ old, dproducts.sum(0), dh, None
+            outer, inner = hidden.split((2 * size, size))
+            dgates = torch.empty_like(acts)
+            rows = _steps_back(sizes, dh, dhs, dgates, old * r * (1 - r), to_z, to_n, r, z)
+            for now, to, for_r, for_z, for_n, reset, update_gate in rows:
                 dr, dz, dn = to.split(size, dim=1)
                 dreset = torch.mul(for_n, now, out=dn) @ inner  # the gradient of r h
                 torch.mul(for_r, dreset, out=dr)
                 torch.mul(for_z, now, out=dz)
                 now.mul_(update_gate).addcmul_(dreset, reset).addmm_(to[:, : 2 * size], outer)
-            dhidden = torch.cat([dgates[:, : 2 * size].t() @ old, dgates[:, 2 * size :].t() @ resets])
-        return dgates, dhidden, dh, None
+            dhidden = torch.cat([dgates[:, : 2 * size].t() @ old, dgates[:, 2 * size :].t() @ product])
+        return dgates, dhidden, None, dh, None
 
 
 class ElmanScan(Function):
@@ -220,31 +190,28 @@ class ElmanScan(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, settings: ScanSettings, logistic: bool, truncate: bool
+        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, sizes: tuple[int, ...], logistic: bool, truncate: bool
     ) -> Tensor:
-        weight, hs, h = _contiguous_transpose(hidden), gates.new_empty(gates.shape[0], hidden.shape[1]), h0
-        with matrix_unit(settings.bf16):
-            for x, new in zip(gates.split(settings.sizes), hs.split(settings.sizes)):
+        ctx.sizes, ctx.bf16, ctx.logistic, ctx.truncate = sizes, are_products_bf16(), logistic, truncate
+        weight, hs, h = hidden.t().contiguous(), gates.new_empty(gates.shape[0], hidden.shape[1]), h0
+        with matrix_unit(_MATMUL, ctx.bf16):
+            for x, new in _steps(sizes, gates, hs):
                 h = torch.addmm(x, h[: x.shape[0]], weight, out=new)
                 h = h.sigmoid_() if logistic else h.tanh_()
         ctx.save_for_backward(hs, hidden, h0)
-        ctx.how, ctx.logistic, ctx.truncate = settings, logistic, truncate
         return hs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dhs: Tensor) -> tuple[Tensor | None, ...]:
         hs, hidden, h0 = ctx.saved_tensors
-        sizes = ctx.how.sizes
         slopes = hs * (1 - hs) if ctx.logistic else 1 - hs * hs
         dgates, dh = dhs * slopes, torch.zeros_like(h0)
-        with matrix_unit(ctx.how.bf16):
+        with matrix_unit(_MATMUL, ctx.bf16):
             if not ctx.truncate:
-                for to, add, slope in zip(*(reversed(t.split(sizes)) for t in (dgates, dhs, slopes))):
-                    now = dh[: to.shape[0]]
-                    now += add
+                for now, to, slope in _steps_back(ctx.sizes, dh, dhs, dgates, slopes):
                     torch.mm(torch.mul(now, slope, out=to), hidden, out=now)
-            dhidden = dgates.t() @ _previous(h0, hs, sizes)
+            dhidden = dgates.t() @ _previous(h0, hs, ctx.sizes)
         return dgates, dhidden, dh, None, None, None
 
 
@@ -375,11 +342,9 @@ def lstm(
     if is_deterministic():
         return lstm_reference(x, start, steps, weights)
     if weights.peepholes is None and _suits_torch(x, steps):
-        bias = torch.zeros_like(weights.bias)
-        y, final = _by_torch(torch.lstm, x, tuple(v[None] for v in start), steps, [*_matrices(weights), bias])
-        return y, final
+        return _by_torch(torch.lstm, x, start, steps, weights)
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
-    h, c = LSTMScan.apply(gates, weights.hidden, *start, weights.peepholes, _scan_settings(steps))
+    h, c = LSTMScan.apply(gates, weights.hidden, *start, weights.peepholes, steps.sizes)
     return h, (h[steps.last], c[steps.last])
 
 
@@ -390,13 +355,9 @@ def gru(
     if is_deterministic():
         return gru_reference(x, start, steps, weights)
     if weights.hidden_bias is not None and x.is_cuda:
-        y, final = _by_torch(torch.gru, x, start[0][None], steps, [*_matrices(weights), weights.hidden_bias])
-        return y, final
+        return _by_torch(torch.gru, x, start, steps, weights, weights.hidden_bias)
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
-    if weights.hidden_bias is None:
-        h = GRUBeforeScan.apply(gates, weights.hidden, start[0], _scan_settings(steps))
-    else:
-        h = GRUScan.apply(gates, weights.hidden, weights.hidden_bias, start[0], _scan_settings(steps))
+    h = GRUScan.apply(gates, weights.hidden, weights.hidden_bias, start[0], steps.sizes)
     return h, (h[steps.last],)
 
 
@@ -414,21 +375,10 @@ def elman(
     if is_deterministic():
         return elman_reference(x, start, steps, weights, logistic, truncate)
     if not logistic and not truncate and _suits_torch(x, steps):
-        bias = torch.zeros_like(weights.bias)
-        y, final = _by_torch(torch.rnn_tanh, x, start[0][None], steps, [*_matrices(weights), bias])
-        return y, final
+        return _by_torch(torch.rnn_tanh, x, start, steps, weights)
     gates = linear(x, weights.input, weights.bias).to(weights.hidden.dtype)
-    h = ElmanScan.apply(gates, weights.hidden, start[0], _scan_settings(steps), logistic, truncate)
+    h = ElmanScan.apply(gates, weights.hidden, start[0], steps.sizes, logistic, truncate)
     return h, (h[steps.last],)
-
-
-def _scan_settings(steps: RunSteps) -> ScanSettings:
-    return ScanSettings(steps.sizes, are_products_bf16())
-
-
-def _matrices(weights: LSTMWeights | GRUWeights | ElmanWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """In torch's order; its second bias follows."""
-    return weights.input, weights.hidden, weights.bias
 
 
 def _suits_torch(x: Tensor, steps: RunSteps) -> bool:
@@ -442,14 +392,19 @@ def _suits_torch(x: Tensor, steps: RunSteps) -> bool:
 def _by_torch(
     kernel: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
-    start: Tensor | Vectors,
+    start: Vectors,
     steps: RunSteps,
-    parameters: Sequence[Tensor],
+    weights: LSTMWeights | GRUWeights | ElmanWeights,
+    hidden_bias: Tensor | None = None,
 ) -> tuple[Tensor, Vectors]:
     """Run one of torch's recurrent kernels: one layer and direction, with biases, without dropout."""
+    second_bias = torch.zeros_like(weights.bias) if hidden_bias is None else hidden_bias
+    parameters = [weights.input, weights.hidden, weights.bias, second_bias]
+    states = tuple(vector[None] for vector in start)
+    inputs: tuple[Any, ...] = (states if len(start) > 1 else states[0], parameters)
     options = (True, 1, 0.0, torch.is_grad_enabled(), False)
     if steps.even:
-        y, *final = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), start, parameters, *options, False)
+        y, *final = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), *inputs, *options, False)
     else:
-        y, *final = kernel(x, torch.tensor(steps.sizes), start, parameters, *options)
+        y, *final = kernel(x, torch.tensor(steps.sizes), *inputs, *options)
     return y.flatten(0, -2), tuple(vector[0] for vector in final)

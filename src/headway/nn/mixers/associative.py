@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.kernels import linear_scan, pointwise
+from headway.nn.kernels import pointwise
 from headway.nn.mixers.attention import head_size
 from headway.nn.mixers.base import Mixer, zeros
 from headway.nn.parts.norm import NormConfig
@@ -148,13 +148,3 @@ class LogDecay(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
         return -self.rate.exp() * pointwise(F.softplus, self.project(x) + self.step)
-
-
-def normalised_scan(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, log_decay: Tensor | None, matrix: Tensor | None, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Linear attention with weights that sum to 1: a value of 1 is appended, whose output is the sum of weights."""
-    ones = v.new_ones(()).expand(*v.shape[:-1], 1)
-    y, matrix = linear_scan(q, k, torch.cat([v, ones], -1), layout, log_decay=log_decay, state=matrix, chunk=chunk)
-    sums, weight = y.split((v.shape[-1], 1), dim=-1)
-    return sums / (weight + 1e-6), matrix

@@ -137,7 +137,12 @@ class SelfAttention(Mixer):
         self.rotary = Rotary(config.rotary, self.size) if config.rotary else None
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)
-        self._bias = _shared_bias(config.bias, biases)
+        self._window = config.pattern.window if isinstance(config.pattern, Causal) else None
+        if config.bias is not None and config.bias not in biases:
+            known = nearest(config.bias, biases.keys())
+            raise ConfigError(f"attention uses the bias {config.bias!r}, which the stack does not have; {known}")
+        # The Stack's bias of that name. A bound method is not a submodule, so the bias stays registered once.
+        self._bias = None if config.bias is None else biases[config.bias].forward
         self._positions = shared_positions(biases) if config.placed else None
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
@@ -145,27 +150,34 @@ class SelfAttention(Mixer):
         return self._attend(x, q, k, v, View(self.config.pattern, layout, layout))
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: KeyValues) -> tuple[Tensor, KeyValues]:
-        outputs = []
-        if layout.group is not None and x.shape[1] > self._max_tokens(state):
+        # At most as many tokens at once as do not overwrite keys that are still visible to the oldest of them.
+        slots, window = state.keys.shape[1], self._window
+        max_tokens = slots if window is None or slots < window + _SLACK else slots - window + 1
+        if layout.group is not None and x.shape[1] > max_tokens:
             raise ConfigError(
                 f"{x.shape[1]} tokens with bidirectional groups exceed the limit of "
-                f"{self._max_tokens(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the "
+                f"{max_tokens} at once for a KV cache of {slots} slots; widen the "
                 "attention window"
             )
-        for start in range(0, x.shape[1], self._max_tokens(state)):
-            columns = slice(start, start + self._max_tokens(state))
-            chunk_layout = layout if x.shape[1] <= self._max_tokens(state) else Layout(layout.positions[:, columns])
+        outputs = []
+        for start in range(0, x.shape[1], max_tokens):
+            columns = slice(start, start + max_tokens)
+            chunk_layout = layout if x.shape[1] <= max_tokens else Layout(layout.positions[:, columns])
             q, k, v = self._project(x[:, columns], chunk_layout)
-            state = KeyValues(*(_write(buffer, new, chunk_layout) for buffer, new in zip(state, (k, v))))
-            key = _slot_layout(chunk_layout, state.keys.shape[1])
+            # Write keys and values to the slots of their positions, except for padding.
+            rows, tokens, slot_ids = _slot_indices(chunk_layout, slots)
+            # With gradients out of place, because autograd may still need the earlier state.
+            put = Tensor.index_put if torch.is_grad_enabled() else Tensor.index_put_
+            pairs = zip(state, (k, v))
+            state = KeyValues(*(put(buffer, (rows, slot_ids), new[rows, tokens]) for buffer, new in pairs))
+            key = _slot_layout(chunk_layout, slots)
             view = View(self.config.pattern, chunk_layout, key, one_document=True)
             keys, values = (buffer[:, : key.length] for buffer in state)
             outputs.append(self._attend(x[:, columns], q, keys, values, view))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> KeyValues:
-        window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
-        slots = capacity if window is None else min(capacity, window + _SLACK)
+        slots = capacity if self._window is None else min(capacity, self._window + _SLACK)
         shape = (batch, slots, self.groups, self.size)
         return KeyValues(zeros(shape, like), zeros(shape, like))
 
@@ -185,7 +197,7 @@ class SelfAttention(Mixer):
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if self.rotary is not None:
-            qk = rotate_by(self.rotary, qk, layout)
+            qk = rotate(qk, *self.rotary.angles(layout, qk))
         q, k = qk.split((self.heads, self.groups), dim=2)
         return q, k, v
 
@@ -196,38 +208,12 @@ class SelfAttention(Mixer):
             v,
             view,
             scale=self.config.scale,
-            bias=self._bias(x, view.query, view.key),
+            bias=None if self._bias is None else self._bias(x, view.query, view.key),
             soft_cap=self.config.soft_cap,
             sinks=self.sinks,
             dropout=self.dropout if self.training and self.config.dropout else None,
         )
         return self.out(y.reshape(*x.shape[:2], self.heads * self.size))
-
-    def _max_tokens(self, state: KeyValues) -> int:
-        """Maximum tokens to write at once without overwriting keys that are still visible to the oldest of them."""
-        window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
-        slots = state.keys.shape[1]
-        if window is None or slots < window + _SLACK:
-            return slots
-        return slots - window + 1
-
-
-def rotate_by(rotary: Rotary, x: Float[Tensor, "B T H K"], layout: Layout) -> Float[Tensor, "B T H K"]:
-    cos, sin = rotary.angles(layout, x)
-    return rotate(x, cos, sin)
-
-
-def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, Layout, Layout], Tensor | None]:
-    """The Stack's bias of that name. A bound method is not a submodule, so the bias stays registered once, in the
-    Stack.
-    """
-    if name is None:
-        return lambda x, query, key: None
-    if name not in biases:
-        raise ConfigError(
-            f"attention uses the bias {name!r}, which the stack does not have; {nearest(name, biases.keys())}"
-        )
-    return biases[name].forward
 
 
 def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor]:
@@ -237,15 +223,6 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
             "attention has placed=true, but its stack has no positions; set the stack's positions, or placed=false"
         )
     return biases[POSITIONS].forward
-
-
-def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
-    """Write `new` to the slots of its positions in `buffer`, except for padding."""
-    rows, columns, slot_ids = _slot_indices(layout, buffer.shape[1])
-    values = new[rows, columns]
-    if torch.is_grad_enabled():  # autograd may still need the earlier state
-        return buffer.index_put((rows, slot_ids), values)
-    return buffer.index_put_((rows, slot_ids), values)
 
 
 @cached_per_layout

@@ -26,7 +26,7 @@ class MixerConfig:
     @property
     def causal(self) -> bool:
         """Whether no output depends on a later input. Only causal mixers can generate."""
-        raise NotImplementedError
+        return True
 
     @property
     def reads_memory(self) -> bool:

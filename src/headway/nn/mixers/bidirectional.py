@@ -81,10 +81,6 @@ class Bidirectional(Mixer):
             self.backwards.final(backward_state),
         )
 
-    def final_states(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[tuple[Tensor, ...], ...]:
-        """The final vectors of `encode`."""
-        return self.encode(x, layout)[1]
-
     def _join(self, forward: Tensor, backward: Tensor, layout: Layout) -> Tensor:
         backward = reverse(backward, layout)
         return self.out(forward + backward if self.added else torch.cat([forward, backward], dim=-1))

@@ -137,8 +137,8 @@ class ConditionalGRU(Recurrence):
         tokens = packed.take(x)
         read = self._reader(memory, layout, packed)
         before, after, context = self._unroll(self.input(tokens), start, packed.steps, read)
-        if context.weights is not None:
-            record_weights(context.weights, packed, layout)
+        if context.weights is not None and (record := recorder()) is not None:
+            record(packed.put(context.weights.detach(), layout)[:, None])
         states = before if self.config.shows == "before" else after
         parts = (states, context.context) if self.config.out else (states, tokens, context.context)
         final = after[packed.steps.last][packed.last].to(state.now[0].dtype)
@@ -153,27 +153,26 @@ class ConditionalGRU(Recurrence):
         read: Callable[[Tensor], ContextOutput],
     ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], ContextOutput]:
         """The states before and after each token, and its context."""
-        outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))
-        cell = self._reset_after if self.config.reset_after else self._reset_before
+        size = 2 * self.cells
+        outer, inner = self.hidden.matrix().split((size, self.cells))
         states, outputs = [start], []
         for inputs in gates.split(steps.sizes):
-            before = states[-1][: inputs.shape[0]]
-            outputs.append(read(before))
-            states.append(cell(inputs, before, outputs[-1].gates, outer, inner))
-        befores = torch.cat([state[:size] for state, size in zip(states, steps.sizes)])
+            s = states[-1][: inputs.shape[0]]
+            outputs.append(read(s))
+            context = outputs[-1].gates
+            if self.config.reset_after:
+                both = inputs[:, :size] + linear(s, outer) + context[:, :size]
+                r, z = pointwise(torch.sigmoid, both).chunk(2, dim=-1)
+                new = inputs[:, size:] + r * (linear(s, inner) + context[:, size:])
+            else:
+                both = inputs + context
+                r, z = pointwise(torch.sigmoid, both[:, :size] + linear(s, outer)).chunk(2, dim=-1)
+                new = both[:, size:] + linear(r * s, inner)
+            states.append(torch.lerp(pointwise(torch.tanh, new), s, z))
+        befores = torch.cat([state[:rows] for state, rows in zip(states, steps.sizes)])
         weights = None if outputs[0].weights is None else torch.cat([output.weights for output in outputs])  # type: ignore[misc]
         contexts, through = (torch.cat(parts) for parts in list(zip(*outputs))[:2])
         return befores, torch.cat(states[1:]), ContextOutput(contexts, through, weights)
-
-    def _reset_before(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-        both = inputs + context
-        r, z = pointwise(torch.sigmoid, both[:, : 2 * self.cells] + linear(s, outer)).chunk(2, dim=-1)
-        return torch.lerp(pointwise(torch.tanh, both[:, 2 * self.cells :] + linear(r * s, inner)), s, z)
-
-    def _reset_after(self, inputs: Tensor, s: Tensor, context: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-        gates, new = inputs.split((2 * self.cells, self.cells), dim=-1)
-        r, z = pointwise(torch.sigmoid, gates + linear(s, outer) + context[:, : 2 * self.cells]).chunk(2, dim=-1)
-        return torch.lerp(pointwise(torch.tanh, new + r * (linear(s, inner) + context[:, 2 * self.cells :])), s, z)
 
     def _reader(
         self, memory: Annotations | Summary | None, layout: Layout, packed: PackedRuns
@@ -208,33 +207,19 @@ def additive(
     """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j in `mask`, or all if it is None (Bahdanau,
     Cho and Bengio 2015, equations 5 and 6).
     """
-    if is_deterministic():
-        return _row_by_row(query, keys, values, mask, score)
+    if is_deterministic():  # each row over exactly its own keys, so that other rows cannot change the result
+        contexts, weights = [], query.new_zeros(keys.shape[:2])
+        for row in range(query.shape[0]):
+            row_mask = slice(None) if mask is None else mask[row]
+            row_weights = (torch.tanh(query[row] + keys[row][row_mask]) * score).sum(-1).softmax(-1)
+            contexts.append((row_weights[:, None] * values[row][row_mask]).sum(0))
+            weights[row, row_mask] = row_weights
+        return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
     scores = linear(torch.tanh(query[:, None] + keys), score)[..., 0]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1)
     return torch.bmm(weights[:, None], values)[:, 0], weights
-
-
-def _row_by_row(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, score: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each row over exactly its own keys, so that other rows cannot change the result."""
-    contexts, weights = [], query.new_zeros(keys.shape[:2])
-    for row in range(query.shape[0]):
-        row_mask = slice(None) if mask is None else mask[row]
-        row_weights = (torch.tanh(query[row] + keys[row][row_mask]) * score).sum(-1).softmax(-1)
-        contexts.append((row_weights[:, None] * values[row][row_mask]).sum(0))
-        weights[row, row_mask] = row_weights
-    return torch.stack(contexts) if contexts else values.new_zeros(0, values.shape[-1]), weights
-
-
-def record_weights(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
-    """Pass attention weights to the active recorder, if any."""
-    record = recorder()
-    if record is not None:
-        record(packed.put(weights.detach(), layout)[:, None])
 
 
 def _first(part: Tensor, count: int) -> Tensor:

@@ -85,8 +85,17 @@ class CrossAttention(nn.Module):
         shape = x.shape
         query_input = x if self._positions is None else x + self._positions(layout, x)
         q = self.q_norm(self.q(query_input).view(*shape[:2], self.heads, self.size))
-        memories = memory.keys.shape[0]
-        view = self._view(layout, memory.layout)
+        memories, view = memory.keys.shape[0], View(Full(), layout, memory.layout)
+        if memory.layout.single:  # a query sees its row's whole memory, otherwise its own document
+            if layout.batch != memories:
+                positions = layout.positions.reshape
+                layout = layout.derived(("folded", memories), lambda: Layout(positions(memories, -1)))
+            view = View(Full(), layout, memory.layout, one_document=True)
+        elif layout.batch != memories or not bool(layout.starts.any()):
+            raise UserError(
+                f"a memory of {memories} packed rows does not fit {layout.batch} decoding rows; "
+                "encode one document per row to generate"
+            )
         y = attend(
             q.reshape(memories, -1, self.heads, self.size),
             memory.keys,
@@ -96,17 +105,3 @@ class CrossAttention(nn.Module):
             dropout=self.dropout if self.training and self.config.dropout else None,
         )
         return self.out(y.reshape(*shape[:2], self.heads * self.size))
-
-    def _view(self, query: Layout, memory: Layout) -> View:
-        """A query sees its own document in packed memories, otherwise its row's whole memory."""
-        if memory.single:
-            if query.batch != memory.batch:
-                positions = query.positions
-                query = query.derived(("folded", memory.batch), lambda: Layout(positions.reshape(memory.batch, -1)))
-            return View(Full(), query, memory, one_document=True)
-        if query.batch != memory.batch or not bool(query.starts.any()):
-            raise UserError(
-                f"a memory of {memory.batch} packed rows does not fit {query.batch} decoding rows; "
-                "encode one document per row to generate"
-            )
-        return View(Full(), query, memory)

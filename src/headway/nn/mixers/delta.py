@@ -49,10 +49,6 @@ class DeltaConfig(MixerConfig):
         check_chunk(self.chunk)
         check_features(self.features, self.nu, self.key_norm)
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def build(self, width: int, biases: nn.ModuleDict) -> Delta:
         return Delta(self, width)
 
@@ -96,10 +92,6 @@ class GatedDeltaConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
-
-    @property
-    def causal(self) -> bool:
-        return True
 
     def build(self, width: int, biases: nn.ModuleDict) -> GatedDelta:
         return GatedDelta(self, width)

@@ -34,10 +34,6 @@ class DynamicLinksConfig(MixerConfig):
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay is {self.decay}; set a number above 0 and at most 1")
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def build(self, width: int, biases: nn.ModuleDict) -> DynamicLinks:
         return DynamicLinks(self, width)
 

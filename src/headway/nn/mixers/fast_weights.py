@@ -35,10 +35,6 @@ class FastWeightsConfig(MixerConfig):
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def build(self, width: int, biases: nn.ModuleDict) -> FastWeightController:
         return FastWeightController(self, width)
 

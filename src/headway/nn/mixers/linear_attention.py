@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from headway.nn.mixers.associative import (
     check_features,
     feature_size,
     features,
-    normalised_scan,
 )
 from headway.nn.mixers.base import MixerConfig
 from headway.nn.parts.norm import NormConfig
@@ -51,10 +51,6 @@ class LinearAttentionConfig(MixerConfig):
         if self.normalise and self.features in SIGNED:
             raise ConfigError(f"features {self.features} may sum to 0; set normalise to false, or choose elu or dpfp")
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def build(self, width: int, biases: nn.ModuleDict) -> LinearAttention:
         return LinearAttention(self, width)
 
@@ -83,6 +79,11 @@ class LinearAttention(Associative):
         config = self.config
         q, k = (features(part, config.features, config.nu) for part in (q, k))
         decay = None if self.decay is None else self.decay(x)
+        size = v.shape[-1]
+        if config.normalise:  # a value of 1 is appended, whose output is the sum of weights
+            v = torch.cat([v, v.new_ones(()).expand(*v.shape[:-1], 1)], -1)
+        y, matrix = linear_scan(q, k, v, layout, log_decay=decay, state=matrix, chunk=config.chunk)
         if config.normalise:
-            return normalised_scan(q, k, v, layout, decay, matrix, config.chunk)
-        return linear_scan(q, k, v, layout, log_decay=decay, state=matrix, chunk=config.chunk)
+            sums, weight = y.split((size, 1), dim=-1)
+            y = sums / (weight + 1e-6)
+        return y, matrix

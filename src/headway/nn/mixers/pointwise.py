@@ -19,10 +19,6 @@ from headway.nn.parts.projection import Projection
 class PointwiseConfig(MixerConfig):
     """A block with it is a multi-layer perceptron without memory: the control for all mixers with one."""
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def build(self, width: int, biases: nn.ModuleDict) -> Pointwise:
         return Pointwise(width)
 

@@ -114,10 +114,6 @@ class RecurrenceConfig(MixerConfig):
     out: bool = True  # whether an output projection follows
     learned_start: bool = False  # whether the vectors from which documents start are learned
 
-    @property
-    def causal(self) -> bool:
-        return True
-
     def width_out(self, width: int) -> int:
         return width if self.out or self.cells is None else self.cells
 
@@ -142,7 +138,9 @@ class Recurrence(Mixer):
 
     def __init__(self, config: RecurrenceConfig, width: int) -> None:
         super().__init__()
-        self.cells = _cells(config, width)
+        self.cells = width if config.cells is None else config.cells
+        if self.cells < 1:
+            raise ConfigError(f"cells is {self.cells}; set 1 or more, or none for the model's width")
         starts = [nn.Parameter(torch.full((self.cells,), self.start_value)) for _ in range(self.vectors)]
         self.start = nn.ParameterList(starts) if config.learned_start else None
         self.out = Projection(self.cells, width, residual=True) if config.out else nn.Identity()
@@ -163,8 +161,12 @@ class Recurrence(Mixer):
         return self.out(packed.put(y, layout))
 
     def recurrent(self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
-        if x.shape[1] == 1:
-            return self._step(x, layout, state)
+        if x.shape[1] == 1:  # one token per row, without looking for document boundaries
+            start = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
+            steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
+            y, final = self._scan(x[:, 0], start, steps)
+            now = tuple(torch.where(layout.mask, end.to(v.dtype), v) for end, v in zip(final, state.now))
+            return self.out(y[:, None]), Vectors(now, state.start)
         packed = pack(layout)
         fresh = packed.fresh[:, None]
         start = tuple(torch.where(fresh, *(v[packed.rows] for v in pair)) for pair in zip(state.start, state.now))
@@ -192,14 +194,6 @@ class Recurrence(Mixer):
         # Rows of a state are moved in place, so its tensors must not share memory.
         return Vectors(*(tuple(v.to(like.dtype, copy=True) for v in vectors) for _ in range(2)))
 
-    def _step(self, x: Tensor, layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
-        """Process one token per row, without looking for document boundaries."""
-        start = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
-        steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
-        y, final = self._scan(x[:, 0], start, steps)
-        now = tuple(torch.where(layout.mask, end.to(v.dtype), v) for end, v in zip(final, state.now))
-        return self.out(y[:, None]), Vectors(now, state.start)
-
     def _scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not steps.sizes:
             return x.new_zeros(0, self.cells), start
@@ -209,10 +203,3 @@ class Recurrence(Mixer):
         if self.start is None:
             return tuple(like.new_zeros(runs, self.cells) for _ in range(self.vectors))
         return tuple(vector.to(like.dtype).expand(runs, -1) for vector in self.start)
-
-
-def _cells(config: RecurrenceConfig, width: int) -> int:
-    cells = width if config.cells is None else config.cells
-    if cells < 1:
-        raise ConfigError(f"cells is {cells}; set 1 or more, or none for the model's width")
-    return cells

@@ -24,7 +24,7 @@ from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConf
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
 from headway.nn.models.chunks import ChunkHeadConfig, ChunkNoise, Chunks, DiffusionConfig, RegressionConfig
 from headway.nn.models.describe import attention_maps, describe, outline
-from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
+from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.nn.models.encoder_decoder import (
     BothBridgeConfig,
     BridgeConfig,
@@ -32,6 +32,7 @@ from headway.nn.models.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
     MemoryBridgeConfig,
+    OneHotEmbedConfig,
     StateBridgeConfig,
 )
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig

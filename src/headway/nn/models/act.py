@@ -29,7 +29,7 @@ from headway.nn.models.chunks import (
     QueriesConfig,
     RegressionConfig,
 )
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.encoder_decoder import EncodedSource, EncoderDecoder, EncoderDecoderConfig
 from headway.nn.models.heads import Loss
 from headway.nn.models.pooled import PooledHeadConfig
@@ -80,21 +80,22 @@ class Grids(nn.Module):
         self.table = nn.Parameter(torch.empty(config.front, width))
 
     def forward(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"]:
-        vectors = [self._grid(*grid, self.table) for grid in self.config.grids]
+        vectors: list[Tensor] = [self.table]
+        half, device = self.width // 2, self.table.device
+        rates = torch.exp(
+            torch.arange(0, half, 2, device=device, dtype=torch.float64) * (-math.log(self.config.theta) / half)
+        )
+        for rows, columns in self.config.grids:
+            lines = []
+            for count in (rows, columns):
+                angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
+                phases = angles[:, None] * rates
+                lines.append(torch.stack((phases.sin(), phases.cos()), -1).flatten(1))
+            down, across = lines
+            both = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
+            vectors.append(both.flatten(0, 1).to(self.table.dtype))
         positions = layout.positions[:1] if layout.dense else layout.positions
-        return nn.functional.embedding(positions.clamp(min=0), torch.cat([self.table, *vectors]))
-
-    def _grid(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "P D"]:
-        down, across = (self._line(count, like.device) for count in (rows, columns))
-        vectors = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], -1)
-        return vectors.flatten(0, 1).to(like.dtype)
-
-    def _line(self, count: int, device: torch.device) -> Float[Tensor, "N E"]:
-        half = self.width // 2
-        steps = torch.arange(0, half, 2, device=device, dtype=torch.float64)
-        angles = torch.arange(1, count + 1, device=device, dtype=torch.float64) / count * (2 * math.pi)
-        phases = angles[:, None] * torch.exp(steps * (-math.log(self.config.theta) / half))
-        return torch.stack((phases.sin(), phases.cos()), -1).flatten(1)
+        return nn.functional.embedding(positions.clamp(min=0), torch.cat(vectors))
 
 
 @register("scene")
@@ -168,13 +169,12 @@ class SceneEmbedConfig(EmbedConfig):
         return SceneEmbed(self, width)
 
 
-class SceneEmbed(nn.Module):
+class SceneEmbed(Embed):
     """Zhao et al. 2023, figure 4, with the convolutional features of its appendix C."""
 
     def __init__(self, config: SceneEmbedConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         sizes = {"latent": config.latent, "robot": config.robot, "surroundings": config.surroundings}
         self.numbers = nn.ModuleDict({name: Projection(size, width) for name, size in sizes.items() if size})
         self.eye = ResNet(config.depth) if config.cameras else None
@@ -198,15 +198,14 @@ class SceneEmbed(nn.Module):
             latent = torch.zeros(
                 observations.rows, self.config.latent, device=observations.device, dtype=observations.dtype
             )
-        inputs = dict(zip(("robot", "surroundings"), self._states(observations)), latent=latent)
-        parts = [project(inputs[name])[:, None] for name, project in self.numbers.items()]
+        inputs = {"latent": latent}
+        if observations.states is not None:
+            parts = observations.states.split((self.config.robot, self.config.surroundings), -1)
+            inputs["robot"], inputs["surroundings"] = parts
+        tokens = [project(inputs[name])[:, None] for name, project in self.numbers.items()]
         if self.eye is not None and self.project is not None:
-            parts += [self.project(self.eye(image).flatten(1, 2)) for image in observations.images]
-        return torch.cat(parts, 1), layout
-
-    def _states(self, observations: Observations) -> tuple[Tensor, ...]:
-        sizes = (self.config.robot, self.config.surroundings)
-        return () if observations.states is None else observations.states.split(sizes, -1)
+            tokens += [self.project(self.eye(image).flatten(1, 2)) for image in observations.images]
+        return torch.cat(tokens, 1), layout
 
 
 _HEAD, _LATENT = "actions", "latent"
@@ -291,7 +290,15 @@ class Act(nn.Module):
     def __init__(self, config: ActConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        _check(config)
+        if min(config.actions, config.chunk) < 1:
+            raise ConfigError(f"model.chunk={config.chunk} and model.actions={config.actions}: both must be at least 1")
+        for name in _STACKS:
+            stack: StackConfig = getattr(config, name)
+            if any(block.mixer.causal for block in stack.blocks):
+                raise ConfigError(
+                    f"model.{name} is causal, but observations and chunks are processed as a whole; use bidirectional "
+                    "mixers, such as attention with pattern full"
+                )
         self.trunk = EncoderDecoder(config.encoder_decoder, seed)
         inference = config.inference
         self.posterior = None if inference is None else Transformer(inference, None if seed is None else seed + 1)
@@ -364,15 +371,3 @@ def act(
         posterior=StackConfig(cycle((block,), posterior)),
         head=head or RegressionConfig(),
     )
-
-
-def _check(config: ActConfig) -> None:
-    if min(config.actions, config.chunk) < 1:
-        raise ConfigError(f"model.chunk={config.chunk} and model.actions={config.actions}: both must be at least 1")
-    for name in _STACKS:
-        stack: StackConfig = getattr(config, name)
-        if any(block.mixer.causal for block in stack.blocks):
-            raise ConfigError(
-                f"model.{name} is causal, but observations and chunks are processed as a whole; use bidirectional "
-                "mixers, such as attention with pattern full"
-            )

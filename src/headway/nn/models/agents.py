@@ -16,7 +16,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers import PointwiseConfig
 from headway.nn.models.block import BlockConfig
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import HeadConfig
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import PooledHead, PooledHeadConfig
@@ -190,18 +190,13 @@ class StatesEmbedConfig(EmbedConfig):
         return StatesEmbed(self, width, context)
 
 
-class StatesEmbed(nn.Module):
+class StatesEmbed(Embed):
     def __init__(self, config: StatesEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         self.running = RunningNorm(config.states.size) if config.normalise else nn.Identity()
         self.states = config.states.build(width)
         self.positions = config.positions.build(width, context) if config.positions else None
-
-    def default_layout(self, states: Float[Tensor, "B T S"]) -> Layout:
-        """One document per row."""
-        return Layout.full(*states.shape[:2], device=states.device)
 
     def forward(self, states: Float[Tensor, "B T S"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         x = self.states(self.running(states))

@@ -164,8 +164,3 @@ class ParallelBlock(Block):
             return BlockOutput(mixed, state, {})
         y, terms = self.feed_forward(self.feed.before(x), layout)
         return BlockOutput(self.feed.join(mixed, y), state, terms)
-
-
-def build_block(config: BlockConfig, width: int, biases: nn.ModuleDict) -> Block:
-    kind = ParallelBlock if config.placement == "parallel" else Block
-    return kind(config, width, biases)

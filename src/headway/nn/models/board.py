@@ -12,7 +12,7 @@ from headway.codecs.chess_boards import DRAW_HALF_MOVES, MOVE_PARTS, STATE_PLANE
 from headway.config_kinds import register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import HeadConfig
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
 from headway.nn.parts.projection import Projection
@@ -42,7 +42,7 @@ class BoardEmbedConfig(EmbedConfig):
         return BoardEmbed(self, width)
 
 
-class BoardEmbed(nn.Module):
+class BoardEmbed(Embed):
     """A linear layer over a square's planes, plus a learned vector per square. If the layer starts at 0
     (`init.residual="zero"`), planes that never occur in training, such as earlier positions in data of single
     positions, have no effect.
@@ -58,10 +58,6 @@ class BoardEmbed(nn.Module):
         scales = torch.ones(count, device="cpu")
         scales[count - STATE_PLANES + 5] = 1 / DRAW_HALF_MOVES
         self.register_buffer("scales", scales, persistent=False)
-
-    def default_layout(self, planes: UInt8[Tensor, "B N P"]) -> Layout:
-        """One document per position."""
-        return Layout.full(planes.shape[0], SQUARES, device=planes.device)
 
     def forward(self, planes: UInt8[Tensor, "B N P"], layout: Layout) -> tuple[Float[Tensor, "B N D"], Layout]:
         return self.project(planes * self.scales) + self.table, layout

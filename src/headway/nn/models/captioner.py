@@ -113,7 +113,20 @@ class Captioner(nn.Module):
     def __init__(self, config: CaptionerConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        _check(config)
+        decoder, prefix = config.decoder, config.prefix
+        if not isinstance(decoder.embed, TokenEmbedConfig):
+            raise ConfigError("model.decoder has no token embedding, which image tokens need; set its embed to tokens")
+        if not decoder.stack.causal:
+            raise ConfigError("model.decoder sees later tokens, so it cannot generate; use causal mixers, as in GPT")
+        if any(block.cross is not None or block.mixer.reads_memory for block in decoder.stack.blocks):
+            raise ConfigError(
+                "model.decoder reads an encoder's output, but here images are a prefix; remove that layer"
+            )
+        if decoder.context is not None and decoder.context <= prefix:
+            raise ConfigError(
+                f"model.decoder has a context of {decoder.context}, which the {prefix} patches of an image fill; "
+                "use larger patches, smaller images, or a decoder with a longer context"
+            )
         seeds: Sequence[int | None] = (None,) * 3 if seed is None else (seed, seed + 1, seed + 2)
         self.tower = Transformer(replace(config.tower, heads={}, tie="none"), seeds[0])
         self.decoder = Transformer(config.decoder, seeds[1])
@@ -175,19 +188,4 @@ class Captioner(nn.Module):
             embed.add_positions(torch.cat([image_tokens, embed.look_up(ids)], 1), joined_layout),
             joined_layout,
             terms,
-        )
-
-
-def _check(config: CaptionerConfig) -> None:
-    decoder, prefix = config.decoder, config.prefix
-    if not isinstance(decoder.embed, TokenEmbedConfig):
-        raise ConfigError("model.decoder has no token embedding, which image tokens need; set its embed to tokens")
-    if not decoder.stack.causal:
-        raise ConfigError("model.decoder sees later tokens, so it cannot generate; use causal mixers, as in GPT")
-    if any(block.cross is not None or block.mixer.reads_memory for block in decoder.stack.blocks):
-        raise ConfigError("model.decoder reads an encoder's output, but here images are a prefix; remove that layer")
-    if decoder.context is not None and decoder.context <= prefix:
-        raise ConfigError(
-            f"model.decoder has a context of {decoder.context}, which the {prefix} patches of an image fill; "
-            "use larger patches, smaller images, or a decoder with a longer context"
         )

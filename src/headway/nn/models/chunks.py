@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from headway.config_kinds import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.mixers.base import tree_map
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import Loss
 from headway.nn.models.patches import LearnedVectors
 from headway.nn.models.robot import Observations
@@ -41,7 +42,7 @@ class ChunkNoise(NamedTuple):
     steps: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device | str) -> ChunkNoise:
-        return ChunkNoise(self.noise.to(device), None if self.steps is None else self.steps.to(device))
+        return tree_map(lambda tensor: tensor.to(device), self)
 
 
 class Chunks(NamedTuple):
@@ -51,7 +52,7 @@ class Chunks(NamedTuple):
     mask: Bool[Tensor, "B C"]
 
     def to(self, device: torch.device | str) -> Chunks:
-        return Chunks(self.actions.to(device), self.mask.to(device))
+        return tree_map(lambda tensor: tensor.to(device), self)
 
 
 @runtime_checkable
@@ -174,10 +175,9 @@ class QueriesConfig(EmbedConfig):
         return Queries(self, width)
 
 
-class Queries(nn.Module):
+class Queries(Embed):
     def __init__(self, config: QueriesConfig, width: int) -> None:
         super().__init__()
-        self.table = None  # there is no vocabulary to share
         self.queries = LearnedVectors(config.chunk, width) if config.learned else Zeros(config.chunk, width)
         self.noised = NoisedActions(config.actions, width) if config.actions else None
         self.dropout = Dropout(config.dropout)
@@ -250,13 +250,12 @@ class PosteriorEmbedConfig(EmbedConfig):
         return PosteriorEmbed(self, width)
 
 
-class PosteriorEmbed(nn.Module):
+class PosteriorEmbed(Embed):
     """Zhao et al. 2023, figure 4, left: a class token, the state and the actions, with sinusoidal positions."""
 
     def __init__(self, config: PosteriorEmbedConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         self.first = LearnedVectors(1, width)
         self.states = Projection(config.states, width) if config.states else None
         self.actions = Projection(config.actions, width)
@@ -376,7 +375,7 @@ class DiffusionConfig(ChunkHeadConfig):
         """Ho et al. 2020, equation 14, over the actions in the mask."""
         assert sample.steps is not None
         noise = sample.noise[:, 0] if self.sampler == "ddpm" else sample.noise
-        alpha_bar = self._alphas_cumprod(noise)[sample.steps][:, None, None]
+        alpha_bar = alphas_cumprod(self.steps).to(noise)[sample.steps][:, None, None]
         noisy_actions = alpha_bar.sqrt() * chunks.actions + (1 - alpha_bar).sqrt() * noise
         memory, terms = model.encode(observations)
         target = noise if self.predicts == "noise" else chunks.actions
@@ -385,7 +384,7 @@ class DiffusionConfig(ChunkHeadConfig):
 
     def predict(self, model: ChunkModel, observations: Observations, sample: ChunkNoise) -> Float[Tensor, "B C A"]:
         memory, _ = model.encode(observations)
-        alpha_bars = self._alphas_cumprod(sample.noise)
+        alpha_bars = alphas_cumprod(self.steps).to(sample.noise)
 
         def denoise(x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             output, alpha_bar = model.decode_chunk(memory, NoisyChunks(x, steps)), alpha_bars[steps][:, None, None]
@@ -397,6 +396,3 @@ class DiffusionConfig(ChunkHeadConfig):
 
         sampler = ddpm if self.sampler == "ddpm" else ddim
         return sampler(sample.noise, denoise, alpha_bars, sampling_steps(self.steps, self.sampled, self.spacing))
-
-    def _alphas_cumprod(self, like: Tensor) -> Float[Tensor, "T"]:
-        return alphas_cumprod(self.steps).to(like)

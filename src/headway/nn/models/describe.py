@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -22,11 +21,9 @@ from headway.nn.mixers import (
     CrossAttentionConfig,
     Mixer,
     SelfAttention,
-    State,
     tree_map,
 )
 from headway.nn.models.act import ActConfig
-from headway.nn.models.block import BlockConfig
 from headway.nn.models.captioner import CaptionerConfig
 from headway.nn.models.encoder_decoder import EncoderDecoderConfig
 from headway.nn.models.heads import VocabularyHead
@@ -73,33 +70,32 @@ def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
     """
     if isinstance(model, ModelConfig):
         model = outline(model)
-    with _size_errors():
-        return _measure(model)
-
-
-def _measure(model: nn.Module) -> dict[str, Any]:
     config = cast(ModelConfig, model.config)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)
-    flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
-    if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
-        flop = sum(flop_per_token(getattr(model, tower), _length(getattr(config, tower))) for tower in TOWERS)
-    constant, growing = 0, 0  # bytes of a row's states: independent of its length, and per token
-    if isinstance(decoder, Transformer) and decoder.config.stack.causal:
-        one_token, two_tokens = (
-            _bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2)
-        )
-        constant, growing = 2 * one_token - two_tokens, two_tokens - one_token
-    return {
-        "parameters": count,
-        "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
-        "weights_bytes": 4 * count,
-        "flop_per_token": flop,
-        "state_bytes": constant,
-        "state_bytes_per_token": growing,
-        "context": config.context,
-        "tree": _tree(config),
-    }
+    with _size_errors():
+        flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
+        if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
+            flop = sum(flop_per_token(getattr(model, tower), _length(getattr(config, tower))) for tower in TOWERS)
+        constant, growing = 0, 0  # bytes of a row's states: independent of its length, and per token
+        if isinstance(decoder, Transformer) and decoder.config.stack.causal:
+            sizes = []
+            for length in (1, 2):
+                parts: list[int] = []
+                states = decoder.stack.initial_states(1, length, like=torch.empty(0, device="meta"))
+                tree_map(lambda tensor, parts=parts: parts.append(tensor.nbytes), states)
+                sizes.append(sum(parts))
+            constant, growing = 2 * sizes[0] - sizes[1], sizes[1] - sizes[0]
+        return {
+            "parameters": count,
+            "weights_without_biases": sum(p.numel() for p in parameters if p.dim() > 1),
+            "weights_bytes": 4 * count,
+            "flop_per_token": flop,
+            "state_bytes": constant,
+            "state_bytes_per_token": growing,
+            "context": config.context,
+            "tree": _tree(config),
+        }
 
 
 def flop_per_token(model: nn.Module, context: int | None) -> int:
@@ -117,28 +113,20 @@ def flop_per_token(model: nn.Module, context: int | None) -> int:
         weights -= expert_weights * (experts.config.count - experts.config.active) // experts.config.count
     scans = sum(m.scan_flop for m in model.modules() if isinstance(m, Mixer))
     scans += sum(m.flop for m in model.modules() if isinstance(m, ConvolutionalStem))
-    return 2 * weights + scans + sum(_scores(m, context or 0) for m in model.modules())
-
-
-def _scores(module: nn.Module, context: int) -> int:
-    if isinstance(module, ConditionalGRU) and module.config.context == "additive":
-        units, width = module.keys.weight.shape
-        return 2 * (units + width) * context
-    if isinstance(module, CrossAttention):
-        return 4 * module.heads * module.size * context
-    if not isinstance(module, SelfAttention):
-        return 0
-    pattern = module.config.pattern
-    keys = context // 2 if pattern.causal else context
-    if isinstance(pattern, Causal) and pattern.window is not None:
-        keys = min(keys, pattern.window)
-    return 4 * module.heads * module.size * keys
-
-
-def _bytes(states: State) -> int:
-    sizes: list[int] = []
-    tree_map(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()), states)
-    return sum(sizes)
+    length = context or 0
+    for module in model.modules():  # scores and sums of attention
+        if isinstance(module, ConditionalGRU) and module.config.context == "additive":
+            units, width = module.keys.weight.shape
+            scans += 2 * (units + width) * length
+        elif isinstance(module, CrossAttention):
+            scans += 4 * module.heads * module.size * length
+        elif isinstance(module, SelfAttention):
+            pattern = module.config.pattern
+            keys = length // 2 if pattern.causal else length
+            if isinstance(pattern, Causal) and pattern.window is not None:
+                keys = min(keys, pattern.window)
+            scans += 4 * module.heads * module.size * keys
+    return 2 * weights + scans
 
 
 def _tree(config: ModelConfig) -> list[str]:
@@ -150,7 +138,10 @@ def _tree(config: ModelConfig) -> list[str]:
         first = f"two towers into a shared space of {config.shared} dimensions, a learned scale ({loss})"
         return [first, *_parts(left=config.left, right=config.right)]
     if isinstance(config, CaptionerConfig):
-        first = f"captioner, {config.prefix} image tokens before the text{_image_order(config.decoder)}"
+        both = [isinstance(block.mixer, AttentionConfig) for block in config.decoder.stack.blocks]
+        order = "bidirectional for attention and in order for other mixers" if any(both) else "in order"
+        order = "bidirectional" if all(both) else order
+        first = f"captioner, {config.prefix} image tokens before the text, {order}"
         parts = _parts(tower=config.tower, decoder=config.decoder)
         return [first, *parts, f"  projector with {config.projector.layers} layers"]
     if isinstance(config, ActConfig):
@@ -170,7 +161,13 @@ def _tree(config: ModelConfig) -> list[str]:
     inputs = config.embed.describe_inputs(config.vocab_size, config.context)
     lines = [f"width {config.width}, {inputs}, embed {config.embed.summary()}"]
     for block, run in groupby(config.stack.blocks):
-        lines.append(f"{len(list(run))} x {_block(block)}")
+        parts = [_mixer(block.mixer)]
+        if block.cross is not None:
+            parts.append(f"cross-attention, {block.cross.heads} heads")
+        if block.feed_forward is not None:
+            parts.append(_feed_forward(block.feed_forward))
+        norm = "" if block.placement == "none" else f"{block.norm.kind} norm {block.placement}: "  # type: ignore[attr-defined]
+        lines.append(f"{len(list(run))} x {norm}{' + '.join(parts)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
     return [*lines, f"final norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
 
@@ -178,14 +175,6 @@ def _tree(config: ModelConfig) -> list[str]:
 def _parts(**parts: TransformerConfig) -> list[str]:
     """The lines of several parts, each under its name."""
     return [line for name, part in parts.items() for line in (f"  {name}", *(f"    {inner}" for inner in _tree(part)))]
-
-
-def _image_order(decoder: TransformerConfig) -> str:
-    """How the mixers of a captioner's decoder process an image."""
-    both = [isinstance(block.mixer, AttentionConfig) for block in decoder.stack.blocks]
-    if all(both):
-        return ", bidirectional"
-    return ", bidirectional for attention and in order for other mixers" if any(both) else ", in order"
 
 
 def _length(config: ModelConfig) -> int | None:
@@ -197,16 +186,6 @@ def _length(config: ModelConfig) -> int | None:
     if isinstance(config, ActConfig):
         return config.observation.length
     return config.context
-
-
-def _block(block: BlockConfig) -> str:
-    parts = [_mixer(block.mixer)]
-    if block.cross is not None:
-        parts.append(f"cross-attention, {block.cross.heads} heads")
-    if block.feed_forward is not None:
-        parts.append(_feed_forward(block.feed_forward))
-    norm = "" if block.placement == "none" else f"{block.norm.kind} norm {block.placement}: "  # type: ignore[attr-defined]
-    return norm + " + ".join(parts)
 
 
 def _mixer(mixer: Any) -> str:
@@ -255,7 +234,7 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, (SelfAttention, ConditionalGRU, CrossAttention)):
-            hooks.append(module.register_forward_pre_hook(partial(_record_call, current, name)))
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: current.append(name)))
     try:
         with recording(lambda weights: maps.__setitem__(current[-1], weights)), torch.no_grad():
             run()
@@ -263,7 +242,3 @@ def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[
         for hook in hooks:
             hook.remove()
     return maps
-
-
-def _record_call(calls: list[str], name: str, module: nn.Module, inputs: Any) -> None:
-    calls.append(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,7 @@ class TokenInputs(NamedTuple):
 @family
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Turns a domain's inputs into vectors.
-
-    Its module maps (inputs, layout) to (x, layout); `default_layout(inputs)` is the layout of inputs without one.
-    """
+    """Turns a domain's inputs into vectors, by its module, an `Embed`."""
 
     def width_out(self, width: int, vocab_size: int) -> int:
         """Width of the vectors in a model of `width`."""
@@ -68,8 +65,20 @@ class EmbedConfig:
         positions = getattr(self, "positions", None)
         return f"{self.kind}, positions {'none' if positions is None else positions.kind}"  # type: ignore[attr-defined]
 
-    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, context: int | None) -> Embed:
         raise NotImplementedError
+
+
+class Embed(nn.Module):
+    """Base of embeddings, which map (inputs, layout) to (x, layout)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Any = None  # the table of a vocabulary, which other modules may share
+
+    def default_layout(self, inputs: Any) -> Layout:
+        """The layout of inputs without one: one document per row."""
+        return Layout.full(*inputs.shape[:2], device=inputs.device)
 
 
 @register("tokens")
@@ -86,11 +95,11 @@ class TokenEmbedConfig(EmbedConfig):
     dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
 
-    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
+    def build(self, width: int, vocab_size: int, context: int | None) -> TokenEmbed:
         return TokenEmbed(self, width, vocab_size, context)
 
 
-class TokenEmbed(nn.Module):
+class TokenEmbed(Embed):
     """Token ids to vectors: a table `table` [C, D], positions, types, norm, dropout."""
 
     def __init__(self, config: TokenEmbedConfig, width: int, vocab_size: int, context: int | None) -> None:
@@ -107,9 +116,7 @@ class TokenEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def default_layout(self, inputs: Tensor | TokenInputs) -> Layout:
-        """One document per row."""
-        ids = inputs if isinstance(inputs, Tensor) else inputs.ids
-        return Layout.full(*ids.shape, device=ids.device)
+        return super().default_layout(inputs if isinstance(inputs, Tensor) else inputs.ids)
 
     def forward(
         self, inputs: Int[Tensor, "B T"] | TokenInputs, layout: Layout
@@ -130,33 +137,6 @@ class TokenEmbed(nn.Module):
         if self.types is not None:
             x = x + self.types(layout.positions, types)
         return self.dropout(self.norm(x))
-
-
-@register("one_hot")
-@dataclass(frozen=True)
-class OneHotEmbedConfig(EmbedConfig):
-    """One-hot vectors as wide as the vocabulary: the first layer has separate weights for each token."""
-
-    def width_out(self, width: int, vocab_size: int) -> int:
-        return vocab_size
-
-    def build(self, width: int, vocab_size: int, context: int | None) -> nn.Module:
-        return OneHotEmbed(vocab_size)
-
-
-class OneHotEmbed(nn.Module):
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.symbols = vocab_size
-        self.table = None
-        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # has the model's dtype and device
-
-    def default_layout(self, inputs: Tensor) -> Layout:
-        """One document per row."""
-        return Layout.full(*inputs.shape, device=inputs.device)
-
-    def forward(self, inputs: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T C"], Layout]:
-        return F.one_hot(inputs, self.symbols).to(cast(Tensor, self.one)), layout
 
 
 class TypeEmbed(nn.Module):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers import Bidirectional, Memory, Mixer
 from headway.nn.models.block import Block, BlockConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.stack import Stack
 from headway.nn.models.transformer import (
     Decoding,
@@ -32,6 +34,29 @@ from headway.nn.models.transformer import (
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
+
+
+@register("one_hot")
+@dataclass(frozen=True)
+class OneHotEmbedConfig(EmbedConfig):
+    """One-hot vectors as wide as the vocabulary: the first layer has separate weights for each token."""
+
+    def width_out(self, width: int, vocab_size: int) -> int:
+        return vocab_size
+
+    def build(self, width: int, vocab_size: int, context: int | None) -> OneHotEmbed:
+        return OneHotEmbed(vocab_size)
+
+
+class OneHotEmbed(Embed):
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.symbols = vocab_size
+        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # has the model's dtype and device
+
+    def forward(self, inputs: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T C"], Layout]:
+        return F.one_hot(inputs, self.symbols).to(cast(Tensor, self.one)), layout
+
 
 Vectors = tuple[Tensor, ...]  # [B, N] each
 FinalStates = tuple[Vectors, ...]  # one per direction of a mixer, the forward one first
@@ -101,55 +126,59 @@ class Bridge(nn.Module):
         super().__init__()
         self.config = config
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
-        self.sources = _sources(config, len(encoder.blocks), len(decoder.blocks))
+        encoders, decoders = len(encoder.blocks), len(decoder.blocks)
+        # The encoder block from which each decoder block starts.
+        self.sources = list(range(decoders))
+        if config.layers == "last" or config.summary is not None:
+            self.sources = [encoders - 1] * decoders
+        elif encoders != decoders:
+            raise ConfigError(
+                f"{decoders} decoder blocks cannot each start from one of {encoders} encoder blocks; "
+                "make the stacks equally deep, or set bridge.layers to last"
+            )
         inner = [_sizes(encoder, number, config.directions, "encoder") for number in self.sources]
-        self.sizes = [_sizes(decoder, number, "both", "decoder") for number in range(len(decoder.blocks))]
+        self.sizes = [_sizes(decoder, number, "both", "decoder") for number in range(decoders)]
         self.summary = None
         if config.summary is not None:
             self.summary = Projection(sum(inner[-1]), config.summary)
             inner = [(config.summary,)] * len(inner)
-        self.maps = nn.ModuleList(_map(config, *sizes, n) for n, sizes in enumerate(zip(inner, self.sizes)))
+        self.maps = nn.ModuleList()
+        for block, (sizes, target_sizes) in enumerate(zip(inner, self.sizes)):
+            if config.project or (config.project is None and sizes != target_sizes):
+                self.maps.append(Projection(sum(sizes), target_sizes))
+            elif sizes == target_sizes:
+                self.maps.append(nn.Identity())
+            else:
+                raise ConfigError(
+                    f"vectors of sizes {sizes} cannot initialise decoder block {block}, which needs {target_sizes}; "
+                    "set bridge.project to true, or make the sizes equal"
+                )
 
     def forward(self, final_states: Sequence[FinalStates | None]) -> BridgeOutput:
         """`final_states` come from the encoder's blocks; blocks that are not in `sources` may have None."""
-        inputs = [self._select_directions(final_states[number]) for number in self.sources]
+        inputs: list[Vectors] = []
+        for number in self.sources:
+            directions = cast(FinalStates, final_states[number])
+            if len(directions) > 1 and self.config.directions != "both":
+                directions = (directions[0 if self.config.directions == "forward" else 1],)
+            inputs.append(tuple(vector for direction in directions for vector in direction))
         summary = None
         if self.summary is not None:
             summary = self.activation(self.summary(torch.cat(inputs[-1], dim=-1)))
             inputs = [(summary,)] * len(inputs)
-        pairs = zip(self.maps, inputs, self.sizes)
-        return BridgeOutput(
-            tuple(self._project(projection, vectors, sizes) for projection, vectors, sizes in pairs), summary
+        starts = tuple(
+            self.activation(projection(torch.cat(vectors, dim=-1))).split(sizes, dim=-1)
+            if isinstance(projection, Projection)
+            else vectors
+            for projection, vectors, sizes in zip(self.maps, inputs, self.sizes)
         )
-
-    def _select_directions(self, states: FinalStates | None) -> Vectors:
-        final_states = cast(FinalStates, states)
-        if len(final_states) == 1 or self.config.directions == "both":
-            return tuple(vector for direction in final_states for vector in direction)
-        return final_states[0 if self.config.directions == "forward" else 1]
-
-    def _project(self, projection: nn.Module, vectors: Vectors, sizes: tuple[int, ...]) -> Vectors:
-        if not isinstance(projection, Projection):
-            return vectors
-        return self.activation(projection(torch.cat(vectors, dim=-1))).split(sizes, dim=-1)
+        return BridgeOutput(starts, summary)
 
 
 def check_single(*layouts: Layout) -> None:
     """Raise UserError for rows of several documents: an encoder passes on one state per row."""
     if not all(layout.single for layout in layouts):
         raise UserError("packed rows contain several documents, but a row has one state; pass one document per row")
-
-
-def _sources(config: StateBridgeConfig, encoders: int, decoders: int) -> list[int]:
-    """The encoder block from which each decoder block starts."""
-    if config.layers == "last" or config.summary is not None:
-        return [encoders - 1] * decoders
-    if encoders != decoders:
-        raise ConfigError(
-            f"{decoders} decoder blocks cannot each start from one of {encoders} encoder blocks; "
-            "make the stacks equally deep, or set bridge.layers to last"
-        )
-    return list(range(decoders))
 
 
 def _sizes(stack: Stack, number: int, directions: str, stack_name: str) -> tuple[int, ...]:
@@ -166,17 +195,6 @@ def _sizes(stack: Stack, number: int, directions: str, stack_name: str) -> tuple
             "choose a mixer such as lstm or gru, or set bridge to memory"
         )
     return tuple(size for part in parts for size in part.state_sizes)
-
-
-def _map(config: StateBridgeConfig, sizes: tuple[int, ...], target_sizes: tuple[int, ...], block: int) -> nn.Module:
-    if config.project or (config.project is None and sizes != target_sizes):
-        return Projection(sum(sizes), target_sizes)
-    if sizes != target_sizes:
-        raise ConfigError(
-            f"vectors of sizes {sizes} cannot initialise decoder block {block}, which needs {target_sizes}; set "
-            "bridge.project to true, or make the sizes equal"
-        )
-    return nn.Identity()
 
 
 @register("encoder_decoder")
@@ -227,7 +245,26 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        _check(config)
+        sizes = [(part.width, part.vocab_size) for part in (config.encoder, config.decoder)]
+        if config.tie in ("embeddings", "all") and sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"tie {config.tie} shares one table, but the encoder has width {sizes[0][0]} and {sizes[0][1]} tokens, "
+                f"the decoder {sizes[1][0]} and {sizes[1][1]}; make them equal, or set tie to head"
+            )
+        blocks = config.decoder.stack.blocks
+        reading = any(block.cross is not None or block.mixer.reads_memory for block in blocks)
+        if reading and not config.bridge.memory:
+            raise ConfigError(
+                "the decoder's blocks read the encoder's output, which bridge state does not pass on; "
+                "set bridge to both, or cross to none"
+            )
+        if config.bridge.memory and not reading:
+            raise ConfigError(
+                "no decoder block reads the encoder's output; add cross-attention to at least one block, "
+                "or set bridge to state"
+            )
+        if any(block.mixer.reads_memory for block in config.encoder.stack.blocks):
+            raise ConfigError("a mixer of the encoder reads an encoder's output; choose another mixer for the encoder")
         separate_head = config.tie in ("none", "embeddings")
         decoder = _with_memory_width(config)
         self.decoder = Transformer(replace(decoder, tie="none" if separate_head else "head"), None)
@@ -271,7 +308,7 @@ class EncoderDecoder(nn.Module):
         if prompt.source is None or prompt.source_layout is None:
             raise UserError("the prompt has no source to encode; pass prompt.source and prompt.source_layout")
         encoded = self.encode(prompt.source, prompt.source_layout)
-        return self.decoder.resume(prompt, capacity, encoded.memories, encoded.starts)
+        return self.decoder.start(prompt, capacity, encoded.memories, encoded.starts)
 
     def encode(self, source: Any, layout: Layout) -> EncodedSource:
         """Encode the sources for a decoder; sources that are already encoded are returned unchanged."""
@@ -293,30 +330,6 @@ class EncoderDecoder(nn.Module):
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         return self.decoder.step(ids, decoding)
-
-
-def _check(config: EncoderDecoderConfig) -> None:
-    same = (config.encoder.width, config.encoder.vocab_size) == (config.decoder.width, config.decoder.vocab_size)
-    if config.tie in ("embeddings", "all") and not same:
-        raise ConfigError(
-            f"tie {config.tie} shares one table, but the encoder has width {config.encoder.width} and "
-            f"{config.encoder.vocab_size} tokens, the decoder {config.decoder.width} and {config.decoder.vocab_size}; "
-            "make them equal, or set tie to head"
-        )
-    blocks = config.decoder.stack.blocks
-    reading = any(block.cross is not None or block.mixer.reads_memory for block in blocks)
-    if reading and not config.bridge.memory:
-        raise ConfigError(
-            "the decoder's blocks read the encoder's output, which bridge state does not pass on; "
-            "set bridge to both, or cross to none"
-        )
-    if config.bridge.memory and not reading:
-        raise ConfigError(
-            "no decoder block reads the encoder's output; add cross-attention to at least one block, "
-            "or set bridge to state"
-        )
-    if any(block.mixer.reads_memory for block in config.encoder.stack.blocks):
-        raise ConfigError("a mixer of the encoder reads an encoder's output; choose another mixer for the encoder")
 
 
 def _with_memory_width(config: EncoderDecoderConfig) -> TransformerConfig:

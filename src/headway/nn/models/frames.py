@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.patches import Grid, GridPositions, LearnedVectors
 from headway.nn.parts.convolution import Convolution
 from headway.nn.parts.dropout import Dropout
@@ -75,7 +75,7 @@ class FramesEmbedConfig(EmbedConfig):
         return FramesEmbed(self, width, context)
 
 
-class FramesEmbed(nn.Module):
+class FramesEmbed(Embed):
     """Radford et al. 2022, figure 1: two convolutions over three frames, the second with stride 2, and positions."""
 
     def __init__(self, config: FramesEmbedConfig, width: int, context: int | None) -> None:
@@ -86,20 +86,9 @@ class FramesEmbed(nn.Module):
         self.activation = ACTIVATIONS["gelu"]
         self.positions = config.positions.build(width, context) if config.positions else None
         self.dropout = Dropout(config.dropout)
-        self.table = None
-
-    def default_layout(self, inputs: Tensor) -> Layout:
-        """One audio clip per row."""
-        return Layout.full(*inputs.shape[:2], device=inputs.device)
 
     def forward(self, inputs: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
-        after = self._check(inputs, layout)
-        x = self.activation(self.first(_zero_padding(inputs, layout)))
-        x = self.activation(self.second(_zero_padding(x, layout)))
-        return self.dropout(x if self.positions is None else x + self.positions(after, x)), after
-
-    def _check(self, inputs: Tensor, layout: Layout) -> Layout:
-        """The layout of the output vectors. Raises UserError for frames that this model does not take."""
+        """Raises UserError for frames that this model does not take."""
         if inputs.shape[2] != self.bands:
             raise UserError(f"the frames have {inputs.shape[2]} mel bands; compute {self.bands} bands for this model")
         if not layout.single:
@@ -114,7 +103,9 @@ class FramesEmbed(nn.Module):
                 f"audio of {layout.length} frames exceeds this model's limit of {2 * self.context}; "
                 "cut it into shorter clips"
             )
-        return after
+        x = self.activation(self.first(_zero_padding(inputs, layout)))
+        x = self.activation(self.second(_zero_padding(x, layout)))
+        return self.dropout(x if self.positions is None else x + self.positions(after, x)), after
 
 
 def _zero_padding(x: Tensor, layout: Layout) -> Tensor:
@@ -179,13 +170,12 @@ class SpectrogramEmbedConfig(EmbedConfig):
         return SpectrogramEmbed(self, width)
 
 
-class SpectrogramEmbed(nn.Module):
+class SpectrogramEmbed(Embed):
     """Patches to vectors by a linear layer, learned tokens before them, positions; `project.weight` is [D, P Q]."""
 
     def __init__(self, config: SpectrogramEmbedConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         self.project = Projection(config.patch[0] * config.patch[1], width)
         self.tokens = LearnedVectors(config.tokens, width) if config.tokens else None
         self.positions = GridPositions(config.tokens, config.grid(config.frames), width)

@@ -16,8 +16,8 @@ from headway.nn.models.act import Act, ActConfig
 from headway.nn.models.agents import StatesEmbedConfig
 from headway.nn.models.board import BoardEmbedConfig
 from headway.nn.models.captioner import CaptionerConfig
-from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig
-from headway.nn.models.encoder_decoder import EncoderDecoderConfig
+from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.nn.models.encoder_decoder import EncoderDecoderConfig, OneHotEmbedConfig
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.pooled import PooledHeadConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headway.config_kinds import deferred_check, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS
@@ -92,9 +92,10 @@ class PatchEmbedConfig(EmbedConfig):
                 "must be above 0, other counts at least 0"
             )
         if any(length % part for length, part in zip(self.size, self.patch)):
+            rows, columns = (max(1, round(length / part)) * part for length, part in zip(self.size, self.patch))
             raise ConfigError(
                 f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; "
-                f"{self._suggest_size()}"
+                f"set multiples of the patch, such as {_format_size((rows, columns))}"
             )
         length = self.patch[0]
         if self.stem == "convolutional" and (length != self.patch[1] or length < 2 or length & (length - 1)):
@@ -129,12 +130,8 @@ class PatchEmbedConfig(EmbedConfig):
     def build(self, width: int, vocab_size: int, context: int | None) -> PatchEmbed:
         return PatchEmbed(self, width)
 
-    def _suggest_size(self) -> str:
-        nearest_size = tuple(max(1, round(length / part)) * part for length, part in zip(self.size, self.patch))
-        return f"set multiples of the patch, such as {_format_size((nearest_size[0], nearest_size[1]))}"
 
-
-class PatchEmbed(nn.Module):
+class PatchEmbed(Embed):
     """Patches to vectors by a linear layer or a convolutional stem, learned tokens before them, positions.
 
     The linear layer is a convolution whose stride is its size; `project.weight` is [D, C P Q].
@@ -143,7 +140,6 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: PatchEmbedConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         self.stem, self.project, patch_size = None, None, config.patch[0]
         if config.stem == "linear":
             self.project = Projection(config.channels * config.patch[0] * config.patch[1], width, config.bias)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.models.embeds import EmbedConfig, TokenEmbed, TokenEmbedConfig
+from headway.nn.mixers.base import tree_map
+from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbed, TokenEmbedConfig
 from headway.nn.models.patches import LearnedVectors, PatchEmbed, PatchEmbedConfig
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.norm import NormConfig
@@ -49,15 +50,11 @@ class Observations(NamedTuple):
         return (self.states if self.states is not None else self.images[0]).dtype
 
     def to(self, device: torch.device | str) -> Observations:
-        tensors = (self.states, self.words, self.lengths, self.latent)
-        states, words, lengths, latent = (None if tensor is None else tensor.to(device) for tensor in tensors)
-        return Observations(states, tuple(image.to(device) for image in self.images), words, lengths, latent)
+        return tree_map(lambda tensor: tensor.to(device), self)
 
     def select(self, rows: Int[Tensor, "R"]) -> Observations:
         """The observations of some rows."""
-        tensors = (self.states, self.words, self.lengths, self.latent)
-        states, words, lengths, latent = (None if tensor is None else tensor[rows] for tensor in tensors)
-        return Observations(states, tuple(image[rows] for image in self.images), words, lengths, latent)
+        return tree_map(lambda tensor: tensor[rows], self)
 
 
 def stack_steps(steps: Sequence[Observations]) -> Observations:
@@ -125,7 +122,7 @@ class RobotEmbedConfig(EmbedConfig):
         return RobotEmbed(self, width, vocab_size)
 
 
-class RobotEmbed(nn.Module):
+class RobotEmbed(Embed):
     """Zhao et al. 2023, figure 4: the latent, the state and the image patches of all cameras form one sequence.
 
     The words of the task come last, because their number varies by row.
@@ -134,7 +131,6 @@ class RobotEmbed(nn.Module):
     def __init__(self, config: RobotEmbedConfig, width: int, vocab_size: int) -> None:
         super().__init__()
         self.config, self.width = config, width
-        self.table = None  # the table of words is not shared
         self.latent = Projection(config.latent, width) if config.latent else None
         self.states = Projection(config.states, width) if config.states else None
         self.kinds = LearnedVectors(config.front, width) if config.front else None
@@ -145,37 +141,6 @@ class RobotEmbed(nn.Module):
 
     def default_layout(self, observations: Observations) -> Layout:
         """One document per row. Raises UserError for missing or unsupported inputs."""
-        self._check(observations)
-        length = self.config.length
-        if self.words is None or observations.words is None or observations.lengths is None:
-            return Layout.full(observations.rows, length, device=observations.device)
-        lengths = length + observations.lengths
-        return Layout.padded(lengths, length + observations.words.shape[1])
-
-    def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        front = [] if self.latent is None else [self.latent(self._latent_or_zeros(observations))]
-        if self.states is not None:
-            front.append(self.states(observations.states))
-        # Add a learned vector to the latent and to the states: without it, a later norm would erase their scale.
-        parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
-        for camera, images in zip(self.cameras, observations.images):
-            assert isinstance(camera, PatchEmbed)
-            parts.append(camera(images, camera.default_layout(images))[0])
-        return self.dropout(self.norm(torch.cat([*parts, *self._embed_words(observations)], 1))), layout
-
-    def _latent_or_zeros(self, observations: Observations) -> Float[Tensor, "B Z"]:
-        """The latent of the observations, or zeros."""
-        if observations.latent is not None:
-            return observations.latent
-        return torch.zeros(observations.rows, self.config.latent, device=observations.device)
-
-    def _embed_words(self, observations: Observations) -> list[Tensor]:
-        if self.words is None or observations.words is None:
-            return []
-        words = cast(TokenEmbed, self.words)
-        return [words(observations.words, words.default_layout(observations.words))[0]]
-
-    def _check(self, observations: Observations) -> None:
         size = 0 if observations.states is None else observations.states.shape[-1]
         if size != self.config.states:
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
@@ -188,3 +153,27 @@ class RobotEmbed(nn.Module):
             raise UserError("this model does not take task words; remove them")
         if self.words is not None and observations.words is None:
             raise UserError("this model needs the words of the task; pass them")
+        length = self.config.length
+        if self.words is None or observations.words is None or observations.lengths is None:
+            return Layout.full(observations.rows, length, device=observations.device)
+        lengths = length + observations.lengths
+        return Layout.padded(lengths, length + observations.words.shape[1])
+
+    def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
+        front = []
+        if self.latent is not None:
+            latent = observations.latent
+            if latent is None:
+                latent = torch.zeros(observations.rows, self.config.latent, device=observations.device)
+            front.append(self.latent(latent))
+        if self.states is not None:
+            front.append(self.states(observations.states))
+        # Add a learned vector to the latent and to the states: without it, a later norm would erase their scale.
+        parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
+        for camera, images in zip(self.cameras, observations.images):
+            assert isinstance(camera, PatchEmbed)
+            parts.append(camera(images, camera.default_layout(images))[0])
+        if self.words is not None and observations.words is not None:
+            words = cast(TokenEmbed, self.words)
+            parts.append(words(observations.words, words.default_layout(observations.words))[0])
+        return self.dropout(self.norm(torch.cat(parts, 1))), layout

@@ -10,8 +10,14 @@ from headway.nn.mixers import (
     MixerConfig,
 )
 from headway.nn.models.block import BlockConfig
-from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig
-from headway.nn.models.encoder_decoder import BothBridgeConfig, BridgeConfig, EncoderDecoderConfig, StateBridgeConfig
+from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.nn.models.encoder_decoder import (
+    BothBridgeConfig,
+    BridgeConfig,
+    EncoderDecoderConfig,
+    OneHotEmbedConfig,
+    StateBridgeConfig,
+)
 from headway.nn.models.heads import VocabularyHeadConfig
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.transformer import TransformerConfig

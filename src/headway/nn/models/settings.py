@@ -8,8 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from headway.config import from_dict
-from headway.config_kinds import setting, shortcuts
+from headway.config import from_dict, setting, shortcuts
 from headway.errors import ConfigError, InapplicableError
 from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.nn.models.act import ActConfig
@@ -65,13 +64,21 @@ def _dropout(model: TransformerConfig, value: Any) -> TransformerConfig:
 @setting(TransformerConfig, "drop_path")
 def _drop_path(model: TransformerConfig, value: Any) -> TransformerConfig:
     """Stochastic depth rate in the last block; it grows linearly from 0 in the first."""
-    return replace(model, stack=drop_path(model.stack, value))
+    rate = from_dict(float, value, "model.drop_path")
+    if not 0 <= rate < 1:
+        raise ConfigError(f"model.drop_path is {rate}; set a probability below 1, such as 0.1")
+    blocks = model.stack.blocks
+    last = max(1, len(blocks) - 1)
+    changed = tuple(replace(block, drop_path=rate * i / last) for i, block in enumerate(blocks))
+    return replace(model, stack=replace(model.stack, blocks=changed))
 
 
 @setting(TransformerConfig, "layer_scale")
 def _layer_scale(model: TransformerConfig, value: Any) -> TransformerConfig:
     """Initial value of a trained gain on every branch; none: no gain."""
-    return replace(model, stack=layer_scale(model.stack, value))
+    start = from_dict(float | None, value, "model.layer_scale")  # type: ignore[arg-type]
+    blocks = tuple(replace(block, layer_scale=start) for block in model.stack.blocks)
+    return replace(model, stack=replace(model.stack, blocks=blocks))
 
 
 @setting(TransformerConfig, "size")
@@ -253,7 +260,7 @@ def depth(stack: StackConfig, value: Any) -> StackConfig:
     count = positive_int("model.depth", value)
     if count > _MAX_DEPTH:
         raise ConfigError(f"model.depth is {count:,}; set at most {_MAX_DEPTH:,}")
-    return dataclasses.replace(stack, blocks=cycle(stack.blocks, count))
+    return replace(stack, blocks=cycle(stack.blocks, count))
 
 
 def heads(stack: StackConfig, value: Any) -> StackConfig:
@@ -264,10 +271,10 @@ def heads(stack: StackConfig, value: Any) -> StackConfig:
 
     def change(block: BlockConfig) -> BlockConfig:
         cross = None if block.cross is None else _with_heads(block.cross, count)
-        return dataclasses.replace(block, mixer=_with_heads(block.mixer, count), cross=cross)
+        return replace(block, mixer=_with_heads(block.mixer, count), cross=cross)
 
-    biases = {name: dataclasses.replace(bias, heads=count) for name, bias in stack.biases.items()}
-    return dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)), biases=biases)
+    biases = {name: replace(bias, heads=count) for name, bias in stack.biases.items()}
+    return replace(stack, blocks=tuple(map(change, stack.blocks)), biases=biases)
 
 
 def _with_heads(part: Any, count: int) -> Any:
@@ -275,9 +282,9 @@ def _with_heads(part: Any, count: int) -> Any:
         return part
     kv_heads = getattr(part, "kv_heads", None)
     if kv_heads is None:
-        return dataclasses.replace(part, heads=count)
+        return replace(part, heads=count)
     kv_heads = max(1, count * kv_heads // part.heads)
-    return dataclasses.replace(part, heads=count, kv_heads=kv_heads)
+    return replace(part, heads=count, kv_heads=kv_heads)
 
 
 def mixer(stack: StackConfig, value: Any) -> StackConfig:
@@ -293,10 +300,16 @@ def mixer(stack: StackConfig, value: Any) -> StackConfig:
             return block
         common = {name for name, _ in _fields(config) & _fields(block.mixer)}
         inherited = {name: getattr(block.mixer, name) for name in common - explicit}
-        replacement = dataclasses.replace(config, **inherited)
-        return dataclasses.replace(block, mixer=replacement if block.mixer.causal else _run_both_ways(replacement))
+        replacement = replace(config, **inherited)
+        if (
+            not block.mixer.causal and replacement.causal and not hasattr(replacement, "pattern")
+        ):  # run in both directions
+            if isinstance(replacement, RecurrenceConfig) and replacement.cells is None:
+                replacement = replace(replacement, out=False)  # the projection that joins both directions suffices
+            replacement = BidirectionalConfig(replacement)
+        return replace(block, mixer=replacement)
 
-    changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
+    changed = replace(stack, blocks=tuple(map(change, stack.blocks)))
     if changed.causal != stack.causal:
         raise ConfigError(
             f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, unlike this model's "
@@ -310,49 +323,23 @@ def _fields(config: Any) -> set[tuple[str, str]]:
     return {(field.name, str(field.type)) for field in dataclasses.fields(config)}
 
 
-def _run_both_ways(mixer: MixerConfig) -> MixerConfig:
-    """Wrap `mixer` to run in both directions, unless its pattern already sees both ways."""
-    if not mixer.causal or hasattr(mixer, "pattern"):
-        return mixer
-    if isinstance(mixer, RecurrenceConfig) and mixer.cells is None:
-        mixer = dataclasses.replace(mixer, out=False)  # the projection that joins both directions suffices
-    return BidirectionalConfig(mixer)
-
-
 def cells(stack: StackConfig, value: int) -> StackConfig:
     """Give every recurrence `value` units. Raises InapplicableError if the stack has no recurrence."""
-    blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
+    blocks = tuple(replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
     inner = [b.mixer.mixer if isinstance(b.mixer, BidirectionalConfig) else b.mixer for b in blocks]
     if not any(hasattr(mixer, "cells") for mixer in inner):
         raise InapplicableError(f"model.cells={value}: no mixer of this model has cells; remove the setting")
-    return dataclasses.replace(stack, blocks=blocks)
+    return replace(stack, blocks=blocks)
 
 
 def _with_cells(mixer: MixerConfig, value: int) -> MixerConfig:
     if isinstance(mixer, BidirectionalConfig):
-        return dataclasses.replace(mixer, mixer=_with_cells(mixer.mixer, value))
-    return dataclasses.replace(mixer, cells=value) if isinstance(mixer, RecurrenceConfig) else mixer
+        return replace(mixer, mixer=_with_cells(mixer.mixer, value))
+    return replace(mixer, cells=value) if isinstance(mixer, RecurrenceConfig) else mixer
 
 
 def dropout(stack: StackConfig, value: Any) -> StackConfig:
     """Set the dropout of every block's branches."""
     rate = from_dict(float, value, "model.dropout")
-    blocks = tuple(dataclasses.replace(block, dropout=rate) for block in stack.blocks)
-    return dataclasses.replace(stack, blocks=blocks)
-
-
-def drop_path(stack: StackConfig, value: Any) -> StackConfig:
-    """Stochastic depth that grows linearly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
-    rate = from_dict(float, value, "model.drop_path")
-    if not 0 <= rate < 1:
-        raise ConfigError(f"model.drop_path is {rate}; set a probability below 1, such as 0.1")
-    last = max(1, len(stack.blocks) - 1)
-    blocks = (dataclasses.replace(block, drop_path=rate * i / last) for i, block in enumerate(stack.blocks))
-    return dataclasses.replace(stack, blocks=tuple(blocks))
-
-
-def layer_scale(stack: StackConfig, value: Any) -> StackConfig:
-    """Add a trained gain to every branch, initially `value` (Touvron et al. 2021, CaiT: 0.1 to 1e-6); None: no gain."""
-    start = from_dict(float | None, value, "model.layer_scale")  # type: ignore[arg-type]
-    blocks = (dataclasses.replace(block, layer_scale=start) for block in stack.blocks)
-    return dataclasses.replace(stack, blocks=tuple(blocks))
+    blocks = tuple(replace(block, dropout=rate) for block in stack.blocks)
+    return replace(stack, blocks=blocks)

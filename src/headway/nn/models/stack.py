@@ -14,7 +14,7 @@ from headway.errors import ConfigError
 from headway.layout import Layout
 from headway.nn.mixers.attention import POSITIONS
 from headway.nn.mixers.base import Memory, State
-from headway.nn.models.block import Block, BlockConfig, build_block
+from headway.nn.models.block import Block, BlockConfig, ParallelBlock
 from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.norm import LayerNormConfig, NormConfig
 from headway.nn.parts.positions import PositionsConfig
@@ -86,7 +86,8 @@ class Stack(nn.Module):
         self.width_in = self.width = width  # width of the input and of the output
         self.program: CompiledStack | None = None  # set when weights are packed
         for block in config.blocks:
-            self.blocks.append(build_block(block, self.width, shared))
+            kind = ParallelBlock if block.placement == "parallel" else Block
+            self.blocks.append(kind(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
         self.norm = config.norm.build(self.width) if config.norm else nn.Identity()
 

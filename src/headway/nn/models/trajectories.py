@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from headway.config_kinds import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
+from headway.nn.mixers.base import tree_map
 from headway.nn.models.agents import ObservationConfig, StateVectorConfig
-from headway.nn.models.embeds import EmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig
 from headway.nn.models.heads import HeadConfig
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName
@@ -34,8 +35,7 @@ class TrajectoryInputs(NamedTuple):
     timesteps: Int[Tensor, "B K"]
 
     def to(self, device: torch.device | str) -> TrajectoryInputs:
-        returns = None if self.returns is None else self.returns.to(device)
-        return TrajectoryInputs(returns, self.states.to(device), self.actions.to(device), self.timesteps.to(device))
+        return tree_map(lambda tensor: tensor.to(device), self)
 
 
 @register("trajectories")
@@ -84,13 +84,12 @@ class TrajectoryEmbedConfig(EmbedConfig):
         return TrajectoryEmbed(self, width, context)
 
 
-class TrajectoryEmbed(nn.Module):
+class TrajectoryEmbed(Embed):
     """Chen et al. 2021, algorithm 1. Takes the steps' layout and returns the tokens' layout."""
 
     def __init__(self, config: TrajectoryEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
         self.config = config
-        self.table = None  # there is no vocabulary to share
         self.returns = Projection(1, width) if config.returns else None
         self.states = config.states.build(width)
         self.actions = ChoiceEmbed(config.actions, width) if config.discrete else Projection(config.actions, width)
@@ -103,8 +102,7 @@ class TrajectoryEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def default_layout(self, inputs: TrajectoryInputs) -> Layout:
-        """One document per row."""
-        return Layout.full(*inputs.timesteps.shape, device=inputs.timesteps.device)
+        return super().default_layout(inputs.timesteps)
 
     def forward(self, inputs: TrajectoryInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         """T is the number of tokens in all steps, without an unknown last action's."""
@@ -116,7 +114,13 @@ class TrajectoryEmbed(nn.Module):
         action = self.activation(self.actions(inputs.actions)) + times[:, :known]
         action = F.pad(action, (0, 0, 0, steps - known))
         x = torch.stack([*before, action], 2).flatten(1, 2)[:, : self.config.tokens * steps - (steps - known)]
-        return self._finish(x, self._token_layout(layout, x.shape[1]))
+        length, device = x.shape[1], layout.positions.device
+        if layout.dense:
+            return self._finish(x, Layout.full(layout.batch, length, device=device))
+        inner = torch.arange(self.config.tokens, device=device)
+        first = layout.positions[..., None] * self.config.tokens
+        positions = torch.where(layout.mask[..., None], first + inner, -1)
+        return self._finish(x, Layout(positions.flatten(1)[:, :length]))
 
     def step_tokens(
         self, action: Tensor, inputs: TrajectoryInputs, layout: Layout
@@ -145,15 +149,6 @@ class TrajectoryEmbed(nn.Module):
         if self.config.anchored:
             timesteps = timesteps - layout.positions.clamp(min=0)
         return self.timesteps(timesteps)
-
-    def _token_layout(self, layout: Layout, length: int) -> Layout:
-        """The tokens' layout, from the steps' layout."""
-        if layout.dense:
-            return Layout.full(layout.batch, length, device=layout.positions.device)
-        count = self.config.tokens
-        inner = torch.arange(count, device=layout.positions.device)
-        positions = torch.where(layout.mask[..., None], layout.positions[..., None] * count + inner, -1)
-        return Layout(positions.flatten(1)[:, :length])
 
     def _finish(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         if self.positions is not None:

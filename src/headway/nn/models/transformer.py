@@ -14,7 +14,7 @@ from headway.config_kinds import family, register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.mixers.base import Memory, State, select, tree_map
-from headway.nn.models.embeds import EmbedConfig, TokenEmbedConfig
+from headway.nn.models.embeds import Embed, EmbedConfig, TokenEmbedConfig
 from headway.nn.models.heads import HeadConfig, VocabularyHeadConfig
 from headway.nn.models.stack import Stack, StackConfig
 from headway.nn.parts.feedforward import Terms
@@ -119,7 +119,12 @@ class Transformer(nn.Module):
         """`table` is an embedding to share with another model; without a `seed` weights stay uninitialised."""
         super().__init__()
         self.config = config
-        _check(config)
+        inner = config.embed.width if isinstance(config.embed, TokenEmbedConfig) else None
+        if config.tie == "head" and inner is not None and inner != config.width:
+            raise ConfigError(
+                f"tie head cannot share an embedding of width {inner} with a model of width {config.width}; set tie to "
+                "none"
+            )
         self.embed = config.embed.build(config.width, config.vocab_size, config.context)
         if table is not None:
             self.embed.table = table
@@ -138,7 +143,7 @@ class Transformer(nn.Module):
         """Features of whole documents, or of the tokens that continue `states`. `inputs` go to the embedding (token
         ids, Int[B, T], or TokenInputs); without a layout each row is one document.
         """
-        x, token_layout = self.embed(inputs, self._default_layout(inputs) if layout is None else layout)
+        x, token_layout = self.embed(inputs, self.embed.default_layout(inputs) if layout is None else layout)
         x, new_states, terms = self.stack(x, token_layout, states)
         return ModelFeatures(x, token_layout, terms, new_states)
 
@@ -150,9 +155,6 @@ class Transformer(nn.Module):
         x, final_states, terms = self.stack.encode(x, token_layout, final_blocks)
         return ModelFeatures(x, token_layout, terms), cast(Any, final_states)
 
-    def _default_layout(self, inputs: Any) -> Layout:
-        return cast(Any, self.embed).default_layout(inputs)
-
     def output(self, head: str, inputs: Any, layout: Layout | None = None) -> Tensor:
         """The output of one head for whole documents."""
         encoded = self(inputs, layout)
@@ -161,18 +163,16 @@ class Transformer(nn.Module):
     def logits(self, ids: Int[Tensor, "B T"], layout: Layout | None = None) -> Float[Tensor, "B T C"]:
         return self.heads["vocabulary"](self(ids, layout).x)
 
-    def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Process the prompts; the logits follow each row's last token. `capacity` is the maximum positions per row."""
-        return self.resume(prompt, capacity, None)
-
-    def resume(
+    def start(
         self,
         prompt: Prompt,
         capacity: int,
-        memories: tuple[Memory | None, ...] | None,
+        memories: tuple[Memory | None, ...] | None = None,
         starts: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """`start` with an encoder's memories, and with the vectors from which the blocks start."""
+        """Process the prompts; the logits follow each row's last token. `capacity` is the maximum positions per row;
+        `memories` and the vectors from which blocks start (`starts`) come from an encoder.
+        """
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
         return self.prefill(x, layout, capacity, memories, starts)
@@ -187,7 +187,16 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Prefill from input vectors; the logits follow each row's last one."""
         if layout.batch * capacity > _MIN_CHECKED_POSITIONS:
-            self._check_states(layout.batch, capacity, x)
+            from headway.io.machine_memory import check_free_memory  # not needed by a forward pass
+
+            sizes: list[int] = []
+            tree_map(
+                lambda state: sizes.append(state.nbytes),
+                self.stack.initial_states(layout.batch, capacity, like=x.to("meta")),
+            )
+            purpose = f"generating up to {capacity} positions in {layout.batch} rows"
+            remedy = "request fewer new tokens, or fewer rows at once"
+            check_free_memory(purpose, {"states": sum(sizes)}, x.device, remedy)
         if starts is None:
             states = self.stack.initial_states(layout.batch, capacity, like=x)
         else:
@@ -196,18 +205,6 @@ class Transformer(nn.Module):
         rows = torch.arange(layout.batch, device=x.device)
         last = x[rows, layout.lengths - 1]
         return self.heads["vocabulary"](last), Decoding(states or (), memories, layout.lengths)
-
-    def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
-        """Raise UserError if the states of `capacity` positions per row exceed free memory."""
-        from headway.io.machine_memory import check_free_memory
-
-        sizes: list[int] = []
-        states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
-        tree_map(lambda state: sizes.append(state.nbytes), states)
-        purpose = f"generating up to {capacity} positions in {batch} rows"
-        check_free_memory(
-            purpose, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once"
-        )
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Process one more token per row; return the logits that follow it."""
@@ -228,10 +225,10 @@ def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
         )
 
 
-def shared_table(embed: nn.Module) -> nn.Parameter:
+def shared_table(embed: Embed) -> nn.Parameter:
     """The embedding that a head or another model may share."""
     table = embed.table
-    if not isinstance(table, nn.Parameter):
+    if table is None:
         raise ConfigError(f"{type(embed).__name__} has no token table to share; set tie to none")
     return table
 
@@ -242,11 +239,3 @@ def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
         for project in (getattr(head, "project", None), getattr(head, "distilled", None)):
             if isinstance(project, Projection) and config.head == "zero":
                 nn.init.zeros_(project.weight)
-
-
-def _check(config: TransformerConfig) -> None:
-    inner = config.embed.width if isinstance(config.embed, TokenEmbedConfig) else None
-    if config.tie == "head" and inner is not None and inner != config.width:
-        raise ConfigError(
-            f"tie head cannot share an embedding of width {inner} with a model of width {config.width}; set tie to none"
-        )

@@ -113,7 +113,14 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, observations: Observations) -> Float[Tensor, "B N E"]:
         """Raises UserError for missing or unsupported inputs."""
-        self._check(observations)
+        size = 0 if observations.states is None else observations.states.shape[-1]
+        if size != self.config.states:
+            raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
+        sizes = tuple(tuple(image.shape[-2:]) for image in observations.images)
+        if sizes != tuple(map(tuple, self.config.cameras)):
+            raise UserError(
+                f"images are {sizes}, but the model takes {self.config.cameras}; pass images from all its cameras"
+            )
         assert observations.states is not None  # checked above
         states = observations.states.reshape(observations.rows, -1, self.config.states)  # [B, S] is a single step
         robot, surroundings = states.split((self.config.robot, self.config.surroundings), -1)
@@ -124,16 +131,6 @@ class ObservationEncoder(nn.Module):
             for eye, image in zip(eyes, observations.images)
         ]
         return torch.cat([robot, *keypoints, surroundings], -1)
-
-    def _check(self, observations: Observations) -> None:
-        size = 0 if observations.states is None else observations.states.shape[-1]
-        if size != self.config.states:
-            raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
-        sizes = tuple(tuple(image.shape[-2:]) for image in observations.images)
-        if sizes != tuple(map(tuple, self.config.cameras)):
-            raise UserError(
-                f"images are {sizes}, but the model takes {self.config.cameras}; pass images from all its cameras"
-            )
 
 
 class KeypointEncoder(nn.Module):

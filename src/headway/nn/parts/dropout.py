@@ -51,12 +51,3 @@ class DropPath(Dropout):
         if not self.training or self.p == 0:
             return x
         return (x * self._mask(x.new_empty(x.shape[0], *(1,) * (x.dim() - 1)))).to(x.dtype)
-
-
-def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:
-    """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step."""
-    generator = torch.Generator(device=device)
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.generator = generator
-    return generator

@@ -85,14 +85,13 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
-        return self.down(self.dropout(self._inner(x))), {}
-
-    def _inner(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
-        """activation(up(x)); if compiled, the bias is added in the same pass as the activation."""
-        bias, fuses = self.up.bias, self.fuses_bias and not self.up.is_hooked
-        if bias is None or not (fuses and bias.requires_grad and is_gelu_compiled(x, len(bias))):
-            return self.activation(self.up(x))
-        return shifted_gelu_tanh(self.up.product(x), bias)
+        bias = self.up.bias
+        fuses = self.fuses_bias and not self.up.is_hooked and bias is not None and bias.requires_grad
+        if bias is not None and fuses and is_gelu_compiled(x, len(bias)):
+            inner = shifted_gelu_tanh(self.up.product(x), bias)  # adds the bias in the same pass
+        else:
+            inner = self.activation(self.up(x))
+        return self.down(self.dropout(inner)), {}
 
 
 @register("gated")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headway.errors import ConfigError
 from headway.nn.parts.projection import Projection
@@ -45,55 +45,37 @@ class InitConfig:
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> None:
-    """Sample the weights of every Projection and every embedding table (parameters named `table`) in `model`."""
+    """Sample the weights of every Projection and every embedding table (parameters named `table`) in `model`; with
+    `uniform` all parameters of these modules, tied ones once.
+    """
     generator = torch.Generator().manual_seed(seed)
-    if config.uniform is not None:
-        _uniform(model, config, generator)
-        return
-    tables: set[nn.Parameter] = set()
-    for module in model.modules():
-        if isinstance(module, Projection):
-            for matrix in module.weight.split(module.slices):
-                if module.recurrent and config.recurrent == "orthogonal":
-                    _orthogonal(matrix, generator)
-                else:
-                    _sample_matrix(matrix, config, generator)
-            if module.residual and config.residual == "scaled":
-                module.weight.div_(math.sqrt(2 * depth))
-            if module.residual and config.residual == "zero":
-                module.weight.zero_()
-        table = getattr(module, "table", None)
-        if isinstance(table, nn.Parameter) and table not in tables:
-            tables.add(table)
-            std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
-            table.normal_(0.0, std, generator=generator)
-
-
-def _uniform(model: nn.Module, config: InitConfig, generator: torch.Generator) -> None:
-    """Sample every parameter of a Projection or of a module with a table, tied ones once."""
-    bound = config.uniform or 0.0
     sampled: set[nn.Parameter] = set()
     for module in model.modules():
-        if isinstance(module, Projection) or hasattr(module, "table"):
+        is_projection = isinstance(module, Projection)
+        if config.uniform is not None and (is_projection or hasattr(module, "table")):
             for parameter in module.parameters(recurse=False):
                 if parameter not in sampled:
                     sampled.add(parameter)
-                    parameter.uniform_(-bound, bound, generator=generator)
-        if isinstance(module, Projection) and module.recurrent and config.recurrent == "orthogonal":
-            for matrix in module.weight.split(module.slices):
-                _orthogonal(matrix, generator)
-
-
-def _sample_matrix(weight: Tensor, config: InitConfig, generator: torch.Generator) -> None:
-    fan_out, fan_in = weight.shape
-    if config.matrices == "normal":
-        weight.normal_(0.0, config.std, generator=generator)
-        return
-    bound = math.sqrt(6 / (fan_in + fan_out)) if config.matrices == "xavier" else math.sqrt(3 / fan_in)
-    weight.uniform_(-bound, bound, generator=generator)
-
-
-def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
-    """Sample a uniformly random orthogonal matrix: QR of a normal one, with R's diagonal made positive."""
-    q, r = torch.linalg.qr(torch.empty_like(weight).normal_(generator=generator))
-    weight.copy_(q * r.diagonal().sign())
+                    parameter.uniform_(-config.uniform, config.uniform, generator=generator)
+        for matrix in module.weight.split(module.slices) if is_projection else ():
+            fan_out, fan_in = matrix.shape
+            if module.recurrent and config.recurrent == "orthogonal":
+                # Uniformly random: QR of a normal matrix, with R's diagonal made positive.
+                q, r = torch.linalg.qr(torch.empty_like(matrix).normal_(generator=generator))
+                matrix.copy_(q * r.diagonal().sign())
+            elif config.uniform is None and config.matrices == "normal":
+                matrix.normal_(0.0, config.std, generator=generator)
+            elif config.uniform is None:
+                bound = math.sqrt(6 / (fan_in + fan_out)) if config.matrices == "xavier" else math.sqrt(3 / fan_in)
+                matrix.uniform_(-bound, bound, generator=generator)
+        if config.uniform is not None:
+            continue
+        if is_projection and module.residual and config.residual == "scaled":
+            module.weight.div_(math.sqrt(2 * depth))
+        if is_projection and module.residual and config.residual == "zero":
+            module.weight.zero_()
+        table = getattr(module, "table", None)
+        if isinstance(table, nn.Parameter) and table not in sampled:
+            sampled.add(table)
+            std = config.embedding if config.embedding is not None else table.shape[-1] ** -0.5
+            table.normal_(0.0, std, generator=generator)

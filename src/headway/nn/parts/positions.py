@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,11 +42,6 @@ class RotaryConfig:
             )
 
 
-class Angles(NamedTuple):
-    cos: Float[Tensor, "#B T 1 R"]
-    sin: Float[Tensor, "#B T 1 R"]
-
-
 def rotary_frequencies(theta: float, size: int) -> Frequencies:
     # Always on the CPU: on the meta device torch would load its compiler for this, which takes seconds.
     return theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size)
@@ -72,11 +66,13 @@ class Rotary:
             frequencies, self.factor = config.scaling.apply(frequencies, config.theta)
         self.frequencies = frequencies
 
-    def angles(self, layout: Layout, like: Tensor) -> Angles:
-        def compute() -> Angles:
+    def angles(self, layout: Layout, like: Tensor) -> tuple[Float[Tensor, "#B T 1 R"], Float[Tensor, "#B T 1 R"]]:
+        """Cosine and sine."""
+
+        def compute() -> tuple[Tensor, ...]:
             positions = layout.positions[:1] if layout.dense else layout.positions
             angles = positions.clamp(min=0)[:, :, None, None] * self.frequencies.to(like.device)
-            return Angles(*((part * self.factor).to(like.dtype) for part in (angles.cos(), angles.sin())))
+            return tuple((part * self.factor).to(like.dtype) for part in (angles.cos(), angles.sin()))
 
         return layout.derived(("rotary", self.config, self.size, like.dtype), compute)
 
