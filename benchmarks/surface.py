@@ -63,7 +63,7 @@ ADDRESSES = {  # what this script uses in addition to exported names and the ent
     "can_express": ("headway.formats.published:can_express",),
     "gguf_dialects": ("headway.formats.gguf.model:DIALECTS",),
     "gguf_writable": ("headway.formats.gguf.model:WRITABLE_FAMILIES",),
-    "kinds": ("headway.config:kinds",),
+    "kinds": ("headway.config:kinds", "headway.config_kinds:kinds"),
     "renamed_settings": ("headway.config:RENAMED",),
     "shortcuts": ("headway.config:shortcuts",),
     "to_dict": ("headway.config:to_dict",),
