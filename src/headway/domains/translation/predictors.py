@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.translation.task import PairsConfig, Translator
+from headway.codecs.tokenizer import encode_with_special_tokens
+from headway.domains.translation.task import Codecs, PairsConfig, Translator
 from headway.errors import UserError
 from headway.generate import Sampling, SearchConfig
 from headway.io import arguments
@@ -45,8 +46,11 @@ def translate(
     Raises UserError for a model that is not a text encoder-decoder.
     """
     request, sampling, count = arguments.text_inputs(lines, "line"), None, 1 if n_best is None else n_best
-    if temperature is None:
-        search = _search(model, beam, length_penalty, count)
+    if temperature is None:  # settings that are not requested are as in the run's evaluation
+        task = None if model.recipe is None else model.recipe.task
+        defaults = task if isinstance(task, PairsConfig) else SearchConfig()
+        width = max(defaults.beam, count) if beam is None else beam
+        search = SearchConfig(width, defaults.length_penalty if length_penalty is None else length_penalty, count)
     elif beam is not None:
         raise UserError(f"beam is {beam} and temperature {temperature:g}; use beam search or sampling, not both")
     else:
@@ -56,14 +60,6 @@ def translate(
         return request.unwrap(hypotheses)
     texts = [[text for text, _ in line_hypotheses] for line_hypotheses in hypotheses]
     return request.unwrap([line_hypotheses[0] for line_hypotheses in texts] if n_best is None else texts)
-
-
-def _search(model: ModelHandle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
-    """The requested search; settings that are not requested are as in the run's evaluation."""
-    task: Any = SearchConfig() if model.recipe is None else model.recipe.task
-    defaults = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
-    width = max(defaults.beam, count) if beam is None else beam
-    return SearchConfig(width, defaults.length_penalty if length_penalty is None else length_penalty, count)
 
 
 @torch.inference_mode()
@@ -109,7 +105,15 @@ def attention(model: ModelHandle, text: str, target: str | None = None) -> Atten
 
 def _translator(model: ModelHandle) -> Translator:
     if model.recipe is None:
-        return Translator.of_published(model.module, model.codec, model.usage, model.generator)
+        # With a published model's settings, whose tokenizer adds special tokens to the source.
+        codec, usage = model.codec, model.usage
+        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
+        if start is None or not usage.ends:
+            raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
+        suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
+        to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
+        settings = to_source_ids, start, usage.ends[0], usage.forced, suppressed
+        return Translator(model.module, model.generator, Codecs(codec, codec), *settings)
     if not isinstance(model.recipe.task, PairsConfig):
         raise UserError(
             f"{model.directory} was trained as {type(model.recipe.task).__name__}; choose a run trained on pairs"

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec, train_codec
-from headway.codecs.tokenizer import FILE, encode_with_special_tokens
+from headway.codecs.tokenizer import FILE
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import (
@@ -33,7 +33,6 @@ from headway.data.array_store import column_digest
 from headway.data.token_store import Encoder
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.formats.usage import Usage
 from headway.generate import Sampling, SearchConfig, score_targets, translate_ids
 from headway.generate.prompts import evaluation_mode
 from headway.generate.search import check_beam
@@ -219,20 +218,6 @@ class Translator:
             model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs
         )
 
-    @staticmethod
-    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
-        """A translator with a published model's settings, whose tokenizer adds special tokens to the source. UserError
-        if the model has no start or end token.
-        """
-        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
-        if start is None or not usage.ends:
-            raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
-        suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
-        to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
-        return Translator(
-            model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed
-        )
-
     def translate(
         self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
     ) -> list[list[tuple[str, float]]]:
@@ -388,10 +373,6 @@ class ParallelText(SourceTargetExamples):
         self.splits = self.cache.splits(config.split)
         self._pairs: dict[str, SentencePairs] = {}
         self._sources: dict[str, tuple[list[str], list[list[str]]]] = {}
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codecs' vocabulary sizes. Raises UserError if there are no pairs to train or evaluate on, or

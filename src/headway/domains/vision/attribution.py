@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.errors import UserError
 from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.io.arguments import Failures
@@ -20,7 +19,7 @@ from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
 from headway.nn.models.pooled import pool
-from headway.predict.image_inputs import Image, PixelCallback, image_batches, processor_of, to_rgb
+from headway.predict.image_inputs import Image, PixelCallback, image_batches, processor_of
 
 
 def classify(
@@ -115,19 +114,6 @@ class ImageAttention:
         for index, line in enumerate(lines):
             draw.text((_GAP, _LINE_HEIGHT * (index + 0.6)), line, "black", font, anchor="lm")
         return np.concatenate([canvas, np.asarray(text_band)])
-
-
-def attribute_images(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[ImageAttention]:
-    """Attention rollout for each image (Abnar and Zuidema 2020). UserError for a model without attention."""
-    processor = processor_of(usage, source)
-    attention_maps = []
-    for image in images:
-        pixels = processor.pixels(to_rgb(image))
-        weights = next(patch_weights(model, torch.from_numpy(processor.normalize(pixels))[None]), None)
-        if weights is None:
-            raise UserError(f"{source} has no attention layers; use a model with mixer attention")
-        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
-    return attention_maps
 
 
 def patch_weights(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:

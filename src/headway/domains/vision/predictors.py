@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.vision import attribution
-from headway.domains.vision.attribution import ImageAttention
+from headway.domains.vision.attribution import ImageAttention, patch_weights
+from headway.errors import UserError
 from headway.formats import out_of_distribution
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.predict.image_inputs import Image
+from headway.predict.image_inputs import Image, processor_of, to_rgb
 from headway.predict.model_handle import ModelHandle
 
 Labels = dict[str, float]
@@ -46,4 +48,12 @@ def look(model: ModelHandle, images: Image | Iterable[Image]) -> ImageAttention 
     UserError for a model that does not take images.
     """
     request = arguments.image_inputs(images)
-    return request.unwrap(attribution.attribute_images(model.module, model.usage, request.items, str(model.directory)))
+    processor = processor_of(model.usage, str(model.directory))
+    attention_maps = []
+    for image in request.items:  # attention rollout (Abnar and Zuidema 2020)
+        pixels = processor.pixels(to_rgb(image))
+        weights = next(patch_weights(model.module, torch.from_numpy(processor.normalize(pixels))[None]), None)
+        if weights is None:
+            raise UserError(f"{model.directory} has no attention layers; use a model with mixer attention")
+        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
+    return request.unwrap(attention_maps)
