@@ -10,12 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.vision import attribution
-from headway.domains.vision.attribution import ImageAttention, patch_weights
+from headway.domains.vision.attribution import ImageAttention, input_dtype, patch_weights
 from headway.errors import UserError
 from headway.formats import out_of_distribution
+from headway.formats.usage import named_scores
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.predict.image_inputs import Image, processor_of, to_rgb
+from headway.nn.models import kinds
+from headway.predict.image_inputs import Image, image_batches, processor_of, to_rgb
 from headway.predict.model_handle import ModelHandle
 
 Labels = dict[str, float]
@@ -27,9 +30,12 @@ def classify(model: ModelHandle, items: Image | Iterable[Image], truncate: bool 
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
     source = str(model.directory)
-    scores = attribution.classify(
-        model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None
-    )
+    module, scores = model.module, list[Labels]()
+    head = kinds.predicting_head(module) or "classes"
+    with evaluation_mode(module), torch.inference_mode():
+        watch = on_pixels if model.has_input_statistics else None
+        for batch in image_batches(request.items, processor_of(model.usage, source), failures, watch):
+            scores += named_scores(module.output(head, batch.to(device_of(module), input_dtype(module))), model.usage)
     model.check_item_statistics(request.items, statistics, "image")
     return request.unwrap(scores, failures, "image")
 
