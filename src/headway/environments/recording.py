@@ -74,12 +74,17 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
 
         def act(states: np.ndarray) -> np.ndarray:
             actions = np.asarray(function(states))
-            actual = f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}"
             shape = (len(states),) if spaces.action_size is None else (len(states), spaces.action_size)
             if spaces.n_actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape):
-                raise UserError(f"{actual}; return integers of shape {shape}")
+                raise UserError(
+                    f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape "
+                    f"{shape}"
+                )
             if actions.size != np.prod(shape) or actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
-                raise UserError(f"{actual}; return numbers of shape {shape}")
+                raise UserError(
+                    f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape "
+                    f"{shape}"
+                )
             if spaces.n_actions is not None and not (actions.min() >= 0 and actions.max() < spaces.n_actions):
                 raise UserError(
                     f"the policy {name!r} returned action {actions.max()}; return 0 to {spaces.n_actions} - 1"

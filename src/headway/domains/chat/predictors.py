@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-from headway.codecs import TokenizerCodec
+from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.chat_template import ChatTemplate
 from headway.data.dialogues import Message
 from headway.errors import UserError, logger
+from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
 from headway.io import arguments
@@ -37,6 +39,17 @@ class Conversation:
         self.template = template
         stop_sequences = template.stop_sequences(codec)
         self._stop_strings, self._stop_ids = stop_sequences.strings, (*stop_sequences.ids, *stop_ids)
+
+    @classmethod
+    def of_model(cls, session: Session, codec: Codec, usage: Usage, directory: Path) -> Conversation:
+        """Raises UserError for a model without a template."""
+        if usage.template is None or not isinstance(codec, TokenizerCodec):
+            raise UserError(
+                f"{directory} has no chat template, so it cannot chat; use generate, or add the chat_template.jinja "
+                "that it was trained with"
+            )
+        template = ChatTemplate(usage.template, codec.special_tokens, f"the chat template of {directory}")
+        return cls(session, codec, template, usage.ends)
 
     def encode_prompt(self, messages: Sequence[Message], limits: Limits) -> ChatPrompt:
         """A conversation as ids; its oldest turns are dropped if they leave no room for an answer.
@@ -107,11 +120,4 @@ def chat_stream(
 
 
 def talk(model: ModelHandle) -> Conversation:
-    codec, directory = model.codec, model.directory
-    if model.usage.template is None or not isinstance(codec, TokenizerCodec):
-        raise UserError(
-            f"{directory} has no chat template, so it cannot chat; use generate, or add the chat_template.jinja that "
-            "it was trained with"
-        )
-    template = ChatTemplate(model.usage.template, codec.special_tokens, f"the chat template of {directory}")
-    return Conversation(model.open_session(), codec, template, model.usage.ends)
+    return Conversation.of_model(model.open_session(), model.codec, model.usage, model.directory)

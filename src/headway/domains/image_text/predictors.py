@@ -86,8 +86,10 @@ def match(
     text_request = arguments.text_inputs(texts)
     prompt_templates = arguments.text_inputs(templates, "template").items
     if not image_request.items or not text_request.items:
-        counts = f"{len(image_request.items)} images and {len(text_request.items)} texts"
-        raise UserError(f"there are {counts}; pass at least one of each")
+        raise UserError(
+            f"there are {len(image_request.items)} images and {len(text_request.items)} texts; pass at least one of "
+            "each"
+        )
     for template in prompt_templates:
         if template.count("{}") != 1:
             raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')

@@ -228,8 +228,9 @@ class ActionChunks(Objective[DemonstrationExamples]):
             try:
                 envs = open_envs(codec, list(environments.values()), max(config.episodes, config.final))
             except UserError as error:
-                remedy = "set task.episodes=0 to evaluate on held-out demonstrations only"
-                raise UserError(f"{error}; or {remedy}") from error
+                raise UserError(
+                    f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only"
+                ) from error
             self.envs = dict(zip(environments, envs))
         if self.can_play:
             self.goal, self.goal_better = "score", "max"
