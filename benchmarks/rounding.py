@@ -184,26 +184,27 @@ def text(model: Any) -> Found:
 
 def translation(model: Any) -> Found:
     """Multi30k's validation part: loss of the references, and BLEU of what is written."""
-    from headway.domains.translation.task import Translator
-    from headway.generate import SearchConfig
+    from headway.domains.translation.task import PairSpecialTokens, source_ids
+    from headway.generate import SearchConfig, translate_ids
     from headway.metrics import bleu
 
     sides = [lines(data_folder() / "translation" / f"multi30k-val.{side}.gz") for side in ("en", "de")]
     generators = engines(model.module)
-    translators = {
-        name: Translator.of_run(model.module, model.recipe.task, model.directory, generator)
-        for name, generator in generators.items()
-    }
-    own = translators["fp32"]
-    rows = [[own.begin, *ids, own.end] for ids in own.codecs.target.encode_batch(sides[1])]
-    found = by_divergence(judge(generators, parted(rows, own.read(sides[0]))))
+    task = model.recipe.task
+    codecs = task.codecs(model.directory)
+    special = PairSpecialTokens.of(codecs)
+    sources = source_ids(sides[0], codecs.source, task)
+    rows = [[special.bos, *ids, special.eos] for ids in codecs.target.encode_batch(sides[1])]
+    found = by_divergence(judge(generators, parted(rows, sources)))
     order = sorted(range(len(sides[0])), key=lambda i: len(sides[0][i]))
-    for name, translator in translators.items():
+    for name, generator in generators.items():
         outputs = [""] * len(order)
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
-            for i, best in zip(part, translator.translate([sides[0][i] for i in part], SearchConfig(beam=1))):
-                outputs[i] = best[0]
+            some = [sources[i] for i in part]
+            found_rows = translate_ids(generator, some, bos=special.bos, eos=special.eos, config=SearchConfig(beam=1))
+            for i, (best, *_) in zip(part, found_rows):
+                outputs[i] = codecs.target.decode(best.ids)
         form, _, which = name.partition(" ")
         (found[form][which] if which else found[form])["bleu"] = bleu(outputs, [[line] for line in sides[1]])
     return {"model": model.recipe.name, "parameters": size(model), "sentences": len(order), **found}

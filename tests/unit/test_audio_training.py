@@ -31,9 +31,10 @@ from headway.domains.audio.classification import (
     change_speed_and_gain,
     delay,
     fit_to_window,
-    inference_frames,
     mask_spectrogram,
+    window_frames,
 )
+from headway.domains.audio.mel import HOP
 from headway.domains.audio.sequences import read_takes
 from headway.domains.audio.sound_files import open_sounds, read_sound
 from headway.errors import ConfigError, UserError
@@ -103,7 +104,7 @@ def test_what_is_no_sound_is_an_error_or_is_skipped_and_counted(
     assert not {"broken.wav", "empty.wav"} & {task.describe_row(row) for row in range(16)}
     for row, path in enumerate(task.files):  # what is left out does not move the others
         assert task.labels[task.classes[row]] == path.parent.name
-        wanted = inference_frames(read_sound(path), task.frames, 80)
+        wanted = window_frames(fit_to_window(read_sound(path), task.frames * HOP), task.frames, 80)
         torch.testing.assert_close(seen(task, [row])[0], wanted)
     with pytest.raises(UserError, match=r"is not a readable audio file|0 samples"):  # also where the cache knows it
         task_of(folder)
@@ -132,7 +133,7 @@ def test_the_window_is_that_of_the_longest_sound(tmp_path: Path) -> None:
     cut = task_of(folder, {"task.seconds": 0.3, "task.crop": True})
     row = cut.files.index(longest)
     middle = read_sound(longest)[1600:6400]
-    torch.testing.assert_close(seen(cut, [row])[0], inference_frames(middle, 30, 80))
+    torch.testing.assert_close(seen(cut, [row])[0], window_frames(fit_to_window(middle, 30 * HOP), 30, 80))
 
 
 def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:

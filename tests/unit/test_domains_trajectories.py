@@ -15,7 +15,7 @@ from trajectory_data import SETTINGS, made, opened, saved, tiny
 
 from headway.app.recipes import configure_recipe
 from headway.data.episode_files import write_episodes
-from headway.domains.trajectories.target_effect import Point, return_effect
+from headway.domains.trajectories.task import Point, return_effect
 from headway.domains.trajectories.trajectory_player import Actor, TrajectoryCodec, play
 from headway.environments.recording import Mixture, Recorder
 from headway.environments.rollouts import SeparateRows

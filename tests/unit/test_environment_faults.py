@@ -20,7 +20,7 @@ from headway.app.cli import main as cli
 from headway.data import episode_files
 from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import concatenate_episodes
-from headway.domains.trajectories.target_effect import film_strips
+from headway.domains.trajectories.task import film_strips
 from headway.environments.factory import Spaces
 from headway.environments.recording import EpisodeImages, Mixture, Recorder, SuccessFilter
 from headway.environments.rollouts import SEEDS, first_seed

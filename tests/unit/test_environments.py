@@ -18,13 +18,14 @@ from headway.environments.factory import check_environment_name, spaces_of
 from headway.environments.recording import Mixture, Recorder, open_policy
 from headway.environments.rollouts import (
     FilmConfig,
+    PlayedEpisodes,
     Player,
     film_config,
     frame_sampling,
-    normalised_return,
     open_film,
     parallel_groups,
     play_episodes,
+    return_scores,
     with_caption,
 )
 from headway.environments.vector_env import VectorEnv, make_environment
@@ -263,9 +264,13 @@ def test_spaces_of_images_and_matrices() -> None:
 
 
 def test_scores_of_d4rl() -> None:
-    assert normalised_return("Hopper-v5", 3234.3) == pytest.approx(100)
-    assert normalised_return("HalfCheetah-v4", -280.178953) == pytest.approx(0)
-    assert normalised_return("CartPole-v1", 3.0) is None
+    def normalised(environment: str, value: float) -> float | None:
+        played = PlayedEpisodes(np.full(2, value), np.full(2, 5))
+        return return_scores(played, environment).get("return_normalised")
+
+    assert normalised("Hopper-v5", 3234.3) == pytest.approx(100)
+    assert normalised("HalfCheetah-v4", -280.178953) == pytest.approx(0)
+    assert normalised("CartPole-v1", 3.0) is None
 
 
 def test_a_film_holds_its_frames(own: Path) -> None:

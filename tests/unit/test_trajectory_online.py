@@ -17,7 +17,7 @@ from trajectory_data import opened, saved, tiny
 import headway as hw
 from headway.app import api
 from headway.data.episode_files import write_episodes
-from headway.domains.trajectories.target_effect import online_curve
+from headway.domains.trajectories.task import online_curve
 from headway.environments.recording import Mixture, Recorder
 from headway.environments.rollouts import training_seed
 from headway.environments.vector_env import VectorEnv

@@ -147,6 +147,10 @@ class SplitIndices(dict[str, np.ndarray]):
         super().__init__(indices)
         self.removed = removed
 
+    def without(self, samples: np.ndarray | Sequence[int]) -> SplitIndices:
+        """The same splits without these samples."""
+        return SplitIndices({split: rows[~np.isin(rows, samples)] for split, rows in self.items()}, self.removed)
+
 
 def split_by_key(
     keys: np.ndarray, named_splits: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None

@@ -212,7 +212,7 @@ def read_table(
     paths: Sequence[Path | str],
     columns: Mapping[str, str],
     optional: Sequence[str] = (),
-    remedy: str = "set task.{use}=NAME",
+    remedy: str | None = None,
     target: str | None = None,
 ) -> Table:
     """Read the rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
@@ -220,8 +220,8 @@ def read_table(
     `optional` columns are omitted if the first file lacks them. The `target` column may have missing values (returned
     as empty strings) and lists (returned as JSON). It may also be several 0/1 columns with comma-separated names or,
     without a column "label", all 0/1 columns: their names become a JSON list.
-    UserError for a missing column (with the nearest name and the `remedy`), a row of another length, an empty value,
-    invalid UTF-8, or no rows at all.
+    UserError for missing columns (with the nearest names and the `remedy`, by default the option that sets them), a
+    row of another length, an empty value, invalid UTF-8, or no rows at all.
     """
     if not paths:
         raise UserError("no files; pass at least one .csv, .tsv, .jsonl or .xlsx")
@@ -272,7 +272,7 @@ def _flag_columns(file: File, column_names: Mapping[str, str], target: str) -> t
     if name != target:  # a column that the user named
         return ()
     candidates = [column for column in header if column and column not in column_names.values()]
-    for _, row in _read_rows(file, {}, ""):
+    for _, row in _read_rows(file, {}):
         candidates = [column for column in candidates if _normalized(row.get(column)) in _FLAG_VALUES]
         if len(candidates) < 2:
             return ()
@@ -324,7 +324,7 @@ def read_table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
     "all."""
     has_rows = False
     for file in (file for path in paths for file in find_files(user_path(path), TABLE_KINDS)):
-        for line, values in _read_rows(file, {}, ""):
+        for line, values in _read_rows(file, {}):
             has_rows = True
             yield TableRow(file, line, values)
     if not has_rows:
@@ -339,7 +339,7 @@ def _read_header(file: File) -> list[str]:
 
 
 def _read_rows(
-    file: File, column_names: Mapping[str, str], missing_remedy: str
+    file: File, column_names: Mapping[str, str], missing_remedy: str | None = None
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each row as values by name, with its line number."""
     if file.kind == ".jsonl":
@@ -396,14 +396,15 @@ def _check_names(
     noun: str,
     names: Sequence[str] | Mapping[str, Any],
     column_names: Mapping[str, str],
-    remedy_template: str,
+    remedy: str | None,
 ) -> None:
-    for use, name in column_names.items():
-        if name not in names:
-            guess = guess_column(use, names) or "NAME"
-            hint = suggest_column(name, list(names), use)
-            remedy = remedy_template.format(use=use).replace("NAME", guess)
-            raise UserError(f"{location} has no {noun} {name!r} ({hint}); {remedy}")
+    missing = {use: name for use, name in column_names.items() if name not in names}
+    if not missing:
+        return
+    hints = {name: suggest_column(name, list(names), use) for use, name in missing.items()}
+    facts = " and ".join(f"no {noun} {name!r} ({hint})" for name, hint in hints.items())
+    settings = " ".join(f"task.{use}={guess_column(use, names) or 'NAME'}" for use in missing)
+    raise UserError(f"{location} has {facts}; {remedy or f'add --set {settings}'}")
 
 
 def _text_value(file: File, line: int, name: str, value: Any) -> str:

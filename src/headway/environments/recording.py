@@ -71,7 +71,27 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
     if ":" in name:
         function = import_user_callable(name, "the policy")
         assert function is not None
-        return _checked_policy(function, name, spaces)
+
+        def act(states: np.ndarray) -> np.ndarray:
+            actions = np.asarray(function(states))
+            shape = (len(states),) if spaces.action_size is None else (len(states), spaces.action_size)
+            if spaces.n_actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape):
+                raise UserError(
+                    f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape "
+                    f"{shape}"
+                )
+            if actions.size != np.prod(shape) or actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
+                raise UserError(
+                    f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape "
+                    f"{shape}"
+                )
+            if spaces.n_actions is not None and not (actions.min() >= 0 and actions.max() < spaces.n_actions):
+                raise UserError(
+                    f"the policy {name!r} returned action {actions.max()}; return 0 to {spaces.n_actions} - 1"
+                )
+            return actions.reshape(shape)
+
+        return act
     raise UserError(
         f"unknown policy {name!r}; use random, expert, a run's folder, a network's .npz file, or module:function"
     )
@@ -110,29 +130,6 @@ def read_network(path: Path, spaces: Spaces) -> Network:
             f"{path} outputs {numbers_text(width)}, but the environment has {spaces.action_text}; use another policy"
         )
     return Network(layers, mean, std, spaces.n_actions is not None)
-
-
-def _checked_policy(function: Callable[..., object], name: str, spaces: Spaces) -> Policy:
-    """A user's function with checked outputs."""
-
-    def act(states: np.ndarray) -> np.ndarray:
-        actions = np.asarray(function(states))
-        shape = (len(states),) if spaces.action_size is None else (len(states), spaces.action_size)
-        if spaces.n_actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape):
-            raise UserError(
-                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape "
-                f"{shape}"
-            )
-        if actions.size != np.prod(shape) or actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
-            raise UserError(
-                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape "
-                f"{shape}"
-            )
-        if spaces.n_actions is not None and not (actions.min() >= 0 and actions.max() < spaces.n_actions):
-            raise UserError(f"the policy {name!r} returned action {actions.max()}; return 0 to {spaces.n_actions} - 1")
-        return actions.reshape(shape)
-
-    return act
 
 
 MAX_TRIES = 4  # maximum episodes to play per recorded episode

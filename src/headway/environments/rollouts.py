@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from headway.data.episodes import Episode
 from headway.data.video import VideoWriter, check_video_path
@@ -53,12 +54,6 @@ def training_seed(stream: int, seed: int, episode: int) -> int:
     return int(np.random.default_rng([stream, seed, episode]).integers(SEEDS["validation"]))
 
 
-def check_episodes(episodes: int, seed: int | None) -> None:
-    """UserError for fewer than 1 episode, or a negative seed."""
-    if episodes < 1 or (seed is not None and seed < 0):
-        raise UserError(f"episodes is {episodes} and seed is {seed}; use at least 1 episode and a seed of at least 0")
-
-
 def check_no_chunking(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
     """UserError for action chunk settings with a model that predicts one action at a time."""
     if execute is not None or ensemble != "run":
@@ -70,10 +65,12 @@ def target_returns(target_return: float | Sequence[float]) -> list[float]:
     return [target_return] if isinstance(target_return, (int, float)) else list(target_return)
 
 
-def first_seed(seed: int | None) -> int:
-    """The seed of the first episode: `seed`, with a warning if recordings may use it, or the first seed of the test
-    split.
+def first_seed(seed: int | None, episodes: int = 1) -> int:
+    """The seed of the first of several episodes: `seed`, with a warning if recordings may use it, or the first seed of
+    the test split. UserError for fewer than 1 episode, or a negative seed.
     """
+    if episodes < 1 or (seed is not None and seed < 0):
+        raise UserError(f"episodes is {episodes} and seed is {seed}; use at least 1 episode and a seed of at least 0")
     if seed is not None and seed < SEEDS["validation"]:
         _LOG.warning(
             "recordings may start from seed %d, so the model may have been trained on these episodes; "
@@ -82,6 +79,12 @@ def first_seed(seed: int | None) -> int:
             SEEDS["validation"],
         )
     return SEEDS["test"] if seed is None else seed
+
+
+def sample_choices(logits: Float[np.ndarray, "B C"], uniform: Float[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+    """Sample a choice per row from its logits with random numbers from 0 to 1."""
+    odds = np.exp(logits - logits.max(-1, keepdims=True)).cumsum(-1)
+    return (odds < uniform[:, None] * odds[:, -1:]).sum(-1)
 
 
 class Player:
@@ -224,21 +227,15 @@ def return_scores(episodes: PlayedEpisodes, environment: str) -> dict[str, Any]:
     """The mean return with its interval, also normalised if D4RL has bounds, and the mean length."""
     mean = float(episodes.returns.mean())
     scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(episodes.returns)}
-    normalised = normalised_return(environment, mean)
-    if normalised is not None:
-        scores["return_normalised"] = normalised
+    # D4RL's bounds are for older versions of these environments, whose rewards differ only by small terms from version
+    # 5. The normalised return is a percentage of an expert's.
+    low, high = _D4RL_BOUNDS.get(environment.partition("-v")[0], (0.0, 0.0))
+    if low < high:
+        scores["return_normalised"] = 100 * (mean - low) / (high - low)
     scores |= {"length_mean": float(episodes.lengths.mean()), "samples": len(episodes.returns)}
     if episodes.truncated:
         scores["cut"] = episodes.truncated
     return scores
-
-
-def normalised_return(environment: str, value: float) -> float | None:
-    """A return as a percentage of an expert's; None if D4RL has no bounds for it. The bounds are for older versions of
-    these environments, whose rewards differ only by small terms from version 5.
-    """
-    bounds = _D4RL_BOUNDS.get(environment.partition("-v")[0])
-    return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
 
 
 class FilmConfig(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from headway.data import SPLITS, PairBatches, Splits, shuffled_indices
 from headway.formats.out_of_distribution import TrainingStatistics
+from headway.layout import Layout
 from headway.nn.mixers import tree_map
 from headway.nn.models import ModelConfig
 
@@ -57,6 +58,23 @@ class Batch(NamedTuple):
             return self  # keeps values that layouts have cached
         inputs, targets = tree_map(lambda item: item.to(device), (self.inputs, self.targets))
         return self._replace(inputs=inputs, targets=targets)
+
+
+class RowLayouts:
+    """The layouts of rows of packed documents. Batches of unbroken rows share one layout, and so everything that models
+    derive from it.
+    """
+
+    def __init__(self) -> None:
+        self._unbroken: dict[tuple[int, ...], Layout] = {}
+
+    def of(self, positions: Int[np.ndarray, "B T"]) -> Layout:
+        # The last column has the last position only if every row is one document from its start.
+        if not (positions[:, -1] == positions.shape[1] - 1).all():
+            return Layout(torch.from_numpy(positions))
+        if positions.shape not in self._unbroken:
+            self._unbroken[positions.shape] = Layout.full(*positions.shape)
+        return self._unbroken[positions.shape]
 
 
 class RngKey(NamedTuple):
@@ -232,7 +250,10 @@ class Examples:
         return splits if isinstance(splits, Splits) else None
 
     def save(self, directory: Path) -> None:
-        """Write what inference needs besides the weights: codec, processor."""
+        """Write what inference needs besides the weights: by default the codec, if there is one."""
+        codec = getattr(self, "codec", None)
+        if codec is not None:
+            codec.save(directory)
 
     def input_statistics(self) -> TrainingStatistics | None:
         """Statistics of the training inputs, if the examples know them."""
@@ -272,9 +293,6 @@ class EpisodeExamples(SplitExamples):
     def count(self, split: str) -> int:
         """Number of episodes, each of which has many windows."""
         return len(self.splits.rows(split))
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
 
 
 class IndexedExamples(SplitExamples):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headway.data.episodes import numbers_text
 from headway.environments.acting_codec import ActingCodec
-from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes
+from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of, evaluation_mode
@@ -141,8 +141,7 @@ def sample_actions(output: Float[np.ndarray, "B E"], discrete: bool, noise: np.n
     if not discrete:
         mean, log_std = np.split(output, 2, -1)
         return mean + np.exp(log_std) * noise
-    odds = np.exp(output - output.max(-1, keepdims=True)).cumsum(-1)
-    return (odds < noise[:, None] * odds[:, -1:]).sum(-1)
+    return sample_choices(output, noise)
 
 
 def most_probable(output: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarray:

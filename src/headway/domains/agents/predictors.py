@@ -12,7 +12,6 @@ from headway.domains.agents.agent_policy import AgentCodec, AgentPolicy, Agents,
 from headway.environments.factory import check_environment_name, single_environment
 from headway.environments.rollouts import (
     MAX_PARALLEL,
-    check_episodes,
     check_no_chunking,
     film_config,
     first_seed,
@@ -67,7 +66,7 @@ def rollout(
 
     Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
     """
-    check_episodes(episodes, seed)
+    start = first_seed(seed, episodes)
     source = str(model.directory)
     check_no_chunking(execute, ensemble, source)
     requested = single_environment(env, source)
@@ -77,7 +76,6 @@ def rollout(
     codec = codec if draw is None else replace(codec, draw=draw)
     name = requested or check_environment_name(codec.environment)
     film = film_config(render, min(render_episodes, episodes), speed)
-    start = first_seed(seed)
     with VectorEnv(name, min(MAX_PARALLEL, episodes), render=film is not None) as envs:
         codec.check_environment(envs)
         with open_film(film, envs.frame_rate) as watch:

@@ -112,7 +112,14 @@ class PPOConfig(TaskConfig):
                 f"an agent learns only from its environment and does not take data ({recipe.data[0]}); remove --data, "
                 "or use the trajectories recipe to learn from episodes"
             )
-        check_model(recipe.model)
+        model = recipe.model
+        if not (isinstance(model, TransformerConfig) and isinstance(model.embed, StatesEmbedConfig)):
+            raise ConfigError(
+                f"{type(model).__name__} does not take states, so it cannot be an agent; keep the model from the "
+                "recipe ppo, and set model.width, model.depth or model.mixer"
+            )
+        if not {"policy", "value"} <= set(model.heads):
+            raise ConfigError(f"the model only has the heads {', '.join(model.heads)}; add policy and value")
         rows, total = recipe.train.rows(1), self.num_envs * self.steps
         if total % rows:
             raise ConfigError(
@@ -215,9 +222,6 @@ class RolloutExamples(OnPolicyExamples):
             rows = torch.from_numpy(order[index * self.rows : (index + 1) * self.rows])
             assert experience.latest is not None  # restored from the checkpoint
             yield make_batch(experience.latest, rows)
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
 
     def close(self) -> None:
         self.envs.close()
@@ -372,15 +376,3 @@ def value_error(
         clipped = before + (values - before).clamp(-clip, clip)
         error = torch.maximum(error, (clipped - targets).square())
     return 0.5 * error
-
-
-def check_model(model: ModelConfig) -> TransformerConfig:
-    """ConfigError for a model without policy and value heads."""
-    if not (isinstance(model, TransformerConfig) and isinstance(model.embed, StatesEmbedConfig)):
-        raise ConfigError(
-            f"{type(model).__name__} does not take states, so it cannot be an agent; keep the model from the recipe "
-            "ppo, and set model.width, model.depth or model.mixer"
-        )
-    if not {"policy", "value"} <= set(model.heads):
-        raise ConfigError(f"the model only has the heads {', '.join(model.heads)}; add policy and value")
-    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from headway.config_kinds import deferred_check, register
 from headway.data import ClassSplitConfig
 from headway.data.labelled_files import LabelledFiles, read_labelled_files
 from headway.data.shuffling import epoch_seed
-from headway.domains.audio.framing import bands_of, check_lengths, choose_window, with_window
+from headway.domains.audio.framing import bands_of, check_lengths, choose_window, window_of, with_window
 from headway.domains.audio.mel import HOP, MIN_SAMPLES, RATE, log_mel, resample
 from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, Sounds, open_sounds
 from headway.errors import ConfigError
@@ -183,9 +184,10 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
             raise ConfigError(
                 f"audio classification needs a transformer, not a {type(recipe.model).__name__}; choose another model"
             )
-        bands, labelled = bands_of(recipe.model), labelled.select(chosen.rows)
+        window_of(recipe.model)  # a ConfigError for a model that does not take audio, before sounds are read
+        labelled = labelled.select(chosen.rows)
         sounds = open_sounds(labelled.files, self.skip_bad)
-        dataset = SoundDataset(self, recipe, recipe.model, bands, labelled, sounds, chosen, workspace)
+        dataset = SoundDataset(self, recipe, labelled, sounds, chosen, workspace)
         return target_task(dataset, self, "sound", self.smoothing, workspace)
 
 
@@ -196,14 +198,15 @@ class SoundDataset(TargetSamples):
         self,
         config: SoundsConfig,
         recipe: Recipe,
-        model: TransformerConfig,
-        bands: int,
         labelled: LabelledFiles,
         sounds: Sounds,
         chosen: ChosenTarget,
         workspace: Path,
     ) -> None:
-        self.config, self.bands, self.sounds = config, bands, sounds
+        model = cast(TransformerConfig, recipe.model)  # checked by the task
+        self.config = config
+        self.bands = bands_of(model)
+        self.sounds = sounds
         self.rows = np.setdiff1d(np.arange(len(labelled)), sounds.unreadable)
         self.files = [labelled.files[row] for row in self.rows]
         labels, locations = ([column[row] for row in self.rows] for column in (labelled.labels, labelled.locations))
@@ -230,7 +233,7 @@ class SoundDataset(TargetSamples):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*super().remarks, *(f"{remark[0].upper()}{remark[1:]}" for remark in self.sounds.remarks))
+        return (*super().remarks, *self.sounds.remarks)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""
@@ -241,28 +244,25 @@ class SoundDataset(TargetSamples):
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Log-mel frames, Float[B, T, M], and targets."""
+        augment, windows = self.config.augment, []
         rngs = (
             [None] * len(rows)
             if rng_key is None
-            else [augmentation_rng(self.seed, int(position)) for position in rng_key.positions]
+            else [augmentation_rng(self.seed, p) for p in rng_key.positions.tolist()]
         )
-        windows = [self._window(row, rng) for row, rng in zip(rows.tolist(), rngs)]
+        for row, rng in zip(rows.tolist(), rngs):
+            sound = self.sounds[int(self.rows[row])]
+            if rng is None:
+                windows.append(fit_to_window(sound, self.frames * HOP))
+            else:
+                sound = change_speed_and_gain(sound, augment, rng)
+                sound = fit_to_window(sound, self.frames * HOP, augment.shift, rng)
+                windows.append(add_noise(sound, augment, rng))
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
-        augment = self.config.augment
         augmented = torch.stack(
             [x if rng is None else mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]
         )
         return Batch((augmented,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
-
-    def _window(self, row: int, rng: np.random.Generator | None) -> Float[Tensor, "N"]:
-        sound, augment = self.sounds[self.rows[row]], self.config.augment
-        if rng is None:
-            return fit_to_window(sound, self.frames * HOP)
-        return add_noise(
-            fit_to_window(change_speed_and_gain(sound, augment, rng), self.frames * HOP, augment.shift, rng),
-            augment,
-            rng,
-        )
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training recordings."""
@@ -297,11 +297,6 @@ class SoundDataset(TargetSamples):
             figure = spectrogram(frames.numpy(), len(frames) * HOP / RATE)
             pictures.append(Picture("Model input", self.describe_row(row), figure))
         return pictures
-
-
-def inference_frames(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
-    """The model input outside training: the middle of the recording."""
-    return window_frames(fit_to_window(sound, frames * HOP), frames, bands)
 
 
 def window_frames(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.classification import crop_to_window, inference_frames, sound_statistics
+from headway.domains.audio.classification import (
+    crop_to_window,
+    fit_to_window,
+    sound_statistics,
+    window_frames,
+)
 from headway.domains.audio.framing import bands_of, check_lengths, window_of
+from headway.domains.audio.mel import HOP
 from headway.domains.audio.sound_files import SoundInput, mono, read_sound
 from headway.domains.audio.transcriber import Transcriber, Transcription, transcribe_all
 from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
@@ -25,7 +31,6 @@ from headway.io.arguments import check_types
 from headway.nn.models import kinds
 from headway.predict.model_handle import ModelHandle
 
-StatisticsCallback = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]
 Labels = dict[str, float]
 
@@ -35,7 +40,15 @@ _BATCH_SIZE = 16  # sounds
 @check_types
 def classify(model: ModelHandle, items: Sound | Iterable[Sound], truncate: bool = False) -> Labels | list[Labels]:
     request, failures = arguments.audio_inputs(items), arguments.Failures()
-    _check_sounds(request.items)
+    for index, sound in enumerate(request.items):  # before reading the first
+        if isinstance(sound, np.ndarray):
+            if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
+                raise UserError(
+                    f"sound {index + 1} is {sound.dtype} of shape {sound.shape}; pass samples at 16 kHz as "
+                    "floating-point numbers between -1 and 1"
+                )
+        elif not isinstance(sound, (str, Path)):
+            raise UserError(f"sound {index + 1} is a {type(sound).__name__}; pass paths of audio files, or samples")
     statistics: dict[int, np.ndarray] = {}
     on_statistics = statistics.__setitem__ if model.has_input_statistics else None
     scores: list[dict[str, float]] = []
@@ -55,7 +68,7 @@ def classify(model: ModelHandle, items: Sound | Iterable[Sound], truncate: bool 
             check_lengths(np.array([len(samples)]), window, name, "cut it, or set truncate to use its middle")
         if on_statistics is not None:
             on_statistics(index, sound_statistics(crop_to_window(samples, window)))
-        return inference_frames(samples, window, bands_of(config))
+        return window_frames(fit_to_window(samples, window * HOP), window, bands_of(config))
 
     with evaluation_mode(model.module), torch.inference_mode():
         inputs_of_sounds = arguments.read_each(request.items, frames, failures)
@@ -101,16 +114,3 @@ def transcriber(model: ModelHandle, config: TranscriptionOptions) -> Transcriber
     """A transcriber with all settings, for many recordings or for a stream. Errors as for `transcribe`."""
     generator: Any = model.generator  # encodes audio, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
-
-
-def _check_sounds(sounds: Sequence[Sound]) -> None:
-    """Raises UserError for values that cannot be audio, before reading the first."""
-    for index, sound in enumerate(sounds):
-        if isinstance(sound, np.ndarray):
-            if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
-                raise UserError(
-                    f"sound {index + 1} is {sound.dtype} of shape {sound.shape}; pass samples at 16 kHz as "
-                    "floating-point numbers between -1 and 1"
-                )
-        elif not isinstance(sound, (str, Path)):
-            raise UserError(f"sound {index + 1} is a {type(sound).__name__}; pass paths of audio files, or samples")

@@ -20,6 +20,7 @@ from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, read_
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig, normalize_words
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.examples import spread_evenly
 from headway.learn.formatting import format_number
 from headway.learn.generic import generic
 from headway.learn.plan.law import Descent, ScalingLaw
@@ -181,15 +182,24 @@ def _speech_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> D
     transcripts = read_transcripts(paths, task.path, task.text, task.skip_bad)
     lengths = sample_lengths(transcripts.files)
     spoken_words = [word for text in transcripts.texts for word in normalize_words(text).split()]
-    check_speech(lengths.total / 3600, len(spoken_words), len(set(spoken_words)))
+    hours = lengths.total / 3600
+    num_words = len(spoken_words)
+    num_different = len(set(spoken_words))
+    needed_words = _MIN_REPETITIONS * max(1, num_different)
+    if hours < _MIN_HOURS and num_words < needed_words:
+        needed = min(_MIN_HOURS, hours * needed_words / max(1, num_words))
+        raise UserError(
+            f"{format_number(hours)} hours of speech with {num_different:,} different words are too little to learn "
+            f"transcription from scratch; add speech until there are about {format_number(needed)} hours, or start "
+            "from a published Whisper with --from"
+        )
     num_characters = sum(map(len, transcripts.texts))
     settings: dict[str, Any] = {**held_out_shares(len(transcripts))}
     if num_characters > 2_000_000:
         settings |= {"task.codec": "bpe", "task.size": 1000 if num_characters < 20_000_000 else 4000}
     if task.seconds is None:
         settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
-    hours = format_number(lengths.total / 3600)
-    reason = f"{hours} hours of speech, {len(spoken_words):,} words ({len(set(spoken_words)):,} different)"
+    reason = f"{format_number(hours)} hours of speech, {num_words:,} words ({num_different:,} different)"
     return DataSettings(settings, reason)
 
 
@@ -200,9 +210,8 @@ def _speech_targets(task: Task) -> int:
 
 def sample_lengths(files: Sequence[Path]) -> Lengths:
     """Lengths from the headers of evenly spaced files. Unreadable files are skipped here and reported when opened."""
-    indices = np.unique(np.linspace(0, len(files) - 1, min(_MAX_SAMPLED, len(files))).astype(int)) if files else []
     seconds = []
-    for index in indices:
+    for index in spread_evenly(np.arange(len(files)), _MAX_SAMPLED).tolist():
         try:
             seconds.append(FileSound(files[index]).seconds)
         except UserError:
@@ -213,18 +222,6 @@ def sample_lengths(files: Sequence[Path]) -> Lengths:
         )
     return Lengths(
         float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
-    )
-
-
-def check_speech(hours: float, num_words: int, different: int) -> None:
-    """UserError if there is too little speech to train a model from scratch."""
-    if hours >= _MIN_HOURS or num_words >= _MIN_REPETITIONS * max(1, different):
-        return
-    needed = min(_MIN_HOURS, hours * _MIN_REPETITIONS * max(1, different) / max(1, num_words))
-    raise UserError(
-        f"{format_number(hours)} hours of speech with {different:,} different words are too little to learn "
-        f"transcription from scratch; add speech until there are about {format_number(needed)} hours, or start from a "
-        "published Whisper with --from"
     )
 
 

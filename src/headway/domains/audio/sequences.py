@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +23,7 @@ from headway.data.array_store import cache_key, cache_root, open_or_build
 from headway.data.input_files import ARCHIVES, File, file_kind
 from headway.data.labelled_files import LabelledFiles
 from headway.data.shuffling import epoch_seed
-from headway.data.splits import SplitIndices, split_code
+from headway.data.splits import split_code
 from headway.data.token_store import fingerprint
 from headway.domains.audio.classification import SoundsConfig, add_noise, change_speed_and_gain
 from headway.domains.audio.classification import augmentation_rng as sample_rng
@@ -78,7 +79,18 @@ class Takes:
 
 def read_takes(paths: Sequence[Path]) -> Takes:
     """The recordings in an archive (.zip, .tar.gz, .tar.xz, ...) or under a folder. UserError if there are none."""
-    files = [file for path in paths for file in _recordings(path)]
+    files: list[Path] = []
+    for path in paths:
+        folder = archive = user_path(path)
+        if not folder.is_dir():
+            if file_kind(archive.name) not in ARCHIVES or not archive.is_file():
+                raise UserError(
+                    f"{archive} is not an existing folder or archive ({', '.join(ARCHIVES)}, .tar.xz); pass one that "
+                    "exists"
+                )
+            key = cache_key("takes", fingerprint([File(archive)]))
+            folder = open_or_build(cache_root() / key, partial(_extract, archive))
+        files += [file for file in folder.rglob("*.wav") if file.is_file()]
     matches_by_name = sorted((path.name, path, match) for path in files if (match := _FILE_NAME.fullmatch(path.name)))
     if not matches_by_name:
         raise UserError(
@@ -92,18 +104,6 @@ def read_takes(paths: Sequence[Path]) -> Takes:
         [match[2].lower() for match in matches],
         digits_and_takes[:, 1],
     )
-
-
-def _recordings(path: Path) -> list[Path]:
-    folder = user_path(path)
-    if not folder.is_dir():
-        if file_kind(folder.name) not in ARCHIVES or not folder.is_file():
-            raise UserError(
-                f"{folder} is not an existing folder or archive ({', '.join(ARCHIVES)}, .tar.xz); pass one that exists"
-            )
-        key = cache_key("takes", fingerprint([File(folder)]))
-        folder = open_or_build(cache_root() / key, lambda target: _extract(user_path(path), target))
-    return [file for file in folder.rglob("*.wav") if file.is_file()]
 
 
 def _extract(archive: Path, folder: Path) -> None:
@@ -206,11 +206,7 @@ class SpokenSequences(SpeechDataset):
     ) -> None:
         self.config, self.takes, self.sounds = config, takes, sounds
         readable = np.setdiff1d(np.arange(len(takes.files)), self.sounds.unreadable)
-        split_rows = split_by_text(self.sounds.keys, takes.named_splits(None), config.split)
-        splits = SplitIndices(
-            {split: np.setdiff1d(rows, self.sounds.unreadable) for split, rows in split_rows.items()},
-            split_rows.removed,
-        )
+        splits = split_by_text(sounds.keys, takes.named_splits(None), config.split).without(sounds.unreadable)
         self.splits = Splits(splits, readable, "recordings", "recordings")
         names = np.array(takes.speakers)
         self.rows_by_speaker = {
@@ -239,10 +235,6 @@ class SpokenSequences(SpeechDataset):
             "digits": (np.asarray(self.takes.digits),),
             "speakers": (self.takes.speakers,),
         }
-
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
 
     def of(self, split: str) -> SequenceSamples:
         """Training sequences are unlimited, and `len` is nominal. UserError for a split without recordings."""

@@ -217,7 +217,7 @@ class Sounds:
         if not self.out_of_phase:
             return ()
         names = ", ".join(str(self.files[index]) for index in self.out_of_phase[:_MAX_NAMES])
-        fact = f"the channels of {len(self.out_of_phase)} of {len(self)} recordings cancel each other out"
+        fact = f"The channels of {len(self.out_of_phase)} of {len(self)} recordings cancel each other out"
         return (f"{fact}, so only the loudest channel is used ({names}).",)
 
     def __getitem__(self, index: int) -> Float[Tensor, "N"]:
@@ -240,7 +240,7 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
         names = ", ".join(str(files[index]) for index in sounds.unreadable[:_MAX_NAMES])
         _LOG.warning("skipped %d of %d audio files that cannot be read (%s)", len(sounds.unreadable), len(files), names)
     for remark in sounds.remarks:
-        _LOG.warning("%s", remark)
+        _LOG.warning("%s", remark[0].lower() + remark[1:])
     return sounds
 
 

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -34,7 +34,7 @@ from headway.generate import DecodingCoroutine, NextTokens, StepOutput, step_tog
 from headway.generate.prompts import evaluation_mode
 from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
-from headway.nn.models import EncodedSource, EncoderDecoder
+from headway.nn.models import EncoderDecoder
 
 FRAME = HOP / RATE  # seconds
 _MAX_CONTEXT_TEMPERATURE = 0.5  # temperature above which text does not condition the next window
@@ -199,7 +199,19 @@ class TranscriptionStream:
                 seek += count
             else:
                 window_segments, num_done = split_segments(window_text.ids, transcriber.special_tokens, count)
-                window_segments, num_done = self._with_word_times(audio, window_segments, seek, count, num_done)
+                # Word times, if these are requested or a pause splits segments.
+                offset, aligner = seek * FRAME, transcriber.words
+                next_pause = self._timeline.next_pause(offset + window_segments[0].start)
+                has_pause = next_pause < offset + window_segments[-1].end
+                if aligner is not None and (config.words or has_pause):
+                    initial_ids = transcriber.special_tokens.initial_ids(self.language, config.task)
+                    last_word_end = self._last_word_end - offset
+                    window_segments = aligner.add_words(audio, initial_ids, window_segments, count, last_word_end)
+                    word_ends = [part.words[-1].end for part in window_segments if part.words]
+                    if word_ends:
+                        self._last_word_end = offset + word_ends[-1]
+                    if word_ends and config.words and num_done < count:  # the last segment is open
+                        num_done = max(1, min(count, round(word_ends[-1] / FRAME)))
                 for segment in self._segments(window_text, window_segments, seek):
                     previous_ids = [*previous_ids, *segment.tokens][-window_transcriber.context :]
                     self.segments.append(segment)
@@ -207,28 +219,6 @@ class TranscriptionStream:
                     previous_ids = []
                 seek += num_done
             self._progress(self._timeline.original_times(0.0, min(seek, frames) * FRAME)[1], self.duration)
-
-    def _with_word_times(
-        self, audio: EncodedSource, window_segments: list[TimedPart], seek: int, count: int, num_done: int
-    ) -> tuple[list[TimedPart], int]:
-        """The segments in a window, with word times if these are requested or a pause splits segments, and the number
-        of finished frames. With words and an open last segment, frames are finished up to the last word.
-        """
-        offset, needs_words = seek * FRAME, self._transcriber.config.words
-        has_pause = self._timeline.next_pause(offset + window_segments[0].start) < offset + window_segments[-1].end
-        if self._transcriber.words is None or not (needs_words or has_pause):
-            return window_segments, num_done
-        initial_ids = self._transcriber.special_tokens.initial_ids(self.language, self._transcriber.config.task)
-        window_segments = self._transcriber.words.add_words(
-            audio, initial_ids, window_segments, count, self._last_word_end - offset
-        )
-        word_ends = [part.words[-1].end for part in window_segments if part.words]
-        if word_ends:
-            self._last_word_end = offset + word_ends[-1]
-            num_done = (
-                num_done if num_done == count or not needs_words else max(1, min(count, round(word_ends[-1] / FRAME)))
-            )
-        return window_segments, num_done
 
     def _segments(self, window_text: WindowText, window_segments: list[TimedPart], seek: int) -> Iterator[Segment]:
         offset = seek * FRAME
@@ -331,10 +321,22 @@ def format_transcript(transcript: Transcription, format: Format, lines: Subtitle
         return _join_lines(segment.text.strip() for segment in transcript.segments)
     if format == "json":
         return json.dumps(as_dict(transcript), ensure_ascii=False, indent=2) + "\n"
-    cues = list(_cues(transcript.segments, lines))
-    if format == "srt":
-        return _join_lines(f"{number}\n{_format_cue(cue, ',')}" for number, cue in enumerate(cues, 1))
-    return _join_lines(["WEBVTT\n", *(_format_cue(cue, ".") for cue in cues)])
+    cues = [(segment.start, segment.end, segment.text.strip()) for segment in transcript.segments]
+    if lines is not None:
+        if not all(segment.words for segment in transcript.segments):
+            raise UserError("line options need word times, which this transcript does not have; request words")
+        cues = []
+        for cue_lines in _subtitles([word for segment in transcript.segments for word in segment.words], lines):
+            text = "\n".join(_join_words(line) for line in cue_lines)
+            cues.append((cue_lines[0][0].start, cue_lines[-1][-1].end, text))
+    blocks = [] if format == "srt" else ["WEBVTT\n"]
+    separator = "," if format == "srt" else "."
+    for number, (start, end, text) in enumerate(cues, 1):
+        times = f"{format_time(start, separator)} --> {format_time(end, separator)}"
+        heading = f"{number}\n" if format == "srt" else ""
+        # An arrow in the text would look like another time.
+        blocks.append(f"{heading}{times}\n{text.replace('-->', '->')}\n")
+    return _join_lines(blocks)
 
 
 def as_dict(transcript: Transcription) -> dict[str, Any]:
@@ -348,58 +350,25 @@ def as_dict(transcript: Transcription) -> dict[str, Any]:
     }
 
 
-class Cue(NamedTuple):
-    """A subtitle: its text from `start` to `end` seconds."""
-
-    start: float
-    end: float
-    text: str
-
-
-def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[Cue]:
-    """One subtitle per segment, or as many as `lines` requires. Subtitles never span a pause."""
-    if lines is None:
-        yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
-        return
-    if not all(segment.words for segment in segments):
-        raise UserError("line options need word times, which this transcript does not have; request words")
-    cue_lines: list[list[Word]] = []
-    for line in _split_lines([word for segment in segments for word in segment.words], lines):
-        is_pause = bool(cue_lines) and line[0].start - cue_lines[-1][-1].end >= PAUSE
-        if is_pause or len(cue_lines) == lines.max_line_count:
-            yield _lines_to_cue(cue_lines)
-            cue_lines = []
-        cue_lines.append(line)
-    if cue_lines:
-        yield _lines_to_cue(cue_lines)
-
-
-def _split_lines(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
-    """The words of each line; a pause also ends a line."""
-    line: list[Word] = []
+def _subtitles(words: Sequence[Word], limits: SubtitleLines) -> list[list[list[Word]]]:
+    """The words of each line of each subtitle. A pause ends a line and a subtitle."""
+    subtitles: list[list[list[Word]]] = []
     for word in words:
-        is_too_wide = lines.max_line_width is not None and len(_join_words([*line, word])) > lines.max_line_width
+        lines = subtitles[-1] if subtitles else []
+        line = lines[-1] if lines else []
         is_pause = bool(line) and word.start - line[-1].end >= PAUSE
-        if line and (is_too_wide or is_pause or len(line) == lines.max_words_per_line):
-            yield line
-            line = []
-        line.append(word)
-    if line:
-        yield line
-
-
-def _lines_to_cue(lines: Sequence[Sequence[Word]]) -> Cue:
-    return Cue(lines[0][0].start, lines[-1][-1].end, "\n".join(map(_join_words, lines)))
+        is_too_wide = limits.max_line_width is not None and len(_join_words([*line, word])) > limits.max_line_width
+        if line and not (is_pause or is_too_wide or len(line) == limits.max_words_per_line):
+            line.append(word)
+        elif line and not is_pause and len(lines) != limits.max_line_count:
+            lines.append([word])
+        else:
+            subtitles.append([[word]])
+    return subtitles
 
 
 def _join_words(words: Sequence[Word]) -> str:
     return "".join(word.word for word in words).strip()
-
-
-def _format_cue(cue: Cue, separator: str) -> str:
-    """The times and text. An arrow in the text would look like another time."""
-    text = cue.text.replace("-->", "->")
-    return f"{format_time(cue.start, separator)} --> {format_time(cue.end, separator)}\n{text}\n"
 
 
 def format_time(seconds: float, separator: str = ".") -> str:

@@ -359,54 +359,44 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         sounds: Sounds,
         workspace: Path,
     ) -> None:
-        self.config, self.sounds = config, sounds
-        frames, self.sound_rows = self._usable_sounds(recipe, model, transcripts, workspace)
+        self.sounds = sounds
+        lengths = sounds.lengths
+        readable = np.setdiff1d(np.arange(len(transcripts)), sounds.unreadable)
+        frames = choose_window(recipe, model.encoder, lengths, config.seconds, workspace)
+        self.sound_rows = readable[lengths[readable] <= frames * HOP]
+        if len(self.sound_rows) < len(readable):
+            remedy = "split recording and transcript into shorter ones, or skip such recordings with task.skip_bad=true"
+            if not config.skip_bad:
+                check_lengths(lengths, frames, str(transcripts.files[int(lengths.argmax())]), remedy)
+            count = len(readable) - len(self.sound_rows)
+            window = frames * HOP / RATE
+            _LOG.warning(
+                "skipped %d of %d recordings that are longer than the window of %g s", count, len(readable), window
+            )
+        if not len(self.sound_rows):
+            raise UserError(
+                f"none of {len(transcripts)} recordings is readable and fits the window; raise task.seconds"
+            )
         self.rows = transcripts.select(self.sound_rows)
-        splits = split_by_text(
-            [normalize_words(text) for text in self.rows.texts], self.rows.named_splits, config.split
-        )
+        keys = [normalize_words(text) for text in self.rows.texts]
+        splits = split_by_text(keys, self.rows.named_splits, config.split)
         self.splits = Splits(splits, np.arange(len(self.rows)), "recordings", "a table")
-        codec = self._codec(workspace)
+        if (workspace / FILE).exists():
+            codec = cast(TokenizerCodec, load_codec(workspace))
+        else:
+            train_texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
+            special = (END, START, NO_TIMESTAMPS)
+            codec = train_codec(config.codec, train_texts, config.size, special=special, fewer=True)
         self.language, special_tokens = _language_and_tokens(codec, model, config.language)
         super().__init__(recipe, codec, special_tokens, frames, config, workspace)
         # A leading space, so that the first word is the same token as elsewhere, as in Whisper.
         self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
-        lengths = np.array([len(special_tokens.prompt) + len(ids) for ids in self.ids])
-        check_targets(lengths, model.context, self.rows.locations[int(lengths.argmax())])
+        num_tokens = np.array([len(special_tokens.prompt) + len(ids) for ids in self.ids])
+        check_targets(num_tokens, model.context, self.rows.locations[int(num_tokens.argmax())])
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*super().remarks, *(f"{remark[0].upper()}{remark[1:]}" for remark in self.sounds.remarks))
-
-    def _usable_sounds(
-        self, recipe: Recipe, model: EncoderDecoderConfig, transcripts: Transcripts, workspace: Path
-    ) -> tuple[int, np.ndarray]:
-        """The frames in the window, and the readable recordings that fit into it."""
-        lengths = self.sounds.lengths
-        readable = np.setdiff1d(np.arange(len(transcripts)), self.sounds.unreadable)
-        frames = choose_window(recipe, model.encoder, lengths, self.config.seconds, workspace)
-        usable = readable[lengths[readable] <= frames * HOP]
-        if len(usable) < len(readable):
-            remedy = "split recording and transcript into shorter ones, or skip such recordings with task.skip_bad=true"
-            if not self.config.skip_bad:
-                check_lengths(lengths, frames, str(transcripts.files[int(lengths.argmax())]), remedy)
-            count, window = len(readable) - len(usable), frames * HOP / RATE
-            _LOG.warning(
-                "skipped %d of %d recordings that are longer than the window of %g s", count, len(readable), window
-            )
-        if not len(usable):
-            raise UserError(
-                f"none of {len(transcripts)} recordings is readable and fits the window; raise task.seconds"
-            )
-        return frames, usable
-
-    def _codec(self, workspace: Path) -> TokenizerCodec:
-        if (workspace / FILE).exists():
-            return cast(TokenizerCodec, load_codec(workspace))
-        train_texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
-        return train_codec(
-            self.config.codec, train_texts, self.config.size, special=(END, START, NO_TIMESTAMPS), fewer=True
-        )
+        return (*super().remarks, *self.sounds.remarks)
 
     def contents(self) -> Contents:
         return {

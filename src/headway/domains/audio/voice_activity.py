@@ -51,33 +51,38 @@ def detect_speech(sound: Sound) -> DetectedSpeech:
         if len(samples) >= WINDOW:
             blocks.append(log_power(samples, _BANDS).half().numpy())
     bands = np.concatenate(blocks or [np.zeros((0, _BANDS), np.float16)])
-    measurements = [_measure(bands, first) for first in range(0, len(bands), _BLOCK_FRAMES)]
-    decibels, change = (
-        (np.concatenate(rows) for rows in zip(*measurements)) if measurements else (np.zeros(0), np.zeros(0))
-    )
-    spans = _spans(decibels, change)
+    measurements = [(np.zeros(0), np.zeros(0))]  # decibels above the noise floor, and the spectral change, per frame
+    for first in range(0, len(bands), _BLOCK_FRAMES):
+        context = _NOISE_PERIOD + _SMOOTHING
+        start = max(0, first - context)
+        power = 10.0 ** bands[start : first + _BLOCK_FRAMES + context].astype(np.float64)
+        level = 10 * np.log10(np.maximum(_moving_average(power, _SMOOTHING), 1e-10))
+        # The noise floor: the larger of the minimum before a frame and the minimum after it, so that noise is detected
+        # from its start to its end. Without a complete period on either side, the minimum of all.
+        minima = _running_minimum(level, _NOISE_PERIOD)
+        missing = np.full((len(level) - len(minima), level.shape[1]), -np.inf)
+        after = np.concatenate([minima, missing])
+        before = np.concatenate([missing, minima])
+        floor = np.maximum(np.maximum(after, before), level.min(0))
+        decibels = (level - np.maximum(floor, _SILENCE_DB) - _NOISE_BIAS).clip(0, _MAX_DB).mean(1)
+        shape = level - level.mean(1, keepdims=True)
+        padded = np.pad(shape, ((_CHANGE_LAG, _CHANGE_LAG), (0, 0)), mode="edge")
+        change = np.abs(padded[2 * _CHANGE_LAG :] - padded[: -2 * _CHANGE_LAG]).mean(1)
+        block = slice(first - start, first - start + _BLOCK_FRAMES)
+        measurements.append((decibels[block], change[block]))
+    decibels, change = (np.concatenate(rows) for rows in zip(*measurements))
+    # Accept or reject whole spans, then remove trailing noise and parts that are faint compared with nearby speech.
+    speech = np.zeros_like(decibels)
+    is_changing = _moving_average(change, _CHANGE_SMOOTHING) > _MIN_CHANGE
+    for start, stop in _stretches(decibels, decibels > _CONTINUE_DB):
+        loud = decibels[start:stop] > _START_DB
+        if float(np.median(change[start:stop][loud])) > _MIN_CHANGE:
+            speech[start:stop] = np.where(is_changing[start:stop], decibels[start:stop], 0.0)
+    nearby = -_running_minimum(-np.pad(speech, _NOISE_PERIOD // 2), 2 * (_NOISE_PERIOD // 2) + 1)
+    stretches = _stretches(speech, speech > np.maximum(_CONTINUE_DB, _NEARBY_SHARE * nearby))
+    spans = [(start, stop) for start, stop in stretches if stop - start >= _MIN_SPEECH]
     seconds = np.array(spans, dtype=np.float64).reshape(-1, 2) * HOP / RATE
     return DetectedSpeech(sample_frames.samples, np.minimum(seconds, sample_frames.samples / RATE))
-
-
-def _measure(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """For the frames from `first` on: decibels above the noise floor, and the spectral change around each frame."""
-    context = _NOISE_PERIOD + _SMOOTHING
-    start = max(0, first - context)
-    power = 10.0 ** bands[start : first + _BLOCK_FRAMES + context].astype(np.float64)
-    level = 10 * np.log10(np.maximum(_moving_average(power, _SMOOTHING), 1e-10))
-    # The noise floor: the larger of the minimum before a frame and the minimum after it, so that noise is detected from
-    # its start to its end. Without a complete period on either side, the minimum of all.
-    minima = _running_minimum(level, _NOISE_PERIOD)
-    missing = np.full((len(level) - len(minima), level.shape[1]), -np.inf)
-    after, before = np.concatenate([minima, missing]), np.concatenate([missing, minima])
-    floor = np.maximum(np.maximum(after, before), level.min(0))
-    decibels = (level - np.maximum(floor, _SILENCE_DB) - _NOISE_BIAS).clip(0, _MAX_DB).mean(1)
-    shape = level - level.mean(1, keepdims=True)
-    padded = np.pad(shape, ((_CHANGE_LAG, _CHANGE_LAG), (0, 0)), mode="edge")
-    change = np.abs(padded[2 * _CHANGE_LAG :] - padded[: -2 * _CHANGE_LAG]).mean(1)
-    block = slice(first - start, first - start + _BLOCK_FRAMES)
-    return decibels[block], change[block]
 
 
 def _moving_average(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
@@ -94,21 +99,6 @@ def _running_minimum(values: Float[np.ndarray, "T *B"], period: int) -> Float[np
         step = min(width, period - width)
         values, width = np.minimum(values[:-step], values[step:]), width + step
     return values
-
-
-def _spans(decibels: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """The first and past-the-end frames of speech. Accepts or rejects whole spans, then removes trailing noise and
-    parts that are faint compared with nearby speech.
-    """
-    speech = np.zeros_like(decibels)
-    is_changing = _moving_average(change, _CHANGE_SMOOTHING) > _MIN_CHANGE
-    for start, stop in _stretches(decibels, decibels > _CONTINUE_DB):
-        loud = decibels[start:stop] > _START_DB
-        if float(np.median(change[start:stop][loud])) > _MIN_CHANGE:
-            speech[start:stop] = np.where(is_changing[start:stop], decibels[start:stop], 0.0)
-    nearby = -_running_minimum(-np.pad(speech, _NOISE_PERIOD // 2), 2 * (_NOISE_PERIOD // 2) + 1)
-    stretches = _stretches(speech, speech > np.maximum(_CONTINUE_DB, _NEARBY_SHARE * nearby))
-    return [(start, stop) for start, stop in stretches if stop - start >= _MIN_SPEECH]
 
 
 def _stretches(decibels: Float[np.ndarray, "T"], continues: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
@@ -134,10 +124,16 @@ class Timeline:
     """
 
     def __init__(self, speech: DetectedSpeech) -> None:
-        self.duration = speech.samples / RATE
+        self.duration, frame = speech.samples / RATE, HOP / RATE
         self.is_silent = not len(speech.spans)
         self._spans = speech.spans
-        self._parts = _audible_parts(speech)
+        self._parts = np.zeros((0, 2))  # the audible parts in seconds: whole frames, except at the end
+        if not self.is_silent:
+            pauses = np.concatenate([[-_MARGIN], speech.spans.flatten(), [self.duration + _MARGIN]]).reshape(-1, 2)
+            skipped = pauses[np.diff(pauses)[:, 0] > _LONG_PAUSE] + (_MARGIN, -_MARGIN)
+            edges = np.minimum(np.round(skipped / frame) * frame, self.duration)
+            parts = np.concatenate([[0.0], edges.flatten(), [self.duration]]).reshape(-1, 2)
+            self._parts = parts[np.diff(parts)[:, 0] > frame / 2]
         self._part_starts = np.concatenate([[0.0], np.diff(self._parts)[:, 0].cumsum()])  # part starts, in audible time
         starts, stops = self._spans[1:, 0], self._spans[:-1, 1]
         is_pause = starts - stops >= PAUSE
@@ -188,18 +184,6 @@ class Timeline:
             if starts[longest_part] < stops[longest_part]
             else (start, end)
         )
-
-
-def _audible_parts(speech: DetectedSpeech) -> Float[np.ndarray, "N 2"]:
-    """The audible parts in seconds: whole frames, except at the end."""
-    duration, frame = speech.samples / RATE, HOP / RATE
-    if not len(speech.spans):
-        return np.zeros((0, 2))
-    pauses = np.concatenate([[-_MARGIN], speech.spans.flatten(), [duration + _MARGIN]]).reshape(-1, 2)
-    skipped = pauses[np.diff(pauses)[:, 0] > _LONG_PAUSE] + (_MARGIN, -_MARGIN)
-    edges = np.minimum(np.round(skipped / frame) * frame, duration)
-    parts = np.concatenate([[0.0], edges.flatten(), [duration]]).reshape(-1, 2)
-    return parts[np.diff(parts)[:, 0] > frame / 2]
 
 
 class AudibleParts:

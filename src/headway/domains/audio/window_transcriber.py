@@ -19,7 +19,6 @@ from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
 from headway.generate import (
     DecodingCoroutine,
-    Hypothesis,
     NextTokens,
     Sampling,
     SearchConfig,
@@ -169,27 +168,24 @@ class WhisperRule:
             text.fill_(-torch.inf)
             times[:, round(self.latest / STEP) + 1 :] = -torch.inf
         else:
-            self._forbid(logits, history)
+            # Row by row, because there is usually little to forbid. The start counts as a timestamp before the first
+            # token; a segment's end may repeat as the start of the next.
+            first = special_tokens.first_time
+            last_two = history[:, -2:].tolist()
+            for row, latest in enumerate((history - first).amax(1).tolist()):
+                is_time = last_two[row][-1] >= first
+                was_time = len(last_two[row]) == 1 or last_two[row][0] >= first
+                is_closed = is_time and not was_time
+                logits[row, first : first + max(0, latest + (not is_closed))] = -torch.inf
+                if is_time and was_time:
+                    logits[row, first:] = -torch.inf
+                elif is_time:
+                    logits[row, : special_tokens.eos] = -torch.inf
             time_log_prob = times.float().logsumexp(1)
             # Usually one of the first, frequent tokens is more likely; then the others need not be checked.
             for row in (time_log_prob > text[:, :_FREQUENT_TOKENS].amax(1)).nonzero()[:, 0].tolist():
                 if time_log_prob[row] > text[row].amax():
                     text[row] = -torch.inf
-
-    def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
-        """Works row by row, because there is usually little to forbid. The start counts as a timestamp before the first
-        token; a segment's end may repeat as the start of the next.
-        """
-        first = self.special_tokens.first_time
-        last_two = history[:, -2:].tolist()
-        for row, latest in enumerate((history - first).amax(1).tolist()):
-            is_time, was_time = last_two[row][-1] >= first, len(last_two[row]) == 1 or last_two[row][0] >= first
-            is_closed = is_time and not was_time
-            logits[row, first : first + max(0, latest + (not is_closed))] = -torch.inf
-            if is_time and was_time:
-                logits[row, first:] = -torch.inf
-            elif is_time:
-                logits[row, : self.special_tokens.eos] = -torch.inf
 
 
 @lru_cache(maxsize=16)
@@ -213,28 +209,21 @@ def split_segments(ids: Sequence[int], special_tokens: WhisperTokens, frames: in
 
     If the text ends within a segment, the next window starts where the last complete segment ended.
     """
-    is_time = [token >= special_tokens.first_time for token in ids]
+    first_time = special_tokens.first_time
+    is_time = [token >= first_time for token in ids]
     cuts = [index for index in range(1, len(ids)) if is_time[index] and is_time[index - 1]]
     closed = is_time[-2:] == [False, True]
     if not cuts:
-        times = [_steps(token, special_tokens) for token in ids if token >= special_tokens.first_time]
+        times = [token - first_time for token in ids if token >= first_time]
         start = times[0] * STEP if is_time[:1] == [True] else 0.0
         end = times[-1] * STEP if times and times[-1] * STEP > start else frames * STEP / FRAMES
         return [TimedPart(start, end, list(ids))], frames
     edges = [0, *cuts, *([len(ids)] if closed else [])]
-    segments = [
-        TimedPart(
-            _steps(ids[first], special_tokens) * STEP,
-            _steps(ids[last - 1], special_tokens) * STEP,
-            list(ids[first:last]),
-        )
-        for first, last in pairwise(edges)
-    ]
-    return segments, frames if closed else min(FRAMES * _steps(ids[edges[-1] - 1], special_tokens) or frames, frames)
-
-
-def _steps(token: int, special_tokens: WhisperTokens) -> int:
-    return token - special_tokens.first_time
+    segments = []
+    for first, last in pairwise(edges):
+        start, end = ids[first] - first_time, ids[last - 1] - first_time
+        segments.append(TimedPart(start * STEP, end * STEP, list(ids[first:last])))
+    return segments, frames if closed else min(FRAMES * (ids[edges[-1] - 1] - first_time) or frames, frames)
 
 
 @dataclass(frozen=True)
@@ -357,9 +346,19 @@ class WindowTranscriber:
         )
         for token in initial_ids[1:]:
             logits, decoding = yield NextTokens(torch.tensor([token], device=logits.device), decoding)
+        rule = WhisperRule(special_tokens, config.timestamps)
+        eos = special_tokens.eos
         attempts: list[WindowText] = []
         for temperature in config.temperatures:
-            hypothesis = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
+            if temperature == 0:
+                search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
+                pool = getattr(self.generator, "pool", None)  # an engine's threads
+                steps = search_steps(logits.clone(), decoding, [limit], eos, search, rule=rule, pool=pool)
+                [[hypothesis]] = yield from steps
+            else:
+                sampling = Sampling(temperature, seed=config.seed)
+                steps = sample_steps(logits.clone(), decoding, config.best_of, limit, (eos,), sampling, rule)
+                hypothesis = (yield from steps)[0]
             text = self.text(hypothesis.ids)
             mean = hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished)
             attempts.append(WindowText(hypothesis.ids, text, mean, compression_ratio(text), silence, temperature))
@@ -379,18 +378,6 @@ class WindowTranscriber:
         layout = Layout.full(*prompt.shape, device=prompt.device)
         with evaluation_mode(self.generator):
             return self.generator.start(Prompt(prompt, layout, audio, layout), len(ids) + capacity)
-
-    def _attempt(
-        self, logits: Tensor, decoding: Any, limit: int, temperature: float, config: TranscriptionOptions
-    ) -> DecodingCoroutine[Hypothesis]:
-        rule, end = WhisperRule(self.special_tokens, config.timestamps), self.special_tokens.eos
-        if temperature == 0:
-            search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
-            pool = getattr(self.generator, "pool", None)  # an engine's threads
-            [[best]] = yield from search_steps(logits, decoding, [limit], end, search, rule=rule, pool=pool)
-            return best
-        sampling = Sampling(temperature, seed=config.seed)
-        return (yield from sample_steps(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from headway.codecs import TokenizerCodec
 from headway.domains.audio.window_transcriber import FRAMES, STEP, TimedPart, WhisperTokens
@@ -57,7 +56,15 @@ def align(
     tokens = torch.tensor(text, device=ids.device)
     probabilities = logits[0][:, : special_tokens.eos].float().softmax(-1).gather(1, tokens[:, None])[:, 0]
     positions = -(-frames // FRAMES)
-    weights = _alignment_weights(maps, special_tokens, len(model.decoder.stack.blocks))[:, :, :positions]
+    depth = len(model.decoder.stack.blocks)
+    layers = [maps[f"stack.blocks.{layer}.cross"][0] for layer in range(depth)]
+    heads = [
+        layers[layer][head]
+        for layer, head in special_tokens.alignment_heads
+        if layer < depth and head < len(layers[layer])
+    ]
+    # The model's alignment heads, or all heads in the upper half of its layers.
+    weights = (torch.stack(heads) if heads else torch.cat(layers[depth // 2 :]))[:, :, :positions]
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(_EPSILON)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     weights, half_width = (weights - mean) / deviation.clamp_min(_EPSILON), _MEDIAN_WIDTH // 2
@@ -68,17 +75,6 @@ def align(
     rows, columns = dynamic_time_warping(cost.double().cpu().numpy())
     token_starts = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path reaches each token
     return TimedTokens(columns[token_starts] * STEP, probabilities.cpu().double().numpy())
-
-
-def _alignment_weights(maps: dict[str, Tensor], special_tokens: WhisperTokens, depth: int) -> Float[Tensor, "H T S"]:
-    """The weights of the model's alignment heads, or of all heads in the upper half of its layers."""
-    layers = [maps[f"stack.blocks.{layer}.cross"][0] for layer in range(depth)]
-    heads = [
-        (layer, head) for layer, head in special_tokens.alignment_heads if layer < depth and head < len(layers[layer])
-    ]
-    if heads:
-        return torch.stack([layers[layer][head] for layer, head in heads])
-    return torch.cat(layers[depth // 2 :])
 
 
 def dynamic_time_warping(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:
@@ -165,12 +161,30 @@ class WordAligner:
             timed_words.append(words)
         lengths = [word.end - word.start for words in timed_words for word in words if word.end > word.start]
         usual_length = min(_MAX_USUAL_LENGTH, median(lengths)) if lengths else 0.0
-        results = []
+        max_length, results = 2 * usual_length, []
         for part, words in zip(parts, timed_words):
-            part = _correct_times(
-                part, merge_punctuation(_trim_sentence_ends(words, 2 * usual_length)), last_word_end, usual_length
-            )
-            last_word_end = part.end if part.words else last_word_end
+            trimmed: list[Word] = []  # unusually long words at sentence ends are shorter, because the excess is silence
+            for word in words:
+                if trimmed and word.end - word.start > max_length > 0:
+                    if word.word.strip() in _SENTENCE_ENDS:
+                        word = replace(word, end=word.start + max_length)
+                    elif trimmed[-1].word.strip() in _SENTENCE_ENDS:
+                        word = replace(word, start=word.end - max_length)
+                trimmed.append(word)
+            if words := merge_punctuation(trimmed):
+                # If the first word after a pause is too long, it starts later; if segment and word times differ by
+                # much, the segment's times win.
+                first = words[0]
+                if first.end - last_word_end > 2 * max_length and first.end - first.start > max_length:
+                    first = replace(first, start=max(0.0, first.end - max_length))
+                if part.start < first.end and part.start - _SLACK > first.start:
+                    first = replace(first, start=max(0.0, min(first.end - usual_length, part.start)))
+                words[0] = first
+                last = words[-1]
+                if part.end > last.start and part.end + _SLACK < last.end:
+                    words[-1] = replace(last, end=max(last.start + usual_length, part.end))
+                last_word_end = words[-1].end
+                part = part._replace(start=words[0].start, end=last_word_end, words=tuple(words))
             results.append(part)
         return results
 
@@ -245,34 +259,3 @@ def merge_punctuation(words: Sequence[Word]) -> list[Word]:
         else:
             merged_words.append(word)
     return merged_words
-
-
-def _trim_sentence_ends(words: Sequence[Word], max_length: float) -> list[Word]:
-    """Shorten unusually long words at sentence ends, because the excess is silence."""
-    trimmed: list[Word] = []
-    for word in words:
-        if trimmed and word.end - word.start > max_length > 0:
-            if word.word.strip() in _SENTENCE_ENDS:
-                word = replace(word, end=word.start + max_length)
-            elif trimmed[-1].word.strip() in _SENTENCE_ENDS:
-                word = replace(word, start=word.end - max_length)
-        trimmed.append(word)
-    return trimmed
-
-
-def _correct_times(part: TimedPart, words: list[Word], last_word_end: float, usual_length: float) -> TimedPart:
-    """A segment with its words. If the first word after a pause is too long, it starts later; if segment and word times
-    differ by much, the segment's times win.
-    """
-    if not words:
-        return part
-    first, max_length = words[0], 2 * usual_length
-    if first.end - last_word_end > 2 * max_length and first.end - first.start > max_length:
-        first = replace(first, start=max(0.0, first.end - max_length))
-    if part.start < first.end and part.start - _SLACK > first.start:
-        first = replace(first, start=max(0.0, min(first.end - usual_length, part.start)))
-    words = [first, *words[1:]]
-    last = words[-1]
-    if part.end > last.start and part.end + _SLACK < last.end:
-        words[-1] = replace(last, end=max(last.start + usual_length, part.end))
-    return part._replace(start=words[0].start, end=words[-1].end, words=tuple(words))

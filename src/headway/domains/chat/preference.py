@@ -194,7 +194,7 @@ class Preferences(Conversations):
         workspace: Path,
     ) -> None:
         super().__init__(config, recipe, codec, template, cache)
-        self._recipe, self._model, self._workspace = recipe, recipe.model, workspace
+        self._model, self._workspace = recipe.model, workspace
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         self._model = super().adapt(model)
@@ -207,7 +207,7 @@ class Preferences(Conversations):
         stored = read_tensors(path, "remove it to create it again")[0].get(cache_name) if path.is_file() else None
         if stored is not None:
             return stored
-        start_model, context = self._recipe.start, self.config.context
+        start_model, context = self.recipe.start, self.config.context
         module = build(self._model, self.seed).eval() if start_model is None else open_start(start_model).model
         digest = hashlib.blake2b(json.dumps(to_dict(module.config)).encode(), digest_size=16)
         for tensor_name, tensor in named_tensors(module):
@@ -227,7 +227,7 @@ class Preferences(Conversations):
         return Batch(inputs, (labels, reference), len(rows), labels.numel())
 
     def training_order(self, rows: np.ndarray) -> LengthBatches:
-        return LengthBatches(_plan(self.cache, rows, self._recipe.train.batch_tokens or 0, self.seed), len(rows))
+        return LengthBatches(_plan(self.cache, rows, self.recipe.train.batch_tokens or 0, self.seed), len(rows))
 
     def evaluation_order(self, rows: np.ndarray) -> LengthBatches:
         return LengthBatches(_plan(self.cache, rows, max(EVAL_BATCH_TOKENS, 2 * self.config.context)), len(rows))

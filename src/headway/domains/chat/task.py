@@ -97,7 +97,7 @@ class Conversations(IndexedExamples):
         self, config: ChatConfig, recipe: Recipe, codec: TokenizerCodec, template: ChatTemplate, cache: ChatCache
     ) -> None:
         self.config, self.codec, self.template, self.cache = config, codec, template, cache
-        self.seed = recipe.train.seed
+        self.recipe, self.seed = recipe, recipe.train.seed
         splits = split_by_key(np.asarray(cache.keys), np.asarray(cache.named_splits), config.split)
         self.splits = Splits(splits, np.arange(len(cache)), self.noun)
         self._rows: dict[str, np.ndarray] = {}
@@ -205,7 +205,7 @@ class InstructConfig(ChatConfig):
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
-        rows = recipe.train.rows(self.context)
+        recipe.train.rows(self.context)  # a ConfigError if a batch is smaller than a row
         sources = find_chat_files(recipe.files(data))
         chats = (chat.messages for file in sources for chat in read_chats(file))
         codec, template = self.codec_and_template(chats, workspace)
@@ -220,23 +220,11 @@ class InstructConfig(ChatConfig):
                 )
 
         cache = open_chats(sources, 1, codec, samples, template.text)
-        return Task(Chats(self, recipe, codec, template, cache, rows), Replies())
+        return Task(Chats(self, recipe, codec, template, cache), Replies())
 
 
 class Chats(Conversations):
-    """Conversations, several per row, with `batch_size` rows per training batch."""
-
-    def __init__(
-        self,
-        config: InstructConfig,
-        recipe: Recipe,
-        codec: TokenizerCodec,
-        template: ChatTemplate,
-        cache: ChatCache,
-        batch_size: int,
-    ) -> None:
-        super().__init__(config, recipe, codec, template, cache)
-        self.batch_size = batch_size
+    """Conversations, several per row."""
 
     def of(self, split: str) -> RowSubset:
         return ChatRows(self, self.rows_of(split))
@@ -260,7 +248,8 @@ class ChatRows(RowSubset):
         return Batch((inputs, Layout(positions)), labels, int((labels != IGNORE_INDEX).sum()), inputs.numel())
 
     def training_order(self) -> FixedSizeBatches:
-        return FixedSizeBatches(len(self.packed), self.examples.batch_size, self.examples.seed)
+        examples = self.examples
+        return FixedSizeBatches(len(self.packed), examples.recipe.train.rows(examples.config.context), examples.seed)
 
     def evaluation_order(self) -> FixedSizeBatches:
         return FixedSizeBatches(len(self.packed), max(1, EVAL_BATCH_TOKENS // self.examples.config.context))

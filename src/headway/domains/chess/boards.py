@@ -95,26 +95,22 @@ def board_from_fen(fen: str, where: str = "") -> chess.Board:
             "it"
         )
     try:
-        board = chess.Board(fen) if _STANDARD_FEN.fullmatch(fen) else _parse_unusual_fen(fen, prefix)
+        board = chess.Board(fen) if _STANDARD_FEN.fullmatch(fen) else None
     except ValueError:  # a rank is not 8 squares long
-        board = _parse_unusual_fen(fen, prefix)
+        board = None
+    if board is None:  # its counters are missing, or something is wrong with it
+        try:
+            parse_fen(fen)
+            board = chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
+        except UserError as error:
+            raise UserError(f"{prefix}{error}") from None
+        except ValueError as error:
+            raise UserError(f"{prefix}FEN {fen.strip()!r} cannot be read ({error}); correct it") from None
     status = board.status()
     if status != chess.STATUS_VALID:
         faults = ", ".join(str(flag.name).lower().replace("_", " ") for flag in chess.Status if status & flag)
         raise UserError(f"{prefix}FEN {fen.strip()!r} is not a chess position ({faults}); correct it")
     return board
-
-
-def _parse_unusual_fen(fen: str, prefix: str) -> chess.Board:
-    """Parse an unusual FEN: its counters are missing, or something is wrong with it."""
-    try:
-        parse_fen(fen)
-    except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
-    try:
-        return chess.Board(" ".join([*fen.split(), "0", "1"][:6]))
-    except ValueError as error:
-        raise UserError(f"{prefix}FEN {fen.strip()!r} cannot be read ({error}); correct it") from None
 
 
 def parse_move(board: chess.Board, text: str, where: str = "") -> chess.Move:
@@ -171,19 +167,20 @@ def parse_moves(board: chess.Board, text: str, where: str) -> list[chess.Move]:
     """Return the moves in an operation: Nf3, e2e4 and, as in older suites, Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
     UserError for an illegal move.
     """
-    return [_suite_move(board, word, where) for word in text.replace(",", " ").split() if not _TAIL.fullmatch(word)]
-
-
-def _suite_move(board: chess.Board, word: str, where: str) -> chess.Move:
-    if len(word) > _MAX_MOVE_CHARS:
-        raise UserError(f"{where}: {word[:_MAX_MOVE_CHARS]!r}... is not a chess move; write moves as e2e4 or Nf3")
-    bare = _PROMOTION.sub(r"=\1", _TAIL.sub("", word).replace(":", "x"))
-    if castling := _CASTLING.fullmatch(bare):
-        bare = "O-O-O" if castling[1] else "O-O"
-    try:
-        return parse_move(board, bare, where)
-    except UserError as error:
-        raise UserError(str(error).replace(repr(bare), repr(word))) from None
+    moves = []
+    for word in text.replace(",", " ").split():
+        if _TAIL.fullmatch(word):
+            continue
+        if len(word) > _MAX_MOVE_CHARS:
+            raise UserError(f"{where}: {word[:_MAX_MOVE_CHARS]!r}... is not a chess move; write moves as e2e4 or Nf3")
+        bare = _PROMOTION.sub(r"=\1", _TAIL.sub("", word).replace(":", "x"))
+        if castling := _CASTLING.fullmatch(bare):
+            bare = "O-O-O" if castling[1] else "O-O"
+        try:
+            moves.append(parse_move(board, bare, where))
+        except UserError as error:
+            raise UserError(str(error).replace(repr(bare), repr(word))) from None
+    return moves
 
 
 _EVEN = 100.0  # centipawns at which a win has a probability of 50 %, as in Stockfish

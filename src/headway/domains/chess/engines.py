@@ -93,8 +93,21 @@ class UciEngine:
         self._reader = threading.Thread(target=self._read_output, daemon=True)
         self._reader.start()
         self.options: dict[str, str] = {}
+        options = options or {}
         try:
-            self._start(options or {}, optional or {})
+            deadline = time.monotonic() + self.patience
+            self._send("uci")
+            while (line := self._read_line(deadline)).strip() != "uciok":
+                words = line.split()
+                if words[:2] == ["option", "name"]:
+                    self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
+            for name in options:
+                if name not in self.options:
+                    raise UserError(f"{self.program} has no option {name!r}; omit it, or use another program")
+            for name, value in {**options, **(optional or {})}.items():
+                if name in self.options:
+                    self._send(f"setoption name {name} value {value}")
+            self._ready()
         except BaseException:
             self.close()
             raise
@@ -121,7 +134,16 @@ class UciEngine:
             words = self._read_line(deadline, searching=True).split()
             if words[:1] == ["bestmove"]:
                 best = words[1] if len(words) > 1 and words[1] not in ("(none)", "0000") else None
-                lines = (_parse_line(info.split()) for _, info in sorted(self._info_lines.items()))
+                lines = []
+                for _, info in sorted(self._info_lines.items()):
+                    fields = info.split()
+                    kind, value = fields[fields.index("score") + 1 :][:2]
+                    score = f"#{int(value)}" if kind == "mate" else str(int(value))
+                    wdl = None
+                    if "wdl" in fields:
+                        win, draw, loss = map(int, fields[fields.index("wdl") + 1 :][:3])
+                        wdl = (win, draw, loss)
+                    lines.append(EngineLine(fields[fields.index("pv") + 1], score, wdl))
                 return EngineAnswer(best, tuple(lines))
 
     def close(self) -> None:
@@ -149,21 +171,6 @@ class UciEngine:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
-
-    def _start(self, options: Mapping[str, str | int], optional: Mapping[str, str | int]) -> None:
-        deadline = time.monotonic() + self.patience
-        self._send("uci")
-        while (line := self._read_line(deadline)).strip() != "uciok":
-            words = line.split()
-            if words[:2] == ["option", "name"]:
-                self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
-        for name in options:
-            if name not in self.options:
-                raise UserError(f"{self.program} has no option {name!r}; omit it, or use another program")
-        for name, value in {**options, **optional}.items():
-            if name in self.options:
-                self._send(f"setoption name {name} value {value}")
-        self._ready()
 
     def _ready(self) -> None:
         self._send("isready")
@@ -216,16 +223,6 @@ class UciEngine:
         except ValueError:  # closed while it was read
             pass
         self._output.put(None)
-
-
-def _parse_line(words: list[str]) -> EngineLine:
-    index = words.index("score")
-    kind, value = words[index + 1], int(words[index + 2])
-    wdl = None
-    if "wdl" in words:
-        wdl_index = words.index("wdl")
-        wdl = (int(words[wdl_index + 1]), int(words[wdl_index + 2]), int(words[wdl_index + 3]))
-    return EngineLine(words[words.index("pv") + 1], f"#{value}" if kind == "mate" else str(value), wdl)
 
 
 HEADER = ("position", "bestmove", "scores", "wdl", "game")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from headway.domains.chess.boards import Record, chess, notation, parse_move, record, repetition_key
 from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
@@ -19,21 +19,23 @@ from headway.metrics import elo_difference
 _MAX_PLIES = 600  # half moves after which a game is drawn
 
 
-class Opponent(Protocol):
+class Opponent:
     """A player in a game."""
 
     name: str
 
-    def new_game(self) -> None: ...
+    def new_game(self) -> None:
+        """Prepare for a new game."""
 
     def move(self, board: chess.Board) -> chess.Move:
         """Return a move for a board that has one."""
-        ...
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the player."""
 
 
-class ModelOpponent:
+class ModelOpponent(Opponent):
     """A player with a time or node limit per move."""
 
     def __init__(self, player: ChessPlayer, name: str, seconds: float | None, nodes: int | None) -> None:
@@ -50,10 +52,8 @@ class ModelOpponent:
         self.seconds_spent = self.seconds_spent + time.monotonic() - started
         return thought.move
 
-    def close(self) -> None: ...
 
-
-class EngineOpponent:
+class EngineOpponent(Opponent):
     """Another program: at full strength with a node limit, or limited to an Elo with a time limit."""
 
     def __init__(self, program: str, nodes: int | None, elo: int | None, seconds: float) -> None:
@@ -91,7 +91,7 @@ class EngineOpponent:
         self.engine.close()
 
 
-class RandomOpponent:
+class RandomOpponent(Opponent):
     """Plays any legal move."""
 
     name = "random moves"
@@ -99,12 +99,8 @@ class RandomOpponent:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
 
-    def new_game(self) -> None: ...
-
     def move(self, board: chess.Board) -> chess.Move:
         return self.rng.choice(list(board.legal_moves))
-
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -175,32 +171,28 @@ def _play(board: chess.Board, white: Opponent, black: Opponent, first: Opponent,
             back.push(move)
         occurrences[repetition_key(record(back))] = occurrences.get(repetition_key(record(back)), 0) + 1
     while True:
-        over = _over(board, occurrences)
+        over = None  # the result and the reason if the game is over; both sides claim any draw that they can
+        lost = "0-1" if board.turn else "1-0"  # the result if the side to move loses
+        if not any(board.generate_legal_moves()):
+            over = (lost, "checkmate") if board.is_check() else ("1/2-1/2", "stalemate")
+        elif board.is_insufficient_material():
+            over = "1/2-1/2", "insufficient material"
+        elif board.halfmove_clock >= 100:
+            over = "1/2-1/2", "fifty moves"
+        elif occurrences[repetition_key(record(board))] >= 3:
+            over = "1/2-1/2", "threefold repetition"
+        elif len(board.move_stack) >= _MAX_PLIES:
+            over = "1/2-1/2", "length"
         if over is not None:
             return PlayedGame(board, *over, white.name, black.name)
         player = white if board.turn else black
         move = player.move(board)
         if not board.is_legal(move):
             tally.illegal += player is first
-            result = "0-1" if board.turn else "1-0"
-            return PlayedGame(board, result, "illegal move", white.name, black.name)
+            return PlayedGame(board, lost, "illegal move", white.name, black.name)
         board.push(move)
         key = repetition_key(record(board))
         occurrences[key] = occurrences.get(key, 0) + 1
-
-
-def _over(board: chess.Board, occurrences: dict[Record, int]) -> tuple[str, str] | None:
-    """The result and the reason if the game is over; both sides claim any draw that they can."""
-    if not any(board.generate_legal_moves()):
-        mated = "0-1" if board.turn else "1-0"
-        return (mated, "checkmate") if board.is_check() else ("1/2-1/2", "stalemate")
-    if board.is_insufficient_material():
-        return "1/2-1/2", "insufficient material"
-    if board.halfmove_clock >= 100:
-        return "1/2-1/2", "fifty moves"
-    if occurrences[repetition_key(record(board))] >= 3:
-        return "1/2-1/2", "threefold repetition"
-    return ("1/2-1/2", "length") if len(board.move_stack) >= _MAX_PLIES else None
 
 
 def format_pgn(played: PlayedGame, number: int) -> str:

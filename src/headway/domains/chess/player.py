@@ -94,19 +94,6 @@ def undo_virtual_loss(path: list[tuple[Node, int]]) -> None:
         node.virtual[index] -= 1
 
 
-def find_mates(root: Node, board: chess.Board) -> None:
-    """Try the moves that mate at once, independent of the policy."""
-    after = board.copy(stack=False)
-    for index, move_id in enumerate(root.moves):
-        if root.children[index] is None:
-            after.push(decode_move(move_id, board.turn))
-            if after.is_checkmate():
-                root.children[index] = mated = Node(record(after), [])
-                mated.end, mated.outcome = True, LOST
-                backpropagate([(root, index)], LOST)
-            after.pop()
-
-
 @dataclass
 class SearchLine:
     """A root move: its visits, (win, draw, loss) for the mover, and the principal variation, which starts with the
@@ -148,13 +135,27 @@ class Tree:
                 restricted.outcome, restricted.policy = root.outcome, root.policy[indices]
                 restricted.policy = restricted.policy / max(float(restricted.policy.sum()), 1e-9)
                 root = self.root = restricted
-            find_mates(root, board)
+            after = board.copy(stack=False)
+            for index, move_id in enumerate(root.moves):  # try the moves that mate at once, independent of the policy
+                if root.children[index] is None:
+                    after.push(decode_move(move_id, board.turn))
+                    if after.is_checkmate():
+                        root.children[index] = mated = Node(record(after), [])
+                        mated.end, mated.outcome = True, LOST
+                        backpropagate([(root, index)], LOST)
+                    after.pop()
             nodes, self.earlier_visits = 0, int(root.visits.sum())
             while not self._is_done(root, limits, nodes):
-                size = self._batch_size(limits, nodes)
-                progressed, done = self._simulate(root, size)
+                # As many leaves as fit into the time, but few while the tree is small. A search with only a node limit
+                # ignores the time, so that it is reproducible.
+                size = min(self.config.batch, 1 + nodes // 4)
+                if limits.nodes is None or limits.seconds is not None:
+                    time_left = min(self.config.patience, max(0.0, limits.seconds_left) / 2)
+                    size = min(size, max(1, int(self.evaluator.rate * time_left)))
+                max_nodes = min(limits.nodes or self.config.max_nodes, self.config.max_nodes - self.earlier_visits)
+                done = self._simulate(root, min(size, max(1, max_nodes - nodes)))
                 nodes += done
-                if report is not None and progressed:
+                if report is not None and done:
                     report(self.lines(), nodes)
             return self.lines(), nodes
         except BaseException:
@@ -184,8 +185,16 @@ class Tree:
             here, index, turn = child, int(child.best_first()[0]), not turn
 
     def _set_root(self, board: chess.Board) -> Node:
-        """Make the board the root: its existing node, or a new one."""
-        root = self._find_node(board)
+        """Make the board the root: the node that explored moves lead to from the last root, or a new one."""
+        before = len(self.board.move_stack)
+        continues = self.board.root() == board.root() and board.move_stack[:before] == self.board.move_stack
+        root, turn = self.root if continues else None, self.board.turn
+        for move in board.move_stack[before:]:
+            if root is None:
+                break
+            number = encode_move(move, turn)
+            root = root.children[root.moves.index(number)] if number in root.moves else None
+            turn = not turn
         self.board = board.copy()
         self.past: dict[Record, int] = {}  # occurrences since the last irreversible move
         back = board.copy()
@@ -193,27 +202,11 @@ class Tree:
             back.pop()
             key = repetition_key(record(back))
             self.past[key] = self.past.get(key, 0) + 1
-        if root is None:
-            start = Node(record(board), legal_move_ids(board))
-            self._expand(start, self.evaluator.evaluate([self._position_input(board, [], start)])[0])
-            root = start
+        if root is None or root.end or len(root.moves) != board.legal_moves.count():
+            root = Node(record(board), legal_move_ids(board))
+            self._expand(root, self.evaluator.evaluate([self._position_input(board, [], root)])[0])
         self.root = root
         return root
-
-    def _find_node(self, board: chess.Board) -> Node | None:
-        """Return the node of a board that explored moves lead to from the last root."""
-        before = len(self.board.move_stack)
-        known = self.root is not None and self.board.root() == board.root()
-        if not known or board.move_stack[:before] != self.board.move_stack:
-            return None
-        node, turn = self.root, self.board.turn
-        for move in board.move_stack[before:]:
-            number = encode_move(move, turn)
-            if node is None or number not in node.moves:
-                return None
-            node, turn = node.children[node.moves.index(number)], not turn
-        usable = node is not None and not node.end and len(node.moves) == board.legal_moves.count()
-        return node if usable else None
 
     def _is_done(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
@@ -230,19 +223,8 @@ class Tree:
         is_forced = len(root.moves) == 1 and limits.seconds is not None
         return is_forced or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
-    def _batch_size(self, limits: SearchLimits, nodes: int) -> int:
-        """Return how many leaves to evaluate at once: as many as fit into the time, but few while the tree is small. A
-        search with only a node limit ignores the time, so that it is reproducible.
-        """
-        size = min(self.config.batch, 1 + nodes // 4)
-        if limits.nodes is None or limits.seconds is not None:
-            time_left = min(self.config.patience, max(0.0, limits.seconds_left) / 2)
-            size = min(size, max(1, int(self.evaluator.rate * time_left)))
-        remaining = min(limits.nodes or self.config.max_nodes, self.config.max_nodes - self.earlier_visits) - nodes
-        return min(size, max(1, remaining))
-
-    def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
-        """Evaluate up to `size` leaves. Return whether any were found, and how many."""
+    def _simulate(self, root: Node, size: int) -> int:
+        """Evaluate up to `size` leaves and return how many were found."""
         waiting: list[tuple[list[tuple[Node, int]], Node, PositionInput]] = []
         pending: set[int] = set()
         done = 0
@@ -268,7 +250,7 @@ class Tree:
             done += len(waiting)
         for path, _, _ in waiting:
             undo_virtual_loss(path)
-        return done > 0, done
+        return done
 
     def _descend(
         self, root: Node
@@ -398,55 +380,44 @@ class ChessPlayer:
         candidates = list(only) or list(board.legal_moves)
         if self.search == "policy":
             return SearchResult([line for line in self.by_policy(board) if line.moves[0] in candidates], 1)
-        return SearchResult(self._by_value(board, candidates), len(candidates))
+        lines: list[SearchLine] = []
+        waiting: list[tuple[SearchLine, PositionInput]] = []
+        after = board.copy()
+        for move in candidates:  # scored by the evaluation of the position after each, finished games by the rules
+            after.push(move)
+            line = SearchLine([move], 1, DRAW)
+            if after.is_checkmate():
+                line.outcome, line.mates = LOST[::-1], True
+            elif not _is_drawn(after):
+                waiting.append((line, position_input(after, self.evaluator.history)))
+            lines.append(line)
+            after.pop()
+        evaluations = self.evaluator.evaluate([entry for _, entry in waiting]) if waiting else []
+        for (line, _), evaluation in zip(waiting, evaluations):
+            assert evaluation.outcome is not None  # checked at the start
+            line.outcome = evaluation.outcome[::-1]
+        return SearchResult(sorted(lines, key=lambda line: -expected_of(line.outcome)), len(candidates))
 
     def by_policy(self, board: chess.Board) -> list[SearchLine]:
         """Return all moves, most probable first; `visits` are their probabilities in millionths. Moves that draw at
         once by the rules come last unless a draw is the best hope, because a policy is unaware of repetitions.
         """
         inputs = position_input(board, self.evaluator.history)
-        evaluation = self.evaluator.evaluate([inputs])[0]
-        assert evaluation.policy is not None  # checked at the start
-        outcome = np.array([0.0, 1.0, 0.0]) if evaluation.outcome is None else evaluation.outcome
-        order = np.argsort(-evaluation.policy, kind="stable").tolist()
-        lines = [
-            SearchLine(
-                [decode_move(inputs.moves[index], board.turn)], round(1e6 * float(evaluation.policy[index])), outcome
-            )
-            for index in order
-        ]
-        if evaluation.outcome is not None and expected_of(outcome) < 0.5:
-            return lines
+        policy, outcome = self.evaluator.evaluate([inputs])[0]
+        assert policy is not None  # checked at the start
+        lines = []
+        for index in np.argsort(-policy, kind="stable").tolist():
+            move = decode_move(inputs.moves[index], board.turn)
+            visits = round(1e6 * float(policy[index]))
+            lines.append(SearchLine([move], visits, DRAW if outcome is None else outcome))
 
         def is_drawing(line: SearchLine) -> bool:
             after = board.copy()
             after.push(line.moves[0])
             return not after.is_checkmate() and _is_drawn(after)
 
-        return sorted(lines, key=is_drawing)
-
-    def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
-        """Return the moves ordered by the evaluation of the position after each; finished games are scored by the
-        rules.
-        """
-        lines: list[SearchLine] = []
-        waiting: list[tuple[SearchLine, PositionInput]] = []
-        after = board.copy()
-        for move in moves:
-            after.push(move)
-            line = SearchLine([move], 1, np.array([0.0, 1.0, 0.0]))
-            if after.is_checkmate():
-                line.outcome, line.mates = np.array([1.0, 0.0, 0.0]), True
-            elif not _is_drawn(after):
-                waiting.append((line, position_input(after, self.evaluator.history)))
-            lines.append(line)
-            after.pop()
-        for (line, _), evaluation in zip(
-            waiting, self.evaluator.evaluate([entry for _, entry in waiting]) if waiting else []
-        ):
-            assert evaluation.outcome is not None  # checked at the start
-            line.outcome = evaluation.outcome[::-1]
-        return sorted(lines, key=lambda line: -expected_of(line.outcome))
+        hopes_for_more = outcome is None or expected_of(outcome) >= 0.5
+        return sorted(lines, key=is_drawing) if hopes_for_more else lines
 
 
 def _is_drawn(board: chess.Board) -> bool:

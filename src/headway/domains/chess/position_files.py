@@ -7,7 +7,7 @@ import io
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,7 +193,18 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
         if file.kind == ".epd":
             boards = list(_epd_boards(file))
         elif file.kind == ".tsv":
-            boards = _read_opening_table(file)
+            rows = (line.split("\t") for line in read_lines(file))
+            header = next(rows, [])
+            if "pgn" not in header:
+                raise UserError(f"{file} has no column 'pgn'; use a table of openings such as Lichess's")
+            boards = []
+            for number, row in enumerate(rows, 2):
+                game = notation.read_game(io.StringIO(row[header.index("pgn")])) if len(row) == len(header) else None
+                if game is None or game.errors:
+                    raise UserError(f"{file}, line {number}: these are not valid opening moves; correct the line")
+                board = game.end().board()
+                if len(board.move_stack) in _LENGTHS:
+                    boards.append(board)
         else:  # at most the first 12 half moves of each game, as in opening books
             boards = []
             for game in (game for game in games(file) if game.variant is None):
@@ -216,22 +227,6 @@ def _epd_boards(file: File) -> Iterator[chess.Board]:
     for number, line in enumerate(read_lines(file), 1):
         if line.strip():
             yield board_from_fen(" ".join(line.split()[:4]), f"{file}, line {number}")
-
-
-def _read_opening_table(file: File) -> list[chess.Board]:
-    rows = (line.split("\t") for line in read_lines(file))
-    header = next(rows, [])
-    if "pgn" not in header:
-        raise UserError(f"{file} has no column 'pgn'; use a table of openings such as Lichess's")
-    boards = []
-    for number, row in enumerate(rows, 2):
-        game = notation.read_game(io.StringIO(row[header.index("pgn")])) if len(row) == len(header) else None
-        if game is None or game.errors:
-            raise UserError(f"{file}, line {number}: these are not valid opening moves; correct the line")
-        board = game.end().board()
-        if len(board.move_stack) in _LENGTHS:
-            boards.append(board)
-    return boards
 
 
 _LOG = logger(__name__)
@@ -288,7 +283,25 @@ def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Itera
             tally.variants += game.variant is not None
             tally.bad += bool(game.fault)
             if game.variant is None and game.moves:
-                yield _game_run(game, evals)
+                # The move played at each position. Its worth is the evaluation after it, and the value is a mean of
+                # evaluation and result.
+                run = PositionRun(game.key, game.records, [[move] for move in game.moves])
+                before: np.ndarray | None = None
+                for position, after in zip(game.records, game.evaluations):
+                    black = bool(position[8] & 1)
+                    best = before if before is not None else game.result
+                    value = UNKNOWN if best is None else best
+                    if before is not None and game.result is not None:
+                        value = evals * before + (1 - evals) * game.result
+                    run.values.append(value[::-1] if black else value)
+                    played = math.nan  # the move's worth from the evaluation after it, otherwise from the game's result
+                    if after is not None:
+                        played = float(worth(-after if black else after))
+                    elif game.result is not None:
+                        played = float(expected(game.result[::-1] if black else game.result))
+                    run.worths.append([played])
+                    before = None if after is None else outcome(after)
+                yield run
         return
     for run in _read_epd(file) if file.kind == ".epd" else _read_csv(file):
         if run.moves[0] or not np.isnan(run.values[0]).any():
@@ -318,29 +331,6 @@ def unlabelled_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
         return
     for where, row, (position,) in read_rows(file, POSITION_NAMES):
         yield board_from_fen(row[position], where), row.get("game", "")
-
-
-def _game_run(game: Game, evals: float) -> PositionRun:
-    """The move played at each position. Its worth is the evaluation after it, and the value is a mean of evaluation and
-    result.
-    """
-    run = PositionRun(game.key, game.records, [[move] for move in game.moves])
-    before: np.ndarray | None = None
-    for position, after in zip(game.records, game.evaluations):
-        black = bool(position[8] & 1)
-        best = before if before is not None else game.result
-        value = UNKNOWN if best is None else best
-        if before is not None and game.result is not None:
-            value = evals * before + (1 - evals) * game.result
-        run.values.append(value[::-1] if black else value)
-        played = math.nan  # the move's worth from the evaluation after it, otherwise from the game's result
-        if after is not None:
-            played = float(worth(-after if black else after))
-        elif game.result is not None:
-            played = float(expected(game.result[::-1] if black else game.result))
-        run.worths.append([played])
-        before = None if after is None else outcome(after)
-    return run
 
 
 def _single_run(
@@ -379,30 +369,26 @@ def _read_csv(file: File) -> Iterator[PositionRun]:
                     yield _single_run(board, [played], [math.nan], UNKNOWN, key)
                 board.push(played)
         elif row.get("scores"):
-            yield _label_run(board, row, where)
+            legal, move_ids, scores = set(legal_move_ids(board)), [], []
+            for item in row["scores"].split():
+                text, _, score = item.partition(":")
+                number = MOVE_INDEX.get(text, -1)
+                number = number if board.turn or number < 0 else _MIRROR[number]
+                if number not in legal:
+                    number = encode_move(parse_move(board, text, where), board.turn)
+                move_ids.append(number)
+                scores.append(_number(score, where))
+            if row.get("wdl"):
+                parts = [_number(part, where) for part in row["wdl"].split()]
+                if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
+                    raise UserError(f"{where}: {row['wdl']!r} is not a win, draw and loss that sum to 1000; correct it")
+                value = np.array(parts) / sum(parts)
+            else:
+                value = outcome(scores[0])
+            worths = worth(np.array(scores)).tolist()
+            yield PositionRun(row.get("game") or board.epd(), [record(board)], [move_ids], [worths], [value])
         else:
             yield _single_run(board, [parse_move(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
-
-
-def _label_run(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:
-    legal, moves, scores = set(legal_move_ids(board)), [], []
-    for item in row["scores"].split():
-        text, _, score = item.partition(":")
-        number = MOVE_INDEX.get(text, -1)
-        number = number if board.turn or number < 0 else _MIRROR[number]
-        if number not in legal:
-            number = encode_move(parse_move(board, text, where), board.turn)
-        moves.append(number)
-        scores.append(_number(score, where))
-    worths = worth(np.array(scores)).tolist()
-    if row.get("wdl"):
-        parts = [_number(part, where) for part in row["wdl"].split()]
-        if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
-            raise UserError(f"{where}: {row['wdl']!r} is not a win, draw and loss that sum to 1000; correct it")
-        value = np.array(parts) / sum(parts)
-    else:
-        value = outcome(scores[0])
-    return PositionRun(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
 
 
 def find_moves(text: str, where: str) -> list[str]:
@@ -427,7 +413,16 @@ def read_rows(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[st
     try:
         header = next(reader, [])
         check_column_names(str(file), header)
-        names = [_column(file, header, candidates) for candidates in wanted]
+        names = []
+        for candidates in wanted:
+            matches = [name for name in header if name.strip().lower() in candidates]
+            if not matches:
+                known = nearest(candidates[0], header) if header else "it is empty"
+                raise UserError(
+                    f"{file} has no column {' or '.join(map(repr, candidates))} ({known}); add a header such as "
+                    "position,bestmove"
+                )
+            names.append(matches[0])
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if len(row) != len(header):
@@ -435,12 +430,3 @@ def read_rows(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[st
             yield where, dict(zip(header, row)), names
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
-
-
-def _column(file: File, header: Iterable[str], wanted: Sequence[str]) -> str:
-    column = next((name for name in header if name.strip().lower() in wanted), None)
-    if column is None:
-        names = " or ".join(map(repr, wanted))
-        known = nearest(wanted[0], header) if header else "it is empty"
-        raise UserError(f"{file} has no column {names} ({known}); add a header such as position,bestmove")
-    return column

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,13 @@ from headway.data.input_files import File
 from headway.data.packing import expand_ranges
 from headway.data.splits import SplitConfig, SplitIndices, split_by_key, split_code, text_key
 from headway.data.token_store import fingerprint
-from headway.domains.chess.boards import Record, to_position_array
-from headway.domains.chess.position_files import PositionRun, ReadTally, chess_files, samples
+from headway.domains.chess.boards import to_position_array
+from headway.domains.chess.position_files import ReadTally, chess_files, samples
 from headway.errors import UserError
 
 _VERSION = 2  # version of the arrays; changing it invalidates older caches
 _MAX_HISTORY = 7  # maximum history of a position
-_FLUSH_AT = 4096
+_RUNS_PER_BLOCK = 512  # samples, of which a game has about 80 positions, that are written at once
 _TYPES = {
     "positions": POSITION_DTYPE,
     "earlier": np.uint8,  # number of preceding positions in the same game
@@ -97,7 +98,7 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
     result.
     """
     files = chess_files(paths)
-    folder = open_or_build(_cache_path(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
+    folder = open_or_build(cache_path(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
     positions = Positions(folder)
     tally = positions.tally
     notes = [
@@ -115,66 +116,29 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
     return positions
 
 
-def are_cached(files: Sequence[File], evals: float, skip_bad: bool) -> bool:
-    """Whether these files are already cached, so that opening them takes no time."""
-    return _cache_path(files, evals, skip_bad).exists()
-
-
-def _cache_path(files: Sequence[File], evals: float, skip_bad: bool) -> Path:
+def cache_path(files: Sequence[File], evals: float, skip_bad: bool) -> Path:
+    """Where the positions in these files are stored once they are read."""
     return cache_root() / cache_key("chess", _VERSION, fingerprint(files), evals, skip_bad)
 
 
 def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> None:
-    tally, total, moves = ReadTally(), 0, 0
+    tally, num_positions, num_moves = ReadTally(), 0, 0
     with ColumnWriter(part, _TYPES) as columns:
         for file in files:
-            writer = _PositionWriter(columns, 0 if file.named_split is None else split_code(file.named_split))
-            for sample in samples(file, evals, skip_bad, tally):
-                writer.add(sample)
-            writer.flush()
-            total, moves = total + writer.total, moves + writer.moves
-    write_info(part, {"positions": total, "moves": moves, "tally": vars(tally)})
-
-
-class _PositionWriter:
-    """Buffers samples and writes many at once."""
-
-    def __init__(self, columns: ColumnWriter, split_index: int) -> None:
-        self.columns, self.split_index = columns, split_index
-        self.total = self.moves = 0
-        self._clear()
-
-    def add(self, sample: PositionRun) -> None:
-        self.records += sample.records
-        self.earlier += [min(_MAX_HISTORY, index) for index in range(len(sample.records))]
-        self.keys += [text_key(sample.key)] * len(sample.records)
-        self.values += sample.values
-        for move_ids, worths in zip(sample.moves, sample.worths):
-            self.counts.append(len(move_ids))
-            self.move_ids += move_ids
-            self.worths += worths
-        if len(self.records) >= _FLUSH_AT:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.records:
-            write, count = self.columns.append, len(self.records)
-            write("positions", to_position_array(self.records))
-            write("earlier", self.earlier)
-            write("keys", np.array(self.keys, np.uint64))
-            write("sides", np.full(count, self.split_index))
-            write("values", np.concatenate(self.values))
-            write("counts", self.counts)
-            write("moves", self.move_ids)
-            write("worths", self.worths)
-            self.total, self.moves = self.total + count, self.moves + len(self.move_ids)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.records: list[Record] = []
-        self.earlier: list[int] = []
-        self.keys: list[int] = []
-        self.values: list[np.ndarray] = []
-        self.counts: list[int] = []
-        self.move_ids: list[int] = []
-        self.worths: list[float] = []
+            split_index = 0 if file.named_split is None else split_code(file.named_split)
+            runs = samples(file, evals, skip_bad, tally)
+            while block := list(islice(runs, _RUNS_PER_BLOCK)):
+                lengths = [len(run.records) for run in block]
+                records = [record for run in block for record in run.records]
+                moves = [move_ids for run in block for move_ids in run.moves]
+                columns.append("positions", to_position_array(records))
+                columns.append("earlier", [min(_MAX_HISTORY, index) for length in lengths for index in range(length)])
+                columns.append("keys", np.repeat(np.array([text_key(run.key) for run in block], np.uint64), lengths))
+                columns.append("sides", np.full(len(records), split_index))
+                columns.append("values", np.concatenate([value for run in block for value in run.values]))
+                columns.append("counts", [len(move_ids) for move_ids in moves])
+                columns.append("moves", [move_id for move_ids in moves for move_id in move_ids])
+                columns.append("worths", [worth for run in block for worths in run.worths for worth in worths])
+                num_positions = num_positions + len(records)
+                num_moves = num_moves + sum(map(len, moves))
+    write_info(part, {"positions": num_positions, "moves": num_moves, "tally": vars(tally)})

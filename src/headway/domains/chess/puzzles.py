@@ -79,7 +79,15 @@ def solve(
     solved = first = illegal = count = nodes = 0
     started = time.monotonic()
     puzzle_iter = islice(puzzles(path), limit)
-    while (puzzle := _next(puzzle_iter, count, solved)) is not None:
+    while True:
+        try:
+            puzzle = next(puzzle_iter, None)
+        except UserError as error:
+            if not count:
+                raise
+            raise UserError(f"{error}; of the {count:,} puzzles before it, {solved:,} were solved") from error
+        if puzzle is None:
+            break
         player.new_game()
         board, all_correct = puzzle.board.copy(), True
         for number, solutions in enumerate(puzzle.solutions):
@@ -109,16 +117,6 @@ def solve(
         "seconds": seconds,
         "positions_per_second": nodes / max(1e-9, seconds),
     }
-
-
-def _next(puzzle_iter: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
-    """Return the next puzzle; a UserError for an invalid one includes the score so far."""
-    try:
-        return next(puzzle_iter, None)
-    except UserError as error:
-        if not count:
-            raise
-        raise UserError(f"{error}; of the {count:,} puzzles before it, {solved:,} were solved") from error
 
 
 _KINDS = (".epd", ".zip")
@@ -160,8 +158,20 @@ def read_suite(path: Path, limit: int | None = None) -> Suite:
                 return suite
             if not line.strip():
                 continue
+            where = f"{file}, line {number}"
             try:
-                suite.exercises.append(_exercise(line, number, f"{file}, line {number}"))
+                if len(line) > _MAX_LINE_CHARS:
+                    raise UserError(
+                        f"{where} has {len(line):,} characters; write one position and its operations per line"
+                    )
+                if _HAS_MOVES.search(line) is None:  # before parsing the board, which takes longer
+                    raise UserError(f"{where} has neither bm nor am; add the best moves, as in bm Nf3;")
+                board, operation_text = parse_epd(line, where)
+                known = parse_operations(operation_text, where)
+                best, avoid = (parse_moves(board, known.get(name, ""), where) for name in ("bm", "am"))
+                if not best and not avoid:
+                    raise UserError(f"{where} names no move in bm or am; add the best moves, as in bm Nf3;")
+                suite.exercises.append(Exercise(known.get("id") or f"line {number}", number, board, best, avoid))
             except UserError as error:
                 suite.faults.append(str(error))
             if len(suite.faults) == _HOPELESS and not suite.exercises:
@@ -170,19 +180,6 @@ def read_suite(path: Path, limit: int | None = None) -> Suite:
         first = f" ({suite.faults[0]})" if suite.faults else ""
         raise UserError(f"{path} contains no position with bm or am{first}; pass a test suite in EPD")
     return suite
-
-
-def _exercise(line: str, number: int, where: str) -> Exercise:
-    if len(line) > _MAX_LINE_CHARS:
-        raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
-    if _HAS_MOVES.search(line) is None:  # before parsing the board, which takes longer
-        raise UserError(f"{where} has neither bm nor am; add the best moves, as in bm Nf3;")
-    board, operation_text = parse_epd(line, where)
-    known = parse_operations(operation_text, where)
-    best, avoid = (parse_moves(board, known.get(name, ""), where) for name in ("bm", "am"))
-    if not best and not avoid:
-        raise UserError(f"{where} names no move in bm or am; add the best moves, as in bm Nf3;")
-    return Exercise(known.get("id") or f"line {number}", number, board, best, avoid)
 
 
 def solve_suite(

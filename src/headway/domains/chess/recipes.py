@@ -78,7 +78,7 @@ def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Dat
 def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
     """Estimate the number of positions. UserError if reading them for the first time would take too long."""
     from headway.domains.chess.position_files import ReadTally, chess_files, samples
-    from headway.domains.chess.positions import are_cached
+    from headway.domains.chess.positions import cache_path
 
     files = chess_files(paths)
     sample_counts = []  # the games in a PGN file by their tag blocks, or the lines in other files
@@ -89,7 +89,7 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
             lines = (here for before, here in pairwise(chain((False,), tags)) if here and not before)
         sample_counts.append(sum(1 for _ in lines))
     count = sum(number * (_PLIES if file.kind == ".pgn" else 1) for file, number in zip(files, sample_counts))
-    if are_cached(files, task.evals, task.skip_bad):
+    if cache_path(files, task.evals, task.skip_bad).exists():
         return count
     seconds = 0.0
     for file, number in zip(files, sample_counts):

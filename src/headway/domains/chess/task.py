@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from headway.codecs.chess_boards import FLIPPED_MOVES, MOVES, UPWARD_MOVES, board_planes, to_fens
 from headway.data import SplitConfig, Splits
 from headway.data.array_store import column_digest
-from headway.data.splits import SplitIndices
 from headway.domains.chess.boards import (
     board_from_fen,
     chess,
@@ -42,7 +42,7 @@ from headway.domains.chess.evaluator import (
 )
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import ChessPlayer
-from headway.domains.chess.positions import Positions, Targets
+from headway.domains.chess.positions import Positions
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
@@ -85,39 +85,6 @@ def best_moves(evaluator: PositionEvaluator, board: chess.Board, max_moves: int)
     return [(line.moves[0], expected_of(line.outcome)) for line in lines]
 
 
-def sample_positions(evaluator: PositionEvaluator, source: Positions, rows: np.ndarray) -> list[dict[str, str]]:
-    """Return positions with the predicted and the correct move, in standard notation."""
-    samples: list[dict[str, Any]] = []
-    targets = source.targets(rows)
-    for board, moves in zip(boards_of(source, rows), targets.moves):
-        if not any(board.generate_legal_moves()):
-            continue
-        predicted = best_moves(evaluator, board, 1)[0][0]
-        correct = board.san(decode_move(int(moves[0]), board.turn)) if moves[0] >= 0 else ""
-        samples.append({"source": board.fen(), "output": board.san(predicted), "reference": correct})
-    return samples
-
-
-def board_pictures(evaluator: PositionEvaluator, source: Positions, rows: np.ndarray) -> list[Picture]:
-    """Return a board per position with the evaluator's best moves. For the first position, also the attention of the
-    move's square if the model reads squares.
-    """
-    pictures: list[Picture] = []
-    for number, board in enumerate(boards_of(source, rows)):
-        if not any(board.generate_legal_moves()):
-            continue
-        moves = best_moves(evaluator, board, _ARROWS)
-        move_list = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
-        caption = f"{'White' if board.turn else 'Black'} to move: {move_list}"
-        outcome = evaluator.evaluate([position_input(board, evaluator.history)])[0].outcome
-        if outcome is not None:
-            caption += "; wins {:.0f}, draws {:.0f}, loses {:.0f} %".format(*(100 * outcome))
-        pictures.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
-        if number == 0 and isinstance(evaluator, BoardEvaluator):
-            pictures += _attention_pictures(evaluator, board, moves[0][0])
-    return pictures
-
-
 def board_svg(
     board: chess.Board, moves: Sequence[tuple[chess.Move, float]] = (), weights: Mapping[int, float] | None = None
 ) -> str:
@@ -136,24 +103,6 @@ def board_svg(
 def _shade(color: str, weight: float) -> str:
     """Return a colour #rrggbb with an opacity for a weight from 0 to 1."""
     return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
-
-
-def _attention_pictures(evaluator: BoardEvaluator, board: chess.Board, move: chess.Move) -> list[Picture]:
-    """Draw the attention of the move's square in heads of the last attention layer."""
-    inputs = evaluator.inputs([position_input(board, evaluator.history)])
-    maps = attention_maps(evaluator.model, lambda: evaluator.model(inputs))
-    if not maps:
-        return []
-    name, weights = list(maps.items())[-1]
-    flip = 0 if board.turn else 56
-    rows = weights[0, :_MAPS, move.from_square ^ flip]
-    pictures = []
-    for head, row in enumerate(rows, 1):
-        share = (row / row.max().clamp(min=1e-9)).tolist()
-        caption = f"{name}: attention of {chess.square_name(move.from_square)}, relative to its maximum"
-        shaded = {square ^ flip: weight for square, weight in enumerate(share)}
-        pictures.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shaded)))
-    return pictures
 
 
 class PositionRows(IndexedExamples):
@@ -182,12 +131,47 @@ class PositionObjective(Objective[P], Generic[P]):
         raise NotImplementedError
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
-        """Return held-out positions with the predicted and the correct move."""
-        return sample_positions(self.evaluator(model), examples.source, examples.spread_rows(count))
+        """Return held-out positions with the predicted and the correct move, in standard notation."""
+        evaluator = self.evaluator(model)
+        rows = examples.spread_rows(count)
+        samples: list[dict[str, Any]] = []
+        for board, moves in zip(boards_of(examples.source, rows), examples.source.targets(rows).moves):
+            if not any(board.generate_legal_moves()):
+                continue
+            predicted = best_moves(evaluator, board, 1)[0][0]
+            correct = board.san(decode_move(int(moves[0]), board.turn)) if moves[0] >= 0 else ""
+            samples.append({"source": board.fen(), "output": board.san(predicted), "reference": correct})
+        return samples
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """Draw boards with the model's best moves and, if it reads squares, its attention."""
-        return board_pictures(self.evaluator(model), examples.source, examples.spread_rows(4))
+        """Draw boards with the model's best moves. For the first one, also the attention of the best move's square in
+        heads of the last attention layer, if the model reads squares.
+        """
+        evaluator = self.evaluator(model)
+        pictures: list[Picture] = []
+        for number, board in enumerate(boards_of(examples.source, examples.spread_rows(4))):
+            if not any(board.generate_legal_moves()):
+                continue
+            inputs = position_input(board, evaluator.history)
+            moves = best_moves(evaluator, board, _ARROWS)
+            move_list = ", ".join(f"{board.san(move)} {100 * share:.0f} %" for move, share in moves)
+            caption = f"{'White' if board.turn else 'Black'} to move: {move_list}"
+            outcome = evaluator.evaluate([inputs])[0].outcome
+            if outcome is not None:
+                caption += "; wins {:.0f}, draws {:.0f}, loses {:.0f} %".format(*(100 * outcome))
+            pictures.append(Picture(f"Position {number + 1}", caption, board_svg(board, moves)))
+            if number or not isinstance(evaluator, BoardEvaluator):
+                continue
+            maps = attention_maps(evaluator.model, partial(evaluator.model, evaluator.inputs([inputs])))
+            square = moves[0][0].from_square
+            flip = 0 if board.turn else 56
+            for name, weights in list(maps.items())[-1:]:
+                for head, row in enumerate(weights[0, :_MAPS, square ^ flip], 1):
+                    share = (row / row.max().clamp(min=1e-9)).tolist()
+                    caption = f"{name}: attention of {chess.square_name(square)}, relative to its maximum"
+                    shaded = {index ^ flip: weight for index, weight in enumerate(share)}
+                    pictures.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shaded)))
+        return pictures
 
 
 _FORGET, _TURN = 23, 24  # random streams
@@ -239,7 +223,15 @@ class Boards(PositionRows):
             mirrored = (_uniform(rng_key, self.seed, _TURN) < self.turn) & (records[0]["flags"] < 2)
             inputs[mirrored] = inputs[mirrored][:, np.arange(64) ^ 7]
             moves = np.where(mirrored[:, None] & (moves >= 0), FLIPPED_MOVES[moves], moves)
-        shares = policy_targets(targets, self.temperature)
+        # Each move's probability: a softmax of the worths if several are known, otherwise 1 for the first.
+        is_move = targets.moves >= 0
+        has_worths = (is_move.sum(1) > 1) & ~np.isnan(np.where(is_move, targets.worths, 0)).any(1)
+        logits = np.where(is_move, np.nan_to_num(targets.worths), -np.inf) / self.temperature
+        soft = np.exp(logits - np.maximum(logits.max(1, keepdims=True), -1e9))
+        soft /= np.maximum(soft.sum(1, keepdims=True), 1e-9)
+        first = np.zeros_like(soft)
+        first[:, 0] = is_move[:, 0]
+        shares = np.where(has_worths[:, None], soft, first).astype(np.float32)
         board_targets = BoardTargets(*map(torch.from_numpy, (moves, shares, targets.values)))
         return Batch((torch.from_numpy(inputs),), board_targets, len(rows), inputs.shape[0] * inputs.shape[1])
 
@@ -249,20 +241,6 @@ class Boards(PositionRows):
         for row, fen in enumerate(to_fens(np.asarray(self.source.positions[rows]))):
             legal[row, legal_move_ids(chess.Board(fen))] = True
         return legal
-
-
-class BoardSums(NamedTuple):
-    """Sums over positions: nats of moves, hits among legal moves, and how often the argmax over all moves is legal;
-    nats of outcomes and errors of expected scores; and the counts.
-    """
-
-    policy: float
-    hits: int
-    legal: int
-    moves: int
-    value: float
-    error: float
-    values: int
 
 
 class MovesAndOutcomes(PositionObjective[Boards]):
@@ -293,40 +271,37 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         legal; and the mean error of the expected score.
         """
         samples = examples.of(split).limited_to(limit)
-        batch_sums = [
-            _evaluate_batch(model, batch, examples.legal(samples.rows[indices]))
-            for indices, batch in evaluation_batches(model, samples)
-        ]
-        sums = BoardSums(*map(sum, zip(*batch_sums)))
+        num_moves = hits = num_legal = num_values = 0
+        policy_nats = value_nats = error = 0.0
+        for indices, batch in evaluation_batches(model, samples):
+            (policy, value), targets = outputs(model, *batch.inputs), batch.targets
+            legal = torch.from_numpy(examples.legal(samples.rows[indices])).to(policy.device)
+            best = policy.masked_fill(~legal, float("-inf")).argmax(-1)
+            moved = targets.moves[:, 0] >= 0
+            valued = ~targets.values[:, 0].isnan()
+            num_moves = num_moves + int(moved.sum())
+            num_values = num_values + int(valued.sum())
+            hits += int((best == targets.moves[:, 0])[moved].sum())
+            num_legal += int((best == policy.argmax(-1))[moved].sum())
+            policy_nats += float(_policy_nats(policy, targets).sum())
+            value_nats += float(_value_nats(value, targets).sum())
+            points = torch.tensor([1.0, 0.5, 0.0], device=value.device)
+            errors = ((value.softmax(-1) - targets.values.nan_to_num(0.0)) @ points).abs()
+            error += float(errors[valued].sum())
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
-        if sums.moves:
-            scores["policy"] = sums.policy / sums.moves
-            scores["accuracy"] = sums.hits / sums.moves
-            scores["accuracy_interval"] = wilson_interval(sums.hits, sums.moves)
-            scores["legal_rate"] = sums.legal / sums.moves
-        if sums.moves and not sums.values:
+        if num_moves:
+            scores["policy"] = policy_nats / num_moves
+            scores["accuracy"] = hits / num_moves
+            scores["accuracy_interval"] = wilson_interval(hits, num_moves)
+            scores["legal_rate"] = num_legal / num_moves
+        if num_moves and not num_values:
             scores["puzzle_accuracy"] = scores["accuracy"]
             scores["puzzle_accuracy_interval"] = scores["accuracy_interval"]
-        if sums.values:
-            scores["value"], scores["score_error"] = sums.value / sums.values, sums.error / sums.values
+        if num_values:
+            scores["value"], scores["score_error"] = value_nats / num_values, error / num_values
         scores["loss"] = scores.get("policy", 0.0) + self.weight * scores.get("value", 0.0)
-        scores["positions"] = max(sums.moves, sums.values)
+        scores["positions"] = max(num_moves, num_values)
         return scores
-
-
-def policy_targets(targets: Targets, temperature: float) -> np.ndarray:
-    """Return each move's target probability, float32 [B, K]: a softmax of the worths over the temperature if several
-    are known, otherwise 1 for the first.
-    """
-    several = (targets.moves >= 0).sum(1) > 1
-    has_worths = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
-    logits = np.where(targets.moves >= 0, np.nan_to_num(targets.worths), -np.inf) / temperature
-    best = np.maximum(logits.max(1, keepdims=True), -1e9)
-    soft = np.exp(logits - best)
-    soft /= np.maximum(soft.sum(1, keepdims=True), 1e-9)
-    first = np.zeros_like(soft)
-    first[:, 0] = targets.moves[:, 0] >= 0
-    return np.where(has_worths[:, None], soft, first).astype(np.float32)
 
 
 def _uniform(rng_key: RngKey, seed: int, stream: int) -> np.ndarray:
@@ -342,25 +317,6 @@ def _policy_nats(logits: Tensor, targets: BoardTargets) -> Tensor:
 
 def _value_nats(logits: Tensor, targets: BoardTargets) -> Tensor:
     return -(targets.values.nan_to_num(0.0) * logits.log_softmax(-1)).sum(1)
-
-
-def _evaluate_batch(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
-    """`legal`, bool [B, M], marks the legal moves."""
-    (policy, value), targets = outputs(model, *batch.inputs), batch.targets
-    allowed = torch.from_numpy(legal).to(policy.device)
-    best = policy.masked_fill(~allowed, float("-inf")).argmax(-1)
-    moved, valued = targets.moves[:, 0] >= 0, ~targets.values[:, 0].isnan()
-    scores = torch.tensor([1.0, 0.5, 0.0], device=value.device)
-    error = ((value.softmax(-1) - targets.values.nan_to_num(0.0)) @ scores).abs()
-    return BoardSums(
-        float(_policy_nats(policy, targets).sum()),
-        int((best == targets.moves[:, 0])[moved].sum()),
-        int((best == policy.argmax(-1))[moved].sum()),
-        int(moved.sum()),
-        float(_value_nats(value, targets).sum()),
-        float(error[valued].sum()),
-        int(valued.sum()),
-    )
 
 
 def _history(model: ModelConfig) -> int:
@@ -393,8 +349,7 @@ class Fens(PositionRows):
             "state_value": ~np.isnan(source.values[:, 0]),
             "action_value": worths[source.starts[1:]] > worths[source.starts[:-1]],
         }[target]
-        split_rows = source.split(split)
-        splits = SplitIndices({name: rows[known[rows]] for name, rows in split_rows.items()}, split_rows.removed)
+        splits = source.split(split).without(np.flatnonzero(~known))
         noun, hint = f"positions with the target {target}", "games with results, or evaluations, in files"
         super().__init__(recipe, source, Splits(splits, np.flatnonzero(known), noun, hint))
         self.target, self.bins = target, bins

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -245,7 +245,12 @@ class Uci:
             self._send(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
             return []
         if mate is not None:
-            mate_line = forced_mate(board, mate, limits, only)
+            # The shortest mate of the side to move in at most `mate` moves, with the longest defence.
+            mate_line: list[chess.Move] | None = None
+            for length in range(1, mate + 1):
+                mate_line = _find_mate(board.copy(), length, limits, only)
+                if mate_line is not None or limits.over:
+                    break
             if mate_line is not None:
                 moves = " ".join(move.uci() for move in mate_line)
                 self._send(f"info depth {len(mate_line)} multipv 1 score mate {(len(mate_line) + 1) // 2} pv {moves}")
@@ -323,21 +328,10 @@ def _error_line(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def forced_mate(
-    board: chess.Board, moves: int, limits: SearchLimits, only: Sequence[chess.Move] = ()
-) -> list[chess.Move] | None:
-    """Return the shortest mate in at most `moves` moves of the side to move, with the longest defence; None if there is
-    no mate or a limit is reached first. `only` restricts the first move.
-    """
-    for length in range(1, moves + 1):
-        line = _find_mate(board.copy(), length, limits, list(only))
-        if line is not None or limits.over:
-            return line
-    return None
-
-
 def _find_mate(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
-    """Find a mate in at most this many moves: checks first, and only checks for the last move."""
+    """Find a mate in at most this many moves, the first of them in `only` if there are any: checks first, and only
+    checks for the last move.
+    """
     every = only or list(board.generate_legal_moves())
     checks = [move for move in every if board.gives_check(move)]
     quiet = [] if moves == 1 else [move for move in every if move not in checks]

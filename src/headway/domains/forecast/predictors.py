@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from headway.domains.forecast.exponential_smoothing import select_params, smooth
-from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, WindowCodec, flat_scale, read_codec
+from headway.domains.forecast.task import LEVELS, ForecastConfig, Forecasts, flat_scale, read_codec
 from headway.errors import UserError
 from headway.generate.prompts import evaluation_mode
 from headway.io.arguments import check_types
@@ -66,12 +64,16 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
     ]
     past = first_past = np.stack([series.values[-codec.context :] for series in series_list])
     next_step = np.array([series.start // codec.step + len(series.values) for series in series_list])
-    min_scales, objective, forecasts = (
-        np.array([flat_scale(series.values) for series in series_list]),
-        Quantiles(LEVELS),
-        [],
-    )
-    simple = _simple_forecasts(codec, [series.values for series in series_list], count)
+    min_scales = np.array([flat_scale(series.values) for series in series_list])
+    objective, forecasts = Quantiles(LEVELS), []
+    # Quantiles from exponential smoothing and from the seasonal naive forecast.
+    simple = np.zeros((2, len(series_list), count, len(LEVELS)))
+    if codec.mixture is not None:
+        all_values = [series.values for series in series_list]
+        for index, (values, best_params) in enumerate(zip(all_values, select_params(all_values, codec.season))):
+            for output, params in zip(simple, (best_params, codec.naive)):
+                smoothed_series = smooth(values, len(values), params, codec.season)
+                output[index] = smoothed_series.quantiles(np.array([len(values)]), count, LEVELS)[0]
     with evaluation_mode(model.module), torch.no_grad():
         for offset in range(0, count, codec.horizon):
             window = codec.encode(past, next_step + offset, min_scales)
@@ -80,24 +82,11 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
             simple_parts = (simple_part[:, offset : offset + network.shape[1]] for simple_part in simple)
             forecasts.append(network if codec.mixture is None else codec.mixture.mix(Forecasts(network, *simple_parts)))
             past = np.concatenate([past, forecasts[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
-    values = np.moveaxis(np.concatenate(forecasts, 1), -1, 1).tolist()
-    named_quantiles = [dict(zip([f"q{level}" for level in LEVELS], levels_of_series)) for levels_of_series in values]
+    predicted = np.moveaxis(np.concatenate(forecasts, 1), -1, 1).tolist()
+    named_quantiles = [dict(zip([f"q{level}" for level in LEVELS], levels_of_series)) for levels_of_series in predicted]
     return [
         Forecast(
             series.name, series_times[codec.context :], quantiles, series_past.tolist(), series_times[: codec.context]
         )
         for series, series_times, quantiles, series_past in zip(series_list, times, named_quantiles, first_past)
     ]
-
-
-def _simple_forecasts(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
-    """Quantiles for this many steps after each series, from exponential smoothing and from the seasonal naive
-    forecast.
-    """
-    quantiles = np.zeros((2, len(series), count, len(LEVELS)))
-    if codec.mixture is not None:
-        for index, (values, best_params) in enumerate(zip(series, select_params(series, codec.season))):
-            for output, params in zip(quantiles, (best_params, codec.naive)):
-                smoothed_series = smooth(values, len(values), params, codec.season)
-                output[index] = smoothed_series.quantiles(np.array([len(values)]), count, LEVELS)[0]
-    return quantiles

@@ -352,31 +352,24 @@ class SeriesWindows(ForecastSamples):
         is_test = steps >= self.windows.validation_ends[series]
         for tested in (False, True):
             indices = np.unique(series[is_test == tested]).tolist()
-            self._smooth([index for index in indices if (index, tested) not in self._smoothed], tested)
+            missing = [index for index in indices if (index, tested) not in self._smoothed]
+            if missing:
+                season, fit_ends = (
+                    self.codec.season,
+                    self.windows.validation_ends if tested else self.windows.train_ends,
+                )
+                values = [self.series[index].values for index in missing]
+                ends = [int(fit_ends[index]) for index in missing]
+                lengths = [end if end > season else len(part) for end, part in zip(ends, values)]
+                fitted = select_params([part[:length] for part, length in zip(values, lengths)], season)
+                for index, part, length, params in zip(missing, values, lengths, fitted):
+                    naive = smooth(part, length, self.codec.naive, season)
+                    self._smoothed[index, tested] = smooth(part, length, params, season), naive
             for index in indices:
                 mask = (is_test == tested) & (series == index)
                 for output, smoothed_series in zip(quantiles, self._smoothed[index, tested]):
                     output[mask] = smoothed_series.quantiles(steps[mask], self.horizon, LEVELS)
         return quantiles[0], quantiles[1]
-
-    def _smooth(self, indices: Sequence[int], tested: bool) -> None:
-        """Smooth the series with these indices, fitted to the values before validation or, if `tested`, before the test
-        split.
-        """
-        season, fit_ends = self.codec.season, self.windows.validation_ends if tested else self.windows.train_ends
-        values = [self.series[index].values for index in indices]
-        lengths = [
-            int(fit_ends[index]) if fit_ends[index] > season else len(series_values)
-            for index, series_values in zip(indices, values)
-        ]
-        params_list = (
-            select_params([series_values[:length] for series_values, length in zip(values, lengths)], season)
-            if indices
-            else []
-        )
-        for index, series_values, length, params in zip(indices, values, lengths, params_list):
-            naive = smooth(series_values, length, self.codec.naive, season)
-            self._smoothed[index, tested] = smooth(series_values, length, params, season), naive
 
     def final_forecast(self, rows: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
         mixture = self.codec.mixture

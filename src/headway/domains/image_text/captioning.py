@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -41,6 +42,7 @@ from headway.metrics import caption_scores
 from headway.nn.models import (
     Captioner,
     CaptionerConfig,
+    EmbedConfig,
     ModelConfig,
     PatchEmbedConfig,
     TokenEmbedConfig,
@@ -84,38 +86,25 @@ class ModelPart:
 
 def tower_of(path: str) -> ModelPart:
     """The vision part of a model: a vision transformer, or the tower of a CLIP or captioner. UserError for others."""
-    return _part(
-        path,
-        ("tower", "left"),
-        _takes_images,
-        "does not take images",
-        "use an image model or run, such as a ViT or CLIP",
-    )
+    remedy = "use an image model or run, such as a ViT or CLIP"
+    return _part(path, ("tower", "left"), PatchEmbedConfig, "does not take images", remedy)
 
 
 def decoder_of(path: str) -> ModelPart:
     """The generating part of a model: a GPT, or the decoder of a captioner. UserError for others."""
-    return _part(
-        path, ("decoder",), _is_causal_decoder, "is not a causal language model", "use a run of `text`, or a GPT"
-    )
+    remedy = "use a run of `text`, or a GPT"
+    return _part(path, ("decoder",), TokenEmbedConfig, "is not a causal language model", remedy)
 
 
-def _part(path: str, names: tuple[str, ...], is_suitable: Any, fact: str, remedy: str) -> ModelPart:
+def _part(path: str, names: tuple[str, ...], embed: type[EmbedConfig], fact: str, remedy: str) -> ModelPart:
     config = open_config(named_folder(path))
-    if is_suitable(config):
-        return ModelPart(path)
-    for name in names:
-        if is_suitable(getattr(config, name, None)):
+    for name in ("", *names):
+        part = getattr(config, name, None) if name else config
+        if not isinstance(part, TransformerConfig) or not isinstance(part.embed, embed):
+            continue
+        if embed is PatchEmbedConfig or part.stack.causal:
             return ModelPart(path, name)
     raise UserError(f"{path} {fact}; {remedy}")
-
-
-def _takes_images(config: Any) -> bool:
-    return isinstance(config, TransformerConfig) and isinstance(config.embed, PatchEmbedConfig)
-
-
-def _is_causal_decoder(config: Any) -> bool:
-    return isinstance(config, TransformerConfig) and isinstance(config.embed, TokenEmbedConfig) and config.stack.causal
 
 
 BOS, EOS = "<s>", "</s>"
@@ -213,7 +202,10 @@ class CaptionsConfig(TaskConfig):
         if not isinstance(model, CaptionerConfig):
             kind = type(model).__name__
             raise ConfigError(f"captioning needs a captioner, but the model is a {kind}; choose a captioning recipe")
-        model = self.with_parts(model, workspace)
+        if not (workspace / "recipe.json").is_file():  # a run that has started already has the parts of other models
+            for name, part in self.part_starts().items():
+                config = replace(part.config, heads={}, tie="none") if name == "tower" else part.config
+                model = replace(model, **{name: config})
         usage = read_usage(workspace)
         if not usage.processor and self.tower is not None:  # the tower's own preprocessing
             usage = replace(usage, processor=tower_of(self.tower).usage.processor)
@@ -240,15 +232,6 @@ class CaptionsConfig(TaskConfig):
     def part_starts(self) -> dict[str, ModelPart]:  # type: ignore[override]
         parts = {} if self.tower is None else {"tower": tower_of(self.tower)}
         return parts if self.decoder is None else {**parts, "decoder": decoder_of(self.decoder)}
-
-    def with_parts(self, model: CaptionerConfig, workspace: Path) -> CaptionerConfig:
-        """`model` with parts of other models instead of its own. A run that has started already has them."""
-        if (workspace / "recipe.json").is_file():
-            return model
-        for name, part in self.part_starts().items():
-            config = replace(part.config, heads={}, tie="none") if name == "tower" else part.config
-            model = replace(model, **{name: config})
-        return model
 
 
 @register("captions")
@@ -337,11 +320,21 @@ def attention_pictures(
 ) -> list[Picture]:
     """The decoder's attention for each generated word, averaged over heads and layers; empty without attention."""
     pictures = []
+    device = device_of(model)
     for image, image_pixels, text in zip(inputs, pixels, generated):
-        ids = codec.encode(text)
-        weights = attention_to_image(model, image, [bos, *ids]) if ids else None
-        if weights is None:
+        if not (ids := codec.encode(text)):
             continue
+        input_ids = torch.tensor([[bos, *ids]], device=device)
+        layout = Layout.full(1, 1 + len(ids), device=device)
+        with evaluation_mode(model):
+            maps = attention_maps(model, partial(model, image[None].to(device), input_ids, layout))
+        decoder_weights = [weights[0].mean(0) for name, weights in maps.items() if name.startswith("decoder.")]
+        if not decoder_weights:
+            continue
+        # Each patch's weight in predicting the token after each input token.
+        rows, columns = model.config.images.grid((image.shape[1], image.shape[2]))
+        mean = torch.stack(decoder_weights).mean(0)[-1 - len(ids) :, : rows * columns]
+        weights = mean.unflatten(1, (rows, columns)).float().cpu().numpy()
         word_of = np.array([max(1, len(codec.decode(ids[: stop + 1]).split())) - 1 for stop in range(len(ids))])
         tiles = []
         for word_index, word in enumerate(text.split()[:_MAX_WORDS]):
@@ -355,22 +348,6 @@ def attention_pictures(
             Picture("Attention", text, tile_grid([Tile(image_pixels, "the image"), *tiles], small=True), wide=True)
         )
     return pictures
-
-
-def attention_to_image(
-    model: Captioner, image: Float[Tensor, "3 H W"], ids: Sequence[int]
-) -> Float[np.ndarray, "T rows columns"] | None:
-    """Each patch's weight in predicting the token after each of `ids`; None without attention."""
-    input_ids, layout = torch.tensor([ids], device=device_of(model)), Layout.full(1, len(ids), device=device_of(model))
-    images = image[None].to(device_of(model))
-    with evaluation_mode(model):
-        maps = attention_maps(model, lambda: model(images, input_ids, layout))
-    decoder_weights = [weights[0].mean(0) for name, weights in maps.items() if name.startswith("decoder.")]
-    if not decoder_weights:
-        return None
-    rows, columns = model.config.images.grid((image.shape[1], image.shape[2]))
-    mean = torch.stack(decoder_weights).mean(0)[-len(ids) :, : rows * columns]
-    return mean.unflatten(1, (rows, columns)).float().cpu().numpy()
 
 
 _LOG = logger(__name__)
@@ -399,27 +376,23 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         self.bos, self.eos = bos_and_eos(codec)
         self.captions = [text.lower() for text in samples.captions] if config.lowercase else list(samples.captions)
         self.ids = codec.encode_batch(self.captions)
-        splits = self._without_long(samples.splits)
-        self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "captions", "a file")
-
-    def _without_long(self, splits: SplitIndices) -> SplitIndices:
-        context, max_length = self.model.context, self.config.max_length
-        limit = max_length if context is None else min(max_length, context - 1)
+        limit = config.max_length if model.context is None else min(config.max_length, model.context - 1)
         lengths = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
         too_long = np.flatnonzero(lengths > limit)
-        if len(too_long) and not self.config.drop_long:
-            row = int(too_long[0])
-            limit_name = "task.max_length" if limit == max_length else "the model's context, without bos and eos,"
+        if len(too_long) and not config.drop_long:
+            row, is_setting = int(too_long[0]), limit == config.max_length
+            limit_name = "task.max_length" if is_setting else "the model's context, without bos and eos,"
             raise UserError(
-                f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
-                f"shorten it, raise {'task.max_length' if limit == max_length else 'model.context'}, or set "
+                f"{samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
+                f"shorten it, raise {'task.max_length' if is_setting else 'model.context'}, or set "
                 f"task.drop_long=true to skip {len(too_long):,} of {len(lengths):,}"
             )
         if len(too_long):
             _LOG.warning(
                 "skipped %s of %s captions with more than %d tokens", f"{len(too_long):,}", f"{len(lengths):,}", limit
             )
-        return SplitIndices({split: rows[~np.isin(rows, too_long)] for split, rows in splits.items()}, splits.removed)
+        splits = samples.splits.without(too_long)
+        self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "captions", "a file")
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """The model with its pretrained parts and the codec's vocabulary size. UserError for a split without

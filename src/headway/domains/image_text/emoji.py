@@ -78,23 +78,19 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
         codes = {entry["file"].removesuffix(".png"): entry["en"]["name"] for entry in entries}
         images = [File(archive, entry["file"]) for entry in entries]
         groups = [group_of(code, codes) for code in codes]
-        rows = [row for index, entry in enumerate(entries) for row in _rows(index, entry)]
+        rows: list[tuple[int, str, str, bool]] = []  # names, and keywords that are not names: image, text, ...
+        for index, entry in enumerate(entries):
+            for language in LANGUAGES:
+                name = entry[language]["name"]
+                keywords = entry[language]["keywords"]
+                rows.append((index, name, language, True))
+                rows += [(index, word, language, False) for word in keywords if word != name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{names} is not a list of emoji with names ({error!r}); download the data again") from None
     image_of, texts, languages, is_query = (list(column) for column in zip(*rows))
     locations = [f"{names}: {entries[image]['file']}" for image in image_of]
     no_splits = np.zeros(len(images), np.uint8)
     return Captions(images, texts, np.array(image_of), locations, no_splits, np.array(is_query), languages, groups)
-
-
-def _rows(index: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, bool]]:
-    """An emoji's names, and each keyword that is not a name: image, text, language, is_query."""
-    rows = []
-    for language in LANGUAGES:
-        name = emoji[language]["name"]
-        rows.append((index, name, language, True))
-        rows += [(index, word, language, False) for word in emoji[language]["keywords"] if word != name]
-    return rows
 
 
 def group_of(code: str, names: Mapping[str, str]) -> str:
@@ -130,9 +126,17 @@ def recall_baselines(queries: ComparedImages, training: ComparedImages) -> dict[
     for language in np.unique(query_languages):
         query_rows = np.flatnonzero(query_languages == language)
         train_rows = np.flatnonzero(train_languages == language)
-        similarity = _ngram_similarity(
-            [training.texts[row] for row in train_rows.tolist()], [queries.texts[row] for row in query_rows.tolist()]
-        )
+        texts = [training.texts[row] for row in train_rows.tolist()]
+        padded = [f" {text.casefold()} " for text in (*texts, *(queries.texts[row] for row in query_rows.tolist()))]
+        counts = [
+            Counter(text[start : start + _NGRAM] for start in range(max(1, len(text) - _NGRAM + 1))) for text in padded
+        ]
+        ngram_index = {gram: index for index, gram in enumerate(sorted(set().union(*counts)))}
+        table = np.zeros((len(counts), len(ngram_index)), np.float32)
+        for row, ngram_counts in enumerate(counts):
+            table[row, [ngram_index[gram] for gram in ngram_counts]] = list(ngram_counts.values())
+        table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
+        similarity = np.round(table[: len(texts)] @ table[len(texts) :].T, 5)
         row_of_image = dict(zip(training.image_of[train_rows].tolist(), range(len(train_rows))))
         for column, row in enumerate(query_rows.tolist()):
             neighbour = row_of_image.get(int(nearest[queries.image_of[row]]))
@@ -149,18 +153,3 @@ def _block_means(pixels: UInt8[np.ndarray, "M H W 3"]) -> Float[np.ndarray, "M P
     rows, columns = max(1, height // _THUMBNAIL), max(1, width // _THUMBNAIL)
     cropped = pixels[:, : height // rows * rows, : width // columns * columns].astype(np.float32)
     return cropped.reshape(count, height // rows, rows, width // columns, columns, 3).mean((2, 4)).reshape(count, -1)
-
-
-def _ngram_similarity(references: Sequence[str], queries: Sequence[str]) -> Float[np.ndarray, "K N"]:
-    padded = [f" {text.casefold()} " for text in (*references, *queries)]
-    counts = [
-        Counter(text[start : start + _NGRAM] for start in range(max(1, len(text) - _NGRAM + 1))) for text in padded
-    ]
-    ngram_index = {
-        gram: index for index, gram in enumerate(sorted({gram for ngram_counts in counts for gram in ngram_counts}))
-    }
-    table = np.zeros((len(counts), len(ngram_index)), np.float32)
-    for row, ngram_counts in enumerate(counts):
-        table[row, [ngram_index[gram] for gram in ngram_counts]] = list(ngram_counts.values())
-    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
-    return np.round(table[: len(references)] @ table[len(references) :].T, 5)

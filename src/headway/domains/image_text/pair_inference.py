@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
@@ -19,14 +17,14 @@ from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, evaluation_mode, pad
-from headway.io.arguments import Failures, fill_failures
+from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.learn.token_rows import LengthLimit, TokenRows, compute_in_batches, concatenate_rows, frame_rows
 from headway.nn.models import Captioner, PatchEmbed, PatchEmbedConfig, Prompt, TwoTower, TwoTowerConfig
 from headway.predict.image_inputs import Image, image_batches, processor_of
 
 _TEXT_BATCH_TOKENS = 4096  # tokens
-_IMAGE_EXTENSIONS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
+IMAGE_EXTENSIONS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
 
 @summary_repr
@@ -47,73 +45,6 @@ class Matches(NamedTuple):
         shape = " x ".join(map(str, self.probabilities.shape)) or "one image and one text"
         best = [max(range(len(row)), key=row.__getitem__) + 1 for row in table.tolist()]
         return SummaryCard("Matches", {"of": shape, "best text of each image": best}, rows)
-
-
-def match(
-    model: TwoTower,
-    codec: Codec,
-    usage: Usage,
-    images: Sequence[Image],
-    texts: Sequence[str],
-    templates: Sequence[str] = (),
-    truncate: bool = False,
-    *,
-    source: str,
-    failures: Failures | None = None,
-) -> Matches:
-    """Cosines and probabilities of images (files, or their pixels) and texts.
-
-    With `templates`, such as "a photo of a {}", a text's embedding is the mean over all templates (Radford et al. 2021,
-    section 3.1.4). `source` names the model in messages; images that cannot be read are skipped and added to
-    `failures`, if passed. Raises UserError without images or texts, for a template without {}, an empty or overlong
-    text, an invalid image, or a model without image preprocessing.
-    """
-    if not images or not texts:
-        raise UserError(f"there are {len(images)} images and {len(texts)} texts; pass at least one of each")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
-    check_texts(texts)
-    prompts = [template.replace("{}", text) for text in texts for template in templates or ("{}",)]
-    text_embeddings = embed_texts(model, codec, prompts, truncate)  # before the images, which take longer
-    image_embeddings = embed_images(model, usage, images, source, failures)
-    text_embeddings = F.normalize(text_embeddings.unflatten(0, (len(texts), -1)).mean(1), dim=-1)
-    with torch.inference_mode():
-        logits = model.logits(image_embeddings.to(device_of(model)), text_embeddings.to(device_of(model))).float().cpu()
-    return Matches(image_embeddings @ text_embeddings.T, logits.softmax(-1) if model.bias is None else logits.sigmoid())
-
-
-def embed(
-    model: TwoTower,
-    codec: Codec,
-    usage: Usage,
-    items: Sequence[str | Image],
-    truncate: bool,
-    source: str,
-    failures: Failures | None = None,
-) -> Float[Tensor, "N E"]:
-    """A unit-length embedding in the shared space for each image or text. A string that is the path of an image file
-    stands for the image. Images that cannot be read are skipped and added to `failures`, if passed.
-    """
-    image_indices = [
-        index
-        for index, item in enumerate(items)
-        if not isinstance(item, str) or (item.lower().endswith(_IMAGE_EXTENSIONS) and Path(item).is_file())
-    ]
-    text_indices = [index for index in range(len(items)) if index not in set(image_indices)]
-    embeddings = torch.empty(len(items), model.width)
-    image_failures: Failures | None = None if failures is None else {}
-    if text_indices:
-        texts = [str(items[index]) for index in text_indices]
-        check_texts(texts)
-        embeddings[text_indices] = embed_texts(model, codec, texts, truncate)
-    if image_indices:
-        vectors = embed_images(model, usage, [items[index] for index in image_indices], source, image_failures)
-        embeddings[image_indices] = fill_failures(vectors, image_failures or {}, len(image_indices))
-    if failures is None or not image_failures:
-        return embeddings
-    failures.update({image_indices[position]: error for position, error in image_failures.items()})
-    return embeddings[[index for index in range(len(items)) if index not in failures]]
 
 
 def text_rows(
@@ -148,7 +79,9 @@ def embed_texts(model: TwoTower, codec: Codec, texts: Sequence[str], truncate: b
 def embed_images(
     model: TwoTower, usage: Usage, images: Sequence[Image], source: str, failures: Failures | None = None
 ) -> Float[Tensor, "N E"]:
-    """The embeddings of images, resized to the model's size; `failures` as in `match`."""
+    """The embeddings of images, resized to the model's size. Images that cannot be read are skipped and added to
+    `failures`, if passed. UserError for an invalid image, or a model (`source`) without image preprocessing.
+    """
     size, embeddings = cast(PatchEmbedConfig, model.left.config.embed).size, [torch.empty(0, model.width)]
     with evaluation_mode(model), torch.inference_mode():
         for batch in image_batches(images, processor_of(usage, source), failures):
@@ -166,30 +99,6 @@ def check_texts(texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         if not text.strip():
             raise UserError(f"text {index + 1} of {len(texts)} is empty; fill it in or remove it")
-
-
-MAX_CAPTION_TOKENS = 64  # default maximum tokens per caption
-
-
-def caption_images(
-    model: Captioner,
-    codec: Codec,
-    usage: Usage,
-    images: Sequence[Image],
-    source: str,
-    search: SearchConfig,
-    max_length: int = MAX_CAPTION_TOKENS,
-    failures: Failures | None = None,
-) -> list[list[str]]:
-    """The `n_best` captions of each image (a file or its pixels), best first.
-
-    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed.
-    Raises UserError for a model without a preprocessor_config.json or without bos and eos tokens, and for invalid
-    images.
-    """
-    batches = image_batches(images, processor_of(usage, source), failures)
-    hypotheses = search_captions(model, batches, *bos_and_eos(codec), search, max_length)
-    return [[codec.decode(hypothesis.ids) for hypothesis in image_hypotheses] for image_hypotheses in hypotheses]
 
 
 def bos_and_eos(codec: Codec) -> tuple[int, int]:

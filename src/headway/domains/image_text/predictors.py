@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.image_text import pair_inference
 from headway.domains.image_text.captioning import CaptionsConfig
-from headway.domains.image_text.pair_inference import MAX_CAPTION_TOKENS, Image, Matches
-from headway.domains.image_text.pair_inference import caption_images as captions_of
+from headway.domains.image_text.pair_inference import (
+    IMAGE_EXTENSIONS,
+    Matches,
+    bos_and_eos,
+    check_texts,
+    embed_images,
+    embed_texts,
+    search_captions,
+)
 from headway.domains.image_text.task import published_task
+from headway.errors import UserError
 from headway.generate import SearchConfig
+from headway.generate.prompts import device_of
 from headway.io import arguments
 from headway.io.arguments import check_types
+from headway.predict.image_inputs import Image, image_batches, processor_of
 from headway.predict.model_evaluation import evaluate_published
 from headway.predict.model_handle import ModelHandle
 
 Texts = Iterable[str]
+MAX_CAPTION_TOKENS = 64  # default maximum tokens per caption
 
 
 @check_types
@@ -46,8 +59,10 @@ def caption(
     )
     captioner: Any = model.generator
     source, failures = str(model.directory), arguments.Failures()
-    captions = captions_of(captioner, model.codec, model.usage, request.items, source, search, max_length, failures)
-    return request.unwrap([hypotheses[0] for hypotheses in captions] if n_best is None else captions, failures, "image")
+    batches = image_batches(request.items, processor_of(model.usage, source), failures)
+    hypotheses = search_captions(captioner, batches, *bos_and_eos(model.codec), search, max_length)
+    captions = [[model.codec.decode(hypothesis.ids) for hypothesis in beams] for beams in hypotheses]
+    return request.unwrap([texts[0] for texts in captions] if n_best is None else captions, failures, "image")
 
 
 @check_types
@@ -64,23 +79,31 @@ def match(
     For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
     class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
     """
-    source, failures = str(model.directory), arguments.Failures()
-    image_request, text_request, prompt_templates = (
-        arguments.image_inputs(images),
-        arguments.text_inputs(texts),
-        arguments.text_inputs(templates, "template").items,
-    )
-    matches = pair_inference.match(
-        model.module,
-        model.codec,
-        model.usage,
-        image_request.items,
-        text_request.items,
-        prompt_templates,
-        truncate,
-        source=source,
-        failures=failures,
-    )
+    module = model.module
+    source = str(model.directory)
+    failures = arguments.Failures()
+    image_request = arguments.image_inputs(images)
+    text_request = arguments.text_inputs(texts)
+    prompt_templates = arguments.text_inputs(templates, "template").items
+    if not image_request.items or not text_request.items:
+        raise UserError(
+            f"there are {len(image_request.items)} images and {len(text_request.items)} texts; pass at least one of "
+            "each"
+        )
+    for template in prompt_templates:
+        if template.count("{}") != 1:
+            raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
+    check_texts(text_request.items)
+    prompts = [template.replace("{}", text) for text in text_request.items for template in prompt_templates or ["{}"]]
+    text_vectors = embed_texts(module, model.codec, prompts, truncate)  # before the images, which take longer
+    image_vectors = embed_images(module, model.usage, image_request.items, source, failures)
+    # A text's embedding is the mean over all templates (Radford et al. 2021, section 3.1.4).
+    text_vectors = F.normalize(text_vectors.unflatten(0, (len(text_request.items), -1)).mean(1), dim=-1)
+    with torch.inference_mode():
+        device = device_of(module)
+        pair_logits = module.logits(image_vectors.to(device), text_vectors.to(device)).float().cpu()
+    probabilities = pair_logits.softmax(-1) if module.bias is None else pair_logits.sigmoid()
+    matches = Matches(image_vectors @ text_vectors.T, probabilities)
     if failures:
         image_request.unwrap(
             Matches(*(tensor[:, 0] if text_request.is_single else tensor for tensor in matches)), failures, "image"
@@ -94,9 +117,22 @@ def embed(
     model: ModelHandle, items: str | Texts | Image | Iterable[Image], truncate: bool = False
 ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
     request, failures = arguments.image_inputs(items, "image or text"), arguments.Failures()
-    source = str(model.directory)
-    embeddings = pair_inference.embed(model.module, model.codec, model.usage, request.items, truncate, source, failures)
-    return request.unwrap(embeddings, failures, "image")
+    images = {}  # by index; a string that is the path of an image file stands for the image
+    for index, item in enumerate(request.items):
+        if not isinstance(item, str) or (item.lower().endswith(IMAGE_EXTENSIONS) and Path(item).is_file()):
+            images[index] = item
+    texts = {index: str(item) for index, item in enumerate(request.items) if index not in images}
+    embeddings = torch.empty(len(request.items), model.module.width)
+    if texts:
+        check_texts(list(texts.values()))
+        embeddings[list(texts)] = embed_texts(model.module, model.codec, list(texts.values()), truncate)
+    if images:
+        image_failures = arguments.Failures()
+        vectors = embed_images(model.module, model.usage, list(images.values()), str(model.directory), image_failures)
+        embeddings[list(images)] = arguments.fill_failures(vectors, image_failures, len(images))
+        failures.update({list(images)[position]: error for position, error in image_failures.items()})
+    present = [index for index in range(len(request.items)) if index not in failures]
+    return request.unwrap(embeddings[present], failures, "image")
 
 
 evaluate = evaluate_published(

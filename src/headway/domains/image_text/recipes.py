@@ -13,7 +13,7 @@ import numpy as np
 
 from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, read_captions
 from headway.domains.image_text.captioning import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
@@ -132,12 +132,6 @@ def emoji_caption() -> Recipe:
     )
 
 
-CAPTIONS = (caption, scenes, emoji_caption)
-
-
-SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
-
-
 def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: float = 0.1) -> TwoTowerConfig:
     """Small towers to train from scratch. With the usual initial weights of 0.02, their embeddings would be nearly
     equal (mean cosine 0.9998 between emoji), and so would the gradients.
@@ -172,13 +166,13 @@ def emoji_clip() -> Recipe:
         model=towers(96, 2, 4, 8, 32),
         task=EmojiPairsConfig(captions=3, augment=ImageTextAugmentConfig(shift=0.1, zoom=0.1, light=0.1)),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3, adam_betas=(0.9, 0.98)),
-        schedule=SCHEDULE,
+        schedule=CosineConfig(warmup=0.05, floor=0.0),
         train=TrainConfig(steps=1200, batch_size=96, evaluate_every=150),
         expected="recall@1 8 %, @5 23 % for 156 names (chance: 0.6 and 3 %) in 5 minutes on one core",
     )
 
 
-RECIPES = (image_text, emoji_clip, *CAPTIONS)
+RECIPES = (image_text, emoji_clip, caption, scenes, emoji_caption)
 
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
@@ -201,7 +195,11 @@ class _CaptionSurvey(NamedTuple):
 def _survey(columns: CaptionColumns, paths: Sequence[Path], minutes: float) -> _CaptionSurvey:
     """Vocabularies grow with the text, so that tokens occur often."""
     captions = read_captions(paths, columns)
-    side, patch = resolution(_median_side(captions), minutes)
+    sides = []  # the images' longer sides, over a sample of readable ones; the task reports errors in others
+    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
+        with suppress(UserError):
+            sides.append(max(read_image(captions.images[row].path).shape[:2]))
+    side, patch = resolution(int(np.median(sides)) if sides else 1 << 12, minutes)
     num_characters = sum(map(len, captions.texts))
     vocab_size = lookup(_VOCABULARIES, num_characters)
     mean_length = num_characters / len(captions.texts)
@@ -242,15 +240,6 @@ def resolution(max_side: int, minutes: float) -> tuple[int, int]:
     while patch > _MIN_PATCH and min(side, max_side) < _MIN_PATCHES * patch:
         patch //= 2
     return min(side, -(-max_side // patch) * patch), patch
-
-
-def _median_side(captions: Captions) -> int:
-    """The median of the images' longer sides, over a sample of readable ones; the task reports errors in others."""
-    sides = []
-    for row in examples.spread_evenly(np.arange(len(captions.images)), _MAX_SAMPLED).tolist():
-        with suppress(UserError):
-            sides.append(max(read_image(captions.images[row].path).shape[:2]))
-    return int(np.median(sides)) if sides else 1 << 12
 
 
 _BASE = Scale(  # image and text models of equal size

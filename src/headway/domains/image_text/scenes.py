@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 SIDE = 64  # pixels
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -128,25 +128,19 @@ def render(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
             for centre in (shape.x, shape.y)
         )
         x, y = np.arange(SIDE)[columns] + 0.5 - shape.x, np.arange(SIDE)[rows] + 0.5 - shape.y
-        inside = np.clip(0.5 - _signed_distance(shape, x[None, :], y[:, None]), 0.0, 1.0)
+        x, y, r = x[None, :], y[:, None], shape.radius
+        # The signed distance of each pixel to the shape, in pixels (negative inside); accurate near its edge.
+        if shape.shape == "circle":
+            distance = np.hypot(x, y) - r
+        elif shape.shape == "square":
+            distance = np.maximum(abs(x), abs(y)) - 0.85 * r
+        elif shape.shape == "cross":
+            arm = 0.32 * r
+            distance = np.minimum(np.maximum(abs(x) - r, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - r))
+        else:  # an upright equilateral triangle: three half planes at r / 2 from its centre, slightly enlarged
+            slope = math.sqrt(3.0) / 2
+            distance = np.maximum(np.maximum(slope * x - 0.5 * y, -slope * x - 0.5 * y), y) - 0.6 * r
+        inside = np.clip(0.5 - distance, 0.0, 1.0)
         region = picture[rows, columns]
         region += inside[:, :, None] * (np.array(COLOURS[shape.colour], float) - region)
     return picture.round().astype(np.uint8)
-
-
-def _signed_distance(
-    shape: SceneShape, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
-) -> Float[np.ndarray, "H W"]:
-    """The signed distance of each pixel to a shape, in pixels (negative inside); accurate near its edge."""
-    r = shape.radius
-    if shape.shape == "circle":
-        return np.hypot(x, y) - r
-    if shape.shape == "square":
-        return np.maximum(abs(x), abs(y)) - 0.85 * r
-    if shape.shape == "cross":
-        arm = 0.32 * r
-        return np.minimum(np.maximum(abs(x) - r, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - r))
-    # An upright equilateral triangle: three half planes at r / 2 from its centre, slightly enlarged.
-    size = 0.6 * r
-    slope = math.sqrt(3.0) / 2
-    return np.maximum(np.maximum(slope * x - 0.5 * y, -slope * x - 0.5 * y), y) - size

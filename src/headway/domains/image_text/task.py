@@ -4,7 +4,7 @@ of nearest neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +23,14 @@ from headway.config_kinds import register
 from headway.data import SplitConfig, Splits, epoch_seed, split_by_text
 from headway.data.image_cache import DecodedImages
 from headway.data.shuffling import splitmix64
-from headway.data.splits import SplitIndices, text_key
+from headway.data.splits import text_key
 from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
 from headway.domains.image_text.pair_inference import text_rows, text_vectors
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, spread_evenly
 from headway.learn.objectives.contrastive import (
     Contrastive,
     check_splits,
@@ -48,55 +48,6 @@ from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, Two
 _TILE_SIDE, _GAP, _LABEL_WIDTH = 56, 8, 180  # in SVG units
 _NEAREST = 5
 _THUMBNAIL = 96  # pixels per side
-
-
-def nearest_pictures(
-    pixels: UInt8[np.ndarray, "M H W 3"],
-    texts: Sequence[str],
-    of: Int[np.ndarray, "N"],
-    similarity: Float[np.ndarray, "N M"],
-    count: int,
-) -> list[Picture]:
-    """`count` of the texts with their nearest images, and `count` images with their nearest texts."""
-    text_rows = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
-    image_rows = np.unique(np.linspace(0, len(pixels) - 1, count).astype(int)).tolist()
-    caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, true pairs framed"
-    text_drawing = _drawing(
-        [_nearest_images_row(row, pixels, texts, of, similarity) for row in text_rows], "texts and their nearest images"
-    )
-    text_caption = f"held out; the {_NEAREST} nearest of {len(texts):,}, true pairs marked"
-    image_drawing = _drawing(
-        [_nearest_texts_row(image, pixels, texts, of, similarity) for image in image_rows], "images and their texts"
-    )
-    return [
-        Picture("Nearest images for each text", caption, text_drawing),
-        Picture("Nearest texts for each image", text_caption, image_drawing),
-    ]
-
-
-def _nearest_images_row(
-    row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray
-) -> list[str]:
-    elements = [text("name", _LABEL_WIDTH - _GAP, _TILE_SIDE / 2 + 4, ellipsize(texts[row], 22), "end")]
-    for rank, image in enumerate(map(int, np.argsort(-similarity[row], kind="stable")[:_NEAREST])):
-        x = _LABEL_WIDTH + rank * (_TILE_SIDE + _GAP)
-        elements.append(_image_element(x, pixels[image]))
-        if image == of[row]:
-            elements.append(
-                f'<rect class="whisker" x="{x - 2}" y="-2" width="{_TILE_SIDE + 4}" height="{_TILE_SIDE + 4}"/>'
-            )
-    return elements
-
-
-def _nearest_texts_row(
-    image: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray
-) -> list[str]:
-    elements = [_image_element(0, pixels[image])]
-    for rank, row in enumerate(map(int, np.argsort(-similarity[:, image], kind="stable")[:_NEAREST])):
-        is_match = of[row] == image
-        line = ("✓ " if is_match else "") + ellipsize(texts[row], 60)
-        elements.append(text("name" if is_match else "label", _TILE_SIDE + 2 * _GAP, 9 + rank * 12, line))
-    return elements
 
 
 def _drawing(rows: Sequence[Sequence[str]], title: str) -> str:
@@ -131,13 +82,22 @@ def retrieval_recall(
     if not len(texts):
         raise UserError("there are no texts to measure; pass at least one")
     text_languages = np.array(languages) if languages is not None else np.full(len(texts), "")
-    ranks = {
-        name: _text_ranks(images, texts, of, np.flatnonzero(text_languages == name))
-        for name in np.unique(text_languages)
-    }
+    ranks: dict[str, np.ndarray] = {}  # for each image, the texts nearer than its own nearest; -1 if it has no text
+    for name in np.unique(text_languages).tolist():
+        candidates = np.flatnonzero(text_languages == name)
+        ranks[name] = np.full(len(images), -1)
+        for image in np.unique(of[candidates]):
+            similarity = texts[candidates] @ images[image]
+            ranks[name][image] = (similarity > similarity[of[candidates] == image].max() + _TOLERANCE).sum()
+    image_ranks = []  # for each text, the images nearer than its own, including images without a text
+    for start in range(0, len(texts), _BLOCK_ROWS):
+        similarity = texts[start : start + _BLOCK_ROWS] @ images.T
+        image_of = of[start : start + _BLOCK_ROWS]
+        own = similarity[np.arange(len(image_of)), image_of][:, None]
+        image_ranks.append((similarity > own + _TOLERANCE).sum(1))
     scores = {
         **_scores("recall", ranks),
-        **_scores("image_recall", {"": _image_ranks(images, texts, of)}),
+        **_scores("image_recall", {"": np.concatenate(image_ranks)}),
         "samples": len(np.unique(of)),
     }
     if languages is not None:
@@ -162,24 +122,6 @@ def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
             bootstrap_mean(hits) if has_several else wilson_interval(int(hits.sum()), len(hits))
         )
     return scores
-
-
-def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """For each image, the number of candidate texts nearer than its own nearest text; -1 if it has no text."""
-    ranks = np.full(len(images), -1)
-    for image in np.unique(of[candidates]):
-        similarity = texts[candidates] @ images[image]
-        ranks[image] = (similarity > similarity[of[candidates] == image].max() + _TOLERANCE).sum()
-    return ranks
-
-
-def _image_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """For each text, the number of images nearer than its own image, including images without a text."""
-    ranks = []
-    for start in range(0, len(texts), _BLOCK_ROWS):
-        similarity, image_of = texts[start : start + _BLOCK_ROWS] @ images.T, of[start : start + _BLOCK_ROWS]
-        ranks.append((similarity > similarity[np.arange(len(image_of)), image_of][:, None] + _TOLERANCE).sum(1))
-    return np.concatenate(ranks)
 
 
 @dataclass(frozen=True)
@@ -301,16 +243,6 @@ class ImageTextConfig(TaskConfig):
         decoded = decode_images(captions.images, processor, self.skip_bad)
         return ImageTextDataset(self, recipe, model, size, captions, decoded, usage, processor, workspace)
 
-    def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
-        """The codec of the run or its start model, otherwise one trained on the training texts."""
-        if (workspace / FILE).exists():
-            return load_codec(workspace)
-        codec = sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
-        set_post_processor(
-            codec.tokenizer, "clip", codec.special_tokens, {}
-        )  # for other programs that read the tokenizer.json
-        return codec
-
 
 def check_towers(model: ModelConfig) -> TwoTowerConfig:
     """Raises ConfigError for a model that is not an image tower with a text tower."""
@@ -342,16 +274,19 @@ class ImageTextDataset(IndexedExamples):
         self.usage, self.processor = usage, processor
         self.seed, self.batch_size, self.eval_batch_size = recipe.train.seed, size, size
         self.num_patches = cast(PatchEmbedConfig, towers.left.embed).length
-        split_images = split_by_text(captions.groups or self.decoded.keys, captions.named_splits, config.split)
-        invalid = list(self.decoded.errors)
-        splits = SplitIndices(
-            {split: np.setdiff1d(images, invalid) for split, images in split_images.items()}, split_images.removed
-        )
+        split_images = split_by_text(captions.groups or decoded.keys, captions.named_splits, config.split)
+        splits = split_images.without(list(decoded.errors))
         self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "images", "tables")
         self.text_order = np.argsort(captions.image_of, kind="stable")  # texts, image by image
         self.text_starts = np.searchsorted(captions.image_of[self.text_order], np.arange(len(captions.images) + 1))
-        is_train = np.isin(captions.image_of, splits["train"])
-        self.codec = config.codec_of((captions.texts[row] for row in np.flatnonzero(is_train)), workspace)
+        if (workspace / FILE).exists():  # of the run or its start model
+            self.codec = load_codec(workspace)
+        else:
+            is_train = np.isin(captions.image_of, splits["train"])
+            train_texts = (captions.texts[row] for row in np.flatnonzero(is_train))
+            self.codec = codec = sentence_codec(config.codec, train_texts, config.size, SPECIAL, config.lowercase)
+            # For other programs that read the tokenizer.json.
+            set_post_processor(codec.tokenizer, "clip", codec.special_tokens, {})
         self.rows = text_rows(self.codec, captions.texts, towers, config.truncate, captions.locations.__getitem__)
         self.text_keys = np.array([text_key(text.casefold()) for text in captions.texts], np.uint64)
         self.image_keys = np.unique(self.decoded.keys, return_inverse=True)[1].astype(np.uint64)
@@ -370,13 +305,25 @@ class ImageTextDataset(IndexedExamples):
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are not negatives of each other.
-        The sampled texts depend on the positions in the stream or, without these, only on the images.
+        The sampled texts depend on the positions in the stream or, without these, only on the images: consecutive
+        queries or, half of the time, other texts if there are any.
         """
         pixels = self.inputs(rows)
         if rng_key is not None:
             pixels = self.config.augment(pixels, epoch_seed(self.seed, int(rng_key.positions[0])))
-        text_indices = self._sample_texts(rows, rows if rng_key is None else rng_key.positions)
-        image_of = np.repeat(np.arange(len(rows)), self.config.captions)
+        count = self.config.captions
+        positions = rows if rng_key is None else rng_key.positions
+        counters = positions.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+        random_bits = splitmix64(counters ^ splitmix64(np.uint64(self.seed)))
+        sampled = []
+        for image, row in zip(rows.tolist(), random_bits.tolist()):
+            texts = self.text_rows(image)
+            is_query = self.captions.is_query[texts]
+            for offset, bits in enumerate(row):
+                candidates = texts[is_query] if (bits & 1 or is_query.all()) and is_query.any() else texts[~is_query]
+                sampled.append(candidates[((row[0] >> 1) + offset) % len(candidates)])
+        text_indices = np.array(sampled)
+        image_of = np.repeat(np.arange(len(rows)), count)
         same = self.same(rows, text_indices)
         parts = split_by_length(self.rows, text_indices, _MAX_PADDING, self.config.at_once)
         targets = torch.from_numpy(image_of), torch.from_numpy(same)
@@ -398,22 +345,6 @@ class ImageTextDataset(IndexedExamples):
 
     def text_rows(self, image: int) -> np.ndarray:
         return self.text_order[self.text_starts[image] : self.text_starts[image + 1]]
-
-    def _sample_texts(self, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """`captions` texts for each image at its position in the stream: consecutive queries or, half of the time,
-        other texts if there are any.
-        """
-        count = self.config.captions
-        counters = positions.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-        random_bits = splitmix64(counters ^ splitmix64(np.uint64(self.seed)))
-        sampled = []
-        for image, row in zip(images.tolist(), random_bits.tolist()):
-            texts = self.text_rows(image)
-            is_query = self.captions.is_query[texts]
-            for offset, bits in enumerate(row):
-                candidates = texts[is_query] if (bits & 1 or is_query.all()) and is_query.any() else texts[~is_query]
-                sampled.append(candidates[((row[0] >> 1) + offset) % len(candidates)])
-        return np.array(sampled)
 
     def query_rows(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images' query texts, and the index of each text's image, int64 [N] each."""
@@ -466,25 +397,8 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         vectors = self.embed_images(model, examples, images), self.embed_texts(model, examples, texts)
         scores = retrieval_recall(*vectors, image_of, languages)
         mean_recall = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
-        results = {
-            self.goal: mean_recall,
-            **scores,
-            "loss": self._contrastive_loss(examples, images, texts, image_of, *vectors),
-        }
-        num_invalid = len(examples.decoded.errors)
-        return {**results, "skipped_images": num_invalid} if num_invalid else results
-
-    def _contrastive_loss(
-        self,
-        examples: ImageTextDataset,
-        images: np.ndarray,
-        texts: np.ndarray,
-        image_of: np.ndarray,
-        *vectors: np.ndarray,
-    ) -> float:
-        """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss,
-        because an overconfident model may still have high recall.
-        """
+        # CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss, because
+        # an overconfident model may still have high recall.
         image_vectors, text_vectors = (torch.from_numpy(array) for array in vectors)
         totals = [0.0] * len(_SCALES)
         for start in range(0, len(images), _BLOCK):
@@ -493,11 +407,11 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
             owners = torch.from_numpy(image_of[block] - start)
             same = torch.from_numpy(examples.same(images[image_slice], texts[block]))
             similarity = image_vectors[image_slice] @ text_vectors[block].T
-            totals = [
-                total + float(softmax_contrast(scale * similarity, owners, same))
-                for total, scale in zip(totals, _SCALES)
-            ]
-        return min(totals) / len(texts)
+            for index, scale in enumerate(_SCALES):
+                totals[index] += float(softmax_contrast(scale * similarity, owners, same))
+        results = {self.goal: mean_recall, **scores, "loss": min(totals) / len(texts)}
+        num_invalid = len(examples.decoded.errors)
+        return {**results, "skipped_images": num_invalid} if num_invalid else results
 
     def embed_texts(self, model: nn.Module, examples: ImageTextDataset, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
         """The embeddings of texts."""
@@ -518,7 +432,7 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         """Held-out images with the nearest texts and their own texts."""
         images = examples.splits.rows(examples.final_split)
         texts, image_of = examples.query_rows(images)
-        sampled = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+        sampled = spread_evenly(np.arange(len(images)), count)
         similarity = self.embed_images(model, examples, images[sampled]) @ self.embed_texts(model, examples, texts).T
         all_texts = examples.captions.texts
         return [
@@ -536,7 +450,31 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         texts, image_of = examples.query_rows(images)
         similarity = self.embed_texts(model, examples, texts) @ self.embed_images(model, examples, images).T
         query_texts = [examples.captions.texts[row] for row in texts.tolist()]
-        return nearest_pictures(examples.decoded.pixels[images], query_texts, image_of, similarity, _PICTURE_ROWS)
+        pixels = examples.decoded.pixels[images]
+        text_groups, image_groups = [], []
+        for row in spread_evenly(np.arange(len(texts)), _PICTURE_ROWS).tolist():
+            row_name = ellipsize(query_texts[row], 22)
+            elements = [text("name", _LABEL_WIDTH - _GAP, _TILE_SIDE / 2 + 4, row_name, "end")]
+            for rank, image in enumerate(np.argsort(-similarity[row], kind="stable")[:_NEAREST].tolist()):
+                x = _LABEL_WIDTH + rank * (_TILE_SIDE + _GAP)
+                side = _TILE_SIDE + 4
+                elements.append(_image_element(x, pixels[image]))
+                if image == image_of[row]:
+                    elements.append(f'<rect class="whisker" x="{x - 2}" y="-2" width="{side}" height="{side}"/>')
+            text_groups.append(elements)
+        for image in spread_evenly(np.arange(len(pixels)), _PICTURE_ROWS).tolist():
+            elements = [_image_element(0, pixels[image])]
+            for rank, row in enumerate(np.argsort(-similarity[:, image], kind="stable")[:_NEAREST].tolist()):
+                is_match = image_of[row] == image
+                line = ("✓ " if is_match else "") + ellipsize(query_texts[row], 60)
+                elements.append(text("name" if is_match else "label", _TILE_SIDE + 2 * _GAP, 9 + rank * 12, line))
+            image_groups.append(elements)
+        caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, true pairs framed"
+        text_caption = f"held out; the {_NEAREST} nearest of {len(texts):,}, true pairs marked"
+        return [
+            Picture("Nearest images for each text", caption, _drawing(text_groups, "texts and their nearest images")),
+            Picture("Nearest texts for each image", text_caption, _drawing(image_groups, "images and their texts")),
+        ]
 
 
 def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:

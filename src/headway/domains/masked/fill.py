@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.special_tokens import MASK_NAMES, special_ids
 from headway.codecs.tokenizer import BYTES, decoder_steps, sequence_template
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.layout import Layout
 from headway.nn.models import Transformer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -86,17 +83,6 @@ def mask_id(codec: Codec) -> int:
     return mask
 
 
-def continuation_codec(codec: Codec) -> Codec:
-    """The codec for text continuations, without the space that it may insert before the start."""
-    state = json.loads(_tokenizer_codec(codec).tokenizer.to_str())
-    normalizers = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
-    state["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
-    for step in _steps(state["pre_tokenizer"]):
-        step |= {"prepend_scheme": "never"} if "prepend_scheme" in step else {}
-        step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
-    return TokenizerCodec(Tokenizer.from_str(json.dumps(state)))
-
-
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps in a part of a tokenizer's JSON, which may be a sequence, a single step, or nothing."""
     if part is None:
@@ -107,12 +93,6 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 def token_name(codec: Codec, token: int) -> str:
     """The name of a token in the tokenizer."""
     return _tokenizer_codec(codec).tokenizer.id_to_token(token) or ""
-
-
-def decode_masked(codec: Codec, ids: list[int]) -> str:
-    """The text of ids with visible masks, without bos and eos."""
-    visible_ids = [i for i in ids if i not in (codec.bos_id, codec.eos_id)]
-    return _tokenizer_codec(codec).tokenizer.decode(visible_ids, skip_special_tokens=False).strip()
 
 
 def _tokenizer_codec(codec: Codec) -> TokenizerCodec:
@@ -188,14 +168,15 @@ def masked_ids(codec: Codec, text: str) -> list[int]:
     token_texts = (_token_text(token, style) for token in tokenizer.get_vocab(with_added_tokens=False))
     if any(token_text.startswith(" ") and token_text.strip() for token_text in token_texts):
         parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
-    continuation = continuation_codec(codec) if len(parts) > 1 else codec
+    continuation = codec
+    if len(parts) > 1:  # without the space that the codec may insert before the start
+        state = json.loads(tokenizer.to_str())
+        normalizers = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
+        state["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+        for step in _steps(state["pre_tokenizer"]):
+            step |= {"prepend_scheme": "never"} if "prepend_scheme" in step else {}
+            step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
+        continuation = TokenizerCodec(Tokenizer.from_str(json.dumps(state)))
     encoded = [codec.encode(parts[0]), *(continuation.encode(part) for part in parts[1:])]
     inner = [*encoded[0], *(i for _, part in pairwise(encoded) for i in (mask, *part))]
     return sequence_template(codec).add_special_tokens(inner)
-
-
-def predict_masked(model: nn.Module, inputs: Any, layout: Layout, masked: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """The most probable token at each masked position, 0 elsewhere."""
-    predicted = torch.zeros_like(masked, dtype=torch.long)
-    predicted[masked] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[masked]).argmax(-1)
-    return predicted

@@ -13,18 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headway.codecs import Codec, Kind, sentence_codec
+from headway.codecs import Codec, Kind, TokenizerCodec, sentence_codec
 from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.config_kinds import deferred_check, register
 from headway.data import IGNORE_INDEX, Spans, SplitConfig, TokenCache, open_tokens
 from headway.data.packing import best_fit_rows, expand_ranges
 from headway.data.shuffling import splitmix64
-from headway.domains.masked.fill import SPECIAL, TokenTables, decode_masked, predict_masked, token_tables
+from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import device_of
-from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, SplitExamples
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, RowLayouts, SplitExamples, spread_evenly
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson_interval
@@ -389,7 +388,7 @@ class MaskedDataset(SplitExamples):
         self.context, self.rows, self.seed = context, rows, seed
         self.segments, self.splits = cache.split(config.split)
         self._samples: dict[str, MaskedRowSamples] = {}
-        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._layouts = RowLayouts()
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size, and with token types if rows are pairs.
@@ -430,22 +429,10 @@ class MaskedDataset(SplitExamples):
         inputs = TokenInputs(torch.from_numpy(masked.inputs), types)
         num_masked = int((masked.labels != IGNORE_INDEX).sum())
         targets = torch.from_numpy(masked.labels), unrelated
-        return Batch((inputs, self._layout(rows.positions)), targets, num_masked, rows.ids.size)
-
-    def _layout(self, positions: np.ndarray) -> Layout:
-        """Rows with one document each share one layout, and so everything that models derive from it."""
-        shape = positions.shape
-        if not (positions[:, -1] == shape[1] - 1).all():
-            return Layout(torch.from_numpy(positions))
-        if shape not in self._layouts:
-            self._layouts[shape] = Layout.full(*shape)
-        return self._layouts[shape]
+        return Batch((inputs, self._layouts.of(rows.positions)), targets, num_masked, rows.ids.size)
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
 
 
 @dataclass(frozen=True)
@@ -512,10 +499,23 @@ class MaskedTokens(Objective[MaskedDataset]):
 
         A row has the same masks in every evaluation of every run. `limit` counts rows.
         """
-        sums = [
-            _batch_sums(model, batch) for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit))
-        ]
-        nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*sums))
+        nats = next_nats = 0.0
+        hits = count = next_hits = pairs = 0
+        for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit)):
+            labels, unrelated = batch.targets
+            encoded = model(*batch.inputs)
+            is_masked = labels != IGNORE_INDEX
+            batch_nats = 0.0
+            for x, chunk in zip(encoded.x[is_masked].split(_LOGIT_CHUNK), labels[is_masked].split(_LOGIT_CHUNK)):
+                logits = model.get_submodule("heads.vocabulary")(x)
+                batch_nats += float(F.cross_entropy(logits, chunk, reduction="sum"))
+                hits += int((logits.argmax(-1) == chunk).sum())
+            nats, count = nats + batch_nats, count + batch.tokens
+            if unrelated is not None:
+                next_logits = _next_logits(model, encoded)
+                next_nats += float(F.cross_entropy(next_logits, unrelated, reduction="sum"))
+                next_hits += int((next_logits.argmax(-1) == unrelated).sum())
+                pairs += len(unrelated)
         scores: dict[str, Any] = {
             "loss": nats / count,
             "perplexity": perplexity(nats, count),
@@ -531,37 +531,28 @@ class MaskedTokens(Objective[MaskedDataset]):
     def samples(self, model: nn.Module, examples: MaskedDataset, count: int) -> list[dict[str, str]]:
         """Held-out text with its masks and the model's predictions, spread evenly over the split."""
         validation = examples.of("validation")
-        indices = np.unique(np.linspace(0, len(validation) - 1, count).astype(int))
+        indices = spread_evenly(np.arange(len(validation)), count)
         batch = validation.take(indices).to(device_of(model))
         (inputs, layout), (labels, _) = batch.inputs, batch.targets
-        predicted = predict_masked(model, inputs, layout, labels != IGNORE_INDEX)
-        samples = []
+        is_masked = labels != IGNORE_INDEX
+        predicted = torch.zeros_like(labels)
+        predicted[is_masked] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[is_masked]).argmax(-1)
+        codec, samples = cast(TokenizerCodec, examples.codec), []
         for row in range(len(indices)):
             length = min(_SAMPLE_TOKENS, int(layout.lengths[row]))
-            masked, ids = labels[row, :length] != IGNORE_INDEX, inputs.ids[row, :length]
+            masked = is_masked[row, :length]
+            ids = inputs.ids[row, :length]
             columns = {
                 "masked": torch.where(masked, examples.masking.tables.mask, ids),
                 "filled": torch.where(masked, predicted[row, :length], ids),
                 "text": torch.where(masked, labels[row, :length], ids),
             }
-            samples.append({name: decode_masked(examples.codec, ids.tolist()) for name, ids in columns.items()})
+            sample = {}
+            for name, column in columns.items():  # with visible masks
+                visible = [token for token in column.tolist() if token not in (codec.bos_id, codec.eos_id)]
+                sample[name] = codec.tokenizer.decode(visible, skip_special_tokens=False).strip()
+            samples.append(sample)
         return samples
-
-
-def _batch_sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
-    """Nats, hits and count for a batch's masked tokens and, for pairs, for next-sentence prediction."""
-    labels, unrelated = batch.targets
-    encoded, is_masked = model(*batch.inputs), labels != IGNORE_INDEX
-    nats, hits = 0.0, 0
-    for x, labels_chunk in zip(encoded.x[is_masked].split(_LOGIT_CHUNK), labels[is_masked].split(_LOGIT_CHUNK)):
-        logits = model.get_submodule("heads.vocabulary")(x)
-        nats += float(F.cross_entropy(logits, labels_chunk, reduction="sum"))
-        hits += int((logits.argmax(-1) == labels_chunk).sum())
-    if unrelated is None:
-        return nats, hits, batch.tokens, 0.0, 0, 0
-    logits_next = _next_logits(model, encoded)
-    loss = float(F.cross_entropy(logits_next, unrelated, reduction="sum"))
-    return nats, hits, batch.tokens, loss, int((logits_next.argmax(-1) == unrelated).sum()), len(unrelated)
 
 
 def _next_logits(model: nn.Module, encoded: ModelFeatures) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from headway.data import Splits
 from headway.data.episodes import Episodes, step_indices
@@ -179,5 +180,6 @@ def make_observations(
     state = torch.from_numpy(codec.states(states)) if codec.mean else None
     if not codec.words:
         return Observations(state, tuple(images))
-    words, lengths = codec.batch_word_ids(names)
-    return Observations(state, tuple(images), torch.from_numpy(words), torch.from_numpy(lengths))
+    sequences = [torch.tensor(codec.word_ids(name)) for name in names]
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    return Observations(state, tuple(images), pad_sequence(sequences, batch_first=True), lengths)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -13,23 +14,22 @@ from headway.data import SplitConfig
 from headway.data.demonstrations import summarize_demonstrations
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig
+from headway.learn.generic import generic
 from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale
+from headway.learn.plan.scale import ACTING_SCALE, DataSettings, episode_settings
 from headway.nn.models import RegressionConfig, act
 
 
 def robotics() -> Recipe:
     """Train on any demonstrations, of states and cameras."""
-    return Recipe(
-        name="robotics",
-        domain="robotics",
-        description="robot demonstrations (LeRobot folders, .npz, HDF5): learn chunks of actions (ACT)",
-        data=(),
+    return generic(
+        "robotics",
+        "robotics",
+        "robot demonstrations (LeRobot folders, .npz, HDF5): learn chunks of actions (ACT)",
         model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
         task=RoboticsConfig(scaling="range", noise=0.05),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
         expected="--minutes chooses size and steps for your demonstrations; else minutes on 2 cores without cameras",
     )
@@ -68,7 +68,6 @@ _SHAPES = (
 )
 _CHUNKS = (5, 50)  # actions per chunk: a fifth of a demonstration, within this range
 _EPISODE_RANGE = (5, 25)  # minimum and maximum episodes per task and evaluation; twice as many at the end
-_MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out demonstrations per split
 _PATCH = 16  # image sizes are multiples of it
 _MAX_HEIGHTS = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum height of images in pixels)
 
@@ -79,16 +78,8 @@ def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Dat
     count, middle = len(summary.lengths), int(np.median(summary.lengths))
     low, high = _CHUNKS
     chunk = min(high, max(low, middle // 5))
-    min_episodes, max_episodes = _EPISODE_RANGE
-    played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
-    share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
-    settings: dict[str, Any] = {
-        "model.chunk": chunk,
-        "task.episodes": played,
-        "task.final": 2 * played,
-        "task.split.validation": share,
-        "task.split.test": share,
-    }
+    settings = {"model.chunk": chunk, **episode_settings(count, minutes, *_EPISODE_RANGE)}
+    settings["task.final"] = 2 * settings["task.episodes"]
     reason = f"chunks of {chunk} actions for {count:,} demonstrations of {middle:,} steps"
     size = resized_size(summary.cameras, minutes)
     if size is not None:
@@ -116,14 +107,12 @@ def resized_size(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list
 
 
 SCALES = {
-    # Batches are counted in actions. Each action is a different target in each chunk that contains it. States get new
+    # Batches are counted in actions, each of which is a different target in each chunk that contains it. States get new
     # noise each time, so repeated data is worth more than for text and supports larger models.
-    "robotics": Scale(
+    "robotics": replace(
+        ACTING_SCALE,
         law=ScalingLaw(repeats=60.0, excess=20.0),
-        min_batch=320,
-        max_batch=20480,
         shapes=_SHAPES,
-        dropout=((100, 0.0), (math.inf, 0.1)),
         unique_targets=_unique_targets,
         data_settings=_data_settings,
     )

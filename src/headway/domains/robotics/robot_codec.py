@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -135,15 +134,6 @@ class RobotCodec(ActingCodec):
             known = ", ".join(map(repr, self.names))
             raise UserError(f"the task {name!r} has no word that this policy knows; choose one of its tasks: {known}")
         return word_ids
-
-    def batch_word_ids(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the word ids of several tasks, int64 [B, W], and their lengths, int64 [B]."""
-        sequences = [self.word_ids(name) for name in names]
-        lengths = np.array([len(ids) for ids in sequences], np.int64)
-        rows = np.zeros((len(sequences), int(lengths.max())), np.int64)
-        for row, ids in zip(rows, sequences):
-            row[: len(ids)] = ids
-        return rows, lengths
 
 
 def words_of(name: str) -> list[str]:

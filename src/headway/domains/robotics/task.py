@@ -16,7 +16,7 @@ from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.array_store import cache_root
 from headway.data.demonstrations import read_demonstrations
 from headway.data.episodes import AffineScale, Episodes, numbers_text, step_indices
-from headway.domains.robotics.chunk_windows import ChunkWindows, DemonstrationExamples
+from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.policy import (
     PolicyRunner,
     combine_scores,
@@ -121,7 +121,15 @@ class RoboticsConfig(TaskConfig):
             ensemble=self.ensemble,
             rate=demonstrations.rate,
         )
-        check_start(model, codec, recipe.start)
+        if recipe.start is not None:  # the weights of the policy to fine-tune must match
+            taken = model.observation
+            sizes = [tuple(camera.read) for camera in codec.cameras]
+            codec_sizes = (len(codec.mean), len(codec.scale), sizes, codec.vocab_size)
+            if codec_sizes != (taken.states, model.actions, [tuple(size) for size in taken.cameras], model.words):
+                raise ConfigError(
+                    f"the states, images or words that {recipe.start} takes do not match its codec, or it has no "
+                    "codec; start from a run of the robotics or metaworld recipe"
+                )
         objective = ActionChunks(self, model, codec)
         splits = splits._replace(has_rollouts=objective.can_play)
         return Task(
@@ -214,7 +222,16 @@ class ActionChunks(Objective[DemonstrationExamples]):
     def __init__(self, config: RoboticsConfig, model: RobotPolicyConfig, codec: RobotCodec) -> None:
         self.config, self.model, self.codec = config, model, codec
         self._results: dict[str, dict[str, Any]] = {}  # scores of each task in the last evaluation
-        self.envs = self._open() if config.episodes else {}
+        self.envs: dict[str, VectorEnv] = {}  # the environment of each task that has one
+        if config.episodes:
+            environments = {task: name for task, name in zip(codec.names, codec.environments) if name}
+            try:
+                envs = open_envs(codec, list(environments.values()), max(config.episodes, config.final))
+            except UserError as error:
+                raise UserError(
+                    f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only"
+                ) from error
+            self.envs = dict(zip(environments, envs))
         if self.can_play:
             self.goal, self.goal_better = "score", "max"
 
@@ -225,17 +242,6 @@ class ActionChunks(Objective[DemonstrationExamples]):
     @property
     def can_play(self) -> bool:
         return bool(self.envs)
-
-    def _open(self) -> dict[str, VectorEnv]:
-        """Open the environments of all tasks that have one, by task name."""
-        environments = {
-            name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment
-        }
-        try:
-            envs = open_envs(self.codec, list(environments.values()), max(self.config.episodes, self.config.final))
-        except UserError as error:
-            raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only") from error
-        return dict(zip(environments, envs))
 
     def adapt(self, model: ModelConfig, examples: DemonstrationExamples) -> ModelConfig:
         """UserError if there is neither an environment nor validation data."""
@@ -260,27 +266,30 @@ class ActionChunks(Objective[DemonstrationExamples]):
         """
         scores: dict[str, Any] = {}
         if self.can_play:
-            scores = self._play_scores(cast(RobotPolicy, model), split, limit)
-        if not self.can_play or examples.splits.has_samples(split):
-            scores |= self._held_out(model, examples.of(split).limited_to(limit))
-        return scores
-
-    def _play_scores(self, model: RobotPolicy, split: str, limit: int | None) -> dict[str, Any]:
-        episodes = self.config.episodes if split == "validation" else self.config.final
-        seeds = evaluation_seeds(split, min(episodes, limit or episodes))
-        played = {name: play(model, self.codec, envs, name, seeds) for name, envs in self.envs.items()}
-        results = {
-            name: success_scores(episodes_played, limit_of(self.codec, self.envs[name]))
-            for name, episodes_played in played.items()
-        }
-        self._results = results
-        totals = combine_scores(list(results.values()), list(played.values()))
-        scores = {"score": self.score(totals), **totals}
-        for name, result in results.items() if len(results) > 1 else ():
-            if "success_rate" in result:
-                key = "_".join(["success_rate", *words_of(name)])
-                scores |= {key: result["success_rate"], f"{key}_interval": result["success_rate_interval"]}
-        return scores
+            episodes = self.config.episodes if split == "validation" else self.config.final
+            seeds = evaluation_seeds(split, min(episodes, limit or episodes))
+            policy = cast(RobotPolicy, model)
+            played = {name: play(policy, self.codec, envs, name, seeds) for name, envs in self.envs.items()}
+            results = self._results = {
+                name: success_scores(episodes_played, limit_of(self.codec, self.envs[name]))
+                for name, episodes_played in played.items()
+            }
+            totals = combine_scores(list(results.values()), list(played.values()))
+            scores = {"score": self.score(totals), **totals}
+            for name, result in results.items() if len(results) > 1 else ():
+                if "success_rate" in result:
+                    key = "_".join(["success_rate", *words_of(name)])
+                    scores |= {key: result["success_rate"], f"{key}_interval": result["success_rate_interval"]}
+        if self.can_play and not examples.splits.has_samples(split):
+            return scores
+        total, actions = 0.0, 0
+        for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit)):
+            targets, mask = (part[:, self.model.history - 1 :] for part in batch.targets)
+            error = (model(*batch.inputs) - targets).abs().mean(-1)
+            total += float(error[mask].sum())
+            actions += int(mask.sum())
+        scores["loss"] = total / actions
+        return scores if self.can_play else {**scores, "samples": actions}
 
     def score(self, scores: Mapping[str, Any]) -> float:
         """Return one number for comparison, in which equal success rates are ordered by speed. If no episode reports
@@ -290,16 +299,6 @@ class ActionChunks(Objective[DemonstrationExamples]):
             return (scores["return_mean"] / (1 + abs(scores["return_mean"])) - 1) / 2
         max_steps = max(limit_of(self.codec, envs) for envs in self.envs.values())
         return scores["success_rate"] + (1 - min(1.0, scores["steps_mean"] / max_steps)) / (2 * scores["samples"])
-
-    def _held_out(self, model: nn.Module, windows: ChunkWindows) -> dict[str, Any]:
-        total, actions = 0.0, 0
-        for _, batch in evaluation_batches(model, windows):
-            targets, mask = (part[:, self.model.history - 1 :] for part in batch.targets)
-            error = (model(*batch.inputs) - targets).abs().mean(-1)
-            total += float(error[mask].sum())
-            actions += int(mask.sum())
-        scores: dict[str, Any] = {"loss": total / actions}
-        return scores if self.can_play else {**scores, "samples": actions}
 
     def count(self, examples: DemonstrationExamples, split: str) -> int:
         return self.config.final if self.can_play else examples.count(split)
@@ -314,29 +313,41 @@ class ActionChunks(Objective[DemonstrationExamples]):
 
     def pictures(self, model: nn.Module, examples: DemonstrationExamples) -> list[Picture]:
         """Plot success rates, draw an episode of each task as a film strip, and a chunk next to the demonstration."""
-        policy, split_rows = cast(RobotPolicy, model), examples.splits.indices
-        episode = next(int(split_rows[split][0]) for split in ("test", "validation", "train") if len(split_rows[split]))
-        return [
-            *success_chart(self._results),
-            *film_strips(policy, self.codec, list(self.envs)),
-            *chunk_comparison(policy, examples, episode),
-        ]
+        policy = cast(RobotPolicy, model)
+        data = examples.data
+        codec = examples.codec
+        pictures: list[Picture] = []
+        reported = {name: result for name, result in self._results.items() if "success_rate" in result}
+        if reported:
+            rates = {name: 100 * result["success_rate"] for name, result in reported.items()}
+            intervals = {name: result["success_rate_interval"] for name, result in reported.items()}
+            spread = {name: tuple(100 * edge for edge in interval) for name, interval in intervals.items()}
+            chart = bar_chart(rates, "success rate (%)", spread, share=True)  # type: ignore[arg-type]
+            count = next(iter(reported.values()))["samples"]
+            pictures.append(Picture("Success", f"{count} episodes per task, with 95 % intervals", chart))
+        pictures += film_strips(policy, self.codec, list(self.envs))
+        # The prediction at a step a third into a demonstration, next to the demonstrated actions.
+        rows = examples.splits.indices
+        episode = next(int(rows[split][0]) for split in ("test", "validation", "train") if len(rows[split]))
+        step = int(data.starts[episode] + data.lengths[episode] // 3)
+        predicted = PolicyRunner(policy, codec, [REPORT_SEEDS]).chunk(examples.observations(np.array([step])))[0]
+        actions, mask = (part[0, examples.model.history - 1 :] for part in examples.chunks(np.array([step])))
+        done = codec.decode_actions(actions[mask].numpy())
+        moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_PLOTTED_VALUES]
+        series, strokes = {}, {}
+        for colour, number in enumerate(sorted(moving.tolist())):
+            for label, values in (("demonstrated", done), ("predicted", predicted[: int(torch.count_nonzero(mask))])):
+                name = f"{number} {label}"
+                series[name] = [(float(index), float(value)) for index, value in enumerate(values[:, number])]
+                strokes[name] = Stroke(colour, dashed=label == "predicted")
+        where = f"{data.task_names[data.tasks[episode]]}, step {step - data.starts[episode]} in a demonstration"
+        if chart := line_chart(series, "step of the chunk", "action values", strokes=strokes):
+            pictures.append(Picture("A chunk of actions", where, chart))
+        return pictures
 
     def close(self) -> None:
         for envs in self.envs.values():
             envs.close()
-
-
-def success_chart(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
-    """Plot each task's success rate with its interval."""
-    reported = {name: result for name, result in results.items() if "success_rate" in result}
-    if not reported:
-        return []
-    rates = {name: 100 * result["success_rate"] for name, result in reported.items()}
-    spread = {name: tuple(100 * edge for edge in result["success_rate_interval"]) for name, result in reported.items()}
-    episodes = next(iter(reported.values()))["samples"]
-    chart = bar_chart(rates, "success rate (%)", spread, share=True)  # type: ignore[arg-type]
-    return [Picture("Success", f"{episodes} episodes per task, with 95 % intervals", chart)]
 
 
 @episode_pictures
@@ -355,26 +366,6 @@ def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> 
         yield FilmedEpisode(f"An episode: {task}", caption, reel)
 
 
-def chunk_comparison(model: RobotPolicy, examples: DemonstrationExamples, episode: int) -> list[Picture]:
-    """Plot the prediction at a step a third into a demonstration, next to the demonstrated actions."""
-    data, codec = examples.data, examples.codec
-    step = int(data.starts[episode] + data.lengths[episode] // 3)
-    predicted = PolicyRunner(model, codec, [REPORT_SEEDS]).chunk(examples.observations(np.array([step])))[0]
-    chunks = examples.chunks(np.array([step]))
-    actions, mask = (tensor[0, examples.model.history - 1 :] for tensor in chunks)
-    done = codec.decode_actions(actions[mask].numpy())
-    moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_PLOTTED_VALUES]
-    series, strokes = {}, {}
-    for colour, number in enumerate(sorted(moving.tolist())):
-        for label, values in (("demonstrated", done), ("predicted", predicted[: int(torch.count_nonzero(mask))])):
-            name = f"{number} {label}"
-            series[name] = [(float(index), float(value)) for index, value in enumerate(values[:, number])]
-            strokes[name] = Stroke(colour, dashed=label == "predicted")
-    where = f"{data.task_names[data.tasks[episode]]}, step {step - data.starts[episode]} in a demonstration"
-    chart = line_chart(series, "step of the chunk", "action values", strokes=strokes)
-    return [Picture("A chunk of actions", where, chart)] if chart else []
-
-
 def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
     """ConfigError for a model that does not predict chunks, or whose chunks are shorter than what is executed."""
     if not isinstance(model, RobotPolicyConfig):
@@ -388,17 +379,3 @@ def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
             "model.chunk"
         )
     return model
-
-
-def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
-    """ConfigError for a policy to fine-tune whose weights do not match the states, images or words in its codec."""
-    if start is None:
-        return
-    observation = model.observation
-    sizes = [tuple(camera.read) for camera in codec.cameras]
-    codec_sizes = (len(codec.mean), len(codec.scale), sizes, codec.vocab_size)
-    if codec_sizes != (observation.states, model.actions, [tuple(size) for size in observation.cameras], model.words):
-        raise ConfigError(
-            f"the states, images or words that {start} takes do not match its codec, or it has no codec; start from a "
-            "run of the robotics or metaworld recipe"
-        )

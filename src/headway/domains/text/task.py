@@ -31,7 +31,16 @@ from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, Samples, SplitExamples
+from headway.learn.examples import (
+    Batch,
+    Contents,
+    FixedSizeBatches,
+    RngKey,
+    RowLayouts,
+    Samples,
+    SplitExamples,
+    spread_evenly,
+)
 from headway.learn.objective import StatefulObjective
 from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
@@ -102,18 +111,30 @@ class LanguageConfig(TaskConfig):
 
 
 class Documents(SplitExamples):
-    """Tokenised documents, read in rows; `rows` is the number of rows per training batch."""
+    """Tokenised documents, read in rows; `rows` is the number of rows per training batch, of which a step takes
+    `micro_batches`.
+    """
 
     def __init__(
-        self, config: LanguageConfig, cache: TokenCache, codec: Codec, context: int, rows: int, seed: int
+        self,
+        config: LanguageConfig,
+        cache: TokenCache,
+        codec: Codec,
+        context: int,
+        rows: int,
+        seed: int,
+        micro_batches: int = 1,
     ) -> None:
         self.config, self.cache, self.codec = config, cache, codec
-        self.context, self.rows, self.seed = context, rows, seed
+        self.context = context
+        self.rows = rows
+        self.seed = seed
+        self.micro_batches = micro_batches
         self.segments, self.splits = cache.split(
             config.split, min_tokens=2
         )  # a document's first token is only an input
         self._packed: dict[str, Packing] = {}
-        self._unbroken: dict[int, Layout] = {}
+        self._layouts = RowLayouts()
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. UserError if there is too little text to train or evaluate on."""
@@ -143,16 +164,8 @@ class Documents(SplitExamples):
         return self.packed("train")
 
     def batch(self, windows: TokenWindows) -> Batch:
-        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so everything that models derive
-        from it.
-        """
-        # The last column has the last position only if every row is one document from its start.
-        if not (windows.positions[:, -1] == self.context - 1).all():
-            return _batch(windows, Layout(torch.from_numpy(windows.positions)))
-        size = len(windows.positions)
-        if size not in self._unbroken:
-            self._unbroken[size] = Layout.full(size, self.context)
-        return _batch(windows, self._unbroken[size])
+        """Inputs and their next tokens."""
+        return _batch(windows, self._layouts.of(windows.positions))
 
     def count_targets(self, split: str) -> int:
         """The predicted tokens in a split."""
@@ -176,14 +189,11 @@ class Documents(SplitExamples):
     def prompts(self, count: int) -> list[list[int]]:
         """The first tokens of held-out rows, spread evenly over the split."""
         rows = self.packed("validation")
-        indices = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
+        indices = spread_evenly(np.arange(len(rows)), count)
         return rows.windows(indices).inputs[:, : max(1, self.context // 4)].tolist()
 
     def contents(self) -> Contents:
         return {"texts": (self.cache.keys,)}
-
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of training rows."""
@@ -225,19 +235,6 @@ class StreamedDocuments(Documents):
     Each of a step's `micro_batches` has its own streams. All streams restart with each epoch; within a stream, the
     state is reset at the start of each document. Evaluation works in the same way, with its own streams.
     """
-
-    def __init__(
-        self,
-        config: LanguageConfig,
-        cache: TokenCache,
-        codec: Codec,
-        context: int,
-        rows: int,
-        seed: int,
-        micro_batches: int,
-    ) -> None:
-        super().__init__(config, cache, codec, context, rows, seed)
-        self.micro_batches = micro_batches
 
     def of(self, split: str) -> Samples:
         return StreamedRows(self, split)

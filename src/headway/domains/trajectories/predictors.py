@@ -15,7 +15,6 @@ from headway.environments.rollouts import (
     MAX_PARALLEL,
     PlayedEpisodes,
     SeparateRows,
-    check_episodes,
     check_no_chunking,
     film_config,
     first_seed,
@@ -44,7 +43,7 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    check_episodes(episodes, seed)
+    start = first_seed(seed, episodes)
     targets = target_returns(target_return)
     directory, embed = model.directory, model.module.config.embed
     check_no_chunking(execute, ensemble, str(directory))
@@ -60,7 +59,6 @@ def rollout(
     if not name:
         raise UserError(f"{directory} has no environment; choose one with --env")
     film = film_config(render, min(render_episodes, episodes), speed)
-    start = first_seed(seed)
     seeds = range(start, start + episodes)
     results: list[dict[str, Any]] = []
     all_played: list[tuple[float, PlayedEpisodes]] = []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from headway.data.episode_files import all_episode_lengths
 from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.task import TrajectoriesConfig
-from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.plan.scale import DataSettings, Scale
+from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig
+from headway.learn.generic import generic
+from headway.learn.plan.scale import ACTING_SCALE, DataSettings, episode_settings
 from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -20,15 +21,13 @@ _SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)
 
 def trajectories() -> Recipe:
     """Train on any episodes, with discrete or continuous actions and with vectors or images as states."""
-    return Recipe(
-        name="trajectories",
-        domain="trajectories",
-        description="your own episodes: .npz, HDF5 (D4RL) or Minari; evaluated in their environment if it is installed",
-        data=(),
+    return generic(
+        "trajectories",
+        "trajectories",
+        "your own episodes: .npz, HDF5 (D4RL) or Minari; evaluated in their environment if it is installed",
         model=decision_gym(width=128, depth=3, heads=4),
         task=TrajectoriesConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
-        schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
         expected="--minutes chooses size and steps for your episodes; without it, a few minutes on 2 cores",
     )
@@ -90,23 +89,18 @@ _SHAPES = (
 )  # fmt: skip
 _CONTEXT = 20  # steps per window, fewer for shorter episodes
 _EPISODE_RANGE = (4, 32)  # minimum and maximum episodes per evaluation
-_MIN_HELD_OUT, _MAX_HELD_OUT = 2, 50  # minimum and maximum held-out episodes per split
 
 
 def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-    """More minutes allow more evaluation episodes."""
+    """Windows as long as the longest episode, up to a limit."""
     lengths = all_episode_lengths(paths)
     context = max(1, min(_CONTEXT, max(lengths)))
-    min_episodes, max_episodes = _EPISODE_RANGE
-    played = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
-    count = len(lengths)
-    share = round(min(0.2, max(_MIN_HELD_OUT / count, min(0.1, _MAX_HELD_OUT / count))), 6)
+    settings = {"task.context": context, **episode_settings(len(lengths), minutes, *_EPISODE_RANGE)}
     reason = (
-        f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes per "
-        "evaluation if the environment is known"
+        f"windows of {context} steps for {len(lengths):,} episodes of {sum(lengths):,} steps; "
+        f"{settings['task.episodes']} episodes per evaluation if the environment is known"
     )
-    settings = {"task.context": context, "task.episodes": played}
-    return DataSettings({**settings, "task.split.validation": share, "task.split.test": share}, reason)
+    return DataSettings(settings, reason)
 
 
 def _unique_targets(task: Task) -> int:
@@ -115,13 +109,5 @@ def _unique_targets(task: Task) -> int:
 
 
 SCALES = {
-    # Batches are counted in timesteps. Each timestep is predicted in every window that contains it.
-    "trajectories": Scale(
-        min_batch=320,
-        max_batch=20480,
-        shapes=_SHAPES,
-        dropout=((100, 0.0), (math.inf, 0.1)),
-        unique_targets=_unique_targets,
-        data_settings=_data_settings,
-    )
+    "trajectories": replace(ACTING_SCALE, shapes=_SHAPES, unique_targets=_unique_targets, data_settings=_data_settings)
 }

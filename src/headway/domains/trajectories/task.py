@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headway.config_kinds import deferred_check, register
 from headway.data import SplitConfig, Splits, split_by_text
 from headway.data.episode_files import read_episodes
-from headway.data.episodes import Episodes, actions_text, concatenate_episodes, numbers_text
-from headway.domains.trajectories import target_effect
+from headway.data.episodes import actions_text, concatenate_episodes, numbers_text
 from headway.domains.trajectories.online import OnlineConfig, OnlineEpisodes
-from headway.domains.trajectories.step_windows import StepWindows, Trajectories
+from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.trajectory_player import TrajectoryCodec, play
 from headway.environments.factory import ENV_VARIABLE, playable_environments
 from headway.environments.recording import Mixture, Recorder
 from headway.environments.rollouts import MAX_PARALLEL, REPORT_SEEDS, evaluation_seeds, return_scores
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError, UserError
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
-from headway.learn.report import Picture
-from headway.metrics import wilson_interval
+from headway.learn.report import Picture, line_chart
+from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
+from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import (
     Loss,
     ModelConfig,
@@ -36,6 +38,7 @@ from headway.nn.models import (
     StepHeadConfig,
     TrajectoryEmbed,
     TrajectoryEmbedConfig,
+    TrajectoryInputs,
     Transformer,
     TransformerConfig,
     step_heads,
@@ -44,6 +47,10 @@ from headway.nn.models import (
 _TARGETS = 5  # default number of target returns
 _EPISODES = 4  # episodes per target return
 _REPORT_COST = 6.0  # cost of the report's episodes, in evaluations
+_POINTS = 50  # maximum points of a curve
+_IGNORES, _FOLLOWS = 0.1, 0.5  # increase in achieved return per increase in target return
+_SAME = 0.01  # share of different actions, or their difference in standard deviations, that counts as none
+_WINDOWS = 64
 
 
 @register("trajectories")
@@ -117,7 +124,14 @@ class TrajectoriesConfig(TaskConfig):
         (name,) = playable_environments(names, self.env, bool(self.episodes), "episodes")
         envs = self._open_envs(name)
         if self.random:
-            episodes = self._with_random(episodes, envs)
+            if envs is None:
+                raise ConfigError(
+                    f"task.random is {self.random}, but no environment is known; set task.env, or task.random to 0"
+                )
+            recorder = Recorder(envs, [Mixture(None, 1.0)], seed=0, horizon=None)
+            recorder.run(self.random, num_parallel=1)
+            sources = ["the data", f"the environment {envs.name!r}"]
+            episodes = concatenate_episodes([episodes, recorder.episodes()], sources)
         split_rows = split_by_text(episodes.keys(), episodes.named_splits, self.split)
         splits = Splits(split_rows, every, "episodes", has_rollouts=envs is not None and self.episodes > 0)
         training = split_rows["train"] if known else splits.rows("train")
@@ -164,15 +178,6 @@ class TrajectoriesConfig(TaskConfig):
         except UserError as error:
             raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out episodes only") from error
 
-    def _with_random(self, episodes: Episodes, envs: VectorEnv | None) -> Episodes:
-        if envs is None:
-            raise ConfigError(
-                f"task.random is {self.random}, but no environment is known; set task.env, or task.random to 0"
-            )
-        recorder = Recorder(envs, [Mixture(None, 1.0)], seed=0, horizon=None)
-        recorder.run(self.random, num_parallel=1)
-        return concatenate_episodes([episodes, recorder.episodes()], ["the data", f"the environment {envs.name!r}"])
-
 
 class StepActions(Objective[Trajectories]):
     """Cross-entropy or mean squared error of each step's action, plus weighted errors of the next states and returns.
@@ -186,7 +191,7 @@ class StepActions(Objective[Trajectories]):
         self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int
     ) -> None:
         self.config, self.codec, self.envs, self.best_length = config, codec, envs, best_length
-        self._points: list[target_effect.Point] = []  # achieved returns of the last samples
+        self._points: list[Point] = []  # achieved returns of the last samples
         if envs is not None:
             self.goal, self.goal_better = "return_mean", "max"
 
@@ -271,9 +276,8 @@ class StepActions(Objective[Trajectories]):
             scores = {"target_return": examples.codec.target, **return_scores(played, self.envs.name)}
             if split == "validation" and isinstance(examples, OnlineEpisodes):
                 scores |= {"episodes_played": len(examples.curve), "environment_steps": examples.steps}
-        return scores if windows is None else scores | self._held_out(model, windows)
-
-    def _held_out(self, model: nn.Module, windows: StepWindows) -> dict[str, Any]:
+        if windows is None:
+            return scores
         total, correct, steps = 0.0, 0, 0
         for _, batch in evaluation_batches(model, windows):
             output, target = _actions(model, model(*batch.inputs), batch)
@@ -281,7 +285,7 @@ class StepActions(Objective[Trajectories]):
             steps += batch.tokens
             if self.codec.choices is not None:
                 correct += int((output.argmax(-1) == target).sum())
-        scores: dict[str, Any] = {"loss": total / steps}
+        scores["loss"] = total / steps
         if self.codec.choices is not None:
             scores |= {"accuracy": correct / steps, "accuracy_interval": wilson_interval(correct, steps)}
         return scores if self.envs is not None else {**scores, "samples": steps}
@@ -305,7 +309,7 @@ class StepActions(Objective[Trajectories]):
             return []
         seeds = range(REPORT_SEEDS, REPORT_SEEDS + min(_EPISODES, len(self.envs)))  # the same starts for all targets
         self._points = [
-            target_effect.Point(target, play(cast(Transformer, model), self.codec, self.envs, target, seeds).returns)
+            Point(target, play(cast(Transformer, model), self.codec, self.envs, target, seeds).returns)
             for target in self._targets(examples, count)
         ]
         return [point.display() for point in self._points]
@@ -324,12 +328,10 @@ class StepActions(Objective[Trajectories]):
         if len(target_range) < 2:
             return f"All training episodes have a return of {target_range[0]:.5g}, so the model knows no other target."
         if self.envs is None:
-            return target_effect.action_effect(
-                model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
-            )
+            return action_effect(model, examples, self.codec, examples.final_split, (target_range[0], target_range[1]))
         if not self._points:
             self.samples(model, examples, _TARGETS)
-        return target_effect.return_effect(self._points)
+        return return_effect(self._points)
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Plot returns during online training and achieved against target returns, and draw episodes as film strips if
@@ -338,9 +340,15 @@ class StepActions(Objective[Trajectories]):
         if self.envs is None:
             return []
         target_range, name = self._targets(examples, 2), self.envs.name
-        plots = target_effect.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
-        plots += target_effect.target_curve(self._points)
-        return plots + target_effect.film_strips(cast(Transformer, model), self.codec, name, target_range)
+        plots = online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
+        if len(self._points) > 1:  # with the line where both are equal
+            curves = {
+                "achieved": [(point.target, float(point.returns.mean())) for point in self._points],
+                "target": [(point.target, point.target) for point in self._points],
+            }
+            caption = f"averages over {len(self._points[0].returns)} episodes per target return"
+            plots.append(Picture("Returns", caption, line_chart(curves, "target return", "return", dots=True)))
+        return plots + film_strips(cast(Transformer, model), self.codec, name, target_range)
 
     def close(self) -> None:
         if self.envs is not None:
@@ -395,3 +403,92 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
             f"the model to fine-tune takes actions of {model_text}, but the data have {codec.action_text}; use "
             "episodes from its environment"
         )
+
+
+class Point(NamedTuple):
+    """Returns [E] of the episodes played with a target return."""
+
+    target: float
+    returns: np.ndarray
+
+    def display(self) -> dict[str, str]:
+        low, high = bootstrap_mean(self.returns)
+        mean = float(self.returns.mean())
+        return {"asked for": f"{self.target:.5g}", "return": f"{mean:.5g} (95 % from {low:.5g} to {high:.5g})"}
+
+
+def online_curve(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
+    """Plot the mean return of a model's own episodes against their number, with their target returns. `played` has each
+    episode's target return, return and steps.
+    """
+    if len(played) < 2:
+        return []
+    groups = np.array_split(np.array(played), min(_POINTS, len(played)))
+    counts = np.cumsum([len(group) for group in groups]).tolist()
+    lines = {
+        name: [(float(number), float(group[:, column].mean())) for number, group in zip(counts, groups)]
+        for column, name in ((1, "achieved"), (0, "target"))
+    }
+    caption = f"averages over {len(played):,} episodes played in training, with sampled or noisy actions"
+    return [Picture("Training returns", caption, line_chart(lines, "episodes played", "return"))]
+
+
+@episode_pictures
+def film_strips(
+    model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
+) -> Iterator[FilmedEpisode]:
+    """Yield an episode per target return."""
+    with VectorEnv(environment, 1, render=True) as envs:
+        for target in targets:
+            reel = FrameSampler()
+            played = play(model, codec, envs, target, [REPORT_SEEDS], reel)
+            caption = f"achieved {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+            yield FilmedEpisode(f"An episode with target return {target:.5g}", caption, reel)
+
+
+def return_effect(points: Sequence[Point]) -> str:
+    """Describe how the achieved return depends on the target return; "" for fewer than two different targets."""
+    targets = np.array([point.target for point in points])
+    if len(points) < 2 or np.ptp(targets) == 0:
+        return ""
+    means = np.array([point.returns.mean() for point in points])
+    share = float(np.polyfit(targets, means, 1)[0])
+    targets_text = f"For target returns from {targets.min():.5g} to {targets.max():.5g}"
+    reached_text = f"{means.min():.5g}" if np.ptp(means) == 0 else f"from {means.min():.5g} to {means.max():.5g}"
+    sentence = f"{targets_text}, the model achieved {reached_text} on average"
+    if share < _IGNORES:
+        return f"{sentence}: the achieved return does not depend on the target."
+    if share < _FOLLOWS:
+        return f"{sentence}: it partly follows the target."
+    return f"{sentence}: it follows the target."
+
+
+@torch.no_grad()
+def action_effect(
+    model: nn.Module, examples: Trajectories, codec: TrajectoryCodec, split: str, targets: tuple[float, float]
+) -> str:
+    """Describe at how many steps in a split the action depends on the target return; "" without held-out episodes."""
+    low, high = targets
+    if not examples.splits.has_samples(split) or low == high:
+        return ""
+    windows = examples.of(split)
+    indices = np.arange(min(_WINDOWS, len(windows)))
+    batch = windows.take(indices).to(device_of(model))
+    (inputs, layout), (actions, _) = batch.inputs, batch.targets
+    episode_returns = examples.episodes.returns[windows.episodes[windows.evaluation_windows[2][indices]]]
+    outputs = []
+    with evaluation_mode(model):
+        for target in targets:
+            offset = torch.from_numpy(codec.returns(target - episode_returns)).to(inputs.returns.device)[:, None]
+            encoded = model(TrajectoryInputs(inputs.returns + offset, *inputs[1:]), layout)
+            head = model.get_submodule("heads.actions")
+            outputs.append(head(encoded.x, encoded.layout)[layout.mask])
+    question = f"With target returns of {low:.5g} and {high:.5g}, the model"
+    if codec.choices is not None:
+        share = float((outputs[0].argmax(-1) != outputs[1].argmax(-1)).float().mean())
+        sentence = f"{question} takes different actions in {100 * share:.1f} % of held-out steps"
+    else:
+        spread = cast(Tensor, actions)[layout.mask].std(0).mean()
+        share = float((outputs[0] - outputs[1]).abs().mean() / spread)
+        sentence = f"{question} takes actions that differ by {share:.2g} of their standard deviation on held-out steps"
+    return f"{sentence}: the target makes no difference." if share < _SAME else f"{sentence}."

@@ -8,12 +8,11 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headway.data.episodes import AffineScale, Episodes, step_indices
 from headway.environments.acting_codec import ActingCodec
-from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes
+from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
 from headway.errors import ConfigError
 from headway.generate.prompts import device_of, evaluation_mode
@@ -139,10 +138,7 @@ class TrajectoryCodec(ActingCodec):
         """
         if self.choices is None:
             return output * np.array(self.reach, np.float32)
-        if not self.draw:
-            return output.argmax(-1)
-        odds = np.exp(output - output.max(-1, keepdims=True)).cumsum(-1)
-        return (odds < uniform[:, None] * odds[:, -1:]).sum(-1)
+        return sample_choices(output, uniform) if self.draw else output.argmax(-1)
 
 
 class Actor(Player):
@@ -182,7 +178,17 @@ class Actor(Player):
         self._append(self._states, torch.from_numpy(self.codec.states(states)))
         with evaluation_mode(self.model):
             if self.time < self.codec.context:
-                x = self._decode_step()
+                # Encode only the tokens that this step adds, from the cached states.
+                batch, device = len(self.to_go), self._device
+                inputs = self._inputs(self._no_actions(), self.time, 1)
+                if self._decoding is None:
+                    x, layout = self.embed(inputs, Layout.full(batch, 1, device=device))
+                    num_tokens = self.embed.config.tokens * self.codec.context
+                    self._decoding = self.model.stack.initial_states(batch, num_tokens, like=x)
+                else:
+                    here = Layout.full(batch, 1, self.time, device=device)
+                    x, layout = self.embed.step_tokens(self._actions[-1], inputs, here)
+                x, self._decoding, _ = self.model.stack(x, layout, self._decoding)
             else:
                 self._decoding, count = None, len(self._states)
                 actions = torch.stack(self._actions[-(count - 1) :], 1) if count > 1 else self._no_actions()
@@ -221,18 +227,6 @@ class Actor(Player):
         returns = torch.stack(self._returns[-count:], 1) if self.embed.config.returns else None
         times = torch.arange(first, first + count, device=self._device).expand(len(self.to_go), count)
         return TrajectoryInputs(returns, torch.stack(self._states[-count:], 1), actions, times)
-
-    def _decode_step(self) -> Float[Tensor, "B T D"]:
-        """Encode the tokens that this step adds, from the cached states."""
-        batch, tokens = len(self.to_go), self.embed.config.tokens
-        if self._decoding is None:
-            x, layout = self.embed(self._inputs(self._no_actions(), 0, 1), Layout.full(batch, 1, device=self._device))
-            self._decoding = self.model.stack.initial_states(batch, tokens * self.codec.context, like=x)
-        else:
-            here = Layout.full(batch, 1, self.time, device=self._device)
-            x, layout = self.embed.step_tokens(self._actions[-1], self._inputs(self._no_actions(), self.time, 1), here)
-        x, self._decoding, _ = self.model.stack(x, layout, self._decoding)
-        return x
 
     def _no_actions(self) -> Tensor:
         """No actions, as a tensor."""

@@ -13,7 +13,7 @@ from headway.domains.translation.task import ParallelText, PronounceConfig, Tran
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
 from headway.learn.generic import generic
 from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, held_out_shares, lookup
+from headway.learn.plan.scale import DataSettings, Scale, vocabulary_settings
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset
@@ -169,12 +169,7 @@ def _data_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> Dat
     count = num_characters = 0
     for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
         count, num_characters = count + 1, num_characters + len(source) + len(target)
-    vocab_size = lookup(_VOCABULARIES, num_characters)
-    reason = (
-        f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters "
-        "on average"
-    )
-    return DataSettings({"task.size": vocab_size, **held_out_shares(count)}, reason)
+    return vocabulary_settings(_VOCABULARIES, count, num_characters, "pairs")
 
 
 def _unique_targets(task: Task) -> int:

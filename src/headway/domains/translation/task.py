@@ -4,7 +4,7 @@ inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec, train_codec
-from headway.codecs.tokenizer import FILE, encode_with_special_tokens
+from headway.codecs.tokenizer import FILE
 from headway.config import override
 from headway.config_kinds import register
 from headway.data import (
@@ -23,7 +23,6 @@ from headway.data import (
     Pair,
     PairBatches,
     SplitConfig,
-    TokenColumn,
     group_references,
     open_pairs,
     split_pairs,
@@ -33,8 +32,7 @@ from headway.data.array_store import column_digest
 from headway.data.token_store import Encoder
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.out_of_distribution import TrainingStatistics
-from headway.formats.usage import Usage
-from headway.generate import Sampling, SearchConfig, score_targets, translate_ids
+from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import evaluation_mode
 from headway.generate.search import check_beam
 from headway.layout import Layout
@@ -45,7 +43,7 @@ from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, Generative, ModelConfig, attention_maps
+from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
 BOS, EOS = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec, if separate
@@ -186,83 +184,6 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     batch_tokens_of(recipe, "pair")
 
 
-@dataclass(frozen=True)
-class Translator:
-    """`read` converts lines to encoder input. A target is between `bos` and `eos`; its first ids are `forced`, and
-    `suppressed` ids never occur in it. `generator` generates the same as `model`; `on_inputs` is called with the
-    inputs.
-    """
-
-    model: EncoderDecoder
-    generator: Generative
-    codecs: Codecs
-    to_source_ids: Callable[[Sequence[str]], list[Ids]]
-    bos: int
-    eos: int
-    forced: tuple[int, ...] = ()
-    suppressed: tuple[int, ...] = ()
-    on_inputs: Callable[[Sequence[str], Sequence[Ids]], None] = lambda lines, sources: None
-
-    @staticmethod
-    def of_run(
-        model: EncoderDecoder,
-        config: PairsConfig,
-        directory: Path,
-        generator: Generative,
-        on_inputs: Callable[[Sequence[str], Sequence[Ids]], None],
-    ) -> Translator:
-        """A translator with a run's task settings."""
-        codecs = config.codecs(directory)
-        special_tokens = PairSpecialTokens.of(codecs)
-        to_source_ids = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
-        return Translator(
-            model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs
-        )
-
-    @staticmethod
-    def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
-        """A translator with a published model's settings, whose tokenizer adds special tokens to the source. UserError
-        if the model has no start or end token.
-        """
-        start = usage.decoder_start if usage.decoder_start is not None else codec.bos_id
-        if start is None or not usage.ends:
-            raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
-        suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
-        to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
-        return Translator(
-            model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed
-        )
-
-    def translate(
-        self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line
-        gives an empty translation.
-        """
-        sources = [ids if line.strip() else [] for line, ids in zip(lines, self.to_source_ids(lines))]
-        self.on_inputs(lines, sources)
-        prefixes = [self.forced if source else () for source in sources]
-        hypotheses = translate_ids(
-            self.generator,
-            sources,
-            bos=self.bos,
-            eos=self.eos,
-            config=search,
-            prefixes=prefixes,
-            suppressed=self.suppressed,
-            sampling=sampling,
-        )
-        return [
-            [(self.codecs.target.decode(best.ids), best.score) for best in line_hypotheses]
-            for line_hypotheses in hypotheses
-        ]
-
-    def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
-        """log p of each target token and of the eos after it, in nats."""
-        ids = self.codecs.target.encode_batch(list(targets))
-        return score_targets(self.model, self.to_source_ids(sources), ids, bos=self.bos, eos=self.eos)
-
-
 def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
     """The encoder input for each text; empty for empty text."""
     end = codec.eos_id
@@ -284,12 +205,6 @@ class TokenSequences(NamedTuple):
     ids: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-
-    @staticmethod
-    def of(column: TokenColumn, pairs: np.ndarray) -> TokenSequences:
-        """One column of the chosen pairs."""
-        # Plain arrays: indexing a memory map costs more than indexing the array that it holds.
-        return TokenSequences(np.asarray(column.ids), column.offsets[pairs], column.lengths[pairs])
 
     def select(self, indices: np.ndarray) -> TokenSequences:
         return TokenSequences(self.ids, self.starts[indices], self.lengths[indices])
@@ -389,10 +304,6 @@ class ParallelText(SourceTargetExamples):
         self._pairs: dict[str, SentencePairs] = {}
         self._sources: dict[str, tuple[list[str], list[list[str]]]] = {}
 
-    @property
-    def final_split(self) -> str:
-        return self.splits.final
-
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codecs' vocabulary sizes. Raises UserError if there are no pairs to train or evaluate on, or
         if pairs do not fit the model.
@@ -442,7 +353,11 @@ class ParallelText(SourceTargetExamples):
                 targets[pair].tobytes() for held_out_split in ("validation", "test") for pair in indices[held_out_split]
             }
             rows_kept = rows_kept[np.array([targets[pair].tobytes() not in held_out for pair in rows_kept], dtype=bool)]
-        columns = [TokenSequences.of(column, rows_kept) for column in (self.cache.source, self.cache.target)]
+        columns = []
+        for column in (self.cache.source, self.cache.target):
+            # Plain arrays: indexing a memory map costs more than indexing the array that it holds.
+            ids = np.asarray(column.ids)
+            columns.append(TokenSequences(ids, column.offsets[rows_kept], column.lengths[rows_kept]))
         source, target = columns[::-1] if self.reverse else columns
         eval_tokens = max(_EVAL_BATCH_TOKENS, int(max(source.lengths.max(), target.lengths.max())) + 1)
         reverse_source = self.config.reverse_source

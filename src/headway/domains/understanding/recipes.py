@@ -17,7 +17,7 @@ from headway.domains.understanding.task import ClassificationConfig, EmbeddingCo
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.generic import generic
 from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup
+from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, vocabulary_settings
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -119,24 +119,16 @@ need tokens, and with dropout repeated epochs help longer.
 """
 
 
-def _vocabulary(count: int, num_characters: int) -> DataSettings:
-    """A vocabulary that grows with the text, and held-out shares, for a number of samples."""
-    vocab_size = lookup(_VOCABULARIES, num_characters)
-    reason = (
-        f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters "
-        "on average"
-    )
-    return DataSettings({"task.size": vocab_size, **held_out_shares(count)}, reason)
-
-
 def _labelled_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
-    return _vocabulary(*_count_table(paths, cast(ClassificationConfig, recipe.task).columns, answer="label"))
+    counts = _count_table(paths, cast(ClassificationConfig, recipe.task).columns, answer="label")
+    return vocabulary_settings(_VOCABULARIES, *counts, "samples")
 
 
 def _tagging_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
     text, last = read_conll(paths), split_code("train")
     sentences = [sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= last]
-    return _vocabulary(len(sentences), sum(len(word) + 1 for sentence in sentences for word in sentence.words))
+    num_characters = sum(len(word) + 1 for sentence in sentences for word in sentence.words)
+    return vocabulary_settings(_VOCABULARIES, len(sentences), num_characters, "samples")
 
 
 def _embedding_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
@@ -144,7 +136,7 @@ def _embedding_settings(recipe: Recipe, paths: Sequence[Path], minutes: float) -
     columns = {"text": task.text, "text2": task.text2, "label": task.label}
     count, num_characters = _count_table(paths, columns, ("text2", "label"))
     num_train = count * (1 - sum(held_out_shares(count).values()))
-    settings, reason = _vocabulary(count, num_characters)
+    settings, reason = vocabulary_settings(_VOCABULARIES, count, num_characters, "samples")
     return DataSettings({**settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, reason)
 
 

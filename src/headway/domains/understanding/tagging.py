@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -255,9 +254,10 @@ def _word_vectors(encoder: Transformer, samples: RowSubset, layers: Sequence[int
     samples = samples.limited_to(max(1, int(_MAX_VALUES / (max(1.0, words) * encoder.config.width * len(layers)))))
     outputs: dict[int, Tensor] = {}
     vectors, tags = [list[Tensor]() for _ in layers], list[Tensor]()
-    hooks = [
-        encoder.stack.blocks[layer].register_forward_hook(partial(_store_output, outputs, layer)) for layer in layers
-    ]
+    hooks = []
+    for layer in layers:
+        store = lambda _, __, output, layer=layer: outputs.__setitem__(layer, output[0])  # noqa: E731
+        hooks.append(encoder.stack.blocks[layer].register_forward_hook(store))
     try:
         for _, batch in evaluation_batches(encoder, samples):
             encoder(*batch.inputs)
@@ -269,10 +269,6 @@ def _word_vectors(encoder: Transformer, samples: RowSubset, layers: Sequence[int
         for hook in hooks:
             hook.remove()
     return WordVectors([torch.cat(layer_vectors) for layer_vectors in vectors], torch.cat(tags))
-
-
-def _store_output(outputs: dict[int, Tensor], layer: int, _: nn.Module, __: Any, output: Any) -> None:
-    outputs[layer] = output[0]
 
 
 def _cross_entropy(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:

@@ -328,9 +328,6 @@ class RelatedTextDataset(SplitExamples):
     def contents(self) -> Contents:
         return {"texts": (self.lines,), **({} if self.labels is None else {"labels": (self.labels,)})}
 
-    def save(self, directory: Path) -> None:
-        self.codec.save(directory)
-
 
 class RelatedTextSplit:
     """The texts that have a partner in the split, or the `first` of them."""

@@ -12,44 +12,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.errors import UserError
-from headway.formats.usage import Usage, named_scores
+from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.io.arguments import Failures
 from headway.io.summary_card import SummaryCard, summary_repr
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
 from headway.nn.models.pooled import pool
-from headway.predict.image_inputs import Image, PixelCallback, image_batches, processor_of, to_rgb
-
-
-def classify(
-    model: Transformer,
-    usage: Usage,
-    images: Sequence[Image],
-    source: str,
-    failures: Failures | None = None,
-    on_pixels: PixelCallback | None = None,
-) -> list[dict[str, float]]:
-    """The probability of each label for each image (a file or its pixels), most probable first; see `named_scores`.
-
-    `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if passed;
-    `on_pixels` is called with the index of each image and the pixels that the model sees. Raises UserError for a model
-    without a preprocessor_config.json and for invalid images.
-    """
-    scores: list[dict[str, float]] = []
-    with evaluation_mode(model), torch.inference_mode():
-        for batch in image_batches(images, processor_of(usage, source), failures, on_pixels):
-            inputs = batch.to(device_of(model), input_dtype(model))
-            scores += named_scores(model.output(kinds.predicting_head(model) or "classes", inputs), usage)
-    return scores
+from headway.predict.image_inputs import Image, image_batches, processor_of
 
 
 def embed(
     model: Transformer, usage: Usage, images: Sequence[Image], source: str, failures: Failures | None = None
 ) -> Float[Tensor, "N D"]:
     """A unit-length embedding for each image: its class token after the last norm or, without one, the mean over its
-    patches. `failures` and errors as in `classify`.
+    patches. `source` names the model in messages; images that cannot be read are skipped and added to `failures`, if
+    passed. Raises UserError for a model without a preprocessor_config.json and for invalid images.
     """
     patch_config = cast(PatchEmbed, model.embed).config
     embeddings = [torch.empty(0, model.config.width)]
@@ -115,19 +93,6 @@ class ImageAttention:
         for index, line in enumerate(lines):
             draw.text((_GAP, _LINE_HEIGHT * (index + 0.6)), line, "black", font, anchor="lm")
         return np.concatenate([canvas, np.asarray(text_band)])
-
-
-def attribute_images(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[ImageAttention]:
-    """Attention rollout for each image (Abnar and Zuidema 2020). UserError for a model without attention."""
-    processor = processor_of(usage, source)
-    attention_maps = []
-    for image in images:
-        pixels = processor.pixels(to_rgb(image))
-        weights = next(patch_weights(model, torch.from_numpy(processor.normalize(pixels))[None]), None)
-        if weights is None:
-            raise UserError(f"{source} has no attention layers; use a model with mixer attention")
-        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
-    return attention_maps
 
 
 def patch_weights(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:

@@ -126,7 +126,19 @@ class Augment:
         if config.resamples:
             x = self._affine(x.float(), positions)
         elif config.flip or config.shift:
-            x = self._flip_and_shift(x, positions).float()
+            # Flip, and shift by whole pixels.
+            height, width, reach = *x.shape[-2:], config.shift
+            shifts = np.floor(self._uniform(positions, _SHIFT_STREAM, 2) * (2 * reach + 1)).astype(np.int64) - reach
+            flipped = self._uniform(positions, _FLIP_STREAM, 1) < config.flip
+            columns = np.arange(width)[None]
+            columns = np.where(flipped, width - 1 - columns, columns) + shifts[:, 1:]
+            rows = np.arange(height)[None] + shifts[:, :1]
+            if reach and config.outside == "black":
+                x = F.pad(x, (reach, reach, reach, reach))
+                rows, columns = rows + reach, columns + reach
+            row = torch.from_numpy(rows.clip(0, x.shape[-2] - 1))
+            column = torch.from_numpy(columns.clip(0, x.shape[-1] - 1))
+            x = x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
         x = x.float()
         if not config.light:
             return x
@@ -173,23 +185,6 @@ class Augment:
         return (
             splitmix64(keys[:, None] + np.arange(stream, stream + count, dtype=np.uint64)) >> np.uint64(11)
         ) * 2.0**-53
-
-    def _flip_and_shift(self, x: Tensor, positions: np.ndarray) -> Tensor:
-        """Flip, and shift by whole pixels."""
-        height, width = x.shape[-2:]
-        reach = self.config.shift
-        shifts = np.floor(self._uniform(positions, _SHIFT_STREAM, 2) * (2 * reach + 1)).astype(np.int64) - reach
-        flipped = self._uniform(positions, _FLIP_STREAM, 1) < self.config.flip
-        columns = np.arange(width)[None]
-        columns = np.where(flipped, width - 1 - columns, columns) + shifts[:, 1:]
-        rows = np.arange(height)[None] + shifts[:, :1]
-        if reach and self.config.outside == "black":
-            x = F.pad(x, (reach, reach, reach, reach))
-            rows, columns = rows + reach, columns + reach
-        row = torch.from_numpy(rows.clip(0, x.shape[-2] - 1))
-        column = torch.from_numpy(columns.clip(0, x.shape[-1] - 1))
-        batch = torch.arange(len(x))
-        return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
     def _affine(self, x: Float[Tensor, "B C H W"], positions: np.ndarray) -> Float[Tensor, "B C H W"]:
         """Flip, shift, crop, rotate, zoom and shear as one affine map, plus a warp field, with bilinear

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from headway.codecs.image_processor import ImageProcessor, pillow, read_image, to_grey
 from headway.data.image_cache import DecodedImages, ImageSource, Pixels, image_key, open_images
 from headway.data.input_files import File, file_kind, read_lines
-from headway.data.labelled_files import IdxPart, idx_files, is_idx, read_idx_pairs, read_labelled_files
+from headway.data.labelled_files import idx_files, is_idx, read_idx_pairs, read_labelled_files
 from headway.data.labels import infer_target
 from headway.data.splits import split_code
 from headway.data.token_store import fingerprint
@@ -95,7 +95,15 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = 
     user_paths = [user_path(path) for path in paths]
     files = [file for path in user_paths for file in (idx_files(path) if path.is_dir() else [path])]
     if user_paths and files and all(map(is_idx, files)):
-        return _from_idx(read_idx_pairs(files), names)
+        parts = read_idx_pairs(files)
+        if len({part.images.shape[1:] for part in parts}) > 1:
+            sizes = " and ".join(f"{part.path} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
+            raise UserError(f"the images have different sizes: {sizes}; use files from one data set")
+        split_codes = [0 if part.named_split is None else split_code(part.named_split) for part in parts]
+        named_splits = np.repeat(np.array(split_codes, np.uint8), [len(part.labels) for part in parts])
+        locations = [f"{part.path}, image {i + 1}" for part in parts for i in range(len(part.labels))]
+        labels = _labels(np.concatenate([part.labels for part in parts]), names, locations)
+        return LabelledImages(labels, named_splits, locations, grey=np.concatenate([part.images for part in parts]))
     if len(user_paths) == 1 and user_paths[0].is_file() and file_kind(user_paths[0].name) == ".csv":
         fields = next(read_lines(File(user_paths[0])), "").split(",")  # numbers instead of a header?
         if len(fields) > 2 and all(_parse_integer(field) is not None for field in fields):
@@ -104,23 +112,6 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = 
     return LabelledImages(
         labelled.labels, labelled.named_splits, labelled.locations, labelled.files, classes=labelled.from_folders
     )
-
-
-def _from_idx(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
-    sizes = {part.images.shape[1:] for part in parts}
-    if len(sizes) > 1:
-        size_list = " and ".join(f"{part.path} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
-        raise UserError(f"the images have different sizes: {size_list}; use files from one data set")
-    classes = np.concatenate([part.labels for part in parts])
-    named_splits = np.concatenate(
-        [
-            np.full(len(part.labels), 0 if part.named_split is None else split_code(part.named_split), np.uint8)
-            for part in parts
-        ]
-    )
-    locations = [f"{part.path}, image {i + 1}" for part in parts for i in range(len(part.labels))]
-    labels = _labels(classes, names, locations)
-    return LabelledImages(labels, named_splits, locations, grey=np.concatenate([part.images for part in parts]))
 
 
 def _labels(classes: np.ndarray, names: Sequence[str], locations: Sequence[str]) -> list[str]:
@@ -194,17 +185,6 @@ class Survey(NamedTuple):
     flips: bool
 
 
-class _ImageStatistics(NamedTuple):
-    """Statistics of an image: its size, whether it is grey, its share of darkest and brightest pixels, and a brightness
-    thumbnail.
-    """
-
-    size: tuple[int, int]
-    grey: bool
-    two_tone: float
-    thumbnail: Float[np.ndarray, "S S"]
-
-
 def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | None:
     """Survey a sample of images outside the test split; None if none can be read.
 
@@ -218,30 +198,41 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
         mean = sum(samples.files[row].stat().st_size for row in subset) / len(subset)
         size = min(max(_MIN_IMAGES, min(_MAX_IMAGES, int(_MAX_BYTES / max(1.0, mean)))), len(rows))
     sample = examples.spread_evenly(rows, size)
-    statistics, sampled_labels = [], []
-    for row, image_statistics in _read_statistics(samples, sample):
-        statistics.append(image_statistics)
+    sizes = []
+    are_grey = []
+    two_tone_shares = []
+    thumbnails = []
+    sampled_labels = []
+    for row in sample.tolist():
+        if samples.grey is not None:
+            brightness, is_grey = samples.grey[row], True
+        else:
+            assert samples.files is not None  # exactly one of the two is set
+            try:
+                pixels = read_image(samples.files[row])
+            except UserError:  # the task reports it, or skips it
+                continue
+            brightness = to_grey(pixels)[..., 0]
+            subsampled = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
+            is_grey = float(np.abs(subsampled - subsampled[..., :1]).mean()) <= _MAX_COLOR_DIFFERENCE * 255
+        low, high = int(brightness.min()), int(brightness.max())
+        edge = (high - low) / 6  # pixels within a sixth of the range are of the darkest or the brightest tone
+        two_tone_shares.append(float(((brightness <= low + edge) | (brightness >= high - edge)).mean()))
+        sizes.append(brightness.shape)
+        are_grey.append(is_grey)
+        thumbnails.append(_thumbnail(brightness))
         sampled_labels.append(samples.labels[row])
-    if not statistics:
+    if not sizes:
         return None
-    height, width = (
-        int(np.median([image_statistics.size[axis] for image_statistics in statistics])) for axis in (0, 1)
-    )
+    height, width = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
     counts = Counter(labels)
     class_ids = np.unique(np.array(sampled_labels), return_inverse=True)[1]
-    all_grey = all(image_statistics.grey for image_statistics in statistics)
-    is_drawing = (
-        all_grey and float(np.median([image_statistics.two_tone for image_statistics in statistics])) > _MIN_TWO_TONE
-    )
+    all_grey = all(are_grey)
+    is_drawing = all_grey and float(np.median(two_tone_shares)) > _MIN_TWO_TONE
     kind = infer_target([label for label in counts if label], "class" if samples.classes else target).kind
     # a numeric target may depend on left and right, which comparing neighbours does not show
-    flips = (
-        not is_drawing
-        and kind != "number"
-        and is_mirror_invariant(
-            np.stack([image_statistics.thumbnail for image_statistics in statistics]), class_ids, not all_grey
-        )
-    )
+    can_flip = not is_drawing and kind != "number"
+    flips = can_flip and is_mirror_invariant(np.stack(thumbnails), class_ids, not all_grey)
     classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
     return Survey(len(rows), classes, fewest, (height, width), all_grey, is_drawing, flips)
 
@@ -270,53 +261,14 @@ def _unit_vectors(images: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, "N P"
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
 
-def _read_statistics(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Iterator[tuple[int, _ImageStatistics]]:
-    """Statistics of the readable images among `rows`."""
-    for row in rows.tolist():
-        if samples.grey is not None:
-            image = samples.grey[row]
-            yield (
-                row,
-                _ImageStatistics((image.shape[0], image.shape[1]), True, _two_tone_share(image), _thumbnail(image)),
-            )
-            continue
-        assert samples.files is not None  # exactly one of the two is set
-        try:
-            pixels = read_image(samples.files[row])
-        except UserError:  # the task reports it, or skips it
-            continue
-        brightness = to_grey(pixels)[..., 0]
-        subsampled = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
-        is_grey = float(np.abs(subsampled - subsampled[..., :1]).mean()) <= _MAX_COLOR_DIFFERENCE * 255
-        yield (
-            row,
-            _ImageStatistics(
-                (brightness.shape[0], brightness.shape[1]), is_grey, _two_tone_share(brightness), _thumbnail(brightness)
-            ),
-        )
-
-
-def _two_tone_share(image: UInt8[np.ndarray, "H W"]) -> float:
-    """The share of pixels within a sixth of the range from the darkest or the brightest."""
-    low, high = int(image.min()), int(image.max())
-    edge = (high - low) / 6
-    return float(((image <= low + edge) | (image >= high - edge)).mean())
-
-
 def _thumbnail(image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
     """Block means; small images are enlarged by repeating pixels."""
     x = image.astype(np.float64)
-    for axis in (0, 1):
-        x = _block_means(x, axis)
+    for axis, count in enumerate(image.shape):
+        starts = np.arange(_THUMBNAIL) * count // _THUMBNAIL
+        if count <= _THUMBNAIL:
+            x = np.take(x, starts, axis)
+        else:
+            lengths = np.diff(np.append(starts, count))
+            x = np.add.reduceat(x, starts, axis) / (lengths[:, None] if axis == 0 else lengths)
     return x
-
-
-def _block_means(x: np.ndarray, axis: int) -> np.ndarray:
-    count = x.shape[axis]
-    if count <= _THUMBNAIL:
-        return np.take(x, np.arange(_THUMBNAIL) * count // _THUMBNAIL, axis)
-    starts = np.arange(_THUMBNAIL) * count // _THUMBNAIL
-    lengths = np.diff(np.append(starts, count))
-    shape = [1, 1]
-    shape[axis] = _THUMBNAIL
-    return np.add.reduceat(x, starts, axis) / lengths.reshape(shape)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.vision import attribution
-from headway.domains.vision.attribution import ImageAttention
+from headway.domains.vision.attribution import ImageAttention, input_dtype, patch_weights
+from headway.errors import UserError
 from headway.formats import out_of_distribution
+from headway.formats.usage import named_scores
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.io import arguments
 from headway.io.arguments import check_types
-from headway.predict.image_inputs import Image
+from headway.nn.models import kinds
+from headway.predict.image_inputs import Image, image_batches, processor_of, to_rgb
 from headway.predict.model_handle import ModelHandle
 
 Labels = dict[str, float]
@@ -25,9 +30,12 @@ def classify(model: ModelHandle, items: Image | Iterable[Image], truncate: bool 
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: out_of_distribution.image_statistics(pixels)})  # noqa: E731
     source = str(model.directory)
-    scores = attribution.classify(
-        model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None
-    )
+    module, scores = model.module, list[Labels]()
+    head = kinds.predicting_head(module) or "classes"
+    with evaluation_mode(module), torch.inference_mode():
+        watch = on_pixels if model.has_input_statistics else None
+        for batch in image_batches(request.items, processor_of(model.usage, source), failures, watch):
+            scores += named_scores(module.output(head, batch.to(device_of(module), input_dtype(module))), model.usage)
     model.check_item_statistics(request.items, statistics, "image")
     return request.unwrap(scores, failures, "image")
 
@@ -46,4 +54,12 @@ def look(model: ModelHandle, images: Image | Iterable[Image]) -> ImageAttention 
     UserError for a model that does not take images.
     """
     request = arguments.image_inputs(images)
-    return request.unwrap(attribution.attribute_images(model.module, model.usage, request.items, str(model.directory)))
+    processor = processor_of(model.usage, str(model.directory))
+    attention_maps = []
+    for image in request.items:  # attention rollout (Abnar and Zuidema 2020)
+        pixels = processor.pixels(to_rgb(image))
+        weights = next(patch_weights(model.module, torch.from_numpy(processor.normalize(pixels))[None]), None)
+        if weights is None:
+            raise UserError(f"{model.directory} has no attention layers; use a model with mixer attention")
+        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
+    return request.unwrap(attention_maps)

@@ -89,8 +89,7 @@ class VisionConfig(TaskConfig, TargetConfig):
         embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if self.teacher else 0))
         settings, has_means = _processor(read_usage(workspace).processor, embed)
         images = load_images(samples, ImageProcessor.read(settings, "preprocessor_config.json"), self.skip_bad)
-        dataset = ImageDataset(self, recipe, samples, images, chosen, embed, workspace)
-        dataset.set_processor(settings if has_means else {**settings, **dataset.measure_channels()})
+        dataset = ImageDataset(self, recipe, samples, images, chosen, embed, settings, has_means, workspace)
         if self.teacher is None:
             return target_task(dataset, self, "image", self.smoothing, workspace)
         if chosen.target.kind != "class":
@@ -113,8 +112,11 @@ class ImageDataset(TargetSamples):
         images: DecodedImages,
         chosen: ChosenTarget,
         embed: PatchEmbedConfig,
+        processor: dict[str, Any],
+        has_means: bool,
         workspace: Path,
     ) -> None:
+        """`processor` is a preprocessor_config.json, whose means are measured unless it `has_means`."""
         self.config, self.embed, self.images = config, embed, images.pixels
         self.files, self.locations = samples.files, samples.locations
         self.rows = rows = np.setdiff1d(np.arange(len(samples)), list(images.errors))
@@ -131,11 +133,18 @@ class ImageDataset(TargetSamples):
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
-
-    def set_processor(self, settings: dict[str, Any]) -> None:
-        """Normalise images as in a preprocessor_config.json."""
-        self.processor = settings
-        preprocessor = ImageProcessor.read(settings, "preprocessor_config.json")
+        self.processor = processor
+        if not has_means:  # mean and standard deviation per channel of training images, for values from 0 to 1
+            train_rows = rows[self.splits.rows("train")]
+            sample = self.images[train_rows[:: max(1, len(train_rows) // _MAX_MEASURED)]]
+            levels = np.arange(256) / 255
+            counts = [np.bincount(sample[..., i].reshape(-1), minlength=256) for i in range(embed.channels)]
+            means = np.array([np.average(levels, weights=count) for count in counts])
+            mean_squares = np.array([np.average(levels**2, weights=count) for count in counts])
+            deviations = np.sqrt(np.maximum(mean_squares - means**2, 1e-4))
+            measured = {"image_mean": means.round(4).tolist(), "image_std": deviations.round(4).tolist()}
+            self.processor = {**processor, **measured}
+        preprocessor = ImageProcessor.read(self.processor, "preprocessor_config.json")
         mean, std, self.factor = preprocessor.mean or (0.0,), preprocessor.std or (1.0,), preprocessor.factor or 1.0
         self.mean, self.std = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
 
@@ -145,17 +154,6 @@ class ImageDataset(TargetSamples):
             self.splits.rows(split)
         assert isinstance(model, TransformerConfig)  # checked by the task
         return replace(model, embed=self.embed)
-
-    def measure_channels(self) -> dict[str, Any]:
-        """Mean and standard deviation per channel over training images, for values from 0 to 1."""
-        rows = self.rows[self.splits.rows("train")]
-        sample = self.images[rows[:: max(1, len(rows) // _MAX_MEASURED)]]
-        levels = np.arange(256) / 255
-        counts = [np.bincount(sample[..., i].reshape(-1), minlength=256) for i in range(self.embed.channels)]
-        mean = np.array([np.average(levels, weights=count) for count in counts])
-        mean_square = np.array([np.average(levels**2, weights=count) for count in counts])
-        std = np.sqrt(np.maximum(mean_square - mean**2, 1e-4))
-        return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Normalised pixels, Float[B, C, H, W], and targets, augmented and mixed in training."""
@@ -211,8 +209,33 @@ class ImageDataset(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
-        """Attention maps for some images."""
-        return [_image_tiles(self, cast(Transformer, model), predictions)]
+        """Example images with predictions and attention maps, half of them wrong if predictions can be right or
+        wrong.
+        """
+        incorrect = [prediction for prediction in predictions if prediction.is_correct is False]
+        rest = [prediction for prediction in predictions if prediction.is_correct is not False]
+        num_incorrect = min(len(incorrect), _MAX_TILES // 2)
+        selection = [
+            group[index]
+            for group, limit in ((incorrect, num_incorrect), (rest, _MAX_TILES - num_incorrect))
+            for index in spread_evenly(np.arange(len(group)), limit).tolist()
+        ]
+        tiles = []
+        for prediction in sorted(selection):
+            pixels = np.asarray(self.images[self.rows[prediction.row]])
+            pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+            inputs = self.take(np.array([prediction.row])).inputs
+            weights = next(patch_weights(cast(Transformer, model), *inputs), None)
+            heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
+            caption = prediction.output
+            if not prediction.is_correct:
+                separator = " for " if prediction.is_correct is None else ", not "
+                caption += f"{separator}{prediction.reference}"
+            tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
+        note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
+        are_judged = all(tile.is_correct is not None for tile in tiles)
+        subject = "correct and incorrect predictions" if are_judged else "predictions, with the true values"
+        return [Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)]
 
 
 class DistilledClassification(Classification[ImageDataset]):
@@ -312,33 +335,3 @@ class Teacher:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         logits = self.model.output(HEAD, (pixels - self.mean.to(x.device)) / self.std.to(x.device))
         return logits[:, self.order.to(x.device)].argmax(-1)
-
-
-def _image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
-    """Example images with predictions, half of them wrong if predictions can be right or wrong."""
-    incorrect, rest = (
-        [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
-        for is_wrong in (True, False)
-    )
-    selection = [
-        group[index]
-        for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
-        for index in spread_evenly(np.arange(len(group)), limit).tolist()
-    ]
-    tiles = []
-    for prediction in sorted(selection):
-        pixels = np.asarray(images.images[images.rows[prediction.row]])
-        pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-        weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
-        heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
-        separators = {None: " for ", False: ", not "}
-        caption = (
-            prediction.output
-            if prediction.is_correct
-            else f"{prediction.output}{separators[prediction.is_correct]}{prediction.reference}"
-        )
-        tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
-    note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
-    caption = all(tile.is_correct is not None for tile in tiles)
-    subject = "correct and incorrect predictions" if caption else "predictions, with the true values"
-    return Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)

@@ -14,7 +14,7 @@ from headway.codecs import Codec
 from headway.data import IGNORE_INDEX
 from headway.generate import SearchConfig
 from headway.layout import Layout
-from headway.learn.examples import Batch, Examples, Samples
+from headway.learn.examples import Batch, Examples, Samples, SplitExamples
 from headway.learn.objective import Objective, evaluation_batches
 from headway.metrics import language_scores
 from headway.nn.mixers import State
@@ -71,7 +71,7 @@ class Sources:
     display_texts: Sequence[str]
 
 
-class SourceTargetExamples(Examples):
+class SourceTargetExamples(SplitExamples):
     """Samples that pair a source with its references, tokenised by `codec`."""
 
     codec: Codec

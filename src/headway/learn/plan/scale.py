@@ -116,6 +116,29 @@ def held_out_shares(samples: int, limit: int = 1000) -> dict[str, float]:
     return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
 
 
+def episode_settings(recordings: int, minutes: float, min_episodes: int, max_episodes: int) -> dict[str, Any]:
+    """Settings of tasks that are evaluated by playing: more minutes allow more episodes per evaluation. A tenth of the
+    recordings is held out for each split, from 2 to 50.
+    """
+    episodes = min(max_episodes, max(min_episodes, round(min_episodes * math.sqrt(minutes))))
+    share = round(min(0.2, max(2 / recordings, min(0.1, 50 / recordings))), 6)
+    return {"task.episodes": episodes, "task.split.validation": share, "task.split.test": share}
+
+
+# Batches are counted in steps of episodes, each of which is predicted in every window that contains it.
+ACTING_SCALE = Scale(min_batch=320, max_batch=20480, dropout=((100, 0.0), (math.inf, 0.1)))
+
+
+def vocabulary_settings(
+    vocabularies: Sequence[tuple[float, int]], samples: int, characters: int, noun: str
+) -> DataSettings:
+    """A vocabulary that grows with the text (sizes by the number of characters), and held-out shares."""
+    vocab_size = lookup(vocabularies, characters)
+    mean_length = f"{characters / max(1, samples):.0f} characters on average"
+    reason = f"a vocabulary of {vocab_size:,} for {samples:,} {noun} of {mean_length}"
+    return DataSettings({"task.size": vocab_size, **held_out_shares(samples)}, reason)
+
+
 def lookup(table: Sequence[tuple[float, T]], number: float) -> T:
     """The value for the first limit above a number, in a table whose last limit is infinite."""
     return next(value for limit, value in table if number < limit)
