@@ -72,28 +72,34 @@ class SettingTable:
         """The reverse of `read`; `others` are settings that do not equal their fields. UserError if a part of the
         configuration is of another kind than in the table.
         """
-        others, settings = others or {}, {}
+        settings: dict[str, Any] = {}
+        known = dict(others or {})
         for name, (paths, _, *kinds) in self.rows.items():
-            if name in others or not paths:
-                settings |= {name: others[name]} if name in others else {}
-                continue
-            part, model, width = config, self.model, 0
-            for field in expand(paths.split()[0])[0].split("."):
-                width = getattr(part, "width", width)
-                if field == "depth":
-                    part = len(getattr(part, "stack", part).blocks)
-                elif field == "block":
-                    part, model = (getattr(stack, "stack", stack).blocks[0] for stack in (part, model))
-                    expect(part.mixer, type(model.mixer))  # the difference that says most
-                elif field == "hidden":
-                    part = hidden_width(part.hidden, part.ratio, width)
-                else:
-                    part, model = (
-                        value[field] if isinstance(value, dict) else getattr(value, field) for value in (part, model)
-                    )
-                    part = expect(part, type(model)) if is_dataclass(model) else part
-            settings[name] = kinds[0].write(part) if kinds else part
-        return settings | others
+            if name in known:
+                settings[name] = known[name]
+            elif paths:
+                value = _field_value(config, self.model, expand(paths.split()[0])[0])
+                settings[name] = kinds[0].write(value) if kinds else value
+        return settings | known
+
+
+def _field_value(part: Any, model: Any, path: str) -> Any:
+    """Return the value of a field. UserError for a part on the way that is of another kind than in `model`."""
+    width = 0
+    for field in path.split("."):
+        width = getattr(part, "width", width)
+        if field == "depth":
+            return len(getattr(part, "stack", part).blocks)
+        if field == "hidden":
+            return hidden_width(part.hidden, part.ratio, width)
+        if field == "block":
+            part, model = (getattr(stack, "stack", stack).blocks[0] for stack in (part, model))
+            expect(part.mixer, type(model.mixer))  # the difference that says most
+            continue
+        part, model = (value[field] if isinstance(value, dict) else getattr(value, field) for value in (part, model))
+        if is_dataclass(type(model)):
+            expect(part, type(model))
+    return part
 
 
 def _with_fields(config: Any, values: Mapping[str, Any]) -> Any:
