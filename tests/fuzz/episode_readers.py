@@ -12,8 +12,7 @@ import numpy as np
 from mutate import damaged, damaged_json
 from run import Reader
 
-from headway.data.demonstrations import read_demonstrations
-from headway.data.episode_files import read_episodes
+from headway.data.episode_files import read_demonstrations, read_episodes
 from headway.data.episodes import Episodes
 from headway.data.lerobot_writer import write_lerobot
 

@@ -13,9 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import hostile_files as files
 from headway.codecs.image_processor import read_image
 from headway.data.corpus import iter_documents, iter_pairs
-from headway.data.demonstrations import read_demonstrations
 from headway.data.dialogues import find_chat_files, read_chats
-from headway.data.episode_files import read_episodes
+from headway.data.episode_files import read_demonstrations, read_episodes
 from headway.data.labelled_files import idx_files, read_idx_pairs
 from headway.data.series import SeriesColumns, read_series
 from headway.data.table_files import read_conll, read_table

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from lerobot_data import KEY, LENGTHS, SIZE, Held, made, pictures
 
-from headway.data.demonstrations import read_demonstrations
-from headway.data.episode_files import write_episodes
+from headway.data.episode_files import read_demonstrations, write_episodes
 from headway.data.episodes import Episode, Episodes, collate_episodes, task_name
 from headway.data.lerobot_writer import write_lerobot
 from headway.data.splits import split_code

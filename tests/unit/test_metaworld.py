@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headway.app.cli import main as cli
-from headway.data.demonstrations import read_demonstrations
+from headway.data.episode_files import read_demonstrations
 from headway.environments.recording import Mixture, Recorder, SuccessFilter, default_policy, open_policy
 from headway.environments.vector_env import VectorEnv, make_environment
 from headway.errors import UserError

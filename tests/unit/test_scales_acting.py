@@ -16,8 +16,7 @@ from chess_data import games_file
 import headway as hw
 from headway.app.cli import main as cli
 from headway.config import override
-from headway.data.demonstrations import summarize_demonstrations
-from headway.data.episode_files import episode_lengths
+from headway.data.episode_files import episode_lengths, summarize_demonstrations
 from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of

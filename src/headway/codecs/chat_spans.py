@@ -96,7 +96,17 @@ class Guard:
         if depth > _MAX_DEPTH:
             raise UserError(f"a message is nested more than {_MAX_DEPTH} levels deep; use plain strings")
         if isinstance(value, str):
-            return self._guard_edges(self._guard_spellings(value))
+            text = self._guard_spellings(value)
+            # Guard the edges of a text. Single words stay unchanged, because templates compare types and use names.
+            inner = text.strip()
+            if _WORD.fullmatch(inner):
+                return text
+            lead = text[: len(text) - len(text.lstrip())]
+            tail = text[len(text.rstrip()) :]
+            lengths = range(1, min(self._max_edge, len(inner)) + 1)
+            first = GUARD if any(_is_proper_prefix(self._reversed_names, inner[:n][::-1]) for n in lengths) else ""
+            last = GUARD if any(_is_proper_prefix(self._names, inner[-n:]) for n in lengths) else ""
+            return f"{lead}{first}{inner}{last}{tail}"
         if isinstance(value, Mapping):
             return {self._guard_spellings(str(key)): self.value(member, depth + 1) for key, member in value.items()}
         if isinstance(value, (list, tuple)):
@@ -112,18 +122,6 @@ class Guard:
         if invalid:
             raise UserError(f"a message contains the noncharacter U+{ord(invalid[0]):X}; remove it")
         return self.spellings.insert_guards(text)
-
-    def _guard_edges(self, text: str) -> str:
-        """Guard the edges of a text. Single words stay unchanged, because templates compare types and use names."""
-        inner = text.strip()
-        if _WORD.fullmatch(inner):
-            return text
-        lead = text[: len(text) - len(text.lstrip())]
-        tail = text[len(text.rstrip()) :]
-        lengths = range(1, min(self._max_edge, len(inner)) + 1)
-        first = GUARD if any(_is_proper_prefix(self._reversed_names, inner[:n][::-1]) for n in lengths) else ""
-        last = GUARD if any(_is_proper_prefix(self._names, inner[-n:]) for n in lengths) else ""
-        return f"{lead}{first}{inner}{last}{tail}"
 
 
 def _is_proper_prefix(names: list[str], part: str) -> bool:

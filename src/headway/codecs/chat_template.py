@@ -257,7 +257,7 @@ class ChatTemplate:
         """
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
-        if self._has_blocks:
+        if _GENERATION_BLOCK.search(self.text):
             text, spans = block_spans(self._run(guarded, False, tools), locator.guard.spellings)
         else:
             text = self._run(guarded, False, tools)
@@ -327,10 +327,6 @@ class ChatTemplate:
         text = codec.decode(answer_ids).partition(_PROBE_ANSWER)[2].strip()
         return StopSequences(codec_end, (text,) if text else ())
 
-    @cached_property
-    def _has_blocks(self) -> bool:
-        return _GENERATION_BLOCK.search(self.text) is not None
-
     def _locator(self, codec: TokenizerCodec) -> Locator:
         if codec not in self._locators:
             self._locators[codec] = Locator(codec)
@@ -381,21 +377,18 @@ def read_template(directory: Path | str) -> str | None:
     if (directory / FILE).is_file():
         return read_text(directory / FILE)
     for file in (directory / OLD_FILE, directory / CONFIG_FILE):
-        text = _select_template(object_or_empty(file).get("chat_template"), file)
+        text = object_or_empty(file).get("chat_template")
+        if text is not None and not isinstance(text, str):
+            templates = text if isinstance(text, list) else []
+            named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+            text = named.get("default", next(iter(named.values()), None))
+            if not isinstance(text, str):
+                raise UserError(
+                    f"chat_template in {file} is neither a string nor a list of named ones; download it again"
+                )
         if text is not None:
             return text
     return None
-
-
-def _select_template(value: Any, source: Path) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    templates = value if isinstance(value, list) else []
-    named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
-    text = named.get("default", next(iter(named.values()), None))
-    if not isinstance(text, str):
-        raise UserError(f"chat_template in {source} is neither a string nor a list of named ones; download it again")
-    return text
 
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

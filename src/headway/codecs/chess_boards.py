@@ -90,7 +90,19 @@ def parse_fen(fen: str) -> np.ndarray:
     if not 4 <= len(parts) <= 6:
         raise _invalid_fen(fen, f"has {len(parts)} parts, not 6")
     record = np.zeros((), POSITION_DTYPE)
-    record["squares"] = _pack_squares(_parse_placement(fen, parts[0])[None])[0]
+    ranks = parts[0].split("/")
+    if len(ranks) != 8:
+        raise _invalid_fen(fen, f"has {len(ranks)} ranks, not 8")
+    board = np.zeros((8, 8), np.uint8)
+    for row, rank in enumerate(ranks):
+        expanded = "".join("." * int(c) if c in "12345678" else c for c in rank)
+        invalid = next((c for c in expanded if c not in PIECES), None)
+        if invalid is not None:
+            raise _invalid_fen(fen, f"has {invalid!r} in rank {8 - row}, which is not a piece")
+        if len(expanded) != 8:
+            raise _invalid_fen(fen, f"has {len(expanded)} squares in rank {8 - row}, not 8")
+        board[7 - row] = [PIECES.index(c) for c in expanded]
+    record["squares"] = _pack_squares(board.reshape(64)[None])[0]
     side, castling, en_passant = parts[1:4]
     if side not in ("w", "b"):
         raise _invalid_fen(fen, f"has {side!r} as the side to move, not w or b")
@@ -161,22 +173,6 @@ def _to_fen(record: np.ndarray, board: np.ndarray) -> str:
     rights = "".join(right for bit, right in enumerate(CASTLING) if flags & 2 << bit) or "-"
     target = "-" if en_passant == NO_SQUARE else SQUARES[en_passant]
     return f"{'/'.join(ranks)} {'b' if flags & 1 else 'w'} {rights} {target} {record['clock']} {record['number']}"
-
-
-def _parse_placement(fen: str, text: str) -> np.ndarray:
-    ranks = text.split("/")
-    if len(ranks) != 8:
-        raise _invalid_fen(fen, f"has {len(ranks)} ranks, not 8")
-    board = np.zeros((8, 8), np.uint8)
-    for row, rank in enumerate(ranks):
-        expanded = "".join("." * int(c) if c in "12345678" else c for c in rank)
-        invalid = next((c for c in expanded if c not in PIECES), None)
-        if invalid is not None:
-            raise _invalid_fen(fen, f"has {invalid!r} in rank {8 - row}, which is not a piece")
-        if len(expanded) != 8:
-            raise _invalid_fen(fen, f"has {len(expanded)} squares in rank {8 - row}, not 8")
-        board[7 - row] = [PIECES.index(c) for c in expanded]
-    return board.reshape(64)
 
 
 def _parse_count(fen: str, text: str, noun: str) -> int:

@@ -191,21 +191,7 @@ class ImageProcessor:
 
     def pixels(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w C"]:
         """The resized and cropped image, with the model's number of channels."""
-        resized = self._resized(image)
-        if self.crop is not None:
-            resized = _center_crop(resized, self.crop)
-        return to_grey(resized) if self.channels == 1 else resized
-
-    def normalize(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float32[np.ndarray, "C h w"]:
-        x = pixels.astype(np.float32)
-        if self.factor is not None:
-            x = (pixels.astype(np.float64) * self.factor).astype(np.float32)
-        if self.mean is not None and self.std is not None:
-            x = (x - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(x.transpose(2, 0, 1))
-
-    def _resized(self, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        height, width = pixels.shape[:2]
+        height, width = image.shape[:2]
         if self.shortest is not None:
             longer_edge = int(self.shortest * max(height, width) / min(height, width))
             if longer_edge > _MAX_EDGE:
@@ -216,9 +202,27 @@ class ImageProcessor:
             height, width = (longer_edge, self.shortest) if width <= height else (self.shortest, longer_edge)
         elif self.size is not None:
             height, width = self.size
-        if (height, width) == pixels.shape[:2]:
-            return pixels
-        return np.array(pillow().fromarray(pixels).resize((width, height), resample=self.resample))
+        resized = image
+        if (height, width) != image.shape[:2]:
+            resized = np.array(pillow().fromarray(image).resize((width, height), resample=self.resample))
+        if self.crop is not None:
+            out = np.zeros((*self.crop, resized.shape[2]), resized.dtype)
+            image_part, crop_part = [], []
+            for length, crop_length in zip(resized.shape, self.crop):
+                start = (length - crop_length) // 2
+                image_part.append(slice(max(start, 0), max(start, 0) + min(length, crop_length)))
+                crop_part.append(slice(max(-start, 0), max(-start, 0) + min(length, crop_length)))
+            out[tuple(crop_part)] = resized[tuple(image_part)]
+            resized = out
+        return to_grey(resized) if self.channels == 1 else resized
+
+    def normalize(self, pixels: UInt8[np.ndarray, "h w C"]) -> Float32[np.ndarray, "C h w"]:
+        x = pixels.astype(np.float32)
+        if self.factor is not None:
+            x = (pixels.astype(np.float64) * self.factor).astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            x = (x - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))
 
 
 def to_grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
@@ -262,14 +266,3 @@ def _channels(value: Any, path: str) -> tuple[float, ...]:
     if len(value) not in (1, 3):
         raise UserError(f"{path} has {len(value)} numbers; use 3 for red, green and blue, or 1 for grey")
     return tuple(_number(number, path) for number in value)
-
-
-def _center_crop(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    out = np.zeros((*crop, pixels.shape[2]), pixels.dtype)
-    image_part, crop_part = [], []
-    for length, crop_length in zip(pixels.shape, crop):
-        start = (length - crop_length) // 2
-        image_part.append(slice(max(start, 0), max(start, 0) + min(length, crop_length)))
-        crop_part.append(slice(max(-start, 0), max(-start, 0) + min(length, crop_length)))
-    out[tuple(crop_part)] = pixels[tuple(image_part)]
-    return out

@@ -15,12 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs.sentencepiece import WORDS as PIECE_WORDS
 from headway.codecs.sentencepiece import check_charsmap, read_marian, read_sentencepiece
 from headway.codecs.special_tokens import (
     CONFIG_FILE,
+    END_OF_TEXT,
     MARIAN_FILES,
     STYLE_TOKENS,
     UNSUPPORTED_STYLES,
@@ -28,12 +29,11 @@ from headway.codecs.special_tokens import (
     add_siglip_normalizer,
     add_tokens,
     configured_tokens,
-    infer_style,
-    make_special,
     published_tokens,
     read_settings,
     read_token,
     set_post_processor,
+    special_ids,
     style_of,
 )
 from headway.codecs.tokenizer import FILE, TokenizerCodec, config_path
@@ -257,7 +257,12 @@ def published_codec(path: Path | str, side: TranslationSide = "source") -> Token
         check_template(tokenizer, str(file))
         special_tokens = configured_tokens(settings, known_tokens)
         if special_tokens is not None:
-            make_special(tokenizer, special_tokens)
+            # So that decoding skips them. Single characters stay text: some CLIP models pad with "!".
+            special = special_ids(tokenizer)
+            for name in {*special_tokens.settings().values()}:
+                token_id = tokenizer.token_to_id(name)
+                if token_id is not None and token_id not in special and len(name) > 1:
+                    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
             set_post_processor(tokenizer, style, special_tokens, settings)
         if tokenizer.get_vocab_size() == 0:
             raise UserError(f"{file} contains no tokens; use the tokenizer of a trained model")
@@ -308,7 +313,9 @@ def _read_tokenizer(
                 f"add a {FILE} next to it (transformers' save_pretrained writes one)"
             )
         tokenizer = (read_wordpiece if file.suffix == ".txt" else read_byte_pairs)(file, style, settings)
-        style = style if style in STYLE_TOKENS else infer_style(tokenizer)
+        if style not in STYLE_TOKENS:
+            markers = {"[CLS]": "bert", "<|startoftext|>": "clip", "</s>": "roberta", END_OF_TEXT: "gpt2"}
+            style = next((style for name, style in markers.items() if tokenizer.token_to_id(name) is not None), "")
         return tokenizer, style, STYLE_TOKENS.get(style)
     if file.suffix == ".json":
         return _read_json(file), style, None

@@ -130,7 +130,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.tick()
-        _check_operands(operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            _check_work("format", left, [right])
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if abs(right) * left.bit_length() > _MAX_BITS:
+                raise SecurityError("it computes a number that is too large")
+        elif operator == "*":
+            for repeated, count in ((left, right), (right, left)):
+                if (
+                    isinstance(repeated, (str, list, tuple))
+                    and isinstance(count, int)
+                    and measure(repeated) * count > MAX_SIZE
+                ):
+                    raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters")
         return self.checked(super().call_binop(context, operator, left, right))
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,7 +224,12 @@ def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
     """Check the work for a method or filter that may write a multiple of `value`."""
     if name.startswith("format"):
         _no_namespace(arguments)
-        _check_format(value, arguments)
+        if isinstance(value, str):  # each field may write every argument, and is at least as wide as stated
+            if _WIDTH.search(value):
+                raise SecurityError("it formats with a variable or very large width")
+            widths = sum(map(int, _DIGIT_RUN.findall(value)))
+            if widths + len(_FIELDS.findall(value)) * sum(map(measure, arguments)) > _MAX_WORK:
+                raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
         return
     if name == "round" and any(isinstance(argument, int) and abs(argument) > _MAX_DIGITS for argument in arguments):
         raise SecurityError(f"it rounds to more than {_MAX_DIGITS} digits")
@@ -221,33 +238,6 @@ def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
     )
     if not factor * measure(value) <= _MAX_WORK:
         raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
-
-
-def _check_format(format_string: Any, values: list[Any]) -> None:
-    """Check a format string, in which each field may write every value and is at least as wide as stated."""
-    if not isinstance(format_string, str):
-        return
-    if _WIDTH.search(format_string):
-        raise SecurityError("it formats with a variable or very large width")
-    widths = sum(map(int, _DIGIT_RUN.findall(format_string)))
-    if widths + len(_FIELDS.findall(format_string)) * sum(map(measure, values)) > _MAX_WORK:
-        raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
-
-
-def _check_operands(operator: str, left: Any, right: Any) -> None:
-    if operator == "%" and isinstance(left, str):
-        _check_work("format", left, [right])
-    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        if abs(right) * left.bit_length() > _MAX_BITS:
-            raise SecurityError("it computes a number that is too large")
-    elif operator == "*":
-        for repeated, count in ((left, right), (right, left)):
-            if (
-                isinstance(repeated, (str, list, tuple))
-                and isinstance(count, int)
-                and measure(repeated) * count > MAX_SIZE
-            ):
-                raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters")
 
 
 def _no_namespace(values: list[Any]) -> None:
@@ -293,7 +283,13 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
     try:
         with time_limit(request["seconds"]):
             template, values = _compiled(request["text"]), request["values"]
-            return {"written": "" if values is None else _render(template, values)}
+            remaining, parts = MAX_SIZE, []
+            for part in () if values is None else template.generate(values):
+                remaining -= len(part)
+                if remaining < 0:
+                    raise SecurityError(f"it writes more than {MAX_SIZE:,} characters")
+                parts.append(part)
+            return {"written": "".join(parts)}
     except RefusedError as error:
         return {"refused": f"rejects these messages: {error}"}
     except TemplateSyntaxError as error:
@@ -304,13 +300,3 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
         reason = " ".join(str(error).split()) or type(error).__name__
         spent = {"spent": "time"} if isinstance(error, OvertimeError) else {}
         return {"refused": f"fails: {reason:.300}; use messages in the format that it expects", **spent}
-
-
-def _render(template: Template, values: Mapping[str, Any]) -> str:
-    remaining, parts = MAX_SIZE, []
-    for part in template.generate(values):
-        remaining -= len(part)
-        if remaining < 0:
-            raise SecurityError(f"it writes more than {MAX_SIZE:,} characters")
-        parts.append(part)
-    return "".join(parts)

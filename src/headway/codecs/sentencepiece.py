@@ -147,7 +147,12 @@ def _parse_model(data: bytes) -> PieceTable:
     normalizer: dict[int, int | bytes] = {}
     for number, value in read_fields(data):
         if number == 1:
-            pieces.append(_parse_piece(_check_field(value, bytes)))
+            piece_fields = dict(read_fields(_check_field(value, bytes)))
+            spelling = _check_field(piece_fields.get(1, b""), bytes).decode("utf-8")
+            (score,) = struct.unpack("<f", _check_field(piece_fields.get(2, bytes(4)), bytes))
+            if not math.isfinite(score):
+                raise ValueError(f"the score of piece {spelling!r} is {score}")
+            pieces.append((spelling, score, _check_field(piece_fields.get(3, NORMAL), int)))
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(read_fields(_check_field(value, bytes)))
     if not pieces:
@@ -175,15 +180,6 @@ def _parse_model(data: bytes) -> PieceTable:
         eos=_special_spelling(trainer, 42, 47, (2, b"</s>"), spellings),
         pad=_special_spelling(trainer, 43, 48, (-1, b"<pad>"), spellings),
     )
-
-
-def _parse_piece(data: bytes) -> tuple[str, float, int]:
-    piece_fields = dict(read_fields(data))
-    spelling = _check_field(piece_fields.get(1, b""), bytes).decode("utf-8")
-    (score,) = struct.unpack("<f", _check_field(piece_fields.get(2, bytes(4)), bytes))
-    if not math.isfinite(score):
-        raise ValueError(f"the score of piece {spelling!r} is {score}")
-    return spelling, score, _check_field(piece_fields.get(3, NORMAL), int)
 
 
 def _check_field(value: int | bytes, kind: type[T]) -> T:
@@ -216,10 +212,27 @@ def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> 
             tokenizer = Tokenizer(models.Unigram(vocabulary, pieces.unk_id, pieces.byte_fallback))
         else:
             tokenizer = Tokenizer(_bpe(pieces))
-        steps = _normalizer(pieces, prefix_once)
+        steps: list[normalizers.Normalizer] = []
+        if pieces.charsmap:
+            steps += [*_charsmap_normalizers(pieces.rule), normalizers.Precompiled(pieces.charsmap)]
+        if pieces.squeeze:
+            steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps.append(normalizers.Replace(" ", SPACE))
+        if pieces.dummy_prefix and not prefix_once:
+            steps.append(normalizers.Prepend(SPACE))
         if steps:
             tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-        splits = _pre_tokenizer(pieces, prefix_once)
+        splits: list[pre_tokenizers.PreTokenizer] = []
+        if pieces.dummy_prefix and prefix_once:
+            splits.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
+        user_defined = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
+        if user_defined:
+            splits.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
+        if pieces.byte_fallback and pieces.kind == "unigram":  # text that looks like a byte token must not become one
+            splits.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
+        if SPACE in pieces.spellings and not any(_SPANS_WORDS.search(text) for text in pieces.of_type(NORMAL)):
+            # No piece spans words, so words are looked up separately, and the library caches them.
+            splits.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
         if splits:
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)  # type: ignore[assignment]
         decoder_steps: list[decoders.Decoder] = [decoders.Replace(HIDDEN, ""), decoders.Replace(SPACE, " ")]
@@ -266,18 +279,6 @@ def _bpe(pieces: PieceTable) -> models.Model:
     )
 
 
-def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Normalizer]:
-    steps: list[normalizers.Normalizer] = []
-    if pieces.charsmap:
-        steps += [*_charsmap_normalizers(pieces.rule), normalizers.Precompiled(pieces.charsmap)]
-    if pieces.squeeze:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    steps.append(normalizers.Replace(" ", SPACE))
-    if pieces.dummy_prefix and not prefix_once:
-        steps.append(normalizers.Prepend(SPACE))
-    return steps
-
-
 def _charsmap_normalizers(rule: str) -> list[normalizers.Normalizer]:
     """Normalisation steps before the charsmap that make the library match sentencepiece.
 
@@ -292,21 +293,6 @@ def _charsmap_normalizers(rule: str) -> list[normalizers.Normalizer]:
         return nfkc
     tilde = normalizers.Replace(_WIDE_TILDE, _TILDE_PLACEHOLDER), normalizers.Replace(_TILDE_PLACEHOLDER, _WIDE_TILDE)
     return [tilde[0], *nfkc, tilde[1], normalizers.Replace("\r\n", "  ")]
-
-
-def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers.PreTokenizer]:
-    steps: list[pre_tokenizers.PreTokenizer] = []
-    if pieces.dummy_prefix and prefix_once:
-        steps.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
-    user_defined = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
-    if user_defined:
-        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
-    if pieces.byte_fallback and pieces.kind == "unigram":  # text that looks like a byte token must not become one
-        steps.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
-    if SPACE in pieces.spellings and not any(_SPANS_WORDS.search(text) for text in pieces.of_type(NORMAL)):
-        # No piece spans words, so words are looked up separately, and the library caches them.
-        steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
-    return steps
 
 
 _MAX_SPACES = 1 << 20  # spaces; more than any text starts with
@@ -333,7 +319,17 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
         bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad
     )
     if style == "xlmroberta":
-        pieces = _fairseq_order(pieces, path)
+        if list(pieces.spellings[:3]) != ["<unk>", "<s>", "</s>"]:
+            raise UserError(
+                f"{path} starts with {list(pieces.spellings[:3])}, not <unk>, <s>, </s> as in XLM-R; download it again"
+            )
+        first = ["<s>", "<pad>", "</s>", "<unk>"]
+        pieces = replace(
+            pieces,
+            spellings=[*first, *pieces.spellings[3:], "<mask>"],
+            scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
+            types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
+        )
     # Until 2023, the prefix was added after every special token; newer tokenizers set `legacy` to false.
     tokenizer = build(pieces, path, prefix_once=settings.get("legacy") is False)
     if style == "t5":
@@ -344,21 +340,6 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
         missing = [name for name in names if tokenizer.token_to_id(name) is None]
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
     return tokenizer, special_tokens
-
-
-def _fairseq_order(pieces: PieceTable, path: Path) -> PieceTable:
-    """XLM-R's ids: special tokens in fairseq's order, with the mask after all pieces."""
-    if list(pieces.spellings[:3]) != ["<unk>", "<s>", "</s>"]:
-        raise UserError(
-            f"{path} starts with {list(pieces.spellings[:3])}, not <unk>, <s>, </s> as in XLM-R; download it again"
-        )
-    first = ["<s>", "<pad>", "</s>", "<unk>"]
-    return replace(
-        pieces,
-        spellings=[*first, *pieces.spellings[3:], "<mask>"],
-        scores=[*[0.0] * len(first), *pieces.scores[3:], 0.0],
-        types=[CONTROL, CONTROL, CONTROL, UNKNOWN, *pieces.types[3:], CONTROL],
-    )
 
 
 def read_marian(directory: Path, side: str) -> Tokenizer:

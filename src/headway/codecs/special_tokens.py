@@ -152,12 +152,6 @@ UNSUPPORTED_STYLES = frozenset(_UNSUPPORTED_NAMES.split())
 """Styles with the same file names but other rules for splitting text."""
 
 
-def infer_style(tokenizer: Tokenizer) -> str:
-    """Infer the style from the tokens in a vocabulary."""
-    markers = {"[CLS]": "bert", "<|startoftext|>": "clip", "</s>": "roberta", END_OF_TEXT: "gpt2"}
-    return next((style for name, style in markers.items() if tokenizer.token_to_id(name) is not None), "")
-
-
 def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """A folder's style, from its tokenizer class or its model type; empty if there is neither."""
     for value in (settings.get("tokenizer_class"), config.get("tokenizer_class"), config.get("model_type")):
@@ -283,14 +277,3 @@ def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
             raise UserError(
                 f"{source} adds {token.content!r} with id {token_id}, but its id is {existing_id}; download it again"
             )
-
-
-def make_special(tokenizer: Tokenizer, special_tokens: SpecialTokens) -> None:
-    """Mark tokens with a role as special, so that decoding skips them. Single characters stay text: some CLIP models
-    pad with \"!\".
-    """
-    special = special_ids(tokenizer)
-    for name in {*special_tokens.settings().values()}:
-        token_id = tokenizer.token_to_id(name)
-        if token_id is not None and token_id not in special and len(name) > 1:
-            tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])

@@ -428,20 +428,16 @@ def tokenize_words(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) ->
         encoded = codec.tokenizer.encode_batch(strings, add_special_tokens=False)
     except BaseException as error:
         raise _as_user_error(error) from error
-    return [
-        WordTokens(encoding.ids, _first_tokens(words, encoding.offsets)) for words, encoding in zip(sentences, encoded)
-    ]
-
-
-def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """The index of each word's first token; a token belongs to the word in which it ends."""
-    first_tokens: list[int | None] = []
-    token_index, start = 0, 0
-    for word in words:
-        stop = start + len(word)
-        while token_index < len(offsets) and offsets[token_index][1] <= start:
-            token_index += 1
-        is_inside = token_index < len(offsets) and offsets[token_index][0] < stop
-        first_tokens.append(token_index if is_inside else None)
-        start = stop + 1
-    return first_tokens
+    word_tokens = []
+    for words, encoding in zip(sentences, encoded):
+        first_tokens: list[int | None] = []
+        offsets, token_index, start = encoding.offsets, 0, 0
+        for word in words:  # a token belongs to the word in which it ends
+            stop = start + len(word)
+            while token_index < len(offsets) and offsets[token_index][1] <= start:
+                token_index += 1
+            is_inside = token_index < len(offsets) and offsets[token_index][0] < stop
+            first_tokens.append(token_index if is_inside else None)
+            start = stop + 1
+        word_tokens.append(WordTokens(encoding.ids, first_tokens))
+    return word_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer, models
@@ -54,7 +54,15 @@ def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -
             "tokenizer"
         )
     if unigram and longest_length > _MAX_PREFIXES:
-        _check_prefixes(frozenset(vocabulary), source)
+        pieces = frozenset(vocabulary)
+        for piece in pieces:
+            if len(piece) > _MAX_PREFIXES:
+                prefix_count = sum(piece[:length] in pieces for length in range(1, len(piece)))
+                if prefix_count > _MAX_PREFIXES:
+                    raise UserError(
+                        f"{source} has a piece with {prefix_count} other pieces as prefixes, more than "
+                        f"{_MAX_PREFIXES}: {piece[:20]!r} ...; use another tokenizer"
+                    )
     for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         value = getattr(model, name, None)
         if isinstance(value, str) and len(value) > MAX_SPECIAL_TOKEN:
@@ -67,17 +75,6 @@ def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -
         raise UserError(
             f"max_input_chars_per_word in {source} is {word:,}, more than {_MAX_WORD}; set it to 100, as in BERT"
         )
-
-
-def _check_prefixes(pieces: frozenset[str], source: str) -> None:
-    for piece in pieces:
-        if len(piece) > _MAX_PREFIXES:
-            prefix_count = sum(piece[:length] in pieces for length in range(1, len(piece)))
-            if prefix_count > _MAX_PREFIXES:
-                raise UserError(
-                    f"{source} has a piece with {prefix_count} other pieces as prefixes, more than {_MAX_PREFIXES}: "
-                    f"{piece[:20]!r} ...; use another tokenizer"
-                )
 
 
 def check_growth(tokenizer: Tokenizer, source: str) -> None:
@@ -100,7 +97,19 @@ def check_growth(tokenizer: Tokenizer, source: str) -> None:
 
 def check_template(tokenizer: Tokenizer, source: str) -> None:
     """Raise UserError for a post-processor that adds too many or unknown tokens to a text, or repeats a text."""
-    ids = [i for step in _component_steps(tokenizer.post_processor, source) for i in _template_ids(step, source)]
+    ids: list[int] = []
+    for step in _component_steps(tokenizer.post_processor, source):
+        if step["type"] in ("BertProcessing", "RobertaProcessing"):
+            ids += [step["sep"][1], step["cls"][1]]
+        for template in (step["single"], step["pair"]) if step["type"] == "TemplateProcessing" else ():
+            text_ids = [entry["Sequence"]["id"] for entry in template if "Sequence" in entry]
+            if len(set(text_ids)) < len(text_ids):
+                raise UserError(
+                    f"{source} has {len(text_ids)} texts in its template, one of them repeated; use another tokenizer"
+                )
+            names = [entry["SpecialToken"]["id"] for entry in template if "SpecialToken" in entry]
+            for name in names[: 2 * _MAX_ADDED]:
+                ids += step["special_tokens"][name]["ids"][: 2 * _MAX_ADDED]
     if len(ids) > _MAX_ADDED:
         raise UserError(
             f"{source} adds {len(ids):,} special tokens to each text (limit: {_MAX_ADDED}); use another tokenizer"
@@ -140,8 +149,17 @@ def _max_growth(steps: list[dict[str, Any]], source: str) -> int:
         growth, only_original = 1, False
         match step["type"]:
             case "Replace":
-                growth, only_original = _replacement_growth(step, inserted, source)
-                content = step["content"]
+                content, pattern = step["content"], step["pattern"]
+                length, text = _normalized_length(content), pattern.get("String")
+                if text is None:
+                    growth = max(1, length + bool(length and _MATCHES_EMPTY.search(pattern["Regex"] or "?")))
+                elif not text:
+                    raise UserError(
+                        f"{source} replaces an empty string, which matches everywhere; use another tokenizer"
+                    )
+                else:
+                    growth = max(1, -(-length // len(text)))
+                    only_original = inserted is not None and not inserted & set(text)
                 has_combining = not content.isascii() and any(map(unicodedata.combining, content))
                 inserted = None if inserted is None or has_combining else inserted | _normal_forms(content)
             case "Prepend":
@@ -167,17 +185,6 @@ def _max_growth(steps: list[dict[str, Any]], source: str) -> int:
     return product * max_single
 
 
-def _replacement_growth(step: Mapping[str, Any], inserted: set[str] | None, source: str) -> tuple[int, bool]:
-    """How many characters one may become, and whether only original characters are replaced."""
-    length, pattern = _normalized_length(step["content"]), step["pattern"]
-    text = pattern.get("String")
-    if text is None:
-        return max(1, length + bool(length and _MATCHES_EMPTY.search(pattern["Regex"] or "?"))), False
-    if not text:
-        raise UserError(f"{source} replaces an empty string, which matches everywhere; use another tokenizer")
-    return max(1, -(-length // len(text))), inserted is not None and not inserted & set(text)
-
-
 def _normalized_length(content: str) -> int:
     return max(len(content), len(unicodedata.normalize("NFKD", content.lower())))
 
@@ -188,22 +195,3 @@ def _normal_forms(content: str) -> set[str]:
     return set(
         "".join([*strings, *(unicodedata.normalize(form, text) for form in ("NFKD", "NFC") for text in strings)])
     )
-
-
-def _template_ids(step: Mapping[str, Any], source: str) -> list[int]:
-    """The ids that a post-processor adds to a single text and to a pair."""
-    if step["type"] in ("BertProcessing", "RobertaProcessing"):
-        return [step["sep"][1], step["cls"][1]]
-    if step["type"] != "TemplateProcessing":
-        return []
-    ids: list[int] = []
-    for template in (step["single"], step["pair"]):
-        text_ids = [entry["Sequence"]["id"] for entry in template if "Sequence" in entry]
-        if len(set(text_ids)) < len(text_ids):
-            raise UserError(
-                f"{source} has {len(text_ids)} texts in its template, one of them repeated; use another tokenizer"
-            )
-        names = [entry["SpecialToken"]["id"] for entry in template if "SpecialToken" in entry]
-        for name in names[: 2 * _MAX_ADDED]:
-            ids += step["special_tokens"][name]["ids"][: 2 * _MAX_ADDED]
-    return ids

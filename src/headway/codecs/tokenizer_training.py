@@ -79,7 +79,13 @@ def train_codec(
     if kind == "byte":
         tokenizer.model = models.BPE({token: byte for byte, token in enumerate(ALPHABET)}, [])
     elif kind == "char":
-        tokenizer.model = _train_characters(tokenizer, sections, max_size)
+        counts: Counter[str] = Counter()
+        for section in sections:
+            counts.update(tokenizer.normalizer.normalize_str(section) if tokenizer.normalizer else section)
+        del counts[REPLACEMENT]  # the unknown token
+        frequent = sorted(counts, key=lambda character: (-counts[character], character))[: max_size - 1]
+        vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
+        tokenizer.model = models.BPE(vocabulary, [], unk_token=REPLACEMENT)
     elif kind == "word":
         tokenizer.model = _train_words(tokenizer, sections, max_size, UNKNOWN_TOKEN[split])
     else:
@@ -184,17 +190,6 @@ def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None
         return first
     # LINE_SPACE_STEPS repeats these steps for the stream decoder.
     return decoders.Sequence([first, decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
-
-
-def _train_characters(tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
-    """Characters in code point order. If there are too many, the rarest become unknown."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
-    del counts[REPLACEMENT]  # the unknown token
-    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: max_size - 1]
-    vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
-    return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay separate
 
 
 def _train_words(tokenizer: Tokenizer, texts: Iterable[str], max_size: int, unknown: str) -> models.Model:

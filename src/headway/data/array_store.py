@@ -62,7 +62,22 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
         return final
     with cache_errors(final.parent), _lock(final.parent / f"{final.name}.lock"):
         if not final.is_dir():
-            _build_atomically(final, build)
+            for leftover in final.parent.glob(f"{final.name}.*.part"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            part = final.parent / f"{final.name}.{secrets.token_hex(4)}.part"
+            part.mkdir()
+            try:
+                build(part)
+                _sync(part)
+                try:
+                    part.rename(final)
+                except OSError:
+                    # Without working locks, another process may have been first, with equal content.
+                    if not final.is_dir():
+                        raise
+                _sync(final.parent)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return final
 
 
@@ -87,24 +102,6 @@ def cache_errors(folder: Path) -> Iterator[None]:
                 f"{folder} is not writable ({error.strerror}); set HEADWAY_CACHE to a writable folder"
             ) from error
         raise
-
-
-def _build_atomically(final: Path, build: Callable[[Path], None]) -> None:
-    for leftover in final.parent.glob(f"{final.name}.*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part = final.parent / f"{final.name}.{secrets.token_hex(4)}.part"
-    part.mkdir()
-    try:
-        build(part)
-        _sync(part)
-        try:
-            part.rename(final)
-        except OSError:
-            if not final.is_dir():  # without working locks, another process may have been first, with equal content
-                raise
-        _sync(final.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -30,8 +29,8 @@ from headway.data.input_files import (
     split_from_filename,
 )
 from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
-from headway.data.table_files import check_column_names, read_json_lines, suggest_column, text_field
-from headway.errors import UserError
+from headway.data.table_files import check_column_names, check_text, read_json_lines, suggest_column
+from headway.errors import UserError, damage_errors
 from headway.io.files import check_expansion, user_path
 
 _TEXT_COLUMN = "text"
@@ -49,9 +48,15 @@ def read_parquet_texts(file: File) -> Iterator[str]:
             for block in read_blocks(file):
                 expanded.write(block)
             source, packed_size = expanded, expanded.tell()
-        with _parquet_errors(file):
+        with damage_errors(file, "a Parquet file", "download it again"):
             table = open_parquet(source, "data")
-            _check_column(file, table.schema_arrow)
+            schema = table.schema_arrow
+            check_column_names(str(file), schema.names)
+            if _TEXT_COLUMN not in schema.names:
+                raise UserError(f"{file} has no column {_TEXT_COLUMN!r}; {suggest_column(_TEXT_COLUMN, schema.names)}")
+            kind = str(schema.field(_TEXT_COLUMN).type)
+            if kind not in ("string", "large_string", "string_view"):
+                raise UserError(f"{file}: column {_TEXT_COLUMN!r} has the type {kind}; store strings")
             index = read_index(source)
             check_table(index, str(file), packed_size, [_TEXT_COLUMN])
             repeated = open_parquet(source, "data", [_TEXT_COLUMN])
@@ -66,26 +71,6 @@ def read_parquet_texts(file: File) -> Iterator[str]:
                         if text is None:
                             raise UserError(f"{file}, row {row} has no text; remove such rows")
                         yield text
-
-
-@contextmanager
-def _parquet_errors(file: File) -> Iterator[None]:
-    """Turn pyarrow's exceptions for damaged files into UserErrors."""
-    try:
-        yield
-    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's classes derive from these
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{file} is damaged or not a Parquet file ({reason}); download it again") from error
-
-
-def _check_column(file: File, schema: Any) -> None:
-    check_column_names(str(file), schema.names)
-    if _TEXT_COLUMN not in schema.names:
-        raise UserError(f"{file} has no column {_TEXT_COLUMN!r}; {suggest_column(_TEXT_COLUMN, schema.names)}")
-    if str(schema.field(_TEXT_COLUMN).type) not in ("string", "large_string", "string_view"):
-        raise UserError(
-            f"{file}: column {_TEXT_COLUMN!r} has the type {schema.field(_TEXT_COLUMN).type}; store strings"
-        )
 
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
@@ -324,4 +309,8 @@ def _zip_sources(source: File) -> list[PairSource]:
 
 def _read_fields(source: File, keys: Sequence[str]) -> Iterator[list[str]]:
     """The values of `keys` in each line of a .jsonl."""
-    return ([text_field(source, number, row, key) for key in keys] for number, row in read_json_lines(source))
+    for number, row in read_json_lines(source):
+        for key in keys:
+            if key not in row:
+                raise UserError(f"{source}, line {number} has no key {key!r}; {suggest_column(key, list(row))}")
+        yield [check_text(source, number, key, row[key]) for key in keys]

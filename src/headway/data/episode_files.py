@@ -1,4 +1,6 @@
-"""Episode files: several .npz layouts, HDF5 in D4RL's layout, Minari folders."""
+"""Episode files: several .npz layouts, HDF5 in D4RL's layout, Minari folders; and robot demonstrations from
+LeRobotDataset folders and from such files.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,19 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from headway.data.array_store import output_errors
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.data.input_files import File, find_files
-from headway.data.splits import split_code
+from headway.data.lerobot import INFO_PATH, read_episode_entries, read_info_file, read_lerobot
+from headway.data.splits import split_code, split_from_name
 from headway.errors import UserError, nearest
 from headway.io.durable import temporary_path
 from headway.io.files import check_in_memory, damage_errors, open_file, user_path
@@ -150,7 +154,16 @@ def open_arrays(path: Path) -> Iterator[ArrayReaders]:
 def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
     with damage_errors(path, *_NPZ_DAMAGE):
         try:
-            _check_header(archive, name, path)
+            # The header must match the bytes: numpy allocates memory based on the header before reading.
+            entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+            with archive.zip.open(entry) as file:
+                read_header = _HEADERS.get(np.lib.format.read_magic(file))
+                if read_header is not None:
+                    shape, _, dtype = read_header(file)
+                    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                        raise UserError(
+                            f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it again"
+                        )
             array = archive[name]
         except ValueError as error:
             if "pickle" not in str(error):
@@ -161,17 +174,6 @@ def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: {name} is not an array; save it with numpy.savez")
     return array
-
-
-def _check_header(archive: Any, name: str, path: Path) -> None:
-    """Check that an array's header matches its bytes: numpy allocates memory based on the header before reading."""
-    entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
-    with archive.zip.open(entry) as file:
-        read_header = _HEADERS.get(np.lib.format.read_magic(file))
-        if read_header is not None:
-            shape, _, dtype = read_header(file)
-            if not dtype.hasobject and math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it again")
 
 
 def _single_episode(columns: ArrayReaders, source: str) -> Episode:
@@ -266,7 +268,23 @@ def _array(group: Any, name: str, source: str) -> np.ndarray:
         raise UserError(f"{source}: {name} is a group of several arrays; save states and actions as one array each")
     with damage_errors(source, *_HDF5_DAMAGE):
         if not (node.is_virtual or node.external) and node.dtype.kind in "fiub":
-            _check_dataset(node, f"{source}: {name}")
+            # Neither the array nor any of its chunks may expand beyond the limits.
+            location = f"{source}: {name}"
+            chunk_bytes = math.prod(node.chunks or (1,)) * node.dtype.itemsize
+            check_in_memory(location, node.id.get_storage_size(), max(node.nbytes, chunk_bytes))
+            filters = node.id.get_create_plist()
+            filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
+            if len(set(filter_ids)) < len(filter_ids):
+                raise UserError(f"{location} is compressed twice; save it with one compression")
+            large_chunks: list[tuple[int, ...]] = []
+            if node.chunks and node.nbytes and _DEFLATE in filter_ids:
+                node.id.chunk_iter(
+                    lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None
+                )
+            for position in large_chunks:  # the library does not limit the expansion of a chunk
+                compressed, limit = node.id.read_direct_chunk(position)[1], chunk_bytes + _FILTER_OVERHEAD
+                if len(zlib.decompressobj().decompress(compressed, limit)) == limit:
+                    raise UserError(f"{location} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
             return np.asarray(node[()])
     raise UserError(f"{source}: {name} is virtual, external or not numeric; save it as a plain array of numbers")
 
@@ -289,25 +307,6 @@ def _open_node(group: Any, name: str, source: str) -> Any:
     raise UserError(f"{source}: {name} is a link to another link, which is not followed; copy the data into it")
 
 
-def _check_dataset(dataset: Any, name: str) -> None:
-    """Check before reading that neither an array nor any of its chunks expands beyond the limits."""
-    chunk_bytes = math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
-    check_in_memory(name, dataset.id.get_storage_size(), max(dataset.nbytes, chunk_bytes))
-    filters = dataset.id.get_create_plist()
-    filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
-    if len(set(filter_ids)) < len(filter_ids):
-        raise UserError(f"{name} is compressed twice; save it with one compression")
-    large_chunks: list[tuple[int, ...]] = []
-    if dataset.chunks and dataset.nbytes and _DEFLATE in filter_ids:
-        dataset.id.chunk_iter(
-            lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None
-        )
-    for position in large_chunks:  # the library does not limit the expansion of a chunk
-        compressed, limit = dataset.id.read_direct_chunk(position)[1], chunk_bytes + _FILTER_OVERHEAD
-        if len(zlib.decompressobj().decompress(compressed, limit)) == limit:
-            raise UserError(f"{name} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
-
-
 def _minari_environment(path: Path) -> str:
     """The environment in Minari's metadata.json next to a file; "" if there is none."""
     try:
@@ -317,3 +316,81 @@ def _minari_environment(path: Path) -> str:
         return str((parse_json(spec) if isinstance(spec, str) else spec)["id"])
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return ""
+
+
+def read_demonstrations(
+    paths: Sequence[Path | str],
+    cache: Path,
+    size: tuple[int, int] | None = None,
+    cameras: Sequence[str] | None = None,
+) -> Episodes:
+    """Read demonstrations from LeRobotDataset folders, from the output of `headway data collect`, and from episode
+    files. Any other folder is searched recursively, without hidden entries.
+
+    Images of `cameras` (None: all) are decoded once, into memory maps under `cache`, scaled to `size` (height, width)
+    if set. An episode file is a task of its own, named after its environment or its file. A UserError names any source
+    that cannot be read or does not match the others.
+    """
+    if not paths:
+        raise UserError("no demonstrations; pass a LeRobotDataset folder (headway data collect records them)")
+    parts: list[Episodes] = []
+    sources = list(_find_sources(paths))
+    for source, root in sources:
+        if isinstance(source, File):
+            part = read_recording(source)
+            if part.discrete:
+                raise UserError(
+                    f"{source} has discrete actions, but robots need real-valued ones; use the trajectories recipe"
+                )
+            if part.states.ndim != 2:
+                raise UserError(f"{source} has images as states; pass images in a LeRobotDataset folder")
+        else:
+            part = read_lerobot(source, cache, size, cameras)
+            names = (root.name, *source.relative_to(root).parts)
+            split = next(filter(None, map(split_from_name, reversed(names))), None)  # of the nearest folder
+            if split is not None and not part.named_splits.any():
+                part = replace(part, named_splits=np.full(len(part), split_code(split), np.uint8))
+        parts.append(part)
+    return concatenate_episodes(parts, [str(source) for source, _ in sources], one_environment=False)
+
+
+class DemonstrationSummary(NamedTuple):
+    """A summary of demonstrations from metadata only: the steps of each episode, int64 [E], and the height and width of
+    each camera's images.
+    """
+
+    lengths: np.ndarray
+    cameras: dict[str, tuple[int, int]]
+
+
+def summarize_demonstrations(paths: Sequence[Path | str]) -> DemonstrationSummary:
+    """Summarize what `read_demonstrations` reads from these paths, without reading states or images."""
+    lengths: list[int] = []
+    cameras: dict[str, tuple[int, int]] = {}
+    for source, _ in _find_sources(paths):
+        if isinstance(source, File):
+            lengths += episode_lengths(source)
+        else:
+            info = read_info_file(source)
+            lengths += [entry.length for entry in read_episode_entries(info)]
+            cameras |= {camera.name: camera.size for camera in info.cameras}
+    return DemonstrationSummary(np.array(lengths, np.int64), cameras)
+
+
+def _find_sources(paths: Sequence[Path | str]) -> Iterator[tuple[Path | File, Path]]:
+    """The LeRobotDataset folders and the episode files at each path, sorted, with that path. Skips hidden folders,
+    folders inside another, and duplicates through links.
+    """
+    for raw_path in paths:
+        path = user_path(raw_path)
+        folders, visited = list[Path](), set[str]()
+        for parent, names, _ in os.walk(path, followlinks=True):
+            folder, real_path = Path(parent), os.path.realpath(parent)
+            is_repeated = real_path in visited  # links can form a cycle
+            visited.add(real_path)
+            if not is_repeated and (folder / INFO_PATH).is_file():
+                folders.append(folder)
+            is_leaf = is_repeated or folder in folders
+            names[:] = [] if is_leaf else sorted(name for name in names if not name.startswith("."))
+        yield from ((folder, path) for folder in folders)
+        yield from ((file, path) for file in find_files(path, EPISODE_KINDS, excluded=folders))

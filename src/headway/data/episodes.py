@@ -164,7 +164,26 @@ def collate_episodes(
     if not episodes:
         raise UserError(f"{source} contains no episodes; record some (headway data collect), or remove it")
     for number, episode in enumerate(episodes):
-        _check_episode(episode, episodes[0], f"{source}, episode {number}")
+        location = f"{source}, episode {number}"
+        steps = len(episode.rewards)
+        if steps == 0:
+            raise UserError(f"{location} has 0 steps; remove it")
+        for name in ("states", "actions"):
+            count = len(getattr(episode, name))
+            if count != steps:
+                raise UserError(f"{location} has {steps} rewards but {count} {name}; save one of each per step")
+        if episode.rewards.ndim != 1:
+            raise UserError(f"{location} has rewards of shape {episode.rewards.shape}; save one number per step")
+        for name in ("states", "actions", "rewards"):
+            values, expected = getattr(episode, name), getattr(episodes[0], name).shape[1:]
+            if values.dtype.kind not in "fiub":
+                raise UserError(f"{location}: {name} have the dtype {values.dtype}; save numbers")
+            check_finite(values, np.array([steps]), name, location)
+            if values.shape[1:] != expected:
+                raise UserError(
+                    f"{location} has {name} of shape {values.shape[1:]}, but episode 0 has {expected}; pass episodes "
+                    "from one environment"
+                )
     states = np.concatenate([episode.states for episode in episodes])
     if states.ndim != 4:
         states = states.reshape(len(states), -1).astype(np.float32)
@@ -193,28 +212,6 @@ def collate_episodes(
         task_names=(task_name(environment) or task,),
         environments=(environment,),
     )
-
-
-def _check_episode(episode: Episode, first: Episode, location: str) -> None:
-    steps = len(episode.rewards)
-    if steps == 0:
-        raise UserError(f"{location} has 0 steps; remove it")
-    for name in ("states", "actions"):
-        count = len(getattr(episode, name))
-        if count != steps:
-            raise UserError(f"{location} has {steps} rewards but {count} {name}; save one of each per step")
-    if episode.rewards.ndim != 1:
-        raise UserError(f"{location} has rewards of shape {episode.rewards.shape}; save one number per step")
-    for name in ("states", "actions", "rewards"):
-        values, expected = getattr(episode, name), getattr(first, name).shape[1:]
-        if values.dtype.kind not in "fiub":
-            raise UserError(f"{location}: {name} have the dtype {values.dtype}; save numbers")
-        check_finite(values, np.array([steps]), name, location)
-        if values.shape[1:] != expected:
-            raise UserError(
-                f"{location} has {name} of shape {values.shape[1:]}, but episode 0 has {expected}; pass episodes from "
-                "one environment"
-            )
 
 
 def check_finite(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:

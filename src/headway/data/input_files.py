@@ -55,7 +55,25 @@ def find_files(path: Path, kinds: Collection[str], excluded: Collection[Path] = 
     if path in excluded:
         return []
     if path.is_dir():
-        return _files_in_folder(path, kinds, excluded)
+        matches: list[File] = []
+        paths = sorted(path.rglob("*"))
+        # Only folders with a run's file names are checked: there may be a million others.
+        runs = {inner.parent for inner in paths if inner.name in (".lock", "run.json") and is_run_folder(inner.parent)}
+        skipped = {*excluded, *(runs - {path})}
+        for inner in paths:
+            parts = inner.relative_to(path).parts
+            hidden = any(part.startswith(".") for part in parts)
+            # An empty file in a folder is skipped; passed by itself it is an error.
+            if hidden or file_kind(inner.name) not in kinds or not inner.is_file() or inner.stat().st_size == 0:
+                continue
+            if any(parent in skipped for parent in inner.parents):
+                continue
+            folder_split = next(filter(None, map(split_from_name, [*reversed(parts[:-1]), path.name])), None)
+            files = find_files(inner, kinds)
+            matches.extend(replace(file, named_split=file.named_split or folder_split) for file in files)
+        if not matches and not excluded:
+            raise UserError(f"folder {path} contains no supported files; {supported_formats(kinds)}")
+        return matches
     check_file(path)
     if file_kind(path.name) not in kinds:
         if file_kind(path.name) in _SPREADSHEET_KINDS:
@@ -93,28 +111,6 @@ def resolve_named_splits(files: list[File]) -> list[File]:
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder is a run directory: `train --data .` must not read its own growing files."""
     return (folder / ".lock").is_file() or ((folder / "run.json").is_file() and (folder / "recipe.json").is_file())
-
-
-def _files_in_folder(folder: Path, kinds: Collection[str], excluded: Collection[Path]) -> list[File]:
-    matches: list[File] = []
-    paths = sorted(folder.rglob("*"))
-    # Only folders with a run's file names are checked: there may be a million others.
-    runs = {path.parent for path in paths if path.name in (".lock", "run.json") and is_run_folder(path.parent)}
-    skipped = {*excluded, *(runs - {folder})}
-    for path in paths:
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        # An empty file in a folder is skipped; passed by itself it is an error.
-        if hidden or file_kind(path.name) not in kinds or not path.is_file() or path.stat().st_size == 0:
-            continue
-        if any(parent in skipped for parent in path.parents):
-            continue
-        folder_split = next(filter(None, map(split_from_name, [*reversed(parts[:-1]), folder.name])), None)
-        files = find_files(path, kinds)
-        matches.extend(replace(file, named_split=file.named_split or folder_split) for file in files)
-    if not matches and not excluded:
-        raise UserError(f"folder {folder} contains no supported files; {supported_formats(kinds)}")
-    return matches
 
 
 def expand_archives(files: Iterable[File], kinds: Collection[str]) -> list[File]:

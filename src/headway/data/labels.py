@@ -108,7 +108,13 @@ def infer_target(labels: Sequence[str], requested: str = "auto", every_number: b
             return Target("labels", f"{_abbreviate(joined[0])} combines labels that also occur elsewhere")
     values = [parse_number(label) for label in distinct]
     if None in values or not values:
-        _check_mixture(distinct, values)
+        fractional_count = sum(value is not None and not value.is_integer() for value in values)
+        if 2 * fractional_count > len(distinct):
+            name = distinct[values.index(None)]
+            raise UserError(
+                f"{sum(value is not None for value in values):,} of {len(distinct):,} distinct labels are numbers, but "
+                f"{_abbreviate(name)} is not; correct it, or set task.target=class"
+            )
         return Target("class", "the labels are names")
     sorted_values = sorted({value for value in values if value is not None})
     fractional = next((value for value in sorted_values if not value.is_integer()), None)
@@ -124,17 +130,6 @@ def infer_target(labels: Sequence[str], requested: str = "auto", every_number: b
             f"{sorted_values[-1]:g}",
         )
     return Target("class", f"the labels are {len(sorted_values):,} distinct integers")
-
-
-def _check_mixture(labels: Sequence[str], values: Sequence[float | None]) -> None:
-    """UserError for names among numbers that cannot be class names."""
-    fractional_count = sum(value is not None and not value.is_integer() for value in values)
-    if 2 * fractional_count > len(labels):
-        name = labels[values.index(None)]
-        raise UserError(
-            f"{sum(value is not None for value in values):,} of {len(labels):,} distinct labels are numbers, but "
-            f"{_abbreviate(name)} is not; correct it, or set task.target=class"
-        )
 
 
 def missing_mask(labels: Sequence[str], requested: str = "auto") -> np.ndarray:

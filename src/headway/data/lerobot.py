@@ -89,11 +89,6 @@ class _CameraImages(NamedTuple):
     count: int
 
 
-def is_lerobot(folder: Path) -> bool:
-    """Whether a folder is a LeRobotDataset."""
-    return (folder / INFO_PATH).is_file()
-
-
 def read_lerobot(
     folder: Path, cache: Path, size: tuple[int, int] | None = None, cameras: Sequence[str] | None = None
 ) -> Episodes:
@@ -104,7 +99,18 @@ def read_lerobot(
     """
     info = read_info_file(folder)
     entries = read_episode_entries(info)
-    names_by_index = _read_tasks(info)
+    if info.version < "v3":
+        rows = _read_lines(info.folder / "meta/tasks.jsonl")
+    else:
+        rows = _read_table(info.folder / "meta/tasks.parquet")
+        for row in rows:  # the name is pandas' index, whose column name depends on the version
+            row["task"] = next((value for value in row.values() if isinstance(value, str)), None)
+    for row in rows:
+        if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
+            raise UserError(
+                f"{info.folder}/meta has the task {str(row)[:80]} without task_index or name; {DOWNLOAD_AGAIN}"
+            )
+    names_by_index = {row["task_index"]: row["task"] for row in rows}
     parts = [_read_rows(info, path, list(group)) for path, group in groupby(entries, lambda entry: entry.path)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     ends = np.cumsum([entry.length for entry in entries], dtype=np.int64)
@@ -272,22 +278,6 @@ def _file_path(info: DatasetInfo, name: str, fields: Mapping[str, Any]) -> Path:
     if path.is_absolute() or ".." in path.parts or "\\" in str(path) or ":" in str(path):
         raise UserError(f"{info.folder / INFO_PATH}: {name} {pattern!r} is outside the folder; use paths inside it")
     return info.folder / path
-
-
-def _read_tasks(info: DatasetInfo) -> dict[int, str]:
-    """The name of each task, by its index."""
-    if info.version < "v3":
-        rows = _read_lines(info.folder / "meta/tasks.jsonl")
-    else:
-        rows = _read_table(info.folder / "meta/tasks.parquet")
-        for row in rows:  # the name is pandas' index, whose column name depends on the version
-            row["task"] = next((value for value in row.values() if isinstance(value, str)), None)
-    for row in rows:
-        if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
-            raise UserError(
-                f"{info.folder}/meta has the task {str(row)[:80]} without task_index or name; {DOWNLOAD_AGAIN}"
-            )
-    return {row["task_index"]: row["task"] for row in rows}
 
 
 def _read_environments(folder: Path) -> dict[str, str]:

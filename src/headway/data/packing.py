@@ -162,7 +162,13 @@ def _pack_chunks(
     fill = np.bincount(rows, sizes).astype(np.int64)
     emptiest = np.argsort(fill, kind="stable")
     recut = np.zeros(len(fill), bool)
-    recut[emptiest[: _rows_to_recut(fill[emptiest], capacity, full_rows)]] = True
+    fill = fill[emptiest]
+    counts = np.arange(len(fill) + 1)
+    cumulative_fill = np.concatenate([[0], np.cumsum(fill)])
+    num_rows = full_rows + len(fill) - counts + -(-cumulative_fill // capacity)
+    padding = 1 - (cumulative_fill[-1] + full_rows * capacity) / (num_rows * capacity)
+    below_limit = np.flatnonzero(padding <= _MAX_PADDING)
+    recut[emptiest[: (int(below_limit[0]) if len(below_limit) else len(fill))]] = True
     order = np.argsort(rows, kind="stable")
     uncut, to_cut = order[~recut[rows[order]]], order[recut[rows[order]]]
     _, uncut_rows = np.unique(rows[uncut], return_inverse=True)
@@ -170,16 +176,6 @@ def _pack_chunks(
     rows = np.concatenate([uncut_rows, cut_rows + (uncut_rows[-1] + 1 if len(uncut_rows) else 0)])
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows))])
     return np.concatenate([starts[uncut], cut_starts]), np.concatenate([sizes[uncut], cut_sizes]), ends
-
-
-def _rows_to_recut(fill: np.ndarray, capacity: int, full_rows: int) -> int:
-    """How many of the emptiest rows (`fill` ascending) to fill by cutting, so that padding falls below the limit."""
-    counts = np.arange(len(fill) + 1)
-    cumulative_fill = np.concatenate([[0], np.cumsum(fill)])
-    rows = full_rows + len(fill) - counts + -(-cumulative_fill // capacity)
-    padding = 1 - (cumulative_fill[-1] + full_rows * capacity) / (rows * capacity)
-    below_limit = np.flatnonzero(padding <= _MAX_PADDING)
-    return int(below_limit[0]) if len(below_limit) else len(fill)
 
 
 def _cut_stream(starts: np.ndarray, sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

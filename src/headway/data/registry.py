@@ -353,45 +353,39 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
         raise manual_download_error(known)
     for file in known.files:
         if not (folder / file.path).is_file():
-            _download_and_verify(file, folder / file.path, progress)
+            final = folder / file.path
+            with cache_errors(final.parent):
+                # The name keeps its extension, because verification reads the file by its extension.
+                part = temporary_path(final, f"draft{final.suffix}")
+                try:
+                    digest, done = hashlib.sha256(), 0
+                    request = urllib.request.Request(file.url, headers={"User-Agent": "headway"})
+                    try:
+                        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as out:
+                            total = int(response.headers.get("Content-Length") or 0)
+                            while block := response.read(_BLOCK_SIZE):
+                                done += len(block)
+                                if max(done, total) > file.limit:
+                                    raise UserError(
+                                        f"{file.url} has {max(done, total):,} bytes or more, over the limit of "
+                                        f"{file.limit:,}; download it by hand if it has grown"
+                                    )
+                                digest.update(block)
+                                out.write(block)
+                                if progress is not None:
+                                    progress(done, total)
+                    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                        reason = str(error).strip("<>") or type(error).__name__
+                        raise UserError(
+                            f"{file.url} cannot be downloaded ({reason}); try again, or download it by hand"
+                        ) from error
+                    if done < total:
+                        raise UserError(f"{file.url} stopped after {done:,} of {total:,} bytes; try again")
+                    _verify(file, part, digest.hexdigest())
+                    part.replace(final)
+                finally:
+                    part.unlink(missing_ok=True)
     return [folder / file.path for file in known.files]
-
-
-def _download_and_verify(file: KnownFile, final: Path, progress: Callable[[int, int], None] | None) -> None:
-    with cache_errors(final.parent):
-        # The name keeps its extension, because verification reads the file by its extension.
-        part = temporary_path(final, f"draft{final.suffix}")
-        try:
-            digest = _download_file(file, part, progress)
-            _verify(file, part, digest)
-            part.replace(final)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _download_file(file: KnownFile, part: Path, progress: Callable[[int, int], None] | None) -> str:
-    digest, done = hashlib.sha256(), 0
-    request = urllib.request.Request(file.url, headers={"User-Agent": "headway"})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, open(part, "wb") as out:
-            total = int(response.headers.get("Content-Length") or 0)
-            while block := response.read(_BLOCK_SIZE):
-                done += len(block)
-                if max(done, total) > file.limit:
-                    raise UserError(
-                        f"{file.url} has {max(done, total):,} bytes or more, over the limit of {file.limit:,}; "
-                        "download it by hand if it has grown"
-                    )
-                digest.update(block)
-                out.write(block)
-                if progress is not None:
-                    progress(done, total)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = str(error).strip("<>") or type(error).__name__
-        raise UserError(f"{file.url} cannot be downloaded ({reason}); try again, or download it by hand") from error
-    if done < total:
-        raise UserError(f"{file.url} stopped after {done:,} of {total:,} bytes; try again")
-    return digest.hexdigest()
 
 
 def _verify(file: KnownFile, part: Path, digest: str) -> None:

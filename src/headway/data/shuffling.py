@@ -35,7 +35,14 @@ def permute(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
     if size <= _SMALL:
         result = np.argsort(splitmix64(np.arange(size, dtype=np.uint64) ^ salt))[indices]
     else:
-        result = _cycle_walk(indices, size, splitmix64(np.arange(1, _ROUNDS + 1, dtype=np.uint64) + salt))
+        keys = splitmix64(np.arange(1, _ROUNDS + 1, dtype=np.uint64) + salt)
+        bits = (size - 1).bit_length()
+        result = _feistel(indices, bits, keys)
+        outside = np.flatnonzero(result >= size)
+        while outside.size:
+            mapped = _feistel(result[outside], bits, keys)
+            result[outside] = mapped
+            outside = outside[mapped >= size]
     result = result.astype(np.int64)
     return result.reshape(index.shape) if isinstance(index, np.ndarray) else int(result[0])
 
@@ -63,17 +70,6 @@ def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))
     return x if np.ndim(values) else x[0]
-
-
-def _cycle_walk(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    bits = (size - 1).bit_length()
-    result = _feistel(indices, bits, keys)
-    outside = np.flatnonzero(result >= size)
-    while outside.size:
-        mapped = _feistel(result[outside], bits, keys)
-        result[outside] = mapped
-        outside = outside[mapped >= size]
-    return result
 
 
 def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
@@ -114,7 +110,17 @@ class PairBatches:
     def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray, batch_tokens: int, seed: int) -> None:
         source = np.asarray(source_lengths, dtype=np.int64)
         target = np.asarray(target_lengths, dtype=np.int64)
-        _check(source, target, batch_tokens)
+        if len(source) != len(target):
+            raise ValueError(f"{len(source)} source lengths and {len(target)} target lengths")
+        if len(source) == 0:
+            raise UserError("there are no pairs to batch; pass at least one")
+        longer = np.maximum(source, target)
+        if longer.max() > batch_tokens:
+            pair = int(longer.argmax())
+            raise ConfigError(
+                f"pair {pair} has {source[pair]} source and {target[pair]} target tokens, more than batch_tokens "
+                f"{batch_tokens}; raise batch_tokens or drop long pairs"
+            )
         self._seed = seed
         # The rest works on cells of equal lengths: there are few cells, however many pairs.
         radix = int(source.max()) + 1
@@ -147,20 +153,6 @@ class PairBatches:
         return self._padding
 
 
-def _check(source: np.ndarray, target: np.ndarray, budget: int) -> None:
-    if len(source) != len(target):
-        raise ValueError(f"{len(source)} source lengths and {len(target)} target lengths")
-    if len(source) == 0:
-        raise UserError("there are no pairs to batch; pass at least one")
-    longer = np.maximum(source, target)
-    if longer.max() > budget:
-        pair = int(longer.argmax())
-        raise ConfigError(
-            f"pair {pair} has {source[pair]} source and {target[pair]} target tokens, more than batch_tokens "
-            f"{budget}; raise batch_tokens or drop long pairs"
-        )
-
-
 def _plan_batches(
     lengths: np.ndarray, counts: np.ndarray, budget: int, width: int
 ) -> tuple[Padding, np.ndarray, np.ndarray]:
@@ -174,15 +166,7 @@ def _plan_batches(
     alternating = np.where(step % 2, source, source.max() - source)
     order = np.lexsort((target, alternating, step))
     sorted_lengths = np.repeat(lengths[:, order], counts[order], axis=1)
-    edges = _batch_edges(sorted_lengths.max(0), budget)
-    computed = np.maximum.reduceat(sorted_lengths, edges[:-1], axis=1) @ np.diff(edges)
-    real_tokens = sorted_lengths.sum(1)
-    source_share, target_share = (1 - real_tokens / computed).tolist()
-    return Padding(source_share, target_share, float(1 - real_tokens.sum() / computed.sum())), order, edges
-
-
-def _batch_edges(longer: np.ndarray, budget: int) -> np.ndarray:
-    """Edges that make each batch as long as fits: int64 [batches + 1], 0 and N included."""
+    longer = sorted_lengths.max(0)
     edges, start, lookahead = [0], 0, 64
     while start < len(longer):
         stop = min(len(longer), start + lookahead)
@@ -194,4 +178,8 @@ def _batch_edges(longer: np.ndarray, budget: int) -> np.ndarray:
         start += fits
         lookahead = 2 * fits
         edges.append(start)
-    return np.array(edges, dtype=np.int64)
+    edges = np.array(edges, dtype=np.int64)
+    computed = np.maximum.reduceat(sorted_lengths, edges[:-1], axis=1) @ np.diff(edges)
+    real_tokens = sorted_lengths.sum(1)
+    source_share, target_share = (1 - real_tokens / computed).tolist()
+    return Padding(source_share, target_share, float(1 - real_tokens.sum() / computed.sum())), order, edges

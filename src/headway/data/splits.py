@@ -110,27 +110,18 @@ def assign_splits(
         if validation > 0 and split_code("validation") not in sampled and training.size and np.ptp(training) > 0:
             sampled = np.where(fraction == training.min(), split_code("validation"), sampled)
     else:
-        sampled = _stratified(keys, fraction, classes, named_splits <= split_code("train"), shares)
+        # Systematic sampling: the distinct keys without a named split are sorted by class and, within a class, by
+        # their random fraction; every 1 / share-th of them is held out, but the first of each class is trained on.
+        keys, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        chosen = np.flatnonzero((named_splits <= split_code("train"))[first])
+        chosen = chosen[np.lexsort((fraction[first[chosen]], classes[first[chosen]]))]
+        starts = np.append(True, np.diff(classes[first[chosen]]) != 0)[: len(chosen)]
+        held_out = chosen[~starts][_evenly_spaced(sum(shares), int((~starts).sum()))]
+        is_validation = _evenly_spaced(shares[0] / (sum(shares) or 1.0), len(held_out))
+        codes = np.full(len(keys), split_code("train"))
+        codes[held_out] = np.where(is_validation, split_code("validation"), split_code("test"))
+        sampled = codes[inverse]
     return np.where(named_splits <= split_code("train"), sampled, named_splits).astype(np.uint8)
-
-
-def _stratified(
-    keys: np.ndarray, fraction: np.ndarray, classes: np.ndarray, free: np.ndarray, shares: tuple[float, float]
-) -> np.ndarray:
-    """The split codes if the same share of every class is held out, up to rounding.
-
-    Systematic sampling: the distinct keys of `free` sources are sorted by class and, within a class, by their random
-    `fraction`; every 1 / share-th of them is held out, but the first of each class is trained on.
-    """
-    keys, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    chosen = np.flatnonzero(free[first])
-    chosen = chosen[np.lexsort((fraction[first[chosen]], classes[first[chosen]]))]
-    starts = np.append(True, np.diff(classes[first[chosen]]) != 0)[: len(chosen)]
-    held_out = chosen[~starts][_evenly_spaced(sum(shares), int((~starts).sum()))]
-    is_validation = _evenly_spaced(shares[0] / (sum(shares) or 1.0), len(held_out))
-    codes = np.full(len(keys), split_code("train"))
-    codes[held_out] = np.where(is_validation, split_code("validation"), split_code("test"))
-    return codes[inverse]
 
 
 def _evenly_spaced(share: float, count: int) -> np.ndarray:

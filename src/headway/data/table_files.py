@@ -90,13 +90,6 @@ def read_json_lines(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def text_field(file: File, number: int, row: dict[str, Any], key: str) -> str:
-    """The string under a key; UserError if the key is missing or its value is not a string."""
-    if key not in row:
-        raise UserError(f"{file}, line {number} has no key {key!r}; {suggest_column(key, list(row))}")
-    return check_text(file, number, key, row[key])
-
-
 def check_text(file: File, number: int, key: str, value: Any) -> str:
     """`value` if it is a string that can be encoded; otherwise a UserError."""
     if not isinstance(value, str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from headway.formats.families import whisper
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import TensorRule, layers, linear, rule, tied_copy
+from headway.formats.tensor_rules import TensorRule, block_rules, linear, linears, rule, tied_copy
 from headway.formats.tensorfile import Cursor, MappedFile, tensor_bytes
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill
 from headway.io.durable import read_json
 from headway.io.files import open_file
-from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
+from headway.nn.models import BlockConfig, EncoderDecoderConfig, ModelConfig
 
 FILE = "model.bin"
 VERSION = 6
@@ -147,13 +147,6 @@ def is_ctranslate2(directory: Path) -> bool:
         return 0 < int.from_bytes(file.read(4).ljust(4, b"\0"), "little") < 256
 
 
-def refuse_ctranslate2(directory: Path) -> NoReturn:
-    """Raise UserError naming the CTranslate2 model in a folder, with the remedy."""
-    name = ModelBin(directory / FILE).specification
-    known = _UNSUPPORTED_SPECS.get(name, "of an unknown kind; load the model that it was converted from")
-    raise UserError(f"{directory} is a model in CTranslate2's format ({name}): {known}")
-
-
 # Settings in which decoders of this format may differ from Whisper, and Whisper's values.
 _WHISPER_VALUES = {
     "decoder/activation": 3,  # GELU
@@ -185,7 +178,10 @@ def whisper_config(directory: Path) -> ModelConfig:
 def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
     file = ModelBin(directory / FILE)
     if file.specification != WHISPER:
-        refuse_ctranslate2(directory)
+        known = _UNSUPPORTED_SPECS.get(
+            file.specification, "of an unknown kind; load the model that it was converted from"
+        )
+        raise UserError(f"{directory} is a model in CTranslate2's format ({file.specification}): {known}")
     names = file.names()
     for name, expected in _WHISPER_VALUES.items():
         tensor = file.get(name) if name in names else None
@@ -263,42 +259,34 @@ class WithoutKeyBias:
 def _rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     components = (("encoder", config.encoder), ("decoder", config.decoder))
     table = "decoder.embed.table"
-    return [
+
+    def layer(block: BlockConfig) -> list[TensorRule]:
+        cross = [
+            *linear("cross.q", "attention/linear_0"),
+            rule("cross.kv.weight", "attention/linear_1.weight"),
+            rule("cross.kv.bias", "attention/linear_1.bias", transform=WithoutKeyBias(2)),
+            *linears({"cross.out": "attention/linear_2", "read.before": "attention/layer_norm"}),
+        ]
+        return [
+            rule("mixer.qkv.weight", "self_attention/linear_0.weight"),
+            rule("mixer.qkv.bias", "self_attention/linear_0.bias", transform=WithoutKeyBias(3)),
+            *linears({"mixer.out": "self_attention/linear_1", "mix.before": "self_attention/layer_norm"}),
+            *(cross if block.cross is not None else []),
+            *linears({"feed_forward.up": "ffn/linear_0", "feed_forward.down": "ffn/linear_1"}),
+            *linear("feed.before", "ffn/layer_norm"),
+        ]
+
+    tensor_rules = [
         *whisper.convolution("encoder.embed.first", "encoder/conv1"),
         *whisper.convolution("encoder.embed.second", "encoder/conv2"),
         rule(table, "decoder/embeddings.weight"),
         tied_copy(table, "decoder/projection.weight"),
-        *(
-            rule(f"{component}.embed.positions.table", f"{component}/position_encodings/encodings")
-            for component, _ in components
-        ),
-        *(tensor_rule for component, part in components for tensor_rule in _stack_rules(part.stack, component)),
     ]
-
-
-def _stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"{component}.stack.blocks.{i}", f"{component}/layer_{i}"
-        self_attention, feed = f"{source}/self_attention", f"{source}/ffn"
-        cross = [
-            *linear(f"{target}.cross.q", f"{source}/attention/linear_0"),
-            rule(f"{target}.cross.kv.weight", f"{source}/attention/linear_1.weight"),
-            rule(f"{target}.cross.kv.bias", f"{source}/attention/linear_1.bias", transform=WithoutKeyBias(2)),
-            *linear(f"{target}.cross.out", f"{source}/attention/linear_2"),
-            *linear(f"{target}.read.before", f"{source}/attention/layer_norm"),
-        ]
-        return [
-            rule(f"{target}.mixer.qkv.weight", f"{self_attention}/linear_0.weight"),
-            rule(f"{target}.mixer.qkv.bias", f"{self_attention}/linear_0.bias", transform=WithoutKeyBias(3)),
-            *linear(f"{target}.mixer.out", f"{self_attention}/linear_1"),
-            *linear(f"{target}.mix.before", f"{self_attention}/layer_norm"),
-            *(cross if stack.blocks[i].cross is not None else []),
-            *linear(f"{target}.feed_forward.up", f"{feed}/linear_0"),
-            *linear(f"{target}.feed_forward.down", f"{feed}/linear_1"),
-            *linear(f"{target}.feed.before", f"{feed}/layer_norm"),
-        ]
-
-    return [*layers(len(stack.blocks), layer), *linear(f"{component}.stack.norm", f"{component}/layer_norm")]
+    for name, part in components:
+        tensor_rules.append(rule(f"{name}.embed.positions.table", f"{name}/position_encodings/encodings"))
+        tensor_rules += block_rules(part.stack, f"{name}/layer_{{}}/", layer, f"{name}.stack")
+        tensor_rules += linear(f"{name}.stack.norm", f"{name}/layer_norm")
+    return tensor_rules
 
 
 _FAMILY = replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -153,32 +153,24 @@ class PublishedClasses:
         return PublishedClasses(f"{stem}ForCausalLM", f"{stem}ForSequenceClassification", f"{stem}Model")
 
 
-class Heads(NamedTuple):
-    """The output heads of a TransformerConfig, and whether the vocabulary is tied."""
-
-    heads: dict[str, HeadConfig]
-    tie: Literal["none", "head"]
-
-
-def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
-    """Return the head of the class that the file was saved from.
+def read_heads(settings: Settings) -> dict[str, Any]:
+    """Return the fields `heads` and `tie` of a configuration: the head of the class that the file was saved from.
 
     A tied vocabulary is present even if a base model was saved, because it costs nothing. Labels are predicted from the
-    last token of a row. `soft_cap` applies to the vocabulary. UserError for classes with other heads.
+    last token of a row. UserError for classes with other heads.
     """
-    name, head = settings.architecture, VocabularyHeadConfig(soft_cap=soft_cap)
+    name, vocabulary_head = settings.architecture, {"vocabulary": VocabularyHeadConfig()}
     if name.endswith("ForSequenceClassification"):
-        return Heads({"classes": PooledHeadConfig(num_outputs(settings), "last", bias=False)}, "none")
+        return {"heads": {"classes": PooledHeadConfig(num_outputs(settings), "last", bias=False)}, "tie": "none"}
     if name and not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
         raise UserError(
             f"{settings.source}: the head of {name} is not supported; "
             "use a model for generation (ForCausalLM), for labels (ForSequenceClassification) or without a head"
         )
     if settings.get("tie_word_embeddings", bool):
-        return Heads({"vocabulary": head}, "head")
-    if name.endswith("Model") and not name.endswith("LMHeadModel"):
-        return Heads({}, "none")
-    return Heads({"vocabulary": head}, "none")
+        return {"heads": vocabulary_head, "tie": "head"}
+    is_base_model = name.endswith("Model") and not name.endswith("LMHeadModel")
+    return {"heads": {} if is_base_model else vocabulary_head, "tie": "none"}
 
 
 def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[str, Any]:

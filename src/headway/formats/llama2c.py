@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,24 @@ class Binary:
         self.source = str(path)
         self._file = MappedFile(path)
         cursor = Cursor(self._file)
-        self.version, self.sizes = _header(cursor)
+        first = cursor.number("I", "the header")
+        if first == _MAGIC:
+            version = cursor.number("i", "the version")
+            if version != 1:
+                raise UserError(
+                    f"{cursor.file.source} is version {version} of llama2.c's format; headway reads version 0 and "
+                    "version 1, in 32-bit floats: export it again with --version 1"
+                )
+            width, *fields = cursor.unpack("7i", "the header")
+            tied = bool(cursor.number("B", "the header"))
+            cursor.skip(_HEADER - cursor.offset, "the header")
+        else:
+            version, width, fields = 0, first, list(cursor.unpack("6i", "the header"))
+            tied = fields[4] > 0
+            fields[4] = abs(fields[4])
+        sizes = Sizes._make((width, *fields, tied))
+        _check(cursor, sizes)
+        self.version, self.sizes = version, sizes
         self._entries: dict[str, tuple[int, tuple[int, ...]]] = {}
         for name, shape in _order(self.version, self.sizes):
             self._entries[name] = cursor.skip(4 * math.prod(shape), name or "the table of rotary angles"), shape
@@ -77,27 +94,6 @@ class Binary:
     @property
     def size(self) -> int:
         return self._file.size
-
-
-def _header(cursor: Cursor) -> tuple[int, Sizes]:
-    first = cursor.number("I", "the header")
-    if first == _MAGIC:
-        version = cursor.number("i", "the version")
-        if version != 1:
-            raise UserError(
-                f"{cursor.file.source} is version {version} of llama2.c's format; headway reads version 0 and "
-                "version 1, in 32-bit floats: export it again with --version 1"
-            )
-        width, *fields = cursor.unpack("7i", "the header")
-        tied = bool(cursor.number("B", "the header"))
-        cursor.skip(_HEADER - cursor.offset, "the header")
-    else:
-        version, width, fields = 0, first, list(cursor.unpack("6i", "the header"))
-        tied = fields[4] > 0
-        fields[4] = abs(fields[4])
-    sizes = Sizes._make((width, *fields, tied))
-    _check(cursor, sizes)
-    return version, sizes
 
 
 def _check(cursor: Cursor, sizes: Sizes) -> None:
@@ -136,25 +132,6 @@ def _order(version: int, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
     return [*first, *second, norm, table, *attention, *feed, *head]
 
 
-def _settings(sizes: Sizes) -> dict[str, Any]:
-    """Return a header as the config.json of a published Llama; the rest is fixed in llama2.c."""
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": sizes.width,
-        "intermediate_size": sizes.hidden,
-        "num_hidden_layers": sizes.depth,
-        "num_attention_heads": sizes.heads,
-        "num_key_value_heads": sizes.kv_heads,
-        "vocab_size": sizes.vocab_size,
-        "max_position_embeddings": sizes.context,
-        "tie_word_embeddings": sizes.tied,
-        "rms_norm_eps": 1e-5,
-        "bos_token_id": _BOS,
-        "eos_token_id": _EOS,
-    }
-
-
 def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
     """Return a Llama's rules for a file whose rotary pairs are adjacent."""
     transform = Interleaved((heads, kv_heads, 0))
@@ -179,7 +156,23 @@ def llama2c_config(path: Path) -> ModelConfig:
 
 def _read(weights: Binary) -> tuple[Settings, ModelConfig]:
     family = families()["llama"]
-    settings = Settings({**family.defaults, **_settings(weights.sizes)}, weights.source)
+    sizes = weights.sizes
+    values = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.hidden,
+        "num_hidden_layers": sizes.depth,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "vocab_size": sizes.vocab_size,
+        "max_position_embeddings": sizes.context,
+        "tie_word_embeddings": sizes.tied,
+        "rms_norm_eps": 1e-5,  # fixed in llama2.c, like everything that is not here
+        "bos_token_id": _BOS,
+        "eos_token_id": _EOS,
+    }
+    settings = Settings({**family.defaults, **values}, weights.source)
     return settings, read_config(family, settings, weights.names())
 
 

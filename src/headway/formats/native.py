@@ -37,15 +37,7 @@ def read_config(family: Family, settings: Settings, names: Collection[str], max_
     """Return the configuration that a file's settings describe, with `names` of its tensors. UserError if settings are
     invalid (such as 0 heads) or ask for more than `max_layers` (0: as many as there are names).
     """
-    _check_counts(settings, max_layers or len(names))
-    try:
-        return family.read(settings, names)
-    except _BUILD_ERRORS as error:
-        raise UserError(_mismatch_message(settings.source, family.name, error)) from error
-
-
-def _check_counts(settings: Settings, tensors: int) -> None:
-    """Settings that decide how many modules are built must be in proportion to the file."""
+    tensors = max_layers or len(names)
     towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model with several towers
     for values in (settings.values, *towers):
         for name in (*_DEPTH_SETTINGS, *_EXPERT_SETTINGS):
@@ -55,6 +47,10 @@ def _check_counts(settings: Settings, tensors: int) -> None:
                     f"{settings.source}: {name} is {count}, too many for the {tensors} tensors in the file; "
                     "the settings do not match the weights"
                 )
+    try:
+        return family.read(settings, names)
+    except _BUILD_ERRORS as error:
+        raise UserError(_mismatch_message(settings.source, family.name, error)) from error
 
 
 def uninitialized_model(
@@ -71,7 +67,18 @@ def uninitialized_model(
         tensors = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
         needed = sum(tensors.values())
         if needed <= file_bytes * _MAX_PARAMETERS_PER_BYTE:
-            check_loading(source, file_bytes if dtype is None else needed * dtype.itemsize, dtype)
+            remedy = "use a machine with more memory, or a smaller model"
+            if dtype == torch.float32:
+                remedy = (
+                    "load it in half the memory with headway.formats.open.open_model(path, torch.bfloat16), or "
+                    + remedy
+                )
+            check_free_memory(
+                f"{source}",
+                {"weights": file_bytes if dtype is None else needed * dtype.itemsize},
+                torch.device("cpu"),
+                remedy,
+            )
             return model
     except (*_BUILD_ERRORS, ConfigError) as error:
         raise UserError(_mismatch_message(source, "model", error)) from error
@@ -79,14 +86,6 @@ def uninitialized_model(
         f"{source}: the configuration needs {needed} parameters, more than {file_bytes} bytes can hold; "
         "the settings do not match the weights"
     )
-
-
-def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
-    """Raise UserError if weights of `size` bytes in `dtype` do not fit into free memory."""
-    remedy = "use a machine with more memory, or a smaller model"
-    if dtype == torch.float32:
-        remedy = "load it in half the memory with headway.formats.open.open_model(path, torch.bfloat16), or " + remedy
-    check_free_memory(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
 
 
 def _mismatch_message(source: str, name: str, error: Exception) -> str:
@@ -135,7 +134,11 @@ def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; pass a run or model folder that contains {FILE}")
     file = TensorFile(path, "restore it from a copy")
-    check_version(file.metadata, path)
+    if file.metadata.get("format") != "headway":
+        raise UserError(f"{path} has format {file.metadata.get('format')!r}, not 'headway'; use `headway import` first")
+    if file.metadata.get("version") != VERSION:
+        version = file.metadata.get("version")
+        raise UserError(f"{path} has version {version}, but headway reads {VERSION}; install the version that wrote it")
     return file, config_of(file.metadata, path, len(file.names()))
 
 
@@ -171,15 +174,6 @@ def _count_blocks(config_data: Any) -> int:
             len(v) if k == "blocks" and isinstance(v, list) else _count_blocks(v) for k, v in config_data.items()
         )
     return 0
-
-
-def check_version(metadata: dict[str, str], path: Path) -> None:
-    """Raise UserError unless the header belongs to a native file of this version."""
-    if metadata.get("format") != "headway":
-        raise UserError(f"{path} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
-    if metadata.get("version") != VERSION:
-        version = metadata.get("version")
-        raise UserError(f"{path} has version {version}, but headway reads {VERSION}; install the version that wrote it")
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -124,22 +124,6 @@ def _build_graph(model: nn.Module, usage: Usage, source: str) -> Graph:
     if unsupported is not None or not isinstance(model, Transformer):
         description = unsupported or f"a {type(model).__name__}"
         raise UserError(f"{source} is {description}, which cannot be exported to ONNX; use --format hf")
-    _check_parts(model, source)
-    if isinstance(model.config.embed, PatchEmbedConfig):
-        return _image_graph(model, usage, source)
-    return _text_graph(model)
-
-
-_UNSUPPORTED: dict[type[nn.Module], str] = {
-    EncoderDecoder: "an encoder-decoder, whose beam search steps through caches",
-    Captioner: "a captioner, whose beam search steps through caches",
-    TwoTower: "a two-tower model",
-    Act: "a robot policy",
-    UNetPolicy: "a robot policy",
-}
-
-
-def _check_parts(model: Transformer, source: str) -> None:
     config = model.config
     if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
         embed_kind = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
@@ -157,9 +141,21 @@ def _check_parts(model: Transformer, source: str) -> None:
                 f"layer {number} of {source} routes tokens to experts, which cannot be exported to ONNX; train without "
                 "experts, or use --format hf"
             )
-    unsupported = next((name for name, head in config.heads.items() if not isinstance(head, _HEADS)), None)
-    if unsupported is not None:
-        raise UserError(f"the head {unsupported!r} of {source} cannot be exported to ONNX; use --format hf")
+    unsupported_head = next((name for name, head in config.heads.items() if not isinstance(head, _HEADS)), None)
+    if unsupported_head is not None:
+        raise UserError(f"the head {unsupported_head!r} of {source} cannot be exported to ONNX; use --format hf")
+    if isinstance(model.config.embed, PatchEmbedConfig):
+        return _image_graph(model, usage, source)
+    return _text_graph(model)
+
+
+_UNSUPPORTED: dict[type[nn.Module], str] = {
+    EncoderDecoder: "an encoder-decoder, whose beam search steps through caches",
+    Captioner: "a captioner, whose beam search steps through caches",
+    TwoTower: "a two-tower model",
+    Act: "a robot policy",
+    UNetPolicy: "a robot policy",
+}
 
 
 class _SingleDocumentLayout(Layout):
@@ -266,29 +262,22 @@ def _companion_files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, 
     if usage.processor:
         files[PROCESSOR] = usage.processor
     if isinstance(codec, TokenizerCodec):
-        files[TOKENIZER] = json.loads(_padding_tokenizer(codec, kind != "language model").to_str())
+        tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
+        token_names = [
+            None if token_id is None else tokenizer.id_to_token(token_id) for token_id in (codec.bos_id, codec.eos_id)
+        ]
+        bos, eos = ([] if name is None else [name] for name in token_names)
+        if kind != "language model" and tokenizer.post_processor is None and bos + eos:
+            tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+                single=[*bos, "$A", *eos],
+                pair=[*bos, "$A", *eos, "$B:1", *(f"{name}:1" for name in eos)],
+                special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*bos, *eos}],  # type: ignore[misc]
+            )
+        pad = codec.pad or 0  # masked, so any id works
+        tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "")
+        files[TOKENIZER] = json.loads(tokenizer.to_str())
     if usage.labels:
         files[LABELS] = list(usage.labels)
     if usage.thresholds:
         files[THRESHOLDS] = dict(zip(usage.labels, usage.thresholds))
     return files
-
-
-def _padding_tokenizer(codec: TokenizerCodec, add_special_tokens: bool) -> Tokenizer:
-    """Return a tokenizer that pads batches and, with `add_special_tokens` and unless it already does so, puts BOS and
-    EOS around texts.
-    """
-    tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
-    token_names = [
-        None if token_id is None else tokenizer.id_to_token(token_id) for token_id in (codec.bos_id, codec.eos_id)
-    ]
-    bos, eos = ([] if name is None else [name] for name in token_names)
-    if add_special_tokens and tokenizer.post_processor is None and bos + eos:
-        tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-            single=[*bos, "$A", *eos],
-            pair=[*bos, "$A", *eos, "$B:1", *(f"{name}:1" for name in eos)],
-            special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*bos, *eos}],  # type: ignore[misc]
-        )
-    pad = codec.pad or 0  # masked, so any id works
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "")
-    return tokenizer

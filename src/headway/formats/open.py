@@ -76,7 +76,18 @@ def _detect_format(path: Path) -> ModelFormat:
             )
         raise UserError(f"{path} does not exist; pass a run or a published model, a folder or a .gguf file")
     if path.is_dir():
-        return _folder_format(path)
+        if (path / _BINARY).is_file():
+            from headway.formats.ctranslate2 import is_ctranslate2
+
+            if is_ctranslate2(path):
+                return "ctranslate2"
+        if (path / _CONFIG).is_file():
+            return "published"
+        if (path / native.FILE).is_file():
+            return "native"
+        if (path / native.QUANTISED).is_file():
+            raise UserError(f"{path} is already quantized; pass the model that it was made from")
+        raise UserError(f"{path} has no model (neither {_CONFIG} nor {native.FILE}); pass the folder of a run or model")
     if path.suffix == _GGUF:
         return "gguf"
     if path.suffix == ".bin":
@@ -85,21 +96,6 @@ def _detect_format(path: Path) -> ModelFormat:
         if is_llama2c(path):
             return "llama2c"
     raise UserError(f"{path} is not in a known model format; pass a folder, a {_GGUF} file or a .bin of llama2.c")
-
-
-def _folder_format(folder: Path) -> ModelFormat:
-    if (folder / _BINARY).is_file():
-        from headway.formats.ctranslate2 import is_ctranslate2
-
-        if is_ctranslate2(folder):
-            return "ctranslate2"
-    if (folder / _CONFIG).is_file():
-        return "published"
-    if (folder / native.FILE).is_file():
-        return "native"
-    if (folder / native.QUANTISED).is_file():
-        raise UserError(f"{folder} is already quantized; pass the model that it was made from")
-    raise UserError(f"{folder} has no model (neither {_CONFIG} nor {native.FILE}); pass the folder of a run or model")
 
 
 def _open_published(folder: Path, dtype: torch.dtype | None) -> OpenedModel:

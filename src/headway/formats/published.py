@@ -60,29 +60,21 @@ def resolve_defaults(config: Any, width: int = 0) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     changes = {name: resolve_defaults(getattr(config, name), width) for name in fields}
     changes |= {name: 0.0 for name in ("dropout", "drop_path") if name in changes}
-    return dataclasses.replace(config, **{**changes, **_resolved_fields(config, width)})
-
-
-def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
-    """Return the fields of one config whose values follow from other fields."""
     if isinstance(config, AttentionConfig):
         even = config.heads > 0 and width % config.heads == 0
-        size = width // config.heads if config.head_size is None and even else config.head_size
-        return {
-            "kv_heads": config.kv_heads or config.heads,
-            "head_size": size,
-            "qkv_bias": (config.qkv_bias,) * 3 if isinstance(config.qkv_bias, bool) else config.qkv_bias,
-        }
-    if isinstance(config, (MLPConfig, GatedConfig)):
+        changes["kv_heads"] = config.kv_heads or config.heads
+        changes["head_size"] = width // config.heads if config.head_size is None and even else config.head_size
+        changes["qkv_bias"] = (config.qkv_bias,) * 3 if isinstance(config.qkv_bias, bool) else config.qkv_bias
+    elif isinstance(config, (MLPConfig, GatedConfig)):
         hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
-        return {"hidden": hidden, "ratio": 0.0}
-    if isinstance(config, ExpertsConfig):
-        return {"balance": 0.0, "z_loss": 0.0}
-    if isinstance(config, TwoTowerConfig):
-        return {"scale": 0.0, "bias": None if config.bias is None else 0.0}
-    if isinstance(config, (DynamicScaling, LongRopeScaling)):
-        return {"length": config.length or config.original}
-    return {}
+        changes |= {"hidden": hidden, "ratio": 0.0}
+    elif isinstance(config, ExpertsConfig):
+        changes |= {"balance": 0.0, "z_loss": 0.0}
+    elif isinstance(config, TwoTowerConfig):
+        changes |= {"scale": 0.0, "bias": None if config.bias is None else 0.0}
+    elif isinstance(config, (DynamicScaling, LongRopeScaling)):
+        changes["length"] = config.length or config.original
+    return dataclasses.replace(config, **changes)
 
 
 _LOG = logger(__name__)
@@ -271,7 +263,11 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     can.
     """
     usage = usage or Usage()
-    bare, model = to_classes_config(without_embedding(config)), to_classes_model(model)
+    bare = config  # as config.json stores it: the head "embedding" has its own files
+    if isinstance(config, TransformerConfig) and HEAD in config.heads:
+        _pooling_mode(config.heads[HEAD])
+        bare = replace(config, heads={name: head for name, head in config.heads.items() if name != HEAD})
+    bare, model = to_classes_config(bare), to_classes_model(model)
     family = _find_family(bare, usage.family)
     original_settings = {
         name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)
@@ -284,25 +280,23 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     directory.mkdir(parents=True, exist_ok=True)
     if family.processor_files is not None:
         settings = family.processor_files.write(directory, settings, usage.processor)
-    write_json(directory / CONFIG, _with_label_names(settings, usage.labels))
+    if usage.labels and len(usage.labels) == len(settings.get("id2label") or {}):
+        settings["id2label"] = {str(i): label for i, label in enumerate(usage.labels)}
+        settings["label2id"] = {label: i for i, label in enumerate(usage.labels)}
+    write_json(directory / CONFIG, settings)
     write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
     write_embedding(config, directory)
     if usage.processor and family.processor_files is None:
         write_json(directory / PROCESSOR, usage.processor)
     if generates(config):
-        write_generation_config(directory, usage)
+        generation = {**usage.generation, **special_token_settings(usage)}
+        if usage.forced:
+            generation["forced_bos_token_id"] = usage.forced[0]
+        if usage.suppressed and "bad_words_ids" not in generation:
+            generation["bad_words_ids"] = [[token] for token in usage.suppressed]
+        if generation:
+            write_json(directory / GENERATION, generation)
     return family.name
-
-
-def _with_label_names(settings: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return `settings` with the class names, if their number matches the model's classes."""
-    if not labels or len(labels) != len(settings.get("id2label") or {}):
-        return settings
-    id_to_label, label_to_id = (
-        {str(i): label for i, label in enumerate(labels)},
-        {label: i for i, label in enumerate(labels)},
-    )
-    return {**settings, "id2label": id_to_label, "label2id": label_to_id}
 
 
 def _find_family(config: ModelConfig, name: str) -> Family:
@@ -402,17 +396,6 @@ def special_token_settings(usage: Usage) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def write_generation_config(directory: Path, usage: Usage) -> None:
-    """Write generation_config.json for a model that generates; other settings of the original file are kept."""
-    settings = {**usage.generation, **special_token_settings(usage)}
-    if usage.forced:
-        settings["forced_bos_token_id"] = usage.forced[0]
-    if usage.suppressed and "bad_words_ids" not in settings:
-        settings["bad_words_ids"] = [[token] for token in usage.suppressed]
-    if settings:
-        write_json(directory / GENERATION, settings)
-
-
 # Sentence encoders: folders in sentence-transformers' layout, whose vectors are a pooled head of the model.
 # modules.json lists the modules after the transformer: 1_Pooling pools the tokens of a text into a vector, 2_Normalize
 # scales it to unit length. Neither has weights.
@@ -440,13 +423,7 @@ def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
     folder = modules[1].get("path", str)
     if not folder or Path(folder).name != folder:
         raise UserError(f"{path} has its pooling in {folder!r}, which is not a subfolder; download it again")
-    pool = _read_pooling(directory / folder / "config.json")
-    head = PooledHeadConfig(pool=pool, unit="Normalize" in kinds)
-    return replace(config, heads={**config.heads, HEAD: head})
-
-
-def _read_pooling(path: Path) -> Pool:
-    """Return the pooling mode: newer files name it, older ones have a flag per mode."""
+    path = directory / folder / "config.json"
     values = _read_mapping(path)
     flags = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
     modes = [values["pooling_mode"]] if "pooling_mode" in values else [name for name, f in _FLAGS.items() if f in flags]
@@ -455,17 +432,9 @@ def _read_pooling(path: Path) -> Pool:
             f"{path} pools by {', '.join(map(str, flags or modes)) or 'nothing'}, which is not supported; "
             f"it may be one of {', '.join(_POOLS)}"
         )
-    return _POOLS[modes[0]]
-
-
-def without_embedding(config: ModelConfig) -> ModelConfig:
-    """Return `config` as config.json stores it: the head "embedding" has its own files. UserError if they cannot
-    express it.
-    """
-    if not isinstance(config, TransformerConfig) or HEAD not in config.heads:
-        return config
-    _pooling_mode(config.heads[HEAD])
-    return replace(config, heads={name: head for name, head in config.heads.items() if name != HEAD})
+    pool = _POOLS[modes[0]]
+    head = PooledHeadConfig(pool=pool, unit="Normalize" in kinds)
+    return replace(config, heads={**config.heads, HEAD: head})
 
 
 def write_embedding(config: ModelConfig, directory: Path) -> None:

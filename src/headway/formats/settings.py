@@ -213,32 +213,34 @@ class Settings:
         raise UserError(f"{parameters.source}: rope_type is {kind!r}; {nearest(kind, known)}")
 
 
+# The name of each scaling, and its settings with the fields that they equal.
+_ORIGINAL = {_TRAINED_CONTEXT: "original"}
+_SCALINGS: dict[type, tuple[str, dict[str, str]]] = {
+    LinearScaling: ("linear", {"factor": "factor"}),
+    DynamicScaling: ("dynamic", {"factor": "factor"}),
+    Llama3Scaling: ("llama3", {"factor": "factor", "low_freq_factor": "low", "high_freq_factor": "high", **_ORIGINAL}),
+    YarnScaling: (
+        "yarn",
+        {name: name for name in ("factor", "truncate", "beta_fast", "beta_slow")}
+        | {**_ORIGINAL, "attention_factor": "attention_factor"},
+    ),
+    LongRopeScaling: (
+        "longrope",
+        {"short_factor": "short", "long_factor": "long", **_ORIGINAL, "attention_factor": "attention_factor"},
+    ),
+}
+
+
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
     """Return the rotary position settings in the new form; the reverse of `Settings.rotary`."""
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     if rotary.fraction != 1.0:
         parameters["partial_rotary_factor"] = rotary.fraction
-    scaling = rotary.scaling
-    if isinstance(scaling, LinearScaling):
-        parameters |= {"rope_type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, DynamicScaling):
-        parameters |= {"rope_type": "dynamic", "factor": scaling.factor}
-    elif isinstance(scaling, Llama3Scaling):
-        parameters |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low}
-        parameters |= {"high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original}
-    elif isinstance(scaling, YarnScaling):
-        parameters |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
-        parameters |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
-        parameters |= {
-            "original_max_position_embeddings": scaling.original,
-            "attention_factor": scaling.attention_factor,
-        }
-    elif isinstance(scaling, LongRopeScaling):
-        parameters |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
-        parameters |= {
-            "original_max_position_embeddings": scaling.original,
-            "attention_factor": scaling.attention_factor,
-        }
+    if rotary.scaling is not None:
+        parameters["rope_type"], fields = _SCALINGS[type(rotary.scaling)]
+        for name, field_name in fields.items():
+            value = getattr(rotary.scaling, field_name)
+            parameters[name] = list(value) if isinstance(value, tuple) else value
     return {name: value for name, value in parameters.items() if value is not None}
 
 

@@ -8,8 +8,8 @@ key is unknown to both programs and is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headway.errors import UserError, logger
 from headway.formats.settings import Settings
-from headway.nn.models import ModelConfig
+from headway.nn.models import BlockConfig, ModelConfig, StackConfig
 
 T = TypeVar("T")
 
@@ -29,6 +29,13 @@ def expect(part: Any, kind: type[T]) -> T:
             f"the model has a {type(part).__name__} where this family has a {kind.__name__}; choose another family"
         )
     return part
+
+
+def expand(text: str) -> list[str]:
+    """Return the strings that a string with choices in braces stands for: "{q,k}_proj" is q_proj and k_proj."""
+    before, brace, rest = text.partition("{")
+    choices, _, after = rest.partition("}")
+    return [before + part + after for part in choices.split(",")] if brace else [text]
 
 
 class TensorTransform(Protocol):
@@ -174,7 +181,8 @@ class TensorRule:
 
 
 def rule(target: str, *sources: str, transform: TensorTransform = _ROWS) -> TensorRule:
-    return TensorRule(target, sources, transform)
+    """A rule for `target`. A source such as "{q,k,v}_proj" stands for several."""
+    return TensorRule(target, tuple(name for source in sources for name in expand(source)), transform)
 
 
 def tied_copy(target: str, source: str) -> TensorRule:
@@ -185,7 +193,12 @@ def tied_copy(target: str, source: str) -> TensorRule:
 def linear(target: str, *sources: str, bias: bool = True, transform: TensorTransform = _ROWS) -> list[TensorRule]:
     """Rules for the weight of a layer and, with `bias`, its bias under the same names."""
     suffixes = (".weight", ".bias") if bias else (".weight",)
-    return [TensorRule(target + suffix, tuple(name + suffix for name in sources), transform) for suffix in suffixes]
+    return [rule(target + suffix, *(name + suffix for name in sources), transform=transform) for suffix in suffixes]
+
+
+def linears(names: Mapping[str, str], bias: bool = True) -> list[TensorRule]:
+    """`linear` for several layers: names in the file by names in the model."""
+    return [tensor_rule for target, source in names.items() for tensor_rule in linear(target, source, bias=bias)]
 
 
 def vocabulary(config: Any, table: str, source: str, head: str = "heads.vocabulary") -> TensorRule:
@@ -194,9 +207,25 @@ def vocabulary(config: Any, table: str, source: str, head: str = "heads.vocabula
     return rule(f"{head}.project.weight", source) if untied else tied_copy(table, source)
 
 
-def layers(count: int, make: Callable[[int], Sequence[TensorRule]]) -> list[TensorRule]:
-    """Return the rules of all layers."""
-    return [tensor_rule for i in range(count) for tensor_rule in make(i)]
+def prefixed(rules: Iterable[TensorRule], target: str, source: str) -> list[TensorRule]:
+    """Return `rules` with these beginnings of their names."""
+    return [
+        replace(part, target=target + part.target, sources=tuple(source + name for name in part.sources))
+        for part in rules
+    ]
+
+
+def block_rules(
+    stack: StackConfig, source: str, make: Callable[[BlockConfig], Iterable[TensorRule]], target: str = "stack"
+) -> list[TensorRule]:
+    """Return the rules of all blocks. `make` returns those of one, whose names start with `source`, in which "{}" is
+    the block's index.
+    """
+    return [
+        tensor_rule
+        for i, block in enumerate(stack.blocks)
+        for tensor_rule in prefixed(make(block), f"{target}.blocks.{i}.", source.format(i))
+    ]
 
 
 @dataclass(frozen=True)
@@ -348,21 +377,17 @@ def known_keys(family: Family) -> set[str]:
     return {*IGNORED, *FIXED, *family.fixed, *family.ignored, *family.defaults, *family.older, *family.aliases}
 
 
-def unknown_keys(family: Family, settings: Settings) -> list[str]:
-    """Return the settings that are still unaccounted for after `family` has read the file."""
+def report_unknown(family: Family, settings: Settings) -> None:
+    """Log one line for settings that neither program knows, except for LeRobot's files, which have no model_type."""
+    if "model_type" not in settings:
+        return
     known = known_keys(family)
-    unknown = [
+    unknown = sorted(
         part.path + name
         for part in _sections(family, settings)
         for name, value in part.values.items()
         if name not in known and part.path + name not in settings.used and value is not None
-    ]
-    return sorted(unknown)
-
-
-def report_unknown(family: Family, settings: Settings) -> None:
-    """Log one line for settings that neither program knows, except for LeRobot's files, which have no model_type."""
-    unknown = unknown_keys(family, settings) if "model_type" in settings else []
+    )
     if unknown:
         more = f" and {len(unknown) - _MAX_REPORTED} more" if len(unknown) > _MAX_REPORTED else ""
         _LOG.warning(

@@ -317,16 +317,7 @@ class _Header:
         length = int.from_bytes(self._file.bytes(0, 8), "little")
         if length > min(HEADER_LIMIT, self._file.size - 8):
             self._fail(f"claims a header of {length} bytes in a file of {self._file.size} (limit {HEADER_LIMIT})")
-        header = self._parse(self._file.bytes(8, length))
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            self._fail("has metadata that are not strings")
-        data_start = 8 + length
-        entries = {name: self._entry(name, description, data_start) for name, description in header.items()}
-        self._check_order(entries, data_start)
-        return metadata, entries
 
-    def _parse(self, text: bytes) -> dict[str, Any]:
         def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             entries = dict(pairs)
             if len(entries) < len(pairs):
@@ -335,14 +326,27 @@ class _Header:
             return entries
 
         try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=reject_duplicates)
+            header = json.loads(self._file.bytes(8, length).decode("utf-8"), object_pairs_hook=reject_duplicates)
         except (ValueError, RecursionError) as error:
             self._fail(f"has a header that is not JSON ({str(error)[:80]})")
         if not isinstance(header, dict):
             self._fail("has a header that is not a mapping of tensors")
         if len(header) > MAX_TENSORS:
             self._fail(f"has {len(header):,} tensors, more than the limit of {MAX_TENSORS:,}")
-        return header
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            self._fail("has metadata that are not strings")
+        data_start = 8 + length
+        entries = {name: self._entry(name, description, data_start) for name, description in header.items()}
+        expected = data_start
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+            if entry.start != expected:
+                word = "overlaps the one before it" if entry.start < expected else "leaves a gap before it"
+                self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {expected})")
+            expected += entry.size
+        if expected != self._file.size:
+            self._fail(f"has {self._file.size - expected} bytes after its last tensor")
+        return metadata, entries
 
     def _entry(self, name: str, description: Any, data_start: int) -> TensorEntry:
         if not isinstance(description, dict) or description.keys() != {"dtype", "shape", "data_offsets"}:
@@ -362,17 +366,6 @@ class _Header:
         if data_start + end > self._file.size:
             self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data_start + end}")
         return TensorEntry(dtype, tuple(shape), data_start + start, size)
-
-    def _check_order(self, entries: dict[str, TensorEntry], data_start: int) -> None:
-        """Check that each tensor starts where another ends: no two share bytes, and no bytes are hidden in between."""
-        expected = data_start
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
-            if entry.start != expected:
-                word = "overlaps the one before it" if entry.start < expected else "leaves a gap before it"
-                self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {expected})")
-            expected += entry.size
-        if expected != self._file.size:
-            self._fail(f"has {self._file.size - expected} bytes after its last tensor")
 
     def _fail(self, fact: str) -> NoReturn:
         raise UserError(f"{self._file.source} is not a complete safetensors file: it {fact}; {self._remedy}")

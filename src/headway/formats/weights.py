@@ -75,24 +75,19 @@ class RenamedWeights:
                 }
         for stack in family.stacked:
             if re.search(stack.pattern, renamed):
-                items, parts = self._items(name, len(stack.names)), len(stack.names)
+                parts, tensor = len(stack.names), self._weights.get(name)
+                shape = tuple(tensor.shape)
+                if tensor.dim() != 3 or not tensor.numel() or shape[0] > _MAX_ITEMS or shape[1] % parts:
+                    raise UserError(
+                        f"{self.source}: {name} has shape {shape}; it should be one of 1 to {_MAX_ITEMS} matrices "
+                        f"whose rows are a multiple of {parts}; download the model again"
+                    )
                 return {
                     re.sub(stack.pattern, new.format(index), renamed): StoredPart(name, index, part, parts)
-                    for index in range(items)
+                    for index in range(shape[0])
                     for part, new in enumerate(stack.names)
                 }
         return {renamed: StoredPart(name)}
-
-    def _items(self, name: str, parts: int) -> int:
-        """Return how many matrices a tensor stacks, of this many parts each; UserError if it is not such a stack."""
-        tensor = self._weights.get(name)
-        shape = tensor.shape
-        if tensor.dim() != 3 or not tensor.numel() or shape[0] > _MAX_ITEMS or shape[1] % parts:
-            raise UserError(
-                f"{self.source}: {name} has shape {tuple(shape)}; it should be one of 1 to {_MAX_ITEMS} matrices "
-                f"whose rows are a multiple of {parts}; download the model again"
-            )
-        return shape[0]
 
     def names(self) -> Collection[str]:
         return self._entries.keys()
@@ -120,7 +115,24 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     with the closest existing name, or one whose shape disagrees with the configuration.
     """
     model_tensors = dict(named_tensors(model))
-    _check_names(rules, weights, model_tensors)
+    stored_names, used, targets = set(weights.names()), set(), set()
+    for rule in _without_copies(rules):
+        targets.add(rule.target)
+        if rule.target not in model_tensors:
+            raise UserError(
+                f"{weights.source}: a model with these settings has no tensor for {rule.sources[0]}; config.json does "
+                "not match the weights"
+            )
+        for name in rule.sources:
+            used.add(name)
+            if name not in stored_names:
+                raise UserError(f"{weights.source} lacks tensor {name!r}; {nearest(name, stored_names)}")
+    copies = {name for rule in rules if rule.is_copy for name in rule.sources}
+    for name in sorted(stored_names - used - copies):
+        raise UserError(f"{weights.source} has unknown tensor {name!r}; {nearest(name, used)}")
+    for name in model_tensors:
+        if name not in targets:
+            raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, targets)}")
     for rule in _without_copies(rules):
         parts = [_float_tensor(weights, name) for name in rule.sources]
         slices, target = _slices(rule, parts, weights), model_tensors[rule.target]
@@ -191,27 +203,6 @@ def _concatenate(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     for destination, piece in zip(output.split([len(piece) for piece in slices]) if output.dim() else [output], slices):
         destination.copy_(piece)
     return output
-
-
-def _check_names(rules: Sequence[TensorRule], weights: Weights, model_tensors: dict[str, Tensor]) -> None:
-    stored_names, used, targets = set(weights.names()), set(), set()
-    for rule in _without_copies(rules):
-        targets.add(rule.target)
-        if rule.target not in model_tensors:
-            raise UserError(
-                f"{weights.source}: a model with these settings has no tensor for {rule.sources[0]}; config.json does "
-                "not match the weights"
-            )
-        for name in rule.sources:
-            used.add(name)
-            if name not in stored_names:
-                raise UserError(f"{weights.source} lacks tensor {name!r}; {nearest(name, stored_names)}")
-    copies = {name for rule in rules if rule.is_copy for name in rule.sources}
-    for name in sorted(stored_names - used - copies):
-        raise UserError(f"{weights.source} has unknown tensor {name!r}; {nearest(name, used)}")
-    for name in model_tensors:
-        if name not in targets:
-            raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, targets)}")
 
 
 def _without_copies(rules: Iterable[TensorRule]) -> list[TensorRule]:

@@ -134,18 +134,15 @@ class _TarArchive:
         self._entries: dict[str, tarfile.TarInfo] = {}
         with _damage_errors(path, stream):
             self._archive = tarfile.TarFile(fileobj=cast(IO[bytes], stream))
-            self._list()
+            count = 0
+            while (entry := self._archive.next()) is not None:
+                self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own list would grow
+                count += 1
+                if count > read_limits().members:
+                    raise limit_error(str(self._path), f"has over {count - 1:,} members", "members")
+                if entry.isfile():
+                    self._entries[entry.name] = entry
         self.sizes: Mapping[str, int] = {name: entry.size for name, entry in self._entries.items()}
-
-    def _list(self) -> None:
-        count = 0
-        while (entry := self._archive.next()) is not None:
-            self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own list would grow
-            count += 1
-            if count > read_limits().members:
-                raise limit_error(str(self._path), f"has over {count - 1:,} members", "members")
-            if entry.isfile():
-                self._entries[entry.name] = entry
 
     def open(self, member: str) -> IO[bytes]:
         entry = _find_entry(self._entries, member, self._path)

@@ -79,7 +79,14 @@ def _check_jpeg_data(data: bytes | mmap.mmap, name: str) -> int:
         raise UserError(f"{name} has over {_MAX_EXIF_PARTS} parts of Exif data; save it again without Exif data")
     scans = _count_markers(data, b"\xff\xda", _USUAL_SCANS)
     if scans > _USUAL_SCANS:  # metadata can look like scans, so parse the markers
-        scans = _count_scans(data)
+        position, scans = len(_JPEG), 0
+        while scans <= _MAX_SCANS and (match := _MARKER.search(data, position)):
+            position, marker = match.end(), match[1][0]
+            if marker == _END_OF_IMAGE and scans:
+                break
+            scans += marker == _START_OF_SCAN
+            if marker not in _MARKERS_WITHOUT_LENGTH and marker != _END_OF_IMAGE:
+                position += max(2, int.from_bytes(data[position : position + 2], "big"))
     if scans > _MAX_SCANS:
         raise UserError(f"{name} is a JPEG file with over {_MAX_SCANS} scans; save it again with fewer scans")
     return scans
@@ -90,17 +97,4 @@ def _count_markers(data: bytes | mmap.mmap, marker: bytes, limit: int) -> int:
     count, position = 0, data.find(marker)
     while position >= 0 and count <= limit:
         count, position = count + 1, data.find(marker, position + len(marker))
-    return count
-
-
-def _count_scans(data: bytes | mmap.mmap) -> int:
-    """The number of scans that libjpeg decodes, counted up to the limit + 1."""
-    position, count = len(_JPEG), 0
-    while count <= _MAX_SCANS and (match := _MARKER.search(data, position)):
-        position, marker = match.end(), match[1][0]
-        if marker == _END_OF_IMAGE and count:
-            break
-        count += marker == _START_OF_SCAN
-        if marker not in _MARKERS_WITHOUT_LENGTH and marker != _END_OF_IMAGE:
-            position += max(2, int.from_bytes(data[position : position + 2], "big"))
     return count

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from headway.data import SplitConfig
-from headway.data.demonstrations import summarize_demonstrations
+from headway.data.episode_files import summarize_demonstrations
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig

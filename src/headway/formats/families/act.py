@@ -4,15 +4,16 @@ keys, and a ResNet for images.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
-from headway.formats.settings import Settings, published_activation
+from headway.formats.setting_table import ACTIVATION, SettingTable, flag
+from headway.formats.settings import Settings
 from headway.formats.tensor_rules import (
     ChannelsLast,
     Family,
@@ -21,24 +22,18 @@ from headway.formats.tensor_rules import (
     ProcessorFiles,
     TensorRule,
     Unsplit,
+    block_rules,
     expect,
-    layers,
     linear,
+    linears,
+    prefixed,
     rule,
 )
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
-from headway.nn.models import (
-    ActConfig,
-    BlockConfig,
-    RegressionConfig,
-    SceneEmbedConfig,
-    StackConfig,
-    cycle,
-)
+from headway.nn.models import ActConfig, BlockConfig, RegressionConfig, SceneEmbedConfig, StackConfig
 from headway.nn.models.act import GridsConfig
 from headway.nn.models.resnet import ResNetDepth, block_channels, list_blocks
-from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import SinusoidalConfig
 from headway.visibility import Full
@@ -63,6 +58,46 @@ class _WithSinusoids:
         return [tensor, sinusoids(Layout.full(1, self.length), tensor.float())]
 
 
+def _stack(cross: CrossAttentionConfig | None = None) -> StackConfig:
+    return StackConfig((BlockConfig(AttentionConfig(pattern=Full(), placed=True), cross),), norm=None)
+
+
+_STACKS = "{encoder,decoder,posterior}.block"
+TABLE = SettingTable(
+    ActConfig(
+        observation=SceneEmbedConfig(surroundings=1),
+        encoder=_stack(),
+        decoder=_stack(CrossAttentionConfig(placed=True)),
+        posterior=_stack(),
+    ),
+    {
+        "n_obs_steps": ("", 1),
+        "input_features": ("", dict),
+        "output_features": ("", dict),
+        "chunk_size": ("chunk", 100),
+        "n_action_steps": ("", 100),
+        "vision_backbone": ("", "resnet18"),
+        "pretrained_backbone_weights": ("", str),
+        "replace_final_stride_with_dilation": ("", bool),
+        "pre_norm": (f"{_STACKS}.placement", False, flag("pre", "post")),
+        "dim_model": ("width", 512),
+        "n_heads": (f"{_STACKS}.mixer.heads decoder.block.cross.heads", 8),
+        "dim_feedforward": (f"{_STACKS}.feed_forward.hidden", 3200),
+        "feedforward_activation": (f"{_STACKS}.feed_forward.activation", "relu", ACTIVATION),
+        "n_encoder_layers": ("encoder.depth", 4),
+        "n_decoder_layers": ("decoder.depth", 1),
+        "use_vae": ("", True),
+        "latent_dim": ("observation.latent", 32),
+        "n_vae_encoder_layers": ("posterior.depth", 4),
+        "dropout": (
+            f"{_STACKS}.dropout {_STACKS}.mixer.dropout {_STACKS}.feed_forward.dropout decoder.block.cross.dropout",
+            0.1,
+        ),
+        "kl_weight": ("head.beta", 10.0),
+    },
+)
+
+
 def read(settings: Settings, names: Collection[str]) -> ActConfig:
     settings.require("n_obs_steps", 1)
     settings.require("vision_backbone", *BACKBONES)
@@ -71,75 +106,50 @@ def read(settings: Settings, names: Collection[str]) -> ActConfig:
     features = read_features(settings)
     if features.actions < 1 or not (features.cameras or features.surroundings):
         raise UserError(f"{settings.source}: a policy needs actions, and images or the environment's state; add them")
-    latent, inferred = settings.get("latent_dim", int), settings.get("use_vae", bool)
-    depth = BACKBONES[settings.get("vision_backbone", str)] if features.cameras else 18
-    scene = SceneEmbedConfig(features.robot, features.surroundings, tuple(features.cameras.values()), latent, depth)
-    chunk = settings.get("chunk_size", int)
-    encoder = _stack(settings, "n_encoder_layers", scene.grid_positions)
-    return ActConfig(
-        settings.get("dim_model", int),
-        chunk,
-        features.actions,
-        observation=scene,
-        encoder=encoder,
-        decoder=_stack(settings, "n_decoder_layers", GridsConfig(chunk), cross_attention=True),
-        posterior=_stack(settings, "n_vae_encoder_layers", SinusoidalConfig()) if inferred else StackConfig(),
-        head=RegressionConfig(latent if inferred else 0, settings.get("kl_weight", float)),
+    inferred = settings.get("use_vae", bool)
+    before = settings.get("pre_norm", bool)
+    config = TABLE.read(
+        settings,
+        {
+            "actions": features.actions,
+            "observation.robot": features.robot,
+            "observation.surroundings": features.surroundings,
+            "observation.cameras": tuple(features.cameras.values()),
+            "observation.depth": BACKBONES[settings.get("vision_backbone", str)] if features.cameras else 18,
+            "encoder.norm": LayerNormConfig() if before else None,
+            "decoder.norm": LayerNormConfig(),
+            "decoder.positions": GridsConfig(settings.get("chunk_size", int)),
+            "posterior.norm": LayerNormConfig() if before else None,
+            "posterior.positions": SinusoidalConfig(),
+            "head.latent": settings.get("latent_dim", int) if inferred else 0,
+        },
     )
-
-
-def _stack(settings: Settings, depth: str, positions: Any, cross_attention: bool = False) -> StackConfig:
-    heads, rate, before = settings.get("n_heads", int), settings.get("dropout", float), settings.get("pre_norm", bool)
-    activation = settings.activation("feedforward_activation")
-    feed = MLPConfig(hidden=settings.get("dim_feedforward", int), activation=activation, dropout=rate)
-    block = BlockConfig(
-        AttentionConfig(heads, pattern=Full(), dropout=rate, placed=True),
-        CrossAttentionConfig(heads, dropout=rate, placed=True) if cross_attention else None,
-        feed,
-        placement="pre" if before else "post",
-        dropout=rate,
-    )
-    norm = LayerNormConfig() if before or cross_attention else None
-    return StackConfig(cycle((block,), settings.get(depth, int)), norm, positions=positions)
+    encoder = replace(config.encoder, positions=config.observation.grid_positions)
+    return replace(config, encoder=encoder, posterior=config.posterior if inferred else StackConfig())
 
 
 def write(config: ActConfig) -> dict[str, Any]:
     scene, head = expect(config.observation, SceneEmbedConfig), expect(config.head, RegressionConfig)
-    block = config.encoder.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
     cameras = {f"observation.images.{index}": size for index, size in enumerate(scene.cameras)}
-    return {
-        "type": "act",
+    others = {
         "n_obs_steps": 1,
         **feature_settings(Features(scene.robot, scene.surroundings, config.actions, cameras)),
-        "chunk_size": config.chunk,
         "vision_backbone": f"resnet{scene.depth}",
         "pretrained_backbone_weights": None,  # included in the weights: LeRobot need not download others
         "replace_final_stride_with_dilation": False,
-        "pre_norm": block.placement == "pre",
-        "dim_model": config.width,
-        "n_heads": attention.heads,
-        "dim_feedforward": feed.hidden,
-        "feedforward_activation": published_activation(feed.activation),
-        "n_encoder_layers": len(config.encoder.blocks),
-        "n_decoder_layers": len(config.decoder.blocks),
         "use_vae": bool(head.size),
-        "latent_dim": scene.latent,
-        "n_vae_encoder_layers": len(config.posterior.blocks) or _DEFAULTS["n_vae_encoder_layers"],
-        "dropout": block.dropout,
-        "kl_weight": head.beta,
+        "n_vae_encoder_layers": len(config.posterior.blocks) or TABLE.defaults["n_vae_encoder_layers"],
     }
+    return {"type": "act", **TABLE.write(config, others)}
 
 
 def rules(config: ActConfig) -> list[TensorRule]:
     scene = cast(SceneEmbedConfig, config.observation)
     embed, embed_config = "trunk.encoder.embed", config.encoder_decoder.encoder.embed
-    state_names = [name for name in _STATE_PROJECTIONS if getattr(embed_config, name)]
+    states = [name for name in _STATE_PROJECTIONS if getattr(embed_config, name)]
     tensor_rules = [
-        *(
-            tensor_rule
-            for name in state_names
-            for tensor_rule in linear(f"{embed}.numbers.{name}", f"model.encoder_{_STATE_PROJECTIONS[name]}_input_proj")
+        *linears(
+            {f"{embed}.numbers.{name}": f"model.encoder_{_STATE_PROJECTIONS[name]}_input_proj" for name in states}
         ),
         rule("trunk.encoder.stack.positions.table", "model.encoder_1d_feature_pos_embed.weight"),
         *_stack_rules(config.encoder, "trunk.encoder", "model.encoder"),
@@ -168,36 +178,26 @@ def rules(config: ActConfig) -> list[TensorRule]:
 
 
 def _stack_rules(stack: StackConfig, target: str, source: str) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        block_target, block_source, block = f"{target}.stack.blocks.{i}", f"{source}.layers.{i}", stack.blocks[i]
+    def layer(block: BlockConfig) -> Iterator[TensorRule]:
         norm, has_cross = "before" if block.placement == "pre" else "last", block.cross is not None
-        tensor_rules = [
-            rule(f"{block_target}.mixer.qkv.weight", f"{block_source}.self_attn.in_proj_weight", transform=Unsplit()),
-            rule(f"{block_target}.mixer.qkv.bias", f"{block_source}.self_attn.in_proj_bias", transform=Unsplit()),
-            *linear(f"{block_target}.mixer.out", f"{block_source}.self_attn.out_proj"),
-            *linear(f"{block_target}.mix.{norm}", f"{block_source}.norm1"),
-            *linear(f"{block_target}.feed_forward.up", f"{block_source}.linear1"),
-            *linear(f"{block_target}.feed_forward.down", f"{block_source}.linear2"),
-            *linear(f"{block_target}.feed.{norm}", f"{block_source}.norm{3 if has_cross else 2}"),
-        ]
-        cross = f"{block_source}.multihead_attn"
-        return (
-            tensor_rules
-            if not has_cross
-            else [
-                *tensor_rules,
-                *linear(f"{block_target}.read.{norm}", f"{block_source}.norm2"),
-                *(rule(f"{block_target}.cross.q.{end}", f"{cross}.q_{end}") for end in ("weight", "bias")),
-                *(
-                    rule(f"{block_target}.cross.kv.{end}", f"{cross}.k_{end}", f"{cross}.v_{end}")
-                    for end in ("weight", "bias")
-                ),
-                *linear(f"{block_target}.cross.out", f"{cross}.out_proj"),
-            ]
-        )
+        yield rule("mixer.qkv.weight", "self_attn.in_proj_weight", transform=Unsplit())
+        yield rule("mixer.qkv.bias", "self_attn.in_proj_bias", transform=Unsplit())
+        names = {
+            "mixer.out": "self_attn.out_proj",
+            f"mix.{norm}": "norm1",
+            "feed_forward.up": "linear1",
+            "feed_forward.down": "linear2",
+            f"feed.{norm}": "norm3" if has_cross else "norm2",
+        }
+        yield from linears({**names, **({f"read.{norm}": "norm2"} if has_cross else {})})
+        if has_cross:
+            for part, stored in (("q", "q"), ("kv", "{k,v}")):
+                for end in ("weight", "bias"):
+                    yield rule(f"cross.{part}.{end}", f"multihead_attn.{stored}_{end}")
+            yield from linear("cross.out", "multihead_attn.out_proj")
 
     last = linear(f"{target}.stack.norm", f"{source}.norm") if stack.norm is not None else []
-    return [*layers(len(stack.blocks), layer), *last]
+    return [*block_rules(stack, f"{source}.layers.{{}}.", layer, f"{target}.stack"), *last]
 
 
 def residual_network(
@@ -213,19 +213,16 @@ def residual_network(
     stem, stem_norm, *parts = sources
     tensor_rules = [_kernel(f"{target}.stem", stem, 7, 3), *norm(f"{target}.stem_norm", stem_norm)]
     for layer, block, around in list_blocks(depth):
-        block_target, block_source = f"{target}.layers.{layer}.{block}", f"{parts[layer]}.{block}"
         channels, width = block_channels(layer, block)
-        tensor_rules += [
-            _kernel(f"{block_target}.first", f"{block_source}.conv1", 3, channels),
-            *norm(f"{block_target}.first_norm", f"{block_source}.bn1"),
-        ]
-        tensor_rules += [
-            _kernel(f"{block_target}.second", f"{block_source}.conv2", 3, width),
-            *norm(f"{block_target}.second_norm", f"{block_source}.bn2"),
+        block_rules = [
+            _kernel("first", "conv1", 3, channels),
+            *norm("first_norm", "bn1"),
+            _kernel("second", "conv2", 3, width),
+            *norm("second_norm", "bn2"),
         ]
         if around:
-            tensor_rules.append(_kernel(f"{block_target}.around", f"{block_source}.downsample.0", 1, channels))
-            tensor_rules += norm(f"{block_target}.around_norm", f"{block_source}.downsample.1")
+            block_rules += [_kernel("around", "downsample.0", 1, channels), *norm("around_norm", "downsample.1")]
+        tensor_rules += prefixed(block_rules, f"{target}.layers.{layer}.{block}.", f"{parts[layer]}.{block}.")
     return tensor_rules
 
 
@@ -233,31 +230,13 @@ def _kernel(target: str, source: str, taps: int, channels: int) -> TensorRule:
     return rule(f"{target}.product.weight", f"{source}.weight", transform=ChannelsLast(taps, channels))
 
 
-_DEFAULTS: dict[str, Any] = {
-    "n_obs_steps": 1,
-    "chunk_size": 100,
-    "n_action_steps": 100,
-    "vision_backbone": "resnet18",
-    "pre_norm": False,
-    "dim_model": 512,
-    "n_heads": 8,
-    "dim_feedforward": 3200,
-    "feedforward_activation": "relu",
-    "n_encoder_layers": 4,
-    "n_decoder_layers": 1,
-    "use_vae": True,
-    "latent_dim": 32,
-    "n_vae_encoder_layers": 4,
-    "dropout": 0.1,
-    "kl_weight": 10.0,
-}
 FAMILY = Family(
     "act",
     read,
     write,
     rules,
     skipped=(r"^(un)?normalize_(inputs|targets|outputs)\.",),  # statistics in older files
-    defaults=_DEFAULTS,
+    defaults=TABLE.defaults,
     fused=(Fused("multihead_attn.in_proj_", tuple(f"multihead_attn.{name}_" for name in "qkv")),),
     processor_files=ProcessorFiles(read_scales, write_scales),
 )

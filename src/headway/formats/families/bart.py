@@ -6,12 +6,24 @@ positions with sines before cosines. Decoding starts with the padding token.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
-from headway.formats.settings import Settings, published_activation
-from headway.formats.tensor_rules import Family, SingleRow, TensorRule, expect, layers, linear, rule, tied_copy
+from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingTable
+from headway.formats.settings import Settings
+from headway.formats.tensor_rules import (
+    Family,
+    SingleRow,
+    TensorRule,
+    block_rules,
+    expect,
+    linear,
+    linears,
+    rule,
+    tied_copy,
+)
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -21,29 +33,11 @@ from headway.nn.models import (
     TokenEmbedConfig,
     TransformerConfig,
     VocabularyHeadConfig,
-    cycle,
 )
-from headway.nn.parts.feedforward import MLPConfig, hidden_width
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig, SinusoidalConfig
-from headway.visibility import Causal, Full, Pattern
+from headway.visibility import Full
 
-DEFAULTS: dict[str, Any] = {
-    "max_position_embeddings": 1024,
-    "encoder_layers": 12,
-    "encoder_ffn_dim": 4096,
-    "encoder_attention_heads": 16,
-    "decoder_layers": 12,
-    "decoder_ffn_dim": 4096,
-    "decoder_attention_heads": 16,
-    "activation_function": "gelu",
-    "d_model": 1024,
-    "dropout": 0.1,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "scale_embedding": False,
-    "tie_word_embeddings": True,
-}
 ALIASES = {
     "num_attention_heads": "encoder_attention_heads",
     "hidden_size": "d_model",
@@ -52,106 +46,80 @@ ALIASES = {
 OLDER = ("add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "do_blenderbot_90_layernorm")
 OLDER += ("student_encoder_layers", "student_decoder_layers", "replacing_rate")  # no longer used by any class
 LOGITS_BIAS = "final_logits_bias"
+PARTS = ("encoder", "decoder")
+
+
+def setting_table(embed: EmbedConfig, placement: Literal["pre", "post"] = "post", **defaults: Any) -> SettingTable:
+    """The settings of BART and its relatives, with defaults that differ from its own. Norms before each layer need one
+    after the last.
+    """
+    norm = LayerNormConfig() if placement == "pre" else None
+    encoder = BlockConfig(AttentionConfig(pattern=Full()), placement=placement)
+    decoder = BlockConfig(cross=CrossAttentionConfig(), placement=placement)
+    table = SettingTable(
+        EncoderDecoderConfig(
+            TransformerConfig(stack=StackConfig((encoder,), norm), embed=embed, heads={}),
+            TransformerConfig(stack=StackConfig((decoder,), norm), embed=embed),
+        ),
+        {
+            "vocab_size": ("{encoder,decoder}.vocab_size", 50265),
+            "d_model": ("{encoder,decoder}.width", 1024),
+            "max_position_embeddings": ("{encoder,decoder}.context", 1024, POSITIONS),
+            "activation_function": ("{encoder,decoder}.block.feed_forward.activation", "gelu", ACTIVATION),
+            "dropout": ("{encoder,decoder}.embed.dropout {encoder,decoder}.block.dropout", 0.1),
+            "attention_dropout": ("{encoder,decoder}.block.mixer.dropout decoder.block.cross.dropout", 0.0),
+            "activation_dropout": ("{encoder,decoder}.block.feed_forward.dropout", 0.0),
+            "scale_embedding": ("{encoder,decoder}.embed.scaled", False),
+            "tie_word_embeddings": ("", True),
+            **stack_rows(12, 16, 4096),
+        },
+    )
+    changes = {name: (table.rows[name][0], default, *table.rows[name][2:]) for name, default in defaults.items()}
+    return replace(table, rows={**table.rows, **changes})
+
+
+def stack_rows(depth: int, heads: int, hidden: int) -> dict[str, tuple[Any, ...]]:
+    """The settings of the encoder and the decoder, which have separate names, with defaults."""
+    rows: dict[str, tuple[Any, ...]] = {}
+    for part, other_heads in zip(PARTS, ("", " decoder.block.cross.heads")):
+        rows |= {
+            f"{part}_layers": (f"{part}.depth", depth),
+            f"{part}_attention_heads": (f"{part}.block.mixer.heads{other_heads}", heads),
+            f"{part}_ffn_dim": (f"{part}.block.feed_forward.hidden", hidden),
+        }
+    return rows
+
+
+def read_plain(
+    table: SettingTable, settings: Settings, names: Collection[str], fields: Mapping[str, Any] | None = None
+) -> EncoderDecoderConfig:
+    before = table.model.encoder.stack.norm is not None
+    settings.require("tie_word_embeddings", True)
+    settings.require("normalize_before", before)
+    settings.require("add_final_layer_norm", before)
+    head = VocabularyHeadConfig(bias=LOGITS_BIAS in names)
+    return table.read(settings, {"decoder.heads": {"vocabulary": head}, **(fields or {})})
+
+
+def write_plain(table: SettingTable, name: str, architecture: str, config: EncoderDecoderConfig) -> dict[str, Any]:
+    settings = table.write(config, {"tie_word_embeddings": True})
+    return {"model_type": name, "architectures": [architecture], "is_encoder_decoder": True, **settings}
+
+
+BART_TABLE = setting_table(TokenEmbedConfig(LearnedConfig(offset=2), LayerNormConfig()))
 
 
 def read_bart(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.require("architectures", ["BartForConditionalGeneration"], ["BartModel"])
-    settings.require("tie_word_embeddings", True)
-    settings.require("normalize_before", False)
-    settings.require("add_final_layer_norm", False)
-    embed = TokenEmbedConfig(
-        LearnedConfig(offset=2),
-        LayerNormConfig(),
-        scaled=settings.get("scale_embedding", bool),
-        dropout=settings.get("dropout", float),
-    )
-    encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
-    return EncoderDecoderConfig(encoder, decoder, "all")
-
-
-def read_encoder_decoder(
-    settings: Settings, embed: EmbedConfig, logits_bias: bool, placement: Literal["pre", "post"] = "post"
-) -> tuple[TransformerConfig, TransformerConfig]:
-    """Return encoder and decoder, of the same width and vocabulary. Norms before each layer need one after the last."""
-    norm = LayerNormConfig() if placement == "pre" else None
-
-    def build_transformer(name: str, pattern: Pattern) -> TransformerConfig:
-        heads = {"vocabulary": VocabularyHeadConfig(bias=logits_bias)} if pattern.causal else {}
-        return TransformerConfig(
-            settings.get("d_model", int),
-            settings.get("vocab_size", int),
-            settings.max_positions("max_position_embeddings"),
-            StackConfig(cycle((block(name, pattern),), settings.get(f"{name}_layers", int)), norm=norm),
-            embed,
-            dict(heads),
-        )
-
-    def block(name: str, pattern: Pattern) -> BlockConfig:
-        return replace(read_block(settings, name, pattern), placement=placement)
-
-    return build_transformer("encoder", Full()), build_transformer("decoder", Causal())
-
-
-def read_block(settings: Settings, name: str, pattern: Pattern) -> BlockConfig:
-    heads, rate = settings.get(f"{name}_attention_heads", int), settings.get("attention_dropout", float)
-    feed = MLPConfig(
-        hidden=settings.get(f"{name}_ffn_dim", int),
-        activation=settings.activation("activation_function"),
-        dropout=settings.get("activation_dropout", float),
-    )
-    cross = CrossAttentionConfig(heads, dropout=rate) if pattern.causal else None
-    mixer = AttentionConfig(heads, pattern=pattern, dropout=rate)
-    return BlockConfig(mixer, cross, feed, LayerNormConfig(), placement="post", dropout=settings.get("dropout", float))
-
-
-def write_bart(config: EncoderDecoderConfig) -> dict[str, Any]:
-    return {
-        "model_type": "bart",
-        "architectures": ["BartForConditionalGeneration"],
-        **shared_settings(config),
-    }
-
-
-def shared_settings(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """The settings that BART shares with Marian."""
-    embed = expect(config.encoder.embed, TokenEmbedConfig)
-    block = config.encoder.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    settings: dict[str, Any] = {
-        "is_encoder_decoder": True,
-        "vocab_size": config.encoder.vocab_size,
-        "d_model": config.width,
-        "max_position_embeddings": config.context,
-        "activation_function": published_activation(feed.activation),
-        "dropout": embed.dropout,
-        "attention_dropout": attention.dropout,
-        "activation_dropout": feed.dropout,
-        "scale_embedding": embed.scaled,
-        "tie_word_embeddings": True,
-    }
-    return settings | stack_settings(config)
-
-
-def stack_settings(config: EncoderDecoderConfig) -> dict[str, int]:
-    """The settings of the encoder and the decoder, which have separate names."""
-    settings: dict[str, int] = {}
-    for name, component in (("encoder", config.encoder), ("decoder", config.decoder)):
-        first = component.stack.blocks[0]
-        inner = expect(first.feed_forward, MLPConfig)
-        settings |= {
-            f"{name}_layers": len(component.stack.blocks),
-            f"{name}_attention_heads": expect(first.mixer, AttentionConfig).heads,
-            f"{name}_ffn_dim": hidden_width(inner.hidden, inner.ratio, config.width),
-        }
-    return settings
+    return read_plain(BART_TABLE, settings, names)
 
 
 def bart_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     tensor_rules = shared_table()
-    for component, part in (("encoder", config.encoder), ("decoder", config.decoder)):
-        tensor_rules.append(rule(f"{component}.embed.positions.table", f"model.{component}.embed_positions.weight"))
-        tensor_rules += linear(f"{component}.embed.norm", f"model.{component}.layernorm_embedding")
-        tensor_rules += stack_rules(part.stack, component)
+    for part, stack in zip(PARTS, (config.encoder.stack, config.decoder.stack)):
+        tensor_rules.append(rule(f"{part}.embed.positions.table", f"model.{part}.embed_positions.weight"))
+        tensor_rules += linear(f"{part}.embed.norm", f"model.{part}.layernorm_embedding")
+        tensor_rules += stack_rules(stack, part)
     return [*tensor_rules, *head_rules(config)]
 
 
@@ -169,43 +137,39 @@ def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
 
 def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
     side = "before" if stack.norm is not None else "last"  # where the norms of a layer are
-
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"{component}.stack.blocks.{i}", f"model.{component}.layers.{i}"
-        return [
-            *linear(f"{target}.mixer.qkv", *(f"{source}.self_attn.{name}_proj" for name in "qkv")),
-            *linear(f"{target}.mixer.out", f"{source}.self_attn.out_proj"),
-            *linear(f"{target}.mix.{side}", f"{source}.self_attn_layer_norm"),
-            *(cross_rules(target, source, side) if stack.blocks[i].cross is not None else []),
-            *linear(f"{target}.feed_forward.up", f"{source}.fc1"),
-            *linear(f"{target}.feed_forward.down", f"{source}.fc2"),
-            *linear(f"{target}.feed.{side}", f"{source}.final_layer_norm"),
-        ]
-
+    before = {
+        "mixer.qkv": "self_attn.{q,k,v}_proj",
+        "mixer.out": "self_attn.out_proj",
+        f"mix.{side}": "self_attn_layer_norm",
+    }
+    cross = {
+        "cross.q": "encoder_attn.q_proj",
+        "cross.kv": "encoder_attn.{k,v}_proj",
+        "cross.out": "encoder_attn.out_proj",
+        f"read.{side}": "encoder_attn_layer_norm",
+    }
+    after = {"feed_forward.up": "fc1", "feed_forward.down": "fc2", f"feed.{side}": "final_layer_norm"}
+    tensor_rules = block_rules(
+        stack,
+        f"model.{component}.layers.{{}}.",
+        lambda block: linears({**before, **(cross if block.cross is not None else {}), **after}),
+        f"{component}.stack",
+    )
     final = linear(f"{component}.stack.norm", f"model.{component}.layer_norm") if stack.norm is not None else []
-    return [*layers(len(stack.blocks), layer), *final]
+    return [*tensor_rules, *final]
 
 
-def cross_rules(target: str, source: str, side: str) -> list[TensorRule]:
-    return [
-        *linear(f"{target}.cross.q", f"{source}.encoder_attn.q_proj"),
-        *linear(f"{target}.cross.kv", f"{source}.encoder_attn.k_proj", f"{source}.encoder_attn.v_proj"),
-        *linear(f"{target}.cross.out", f"{source}.encoder_attn.out_proj"),
-        *linear(f"{target}.read.{side}", f"{source}.encoder_attn_layer_norm"),
-    ]
-
-
+_RENAMES = ((r"^(?=(shared|encoder|decoder)\.)", "model."),)
 _BART = Family(
     "bart",
     read_bart,
-    write_bart,
+    partial(write_plain, BART_TABLE, "bart", "BartForConditionalGeneration"),
     bart_rules,
-    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    renames=_RENAMES,
     aliases=ALIASES,
     ignored=OLDER,
     defaults={
-        **DEFAULTS,
-        "vocab_size": 50265,
+        **BART_TABLE.defaults,
         "bos_token_id": 0,
         "pad_token_id": 1,
         "eos_token_id": 2,
@@ -214,29 +178,22 @@ _BART = Family(
 )
 
 
+MARIAN_TABLE = setting_table(TokenEmbedConfig(SinusoidalConfig(interleaved=False)), vocab_size=58101)
+
+
 def read_marian(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.require("architectures", ["MarianMTModel"], ["MarianModel"])
-    settings.require("tie_word_embeddings", True)
-    settings.require("normalize_before", False)
     settings.require("normalize_embedding", False)
-    settings.require("add_final_layer_norm", False)
-    embed = TokenEmbedConfig(
-        SinusoidalConfig(interleaved=False),
-        scaled=settings.get("scale_embedding", bool),
-        dropout=settings.get("dropout", float),
-    )
-    encoder, decoder = read_encoder_decoder(settings, embed, LOGITS_BIAS in names)
+    config = read_plain(MARIAN_TABLE, settings, names)
     if settings.get("share_encoder_decoder_embeddings", bool):
-        return EncoderDecoderConfig(encoder, decoder, "all")
-    decoder = replace(decoder, vocab_size=settings.get("decoder_vocab_size", int, decoder.vocab_size))
-    return EncoderDecoderConfig(encoder, decoder, "head")
+        return config
+    vocab_size = settings.get("decoder_vocab_size", int, config.decoder.vocab_size)
+    return replace(config, decoder=replace(config.decoder, vocab_size=vocab_size), tie="head")
 
 
 def write_marian(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
-        "model_type": "marian",
-        "architectures": ["MarianMTModel"],
-        **shared_settings(config),
+        **write_plain(MARIAN_TABLE, "marian", "MarianMTModel", config),
         "pad_token_id": config.vocab_size - 1,
         "decoder_start_token_id": config.vocab_size - 1,
         "decoder_vocab_size": config.vocab_size,
@@ -263,13 +220,12 @@ _MARIAN = Family(
     read_marian,
     write_marian,
     marian_rules,
-    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    renames=_RENAMES,
     aliases=ALIASES,
     ignored=(*OLDER, "decoder_vocab_size"),  # equals vocab_size unless there are two tables
     skipped=(r"\.embed_positions\.weight$",),
     defaults={
-        **DEFAULTS,
-        "vocab_size": 58101,
+        **MARIAN_TABLE.defaults,
         "pad_token_id": 58100,
         "eos_token_id": 0,
         "decoder_start_token_id": 58100,

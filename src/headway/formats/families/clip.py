@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.families.vit import height_width, size_setting
-from headway.formats.settings import Settings, published_activation
+from headway.formats.setting_table import ACTIVATION, POSITIONS, SIZE, SettingTable
+from headway.formats.settings import Settings
 from headway.formats.tensor_rules import (
     Family,
     FlattenedRows,
@@ -21,14 +21,17 @@ from headway.formats.tensor_rules import (
     TensorRule,
     Unsplit,
     VocabularyRows,
+    block_rules,
     expect,
-    layers,
     linear,
+    linears,
+    prefixed,
     rule,
 )
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
+    EmbedConfig,
     PatchEmbedConfig,
     PooledHeadConfig,
     ProbeHeadConfig,
@@ -36,10 +39,9 @@ from headway.nn.models import (
     TokenEmbedConfig,
     TransformerConfig,
     TwoTowerConfig,
-    cycle,
 )
 from headway.nn.models.two_tower import HEAD
-from headway.nn.parts.feedforward import MLPConfig, hidden_width
+from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
@@ -71,27 +73,51 @@ CLIP_VISION: dict[str, Any] = {
 }
 
 
+_TOWER: dict[str, tuple[Any, ...]] = {
+    "hidden_size": ("width", int),
+    "intermediate_size": ("block.feed_forward.hidden", int),
+    "num_hidden_layers": ("depth", int),
+    "num_attention_heads": ("block.mixer.heads", int),
+    "hidden_act": ("block.feed_forward.activation", str, ACTIVATION),
+    "layer_norm_eps": ("block.norm.eps stack.norm.eps", float),
+    "attention_dropout": ("block.mixer.dropout", float),
+}
+_TEXT = {
+    **_TOWER,
+    "vocab_size": ("vocab_size", int),
+    "max_position_embeddings": ("context", int, POSITIONS),
+}
+_VISION = {
+    **_TOWER,
+    "image_size": ("embed.size", int, SIZE),
+    "patch_size": ("embed.patch", int, SIZE),
+    "num_channels": ("embed.channels", int),
+}
+
+
+def _table(embed: EmbedConfig, rows: Mapping[str, tuple[Any, ...]], pattern: Pattern) -> SettingTable:
+    block = BlockConfig(AttentionConfig(pattern=pattern))
+    return SettingTable(TransformerConfig(stack=StackConfig((block,)), embed=embed, tie="none"), rows)
+
+
+CLIP_IMAGES = _table(PatchEmbedConfig(bias=False, norm=LayerNormConfig()), _VISION, Full())
+CLIP_TEXTS = _table(TokenEmbedConfig(LearnedConfig()), _TEXT, Causal())
+
+
 def read_clip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     settings.require("architectures", ["CLIPModel"])
     text, vision = (tower_settings(settings, *tower) for tower in (("text", CLIP_TEXT), ("vision", CLIP_VISION)))
-    shared, eos, vocab = (
-        settings.get("projection_dim", int),
-        text.get("eos_token_id", int),
-        text.get("vocab_size", int),
-    )
-    if eos >= vocab:
-        raise UserError(f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab}; set an id in the vocabulary")
-    norm = LayerNormConfig(vision.get("layer_norm_eps", float))
-    embed = PatchEmbedConfig(
-        height_width(vision, "patch_size"),
-        height_width(vision, "image_size"),
-        vision.get("num_channels", int),
-        bias=False,
-        norm=norm,
-    )
+    shared, eos = settings.get("projection_dim", int), text.get("eos_token_id", int)
+    vocab_size = text.get("vocab_size", int)
+    if eos >= vocab_size:
+        raise UserError(
+            f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab_size}; set an id in the vocabulary"
+        )
+    image_head = {HEAD: PooledHeadConfig(shared, bias=False)}
+    text_head = {HEAD: PooledHeadConfig(shared, pool="last", bias=False)}
     return TwoTowerConfig(
-        read_tower(vision, embed, Full(), PooledHeadConfig(shared, bias=False)),
-        read_text(text, Causal(), PooledHeadConfig(shared, pool="last", bias=False)),
+        CLIP_IMAGES.read(vision, {"heads": image_head, "embed.norm.eps": vision.get("layer_norm_eps", float)}),
+        CLIP_TEXTS.read(text, {"heads": text_head}),
         settings.get("logit_scale_init_value", float),
         end="highest" if eos == _LEGACY_EOS else eos,
     )
@@ -101,22 +127,6 @@ def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -
     """Return the settings of a tower; those of older files (`..._config_dict`) take precedence."""
     current, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
     return replace(current, values={**defaults, **current.values, **({**defaults, **older} if older else {})})
-
-
-def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> TransformerConfig:
-    norm = LayerNormConfig(settings.get("layer_norm_eps", float))
-    rate = settings.get("attention_dropout", float)
-    mixer = AttentionConfig(settings.get("num_attention_heads", int), pattern=pattern, dropout=rate)
-    feed = MLPConfig(hidden=settings.get("intermediate_size", int), activation=settings.activation("hidden_act"))
-    blocks = cycle((BlockConfig(mixer, None, feed, norm),), settings.get("num_hidden_layers", int))
-    width = settings.get("hidden_size", int)
-    return TransformerConfig(width, 0, None, StackConfig(blocks, norm), embed, {HEAD: head}, "none")
-
-
-def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerConfig:
-    tower = read_tower(settings, TokenEmbedConfig(LearnedConfig()), pattern, head)
-    vocab_size, context = settings.get("vocab_size", int), settings.max_positions("max_position_embeddings")
-    return replace(tower, vocab_size=vocab_size, context=context)
 
 
 def write_clip(config: TwoTowerConfig) -> dict[str, Any]:
@@ -131,37 +141,12 @@ def write_clip(config: TwoTowerConfig) -> dict[str, Any]:
         "logit_scale_init_value": config.scale,
         "text_config": {
             "model_type": "clip_text_model",
-            **write_text_tower(config.right),
+            **CLIP_TEXTS.write(config.right),
             **shared,
             "eos_token_id": eos,
         },
-        "vision_config": {"model_type": "clip_vision_model", **write_vision_tower(config.left), **shared},
+        "vision_config": {"model_type": "clip_vision_model", **CLIP_IMAGES.write(config.left), **shared},
     }
-
-
-def write_tower(config: TransformerConfig) -> dict[str, Any]:
-    block = config.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    return {
-        "hidden_size": config.width,
-        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
-        "num_hidden_layers": len(config.stack.blocks),
-        "num_attention_heads": attention.heads,
-        "hidden_act": published_activation(feed.activation),
-        "layer_norm_eps": expect(block.norm, LayerNormConfig).eps,
-        "attention_dropout": attention.dropout,
-    }
-
-
-def write_text_tower(config: TransformerConfig) -> dict[str, Any]:
-    limits = {"vocab_size": config.vocab_size, "max_position_embeddings": config.context}
-    return {**write_tower(config), **limits}
-
-
-def write_vision_tower(config: TransformerConfig) -> dict[str, Any]:
-    embed = expect(config.embed, PatchEmbedConfig)
-    sizes = {"image_size": size_setting(embed.size), "patch_size": size_setting(embed.patch)}
-    return {**write_tower(config), **sizes, "num_channels": embed.channels}
 
 
 def clip_rules(config: TwoTowerConfig) -> list[TensorRule]:
@@ -199,18 +184,15 @@ def text_rules(config: TransformerConfig) -> list[TensorRule]:
 
 
 def stack_rules(config: TransformerConfig, tower: str, prefix: str) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"{tower}.stack.blocks.{i}", f"{prefix}.encoder.layers.{i}"
-        return [
-            *linear(f"{target}.mix.before", f"{source}.layer_norm1"),
-            *linear(f"{target}.mixer.qkv", *(f"{source}.self_attn.{name}_proj" for name in "qkv")),
-            *linear(f"{target}.mixer.out", f"{source}.self_attn.out_proj"),
-            *linear(f"{target}.feed.before", f"{source}.layer_norm2"),
-            *linear(f"{target}.feed_forward.up", f"{source}.mlp.fc1"),
-            *linear(f"{target}.feed_forward.down", f"{source}.mlp.fc2"),
-        ]
-
-    return layers(len(config.stack.blocks), layer)
+    names = {
+        "mix.before": "layer_norm1",
+        "mixer.qkv": "self_attn.{q,k,v}_proj",
+        "mixer.out": "self_attn.out_proj",
+        "feed.before": "layer_norm2",
+        "feed_forward.up": "mlp.fc1",
+        "feed_forward.down": "mlp.fc2",
+    }
+    return block_rules(config.stack, f"{prefix}.encoder.layers.{{}}.", lambda block: linears(names), f"{tower}.stack")
 
 
 POSITION_IDS = r"\.embeddings\.position_ids$"  # stored in older files
@@ -240,16 +222,14 @@ SIGLIP_TEXT: dict[str, Any] = {
 SIGLIP_VISION: dict[str, Any] = {**CLIP_VISION, **_COMMON, "patch_size": 16}
 
 
+SIGLIP_IMAGES = _table(PatchEmbedConfig(tokens=0), _VISION, Full())
+SIGLIP_TEXTS = _table(TokenEmbedConfig(LearnedConfig()), _TEXT, Full())
+
+
 def read_siglip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     settings.require("architectures", ["SiglipModel"])
     text, vision = (tower_settings(settings, *tower) for tower in (("text", SIGLIP_TEXT), ("vision", SIGLIP_VISION)))
     vision.require("vision_use_head", True)
-    embed = PatchEmbedConfig(
-        height_width(vision, "patch_size"),
-        height_width(vision, "image_size"),
-        vision.get("num_channels", int),
-        tokens=0,
-    )
     probe = ProbeHeadConfig(
         vision.get("num_attention_heads", int),
         MLPConfig(hidden=vision.get("intermediate_size", int), activation=vision.activation("hidden_act")),
@@ -257,8 +237,8 @@ def read_siglip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     )
     shared = text.get("projection_size", int, text.get("hidden_size", int))
     return TwoTowerConfig(
-        read_tower(vision, embed, Full(), probe),
-        read_text(text, Full(), PooledHeadConfig(shared, pool="last")),
+        SIGLIP_IMAGES.read(vision, {"heads": {HEAD: probe}}),
+        SIGLIP_TEXTS.read(text, {"heads": {HEAD: PooledHeadConfig(shared, pool="last")}}),
         math.log(10),
         -10.0,
         filler=text.get("pad_token_id", int),
@@ -266,27 +246,26 @@ def read_siglip(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
 
 
 def write_siglip(config: TwoTowerConfig) -> dict[str, Any]:
-    text = {**write_text_tower(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
+    text = {**SIGLIP_TEXTS.write(config.right), "projection_size": config.shared, "pad_token_id": config.filler}
     return {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "text_config": {"model_type": "siglip_text_model", **text},
-        "vision_config": {"model_type": "siglip_vision_model", **write_vision_tower(config.left)},
+        "vision_config": {"model_type": "siglip_vision_model", **SIGLIP_IMAGES.write(config.left)},
     }
 
 
 def siglip_rules(config: TwoTowerConfig) -> list[TensorRule]:
     expect(config.left.heads[HEAD], ProbeHeadConfig)
     target, source = "left.heads.embedding", "vision_model.head"
+    names = {"out": "attention.out_proj", "norm": "layernorm", "feed_forward.up": "mlp.fc1"}
+    names |= {"feed_forward.down": "mlp.fc2"}
     return [
         *vision_rules(config.left),
         rule(f"{target}.probe.table", f"{source}.probe", transform=VocabularyRows()),
         rule(f"{target}.qkv.weight", f"{source}.attention.in_proj_weight", transform=Unsplit()),
         rule(f"{target}.qkv.bias", f"{source}.attention.in_proj_bias", transform=Unsplit()),
-        *linear(f"{target}.out", f"{source}.attention.out_proj"),
-        *linear(f"{target}.norm", f"{source}.layernorm"),
-        *linear(f"{target}.feed_forward.up", f"{source}.mlp.fc1"),
-        *linear(f"{target}.feed_forward.down", f"{source}.mlp.fc2"),
+        *prefixed(linears(names), f"{target}.", f"{source}."),
         *text_rules(config.right),
         *linear("right.heads.embedding.project", "text_model.head"),
         rule("scale", "logit_scale", transform=SingleRow()),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,8 +12,19 @@ from torch import Tensor
 from headway.errors import UserError
 from headway.formats.families.act import BACKBONES, BATCH_NORM, residual_network
 from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
+from headway.formats.setting_table import SettingKind, SettingTable, flag
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, FlattenedRows, ProcessorFiles, TensorRule, expect, linear, rule
+from headway.formats.tensor_rules import (
+    Family,
+    FlattenedRows,
+    ProcessorFiles,
+    TensorRule,
+    expect,
+    linear,
+    linears,
+    prefixed,
+    rule,
+)
 from headway.nn.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
 from headway.nn.models.unet_policy import grid_coordinates
 
@@ -46,6 +57,52 @@ class _TransposedConvolution:
         return [tensor.T.unflatten(1, (-1, 4))]
 
 
+def _read_size(settings: Settings, name: str) -> tuple[int, int] | None:
+    size = settings.optional(name, list[int])
+    if size is not None and len(size) != 2:
+        raise UserError(f"{settings.source}: {name} is {size}; it should be [height, width]")
+    return None if size is None else (size[0], size[1])
+
+
+def _choice(values: Mapping[str, str]) -> SettingKind:
+    published = {value: name for name, value in values.items()}
+    return SettingKind(lambda settings, name: values[settings.get(name, str)], lambda value: published[value])
+
+
+_SIZE = SettingKind(_read_size, lambda size: None if size is None else list(size))
+_WIDTHS = SettingKind(lambda settings, name: tuple(settings.get(name, list[int])), list)
+TABLE = SettingTable(
+    UNetPolicyConfig(head=DiffusionConfig(clip=1.0, spacing="leading")),
+    {
+        "n_obs_steps": ("history", 2),
+        "horizon": ("horizon", 16),
+        "input_features": ("", dict),
+        "output_features": ("", dict),
+        "n_action_steps": ("", 8),
+        "vision_backbone": ("", "resnet18"),
+        "pretrained_backbone_weights": ("", str),
+        "resize_shape": ("observation.resized", list, _SIZE),
+        "crop_ratio": ("", 1.0),
+        "crop_shape": ("observation.crop", list, _SIZE),
+        "use_group_norm": ("observation.norm", True, flag("group", "frozen")),
+        "spatial_softmax_num_keypoints": ("observation.points", 32),
+        "use_separate_rgb_encoder_per_camera": ("observation.apart", False),
+        "down_dims": ("net.widths", [512, 1024, 2048], _WIDTHS),
+        "kernel_size": ("net.taps", 5),
+        "n_groups": ("net.groups", 8),
+        "diffusion_step_embed_dim": ("net.step", 128),
+        "use_film_scale_modulation": ("net.scaled", True),
+        "noise_scheduler_type": ("head.sampler", "DDPM", _choice(_SAMPLERS)),
+        "num_train_timesteps": ("head.steps", 100),
+        "num_inference_steps": ("", int),
+        "beta_schedule": ("", _SCHEDULE),
+        "prediction_type": ("head.predicts", "epsilon", _choice(_PREDICTION_TYPES)),
+        "clip_sample": ("", True),
+        "clip_sample_range": ("", 1.0),
+    },
+)
+
+
 def read(settings: Settings, names: Collection[str]) -> UNetPolicyConfig:
     settings.require("vision_backbone", *BACKBONES)
     settings.require("beta_schedule", _SCHEDULE)
@@ -57,96 +114,45 @@ def read(settings: Settings, names: Collection[str]) -> UNetPolicyConfig:
             f"{settings.source}: a diffusion policy needs actions, the robot's state, and images or the environment's "
             "state; add them"
         )
-    steps = settings.get("num_train_timesteps", int)
-    return UNetPolicyConfig(
-        settings.get("horizon", int),
-        settings.get("n_obs_steps", int),
-        features.actions,
-        observation=_observation(settings, features),
-        net=UNetConfig(
-            tuple(settings.get("down_dims", list[int])),
-            settings.get("kernel_size", int),
-            settings.get("n_groups", int),
-            settings.get("diffusion_step_embed_dim", int),
-            settings.get("use_film_scale_modulation", bool),
-        ),
-        head=DiffusionConfig(
-            steps,
-            settings.optional("num_inference_steps", int) or steps,
-            _PREDICTION_TYPES[settings.get("prediction_type", str)],
-            settings.get("clip_sample_range", float) if settings.get("clip_sample", bool) else None,
-            _SAMPLERS[settings.get("noise_scheduler_type", str)],
-            "leading",
-        ),
-    )
-
-
-def _observation(settings: Settings, features: Features) -> KeypointsConfig:
+    fields = {
+        "actions": features.actions,
+        "head.sampled": settings.optional("num_inference_steps", int) or settings.get("num_train_timesteps", int),
+        "head.clip": settings.get("clip_sample_range", float) if settings.get("clip_sample", bool) else None,
+    }
     if not features.cameras:
-        return KeypointsConfig(features.robot, features.surroundings)
-    resized, crop = (_size(settings, name) for name in ("resize_shape", "crop_shape"))
-    ratio = settings.get("crop_ratio", float)
+        rows = {name: row for name, row in TABLE.rows.items() if not row[0].startswith("observation.")}
+        observation = KeypointsConfig(features.robot, features.surroundings)
+        return replace(TABLE, rows=rows).read(settings, {**fields, "observation": observation})
+    fields |= {
+        "observation.robot": features.robot,
+        "observation.surroundings": features.surroundings,
+        "observation.cameras": tuple(features.cameras.values()),
+        "observation.depth": BACKBONES[settings.get("vision_backbone", str)],
+    }
+    resized, ratio = _read_size(settings, "resize_shape"), settings.get("crop_ratio", float)
     if resized is not None:
-        crop = (int(resized[0] * ratio), int(resized[1] * ratio)) if ratio < 1 else None
-    return KeypointsConfig(
-        features.robot,
-        features.surroundings,
-        tuple(features.cameras.values()),
-        resized,
-        crop,
-        settings.get("spatial_softmax_num_keypoints", int),
-        BACKBONES[settings.get("vision_backbone", str)],
-        "group" if settings.get("use_group_norm", bool) else "frozen",
-        settings.get("use_separate_rgb_encoder_per_camera", bool),
-    )
-
-
-def _size(settings: Settings, name: str) -> tuple[int, int] | None:
-    size = settings.optional(name, list[int])
-    if size is not None and len(size) != 2:
-        raise UserError(f"{settings.source}: {name} is {size}; it should be [height, width]")
-    return None if size is None else (size[0], size[1])
+        fields["observation.crop"] = (int(resized[0] * ratio), int(resized[1] * ratio)) if ratio < 1 else None
+    return TABLE.read(settings, fields)
 
 
 def write(config: UNetPolicyConfig) -> dict[str, Any]:
-    observation, net, head = (
-        expect(config.observation, KeypointsConfig),
-        config.net,
-        expect(config.head, DiffusionConfig),
-    )
+    observation, head = expect(config.observation, KeypointsConfig), expect(config.head, DiffusionConfig)
     cameras = {f"observation.images.{index}": size for index, size in enumerate(observation.cameras)}
-    prediction_types = {name: published for published, name in _PREDICTION_TYPES.items()}
-    samplers = {name: published for published, name in _SAMPLERS.items()}
     ratio = 1.0  # cropped size / resized size, from which LeRobot computes the crop
     if observation.resized is not None and observation.crop is not None:
         pairs = list(zip(observation.crop, observation.resized))
         ratio = (max(part / full for part, full in pairs) + min((part + 1) / full for part, full in pairs)) / 2
-    return {
-        "type": "diffusion",
-        "n_obs_steps": config.history,
-        "horizon": config.horizon,
+    others = {
         **feature_settings(Features(observation.robot, observation.surroundings, config.actions, cameras)),
         "vision_backbone": f"resnet{observation.depth}",
         "pretrained_backbone_weights": None,  # included in the weights: LeRobot need not download others
-        "resize_shape": None if observation.resized is None else list(observation.resized),
         "crop_ratio": ratio,
-        "crop_shape": None if observation.crop is None else list(observation.crop),
-        "use_group_norm": observation.norm == "group",
-        "spatial_softmax_num_keypoints": observation.points,
-        "use_separate_rgb_encoder_per_camera": observation.apart,
-        "down_dims": list(net.widths),
-        "kernel_size": net.taps,
-        "n_groups": net.groups,
-        "diffusion_step_embed_dim": net.step,
-        "use_film_scale_modulation": net.scaled,
-        "noise_scheduler_type": samplers[head.sampler],
-        "num_train_timesteps": head.steps,
         "num_inference_steps": head.sampled,
         "beta_schedule": _SCHEDULE,
-        "prediction_type": prediction_types[head.predicts],
         "clip_sample": head.clip is not None,
-        "clip_sample_range": head.clip or _DEFAULTS["clip_sample_range"],
+        "clip_sample_range": head.clip or TABLE.defaults["clip_sample_range"],
     }
+    return {"type": "diffusion", **TABLE.write(config, others)}
 
 
 def rules(config: UNetPolicyConfig) -> list[TensorRule]:
@@ -169,30 +175,22 @@ def rules(config: UNetPolicyConfig) -> list[TensorRule]:
 
 def _net(net: UNetConfig, actions: int) -> list[TensorRule]:
     source, widths = "diffusion.unet", net.widths
-    tensor_rules = [
-        *linear("net.up", f"{source}.diffusion_step_encoder.1"),
-        *linear("net.down", f"{source}.diffusion_step_encoder.3"),
-    ]
+    tensor_rules = linears(
+        {"net.up": f"{source}.diffusion_step_encoder.1", "net.down": f"{source}.diffusion_step_encoder.3"}
+    )
     for index, (before, width) in enumerate(zip((actions, *widths), widths)):
-        block_target, block_source = f"net.descent.{index}", f"{source}.down_modules.{index}"
-        tensor_rules += [
-            *_layer(f"{block_target}.0", f"{block_source}.0", net.taps, before != width),
-            *_layer(f"{block_target}.1", f"{block_source}.1", net.taps, False),
-        ]
+        stored = f"{source}.down_modules.{index}"
+        tensor_rules += _layers(f"net.descent.{index}", stored, net.taps, before != width)
         if index < len(widths) - 1:
-            tensor_rules += _taps(f"net.halving.{index}", f"{block_source}.2", 3)
-    for index in range(2):
-        tensor_rules += _layer(f"net.middle.{index}", f"{source}.mid_modules.{index}", net.taps, False)
+            tensor_rules += _taps(f"net.halving.{index}", f"{stored}.2", 3)
+    tensor_rules += _layers("net.middle", f"{source}.mid_modules", net.taps, False)
     for index, (narrower, width) in enumerate(list(pairwise(widths))[::-1]):
-        block_target, block_source = f"net.ascent.{index}", f"{source}.up_modules.{index}"
-        tensor_rules += [
-            *_layer(f"{block_target}.0", f"{block_source}.0", net.taps, 2 * width != narrower),
-            *_layer(f"{block_target}.1", f"{block_source}.1", net.taps, False),
-        ]
+        stored, doubling = f"{source}.up_modules.{index}", f"net.doubling.{index}"
+        tensor_rules += _layers(f"net.ascent.{index}", stored, net.taps, 2 * width != narrower)
         tensor_rules.append(
-            rule(f"net.doubling.{index}.product.weight", f"{block_source}.2.weight", transform=_TransposedConvolution())
+            rule(f"{doubling}.product.weight", f"{stored}.2.weight", transform=_TransposedConvolution())
         )
-        tensor_rules.append(rule(f"net.doubling.{index}.bias", f"{block_source}.2.bias"))
+        tensor_rules.append(rule(f"{doubling}.bias", f"{stored}.2.bias"))
     last = f"{source}.final_conv"
     return [
         *tensor_rules,
@@ -202,13 +200,18 @@ def _net(net: UNetConfig, actions: int) -> list[TensorRule]:
     ]
 
 
-def _layer(target: str, source: str, taps: int, around: bool) -> list[TensorRule]:
+def _layers(target: str, source: str, taps: int, around: bool) -> list[TensorRule]:
+    """Two layers; `around` is whether the first changes the width, which takes a map around it."""
     tensor_rules = []
-    for conv, stored_conv in (("first", "conv1"), ("second", "conv2")):
-        tensor_rules += _taps(f"{target}.{conv}", f"{source}.{stored_conv}.block.0", taps)
-        tensor_rules += linear(f"{target}.{conv}_norm", f"{source}.{stored_conv}.block.1")
-    tensor_rules += linear(f"{target}.modulate", f"{source}.cond_encoder.1")
-    return tensor_rules + (_map(f"{target}.around", f"{source}.residual_conv") if around else [])
+    for index, has_map in enumerate((around, False)):
+        layer_rules = []
+        for conv, stored_conv in (("first", "conv1"), ("second", "conv2")):
+            layer_rules += _taps(conv, f"{stored_conv}.block.0", taps)
+            layer_rules += linear(f"{conv}_norm", f"{stored_conv}.block.1")
+        layer_rules += linear("modulate", "cond_encoder.1")
+        layer_rules += _map("around", "residual_conv") if has_map else []
+        tensor_rules += prefixed(layer_rules, f"{target}.{index}.", f"{source}.{index}.")
+    return tensor_rules
 
 
 def _taps(target: str, source: str, taps: int) -> list[TensorRule]:
@@ -225,33 +228,12 @@ def _map(target: str, source: str) -> list[TensorRule]:
     ]
 
 
-_DEFAULTS: dict[str, Any] = {
-    "n_obs_steps": 2,
-    "horizon": 16,
-    "n_action_steps": 8,
-    "vision_backbone": "resnet18",
-    "crop_ratio": 1.0,
-    "use_group_norm": True,
-    "spatial_softmax_num_keypoints": 32,
-    "use_separate_rgb_encoder_per_camera": False,
-    "down_dims": [512, 1024, 2048],
-    "kernel_size": 5,
-    "n_groups": 8,
-    "diffusion_step_embed_dim": 128,
-    "use_film_scale_modulation": True,
-    "noise_scheduler_type": "DDPM",
-    "num_train_timesteps": 100,
-    "beta_schedule": _SCHEDULE,
-    "prediction_type": "epsilon",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-}
 FAMILY = Family(
     "diffusion",
     read,
     write,
     rules,
     skipped=(r"^(un)?normalize_(inputs|targets|outputs)\.", r"\.num_batches_tracked$"),
-    defaults=_DEFAULTS,
+    defaults=TABLE.defaults,
     processor_files=ProcessorFiles(read_scales, write_scales),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, Stacked, TensorRule, expect, rule
+from headway.formats.tensor_rules import Family, Stacked, TensorRule, expect, linears, prefixed, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.experts import ExpertsConfig
 from headway.nn.parts.norm import RMSNormConfig
@@ -52,21 +52,20 @@ def write_experts(config: TransformerConfig, count: str) -> dict[str, Any]:
     }
 
 
-def expert_rules(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
+def expert_rules(block: BlockConfig, source: str, names: Mapping[str, str]) -> list[TensorRule]:
+    """A router and experts in `source`, each with the matrices `names`; or a dense layer."""
     if not isinstance(block.feed_forward, ExpertsConfig):
-        return llama.gated_rules(target, source, block)
-    tensor_rules = [rule(f"{target}.feed_forward.router.weight", f"{source}.mlp.gate.weight")]
+        return llama.gated_rules(block)
+    tensor_rules = [rule("feed_forward.router.weight", f"{source}.gate.weight")]
     for j in range(block.feed_forward.count):
-        expert, stored = f"{target}.feed_forward.experts.{j}", f"{source}.mlp.experts.{j}"
-        tensor_rules += [
-            rule(f"{expert}.gate_up.weight", f"{stored}.gate_proj.weight", f"{stored}.up_proj.weight"),
-            rule(f"{expert}.down.weight", f"{stored}.down_proj.weight"),
-        ]
+        expert = linears(names, bias=False)
+        tensor_rules += prefixed(expert, f"feed_forward.experts.{j}.", f"{source}.experts.{j}.")
     return tensor_rules
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    return llama.rules(config, feed=expert_rules)
+    names = {"gate_up": "{gate,up}_proj", "down": "down_proj"}
+    return llama.rules(config, feed=lambda block: expert_rules(block, "mlp", names))
 
 
 def read_qwen3_moe(settings: Settings, names: Collection[str]) -> TransformerConfig:

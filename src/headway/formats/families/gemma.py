@@ -12,7 +12,7 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.settings import Settings, rope_parameters
+from headway.formats.settings import Settings, published_activation, rope_parameters
 from headway.formats.tensor_rules import expect
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig, VocabularyHeadConfig
 from headway.nn.parts.norm import RMSNormConfig
@@ -39,14 +39,10 @@ def offset_norm(settings: Settings) -> RMSNormConfig:
     return RMSNormConfig(settings.get("rms_norm_eps", float), unit_offset=True)
 
 
-def write_first(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("gemma", PublishedClasses.of("Gemma"), config), **llama.write_attention_bias(config)}
-
-
 _GEMMA = llama.family(
     "gemma",
     read_first,
-    write_first,
+    llama.writer("gemma", "Gemma", llama.write_attention_bias),
     **GEMMA_DEFAULTS,
     hidden_act="gelu_pytorch_tanh",
     num_key_value_heads=16,
@@ -61,10 +57,6 @@ GEMMA2_DEFAULTS: dict[str, Any] = {
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
-
-
-def read_gemma2(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    return read_sandwich(settings, every=2)
 
 
 def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
@@ -90,22 +82,14 @@ def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
     return replace(config, heads={"vocabulary": VocabularyHeadConfig(soft_cap=soft_cap)})
 
 
-def write_gemma2(config: TransformerConfig) -> dict[str, Any]:
-    return write_sandwich("gemma2", PublishedClasses.of("Gemma2"), config)
-
-
-def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
+def write_scores(config: TransformerConfig) -> dict[str, Any]:
     """The reverse of `read_sandwich`."""
-    settings = llama.write(name, classes, config)
-    mixer = llama.attention(config.stack.blocks[0])
-    head = config.heads.get("vocabulary", VocabularyHeadConfig())
+    mixer, head = llama.attention(config.stack.blocks[0]), config.heads.get("vocabulary", VocabularyHeadConfig())
     # The number whose square root divides the scores, rounded if it is an integer up to rounding errors.
     exact = expect(mixer.scale, float) ** -2
     return {
-        **settings,
-        **llama.write_attention_bias(config),
         **llama.write_windows(config),
-        "hidden_activation": settings["hidden_act"],
+        "hidden_activation": published_activation(llama.gated(config.stack.blocks[0]).activation),
         "query_pre_attn_scalar": round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact,
         "attn_logit_softcapping": mixer.soft_cap,
         "final_logit_softcapping": expect(head, VocabularyHeadConfig).soft_cap,
@@ -114,8 +98,8 @@ def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConf
 
 _GEMMA2 = llama.family(
     "gemma2",
-    read_gemma2,
-    write_gemma2,
+    lambda settings, names: read_sandwich(settings, every=2),
+    llama.writer("gemma2", "Gemma2", llama.write_attention_bias, write_scores),
     **GEMMA2_DEFAULTS,
     max_position_embeddings=8192,
     attn_logit_softcapping=50.0,
@@ -144,20 +128,20 @@ def read_gemma3(settings: Settings, names: Collection[str]) -> TransformerConfig
     return replace(llama.with_blocks(config, layer), context=settings.served_positions(full_rotary))
 
 
-def write_gemma3(config: TransformerConfig) -> dict[str, Any]:
+def write_rotary(config: TransformerConfig) -> dict[str, Any]:
     kinds = {llama.FULL_ATTENTION: [], llama.SLIDING_ATTENTION: []}
     for block, window in zip(config.stack.blocks, llama.windows_of(config)):
         rotary = llama.attention(block).rotary
         if rotary is not None:
             kinds[llama.FULL_ATTENTION if window is None else llama.SLIDING_ATTENTION].append(rope_parameters(rotary))
     rotary_settings = {kind: parameters[0] for kind, parameters in kinds.items() if parameters}
-    return {**write_sandwich("gemma3_text", GEMMA3_CLASSES, config), "rope_parameters": rotary_settings}
+    return {"rope_parameters": rotary_settings}
 
 
 _GEMMA3 = llama.family(
     "gemma3_text",
     read_gemma3,
-    write_gemma3,
+    llama.writer("gemma3_text", GEMMA3_CLASSES, llama.write_attention_bias, write_scores, write_rotary),
     older=("rope_local_base_freq", "sliding_window_pattern"),
     **GEMMA2_DEFAULTS,
     max_position_embeddings=131072,

@@ -9,6 +9,7 @@ GPT-2 has tables of tokens and positions. The first is never read, and every tok
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,19 @@ from torch import Tensor
 
 from headway.errors import UserError, nearest
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.settings import Settings, published_activation
-from headway.formats.tensor_rules import Family, TensorRule, Transposed, Unsplit, expect, layers, linear, rule
-from headway.nn.mixers import AttentionConfig
+from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingKind, SettingTable
+from headway.formats.settings import Settings
+from headway.formats.tensor_rules import (
+    Family,
+    TensorRule,
+    Transposed,
+    Unsplit,
+    block_rules,
+    expect,
+    linear,
+    linears,
+    rule,
+)
 from headway.nn.models import (
     BlockConfig,
     StackConfig,
@@ -27,10 +38,9 @@ from headway.nn.models import (
     TokenEmbedConfig,
     TrajectoryEmbedConfig,
     TransformerConfig,
-    cycle,
 )
 from headway.nn.models.trajectories import step_heads
-from headway.nn.parts.feedforward import ActivationName, MLPConfig
+from headway.nn.parts.feedforward import ActivationName
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 
@@ -45,57 +55,51 @@ SUMMARY += ("summary_type", "summary_use_proj")  # settings of a second head, wh
 OLDER = ("n_ctx", "n_special", "predict_special_tokens")  # no longer used by any class
 
 
-def read_gpt2(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    width = settings.get("n_embd", int)
-    block, norm = read_block(settings, width)
-    return TransformerConfig(
-        width,
-        settings.get("vocab_size", int),
-        settings.max_positions("n_positions"),
-        StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
-        TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
-        *read_heads(settings),
-    )
+def stack_rows(heads: int, depth: int, activation: str) -> dict[str, tuple[Any, ...]]:
+    """The settings of the layers, with defaults."""
+    return {
+        "n_layer": ("depth", depth),
+        "n_head": ("block.mixer.heads", heads),
+        "n_inner": ("block.feed_forward.hidden", int, SettingKind(_read_hidden)),
+        "activation_function": ("block.feed_forward.activation", activation, ACTIVATION),
+        "layer_norm_epsilon": ("block.norm.eps stack.norm.eps", 1e-5),
+        "attn_pdrop": ("block.mixer.dropout", 0.1),
+        "resid_pdrop": ("block.dropout", 0.1),
+    }
 
 
-def read_block(settings: Settings, width: int) -> tuple[BlockConfig, LayerNormConfig]:
-    """Return a layer, and the norm after the last one."""
+def _read_hidden(settings: Settings, name: str) -> int:
+    width = settings.get("n_embd" if "n_embd" in settings.values else "hidden_size", int)
+    return settings.optional(name, int) or 4 * width
+
+
+GPT2_TABLE = SettingTable(
+    TransformerConfig(stack=StackConfig((BlockConfig(),)), embed=TokenEmbedConfig(LearnedConfig())),
+    {
+        "vocab_size": ("vocab_size", 50257),
+        "n_embd": ("width", 768),
+        "n_positions": ("context", 1024, POSITIONS),
+        **stack_rows(12, 12, "gelu_new"),
+        "embd_pdrop": ("embed.dropout", 0.1),
+        "tie_word_embeddings": ("", True),
+    },
+)
+
+
+def require_plain_attention(settings: Settings) -> None:
     settings.require("scale_attn_by_inverse_layer_idx", False)
     settings.require("scale_attn_weights", True)
     settings.require("add_cross_attention", False)
-    norm = LayerNormConfig(settings.get("layer_norm_epsilon", float))
-    hidden = settings.optional("n_inner", int) or 4 * width
-    feed = MLPConfig(hidden=hidden, activation=settings.activation("activation_function"))
-    mixer = AttentionConfig(settings.get("n_head", int), dropout=settings.get("attn_pdrop", float))
-    return BlockConfig(mixer, None, feed, norm, dropout=settings.get("resid_pdrop", float)), norm
+
+
+def read_gpt2(settings: Settings, names: Collection[str]) -> TransformerConfig:
+    require_plain_attention(settings)
+    return GPT2_TABLE.read(settings, read_heads(settings))
 
 
 def write_gpt2(config: TransformerConfig) -> dict[str, Any]:
-    embed = expect(config.embed, TokenEmbedConfig)
-    return {
-        "model_type": "gpt2",
-        **write_heads(config, PublishedClasses("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")),
-        "vocab_size": config.vocab_size,
-        "n_embd": config.width,
-        "n_positions": config.context,
-        **stack_settings(config),
-        "embd_pdrop": embed.dropout,
-    }
-
-
-def stack_settings(config: TransformerConfig) -> dict[str, Any]:
-    """The settings of the layers in a config.json."""
-    block = config.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    return {
-        "n_layer": len(config.stack.blocks),
-        "n_head": attention.heads,
-        "n_inner": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
-        "activation_function": published_activation(feed.activation),
-        "layer_norm_epsilon": expect(block.norm, LayerNormConfig).eps,
-        "attn_pdrop": attention.dropout,
-        "resid_pdrop": block.dropout,
-    }
+    classes = PublishedClasses("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model")
+    return {"model_type": "gpt2", **write_heads(config, classes), **GPT2_TABLE.write(config)}
 
 
 def gpt2_rules(config: TransformerConfig) -> list[TensorRule]:
@@ -110,18 +114,17 @@ def gpt2_rules(config: TransformerConfig) -> list[TensorRule]:
 def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
     """The layers and the final norm, under `prefix`."""
 
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"stack.blocks.{i}", f"{prefix}.h.{i}"
+    def layer(block: BlockConfig) -> list[TensorRule]:
         return [
-            *linear(f"{target}.mix.before", f"{source}.ln_1"),
-            *conv(f"{target}.mixer.qkv", f"{source}.attn.c_attn"),
-            *conv(f"{target}.mixer.out", f"{source}.attn.c_proj"),
-            *linear(f"{target}.feed.before", f"{source}.ln_2"),
-            *conv(f"{target}.feed_forward.up", f"{source}.mlp.c_fc"),
-            *conv(f"{target}.feed_forward.down", f"{source}.mlp.c_proj"),
+            *linear("mix.before", "ln_1"),
+            *conv("mixer.qkv", "attn.c_attn"),
+            *conv("mixer.out", "attn.c_proj"),
+            *linear("feed.before", "ln_2"),
+            *conv("feed_forward.up", "mlp.c_fc"),
+            *conv("feed_forward.down", "mlp.c_proj"),
         ]
 
-    return [*layers(len(config.stack.blocks), layer), *linear("stack.norm", f"{prefix}.ln_f")]
+    return [*block_rules(config.stack, f"{prefix}.h.{{}}.", layer), *linear("stack.norm", f"{prefix}.ln_f")]
 
 
 def conv(target: str, source: str) -> list[TensorRule]:
@@ -141,84 +144,71 @@ _GPT2 = Family(
     skipped=(r"\.attn\.(bias|masked_bias)$",),
     aliases=ALIASES,
     ignored=(*SUMMARY, *OLDER),
-    defaults={
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "activation_function": "gelu_new",
-        "resid_pdrop": 0.1,
-        "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    defaults=GPT2_TABLE.defaults,
 )
 
 
 ACTIVATIONS: dict[str, ActivationName] = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 PUBLISHED_ACTIVATIONS: dict[ActivationName, str] = {"gelu_tanh": "gelu", "relu": "relu", "silu": "silu"}
-GPT_CLASSES = PublishedClasses("OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification", "OpenAIGPTModel")
+
+
+def _read_activation(settings: Settings, name: str) -> ActivationName:
+    activation = settings.get(name, str)
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{settings.source}: {name} is {activation!r}; {nearest(activation, ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+_GPT_ACTIVATION = SettingKind(_read_activation, lambda name: PUBLISHED_ACTIVATIONS[name])
+
+GPT_TABLE = SettingTable(
+    TransformerConfig(
+        stack=StackConfig((BlockConfig(placement="post"),), norm=None), embed=TokenEmbedConfig(LearnedConfig())
+    ),
+    {
+        "vocab_size": ("vocab_size", 40478),
+        "n_embd": ("width", 768),
+        "n_positions": ("context", 512, POSITIONS),
+        "n_layer": ("depth", 12),
+        "n_head": ("block.mixer.heads", 12),
+        "afn": (
+            "block.feed_forward.activation",
+            "gelu",
+            _GPT_ACTIVATION,
+        ),
+        "layer_norm_epsilon": ("block.norm.eps", 1e-5),
+        "attn_pdrop": ("block.mixer.dropout", 0.1),
+        "resid_pdrop": ("block.dropout", 0.1),
+        "embd_pdrop": ("embed.dropout", 0.1),
+        "tie_word_embeddings": ("", True),
+    },
+)
 
 
 def read_gpt(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    activation = settings.get("afn", str)
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{settings.source}: afn is {activation!r}; {nearest(activation, ACTIVATIONS)}")
-    block = BlockConfig(
-        AttentionConfig(settings.get("n_head", int), dropout=settings.get("attn_pdrop", float)),
-        None,
-        MLPConfig(activation=ACTIVATIONS[activation]),
-        LayerNormConfig(settings.get("layer_norm_epsilon", float)),
-        "post",
-        dropout=settings.get("resid_pdrop", float),
-    )
-    return TransformerConfig(
-        settings.get("n_embd", int),
-        settings.get("vocab_size", int),
-        settings.max_positions("n_positions"),
-        StackConfig(cycle((block,), settings.get("n_layer", int)), None),
-        TokenEmbedConfig(positions=LearnedConfig(), dropout=settings.get("embd_pdrop", float)),
-        *read_heads(settings),
-    )
+    return GPT_TABLE.read(settings, read_heads(settings))
 
 
 def write_gpt(config: TransformerConfig) -> dict[str, Any]:
-    block = config.stack.blocks[0]
-    mixer, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
-    return {
-        "model_type": "openai-gpt",
-        **write_heads(config, GPT_CLASSES),
-        "vocab_size": config.vocab_size,
-        "n_embd": config.width,
-        "n_positions": config.context,
-        "n_layer": len(config.stack.blocks),
-        "n_head": mixer.heads,
-        "afn": PUBLISHED_ACTIVATIONS[feed.activation],
-        "layer_norm_epsilon": expect(block.norm, LayerNormConfig).eps,
-        "attn_pdrop": mixer.dropout,
-        "resid_pdrop": block.dropout,
-        "embd_pdrop": expect(config.embed, TokenEmbedConfig).dropout,
-    }
+    classes = PublishedClasses("OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification", "OpenAIGPTModel")
+    return {"model_type": "openai-gpt", **write_heads(config, classes), **GPT_TABLE.write(config)}
 
 
 def gpt_rules(config: TransformerConfig) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"stack.blocks.{i}", f"transformer.h.{i}"
+    def layer(block: BlockConfig) -> list[TensorRule]:
         return [
-            *conv(f"{target}.mixer.qkv", f"{source}.attn.c_attn"),
-            *conv(f"{target}.mixer.out", f"{source}.attn.c_proj"),
-            *linear(f"{target}.mix.last", f"{source}.ln_1"),
-            *conv(f"{target}.feed_forward.up", f"{source}.mlp.c_fc"),
-            *conv(f"{target}.feed_forward.down", f"{source}.mlp.c_proj"),
-            *linear(f"{target}.feed.last", f"{source}.ln_2"),
+            *conv("mixer.qkv", "attn.c_attn"),
+            *conv("mixer.out", "attn.c_proj"),
+            *linear("mix.last", "ln_1"),
+            *conv("feed_forward.up", "mlp.c_fc"),
+            *conv("feed_forward.down", "mlp.c_proj"),
+            *linear("feed.last", "ln_2"),
         ]
 
     return [
         rule("embed.table", "transformer.tokens_embed.weight"),
         rule("embed.positions.table", "transformer.positions_embed.weight"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(config.stack, "transformer.h.{}.", layer),
         *head_rules(config),
     ]
 
@@ -232,23 +222,15 @@ _GPT = Family(
     skipped=(r"\.attn\.bias$", r"position_ids$"),
     aliases=ALIASES,
     ignored=(*SUMMARY, *OLDER),
-    defaults={
-        "vocab_size": 40478,
-        "n_positions": 512,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "afn": "gelu",
-        "resid_pdrop": 0.1,
-        "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    defaults=GPT_TABLE.defaults,
 )
 
 
-_NAMES = {"heads.states": "predict_state", "heads.actions": "predict_action.0", "heads.returns": "predict_return"}
+_HEADS = {
+    "heads.states.project": "predict_state",
+    "heads.actions.project": "predict_action.0",
+    "heads.returns.project": "predict_return",
+}
 
 
 class FoldedBias:
@@ -263,47 +245,47 @@ class FoldedBias:
         return [tensor, torch.zeros_like(tensor)[None], torch.zeros_like(tensor)[None]]
 
 
+TRAJECTORY_TABLE = SettingTable(
+    TransformerConfig(
+        stack=StackConfig((BlockConfig(),)), embed=TrajectoryEmbedConfig(StateVectorConfig()), tie="none"
+    ),
+    {
+        "hidden_size": ("width", 128),
+        "state_dim": ("embed.states.size", 17),
+        "act_dim": ("embed.actions", 4),
+        "max_ep_len": ("embed.timesteps", 4096),
+        "action_tanh": ("", True),
+        "vocab_size": ("embed.unread", 1),
+        "n_positions": ("embed.rows", 1024),
+        **stack_rows(1, 3, "relu"),
+        "embd_pdrop": ("embed.dropout", 0.1),
+    },
+)
+
+
 def read_trajectories(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    width = settings.get("hidden_size", int)
-    block, norm = read_block(settings, width)
-    rows = settings.get("n_positions", int)
-    embed = TrajectoryEmbedConfig(
-        StateVectorConfig(settings.get("state_dim", int)),
-        settings.get("act_dim", int),
-        timesteps=settings.get("max_ep_len", int),
-        rows=0 if rows == 1 else rows,
-        unread=0 if rows == 1 else settings.get("vocab_size", int),
-        dropout=settings.get("embd_pdrop", float),
-    )
-    heads = step_heads(embed, states=True, returns=True)
+    require_plain_attention(settings)
+    has_tables = settings.get("n_positions", int) != 1
+    config = TRAJECTORY_TABLE.read(settings, {} if has_tables else {"embed.rows": 0, "embed.unread": 0})
+    heads = step_heads(config.embed, states=True, returns=True)
     if not settings.get("action_tanh", bool):
-        heads["actions"] = StepHeadConfig(embed.actions, 1, embed.tokens)
-    return TransformerConfig(
-        width,
-        stack=StackConfig(cycle((block,), settings.get("n_layer", int)), norm),
-        embed=embed,
-        heads=heads,
-        tie="none",
-    )
+        heads["actions"] = StepHeadConfig(config.embed.actions, 1, config.embed.tokens)
+    return replace(config, heads=heads)
 
 
 def write_trajectories(config: TransformerConfig) -> dict[str, Any]:
     embed = expect(config.embed, TrajectoryEmbedConfig)
     if embed.discrete or not isinstance(embed.norm, LayerNormConfig):
         raise UserError("this family takes continuous actions and normalises the embedding; choose another family")
-    return {
-        "model_type": "decision_transformer",
-        "architectures": ["DecisionTransformerModel"],
-        "hidden_size": config.width,
-        "state_dim": expect(embed.states, StateVectorConfig).size,
-        "act_dim": embed.actions,
-        "max_ep_len": embed.timesteps,
-        "action_tanh": expect(config.heads["actions"], StepHeadConfig).activation == "tanh",
-        "vocab_size": embed.unread or 1,
-        "n_positions": embed.rows or 1,
-        **stack_settings(config),
-        "embd_pdrop": embed.dropout,
-    }
+    settings = TRAJECTORY_TABLE.write(
+        config,
+        {
+            "action_tanh": expect(config.heads["actions"], StepHeadConfig).activation == "tanh",
+            "vocab_size": embed.unread or 1,
+            "n_positions": embed.rows or 1,
+        },
+    )
+    return {"model_type": "decision_transformer", "architectures": ["DecisionTransformerModel"], **settings}
 
 
 def trajectory_rules(config: TransformerConfig) -> list[TensorRule]:
@@ -316,13 +298,11 @@ def trajectory_rules(config: TransformerConfig) -> list[TensorRule]:
         bias = [rule("embed.norm.bias", "embed_ln.bias", *tables, transform=FoldedBias())]
     return [
         rule("embed.timesteps.table", "embed_timestep.weight"),
-        *linear("embed.returns", "embed_return"),
-        *linear("embed.states", "embed_state"),
-        *linear("embed.actions", "embed_action"),
+        *linears({"embed.returns": "embed_return", "embed.states": "embed_state", "embed.actions": "embed_action"}),
         rule("embed.norm.weight", "embed_ln.weight"),
         *bias,
         *stack_rules(config, "encoder"),
-        *(tensor_rule for target, source in _NAMES.items() for tensor_rule in linear(f"{target}.project", source)),
+        *linears(_HEADS),
     ]
 
 
@@ -334,21 +314,6 @@ _DECISION_TRANSFORMER = Family(
     skipped=(r"\.attn\.(bias|masked_bias)$",),
     aliases={name: own for name, own in ALIASES.items() if name != "hidden_size"},
     ignored=OLDER,
-    defaults={
-        "hidden_size": 128,
-        "state_dim": 17,
-        "act_dim": 4,
-        "max_ep_len": 4096,
-        "action_tanh": True,
-        "vocab_size": 1,
-        "n_positions": 1024,
-        "n_layer": 3,
-        "n_head": 1,
-        "activation_function": "relu",
-        "resid_pdrop": 0.1,
-        "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "layer_norm_epsilon": 1e-5,
-    },
+    defaults=TRAJECTORY_TABLE.defaults,
 )
 FAMILIES = (_GPT2, _GPT, _DECISION_TRANSFORMER)

@@ -11,23 +11,43 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
+from headway.formats.setting_table import ACTIVATION, SettingKind, SettingTable
 from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
-from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
+from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linear, linears, rule
 from headway.nn.mixers import AttentionConfig
-from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
+from headway.nn.models import BlockConfig, StackConfig, TransformerConfig
 from headway.nn.models.block import Placement
 from headway.nn.parts.experts import ExpertsConfig
-from headway.nn.parts.feedforward import GatedConfig
+from headway.nn.parts.feedforward import GatedConfig, hidden_width
 from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-DEFAULTS: dict[str, Any] = {
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 2048,
-}
+TABLE = SettingTable(
+    TransformerConfig(
+        stack=StackConfig(
+            (BlockConfig(AttentionConfig(), feed_forward=GatedConfig(), norm=RMSNormConfig()),), RMSNormConfig()
+        )
+    ),
+    {
+        "vocab_size": ("vocab_size", int),
+        "hidden_size": ("width", int),
+        "intermediate_size": ("block.feed_forward.hidden", int),
+        "num_hidden_layers": ("depth", int),
+        "num_attention_heads": ("block.mixer.heads", int),
+        "num_key_value_heads": ("block.mixer.kv_heads", int, SettingKind(lambda s, name: s.get(name, int, _heads(s)))),
+        "head_dim": (
+            "block.mixer.head_size",
+            int,
+            SettingKind(lambda s, name: s.get(name, int, s.get("hidden_size", int) // _heads(s))),
+        ),
+        "hidden_act": ("block.feed_forward.activation", "silu", ACTIVATION),
+        "max_position_embeddings": ("context", 2048),
+        "rms_norm_eps": ("stack.norm.eps block.norm.eps", 1e-6),
+        "attention_dropout": ("block.mixer.dropout", float, SettingKind(lambda s, name: s.get(name, float, 0.0))),
+        "tie_word_embeddings": ("", False),
+    },
+)
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 # Published names of a layer's norms, by placement.
@@ -56,31 +76,19 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def read_plain(settings: Settings) -> TransformerConfig:
     """Read the settings that most families of this kind share; each family then changes the layers."""
-    width, heads = settings.get("hidden_size", int), settings.get("num_attention_heads", int)
-    norm, rotary = RMSNormConfig(settings.get("rms_norm_eps", float)), settings.rotary()
-    mixer = AttentionConfig(
-        heads,
-        kv_heads=settings.get("num_key_value_heads", int, heads),
-        head_size=settings.get("head_dim", int, width // heads),
-        rotary=rotary,
-        qkv_bias=settings.get("attention_bias", bool, False),
-        out_bias=settings.get("attention_bias", bool, False),
-        dropout=settings.get("attention_dropout", float, 0.0),
-    )
-    feed = GatedConfig(
-        hidden=settings.get("intermediate_size", int),
-        activation=settings.activation("hidden_act"),
-        bias=settings.get("mlp_bias", bool, False),
-    )
-    block = BlockConfig(mixer, None, feed, norm)
-    return TransformerConfig(
-        width,
-        settings.get("vocab_size", int),
-        settings.served_positions(rotary),
-        StackConfig((block,) * settings.get("num_hidden_layers", int), norm),
-        TokenEmbedConfig(),
-        *read_heads(settings),
-    )
+    rotary, bias = settings.rotary(), settings.get("attention_bias", bool, False)
+    fields = {
+        "context": settings.served_positions(rotary),
+        "block.mixer.rotary": rotary,
+        "block.mixer.qkv_bias": bias,
+        "block.mixer.out_bias": bias,
+        "block.feed_forward.bias": settings.get("mlp_bias", bool, False),
+    }
+    return TABLE.read(settings, {**fields, **read_heads(settings)})
+
+
+def _heads(settings: Settings) -> int:
+    return settings.get("num_attention_heads", int)
 
 
 def with_blocks(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
@@ -147,22 +155,15 @@ def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> di
     """The reverse of `read_plain`, without biases and windows, which not all families have."""
     block = config.stack.blocks[0]
     mixer, feed, rotary = attention(block), gated(block), first_rotary(config)
-    return {
-        "model_type": name,
-        **write_heads(config, classes),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": feed.hidden if feed.hidden is not None else round(feed.ratio * config.width),
-        "num_hidden_layers": len(config.stack.blocks),
-        "num_attention_heads": mixer.heads,
+    others = {
+        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
         "num_key_value_heads": mixer.kv_heads or mixer.heads,
         "head_dim": mixer.head_size or config.width // mixer.heads,
         "hidden_act": published_activation(feed.activation),
         "max_position_embeddings": published_context(config.context, rotary),
-        "rms_norm_eps": expect(config.stack.norm, RMSNormConfig).eps,
-        "attention_dropout": mixer.dropout,
         "rope_parameters": rope_parameters(rotary),
     }
+    return {"model_type": name, **write_heads(config, classes), **TABLE.write(config, others)}
 
 
 def gated(block: BlockConfig) -> GatedConfig:
@@ -202,53 +203,70 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def write_layer_types(config: TransformerConfig) -> dict[str, Any]:
+    """The windows of families in which a layer's kind alone decides."""
+    settings = write_windows(config)
+    del settings["use_sliding_window"]
+    return settings
+
+
 def windows_of(config: TransformerConfig) -> list[int | None]:
     return [expect(attention(block).pattern, Causal).window for block in config.stack.blocks]
 
 
 def rules(
     config: TransformerConfig,
-    attend: Callable[[str, str, AttentionConfig], list[TensorRule]] | None = None,
-    feed: Callable[[str, str, BlockConfig], list[TensorRule]] | None = None,
+    attend: Callable[[AttentionConfig], list[TensorRule]] | None = None,
+    feed: Callable[[BlockConfig], list[TensorRule]] | None = None,
 ) -> list[TensorRule]:
     """Return the tensors of a configuration; `attend` and `feed` override those of a layer for families that store them
     differently.
     """
 
-    def layer(i: int) -> list[TensorRule]:
-        target, source, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+    def layer(block: BlockConfig) -> list[TensorRule]:
         if block.placement not in NORMS:
             raise UserError(f"placement {block.placement!r} has no published names; choose from {', '.join(NORMS)}")
         return [
-            *(rule(f"{target}.{a}.weight", f"{source}.{b}.weight") for a, b in NORMS[block.placement].items()),
-            *(attend or attention_rules)(target, f"{source}.self_attn", attention(block)),
-            *(feed or gated_rules)(target, source, block),
+            *linears(NORMS[block.placement], bias=False),
+            *(attend or attention_rules)(attention(block)),
+            *(feed or gated_rules)(block),
         ]
 
     return [
         rule("embed.table", "model.embed_tokens.weight"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(config.stack, "model.layers.{}.", layer),
         rule("stack.norm.weight", "model.norm.weight"),
         *head_rules(config),
     ]
 
 
-def attention_rules(target: str, source: str, mixer: AttentionConfig) -> list[TensorRule]:
+def attention_rules(mixer: AttentionConfig) -> list[TensorRule]:
     """Query, key and value as separate tensors, with their norms if there are any."""
-    norms = [rule(f"{target}.mixer.qk_norm.{n}.weight", f"{source}.{n}_norm.weight") for n in "qk"]
     return [
-        *linear(f"{target}.mixer.qkv", *(f"{source}.{name}_proj" for name in "qkv"), bias=bool(mixer.qkv_bias)),
-        *linear(f"{target}.mixer.out", f"{source}.o_proj", bias=mixer.out_bias),
-        *(norms if mixer.qk_norm else []),
+        *linear("mixer.qkv", "self_attn.{q,k,v}_proj", bias=bool(mixer.qkv_bias)),
+        *linear("mixer.out", "self_attn.o_proj", bias=mixer.out_bias),
+        *(rule(f"mixer.qk_norm.{n}.weight", f"self_attn.{n}_norm.weight") for n in ("qk" if mixer.qk_norm else "")),
     ]
 
 
-def gated_rules(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
-    bias = gated(block).bias
-    return [
-        *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.gate_proj", f"{source}.mlp.up_proj", bias=bias),
-        *linear(f"{target}.feed_forward.down", f"{source}.mlp.down_proj", bias=bias),
-    ]
+def gated_rules(block: BlockConfig) -> list[TensorRule]:
+    names = {"feed_forward.gate_up": "mlp.{gate,up}_proj", "feed_forward.down": "mlp.down_proj"}
+    return linears(names, bias=gated(block).bias)
+
+
+def writer(
+    name: str, classes: str | PublishedClasses, *writers: Callable[[TransformerConfig], dict[str, Any]]
+) -> Callable[[TransformerConfig], dict[str, Any]]:
+    """Return a family's `write`: `writers` return the settings that `write` here omits."""
+    published = PublishedClasses.of(classes) if isinstance(classes, str) else classes
+
+    def write_all(config: TransformerConfig) -> dict[str, Any]:
+        settings = write(name, published, config)
+        for more in writers:
+            settings |= more(config)
+        return settings
+
+    return write_all
 
 
 def family(
@@ -267,13 +285,9 @@ def family(
         rules,
         renames=((r"^(?=(layers|embed_tokens|norm)\.)", "model."),),
         skipped=(r"\.rotary_emb\.inv_freq$",),
-        defaults={**DEFAULTS, **defaults},
+        defaults={**TABLE.defaults, **defaults},
         older=("rope_theta", "rope_scaling", "partial_rotary_factor", *older),
     )
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    return {**write("llama", PublishedClasses.of("Llama"), config), **write_biases(config)}
-
-
-FAMILY = family("llama", read, _write)
+FAMILY = family("llama", read, writer("llama", "Llama", write_biases))

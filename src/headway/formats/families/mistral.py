@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses
+from headway.formats.families.experts import expert_rules
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Stacked, TensorRule, expect, rule
-from headway.nn.models import BlockConfig, TransformerConfig
+from headway.formats.tensor_rules import Stacked, TensorRule, expect
+from headway.nn.models import TransformerConfig
 from headway.nn.parts.experts import ExpertsConfig
 
 
@@ -22,12 +22,9 @@ def read_mistral(settings: Settings, names: Collection[str]) -> TransformerConfi
     return llama.with_windows(llama.read(settings, names), llama.shared_window(settings))
 
 
-def write_mistral(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("mistral", PublishedClasses.of("Mistral"), config), **llama.write_window(config)}
-
-
+DEFAULTS: dict[str, Any] = {"max_position_embeddings": 131072, "num_key_value_heads": 8}
 _MISTRAL = llama.family(
-    "mistral", read_mistral, write_mistral, max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096
+    "mistral", read_mistral, llama.writer("mistral", "Mistral", llama.write_window), **DEFAULTS, sliding_window=4096
 )
 
 
@@ -35,20 +32,17 @@ def read_ministral(settings: Settings, names: Collection[str]) -> TransformerCon
     return llama.with_windows(llama.read(settings, names), llama.windows_by_layer(settings))
 
 
-def write_ministral(config: TransformerConfig) -> dict[str, Any]:
-    windows = llama.write_windows(config)
-    del windows["use_sliding_window"]  # a layer's kind alone decides
-    return {**llama.write("ministral", PublishedClasses.of("Ministral"), config), **windows}
-
-
 _MINISTRAL = llama.family(
-    "ministral", read_ministral, write_ministral, max_position_embeddings=131072, num_key_value_heads=8,
+    "ministral",
+    read_ministral,
+    llama.writer("ministral", "Ministral", llama.write_layer_types),
+    **DEFAULTS,
     sliding_window=4096,
-)  # fmt: skip
+)
 
 
 def read_mixtral(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    config = llama.with_windows(llama.read(settings, names), llama.shared_window(settings))
+    config = read_mistral(settings, names)
     experts = ExpertsConfig(
         settings.get("num_local_experts", int),
         settings.get("num_experts_per_tok", int),
@@ -58,11 +52,9 @@ def read_mixtral(settings: Settings, names: Collection[str]) -> TransformerConfi
     return llama.with_blocks(config, lambda i, block: replace(block, feed_forward=experts))
 
 
-def write_mixtral(config: TransformerConfig) -> dict[str, Any]:
+def write_experts(config: TransformerConfig) -> dict[str, Any]:
     experts = expect(config.stack.blocks[0].feed_forward, ExpertsConfig)
     return {
-        **llama.write("mixtral", PublishedClasses.of("Mixtral"), config),
-        **llama.write_window(config),
         "num_local_experts": experts.count,
         "num_experts_per_tok": experts.active,
         "router_aux_loss_coef": experts.balance,
@@ -70,29 +62,18 @@ def write_mixtral(config: TransformerConfig) -> dict[str, Any]:
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    return llama.rules(config, feed=expert_rules)
-
-
-def expert_rules(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
-    tensor_rules = [rule(f"{target}.feed_forward.router.weight", f"{source}.block_sparse_moe.gate.weight")]
-    for j in range(expect(block.feed_forward, ExpertsConfig).count):
-        expert_target, expert_source = f"{target}.feed_forward.experts.{j}", f"{source}.block_sparse_moe.experts.{j}"
-        tensor_rules += [
-            rule(f"{expert_target}.gate_up.weight", f"{expert_source}.w1.weight", f"{expert_source}.w3.weight"),
-            rule(f"{expert_target}.down.weight", f"{expert_source}.w2.weight"),
-        ]
-    return tensor_rules
+    names = {"gate_up": "w{1,3}", "down": "w2"}
+    return llama.rules(config, feed=lambda block: expert_rules(block, "block_sparse_moe", names))
 
 
 _PLAIN = llama.family(
     "mixtral",
     read_mixtral,
-    write_mixtral,
+    llama.writer("mixtral", "Mixtral", llama.write_window, write_experts),
     rules,
+    **DEFAULTS,
     rope_theta=1e6,
     rms_norm_eps=1e-5,
-    max_position_embeddings=131072,
-    num_key_value_heads=8,
     num_local_experts=8,
     num_experts_per_tok=2,
     router_aux_loss_coef=0.001,

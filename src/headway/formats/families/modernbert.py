@@ -7,13 +7,16 @@ separate rotary bases. Every head starts with a dense layer and a norm.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from headway.errors import UserError, nearest
 from headway.formats.families.bert import IS_CAUSAL
+from headway.formats.families.llama import FULL_ATTENTION, SLIDING_ATTENTION, with_blocks
 from headway.formats.heads import architecture, classifier, label_settings, num_outputs
+from headway.formats.setting_table import ACTIVATION, POSITIONS, SettingTable, flag
 from headway.formats.settings import Settings, published_activation, rope_parameters
-from headway.formats.tensor_rules import Family, TensorRule, Unsplit, expect, layers, linear, rule, vocabulary
+from headway.formats.tensor_rules import Family, TensorRule, Unsplit, block_rules, expect, linear, rule, vocabulary
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -25,68 +28,71 @@ from headway.nn.models import (
     TransformerConfig,
     VocabularyHeadConfig,
 )
-from headway.nn.parts.feedforward import GatedConfig, hidden_width
+from headway.nn.parts.feedforward import GatedConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full, Local
 
 POOLS = {"cls": "first", "mean": "mean"}
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 THETAS = {FULL_ATTENTION: ("global_rope_theta", 160000.0), SLIDING_ATTENTION: ("local_rope_theta", 10000.0)}
+
+
+TABLE = SettingTable(
+    TransformerConfig(
+        stack=StackConfig((BlockConfig(feed_forward=GatedConfig()),)), embed=TokenEmbedConfig(norm=LayerNormConfig())
+    ),
+    {
+        "vocab_size": ("vocab_size", 50368),
+        "hidden_size": ("width", 768),
+        "intermediate_size": ("block.feed_forward.hidden", 1152),
+        "num_hidden_layers": ("depth", 22),
+        "num_attention_heads": ("block.mixer.heads", 12),
+        "hidden_activation": ("block.feed_forward.activation", "gelu", ACTIVATION),
+        "max_position_embeddings": ("context", 8192, POSITIONS),
+        "norm_eps": ("block.norm.eps stack.norm.eps embed.norm.eps", 1e-5),
+        "norm_bias": ("block.norm.bias stack.norm.bias embed.norm.bias", False),
+        "attention_bias": ("block.mixer.qkv_bias block.mixer.out_bias", False),
+        "attention_dropout": ("block.mixer.dropout", 0.0),
+        "mlp_bias": ("block.feed_forward.bias", False),
+        "mlp_dropout": ("block.feed_forward.dropout", 0.0),
+        "embedding_dropout": ("embed.dropout", 0.0),
+        "tie_word_embeddings": ("tie", True, flag("head", "none")),
+        "pad_token_id": ("", 50283),
+        "layer_types": ("", list),
+        "rope_parameters": ("", dict),
+        "local_attention": ("", 128),
+        "classifier_activation": ("", "gelu"),
+        "classifier_bias": ("", False),
+        "classifier_dropout": ("", 0.0),
+        "classifier_pooling": ("", "cls"),
+        "decoder_bias": ("", True),
+    },
+)
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     norm = LayerNormConfig(settings.get("norm_eps", float), bias=settings.get("norm_bias", bool))
-    kinds = layer_kinds(settings)
-    blocks = tuple(read_block(settings, norm, kind, first=i == 0) for i, kind in enumerate(kinds))
-    return TransformerConfig(
-        settings.get("hidden_size", int),
-        settings.get("vocab_size", int),
-        settings.max_positions("max_position_embeddings"),
-        StackConfig(blocks, norm),
-        TokenEmbedConfig(norm=norm, dropout=settings.get("embedding_dropout", float)),
-        read_heads(settings, names, norm),
-        "head" if settings.get("tie_word_embeddings", bool) else "none",
-    )
-
-
-def layer_kinds(settings: Settings) -> list[str]:
-    """Return each layer's kind, from the list or from the full-attention interval (the older form)."""
-    depth = settings.get("num_hidden_layers", int)
-    every = settings.get("global_attn_every_n_layers", int, 3)
+    depth, every = settings.get("num_hidden_layers", int), settings.get("global_attn_every_n_layers", int, 3)
+    # From the list, or from the full-attention interval (the older form).
     kinds = settings.get(
         "layer_types", list[str], [SLIDING_ATTENTION if i % every else FULL_ATTENTION for i in range(depth)]
     )[:depth]
-    for kind in kinds:
+    config = TABLE.read(settings, {"depth": len(kinds), "heads": read_heads(settings, names, norm)})
+    settings.require("head_dim", config.width // settings.get("num_attention_heads", int))
+    # How far a sliding layer attends to each side; `sliding_window` takes precedence.
+    reach = settings.get("sliding_window", int, settings.get("local_attention", int) // 2)
+
+    def layer(i: int, block: BlockConfig) -> BlockConfig:
+        kind = kinds[i]
         if kind not in THETAS:
             raise UserError(f"{settings.source}: layer_types has {kind!r}; {nearest(kind, THETAS)}")
-    return kinds
+        older, theta = THETAS[kind]
+        pattern = Full() if kind == FULL_ATTENTION else Local(reach)
+        rotary = settings.layer_rotary(kind, settings.get(older, float, theta))
+        mixer = replace(expect(block.mixer, AttentionConfig), pattern=pattern, rotary=rotary)
+        return replace(block, mixer=mixer, mixer_norm=i > 0)
 
-
-def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool) -> BlockConfig:
-    older, theta = THETAS[kind]
-    bias, heads = settings.get("attention_bias", bool), settings.get("num_attention_heads", int)
-    settings.require("head_dim", settings.get("hidden_size", int) // heads)
-    mixer = AttentionConfig(
-        heads,
-        pattern=Full() if kind == FULL_ATTENTION else Local(reach(settings)),
-        rotary=settings.layer_rotary(kind, settings.get(older, float, theta)),
-        qkv_bias=bias,
-        out_bias=bias,
-        dropout=settings.get("attention_dropout", float),
-    )
-    feed = GatedConfig(
-        hidden=settings.get("intermediate_size", int),
-        activation=settings.activation("hidden_activation"),
-        bias=settings.get("mlp_bias", bool),
-        dropout=settings.get("mlp_dropout", float),
-    )
-    return BlockConfig(mixer, None, feed, norm, mixer_norm=not first)
-
-
-def reach(settings: Settings) -> int:
-    """Return how far a sliding layer attends to each side; `sliding_window` takes precedence."""
-    return settings.get("sliding_window", int, settings.get("local_attention", int) // 2)
+    return with_blocks(config, layer)
 
 
 def read_heads(settings: Settings, names: Collection[str], norm: LayerNormConfig) -> dict[str, HeadConfig]:
@@ -112,38 +118,14 @@ def read_heads(settings: Settings, names: Collection[str], norm: LayerNormConfig
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.stack.blocks[0]
-    attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, GatedConfig)
-    norm, embed = expect(block.norm, LayerNormConfig), expect(config.embed, TokenEmbedConfig)
     mixers = [expect(layer.mixer, AttentionConfig) for layer in config.stack.blocks]
     reaches = [layer.pattern.reach for layer in mixers if isinstance(layer.pattern, Local)]
     kinds = [SLIDING_ATTENTION if isinstance(layer.pattern, Local) else FULL_ATTENTION for layer in mixers]
-    return {
-        "model_type": "modernbert",
-        "architectures": architecture("ModernBert", config.heads),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": hidden_width(feed.hidden, feed.ratio, config.width),
-        "num_hidden_layers": len(mixers),
-        "num_attention_heads": attention.heads,
-        "hidden_activation": published_activation(feed.activation),
-        "max_position_embeddings": config.context,
-        "norm_eps": norm.eps,
-        "norm_bias": norm.bias,
-        "attention_bias": attention.qkv_bias,
-        "attention_dropout": attention.dropout,
-        "mlp_bias": feed.bias,
-        "mlp_dropout": feed.dropout,
-        "embedding_dropout": embed.dropout,
-        "tie_word_embeddings": config.tie == "head",
-        "pad_token_id": None,
-        "layer_types": kinds,
-        "rope_parameters": {
-            kind: rope_parameters(expect(layer.rotary, RotaryConfig)) for kind, layer in zip(kinds, mixers)
-        },
-        **({"local_attention": 2 * reaches[0]} if reaches else {}),
-        **write_heads(config),
-    }
+    rotaries = {kind: rope_parameters(expect(layer.rotary, RotaryConfig)) for kind, layer in zip(kinds, mixers)}
+    others = {"pad_token_id": None, "layer_types": kinds, "rope_parameters": rotaries}
+    others |= {"local_attention": 2 * reaches[0]} if reaches else {}
+    settings = TABLE.write(config, {**others, **write_heads(config)})
+    return {"model_type": "modernbert", "architectures": architecture("ModernBert", config.heads), **settings}
 
 
 def write_heads(config: TransformerConfig) -> dict[str, Any]:
@@ -168,17 +150,15 @@ def write_heads(config: TransformerConfig) -> dict[str, Any]:
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"stack.blocks.{i}", f"model.layers.{i}"
-        block = config.stack.blocks[i]
+    def layer(block: BlockConfig) -> list[TensorRule]:
         mixer, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, GatedConfig)
         return [
-            *(norm(f"{target}.mix.before", f"{source}.attn_norm") if block.mixer_norm else []),
-            *linear(f"{target}.mixer.qkv", f"{source}.attn.Wqkv", bias=bool(mixer.qkv_bias), transform=Unsplit()),
-            *linear(f"{target}.mixer.out", f"{source}.attn.Wo", bias=mixer.out_bias),
-            *norm(f"{target}.feed.before", f"{source}.mlp_norm"),
-            *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.Wi", bias=feed.bias, transform=Unsplit()),
-            *linear(f"{target}.feed_forward.down", f"{source}.mlp.Wo", bias=feed.bias),
+            *(norm("mix.before", "attn_norm") if block.mixer_norm else []),
+            *linear("mixer.qkv", "attn.Wqkv", bias=bool(mixer.qkv_bias), transform=Unsplit()),
+            *linear("mixer.out", "attn.Wo", bias=mixer.out_bias),
+            *norm("feed.before", "mlp_norm"),
+            *linear("feed_forward.gate_up", "mlp.Wi", bias=feed.bias, transform=Unsplit()),
+            *linear("feed_forward.down", "mlp.Wo", bias=feed.bias),
         ]
 
     def norm(target: str, source: str) -> list[TensorRule]:
@@ -187,7 +167,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
     tensor_rules = [
         rule("embed.table", "model.embeddings.tok_embeddings.weight"),
         *norm("embed.norm", "model.embeddings.norm"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(config.stack, "model.layers.{}.", layer),
         *norm("stack.norm", "model.final_norm"),
     ]
     head = config.heads.get("vocabulary")
@@ -197,9 +177,8 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
         tensor_rules += [vocabulary(config, "embed.table", "decoder.weight")]
         tensor_rules += [rule("heads.vocabulary.bias", "decoder.bias")] if head.bias else []
     for name in config.heads.keys() & {"classes", "tags"}:
-        tensor_rules += linear(
-            f"heads.{name}.dense", "head.dense", bias=expect(config.heads[name], PooledHeadConfig).dense_bias
-        )
+        bias = expect(config.heads[name], PooledHeadConfig).dense_bias
+        tensor_rules += linear(f"heads.{name}.dense", "head.dense", bias=bias)
         tensor_rules += norm(f"heads.{name}.norm", "head.norm")
         tensor_rules += linear(f"heads.{name}.project", "classifier")
     return tensor_rules
@@ -220,30 +199,5 @@ FAMILY = Family(
         "rope_theta",
         "rope_scaling",
     ),
-    defaults={
-        "vocab_size": 50368,
-        "hidden_size": 768,
-        "intermediate_size": 1152,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 12,
-        "hidden_activation": "gelu",
-        "max_position_embeddings": 8192,
-        "norm_eps": 1e-5,
-        "norm_bias": False,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "local_attention": 128,
-        "embedding_dropout": 0.0,
-        "mlp_bias": False,
-        "mlp_dropout": 0.0,
-        "decoder_bias": True,
-        "classifier_pooling": "cls",
-        "classifier_dropout": 0.0,
-        "classifier_bias": False,
-        "classifier_activation": "gelu",
-        "tie_word_embeddings": True,
-        "pad_token_id": 50283,
-        "eos_token_id": 50282,
-        "bos_token_id": 50281,
-    },
+    defaults={**TABLE.defaults, "eos_token_id": 50282, "bos_token_id": 50281},
 )

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families.bert import (
-    DEFAULTS,
     IS_CAUSAL,
+    TABLE,
     encoder,
     roberta_head_rules,
     roberta_heads,
@@ -18,7 +18,7 @@ from headway.formats.families.bert import (
 )
 from headway.formats.heads import architecture
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
+from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linear, linears, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import TokenEmbedConfig, TransformerConfig
 from headway.nn.models.score_biases import RelativeConfig
@@ -51,23 +51,20 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"stack.blocks.{i}", f"mpnet.encoder.layer.{i}"
-        return [
-            *linear(f"{target}.mixer.qkv", *(f"{source}.attention.attn.{name}" for name in "qkv")),
-            *linear(f"{target}.mixer.out", f"{source}.attention.attn.o"),
-            *linear(f"{target}.mix.last", f"{source}.attention.LayerNorm"),
-            *linear(f"{target}.feed_forward.up", f"{source}.intermediate.dense"),
-            *linear(f"{target}.feed_forward.down", f"{source}.output.dense"),
-            *linear(f"{target}.feed.last", f"{source}.output.LayerNorm"),
-        ]
-
+    names = {
+        "mixer.qkv": "attention.attn.{q,k,v}",
+        "mixer.out": "attention.attn.o",
+        "mix.last": "attention.LayerNorm",
+        "feed_forward.up": "intermediate.dense",
+        "feed_forward.down": "output.dense",
+        "feed.last": "output.LayerNorm",
+    }
     return [
         rule("embed.table", "mpnet.embeddings.word_embeddings.weight"),
         rule("embed.positions.table", "mpnet.embeddings.position_embeddings.weight"),
         *linear("embed.norm", "mpnet.embeddings.LayerNorm"),
         rule(f"stack.biases.{BIAS}.table", "mpnet.encoder.relative_attention_bias.weight"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(config.stack, "mpnet.encoder.layer.{}.", lambda block: linears(names)),
         *roberta_head_rules(config, "mpnet"),
     ]
 
@@ -81,7 +78,7 @@ FAMILY = Family(
     skipped=(r"\.embeddings\.position_ids$",),
     ignored=(IS_CAUSAL,),
     defaults={
-        **DEFAULTS,
+        **TABLE.defaults,
         "vocab_size": 30527,
         "relative_attention_num_buckets": _BUCKETS,
         "pad_token_id": 1,

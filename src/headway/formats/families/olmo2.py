@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings, rope_parameters
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
@@ -20,10 +19,6 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     norm = RMSNormConfig(settings.get("rms_norm_eps", float))
     config = llama.with_mixers(llama.read(settings, names), qk_norm=norm, qk_norm_over="all")
     return llama.with_blocks(config, lambda i, block: replace(block, placement="branch"))
-
-
-def write(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("olmo2", PublishedClasses.of("Olmo2"), config), **llama.write_attention_bias(config)}
 
 
 def read_olmo3(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -42,17 +37,17 @@ def read_olmo3(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return replace(llama.with_blocks(config, layer), context=settings.served_positions(full))
 
 
-def write_olmo3(config: TransformerConfig) -> dict[str, Any]:
-    windows, rotary = llama.write_windows(config), {}
-    del windows["use_sliding_window"]  # a layer's kind alone decides
-    for block, kind in zip(config.stack.blocks, windows["layer_types"]):
+def write_kinds(config: TransformerConfig) -> dict[str, Any]:
+    settings, rotary = llama.write_layer_types(config), {}
+    for block, kind in zip(config.stack.blocks, settings["layer_types"]):
         if (positions := llama.attention(block).rotary) is not None:
             rotary[kind] = rope_parameters(positions)
-    settings = llama.write("olmo3", PublishedClasses.of("Olmo3"), config)
-    return {**settings, **windows, **llama.write_attention_bias(config), "rope_parameters": rotary}
+    return {**settings, **llama.write_attention_bias(config), "rope_parameters": rotary}
 
 
+_WRITE_OLMO2 = llama.writer("olmo2", "Olmo2", llama.write_attention_bias)
+_WRITE_OLMO3 = llama.writer("olmo3", "Olmo3", write_kinds)
 FAMILIES = (
-    llama.family("olmo2", read, write, rms_norm_eps=1e-5),
-    llama.family("olmo3", read_olmo3, write_olmo3, rms_norm_eps=1e-5, sliding_window=4096),
+    llama.family("olmo2", read, _WRITE_OLMO2, rms_norm_eps=1e-5),
+    llama.family("olmo3", read_olmo3, _WRITE_OLMO3, rms_norm_eps=1e-5, sliding_window=4096),
 )

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses
-from headway.formats.settings import Settings
+from headway.formats.settings import Settings, published_context
 from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
@@ -27,41 +26,35 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return replace(config, embed=TokenEmbedConfig(dropout=settings.get("embd_pdrop", float)))
 
 
-def write(config: TransformerConfig) -> dict[str, Any]:
-    scaling = llama.first_rotary(config).scaling
-    settings = llama.write("phi3", PublishedClasses.of("Phi3"), config)
-    original = scaling.original if isinstance(scaling, LongRopeScaling) else settings["max_position_embeddings"]
+def write_extras(config: TransformerConfig) -> dict[str, Any]:
+    rotary = llama.first_rotary(config)
+    scaling = rotary.scaling
     return {
-        **settings,
         **llama.write_window(config),
-        "original_max_position_embeddings": original,
+        "original_max_position_embeddings": scaling.original
+        if isinstance(scaling, LongRopeScaling)
+        else published_context(config.context, rotary),
         "resid_pdrop": config.stack.blocks[0].dropout,
         "embd_pdrop": expect(config.embed, TokenEmbedConfig).dropout,
     }
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    return llama.rules(config, fused_attention, fused_feed)
+    def attend(mixer: AttentionConfig) -> list[TensorRule]:
+        fused = linear("mixer.qkv", "self_attn.qkv_proj", bias=False, transform=Unsplit())
+        return [*fused, *linear("mixer.out", "self_attn.o_proj", bias=False)]
 
+    def feed(block: BlockConfig) -> list[TensorRule]:
+        fused = linear("feed_forward.gate_up", "mlp.gate_up_proj", bias=False, transform=Unsplit())
+        return [*fused, *linear("feed_forward.down", "mlp.down_proj", bias=False)]
 
-def fused_attention(target: str, source: str, mixer: AttentionConfig) -> list[TensorRule]:
-    return [
-        *linear(f"{target}.mixer.qkv", f"{source}.qkv_proj", bias=False, transform=Unsplit()),
-        *linear(f"{target}.mixer.out", f"{source}.o_proj", bias=False),
-    ]
-
-
-def fused_feed(target: str, source: str, block: BlockConfig) -> list[TensorRule]:
-    return [
-        *linear(f"{target}.feed_forward.gate_up", f"{source}.mlp.gate_up_proj", bias=False, transform=Unsplit()),
-        *linear(f"{target}.feed_forward.down", f"{source}.mlp.down_proj", bias=False),
-    ]
+    return llama.rules(config, attend, feed)
 
 
 FAMILY = llama.family(
     "phi3",
     read,
-    write,
+    llama.writer("phi3", "Phi3", write_extras),
     rules,
     rms_norm_eps=1e-5,
     max_position_embeddings=4096,

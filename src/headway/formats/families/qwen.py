@@ -9,7 +9,6 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings
 from headway.nn.models import TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
@@ -28,15 +27,6 @@ def read_qwen3(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return llama.with_mixers(read_windowed(settings, names), qk_norm=norm)
 
 
-def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    return {**llama.write("qwen2", PublishedClasses.of("Qwen2"), config), **llama.write_windows(config)}
-
-
-def write_qwen3(config: TransformerConfig) -> dict[str, Any]:
-    settings = llama.write("qwen3", PublishedClasses.of("Qwen3"), config)
-    return {**settings, **llama.write_windows(config), **llama.write_attention_bias(config)}
-
-
 DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 32,
@@ -44,7 +34,9 @@ DEFAULTS: dict[str, Any] = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
+_WRITE_QWEN2 = llama.writer("qwen2", "Qwen2", llama.write_windows)
+_WRITE_QWEN3 = llama.writer("qwen3", "Qwen3", llama.write_windows, llama.write_attention_bias)
 FAMILIES = (
-    llama.family("qwen2", read_qwen2, write_qwen2, **DEFAULTS),
-    llama.family("qwen3", read_qwen3, write_qwen3, **DEFAULTS, head_dim=128),
+    llama.family("qwen2", read_qwen2, _WRITE_QWEN2, **DEFAULTS),
+    llama.family("qwen3", read_qwen3, _WRITE_QWEN3, **DEFAULTS, head_dim=128),
 )

@@ -8,14 +8,20 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families import llama
-from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings
 from headway.nn.models import BlockConfig, TransformerConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     depth = settings.get("num_hidden_layers", int)
-    has_rotary = rotary_layers(settings, depth)
+    if "no_rope_layers" in settings:
+        flags = settings.get("no_rope_layers", list[int])[:depth]
+        if len(flags) < depth:
+            raise UserError(f"{settings.source}: no_rope_layers names {len(flags)} of {depth} layers; name all of them")
+    else:
+        every = settings.get("no_rope_layer_interval", int)
+        flags = [(i + 1) % every for i in range(depth)]
+    has_rotary = [flag != 0 for flag in flags]
     windowed = settings.get("use_sliding_window", bool) and "sliding_window" in settings
     if windowed and "layer_types" not in settings:  # windows apply to the layers without positions
         kinds = [llama.FULL_ATTENTION if rotary else llama.SLIDING_ATTENTION for rotary in has_rotary]
@@ -28,31 +34,15 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     return llama.with_windows(config, llama.windows_by_layer(settings))
 
 
-def rotary_layers(settings: Settings, depth: int) -> list[bool]:
-    """Return which layers have rotary positions."""
-    if "no_rope_layers" not in settings:
-        every = settings.get("no_rope_layer_interval", int)
-        return [(i + 1) % every != 0 for i in range(depth)]
-    flags = settings.get("no_rope_layers", list[int])[:depth]
-    if len(flags) < depth:
-        raise UserError(f"{settings.source}: no_rope_layers names {len(flags)} of {depth} layers; name all of them")
-    return [bool(flag) for flag in flags]
-
-
-def write(config: TransformerConfig) -> dict[str, Any]:
+def write_rotary_layers(config: TransformerConfig) -> dict[str, Any]:
     has_rotary = [llama.attention(block).rotary is not None for block in config.stack.blocks]
-    return {
-        **llama.write("smollm3", PublishedClasses.of("SmolLM3"), config),
-        **llama.write_biases(config),
-        **llama.write_windows(config),
-        "no_rope_layers": [int(flag) for flag in has_rotary],  # 1 is a layer with positions
-    }
+    return {"no_rope_layers": [int(flag) for flag in has_rotary]}  # 1 is a layer with positions
 
 
 FAMILY = llama.family(
     "smollm3",
     read,
-    write,
+    llama.writer("smollm3", "SmolLM3", llama.write_biases, llama.write_windows, write_rotary_layers),
     tie_word_embeddings=True,
     rope_theta=2e6,
     max_position_embeddings=32768,

@@ -11,7 +11,7 @@ from typing import Any
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses, head_rules
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import TensorRule, expect, layers, linear, rule
+from headway.formats.tensor_rules import TensorRule, block_rules, expect, linear, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 
@@ -53,18 +53,18 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
-        return [
-            *linear(f"{target}.mix.before", f"{source}.input_layernorm"),
-            *([] if block.shared_norm else linear(f"{target}.feed.before", f"{source}.post_attention_layernorm")),
-            *llama.attention_rules(target, f"{source}.self_attn", llama.attention(block)),
-            *llama.gated_rules(target, source, block),
-        ]
-
     return [
         rule("embed.table", "model.embed_tokens.weight"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(
+            config.stack,
+            "model.layers.{}.",
+            lambda block: [
+                *linear("mix.before", "input_layernorm"),
+                *([] if block.shared_norm else linear("feed.before", "post_attention_layernorm")),
+                *llama.attention_rules(llama.attention(block)),
+                *llama.gated_rules(block),
+            ],
+        ),
         *linear("stack.norm", "model.norm"),
         *head_rules(config),
     ]

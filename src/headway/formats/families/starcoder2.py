@@ -11,7 +11,7 @@ from typing import Any
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses, head_rules
 from headway.formats.settings import Settings, published_activation
-from headway.formats.tensor_rules import TensorRule, expect, layers, linear, rule
+from headway.formats.tensor_rules import TensorRule, block_rules, expect, linear, linears, rule
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
@@ -53,20 +53,17 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def rules(config: TransformerConfig) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
+    def layer(block: BlockConfig) -> list[TensorRule]:
         bias = expect(block.feed_forward, MLPConfig).bias
         return [
-            *linear(f"{target}.mix.before", f"{source}.input_layernorm"),
-            *linear(f"{target}.feed.before", f"{source}.post_attention_layernorm"),
-            *llama.attention_rules(target, f"{source}.self_attn", llama.attention(block)),
-            *linear(f"{target}.feed_forward.up", f"{source}.mlp.c_fc", bias=bias),
-            *linear(f"{target}.feed_forward.down", f"{source}.mlp.c_proj", bias=bias),
+            *linears({"mix.before": "input_layernorm", "feed.before": "post_attention_layernorm"}),
+            *llama.attention_rules(llama.attention(block)),
+            *linears({"feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"}, bias=bias),
         ]
 
     return [
         rule("embed.table", "model.embed_tokens.weight"),
-        *layers(len(config.stack.blocks), layer),
+        *block_rules(config.stack, "model.layers.{}.", layer),
         *linear("stack.norm", "model.norm"),
         *head_rules(config),
     ]

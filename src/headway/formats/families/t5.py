@@ -12,17 +12,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from headway.formats.setting_table import SettingKind, SettingTable
 from headway.formats.settings import Settings, published_activation
-from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy, vocabulary
+from headway.formats.tensor_rules import Family, TensorRule, block_rules, expect, linears, rule, tied_copy, vocabulary
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,
     EncoderDecoderConfig,
     StackConfig,
-    TokenEmbedConfig,
     TransformerConfig,
     VocabularyHeadConfig,
-    cycle,
 )
 from headway.nn.models.score_biases import RelativeConfig
 from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConfig, hidden_width
@@ -33,58 +32,70 @@ BIAS = "relative"  # the Stack's name for the bias that its layers share; the fi
 _STEMS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}  # beginnings of transformers' classes
 
 
+def _stack(pattern: Pattern) -> StackConfig:
+    mixer = AttentionConfig(pattern=pattern, qkv_bias=False, out_bias=False, scale=1.0, bias=BIAS)
+    cross = CrossAttentionConfig(q_bias=False, kv_bias=False, out_bias=False, scale=1.0) if pattern.causal else None
+    block = BlockConfig(mixer, cross, norm=RMSNormConfig())
+    return StackConfig((block,), RMSNormConfig(), {BIAS: RelativeConfig(both_ways=not pattern.causal)})
+
+
+_DEPTH = SettingKind(lambda settings, name: settings.get(name, int, settings.get("num_layers", int)))
+TABLE = SettingTable(
+    EncoderDecoderConfig(
+        TransformerConfig(stack=_stack(Full()), heads={}),
+        TransformerConfig(stack=_stack(Causal())),
+    ),
+    {
+        "vocab_size": ("{decoder,encoder}.vocab_size", 32128),
+        "d_model": ("{decoder,encoder}.width", 512),
+        "d_kv": ("{encoder,decoder}.block.mixer.head_size decoder.block.cross.head_size", 64),
+        "num_layers": ("encoder.depth", 6),
+        "num_decoder_layers": ("decoder.depth", int, _DEPTH),
+        "num_heads": (
+            "{encoder,decoder}.block.mixer.heads decoder.block.cross.heads "
+            f"{{encoder,decoder}}.stack.biases.{BIAS}.heads",
+            8,
+        ),
+        "relative_attention_num_buckets": (f"{{encoder,decoder}}.stack.biases.{BIAS}.buckets", 32),
+        "relative_attention_max_distance": (f"{{encoder,decoder}}.stack.biases.{BIAS}.reach", 128),
+        "dropout_rate": (
+            "{encoder,decoder}.embed.dropout {encoder,decoder}.block.dropout {encoder,decoder}.block.mixer.dropout "
+            "decoder.block.cross.dropout",
+            0.1,
+        ),
+        "layer_norm_epsilon": ("{encoder,decoder}.block.norm.eps {encoder,decoder}.stack.norm.eps", 1e-6),
+        "tie_word_embeddings": ("", True),
+        "scale_decoder_outputs": ("", bool),
+        "d_ff": ("", 2048),
+        "feed_forward_proj": ("", "relu"),
+    },
+)
+
+
 def read(name: str, settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.require("architectures", [f"{_STEMS[name]}ForConditionalGeneration"], ["T5WithLMHeadModel"])
-    depth = settings.get("num_layers", int)
-    width, vocab_size = settings.get("d_model", int), settings.get("vocab_size", int)
     default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
     # null means false in transformers; mT5 never scales
     scaled = name != "mt5" and settings.get("scale_decoder_outputs", bool, default)
     # Later files of version 1.1 claim a tied head but contain a separate one.
     tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
-    embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
-    head = VocabularyHeadConfig(scale=width**-0.5 if scaled else 1.0)
-    return EncoderDecoderConfig(
-        TransformerConfig(width, vocab_size, None, read_stack(settings, depth, Full(), name == "umt5"), embed, {}),
-        TransformerConfig(
-            width,
-            vocab_size,
-            None,
-            read_stack(settings, settings.get("num_decoder_layers", int, depth), Causal(), name == "umt5"),
-            embed,
-            {"vocabulary": head},
-        ),
-        "all" if tied else "embeddings",
-    )
+    head = VocabularyHeadConfig(scale=settings.get("d_model", int) ** -0.5 if scaled else 1.0)
+    feed = read_feed(settings)
+    fields = {"encoder.block.feed_forward": feed, "decoder.block.feed_forward": feed}
+    fields |= {"decoder.heads": {"vocabulary": head}, "tie": "all" if tied else "embeddings"}
+    config = TABLE.read(settings, fields)
+    if name != "umt5":
+        return config
+    return replace(config, encoder=with_bias_per_layer(config.encoder), decoder=with_bias_per_layer(config.decoder))
 
 
-def read_stack(settings: Settings, depth: int, pattern: Pattern, bias_per_layer: bool) -> StackConfig:
-    heads, size = settings.get("num_heads", int), settings.get("d_kv", int)
-    norm, rate = RMSNormConfig(settings.get("layer_norm_epsilon", float)), settings.get("dropout_rate", float)
-    bias = RelativeConfig(
-        heads,
-        settings.get("relative_attention_num_buckets", int),
-        settings.get("relative_attention_max_distance", int),
-        both_ways=not pattern.causal,
-    )
-    mixer = AttentionConfig(
-        heads,
-        head_size=size,
-        pattern=pattern,
-        qkv_bias=False,
-        out_bias=False,
-        scale=1.0,
-        bias=BIAS,
-        dropout=rate,
-    )
-    cross = CrossAttentionConfig(
-        heads, head_size=size, q_bias=False, kv_bias=False, out_bias=False, scale=1.0, dropout=rate
-    )
-    block = BlockConfig(mixer, cross if pattern.causal else None, read_feed(settings), norm, dropout=rate)
-    if not bias_per_layer:
-        return StackConfig(cycle((block,), depth), norm, {BIAS: bias})
-    blocks = tuple(replace(block, mixer=replace(mixer, bias=f"{BIAS}{i}")) for i in range(depth))
-    return StackConfig(blocks, norm, {f"{BIAS}{i}": bias for i in range(depth)})
+def with_bias_per_layer(config: TransformerConfig) -> TransformerConfig:
+    blocks = [
+        replace(block, mixer=replace(expect(block.mixer, AttentionConfig), bias=f"{BIAS}{i}"))
+        for i, block in enumerate(config.stack.blocks)
+    ]
+    biases = {f"{BIAS}{i}": config.stack.biases[BIAS] for i in range(len(blocks))}
+    return replace(config, stack=replace(config.stack, blocks=tuple(blocks), biases=biases))
 
 
 def read_feed(settings: Settings) -> FeedForwardConfig:
@@ -102,38 +113,31 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
 
 
 def write(name: str, config: EncoderDecoderConfig) -> dict[str, Any]:
-    encoder, decoder = config.encoder.stack, config.decoder.stack
-    block, embed = encoder.blocks[0], expect(config.encoder.embed, TokenEmbedConfig)
-    mixer, norm = expect(block.mixer, AttentionConfig), expect(block.norm, RMSNormConfig)
-    bias = expect(next(iter(encoder.biases.values())), RelativeConfig)
+    block = config.encoder.stack.blocks[0]
+    mixer, _ = expect(block.mixer, AttentionConfig), expect(block.norm, RMSNormConfig)
+    if isinstance(block.feed_forward, GatedConfig):
+        feed = block.feed_forward
+        projection = f"gated-{'gelu' if feed.activation == 'gelu_tanh' else published_activation(feed.activation)}"
+    else:
+        feed = expect(block.feed_forward, MLPConfig)
+        projection = published_activation(feed.activation)
+    bias = expect(next(iter(config.encoder.stack.biases.values())), RelativeConfig)
     head = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig)
+    others = {
+        "d_kv": mixer.head_size or config.width // mixer.heads,
+        "relative_attention_num_buckets": bias.buckets,
+        "relative_attention_max_distance": bias.reach,
+        "tie_word_embeddings": config.tie == "all",
+        **({} if name == "mt5" else {"scale_decoder_outputs": head.scale != 1.0}),
+        "d_ff": hidden_width(feed.hidden, feed.ratio, config.width),
+        "feed_forward_proj": projection,
+    }
     return {
         "model_type": name,
         "architectures": [f"{_STEMS[name]}ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": config.vocab_size,
-        "d_model": config.width,
-        "d_kv": mixer.head_size or config.width // mixer.heads,
-        "num_layers": len(encoder.blocks),
-        "num_decoder_layers": len(decoder.blocks),
-        "num_heads": mixer.heads,
-        "relative_attention_num_buckets": bias.buckets,
-        "relative_attention_max_distance": bias.reach,
-        "dropout_rate": embed.dropout,
-        "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": config.tie == "all",
-        **({} if name == "mt5" else {"scale_decoder_outputs": head.scale != 1.0}),
-        **write_feed(block.feed_forward, config.width),
+        **TABLE.write(config, others),
     }
-
-
-def write_feed(feed: FeedForwardConfig | None, width: int) -> dict[str, Any]:
-    if isinstance(feed, GatedConfig):
-        name = "gelu" if feed.activation == "gelu_tanh" else published_activation(feed.activation)
-        return {"d_ff": hidden_width(feed.hidden, feed.ratio, width), "feed_forward_proj": f"gated-{name}"}
-    plain = expect(feed, MLPConfig)
-    hidden = hidden_width(plain.hidden, plain.ratio, width)
-    return {"d_ff": hidden, "feed_forward_proj": published_activation(plain.activation)}
 
 
 def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
@@ -149,42 +153,32 @@ def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
 
 
 def stack_rules(stack: StackConfig, component: str) -> list[TensorRule]:
-    def layer(i: int) -> list[TensorRule]:
-        target, source = f"{component}.stack.blocks.{i}", f"{component}.block.{i}.layer"
-        cross = stack.blocks[i].cross is not None
-        last, inputs = (2 if cross else 1), ("wi_0", "wi_1") if gated else ("wi",)
-        dense = f"{source}.{last}.DenseReluDense"
-        into = "gate_up" if gated else "up"
-        return [
-            rule(f"{target}.mix.before.weight", f"{source}.0.layer_norm.weight"),
-            *linear(f"{target}.mixer.qkv", *(f"{source}.0.SelfAttention.{name}" for name in "qkv"), bias=False),
-            *linear(f"{target}.mixer.out", f"{source}.0.SelfAttention.o", bias=False),
-            *(cross_rules(target, f"{source}.1") if cross else []),
-            rule(f"{target}.feed.before.weight", f"{source}.{last}.layer_norm.weight"),
-            *linear(f"{target}.feed_forward.{into}", *(f"{dense}.{name}" for name in inputs), bias=False),
-            *linear(f"{target}.feed_forward.down", f"{dense}.wo", bias=False),
-        ]
+    def layer(block: BlockConfig) -> list[TensorRule]:
+        cross = {
+            "read.before": "1.layer_norm",
+            "cross.q": "1.EncDecAttention.q",
+            "cross.kv": "1.EncDecAttention.{k,v}",
+            "cross.out": "1.EncDecAttention.o",
+        }
+        last = 1 if block.cross is None else 2
+        gated = isinstance(block.feed_forward, GatedConfig)
+        up, source = ("gate_up", f"{last}.DenseReluDense.wi_{{0,1}}") if gated else ("up", f"{last}.DenseReluDense.wi")
+        names = {
+            "mix.before": "0.layer_norm",
+            "mixer.qkv": "0.SelfAttention.{q,k,v}",
+            "mixer.out": "0.SelfAttention.o",
+            **(cross if block.cross is not None else {}),
+            "feed.before": f"{last}.layer_norm",
+            f"feed_forward.{up}": source,
+            "feed_forward.down": f"{last}.DenseReluDense.wo",
+        }
+        return linears(names, bias=False)
 
-    gated = isinstance(stack.blocks[0].feed_forward, GatedConfig)
+    bias_source = f"{component}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight"
     return [
-        *(
-            rule(
-                f"{component}.stack.biases.{name}.table",
-                f"{component}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight",
-            )
-            for i, name in enumerate(stack.biases)
-        ),
-        *layers(len(stack.blocks), layer),
+        *(rule(f"{component}.stack.biases.{name}.table", bias_source.format(i)) for i, name in enumerate(stack.biases)),
+        *block_rules(stack, f"{component}.block.{{}}.layer.", layer, f"{component}.stack"),
         rule(f"{component}.stack.norm.weight", f"{component}.final_layer_norm.weight"),
-    ]
-
-
-def cross_rules(target: str, source: str) -> list[TensorRule]:
-    return [
-        rule(f"{target}.read.before.weight", f"{source}.layer_norm.weight"),
-        *linear(f"{target}.cross.q", f"{source}.EncDecAttention.q", bias=False),
-        *linear(f"{target}.cross.kv", f"{source}.EncDecAttention.k", f"{source}.EncDecAttention.v", bias=False),
-        *linear(f"{target}.cross.out", f"{source}.EncDecAttention.o", bias=False),
     ]
 
 
@@ -202,24 +196,7 @@ def _family(name: str, **defaults: Any) -> Family:
         },
         ignored=("n_positions",),
         skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # unused tensors of older files
-        defaults={
-            "vocab_size": 32128,
-            "d_model": 512,
-            "d_kv": 64,
-            "d_ff": 2048,
-            "num_layers": 6,
-            "num_heads": 8,
-            "relative_attention_num_buckets": 32,
-            "relative_attention_max_distance": 128,
-            "dropout_rate": 0.1,
-            "layer_norm_epsilon": 1e-6,
-            "feed_forward_proj": "relu",
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "decoder_start_token_id": 0,
-            **defaults,
-        },
+        defaults={**TABLE.defaults, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, **defaults},
     )
 
 

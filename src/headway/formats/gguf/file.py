@@ -117,7 +117,13 @@ class GgufFile:
                 f"{path} is version {version} of GGUF; headway reads 2 and 3, little-endian: convert it again"
             )
         tensors = cursor.count("Q", 24, "tensors")
-        self.values = _read_values(cursor)
+        values: dict[str, Any] = {}
+        for _ in range(cursor.count("Q", 13, "values")):
+            key = cursor.text("Q", "a key")
+            if key in values:
+                cursor.fail(f"value {key[:80]!r} occurs twice")
+            values[key] = _read_value(cursor, cursor.number("I", "a type"), key[:80], 0)
+        self.values = values
         self._entries = _read_entries(cursor, tensors, self.values.get(ALIGNMENT, 32))
         parts = self.values.get(_PARTS, 1)
         if part != self.values.get(_PART, 0):
@@ -171,16 +177,6 @@ class GgufFile:
     def done(self, name: str) -> None:
         entry = self._entries[name]
         entry.file.drop(entry.start, entry.size)
-
-
-def _read_values(cursor: Cursor) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for _ in range(cursor.count("Q", 13, "values")):
-        key = cursor.text("Q", "a key")
-        if key in values:
-            cursor.fail(f"value {key[:80]!r} occurs twice")
-        values[key] = _read_value(cursor, cursor.number("I", "a type"), key[:80], 0)
-    return values
 
 
 def _read_value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:

@@ -231,30 +231,26 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
     if "token_embd.weight" in file.names():
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
     if dialect.rotary:
-        settings |= _attention(file, values, settings)
+        width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+        sizes = type(width) is int and type(heads) is int and heads > 0
+        derived: dict[str, Any] = {}
+        if "sliding_window" in settings:  # otherwise the family's default applies
+            derived["sliding_window"] = settings["sliding_window"] or None
+        if "head_dim" not in settings and sizes:
+            derived["head_dim"] = width // heads  # type: ignore[operator]
+        family = settings["model_type"]
+        if family == "llama":
+            derived["attention_bias"] = "blk.0.attn_q.bias" in file.names()
+            derived["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
+            if derived.get("sliding_window") is not None:
+                derived["model_type"] = "mistral"
+        if family in _WIDE_SCORES and sizes:
+            wide = settings.get("num_hidden_layers") == _WIDE_SCORES[family]
+            derived["query_pre_attn_scalar"] = width // heads if wide else settings.get("head_dim", width // heads)  # type: ignore[operator]
+        settings |= derived
         settings |= _rotary(file, values, settings)
     settings |= {f"{role}_token_id": file.values.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
     return settings
-
-
-def _attention(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
-    sizes = type(width) is int and type(heads) is int and heads > 0
-    derived: dict[str, Any] = {}
-    if "sliding_window" in settings:  # otherwise the family's default applies
-        derived["sliding_window"] = settings["sliding_window"] or None
-    if "head_dim" not in settings and sizes:
-        derived["head_dim"] = width // heads  # type: ignore[operator]
-    family = settings["model_type"]
-    if family == "llama":
-        derived["attention_bias"] = "blk.0.attn_q.bias" in file.names()
-        derived["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
-        if derived.get("sliding_window") is not None:
-            derived["model_type"] = "mistral"
-    if family in _WIDE_SCORES and sizes:
-        wide = settings.get("num_hidden_layers") == _WIDE_SCORES[family]
-        derived["query_pre_attn_scalar"] = width // heads if wide else settings.get("head_dim", width // heads)  # type: ignore[operator]
-    return derived
 
 
 def _rotary(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -446,7 +442,16 @@ def save_gguf(
         **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
     draft = FileContents(values, {**tensors, **factors}, str(path))
-    _check(draft, architecture, dialect, family, config)
+    reread_values = read_values(draft, architecture, dialect)
+    known = families()[reread_values["model_type"]]
+    settings = Settings({**known.defaults, **reread_values}, draft.source, config.context)
+    read_back = known.read(settings, ())
+    resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
+    if resolved[0] != resolved[1]:
+        raise UserError(
+            f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
+            "export it as a folder instead"
+        )
     _write(draft, path, precision)
     return architecture
 
@@ -486,22 +491,6 @@ def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
-    """Check that reading the draft back gives the model. Rotary scalings may be stored in another form and are checked
-    separately.
-    """
-    values = read_values(draft, architecture, dialect)
-    known = families()[values["model_type"]]
-    settings = Settings({**known.defaults, **values}, draft.source, config.context)
-    read_back = known.read(settings, ())
-    resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
-    if resolved[0] != resolved[1]:
-        raise UserError(
-            f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
-            "export it as a folder instead"
-        )
-
-
 def _write(draft: FileContents, path: Path, precision: Precision) -> None:
     package = gguf()
     with atomic_write(path, new=True) as draft_path:
@@ -510,7 +499,15 @@ def _write(draft: FileContents, path: Path, precision: Precision) -> None:
             if key != "general.architecture":  # already written by the writer
                 _add(writer, key, value)
         for name, tensor in draft.tensors.items():
-            _add_tensor(package, writer, name, tensor.detach().float(), precision)
+            tensor = tensor.detach().float()
+            array = tensor.contiguous().numpy()
+            if precision == "F32" or tensor.dim() < 2:
+                writer.add_tensor(name, array)
+            elif precision == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK == 0:
+                kind = package.GGMLQuantizationType.Q8_0
+                writer.add_tensor(name, package.quants.quantize(array, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, tensor.to(torch.float16).numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -528,14 +525,3 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _add_tensor(package: Any, writer: Any, name: str, tensor: Tensor, precision: Precision) -> None:
-    array = tensor.contiguous().numpy()
-    if precision == "F32" or tensor.dim() < 2:
-        writer.add_tensor(name, array)
-    elif precision == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK == 0:
-        kind = package.GGMLQuantizationType.Q8_0
-        writer.add_tensor(name, package.quants.quantize(array, kind), raw_dtype=kind)
-    else:
-        writer.add_tensor(name, tensor.to(torch.float16).numpy())

@@ -81,7 +81,12 @@ def read_codec(raw_values: Mapping[str, Any], source: str) -> TokenizerCodec | N
         tokenizer = build(table, source)
     else:
         tokenizer = _build_bpe(values, tokens, types)
-    special_tokens = _special_tokens(values, tokens)
+    by_role = {}
+    for role, role_name in _ROLES.items():
+        token_id = values.get(f"{role}_token_id", int)
+        if token_id is not None and 0 <= token_id < len(tokens):
+            by_role[role_name] = tokens[token_id]
+    special_tokens = SpecialTokens(**by_role)
     set_post_processor(tokenizer, "", special_tokens, values.framing())
     return TokenizerCodec(tokenizer, special_tokens)
 
@@ -108,15 +113,6 @@ def _build_bpe(values: TokenizerValues, tokens: list[str], types: list[int]) -> 
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])
     return tokenizer
-
-
-def _special_tokens(values: TokenizerValues, tokens: list[str]) -> SpecialTokens:
-    by_role = {}
-    for role, role_name in _ROLES.items():
-        token_id = values.get(f"{role}_token_id", int)
-        if token_id is not None and 0 <= token_id < len(tokens):
-            by_role[role_name] = tokens[token_id]
-    return SpecialTokens(**by_role)
 
 
 def read_special_tokens(raw_values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -153,7 +149,20 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
     state = json.loads(codec.tokenizer.to_str())
     kind = "llama" if state["model"].get("byte_fallback") else "gpt2"
     tokens, types = _tokens(codec, state, vocab_size)
-    fields = {"model": kind, "tokens": tokens, "token_type": types, **_special_token_values(codec, usage)}
+    # A token that the tokenizer puts before a text is BOS, and one after it EOS.
+    before, after = (codec.token_id(name) for name in surrounding_tokens(codec.tokenizer))
+    bos = next((i for i in (before, usage.begin, codec.bos_id) if i is not None), None)
+    eos_ids = list(dict.fromkeys(([] if after is None else [after]) + list(usage.ends))) or [codec.eos_id]
+    ids = {"bos": bos, "eos": eos_ids[0], "unknown": codec.unk_id}
+    ids |= {"padding": codec.pad, "eot": eos_ids[1] if len(eos_ids) > 1 else None}
+    fields = {
+        "model": kind,
+        "tokens": tokens,
+        "token_type": types,
+        **{f"{role}_token_id": i for role, i in ids.items() if i is not None},
+        "add_bos_token": before is not None,
+        "add_eos_token": after is not None,
+    }
     fields |= _piece_values(codec, state, tokens) if kind == "llama" else _byte_pair_values(state)
     values = {PREFIX + name: value for name, value in fields.items()}
     if usage.template:
@@ -217,19 +226,3 @@ def _pretokenization(state: Mapping[str, Any]) -> str:
     return json.dumps([state["pre_tokenizer"], state["normalizer"]]).replace(
         '"trim_offsets": true', '"trim_offsets": false'
     )
-
-
-def _special_token_values(codec: TokenizerCodec, usage: Usage) -> dict[str, Any]:
-    """Return the ids of special tokens, and whether the tokenizer puts one before a text, which is then BOS, and one
-    after it, EOS.
-    """
-    before, after = (codec.token_id(name) for name in surrounding_tokens(codec.tokenizer))
-    bos = next((i for i in (before, usage.begin, codec.bos_id) if i is not None), None)
-    eos_ids = list(dict.fromkeys(([] if after is None else [after]) + list(usage.ends))) or [codec.eos_id]
-    ids = {"bos": bos, "eos": eos_ids[0], "unknown": codec.unk_id}
-    ids |= {"padding": codec.pad, "eot": eos_ids[1] if len(eos_ids) > 1 else None}
-    return {
-        **{f"{role}_token_id": i for role, i in ids.items() if i is not None},
-        "add_bos_token": before is not None,
-        "add_eos_token": after is not None,
-    }
