@@ -90,10 +90,10 @@ def test_a_sound_is_read_on_after_another_one_has_crashed_the_process(tmp_path: 
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 1_000_000).astype(np.float32)
     (tmp_path / "good").write_bytes(sound(samples))
     (tmp_path / "bad").write_bytes(b"crashes")
-    blocks = media.open_sound(tmp_path / "good").blocks()
+    blocks = media.client_sound(tmp_path / "good").blocks()
     read = [next(blocks), next(blocks)]
     with pytest.raises(UserError, match="crashes its decoder"):
-        media.open_sound(tmp_path / "bad")
+        media.client_sound(tmp_path / "bad")
     decoder.stop()
     read += list(blocks)
     here = FileSound(tmp_path / "good").blocks()
@@ -105,7 +105,7 @@ def test_files_read_in_turn_do_not_mix(tmp_path: Path) -> None:
     for seed, name in enumerate(names):
         data = np.random.default_rng(seed).uniform(-0.5, 0.5, 600_000).astype(np.float32)
         (tmp_path / name).write_bytes(sound(data))
-    together = zip(*(media.open_sound(tmp_path / name).blocks() for name in names), strict=True)
+    together = zip(*(media.client_sound(tmp_path / name).blocks() for name in names), strict=True)
     for number, pair in enumerate(together):
         for name, block in zip(names, pair):
             assert (block == list(FileSound(tmp_path / name).blocks())[number]).all()

@@ -22,7 +22,7 @@ from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.serve.interfaces import ApiKey, ServerSettings
-from headway.serve.reasoning import ReasoningSplitter
+from headway.serve.ollama import ReasoningSplitter
 
 ollama = pytest.importorskip("ollama", reason="the package ollama is in the extra test")
 

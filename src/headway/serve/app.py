@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -109,9 +109,20 @@ class _EndpointApp:
         try:
             try:
                 async with asyncio.timeout(context.settings.request_seconds) as limit:
-                    body = await self._read_request(Request(scope, receive), context.settings)
+                    request, body = Request(scope, receive), None
+                    if self._decoder is not None:
+                        body = await read_body(request, self._decoder, context.settings)
+                    elif self._endpoint.body is FormData:
+                        body = await read_form(request, context.settings)
                     with _cancel_on_disconnect(client, limit):
-                        await self._answer(body, context, responder)
+                        answer = await self._endpoint.handler(body, context)
+                        if isinstance(answer, Events):
+                            async with aclosing(answer.parts) as parts:
+                                await responder.send_events(parts)
+                        elif isinstance(answer, Response):
+                            await responder.send_response(answer)
+                        else:
+                            await responder.send_response(Response(_encode(answer), media_type="application/json"))
             except TimeoutError:
                 if client is not None and client.disconnected:
                     raise ClientDisconnectedError("the client disconnected") from None
@@ -119,33 +130,18 @@ class _EndpointApp:
                     f"the request took longer than {context.settings.request_seconds:g} s; ask for less, "
                     "or try again later"
                 )
-                await _send_error(StatusError(408, message, code="timeout"), context, responder)
+                await responder.send_error(StatusError(408, message, code="timeout"))
             except ClientDisconnectedError:
                 raise
             except ClientDisconnect:
                 raise ClientDisconnectedError("the client disconnected before its body arrived") from None
             except Exception as error:
-                await _send_error(to_status_error(error), context, responder)
+                await responder.send_error(to_status_error(error))
         except ClientDisconnectedError as error:
             context.log_fields["left"], context.logged_status = str(error), CLIENT_DISCONNECTED
             if client is not None:
                 client.abort()  # discards unread data
                 await asyncio.sleep(0)  # until the connection is known to be lost
-
-    async def _read_request(self, request: Request, settings: ServerSettings) -> Any:
-        if self._decoder is not None:
-            return await read_body(request, self._decoder, settings)
-        return await read_form(request, settings) if self._endpoint.body is FormData else None
-
-    async def _answer(self, body: Any, context: Context, responder: _Responder) -> None:
-        answer = await self._endpoint.handler(body, context)
-        if isinstance(answer, Response):
-            await responder.send_response(answer)
-        elif isinstance(answer, Events):
-            async with aclosing(answer.parts) as parts:
-                await responder.send_events(parts)
-        else:
-            await responder.send_response(Response(_encode(answer), media_type="application/json"))
 
 
 class _Responder:
@@ -153,10 +149,9 @@ class _Responder:
 
     def __init__(self, send: Send, client: Client | None, context: Context, endpoint: Endpoint) -> None:
         self._wire, self._path, self._num_parts = endpoint.wire, endpoint.path, 0
-        self._headers: Mapping[str, str] = context.headers  # added to each answer's headers
+        self._context = context  # its headers are added to each answer's
         self._send = send
         self._client = client
-        self._stall_seconds = context.settings.stalled_seconds
         self.started = False
 
     async def send_response(self, response: Response) -> None:
@@ -178,10 +173,11 @@ class _Responder:
         await self._send_message({"type": "http.response.body", "body": b""})
 
     async def send_error(self, error: StatusError) -> None:
-        """An error as the answer, or as the last part if a stream has started."""
+        """An error as the answer, or as the last part if a stream has started with another status; the log has it."""
         if not self.started:
             await self.send_response(error_response(error, path=self._path))
             return
+        self._context.log_fields["error"], self._context.logged_status = str(error), error.status
         await self._send_part(self._wire.part(self._wire.error(error_body(error, self._path), self._num_parts)))
         await self._send_message({"type": "http.response.body", "body": b""})
 
@@ -190,27 +186,21 @@ class _Responder:
 
     async def _send_message(self, message: dict[str, Any]) -> None:
         self.started = True
-        if self._headers and message["type"] == "http.response.start":
-            extra_headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+        if self._context.headers and message["type"] == "http.response.start":
+            extra_headers = [(name.encode(), value.encode()) for name, value in self._context.headers.items()]
             message["headers"] = [*message["headers"], *extra_headers]
         if self._client is None or not self._client.full:
             await self._send(message)  # no timeout: one per event would cost as much as the event
             return
-        limit = asyncio.timeout(self._stall_seconds)
+        seconds = self._context.settings.stalled_seconds
+        limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 await self._send(message)
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise ClientDisconnectedError(f"the client read nothing for {self._stall_seconds:g} s") from None
-
-
-async def _send_error(error: StatusError, context: Context, responder: _Responder) -> None:
-    """Send an error; if a stream has started with another status, the log reports the error."""
-    if responder.started:
-        context.log_fields["error"], context.logged_status = str(error), error.status
-    await responder.send_error(error)
+            raise ClientDisconnectedError(f"the client read nothing for {seconds:g} s") from None
 
 
 class ClientDisconnectedError(Exception):

@@ -103,26 +103,25 @@ class Batcher:
         return await pending.future
 
     async def _work(self) -> None:
-        while batch := self._next_batch():
+        while True:
+            self._queue = deque(pending for pending in self._queue if not pending.future.done())
+            if not self._queue:
+                break
+            # The requests of the next call leave the queue, each with the items that it contributes.
+            capacity, kind = self._max_items, self._queue[0].kind
+            batch: list[tuple[_PendingRequest, list[Any]]] = []
+            for pending in self._queue:
+                if pending.kind == kind and capacity > 0:
+                    start = len(pending.answers)
+                    batch.append((pending, pending.items[start : start + capacity]))
+                    capacity -= len(batch[-1][1])
+            for pending, _ in batch:
+                self._queue.remove(pending)
             self._running = batch
             await self._answer_batch(batch)
             self._queue.extend(pending for pending, _ in batch if not pending.future.done())
             await asyncio.sleep(0)  # clients that continue can submit now and share the next call
         self._running, self._worker = [], None
-
-    def _next_batch(self) -> list[tuple[_PendingRequest, list[Any]]]:
-        """The requests of the next call, which leave the queue, each with the items that it contributes."""
-        self._queue = deque(pending for pending in self._queue if not pending.future.done())
-        capacity, kind = self._max_items, self._queue[0].kind if self._queue else None
-        batch: list[tuple[_PendingRequest, list[Any]]] = []
-        for pending in self._queue:
-            if pending.kind == kind and capacity > 0:
-                start = len(pending.answers)
-                batch.append((pending, pending.items[start : start + capacity]))
-                capacity -= len(batch[-1][1])
-        for pending, _ in batch:
-            self._queue.remove(pending)
-        return batch
 
     async def _answer_batch(self, batch: list[tuple[_PendingRequest, list[Any]]]) -> None:
         try:
@@ -134,8 +133,15 @@ class Batcher:
                 return
             # The message does not identify the request, and it counts items across the batch: call each request alone.
             for pending, _ in batch:
-                if not pending.future.done():
-                    await self._answer_separately(pending)
+                if pending.future.done():
+                    continue
+                try:
+                    pending.answers = list(await self._call(pending.call, pending.items))
+                except Exception as own_error:
+                    _fail(pending, own_error)
+                else:
+                    if not pending.future.done():
+                        pending.future.set_result(pending.answers)
             return
         except Exception as error:
             for pending, _ in batch:
@@ -146,15 +152,6 @@ class Batcher:
             answers = answers[len(items) :]
             if len(pending.answers) == len(pending.items) and not pending.future.done():
                 pending.future.set_result(pending.answers)
-
-    async def _answer_separately(self, pending: _PendingRequest) -> None:
-        try:
-            answers = list(await self._call(pending.call, pending.items))
-        except Exception as error:
-            _fail(pending, error)
-        else:
-            if not pending.future.done():
-                pending.future.set_result(answers)
 
     async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
         context = copy_context()  # contains, for example, the choice of kernels

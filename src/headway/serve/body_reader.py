@@ -1,10 +1,17 @@
-"""Request bodies, read with limits on size, depth and time."""
+"""What clients may send: request bodies are read within limits of size, depth and time, and their fields are checked.
+
+The struct of a body lists its fields; an unknown one is an error that names it. A struct may have a table `NEUTRAL` of
+further fields, which are accepted with values that have no effect; any other value is rejected with the reason. `null`
+has no effect in any field, known or not.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from starlette.datastructures import FormData
@@ -14,13 +21,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import ServerSettings
-from headway.serve.neutral import without_neutral
 
 _INLINE_BYTES = 1 << 16  # larger bodies are decoded in a thread instead of on the event loop
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # strings are skipped
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.{1,200}?)`(?: - at `\$?(.*?)`)?$", re.DOTALL)
 _LOCATION = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _MAX_FIELDS = 1000  # fields per form
+_MAX_ITEMS = 2048  # inputs or documents per request, as in OpenAI's service
+_MAX_SHOWN = 60  # characters of a value in a message
 
 
 async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settings: ServerSettings) -> Any:
@@ -28,7 +36,18 @@ async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settin
     ClientDisconnect if the client disconnects too early.
     """
     _check_type(request, "application/json")
-    raw = await _read_bytes(request, settings.body_bytes, settings.receive_seconds)
+    _check_length(request, settings.body_bytes)
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(settings.receive_seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > settings.body_bytes:
+                    raise _too_large(f"more than {settings.body_bytes:,}", settings.body_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise _timeout_error(settings.receive_seconds) from None
+    raw = b"".join(chunks)
     if len(raw) <= _INLINE_BYTES:
         return decode(raw, decoder, settings.max_depth)
     return await asyncio.to_thread(decode, raw, decoder, settings.max_depth)
@@ -136,21 +155,6 @@ def _check_length(request: Request, max_bytes: int) -> None:
         raise _too_large(f"{length[:20]}", max_bytes)
 
 
-async def _read_bytes(request: Request, max_bytes: int, seconds: float) -> bytes:
-    _check_length(request, max_bytes)
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise _too_large(f"more than {max_bytes:,}", max_bytes)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise _timeout_error(seconds) from None
-    return b"".join(chunks)
-
-
 def _timeout_error(seconds: float) -> StatusError:
     return StatusError(408, f"the body did not arrive within {seconds:g} s; send it faster", code="body_timeout")
 
@@ -159,3 +163,77 @@ def _too_large(size: str, max_bytes: int) -> StatusError:
     return StatusError(
         413, f"the body has {size} bytes, but the limit is {max_bytes:,}; send less", code="body_too_large"
     )
+
+
+def check_count(items: Sequence[Any], name: str, param: str | None = None) -> None:
+    """StatusError 400 for no items, and for more than a request may have."""
+    if not 1 <= len(items) <= _MAX_ITEMS:
+        raise StatusError(400, f"{name} has {len(items):,} items; send 1 to {_MAX_ITEMS:,}", param)
+
+
+class Neutral(NamedTuple):
+    """A field of a request that may only have values without effect."""
+
+    values: tuple[Any, ...] = ()
+    reason: str | None = None  # why other values are rejected, and what to do; None: the struct also has this field
+    default_of: str | None = None  # a field of the body whose value (default: 1) is also accepted
+    kind: type | None = None  # for hints to other servers: the type whose values are all accepted
+
+    def accepts(self, value: Any, body: Mapping[str, Any]) -> bool:
+        if self.kind is not None and type(value) is self.kind:
+            return True
+        same = self.default_of is not None and value == (body.get(self.default_of) or 1)
+        return same or any(
+            value == neutral_value and type(value) is type(neutral_value) for neutral_value in self.values
+        )
+
+
+Neutrals = dict[str, Neutral]
+
+
+def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") -> Any:
+    """Parsed JSON of a struct without fields that have no effect. StatusError 400 for other values of such fields."""
+    if not isinstance(value, dict):
+        return value
+    fields, effective = _fields(struct), {}
+    neutral: Mapping[str, Neutral] = getattr(struct, "NEUTRAL", {})
+    for name, member in value.items():
+        if member is None:
+            continue
+        if (known := neutral.get(name)) is not None:
+            if known.accepts(member, value):
+                continue
+            reason = f"it must be a {known.kind.__name__}; leave it out" if known.kind else known.reason
+            if reason is not None:
+                encoded = msgspec.json.encode(member).decode("utf-8", "replace")
+                encoded = encoded if len(encoded) <= _MAX_SHOWN else f"{encoded[:_MAX_SHOWN]}..."
+                raise StatusError(400, f"{path}{name} is {encoded}, but {reason}", f"{path}{name}", "unsupported")
+        inner = fields.get(name)
+        if inner is not None and isinstance(member, list):
+            member = [without_neutral(item, inner, f"{path}{name}[{index}].") for index, item in enumerate(member)]
+        elif inner is not None:
+            member = without_neutral(member, inner, f"{path}{name}.")
+        effective[name] = member
+    return effective
+
+
+def structs_within(struct: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    """A struct and all structs in its fields."""
+    yield struct
+    for inner in _fields(struct).values():
+        if inner is not None and inner is not struct:
+            yield from structs_within(inner)
+
+
+@cache
+def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
+    """The struct of each field, or of the items of its list."""
+    hints = get_type_hints(struct)
+    return {field.encode_name: next(_structs(hints[field.name]), None) for field in msgspec.structs.fields(struct)}
+
+
+def _structs(hint: Any) -> Iterator[type[msgspec.Struct]]:
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        yield hint
+    for inner in get_args(hint):
+        yield from _structs(inner)

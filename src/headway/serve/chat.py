@@ -51,7 +51,7 @@ from headway.serve.generation import (
 )
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events, ReadyModel
-from headway.serve.tool_calls import Arguments, ToolCall
+from headway.serve.tool_calls import ToolCall
 from headway.serve.tools import Toolbox, template_messages
 
 _RESERVED_TOKENS = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens
@@ -136,7 +136,12 @@ async def _stream_events(body: ChatBody, context: Context) -> AsyncGenerator[Cha
             deltas = [AnswerPart(content=event.text)] if event.text or (has_token and not event.calls) else []
             for call in event.calls:
                 num_calls[index] += isinstance(call, ToolCall)
-                deltas.append(AnswerPart(tool_calls=[_call_part(call, num_calls[index] - 1)]))
+                if isinstance(call, ToolCall):
+                    function = CalledFunctionPart(call.arguments, call.name)
+                    call_part = CalledToolPart(num_calls[index] - 1, function, call.id, "function")
+                else:
+                    call_part = CalledToolPart(num_calls[index] - 1, CalledFunctionPart(call.text))
+                deltas.append(AnswerPart(tool_calls=[call_part]))
             for delta in deltas:
                 part.choices = [ChatChoicePart(index, delta, logprobs, None, ids)]
                 logprobs, ids = None, UNSET  # sent only once
@@ -147,12 +152,6 @@ async def _stream_events(body: ChatBody, context: Context) -> AsyncGenerator[Cha
         if include_usage:
             part.choices, part.usage = [], token_usage(context)
             yield part
-
-
-def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
-    if isinstance(call, Arguments):
-        return CalledToolPart(index, CalledFunctionPart(call.text))
-    return CalledToolPart(index, CalledFunctionPart(call.arguments, call.name), call.id, "function")
 
 
 @asynccontextmanager
@@ -242,24 +241,23 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Messages as chat templates expect them. StatusError 400 for other content."""
     if not messages:
         raise StatusError(400, "messages is empty; send at least one", "messages")
-    return template_messages([_message(message, f"messages[{index}]") for index, message in enumerate(messages)])
-
-
-def _message(message: ChatMessage, param: str) -> dict[str, Any]:
-    content = message.content
-    if isinstance(content, list):
-        content = "".join(_text(part, f"{param}.content[{index}]") for index, part in enumerate(content))
-    if content is None and not (message.role == "assistant" and message.tool_calls):
-        raise StatusError(400, f"{param} has no content; send a string", param)
-    role = "system" if message.role == "developer" else message.role
-    template_message: dict[str, Any] = {"role": role, "content": content or ""}
-    if message.name is not UNSET:
-        template_message["name"] = message.name
-    if message.tool_call_id is not UNSET:
-        template_message["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        template_message["tool_calls"] = msgspec.to_builtins(message.tool_calls)
-    return template_message
+    converted = []
+    for number, message in enumerate(messages):
+        param, content = f"messages[{number}]", message.content
+        if isinstance(content, list):
+            content = "".join(_text(part, f"{param}.content[{index}]") for index, part in enumerate(content))
+        if content is None and not (message.role == "assistant" and message.tool_calls):
+            raise StatusError(400, f"{param} has no content; send a string", param)
+        role = "system" if message.role == "developer" else message.role
+        template_message: dict[str, Any] = {"role": role, "content": content or ""}
+        if message.name is not UNSET:
+            template_message["name"] = message.name
+        if message.tool_call_id is not UNSET:
+            template_message["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            template_message["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        converted.append(template_message)
+    return template_messages(converted)
 
 
 _CONVERTERS = {"image_url": "/v1/caption", "input_audio": "/v1/audio/transcriptions"}

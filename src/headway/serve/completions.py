@@ -146,9 +146,8 @@ class _ChoiceBuilder:
             return "", None
         request_index = self._job.requests.index(request)
         text = str(self._prompt_texts[request_index]) if self._prompt_texts else self._codec.decode(request.prompt)
-        return text, self._prompt_logprobs(request, event, offsets) if self._job.with_logprobs else None
-
-    def _prompt_logprobs(self, request: Request, event: Event, offsets: _Offsets) -> TextLogprobs:
+        if not self._job.with_logprobs:
+            return text, None
         by_id, first_id = self._job.by_id, request.prompt[0]
         logprobs = TextLogprobs(
             [_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))],
@@ -159,7 +158,7 @@ class _ChoiceBuilder:
         for score in event.scores:
             token = self._formatter.token_logprob(score.id, score.logprob, score.top[: self._body.logprobs], by_id)
             _append_logprobs(logprobs, _logprobs(token, offsets.next(score.id)))
-        return logprobs
+        return text, logprobs
 
     def choice(self, index: int, completion: _Completion) -> CompletionChoice:
         """The complete sequence as a choice."""
@@ -216,7 +215,8 @@ async def prepare(body: CompletionBody, context: Context) -> AsyncIterator[Gener
         raise StatusError(400, "max_tokens is 0 without echo, which returns nothing; set echo to true", "max_tokens")
     async with context.served.using(body.model) as ready:
         model = ready.model
-        num_prompts = len(body.prompt) if _is_batch(body) else 1
+        is_batch = isinstance(body.prompt, list) and not all(isinstance(entry, int) for entry in body.prompt)
+        num_prompts = len(body.prompt) if is_batch else 1
         n = num_samples(body, num_prompts, context)
         sampling = sampling_of(body, model.module.config.vocab_size)
         limits = limits_of(body, model, context)
@@ -235,11 +235,6 @@ async def prepare(body: CompletionBody, context: Context) -> AsyncIterator[Gener
                 Request(ids, sampling, prompt_limits, n, rule, top or 0, context.owner, prompt_top(body), generates)
             )
         yield GenerationJob(ready, requests, body.logprobs is not None, by_id=body.return_tokens_as_token_ids)
-
-
-def _is_batch(body: CompletionBody) -> bool:
-    """Whether there are several prompts."""
-    return isinstance(body.prompt, list) and not all(isinstance(entry, int) for entry in body.prompt)
 
 
 def _prompts(body: CompletionBody, model: Model) -> list[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -47,7 +47,7 @@ class Connection(HttpToolsProtocol):
         self.disconnected = False
         self._deadline: asyncio.TimerHandle | None = None
         self._received = bytearray()  # bytes that have arrived and are not parsed yet
-        self._body_left = 0  # remaining bytes of the current body, or _CHUNKS
+        self._body_left = 0  # remaining bytes of the current body, or _CHUNKED
         self._body_complete = False  # whether a chunked body is complete
         self._empty_bytes = 0  # bytes of a chunked body since the last data
 
@@ -87,7 +87,18 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        self._body_left = _body_length(self.headers, self.parser.get_http_version())
+        version, hosts, self._body_left = self.parser.get_http_version(), 0, 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                self._body_left = int(value)
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked" or self._body_left or version == "1.0":
+                    raise _invalid_http("Transfer-Encoding must be chunked, occur once, and needs HTTP/1.1")
+                self._body_left = _CHUNKED
+        if hosts > 1 or (version == "1.1" and not hosts):
+            raise _invalid_http(f"it has {hosts} Host headers instead of one")
         self._body_complete, self._empty_bytes = False, 0
         super().on_headers_complete()
 
@@ -195,23 +206,6 @@ class Connection(HttpToolsProtocol):
                 + body
             )
         self.transport.close()
-
-
-def _body_length(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:
-    """Bytes of the body, or _CHUNKS. StatusError for ambiguous headers."""
-    hosts = length = 0
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            if value.lower() != b"chunked" or length or version == "1.0":
-                raise _invalid_http("Transfer-Encoding must be chunked, occur once, and needs HTTP/1.1")
-            length = _CHUNKED
-    if hosts > 1 or (version == "1.1" and not hosts):
-        raise _invalid_http(f"it has {hosts} Host headers instead of one")
-    return length
 
 
 def _invalid_http(reason: str) -> StatusError:

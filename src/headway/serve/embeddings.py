@@ -20,12 +20,11 @@ from headway.domains.understanding import predictors as encoders
 from headway.errors import UserError
 from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
 from headway.nn.models import TwoTower, kinds
+from headway.serve.body_reader import Neutral, Neutrals, check_count
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, ReadyModel
 from headway.serve.media import image_of
-from headway.serve.neutral import Neutral, Neutrals
 
-_MAX_INPUTS = 2048  # inputs per request, as in OpenAI's service
 _INLINE_CHARACTERS = 1 << 12  # below this, tokenizing is faster than handing the text to a thread
 _MAX_PADDING, _FREE_PADDING = 0.05, 64  # maximum share of a batch, and padding tokens that cost less than another batch
 _LITTLE_ENDIAN = np.dtype("<f4")
@@ -89,9 +88,11 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
         predictor(model, "embed")  # UserError for a model without embeddings
         if body.dimensions not in (None, _width(model)):
             await asyncio.to_thread(_check_dimensions, body.dimensions, ready)
-        if kinds.is_vision(model.module) or _are_images(items):
-            images = await asyncio.to_thread(_images, model, items)
-            vectors = await ready.batcher.submit(partial(_embed_images, model), "images", images)
+        are_images = all(isinstance(item, str) and item.startswith("data:image/") for item in items)
+        if kinds.is_vision(model.module) or are_images:
+            decode = lambda: [image_of(item, f"input {number}") for number, item in enumerate(items, 1)]  # noqa: E731
+            images = await asyncio.to_thread(decode)
+            vectors = await ready.batcher.submit(lambda images: list(model.embed(images).numpy()), "images", images)
             tokens = 0
         else:
             encode_items = partial(_encode, model, items, body.truncate)
@@ -109,8 +110,13 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             tokens = sum(counts)
     context.log_fields["prompt_tokens"] = tokens
     if body.dimensions not in (None, _width(model)):
-        vectors = [_shorten(vector, body.dimensions) for vector in vectors]
-    encoded = [vector.tolist() if body.encoding_format == "float" else _encode_base64(vector) for vector in vectors]
+        vectors = [vector[: body.dimensions] for vector in vectors]
+        smallest = float(np.finfo(np.float32).tiny)
+        vectors = [vector / max(float(np.linalg.norm(vector)), smallest) for vector in vectors]
+    if body.encoding_format == "float":
+        encoded = [vector.tolist() for vector in vectors]
+    else:
+        encoded = [base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode() for vector in vectors]
     data = [InputVector(index, vector) for index, vector in enumerate(encoded)]
     return EmbeddingAnswer(data, ready.name, InputUsage(tokens, tokens))
 
@@ -121,47 +127,34 @@ def _items(inputs: str | Sequence[str | int | list[int]]) -> list[str | list[int
         return [inputs]
     if inputs and all(isinstance(item, int) for item in inputs):
         return [list(inputs)]  # type: ignore[list-item]
-    if not 1 <= len(inputs) <= _MAX_INPUTS:
-        raise StatusError(400, f"input has {len(inputs):,} items; send 1 to {_MAX_INPUTS:,}", "input")
+    check_count(inputs, "input", "input")
     if len({type(item) for item in inputs}) > 1 or isinstance(inputs[0], int):
         raise StatusError(400, "input mixes strings and ids; send a string, strings, ids, or lists of ids", "input")
     return list(inputs)  # type: ignore[arg-type]
 
 
-def _are_images(items: Sequence[str | list[int]]) -> bool:
-    return all(isinstance(item, str) and item.startswith("data:image/") for item in items)
-
-
-def _images(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
-    return [image_of(item, f"input {number}") for number, item in enumerate(items, 1)]
-
-
 def _encode(model: Model, items: Sequence[str | list[int]], truncate: bool) -> list[np.ndarray]:
     """The token ids of each input. UserError for an empty or too long text, and for unknown ids."""
+    module: Any = model.module
     strings = [item for item in items if isinstance(item, str)]
-    rows = _encode_texts(model, strings, truncate) if strings else _frame_ids(model, items, truncate)  # type: ignore[arg-type]
-    return np.split(rows.ids, rows.offsets[1:-1])
-
-
-def _encode_texts(model: Model, strings: Sequence[str], truncate: bool) -> TokenRows:
-    module: Any = model.module
-    if isinstance(module, TwoTower):
+    ids = [item for item in items if not isinstance(item, str)]
+    if strings and isinstance(module, TwoTower):
         towers.check_texts(strings)
-        return towers.text_rows(model.codec, strings, module.config, truncate)
-    return encoders.text_rows(module, model.codec, strings, truncate)
-
-
-def _frame_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> TokenRows:
-    module: Any = model.module
-    if isinstance(module, TwoTower):
+        rows = towers.text_rows(model.codec, strings, module.config, truncate)
+    elif strings:
+        rows = encoders.text_rows(module, model.codec, strings, truncate)
+    elif isinstance(module, TwoTower):
         raise UserError("this image-text model does not accept token ids; send strings")
-    vocab_size = model.codec.vocab_size
-    for number, row in enumerate(ids, 1):
-        if not row or not all(0 <= id < vocab_size for id in row):
-            raise StatusError(
-                400, f"input {number} is empty or has unknown ids; send ids from 0 to {vocab_size - 1}", "input"
-            )
-    return frame_rows(frame_for(model.codec, module.config), ids, None, LengthLimit(module.config.context, truncate))
+    else:
+        vocab_size = model.codec.vocab_size
+        for number, row in enumerate(ids, 1):
+            if not row or not all(0 <= id < vocab_size for id in row):
+                raise StatusError(
+                    400, f"input {number} is empty or has unknown ids; send ids from 0 to {vocab_size - 1}", "input"
+                )
+        limit = LengthLimit(module.config.context, truncate)
+        rows = frame_rows(frame_for(model.codec, module.config), ids, None, limit)
+    return np.split(rows.ids, rows.offsets[1:-1])
 
 
 def _embed_rows(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[_Vector | None]:
@@ -170,7 +163,16 @@ def _embed_rows(model: Model, truncate: bool, items: Sequence[str | np.ndarray])
     rows = _encode_each(model, truncate, items)
     valid_indices = [index for index, row in enumerate(rows) if row is not None]
     embedded: list[_Vector | None] = [None] * len(rows)
-    for group in _group_by_length(np.array([len(rows[index]) for index in valid_indices])) if valid_indices else ():
+    # Groups of rows with nearly equal lengths avoid padding.
+    lengths = np.array([len(rows[index]) for index in valid_indices], int)
+    order = np.argsort(lengths, kind="stable")
+    edges = [0]
+    for stop in range(1, len(order)):
+        group_lengths = lengths[order[edges[-1] : stop + 1]]
+        padding = len(group_lengths) * group_lengths[-1] - group_lengths.sum()
+        if padding > max(_FREE_PADDING, _MAX_PADDING * group_lengths.sum()):
+            edges.append(stop)
+    for group in np.split(order, edges[1:]) if valid_indices else ():
         batch = TokenRows(*concatenate_rows([rows[valid_indices[i]] for i in group]))
         if isinstance(module, TwoTower):
             vectors = towers.text_vectors(module, batch, np.arange(len(group)))
@@ -191,22 +193,6 @@ def _encode_each(model: Model, truncate: bool, items: Sequence[str | np.ndarray]
             return [None]
         return [row for item in items for row in _encode_each(model, truncate, [item])]
     return [next(encoded) if isinstance(item, str) else item for item in items]
-
-
-def _group_by_length(lengths: np.ndarray) -> list[np.ndarray]:
-    """Groups of row indices with nearly equal lengths, to avoid padding."""
-    order = np.argsort(lengths, kind="stable")
-    edges = [0]
-    for stop in range(1, len(order)):
-        group_lengths = lengths[order[edges[-1] : stop + 1]]
-        padding = len(group_lengths) * group_lengths[-1] - group_lengths.sum()
-        if padding > max(_FREE_PADDING, _MAX_PADDING * group_lengths.sum()):
-            edges.append(stop)
-    return np.split(order, edges[1:])
-
-
-def _embed_images(model: Model, images: list[np.ndarray]) -> list[np.ndarray]:
-    return list(model.embed(images).numpy())
 
 
 def _width(model: Model) -> int:
@@ -230,16 +216,6 @@ def _check_dimensions(wanted: int, ready: ReadyModel) -> None:
         reason = "; request fewer"
     reason = reason or ", and its configuration has no shorter ones (matryoshka_dimensions); leave dimensions out"
     raise StatusError(400, f"an embedding of {ready.name} has {width} dimensions{reason}"[:500], "dimensions")
-
-
-def _shorten(vector: np.ndarray, dimensions: int) -> np.ndarray:
-    """The first values of a vector, scaled to unit length."""
-    short = vector[:dimensions]
-    return short / max(float(np.linalg.norm(short)), float(np.finfo(np.float32).tiny))
-
-
-def _encode_base64(vector: np.ndarray) -> str:
-    return base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode()
 
 
 ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "the embedding of each input", EmbeddingBody, EmbeddingAnswer),)

@@ -179,32 +179,40 @@ class EngineLoop:
                     self._wake.wait()
                 submitted, cancelled = list(self._submitted), list(self._cancelled)
                 self._cancelled.clear()
-            events = [event for stream in submitted for event in self._submit(stream)]
+            events: list[tuple[GenerationStream, StreamEvent]] = []
+            for stream in submitted:
+                index = 0
+                try:
+                    for request in stream.requests:
+                        ticket = self.steps.submit(request)
+                        self._tickets[ticket] = _RunningRequest(stream, index, request.n)
+                        index += request.n
+                except Exception as error:
+                    self._drop(stream)
+                    events.append((stream, error))
             with self._wake:  # only now, so that `working` never misses them
                 for _ in submitted:
                     self._submitted.popleft()
             for stream in cancelled:
                 self._drop(stream)
             if self._deadline is not None:
-                events += self._stop_pending(self._deadline)
+                is_over = time.monotonic() >= self._deadline
+                started = {id(ticket.stream) for ticket in self._tickets.values() if ticket.started}
+                running = {id(ticket.stream): ticket.stream for ticket in self._tickets.values()}
+                for key, stream in running.items():  # those without output; after the deadline, all
+                    if is_over or key not in started:
+                        self._drop(stream)
+                        events.append((stream, shutdown_error()))
             if self._tickets or cancelled:  # a step frees cancelled requests, even if nothing else runs
                 events += self._step()
             self._last_step = time.monotonic()
-            self._publish(events)
+            if events and self._event_loop is not None:
+                try:
+                    self._event_loop.call_soon_threadsafe(self._deliver, events, time.monotonic())
+                except RuntimeError:  # the event loop has stopped, so nobody listens
+                    _LOG.debug("the last output of %s is dropped", self.name)
             if self._deadline is not None and not self.working:
                 return
-
-    def _submit(self, stream: GenerationStream) -> list[tuple[GenerationStream, StreamEvent]]:
-        index = 0
-        try:
-            for request in stream.requests:
-                ticket = self.steps.submit(request)
-                self._tickets[ticket] = _RunningRequest(stream, index, request.n)
-                index += request.n
-        except Exception as error:
-            self._drop(stream)
-            return [(stream, error)]
-        return []
 
     def _drop(self, stream: GenerationStream) -> None:
         for ticket_id in [ticket_id for ticket_id, ticket in self._tickets.items() if ticket.stream is stream]:
@@ -213,16 +221,6 @@ class EngineLoop:
                 self.steps.cancel(ticket_id)
             except Exception:
                 _LOG.exception("a request to %s cannot be cancelled", self.name)
-
-    def _stop_pending(self, deadline: float) -> list[tuple[GenerationStream, StreamEvent]]:
-        """Stop requests without output; after the deadline, all."""
-        is_over = time.monotonic() >= deadline
-        started = {id(ticket.stream) for ticket in self._tickets.values() if ticket.started}
-        running = {id(ticket.stream): ticket.stream for ticket in self._tickets.values()}
-        stopped = [stream for key, stream in running.items() if is_over or key not in started]
-        for stream in stopped:
-            self._drop(stream)
-        return [(stream, shutdown_error()) for stream in stopped]
 
     def _step(self) -> list[tuple[GenerationStream, StreamEvent]]:
         try:
@@ -249,14 +247,6 @@ class EngineLoop:
                 if ticket.unfinished == 0:
                     del self._tickets[event.ticket]
         return events
-
-    def _publish(self, events: list[tuple[GenerationStream, StreamEvent]]) -> None:
-        if not events or self._event_loop is None:
-            return
-        try:
-            self._event_loop.call_soon_threadsafe(self._deliver, events, time.monotonic())
-        except RuntimeError:  # the event loop has stopped, so nobody listens
-            _LOG.debug("the last output of %s is dropped", self.name)
 
     def _deliver(self, events: list[tuple[GenerationStream, StreamEvent]], timestamp: float) -> None:
         self._generated.inc(sum(isinstance(event, Event) and event.id is not None for _, event in events))

@@ -29,6 +29,14 @@ def fingerprint(model: ModelHandle) -> str:
     instruction set. Threads only count if torch generates the text. Takes a second for about 2 GB of weights.
     """
     codec, usage = model.open_session().codec, model.usage
+    processor: list[Any] = [binding.get_host_cpu_name()]
+    if isinstance(model.generator, Engine):
+        processor += [INSTRUCTION_SET, WIDE]
+    elif model.device.type == "cpu":
+        processor += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    else:
+        name = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
+        processor = [model.device.type, name]
     facts = {
         "weights": _checksum(model.module),
         "model": to_dict(model.module.config),
@@ -36,19 +44,10 @@ def fingerprint(model: ModelHandle) -> str:
         "usage": [usage.begin, usage.ends, usage.suppressed, usage.template],
         "cache": model.generator.cache if isinstance(model.generator, Engine) else "fp32",
         "versions": [__version__, *map(version, _LIBRARIES)],
-        "processor": _processor(model),
+        "processor": processor,
         "deterministic": is_deterministic(),
     }
     return f"hw-{zlib.crc32(json.dumps(facts, sort_keys=True, default=str).encode()):08x}"
-
-
-def _processor(model: ModelHandle) -> list[Any]:
-    facts = [binding.get_host_cpu_name()]
-    if isinstance(model.generator, Engine):
-        return [*facts, INSTRUCTION_SET, WIDE]
-    if model.device.type != "cpu":
-        return [model.device.type, torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""]
-    return [*facts, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def _checksum(module: Any) -> int:

@@ -56,7 +56,14 @@ class Gate:
                 await self._app(scope, receive, request_log.send)
                 return
             self._check_host(headers)
-            request_log.origin = self._origin(headers)
+            origin = headers.get("origin")
+            if origin is not None and origin.partition("://")[2] != headers["host"]:  # not a page from this server
+                if origin not in self._settings.origins and "*" not in self._settings.origins:
+                    message = (
+                        f"the web page {origin[:_MAX_LOGGED]!r} may not use this server; start it with --cors ORIGIN"
+                    )
+                    raise StatusError(403, message, code="origin")
+                request_log.origin = origin
             if request_log.origin is not None and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
@@ -84,22 +91,14 @@ class Gate:
     def _check_host(self, headers: Headers) -> None:
         """Accept only the server's own host names, so that no foreign name can lead a browser here (DNS rebinding)."""
         hosts = headers.getlist("host")
-        name = host_of(hosts[0]) if len(hosts) == 1 else ""
+        name = hosts[0].strip().lower() if len(hosts) == 1 else ""
+        is_ipv6 = name.startswith("[")
+        name = name.partition("]")[0][1:] if is_ipv6 else name.partition(":")[0].rstrip(".")
         if not (is_loopback(name) or name in self._hosts):
             host = repr(hosts[0][:_MAX_LOGGED]) if hosts else "(missing)"
             raise StatusError(
                 403, f"the Host header {host} is not allowed; start the server with --allow-host NAME", code="host"
             )
-
-    def _origin(self, headers: Headers) -> str | None:
-        """The web page that sent the request, if it is allowed to."""
-        origin = headers.get("origin")
-        if origin is None or origin.partition("://")[2] == headers["host"]:  # a page from this server
-            return None
-        if origin not in self._settings.origins and "*" not in self._settings.origins:
-            message = f"the web page {origin[:_MAX_LOGGED]!r} may not use this server; start it with --cors ORIGIN"
-            raise StatusError(403, message, code="origin")
-        return origin
 
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
         if not self._keys.required:
@@ -164,11 +163,3 @@ class _RequestLog:
             **context.log_fields,
         }
         _ACCESS.info(json.dumps(fields))
-
-
-def host_of(header: str) -> str:
-    """The name in a Host header, in lower case and without the port."""
-    name = header.strip().lower()
-    if name.startswith("["):
-        return name.partition("]")[0][1:]
-    return name.partition(":")[0].rstrip(".")

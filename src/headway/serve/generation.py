@@ -9,6 +9,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
+from jaxtyping import Int
+
 from headway.app.model import Model
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import special_ids
@@ -17,7 +20,6 @@ from headway.errors import UserError
 from headway.generate import Event, Limits, Rule, Sampling
 from headway.generate.scheduler import Request
 from headway.generate.score import TokenScore
-from headway.serve.allowed_tokens import restrict_rule
 from headway.serve.bodies import (
     CompletionBody,
     GenerationBody,
@@ -28,11 +30,11 @@ from headway.serve.bodies import (
     TokensUsed,
     TopLogprob,
 )
-from headway.serve.engine_loop import EngineLoop
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, ReadyModel
 from headway.serve.metrics import PROMPT_TOKENS
 from headway.serve.structured_outputs import RuleFactory, rule_for
+from headway.serve.token_bytes import bit_mask
 from headway.serve.tool_calls import ToolCallParser
 
 _MAX_BIASES = 1024  # maximum tokens in logit_bias
@@ -41,16 +43,19 @@ _MAX_STOP_LENGTH = 1000  # characters per stop string
 _MIN_LOGPROB = -9999.0  # log probability of impossible tokens: JSON has no infinity
 
 
-def engine_loop_of(ready: ReadyModel) -> EngineLoop:
-    """A model's engine loop. StatusError 400 if the model does not generate text."""
-    if ready.loop is None:
-        message = f"{ready.name} does not generate text; use it to {', '.join(ready.model.verbs) or 'do other tasks'}"
-        raise StatusError(400, message, "model")
-    return ready.loop
-
-
 def sampling_of(body: GenerationBody, vocab_size: int) -> Sampling:
     """The sampling settings. UserError for values out of range."""
+    biases: dict[int, float] = {}
+    if len(body.logit_bias or ()) > _MAX_BIASES:
+        message = f"logit_bias has {len(body.logit_bias or ()):,} tokens, but the limit is {_MAX_BIASES:,}; send fewer"
+        raise StatusError(400, message, "logit_bias")
+    for name, bias in (body.logit_bias or {}).items():
+        if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < vocab_size):
+            message = f"logit_bias has the token {name[:40]!r}; use ids from 0 to {vocab_size - 1} as strings"
+            raise StatusError(400, message, "logit_bias")
+        if not -100 <= bias <= 100:
+            raise StatusError(400, f"logit_bias of {name} is {bias:g}; use a number from -100 to 100", "logit_bias")
+        biases[int(name)] = bias
     settings: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -59,25 +64,10 @@ def sampling_of(body: GenerationBody, vocab_size: int) -> Sampling:
         "repetition_penalty": body.repetition_penalty,
         "presence_penalty": body.presence_penalty or None,
         "frequency_penalty": body.frequency_penalty or None,
-        "logit_bias": _parse_biases(body.logit_bias, vocab_size) if body.logit_bias else None,
+        "logit_bias": biases or None,
         "seed": body.seed,
     }
     return Sampling(**{name: value for name, value in settings.items() if value is not None})
-
-
-def _parse_biases(biases: Mapping[str, float], vocab_size: int) -> dict[int, float]:
-    if len(biases) > _MAX_BIASES:
-        message = f"logit_bias has {len(biases):,} tokens, but the limit is {_MAX_BIASES:,}; send fewer"
-        raise StatusError(400, message, "logit_bias")
-    parsed = {}
-    for name, bias in biases.items():
-        if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < vocab_size):
-            message = f"logit_bias has the token {name[:40]!r}; use ids from 0 to {vocab_size - 1} as strings"
-            raise StatusError(400, message, "logit_bias")
-        if not -100 <= bias <= 100:
-            raise StatusError(400, f"logit_bias of {name} is {bias:g}; use a number from -100 to 100", "logit_bias")
-        parsed[int(name)] = bias
-    return parsed
 
 
 def num_samples(body: GenerationBody, prompts: int, context: Context) -> int:
@@ -170,28 +160,23 @@ async def rule_of(body: GenerationBody, model: Model, stop_ids: Iterable[int]) -
     """Makes rules that enforce `response_format` and let `stop_ids` end the text; None for plain text. UserError for a
     format that cannot be enforced.
     """
-    response_format = body.response_format
-    if body.structured_outputs is not None:
-        response_format = _response_format_of(body.structured_outputs)
-    return (
-        None
-        if response_format is None
-        else await asyncio.to_thread(rule_for, text_codec(model), response_format, tuple(stop_ids))
-    )
-
-
-def _response_format_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`structured_outputs` as a `response_format`."""
-    requested = {name: value for name, value in outputs.items() if value is not None and value is not False}
-    [name, *more] = requested or ["nothing"]
-    if more or name not in ("json", "json_object", "regex", "choice"):
-        message = (
-            f"structured_outputs has {', '.join(requested)[:100] or name}; use one of json, json_object, regex, choice"
-        )
-        raise StatusError(400, message, "structured_outputs")
-    if name == "json":
-        return {"type": "json_schema", "json_schema": {"name": "structured_outputs", "schema": requested["json"]}}
-    return {"type": name} if name == "json_object" else {"type": name, name: requested[name]}
+    response_format: Mapping[str, Any] | None = body.response_format
+    if body.structured_outputs is not None:  # vLLM's name for it
+        outputs = body.structured_outputs
+        requested = {name: value for name, value in outputs.items() if value is not None and value is not False}
+        [name, *more] = requested or ["nothing"]
+        if more or name not in ("json", "json_object", "regex", "choice"):
+            names = ", ".join(requested)[:100] or name
+            message = f"structured_outputs has {names}; use one of json, json_object, regex, choice"
+            raise StatusError(400, message, "structured_outputs")
+        if name == "json":
+            schema = {"name": "structured_outputs", "schema": requested["json"]}
+            response_format = {"type": "json_schema", "json_schema": schema}
+        else:
+            response_format = {"type": name} if name == "json_object" else {"type": name, name: requested[name]}
+    if response_format is None:
+        return None
+    return await asyncio.to_thread(rule_for, text_codec(model), response_format, tuple(stop_ids))
 
 
 def restricted_rule(
@@ -202,8 +187,45 @@ def restricted_rule(
         if not body.allowed_token_ids:
             raise StatusError(400, "allowed_token_ids is empty; send ids, or leave it out", "allowed_token_ids")
         _check_ids(body.allowed_token_ids, model, "allowed_token_ids")
-    stop_ids = limits.all_stop_ids(model.codec) if body.min_tokens else ()
-    return restrict_rule(rule, model.module.config.vocab_size, body.allowed_token_ids, stop_ids, body.min_tokens)
+    if body.allowed_token_ids is None and not body.min_tokens:
+        return rule
+    vocab_size, stop_ids = model.module.config.vocab_size, limits.all_stop_ids(model.codec) if body.min_tokens else ()
+    allowed = None if body.allowed_token_ids is None else _token_mask(body.allowed_token_ids, vocab_size)
+    stop_mask = _token_mask(stop_ids, vocab_size)
+    return lambda: RestrictedRule(None if rule is None else rule(), allowed, stop_mask, body.min_tokens)
+
+
+def _token_mask(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, "W"]:
+    mask = np.zeros(vocab_size, bool)
+    mask[[id for id in ids if id < vocab_size]] = True
+    return bit_mask(mask)
+
+
+class RestrictedRule:
+    """Restricts the tokens of another rule, or all tokens."""
+
+    def __init__(
+        self, inner: Rule | None, allowed: Int[np.ndarray, "W"] | None, stop_mask: Int[np.ndarray, "W"], min_tokens: int
+    ) -> None:
+        """`allowed` and `stop_mask` have one bit per token: the allowed tokens, and those that may not occur among the
+        first `min_tokens`.
+        """
+        self._inner, self._allowed, self._not_stop, self._min_tokens_left = inner, allowed, ~stop_mask, min_tokens
+
+    def fill(self, mask: np.ndarray) -> None:
+        if self._inner is None:
+            mask[:] = -1
+        else:
+            self._inner.fill(mask)
+        if self._allowed is not None:
+            mask &= self._allowed
+        if self._min_tokens_left > 0:
+            mask &= self._not_stop
+
+    def take(self, token: int) -> None:
+        self._min_tokens_left -= 1
+        if self._inner is not None:
+            self._inner.take(token)
 
 
 def prompt_top(body: GenerationBody) -> int | None:
@@ -247,14 +269,18 @@ class GenerationJob(NamedTuple):
 
 async def stream_events(job: GenerationJob, context: Context) -> AsyncGenerator[Event, None]:
     """The events as they happen, with tool calls taken out of their text. Token counts are recorded for the log and for
-    `token_usage`.
+    `token_usage`. StatusError 400 if the model does not generate text.
     """
+    ready = job.ready
     prompt_tokens, generated = sum(len(request.prompt) for request in job.requests), 0
     first_indices = accumulate((request.n for request in job.requests[:-1]), initial=0)
     cached = dict.fromkeys(first_indices, 0)  # cached tokens per request, by the index of its first sequence
-    context.log_fields.update(model=job.ready.name, prompt_tokens=prompt_tokens, cached_tokens=0, completion_tokens=0)
-    PROMPT_TOKENS.labels(job.ready.name).inc(prompt_tokens)
-    async with engine_loop_of(job.ready).stream(job.requests) as generation, aclosing(generation.events()) as events:
+    context.log_fields.update(model=ready.name, prompt_tokens=prompt_tokens, cached_tokens=0, completion_tokens=0)
+    PROMPT_TOKENS.labels(ready.name).inc(prompt_tokens)
+    if ready.loop is None:
+        message = f"{ready.name} does not generate text; use it to {', '.join(ready.model.verbs) or 'do other tasks'}"
+        raise StatusError(400, message, "model")
+    async with ready.loop.stream(job.requests) as generation, aclosing(generation.events()) as events:
         async for event in events:
             if job.readers:
                 reader = job.readers[event.sequence]

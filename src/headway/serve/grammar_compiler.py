@@ -53,9 +53,16 @@ def _grammar(response_format: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
         terminal = parse_pattern(response_format["regex"], "the format").terminal(searched=False, quoted=False)
         return f"start: T\nT: {terminal.lark()}", []
     if kind == "choice":
-        return LLMatcher.grammar_from_regex(_choices(response_format["choice"])), []
+        choices = response_format["choice"]
+        if not 1 <= len(choices) <= _MAX_CHOICES or not all(choices) or sum(map(len, choices)) > MAX_SCHEMA_LENGTH:
+            raise UserError(f"choice has {len(choices):,} strings; send 1 to {_MAX_CHOICES:,} non-empty ones")
+        return LLMatcher.grammar_from_regex(f"(?:{'|'.join(map(escape_literal, choices))})"), []
     if kind == "lark":
-        return LLMatcher.grammar_from_lark(_check_lark(response_format["lark"])), []
+        unsupported = _UNSUPPORTED.search(_LITERALS.sub(" ", response_format["lark"]))
+        if unsupported is not None:
+            remedy = "leave it out; for JSON use json_schema"
+            raise UserError(f"the lark grammar has {unsupported[0]!r}, which is not supported; {remedy}")
+        return LLMatcher.grammar_from_lark(response_format["lark"]), []
     tools = [
         (tool["name"], grammar_of(tool["schema"], f"the tool {tool['name']!r:.80}", f"s{i}"))
         for i, tool in enumerate(response_format["tools"])
@@ -69,20 +76,6 @@ def _grammar(response_format: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
     return calls_grammar(call_format, rules, response_format["required"], response_format["parallel"]), [
         schema_grammar for _, schema_grammar in tools
     ]
-
-
-def _choices(choices: list[str]) -> str:
-    if not 1 <= len(choices) <= _MAX_CHOICES or not all(choices) or sum(map(len, choices)) > MAX_SCHEMA_LENGTH:
-        raise UserError(f"choice has {len(choices):,} strings; send 1 to {_MAX_CHOICES:,} non-empty ones")
-    return f"(?:{'|'.join(map(escape_literal, choices))})"
-
-
-def _check_lark(grammar: str) -> str:
-    unsupported = _UNSUPPORTED.search(_LITERALS.sub(" ", grammar))
-    if unsupported is not None:
-        remedy = "leave it out; for JSON use json_schema"
-        raise UserError(f"the lark grammar has {unsupported[0]!r}, which is not supported; {remedy}")
-    return grammar
 
 
 def _try_compile(grammar: str, vocab_size: int) -> str:

@@ -58,10 +58,10 @@ def sound_of(url: object, name: str) -> np.ndarray:
         file.write(audio_bytes)
         file.flush()
         with with_client_name(Path(file.name), name):
-            return torch.cat(list(open_sound(Path(file.name)).blocks())).numpy()
+            return torch.cat(list(client_sound(Path(file.name)).blocks())).numpy()
 
 
-def open_sound(path: Path) -> FileSound:
+def client_sound(path: Path) -> FileSound:
     """The audio or video in a client's file. Raises the same errors as `sound_of`, also while its blocks are read."""
     return FileSound(path, open_reader=_HelperReader)
 

@@ -232,8 +232,13 @@ class ServedModels:
         its files have changed, it is reloaded, and the old version answers until then.
         """
         if entry.loaded is not None:
-            if entry.loading is None and self._has_changed(entry, entry.loaded):
-                self._start_loading(entry)
+            now = time.monotonic()
+            if entry.loading is None and now >= entry.next_check:
+                entry.next_check = now + _CHECK_SECONDS
+                states = current_states(entry.loaded.files)
+                if states not in (entry.loaded.files, entry.tried_files):  # they changed since the last attempt
+                    entry.tried_files = states
+                    self._start_loading(entry)
             return entry.loaded
         if entry.loading is None:
             self._start_loading(entry)
@@ -243,18 +248,6 @@ class ServedModels:
     def _start_loading(self, entry: _Entry) -> None:
         entry.loading = asyncio.create_task(self._load(entry))
         entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # mark as retrieved
-
-    def _has_changed(self, entry: _Entry, loaded: _LoadedModel) -> bool:
-        """Whether files of a model have changed since it was loaded and since the last attempt to reload it."""
-        now = time.monotonic()
-        if now < entry.next_check:
-            return False
-        entry.next_check = now + _CHECK_SECONDS
-        states = current_states(loaded.files)
-        if states in (loaded.files, entry.tried_files):
-            return False
-        entry.tried_files = states
-        return True
 
     async def _load(self, entry: _Entry) -> _LoadedModel:
         try:
@@ -431,16 +424,13 @@ def _model_paths(folder: Path) -> list[Path]:
     """Paths that may be models: subfolders, and files with a model suffix. UserError if it is not a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; pass a folder of models")
-    paths = sorted(path for path in folder.iterdir() if path.name[0] != "." and _may_be_model(path))
+    visible = (path for path in folder.iterdir() if path.name[0] != ".")
+    paths = sorted(path for path in visible if path.is_dir() or (path.is_file() and path.suffix in _FILE_SUFFIXES))
     if len(paths) > _MAX_MODELS:
         raise UserError(
             f"{folder} has {len(paths):,} folders and files, more than {_MAX_MODELS:,}; pass models one by one"
         )
     return paths
-
-
-def _may_be_model(path: Path) -> bool:
-    return path.is_dir() or (path.is_file() and path.suffix in _FILE_SUFFIXES)
 
 
 def _broken_error(entry: _Entry, reason: str) -> StatusError:

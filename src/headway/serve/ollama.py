@@ -16,7 +16,6 @@ import msgspec
 from msgspec import UNSET
 
 from headway import __version__
-from headway.generate import Event
 from headway.serve import chat, completions, embeddings
 from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, CompletionBody, TokenLogprob
 from headway.serve.generation import GenerationJob, stream_events, text_codec
@@ -46,12 +45,12 @@ from headway.serve.ollama_bodies import (
     ShowBody,
     TextBody,
 )
-from headway.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
 from headway.serve.tool_calls import ToolCall
 from headway.serve.wire import JSON_LINES
 
 VERSION = "0.12.11"  # the Ollama version of this API: clients query it to decide which features to use
 _DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
+OPEN, CLOSE = "<think>", "</think>"  # around a model's reasoning
 
 
 async def answer_chat(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
@@ -77,7 +76,13 @@ async def answer_generate(body: GenerateBody, context: Context) -> OllamaLine | 
     async with context.served.using(name) as ready:
         prompt: Any = body.prompt or ""
         if body.suffix:
-            prompt = _infill_prompt(ready, prompt, body.suffix)
+            infill_ids, encode = _infill_ids(ready), text_codec(ready.model).encode
+            if infill_ids is None:
+                problem = f"its tokenizer has no tokens such as {_INFILL_TOKENS[0][0]}"
+                message = f"{ready.name} does not support infilling: {problem}; leave suffix out"
+                raise StatusError(400, message, "suffix")
+            prefix_id, suffix_id, middle_id = infill_ids
+            prompt = [prefix_id, *encode(prompt), suffix_id, *encode(body.suffix), middle_id]
         elif ready.model.usage.template is not None and not body.raw:
             messages = [ChatMessage("system", body.system)] if body.system else []
             messages.append(ChatMessage("user", prompt))
@@ -288,7 +293,13 @@ async def _stream_lines(
     started = time.perf_counter_ns()
     async with job_context as job, aclosing(stream_events(job, context)) as stream:
         load_end = prompt_end = time.perf_counter_ns()
-        thoughts = _reasoning_splitter(body, job)
+        template = job.ready.model.usage.template or ""
+        if body.think and "think" not in template:
+            raise StatusError(400, f"{body.model} is not a reasoning model; leave think out", "think")
+        thoughts = ReasoningSplitter(False, False)
+        if OPEN in template or CLOSE in template:
+            prompt = text_codec(job.ready.model).decode(list(job.requests[0].prompt[-8:]))
+            thoughts = ReasoningSplitter(True, prompt.rstrip().endswith(OPEN))
         reason = "stop"
         async for event in stream:
             if prompt_end == load_end:
@@ -296,7 +307,11 @@ async def _stream_lines(
             text, thinking = thoughts.split(event.text, event.reason is not None)
             reason = "length" if event.reason == "length" else "stop"
             token = job.token_logprob(event)
-            calls, tokens = _message_calls(event), [] if token is None else [token]
+            calls, tokens = [], [] if token is None else [token]
+            for call in event.calls:
+                if isinstance(call, ToolCall):
+                    arguments: Any = msgspec.Raw(call.arguments.encode())
+                    calls.append(MessageCall(CallFunction(call.name, arguments), call.id))
             if text or thinking or calls or tokens:
                 line = _line(body)
                 _set_output(line, text, thinking, calls, tokens)
@@ -330,21 +345,46 @@ def _set_output(
     line.logprobs = tokens or UNSET
 
 
-def _message_calls(event: Event) -> list[MessageCall]:
-    calls = [call for call in event.calls if isinstance(call, ToolCall)]
-    raw_arguments: Any = [msgspec.Raw(call.arguments.encode()) for call in calls]
-    return [MessageCall(CallFunction(call.name, raw), call.id) for call, raw in zip(calls, raw_arguments)]
+class ReasoningSplitter:
+    """Separates the reasoning, between <think> and </think> at the start of the output, from the answer."""
 
+    def __init__(self, thinks: bool, started: bool) -> None:
+        """`thinks`: the model reasons; `started`: its chat template has started the reasoning."""
+        self._buffer = ""
+        self._next_tag = "" if not thinks else CLOSE if started else OPEN  # the next tag to find
+        self._at_start = thinks and started  # at the start of the answer or of the reasoning
 
-def _reasoning_splitter(body: TextBody, job: GenerationJob) -> ReasoningSplitter:
-    """StatusError 400 if reasoning is requested and the model has none."""
-    template = job.ready.model.usage.template or ""
-    if body.think and "think" not in template:
-        raise StatusError(400, f"{body.model} is not a reasoning model; leave think out", "think")
-    if OPEN not in template and CLOSE not in template:
-        return ReasoningSplitter(False, False)
-    prompt = text_codec(job.ready.model).decode(list(job.requests[0].prompt[-8:]))
-    return ReasoningSplitter(True, prompt.rstrip().endswith(OPEN))
+    def split(self, text: str, last: bool) -> tuple[str, str]:
+        """The new parts of the answer and of the reasoning."""
+        self._buffer += text
+        answer = reasoning = ""
+        if self._next_tag == OPEN:
+            start = self._buffer.lstrip()
+            if start.startswith(OPEN):
+                self._buffer, self._next_tag, self._at_start = start[len(OPEN) :], CLOSE, True
+            elif last or not OPEN.startswith(start):
+                self._next_tag = ""
+        if self._at_start:
+            self._buffer = self._buffer.lstrip()
+            self._at_start = not self._buffer
+        if self._next_tag == CLOSE:
+            reasoning, tag, remainder = self._buffer.partition(CLOSE)
+            if tag:
+                reasoning, self._buffer, self._next_tag, self._at_start = (
+                    reasoning.rstrip(),
+                    remainder.lstrip(),
+                    "",
+                    not remainder.strip(),
+                )
+            else:
+                certain = reasoning
+                if not last:  # white space at the end, and the start of a closing tag, are held back
+                    tag = next((CLOSE[:n] for n in range(len(CLOSE) - 1, 0, -1) if reasoning.endswith(CLOSE[:n])), "")
+                    certain = reasoning.removesuffix(tag).rstrip()
+                reasoning, self._buffer = certain, reasoning[len(certain) :]
+        if not self._next_tag:
+            answer, self._buffer = self._buffer, ""
+        return answer, reasoning
 
 
 _INFILL_TOKENS = (
@@ -362,15 +402,6 @@ def _infill_ids(ready: ReadyModel) -> list[int] | None:
         if len(ids) == len(names):
             return ids
     return None
-
-
-def _infill_prompt(ready: ReadyModel, prompt: str, suffix: str) -> list[int]:
-    infill_ids, codec = _infill_ids(ready), text_codec(ready.model)
-    if infill_ids is None:
-        problem = f"{ready.name} does not support infilling: its tokenizer has no tokens such as {_INFILL_TOKENS[0][0]}"
-        raise StatusError(400, f"{problem}; leave suffix out", "suffix")
-    prefix_id, suffix_id, middle_id = infill_ids
-    return [prefix_id, *codec.encode(prompt), suffix_id, *codec.encode(suffix), middle_id]
 
 
 def _model_fields(name: str, summary: ModelSummary) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from headway.serve.bodies import TokenLogprob
-from headway.serve.neutral import Neutral, Neutrals
+from headway.serve.body_reader import Neutral, Neutrals
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Image = str  # in base64

@@ -11,9 +11,9 @@ import msgspec
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
+from headway.serve.body_reader import structs_within
 from headway.serve.http_errors import OLLAMA_PREFIX, ErrorBody, OllamaError
 from headway.serve.interfaces import Context, Endpoint
-from headway.serve.neutral import structs_within
 from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -94,9 +94,15 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
     )
     if endpoint.part is not None:
-        response_content[endpoint.wire.media_type.partition(";")[0]] = {
-            "schema": _stream(endpoint, schemas[endpoint.part])
-        }
+        # The schema of one element of the stream: a line or an event.
+        element: dict[str, Any] = schemas[endpoint.part]
+        if endpoint.wire is not JSON_LINES:
+            data = {"type": "string", "contentMediaType": "application/json", "contentSchema": element}
+            if endpoint.wire.end:
+                data = {"anyOf": [data, {"const": "[DONE]"}]}  # the last event
+            properties = {**({"event": {"type": "string"}} if endpoint.wire is NAMED else {}), "data": data}
+            element = {"type": "object", "properties": properties, "required": list(properties)}
+        response_content[endpoint.wire.media_type.partition(";")[0]] = {"schema": element}
     errors = OllamaError if endpoint.path.startswith(OLLAMA_PREFIX) else ErrorBody
     refused = {"application/json": {"schema": schemas[errors]}}
     operation: dict[str, Any] = {
@@ -117,18 +123,6 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
             {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts
         ]
     return operation
-
-
-def _stream(endpoint: Endpoint, part: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one element of a stream: a line or an event."""
-    if endpoint.wire is JSON_LINES:
-        return part
-    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": part}
-    if endpoint.wire.end:
-        data = {"anyOf": [data, {"const": "[DONE]"}]}  # the last event
-    names = {"event": {"type": "string"}} if endpoint.wire is NAMED else {}
-    properties = {**names, "data": data}
-    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 _STYLE = """

@@ -12,11 +12,10 @@ from msgspec import UNSET, Meta, UnsetType
 from headway.app.model import Model
 from headway.app.predictors import predictor
 from headway.domains.understanding.predictors import pair_rows, relevance
+from headway.serve.body_reader import check_count
 from headway.serve.embeddings import InputUsage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
-
-_MAX_DOCUMENTS = 2048  # documents per request
 
 
 class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -58,7 +57,14 @@ class RerankAnswer(msgspec.Struct):
 
 async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
     """The documents ranked by relevance."""
-    documents = _document_texts(body.documents)
+    check_count(body.documents, "documents", "documents")
+    documents = []
+    for index, document in enumerate(body.documents):
+        text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
+        if not isinstance(text, str):
+            problem = f'documents[{index}] is not text; send a string, or {{"text": "..."}}'
+            raise StatusError(400, problem, f"documents[{index}]")
+        documents.append(text)
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "rerank")  # UserError for a model that does not rerank
         pairs = [(body.query, document) for document in documents]
@@ -70,19 +76,6 @@ async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
     returned = {index: DocumentText(documents[index]) for index in order} if body.return_documents else {}
     results = [RankedResult(index, scored[index][0], returned.get(index, UNSET)) for index in order]
     return RerankAnswer(f"rerank-{context.id}", ready.name, results, InputUsage(tokens, tokens))
-
-
-def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
-    if not 1 <= len(documents) <= _MAX_DOCUMENTS:
-        raise StatusError(400, f"documents has {len(documents):,} items; send 1 to {_MAX_DOCUMENTS:,}", "documents")
-    texts = []
-    for index, document in enumerate(documents):
-        text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
-        if not isinstance(text, str):
-            problem = f'documents[{index}] is not text; send a string, or {{"text": "..."}}'
-            raise StatusError(400, problem, f"documents[{index}]")
-        texts.append(text)
-    return texts
 
 
 def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:

@@ -13,11 +13,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.generate import Event
 from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, FinishReason, TokenLogprob
+from headway.serve.body_reader import Neutral, Neutrals
 from headway.serve.chat import prepare
 from headway.serve.generation import GenerationJob, stream_events, token_usage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events
-from headway.serve.neutral import Neutral, Neutrals
 from headway.serve.tool_calls import Arguments, ToolCall
 from headway.serve.wire import NAMED
 
@@ -284,7 +284,12 @@ class _ResponseBuilder:
             yield from self._add_text(event.text)
         for call in event.calls:
             if isinstance(call, ToolCall):
-                yield from self._add_call(call)
+                yield from self._finish_item()
+                self._tokens = []  # they are the tokens of the call
+                item = FunctionCall(self._item_id("fc"), call.id, call.name, "")
+                yield from self._add_item(item)
+                if call.arguments:
+                    yield self._add_arguments(item, Arguments(call.arguments))
             elif isinstance(self._item, FunctionCall):
                 yield self._add_arguments(self._item, call)
         self._reason = event.reason or self._reason
@@ -321,14 +326,6 @@ class _ResponseBuilder:
         part.logprobs += tokens
         yield self._make_event("response.output_text.delta", **self._location(message), delta=text, logprobs=tokens)
 
-    def _add_call(self, call: ToolCall) -> Iterator[ResponseEvent]:
-        yield from self._finish_item()
-        self._tokens = []  # they are the tokens of the call
-        item = FunctionCall(self._item_id("fc"), call.id, call.name, "")
-        yield from self._add_item(item)
-        if call.arguments:
-            yield self._add_arguments(item, Arguments(call.arguments))
-
     def _add_arguments(self, item: FunctionCall, new_arguments: Arguments) -> ResponseEvent:
         item.arguments += new_arguments.text
         self._tokens = []
@@ -354,7 +351,11 @@ class _ResponseBuilder:
             yield self._make_event("response.output_text.done", **location, text=part.text, logprobs=part.logprobs)
             yield self._make_event("response.content_part.done", **location, part=part)
         else:
-            if not _is_object(item.arguments):  # it was cut off, or turned out not to be a call
+            try:
+                is_object = isinstance(json.loads(item.arguments), dict)
+            except (ValueError, RecursionError):
+                is_object = False
+            if not is_object:  # it was cut off, or turned out not to be a call
                 item.status = "incomplete"
             fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
             yield self._make_event("response.function_call_arguments.done", output_index=index, **fields)
@@ -371,13 +372,6 @@ class _ResponseBuilder:
         return ResponseEvent(type=kind, sequence_number=self._next_number - 1, **fields)
 
 
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 _LOGPROBS = "message.output_text.logprobs"
 # Output that clients may request; the second is for reasoning models and has no effect here.
 _SUPPORTED_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
@@ -388,6 +382,13 @@ def chat_body(body: ResponseBody) -> ChatBody:
     unsupported = next((name for name in body.include or () if name not in _SUPPORTED_INCLUDES), None)
     if unsupported is not None:
         raise StatusError(400, f"include has {unsupported[:80]!r}; use {_LOGPROBS}, or leave it out", "include")
+    # Other tool choices are rejected later, with a list of all of them.
+    tool_choice, text_format = body.tool_choice, body.text and body.text.format
+    if isinstance(tool_choice, dict) and tool_choice.get("type") == "function":
+        tool_choice = {"type": "function", "function": {"name": tool_choice.get("name")}}
+    if text_format is not None and text_format.get("type") == "json_schema":
+        schema = {name: value for name, value in text_format.items() if name != "type"}
+        text_format = {"type": "json_schema", "json_schema": schema}
     return ChatBody(
         messages=_messages(body),
         model=body.model,
@@ -402,9 +403,9 @@ def chat_body(body: ResponseBody) -> ChatBody:
         stop=body.stop,
         logprobs=_LOGPROBS in (body.include or ()) or bool(body.top_logprobs),
         top_logprobs=body.top_logprobs,
-        response_format=_response_format(body.text and body.text.format),
+        response_format=text_format,
         tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or ())] or None,
-        tool_choice=_tool_choice(body.tool_choice),
+        tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,
         chat_template_kwargs=body.chat_template_kwargs,
     )
@@ -422,13 +423,19 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
         param = f"input[{index}]"
         kind = item.get("type", "message")
         if kind == "message":
-            message = _message(item, param)
+            role = item.get("role")
+            if role not in ("user", "assistant", "system", "developer"):
+                problem = f"{param} has the role {_shorten(role)}; use user, assistant, system or developer"
+                raise StatusError(400, problem, f"{param}.role")
+            content = _text_content(item.get("content"), f"{param}.content")
+            message = ChatMessage("system" if role == "developer" else role, content)
             if messages and messages[-1].role == message.role == "system":  # templates take a single one, at the start
                 messages[-1].content = f"{messages[-1].content}\n\n{message.content}"
             else:
                 messages.append(message)
         elif kind == "function_call":
-            call = _function_call(item, param)
+            function = CalledFunction(_string(item, "name", param), _string(item, "arguments", param))
+            call = CalledTool(_string(item, "call_id", param), function)
             calls.add(call.id)
             if not messages or messages[-1].role != "assistant":
                 messages.append(ChatMessage("assistant"))
@@ -444,21 +451,6 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
             remedy = f"{_NOT_STORED}" if kind == "item_reference" else f"send items of type {known}"
             raise StatusError(400, f"{param} is of type {_shorten(kind)}, which is not supported; {remedy}", param)
     return messages
-
-
-def _message(item: Mapping[str, Any], param: str) -> ChatMessage:
-    role = item.get("role")
-    if role not in ("user", "assistant", "system", "developer"):
-        problem = f"{param} has the role {_shorten(role)}; use user, assistant, system or developer"
-        raise StatusError(400, problem, f"{param}.role")
-    return ChatMessage(
-        "system" if role == "developer" else role, _text_content(item.get("content"), f"{param}.content")
-    )
-
-
-def _function_call(item: Mapping[str, Any], param: str) -> CalledTool:
-    function = CalledFunction(_string(item, "name", param), _string(item, "arguments", param))
-    return CalledTool(_string(item, "call_id", param), function)
 
 
 def _string(item: Mapping[str, Any], name: str, param: str) -> str:
@@ -502,19 +494,6 @@ def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
         problem = f"{param} has the field {unknown_field[:40]!r}; use {', '.join(_FUNCTION_FIELDS)}"
         raise StatusError(400, problem, f"{param}.{unknown_field[:40]}", "unknown_field")
     return {"type": kind, "function": {name: tool[name] for name in _FUNCTION_FIELDS if tool.get(name) is not None}}
-
-
-def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if not isinstance(choice, dict) or choice.get("type") != "function":
-        return choice  # others are rejected with a list of all choices
-    return {"type": "function", "function": {"name": choice.get("name")}}
-
-
-def _response_format(text_format: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The same format as response_format."""
-    if text_format is None or text_format.get("type") != "json_schema":
-        return text_format
-    return {"type": "json_schema", "json_schema": {name: text_format[name] for name in text_format if name != "type"}}
 
 
 ENDPOINTS = (

@@ -91,31 +91,26 @@ def rule_for(codec: Codec, response_format: Mapping[str, Any], stop_ids: Iterabl
     _check_fields(response_format, ("type", *_FIELDS[kind]), "the format")
     if kind == "text":
         return None
-    return compile_format(codec, _check_format(kind, response_format), stop_ids)
+    value = response_format.get(kind)
+    if kind == "json_object":
+        return compile_format(codec, {"type": kind}, stop_ids)
+    if kind == "json_schema":
+        if not isinstance(value, Mapping) or not isinstance(value.get("schema"), (Mapping, bool)):
+            raise UserError('json_schema has no schema; send {"name": ..., "schema": {...}}')
+        _check_fields(value, _SCHEMA_FIELDS, "json_schema")
+        return compile_format(codec, {"type": kind, "schema": value["schema"]}, stop_ids)
+    if kind == "choice":
+        if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+            raise UserError(f"choice is {value!r:.80}; send a list of strings")
+    elif not isinstance(value, str) or not value:
+        raise UserError(f"{kind} is {value!r:.80}; send a string")
+    return compile_format(codec, {"type": kind, kind: value}, stop_ids)
 
 
 def _check_fields(fields: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
     unknown_field = next((name for name in fields if name not in known), None)
     if unknown_field is not None:
         raise UserError(f"{source} has the unknown field {unknown_field!r:.60}; {nearest(unknown_field, known)}")
-
-
-def _check_format(kind: str, response_format: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked format to compile."""
-    if kind == "json_object":
-        return {"type": kind}
-    value = response_format.get(kind)
-    if kind == "json_schema":
-        if not isinstance(value, Mapping) or not isinstance(value.get("schema"), (Mapping, bool)):
-            raise UserError('json_schema has no schema; send {"name": ..., "schema": {...}}')
-        _check_fields(value, _SCHEMA_FIELDS, "json_schema")
-        return {"type": kind, "schema": value["schema"]}
-    if kind == "choice":
-        if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
-            raise UserError(f"choice is {value!r:.80}; send a list of strings")
-    elif not isinstance(value, str) or not value:
-        raise UserError(f"{kind} is {value!r:.80}; send a string")
-    return {"type": kind, kind: value}
 
 
 def compile_format(codec: Codec, response_format: Mapping[str, Any], stop_ids: Iterable[int] = ()) -> RuleFactory:

@@ -24,10 +24,8 @@ _INVALID_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that no text contain
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _END_PATTERN = re.compile(rb"[,\]}\s]|^[tfn]")  # the first letter of a literal determines the rest
 _REQUIRED_BYTES = {*range(256)} - _INVALID_BYTES
-_MAX_FORCED, _FORCED_MARGIN = (
-    256,
-    64,
-)  # characters of forced text to tokenize, and how many at its end the cut may affect
+_MAX_FORCED = 256  # characters of forced text to tokenize
+_FORCED_MARGIN = 64  # characters at its end that the cut may affect
 
 
 class TokenBytes:
@@ -52,7 +50,7 @@ class TokenBytes:
         self.line_masks: tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]] | None = None
         if decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
             within = np.array([b"\n " not in token for token in tokens])
-            self.line_masks = _bit_mask(within & [not token.startswith(b" ") for token in tokens]), _bit_mask(within)
+            self.line_masks = bit_mask(within & [not token.startswith(b" ") for token in tokens]), bit_mask(within)
         self.line_breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
         for stop_id in stop_ids:  # an end token is not part of the text
             tokens[stop_id] = SPECIAL_PREFIX + tokens[stop_id].removeprefix(SPECIAL_PREFIX)
@@ -70,7 +68,7 @@ class TokenBytes:
         return np.array(in_strings, np.int64), np.array(outside, np.int64)
 
 
-def _bit_mask(mask: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
+def bit_mask(mask: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
     """One bit per token, lowest first, in int32."""
     padded = np.zeros(-(-len(mask) // 32) * 32, bool)
     padded[: len(mask)] = mask
@@ -96,18 +94,15 @@ class _TokenizerAdapter:
         Only the first tokens of a long text are returned: the rest is tokenized again after each of them.
         """
         if len(text) > _MAX_FORCED:
-            return self._first_tokens(text)
+            ids, stable_length = self(text[:_MAX_FORCED]), len(text[: _MAX_FORCED - _FORCED_MARGIN].encode())
+            offsets = accumulate(len(self.tokens[i]) for i in ids)
+            return [i for i, offset in zip(ids, offsets) if offset <= stable_length] or ids[:1]
         ids, text_bytes = self._tokenizer.encode(text, add_special_tokens=False).ids, text.encode()
         joined = b"".join(self.tokens[i] for i in ids)
         if joined == b" " + text_bytes:  # the space that is added at the start of a text
             remainder = self.tokens[ids[0]][1:]
             return [*([self._ids[remainder]] if remainder in self._ids else self._byte_ids(remainder)), *ids[1:]]
         return ids if joined == text_bytes else self._byte_ids(text_bytes)
-
-    def _first_tokens(self, text: str) -> list[int]:
-        ids, stable_length = self(text[:_MAX_FORCED]), len(text[: _MAX_FORCED - _FORCED_MARGIN].encode())
-        offsets = accumulate(len(self.tokens[i]) for i in ids)
-        return [i for i, offset in zip(ids, offsets) if offset <= stable_length] or ids[:1]
 
     def _byte_ids(self, text_bytes: bytes) -> list[int]:
         return [self._ids[bytes([byte])] for byte in text_bytes]

@@ -101,7 +101,12 @@ def calls_grammar(
     for i, (name, start, rules) in enumerate(tools):
         lines += [f"arguments{i}: {start}", *rules]
         if call_format.named:
-            bodies.append(_named_call_rule(call_format, name, f"arguments{i}"))
+            parts = [*call_format.prefix, name, *([call_format.middle_id] if call_format.middle_id else [])]
+            tags = [_tag(part, call_format.inner.get(part)) for part in parts]
+            call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
+            middle = _tag(call_format.middle, call_format.inner.get(call_format.middle))
+            suffix = [_tag(call_format.suffix, None)] if call_format.suffix else []
+            bodies.append(" ".join([*tags, *call_id, middle, f"arguments{i}", *suffix]))
             continue
         before = json.dumps(f'{{"name": {json.dumps(name)}, "{call_format.arguments}": ')
         bodies.append(f'{before} arguments{i} "}}"')
@@ -133,17 +138,6 @@ def _tag(text: str, token_id: int | None) -> str:
     return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
 
-def _named_call_rule(call_format: CallFormat, name: str, arguments: str) -> str:
-    """The grammar for a call with this name."""
-    parts = [*call_format.prefix, name, *([call_format.middle_id] if call_format.middle_id else [])]
-    tags = [_tag(part, call_format.inner.get(part)) for part in parts]
-    call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
-    suffix = [_tag(call_format.suffix, None)] if call_format.suffix else []
-    return " ".join(
-        [*tags, *call_id, _tag(call_format.middle, call_format.inner.get(call_format.middle)), arguments, *suffix]
-    )
-
-
 MISTRAL = "[TOOL_CALLS]"
 _CALL_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
@@ -154,18 +148,6 @@ _OBJECT_STARTS = tuple(
     f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type")
 )  # possible starts of an object that is a call
 _LOOKAHEAD = 80  # characters that show whether a call begins
-
-
-def _formats_by_start(call_format: CallFormat) -> dict[str, CallFormat]:
-    """Call formats by the first character after their tag; "" is any other."""
-    if call_format.opening != MISTRAL:
-        return {"": call_format}
-    inner = {"middle": "[ARGS]", "middle_id": "[CALL_ID]"}
-    return {
-        "[": replace(call_format, listed=True, named=False),
-        "{": replace(call_format, listed=False, named=False),
-        "": replace(call_format, listed=False, named=True, **inner),
-    }
 
 
 @dataclass
@@ -204,7 +186,11 @@ class ToolCallParser:
         self.calls = 0  # complete ones
         self.broken = False
         self._format = call_format
-        self._formats = _formats_by_start(call_format)
+        self._formats = {"": call_format}  # by the first character after their tag; "" is any other
+        if call_format.opening == MISTRAL:
+            named = replace(call_format, listed=False, named=True, middle="[ARGS]", middle_id="[CALL_ID]")
+            listed = replace(call_format, listed=True, named=False)
+            self._formats = {"[": listed, "{": replace(call_format, listed=False, named=False), "": named}
         self._current_format: CallFormat | None = None  # of the current call, once known
         self._is_tagged = call_format.named and not call_format.middle
         self._tools = tools

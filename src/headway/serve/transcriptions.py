@@ -26,10 +26,10 @@ from headway.domains.audio import (
     format_transcript,
 )
 from headway.errors import nearest
+from headway.serve.body_reader import Neutral
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
-from headway.serve.media import open_sound, with_client_name
-from headway.serve.neutral import Neutral
+from headway.serve.media import client_sound, with_client_name
 
 AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 _GRANULARITIES, _PLAIN_GRANULARITIES = "timestamp_granularities[]", "timestamp_granularities"
@@ -110,7 +110,17 @@ async def translate(form: FormData, context: Context) -> msgspec.Struct | Respon
 async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struct | Response:
     try:
         request = _parse_form(form, task)
-        transcription = await _transcribe(request, context)
+        name = (request.file.filename or "file")[:_MAX_NAME]
+        async with context.served.using(request.model) as ready:
+            predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
+            with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
+                await asyncio.to_thread(shutil.copyfileobj, request.file.file, file)
+                file.flush()
+                with with_client_name(Path(file.name), name):
+                    job = _TranscriptionJob(ready.model, Path(file.name), request.options)
+                    transcription = await ready.batcher.run_job(_advance, "sounds", job)
+                    if isinstance(transcription, Exception):
+                        raise transcription
     finally:
         await form.close()
     if request.answer_format in ("srt", "vtt"):
@@ -118,26 +128,28 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
         return PlainTextResponse(format_transcript(transcription, cast(Any, request.answer_format)), media_type=kind)
     if request.answer_format == "text":
         return PlainTextResponse(f"{transcription.text}\n")
-    return (
-        TranscriptBody(transcription.text)
-        if request.answer_format == "json"
-        else _verbose_answer(transcription, request)
+    if request.answer_format == "json":
+        return TranscriptBody(transcription.text)
+    segments = [
+        SpokenSegment(
+            number, round(100 * s.start), s.start, s.end, s.text, s.tokens, s.temperature, s.avg_logprob,
+            s.compression_ratio, s.no_speech_prob,
+        )
+        for number, s in enumerate(transcription.segments)
+    ]  # fmt: skip
+    words = [
+        SpokenWord(word.word.strip(), word.start, word.end, word.probability, word.word)
+        for segment in transcription.segments
+        for word in segment.words
+    ]
+    return VerboseTranscript(
+        request.options.task,
+        transcription.language,
+        transcription.duration,
+        transcription.text,
+        segments if "segment" in request.granularities else None,
+        words if "word" in request.granularities else None,
     )
-
-
-async def _transcribe(request: _TranscriptionRequest, context: Context) -> Transcription:
-    name = (request.file.filename or "file")[:_MAX_NAME]
-    async with context.served.using(request.model) as ready:
-        predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
-        with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
-            await asyncio.to_thread(shutil.copyfileobj, request.file.file, file)
-            file.flush()
-            with with_client_name(Path(file.name), name):
-                job = _TranscriptionJob(ready.model, Path(file.name), request.options)
-                outcome = await ready.batcher.run_job(_advance, "sounds", job)
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return outcome
 
 
 class _TranscriptionJob:
@@ -148,7 +160,7 @@ class _TranscriptionJob:
         self._model, self._path, self._options = model, path, options
 
     def start(self) -> None:
-        self.stream = TranscriptionStream(self._model.transcriber(self._options), open_sound(self._path))
+        self.stream = TranscriptionStream(self._model.transcriber(self._options), client_sound(self._path))
 
     def outcome(self) -> Transcription | Exception | None:
         """The transcription or an error; None while it is unfinished."""
@@ -189,7 +201,13 @@ def _parse_form(form: FormData, task: Task) -> _TranscriptionRequest:
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise StatusError(400, "the form has no file; send the audio in the field file", "file")
-    fields = {name: _text_field(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
+    fields: dict[str, str | None] = {}
+    for name in _FIELDS:
+        values = form.getlist(name)
+        if name not in ("file", _GRANULARITIES):
+            if len(values) > 1 or not all(isinstance(value, str) for value in values):
+                raise StatusError(400, f"the field {name} must be one string; send it once", name)
+            fields[name] = cast(str, values[0]) if values else None
     answer_format = fields["response_format"] or "json"
     if answer_format not in get_args(AnswerFormat):
         remedy = nearest(answer_format, get_args(AnswerFormat))
@@ -204,55 +222,18 @@ def _parse_form(form: FormData, task: Task) -> _TranscriptionRequest:
     options = TranscriptionOptions(
         fields["language"] or None, task, initial=fields["prompt"] or "", words="word" in granularities
     )
-    if temperature := _parse_temperature(fields["temperature"]):  # 0: start at 0, and raise it for uncertain text
+    try:
+        temperature = float(fields["temperature"] or 0)
+    except ValueError:
+        temperature = math.nan
+    if not 0 <= temperature <= _MAX_TEMPERATURE:
+        given = (fields["temperature"] or "")[:_MAX_NAME]
+        message = f"temperature is {given!r}; use a number from 0 to {_MAX_TEMPERATURE:g}"
+        raise StatusError(400, message, "temperature")
+    if temperature:  # 0: start at 0, and raise it for uncertain text
         options = replace(options, temperatures=(temperature,))
     return _TranscriptionRequest(
         file, fields["model"] or "", options, cast(AnswerFormat, answer_format), cast(list[str], granularities)
-    )
-
-
-def _text_field(form: FormData, name: str) -> str | None:
-    values = form.getlist(name)
-    if len(values) > 1 or not all(isinstance(value, str) for value in values):
-        raise StatusError(400, f"the field {name} must be one string; send it once", name)
-    return cast(str, values[0]) if values else None
-
-
-def _parse_temperature(text: str | None) -> float:
-    try:
-        value = float(text or 0)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= _MAX_TEMPERATURE:
-        raise StatusError(
-            400,
-            f"temperature is {(text or '')[:_MAX_NAME]!r}; use a number from 0 to {_MAX_TEMPERATURE:g}",
-            "temperature",
-        )
-    return value
-
-
-def _verbose_answer(transcription: Transcription, request: _TranscriptionRequest) -> VerboseTranscript:
-    segments = [
-        SpokenSegment(
-            number, round(100 * s.start), s.start, s.end, s.text, s.tokens, s.temperature, s.avg_logprob,
-            s.compression_ratio, s.no_speech_prob,
-        )
-        for number, s in enumerate(transcription.segments)
-    ]  # fmt: skip
-    words = [
-        SpokenWord(word.word.strip(), word.start, word.end, word.probability, word.word)
-        for s in transcription.segments
-        for word in s.words
-    ]
-    granularities = request.granularities
-    return VerboseTranscript(
-        request.options.task,
-        transcription.language,
-        transcription.duration,
-        transcription.text,
-        segments if "segment" in granularities else None,
-        words if "word" in granularities else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from headway.serve.schemas.shapes import Shape
+from headway.serve.schemas.grammar import Shape
 from headway.serve.token_bytes import SPECIAL_PREFIX
 
 _LITERALS = {b"t"[0]: "true", b"f"[0]: "false", b"n"[0]: "null"}

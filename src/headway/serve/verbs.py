@@ -22,11 +22,10 @@ from headway.app.predictors import predictor, signature
 from headway.app.verb_table import REMOTE_VERBS
 from headway.errors import UserError
 from headway.nn.models import kinds
-from headway.serve.http_errors import StatusError
+from headway.serve.body_reader import check_count
 from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
-_MAX_ITEMS = 2048  # items per request
 Strings = str | list[str]
 _StringsOrLists = str | list[str | list[str]]
 
@@ -148,8 +147,8 @@ async def _run_verb(verb: str, body: msgspec.Struct, context: Context) -> VerbAn
     inputs, is_joint = settings.pop(argument), _VERBS[verb].is_joint
     is_single = isinstance(inputs, str)
     items: list[Any] = [inputs] if is_single else inputs
-    if not is_joint and not 1 <= len(items) <= _MAX_ITEMS:
-        raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MAX_ITEMS:,}")
+    if not is_joint:
+        check_count(items, "the request")
     noun = "image" if is_joint else "item"
     async with context.served.using(model_name) as ready:
         predictor(ready.model, verb)  # UserError for a model without this verb

@@ -7,8 +7,7 @@ from itertools import chain, combinations
 from typing import Any
 
 from headway.serve.ecma_regex import CHARACTER, LarkTerminal, escape_json, escape_literal, intersection, union
-from headway.serve.schemas.formats import NECESSARY_PATTERNS
-from headway.serve.schemas.matching import is_void, matches, pattern_terminal
+from headway.serve.schemas.matching import NECESSARY_PATTERNS, is_void, matches, pattern_terminal
 from headway.serve.schemas.numbers import NumberSet, UnknownError
 from headway.serve.schemas.values import (
     ANY,
@@ -160,13 +159,12 @@ class Contents:
             record.members.get(name, ANY),
             *(scope_schemas for scope, scope_schemas in record.scoped if self.is_in(scope, name)),
         )
-        return schemas if record.keys == ANY or self._is_key(record.keys, name, exact) else NEVER
-
-    def _is_key(self, keys: SchemaSet, name: str, exact: bool) -> bool:
-        """Whether a name matches the constraints on names."""
+        if record.keys == ANY:
+            return schemas
         exactly = StringSet(values=frozenset([name]))
-        shared = [strings.intersection(exactly) for strings in self._values(keys).strings]
-        return any(strings is not None and self.strings(strings, exact) is not None for strings in shared)
+        shared = [strings.intersection(exactly) for strings in self._values(record.keys).strings]
+        is_key = any(strings is not None and self.strings(strings, exact) is not None for strings in shared)
+        return schemas if is_key else NEVER
 
     def other_members(self, record: ObjectSet) -> list[tuple[LarkTerminal, SchemaSet]]:
         """Keys that are not named, and the sets that their members must match."""
@@ -174,7 +172,10 @@ class Contents:
         patterns = sorted({entry for scope in scopes for entry in (*scope.patterns, *filter(None, [scope.pattern]))})
         if len(patterns) > _MAX_PATTERNS:
             raise UnknownError(f"objects with {len(patterns)} patterns of keys, more than {_MAX_PATTERNS}")
-        keys = self._keys(record.keys)
+        keys: list[LarkTerminal] = []  # what the constraints on names allow
+        if record.keys != ANY and StringSet() not in (records := self._values(record.keys).strings):
+            spelled = [terminal for terminal in map(self.strings, records) if terminal is not None]
+            keys = [union(spelled) if spelled else intersection([LarkTerminal("a"), LarkTerminal("b")])]
         named = [LarkTerminal(escape_literal(escape_json(name))) for name in self.names(record)]
         excluded = [union(named)] if named else []
         groups_by_set: dict[SchemaSet, list[tuple[StringPattern, ...]]] = {}
@@ -195,12 +196,6 @@ class Contents:
                 if not is_void(key):
                     options.append((key, schemas))
         return options
-
-    def _keys(self, keys: SchemaSet) -> list[LarkTerminal]:
-        if keys == ANY or StringSet() in (records := self._values(keys).strings):
-            return []
-        spelled = [terminal for terminal in map(self.strings, records) if terminal is not None]
-        return [union(spelled) if spelled else intersection([LarkTerminal("a"), LarkTerminal("b")])]
 
 
 def _covers(scope: Scope, patterns: tuple[StringPattern, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.errors import UserError
 from headway.serve.ecma_regex import LarkTerminal, concatenate, escape_json, escape_literal, union
@@ -11,7 +11,6 @@ from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
 from headway.serve.schemas.schema_reader import SchemaReader
-from headway.serve.schemas.shapes import Shape
 from headway.serve.schemas.values import (
     ALL,
     NEVER,
@@ -39,6 +38,19 @@ _PUNCTUATION = {
     "COLON": f"{_WHITESPACE}:{_WHITESPACE}",
 }
 _QUOTE = LarkTerminal(r"\x{22}")
+
+
+class Shape(NamedTuple):
+    """The possible arrays and objects at one position of a schema, some of which must have unique items or keys: a
+    constraint that a grammar cannot express and that is checked during generation.
+    """
+
+    kind: str  # "array" or "object"
+    distinct: bool  # whether items, or keys, must be unique
+    first: list[int]  # indices of the first items' shapes
+    named: dict[str, int]  # indices of the members' shapes
+    others: list[int]  # indices for all other items or members
+    values: list[str] | None  # all possible items, as JSON, if there are few
 
 
 @dataclass

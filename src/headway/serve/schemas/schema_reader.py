@@ -13,7 +13,7 @@ from headway.errors import UserError
 from headway.serve.ecma_regex import parse_pattern
 from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import MAX_SCHEMA_DEPTH, Document, SchemaNode
-from headway.serve.schemas.formats import FORMATS
+from headway.serve.schemas.matching import FORMATS
 from headway.serve.schemas.numbers import NumberSet, UnknownError, decimal
 from headway.serve.schemas.values import (
     ALL,
@@ -84,7 +84,10 @@ class SchemaReader:
                     allowed = allowed.intersection(self.values(frozenset([index])))
                 else:
                     entry = self._entries[index]
-                    allowed = entry if isinstance(entry, JsonValues) else self._entry_values(entry)
+                    if isinstance(entry, SchemaNode):
+                        allowed = self._read_schema(entry)
+                    else:
+                        allowed = entry if isinstance(entry, JsonValues) else self.values(entry)
         except BaseException:
             del self._cache[schemas]
             raise
@@ -104,9 +107,6 @@ class SchemaReader:
             self._entries.append(entry)
             self._indices[key] = len(self._entries) - 1
         return self._indices[key]
-
-    def _entry_values(self, entry: SchemaNode | SchemaSet) -> JsonValues:
-        return self._read_schema(entry) if isinstance(entry, SchemaNode) else self.values(entry)
 
     def _schema_set(self, index: int) -> SchemaSet:
         """The set for one schema in the document."""
@@ -183,9 +183,11 @@ class SchemaReader:
     def _one_of(self, node: SchemaNode, options: list[SchemaSet], values: JsonValues) -> JsonValues:
         """The values that match exactly one of the options."""
         sets = [values.intersection(self.values(option)) for option in options]
-        clashes = {
-            pair for pair in combinations(range(len(sets)), 2) if not self._are_disjoint(sets[pair[0]], sets[pair[1]])
-        }
+        clashes = set()
+        for i, j in combinations(range(len(sets)), 2):
+            shared = sets[i].intersection(sets[j])
+            if not (shared.is_nothing or self.contents.is_all_void(shared)):
+                clashes.add((i, j))
         exclusive = NOTHING
         for i, option in enumerate(sets):
             for j, other in enumerate(sets):
@@ -198,10 +200,6 @@ class SchemaReader:
                         raise self._error(node, "oneOf", problem, remedy) from None
             exclusive = exclusive.union(option)
         return exclusive
-
-    def _are_disjoint(self, left: JsonValues, right: JsonValues) -> bool:
-        shared = left.intersection(right)
-        return shared.is_nothing or self.contents.is_all_void(shared)
 
     def _condition(self, node: SchemaNode, keywords: dict[str, Any], values: JsonValues) -> JsonValues:
         if "then" not in keywords and "else" not in keywords:
@@ -354,25 +352,17 @@ class SchemaReader:
             other_items = self._inner(node, items, "items")
         unique = keywords.get("uniqueItems", False)
         self._check(node, "uniqueItems", unique, bool, "a boolean")
+        min_items, max_items = self._count(node, keywords, "minItems") or 0, self._count(node, keywords, "maxItems")
+        contains: list[Contained] = []
+        if "contains" in keywords:
+            min_count, max_count = (self._count(node, keywords, name) for name in ("minContains", "maxContains"))
+            schemas = self._inner(node, keywords["contains"], "contains")
+            contains = [Contained(schemas, 1 if min_count is None else min_count, max_count)]
         allowed = ArraySet().intersection(
-            ArraySet(
-                tuple(first),
-                other_items,
-                self._count(node, keywords, "minItems") or 0,
-                self._count(node, keywords, "maxItems"),
-                unique,
-                self._contained(node, keywords),
-            )
+            ArraySet(tuple(first), other_items, min_items, max_items, unique, frozenset(contains))
         )
         arrays = () if allowed is None else (allowed,)
         return JsonValues(True, BOOLEANS, ALL.numbers, ALL.strings, arrays, ALL.objects)
-
-    def _contained(self, node: SchemaNode, keywords: dict[str, Any]) -> frozenset[Contained]:
-        if "contains" not in keywords:
-            return frozenset()
-        min_count, max_count = self._count(node, keywords, "minContains"), self._count(node, keywords, "maxContains")
-        schemas = self._inner(node, keywords["contains"], "contains")
-        return frozenset([Contained(schemas, 1 if min_count is None else min_count, max_count)])
 
     def _object_values(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         named = self._schemas(node, keywords, "properties")
