@@ -30,8 +30,8 @@ from headway.data.input_files import (
 )
 from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
 from headway.data.table_files import check_column_names, check_text, read_json_lines, suggest_column
-from headway.errors import UserError, damage_errors
-from headway.io.files import check_expansion, user_path
+from headway.errors import UserError
+from headway.io.files import check_expansion, damage_errors, user_path
 
 _TEXT_COLUMN = "text"
 _ROWS_AT_ONCE = 1024
