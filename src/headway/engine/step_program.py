@@ -242,9 +242,11 @@ class _Lowering(BlockLowering):
 
     def _bias(self, mixer: SelfAttention) -> int:
         """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
+        if mixer._bias is None:
+            return 0
         positions = torch.arange(self.capacity)[None]
         bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
-        return 0 if bias is None else self.build.constant(bias[0, :, 0].flip(-1))
+        return self.build.constant(bias[0, :, 0].flip(-1))
 
     def _next(self, which: str, size: int) -> int:
         """The byte of a block where a layer's keys start; reserves `size` bytes."""
