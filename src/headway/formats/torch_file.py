@@ -68,7 +68,7 @@ class _Storage(NamedTuple):
     count: int
 
 
-class _Entry(NamedTuple):
+class _SavedTensor(NamedTuple):
     """A tensor: `offset` and `stride` count numbers of its storage."""
 
     storage: _Storage
@@ -90,9 +90,9 @@ class TorchFile:
         tree, self._starts = self._read_zip(path) if is_zip else self._read_legacy()
         if not isinstance(tree, dict):
             raise self._error("does not contain a mapping of names to tensors")
-        if not any(isinstance(value, _Entry) for value in tree.values()):
+        if not any(isinstance(value, _SavedTensor) for value in tree.values()):
             tree = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), dict)), tree)
-        self._entries = {name: entry for name, entry in tree.items() if isinstance(entry, _Entry)}
+        self._entries = {name: entry for name, entry in tree.items() if isinstance(entry, _SavedTensor)}
         if not self._entries or len(self._entries) > MAX_TENSORS or not all(isinstance(n, str) for n in self._entries):
             raise self._error(f"contains {len(self._entries)} tensors with names, which should be 1 to {MAX_TENSORS:,}")
         for name, entry in self._entries.items():
@@ -177,7 +177,7 @@ class TorchFile:
             starts[key], position = position + 8, position + 8 + size
         return tree, starts
 
-    def _check(self, name: str, entry: _Entry) -> None:
+    def _check(self, name: str, entry: _SavedTensor) -> None:
         """A tensor must lie within its storage."""
         fits = len(entry.shape) == len(entry.stride) and all(size >= 0 for size in (entry.offset, *entry.stride))
         size = tensor_bytes(entry.shape, entry.storage.dtype.itemsize)
@@ -296,8 +296,8 @@ class _Interpreter:
                 sizes = (self._of(offset, int), *self._of(shape, tuple), *self._of(stride, tuple))
                 if type(storage) is not _Storage or not all(type(size) is int for size in sizes):
                     raise self._error("describes a tensor by something else than a storage and numbers")
-                return _Entry(storage, offset, shape, stride)
+                return _SavedTensor(storage, offset, shape, stride)
             case "torch._utils._rebuild_parameter":
-                return self._of(arguments[0], _Entry)
+                return self._of(arguments[0], _SavedTensor)
             case _:
                 raise self._error(f"calls {function if isinstance(function, _Name) else 'a value'}, which is never run")
