@@ -298,7 +298,7 @@ class _TerminalWriter:
         ranges = _complement_ranges(part.ranges) if part.negated else _merge_ranges(part.ranges)
         if not self._quoted:
             return f"[{_format_ranges(ranges)}]" if ranges else self._reject_empty()
-        plain_ranges = _subtract_ranges(ranges, _UNQUOTED)
+        plain_ranges = _complement_ranges([*_complement_ranges(ranges), *_UNQUOTED])
         return _with_escapes(f"[{_format_ranges(plain_ranges)}]" if plain_ranges else "", part) or self._reject_empty()
 
     def _reject_empty(self) -> str:
@@ -306,19 +306,16 @@ class _TerminalWriter:
 
 
 def _with_escapes(plain: str, part: _Characters) -> str:
-    escapes = "".join(
-        _escape_code_point(ord(letter)) for character, letter in _ESCAPES.items() if _contains(part, character)
-    )
+    escapes = ""
+    for character, letter in _ESCAPES.items():
+        code, category = ord(character), unicodedata.category(character)
+        is_listed = any(low <= code <= high for low, high in part.ranges) or any(
+            (name not in _EMOJI and category.startswith(name)) != is_negated for name, is_negated in part.properties
+        )
+        if is_listed != part.negated:
+            escapes += _escape_code_point(ord(letter))
     options = [*([plain] if plain else []), *([rf"\x{{5C}}[{escapes}]"] if escapes else [])]
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})" if options else ""
-
-
-def _contains(part: _Characters, character: str) -> bool:
-    code, category = ord(character), unicodedata.category(character)
-    is_listed = any(low <= code <= high for low, high in part.ranges) or any(
-        (name not in _EMOJI and category.startswith(name)) != is_negated for name, is_negated in part.properties
-    )
-    return is_listed != part.negated
 
 
 def _is_special(part: _Node) -> bool:
@@ -359,10 +356,6 @@ def _complement_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
             gaps.append((start, low - 1))
         start = high + 1
     return (*gaps, (start, _MAX_CODE_POINT)) if start <= _MAX_CODE_POINT else tuple(gaps)
-
-
-def _subtract_ranges(ranges: Iterable[Range], excluded: Iterable[Range]) -> tuple[Range, ...]:
-    return _complement_ranges([*_complement_ranges(ranges), *excluded])
 
 
 def _format_ranges(ranges: Iterable[Range]) -> str:

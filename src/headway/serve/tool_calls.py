@@ -378,8 +378,12 @@ class ToolCallParser:
             if self._is_tagged:  # without its outer tag; its start is part of the call
                 tags.append(FUNCTION_TAG)
                 positions |= {position: "" for position in [buffer.find(FUNCTION_TAG)] if position >= 0}
-            if self._prose and (position := self._find_object(buffer)) is not None:
-                positions[position] = ""
+            for position in (match.start() for match in re.finditer("{", buffer) if self._prose):
+                before, after = self._text + buffer[:position], buffer[position + 1 : position + _LOOKAHEAD]
+                is_quoted = _QUOTING.search(before[-_LOOKAHEAD:]) or before.count("```") % 2
+                if may_start(after.lstrip(SPACE), _OBJECT_STARTS) and not is_quoted:  # an object that may be a call
+                    positions[position] = ""
+                    break
             if positions:
                 return self._start_call(min(positions), positions[min(positions)])
             if tags:
@@ -388,22 +392,19 @@ class ToolCallParser:
         self._buffer = buffer[len(text) :]
         return [text] if text else None
 
-    def _find_object(self, buffer: str) -> int | None:
-        """The position of an object that may be a call; None without one."""
-        for position in (match.start() for match in re.finditer("{", buffer)):
-            if not may_start(buffer[position + 1 : position + _LOOKAHEAD].lstrip(SPACE), _OBJECT_STARTS):
-                continue
-            before = self._text + buffer[:position]
-            if not _QUOTING.search(before[-_LOOKAHEAD:]) and before.count("```") % 2 == 0:
-                return position
-        return None
-
     def _parse_call(self) -> Sequence[Part] | None:
         call_format = self._call_format()
         if call_format is None:
             return None
         if call_format.named:
-            return self._parse_named_call(call_format)
+            parsed = self._match_named_call(call_format)
+            if parsed is None:
+                return None
+            calls, end = parsed
+            if not calls or not self._matches_partial_calls(calls):
+                return self._reject_call()
+            new_calls, self._buffer = self._finish_calls(calls), self._buffer[end:]
+            return new_calls
         stop = self._scanner.advance(self._buffer, "[" if call_format.listed else "{", _OBJECT_STARTS)
         if stop is None:
             return None
@@ -422,16 +423,6 @@ class ToolCallParser:
         after = remainder[len(closing) :] if call_format.closing else self._buffer[stop:]
         new_calls, self._buffer = self._finish_calls(calls), after
         self._may_start_bare = call_format.bare
-        return new_calls
-
-    def _parse_named_call(self, call_format: CallFormat) -> Sequence[Part] | None:
-        parsed = self._match_named_call(call_format)
-        if parsed is None:
-            return None
-        calls, end = parsed
-        if not calls or not self._matches_partial_calls(calls):
-            return self._reject_call()
-        new_calls, self._buffer = self._finish_calls(calls), self._buffer[end:]
         return new_calls
 
     def _match_named_call(self, call_format: CallFormat, final: bool = False) -> tuple[list[ToolCall], int] | None:

@@ -110,17 +110,7 @@ async def translate(form: FormData, context: Context) -> msgspec.Struct | Respon
 async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struct | Response:
     try:
         request = _parse_form(form, task)
-        name = (request.file.filename or "file")[:_MAX_NAME]
-        async with context.served.using(request.model) as ready:
-            predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
-            with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
-                await asyncio.to_thread(shutil.copyfileobj, request.file.file, file)
-                file.flush()
-                with with_client_name(Path(file.name), name):
-                    job = _TranscriptionJob(ready.model, Path(file.name), request.options)
-                    transcription = await ready.batcher.run_job(_advance, "sounds", job)
-                    if isinstance(transcription, Exception):
-                        raise transcription
+        transcription = await _transcribe(request, context)
     finally:
         await form.close()
     if request.answer_format in ("srt", "vtt"):
@@ -150,6 +140,21 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
         segments if "segment" in request.granularities else None,
         words if "word" in request.granularities else None,
     )
+
+
+async def _transcribe(request: _TranscriptionRequest, context: Context) -> Transcription:
+    name = (request.file.filename or "file")[:_MAX_NAME]
+    async with context.served.using(request.model) as ready:
+        predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
+        with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
+            await asyncio.to_thread(shutil.copyfileobj, request.file.file, file)
+            file.flush()
+            with with_client_name(Path(file.name), name):
+                job = _TranscriptionJob(ready.model, Path(file.name), request.options)
+                outcome = await ready.batcher.run_job(_advance, "sounds", job)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
 
 
 class _TranscriptionJob:

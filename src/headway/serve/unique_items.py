@@ -52,35 +52,30 @@ class UniquenessChecker:
         bits = mask.view(np.uint32)
         level = self._levels[-1] if self._levels else None
         has_values = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
-        if self._levels and not self._needs_check():
-            return
+        if level is not None and not any(level.seen is not None for level in self._levels):
+            indices = [
+                index for shape in level.shapes for index in (*shape.first, *shape.named.values(), *shape.others)
+            ]
+            if max(indices, default=-1) < 0:  # neither this value nor anything within it must have unique items or keys
+                return
         if not has_values:
             end_tokens = self._end_tokens[self._mode not in ("string", "key", "string escape", "key escape")]
             ids = end_tokens[bits[end_tokens // 32] >> (end_tokens % 32).astype(np.uint32) & 1 != 0]
         else:
             ids = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
         for i in ids.tolist():
-            if not self._tokens[i].startswith(SPECIAL_PREFIX) and not self._allows(self._tokens[i]):
+            token = self._tokens[i]
+            if token.startswith(SPECIAL_PREFIX):
+                continue
+            levels, mode, length = self._levels, self._mode, len(self._text)
+            if not (all(self._feed(byte) for byte in token) and self._can_be_new()):
                 bits[i // 32] &= ~np.uint32(1 << i % 32)
+            self._levels, self._mode = levels, mode
+            del self._text[length:]
 
     def take(self, token: int) -> bool:
         """Accept a token. False if it repeats an item or a key."""
         return all(self._feed(byte) for byte in self._tokens[token])
-
-    def _needs_check(self) -> bool:
-        """Whether the current value, or anything within it, must have unique items or keys."""
-        return any(level.seen is not None for level in self._levels) or any(
-            index >= 0
-            for shape in self._levels[-1].shapes
-            for index in (*shape.first, *shape.named.values(), *shape.others)
-        )
-
-    def _allows(self, token: bytes) -> bool:
-        levels, mode, length = self._levels, self._mode, len(self._text)
-        fits = all(self._feed(byte) for byte in token) and self._can_be_new()
-        self._levels, self._mode = levels, mode
-        del self._text[length:]
-        return fits
 
     def _can_be_new(self) -> bool:
         """Whether the current item can still become a new one if all possible items are listed."""
@@ -105,7 +100,14 @@ class UniquenessChecker:
             if byte == 0x5C:
                 self._mode = f"{mode} escape"
             elif byte == 0x22:
-                return self._end_value(len(self._text)) if mode == "string" else self._end_key()
+                if mode == "string":
+                    return self._end_value(len(self._text))
+                level, self._mode = self._levels[-1], "colon"
+                key = json.loads(self._text[level.start :])
+                if level.seen is not None and key in level.seen:
+                    return False
+                seen = None if level.seen is None else level.seen | {key}
+                self._levels = (*self._levels[:-1], level._replace(seen=seen, key=key))
             return True
         if mode in ("string escape", "key escape"):
             self._mode = mode.split()[0]
@@ -180,17 +182,6 @@ class UniquenessChecker:
                 return False
             seen |= {item}
         self._levels = (*self._levels[:-1], level._replace(seen=seen, index=level.index + 1))
-        return True
-
-    def _end_key(self) -> bool:
-        """A key is complete."""
-        self._mode = "colon"
-        level = self._levels[-1]
-        key = json.loads(self._text[level.start :])
-        if level.seen is not None and key in level.seen:
-            return False
-        seen = None if level.seen is None else level.seen | {key}
-        self._levels = (*self._levels[:-1], level._replace(seen=seen, key=key))
         return True
 
     def _close(self) -> bool:

@@ -153,34 +153,34 @@ class Document:
         if not isinstance(reference, str):
             raise self.error(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
         uri, fragment = urldefrag(_absolute(node.base, reference))
+        value: Any
         is_dynamic = keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1
         if is_dynamic or (keyword == "$recursiveRef" and self._dynamic.get("", 0)):
             raise self.error(path, f"a {keyword} that depends on where it is used", "use $ref")
         target_node = self._anchors.get(f"{uri}#{fragment}") if fragment else None
         resource = self._resources.get(uri)
         if target_node is None and resource is not None and (not fragment or fragment.startswith("/")):
-            target_node = self._resolve_pointer(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
+            # A JSON pointer, whose target must be able to be a schema.
+            target_node, value = resource, resource.schema
+            for part in fragment.split("/")[1:]:
+                name = unquote(part).replace("~1", "/").replace("~0", "~")
+                if isinstance(value, Mapping) and name in value:
+                    value = value[name]
+                elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
+                    value = value[int(name)]
+                else:
+                    target_node = value = None
+                    break
+                target_node = self._inner(target_node, value, name)
+            if not isinstance(value, (bool, Mapping)):
+                target_node = None
         if target_node is None:
             problem = f"the {keyword} {reference!r:.80} without a target"
             raise self.error(path, problem, "put the schema into $defs and refer to it as #/$defs/name")
         return self.index_of(target_node)
 
-    def _resolve_pointer(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
-        """The target of a JSON pointer, if it can be a schema."""
-        node: Any = resource
-        value: Any = resource.schema
-        for name in names:
-            if isinstance(value, Mapping) and name in value:
-                value = value[name]
-            elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
-                value = value[int(name)]
-            else:
-                return None
-            node = self._inner(node, value, name)
-        return node if isinstance(value, (bool, Mapping)) else None
-
     def _inner(self, node: SchemaNode, schema: Any, *names: str | int) -> SchemaNode:
-        path = node.path + "".join(f"/{_escaped(str(name))}" for name in names)
+        path = node.path + "".join(f"/{str(name).replace('~', '~0').replace('/', '~1')}" for name in names)
         identifier = _identifier(schema, node.draft)
         base = node.base if identifier is None else urldefrag(_absolute(node.base, identifier))[0]
         return SchemaNode(schema, base, path, node.draft)
@@ -243,12 +243,3 @@ def _absolute(base: str, reference: str) -> str:
         return urljoin(base, reference)
     except ValueError:
         return reference
-
-
-def _escaped(name: str) -> str:
-    """A name, escaped as part of a JSON pointer."""
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def _unescaped(part: str) -> str:
-    return unquote(part).replace("~1", "/").replace("~0", "~")

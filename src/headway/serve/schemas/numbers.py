@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -236,10 +235,6 @@ def _split_decimal(bound: Decimal) -> tuple[str, str]:
     return integer_part, fraction
 
 
-def _alternation(options: Iterable[str]) -> str:
-    return "|".join(options)
-
-
 def _unsigned_from(bound: Decimal, is_open: bool) -> str:
     """Unsigned numbers of at least `bound`, which is not negative."""
     integer_part, fraction = _split_decimal(bound)
@@ -256,7 +251,7 @@ def _unsigned_from(bound: Decimal, is_open: bool) -> str:
         options.append(f"{integer_part}\\.{fraction}[0-9]*")
     else:
         options.append(f"{integer_part}(?:\\.[0-9]+)?")
-    return _alternation(options)
+    return "|".join(options)
 
 
 def _unsigned_to(bound: Decimal, is_open: bool) -> str:
@@ -274,4 +269,4 @@ def _unsigned_to(bound: Decimal, is_open: bool) -> str:
             options.append(f"{integer_part}\\.{fraction[:i]}[0-{int(digit) - 1}][0-9]*")
     if not is_open:
         options.append(f"{integer_part}\\.{fraction}0*" if fraction else f"{integer_part}(?:\\.0+)?")
-    return _alternation(options)
+    return "|".join(options)
