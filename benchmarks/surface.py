@@ -65,7 +65,7 @@ ADDRESSES = {  # what this script uses in addition to exported names and the ent
     "gguf_writable": ("headway.formats.gguf.model:WRITABLE_FAMILIES",),
     "kinds": ("headway.config:kinds", "headway.config_kinds:kinds"),
     "renamed_settings": ("headway.config:RENAMED",),
-    "shortcuts": ("headway.config:shortcuts",),
+    "shortcuts": ("headway.config:shortcuts", "headway.config_kinds:shortcuts"),
     "to_dict": ("headway.config:to_dict",),
     "usage": ("headway.formats.usage:Usage",),
     "verbs": ("headway.app.predictors:verbs",),
