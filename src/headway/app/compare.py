@@ -190,15 +190,7 @@ def compare(
             base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
             base = replace(base, data=requested.data)  # the paths may have changed
         else:
-            first = {key: values[0] for key, values in grid.items()}
-            base, scale = requested, scale_of(requested.name)
-            first_recipe = override(requested, first)
-            # All variants share the plan of the first value of each setting, except for the compared settings.
-            is_scaled = scale is not None and recipe == requested.name and can_scale(first_recipe, scale, first)
-            if minutes is not None and scale is not None and is_scaled:
-                if threads is not None:
-                    torch.set_num_threads(threads)
-                base = scale_recipe(first_recipe, scale, first, minutes, Clock(), find_device(device)).recipe
+            base = _plan_size(recipe, requested, grid, minutes, find_device(device), threads)
         tasks = SharedTasks(directory / CODECS_FOLDER)
         base, all_variants, precision = _with_common_precision(base, requested, grid, tasks, find_device(device))
         if tokens is not None:
@@ -348,6 +340,27 @@ def _repeat_command(
     words += [] if plan["tokens"] is None else ["--tokens", str(plan["tokens"])]
     words += [] if plan["seeds"] == 1 else ["--seeds", str(plan["seeds"])]
     return shlex.join([*words, "--run", f"{directory}-again"])
+
+
+def _plan_size(
+    name: str | Path | Recipe,
+    recipe: Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    minutes: float | None,
+    device: torch.device,
+    threads: int | None,
+) -> Recipe:
+    """A generic recipe scaled to the minutes, planned with the first value of each setting. All variants share the
+    plan, except for the compared settings.
+    """
+    first = {key: values[0] for key, values in grid.items()}
+    recipe_of_first, scale = override(recipe, first), scale_of(recipe.name)
+    is_scaled = name == recipe.name and can_scale(recipe_of_first, scale, first)
+    if minutes is None or scale is None or not is_scaled:
+        return recipe
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return scale_recipe(recipe_of_first, scale, first, minutes, Clock(), device).recipe
 
 
 def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
