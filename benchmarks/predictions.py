@@ -38,7 +38,7 @@ from scipy.stats import t as student
 import budget
 import drawn as characters
 from headway.domains import scale_of
-from headway.learn.plan.law import EARLY_FRACTION, LATE_FRACTION, Descent, slope_of
+from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, Descent, slope_of
 from measure import RESULTS, ROOT, data_folder, machine
 from samples import drawn
 

@@ -35,7 +35,7 @@ from headway.formats.open import open_model
 from headway.learn.examples import Batch, RowSubset
 from headway.learn.fine_tuning import open_new_task
 from headway.learn.recipe import open_task
-from headway.learn.report.confusion import Span, spectrogram
+from headway.learn.report.pictures import Span, spectrogram
 from headway.learn.report.rendering import png
 from headway.learn.task import Task
 from headway.nn.models import build

@@ -189,7 +189,7 @@ def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
             return SimpleNamespace(directory=named["run"], summary={"parameters": 1}, metrics=[])
 
         patch.setattr(module, "train", train)
-        module._TrialRunner(tmp_path, tasks, 2.0, clock, "cpu", None).run_all(several, 1)
+        module._run_trials(tmp_path, tasks, several, 1, 2.0, clock, "cpu", None)
     page = module._PAGE_SECONDS
     assert asked == pytest.approx([(340 - page) / 3, (340 - page) / 3 - 1.5, (340 - page) / 3 - 1.5])
     assert clock.now == pytest.approx(360 - page)

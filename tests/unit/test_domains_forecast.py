@@ -24,8 +24,8 @@ from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
+from headway.learn.plan.budget import Throughput
 from headway.learn.plan.choose import active_parameters, choose_size
-from headway.learn.plan.measure import Throughput
 from headway.learn.recipe import open_task
 from headway.learn.report.charts import Panel, forecast_figure
 from headway.learn.report.rendering import explain_low_scores

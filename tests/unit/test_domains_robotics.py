@@ -137,7 +137,7 @@ def test_one_batch_is_learnt_by_heart(
     worth = []
     for _ in range(120):
         losses = task.loss(model, batch)
-        assert {name: loss.count for name, loss in losses.items()} == task.counts(batch)
+        assert {name: loss.count for name, loss in losses.items()} == task.objective.counts(batch)
         worth.append(float(losses["actions"].total.detach()) / losses["actions"].count)
         optimizer.zero_grad()
         sum((each.total / each.count for each in losses.values()), torch.zeros(())).backward()

@@ -28,7 +28,7 @@ from headway.domains.robotics.robot_codec import words_of  # noqa: E402
 from headway.environments.rollouts import PlayedEpisodes  # noqa: E402
 from headway.environments.vector_env import VectorEnv  # noqa: E402
 from headway.errors import UserError  # noqa: E402
-from headway.learn.report.film_strips import FrameSampler  # noqa: E402
+from headway.learn.report.pictures import FrameSampler  # noqa: E402
 from headway.nn.models import Observations  # noqa: E402
 
 

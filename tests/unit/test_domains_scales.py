@@ -20,8 +20,8 @@ from headway.domains import scale_of
 from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
+from headway.learn.plan.budget import Clock, Throughput
 from headway.learn.plan.choose import active_parameters, choose_size
-from headway.learn.plan.measure import Clock, Throughput
 from headway.learn.plan.plans import can_scale, plan_run
 from headway.learn.plan.scale import Scale
 

@@ -108,7 +108,7 @@ def test_one_batch_is_learnt_by_heart(discrete: bool, settings: dict[str, Any], 
     worth = []
     for _ in range(45):
         losses = task.loss(model, batch)
-        assert {name: loss.count for name, loss in losses.items()} == task.counts(batch)
+        assert {name: loss.count for name, loss in losses.items()} == task.objective.counts(batch)
         loss = sum((each.total / each.count for each in losses.values()), torch.zeros(()))
         worth.append(float(loss.detach()))
         optimizer.zero_grad()
@@ -415,14 +415,15 @@ def test_actions_that_pay_no_heed_to_the_return_are_told(discrete: bool, tmp_pat
     with torch.no_grad():
         for weight in weights:
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-        found = task.remark(model)
+        found = task.objective.remark(model, task.examples)
         for weight in weights:
             weight.zero_()
     assert found.startswith("With target returns of ")
     assert "no difference" not in found
-    assert task.remark(model).endswith("held-out steps: the target makes no difference.")
+    assert task.objective.remark(model, task.examples).endswith("held-out steps: the target makes no difference.")
     deaf = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **{"task.condition": False})
-    assert deaf.remark(built(deaf, **{"task.condition": False})) == ""
+    model_without_target = built(deaf, **{"task.condition": False})
+    assert deaf.objective.remark(model_without_target, deaf.examples) == ""
 
 
 def test_data_of_one_return_are_told(tmp_path: Path) -> None:
@@ -432,7 +433,7 @@ def test_data_of_one_return_are_told(tmp_path: Path) -> None:
     write_episodes(tmp_path / "a.npz", replace(episodes, rewards=rewards))
     task = opened(tmp_path / "a.npz", tmp_path)
     told = "All training episodes have a return of 7, so the model knows no other target."
-    assert task.remark(built(task)) == told
+    assert task.objective.remark(built(task), task.examples) == told
 
 
 def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage, read_usage
 from headway.learn import Shard, unit_of
-from headway.learn.report.confusion import tag_confusions
+from headway.learn.report.pictures import tag_confusions
 from headway.learn.run_report import notes
 from headway.learn.token_rows import LengthLimit, frame_rows
 from headway.nn.models import PooledHeadConfig, build

@@ -30,7 +30,7 @@ from headway.environments.rollouts import (
 )
 from headway.environments.vector_env import VectorEnv, make_environment
 from headway.errors import UserError
-from headway.learn.report.film_strips import FrameSampler, strip
+from headway.learn.report.pictures import FrameSampler, strip
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

@@ -29,12 +29,12 @@ from headway.data.token_store import content_digest
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Examples, IndexedExamples, OnPolicyExamples
-from headway.learn.fingerprint import check_equal_data, differences, fingerprint
 from headway.learn.objectives.classes import ClassifiedExamples
+from headway.learn.objectives.predictions import NumberSamples
 from headway.learn.objectives.quantiles import ForecastSamples
-from headway.learn.objectives.regression import NumberSamples
 from headway.learn.objectives.sequences import SourceTargetExamples
 from headway.learn.recipe import open_task
+from headway.learn.resume import check_equal_data, differences, fingerprint
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -10,8 +10,8 @@ import headway as hw
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
-from headway.learn.plan.law import Descent, slope_of
 from headway.learn.plan.plans import loss_predictor
+from headway.learn.plan.scale import Descent, slope_of
 
 
 def test_the_slope_is_that_of_a_power_of_the_steps() -> None:

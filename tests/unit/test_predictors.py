@@ -17,7 +17,7 @@ import torch
 import headway as hw
 from headway import domains
 from headway.app import predictors
-from headway.app.verb_table import REMOTE_VERBS, declared_signature
+from headway.app.verb_table import REMOTE_VERBS, declaration
 from headway.app.verbs import LocalVerbs, VerbMethod
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
@@ -185,7 +185,7 @@ def test_a_client_binds_arguments_without_torch() -> None:
     """What the source of a predictor declares is what its import has."""
     for verb in REMOTE_VERBS:
         imported = predictors.signature(verb).parameters.values()
-        declared = declared_signature(verb).parameters.values()
+        declared = declaration(verb).signature.parameters.values()
         assert [(each.name, each.default) for each in declared][1:] == [(each.name, each.default) for each in imported][
             1:
         ]

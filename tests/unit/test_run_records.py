@@ -15,9 +15,8 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.errors import UserError
 from headway.io.durable import seal
-from headway.learn.run import open_run
+from headway.learn.run import open_run, read_metrics
 from headway.learn.run_report import run_sections
-from headway.learn.run_schemas import read_metrics
 
 STATE = "checkpoints/step-00000003/state.json"
 

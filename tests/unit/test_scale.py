@@ -20,10 +20,9 @@ from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn.formatting import format_count, format_number, format_seconds
 from headway.learn.plan import choose
+from headway.learn.plan.budget import Throughput
 from headway.learn.plan.choose import SizePlan, active_parameters, choose_size, with_size
-from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.measure import Throughput
-from headway.learn.plan.scale import held_out_shares, shape_of, with_user_settings, without_user_settings
+from headway.learn.plan.scale import ScalingLaw, held_out_shares, shape_of, with_user_settings, without_user_settings
 from headway.nn.mixers import MixerConfig
 
 pytestmark = pytest.mark.usefixtures("brief_samples")

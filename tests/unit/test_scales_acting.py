@@ -110,10 +110,10 @@ def test_an_evaluation_is_expected_to_last_as_long_as_the_best_episode(tmp_path:
     task = trajectory_data.opened(trajectory_data.saved(tmp_path, discrete=False), tmp_path, **{"task.episodes": 0})
     training = task.examples.splits.indices["train"]
     best = training[np.argmax(task.examples.episodes.returns[training])]
-    assert task.evaluation_growth({"length_mean": 0.5}) == 2 * task.examples.episodes.lengths[best]
-    assert task.evaluation_growth({"length_mean": 1000.0}) == 1
-    assert task.evaluation_growth({"loss": 1.0}) == 1
-    assert task.report_cost() == 0
+    assert task.objective.evaluation_growth({"length_mean": 0.5}) == 2 * task.examples.episodes.lengths[best]
+    assert task.objective.evaluation_growth({"length_mean": 1000.0}) == 1
+    assert task.objective.evaluation_growth({"loss": 1.0}) == 1
+    assert task.objective.report_cost() == 0
 
 
 def test_what_takes_too_long_to_read_is_said_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from headway.data.splits import ClassSplitConfig, SplitConfig, split_by_text
-from headway.learn.report.confusion import confusions
-from headway.learn.run_schemas import Progress
+from headway.learn.report.pictures import confusions
+from headway.learn.run import Progress
 
 CONFIG = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 NAMELESS = np.zeros(200, np.uint8)

@@ -18,8 +18,8 @@ from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
 from headway.learn import Trainer
 from headway.learn.fine_tuning import open_new_task, open_start
-from headway.learn.plan import tuning
-from headway.learn.plan.measure import Clock, Speed, Throughput
+from headway.learn.plan import plans
+from headway.learn.plan.budget import Clock, Speed, Throughput
 from headway.learn.plan.plans import plan_run
 
 MODEL = {"model.width": 32, "model.depth": 3, "model.heads": 2, "model.dropout": 0.0}
@@ -70,7 +70,7 @@ Chosen = Callable[..., Any]
 @pytest.fixture
 def chosen(nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """The recipe for a minute of tagging from `start` with some settings, at a pace that no machine decides."""
-    monkeypatch.setattr(tuning, "measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
+    monkeypatch.setattr(plans, "measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
 
     def choose(lora: int | None = None, minutes: float = 1.0, **settings: Any) -> Any:
         user = {**SPLIT, **{name.replace("__", "."): value for name, value in settings.items()}}
@@ -142,7 +142,7 @@ def test_layers_are_chosen_by_as_many_words_as_there_is_room_for(
     samples: Any = task.examples.of("train").limited_to(100)
     vectors = tagging._word_vectors(model, samples, range(3))
     assert [layer.shape for layer in vectors.layers] == 3 * [(len(vectors.tags), 32)]
-    assert {task.depth(model, 100) for _ in range(2)} == {2}
+    assert {task.objective.depth(model, task.examples, 100) for _ in range(2)} == {2}
     monkeypatch.setattr(tagging, "_MAX_VALUES", vectors.layers[0].numel())
     few = tagging._word_vectors(model, samples, range(3))
     assert 0.2 < len(few.tags) / len(vectors.tags) < 0.5

@@ -23,9 +23,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn.objectives.classes import Classification
-from headway.learn.objectives.labels import fit_label_heads
-from headway.learn.objectives.predictions import interleave_classes
-from headway.learn.objectives.regression import fit_ridge
+from headway.learn.objectives.predictions import MultiLabel, Regression, interleave_classes
 from headway.learn.objectives.targets import class_weights, rare_classes
 from headway.metrics import balanced_scores
 from headway.nn.models import PooledHeadConfig, build
@@ -279,10 +277,12 @@ def test_ridge_regression_and_labels_fit_what_is_linear() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(120, 6, generator=generator) + 3
     numbers = vectors @ torch.arange(6.0) + 100
-    fitted = fit_ridge((vectors[:80], numbers[:80]), (vectors[80:], numbers[80:]))
+    regression = Regression("text", "r2")
+    fitted = regression.fit_linear_head((vectors[:80], numbers[:80]), (vectors[80:], numbers[80:]), 1)
     torch.testing.assert_close(fitted(vectors[80:])[:, 0], numbers[80:], rtol=1e-2, atol=0.1)
     labels = (vectors[:, :2] > 3).float()
-    linear = fit_label_heads((vectors[:80], labels[:80]), (vectors[80:], labels[80:]))
+    train, validation = (vectors[:80], labels[:80]), (vectors[80:], labels[80:])
+    linear = MultiLabel("text").fit_linear_head(train, validation, labels.shape[1])
     assert ((linear(vectors[80:]) > 0).float() == labels[80:]).float().mean() > 0.9
 
 

@@ -24,7 +24,7 @@ from headway.learn import Recipe, read_recipe
 from headway.learn.adapters import AdapterConfig, LoRAConfig, adapters, merged, target_projections, with_adapter
 from headway.learn.distributed import Processes
 from headway.learn.optim import Optimizer, trainable
-from headway.learn.plan.measure import measure_speed
+from headway.learn.plan.budget import measure_speed
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TransformerConfig, VocabularyHead, build
 from headway.nn.parts.feedforward import GatedConfig

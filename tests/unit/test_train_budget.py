@@ -24,8 +24,7 @@ from headway.learn import (
     WSDConfig,
 )
 from headway.learn.display import LiveDisplay, PlainDisplay, SilentDisplay, open_display
-from headway.learn.plan.budget import TimeBudget, plan_recipe, plan_steps
-from headway.learn.plan.measure import Clock, Speed, _evaluation_seconds
+from headway.learn.plan.budget import Clock, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
 from headway.nn.models import TransformerConfig
 
 
@@ -205,7 +204,7 @@ def test_a_longer_run_goes_back_to_before_its_rate_fell() -> None:
 def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in (LiveDisplay, PlainDisplay):
         display = kind(10, 1e6, "NVIDIA H100 80GB HBM3")
-        display._speed.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
+        display.speed.values = {"step": 2.0, "tokens": 1e6, "computed": 1e8}
         display.print_line("a line that stays")
         display.update(10, 1.25, 100, 100)
         display.close()

@@ -19,7 +19,7 @@ from headway.errors import UserError
 from headway.formats import native
 from headway.learn import Shard
 from headway.learn.distributed import Processes
-from headway.learn.run_schemas import read_metrics
+from headway.learn.run import read_metrics
 from processes import Program
 
 SETTINGS: dict[str, Any] = {"steps": 12, "accumulate": 4, "model.dropout": 0.0, "ema": 0.9, "checkpoint_every": 6}

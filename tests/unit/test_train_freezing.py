@@ -10,7 +10,7 @@ from tiny_runs import play_file, small, train, weights
 
 from headway.config import override
 from headway.errors import ConfigError
-from headway.learn.fine_tuning import freeze
+from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.memory import training_bytes
 from headway.nn.models import build, outline
 
@@ -42,7 +42,7 @@ def test_a_name_of_nothing_is_refused(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"train.frozen: the model has no part 'stack.block'; did you mean 'stack.blocks'"
     ):
-        freeze(model, ["stack.block"])
+        prepare_for_training(model, override(small(), {"train.frozen": ["stack.block"]}), ())
     with pytest.raises(ConfigError, match=r"train.frozen: the model has no part 'tower'"):
         train(tmp_path / "run", play_file(data_dir, tmp_path), set={"train.frozen": ["tower"]})
     assert not (tmp_path / "run").exists()

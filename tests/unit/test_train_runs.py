@@ -25,11 +25,10 @@ from headway.formats import native, tensorfile
 from headway.io import durable
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.display import PlainDisplay
-from headway.learn.learner import Update
-from headway.learn.plan.measure import Speed
-from headway.learn.run import RunDirectory
+from headway.learn.learner import Learner, Update
+from headway.learn.plan.budget import Speed
+from headway.learn.run import Progress, RunDirectory, read_metrics
 from headway.learn.run_report import repeat_command
-from headway.learn.run_schemas import Progress, read_metrics
 from headway.learn.training_log import TrainingLog
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
@@ -206,7 +205,7 @@ def test_an_evaluation_that_is_made_up_for_stands_once(
 
     for target, name, fault, error in (
         (CountOn, "evaluate", interrupted, UserInterrupt),
-        (Trainer, "_step", killed, RuntimeError),
+        (Learner, "update", killed, RuntimeError),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, fault)
@@ -483,17 +482,15 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
 
 def test_a_stopped_run_ends_soon_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = counting_recipe(steps=500, schedule="wsd", checkpoint_every=50)
-    seen = []
+    update = Learner.update
 
-    def stopped(self: Trainer, *given: Any) -> Any:
-        seen.append(step(self, *given))
-        if self.progress.step == 150:
+    def stopped(self: Learner, step: int, *given: Any) -> Update:
+        if step + 1 == 150:
             os.kill(os.getpid(), signal.SIGINT)
-        return seen[-1]
+        return update(self, step, *given)
 
-    step = Trainer._step
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stopped)
+        patch.setattr(Learner, "update", stopped)
         with pytest.raises(UserInterrupt):
             train(tmp_path, recipe)
     task = counting(recipe.task, recipe.train.seed, 0.0)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from headway.app.recipes import configure_recipe
 from headway.domains import recipe as find_recipe
 from headway.learn import AdamWConfig, WSDConfig
 from headway.learn.adapters import LoRAConfig
-from headway.learn.plan.measure import Throughput
-from headway.learn.plan.tuning import plan_tuning, planned_epochs, tuning_optimizer
+from headway.learn.plan.budget import Throughput
+from headway.learn.plan.plans import plan_tuning, tuning_optimizer
 
 LABELS = Throughput(targets=100.0, overhead=0.02, share=1 / 16)
 
@@ -29,7 +29,9 @@ def test_rates_fall_with_the_width_and_adapters_take_more() -> None:
 
 
 def test_fewer_samples_are_planned_for_more_epochs() -> None:
-    assert [round(planned_epochs(count)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
+    pace = LABELS._replace(share=1.0)
+    plans = [plan_tuning(count, count, pace, 1e9, "train.batch_size") for count in (50, 770, 9000, 100_000)]
+    assert [round(plan.epochs) for plan in plans] == [40, 22, 6, 3]
 
 
 def test_few_conversations_are_planned_for_as_many_epochs_as_labels() -> None:

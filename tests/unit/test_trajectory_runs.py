@@ -17,7 +17,7 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.data.episode_files import read_episodes
 from headway.errors import UserError
-from headway.learn.run_schemas import check_scores
+from headway.learn.run import check_scores
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 

@@ -25,7 +25,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn.examples import RngKey
 from headway.learn.objectives.classes import Classification
-from headway.learn.report.confusion import confusions
+from headway.learn.report.pictures import confusions
 from headway.learn.report.rendering import png
 from headway.nn.models import DistilledHeadConfig, Transformer
 from headway.nn.models.presets import deit, vit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,19 +24,19 @@ from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.io.arguments import check_types
 from headway.learn import Recipe, Run, Task, Trainer
-from headway.learn.distributed import is_main_process
+from headway.learn.plan.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.choose import outgrown_message
-from headway.learn.plan.measure import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.plan.plans import Plan, TrainingSetup, loss_predictor, make_plans, plan_run
+from headway.learn.plan.scale import Scale
 from headway.learn.recipe import open_task
-from headway.learn.report import Picture, heatmap
+from headway.learn.report import Picture, heatmap, write_report
 from headway.learn.report.rendering import HOW_TO_INSTALL, available
-from headway.learn.run import RunDirectory
-from headway.learn.run_report import report_run, with_results
-from headway.learn.run_schemas import read_metrics
+from headway.learn.run import RunDirectory, read_metrics
+from headway.learn.run_report import run_sections, with_results
 from headway.predict.in_memory_data import Data, data_paths
 
 _LOG = logger(__name__)
+_MAX_TOKENS, _MAX_HEADS = 24, 4  # maximum tokens and heads in pictures of attention
 
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
@@ -90,10 +91,10 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     base = load_recipe(recipe)
-    directory = Path("runs") / base.name if run is None else Path(run)
-    run_directory = RunDirectory(directory)
-    resuming = run_directory.claim(resume)
-    lock = run_directory.locked() if is_main_process() else nullcontext()
+    run_directory = RunDirectory(Path("runs") / base.name if run is None else Path(run))
+    directory, resuming = run_directory.path, run_directory.claim(resume)
+    is_main = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    lock = run_directory.locked() if is_main else nullcontext()
     with lock, data_paths(data, base.domain, directory) as paths:
         if resuming:
             chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
@@ -115,15 +116,7 @@ def train(
             max_steps=setup.max_steps,
             patience=setup.patience,
         )
-        with trainer.locked():
-            finished_run = trainer.fit(resume, finish)
-            summary, task = finished_run.summary, trainer.task
-            if trainer.extended and trainer.shows_progress:
-                limit = outgrown_message(finished_run.recipe, scale, task, summary["tokens"], summary["minutes"])
-                print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)
-            if not trainer.processes.is_main or summary.get("scores"):  # the run was already finished
-                return finished_run
-            return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
+        return _report(trainer, trainer.fit(resume, finish), scale, samples)
 
 
 @deduplicated_logs()
@@ -156,40 +149,52 @@ def plan(
         return make_plans(chosen, scale_of(chosen.name), set or {}, minute_options, torch_device, spent)
 
 
-def _attention_of_run(run: Run) -> list[Picture]:
-    """Attention pictures of a text model whose task has no other pictures."""
-    codec = published_codec(run.directory)
-    if codec is None:
-        return []
-    model = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe)
-    return attention_pictures(model, run.summary["samples"])
-
-
-def _evaluate_and_report(run: Run, task: Task, num_samples: int, progress: bool, seconds_left: float | None) -> Run:
-    """Evaluate the best model on the final split, generate samples, and write the results and report within
-    `seconds_left`.
+def _report(trainer: Trainer, run: Run, scale: Scale | None, num_samples: int) -> Run:
+    """Evaluate the best model on the final split, generate samples, and write the results and report in the time that
+    is left.
     """
-    if progress:
+    task, model, examples = trainer.task, run.model, trainer.task.examples
+    if trainer.extended and trainer.shows_progress:
+        limit = outgrown_message(run.recipe, scale, task, run.summary["tokens"], run.summary["minutes"])
+        print(limit or "the model size still suits the total time", file=sys.stderr, flush=True)
+    if not trainer.processes.is_main or run.summary.get("scores"):  # the run was already finished
+        return run
+    seconds_left = None if trainer.budget is None else trainer.budget.final_evaluation_seconds()
+    if trainer.shows_progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    messages = task.calibrate(run.model, run.directory)
+    messages = task.objective.calibrate(model, examples, run.directory)
+    if messages:
+        task.save(run.directory)
     if run.recipe.start is not None and run.recipe.adapter is None:
-        refitted = task.refit_head(run.model, run.summary["fresh"], run.recipe.train.linear_probe)
+        fresh, limit = run.summary["fresh"], run.recipe.train.linear_probe
+        refitted = task.objective.refit_head(model, examples, fresh, limit)
         if refitted:
-            save_model(run.model, run.recipe.model, run.directory)
+            save_model(model, run.recipe.model, run.directory)
             run.summary["refitted"] = refitted
             messages.append(f"refitted the head on all {refitted:,} training and validation samples")
-    for line in messages if progress else ():
+    for line in messages if trainer.shows_progress else ():
         print(line, file=sys.stderr, flush=True)
-    scores = _final_scores(run, task, None if seconds_left is None else seconds_left - (time.perf_counter() - started))
-    run = with_results(run, scores, task.samples(run.model, num_samples) if num_samples else [])
-    if remark := task.remark(run.model):
+    split = task.final_split
+    if seconds_left is None or seconds_left == math.inf:
+        scores = {"split": split, **task.evaluate(model, split)}
+    else:  # with as many samples as time allows
+        deadline, total, scores = started + seconds_left, task.count(split), {}
+        limit, next_limit = 0, min(MIN_EVALUATED, total)
+        while next_limit == total > limit or next_limit >= max(1, 2 * limit):  # small batches take more time per sample
+            evaluation_started, limit = time.perf_counter(), next_limit
+            scores = task.evaluate(model, split, None if limit == total else limit)
+            now = time.perf_counter()
+            next_limit = min(total, int(limit * (deadline - now) / (now - evaluation_started)))
+        scores = {"split": split, **scores, **({} if limit == total else {"judged": limit, "judged_of": total})}
+    run = with_results(run, scores, task.samples(model, num_samples) if num_samples else [])
+    if remark := task.objective.remark(model, examples):
         run.summary["remark"] = remark
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():
-        run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention_of_run(run)))
-    elif progress:
+        run.summary["report"] = str(_write_page(run, task))
+    elif trainer.shows_progress:
         _LOG.warning(HOW_TO_INSTALL)
     RunDirectory(run.directory).write_status(run.summary)
     return run
@@ -207,44 +212,24 @@ def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> st
         run = Run(run_directory.path, model.recipe, model.module, task, read_metrics(run_directory.metrics), summary)
         run = with_results(run, scores, summary.get("samples") or ())
         if available():
-            run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention_of_run(run)))
+            run.summary["report"] = str(_write_page(run, task))
         run_directory.write_status(run.summary)
     return run.summary["report"]
 
 
-def _final_scores(run: Run, task: Task, seconds_left: float | None) -> dict[str, Any]:
-    """The scores on the final split, with as many of its samples as time allows."""
-    split = task.final_split
-    if seconds_left is None or seconds_left == math.inf:
-        return {"split": split, **task.evaluate(run.model, split)}
-    total = task.count(split)
-    scores, limit, next_limit = {}, 0, min(MIN_EVALUATED, total)
-    while next_limit == total > limit or next_limit >= max(1, 2 * limit):  # small batches take more time per sample
-        started, limit = time.perf_counter(), next_limit
-        scores = task.evaluate(run.model, split, None if limit == total else limit)
-        duration = time.perf_counter() - started
-        seconds_left -= duration
-        next_limit = min(total, int(limit * seconds_left / duration))
-    return {"split": split, **scores, **({} if limit == total else {"judged": limit, "judged_of": total})}
-
-
-_MAX_TOKENS = 24  # maximum tokens in a readable picture
-_MAX_HEADS = 4
-
-
-def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
-    """The last layer's attention per head over a sample's prompt; empty without attention or samples."""
-    prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
-    attention = model.attention(prompts[0]) if prompts else None
-    if attention is None or not attention.maps:
-        return []
-    name, weights = list(attention.maps.items())[-1]
-    heads, tokens = weights[:_MAX_HEADS, :_MAX_TOKENS, :_MAX_TOKENS].tolist(), attention.symbols[:_MAX_TOKENS]
-    return [
-        Picture(
-            f"Attention, head {number}",
-            f"{name}: attention from each token (row) to each token (column)",
-            heatmap(head, tokens, tokens, "self-attention"),
-        )
-        for number, head in enumerate(heads, 1)
-    ]
+def _write_page(run: Run, task: Task) -> Path:
+    """Write the report page. A text model whose task has no pictures gets those of the last layer's attention per head
+    over a sample's prompt.
+    """
+    pictures, codec = task.pictures(run.model), published_codec(run.directory)
+    prompts = [sample["prompt"] for sample in run.summary["samples"] if sample.get("prompt")]
+    if not pictures and codec is not None and prompts:
+        attention = Model(OpenedModel(run.model, Usage(), codec), run.directory, run.recipe).attention(prompts[0])
+        for name, weights in list(attention.maps.items())[-1:]:
+            tokens = attention.symbols[:_MAX_TOKENS]
+            caption = f"{name}: attention from each token (row) to each token (column)"
+            pictures = [
+                Picture(f"Attention, head {number}", caption, heatmap(head, tokens, tokens, "self-attention"))
+                for number, head in enumerate(weights[:_MAX_HEADS, :_MAX_TOKENS, :_MAX_TOKENS].tolist(), 1)
+            ]
+    return write_report(run.directory, run_sections(run, pictures))

@@ -23,20 +23,19 @@ from headway.io.arguments import check_types, format_value
 from headway.io.durable import read_json, write_json
 from headway.io.outputs import check_tree
 from headway.io.summary_card import SummaryCard, summary_repr
-from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
-from headway.learn.fingerprint import differences, fingerprint
+from headway.learn import Recipe, UserInterrupt, measure_of, unit_of
 from headway.learn.formatting import format_duration
+from headway.learn.plan.budget import Clock, check_minutes
 from headway.learn.plan.choose import scale_recipe
-from headway.learn.plan.measure import Clock, check_minutes
 from headway.learn.plan.plans import can_scale
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import difference
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.learn.report.charts import ellipsize
 from headway.learn.report.rendering import HOW_TO_INSTALL
-from headway.learn.run import RunDirectory, free_directory
+from headway.learn.resume import differences, fingerprint
+from headway.learn.run import RunDirectory, free_directory, read_metrics
 from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
-from headway.learn.run_schemas import read_metrics
 from headway.nn.models import outline
 from headway.predict.in_memory_data import Data, data_paths
 
@@ -181,8 +180,7 @@ def compare(
     if minutes is not None and tokens is not None:
         raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are set; pass one of them")
     clock = Clock(spent)
-    directory = _comparison_directory(recipe, grid, seeds, resume, run)
-    continuing = _can_continue(directory, resume)
+    directory, continuing = _choose_directory(recipe, grid, seeds, resume, run)
     with data_paths(data, load_recipe(recipe).domain, directory, FILE) as paths:
         requested = configure_recipe(recipe, paths, {}, seed)
         plan = {"recipe": to_dict(requested), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
@@ -199,12 +197,17 @@ def compare(
             all_variants = [
                 replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants
             ]
-        _write_plan(
-            directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.get(all_variants[0].recipe))}
-        )
+        file, data_fingerprint = directory / FILE, fingerprint(tasks.get(all_variants[0].recipe))
+        RunDirectory(directory).create()
+        if not file.exists():
+            write_json(file, {**plan, "fitted": to_dict(base), "data": data_fingerprint})
+        elif other_data := differences(read_json(file).get("data"), data_fingerprint):
+            raise UserError(
+                f"the runs in {directory} were trained on other data: the new data have {other_data}; pass the "
+                "comparison's data, or choose another directory with --run"
+            )
         tasks.save()
-        trials = _TrialRunner(directory, tasks, minutes, clock, device, threads)
-        results = trials.run_all(all_variants, seeds)
+        results = _run_trials(directory, tasks, all_variants, seeds, minutes, clock, device, threads)
     first = tasks.get(results[0].variant.recipe)
     notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), precision))
     compared_settings = [key for key, values in grid.items() if len(values) > 1]
@@ -217,75 +220,60 @@ def compare(
     return replace(comparison, report=write_report(directory, sections(comparison, command)))
 
 
-@dataclass(frozen=True)
-class _TrialRunner:
-    """The runs of a comparison, which share the total time. Time spent before the first run, or by a run beyond its
-    share, is deducted equally from the remaining runs. Unused time is not redistributed: no run gets more than another.
+def _run_trials(
+    directory: Path,
+    tasks: SharedTasks,
+    all_variants: Sequence[Variant],
+    seeds: int,
+    minutes: float | None,
+    clock: Clock,
+    device: str,
+    threads: int | None,
+) -> list[VariantResult]:
+    """Run each variant, once per seed, or load the runs that are finished.
+
+    The runs share the total time. Time spent before the first run, or by a run beyond its share, is deducted equally
+    from the remaining runs. Unused time is not redistributed: no run gets more than another.
     """
-
-    directory: Path
-    tasks: SharedTasks
-    minutes: float | None
-    clock: Clock
-    device: str
-    threads: int | None
-
-    def run_all(self, variants: Sequence[Variant], seeds: int) -> list[VariantResult]:
-        """The runs of each variant, one per seed."""
-        suffixes = [f"-{number + 1}" for number in range(seeds)] if seeds > 1 else [""]
-        directories = [[self.directory / f"{variant.name}{suffix}" for suffix in suffixes] for variant in variants]
-        remaining = sum(
-            not self._is_finished(directory) for variant_directories in directories for directory in variant_directories
-        )
-        deadline = 60 * (self.minutes or 0.0) * remaining - _PAGE_SECONDS  # in seconds on the clock
-        equal_share = (deadline - self.clock.elapsed()) / max(1, remaining)
-        results = []
-        for variant, variant_directories in zip(variants, directories):
-            task, trials = self.tasks.get(variant.recipe), []
-            for number, directory in enumerate(variant_directories):
-                finished = self._is_finished(directory)
-                share = min(equal_share, (deadline - self.clock.elapsed()) / max(1, remaining))
-                remaining -= not finished
-                seeded_recipe = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
-                trials.append(
-                    self._load_trial(directory, task)
-                    if finished
-                    else self._train_trial(seeded_recipe, task, directory, share)
-                )
-            results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
-        return results
-
-    def _is_finished(self, directory: Path) -> bool:
-        """Whether the run in `directory` is already trained and evaluated."""
-        run_directory = RunDirectory(directory)
-        return run_directory.exists() and bool(run_directory.read_status().get("scores"))
-
-    def _load_trial(self, directory: Path, task: Task) -> ComparedRun:
-        run_directory = RunDirectory(directory)
-        summary = run_directory.read_status()
-        for part in ("best", "scores"):
-            if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
-                raise UserError(
-                    f"{run_directory.status} has no {task.goal} in {part!r}; delete {directory} to train that run again"
-                )
-        return ComparedRun(directory, summary, read_metrics(run_directory.metrics))
-
-    def _train_trial(self, recipe: Recipe, task: Task, directory: Path, seconds: float) -> ComparedRun:
-        """Start or continue the run in `directory` with the codec of `task`; with minutes, it ends within `seconds`."""
-        run_directory = RunDirectory(directory)
-        if not run_directory.exists():
-            with run_directory.locked():  # the lock marks the codec as part of a run
-                task.save(directory)
-        options: dict[str, Any] = {"resume": True, "device": self.device, "threads": self.threads}
-        if self.minutes is not None:
-            options |= {"minutes": self.minutes, "spent": 60 * self.minutes - seconds}
-        try:
-            run = train(recipe, data=recipe.data or None, run=directory, **options)
-        except KeyboardInterrupt as interrupt:
-            where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
-            remedy = f"continue with the same command and --run {shlex.quote(str(self.directory))} --resume"
-            raise UserInterrupt(f"variant {directory.name} {where}", remedy) from interrupt
-        return ComparedRun(run.directory, run.summary, run.metrics)
+    suffixes = [f"-{number + 1}" for number in range(seeds)] if seeds > 1 else [""]
+    folders = [RunDirectory(directory / f"{variant.name}{end}") for variant in all_variants for end in suffixes]
+    finished = {folder.path: folder.exists() and bool(folder.read_status().get("scores")) for folder in folders}
+    remaining = len(finished) - sum(finished.values())
+    deadline = 60 * (minutes or 0.0) * remaining - _PAGE_SECONDS  # in seconds on the clock
+    equal_share = (deadline - clock.elapsed()) / max(1, remaining)
+    results = []
+    for variant in all_variants:
+        task, trials = tasks.get(variant.recipe), []
+        for number in range(seeds):
+            folder = folders[len(results) * seeds + number]
+            if finished[folder.path]:
+                summary = folder.read_status()
+                for part in ("best", "scores"):
+                    if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
+                        raise UserError(
+                            f"{folder.status} has no {task.goal} in {part!r}; delete {folder.path} to train that run "
+                            "again"
+                        )
+                trials.append(ComparedRun(folder.path, summary, read_metrics(folder.metrics)))
+                continue
+            seconds = min(equal_share, (deadline - clock.elapsed()) / max(1, remaining))
+            remaining -= 1
+            recipe = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+            if not folder.exists():
+                with folder.locked():  # the lock marks the codec as part of a run
+                    task.save(folder.path)
+            options: dict[str, Any] = {"resume": True, "device": device, "threads": threads}
+            if minutes is not None:
+                options |= {"minutes": minutes, "spent": 60 * minutes - seconds}
+            try:
+                run = train(recipe, data=recipe.data or None, run=folder.path, **options)
+            except KeyboardInterrupt as interrupt:
+                where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
+                remedy = f"continue with the same command and --run {shlex.quote(str(directory))} --resume"
+                raise UserInterrupt(f"variant {folder.path.name} {where}", remedy) from interrupt
+            trials.append(ComparedRun(run.directory, run.summary, run.metrics))
+        results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+    return results
 
 
 def _with_common_precision(
@@ -314,20 +302,31 @@ def _with_common_precision(
     return override(base, setting), all_variants, note
 
 
-def _comparison_directory(
+def _choose_directory(
     recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
-) -> Path:
-    """The comparison directory. Raises UserError for invalid arguments."""
+) -> tuple[Path, bool]:
+    """The comparison directory, and whether it has a comparison to continue. Raises UserError for invalid arguments,
+    for other contents, and for an existing comparison without `resume`.
+    """
     for key, values in grid.items():
         if not isinstance(values, (list, tuple)) or not values:
             raise UserError(f"{key} is {format_value(values)}; pass a list of values to compare")
     if seeds < 1:
         raise UserError(f"seeds={seeds}, but it must be at least 1")
-    if run is not None:
-        return Path(run)
-    if resume:
-        raise UserError("--resume without --run would use a new directory; add --run DIR (run=...)")
-    return free_directory(Path("runs") / f"compare-{load_recipe(recipe).name}")
+    if run is None:
+        if resume:
+            raise UserError("--resume without --run would use a new directory; add --run DIR (run=...)")
+        return free_directory(Path("runs") / f"compare-{load_recipe(recipe).name}"), False
+    directory = Path(run)
+    if not directory.exists() or not any(directory.iterdir()):
+        return directory, False
+    has_comparison = (directory / FILE).is_file()
+    if not resume:
+        remedy = "continue with --resume, or choose" if has_comparison else "choose"
+        raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
+    if not has_comparison:
+        raise UserError(f"{directory} is not a comparison (it has no {FILE}); choose another directory with --run")
+    return directory, True
 
 
 def _repeat_command(
@@ -354,28 +353,14 @@ def _plan_size(
     """A generic recipe scaled to the minutes, planned with the first value of each setting. All variants share the
     plan, except for the compared settings.
     """
-    if minutes is None or name != recipe.name:
+    first = {key: values[0] for key, values in grid.items()}
+    recipe_of_first, scale = override(recipe, first), scale_of(recipe.name)
+    is_scaled = name == recipe.name and can_scale(recipe_of_first, scale, first)
+    if minutes is None or scale is None or not is_scaled:
         return recipe
     if threads is not None:
         torch.set_num_threads(threads)
-    first = {key: values[0] for key, values in grid.items()}
-    recipe_of_first, scale = override(recipe, first), scale_of(recipe.name)
-    if scale is None or not can_scale(recipe_of_first, scale, first):
-        return recipe
     return scale_recipe(recipe_of_first, scale, first, minutes, Clock(), device).recipe
-
-
-def _can_continue(directory: Path, resume: bool) -> bool:
-    """Whether to continue an existing comparison. Raises UserError without `resume`, and for other contents."""
-    if not directory.exists() or not any(directory.iterdir()):
-        return False
-    file = directory / FILE
-    if not resume:
-        remedy = "continue with --resume, or choose" if file.is_file() else "choose"
-        raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
-    if not file.is_file():
-        raise UserError(f"{directory} is not a comparison (it has no {FILE}); choose another directory with --run")
-    return True
 
 
 def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
@@ -398,21 +383,6 @@ def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
             "choose another directory with --run"
         )
     check_tree(directory)
-
-
-def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
-    """Write the settings of a new comparison. Raises UserError if an existing one used other data."""
-    file = directory / FILE
-    RunDirectory(directory).create()
-    if not file.exists():
-        write_json(file, plan)
-        return
-    difference_text = differences(read_json(file).get("data"), plan["data"])
-    if difference_text is not None:
-        raise UserError(
-            f"the runs in {directory} were trained on other data: the new data have {difference_text}; pass the "
-            "comparison's data, or choose another directory with --run"
-        )
 
 
 def _notes(

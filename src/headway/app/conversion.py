@@ -92,21 +92,6 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
     return QuantizationResult(directory, weights, before, after)
 
 
-def open_for_export(path: Path) -> OpenedModel:
-    """Open a model or run to export. The tokenizer of a run trained on whole documents adds the bos token, as the
-    run's prompts do.
-    """
-    opened = open_model(path)
-    codec = opened.codec
-    if not RunDirectory(path).exists() or not isinstance(codec, TokenizerCodec) or codec.bos_id is None:
-        return opened
-    task = open_recipe(path).task
-    if isinstance(task, text.LanguageConfig) and not task.random_crops:
-        bos = codec.tokenizer.id_to_token(codec.bos_id)
-        set_post_processor(codec.tokenizer, "", SpecialTokens(bos=bos), {"add_bos_token": True})
-    return opened
-
-
 @check_types
 def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
     """Write a run or model to `out` in a format that other programs read, and return the name of its family or kind
@@ -121,7 +106,16 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     check_format(target_format, dtype)
     if target_format == "onnx":
         check_onnx()
-    return export_model(open_for_export(find_folder(model)), Path(out), target_format, dtype, str(model))
+    source = find_folder(model)
+    opened = open_model(source)
+    codec = opened.codec
+    if RunDirectory(source).exists() and isinstance(codec, TokenizerCodec) and codec.bos_id is not None:
+        task = open_recipe(source).task
+        if isinstance(task, text.LanguageConfig) and not task.random_crops:
+            # The tokenizer of a run trained on whole documents adds the bos token, as the run's prompts do.
+            bos = codec.tokenizer.id_to_token(codec.bos_id)
+            set_post_processor(codec.tokenizer, "", SpecialTokens(bos=bos), {"add_bos_token": True})
+    return export_model(opened, Path(out), target_format, dtype, str(model))
 
 
 def export_model(

@@ -65,7 +65,20 @@ def load(
         recipe = None
         if RunDirectory(source).exists():
             recipe = open_recipe(source)
-        opened = _open(source, weights, backend)
+        is_quantised = (source / QUANTISED).is_file()
+        if not is_quantised and weights in (None, "fp32"):
+            opened = open_model(source)
+        else:
+            from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which is rarely needed
+
+            if is_quantised:
+                opened = OpenedModel(load_quantised(source, weights), *usage_and_codec(source))
+            else:
+                opened = open_model(source, None)  # in the stored dtype: the whole model is never in memory in fp32
+                assert weights is not None
+                opened = opened._replace(model=quantise(opened.model, weights))
+            if backend != "torch":
+                use_programs(opened.model)
         if recipe is not None:
             check_model(recipe, opened.model.config, source)  # type: ignore[arg-type]
     if torch_device.type != "cpu":
@@ -76,22 +89,6 @@ def load(
         quantised = (find_folder(draft) / QUANTISED).is_file()
         draft_model = load(draft, device, None if quantised else weights)
     return Model(opened._replace(model=opened.model.to(torch_device)), source, recipe, backend, cache, draft_model)
-
-
-def _open(path: Path, weights: Weights | None, backend: Backend) -> OpenedModel:
-    if not (path / QUANTISED).is_file() and weights in (None, "fp32"):
-        return open_model(path)
-    from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which other models do not need
-
-    if (path / QUANTISED).is_file():
-        opened = OpenedModel(load_quantised(path, weights), *usage_and_codec(path))
-    else:
-        opened = open_model(path, None)  # in the stored dtype: the whole model is never in memory in fp32
-        assert weights is not None
-        opened = opened._replace(model=quantise(opened.model, weights))
-    if backend != "torch":
-        use_programs(opened.model)
-    return opened
 
 
 def find_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headway.app.predictors import predict, verbs
 from headway.app.verbs import LocalVerbs
@@ -65,5 +65,4 @@ class Model(LocalVerbs, ModelHandle):
         """Batched generation. Raises UserError for a model that does not generate text."""
         return predict(self, "session")
 
-    def _run_verb(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        return predict(self, verb, *args, **kwargs)
+    _run_verb = predict

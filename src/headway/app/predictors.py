@@ -16,17 +16,14 @@ from inspect import Parameter, Signature
 from typing import Any
 
 from headway import domains
-from headway.app.verb_table import VERBS
+from headway.app.verb_table import RUN_VERBS, VERBS
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.io.arguments import api_boundary
 from headway.nn.models import ModelConfig, kinds
 from headway.predict.model_handle import ModelHandle
 
-_RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
 _MAX_VERBS = 4  # verbs listed in a message
-
-
 _INTROSPECTION = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
 _ALTERNATIVES = (  # better alternatives for some models
     ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
@@ -75,8 +72,8 @@ def predict(model: ModelHandle, verb: str, *args: Any, **kwargs: Any) -> Any:
 
 def predictor(model: ModelHandle, name: str) -> Callable[..., Any]:
     """The function that implements a verb for a model; imports its domain. Raises UserError for unsupported verbs."""
-    if model.recipe is not None and name in _RUN_VERBS:
-        return getattr(import_module(_RUN_VERBS[name]), name)
+    if model.recipe is not None and name in RUN_VERBS:
+        return getattr(import_module(RUN_VERBS[name]), name)
     for provider in domains.verbs()[name]:
         if getattr(kinds, provider.predicate)(model.module):
             return getattr(import_module(provider.module), name)
@@ -98,7 +95,7 @@ def verbs(model: ModelConfig, usage: Usage, is_run: bool) -> list[str]:
     supported = []
     for name, entry in VERBS.items():
         predicates = domains.verbs()[name]
-        is_run_verb = is_run and name in _RUN_VERBS
+        is_run_verb = is_run and name in RUN_VERBS
         is_supported = is_run_verb or any(getattr(kinds, predicate.predicate)(model) for predicate in predicates)
         if entry.variant_of is None and is_supported and (name != "chat" or usage.template is not None):
             supported.append(name)

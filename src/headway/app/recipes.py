@@ -22,8 +22,8 @@ from headway.io.hub import HUB_PREFIX, find_folder
 from headway.learn import Recipe
 from headway.learn.adapters import LoRAConfig
 from headway.learn.fine_tuning import open_start
+from headway.learn.plan.plans import tuning_optimizer
 from headway.learn.plan.scale import shape_of
-from headway.learn.plan.tuning import tuning_optimizer
 from headway.learn.recipe import path_list
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig, describe

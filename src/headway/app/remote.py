@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
-from headway.app.verb_table import declared_signature
+from headway.app.verb_table import declaration
 from headway.app.verbs import RemoteVerbs
 from headway.errors import UserError, nearest
 from headway.io.files import format_path, open_file
@@ -49,11 +49,12 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
     Raises UserError if the server does not answer or refuses the key, and for an unknown model.
     """
     server = _ServerClient(url, api_key or os.environ.get(KEY_VARIABLE))
+    fields = ("id", *_ModelInfo._fields[1:])
     models = server.request(
         "GET",
         "/v1/models",
         None,
-        lambda response: {entry["id"]: _ModelInfo.from_json(entry) for entry in response["data"]},
+        lambda response: {entry["id"]: _ModelInfo(*map(entry.__getitem__, fields)) for entry in response["data"]},
     )
     if model is None and len(models) != 1:
         raise UserError(f"{url} has {len(models)} models; pass the name of one: {', '.join(sorted(models)[:100])}")
@@ -124,7 +125,7 @@ class RemoteModel(RemoteVerbs):
         """The result of a verb. A method with an underscore before its name runs a verb with an endpoint of another
         API; all others have headway's own, which takes the arguments by name.
         """
-        bound = declared_signature(verb).bind(self, *args, **kwargs)
+        bound = declaration(verb).signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])
         if (method := getattr(self, f"_{verb}", None)) is not None:
@@ -134,7 +135,15 @@ class RemoteModel(RemoteVerbs):
         name, inputs = next(iter(arguments.items()))
         is_pair = verb == "classify" and isinstance(inputs, tuple) and len(inputs) == 2 and "texts" in self.reads
         many, is_single = ([inputs], True) if is_pair else _as_list(inputs)
-        items = [self._encode(item, is_image=name == "images") for item in many]
+        items = []  # texts as they are, words and pairs as lists, and files as data: URLs
+        for item in many:
+            if name != "images" and "texts" in self.reads:
+                items.append(item if isinstance(item, str) or not isinstance(item, Iterable) else list(item))
+            elif isinstance(item, (str, Path)):
+                is_image = name == "images" or "images" in self.reads
+                items.append(_data_url(Path(item), "image" if is_image else "audio"))
+            else:
+                raise UserError(f"the input is a {type(item).__name__}; pass the path of an image or audio file")
         result_type = get_type_hints(next(predictors(verb)))["return"]
         alternatives = get_args(result_type)  # the results for one item and for several; last those with scores
         if alternatives and not items:
@@ -208,14 +217,6 @@ class RemoteModel(RemoteVerbs):
     def _request(self, path: str, body: Fields, parse: Callable[[Any], T]) -> T:
         return self._server.request("POST", path, {"model": self.name, **body}, parse)
 
-    def _encode(self, item: Any, is_image: bool) -> Any:
-        """An input as JSON: texts as they are, words and pairs as lists, and files as data: URLs."""
-        if not is_image and "texts" in self.reads:
-            return item if isinstance(item, str) or not isinstance(item, Iterable) else list(item)
-        if not isinstance(item, (str, Path)):
-            raise UserError(f"the input is a {type(item).__name__}; pass the path of an image or audio file")
-        return _data_url(Path(item), "image" if is_image or "images" in self.reads else "audio")
-
 
 class _ModelInfo(NamedTuple):
     """A server's description of a model."""
@@ -226,10 +227,6 @@ class _ModelInfo(NamedTuple):
     reads: list[str]
     context: int | None
     parameters: int
-
-    @classmethod
-    def from_json(cls, response: Fields) -> _ModelInfo:
-        return cls(response["id"], *(response[name] for name in cls._fields[1:]))
 
 
 class _ServerClient:

@@ -101,7 +101,9 @@ def variants(
     all_variants: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
-        compared = {key: _value_name(value) for key, value in settings.items() if len(grid[key]) > 1}
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        # values as parts of a folder name
+        compared = {key: re.sub(r"[^\w.,:=+-]+", "", texts[key]) for key in settings if len(grid[key]) > 1}
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in compared.items())
         if len(compared) == 1:
             (name,) = compared.values()
@@ -128,7 +130,16 @@ def matching_width(model: ModelConfig, parameters: int) -> int | None:
     num_parameters = describe(model)["parameters"]
     if num_parameters == parameters:
         return None
-    step = _width_multiple(to_dict(model))
+    settings = list(_iter_settings(to_dict(model)))
+    heads = [item for key, item in settings if key in ("heads", "kv_heads") and isinstance(item, int)]
+    step = math.lcm(1, *heads)
+    if any(key == "rotary" and item is not None for key, item in settings):
+        step *= 2  # rotary positions need even heads
+    for key, item in settings:
+        if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
+            step = math.lcm(step, 2)
+        if isinstance(item, Mapping) and item.get("stem") == "convolutional":  # it doubles its channels up to the width
+            step = math.lcm(step, max(1, item["patch"][0] // 2))
 
     def size(width: int) -> int:
         return describe(override(model, {"width": width}))["parameters"]
@@ -148,28 +159,9 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
     return step * min((low, high), key=lambda n: abs(size(step * n) - parameters))
 
 
-def _width_multiple(plain: Any) -> int:
-    """The number that the width must be a multiple of."""
-    rotary = any(key == "rotary" and item is not None for key, item in _iter_settings(plain))
-    heads = [item for key, item in _iter_settings(plain) if key in ("heads", "kv_heads") and isinstance(item, int)]
-    step = math.lcm(1, *heads) * (2 if rotary else 1)  # rotary positions need even heads
-    for key, item in _iter_settings(plain):
-        if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
-            step = math.lcm(step, 2)
-        if isinstance(item, Mapping) and item.get("stem") == "convolutional":  # it doubles its channels up to the width
-            step = math.lcm(step, max(1, item["patch"][0] // 2))
-    return step
-
-
 def _iter_settings(plain: Any) -> Iterator[tuple[str, Any]]:
     """All names and values in plain data, at any depth."""
     inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
     yield from plain.items() if isinstance(plain, Mapping) else ()
     for item in inner:
         yield from _iter_settings(item)
-
-
-def _value_name(value: Any) -> str:
-    """A value as part of a folder name."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^\w.,:=+-]+", "", text)

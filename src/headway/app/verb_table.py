@@ -1,10 +1,12 @@
-"""The verbs that models have, and their arguments as the source of their predictors declares them. Imports no torch,
-because the client of a server needs none.
+"""The verbs that models have, and their arguments as the source of their predictors declares and explains them. Imports
+no torch, because the client of a server and the help of a command need none.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from functools import cache
 from importlib.util import find_spec
 from inspect import Parameter, Signature
@@ -63,17 +65,41 @@ VERBS = {
 ATTRIBUTES = ("session", "talk")  # verbs that are attributes of `Model`, not methods
 REMOTE_VERBS = {"generate", "stream", "chat", "classify", "embed", "rerank", "tag", "fill", "translate", "caption"}
 REMOTE_VERBS |= {"match", "score"}  # verbs that a server runs with the arguments that they have here
+RUN_VERBS = {"evaluate": "headway.predict.model_evaluation"}  # verbs of every run, whatever its domain
+_EXPLANATION = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)  # of a docstring
+
+
+class Declaration(NamedTuple):
+    """The arguments of a verb as a method, with annotations as text, and the docstring's explanations by name."""
+
+    signature: Signature
+    explanations: dict[str, str]
 
 
 @cache  # a client binds the arguments of every request
-def declared_signature(verb: str) -> Signature:
-    """The arguments of a verb as a method, without annotations, from the source of its first predictor."""
-    spec = find_spec(domains.verbs()[verb][0].module)
-    assert spec is not None
-    assert spec.origin is not None
-    functions = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
-    arguments = next(node for node in functions[::-1] if isinstance(node, ast.FunctionDef) and node.name == verb).args
-    defaults = [Parameter.empty] * (len(arguments.args) - len(arguments.defaults))
-    defaults += [ast.literal_eval(default) for default in arguments.defaults]
-    kind = Parameter.POSITIONAL_OR_KEYWORD
-    return Signature([Parameter(arg.arg, kind, default=value) for arg, value in zip(arguments.args, defaults)])
+def declaration(verb: str) -> Declaration:
+    """The arguments of a verb, from the source of the first of its predictors that has a docstring."""
+    modules = [provider.module for provider in domains.verbs()[verb]]
+    declared = Declaration(Signature(), {})
+    for module in [*modules, RUN_VERBS[verb]] if verb in RUN_VERBS else modules:
+        spec = find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name == verb:
+                arguments = node.args.args
+                defaults = [Parameter.empty] * (len(arguments) - len(node.args.defaults))
+                defaults += [ast.literal_eval(default) for default in node.args.defaults]
+                kind, parameters = Parameter.POSITIONAL_OR_KEYWORD, []
+                for argument, default in zip(arguments, defaults):
+                    annotation = "" if argument.annotation is None else ast.unparse(argument.annotation)
+                    parameters.append(Parameter(argument.arg, kind, default=default, annotation=annotation))
+                explanations = {
+                    name: " ".join(text.split()).removesuffix(".")
+                    for names, text in _EXPLANATION.findall(inspect.cleandoc(ast.get_docstring(node) or ""))
+                    for name in names.split(", ")
+                }
+                declared = Declaration(Signature(parameters), explanations)
+        if declared.explanations:
+            break
+    return declared

@@ -40,8 +40,14 @@ class LocalVerbs:
     ) -> str:
         """Continue a prompt, or each of several prompts.
 
-        max_new_tokens, stop: when to stop; see Limits.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed: how to sample tokens; see Sampling.
+        max_new_tokens: maximum number of new tokens.
+        temperature: sampling temperature; 0 is greedy.
+        top_k: sample only from the K most probable tokens.
+        top_p: sample from the most probable tokens with total probability P.
+        min_p: drop tokens less probable than P times the most probable one.
+        repetition_penalty: penalty on repeated tokens; 1 turns it off.
+        stop: stop before this string.
+        seed: the seed of the sampled tokens.
 
         Raises UserError for a model that does not generate text, and for a prompt that is too long.
         """
@@ -87,8 +93,10 @@ class LocalVerbs:
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
-        beam, length_penalty: the beam search; a beam of 1 is greedy. By default as in the run's evaluation.
-        temperature, seed: sample instead of beam search.
+        beam: beams per line; 1 is greedy (default: as in the run's evaluation, or 4).
+        length_penalty: length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6).
+        temperature: sample at this temperature instead of beam search.
+        seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
 
@@ -180,9 +188,10 @@ class LocalVerbs:
         """Transcribe a recording, or each of several, with timestamps. Pass files or samples at 16 kHz, [N] or [N,
         channels].
 
-        language: None detects it in the first 30 s.
+        language: spoken language, such as en or de (default: detected in the first 30 s).
         task: "translate" translates into English.
-        prompt: text assumed to precede the recording.
+        beam: beams at temperature 0.
+        prompt: text assumed to precede the audio; sets names, spelling and style.
         words: also return the time of each word.
         vad: skip parts without speech.
 
@@ -211,7 +220,9 @@ class LocalVerbs:
 
         Images are files or pixels, uint8 [height, width, 3].
 
-        beam: the beam width; 1 is greedy.
+        beam: beams per image; 1 is greedy.
+        length_penalty: length penalty, GNMT's alpha.
+        n_best: captions per image, best first.
 
         Raises UserError for a model that does not caption images.
         """
@@ -241,6 +252,8 @@ class LocalVerbs:
         """The `top` most probable tokens for each mask of a text, or of each of several.
 
         A mask is [MASK], <mask>, or the tokenizer's own mask token.
+
+        top: number of words per mask, most probable first.
         """
         ...
     @overload
@@ -256,8 +269,8 @@ class LocalVerbs:
         Images are files or pixels, uint8 [height, width, 3] or [height, width]. Audio is a file or samples at 16 kHz,
         [N].
 
-        truncate: cut text, and use the middle of audio, that is longer than the model's input; otherwise it raises
-        an error.
+        truncate: truncate text that is too long for the model, and use the middle of audio that is too long; otherwise
+        both are errors.
 
         Raises UserError for a model without classes.
         """
@@ -274,14 +287,17 @@ class LocalVerbs:
         """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
         at most `top_n`.
 
-        truncate: cut inputs that are too long, the longer of the two texts first; otherwise they raise an error.
+        truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
 
         Raises UserError for a model that does not have exactly one output.
         """
         ...
     @overload
     def tag(self, texts: str, truncate: bool = ...) -> _understanding.TaggedWords:
-        """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words."""
+        """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words.
+
+        truncate: truncate text that is too long for the model.
+        """
         ...
     @overload
     def tag(
@@ -299,6 +315,8 @@ class LocalVerbs:
 
         For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
         class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
+
+        truncate: truncate text that is too long for the model.
         """
         ...
     @overload
@@ -307,6 +325,8 @@ class LocalVerbs:
 
         A model with a joint space for images and texts takes both; a string that is an image path stands
         for the image.
+
+        truncate: truncate text that is too long for the model.
         """
         ...
     @overload
@@ -338,11 +358,13 @@ class LocalVerbs:
         and the success rate for a robot policy; `results` has them per target return or task.
 
         env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
-        episodes: the number of episodes; episode i starts from seed `seed` + i.
+        episodes: episodes per target return or task.
+        seed: episode i starts from this seed + i.
         render: the path for a video of the first `render_episodes` episodes, at `speed` times real time.
         target_return: the target return of a trajectory model.
-        draw: whether agents and trajectory models sample their actions (None: as in the run).
-        execute, ensemble: robot policies: actions to execute per chunk, and temporal ensembling ("run": as in the run).
+        draw: sample actions instead of taking the best (default: as in the run).
+        execute: robot policy: actions to execute from each predicted chunk (default: as in the run).
+        ensemble: robot policy: temporal ensembling coefficient (default: as in the run).
 
         Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
         """
@@ -369,6 +391,8 @@ class LocalVerbs:
         Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
         raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
         and for series that are too short or have a different time step.
+
+        steps: steps to forecast (default: the run's horizon).
         """
         ...
     @overload
@@ -382,7 +406,10 @@ class LocalVerbs:
     @overload
     def score(self, texts: _text.Texts, sources: str | _text.Texts | None = ...) -> list[list[float]]: ...
     def attention(self, text: str, target: str | None = None) -> _text.Attention:
-        """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation."""
+        """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation.
+
+        target: target text for a translation model (default: its own translation).
+        """
         ...
     def logits(self, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
         """Logits after each token, Float[B, T, C], for `ids` Int[B, T]. An encoder-decoder also needs the ids of the
@@ -401,8 +428,8 @@ class LocalVerbs:
         split: "train", "validation", "test" or "all"; by default all of `data`, otherwise the run's test split (the
         validation split if there is no test split). For images and audio with a named test split, that split of
         `data` is the default, otherwise its validation split. "split" in the result names the split used.
-        limit: the maximum number of samples.
-        stride: for language models, evaluate in overlapping windows.
+        limit: maximum number of samples.
+        stride: language models: evaluate in overlapping windows that advance by N tokens.
 
         A published model can be evaluated on `data` as a language model, or as an image and text model. For a run,
         "note" in the result explains how the data differs from the training data, if it does.
@@ -490,8 +517,14 @@ class RemoteVerbs:
     ) -> str:
         """Continue a prompt, or each of several prompts.
 
-        max_new_tokens, stop: when to stop; see Limits.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed: how to sample tokens; see Sampling.
+        max_new_tokens: maximum number of new tokens.
+        temperature: sampling temperature; 0 is greedy.
+        top_k: sample only from the K most probable tokens.
+        top_p: sample from the most probable tokens with total probability P.
+        min_p: drop tokens less probable than P times the most probable one.
+        repetition_penalty: penalty on repeated tokens; 1 turns it off.
+        stop: stop before this string.
+        seed: the seed of the sampled tokens.
 
         Raises UserError for a model that does not generate text, and for a prompt that is too long.
         """
@@ -537,8 +570,10 @@ class RemoteVerbs:
     ) -> str:
         """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
-        beam, length_penalty: the beam search; a beam of 1 is greedy. By default as in the run's evaluation.
-        temperature, seed: sample instead of beam search.
+        beam: beams per line; 1 is greedy (default: as in the run's evaluation, or 4).
+        length_penalty: length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6).
+        temperature: sample at this temperature instead of beam search.
+        seed: the seed of the samples.
         scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
         log probability per token.
 
@@ -623,7 +658,9 @@ class RemoteVerbs:
 
         Images are files or pixels, uint8 [height, width, 3].
 
-        beam: the beam width; 1 is greedy.
+        beam: beams per image; 1 is greedy.
+        length_penalty: length penalty, GNMT's alpha.
+        n_best: captions per image, best first.
 
         Raises UserError for a model that does not caption images.
         """
@@ -653,6 +690,8 @@ class RemoteVerbs:
         """The `top` most probable tokens for each mask of a text, or of each of several.
 
         A mask is [MASK], <mask>, or the tokenizer's own mask token.
+
+        top: number of words per mask, most probable first.
         """
         ...
     @overload
@@ -668,8 +707,8 @@ class RemoteVerbs:
         Images are files or pixels, uint8 [height, width, 3] or [height, width]. Audio is a file or samples at 16 kHz,
         [N].
 
-        truncate: cut text, and use the middle of audio, that is longer than the model's input; otherwise it raises
-        an error.
+        truncate: truncate text that is too long for the model, and use the middle of audio that is too long; otherwise
+        both are errors.
 
         Raises UserError for a model without classes.
         """
@@ -686,14 +725,17 @@ class RemoteVerbs:
         """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
         at most `top_n`.
 
-        truncate: cut inputs that are too long, the longer of the two texts first; otherwise they raise an error.
+        truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
 
         Raises UserError for a model that does not have exactly one output.
         """
         ...
     @overload
     def tag(self, texts: str, truncate: bool = ...) -> _understanding.TaggedWords:
-        """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words."""
+        """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words.
+
+        truncate: truncate text that is too long for the model.
+        """
         ...
     @overload
     def tag(
@@ -711,6 +753,8 @@ class RemoteVerbs:
 
         For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
         class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
+
+        truncate: truncate text that is too long for the model.
         """
         ...
     @overload
@@ -719,6 +763,8 @@ class RemoteVerbs:
 
         A model with a joint space for images and texts takes both; a string that is an image path stands
         for the image.
+
+        truncate: truncate text that is too long for the model.
         """
         ...
     @overload

@@ -80,8 +80,14 @@ class LoRAConfig(AdapterConfig):
 
     def attach(self, model: nn.Module, seed: int) -> None:
         projections = list(target_projections(model))
-        names = {name for target in projections for name in target.names}
-        selected = self._selected_names(names)
+        known = {name for target in projections for name in target.names}
+        selected: set[str] = set()
+        for wanted in self.targets:
+            matching = known - set(_EXCLUDED) if wanted == "all" else {wanted, *GROUPS.get(wanted, ())} & known
+            if not matching:
+                suggestion = nearest(wanted, [*known, *GROUPS, "all"])
+                raise ConfigError(f"adapter.targets: the model has no projection {wanted!r}; {suggestion}")
+            selected |= matching
         generator = torch.Generator().manual_seed(seed)
         for target in projections:
             chosen = tuple(i for i, name in enumerate(target.names) if name in selected)
@@ -104,18 +110,6 @@ class LoRAConfig(AdapterConfig):
         }
         settings = AdapterSettings(self.rank, self.alpha, self.dropout, self.rslora, start)
         save_adapter(directory, model, factors, fresh, settings, family)
-
-    def _selected_names(self, known: Collection[str]) -> set[str]:
-        wanted: set[str] = set()
-        for target in self.targets:
-            matching = (
-                set(known) - set(_EXCLUDED) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
-            )
-            if not matching:
-                suggestion = nearest(target, [*known, *GROUPS, "all"])
-                raise ConfigError(f"adapter.targets: the model has no projection {target!r}; {suggestion}")
-            wanted |= matching
-        return wanted
 
 
 class TargetProjection(NamedTuple):
@@ -214,5 +208,4 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 def _adapter_tensor_names(paths: Iterable[str]) -> set[str]:
     """The names of the adapter tensors."""
-
     return {f"{path}.lora.{part}" for path in paths for part in ("a", "b")}

@@ -15,7 +15,7 @@ from headway.formats.tensorfile import read_tensors, write_tensors
 from headway.io.durable import atomic_write, find_damage, is_sealed, remove, seal, write_json
 from headway.io.outputs import check_folder
 from headway.learn.learner import Learner
-from headway.learn.run_schemas import Progress, read_progress
+from headway.learn.run import Progress, read_progress
 
 _VERSION = 1
 
@@ -75,7 +75,19 @@ class Checkpoints:
         """Rename damaged checkpoints and return a message for each, with the damage and the new path. If no intact
         checkpoint would be left, raise UserError without renaming any.
         """
-        problems = {path: problem for path in self.all() if (problem := _find_damage(path)) is not None}
+        problems: dict[Path, str] = {}
+        for path in self.all():
+            try:
+                if is_sealed(path):
+                    damage = find_damage(path)
+                    if damage:
+                        problems[path] = damage[0]
+                else:  # a checkpoint from an earlier version, without digests, only needs to be complete
+                    read_progress(path / "state.json", _VERSION)
+                    native.read_model(path / native.FILE)
+                    read_tensors(path / "optimizer.safetensors", "")
+            except UserError as error:
+                problems[path] = str(error).rpartition("; ")[0]
         if problems and len(problems) == len(self.all()):
             newest = list(problems.values())[-1]
             raise UserError(f"{newest}, and no intact checkpoint is left; restore one from a copy, or start a new run")
@@ -119,21 +131,6 @@ class Checkpoints:
             total += learner.flat.data
         learner.flat.data.copy_(total / len(paths))
         return len(paths)
-
-
-def _find_damage(path: Path) -> str | None:
-    """How a checkpoint is damaged, or None. A checkpoint from an earlier version, without digests, only needs to be
-    complete.
-    """
-    try:
-        if is_sealed(path):
-            return next(iter(find_damage(path)), None)
-        read_progress(path / "state.json", _VERSION)
-        native.read_model(path / native.FILE)
-        read_tensors(path / "optimizer.safetensors", "")
-    except UserError as error:
-        return str(error).rpartition("; ")[0]
-    return None
 
 
 def step_of(path: Path) -> int:

@@ -62,7 +62,7 @@ class Display:
         self.steps = steps  # the run's number of steps
         self._flop_per_token, self._unit = flop_per_token, unit
         self._peak_flops = next((peak * 1e12 for name, peak in _PEAK_TFLOPS.items() if name in device), None)
-        self._speed = SpeedAverage()
+        self.speed = SpeedAverage()
         self._next = 0.0
 
     def print_line(self, text: str) -> None:
@@ -82,14 +82,14 @@ class Display:
         now = time.perf_counter()
         if now < self._next and step < self.steps:
             return
-        self._speed.update({"step": step, "tokens": tokens, "computed": computed})
-        self._next = now + (self.interval if self._speed.values else min(1.0, self.interval))
+        self.speed.update({"step": step, "tokens": tokens, "computed": computed})
+        self._next = now + (self.interval if self.speed.values else min(1.0, self.interval))
         parts = [f"step {step:,}/{self.steps:,}"]
         if not math.isnan(loss):  # not yet known in the first steps
             parts.append(f"loss {loss:.4f}")
-        if self._speed.values:
-            parts.append(f"{self._speed.values['tokens']:,.0f} {self._unit}s/s")
-            flops, steps_per_second = self._speed.values["computed"] * self._flop_per_token, self._speed.values["step"]
+        if self.speed.values:
+            parts.append(f"{self.speed.values['tokens']:,.0f} {self._unit}s/s")
+            flops, steps_per_second = self.speed.values["computed"] * self._flop_per_token, self.speed.values["step"]
             if self._peak_flops:
                 parts.append(f"MFU {flops / self._peak_flops:.0%}")
             else:
@@ -97,13 +97,6 @@ class Display:
             if steps_per_second > 0:
                 parts.append(f"{format_duration((self.steps - step) / steps_per_second)} left")
         self.show(step, " · ".join(parts))
-
-    def pause(self) -> None:
-        """Exclude the time until `resume` is called from the speed."""
-        self._speed.pause()
-
-    def resume(self) -> None:
-        self._speed.resume()
 
     def close(self) -> None:
         pass

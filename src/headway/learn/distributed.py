@@ -32,13 +32,6 @@ _HEARTBEAT_SECONDS, _MAX_MISSED = 5.0, 60
 _FINISHED = 1 << 40  # more heartbeats than any process sends
 
 
-def is_main_process() -> bool:
-    """Whether this is the main process, according to torchrun's environment. A single process is always the main
-    process.
-    """
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 class Processes:
     """The processes that train one model. With a single process, every operation is free.
 
@@ -218,25 +211,20 @@ class CarriedStates:
 
     def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         """Load saved states; raise UserError if they do not belong to this model and step."""
-        template = self.objective.initial_state(model, 1)
+        template, device = self.objective.initial_state(model, 1), next(model.parameters()).device
         for index in range(len(self._states)):
-            stream = self.processes.rank + index * self.processes.world
-            self._states[index] = _load_state(template, state, f"carried.{stream}", model)
+            stream, indices = self.processes.rank + index * self.processes.world, count()
+
+            def tensor(_: Tensor, stream: int = stream, indices: Iterator[int] = indices) -> Tensor:
+                key = f"carried.{stream}.{next(indices)}"
+                if key not in state:
+                    raise UserError(f"the checkpoint has no recurrent state {key}; start a new run")
+                return state[key].to(device)
+
+            self._states[index] = tree_map(tensor, template)
 
 
 def _flatten(states: State) -> list[Tensor]:
     tensors: list[Tensor] = []
     tree_map(tensors.append, states)
     return tensors
-
-
-def _load_state(template: State, saved: dict[str, Tensor], name: str, model: nn.Module) -> State:
-    device, indices = next(model.parameters()).device, count()
-
-    def tensor(_: Tensor) -> Tensor:
-        key = f"{name}.{next(indices)}"
-        if key not in saved:
-            raise UserError(f"the checkpoint has no recurrent state {key}; start a new run")
-        return saved[key].to(device)
-
-    return tree_map(tensor, template)

@@ -96,18 +96,6 @@ class TrainingOrder(Protocol):
         ...
 
 
-class EvaluationOrder(Protocol):
-    """The order of evaluation."""
-
-    def single_pass(self, shard: Shard = FULL_SHARD) -> Iterator[Int[np.ndarray, "B"]]:
-        """Batches that contain each sample once."""
-        ...
-
-
-class Order(TrainingOrder, EvaluationOrder, Protocol):
-    """An order for both training and evaluation."""
-
-
 class FixedSizeBatches(NamedTuple):
     """Batches of `size` samples. Batch k covers positions k size, ..., (k + 1) size - 1 in a stream of epochs, which
     are shuffled if there is a seed. A single pass is in index order.
@@ -160,6 +148,7 @@ class LengthBatches(NamedTuple):
         yield from self.plan.in_order()[shard.rank :: shard.world]
 
 
+Order = FixedSizeBatches | LengthBatches
 Contents = Mapping[str, Sequence[np.ndarray | Sequence[str]]]
 
 
@@ -176,7 +165,7 @@ class Samples(Protocol):
 
     def training_order(self) -> TrainingOrder: ...
 
-    def evaluation_order(self) -> EvaluationOrder: ...
+    def evaluation_order(self) -> Order: ...
 
     def limited_to(self, limit: int | None) -> Samples:
         """A representative subset with at most `limit` samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -40,18 +40,13 @@ from headway.nn.models.patches import Grid, resize_positions
 
 
 def prepare_for_training(model: nn.Module, recipe: Recipe, fresh: Collection[str]) -> nn.Module:
-    """`model` as the recipe trains it: with its adapter, trainable `fresh` parameters, and the parts in `train.frozen`
-    frozen.
+    """`model` as the recipe trains it: with its adapter, trainable `fresh` parameters, and without gradients for what
+    `train.frozen` matches: model parts ("tower", "decoder.stack"), parameters, or patterns for either ("*.bias").
+    Raises ConfigError for a name without a match.
     """
-    return freeze(with_adapter(model, recipe.adapter, fresh, recipe.train.seed), recipe.train.frozen)
-
-
-def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Freeze the parameters that `names` match: model parts ("tower", "decoder.stack"), parameters, or patterns for
-    either ("*.bias"). Raises ConfigError for a name without a match.
-    """
+    with_adapter(model, recipe.adapter, fresh, recipe.train.seed)
     parameters = dict(model.named_parameters())
-    for name in names:
+    for name in recipe.train.frozen:
         matching = [p for key, p in parameters.items() if any(fnmatchcase(part, name) for part in _parent_names(key))]
         if not matching:
             suggestion = nearest(name, sorted({part for key in parameters for part in _parent_names(key)}))
@@ -102,19 +97,6 @@ def open_start(start: str) -> OpenedModel:
     return pretrained
 
 
-def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra_files: Iterable[str]) -> None:
-    """Copy the pretrained model's other files (tokenizers, usage, files named by a task) into `directory`."""
-    if pretrained.codec is not None:
-        pretrained.codec.save(directory)
-    for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source tokenizer of a translation model
-        (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
-    pretrained.usage.save(directory)
-    for name in extra_files:
-        if (named_folder(start) / name).is_file():
-            shutil.copyfile(named_folder(start) / name, directory / name)
-
-
 def open_new_task(recipe: Recipe, directory: Path) -> Task:
     """`open_task` for a new run in `directory`, with the tokenizer of the model that it starts from.
 
@@ -123,9 +105,24 @@ def open_new_task(recipe: Recipe, directory: Path) -> Task:
     """
     if recipe.start is None:
         return open_task(recipe, directory)
-    with TemporaryDirectory() as workspace:
-        copy_start_files(open_start(recipe.start), recipe.start, Path(workspace), recipe.task.extra_files)
-        return open_task(recipe, Path(workspace))
+    pretrained, folder = open_start(recipe.start), named_folder(recipe.start)
+    with TemporaryDirectory() as temporary:
+        workspace = Path(temporary)
+        if pretrained.codec is not None:
+            pretrained.codec.save(workspace)
+        pretrained.usage.save(workspace)
+        source_tokenizers = [file.relative_to(folder) for file in folder.glob(f"*/{TOKENIZER}")]  # for translation
+        for name in (*source_tokenizers, *recipe.task.extra_files):
+            if (folder / name).is_file():
+                (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, workspace / name)
+        return open_task(recipe, workspace)
+
+
+def adapted_model(recipe: Recipe, task: Task) -> ModelConfig:
+    """The recipe's model with the settings that depend on the data."""
+    model = task.adapt(recipe.model)
+    return model if recipe.start is None else keep_vocabulary(model, recipe.model)
 
 
 def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
@@ -154,8 +151,16 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
     fresh = tuple(key for key in shapes if key not in matched)
     for key in fresh:
         if key in pretrained_tensors and not _in_head(key):
+            shape, pretrained_shape = shapes[key], pretrained_tensors[key].shape
+            for setting in _SHAPE_SETTINGS:
+                ours, theirs = getattr(config, setting), getattr(pretrained_config, setting)
+                if ours != theirs and (ours or 0) in shape and (theirs or 0) in pretrained_shape:
+                    raise ConfigError(
+                        f"model.{setting}={ours} does not fit the weights of {name}, which have {theirs}; remove it"
+                    )
             raise ConfigError(
-                _mismatch_message(config, pretrained_config, key, shapes[key], pretrained_tensors[key].shape, name)
+                f"the model's {key} has shape {tuple(shape)}, but that of {name} has {tuple(pretrained_shape)}; "
+                "remove the settings that change the model's shape"
             )
     if all(_in_head(key) for key in matched):
         raise ConfigError(
@@ -184,23 +189,18 @@ def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
         {key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors
     ).items():
         tensors[key].copy_(pretrained_tensors[source])
-    _rescale_number_head(model, start)
-    grids = _grids(model.config, start.config)
-    if grids is not None:
-        prefix = tensors[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
-        patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
-        tensors[_POSITIONS].copy_(torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
-
-
-def _rescale_number_head(model: nn.Module, start: nn.Module) -> None:
-    """Adjust a copied regression head so that it predicts the same numbers under its new scale and shift."""
     heads, pretrained_heads = (getattr(module, "heads", {}) for module in (model, start))
-    if NUMBER in heads and NUMBER in pretrained_heads:
+    if NUMBER in heads and NUMBER in pretrained_heads:  # predict the same numbers under the new scale and shift
         head, pretrained_head = heads[NUMBER], pretrained_heads[NUMBER].config
         ratio, shift = pretrained_head.scale / head.config.scale, pretrained_head.shift - head.config.shift
         head.project.weight.mul_(ratio)
         if head.project.bias is not None:
             head.project.bias.mul_(ratio).add_(shift / head.config.scale)
+    grids = _grids(model.config, start.config)
+    if grids is not None:
+        prefix = tensors[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
+        patches = resize_positions(pretrained_tensors[_POSITIONS][prefix:].float(), *grids)
+        tensors[_POSITIONS].copy_(torch.cat([pretrained_tensors[_POSITIONS][:prefix], patches]))
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, started: bool, saves_base: bool) -> nn.Module:
@@ -256,25 +256,6 @@ def _grids(config: Any, pretrained_config: Any) -> tuple[Grid, Grid] | None:
 
 def _in_head(key: str) -> bool:
     return "heads" in key.split(".")
-
-
-def _mismatch_message(
-    config: ModelConfig,
-    pretrained_config: ModelConfig,
-    key: str,
-    shape: torch.Size,
-    pretrained_shape: torch.Size,
-    name: str,
-) -> str:
-    """The error message for a setting or, failing that, a tensor that does not fit the weights."""
-    for setting in _SHAPE_SETTINGS:
-        ours, pretrained = getattr(config, setting), getattr(pretrained_config, setting)
-        if ours != pretrained and (ours or 0) in shape and (pretrained or 0) in pretrained_shape:
-            return f"model.{setting}={ours} does not fit the weights of {name}, which have {pretrained}; remove it"
-    return (
-        f"the model's {key} has shape {tuple(shape)}, but that of {name} has {tuple(pretrained_shape)}; "
-        "remove the settings that change the model's shape"
-    )
 
 
 def _blocks(config: Any) -> Iterator[BlockConfig]:

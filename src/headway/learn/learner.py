@@ -87,11 +87,17 @@ class Learner:
         processes.
         """
         train, tail = self.recipe.train, self.flat.tail
-        self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
+        # A 63-bit seed, far from the seeds for neighbouring steps and ranks.
+        counter = (train.seed + (step - 1) * GOLDEN_GAMMA + self.processes.rank * 0xD1342543DE82EF95) % (1 << 64)
+        self._generator.manual_seed(int(splitmix64(np.uint64(counter))) >> 1)
         self.flat.zero_grads()
         names, is_divided = (), False
         with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
-            counts = self._counts(batches)
+            counts, batch_counts = None, [self.task.objective.counts(batch) for batch in batches]
+            if batch_counts[0]:  # the task knows the count of each loss over the whole step in advance
+                sums = [sum(c[name] for c in batch_counts) for name in batch_counts[0]]
+                totals = self.processes.sum(torch.tensor(sums, dtype=torch.float64).to(self.device))
+                counts = dict(zip(batch_counts[0], totals.tolist()))
             for index, batch in enumerate(batches):
                 batch = batch.to(self.device)
                 if self._carried_states is not None:
@@ -103,7 +109,11 @@ class Learner:
             tail[_STOP_INDEX] += float(stop)
             tail[_TOKENS_INDEX] += sum(batch.tokens for batch in batches)
             self.processes.sum(self.flat.grads_and_tail)
-            norm = self._scale_gradient(1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1), train.clip)
+            scale = 1.0 if is_divided else 1 / tail[_LOSSES_INDEX].clamp(min=1)
+            norm = torch.linalg.vector_norm(self.flat.grads) * scale
+            if train.clip is not None:
+                scale = scale * (train.clip / (norm + 1e-6)).clamp(max=1)
+            self.flat.grads.mul_(scale)
             self.optimizer.step(self.recipe.schedule.factor(step, train.steps))
         if self.average is not None:  # the first steps count more, because it still contains the initial weights
             decay = min(train.ema or 0.0, (1 + step) / (10 + step))
@@ -169,15 +179,6 @@ class Learner:
                     raise UserError(f"the checkpoint has no average.{name}; remove train.ema, or start a new run")
                 parameter.copy_(state[f"average.{name}"])
 
-    def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
-        """The count of each loss over the whole step, if the task knows them in advance."""
-        batch_counts = [self.task.counts(batch) for batch in batches]
-        if not batch_counts[0]:
-            return None
-        names = list(batch_counts[0])
-        sums = torch.tensor([sum(c[name] for c in batch_counts) for name in names], dtype=torch.float64)
-        return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))
-
     def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, is_only_batch: bool) -> bool:
         """Add a micro-batch's gradient; return whether it is already divided by counts.
 
@@ -201,27 +202,11 @@ class Learner:
         total_loss.backward()
         return is_divided
 
-    def _scale_gradient(self, scale: Tensor | float, clip: float | None) -> Tensor:
-        """Multiply the gradient by `scale` and clip it; returns its norm before clipping."""
-        grads = self.flat.grads
-        norm = torch.linalg.vector_norm(grads) * scale
-        if clip is not None:
-            scale = scale * (clip / (norm + 1e-6)).clamp(max=1)
-        grads.mul_(scale)
-        return norm
-
 
 def _compiled_gelu() -> GeluPasses:
     from headway.engine.slopes import GELU_TANH  # imports LLVM, which small models do not need
 
     return GELU_TANH
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed, far from the seeds for neighbouring steps and ranks."""
-
-    counter = (seed + (step - 1) * GOLDEN_GAMMA + rank * 0xD1342543DE82EF95) % (1 << 64)
-    return int(splitmix64(np.uint64(counter))) >> 1
 
 
 def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:

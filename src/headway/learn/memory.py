@@ -72,8 +72,8 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
     }
 
 
-def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
-    """Raise UserError if a run does not fit in free memory, before it allocates any."""
+def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> int:
+    """The bytes of memory that a run holds throughout. Raises UserError if they do not fit in free memory."""
     parts = training_bytes(recipe, model, fresh)
     remedy = "lower model.width or model.depth"
     if "cells" in shortcuts(type(recipe.model)):
@@ -81,3 +81,4 @@ def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], devic
     if parts["optimiser"]:
         remedy += ", or use optim=sgd, which has no optimiser state"
     check_free_memory(f"training {recipe.name} (without batches)", parts, device, remedy)
+    return sum(parts.values())

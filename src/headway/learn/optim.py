@@ -45,35 +45,24 @@ class FlatParameters:
                 end += -(-parameters[name].numel() // step) * step
             self.segments.append(slice(start, end))
         self.data = first.new_zeros(end)
-        self._grads = first.new_zeros(end + _TAIL_LENGTH)
-        self.grads = self._grads[:end]
-        self.tail = self._grads[end:]
-        self._move(parameters)
-
-    @torch.no_grad()
-    def _move(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.grads_and_tail = first.new_zeros(end + _TAIL_LENGTH)
+        self.grads, self.tail = self.grads_and_tail[:end], self.grads_and_tail[end:]
         gradients = dict(self.views(self.grads))
-        for name, view in self.views(self.data):
-            view.copy_(parameters[name])
-            parameters[name].data = view
-            parameters[name].grad = gradients[name]
+        with torch.no_grad():
+            for name, view in self.views(self.data):
+                view.copy_(parameters[name])
+                parameters[name].data = view
+                parameters[name].grad = gradients[name]
 
     def views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
         """Views of a tensor laid out like `data`, one per parameter, by name."""
         for name in self.names:
-            yield name, self.view(flat, name)
-
-    def view(self, flat: Float[Tensor, "N"], name: str) -> Tensor:
-        shape, start = self.shapes[name], self.offsets[name]
-        return flat[start : start + shape.numel()].view(shape)
-
-    @property
-    def grads_and_tail(self) -> Float[Tensor, "M"]:
-        return self._grads
+            shape, start = self.shapes[name], self.offsets[name]
+            yield name, flat[start : start + shape.numel()].view(shape)
 
     def zero_grads(self) -> None:
         """Zero the gradients and the tail."""
-        self._grads.zero_()
+        self.grads_and_tail.zero_()
 
 
 class UpdateRule(Protocol):
@@ -354,8 +343,17 @@ class Muon:
             members = list(group)
             count = sum(data.shape[0] * data.shape[1] for data, _ in members)
             batch = torch.empty(count, *shape, dtype=dtype, device=self.data.device)
+            slice_views, start = [], 0
+            for data, direction in members:
+                rows, columns = data.shape[-2:]
+                part = data.shape[0] * data.shape[1]
+                if rows > columns:
+                    data, direction = data.mT, direction.mT
+                batch_part, scale = batch[start : start + part].view(data.shape), math.sqrt(max(1.0, rows / columns))
+                slice_views.append(_SliceViews(data, direction, batch_part, scale))
+                start += part
             self._batches.append(batch)
-            self._views.append(list(_slice_views(members, batch)))
+            self._views.append(slice_views)
 
     def step(self, factor: float, count: int) -> None:
         lr = self.config.lr * factor
@@ -392,15 +390,3 @@ def _views(
                 for tensor in (flat.data, flat.grads)
             )
             start += count
-
-
-def _slice_views(members: list[tuple[Tensor, Tensor]], batch: Tensor) -> Iterator[_SliceViews]:
-    start = 0
-    for data, direction in members:
-        rows, columns = data.shape[-2:]
-        scale = math.sqrt(max(1.0, rows / columns))
-        if rows > columns:
-            data, direction = data.mT, direction.mT
-        count = data.shape[0] * data.shape[1]
-        yield _SliceViews(data, direction, batch[start : start + count].view(data.shape), scale)
-        start += count

@@ -116,19 +116,13 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
     TF32 for the remaining fp32 products. fp32 means full fp32 on both.
     """
     if device.type == "cuda":
-        backend, value = torch.backends.cuda.matmul, "tf32" if precision == "bf16" else "ieee"
-        with _setting(backend, value), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        backend: Any = torch.backends.cuda.matmul
+        previous, backend.fp32_precision = backend.fp32_precision, "tf32" if precision == "bf16" else "ieee"
+        try:
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+                yield
+        finally:
+            backend.fp32_precision = previous
     else:
         with kernels.products("bf16" if precision == "bf16" else "fp32"):
             yield
-
-
-@contextmanager
-def _setting(backend: Any, value: str) -> Iterator[None]:
-    previous = backend.fp32_precision
-    backend.fp32_precision = value
-    try:
-        yield
-    finally:
-        backend.fp32_precision = previous

@@ -18,7 +18,7 @@ from headway.io.durable import read_json, write_text
 from headway.io.files import format_path
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
-from headway.learn.schedule import CosineConfig, ScheduleConfig
+from headway.learn.schedule import CosineConfig, ScheduleConfig, WSDConfig
 from headway.learn.task import Task
 from headway.nn.models import ModelConfig
 
@@ -298,3 +298,19 @@ def batch_tokens_of(recipe: Recipe, noun: str) -> int:
             "counted in tokens, so set only train.batch_tokens"
         )
     return train.batch_tokens
+
+
+def generic(
+    name: str,
+    domain: str,
+    description: str,
+    *,
+    model: ModelConfig,
+    task: TaskConfig,
+    optim: OptimConfig,
+    train: TrainConfig,
+    expected: str,
+) -> Recipe:
+    """A recipe without data of its own, for any number of steps: the warm-up and the decay are shares of them."""
+    schedule = WSDConfig(warmup=0.02, decay=0.6)
+    return Recipe(name, domain, description, (), model, task, optim, schedule, train, expected)

@@ -1,30 +1,219 @@
-"""A run: its directory, its recipe and the trained model."""
+"""A run: its directory and the schemas of its files, its recipe and the trained model."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import torch
 from torch import nn
 
-from headway.config import from_dict
-from headway.errors import UserError
+from headway.config import Range, from_dict
+from headway.errors import ConfigError, UserError
 from headway.formats import native
-from headway.io.durable import DIGESTS_FILE, compute_digests, read_json, remove, write_json
+from headway.io.durable import DIGESTS_FILE, compute_digests, decode_json, read_json, remove, write_json
 from headway.io.files import open_file
 from headway.io.outputs import check_tree, open_run_file, visible_names
 from headway.io.summary_card import SummaryCard, main_scores, summary_repr
 from headway.learn.recipe import Recipe, check_model, read_recipe
-from headway.learn.run_schemas import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
+
+_MAX_SCORE = 1e100  # maximum score; larger ones are mistakes whose squares overflow
+_STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
+_REMEDY = "restore it from a copy"
+_NOISE_SAMPLES = 3.5  # accuracies that differ by fewer samples are considered equal
+_FRACTION_GOALS = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
+
+
+def check_scores(scores: Mapping[str, Any], path: str) -> None:
+    """Check scores by name: numbers or None, [low, high] in NAME_interval, and strings in NAME_signature. Raises
+    ConfigError for anything else.
+    """
+    for name, value in scores.items():
+        if value is None:
+            continue
+        if name in _STRING_FIELDS or name.endswith("_signature"):
+            is_valid, expected = isinstance(value, str), "a string"
+        elif name.endswith("_interval"):
+            is_valid = isinstance(value, list) and len(value) == 2 and all(map(_is_score, value))
+            expected = "two numbers"
+        else:
+            is_valid, expected = _is_score(value), "a number"
+        if not is_valid:
+            text = repr(value)
+            raise ConfigError(f"{path}: {name} is {text[:100]}{'...' * (len(text) > 100)}, not {expected}; {_REMEDY}")
+
+
+def _is_score(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _MAX_SCORE or not math.isfinite(value)
+
+
+def _check_interval(values: list[float], path: str) -> None:
+    if len(values) != 2:
+        raise ConfigError(f"{path} has {len(values)} numbers instead of the two ends of an interval; {_REMEDY}")
+
+
+Count = Annotated[int, Range(0)]
+Seconds = Annotated[float, Range(0, 1e12)]
+
+
+class PredictedLoss(TypedDict):
+    """The final loss predicted from an early evaluation."""
+
+    step: Count
+    loss: float
+    loss_interval: Annotated[list[float], _check_interval]
+
+
+class MetricsLine(TypedDict):
+    """A line in metrics.jsonl: the metrics for a step or, with a "split", the scores from an evaluation. The best
+    evaluation so far is also stored as such a line.
+    """
+
+    step: Count
+    split: NotRequired[str]
+
+
+def check_line(line: Mapping[str, Any], path: str) -> None:
+    """Check a step and scores; raise ConfigError for anything else."""
+    from_dict(MetricsLine, line, path)
+    check_scores(line, path)
+
+
+class FinalScores(TypedDict, total=False):
+    """Scores on the final split, or on part of it if time was short."""
+
+    split: Required[str]
+    judged: Count
+    judged_of: Count
+
+
+class Status(TypedDict, total=False):
+    """run.json."""
+
+    format: Required[int]
+    status: Required[Literal["running", "interrupted", "finished"]]
+    recipe: str
+    parameters: Required[Count]
+    steps: Required[Count]
+    step: Required[Count]
+    tokens: Required[Count]
+    epochs: Annotated[float, Range(0)] | None
+    trained: Count | None
+    seconds: Required[Seconds]
+    elapsed: Seconds | None
+    minutes: Seconds | None
+    precision: str
+    precision_reason: str
+    fresh: list[str]
+    goal: str
+    unit: str
+    best: Annotated[dict[str, Any], check_line] | None
+    forecast: PredictedLoss | None
+    data: dict[str, int | str]
+    scores: Annotated[FinalScores, check_scores] | None
+    samples: list[dict[str, str]]
+    remark: str
+    refitted: Count  # training and validation samples that the head was finally refitted to
+    judging_seconds: Seconds
+    report: str | None
+    packages: dict[str, str]
+    python: str
+    machine: dict[str, str | int | None]
+    device: str
+    threads: Count
+    deterministic: bool
+    processes: Count
+
+
+@dataclass
+class Progress:
+    """The progress of a run after `step` updates. state.json contains this and a version.
+
+    There is no random number generator state, because dropout is seeded from (seed, step) and the data order is a
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the number of evaluations since the
+    best one, and `forecast` the predicted final loss.
+    """
+
+    step: Count = 0
+    tokens: Count = 0
+    seconds: Seconds = 0.0
+    evaluated: Count = 0
+    stale: Count = 0
+    best: Annotated[dict[str, Any], check_line] | None = None
+    forecast: PredictedLoss | None = None
+
+    def record(self, metrics: dict[str, Any], goal: str, better: Literal["min", "max"]) -> bool:
+        """Record an evaluation; return whether it is the best so far.
+
+        If the goal differs by no more than chance (about three validation samples), the smaller loss is better.
+        """
+        is_best = math.isfinite(metrics[goal])
+        if is_best and self.best is not None:
+            gain = (metrics[goal] - self.best[goal]) * (1 if better == "max" else -1)
+            sample_count = metrics.get("words") or metrics.get("samples")
+            tolerance = _NOISE_SAMPLES / sample_count if goal in _FRACTION_GOALS and sample_count else 0.0
+            loss, best_loss = metrics.get("loss", math.inf), self.best.get("loss", math.inf)
+            is_best = gain > tolerance or (gain >= -tolerance and loss < best_loss)
+        if is_best:
+            self.best = {"step": self.step, **metrics}
+        self.stale = 0 if is_best else self.stale + 1
+        self.evaluated = self.step
+        return is_best
+
+
+def read_progress(path: Path, version: int) -> Progress:
+    """Read a checkpoint's state. Raises UserError for another version or a damaged file."""
+    data = read_json(path)
+    found_version = data.pop("version", None) if isinstance(data, dict) else None
+    if found_version != version:
+        raise ConfigError(
+            f"{path} has version {str(found_version)[:50]}, but this headway reads {version}; use the version that "
+            "wrote it"
+        )
+    missing = [field.name for field in fields(Progress) if field.name not in data]
+    if missing:
+        raise ConfigError(f"{path} has no {missing[0]!r}; {_REMEDY}")
+    progress = from_dict(Progress, data, str(path))
+    if f"step-{progress.step:08d}" != path.parent.name:
+        raise ConfigError(f"{path} is from step {progress.step:,}, but its folder is {path.parent.name}; {_REMEDY}")
+    return progress
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines in a metrics.jsonl. An incomplete last line, left by a killed process, is ignored."""
+    if not path.is_file():
+        return []
+    with open_file(path) as file:
+        content = file.read()
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(content.splitlines(keepends=True), 1):
+        source = f"{path}, line {number}"
+        try:
+            line = decode_json(text, source)
+        except UserError:
+            if text.endswith(b"\n"):
+                raise
+            break
+        check_line(line, source)
+        lines.append(line)
+    return lines
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT = 1
 _WITHOUT_DIGESTS = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders excluded from a run's digests
@@ -128,14 +317,19 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} cannot be written: {error.strerror}; choose another with --run"
                 ) from error
-            if not _acquire_lock(file):
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 file.seek(0)
                 holder = file.read(_MAX_PID_DIGITS).strip()
                 file.close()
                 raise UserError(
                     f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose "
                     "another directory with --run"
-                )
+                ) from None
+            except OSError:  # a file system without locks
+                pass
             with suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was just removed
                     file.truncate(0)
@@ -204,19 +398,6 @@ class RunDirectory:
             write_json(self.digests, compute_digests(self.path, _WITHOUT_DIGESTS))
 
 
-def _acquire_lock(file: IO[str]) -> bool:
-    """Lock a file; also True on systems without locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return True
-
-
 def free_directory(directory: Path) -> Path:
     """`directory`, or the first of `directory-2`, `directory-3`, ... that does not exist."""
     candidate, count = directory, 1
@@ -250,21 +431,18 @@ def open_recipe(directory: Path) -> Recipe:
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:
     """What a run's results depend on besides its recipe."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            processor = next(names, platform.machine())
+    except OSError:
+        processor = platform.processor() or platform.machine()
     return {
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {"system": platform.system(), "processor": processor, "cores": os.cpu_count()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "deterministic": is_deterministic(),
         "processes": world,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-            return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
 from headway.learn.formatting import format_duration, format_epochs
 from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
-from headway.learn.report.rendering import Picture, Sections, explain_low_scores, write_report
+from headway.learn.report.rendering import Picture, Sections, explain_low_scores
 
 TITLES = {
     "loss": "loss",
@@ -89,11 +89,6 @@ _NON_METRICS = (
 )
 
 
-def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
-    """Write a run's report into its directory. Raises UserError without the extra `report`."""
-    return write_report(run.directory, run_sections(run, pictures))
-
-
 def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
     """A run's report. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
     recipe, summary = run.recipe, run.summary
@@ -109,6 +104,9 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
     if refitted := summary.get("refitted"):
         sentences.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
     sentences += () if run.task is None else run.task.examples.remarks
+    machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
+    if summary.get("processes", 1) > 1:
+        machine["processes"] = summary["processes"]
     return Sections(
         title=run_title(run.directory, recipe.name),
         subtitle=recipe.description,
@@ -119,7 +117,20 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         pictures=pictures,
         notes=sentences,
         configuration={name: recipe_data[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
-        facts=_facts(summary, unit_of(run.task)),
+        facts={
+            "Machine": machine,
+            "Versions": {"python": summary.get("python"), **summary.get("packages", {})},
+            "Training": {
+                "steps": summary.get("step"),
+                f"{unit_of(run.task)}s": summary.get("tokens"),
+                **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
+                "parameters": summary.get("parameters"),
+                **({} if summary.get("trained") is None else {"trainable parameters": summary["trained"]}),
+                "training": format_duration(summary.get("seconds") or 0.0),
+                "including evaluations": format_duration(summary.get("elapsed") or 0.0),
+                "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
+            },
+        },
         command=repeat_command(run),
     )
 
@@ -129,7 +140,18 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
     scores.
     """
     scores = summary.get("scores") or {}
-    sentences = [*_training_note(summary), *(f"Plan: {reason}." for reason in reasons)]
+    sentences = []
+    if summary.get("step"):  # the training and the saved model
+        unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
+        amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {format_epochs(epochs)}")
+        is_early = summary["step"] < summary.get("steps", 0)
+        ending = f" and stopped before step {summary['steps']:,}" if is_early else ""
+        if "step" in best:
+            origin = f"from step {best['step']:,}" if best["step"] else "the initial model"
+            ending += f"; the best model is {origin}"
+        duration = format_duration(summary.get("seconds") or 0.0)
+        sentences.append(f"Trained for {summary['step']:,} steps ({amount}) in {duration}{ending}.")
+    sentences += [f"Plan: {reason}." for reason in reasons]
     if scores.get("judged") is not None:
         evaluated, total = scores["judged"], scores["judged_of"]
         sentences.append(
@@ -145,22 +167,6 @@ def run_title(directory: Path, name: str) -> str:
     """The title for a run or a comparison: the directory name, and `name`, the recipe or subject."""
     folder = directory.resolve().name
     return name if folder in ("", name) else f"{folder}: {name}"
-
-
-def _training_note(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence about the training and the saved model; empty for a summary without steps."""
-    if not summary.get("step"):
-        return []
-    unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
-    amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {format_epochs(epochs)}")
-    steps = f"{summary['step']:,} steps ({amount})"
-    is_early = summary["step"] < summary.get("steps", 0)
-    ending = f" and stopped before step {summary['steps']:,}" if is_early else ""
-    sentence = f"Trained for {steps} in {format_duration(summary.get('seconds') or 0.0)}{ending}."
-    if "step" not in best:
-        return [sentence]
-    best_text = f"from step {best['step']:,}" if best["step"] else "the initial model"
-    return [f"{sentence[:-1]}; the best model is {best_text}."]
 
 
 def _headline(run: Run) -> dict[str, Any]:
@@ -293,24 +299,6 @@ def drop_empty_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
 
 
-def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
-    machine = {**summary.get("machine", {}), "device": summary.get("device"), "threads": summary.get("threads")}
-    if summary.get("processes", 1) > 1:
-        machine["processes"] = summary["processes"]
-    time = {
-        "steps": summary.get("step"),
-        f"{unit}s": summary.get("tokens"),
-        **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
-        "parameters": summary.get("parameters"),
-        **({} if summary.get("trained") is None else {"trainable parameters": summary["trained"]}),
-        "training": format_duration(summary.get("seconds") or 0.0),
-        "including evaluations": format_duration(summary.get("elapsed") or 0.0),
-        "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
-    }
-    versions = {"python": summary.get("python"), **summary.get("packages", {})}
-    return {"Machine": machine, "Versions": versions, "Training": time}
-
-
 def repeat_command(run: Run) -> str:
     """The command that repeats the training (bit for bit on the same machine)."""
     words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
@@ -327,12 +315,10 @@ def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[s
 
     Samples of exact-match tasks are marked as right or wrong.
     """
-    exact = any(name in final for name in RATE_METRICS)
-    marked = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
+    exact, marked = any(name in final for name in RATE_METRICS), []
+    for sample in samples:
+        mark = {}
+        if exact and "output" in sample and "reference" in sample:
+            mark[""] = "✓" if sample["output"] in sample["reference"].split(" | ") else "✗"
+        marked.append({**mark, **sample})
     return replace(run, summary={**run.summary, "scores": dict(final), "samples": marked})
-
-
-def _mark(sample: Mapping[str, str]) -> dict[str, str]:
-    if "output" not in sample or "reference" not in sample:
-        return {}
-    return {"": "✓" if sample["output"] in sample["reference"].split(" | ") else "✗"}

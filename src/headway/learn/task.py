@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from headway.codecs import FILE, Codec, load_codec
 from headway.data import iter_chunks, text_sources
-from headway.formats.out_of_distribution import TrainingStatistics
 from headway.io.hub import named_folder
 from headway.learn.examples import FULL_SHARD, Batch, Examples, Shard
 from headway.learn.objective import Objective
@@ -47,22 +46,11 @@ class Task:
     def final_split(self) -> str:
         return self.examples.final_split
 
-    @property
-    def default_split(self) -> str:
-        return self.examples.default_split
-
-    @property
-    def split_names(self) -> tuple[str, ...]:
-        return self.examples.split_names
-
     def adapt(self, model: ModelConfig) -> ModelConfig:
         return self.objective.adapt(self.examples.adapt(model), self.examples)
 
     def batches(self, split: str, shard: Shard = FULL_SHARD, start: int = 0) -> Iterator[Batch]:
         return self.examples.batches(split, shard, start)
-
-    def counts(self, batch: Batch) -> dict[str, int]:
-        return self.objective.counts(batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return self.objective.loss(model, batch)
@@ -72,55 +60,16 @@ class Task:
             self._final_limit = limit
         return self.objective.evaluate(model, self.examples, split, limit)
 
-    def evaluate_strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
-        return self.objective.evaluate_strided(model, self.examples, split, stride, limit)
-
-    def failure_reason(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-        return self.objective.failure_reason(scores, best)
-
-    def stop_reason(self, scores: Mapping[str, Any]) -> str | None:
-        return self.objective.stop_reason(scores)
-
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
 
-    def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
-        return self.objective.fit_head(model, self.examples, fresh, limit)
-
-    def refit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> int:
-        return self.objective.refit_head(model, self.examples, fresh, limit)
-
-    def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
-        """Choose the finished model's decision settings on the validation split and save them; return lines for
-        people.
-        """
-        lines = self.objective.calibrate(model, self.examples, directory)
-        if lines:
-            self.save(directory)
-        return lines
-
-    def depth(self, model: nn.Module, limit: int) -> int | None:
-        return self.objective.depth(model, self.examples, limit)
-
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
-
-    def remark(self, model: nn.Module) -> str:
-        return self.objective.remark(model, self.examples)
 
     def pictures(self, model: nn.Module) -> list[Picture]:
         """Pictures for a run's report, from the samples that the final score was measured on."""
         examples = self.examples.limited(self.final_split, self._final_limit) if self._final_limit else self.examples
         return self.objective.pictures(model, examples)
-
-    def evaluation_growth(self, scores: Mapping[str, Any]) -> float:
-        return self.objective.evaluation_growth(scores)
-
-    def report_cost(self) -> float:
-        return self.objective.report_cost()
-
-    def input_statistics(self) -> TrainingStatistics | None:
-        return self.examples.input_statistics()
 
     def save(self, directory: Path) -> None:
         self.examples.save(directory)

@@ -150,7 +150,14 @@ def frame_rows(
                     f"{locate(index)} has {length} tokens, but the model reads at most {limit.max_length}; shorten "
                     "it, or allow truncation (task.truncate=true in training, --truncate)"
                 )
-            first_ids, second_ids = _truncate(first_ids, second_ids, max(0, limit.max_length - special_count))
+            available = max(0, limit.max_length - special_count)
+            if second_ids is None:
+                first_ids = first_ids[:available]
+            else:  # truncate the longer text first, as in BERT's code
+                shorter = min(len(first_ids), len(second_ids), available // 2)
+                is_first_longer = len(first_ids) >= len(second_ids)
+                first_ids = first_ids[: available - shorter if is_first_longer else shorter]
+                second_ids = second_ids[: shorter if is_first_longer else available - shorter]
         rows.append(frame.add_special_tokens(first_ids, second_ids))
         starts.append(len(frame.before) + len(first_ids) + len(frame.between))
     seconds = np.array(starts, np.int64) if second is not None and frame.typed else None
@@ -162,16 +169,6 @@ def concatenate_rows(rows: Sequence[Ids], dtype: type[np.signedinteger] = np.int
     offsets = np.zeros(len(rows) + 1, np.int64)
     offsets[1:] = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
     return np.fromiter(chain.from_iterable(rows), dtype, int(offsets[-1])), offsets
-
-
-def _truncate(first: Ids, second: Ids | None, max_length: int) -> tuple[Ids, Ids | None]:
-    """Truncate the longer text first, as in BERT's code."""
-    if second is None:
-        return first[:max_length], None
-    shorter = min(len(first), len(second), max_length // 2)
-    if len(first) >= len(second):
-        return first[: max_length - shorter], second[:shorter]
-    return first[:shorter], second[: max_length - shorter]
 
 
 def compute_in_batches(

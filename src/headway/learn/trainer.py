@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,29 +23,26 @@ from headway.learn.adapters import merged
 from headway.learn.checkpoint import Checkpoints, step_of
 from headway.learn.display import open_display
 from headway.learn.distributed import Processes
-from headway.learn.examples import Batch, OnPolicyExamples
+from headway.learn.examples import OnPolicyExamples
 from headway.learn.fine_tuning import (
     TensorMatch,
+    adapted_model,
     initial_model,
-    keep_vocabulary,
     match_tensors,
     open_start,
 )
-from headway.learn.fingerprint import check_equal_data, fingerprint
 from headway.learn.formatting import format_epochs, format_minutes
 from headway.learn.interrupts import Interrupts, UserInterrupt
-from headway.learn.learner import Learner, Update
+from headway.learn.learner import Learner
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
-from headway.learn.plan.budget import TimeBudget, plan_recipe
-from headway.learn.plan.law import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
-from headway.learn.plan.measure import Clock, Speed, measure_speed
-from headway.learn.plan.tuning import has_few_validation_samples
+from headway.learn.plan.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe
+from headway.learn.plan.plans import has_few_validation_samples
+from headway.learn.plan.scale import EARLY_FRACTION, LATE_FRACTION, LossPredictor, slope_of
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import Recipe, check_model, read_recipe, write_recipe
-from headway.learn.resume import extended_recipe, resumed_recipe, shortened_recipe
-from headway.learn.run import Run, RunDirectory, environment
-from headway.learn.run_schemas import PredictedLoss, Progress, read_metrics
+from headway.learn.resume import check_equal_data, extended_recipe, fingerprint, resumed_recipe, shortened_recipe
+from headway.learn.run import PredictedLoss, Progress, Run, RunDirectory, environment, read_metrics
 from headway.learn.task import Task, unit_of
 from headway.learn.training_log import MetricsFile, TrainingLog, check_loggers, open_loggers, truncate_metrics
 from headway.nn.models import (
@@ -101,10 +98,9 @@ class Trainer:
         if threads is not None:
             torch.set_num_threads(threads)
         self.processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-        model = task.adapt(recipe.model)
         self.recipe = replace(
             recipe,
-            model=model if recipe.start is None else keep_vocabulary(model, recipe.model),
+            model=adapted_model(recipe, task),
             task=replace(recipe.task, **task.chosen_settings),
             reasons=(*recipe.reasons, *(reason for reason in task.reasons if reason not in recipe.reasons)),
         )
@@ -147,8 +143,8 @@ class Trainer:
         the steps so far. Raises UserInterrupt after Ctrl-C, once a checkpoint is written.
         """
         try:
-            with retained_heap(), self.locked():
-                processes = self.processes
+            processes = self.processes
+            with retained_heap(), self.directory.locked() if processes.is_main else nullcontext():
                 processes.local_micro_batches(self.recipe.train.accumulate)
                 check_loggers()
                 self.data = check_equal_data(fingerprint(self.task), processes)
@@ -170,14 +166,6 @@ class Trainer:
         del self.outline  # it is the model now
         metrics, status = read_metrics(directory.metrics), directory.read_status()
         return Run(directory.path, self.recipe, model, self.task, metrics, status)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Lock the run against other processes for longer than `fit` does. The main process locks it for all."""
-        return self.directory.locked() if self.processes.is_main else nullcontext()
-
-    def seconds_left(self) -> float | None:
-        """The seconds left for evaluating the final split; None for a run without minutes."""
-        return None if self.budget is None else self.budget.final_evaluation_seconds()
 
     def _begin(self) -> None:
         """Choose the remaining settings (precision, steps), and write the new run's recipe and status."""
@@ -203,7 +191,7 @@ class Trainer:
             remove(self.directory.base)
             if pretrained is not None:  # the training data of a pretrained model are unknown
                 pretrained.usage.save(self.directory.path)
-            elif (statistics := self.task.input_statistics()) is not None:
+            elif (statistics := self.task.examples.input_statistics()) is not None:
                 statistics.save(self.directory.path)
             self.task.save(self.directory.path)
         self._write_recipe()
@@ -226,28 +214,25 @@ class Trainer:
         check_memory(self.recipe, self.outline, self.fresh, processes.device)
         is_evaluated = is_finished and bool(status.get("scores"))
         if requested is not None and (is_evaluated or requested != status.get("minutes")):
-            self._extend(requested, status)
+            # Go back to the last checkpoint before the learning rate started to decay.
+            checkpoints = [*self.pre_decay.all(), *self.checkpoints.all()]
+            start, recipe = extended_recipe(
+                self.recipe, status, checkpoints, requested, self.directory.path, self.clock, self._measure_speed
+            )
+            self.recipe = from_dict(Recipe, processes.broadcast_object(to_dict(recipe)))
+            self.extended = True
+            self.minutes = requested + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
+            self.progress = Progress(step=step_of(start), best=status.get("best"))
+            if processes.is_main:
+                self.checkpoints.go_back_to(start, status.get("best"))
+            self._write_recipe()
+            self.write_status("running")
+            processes.broadcast_object(None)
         elif finish:
             step = max(map(step_of, self.checkpoints.all()), default=0)
             self.recipe = shortened_recipe(self.recipe, step, is_finished, self.directory.path)
             self._write_recipe()
             processes.broadcast_object(None)
-
-    def _extend(self, minutes: float, status: dict[str, Any]) -> None:
-        """Extend the run by `minutes`, from the last checkpoint before its learning rate started to decay."""
-        recipe, checkpoints = self.recipe, [*self.pre_decay.all(), *self.checkpoints.all()]
-        start, recipe = extended_recipe(
-            recipe, status, checkpoints, minutes, self.directory.path, self.clock, self._measure_speed
-        )
-        self.recipe = from_dict(Recipe, self.processes.broadcast_object(to_dict(recipe)))
-        self.extended = True
-        self.minutes = minutes + (status.get("minutes") or round((status.get("elapsed") or 0.0) / 60, 4))
-        self.progress = Progress(step=step_of(start), best=status.get("best"))
-        if self.processes.is_main:
-            self.checkpoints.go_back_to(start, status.get("best"))
-        self._write_recipe()
-        self.write_status("running")
-        self.processes.broadcast_object(None)
 
     def _measure_speed(self, recipe: Recipe, seconds: float) -> Speed:
         """Measure a recipe's speed on this machine, and create the run's time budget of `seconds`."""
@@ -270,23 +255,38 @@ class Trainer:
 
     def _train(self) -> None:
         """Build the model, load the newest checkpoint if there is one, and train to the end of the recipe."""
-        self._load_model()
-        device, train = self.processes.device, self.recipe.train
+        recipe, device, is_main = self.recipe, self.processes.device, self.processes.is_main
+        if is_main:
+            remove(self.directory.digests)
+            self.checkpoints.clean()
+        has_checkpoint = bool(self.checkpoints.all())
+        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
+        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
+        examples, objective = self.task.examples, self.task.objective
+        self.head_fitted = limit > 0 and objective.fit_head(model.to(device), examples, self.fresh, limit)
+        self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
+        self.trained = self.learner.trained
+        self.progress = self.checkpoints.load_newest(self.learner, self.task.goal) or Progress()
+        self._saved_step = self.progress.step
+        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run has no later time
+        if is_main:
+            evaluated = self.progress.evaluated if has_checkpoint else -1
+            truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
+            self.metrics = MetricsFile(self.directory.metrics)
         flop = 3 * self.costs["flop_per_token"]  # forward plus backward, which costs twice as much
-        if isinstance(self.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
+        if isinstance(recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
             flop /= 2  # `describe` counts a pair of tokens for these
         device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        display = open_display(self.shows_progress, train.steps, flop, device_name, unit_of(self.task))
-        settings = to_dict(self.recipe)
-        loggers = [self.metrics, *open_loggers(self.directory.path, settings)] if self.metrics else []
-        self.log = TrainingLog(self.recipe, self.progress, loggers, display)
+        display = open_display(self.shows_progress, recipe.train.steps, flop, device_name, unit_of(self.task))
+        loggers = [self.metrics, *open_loggers(self.directory.path, to_dict(recipe))] if self.metrics else []
+        self.log = TrainingLog(recipe, self.progress, loggers, display)
         for line in self._announcements():
             display.print_line(line)
         try:
             with Interrupts() as self.interrupts:
                 self._loop()
-                if train.average:  # evaluate the mean of the last checkpoints' weights, and save it if it is better
-                    count = self.checkpoints.average_newest(self.learner, train.average)
+                if recipe.train.average:  # evaluate the mean of the last checkpoints' weights; save it if it is better
+                    count = self.checkpoints.average_newest(self.learner, recipe.train.average)
                     self.learner.average = None
                     self._evaluate(f"mean of {count} checkpoints")
             if self.progress.best is None:
@@ -302,25 +302,6 @@ class Trainer:
             display.close()
             for logger in loggers:
                 logger.close()
-
-    def _load_model(self) -> None:
-        recipe, is_main = self.recipe, self.processes.is_main
-        if is_main:
-            remove(self.directory.digests)
-            self.checkpoints.clean()
-        has_checkpoint = bool(self.checkpoints.all())
-        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
-        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
-        self.head_fitted = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
-        self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
-        self.trained = self.learner.trained
-        self.progress = self.checkpoints.load_newest(self.learner, self.task.goal) or Progress()
-        self._saved_step = self.progress.step
-        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run has no later time
-        if is_main:
-            evaluated = self.progress.evaluated if has_checkpoint else -1
-            truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
-            self.metrics = MetricsFile(self.directory.metrics)
 
     def _announcements(self) -> Iterator[str]:
         """What people should know when training starts."""
@@ -376,7 +357,17 @@ class Trainer:
                 if self.processes.is_main:
                     with self.log.paused():  # where an extended run continues
                         self.pre_decay.save(self.learner, progress)
-            update = self._step(stream, share)
+            start = time.perf_counter()
+            batches, world = [next(stream) for _ in range(share)], self.processes.world
+            update = self.learner.update(progress.step, batches, self.interrupts.requested)
+            progress.step += 1
+            self.log.add(update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
+            if self._line_due():
+                self.log.flush()
+                self.learner.gather()
+            self.log.show()
+            if self.budget is not None:
+                self.budget.record_step(time.perf_counter() - start)
             if self.budget is not None and self.budget.is_revision_due(progress.step, self.recipe.train.steps):
                 self._revise_plan(self.budget)
             # A single process stops at once. Several processes stop at a step where all of them read the same sum.
@@ -388,20 +379,6 @@ class Trainer:
             train = self.recipe.train
             if progress.step % train.checkpoint_interval == 0 or progress.step == train.steps or self._exhausted():
                 self._checkpoint()
-
-    def _step(self, stream: Iterator[Batch], share: int) -> Update:
-        start = time.perf_counter()
-        batches, world = [next(stream) for _ in range(share)], self.processes.world
-        update = self.learner.update(self.progress.step, batches, self.interrupts.requested)
-        self.progress.step += 1
-        self.log.add(update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
-        if self._line_due():
-            self.log.flush()
-            self.learner.gather()
-        self.log.show()
-        if self.budget is not None:
-            self.budget.record_step(time.perf_counter() - start)
-        return update
 
     def _line_due(self) -> bool:
         """Whether this step writes a log line; with several processes, also if it may write a checkpoint."""
@@ -450,7 +427,7 @@ class Trainer:
             start = time.perf_counter()
             metrics = self._measure()
             if metrics is not None:
-                failure_reason, is_best = self.task.failure_reason(metrics, progress.best), False
+                failure_reason, is_best = self.task.objective.failure_reason(metrics, progress.best), False
                 if failure_reason is None or progress.best is None:
                     is_best = progress.record(metrics, self.task.goal, self.task.goal_better)
                 else:  # the model is not saved
@@ -462,9 +439,24 @@ class Trainer:
                 self._forecast_loss(metrics)
                 if budget is not None:
                     budget.record_evaluation(seconds)
-                if is_best:
-                    self._save_best_model()
-                self._check_end(failure_reason, metrics)
+                if is_best and self.processes.is_main:  # as it is evaluated; an adapter is also saved separately
+                    recipe, directory = self.recipe, self.directory
+                    with self.learner.evaluating() as model:
+                        native.save_tensors(merged(model), recipe.model, directory.path)
+                        if recipe.adapter is not None:
+                            family = read_usage(directory.path).family
+                            recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
+                step, best, print_line = progress.step, progress.best or {}, self.log.display.print_line
+                stop_reason = self.task.objective.stop_reason(metrics) if step else None
+                if failure_reason is not None and best.get("step") == step:  # there is no better model
+                    when = "" if step else "before the first step "
+                    print_line(f"warning: {when}{failure_reason}; start from a model that gives answers")
+                elif failure_reason is not None:
+                    print_line(f"warning: {failure_reason}; stopping with the model from step {best['step']:,}")
+                    self._is_over = True
+                elif stop_reason is not None:
+                    print_line(f"stopping training: {stop_reason}")
+                    self._is_over = True
         if metrics is None:
             self._stop()
         if budget is None or self._is_over or not 0 < progress.step < self.recipe.train.steps:
@@ -491,31 +483,6 @@ class Trainer:
             return self.processes.broadcast_object(scores)
         except KeyboardInterrupt:
             return None
-
-    def _save_best_model(self) -> None:
-        """Save the model as it is evaluated; an adapter is merged and also saved separately."""
-        if not self.processes.is_main:
-            return
-        recipe, directory = self.recipe, self.directory
-        with self.learner.evaluating() as model:
-            native.save_tensors(merged(model), recipe.model, directory.path)
-            if recipe.adapter is not None:
-                family = read_usage(directory.path).family
-                recipe.adapter.save(model, recipe.start or "", directory.adapter, family)
-
-    def _check_end(self, failure_reason: str | None, metrics: dict[str, Any]) -> None:
-        """Report why a model is unusable or needs no more training, and end the run."""
-        step, best, print_line = self.progress.step, self.progress.best or {}, self.log.display.print_line
-        if failure_reason is not None and best.get("step") == step:  # there is no better model
-            when = "" if step else "before the first step "
-            print_line(f"warning: {when}{failure_reason}; start from a model that gives answers")
-            return
-        stop_reason = self.task.stop_reason(metrics) if step else None
-        if failure_reason is not None:
-            print_line(f"warning: {failure_reason}; stopping with the model from step {best['step']:,}")
-        elif stop_reason is not None:
-            print_line(f"stopping training: {stop_reason}")
-        self._is_over = failure_reason is not None or stop_reason is not None
 
     def _forecast_loss(self, metrics: dict[str, Any]) -> None:
         """Predict the final loss after an early evaluation."""

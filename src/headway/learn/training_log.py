@@ -21,7 +21,7 @@ from headway.learn.display import Display
 from headway.learn.formatting import format_duration
 from headway.learn.learner import Update
 from headway.learn.recipe import Recipe
-from headway.learn.run_schemas import Progress, read_metrics
+from headway.learn.run import Progress, read_metrics
 
 # Names additional loggers: HEADWAY_LOG=tensorboard,wandb
 LOG_VARIABLE = "HEADWAY_LOG"
@@ -189,16 +189,12 @@ class TrainingLog:
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             raise UserError(f"the loss is {self._loss} and the gradient norm {norm} at step {progress.step}; {_REMEDY}")
-        self._warn_divergence()
-
-    def _warn_divergence(self) -> None:
-        """Warn once if the loss stays far above the first step's loss."""
         if self._last_normal_step is None:
             return
-        step = self.progress.step
+        step = progress.step  # warn once if the loss stays far above the first step's loss
         if self._loss <= self._first_loss + max(_DIVERGENCE_FACTOR * abs(self._first_loss), _DIVERGENCE_FACTOR):
             self._last_normal_step = step
-        elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.recipe.train.steps // _DIVERGENCE_SPAN):
+        elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, steps // _DIVERGENCE_SPAN):
             self.display.print_line(
                 f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, started at "
                 f"{self._first_loss:.4g}, and has been far above that since step {self._last_normal_step + 1:,}; "
@@ -227,11 +223,11 @@ class TrainingLog:
     def paused(self) -> Iterator[None]:
         """Exclude the time spent inside the context from the training time."""
         self._update_seconds()
-        self.display.pause()
+        self.display.speed.pause()
         try:
             yield
         finally:
-            self.display.resume()
+            self.display.speed.resume()
             self._tick_time = time.perf_counter()
 
     def _update_seconds(self) -> float:

@@ -11,8 +11,8 @@ from headway.errors import UserError, nearest
 from headway.io.arguments import check_types
 from headway.io.hub import HUB_PREFIX, hub_confirmed
 from headway.learn import Task
-from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.recipe import open_task, path_list
+from headway.learn.resume import differences, fingerprint
 from headway.learn.run import RunDirectory
 from headway.predict.in_memory_data import Data, data_paths
 from headway.predict.model_handle import ModelHandle
@@ -31,8 +31,8 @@ def evaluate(
     split: "train", "validation", "test" or "all"; by default all of `data`, otherwise the run's test split (the
     validation split if there is no test split). For images and audio with a named test split, that split of
     `data` is the default, otherwise its validation split. "split" in the result names the split used.
-    limit: the maximum number of samples.
-    stride: for language models, evaluate in overlapping windows.
+    limit: maximum number of samples.
+    stride: language models: evaluate in overlapping windows that advance by N tokens.
 
     A published model can be evaluated on `data` as a language model, or as an image and text model. For a run,
     "note" in the result explains how the data differs from the training data, if it does.
@@ -51,14 +51,14 @@ def scores_and_task(
         check_hub_data(recipe.data, str(model.directory))
     with data_paths(data, recipe.domain) as paths:
         task = open_task(recipe, model.directory, paths)
-        evaluated_split = split or (task.final_split if data is None else task.default_split)
+        evaluated_split = split or (task.final_split if data is None else task.examples.default_split)
         status = RunDirectory(model.directory).read_status()
         data_difference = differences(status.get("data"), fingerprint(task))
         note = {} if data_difference is None else {"note": f"the run was trained on other data: {data_difference}"}
         if data is None and evaluated_split == "validation" and status.get("refitted"):
             note = {"note": "the head was also fitted to the validation samples; evaluate the test split"}
         scores = _evaluate_split(model, task, evaluated_split, limit, stride)
-        remark = task.remark(model.module)
+        remark = task.objective.remark(model.module, task.examples)
         return {**scores, **({"remark": remark} if remark else {}), **note}, task
 
 
@@ -80,7 +80,7 @@ def evaluate_published(
             if paths is None:
                 raise UserError(f"{model.directory} has no recipe that names evaluation data; pass data=... (--data)")
             task = task_of(model, [Path(path) for path in path_list(paths)])
-            return _evaluate_split(model, task, split or task.default_split, limit, stride)
+            return _evaluate_split(model, task, split or task.examples.default_split, limit, stride)
 
     return evaluate_on_data
 
@@ -100,8 +100,12 @@ def check_hub_data(data: Collection[str], source: str) -> None:
 def _evaluate_split(
     model: ModelHandle, task: Task, split: str, limit: int | None, stride: int | None
 ) -> dict[str, Any]:
-    if split not in task.split_names:
-        raise UserError(f"there is no split {split!r}; {nearest(split, task.split_names)}")
+    if split not in task.examples.split_names:
+        raise UserError(f"there is no split {split!r}; {nearest(split, task.examples.split_names)}")
     if stride is None:
         return {"split": split, **task.evaluate(model.module, split, limit)}
-    return {"split": split, "stride": stride, **task.evaluate_strided(model.module, split, stride, limit)}
+    return {
+        "split": split,
+        "stride": stride,
+        **task.objective.evaluate_strided(model.module, task.examples, split, stride, limit),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import integer, load, torch_options, verb_options
+from headway.app.cli.options import add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN|MODEL", help="run directory or published model")
     add("out", type=Path, metavar="OUT", help=f"image file to write, ending in {', '.join(_SUFFIXES)}")
     add("--text", required=True, help="input text")
-    add("--target", metavar="TEXT", help="target text for a translation model (default: its own translation)")
+    add_verb(parser, "attention")
     add("--layer", type=integer(1), metavar="N", help="layer to draw, counted from 1 (default: mean over all layers)")
     add("--head", type=integer(1), metavar="N", help="head to draw, counted from 1 (default: mean over all heads)")
     add("--all", action="store_true", help="draw every head, one row per layer")
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
         model = load(args)
-        attention = model.attention(args.text, **verb_options(args, "attention", model))
+        attention = model.attention(args.text, **verb_options(args, "attention"))
         figure = attention.picture(args.layer, args.head, args.all)
     try:
         figure.savefig(out, dpi=150)

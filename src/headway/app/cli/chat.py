@@ -34,52 +34,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
-        is_local = args.server is None
-        make_reply = (
-            server_reply if not is_local else dialogue_reply if model.usage.template is None else template_reply
-        )
-        turns = converse(make_reply(model, args, terminal), terminal)
+        if args.server is None and model.usage.template is None:
+            reply = dialogue_reply(model, args, terminal)
+        else:
+            reply = template_reply(model, args, terminal)
+        turns: list[Turn] = []
+        has_input = sys.stdin.isatty()
+        while (question := read_line(terminal)) is not None:
+            has_input = has_input or bool(question.strip())
+            if question.strip() == "/reset":
+                turns = []
+                terminal.note("(conversation cleared)")
+            elif question.strip():
+                turns.append({"user": question, "assistant": ""})
+                try:
+                    turns[-1]["assistant"] = print_reply(reply(turns), terminal)
+                except UserError as error:  # such as a question that is too long: continue without it
+                    turns.pop()
+                    terminal.note(f"({error})")
+        if not has_input:
+            raise UserError(
+                "no questions on standard input; pass one per line, for example: echo TEXT | headway chat RUN"
+            )
     terminal.print_result({"turns": turns})
 
 
 def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
-    """A reply function that uses the model's chat template."""
-    sampling, limits = sampling_settings(args)
-    system_message = system_messages(args)
-    conversation = model.talk
-    conversation.encode_prompt(
-        [*system_message, {"role": "user", "content": "?"}], limits
-    )  # a template may reject a system message
+    """A reply function that uses the model's chat template, here or on a server."""
+    system_message: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
+    sampling, limits = (None, None) if args.server is not None else sampling_settings(args)
+    if args.server is None:  # a template may reject a system message
+        model.talk.encode_prompt([*system_message, {"role": "user", "content": "?"}], limits)
     terminal.note(KEYS_HELP)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
-        ids, dropped = conversation.encode_prompt([*system_message, *to_messages(turns)], limits)
+        messages = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
+        messages = [*system_message, *messages[:-1]]  # the last turn has no answer yet
+        if args.server is not None:
+            return model.chat_stream(messages, **verb_options(args, "stream"))
+        ids, dropped = model.talk.encode_prompt(messages, limits)
         report_dropped(dropped, model, terminal)
-        return conversation.stream_answer(ids, sampling, limits)
+        return model.talk.stream_answer(ids, sampling, limits)
 
     return reply
-
-
-def server_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
-    """A reply function that asks a server, which uses its model's chat template."""
-    system_message = system_messages(args)
-    terminal.note(KEYS_HELP)
-    return lambda turns: model.chat_stream(
-        [*system_message, *to_messages(turns)], **verb_options(args, "stream", model)
-    )
-
-
-def system_messages(args: argparse.Namespace) -> list[Message]:
-    """The system message as a list of messages; empty without --system."""
-    return [{"role": "system", "content": args.system}] if args.system else []
-
-
-def to_messages(turns: list[Turn]) -> list[Message]:
-    """Turns as messages; the last turn has no answer yet."""
-    all_messages: list[Message] = [
-        {"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")
-    ]
-    return all_messages[:-1]
 
 
 def dialogue_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
@@ -104,27 +101,6 @@ def report_dropped(turns: int, model, terminal: Terminal) -> None:
 
     if turns:
         terminal.note(f"({dropped_turns_message(turns, model.context)})")
-
-
-def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
-    """The conversation until the end of input. Raises UserError if a file or pipe has no questions."""
-    turns: list[Turn] = []
-    has_input = sys.stdin.isatty()
-    while (question := read_line(terminal)) is not None:
-        has_input = has_input or bool(question.strip())
-        if question.strip() == "/reset":
-            turns = []
-            terminal.note("(conversation cleared)")
-        elif question.strip():
-            turns.append({"user": question, "assistant": ""})
-            try:
-                turns[-1]["assistant"] = print_reply(reply(turns), terminal)
-            except UserError as error:  # such as a question that is too long: continue without it
-                turns.pop()
-                terminal.note(f"({error})")
-    if not has_input:
-        raise UserError("no questions on standard input; pass one per line, for example: echo TEXT | headway chat RUN")
-    return turns
 
 
 def read_line(terminal: Terminal) -> str | None:

@@ -12,7 +12,7 @@ from headway.app.cli.options import add_weights, integer, load, number, torch_op
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from headway.domains.chess.match import ModelOpponent, Opponent
+    from headway.domains.chess.match import Opponent
 
 EXAMPLE = """
 headway chess match runs/chess --opponent stockfish --elo 1320 --games 200
@@ -92,21 +92,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                             matches.append({"opponent": opponent.name, **tally.scores()})
         finally:  # report the finished games even after an error
             if matches:
-                _report(terminal, player_side, matches)
-
-
-def _report(terminal: Terminal, player_side: ModelOpponent, matches: list[dict[str, Any]]) -> None:
-    rate = player_side.searched_nodes / max(1e-9, player_side.seconds_spent)
-    rows = []
-    for match in matches:
-        low, high = ("" if bound is None else f"{bound:+.0f}" for bound in match["elo_interval"])
-        row = {"opponent": match["opponent"], "+": match["wins"], "=": match["draws"], "-": match["losses"]}
-        row["points"] = f"{100 * match['score']:.1f} %"
-        row["Elo difference"] = "" if match["elo"] is None else f"{match['elo']:+.0f}"
-        rows.append({**row, "95 % interval": f"{low} to {high}"})
-    terminal.print_table(rows)
-    terminal.print(f"{rate:,.0f} positions per second")
-    terminal.print_result({"search": player_side.player.search, "matches": matches, "positions_per_second": rate})
+                rate = player_side.searched_nodes / max(1e-9, player_side.seconds_spent)
+                rows = []
+                for match in matches:
+                    low, high = ("" if bound is None else f"{bound:+.0f}" for bound in match["elo_interval"])
+                    row = {"opponent": match["opponent"], "+": match["wins"], "=": match["draws"], "-": match["losses"]}
+                    row["points"] = f"{100 * match['score']:.1f} %"
+                    row["Elo difference"] = "" if match["elo"] is None else f"{match['elo']:+.0f}"
+                    rows.append({**row, "95 % interval": f"{low} to {high}"})
+                terminal.print_table(rows)
+                terminal.print(f"{rate:,.0f} positions per second")
+                terminal.print_result({"search": player.search, "matches": matches, "positions_per_second": rate})
 
 
 def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> Opponent:

@@ -6,16 +6,13 @@ import argparse
 import csv
 import sys
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
-from headway.app.cli.options import add_server, integer, load, torch_options
+from headway.app.cli.options import add_server, add_verb, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    from headway.app.model import Model
 
 EXAMPLE = """
 headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
@@ -50,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="number of labels to print, most probable first (default: 3)",
     )
     add("--attention", metavar="FILE", help="image file for the model's attention over a single input image")
-    add("--truncate", action="store_true", help="truncate text and audio that is too long for the model")
+    add_verb(parser, "classify")
     add_server(parser)
 
 
@@ -61,8 +58,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         raise UserError("--attention needs a local model; remove --attention or --server")
     with torch_options(args):
         model = load(args)
-        print_row = print_csv if args.format == "csv" else print_text
-        items = _items(args, model)
+        items = args.items
+        if "images" in model.reads:
+            items = image_paths(items)
+        elif "sounds" in model.reads:
+            items = sound_paths(items)
+        else:
+            items = text_inputs(items, f"headway classify {args.model}")
         if args.attention and len(items) != 1:
             raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
         predict = lambda batch: model.classify(  # noqa: E731
@@ -71,7 +73,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for first, lines in [(None, items)] if items else number_chunks(sys.stdin):
             for line, probabilities in predict_each(lines, predict, failures, first=first):
                 if probabilities is not None or first is not None:  # every line has a row
-                    rows.append(_row(line, probabilities or {}, args.top, model.thresholds))
+                    labels, thresholds = probabilities or {}, model.thresholds
+                    rows.append({"item": line, "labels": dict(list(labels.items())[: args.top])})
+                    if thresholds:  # a multi-label model
+                        predicted = [name for name, share in labels.items() if share >= thresholds.get(name, 0.5)]
+                        rows[-1]["predicted"] = predicted
+                    print_row = print_csv if args.format == "csv" else print_text
                     print_row(rows[-1], len(rows) == 1, terminal)
         if args.attention:
             from headway.codecs.image_processor import write_image
@@ -79,22 +86,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             lines = [f"{name} {100 * share:.0f} %" for name, share in rows[0]["labels"].items()]
             write_image(model.look(items)[0].side_by_side(lines), args.attention)
     report_outcome({"results": rows, "beyond": model.unexpected}, failures, terminal)
-
-
-def _items(args: argparse.Namespace, model: Model) -> list[str]:
-    if "images" in model.reads:
-        return image_paths(args.items)
-    if "sounds" in model.reads:
-        return sound_paths(args.items)
-    return text_inputs(args.items, f"headway classify {args.model}")
-
-
-def _row(line: str, probabilities: dict[str, float], top: int, thresholds: dict[str, float]) -> dict[str, Any]:
-    """The most probable labels of an item and, for multi-label models, the predicted labels."""
-    row = {"item": line, "labels": dict(list(probabilities.items())[:top])}
-    if not thresholds:
-        return row
-    return {**row, "predicted": [name for name, share in probabilities.items() if share >= thresholds.get(name, 0.5)]}
 
 
 def print_text(row: dict[str, Any], first: bool, terminal: Terminal) -> None:

@@ -79,19 +79,14 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
         key, equals, text = pair.partition("=")
         if not equals or not key or not text:
             raise ConfigError(f"setting {pair!r} has no values; write key=A,B, for example: model.mixer=attention,lstm")
-        grid[key.strip()] = [parse_value(part.strip()) for part in _split_values(text)]
+        parts: list[str] = []
+        is_complete = True
+        for segment in text.split(","):
+            parts = [*parts, segment] if is_complete else [*parts[:-1], f"{parts[-1]},{segment}"]
+            try:
+                json.loads(parts[-1])
+                is_complete = True
+            except json.JSONDecodeError:
+                is_complete = parts[-1].lstrip()[:1] not in ("[", "{", '"')
+        grid[key.strip()] = [parse_value(part.strip()) for part in parts]
     return grid
-
-
-def _split_values(text: str) -> list[str]:
-    """The text split at commas, except at those inside brackets or quotes."""
-    parts: list[str] = []
-    is_complete = True
-    for segment in text.split(","):
-        parts = [*parts, segment] if is_complete else [*parts[:-1], f"{parts[-1]},{segment}"]
-        try:
-            json.loads(parts[-1])
-            is_complete = True
-        except json.JSONDecodeError:
-            is_complete = parts[-1].lstrip()[:1] not in ("[", "{", '"')
-    return parts

@@ -16,7 +16,6 @@ from headway.errors import UserError
 
 if TYPE_CHECKING:
     from headway.environments.recording import EpisodeImages, Recorder
-    from headway.environments.rollouts import Player
     from headway.environments.vector_env import VectorEnv
 
 EXAMPLE = """
@@ -107,7 +106,30 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             _write(recorders, args, episode_images)
         except BaseException as error:
             raise _save_finished(recorders, args, episode_images, error) from error
-        _show(recorders, args.out, terminal)
+        rows: list[dict[str, Any]] = []
+        for recorder in recorders:
+            episodes = recorder.episodes()
+            returns, tries = episodes.returns, len(episodes) + recorder.failed
+            row = {
+                "environment": episodes.environment,
+                "episodes": len(episodes),
+                "steps": len(episodes.rewards),
+                "return_mean": float(returns.mean()),
+                "return_min": float(returns.min()),
+                "return_max": float(returns.max()),
+            }
+            if recorder.success_filter is not None:
+                row |= {"failed": recorder.failed, "success_rate": len(episodes) / tries}
+            rows.append(row)
+        summary: dict[str, Any] = {"path": args.out, **rows[0]} if len(rows) == 1 else {"path": args.out, "tasks": rows}
+        if len(rows) > 1:
+            terminal.print(f"path: {args.out}")
+            terminal.print_table(rows)
+        else:
+            for name, value in summary.items():
+                formatted = f"{value:,.5g}" if isinstance(value, float) else value
+                terminal.print(f"{name.replace('_', ' ')}: {formatted}")
+        terminal.print_result(summary)
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -165,10 +187,26 @@ def _only_successes(args: argparse.Namespace, environment: str) -> bool:
 def _recorder(args: argparse.Namespace, envs: VectorEnv, task: int, episode_images: EpisodeImages | None) -> Recorder:
     from headway.environments.recording import Mixture, Recorder, SuccessFilter, check_demonstrable, open_policy
 
-    policies = [
-        _policy_of_run(name, args, envs) if _is_run(name) else open_policy(name, envs.spaces, envs.name)
-        for name in _policy_names(args, envs.name)
-    ]
+    policies = []
+    for name in _policy_names(args, envs.name):
+        if not _is_run(name):
+            policies.append(open_policy(name, envs.spaces, envs.name))
+            continue
+        import headway as hw  # with torch, which other policies do not need
+        from headway.domains.agents import predictors as agents
+        from headway.domains.trajectories import predictors as trajectories
+        from headway.nn.models import kinds
+
+        model = hw.load(Path(name).expanduser(), args.device)
+        if kinds.is_agent(model.module):
+            policies.append(agents.recording_policy(model, envs, args.horizon))
+        elif kinds.is_trajectories(model.module):
+            policies.append(trajectories.recording_policy(model, envs, args.horizon))
+        else:
+            raise UserError(
+                f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, a "
+                "network's .npz file, or module:function"
+            )
     mixtures = [Mixture(policy, share) for policy in policies for share in args.mix]
     demonstrating = SuccessFilter() if _only_successes(args, envs.name) else None
     recorder = Recorder(envs, mixtures, args.seed or 0, args.horizon, demonstrating)
@@ -181,24 +219,6 @@ def _recorder(args: argparse.Namespace, envs: VectorEnv, task: int, episode_imag
 
 def _is_run(policy: str) -> bool:
     return Path(policy).expanduser().is_dir()
-
-
-def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> Player:
-    """The policy of a trained run. Raises UserError for other kinds of runs, and for mismatched spaces."""
-    import headway as hw
-    from headway.domains.agents import predictors as agents
-    from headway.domains.trajectories import predictors as trajectories
-    from headway.nn.models import kinds
-
-    model = hw.load(Path(name).expanduser(), args.device)
-    if kinds.is_agent(model.module):
-        return agents.recording_policy(model, envs, args.horizon)
-    if kinds.is_trajectories(model.module):
-        return trajectories.recording_policy(model, envs, args.horizon)
-    raise UserError(
-        f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, a "
-        "network's .npz file, or module:function"
-    )
 
 
 def _write(recorders: Sequence[Recorder], args: argparse.Namespace, episode_images: EpisodeImages | None) -> int:
@@ -233,30 +253,3 @@ def _save_finished(
     text = str(error) or "stopped"
     kind = type(error) if isinstance(error, (UserError, KeyboardInterrupt)) else UserError
     return kind(f"{text}; {count:,} finished episodes are in {args.out}")
-
-
-def _show(recorders: Sequence[Recorder], path: Path, terminal: Terminal) -> None:
-    rows = []
-    for recorder in recorders:
-        episodes = recorder.episodes()
-        returns, tries = episodes.returns, len(episodes) + recorder.failed
-        row: dict[str, Any] = {
-            "environment": episodes.environment,
-            "episodes": len(episodes),
-            "steps": len(episodes.rewards),
-            "return_mean": float(returns.mean()),
-            "return_min": float(returns.min()),
-            "return_max": float(returns.max()),
-        }
-        if recorder.success_filter is not None:
-            row |= {"failed": recorder.failed, "success_rate": len(episodes) / tries}
-        rows.append(row)
-    summary: dict[str, Any] = {"path": path, **rows[0]} if len(rows) == 1 else {"path": path, "tasks": rows}
-    if len(rows) > 1:
-        terminal.print(f"path: {path}")
-        terminal.print_table(rows)
-    else:
-        for name, value in summary.items():
-            formatted = f"{value:,.5g}" if isinstance(value, float) else value
-            terminal.print(f"{name.replace('_', ' ')}: {formatted}")
-    terminal.print_result(summary)

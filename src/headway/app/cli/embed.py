@@ -7,7 +7,7 @@ import json
 import sys
 
 from headway.app.cli.inputs import Failures, predict_each, report_outcome
-from headway.app.cli.options import add_server, load, torch_options, verb_options
+from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks
 
@@ -20,9 +20,8 @@ DIGITS = 7  # significant digits of an fp32 number
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="run directory or published model")
-    add("--truncate", action="store_true", help="truncate lines that are too long for the model")
+    parser.add_argument("model", metavar="RUN|MODEL", help="run directory or published model")
+    add_verb(parser, "embed")
     add_server(parser)
 
 
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     count = width = 0
     with torch_options(args):
         model = load(args)
-        predict = lambda batch: model.embed(batch, **verb_options(args, "embed", model))  # noqa: E731
+        predict = lambda batch: model.embed(batch, **verb_options(args, "embed"))  # noqa: E731
         for first, lines in number_chunks(sys.stdin):
             for _, vector in predict_each(lines, predict, failures, lambda vectors: vectors.tolist(), first):
                 rounded = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_data, add_weights, integer, load, torch_options, verb_options
+from headway.app.cli.options import add_data, add_verb, add_weights, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal, format_cell
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    from headway.app.model import Model
-    from headway.learn import Task
 
 EXAMPLE = """
 headway evaluate runs/shakespeare                                   # also writes the scores into its report
@@ -26,13 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
     add_data(parser, "your own files or folders: their test or val folder if there is one, otherwise all of them")
     parser.add_argument("--split", help="validation, test or all (default: test, or the split found in --data)")
-    parser.add_argument("--limit", type=integer(1), metavar="N", help="maximum number of samples")
-    parser.add_argument(
-        "--stride",
-        type=integer(1),
-        metavar="N",
-        help="language models: evaluate in overlapping windows that advance by N tokens",
-    )
+    add_verb(parser, "evaluate")
     add_weights(parser)
 
 
@@ -42,9 +31,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
         model, task = load(args), None
         if model.recipe is None:
-            scores = model.evaluate(**verb_options(args, "evaluate", model))
+            scores = model.evaluate(**verb_options(args, "evaluate"))
         else:
-            scores, task = scores_and_task(model, **verb_options(args, "evaluate", model))
+            scores, task = scores_and_task(model, **verb_options(args, "evaluate"))
     if args.data and args.split is None and scores["split"] != "all":
         terminal.note(
             f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; --split all uses all of it"
@@ -58,18 +47,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.print(f"{name}: {format_interval(*value) if name.endswith('_interval') else format_cell(value)}")
     overrides = (args.data, args.limit, args.stride, args.weights)
     if task is not None and scores["split"] == task.final_split and all(override is None for override in overrides):
-        _record(model, task, scores, terminal)
+        from headway.app.api import record_evaluation
+
+        try:  # write the scores into the report of the run
+            report = record_evaluation(model, task, scores)
+            if report is not None:
+                terminal.print(f"report: {report}")
+        except UserError as error:
+            terminal.note(f"the scores in the run's report are unchanged: {error}")
     terminal.print_result(scores)
-
-
-def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal) -> None:
-    """Write the scores into the report of the run if possible."""
-    from headway.app.api import record_evaluation
-
-    try:
-        report = record_evaluation(model, task, scores)
-    except UserError as error:
-        terminal.note(f"the scores in the run's report are unchanged: {error}")
-        return
-    if report is not None:
-        terminal.print(f"report: {report}")

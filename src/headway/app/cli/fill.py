@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, integer, load, torch_options, verb_options
+from headway.app.cli.options import add_server, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import line_chunks
 
@@ -24,13 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="text that contains [MASK] or <mask> (default: lines of standard input)",
     )
-    add(
-        "--top",
-        type=integer(1),
-        default=5,
-        metavar="N",
-        help="number of words to print per mask, most probable first (default: 5)",
-    )
+    add_verb(parser, "fill")
     add_server(parser)
 
 
@@ -39,7 +33,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         for text in args.texts or (line for lines in line_chunks(sys.stdin) for line in lines):
-            masks = model.fill(text, **verb_options(args, "fill", model))
+            masks = model.fill(text, **verb_options(args, "fill"))
             results.append({"text": text, "masks": [[candidate._asdict() for candidate in mask] for mask in masks]})
             terminal.print(text)
             for number, mask in enumerate(masks, 1):

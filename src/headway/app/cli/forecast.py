@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_data, integer, load, torch_options, verb_options
+from headway.app.cli.options import add_data, add_verb, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN", help="run of the forecast recipe")
     add_data(parser, "files with the series to forecast (default: the run's data)")
-    add("--steps", type=integer(1), metavar="N", help="steps to forecast (default: the run's horizon)")
+    add_verb(parser, "forecast")
     add("--out", type=Path, metavar="FILE.csv", help="output file for all rows: series, time, q0.1 ... q0.9")
     add("--picture", type=Path, metavar="FILE", help=f"image file for a chart, ending in {', '.join(_SUFFIXES)}")
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
         model = load(args)
-        forecasts = model.forecast(**verb_options(args, "forecast", model))
+        forecasts = model.forecast(**verb_options(args, "forecast"))
     rows: list[dict[str, Any]] = [
         {"series": forecast.series, "time": time, **dict(zip(forecast.quantiles, values))}
         for forecast in forecasts

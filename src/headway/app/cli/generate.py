@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options, verb_options
+from headway.app.cli.options import add_cache, add_server, add_verb, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -33,43 +33,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     """Add the options that `generate` and `chat` share."""
-    add = parser.add_argument
-    add(
-        "--max-new-tokens",
-        type=integer(1),
-        default=tokens,
-        metavar="N",
-        help=f"maximum number of new tokens (default: {tokens})",
-    )
-    add(
-        "--temperature", type=number(0), default=1.0, metavar="T", help="sampling temperature; 0 is greedy (default: 1)"
-    )
-    add("--top-k", type=integer(1), metavar="K", help="sample only from the K most probable tokens")
-    add(
-        "--top-p",
-        type=number(0, 1, above=True),
-        default=1.0,
-        metavar="P",
-        help="sample from the most probable tokens with total probability P (default: 1)",
-    )
-    add(
-        "--min-p",
-        type=number(0, 1),
-        default=0.0,
-        metavar="P",
-        help="drop tokens less probable than P times the most probable one (default: 0)",
-    )
-    add(
-        "--repetition-penalty",
-        type=number(0, above=True),
-        default=1.0,
-        metavar="R",
-        help="penalty on repeated tokens; 1 turns it off (default: 1)",
-    )
-    add("--stop", action="append", default=[], metavar="S", help="stop before this string; repeatable")
+    share = number(0, 1, above=True)
+    types = {"top_p": share, "min_p": number(0, 1), "repetition_penalty": number(0, above=True)}
+    add_verb(parser, "generate", defaults={"max_new_tokens": tokens}, types=types)
     add_cache(parser)
     drafts = "smaller model with the same tokenizer, for speculative decoding: same output, usually faster"
-    add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
+    parser.add_argument("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
     add_server(parser)
 
 
@@ -82,11 +51,21 @@ def sampling_settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    prompt = read_prompt(args.prompt)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.prompt.startswith("@"):
+        path = Path(args.prompt[1:])
+        if not path.is_file():
+            raise UserError(
+                f"prompt file {path} does not exist; check its path, or remove the @ to use the text itself"
+            )
+        try:
+            prompt = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from None
     with torch_options(args):
         if args.server is not None:
             model = load(args)
-            text = stream_output(model.stream(prompt, **verb_options(args, "stream", model)), prompt, terminal)
+            text = stream_output(model.stream(prompt, **verb_options(args, "stream")), prompt, terminal)
             terminal.print_result({"prompt": prompt, "text": text})
             return
         sampling, limits = sampling_settings(args)
@@ -109,18 +88,3 @@ def stream_output(chunks: Iterator[str], prompt: str, terminal: Terminal) -> str
         text += chunk
     terminal.print()
     return text
-
-
-def read_prompt(text: str) -> str:
-    """The prompt: standard input for `-`, the content of a file for `@FILE`, otherwise the text itself."""
-    if text == "-":
-        return sys.stdin.read()
-    if not text.startswith("@"):
-        return text
-    path = Path(text[1:])
-    if not path.is_file():
-        raise UserError(f"prompt file {path} does not exist; check its path, or remove the @ to use the text itself")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from None

@@ -86,9 +86,22 @@ def predict_each(
     done, num_empty = 0, len(errors)
     for start in range(0, len(nonempty), _BATCH_SIZE):
         indices = nonempty[start : start + _BATCH_SIZE]
-        outputs, batch_errors = _predict_batch(
-            [items[index] for index in indices], predict, rows, is_single=len(nonempty) == 1
-        )
+        batch = [items[index] for index in indices]
+        outputs: list[A | None] = [None] * len(batch)
+        batch_errors: dict[int, UserError] = {}
+        try:
+            outputs = list(rows(predict(batch)))
+        except PartialFailureError as error:
+            outputs = [None if offset in error.errors else row for offset, row in enumerate(rows(error.results))]
+            batch_errors = dict(error.errors)
+        except UserError as error:
+            if len(nonempty) == 1:
+                batch_errors[0] = error
+            for offset, item in enumerate(batch if len(nonempty) > 1 else ()):
+                try:
+                    outputs[offset] = rows(predict([item]))[0]
+                except UserError as item_error:
+                    batch_errors[offset] = item_error
         predictions = dict(zip(indices, outputs))
         if len(errors) + len(batch_errors) - num_empty == len(nonempty):
             raise batch_errors[0] if first is None else _with_line_number(first + indices[0], batch_errors[0], "")
@@ -98,29 +111,6 @@ def predict_each(
         done = indices[-1] + 1
     yield from ((item, None) for item in items[done:])
     failures += [(items[index], errors[index]) for index in sorted(errors)]
-
-
-def _predict_batch(
-    items: Sequence[T], predict: Callable[[Sequence[T]], Any], rows: Callable[[Any], Sequence[A]], is_single: bool
-) -> tuple[Sequence[A | None], dict[int, UserError]]:
-    """The predictions of a batch, and the errors of the inputs that failed, by index."""
-    try:
-        return rows(predict(items)), {}
-    except PartialFailureError as error:
-        outputs = rows(error.results)
-        return [None if index in error.errors else row for index, row in enumerate(outputs)], dict(error.errors)
-    except UserError as error:
-        if is_single:
-            return [None], {0: error}
-    errors: dict[int, UserError] = {}
-    predictions: list[A | None] = []
-    for index, item in enumerate(items):
-        try:
-            predictions.append(rows(predict([item]))[0])
-        except UserError as error:
-            predictions.append(None)
-            errors[index] = error
-    return predictions, errors
 
 
 def _with_line_number(line_number: int, error: UserError, prefix: str = "line {}: ") -> UserError:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any
 
 from headway.app.cli.options import Parser, add_common
 from headway.app.cli.terminal import Terminal
@@ -102,8 +101,17 @@ def run_job(job: Callable[[], None], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        files_message = _too_many_files(error)
-        return _fail(files_message or _describe(error), USER_ERROR if files_message else FAILED, debug)
+        if message := _too_many_files(error):
+            return _fail(message, USER_ERROR, debug)
+        name, first = type(error).__name__, str(error).strip().split("\n")[0]
+        message = f"{name}: {first}; add --debug for the traceback"
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: " if error.filename else ""
+            message += error.strerror.lower()
+        elif isinstance(error, MemoryError) or any(words in first for words in _OUT_OF_MEMORY):
+            remedy = "reduce the batch or the number of tokens, or use a smaller model"
+            message = f"out of memory ({first or name}); {remedy}"
+        return _fail(message, FAILED, debug)
     return DONE
 
 
@@ -138,33 +146,23 @@ def _dispatch(arguments: list[str]) -> None:
     command.arguments(parser)
     add_common(parser)
     args = parser.parse_args(rest)
-    _check_memory()
-    _check_outputs(vars(args))
-    command.run(args, Terminal(args.json))
-
-
-def _check_outputs(args: Mapping[str, Any]) -> None:
-    """Raise UserError before any work starts if an output file is also an input of the command."""
-    inputs = [
-        argument
-        for name, value in args.items()
-        if name not in _OUTPUTS
-        for argument in (value if isinstance(value, list) else [value])
-        if isinstance(argument, (str, Path)) and not (name in _MODELS and os.path.isdir(argument))
-    ]
-    for name in _OUTPUTS:
-        if isinstance(args.get(name), (str, Path)):
-            check_output(Path(args[name]), inputs)
-
-
-def _check_memory() -> None:
-    """Raise UserError if the memory limit is so low that torch's libraries would crash without a message."""
     limit = _limit("RLIMIT_AS")
-    if limit is not None and limit < _MIN_MEMORY:
+    if limit is not None and limit < _MIN_MEMORY:  # torch's libraries would crash without a message
         raise UserError(
             f"the memory limit of a process is {limit / 1e6:,.0f} MB, which is too little for torch; "
             f"raise it to {_MIN_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_MIN_MEMORY >> 10}"
         )
+    inputs = [  # which must not be outputs as well
+        argument
+        for name, value in vars(args).items()
+        if name not in _OUTPUTS
+        for argument in (value if isinstance(value, list) else [value])
+        if isinstance(argument, (str, Path)) and not (name in _MODELS and os.path.isdir(argument))
+    ]
+    for output in (getattr(args, name, None) for name in _OUTPUTS):
+        if isinstance(output, (str, Path)):
+            check_output(Path(output), inputs)
+    command.run(args, Terminal(args.json))
 
 
 def _limit(name: str) -> int | None:
@@ -219,17 +217,6 @@ def overview(commands: dict[str, str]) -> str:
             "example: headway demo",
         ]
     )
-
-
-def _describe(error: Exception) -> str:
-    name = type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror.lower()}"
-    first = str(error).strip().split("\n")[0]
-    if isinstance(error, MemoryError) or any(words in first for words in _OUT_OF_MEMORY):
-        return f"out of memory ({first or name}); reduce the batch or the number of tokens, or use a smaller model"
-    return f"{name}: {first}; add --debug for the traceback"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome
-from headway.app.cli.options import add_server, load, torch_options
+from headway.app.cli.options import add_server, add_verb, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help='template for the texts, such as "a photo of a {}"; repeat the option to average the embeddings',
     )
-    add("--truncate", action="store_true", help="truncate text that is too long for the model")
+    add_verb(parser, "match", omit=["templates"])
     add_server(parser)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 import os
+import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from headway.app.verb_table import declared_signature
+from headway.app.verb_table import declaration
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -48,7 +48,21 @@ class Parser(argparse.ArgumentParser):
         if self.takes_recipe and args and not args[0].startswith("-"):
             options = {word.partition("=")[0] for word in args if word.startswith("--")}
             if options - self._option_string_actions.keys() or "--help" in options:
-                self._add_task_options(args[0])
+                # An option for each simple setting of the recipe's task. Imports the recipe's domain.
+                from headway.app.recipes import load_recipe
+
+                with suppress(UserError):  # the command reports it
+                    task, recipe = load_recipe(args[0]).task, args[0]
+                    title = f"settings of {recipe}'s task (--name VALUE is short for --set task.name=VALUE)"
+                    group = self.add_argument_group(title)
+                    for name, default in ((field.name, getattr(task, field.name)) for field in fields(task)):
+                        option, is_flag = f"--{name.replace('_', '-')}", isinstance(default, bool)
+                        if option in self._option_string_actions or is_dataclass(default):
+                            continue
+                        kind: Any = {"nargs": "?", "const": "true"} if is_flag else {}
+                        value = "none" if default is None else str(default).lower() if is_flag else str(default)
+                        kind["help"] = f"default: {value}".replace("%", "%%")
+                        group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", **kind)
         parsed, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             if word.startswith("-"):
@@ -58,29 +72,6 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]!r}; see {self.prog} --help")
         return parsed
-
-    def _add_task_options(self, recipe: str) -> None:
-        """Add an option for each simple setting of the recipe's task. Imports the recipe's domain."""
-        from headway.app.recipes import load_recipe
-
-        try:
-            task = load_recipe(recipe).task
-        except UserError:  # the command reports it
-            return
-        group = self.add_argument_group(
-            f"settings of {recipe}'s task (--name VALUE is short for --set task.name=VALUE)"
-        )
-        for name, default in ((field.name, getattr(task, field.name)) for field in fields(task)):
-            option = f"--{name.replace('_', '-')}"
-            if option not in self._option_string_actions and not is_dataclass(default):
-                is_flag = isinstance(default, bool)
-                kind: Any = {"nargs": "?", "const": "true"} if is_flag else {}
-                text = (
-                    f"default: {'none' if default is None else str(default).lower() if is_flag else default}".replace(
-                        "%", "%%"
-                    )
-                )
-                group.add_argument(option, action=_TaskSetting, dest="set", metavar="VALUE", help=text, **kind)
 
 
 class _TaskSetting(argparse.Action):
@@ -237,16 +228,49 @@ def load(args: argparse.Namespace) -> Model:
     return hw.load(args.model, args.device, backend=args.backend, **options)
 
 
-def verb_options(args: argparse.Namespace, verb: str, model: Model) -> dict[str, Any]:
-    """The options of a command that are optional arguments of a model's verb, by name. UserError if the model does not
-    support the verb.
-    """
-    if getattr(args, "server", None) is not None:
-        parameters = declared_signature(verb).parameters
-    else:
-        from headway.app.predictors import predictor
+def add_verb(
+    parser: argparse.ArgumentParser,
+    verb: str,
+    omit: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    types: Mapping[str, Callable[[str], Any]] | None = None,
+) -> None:
+    """Add an option for each optional argument of a verb, with the default of its signature and the explanation of its
+    docstring, except those in `omit` and those that are options already.
 
-        parameters = inspect.signature(predictor(model, verb)).parameters
+    `defaults` replaces some defaults. `types` are argparse types of some arguments; others are integers of at least 1,
+    or numbers of at least 0. A capital letter in an explanation stands for the value.
+    """
+    signature, explanations = declaration(verb)
+    for argument in list(signature.parameters.values())[1:]:
+        name, kind = argument.name, str(argument.annotation).removesuffix(" | None")
+        option = f"--{name.replace('_', '-')}"
+        if argument.default is argument.empty or name in ("seed", *omit) or option in parser._option_string_actions:
+            continue
+        text = explanations[name]
+        default = (defaults or {}).get(name, argument.default)
+        if isinstance(default, bool) or kind == "bool":
+            parser.add_argument(option, action="store_true", default=default, help=text)
+        elif kind.startswith("str |"):
+            parser.add_argument(option, action="append", default=[], metavar="TEXT", help=f"{text}; repeatable")
+        else:
+            value_type: Any = None
+            metavar = "TEXT"
+            if kind == "int":
+                value_type, metavar = integer(1), "N"
+            elif kind == "float":
+                value_type, metavar = number(0), name.rpartition("_")[2][0].upper()
+            if letter := re.search(r"\b[A-Z]\b", text):
+                metavar = letter[0]
+            if isinstance(default, (int, float)):
+                text += f" (default: {default:g})"
+            value_type = (types or {}).get(name, value_type)
+            parser.add_argument(option, type=value_type, default=default, metavar=metavar, help=text)
+
+
+def verb_options(args: argparse.Namespace, verb: str) -> dict[str, Any]:
+    """The options of a command that are optional arguments of a model's verb, by name."""
+    parameters = declaration(verb).signature.parameters
     return {
         name: value
         for name, value in vars(args).items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, integer, load, torch_options
+from headway.app.cli.options import add_server, add_verb, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -20,9 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--query", required=True, metavar="TEXT", help="query to rank the documents by")
     add("--documents", nargs="+", metavar="TEXT", help="documents to rank (default: lines of standard input)")
     add("--top", type=integer(1), metavar="N", help="number of documents to print, most relevant first (default: all)")
-    add(
-        "--truncate", action="store_true", help="truncate inputs that are too long for the model, the longer text first"
-    )
+    add_verb(parser, "rerank", omit=["top_n"])
     add_server(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import integer, load, number, torch_options, verb_options
+from headway.app.cli.options import add_verb, integer, load, number, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -28,7 +28,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="Gymnasium id, metaworld/NAME, or module:Name of your own class; several for a robot policy (default: "
         "the run's environments)",
     )
-    add("--episodes", type=integer(1), default=10, metavar="N", help="episodes per target return or task (default: 10)")
     add(
         "--target-return",
         nargs="+",
@@ -38,24 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="target returns of a trajectory model (default: the run's, or the best return in its data)",
     )
     add(
-        "--draw",
-        action="store_true",
-        default=None,
-        help="sample actions instead of taking the best (default: as in the run)",
-    )
-    add(
-        "--execute",
-        type=integer(1),
-        metavar="N",
-        help="robot policy: actions to execute from each predicted chunk (default: as in the run)",
-    )
-    add(
         "--ensemble",
         type=_weight,
         default="run",
         metavar="M|none",
         help="robot policy: temporal ensembling coefficient (default: as in the run)",
     )
+    add_verb(parser, "rollout", omit=["target_return", "render", "render_episodes", "speed"])
     add(
         "--render",
         type=Path,
@@ -88,39 +76,26 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             raise UserError(f"--{name.replace('_', '-')} needs a video; add --render FILE.mp4, or remove this option")
     with torch_options(args):
         model = load(args)
-        report = model.rollout(**verb_options(args, "rollout", model))
+        report = model.rollout(**verb_options(args, "rollout"))
     is_robot = "task" in report["results"][0]
     where = "" if is_robot else f"{report['environment']}, "
     terminal.print(f"{where}episodes from seed {report['seed']:,}\n")
-    terminal.print_table(
-        drop_empty_columns([(_robot_row if is_robot else _return_row)(result) for result in report["results"]])
-    )
+    rows = []
+    for result in report["results"]:
+        has_success = "success_rate" in result
+        low, high = result["success_rate_interval" if has_success else "return_mean_interval"]
+        interval = f"{100 * low:.1f} to {100 * high:.1f} %" if has_success else f"{low:.5g} to {high:.5g}"
+        success = f"{100 * result['success_rate']:.1f} %" if has_success else None
+        if is_robot:
+            row = {"task": result["task"], "environment": result["environment"], "success": success}
+        else:
+            row = {"target return": result.get("target_return")}
+        row |= {"return": None if has_success else result["return_mean"], "95 % interval": interval}
+        if not is_robot:
+            row["D4RL score"] = result.get("return_normalised")
+        row["steps"] = result["steps_mean" if has_success else "length_mean"]
+        rows.append({**row, "episodes": result["samples"]})
+    terminal.print_table(drop_empty_columns(rows))
     if args.render is not None:
         terminal.print(f"\nvideo: {args.render}")
     terminal.print_result(report)
-
-
-def _return_row(result: dict) -> dict:
-    low, high = result["return_mean_interval"]
-    return {
-        "target return": result.get("target_return"),
-        "return": result["return_mean"],
-        "95 % interval": f"{low:.5g} to {high:.5g}",
-        "D4RL score": result.get("return_normalised"),
-        "steps": result["length_mean"],
-        "episodes": result["samples"],
-    }
-
-
-def _robot_row(result: dict) -> dict:
-    has_success = "success_rate" in result
-    low, high = result["success_rate_interval" if has_success else "return_mean_interval"]
-    return {
-        "task": result["task"],
-        "environment": result["environment"],
-        "success": f"{100 * result['success_rate']:.1f} %" if has_success else None,
-        "return": None if has_success else result["return_mean"],
-        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f} %" if has_success else f"{low:.5g} to {high:.5g}",
-        "steps": result["steps_mean" if has_success else "length_mean"],
-        "episodes": result["samples"],
-    }

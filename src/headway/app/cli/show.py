@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headway.app.cli.terminal import Terminal
-
-if TYPE_CHECKING:
-    from headway.nn.models import ModelConfig
 
 EXAMPLE = """
 headway show transformer-base
@@ -21,13 +18,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    import torch
+
     from headway.app.predictors import verbs
     from headway.app.recipes import find_model_config, find_usage
+    from headway.engine import refusal
     from headway.nn.models import describe
+    from headway.nn.models.kinds import generates
 
     config = find_model_config(args.name)
-    facts = describe(config)
-    facts["generates"] = _generation_backend(config)
+    facts: dict[str, Any] = {**describe(config), "generates": None}
+    if generates(config):  # the backend that generates on a CPU, and why
+        with torch.device("meta"):
+            model: Any = config.build(None)
+        missing = refusal(model)
+        facts["generates"] = (
+            "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"
+        )
     facts["verbs"] = verbs(config, *find_usage(args.name))
     terminal.print(args.name)
     for key, value in facts.items():
@@ -40,18 +47,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.print()
     terminal.print("\n".join(facts["tree"]))
     terminal.print_result({"name": args.name, **facts})
-
-
-def _generation_backend(config: ModelConfig) -> str | None:
-    """The backend that generates on a CPU, and why; None for a model that does not generate."""
-    import torch
-
-    from headway.engine import refusal
-    from headway.nn.models.kinds import generates
-
-    if not generates(config):
-        return None
-    with torch.device("meta"):
-        model: Any = config.build(None)
-    missing = refusal(model)
-    return "the compiled engine" if missing is None else f"torch: the engine has no instruction for {missing}"

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    from headway.learn import Run
 
 EXAMPLE = """
 headway train shakespeare --minutes 5
@@ -50,6 +46,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.finish and (not args.resume or args.minutes is not None):
         raise UserError("--finish ends an interrupted run; use it with --resume, and without --minutes")
     import headway as hw
+    from headway.learn import measure_of
+    from headway.learn.run_report import notes, scores
 
     with torch_options(args):
         result = hw.train(
@@ -67,23 +65,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             finish=args.finish,
             spent=terminal.seconds(),
         )
-    print_run(result, terminal)
-    terminal.print_result({"run": result.directory, **result.summary})
-
-
-def print_run(run: Run, terminal: Terminal) -> None:
-    """Print the scores, samples and paths of a finished run."""
-    from headway.learn import measure_of
-    from headway.learn.run_report import notes, scores
-
-    summary = run.summary
-    terminal.print_table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))
+    summary = result.summary
+    terminal.print_table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(result.task)))
     for note in notes((), summary):
         terminal.print(note)
     for sample in summary.get("samples", [])[:MAX_SAMPLES]:
         terminal.print()
         for name, text in sample.items():
             terminal.print(f"{name}: {text}" if name else text)
-    terminal.print(f"\nrun: {run.directory}")
+    terminal.print(f"\nrun: {result.directory}")
     if summary.get("report"):
         terminal.print(f"report: {summary['report']}")
+    terminal.print_result({"run": result.directory, **result.summary})

@@ -8,17 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from headway.app.cli.inputs import Failures, report_outcome
-from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
+from headway.app.cli.options import add_cache, add_server, add_verb, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcription, TranscriptionOptions
+    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcription
 
 EXAMPLE = """
 headway transcribe path/to/whisper-tiny.en talk.mp3                        # one line per segment
@@ -51,14 +50,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="output format: plain text, JSON, SubRip or WebVTT (default: txt)",
     )
     add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: print to stdout)")
-    add("--language", metavar="L", help="spoken language, such as en or de (default: detected in the first 30 s)")
     add(
         "--task",
         choices=("transcribe", "translate"),
         default="transcribe",
         help="transcribe, or translate into English (default: transcribe)",
     )
-    add("--beam", type=integer(1), default=5, metavar="N", help="beams at temperature 0 (default: 5)")
+    add_verb(parser, "transcribe", omit=["task", "words", "vad"])
     add(
         "--temperature",
         type=temperatures,
@@ -75,9 +73,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum lines per subtitle (default: 2 with --max-line-width, otherwise 1)",
     )
-    add(
-        "--prompt", default="", metavar="TEXT", help="text assumed to precede the audio; sets names, spelling and style"
-    )
     add("--no-previous-text", action="store_true", help="do not condition each window on the text before it")
     add("--no-vad", action="store_true", help="also transcribe parts without detected speech")
     add_cache(parser)
@@ -90,11 +85,31 @@ def temperatures(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.audio import FileSound
+    from headway.data.array_store import check_output_path
+    from headway.domains.audio import FileSound, SubtitleLines
+    from headway.io.outputs import check_new
 
-    lines = subtitle_layout(args)
+    lines = None
+    width, count, words = args.max_line_width, args.max_line_count, args.max_words_per_line
+    if (width, count, words) != (None, None, None):
+        if args.format not in ("srt", "vtt"):
+            raise UserError(f"subtitle layout needs the format srt or vtt, not {args.format}; add --format srt")
+        if width is None and words is None:
+            raise UserError("--max-line-count needs a line width; add --max-line-width, for example 42")
+        lines = SubtitleLines(width, count or (1 if width is None else 2), words)
     sources = expand_paths(args.files)
-    targets = output_paths(args, [name for _, name in sources])
+    targets: list[Path | None] = [None] * len(sources)
+    if args.out is not None:
+        paths = [args.out / f"{name}.{args.format}" for _, name in sources]
+        duplicate = next((path for path, count in Counter(paths).items() if count > 1), None)
+        if duplicate is not None:
+            raise UserError(f"{duplicate} is the output of two files; transcribe them separately, or rename one")
+        check_new(*paths)
+        for path in {path.parent: path for path in paths}.values():
+            check_output_path(path)
+        targets = list(paths)
+    elif len(sources) > 1 and args.format in ("srt", "vtt"):
+        raise UserError(f"{len(sources)} {args.format} files cannot share stdout; add --out DIR")
     sounds: list[tuple[FileSound, Path | None]] = []
     results: list[dict[str, Any]] = []
     failures: Failures = []
@@ -106,7 +121,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 raise
             failures.append((path, error))
     with torch_options(args):
-        transcribe = local_transcriber(args, lines) if args.server is None else remote_transcriber(args, lines)
+        transcribe = open_transcriber(args, lines)
         for sound, target in sounds:
             try:
                 results.append(transcribe_file(transcribe, sound, target, args.format, terminal, lines))
@@ -115,52 +130,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     report_outcome({"results": results}, failures, terminal)
 
 
-def local_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
-    """A function that transcribes with the local model and shows segments as they are decoded."""
-    from headway.domains.audio import TranscriptionStream
+def open_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
+    """A function that transcribes a sound, here or on a server, and shows its segments. Raises UserError for settings
+    that requests do not support.
+    """
+    from headway.domains.audio import TranscriptionOptions, TranscriptionStream
 
-    transcriber = load(args).transcriber(transcription_settings(args, lines))
-
-    def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        stream = TranscriptionStream(transcriber, sound, progress)
-        for segment in stream:
-            show(segment)
-        return stream.transcription()
-
-    return transcribe
-
-
-def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
-    """A function that transcribes on a server. Raises UserError for settings that requests do not support."""
-    requested = transcription_settings(args, lines)
-    allowed = replace(
-        type(requested)(),
-        language=requested.language,
-        task=requested.task,
-        initial=requested.initial,
-        words=requested.words,
-    )
-    if requested != allowed:
-        raise UserError(
-            "--server does not support --beam, --temperature, --seed, --no-vad or --no-previous-text; remove them"
-        )
-    model = load(args)
-
-    def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        transcription: Any = model.transcribe(
-            sound.path, requested.language, requested.task, prompt=requested.initial, words=requested.words
-        )
-        for segment in transcription.segments:
-            show(segment)
-        return transcription
-
-    return transcribe
-
-
-def transcription_settings(args: argparse.Namespace, lines: SubtitleLines | None) -> TranscriptionOptions:
-    from headway.domains.audio import TranscriptionOptions
-
-    return TranscriptionOptions(
+    options = TranscriptionOptions(
         language=args.language,
         task=args.task,
         beam=args.beam,
@@ -171,20 +147,32 @@ def transcription_settings(args: argparse.Namespace, lines: SubtitleLines | None
         seed=args.seed or 0,
         vad=not args.no_vad,
     )
+    if args.server is None:
+        transcriber = load(args).transcriber(options)
 
+        def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+            stream = TranscriptionStream(transcriber, sound, progress)
+            for segment in stream:  # as they are decoded
+                show(segment)
+            return stream.transcription()
 
-def subtitle_layout(args: argparse.Namespace) -> SubtitleLines | None:
-    """The requested subtitle layout, if any. Raises UserError for invalid combinations."""
-    from headway.domains.audio import SubtitleLines
+        return transcribe
+    sent = {name: getattr(options, name) for name in ("language", "task", "initial", "words")}
+    if options != TranscriptionOptions(**sent):
+        raise UserError(
+            "--server does not support --beam, --temperature, --seed, --no-vad or --no-previous-text; remove them"
+        )
+    model: Any = load(args)
 
-    width, count, words = args.max_line_width, args.max_line_count, args.max_words_per_line
-    if width is None and count is None and words is None:
-        return None
-    if args.format not in ("srt", "vtt"):
-        raise UserError(f"subtitle layout needs the format srt or vtt, not {args.format}; add --format srt")
-    if width is None and words is None:
-        raise UserError("--max-line-count needs a line width; add --max-line-width, for example 42")
-    return SubtitleLines(width, count or (1 if width is None else 2), words)
+    def transcribe_remotely(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+        transcription = model.transcribe(
+            sound.path, options.language, options.task, prompt=options.initial, words=options.words
+        )
+        for segment in transcription.segments:
+            show(segment)
+        return transcription
+
+    return transcribe_remotely
 
 
 def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -207,25 +195,6 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
             )
         sources += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
     return sources
-
-
-def output_paths(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
-    """The output path of each file. Raises UserError if two are equal, or if subtitles would mix on stdout."""
-    from headway.data.array_store import check_output_path
-    from headway.io.outputs import check_new
-
-    if args.out is None:
-        if len(names) > 1 and args.format in ("srt", "vtt"):
-            raise UserError(f"{len(names)} {args.format} files cannot share stdout; add --out DIR")
-        return [None] * len(names)
-    paths = [args.out / f"{name}.{args.format}" for name in names]
-    duplicate = next((path for path, count in Counter(paths).items() if count > 1), None)
-    if duplicate is not None:
-        raise UserError(f"{duplicate} is the output of two files; transcribe them separately, or rename one")
-    check_new(*paths)
-    for path in {path.parent: path for path in paths}.values():
-        check_output_path(path)
-    return paths
 
 
 def transcribe_file(

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from headway.app.cli.inputs import text_inputs
-from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options, verb_options
+from headway.app.cli.options import add_cache, add_server, add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -26,20 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
     add("texts", nargs="*", metavar="TEXT", help="text to translate (default: lines of standard input)")
-    add(
-        "--beam",
-        type=integer(1),
-        metavar="N",
-        help="beams per line; 1 is greedy (default: as in the run's evaluation, or 4)",
-    )
-    add(
-        "--length-penalty",
-        type=number(0),
-        metavar="A",
-        help="length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6)",
-    )
     add("--n-best", type=integer(1), metavar="N", help="print the N best translations per line, as score, TAB, text")
-    add("--temperature", type=number(0), metavar="T", help="sample at this temperature instead of beam search")
+    add_verb(parser, "translate", omit=["scores"])
     add_cache(parser)
     add_server(parser)
 
@@ -49,7 +37,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     inputs = text_inputs(args.texts, f"headway translate {args.model}")
     with torch_options(args):
         model = load(args)
-        options = {**verb_options(args, "translate", model), "n_best": args.n_best or 1, "scores": True}
+        options = {**verb_options(args, "translate"), "n_best": args.n_best or 1, "scores": True}
         for first, lines in [(1, inputs)] if inputs else number_chunks(sys.stdin):
             for line_number, (line, hypotheses) in enumerate(zip(lines, model.translate(lines, **options)), first):
                 if not line.strip():

@@ -58,11 +58,13 @@ def rollout(
     and the success rate for a robot policy; `results` has them per target return or task.
 
     env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
-    episodes: the number of episodes; episode i starts from seed `seed` + i.
+    episodes: episodes per target return or task.
+    seed: episode i starts from this seed + i.
     render: the path for a video of the first `render_episodes` episodes, at `speed` times real time.
     target_return: the target return of a trajectory model.
-    draw: whether agents and trajectory models sample their actions (None: as in the run).
-    execute, ensemble: robot policies: actions to execute per chunk, and temporal ensembling ("run": as in the run).
+    draw: sample actions instead of taking the best (default: as in the run).
+    execute: robot policy: actions to execute from each predicted chunk (default: as in the run).
+    ensemble: robot policy: temporal ensembling coefficient (default: as in the run).
 
     Raises UserError for a model that does not act in environments, and for arguments of other kinds of models.
     """

@@ -33,7 +33,7 @@ from headway.learn import FULL_SHARD, Recipe, Shard, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, OnPolicyExamples
 from headway.learn.objective import Objective
 from headway.learn.report import Picture, line_chart
-from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
+from headway.learn.report.pictures import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import (
     GaussianHeadConfig,
     Loss,

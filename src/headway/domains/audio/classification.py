@@ -24,12 +24,12 @@ from headway.errors import ConfigError
 from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey
-from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes
-from headway.learn.objectives.predictions import Prediction
+from headway.learn.objectives.classes import ClassSamples, check_classes
+from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
-from headway.learn.report.confusion import spectrogram
+from headway.learn.report.pictures import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
 _MIN_POWER = 1e-12  # minimum signal power for adding relative noise

@@ -95,9 +95,10 @@ def transcribe(
     """Transcribe a recording, or each of several, with timestamps. Pass files or samples at 16 kHz, [N] or [N,
     channels].
 
-    language: None detects it in the first 30 s.
+    language: spoken language, such as en or de (default: detected in the first 30 s).
     task: "translate" translates into English.
-    prompt: text assumed to precede the recording.
+    beam: beams at temperature 0.
+    prompt: text assumed to precede the audio; sets names, spelling and style.
     words: also return the time of each word.
     vad: skip parts without speech.
 

@@ -22,9 +22,8 @@ from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.examples import spread_evenly
 from headway.learn.formatting import format_number
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.recipe import generic
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig

@@ -50,7 +50,7 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, spread_evenly
 from headway.learn.objectives.sequences import Ids, Sources
 from headway.learn.report import Picture
-from headway.learn.report.confusion import Span
+from headway.learn.report.pictures import Span
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
 _FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)

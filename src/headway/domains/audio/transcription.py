@@ -52,7 +52,7 @@ from headway.learn.objective import evaluation_batches
 from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
-from headway.learn.report.confusion import Span, spectrogram
+from headway.learn.report.pictures import Span, spectrogram
 from headway.metrics import language_scores, word_error_rate
 from headway.metrics.error_rates import english_normalizer, english_words
 from headway.nn.mixers import CrossAttention

@@ -15,8 +15,8 @@ from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig
-from headway.learn.generic import generic
 from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, lookup
+from headway.learn.recipe import generic
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
 from headway.nn.parts.init import InitConfig

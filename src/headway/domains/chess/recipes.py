@@ -14,9 +14,8 @@ from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessCon
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig
 from headway.learn.formatting import format_number
-from headway.learn.generic import generic
-from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, held_out_shares
+from headway.learn.plan.scale import DataSettings, Scale, ScalingLaw, held_out_shares
+from headway.learn.recipe import generic
 from headway.nn.models.presets import searchless, squares
 
 

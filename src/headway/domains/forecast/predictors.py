@@ -39,6 +39,8 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
     Beyond the horizon the model continues from its own medians, so its intervals are too narrow. Missing values
     raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
     and for series that are too short or have a different time step.
+
+    steps: steps to forecast (default: the run's horizon).
     """
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):

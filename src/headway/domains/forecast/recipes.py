@@ -6,10 +6,9 @@ import math
 
 from headway.domains.forecast.task import ForecastConfig
 from headway.learn import MuonConfig, Recipe, TrainConfig
-from headway.learn.generic import generic
 from headway.learn.objectives.quantiles import HEAD
-from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import Scale
+from headway.learn.plan.scale import Scale, ScalingLaw
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -47,7 +47,9 @@ def caption(
 
     Images are files or pixels, uint8 [height, width, 3].
 
-    beam: the beam width; 1 is greedy.
+    beam: beams per image; 1 is greedy.
+    length_penalty: length penalty, GNMT's alpha.
+    n_best: captions per image, best first.
 
     Raises UserError for a model that does not caption images.
     """
@@ -78,6 +80,8 @@ def match(
 
     For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
     class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
+
+    truncate: truncate text that is too long for the model.
     """
     module = model.module
     source = str(model.directory)

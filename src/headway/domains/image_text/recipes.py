@@ -19,9 +19,8 @@ from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, held_out_shares, lookup
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, held_out_shares, lookup
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -18,6 +18,8 @@ def fill(model: ModelHandle, text: str | Texts, top: int = 5) -> list[list[Candi
     """The `top` most probable tokens for each mask of a text, or of each of several.
 
     A mask is [MASK], <mask>, or the tokenizer's own mask token.
+
+    top: number of words per mask, most probable first.
     """
     request = arguments.text_inputs(text)
     return request.unwrap([fill_one(model.module, model.codec, masked_text, top) for masked_text in request.items])

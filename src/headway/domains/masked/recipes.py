@@ -12,9 +12,8 @@ from headway.data import count_characters
 from headway.domains.masked.task import MaskedConfig, MaskedDataset
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig
 from headway.learn.formatting import format_number
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, lookup
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, lookup
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -15,9 +15,8 @@ from headway.data.episode_files import summarize_demonstrations
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig
-from headway.learn.generic import generic
-from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import ACTING_SCALE, DataSettings, episode_settings
+from headway.learn.plan.scale import ACTING_SCALE, DataSettings, ScalingLaw, episode_settings
+from headway.learn.recipe import generic
 from headway.nn.models import RegressionConfig, act
 
 

@@ -36,7 +36,7 @@ from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.report import Picture, Stroke, bar_chart, line_chart
-from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
+from headway.learn.report.pictures import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import Loss, ModelConfig, RobotPolicy, RobotPolicyConfig
 
 _LOG = logger(__name__)

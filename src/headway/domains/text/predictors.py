@@ -38,8 +38,14 @@ def generate(
 ) -> str | list[str]:
     """Continue a prompt, or each of several prompts.
 
-    max_new_tokens, stop: when to stop; see Limits.
-    temperature, top_k, top_p, min_p, repetition_penalty, seed: how to sample tokens; see Sampling.
+    max_new_tokens: maximum number of new tokens.
+    temperature: sampling temperature; 0 is greedy.
+    top_k: sample only from the K most probable tokens.
+    top_p: sample from the most probable tokens with total probability P.
+    min_p: drop tokens less probable than P times the most probable one.
+    repetition_penalty: penalty on repeated tokens; 1 turns it off.
+    stop: stop before this string.
+    seed: the seed of the sampled tokens.
 
     Raises UserError for a model that does not generate text, and for a prompt that is too long.
     """
@@ -143,7 +149,10 @@ def score(
 
 @check_types
 def attention(model: ModelHandle, text: str, target: str | None = None) -> Attention:
-    """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation."""
+    """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation.
+
+    target: target text for a translation model (default: its own translation).
+    """
     check_text(text)
     ids = prompt_ids(model, text)
     maps = attention_maps(model.module, lambda: model.module(torch.tensor([ids], device=model.device)))

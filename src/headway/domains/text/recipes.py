@@ -11,9 +11,8 @@ from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.formatting import format_number
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent
-from headway.learn.plan.scale import DataSettings, Scale, lookup
+from headway.learn.plan.scale import DataSettings, Descent, Scale, lookup
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig

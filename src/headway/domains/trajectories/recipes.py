@@ -11,8 +11,8 @@ from headway.data.episode_files import all_episode_lengths
 from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.task import TrajectoriesConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig
-from headway.learn.generic import generic
 from headway.learn.plan.scale import ACTING_SCALE, DataSettings, episode_settings
+from headway.learn.recipe import generic
 from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)

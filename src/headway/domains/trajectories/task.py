@@ -29,7 +29,7 @@ from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.report import Picture, line_chart
-from headway.learn.report.film_strips import FilmedEpisode, FrameSampler, episode_pictures
+from headway.learn.report.pictures import FilmedEpisode, FrameSampler, episode_pictures
 from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import (
     Loss,

@@ -38,8 +38,10 @@ def translate(
 ) -> str | list[str] | list[list[str]] | Scored | list[Scored]:
     """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
-    beam, length_penalty: the beam search; a beam of 1 is greedy. By default as in the run's evaluation.
-    temperature, seed: sample instead of beam search.
+    beam: beams per line; 1 is greedy (default: as in the run's evaluation, or 4).
+    length_penalty: length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6).
+    temperature: sample at this temperature instead of beam search.
+    seed: the seed of the samples.
     scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
     log probability per token.
 

@@ -11,9 +11,8 @@ from typing import cast
 from headway.data import SplitConfig, iter_pairs
 from headway.domains.translation.task import ParallelText, PronounceConfig, TranslationConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, vocabulary_settings
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, vocabulary_settings
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset

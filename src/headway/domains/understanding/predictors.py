@@ -58,8 +58,8 @@ def classify(model: ModelHandle, items: Text | Iterable[Text], truncate: bool = 
     Images are files or pixels, uint8 [height, width, 3] or [height, width]. Audio is a file or samples at 16 kHz,
     [N].
 
-    truncate: cut text, and use the middle of audio, that is longer than the model's input; otherwise it raises
-    an error.
+    truncate: truncate text that is too long for the model, and use the middle of audio that is too long; otherwise
+    both are errors.
 
     Raises UserError for a model without classes.
     """
@@ -79,7 +79,7 @@ def rerank(
     """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
     at most `top_n`.
 
-    truncate: cut inputs that are too long, the longer of the two texts first; otherwise they raise an error.
+    truncate: truncate inputs that are too long for the model, the longer text first; otherwise they are errors.
 
     Raises UserError for a model that does not have exactly one output.
     """
@@ -96,7 +96,10 @@ def rerank(
 def tag(
     model: ModelHandle, texts: str | Iterable[str | Texts], truncate: bool = False
 ) -> TaggedWords | list[TaggedWords]:
-    """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words."""
+    """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words.
+
+    truncate: truncate text that is too long for the model.
+    """
     request, codec, config = arguments.text_or_word_inputs(texts), model.codec, model.module.config
     _check_texts(model, request.items)
     sentences = [_WORD.findall(text) if isinstance(text, str) else text for text in request.items]
@@ -122,6 +125,8 @@ def embed(model: ModelHandle, items: str | Texts, truncate: bool = False) -> Flo
 
     A model with a joint space for images and texts takes both; a string that is an image path stands
     for the image.
+
+    truncate: truncate text that is too long for the model.
     """
     request = arguments.text_inputs(items)
     return request.unwrap(embed_rows(model.module, text_rows(model.module, model.codec, request.items, truncate)))

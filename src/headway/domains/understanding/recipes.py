@@ -15,9 +15,8 @@ from headway.data.splits import split_code
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.domains.understanding.task import ClassificationConfig, EmbeddingConfig, TextPairsConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.generic import generic
-from headway.learn.plan.law import ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares, vocabulary_settings
+from headway.learn.plan.scale import DataSettings, Scale, ScalingLaw, Settings, held_out_shares, vocabulary_settings
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig

@@ -28,7 +28,7 @@ from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.recipe import batch_tokens_of
 from headway.learn.report import Picture
-from headway.learn.report.confusion import tag_confusions
+from headway.learn.report.pictures import tag_confusions
 from headway.learn.token_rows import LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE

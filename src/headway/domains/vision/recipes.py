@@ -14,9 +14,8 @@ from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.labelled_images import Survey, read_samples, survey_images
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.generic import generic
-from headway.learn.plan.law import Descent, ScalingLaw
-from headway.learn.plan.scale import DataSettings, Scale, Settings, held_out_shares
+from headway.learn.plan.scale import DataSettings, Descent, Scale, ScalingLaw, Settings, held_out_shares
+from headway.learn.recipe import generic
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -33,8 +33,8 @@ from headway.formats.usage import read_usage
 from headway.io.hub import named_folder
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
-from headway.learn.objectives.classes import HEAD, Classification, ClassSamples, check_classes
-from headway.learn.objectives.predictions import Prediction
+from headway.learn.objectives.classes import Classification, ClassSamples, check_classes
+from headway.learn.objectives.predictions import HEAD, Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid

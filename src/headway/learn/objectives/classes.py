@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -21,6 +21,7 @@ from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, IndexedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
 from headway.learn.objectives.predictions import (
+    HEAD,
     Goals,
     PredictedSamples,
     Prediction,
@@ -30,26 +31,11 @@ from headway.learn.objectives.predictions import (
     interleave_classes,
 )
 from headway.learn.report import Picture
-from headway.learn.report.confusion import confusions
+from headway.learn.report.pictures import confusions
 from headway.metrics import balanced_scores
 from headway.nn.models import Loss, ModelConfig, Transformer
 
 _RECIPE = "recipe.json"  # in a workspace, it shows that the run has started and owns the other files
-
-
-def class_names(labels: Collection[str], workspace: Path) -> tuple[str, ...]:
-    """The class names in order: those of the existing run; otherwise those of the pretrained model if the names are the
-    same, so that its head fits; otherwise those in the data.
-    """
-    saved = read_usage(workspace).labels
-    if saved and ((workspace / _RECIPE).exists() or set(saved) == set(labels)):
-        return saved
-    if not labels:
-        raise UserError("the data contain no samples; add labelled samples")
-    if len(labels) < 2:
-        raise UserError(f"the data contain only one label, {next(iter(labels))!r}; add samples with other labels")
-    are_numeric = all(label.isdecimal() for label in labels)
-    return tuple(sorted(labels, key=int) if are_numeric else sorted(labels))
 
 
 def unknown_label(label: str, location: str, known: Collection[str]) -> UserError:
@@ -57,9 +43,6 @@ def unknown_label(label: str, location: str, known: Collection[str]) -> UserErro
     return UserError(
         f"{location}: label {label!r} does not occur in the training data ({suggestion}); correct it, or add samples"
     )
-
-
-HEAD = "classes"
 
 
 @dataclass(frozen=True)
@@ -86,11 +69,22 @@ class ClassifiedExamples(IndexedExamples):
         classes.
         """
         self.default_split = default_split_of(samples.stated_splits)
-        samples = replace(samples, labels=self._merge_spellings(samples.labels, workspace))
-        splits = _cover_all_classes(split_by_text(samples.keys, samples.stated_splits, split, samples.labels), samples)
-        self.splits = Splits(splits, np.arange(len(samples.labels)), noun, remedy)
-        training_labels = {samples.labels[int(row)] for row in splits["train"]}
-        self.classes = self.label_indices(samples.labels, training_labels, samples.locate, workspace)
+        names = self._merge_spellings(samples.labels, workspace)
+        splits = split_by_text(samples.keys, samples.stated_splits, split, names)
+        labels, keys = np.array(names, object), np.array(samples.keys, object)
+        missing_labels = set(names) - set(labels[splits["train"]])
+        is_random = samples.stated_splits <= split_code("train")
+        if missing_labels and is_random.any():
+            # If a class has no training samples, its randomly held-out samples and their duplicates move to training,
+            # except for duplicates of samples that the files hold out.
+            moved_keys = {keys[row] for row in np.flatnonzero(is_random) if labels[row] in missing_labels}
+            moved_keys -= set(keys[~is_random])
+            moved_rows = np.flatnonzero(np.fromiter((key in moved_keys for key in keys), bool, len(keys)))
+            remaining = {name: rows[~np.isin(rows, moved_rows)] for name, rows in splits.items()}
+            splits = SplitIndices({**remaining, "train": np.union1d(remaining["train"], moved_rows)}, splits.removed)
+        self.splits = Splits(splits, np.arange(len(names)), noun, remedy)
+        training_labels = {names[int(row)] for row in splits["train"]}
+        self.classes = self.label_indices(names, training_labels, samples.locate, workspace)
 
     def label_indices(
         self, labels: Sequence[str], training_labels: Collection[str], locate: Callable[[int], str], workspace: Path
@@ -100,7 +94,17 @@ class ClassifiedExamples(IndexedExamples):
         """
         names = dict(zip(labels, self._merge_spellings(labels, workspace)))
         labels, training_labels = [names[label] for label in labels], {names[label] for label in training_labels}
-        self.labels = class_names(training_labels or set(labels), workspace)
+        known = training_labels or set(labels)
+        saved = read_usage(workspace).labels
+        if saved and ((workspace / _RECIPE).exists() or set(saved) == known):
+            self.labels = saved  # those of the existing run, or of the pretrained model, whose head then fits
+        elif not known:
+            raise UserError("the data contain no samples; add labelled samples")
+        elif len(known) < 2:
+            raise UserError(f"the data contain only one label, {next(iter(known))!r}; add samples with other labels")
+        else:
+            are_numeric = all(label.isdecimal() for label in known)
+            self.labels = tuple(sorted(known, key=int) if are_numeric else sorted(known))
         indices = {label: number for number, label in enumerate(self.labels)}
         wrong = next((row for row, label in enumerate(labels) if label not in indices), None)
         if wrong is not None:
@@ -230,22 +234,6 @@ class Classification(PredictionObjective[C], Generic[C]):
 def default_split_of(stated_splits: np.ndarray) -> str:
     """The split to evaluate if files assign splits: test, otherwise validation, otherwise "all"."""
     return next((split for split in ("test", "validation") if (stated_splits == split_code(split)).any()), "all")
-
-
-def _cover_all_classes(splits: SplitIndices, samples: ClassSamples) -> SplitIndices:
-    """The splits, except that if a class has no training samples, its randomly held-out samples and their duplicates
-    move to training.
-    """
-    labels, keys = np.array(samples.labels, object), np.array(samples.keys, object)
-    missing_labels = set(samples.labels) - set(labels[splits["train"]])
-    is_random = samples.stated_splits <= split_code("train")
-    if not missing_labels or not is_random.any():
-        return splits
-    held_out_keys = set(keys[~is_random])  # held out by the files, so their duplicates must not be trained on
-    moved_keys = {keys[row] for row in np.flatnonzero(is_random) if labels[row] in missing_labels} - held_out_keys
-    moved_rows = np.flatnonzero(np.fromiter((key in moved_keys for key in keys), bool, len(keys)))
-    remaining = {split: rows[~np.isin(rows, moved_rows)] for split, rows in splits.items()}
-    return SplitIndices({**remaining, "train": np.union1d(remaining["train"], moved_rows)}, splits.removed)
 
 
 def check_classes(all_classes: Collection[str], readable_classes: Collection[str], unit: str) -> None:

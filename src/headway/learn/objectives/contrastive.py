@@ -109,29 +109,24 @@ def encode_chunks(
     if recompute is None or not torch.is_grad_enabled():
         return torch.cat([encode(chunk) for chunk in chunks])
     generator = next((m.generator for m in recompute.modules() if isinstance(m, Dropout) and m.generator), None)
-    return torch.cat([_recomputed(encode, chunk, generator) for chunk in chunks])
 
+    @contextmanager
+    def rewound(state: Tensor | None) -> Iterator[None]:
+        if generator is None or state is None:
+            yield
+            return
+        current = generator.get_state()
+        generator.set_state(state)
+        try:
+            yield
+        finally:
+            generator.set_state(current)
 
-def _recomputed(encode: Callable[[T], Tensor], chunk: T, generator: torch.Generator | None) -> Tensor:
-    state = None if generator is None else generator.get_state()
-
-    def contexts() -> tuple:
-        return nullcontext(), _rewound(generator, state)
-
-    output = checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    assert isinstance(output, Tensor)
-    return output
-
-
-@contextmanager
-def _rewound(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
-    """Rewind the generator to `state` inside the context, and restore it afterwards."""
-    if generator is None or state is None:
-        yield
-        return
-    current = generator.get_state()
-    generator.set_state(state)
-    try:
-        yield
-    finally:
-        generator.set_state(current)
+    vectors = []
+    for chunk in chunks:
+        state = None if generator is None else generator.get_state()
+        contexts = lambda state=state: (nullcontext(), rewound(state))  # noqa: E731
+        output = checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        assert isinstance(output, Tensor)
+        vectors.append(output)
+    return torch.cat(vectors)

@@ -1,24 +1,31 @@
-"""One prediction per sample from a pooled head: the base for classification, regression and multi-label tasks."""
+"""One prediction per sample from a pooled head: the base of such objectives, a number, and several labels."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.errors import UserError
-from headway.learn.examples import IndexedExamples, RowSubset
+from headway.formats.usage import read_usage
+from headway.learn.examples import Batch, IndexedExamples, RowSubset
 from headway.learn.objective import Objective, evaluation_batches
-from headway.learn.objectives.linear import LinearHead
+from headway.learn.objectives.linear import ITERATIONS, STRENGTHS, LinearHead, minimise
 from headway.learn.report import Picture
-from headway.nn.models import ModelConfig, Transformer
+from headway.learn.report.pictures import label_table, scatter_chart
+from headway.metrics import best_thresholds, label_scores, number_scores
+from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
 
+HEAD = "classes"  # name of the head with an output per class or label
 _MAX_CANDIDATES = 1000  # maximum candidates for the report's samples
 Goals = Mapping[str, Literal["min", "max"]]  # scores, and their better direction
 Vectors = tuple[Float[Tensor, "N D"], Tensor]
@@ -194,3 +201,240 @@ def interleave_classes(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray
             rows = np.flatnonzero(group & (classes == label))
             rank[rows] = np.arange(len(rows))
     return np.lexsort((classes, counts[classes], rank, ~wrong))
+
+
+NUMBER = "number"  # name of the head
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the vectors' mean square
+_DIGITS = 4  # digits per number in samples
+
+
+class NumberSamples(PredictedSamples):
+    """Samples with one number each. A domain defines their inputs (`take`) and their text for people."""
+
+    values: Float[np.ndarray, "N"]
+
+
+V = TypeVar("V", bound=NumberSamples)
+
+
+class Regression(PredictionObjective[V], Generic[V]):
+    """Squared error on the head "number", in units of the training targets' variance. The head scales and shifts its
+    output, so it learns standardised targets.
+    """
+
+    head = NUMBER
+    goals: ClassVar[Goals] = {
+        "r2": "max",
+        "mean_absolute_error": "min",
+        "pearson": "max",
+        "spearman": "max",
+        "loss": "min",
+    }
+    target_name = "numbers"
+
+    @property
+    def measure(self) -> str:
+        return "squared error in units of the variance"
+
+    def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
+        """`model` with a regression head scaled to the training targets. Raises UserError if they are all equal."""
+        training_values = examples.values[examples.splits.rows("train")].astype(np.float64)
+        if training_values.min() == training_values.max():
+            raise UserError(f"all labels are {training_values[0]:g}; add samples with other values")
+        adapted = examples.with_head(model, NUMBER, 1)
+        assert isinstance(adapted, TransformerConfig)  # checked by the examples
+        head = cast(PooledHeadConfig, adapted.heads[NUMBER])
+        return replace(
+            adapted,
+            heads={NUMBER: replace(head, scale=float(training_values.std()), shift=float(training_values.mean()))},
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        predicted = cast(Transformer, model).output(head_name(model, NUMBER), *batch.inputs)[:, 0]
+        return {"loss": Loss(((predicted - batch.targets) / _head_config(model).scale).square().sum(), batch.tokens)}
+
+    def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """Fit least squares with an L2 penalty on the weights; of six penalties, the one with the lowest squared
+        validation error.
+        """
+        mean, target_mean = train[0].double().mean(0), train[1].double().mean()
+        vectors, targets = train[0].double() - mean, train[1].double() - target_mean
+        products, products_with_targets = vectors.T @ vectors, vectors.T @ targets
+        unit = products.diagonal().mean().clamp(min=1e-12)
+        held_out, truth = validation[0].double() - mean, validation[1].double()
+        best: tuple[float, Tensor] | None = None
+        for strength in _PENALTIES:
+            penalty = strength * unit * torch.eye(len(products), dtype=products.dtype)
+            weight = torch.linalg.solve(products + penalty, products_with_targets)
+            error = (held_out @ weight + target_mean - truth).square().mean().item()
+            if best is None or error < best[0]:
+                best = error, weight
+        assert best is not None
+        weight = best[1]
+        return LinearHead(weight[None].float(), (target_mean - mean @ weight)[None].float())
+
+    def features(self, model: nn.Module, project: Projection, samples: RowSubset) -> Vectors:
+        vectors, targets = super().features(model, project, samples)
+        head = _head_config(model)
+        return vectors, (targets.double() - head.shift) / head.scale
+
+    def evaluate(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Mean squared error in units of the variance, R2, mean absolute error and both correlations on a split or on
+        `limit` of its samples.
+        """
+        outputs, targets = self.evaluate_outputs(model, examples, split, limit)
+        predicted, actual = outputs[:, 0].double().numpy(), targets.double().numpy()
+        errors = (predicted - actual) / _head_config(model).scale
+        return {"loss": float(np.square(errors).mean()), **number_scores(predicted, actual)}
+
+    def predictions(
+        self, examples: V, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
+        return [
+            Prediction(row, f"{predicted:.{_DIGITS}g}", f"{actual:.{_DIGITS}g}")
+            for row, predicted, actual in zip(rows.tolist(), outputs[:, 0].tolist(), targets.tolist())
+        ]
+
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        """The largest errors first."""
+        return np.argsort(-(outputs[:, 0] - targets).abs().numpy(), kind="stable")
+
+    def charts(self, examples: V, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """A scatter chart of predicted against actual numbers."""
+        caption = f"predicted against actual numbers, {examples.final_split} {self.unit}s; the dashed line is y = x"
+        chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "actual number", "predicted number")
+        return [Picture("Predicted numbers", caption, chart)]
+
+
+def _head_config(model: nn.Module) -> PooledHeadConfig:
+    """The configuration of the model's regression head."""
+    return cast(PooledHeadConfig, cast(Any, model).heads[head_name(model, NUMBER)].config)
+
+
+_NO_LABEL = "(no label)"
+
+
+class MultiLabelSamples(PredictedSamples):
+    """Samples with any number of labels each."""
+
+    labels: tuple[str, ...]
+
+
+M = TypeVar("M", bound=MultiLabelSamples)
+
+
+class MultiLabel(PredictionObjective[M], Generic[M]):
+    """Binary cross-entropy of each output of the head "classes".
+
+    `weights` [C] are the weights for positive samples. `thresholds` are the minimum probabilities of predicted labels;
+    if empty, the best thresholds for the evaluated samples are used.
+    """
+
+    head = HEAD
+    goals: ClassVar[Goals] = {"f1_micro": "max", "f1": "max", "exact_match": "max", "loss": "min"}
+    target_name = "several labels"
+
+    def __init__(
+        self,
+        unit: str,
+        weights: Float[Tensor, "C"] | None = None,
+        goal: str = "f1_micro",
+        thresholds: Sequence[float] = (),
+    ) -> None:
+        super().__init__(unit, goal)
+        self.weights, self.thresholds = weights, tuple(thresholds)
+
+    @property
+    def measure(self) -> str:
+        return "nats per label" if self.weights is None else "nats per label, labels weighted"
+
+    def adapt(self, model: ModelConfig, examples: M) -> ModelConfig:
+        """`model` with a head that has one output per label."""
+        return examples.with_head(model, HEAD, len(examples.labels))
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        logits = cast(Transformer, model).output(HEAD, *batch.inputs)
+        return {"loss": Loss(self._entropy(logits, batch.targets).sum() / logits.shape[1], batch.tokens)}
+
+    def _entropy(self, logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
+
+    def fit_linear_head(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """Fit a logistic regression with an L2 penalty for each label. All use the same penalty: of four, the one with
+        the lowest validation loss.
+        """
+        scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
+        vectors, held_out = train[0].double() / scale, validation[0].double() / scale
+        targets, truth = train[1].double(), validation[1].double()
+        positive = None if self.weights is None else self.weights.double()
+        weight = vectors.new_zeros(targets.shape[1], vectors.shape[1]).requires_grad_()
+        bias = vectors.new_zeros(targets.shape[1]).requires_grad_()
+
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(F.linear(inputs, weight, bias), labels, pos_weight=positive)
+
+        best: tuple[float, Tensor, Tensor] | None = None
+        for strength in STRENGTHS:
+            penalty = 2 * strength * targets.numel()
+            minimise(
+                lambda penalty=penalty: loss(vectors, targets) + weight.square().sum() / penalty,
+                [weight, bias],
+                ITERATIONS,
+                1e-6,
+                1e-9,
+            )
+            with torch.no_grad():
+                validation_loss = loss(held_out, truth).item()
+                if best is None or validation_loss < best[0]:
+                    best = validation_loss, weight.clone(), bias.clone()
+        assert best is not None
+        return LinearHead((best[1] / scale).float(), best[2].float())
+
+    def evaluate(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss (nats per label), micro and macro F1, precision, recall and exact match on a split or on `limit` of its
+        samples.
+        """
+        logits, targets = self.evaluate_outputs(model, examples, split, limit)
+        scores, truth = logits.sigmoid().numpy(), targets.bool().numpy()
+        thresholds = self.thresholds or best_thresholds(scores, truth)
+        return {"loss": float(self._entropy(logits, targets).mean()), **label_scores(scores >= thresholds, truth)}
+
+    def calibrate(self, model: nn.Module, examples: M, directory: Path) -> list[str]:
+        """Choose the thresholds on the validation split, and save them in usage.json."""
+        logits, targets = self.outputs(model, examples.of("validation"))
+        best = best_thresholds(logits.sigmoid().numpy(), targets.bool().numpy())
+        self.thresholds = tuple(round(threshold, 6) for threshold in best)
+        replace(read_usage(directory), thresholds=self.thresholds).save(directory)
+        return []
+
+    def _decide(self, outputs: Float[Tensor, "N C"]) -> np.ndarray:
+        return outputs.sigmoid().numpy() >= np.array(self.thresholds or 0.5)
+
+    def predictions(
+        self, examples: M, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
+        label_texts = [
+            [", ".join(name for name, has in zip(examples.labels, row) if has) or _NO_LABEL for row in table.tolist()]
+            for table in (self._decide(outputs), targets.bool().numpy())
+        ]
+        return [
+            Prediction(row, predicted, actual, predicted == actual)
+            for row, predicted, actual in zip(rows.tolist(), *label_texts)
+        ]
+
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        """One sample for each wrong label before a second one for any. A sample counts for its first wrong label,
+        otherwise for its first label.
+        """
+        truth = targets.bool().numpy()
+        differs = self._decide(outputs) != truth
+        wrong = differs.any(1)
+        kind = np.where(wrong, differs.argmax(1), np.where(truth.any(1), truth.argmax(1), truth.shape[1]))
+        return interleave_classes(wrong, kind)
+
+    def charts(self, examples: M, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """Scores per label."""
+        thresholds = self.thresholds or (0.5,) * len(examples.labels)
+        noun = f"{examples.final_split} {self.unit}s"
+        return [label_table(self._decide(outputs), targets.bool().numpy(), examples.labels, thresholds, noun)]

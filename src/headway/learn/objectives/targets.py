@@ -26,9 +26,13 @@ from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import ProblemType, read_usage
 from headway.learn.examples import Contents
 from headway.learn.objectives.classes import Classification, ClassifiedSamples, ClassSamples, default_split_of
-from headway.learn.objectives.labels import MultiLabel, MultiLabelSamples
-from headway.learn.objectives.predictions import PredictionObjective
-from headway.learn.objectives.regression import NumberSamples, Regression
+from headway.learn.objectives.predictions import (
+    MultiLabel,
+    MultiLabelSamples,
+    NumberSamples,
+    PredictionObjective,
+    Regression,
+)
 from headway.learn.task import Task
 
 _LOG = logger(__name__)
@@ -226,7 +230,10 @@ def target_task(
         target_text = f"a number for each {unit}"
     elif target.kind == "labels":
         goal = goal_setting or "f1_micro"
-        weights = _label_weights(examples, balance) if balance else None
+        weights = None
+        if balance:  # the weight of samples with a label relative to samples without it, float32 [C]
+            total, positive = len(examples.splits.indices["train"]), np.maximum(examples.counts, 1)
+            weights = torch.from_numpy(np.maximum((total - positive) / positive, 1e-3) ** balance).float()
         thresholds = read_usage(workspace).thresholds if (workspace / "recipe.json").exists() else ()
         objective = MultiLabel(unit, weights, goal, thresholds)
         target_text = f"any of {len(examples.labels):,} labels for each {unit}, with a threshold per label"
@@ -240,7 +247,18 @@ def target_task(
         objective = classes(unit, smoothing, weights, rare, goal)
         target_text = f"one of {len(examples.labels):,} classes for each {unit}"
         if rare:
-            reasons.append(_rarity_note(examples, counts, rare, balance, goal))
+            total, names, common = int(counts.sum()), examples.labels, int(counts.argmax())
+            rarest = sorted(rare, key=counts.__getitem__)[:_MAX_NAMED]
+            names_text = ", ".join(f"{names[row]!r} ({counts[row]:,})" for row in rarest)
+            omitted = f" and {len(rare) - _MAX_NAMED:,} more" if len(rare) > _MAX_NAMED else ""
+            weighting = (
+                f"class weights in the loss (task.balance={balance:g})" if balance else "no class weights in the loss"
+            )
+            reasons.append(
+                f"rare among {total:,} training samples: {names_text}{omitted}; {weighting}, and {goal} selects the "
+                f"best model (task.goal={goal}); always predicting {names[common]!r} has an accuracy of "
+                f"{counts[common] / total:.1%}"
+            )
     alternative = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
         reasons.insert(
@@ -263,24 +281,3 @@ def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
     present = np.maximum(counts, 1).astype(np.float64)
     weights = present**-balance
     return torch.from_numpy(weights * present.sum() / (weights * present).sum()).float()
-
-
-def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
-    """The weight of samples with a label relative to samples without it, float32 [C]."""
-    total, positive = len(examples.splits.indices["train"]), np.maximum(examples.counts, 1)
-    return torch.from_numpy(np.maximum((total - positive) / positive, 1e-3) ** balance).float()
-
-
-def _rarity_note(examples: TargetSamples, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
-    """A sentence about rare classes, for people."""
-    total, names = int(counts.sum()), examples.labels
-    names_text = ", ".join(
-        f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_MAX_NAMED]
-    )
-    omitted = f" and {len(rare) - _MAX_NAMED:,} more" if len(rare) > _MAX_NAMED else ""
-    common = int(counts.argmax())
-    weighting = f"class weights in the loss (task.balance={balance:g})" if balance else "no class weights in the loss"
-    return (
-        f"rare among {total:,} training samples: {names_text}{omitted}; {weighting}, and {goal} selects the best model "
-        f"(task.goal={goal}); always predicting {names[common]!r} has an accuracy of {counts[common] / total:.1%}"
-    )

@@ -16,7 +16,7 @@ from headway.data.array_store import build_deadline
 from headway.errors import ConfigError, UserError
 from headway.learn.distributed import Processes
 from headway.learn.formatting import format_count, format_number
-from headway.learn.plan.measure import Clock, Throughput, measure_throughput
+from headway.learn.plan.budget import Clock, Throughput, measure_throughput
 from headway.learn.plan.scale import Scale, Settings, overlaps, shape_of, with_user_settings, without_user_settings
 from headway.learn.recipe import Recipe, open_task
 from headway.learn.task import Task
@@ -114,7 +114,26 @@ def choose_size(
     for candidate in candidates:
         if plans and (plans[-1].steps < scale.min_steps or (len(plans) > 1 and plans[-1].loss > plans[-2].loss)):
             break
-        plans.append(plan_size(candidate, scale, unique, seconds, pace(candidate.recipe), own_batch))
+        # A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time, and N targets are worth N /
+        # (1 + B / B'), where B' is the noise scale (McCandlish et al. 2018, equation 2.11). So the best batch size is
+        # B = sqrt(o p B'), or the measured one if the user has set it. A batch has at most one epoch.
+        measured = pace(candidate.recipe)
+        targets = max(seconds, 0.0) * measured.targets
+        critical_batch = scale.noise_scale * math.sqrt(max(targets, 1.0))
+        if own_batch:
+            batch, measured = max(1, round(measured.step)), measured._replace(share=1.0)
+        else:
+            best_batch = math.sqrt(max(measured.overhead * measured.targets, 1.0) * critical_batch) / measured.share
+            max_batch = min(scale.max_batch, max(1, int(unique / measured.share)))
+            nearest_power = 2 ** round(math.log2(max(best_batch, 1.0)))
+            batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
+        step = batch * measured.share  # targets per step
+        targets = max(seconds, 0.0) * step / (measured.overhead + step / measured.targets)
+        loss = scale.law.loss(candidate.parameters, targets / (1 + step / critical_batch), unique)
+        # The number of epochs is limited to what still improves the model.
+        max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * step)
+        size = candidate.settings, candidate.recipe.model, candidate.parameters, candidate.size
+        plans.append(SizePlan(*size, measured, batch, min(targets, max_targets), loss, targets > max_targets))
     best = min(plans, key=lambda plan: plan.loss)
     if best.steps < scale.min_steps:
         needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
@@ -124,41 +143,6 @@ def choose_size(
             f"increase --minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
         )
     return best, plans
-
-
-def plan_size(
-    candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False
-) -> SizePlan:
-    """The plan for training a size for `seconds`, with the best batch size, or with the measured one if the user has
-    set it (`own_batch`). The number of epochs is limited to what still improves the model.
-
-    A batch of B targets takes t = o + B / p seconds, where o is the optimiser's time, and N targets are worth N / (1 +
-    B / B'), where B' is the noise scale (McCandlish et al. 2018, equation 2.11). So the best batch size is B = sqrt(o p
-    B').
-    """
-    targets = max(seconds, 0.0) * pace.targets
-    critical_batch = scale.noise_scale * math.sqrt(max(targets, 1.0))
-    best_batch = math.sqrt(max(pace.overhead * pace.targets, 1.0) * critical_batch) / pace.share
-    max_batch = min(scale.max_batch, max(1, int(unique / pace.share)))  # a batch has at most one epoch
-    nearest_power = 2 ** round(math.log2(max(best_batch, 1.0)))
-    batch = max(scale.min_batch, min(nearest_power, 2 ** int(math.log2(max_batch))))
-    if own_batch:
-        batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
-    batch_targets = batch * pace.share  # targets
-    targets = max(seconds, 0.0) * batch_targets / (pace.overhead + batch_targets / pace.targets)
-    loss = scale.law.loss(candidate.parameters, targets / (1 + batch_targets / critical_batch), unique)
-    max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * batch_targets)
-    return SizePlan(
-        candidate.settings,
-        candidate.recipe.model,
-        candidate.parameters,
-        candidate.size,
-        pace,
-        batch,
-        min(targets, max_targets),
-        loss,
-        targets > max_targets,
-    )
 
 
 def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
@@ -172,18 +156,6 @@ def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: S
         **scale.learning_rates(recipe, width, depth),
     }
     return with_user_settings(recipe, settings, user)
-
-
-def explain_choice(choice: SizePlan, plans: Sequence[SizePlan], scale: Scale) -> tuple[str, ...]:
-    """Why this size was chosen, for people."""
-    width, depth = shape_of(choice.model)
-    batch = f"{choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
-    layers = "1 layer" if depth == 1 else f"{depth} layers"
-    growth = "; trains longer while validation improves" if choice.exhausted else ""
-    reason = f"{format_count(choice.size)} parameters (width {width}, {layers}), batches of {batch}{growth}"
-    others = {format_count(plan.size): plan.loss - choice.loss for plan in plans if plan is not choice}
-    gaps = [f"{f'{gap:.2f}' if gap >= 0.01 else 'under 0.01'} more for {size}" for size, gap in others.items()]
-    return (reason, f"lowest predicted loss of {len(plans)} sizes: {', '.join(gaps)} parameters") if gaps else (reason,)
 
 
 def active_parameters(model: nn.Module | ModelConfig) -> int:
@@ -220,21 +192,25 @@ def scale_recipe(
             unique = scale.unique_targets(task)
 
             def pace(sized: Recipe) -> Throughput:
-                if _pace_key(sized) not in known:
-                    model = outline(sized.model)
-                    known[_pace_key(sized)] = measure_throughput(
-                        sized, model, task, processes, scale.batch_setting, minutes
-                    )
-                return known[_pace_key(sized)]
+                key = repr((sized.model, sized.task))
+                if key not in known:
+                    outlined = outline(sized.model)
+                    known[key] = measure_throughput(sized, outlined, task, processes, scale.batch_setting, minutes)
+                return known[key]
+
+            def extrapolated_pace(sized: Recipe) -> Throughput:
+                cost = active_parameters(sized.model) / plans[-1].parameters
+                measured = plans[-1].pace
+                estimate = Throughput(measured.targets / cost, measured.overhead * cost, measured.share)
+                return known.get(repr((sized.model, sized.task)), estimate)
 
             seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes - clock.elapsed())
             best, plans = choose_size(recipe, scale, user, unique, seconds, pace)
-            reasons = explain_choice(best, plans if scale.calibrated else [best], scale)
+            larger = None  # the size that would be better with more time
             if scale.calibrated:
-                minutes_longer = _LONGER_FACTOR * minutes
-                seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes_longer - clock.elapsed())
-                reasons += _explain_longer(best, plans[-1], recipe, scale, user, unique, seconds, known)
-            reasons = (*filter(None, [data_settings.reason]), *reasons)
+                longer = processes.broadcast_object(TRAINING_SHARE * 60 * (_LONGER_FACTOR * minutes) - clock.elapsed())
+                larger = choose_size(recipe, scale, user, unique, longer, extrapolated_pace)[0].size
+            reasons = _reasons(best, plans, scale, data_settings.reason, larger)
             chosen = replace(with_size(recipe, best, scale, unique, user), reasons=reasons)
             if opens_task:
                 batches = (chosen.train.batch_tokens, chosen.train.batch_size)
@@ -246,31 +222,23 @@ def scale_recipe(
     return ScaledRecipe(chosen, best, kept_task, unique)
 
 
-def _pace_key(recipe: Recipe) -> str:
-    """The settings that determine the throughput."""
-    return repr((recipe.model, recipe.task))
-
-
-def _explain_longer(
-    best: SizePlan,
-    last: SizePlan,
-    recipe: Recipe,
-    scale: Scale,
-    user: Settings,
-    unique: int,
-    seconds: float,
-    known: Mapping[str, Throughput],
+def _reasons(
+    choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, data_reason: str, larger: int | None
 ) -> tuple[str, ...]:
-    """A reason if a larger size would be better with more time, by throughputs extrapolated from the `last` plan's."""
-
-    def pace(sized: Recipe) -> Throughput:
-        relative_cost = active_parameters(sized.model) / last.parameters
-        targets, overhead = last.pace.targets / relative_cost, last.pace.overhead * relative_cost
-        return known.get(_pace_key(sized)) or Throughput(targets, overhead, last.pace.share)
-
-    size = choose_size(recipe, scale, user, unique, seconds, pace)[0].size
-    is_larger = size > 1.2 * best.size
-    return (f"with {_LONGER_FACTOR} times the minutes, {size:,} parameters would be better",) if is_larger else ()
+    """Why this size was chosen, for people; `larger` is the best size with more time."""
+    width, depth = shape_of(choice.model)
+    batch = f"{choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
+    layers = "1 layer" if depth == 1 else f"{depth} layers"
+    growth = "; trains longer while validation improves" if choice.exhausted else ""
+    reasons = [data_reason] if data_reason else []
+    reasons.append(f"{format_count(choice.size)} parameters (width {width}, {layers}), batches of {batch}{growth}")
+    others = {format_count(plan.size): plan.loss - choice.loss for plan in plans if plan is not choice}
+    if scale.calibrated and others:
+        gaps = [f"{f'{gap:.2f}' if gap >= 0.01 else 'under 0.01'} more for {size}" for size, gap in others.items()]
+        reasons.append(f"lowest predicted loss of {len(plans)} sizes: {', '.join(gaps)} parameters")
+    if larger is not None and larger > 1.2 * choice.size:
+        reasons.append(f"with {_LONGER_FACTOR} times the minutes, {larger:,} parameters would be better")
+    return tuple(reasons)
 
 
 def outgrown_message(recipe: Recipe, scale: Scale | None, task: Task, targets: int, minutes: float) -> str | None:

@@ -1,10 +1,12 @@
-"""Plans: the recipe and task that a run trains in the minutes, and what `hw.plan` reports without training."""
+"""Plans: the recipe and task that a run trains in the minutes, also for fine-tuning a model that has learnt before, and
+what `hw.plan` reports without training.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -13,21 +15,175 @@ import torch
 
 from headway.errors import UserError
 from headway.io.summary_card import SummaryCard, summary_repr
+from headway.learn.adapters import AdapterConfig
 from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
-from headway.learn.fine_tuning import keep_vocabulary, match_tensors, open_new_task, open_start
-from headway.learn.formatting import format_number
+from headway.learn.fine_tuning import adapted_model, match_tensors, open_new_task, open_start
+from headway.learn.formatting import format_number, format_seconds
 from headway.learn.memory import check_memory, training_bytes
-from headway.learn.plan.budget import plan_recipe
-from headway.learn.plan.choose import scale_recipe
-from headway.learn.plan.law import LossPredictor
-from headway.learn.plan.measure import Clock, Throughput, measure_speed
-from headway.learn.plan.scale import Scale, shape_of
-from headway.learn.plan.tuning import tune_recipe
+from headway.learn.plan.budget import Clock, Throughput, measure_speed, measure_throughput, plan_recipe
+from headway.learn.plan.choose import TRAINING_SHARE, active_parameters, scale_recipe
+from headway.learn.plan.scale import LossPredictor, Scale, Settings, shape_of, with_user_settings
 from headway.learn.precision import choose_precision
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.models import describe, outline
+
+# The model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents in banking77.
+_WIDTH, _BASE_RATE = 384, 4e-4
+_MIN_RATE, _MAX_RATE = 1e-5, 3e-3  # minimum and maximum learning rate
+# Learning rate for adapters: factor on the full model's rate, and maximum.
+_ADAPTER_FACTOR, _MAX_ADAPTER_RATE = 10.0, 1e-2
+_EPOCH_SCALE, _MIN_EPOCHS, _MAX_EPOCHS = 600.0, 3.0, 40.0
+_MIN_VALIDATION = 50  # minimum validation samples for early stopping
+FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs if there are fewer validation samples than that, whatever the scores
+_MANY_SAMPLES = 10_000  # with more samples than this, the learning rate no longer depends on their number
+_MIN_BATCH, _MAX_BATCH = 8, 64  # minimum and maximum samples per batch
+_MIN_STEPS = 300  # preferred minimum number of steps
+_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS = 2, 1000  # the same for samples with several targets each
+# Share of the time for fitting a head; how much faster a forward pass is than a step.
+_HEAD_SHARE, _FORWARD_SPEEDUP = 0.25, 3
+_LAYER_CHOICE_SHARE = 0.03  # share of the time for choosing the number of layers
+_MIN_PROBE_SAMPLES, _MAX_PROBE_SAMPLES = 100, 500  # samples for choosing the number of layers
+
+
+class TuningPlan(NamedTuple):
+    """A fine-tuning plan: batch settings, steps, epochs, and the reason to show to people. `useful` is the initial
+    number of steps that this amount of data justifies; `steps` is that number, or fewer if only fewer fit in the time.
+    """
+
+    settings: Settings
+    useful: int
+    steps: int
+    epochs: float
+    reason: str
+
+
+def tuning_optimizer(width: int, adapter: AdapterConfig | None, factor: float = 1.0) -> Settings:
+    """Optimiser and schedule for a model of this `width`, or for its adapter; `factor` scales the learning rate.
+
+    The learning rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at
+    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 up, in
+    line with the 1e-5 to 2e-5 commonly used for models with billions of parameters. Models of width 64 learn 50
+    dialogues faster at 3e-3 than at 1e-3. Adapters use ten times the rate (Schulman et al. 2025, "LoRA without
+    regret").
+    """
+    rate = min(max(_BASE_RATE * (_WIDTH / width) ** 2, _MIN_RATE), _MAX_RATE)
+    if adapter is not None:
+        rate = min(_ADAPTER_FACTOR * rate, _MAX_ADAPTER_RATE)
+    rate = float(f"{factor * rate:.2g}")
+    return {
+        "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
+        "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
+    }
+
+
+def has_few_validation_samples(task: Task) -> bool:
+    """Whether there are too few validation samples to decide how long to train a model whose head was fitted."""
+    return task.objective.small_data_lr and task.count("validation") < _MIN_VALIDATION
+
+
+def plan_tuning(
+    samples: int,
+    targets: int,
+    pace: Throughput,
+    seconds: float,
+    batch_setting: str,
+    min_batch: int = 1,
+    own_batch: int | None = None,
+    max_samples: int = _MAX_BATCH,
+    max_epochs: float = _MAX_EPOCHS,
+) -> TuningPlan:
+    """The plan for fine-tuning for `seconds` at a measured `pace`, on `samples` samples with `targets` targets in
+    total.
+
+    `batch_setting` is the recipe's batch size setting, `min_batch` its minimum (one row of tokens), `own_batch` the
+    user's value, `max_samples` the maximum samples per batch, and `max_epochs` the maximum number of epochs. Batches
+    are large enough to be efficient and small enough to allow a few hundred steps.
+    """
+    targets_per_sample = targets / max(1, samples)
+    # 40 epochs for a few hundred samples, 6 for 10,000, 3 for 40,000 or more; evaluations decide when to end
+    epochs = min(max(_EPOCH_SCALE / math.sqrt(max(1, samples)), _MIN_EPOCHS), _MAX_EPOCHS, max_epochs)
+    min_samples, min_steps = (
+        (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
+    )
+    batch_samples = min(max(samples * epochs / min_steps, min_samples), max_samples)
+    units = own_batch or max(
+        min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share)))
+    )
+    step_targets = units * pace.share  # targets per step
+    useful = max(1, math.ceil(epochs * targets / step_targets))
+    steps = max(1, min(useful, int(seconds / (pace.overhead + step_targets / pace.targets))))
+    epochs_read = steps * step_targets / max(1, targets)
+    data_limited = steps == useful
+    reason = (
+        f"{format_number(epochs)} epochs of {samples:,} samples, and more while validation improves"
+        if data_limited
+        else (
+            f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "
+            f"{format_number(epochs)} would be better"
+        )
+    )
+    return TuningPlan({batch_setting: units}, useful, steps, epochs_read, reason)
+
+
+def tune_recipe(
+    recipe: Recipe,
+    scale: Scale,
+    user: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+    directory: Path,
+) -> tuple[Recipe, Task, TuningPlan]:
+    """A generic recipe for fine-tuning its start, with batches for the samples and the time, its task, and the plan."""
+    assert recipe.start is not None
+    start = open_start(recipe.start).model
+    recipe = with_user_settings(recipe, scale.tuning_settings(recipe), user)
+    task, processes = open_new_task(recipe, directory), Processes(device)
+    sized_recipe = with_user_settings(recipe, scale.tuning_data_settings(recipe, task), user)
+    if sized_recipe != recipe:
+        task.close()
+        recipe, task = sized_recipe, open_new_task(sized_recipe, directory)
+    samples, targets, batch_setting = task.count("train"), scale.unique_targets(task), scale.batch_setting
+    adapted = replace(recipe, model=adapted_model(recipe, task))
+    model = outline(adapted.model)
+    fresh = match_tensors(model, start, recipe.start or "").fresh
+    pace = measure_throughput(adapted, model, task, processes, batch_setting, minutes, fresh)
+    # Keep only the layers that the task needs, unless the user set the model or the time is too short to choose. An
+    # adapter loads into the complete start. A forward pass takes a third of a step's time.
+    reasons: tuple[str, ...] = ()
+    forward_targets = 3 * _LAYER_CHOICE_SHARE * 60 * minutes * pace.targets
+    limit = min(int(forward_targets / 2 * samples / max(1, targets)), _MAX_PROBE_SAMPLES)  # training or validation
+    sets_model = any(key.split(".")[0] == "model" for key in user)
+    if limit >= _MIN_PROBE_SAMPLES and recipe.adapter is None and not sets_model:
+        depth, layers = task.objective.depth(start, task.examples, limit), shape_of(recipe.model)[1]
+        if depth is not None and depth != layers:
+            recipe = with_user_settings(recipe, {"model.depth": depth}, user)
+            reasons = (f"the first {depth} of {layers} layers: linear heads on later layers score worse on validation",)
+    speedup = active_parameters(adapted.model) / active_parameters(task.adapt(recipe.model))
+    pace = pace._replace(targets=pace.targets * speedup)
+    seconds = processes.broadcast_object(TRAINING_SHARE * 60 * minutes - clock.elapsed())
+    row = recipe.task.context or 1 if batch_setting == "train.batch_tokens" else 1
+    user_batch = getattr(recipe.train, batch_setting.removeprefix("train.")) if batch_setting in user else None
+    max_epochs = FEW_VALIDATION_EPOCHS if has_few_validation_samples(task) else math.inf
+    plan = plan_tuning(
+        samples, targets, pace, seconds, batch_setting, row, user_batch, scale.max_tuning_batch, max_epochs
+    )
+    settings = dict(plan.settings)
+    if task.objective.small_data_lr and recipe.train.linear_probe:
+        # The head is fitted before the first step. Fewer samples allow fewer steps, and a large learning rate then only
+        # destroys pretrained features, so below 10,000 samples it falls with the square root of their number (tested
+        # with all-MiniLM-L6-v2 on 64 to 150 intents with 3 to 30 texts each: docs/decisions/0025).
+        settings["optim.lr"] = float(f"{recipe.optim.lr * min(1.0, math.sqrt(samples / _MANY_SAMPLES)):.2g}")
+        head_samples = int(_HEAD_SHARE * seconds * _FORWARD_SPEEDUP * pace.targets * samples / max(1, targets))
+        settings["train.linear_probe"] = max(recipe.train.linear_probe, min(head_samples, samples))
+    chosen = replace(with_user_settings(recipe, settings, user), reasons=(*reasons, plan.reason))
+    if chosen.train != recipe.train or reasons:
+        task.close()
+        task = open_new_task(chosen, directory)
+    return chosen, task, plan
+
 
 _PATIENCE = 3  # evaluations without improvement
 _PATIENCE_EPOCHS = 2.0  # epochs beyond which a run stops early
@@ -125,7 +281,16 @@ def make_plans(
     are too few.
     """
     if scale is not None and can_scale(recipe, scale, user):
-        planner = partial(_scaled_plan, recipe, scale, user, device, spent, {})
+        known: dict[str, Throughput] = {}
+
+        def scaled_plan(duration: float) -> Plan:
+            chosen, size, _, unique = scale_recipe(recipe, scale, user, duration, Clock(spent), device, known)
+            model = outline(chosen.model)
+            shape, memory = shape_of(chosen.model), sum(training_bytes(chosen, model).values())
+            amounts = size.batch, size.steps, size.targets / max(1, unique), memory
+            return Plan(duration, chosen.reasons, describe(model)["parameters"], *shape, *amounts)
+
+        planner: Callable[[float], Plan] = scaled_plan
     else:
         planner = _fixed_size_planner(recipe, scale, user, min(minutes), device, spent)
     plans, first_error = [], None
@@ -140,32 +305,6 @@ def make_plans(
     return plans
 
 
-def _scaled_plan(
-    recipe: Recipe,
-    scale: Scale,
-    user: Mapping[str, Any],
-    device: torch.device,
-    spent: float,
-    known: dict[str, Throughput],
-    minutes: float,
-) -> Plan:
-    """The plan for a size that is chosen for the minutes."""
-    chosen, size_plan, _, unique = scale_recipe(recipe, scale, user, minutes, Clock(spent), device, known)
-    width, layers = shape_of(chosen.model)
-    model = outline(chosen.model)
-    return Plan(
-        minutes,
-        chosen.reasons,
-        describe(model)["parameters"],
-        width,
-        layers,
-        size_plan.batch,
-        size_plan.steps,
-        size_plan.targets / max(1, unique),
-        sum(training_bytes(chosen, model).values()),
-    )
-
-
 def _fixed_size_planner(
     recipe: Recipe,
     scale: Scale | None,
@@ -175,23 +314,17 @@ def _fixed_size_planner(
     spent: float,
 ) -> Callable[[float], Plan]:
     """The function from minutes to plans of a recipe with a fixed size, its own or its start's. Measures once."""
-    clock, processes, max_steps = Clock(spent), Processes(device), None
+    clock, processes = Clock(spent), Processes(device)
     with TemporaryDirectory() as folder:
-        if scale is not None and recipe.start is not None:
-            recipe, task, tuning = tune_recipe(recipe, scale, user, min_minutes, Clock(), device, Path(folder))
-            max_steps = None if _has_unlimited_steps(task, user) else tuning.useful
-        else:
-            task = open_new_task(recipe, Path(folder))
+        recipe, task, max_steps, _ = plan_run(recipe, scale, user, min_minutes, Clock(), device, Path(folder))
         try:
-            adapted = task.adapt(recipe.model)
-            recipe = replace(recipe, model=adapted if recipe.start is None else keep_vocabulary(adapted, recipe.model))
+            recipe = replace(recipe, model=adapted_model(recipe, task))
             model, start, fresh = outline(recipe.model), recipe.start, ()
             if start is not None:
                 fresh = match_tensors(model, open_start(start).model, start).fresh
             costs = describe(model)
             precision, _ = choose_precision(recipe.train.precision, model, device)
-            check_memory(recipe, model, fresh, device)
-            memory = sum(training_bytes(recipe, model).values())
+            memory = check_memory(recipe, model, fresh, device)
             speed = measure_speed(recipe, fresh, task, processes, precision, 60 * min_minutes, evaluate_final=True)
             batch = next(task.batches("train")).tokens * recipe.train.accumulate  # targets per step
             unique = None if scale is None else max(1, scale.unique_targets(task))

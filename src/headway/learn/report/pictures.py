@@ -1,15 +1,19 @@
-"""Pictures of confused classes and tags, and of audio over time."""
+"""Pictures of predictions, spectrograms and film strips for reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from html import escape
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from headway.learn.report.charts import Axis, ellipsize, svg, text
+from headway.errors import UserError, logger
+from headway.learn.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, ellipsize, frame, svg, text
 from headway.learn.report.rendering import Picture, data_uri
 from headway.metrics.classification import OUTSIDE, EntityCounts, entity_counts, entity_kind
 
@@ -32,7 +36,11 @@ def confusions(
     """
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (targets, predicted), 1)
-    shown_classes = _most_confused(counts)
+    wrong = counts - np.diag(np.diag(counts))
+    shown_classes = list(range(len(counts)))
+    if len(counts) > _MAX_CLASSES:
+        most_confused = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MAX_CLASSES]
+        shown_classes = sorted(most_confused.tolist())
     selection = (
         f"; the {len(shown_classes)} most confused of {len(labels)} classes" if len(shown_classes) < len(labels) else ""
     )
@@ -46,7 +54,6 @@ def confusions(
     caption = f"{len(targets):,} {noun}: true class (rows) and predicted class (columns){selection}{dominance}"
     pictures = [Picture("Confusions", caption, _chart(counts, shown_classes, labels), wide=True)]
     # The most frequently confused pairs of classes.
-    wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]
     pairs = [
         {"class": labels[i], "predicted": labels[j], "count": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
@@ -57,7 +64,18 @@ def confusions(
     if pairs:
         pictures.append(Picture("Most confused", "true class and predicted class", _table(pairs), wide=is_long))
     if entities is not None:
-        return [*pictures, Picture("Entities", f"of {noun}, lowest F1 first", _table(_by_kind(entities)), wide=is_long)]
+        rows = sorted((2 * c.hits / (c.labelled + c.predicted), kind, c) for kind, c in entities.items())
+        scores = [
+            {
+                "class": kind,
+                "entities": f"{count.labelled:,}",
+                "recall": _share(count.hits, count.labelled),
+                "precision": _share(count.hits, count.predicted),
+                "F1": f"{100 * f1:.1f} %",
+            }
+            for f1, kind, count in rows[:_MAX_CLASSES]
+        ]
+        return [*pictures, Picture("Entities", f"of {noun}, lowest F1 first", _table(scores), wide=is_long)]
     caption_text = (
         f"of {noun}, worst first{f'; {_MAX_CLASSES} of {len(labels)} classes' if len(labels) > _MAX_CLASSES else ''}"
     )
@@ -82,24 +100,6 @@ def tag_confusions(
     return confusions(
         true_words, predicted_words, ["outside" if label == OUTSIDE else label for label in labels], noun, counts
     )
-
-
-def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
-    """Precision, recall and F1 per entity type, lowest F1 first."""
-    rows = sorted(
-        (2 * entity_count.hits / (entity_count.labelled + entity_count.predicted), kind, entity_count)
-        for kind, entity_count in entities.items()
-    )
-    return [
-        {
-            "class": kind,
-            "entities": f"{entity_count.labelled:,}",
-            "recall": _share(entity_count.hits, entity_count.labelled),
-            "precision": _share(entity_count.hits, entity_count.predicted),
-            "F1": f"{100 * f1:.1f} %",
-        }
-        for f1, kind, entity_count in rows[:_MAX_CLASSES]
-    ]
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
@@ -129,13 +129,14 @@ def _share(part: int, total: int) -> str:
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-    body = "".join(f"<tr>{''.join(_table_cell(name, cell) for name, cell in row.items())}</tr>" for row in rows)
+    body = ""
+    for row in rows:
+        body += "<tr>"
+        for name, cell in row.items():  # names of classes and labels may be long
+            is_name = name in ("class", "predicted", "label")
+            body += f'<td class="{"label" if is_name else "short"}">{escape(cell)}</td>'
+        body += "</tr>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _table_cell(name: str, cell: str) -> str:
-    """A table cell; class names may be long."""
-    return f'<td class="{"label" if name in ("class", "predicted") else "short"}">{escape(cell)}</td>'
 
 
 def _chart(counts: np.ndarray, shown_classes: Sequence[int], labels: Sequence[str]) -> str:
@@ -155,31 +156,18 @@ def _chart(counts: np.ndarray, shown_classes: Sequence[int], labels: Sequence[st
         y = margin + cell * i
         elements.append(text("symbol", margin - 8, y + cell // 2 + 4, ellipsize(name, _MAX_NAME), "end"))
         for j, count in enumerate(counts[i].tolist()):
-            elements += _cell(margin + cell * j, y, cell, count, totals[i], f"{name}, predicted {names[j]}", i == j)
+            x = margin + cell * j
+            # the square root, because error fractions are small
+            opacity = 0.04 if count == 0 else 0.1 + 0.9 * (count / totals[i] if totals[i] else 0.0) ** 0.5
+            rectangle = f'x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" rx="1.5" fill-opacity="{opacity:.3f}"'
+            title = escape(f"{name}, predicted {names[j]}: {count:,} of {totals[i]:,}")
+            kind = "cell" if i == j else "cell miss"
+            elements.append(f'<rect class="{kind}" {rectangle}><title>{title}</title></rect>')
+            if count:
+                ink = "count strong" if opacity > 0.55 else "count"
+                elements.append(text(ink, x + (cell - 1) / 2, y + cell / 2 + 4, f"{count}", "middle"))
     size = margin + cell * len(names) + 6
     return svg(size, size, elements, "confusion matrix", natural=True)
-
-
-def _most_confused(counts: np.ndarray) -> list[int]:
-    """The classes to show, in order."""
-    if len(counts) <= _MAX_CLASSES:
-        return list(range(len(counts)))
-    wrong = counts - np.diag(np.diag(counts))
-    return sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MAX_CLASSES].tolist())
-
-
-def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, is_diagonal: bool) -> list[str]:
-    share = count / total if total else 0.0
-    kind = "cell" if is_diagonal else "cell miss"
-    # the square root, because error fractions are small
-    opacity = 0.04 if count == 0 else 0.1 + 0.9 * share**0.5
-    rectangle = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="1.5"'
-    title = escape(f"{tip}: {count:,} of {total:,}")
-    elements = [f'<rect class="{kind}" {rectangle} fill-opacity="{opacity:.3f}"><title>{title}</title></rect>']
-    if count:
-        ink = "count strong" if opacity > 0.55 else "count"
-        elements.append(text(ink, x + (size - 1) / 2, y + size / 2 + 4, f"{count}", "middle"))
-    return elements
 
 
 _WIDTH, _NARROW_WIDTH = 960, 480  # widths with and without tracks or attention
@@ -227,7 +215,16 @@ def spectrogram(
     for number, (name, spans) in enumerate(tracks.items()):
         y, bottom = 8 + _TRACK_HEIGHT * number, top + _SPECTROGRAM_HEIGHT
         elements.append(text("name", _LEFT - 8, y + 14, ellipsize(name, 10), "end"))
-        elements += [mark for span in spans for mark in _span(span, axis, y, bottom if number == 0 else None, number)]
+        for span in spans:  # a bar with its text; in the first track, with lines through the spectrogram at its ends
+            start, end = axis.position(span.start), axis.position(span.end)
+            tip = escape(f"{span.text}: {span.start:.2f} to {span.end:.2f} s")
+            bar = f'x="{start:.1f}" y="{y + 2}" width="{max(1.0, end - start):.1f}" height="4"'
+            elements.append(f'<rect class="bar s{number}" {bar}><title>{tip}</title></rect>')
+            name = ellipsize(span.text, max(1, int((end - start) / 6.5)))
+            elements.append(text("symbol", (start + end) / 2, y + 18, name, "middle"))
+            if number == 0:
+                path = f"M{start:.1f} {y + 20}V{bottom}M{end:.1f} {y + 20}V{bottom}"
+                elements.append(f'<path class="bound" d="{path}"/>')
     y_below = top + _SPECTROGRAM_HEIGHT + 6
     if attention is not None and len(attention):
         attention_height = _ROW_HEIGHT * len(attention)
@@ -245,20 +242,128 @@ def spectrogram(
     return svg(width, y_below + 36, elements, "spectrogram", natural=True)
 
 
-def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -> list[str]:
-    """A bar with its text; if `bottom` is set, with lines through the spectrogram at its start and end."""
-    left, right = axis.position(span.start), axis.position(span.end)
-    tip = escape(f"{span.text}: {span.start:.2f} to {span.end:.2f} s")
-    elements = [
-        f'<rect class="bar s{number}" x="{left:.1f}" y="{y + 2}" width="{max(1.0, right - left):.1f}" height="4">'
-        f"<title>{tip}</title></rect>",
-        text("symbol", (left + right) / 2, y + 18, ellipsize(span.text, max(1, int((right - left) / 6.5))), "middle"),
-    ]
-    if bottom is not None:
-        elements.append(f'<path class="bound" d="M{left:.1f} {y + 20}V{bottom}M{right:.1f} {y + 20}V{bottom}"/>')
-    return elements
-
-
 def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) -> str:
     attributes = f'x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none"'
     return f'<image {attributes} class="pixels" href="{data_uri(pixels)}"/>'
+
+
+_MAX_POINTS = 600  # maximum points in a chart
+_MAX_LABELS = 40  # maximum labels in a table
+
+
+def scatter_chart(actual: Float[np.ndarray, "N"], predicted: Float[np.ndarray, "N"], x_label: str, y_label: str) -> str:
+    """A scatter chart with the line y = x and a dot per sample, evenly subsampled if there are many."""
+    selected = np.linspace(0, len(actual) - 1, min(len(actual), _MAX_POINTS)).astype(np.int64)
+    actual, predicted = actual[selected], predicted[selected]
+    low, high = float(min(actual.min(), predicted.min())), float(max(actual.max(), predicted.max()))
+    margin = 0.03 * (high - low)
+    x_axis = Axis(low - margin, high + margin, LEFT, WIDTH - RIGHT)
+    y_axis = Axis(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+    elements = frame(x_axis, y_axis, x_label)
+    diagonal = " ".join(f"{x_axis.position(end):.1f},{y_axis.position(end):.1f}" for end in (low, high))
+    elements.append(f'<polyline class="curve s1 dashed" points="{diagonal}"/>')
+    for x, y in zip(actual.tolist(), predicted.tolist()):
+        center = f'cx="{x_axis.position(x):.1f}" cy="{y_axis.position(y):.1f}"'
+        elements.append(f'<circle class="dot s0" {center} r="2.5" fill-opacity="0.6"/>')
+    return svg(WIDTH, HEIGHT, elements, f"{y_label} over {x_label}")
+
+
+def label_table(
+    predicted: Bool[np.ndarray, "N C"],
+    actual: Bool[np.ndarray, "N C"],
+    labels: Sequence[str],
+    thresholds: Sequence[float],
+    noun: str,
+) -> Picture:
+    """Scores per label on N samples called `noun`, lowest F1 first."""
+    hits, actual_counts, predicted_counts = (predicted & actual).sum(0), actual.sum(0), predicted.sum(0)
+    f1 = 2 * hits / np.maximum(actual_counts + predicted_counts, 1)
+    order = np.lexsort((-actual_counts, f1))[:_MAX_LABELS]
+    rows = [
+        {
+            "label": labels[label],
+            "samples": f"{actual_counts[label]:,}",
+            "recall": _share(hits[label], actual_counts[label]),
+            "precision": _share(hits[label], predicted_counts[label]),
+            "F1": _share(2 * hits[label], actual_counts[label] + predicted_counts[label]),
+            "threshold": f"{thresholds[label]:.2g}",
+        }
+        for label in map(int, order)
+    ]
+    selection = f"; {_MAX_LABELS} of {len(labels)} labels" if len(labels) > _MAX_LABELS else ""
+    caption = f"of {len(predicted):,} {noun}, worst first{selection}; labels are predicted at or above their thresholds"
+    return Picture("Labels", caption, _table(rows), wide=True)
+
+
+P = ParamSpec("P")
+_LOG = logger(__name__)
+_MIN_STRIP_WIDTH = 640  # minimum width of a strip in pixels; on narrow pages it scrolls
+
+
+class FilmedEpisode(NamedTuple):
+    """A played episode with its frames."""
+
+    title: str
+    caption: str
+    reel: FrameSampler
+
+
+def episode_pictures(episodes: Callable[P, Iterator[FilmedEpisode]]) -> Callable[P, list[Picture]]:
+    """Decorate a generator of episodes to return their pictures. If they cannot be rendered, there are none, and the
+    reason is logged.
+    """
+
+    @wraps(episodes)
+    def pictures(*args: P.args, **settings: P.kwargs) -> list[Picture]:
+        try:
+            filmed_episodes = episodes(*args, **settings)
+            return [Picture(title, caption, strip(reel.frames), wide=True) for title, caption, reel in filmed_episodes]
+        except UserError as error:
+            _LOG.warning("cannot render episodes for the report: %s", error)
+            return []
+
+    return pictures
+
+
+class FrameSampler:
+    """At most `max_frames` evenly spaced frames, with their steps, from one episode of any length."""
+
+    episodes = 1
+
+    def __init__(self, max_frames: int = 32) -> None:
+        self.max_frames, self.frames = max_frames, list[tuple[int, np.ndarray]]()
+        self._step, self._interval = 0, 1
+
+    def step(self, render: Callable[[], np.ndarray], episode: int = 0, return_so_far: float = 0.0) -> None:
+        """Record a step; calls `render` only if its frame is needed."""
+        if self._step % self._interval == 0:
+            self.frames.append((self._step, render()))
+        self._step += 1
+        if len(self.frames) == self.max_frames:
+            self.frames, self._interval = self.frames[::2], 2 * self._interval
+
+    def end(self, render: Callable[[], np.ndarray], episode: int = 0, return_so_far: float = 0.0) -> None:
+        """Ignore the final state."""
+
+
+def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int = 96) -> str:
+    """At most `count` evenly spaced frames, side by side, as an SVG with embedded pixels."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError("rendering episodes needs pillow; run pip install 'headway[rl]'") from error
+    indices = np.unique(np.linspace(0, len(frames) - 1, count).astype(int))
+    gap, x, elements = 4, 0, []
+    for step, pixels in (frames[index] for index in indices.tolist()):
+        image = Image.fromarray(pixels)
+        width = max(1, round(image.width * height / image.height))
+        buffer = io.BytesIO()
+        image.resize((width, height)).save(buffer, "PNG", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        elements.append(f'<image x="{x}" y="0" width="{width}" height="{height}" href="data:image/png;base64,{data}"/>')
+        elements.append(f'<rect class="border" x="{x}.5" y=".5" width="{width - 1}" height="{height - 1}"/>')
+        elements.append(f'<text class="tick" x="{x + 2}" y="{height + 14}">{step}</text>')
+        x += width + gap
+    size = f"0 0 {x - gap} {height + 18}"
+    attributes = 'role="img" aria-label="frames of an episode, by step"'
+    return f'<svg viewBox="{size}" {attributes} style="min-width:{_MIN_STRIP_WIDTH}px">{"".join(elements)}</svg>'
