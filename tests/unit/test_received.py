@@ -116,6 +116,8 @@ _OWN = {  # what the same program wrote: the cache's notes, and labels that it g
     "data/array_store.py": {"column_digest", "read_info"},
     "io/durable.py": {"_machine_id"},  # the kernel's id of this boot
     "io/files.py": {"open_file"},
+    "io/machine_memory.py": {"_text"},  # the kernel's figures of memory
+    "formats/torch_file.py": {"_read_zip"},  # the names in an archive that open_file has opened
     "domains/chess/engines.py": {"_resume_labels"},
 }
 _ARCHIVES = {"ZipFile", "TarFile", "GzipFile", "LZMAFile", "BZ2File"}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.tensorfile import HEADER_LIMIT, MAX_TENSORS, MappedFile, tensor_bytes
+from headway.io.files import open_file
 
 _ZIP, _MAGIC, _PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {
@@ -114,7 +115,7 @@ class TorchFile:
     def _read_zip(self, path: Path) -> tuple[Any, dict[str, int]]:
         """The unpickled tree, and the first byte of each storage."""
         try:
-            with closing(zipfile.ZipFile(path)) as archive:
+            with open_file(path) as file, closing(zipfile.ZipFile(file)) as archive:
                 entries = archive.infolist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise self._error(f"is not a readable zip archive ({error})") from error
