@@ -25,7 +25,7 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.families import families, find_family
-from headway.formats.published import published_config, read_settings
+from headway.formats.published import described_config, read_settings
 from headway.formats.weights import RenamedWeights, fill
 from measure import data_folder, write
 
@@ -65,7 +65,7 @@ def checked(folder: Path) -> dict[str, Any]:
     except Exception as error:
         theirs, reason = None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     try:
-        config = published_config(folder)
+        config = described_config(folder)
         family = find_family(read_settings(folder))
         if theirs is None:
             return {"outcome": "unsupported", "reason": reason}

@@ -44,6 +44,8 @@ OTHER: dict[str, Any] = {
     **dict.fromkeys(("n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), HEADS),
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"), 1),
     **dict.fromkeys(("n_positions", "original_max_position_embeddings"), CONTEXT),
+    **dict.fromkeys(("num_local_experts", "num_experts"), 2),
+    **{"moe_intermediate_size": WIDTH, "num_experts_per_tok": 1},
 }
 SEEN = {  # by a policy, and what it does
     "input_features": {

@@ -17,7 +17,8 @@ RECIPES = '''
 
 from dataclasses import dataclass, replace
 
-from headway.config import override, register
+from headway.config import override
+from headway.config_kinds import register
 from headway.domains import recipe
 from headway.domains.text.task import LanguageConfig
 from headway.learn import TrainConfig

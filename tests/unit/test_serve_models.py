@@ -97,7 +97,7 @@ def test_the_broken_one_says_why_and_where_is_not_told(zoo: Path, data_dir: Path
 def test_bad_names_are_refused_at_the_start(zoo: Path, tmp_path: Path) -> None:
     for named, folder, message in (
         ([zoo / "nothing"], None, "nothing does not exist"),
-        ([zoo / "broken"], None, "broken contains no"),
+        ([zoo / "broken"], None, "broken contains neither"),
         ([zoo / "stories.bin"], zoo, "both named stories; rename one"),
         ([], tmp_path, "there is no model to serve"),
         ([], zoo / "tok512.bin", "is not a folder"),

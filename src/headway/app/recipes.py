@@ -161,7 +161,7 @@ def find_model_config(name: str) -> ModelConfig:
         return read_recipe(run_directory.recipe).model
     published = find_folder(name)
     if published.exists():
-        return open_config(published)
+        return open_config(published, needs_weights=False)
     raise UserError(f"{name!r} is not a recipe, preset, run or model; {nearest(name, [*recipe_domains(), *PRESETS])}")
 
 

@@ -42,10 +42,18 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
     return opened_model
 
 
-def open_config(path: Path | str) -> ModelConfig:
-    """Return the configuration of what `open_model` loads, without reading weights. UserError if it is not a model."""
+def open_config(path: Path | str, needs_weights: bool = True) -> ModelConfig:
+    """Return the configuration of what `open_model` loads, without reading weights. UserError if it is not a model.
+
+    With `needs_weights` false, the config.json of a published model is enough.
+    """
     location = Path(path)
-    module, function = _CONFIGS[_detect_format(location)]
+    model_format = _detect_format(location)
+    if model_format == "published" and not needs_weights:
+        from headway.formats.published import described_config
+
+        return described_config(location)
+    module, function = _CONFIGS[model_format]
     return getattr(import_module(f"headway.formats.{module}"), function)(location)
 
 

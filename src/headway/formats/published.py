@@ -187,13 +187,16 @@ def read_processor(directory: Path) -> dict[str, Any]:
 
 
 def published_config(directory: Path) -> ModelConfig:
-    """Return the configuration of the model in a folder, without reading weights.
+    """Return the configuration of the model in a folder, without reading weights."""
+    return with_embedding(_read(Path(directory), None).config, Path(directory))
 
-    Without files of weights, the heads are those of the class that config.json names.
+
+def described_config(directory: Path) -> ModelConfig:
+    """Return the configuration that a folder describes. Without files of weights, the heads are those of the class that
+    config.json names.
     """
-    directory = Path(directory)
     if any((directory / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)):
-        return with_embedding(_read(directory, None).config, directory)
+        return published_config(directory)
     settings, family, _ = _read_family(directory, None)
     return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)
 

@@ -6,7 +6,6 @@ Every scheme is a table: the endings of a matrix's tensors, and the function tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from headway.errors import UserError
 from headway.formats.settings import Settings
 from headway.formats.weights import Weights
+from headway.io.json_files import parse_json
 
 QUANTIZATION = ("quantization_config", "compression_config", "quantization")  # keys of config.json; the last is MLX's
 _DAMAGE = (
@@ -149,7 +149,7 @@ def four_bits(parts: Mapping[str, Tensor]) -> Tensor:
     state_name = next((name for name in parts if name.startswith("weight.quant_state.")), "weight.quant_state")
     if parts[state_name].numel() > _MAX_STATE:
         raise ValueError("the description of its blocks is too long")
-    state = json.loads(bytes(parts[state_name].to(torch.uint8).tolist()).decode("utf-8"))
+    state = parse_json(bytes(parts[state_name].to(torch.uint8).tolist()))
     tables = [parts[name] for name in ("weight.quant_map", "weight.nested_quant_map") if name in parts]
     if [len(table) for table in tables] not in ([16], [16, 256]):
         raise ValueError("its tables should have 16 and 256 values")
