@@ -26,7 +26,7 @@ from headway.engine.tiles import FP32
 from headway.io.machine_memory import large_pages
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
-from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary
+from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.nn.mixers.recurrence import Recurrence, Vectors
 from headway.nn.models import Decoding
@@ -194,12 +194,6 @@ def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
         elif isinstance(state, (FastWeights, FastLinks)):
             parts.append(state.matrix)
     return torch.cat([part.detach().float().flatten(1) for part in parts], 1)
-
-
-def flat_summaries(decoding: Decoding) -> Float[Tensor, "M N"]:
-    """Encoder outputs that are the same for all tokens, layer by layer; no rows if there are none."""
-    parts = [part for memory in decoding.memories or () if isinstance(memory, Summary) for part in memory]
-    return torch.cat([part.detach().float() for part in parts], 1) if parts else torch.zeros(0, 0)
 
 
 class BlockTables(NamedTuple):

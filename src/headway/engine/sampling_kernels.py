@@ -521,3 +521,37 @@ def sample_batch(call_address: int, counter: int, thread: int, threads: int) -> 
     while n < count:
         _sample_row(call_address, n, thread, threads)
         n = claim_part(counter, 0, barriers, count)
+
+
+@compiled
+def find_top_k_share(
+    logits: int, stride: int, rows: int, vocab_size: int, suppressed: int, suppressed_count: int, count: int,
+    thread: int, threads: int, scratch: int, tokens_at: int, logprobs_at: int,
+) -> None:  # fmt: skip
+    """One thread's share of `sampling_batch.find_top_k`."""
+    groups, full_groups, suppressed_ids = -(-vocab_size // GROUP), vocab_size // GROUP, i32(suppressed)
+    tail, maxima = scratch, scratch + 4 * GROUP
+    best, copied = f32(maxima), f32(tail)
+    scratch = maxima + 4 * GROUP * -(-groups // GROUP)
+    for n in range(thread, rows, threads):
+        x, to, mass = logits + n * stride, 4 * n * count, 0.0
+        row_logits = f32(x)
+        _fill_tail(x, vocab_size, tail)
+        top = _find_maxima(x, tail, full_groups, groups, maxima)
+        for group in range(groups):
+            mass += _mass_of(_group(x, tail, full_groups, group), top, np.float32(1.0), 0)
+        largest = top
+        if suppressed_count:
+            for k in range(suppressed_count):
+                token = suppressed_ids[k]
+                row_logits[token] = np.float32(-np.inf)
+                if token >= full_groups * GROUP:
+                    copied[token - full_groups * GROUP] = np.float32(-np.inf)
+                best[token // GROUP] = _largest_of(_group(x, tail, full_groups, token // GROUP))
+            largest = np.float32(-np.inf)
+            for group in range(groups):
+                largest = max(largest, best[group])
+        log_mass = math.log(mass) + np.float64(top) - np.float64(largest)
+        _top_k(
+            x, tail, full_groups, groups, maxima, largest, log_mass, count, scratch, tokens_at + to, logprobs_at + to
+        )  # fmt: skip
