@@ -84,19 +84,6 @@ def _quantise(op: Any, batch: int, scratch: int, thread: int, threads: int) -> N
 
 
 @compiled
-def _store_kv(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """Write the keys and values of the new tokens into their blocks, before any of them attends: several may belong to
-    one sequence.
-    """
-    groups = op.groups
-    first, last = share(batch * groups, thread, threads)
-    for task in range(first, last):
-        b, g = task // groups, task % groups
-        if i64(positions)[b] >= 0:
-            _store_token(op, i64(positions)[b], b, g, scratch)
-
-
-@compiled
 def _store_token(op: Any, position: int, b: int, g: int, scratch: int) -> None:
     """Write the key and value of one token and one group."""
     heads, groups, size, half = op.heads, op.groups, op.size, op.half
@@ -185,15 +172,6 @@ def _blocks_of(op: Any, b: int, position: int) -> int:
 
 
 @compiled
-def _first_blocks(op: Any, positions: int, n: int) -> int:
-    """Address of the first visible blocks of a run; of the last run if there is no such run."""
-    n = min(n, i64(op.runs)[0] - 1)
-    b, _, highest, start, _ = _run_of(op, positions, n)
-    lowest = max(0, highest - op.window + 1) if op.window > 0 else 0
-    return _blocks_of(op, b, max(segment_start(start), lowest))
-
-
-@compiled
 def _attend_segments(
     op: Any, positions: int, n: int, g: int, low: int, high: int, next_run: int, next_group: int, scratch: int
 ) -> None:
@@ -210,8 +188,11 @@ def _attend_segments(
     _prepare_queries(op, positions, b, tokens, g, scratch)
     for segment in range(low, high):
         follows = _blocks_of(op, b, segment_start(segment + 1))
-        if segment + 1 == high:
-            follows, onwards = _first_blocks(op, positions, next_run), op.layer + next_group * op.group_bytes
+        if segment + 1 == high:  # the first visible blocks of the next run; of the last run if there is no such run
+            next_b, _, next_highest, start, _ = _run_of(op, positions, min(next_run, i64(op.runs)[0] - 1))
+            lowest = max(0, next_highest - op.window + 1) if op.window > 0 else 0
+            follows = _blocks_of(op, next_b, max(segment_start(start), lowest))
+            onwards = op.layer + next_group * op.group_bytes
         _attend_run(op, b, tokens, g, segment, follows, onwards, highest, scratch)
 
 
@@ -268,7 +249,13 @@ def _attend_joined(op: Any, positions: int, scratch: int, thread: int, threads: 
 @compiled
 def _attend(op: Any, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int) -> None:
     if op.stores_kv and not i64(op.runs)[1]:
-        _store_kv(op, positions, batch, scratch, thread, threads)
+        # All keys and values are in their blocks before any token attends: several may belong to one sequence.
+        groups = op.groups
+        first, last = share(batch * groups, thread, threads)
+        for task in range(first, last):
+            b, g = task // groups, task % groups
+            if i64(positions)[b] >= 0:
+                _store_token(op, i64(positions)[b], b, g, scratch)
         barrier(counter, threads)
     if op.capacity == 0:
         _attend_joined(op, positions, scratch, thread, threads)
@@ -361,16 +348,6 @@ def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
 
 
 @compiled
-def is_idle(op: Any, batch: int, scratch: int) -> bool:
-    """Whether no row is routed to the expert."""
-    going = 0
-    for b in range(batch):
-        if f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert] != 0:
-            going += 1
-    return going == 0
-
-
-@compiled
 def weigh(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """sum += probability x the expert's output, one thread's share of the columns."""
     first, last = share_rows(op.width, thread, threads)
@@ -403,7 +380,11 @@ def execute_all(
     elif kind == Opcode.ROUTE:
         route(Route(row), batch, scratch, thread, threads)
     elif kind == Opcode.SKIP:
-        return Skip(row).instructions if is_idle(Skip(row), batch, scratch) else 0
+        skip = Skip(row)
+        for b in range(batch):
+            if f32(at(skip.weights, scratch) + 4 * b * skip.count)[skip.expert] != 0:
+                return 0  # a row is routed to the expert
+        return skip.instructions
     else:
         weigh(Weigh(row), batch, scratch, thread, threads)
     return 0

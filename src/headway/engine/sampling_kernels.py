@@ -368,17 +368,6 @@ def _mask(group: int, vocab_size: int, mask: int) -> int:
 
 
 @compiled
-def _copy_allowed(x: int, tail: int, full_groups: int, groups: int, mask: int, vocab_size: int, y: int) -> int:
-    """The elements of a row that the mask allows, with a padded tail; returns whether any are left."""
-    any_bits = 0
-    for group in range(groups):
-        bits = _mask(group, vocab_size, mask)
-        any_bits |= bits
-        _copy_bits(_group(x, tail, full_groups, group), bits, y + 4 * GROUP * group)
-    return any_bits
-
-
-@compiled
 def _weigh(x: int, tail: int, full_groups: int, groups: int, top: F32, factor: F32, weights: int, sums: int) -> float:
     """Unnormalised probabilities, with the sum of each group; returns the total."""
     group_sums, total = f64(sums), 0.0
@@ -387,28 +376,6 @@ def _weigh(x: int, tail: int, full_groups: int, groups: int, top: F32, factor: F
         group_sums[group] = _weigh_group(here, top, factor, weights + 4 * GROUP * group)
         total += group_sums[group]
     return total
-
-
-@compiled
-def _inverse_cdf(weights: int, groups: int, threshold: F32, sums: int, target: float) -> int:
-    """The first index up to which the weights of at least the threshold sum to more than `target`, which is below the
-    total; a weight of 0 is never sampled.
-    """
-    group_sums, reached, last, lane = f64(sums), 0.0, 0, 0
-    for group in range(groups):
-        if group_sums[group] > 0:
-            last = group
-            if reached + group_sums[group] > target:
-                break
-            reached += group_sums[group]
-    values = f32(weights + 4 * GROUP * last)
-    for n in range(GROUP):
-        if values[n] >= threshold and values[n] > 0:
-            lane = n
-            reached += values[n]
-            if reached > target:
-                break
-    return last * GROUP + lane
 
 
 @compiled
@@ -440,18 +407,24 @@ def _sample_token(
         for group in range(groups):
             group_sums[group] = _sum_above(weights + 4 * GROUP * group, threshold)
             total += group_sums[group]
-    index = _inverse_cdf(weights, groups, threshold, sums, floats[UNIFORM] * total)
-    return i32(indices)[index] if gathered else index
-
-
-@compiled
-def _argmax(x: int, tail: int, full_groups: int, groups: int, maxima: int, top: F32) -> int:
-    """The index of the largest element, the first of equal ones; 0 if there is none."""
-    best = f32(maxima)
+    # The first index up to which the weights sum to more than the target, which is below the total; a weight of 0 is
+    # never sampled.
+    group_sums, target, reached, last, lane = f64(sums), floats[UNIFORM] * total, 0.0, 0, 0
     for group in range(groups):
-        if best[group] >= top:
-            return group * GROUP + _first(_at_least(_group(x, tail, full_groups, group), top))
-    return 0
+        if group_sums[group] > 0:
+            last = group
+            if reached + group_sums[group] > target:
+                break
+            reached += group_sums[group]
+    values = f32(weights + 4 * GROUP * last)
+    for n in range(GROUP):
+        if values[n] >= threshold and values[n] > 0:
+            lane = n
+            reached += values[n]
+            if reached > target:
+                break
+    index = last * GROUP + lane
+    return i32(indices)[index] if gathered else index
 
 
 @compiled
@@ -490,14 +463,23 @@ def _sample_row(call_address: int, n: int, thread: int, threads: int) -> None:
         )  # fmt: skip
     here, top = x, first
     if row[MASK] or row[PENALISED_COUNT] or row[BIASED_COUNT]:
-        if not _copy_allowed(x, tail, full_groups, groups, row[MASK], vocab_size, copied):
+        any_bits = 0
+        for group in range(groups):
+            bits = _mask(group, vocab_size, row[MASK])
+            any_bits |= bits
+            _copy_bits(_group(x, tail, full_groups, group), bits, copied + 4 * GROUP * group)
+        if any_bits == 0:
             i64(call[CHOSEN])[n] = -1
             return
         _adjust(at, vocab_size, copied)
         here, full_groups = copied, groups
         top = _find_maxima(here, tail, full_groups, groups, maxima)
     if floats[TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
-        token = _argmax(here, tail, full_groups, groups, maxima, top)
+        token = 0  # the first of equal ones; 0 if there is none
+        for group in range(groups):
+            if f32(maxima)[group] >= top:
+                token = group * GROUP + _first(_at_least(_group(here, tail, full_groups, group), top))
+                break
     else:
         token = _sample_token(here, tail, full_groups, groups, vocab_size, maxima, top, at, scratch)
     i64(call[CHOSEN])[n] = token
