@@ -18,7 +18,6 @@ from headway.engine.cache import (
     Blocks,
     Layer,
     OutOfBlocksError,
-    flat_states,
     self_block_bytes,
     write,
 )
@@ -48,9 +47,12 @@ from headway.engine.timeline import StepTimeline, run_timed
 from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import bf16_attention
+from headway.nn.mixers.associative import FastWeights
 from headway.nn.mixers.attention import KeyValues, SelfAttention
 from headway.nn.mixers.conditional_gru import Annotations, Summary
 from headway.nn.mixers.cross import ProjectedMemory
+from headway.nn.mixers.dynamic_links import FastLinks
+from headway.nn.mixers.recurrence import Vectors
 from headway.nn.models import CacheDtype, Captioner, Decoding, EncodedSource, EncoderDecoder, Prompt, Transformer
 from headway.nn.models.block import Block
 from headway.nn.models.transformer import check_prompt
@@ -378,7 +380,14 @@ class Engine(nn.Module):
 
     def adopt(self, decoding: Decoding) -> EngineDecoding:
         """Convert torch's keys and values to blocks, and its states to arrays."""
-        lengths, states = decoding.positions.tolist(), flat_states(decoding).numpy()
+        lengths = decoding.positions.tolist()
+        parts = [torch.zeros(len(lengths), 0)]  # states in the order of a program, layer by layer
+        for layer_state in decoding.states:
+            if isinstance(layer_state, Vectors):
+                parts += layer_state.now
+            elif isinstance(layer_state, (FastWeights, FastLinks)):
+                parts.append(layer_state.matrix)
+        states = torch.cat([part.detach().float().flatten(1) for part in parts], 1).numpy()
         memories = [m for m in decoding.memories or () if isinstance(m, (ProjectedMemory, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
         # Encoder outputs that are the same for all tokens, layer by layer.

@@ -130,18 +130,10 @@ def _lstm(build: Builder, mixer: LSTM, x: Slot) -> Slot:
     )
 
 
-def _multiplicative(build: Builder, mixer: Multiplicative, x: Slot) -> Slot:
+def _multiplicative(build: Builder, mixer: Multiplicative | MLSTM, x: Slot) -> Slot:
+    """A cell whose transition goes through factors weighted by the input."""
     h = build.state(mixer.cells)
-    return _cell(build, _ELMAN[mixer.activation is torch.sigmoid], _factored(build, mixer, x, h), h)
-
-
-def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
-    h, c = build.state(mixer.cells), build.state(mixer.cells)
-    return _cell(build, cells.LSTM, _factored(build, mixer, x, h), h, c=c.address, forgets=True, scale=1.0)
-
-
-def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
-    """The gates of a cell whose transition goes through factors weighted by the input."""
+    c = build.state(mixer.cells) if isinstance(mixer, MLSTM) else None
     inputs = build.project(x, mixer.input)
     recurrent = build.project(h, mixer.factor)
     build.barrier()
@@ -149,23 +141,24 @@ def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -
     weighted = _combine(build, cells.PRODUCT, recurrent, inputs, build.private(mixer.factors))
     build.project(weighted, mixer.hidden, gates, ADD)
     build.barrier()
-    return gates
+    if isinstance(mixer, MLSTM):
+        assert c is not None
+        return _cell(build, cells.LSTM, gates, h, c=c.address, forgets=True, scale=1.0)
+    return _cell(build, _ELMAN[mixer.activation is torch.sigmoid], gates, h)
 
 
 def _gru(build: Builder, mixer: GRU, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     gates = build.project(x, mixer.input)
-    if mixer.config.reset_after:
-        return _reset_after(build, gates, build.project(h, mixer.hidden), h)
-    return _reset_before(build, mixer, gates, h)
+    also = build.project(h, mixer.hidden) if mixer.config.reset_after else None
+    return _reset(build, mixer, gates, also, h)
 
 
-def _reset_after(build: Builder, gates: Slot, also: Slot, h: Slot) -> Slot:
-    build.barrier()
-    return _cell(build, cells.GRU_AFTER, gates, h, also)
-
-
-def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: Slot) -> Slot:
+def _reset(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, also: Slot | None, h: Slot) -> Slot:
+    """The new state. The reset gate acts after the state's product, which is `also`, or before it (None)."""
+    if also is not None:
+        build.barrier()
+        return _cell(build, cells.GRU_AFTER, gates, h, also)
     count = mixer.cells
     also = build.project(h, mixer.hidden, rows=(0, 2 * count))
     build.barrier()
@@ -206,7 +199,7 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Bl
         build.sum(fixed.columns(layer + width, target.width), target)
     if mixer.config.shows == "before":
         _combine(build, cells.COPY, h, None, output.columns(0, h.width))
-    new = _reset_before(build, mixer, gates, h) if also is None else _reset_after(build, gates, also, h)
+    new = _reset(build, mixer, gates, also, h)
     if mixer.config.shows == "after":
         _combine(build, cells.COPY, new, None, output.columns(0, h.width))
     if not mixer.config.out:
@@ -260,7 +253,7 @@ RECURRENT: dict[type, MixerLowering] = {
     GRU: _gru,
     SigmaPi: _sigma_pi,
     Multiplicative: _multiplicative,
-    MLSTM: _mlstm,
+    MLSTM: _multiplicative,
 }
 
 # Linear attention and related mixers.

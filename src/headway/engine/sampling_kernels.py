@@ -211,22 +211,6 @@ def _pad(x: int, count: int) -> int:
 
 
 @compiled
-def _gather_range(x: int, tail: int, full_groups: int, groups: int, low: F32, high: F32, out: int) -> int:
-    """Gather the elements of a range, in place if `out` is x; return their number."""
-    gathered, count = f32(out), 0
-    above = _from_ordinal(_ordinal(high) + 1)
-    for group in range(groups):
-        here = _group(x, tail, full_groups, group)
-        values = f32(here)
-        bits = _at_least(here, low) & ~_at_least(here, above)
-        while bits:
-            gathered[count] = values[_first(bits)]
-            bits &= bits - 1
-            count += 1
-    return count
-
-
-@compiled
 def _threshold(
     x: int,
     tail: int,
@@ -266,7 +250,16 @@ def _threshold(
             high, over = middle - 1, amount
         probes += 1
         if groups > _FEW and (probes == 2 or probes % _COMPACT_EVERY == 0):
-            count = _gather_range(x, tail, full_groups, groups, _from_ordinal(low), _from_ordinal(high), scratch)
+            # Gather the elements between the bounds, in place if they are in scratch already.
+            gathered, count = f32(scratch), 0
+            least, above = _from_ordinal(low), _from_ordinal(high + 1)
+            for group in range(groups):
+                here = _group(x, tail, full_groups, group)
+                values, bits = f32(here), _at_least(here, least) & ~_at_least(here, above)
+                while bits:
+                    gathered[count] = values[_first(bits)]
+                    bits &= bits - 1
+                    count += 1
             groups = _pad(scratch, count)
             x, full_groups, before = scratch, groups, over
     return _from_ordinal(low)
