@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headway.engine.pool import pool
-from headway.engine.top_k import find_top_k
+from headway.engine.sampling_batch import find_top_k
 
 
 @pytest.mark.parametrize(("rows", "symbols", "count"), [(1, 1, 1), (3, 63, 5), (5, 64, 4), (8, 4099, 8), (2, 9000, 32)])

@@ -94,22 +94,17 @@ def barrier(counter: int, threads: int) -> None:
             _relax()
             spins += 1
         else:
-            _sleep(counter, goal)
+            # Sleep until others arrive. Either the last one sees the sleeper, or this thread sees that it has arrived.
+            if _SLEEPS:
+                _add(counter + _SLEEPERS, 1)
+                arrivals = _load(counter)
+                if arrivals < goal:
+                    _futex(counter, _WAIT, arrivals)
+                _add(counter + _SLEEPERS, -1)
+            else:
+                _yield_core()
             max_spins = max(max_spins // 2, _MIN_SPINS)
             patience[0], spins = max_spins, 0
-
-
-@compiled
-def _sleep(counter: int, goal: int) -> None:
-    """Sleep until others arrive. Either the last one sees the sleeper, or this thread sees that it has arrived."""
-    if not _SLEEPS:
-        _yield_core()
-        return
-    _add(counter + _SLEEPERS, 1)
-    arrivals = _load(counter)
-    if arrivals < goal:
-        _futex(counter, _WAIT, arrivals)
-    _add(counter + _SLEEPERS, -1)
 
 
 @compiled

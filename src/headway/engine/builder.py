@@ -38,11 +38,6 @@ def norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, floa
     raise CannotLowerError(f"the norm {type(norm).__name__}")
 
 
-def offset_of(projection: Projection) -> Tensor | None:
-    """The bias, with zeros for slices without one; None if no slice has one."""
-    return None if projection.bias is None else projection.offset()
-
-
 @dataclass(frozen=True)
 class Slot:
     """Rows of floats: an address (negative: in scratch) and the stride between rows in bytes."""
@@ -149,7 +144,12 @@ class Builder:
 
     def shared(self, width: int) -> Slot:
         """Rows shared by all threads, until `reuse_shared`."""
-        return Slot(self._shared_buffer(4 * width * self.rows), 4 * width, width)
+        size = 4 * width * self.rows
+        buffers, number = self._shared_buffers.setdefault(size, []), self._used.get(size, 0)
+        if number == len(buffers):
+            buffers.append(self._bytes(size))
+        self._used[size] = number + 1
+        return Slot(buffers[number], 4 * width, width)
 
     def lasting(self, width: int) -> Slot:
         """Rows shared by all threads, across blocks."""
@@ -170,13 +170,6 @@ class Builder:
     def reuse_shared(self) -> None:
         """Reuse the buffers of `shared`; all threads must have passed a barrier since they read them."""
         self._used.clear()
-
-    def _shared_buffer(self, size: int) -> int:
-        buffers, number = self._shared_buffers.setdefault(size, []), self._used.get(size, 0)
-        if number == len(buffers):
-            buffers.append(self._bytes(size))
-        self._used[size] = number + 1
-        return buffers[number]
 
     def _bytes(self, size: int) -> int:
         buffer = np.zeros(size + 64, np.uint8)
@@ -262,7 +255,8 @@ class Builder:
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
         y = y or self.shared((rows[1] - rows[0]) // (2 if mode == GATED else 1))
-        self.multiply(x, matrix, offset_of(projection), y, mode, activation, rows=rows)
+        bias = None if projection.bias is None else projection.offset()  # with zeros for slices without one
+        self.multiply(x, matrix, bias, y, mode, activation, rows=rows)
         return y
 
     def norm(self, norm: nn.Module, x: Slot, y: Slot) -> None:

@@ -24,12 +24,11 @@ from headway.engine.paged_attention import store_positions
 from headway.engine.pool import Pool, pool
 from headway.engine.tiles import FP32
 from headway.io.machine_memory import large_pages
-from headway.nn.mixers.associative import Associative, FastWeights
+from headway.nn.mixers.associative import Associative
 from headway.nn.mixers.attention import SelfAttention
-from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary
-from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
-from headway.nn.mixers.recurrence import Recurrence, Vectors
-from headway.nn.models import Decoding
+from headway.nn.mixers.conditional_gru import ConditionalGRU
+from headway.nn.mixers.dynamic_links import DynamicLinks
+from headway.nn.mixers.recurrence import Recurrence
 from headway.nn.models.block import Block
 
 _SLAB = 1 << 24  # bytes per allocation
@@ -183,23 +182,6 @@ def fixed_size(mixer: nn.Module) -> int:
     if isinstance(mixer, ConditionalGRU) and mixer.config.context == "fixed":
         return sum(mixer.context.weight.shape)
     return 0
-
-
-def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
-    """torch's states in the order of a program, layer by layer."""
-    parts = [torch.zeros(len(decoding.positions), 0)]
-    for state in decoding.states:
-        if isinstance(state, Vectors):
-            parts += state.now
-        elif isinstance(state, (FastWeights, FastLinks)):
-            parts.append(state.matrix)
-    return torch.cat([part.detach().float().flatten(1) for part in parts], 1)
-
-
-def flat_summaries(decoding: Decoding) -> Float[Tensor, "M N"]:
-    """Encoder outputs that are the same for all tokens, layer by layer; no rows if there are none."""
-    parts = [part for memory in decoding.memories or () if isinstance(memory, Summary) for part in memory]
-    return torch.cat([part.detach().float() for part in parts], 1) if parts else torch.zeros(0, 0)
 
 
 class BlockTables(NamedTuple):

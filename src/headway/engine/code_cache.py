@@ -33,7 +33,13 @@ def code_folder(name: str) -> Path | None:
         try:
             reason = exposure(folder)  # of the part that exists
             if reason is None:
-                _make(folder)
+                before = os.umask(_OTHERS_WRITE)  # others get no write access, whatever the umask
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                finally:
+                    os.umask(before)
+                if before & _OTHERS_WRITE != _OTHERS_WRITE and folder.stat().st_uid == os.getuid():
+                    folder.chmod(0o700)  # others cannot reach files created in it
                 reason = exposure(folder)
             if reason is not None:
                 exposed = exposed or reason
@@ -57,17 +63,6 @@ def _bases() -> Iterator[Path]:
     yield Path(os.path.expanduser("~")) / ".cache" / "headway"
     if hasattr(os, "getuid"):
         yield Path(tempfile.gettempdir()) / f"headway-{os.getuid()}"
-
-
-def _make(folder: Path) -> None:
-    """Create a folder and its parents without write access for others, whatever the umask."""
-    before = os.umask(_OTHERS_WRITE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    finally:
-        os.umask(before)
-    if before & _OTHERS_WRITE != _OTHERS_WRITE and folder.stat().st_uid == os.getuid():
-        folder.chmod(0o700)  # others cannot reach files created in it
 
 
 def exposure(folder: Path) -> str | None:
@@ -100,19 +95,16 @@ def _is_ours(status: os.stat_result, by_owner: bool = False) -> bool:
         return False
     if by_owner or not status.st_mode & _OTHERS_WRITE:
         return True
-    return not status.st_mode & stat.S_IWOTH and _is_private(status.st_gid)
-
-
-def _is_private(group: int) -> bool:
-    """Whether this user is the only member of a group, as many systems create per user."""
-    import grp
+    if status.st_mode & stat.S_IWOTH:
+        return False
+    import grp  # not on Windows
     import pwd
 
     try:
-        name, known = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(group)
+        name, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(status.st_gid)
     except KeyError:
         return False
-    return known.gr_name == name and set(known.gr_mem) <= {name}
+    return group.gr_name == name and set(group.gr_mem) <= {name}  # many systems create one per user
 
 
 def _code_version() -> str:

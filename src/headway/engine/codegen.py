@@ -9,7 +9,6 @@ Numba lets LLVM reorder all operations on floats but `plus`, `minus`, `times` an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -34,15 +33,6 @@ def builder() -> Any:
     return _BUILDERS[-1]
 
 
-@contextmanager
-def building(with_builder: Any) -> Iterator[None]:
-    _BUILDERS.append(with_builder)
-    try:
-        yield
-    finally:
-        _BUILDERS.pop()
-
-
 def kernel(write: Callable[..., Any]) -> Any:
     """A function for compiled functions. `write` takes values and returns one, or None."""
     *names, _ = write.__annotations__
@@ -50,8 +40,11 @@ def kernel(write: Callable[..., Any]) -> Any:
 
     def definition(typing: Any, *_: Any) -> Any:
         def generate(context: Any, with_builder: Any, signature: Any, args: Any) -> Any:
-            with building(with_builder):
+            _BUILDERS.append(with_builder)
+            try:
                 result = write(*map(Value, args))
+            finally:
+                _BUILDERS.pop()
             return context.get_dummy_value() if result is None else result.ir
 
         return getattr(types, returns)(*(getattr(types, kind) for kind in kinds)), generate

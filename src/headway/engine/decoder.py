@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -17,12 +18,11 @@ from headway.engine.cache import (
     Blocks,
     Layer,
     OutOfBlocksError,
-    flat_states,
-    flat_summaries,
     self_block_bytes,
     write,
 )
 from headway.engine.chunks import RowChunk
+from headway.engine.instructions import WORDS, Opcode
 from headway.engine.interpreter import SHARING
 from headway.engine.kv_kernels import CACHE_DTYPES
 from headway.engine.machine import announce_compilation
@@ -47,9 +47,12 @@ from headway.engine.timeline import StepTimeline, run_timed
 from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import bf16_attention
+from headway.nn.mixers.associative import FastWeights
 from headway.nn.mixers.attention import KeyValues, SelfAttention
-from headway.nn.mixers.conditional_gru import Annotations
+from headway.nn.mixers.conditional_gru import Annotations, Summary
 from headway.nn.mixers.cross import ProjectedMemory
+from headway.nn.mixers.dynamic_links import FastLinks
+from headway.nn.mixers.recurrence import Vectors
 from headway.nn.models import CacheDtype, Captioner, Decoding, EncodedSource, EncoderDecoder, Prompt, Transformer
 from headway.nn.models.block import Block
 from headway.nn.models.transformer import check_prompt
@@ -120,7 +123,11 @@ class Engine(nn.Module):
         self.extends = program.state_size == 0  # whether rows can roll back after `extend`
         self._results = LogitBuffers()
         self.timeline: StepTimeline | None = None  # records when each instruction runs
-        self._kv_blocks = Blocks(program.kv_tables.bytes, _window(decoder), self.pool)
+        # The largest window of any layer; None if one sees everything.
+        patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, SelfAttention)]
+        windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
+        window = max((window for window in windows if window), default=None) if all(windows) else None
+        self._kv_blocks = Blocks(program.kv_tables.bytes, window, self.pool)
         self._memory_blocks = Blocks(program.memory_tables.bytes, threads=self.pool)
 
     @property
@@ -277,14 +284,19 @@ class Engine(nn.Module):
             tokens[first:end] = ids
             positions[first:end] = range(start, start + count) if start >= 0 else -1
             wanted += range(end - last, end)
-        self._reserve(chunks)
+        copies = []
+        for row, start, ids, _ in chunks:
+            if start >= 0:
+                copies += row.reserve(start, start + len(ids))
+        if copies:
+            self._kv_blocks.copy(copies)
         program = self._prepare([chunk.row for chunk in chunks], counts, positions)
         states = None
         if self._state_size:
             states = states_of([chunk.row for chunk in chunks])
-            program.find_states(states)
+            program.table[program.state_words] = program.state_offsets + states.ctypes.data
         logits = self._results.rows(len(wanted), program.vocab_size)
-        program.write_logits(logits.data_ptr())
+        program.table[-1, WORDS[Opcode.MULTIPLY]["y"]] = logits.data_ptr()  # the last instruction computes them
         sampling_call = 0
         if sampling is not None:
             sampling_call = sampling.bind(
@@ -305,19 +317,19 @@ class Engine(nn.Module):
             row.forget(start + len(ids) - last)  # the row may roll back to its first logits
         return logits
 
-    def _reserve(self, chunks: Sequence[RowChunk]) -> None:
-        copies = []
-        for row, start, ids, _ in chunks:
-            if start >= 0:
-                copies += row.reserve(start, start + len(ids))
-        if copies:
-            self._kv_blocks.copy(copies)
-
     def _prepare(self, rows: Sequence[Row], counts: Sequence[int], positions: np.ndarray) -> StepProgram:
         """The program for tokens at these positions, `counts` of each row, with the tables of the rows' blocks."""
         memories = [row.memory for row in rows]
         reach = max((memory.length for memory in memories if memory is not None), default=1)
-        program = self._program_for(len(positions), int(positions.max()) + 1, reach)
+        capacity, wide = int(positions.max()) + 1, len(positions) > FEW
+        program = self._programs.get(wide, self._programs[False])
+        memory_capacity = program.memory_tables.tables.shape[1] * BLOCK - BLOCK
+        if len(positions) > program.rows or capacity > program.capacity or reach > memory_capacity:
+            program = self._lower(
+                max(program.rows, _power(len(positions))), max(program.capacity, _power(capacity)),
+                max(memory_capacity, _power(reach)),
+            )  # fmt: skip
+        self._programs[wide] = program
         kv_tables, memory_tables, end = program.kv_tables, program.memory_tables, 0
         for row, memory, count in zip(rows, memories, counts):
             start, end = end, end + count
@@ -348,7 +360,10 @@ class Engine(nn.Module):
         table, scratch = program.table[part], program.scratch
         fields = (table.ctypes.data, len(table), tokens.ctypes.data, positions.ctypes.data, batch)
         if self.timeline is not None:
-            self._run_timed(self.timeline, table, fields, scratch)
+            ticks, started = np.zeros((threads, len(table) + 1), np.int64), time.perf_counter()
+            at = ticks.ctypes.data
+            self.pool.run(lambda thread: run_timed(*fields, scratch[thread], counter, thread, threads, at))
+            self.timeline.steps.append((table.copy(), ticks, time.perf_counter() - started))
             return
 
         def job(thread: int) -> None:
@@ -356,26 +371,6 @@ class Engine(nn.Module):
 
         with announce_compilation(program.run):
             self.pool.run(job)
-
-    def _run_timed(
-        self, timeline: StepTimeline, table: np.ndarray, fields: tuple[int, ...], scratch: list[int]
-    ) -> None:
-        threads, counter = self.pool.threads, self.pool.counter
-        ticks = timeline.new_ticks(threads, table)
-        ticks_address = ticks.ctypes.data
-        self.pool.run(lambda thread: run_timed(*fields, scratch[thread], counter, thread, threads, ticks_address))
-        timeline.note(table, ticks)
-
-    def _program_for(self, rows: int, capacity: int, reach: int) -> StepProgram:
-        wide = rows > FEW
-        now = self._programs.get(wide, self._programs[False])
-        memory_capacity = now.memory_tables.tables.shape[1] * BLOCK - BLOCK
-        if rows > now.rows or capacity > now.capacity or reach > memory_capacity:
-            capacity = max(now.capacity, _power(capacity))
-            self._programs[wide] = self._lower(
-                max(now.rows, _power(rows)), capacity, max(memory_capacity, _power(reach))
-            )
-        return self._programs[wide]
 
     def _lower(self, rows: int, capacity: int, reach: int) -> StepProgram:
         with torch.inference_mode():
@@ -385,18 +380,31 @@ class Engine(nn.Module):
 
     def adopt(self, decoding: Decoding) -> EngineDecoding:
         """Convert torch's keys and values to blocks, and its states to arrays."""
-        lengths, states = decoding.positions.tolist(), flat_states(decoding).numpy()
+        lengths = decoding.positions.tolist()
+        parts = [torch.zeros(len(lengths), 0)]  # states in the order of a program, layer by layer
+        for layer_state in decoding.states:
+            if isinstance(layer_state, Vectors):
+                parts += layer_state.now
+            elif isinstance(layer_state, (FastWeights, FastLinks)):
+                parts.append(layer_state.matrix)
+        states = torch.cat([part.detach().float().flatten(1) for part in parts], 1).numpy()
         memories = [m for m in decoding.memories or () if isinstance(m, (ProjectedMemory, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
-        fixed = flat_summaries(decoding).numpy()
+        # Encoder outputs that are the same for all tokens, layer by layer.
+        summaries = [part for memory in decoding.memories or () if isinstance(memory, Summary) for part in memory]
+        fixed = torch.cat([part.detach().float() for part in summaries], 1).numpy() if summaries else np.zeros((0, 0))
         row_memories: list[MemoryBlocks] = []
         for row, length in enumerate(sizes or [0] * len(fixed)):
-            layers = [
-                Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
-                if isinstance(m, Annotations)
-                else Layer(self.cache_dtype, m.keys[row], m.values[row], self._mean_of(m.keys[row, :length]))
-                for m in memories
-            ]
+            layers = []
+            for m in memories:
+                if isinstance(m, Annotations):
+                    layers.append(Layer(FP32, m.keys[row][:, None], m.values[row][:, None]))
+                    continue
+                mean = None
+                if self.cache_dtype == INT8:  # over an encoder's positions; it shifts all scores equally
+                    keys = m.keys[row, :length].numpy()
+                    mean = torch.from_numpy(keys.mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
+                layers.append(Layer(self.cache_dtype, m.keys[row], m.values[row], mean))
             fixed_values = fixed[row] if len(fixed) else np.zeros(0, np.float32)
             row_memories.append(
                 MemoryBlocks(self._memory_blocks, write(self._memory_blocks, layers, length), length, fixed_values)
@@ -404,26 +412,15 @@ class Engine(nn.Module):
         rows, rows_per_memory = [], len(lengths) // len(row_memories) if row_memories else 0
         for row, length in enumerate(lengths):
             layers = []
-            if length:
-                layers = [
-                    Layer(self.cache_dtype, state.keys[row], state.values[row], self._means_until(block, length))
-                    for block, state in zip(self._decoder[0].stack.blocks, decoding.states)
-                    if isinstance(state, KeyValues)
-                ]
+            for block, state in zip(self._decoder[0].stack.blocks, decoding.states) if length else ():
+                if isinstance(state, KeyValues):
+                    mixer = cast(SelfAttention, block.mixer)
+                    mean = self.means.get(mixer)
+                    means = None if mean is None else mean_by_position(mixer, mean, length)
+                    layers.append(Layer(self.cache_dtype, state.keys[row], state.values[row], means))
             row_memory = row_memories[row // rows_per_memory] if row_memories else None
             rows.append(Row(self._kv_blocks, write(self._kv_blocks, layers, length), row_memory, states[row].copy()))
         return EngineDecoding(stack_states(rows), decoding.positions.cpu(), row_memories)
-
-    def _means_until(self, block: nn.Module, length: int) -> Float[Tensor, "P G K"] | None:
-        mixer = cast(SelfAttention, block.mixer)
-        mean = self.means.get(mixer)
-        return None if mean is None else mean_by_position(mixer, mean, length)
-
-    def _mean_of(self, keys: Float[Tensor, "S G K"]) -> Float[Tensor, "1 G K"] | None:
-        """The mean over an encoder's positions; it shifts all scores equally, which softmax ignores."""
-        if self.cache_dtype != INT8:
-            return None
-        return torch.from_numpy(keys.numpy().mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
 
 
 def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
@@ -465,13 +462,6 @@ def refusal(model: Transformer | EncoderDecoder | Captioner) -> str | None:
     except CannotLowerError as error:
         return str(error)
     return None
-
-
-def _window(decoder: Transformer) -> int | None:
-    """The largest window of any layer; None if one sees everything."""
-    patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, SelfAttention)]
-    windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
-    return max((window for window in windows if window), default=None) if all(windows) else None
 
 
 def _power(number: int) -> int:

@@ -19,6 +19,7 @@ from headway.engine.codegen import (
     Int,
     Value,
     constant,
+    fold_halves,
     if_else,
     join,
     kernel,
@@ -55,14 +56,6 @@ def _multiply_add(a: Value, b: Value, c: Value) -> Value:
     return a.apply("fma", b, c) if FEATURES.get("fma", True) else c.plus(a.times(b))
 
 
-def _concatenate(parts: list[Value]) -> Value:
-    """Short vectors as one."""
-    while len(parts) > 1:
-        lanes = range(2 * parts[0].type.count)
-        parts = [shuffle(*parts[n : n + 2], lanes) for n in range(0, len(parts), 2)]
-    return parts[0]
-
-
 def _shuffle_fours(a: Value, b: Value, order: list[int]) -> Value:
     """Elements of a (0 to 3) and of b (4 to 7), chosen alike in each four lanes."""
     return shuffle(a, b, [start + lane % 4 + lane // 4 * _LANES for start in range(0, _LANES, 4) for lane in order])
@@ -71,7 +64,9 @@ def _shuffle_fours(a: Value, b: Value, order: list[int]) -> Value:
 def _four_columns(rows: list[Value], column: Value) -> list[Value]:
     """Four columns from `column` on of _LANES rows."""
     fours = [(row + column).load(_FOUR, align=4) for row in rows]
-    a, b, c, d = (_concatenate(fours[n::4]) for n in range(4))
+    a, b, c, d = (
+        fold_halves(fours[n::4], lambda low, high: shuffle(low, high, range(2 * low.type.count))) for n in range(4)
+    )
     low, high = [0, 4, 1, 5], [2, 6, 3, 7]
     ab, cd = _shuffle_fours(a, b, low), _shuffle_fours(c, d, low)
     ab_after, cd_after = _shuffle_fours(a, b, high), _shuffle_fours(c, d, high)

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
 from headway.engine.builder import (
     FEW,
     Builder,
@@ -37,6 +36,7 @@ from headway.engine.document_attention import (
 from headway.engine.document_attention_bf16 import bf16_scratch_sizes
 from headway.engine.document_loop import run_documents
 from headway.engine.instructions import Opcode
+from headway.engine.lowering import BlockLowering, Inner, unread_by_blocks
 from headway.engine.machine import announce_compilation
 from headway.engine.operations import SILU
 from headway.engine.packed_weights import PackedTensor
@@ -88,7 +88,12 @@ class StackProgram:
         """
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and layout.group is None
         read = not self._stack.training and not (torch.is_grad_enabled() and x.requires_grad)
-        complete = layout.dense if self._length else layout.dense or _are_complete(layout)
+        complete = layout.dense
+        if not complete and not self._length:
+            positions = layout.positions[layout.mask]
+            after = torch.where(positions == 0, 0, positions.roll(1) + 1)
+            first = layout.positions.gather(1, layout.mask.int().argmax(1, keepdim=True))
+            complete = bool((positions == after).all()) and bool((first <= 0).all())
         return plain and read and complete and recorder() is None and self._length in (None, layout.length)
 
     def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
@@ -153,13 +158,6 @@ def use_programs(model: nn.Module) -> None:
             continue
 
 
-def _are_complete(layout: Layout) -> bool:
-    positions = layout.positions[layout.mask]
-    after = torch.where(positions == 0, 0, positions.roll(1) + 1)
-    first = layout.positions.gather(1, layout.mask.int().argmax(1, keepdim=True))
-    return bool((positions == after).all()) and bool((first <= 0).all())
-
-
 def _parts(lengths: list[int]) -> Iterator[list[int]]:
     """Documents that are computed together."""
     batch: list[int] = []
@@ -177,7 +175,7 @@ class _StackLowering(BlockLowering):
         super().__init__(Builder(weights, tokens, 0), stack.width_in)
         self.stack, self.tokens = stack, tokens
         self._distances: dict[int, int] = {}  # addresses of tables, by module id
-        self._scratch: dict[tuple[int, bool], dict[str, int]] = {}  # scratch of attention, by head size
+        self._scratch: dict[tuple[int, bool], dict[str, int]] = {}  # operands of attention, by head size
 
     def program(self, threads: int) -> DocumentsProgram:
         build, read = self.build, self.x
@@ -205,6 +203,15 @@ class _StackLowering(BlockLowering):
         before, after = _reach(mixer.config.pattern)
         bias = self._bias(mixer, x)
         qkv = self.qkv(mixer, x)
+        bf16 = HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)
+        if (size, bf16) not in self._scratch:
+            spans = -(-self.tokens // SPAN) * SPAN
+            sizes = bf16_scratch_sizes(size, self.tokens) if bf16 else (
+                4 * spans * size, 4 * spans * padded_to_columns(size), 4 * QUERIES * size, 4 * QUERIES * spans,
+                4 * max(size, QUERIES), 4 * QUERIES * padded_to_columns(size),
+            )  # fmt: skip
+            names = ("keys", "values", "q", "scores", "spare", "result")
+            self._scratch[size, bf16] = {"bf16": bf16, **dict(zip(names, map(build.private_bytes, sizes)))}
         norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
         out = build.shared(heads * size)
         build.emit(
@@ -212,28 +219,11 @@ class _StackLowering(BlockLowering):
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, before=before, after=after,
             sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias,
             **self.head_norms(norms), **self.angles(mixer.rotary, self.tokens),
-            **self._scratch_fields(size, HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)),
+            **self._scratch[size, bf16],
             cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
         )  # fmt: skip
         build.barrier()
         return out, mixer.out
-
-    def _scratch_fields(self, size: int, bf16: bool) -> dict[str, int]:
-        """Scratch addresses of a head's keys, values, queries, weights and results."""
-        if (size, bf16) not in self._scratch:
-            spans, private = -(-self.tokens // SPAN) * SPAN, self.build.private_bytes
-            if bf16:
-                sizes = bf16_scratch_sizes(size, self.tokens)
-            else:
-                counts = (size, spans, max(size, QUERIES) / QUERIES, padded_to_columns(size))
-                sizes = (
-                    4 * spans * size,
-                    4 * spans * padded_to_columns(size),
-                    *(round(4 * QUERIES * part) for part in counts),
-                )
-            names = ("keys", "values", "q", "scores", "spare", "result")
-            self._scratch[size, bf16] = {"bf16": bf16, **dict(zip(names, map(private, sizes)))}
-        return self._scratch[size, bf16]
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
         """Biases of the scores: a table by distance, or one computed from the tokens of each board."""
@@ -241,7 +231,30 @@ class _StackLowering(BlockLowering):
         if module is None:
             return {"bias_kind": NO_BIAS, "bias": 0, "span": 0, "table": 0}
         if isinstance(module, Smolgen):
-            return self._generated_bias(module, x)
+            # [B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of
+            # each document.
+            build, config = self.build, module.config
+            length, heads = config.length, config.heads
+            if heads > length:  # the program has as many rows as tokens
+                raise CannotLowerError(f"a bias of {heads} heads over {length} tokens")
+            compressed = build.project(x, module.compress)
+            build.barrier()
+            build.emit(Opcode.BATCH, rows=1)
+            document = Slot(compressed.address, length * compressed.stride, length * config.compressed)
+            for projection, norm in ((module.summary, module.summary_norm), (module.split, module.split_norm)):
+                hidden = build.shared(projection.weight.shape[0])
+                build.project(document, projection, hidden, activation=SILU)
+                build.barrier()
+                build.norm(norm, hidden, hidden)
+                build.barrier()
+                document = hidden
+            build.emit(Opcode.BATCH, rows=heads)
+            head_rows = Slot(document.address, 4 * config.generated, config.generated)
+            bias = build.project(head_rows, module.spread)
+            build.barrier()
+            build.emit(Opcode.BATCH, rows=0)
+            table = build.constant(module.table)
+            return {"bias_kind": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
         if not isinstance(module, (Alibi, Relative)):
             raise CannotLowerError(f"the bias {type(module).__name__}")
         if id(module) not in self._distances:
@@ -250,33 +263,6 @@ class _StackLowering(BlockLowering):
             table = module(torch.zeros(1), middle, Layout(positions))
             self._distances[id(module)] = self.build.constant(table[0, :, 0])
         return {"bias_kind": BY_DISTANCE, "bias": self._distances[id(module)], "span": self.tokens, "table": 0}
-
-    def _generated_bias(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
-        """[B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of each
-        document.
-        """
-        build, config = self.build, smolgen.config
-        length, heads = config.length, config.heads
-        if heads > length:  # the program has as many rows as tokens
-            raise CannotLowerError(f"a bias of {heads} heads over {length} tokens")
-        compressed = build.project(x, smolgen.compress)
-        build.barrier()
-        build.emit(Opcode.BATCH, rows=1)
-        document = Slot(compressed.address, length * compressed.stride, length * config.compressed)
-        for projection, norm in ((smolgen.summary, smolgen.summary_norm), (smolgen.split, smolgen.split_norm)):
-            hidden = build.shared(projection.weight.shape[0])
-            build.project(document, projection, hidden, activation=SILU)
-            build.barrier()
-            build.norm(norm, hidden, hidden)
-            build.barrier()
-            document = hidden
-        build.emit(Opcode.BATCH, rows=heads)
-        head_rows = Slot(document.address, 4 * config.generated, config.generated)
-        bias = build.project(head_rows, smolgen.spread)
-        build.barrier()
-        build.emit(Opcode.BATCH, rows=0)
-        table = build.constant(smolgen.table)
-        return {"bias_kind": BY_DOCUMENT, "bias": bias.address, "span": length, "table": table}
 
 
 def _reach(pattern: Pattern) -> tuple[int, int]:

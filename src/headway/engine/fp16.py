@@ -39,10 +39,18 @@ def widen(codes: Value) -> Value:
     return (size | (code & _SIGN) << 16).to(wide)
 
 
-def _narrow(value: Value) -> Value:
-    """A float of magnitude at most _MAX, or infinite, in 16 bits: round to nearest, ties to even."""
+@kernel
+def put_fp16(address: Int, value: Float) -> None:
+    """Round a float to fp16 at an address, to nearest, ties to even; larger magnitudes become the largest fp16 number.
+    NaN and infinity are kept, so that a broken weight is visible.
+    """
+    overflows = (value > _MAX) & value.differs(math.inf)
+    value = overflows.select(_MAX, value)
+    overflows = (value < -_MAX) & value.differs(-math.inf)
+    value = overflows.select(-_MAX, value)
     if _HAS_HALVES:
-        return value.to(ir.HalfType(), "fptrunc").to(I16)
+        address.store(value.to(ir.HalfType(), "fptrunc").to(I16), align=2)
+        return
     bits = value.to(I32)
     size = bits & 0x7FFFFFFF
     odd = size.shift_unsigned(_CUT) & 1
@@ -55,7 +63,7 @@ def _narrow(value: Value) -> Value:
     code = number.equals(math.inf).select(_EXPONENT, code)
     code = value.is_nan().select(_NAN, code)
     sign = (bits & _SIGN << 16).shift_unsigned(16)
-    return (code | sign).to(I16, "trunc")
+    address.store((code | sign).to(I16, "trunc"), align=2)
 
 
 @kernel
@@ -66,14 +74,3 @@ def widen_all(source: Int, lines: Int, target: Int, ahead: Int) -> None:
         halves = (source + start).load(vector(I16, _LINE), align=2)
         (target + start * 2).store(widen(halves), align=4)
         (ahead + start).prefetch(STREAMED)
-
-
-@kernel
-def put_fp16(address: Int, value: Float) -> None:
-    """Round a float to fp16 at an address; larger magnitudes become the largest fp16 number. NaN and infinity are kept,
-    so that a broken weight is visible.
-    """
-    overflows = (value > _MAX) & value.differs(math.inf)
-    value = overflows.select(_MAX, value)
-    overflows = (value < -_MAX) & value.differs(-math.inf)
-    address.store(_narrow(overflows.select(-_MAX, value)), align=2)

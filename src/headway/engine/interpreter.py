@@ -84,19 +84,6 @@ def _quantise(op: Any, batch: int, scratch: int, thread: int, threads: int) -> N
 
 
 @compiled
-def _store_kv(op: Any, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """Write the keys and values of the new tokens into their blocks, before any of them attends: several may belong to
-    one sequence.
-    """
-    groups = op.groups
-    first, last = share(batch * groups, thread, threads)
-    for task in range(first, last):
-        b, g = task // groups, task % groups
-        if i64(positions)[b] >= 0:
-            _store_token(op, i64(positions)[b], b, g, scratch)
-
-
-@compiled
 def _store_token(op: Any, position: int, b: int, g: int, scratch: int) -> None:
     """Write the key and value of one token and one group."""
     heads, groups, size, half = op.heads, op.groups, op.size, op.half
@@ -111,26 +98,6 @@ def _store_token(op: Any, position: int, b: int, g: int, scratch: int) -> None:
         subtract_mean(key, size, op.mean + 4 * g * size, rotation, half)
     block = i64(op.tables + 8 * b * op.table_step)[position // BLOCK] + op.layer + g * op.group_bytes
     store_kv(op.dtype, key, row + 4 * (heads + groups + g) * size, block, size, size, position % BLOCK)
-
-
-@compiled
-def _prepare_queries(op: Any, positions: int, b: int, tokens: int, g: int, scratch: int) -> None:
-    """Queries of one group in rows b to b + `tokens`, [tokens, heads of a group], in the format of the keys' dtype."""
-    heads, groups, size, half = op.heads, op.groups, op.size, op.half
-    group_heads, dtype = heads // groups, op.dtype
-    for query in range(tokens * group_heads):
-        r, ready = b + query // group_heads, at(op.q, scratch) + query * query_bytes(dtype, size)
-        new = at(op.scores, scratch) if dtype == INT8 else ready
-        old = f32(op.qkv + r * op.stride + 4 * (g * group_heads + query % group_heads) * size)
-        position = max(i64(positions)[r], 0)
-        for d in range(size):
-            f32(new)[d] = old[d]
-        cos, sin = op.cos + 4 * position * half, op.sin + 4 * position * half
-        prepare_head(new, size, op.norm, op.q_weight, op.q_bias, op.eps, cos, sin, half)
-        for d in range(size):
-            f32(new)[d] *= np.float32(op.scale)
-        if dtype == INT8:
-            split_query(new, size, op.mean + 4 * g * size if op.mean != 0 else 0, half, ready)
 
 
 @compiled
@@ -185,15 +152,6 @@ def _blocks_of(op: Any, b: int, position: int) -> int:
 
 
 @compiled
-def _first_blocks(op: Any, positions: int, n: int) -> int:
-    """Address of the first visible blocks of a run; of the last run if there is no such run."""
-    n = min(n, i64(op.runs)[0] - 1)
-    b, _, highest, start, _ = _run_of(op, positions, n)
-    lowest = max(0, highest - op.window + 1) if op.window > 0 else 0
-    return _blocks_of(op, b, max(segment_start(start), lowest))
-
-
-@compiled
 def _attend_segments(
     op: Any, positions: int, n: int, g: int, low: int, high: int, next_run: int, next_group: int, scratch: int
 ) -> None:
@@ -207,11 +165,28 @@ def _attend_segments(
             position = i64(positions)[r]
             if segment_start(low) <= position < segment_start(high):
                 _store_token(op, position, r, g, scratch)
-    _prepare_queries(op, positions, b, tokens, g, scratch)
+    # Queries of the run and the group, [tokens, heads of a group], in the format of the keys' dtype.
+    size, half, dtype, group_heads = op.size, op.half, op.dtype, op.heads // op.groups
+    for query in range(tokens * group_heads):
+        r, ready = b + query // group_heads, at(op.q, scratch) + query * query_bytes(dtype, size)
+        new = at(op.scores, scratch) if dtype == INT8 else ready
+        old = f32(op.qkv + r * op.stride + 4 * (g * group_heads + query % group_heads) * size)
+        position = max(i64(positions)[r], 0)
+        for d in range(size):
+            f32(new)[d] = old[d]
+        cos, sin = op.cos + 4 * position * half, op.sin + 4 * position * half
+        prepare_head(new, size, op.norm, op.q_weight, op.q_bias, op.eps, cos, sin, half)
+        for d in range(size):
+            f32(new)[d] *= np.float32(op.scale)
+        if dtype == INT8:
+            split_query(new, size, op.mean + 4 * g * size if op.mean != 0 else 0, half, ready)
     for segment in range(low, high):
         follows = _blocks_of(op, b, segment_start(segment + 1))
-        if segment + 1 == high:
-            follows, onwards = _first_blocks(op, positions, next_run), op.layer + next_group * op.group_bytes
+        if segment + 1 == high:  # the first visible blocks of the next run; of the last run if there is no such run
+            next_b, _, next_highest, start, _ = _run_of(op, positions, min(next_run, i64(op.runs)[0] - 1))
+            lowest = max(0, next_highest - op.window + 1) if op.window > 0 else 0
+            follows = _blocks_of(op, next_b, max(segment_start(start), lowest))
+            onwards = op.layer + next_group * op.group_bytes
         _attend_run(op, b, tokens, g, segment, follows, onwards, highest, scratch)
 
 
@@ -232,48 +207,42 @@ def _segment_after(first: int, start: int, end: int, positions: int, all_of_it: 
 
 
 @compiled
-def _attend_shared(op: Any, token_positions: int, scratch: int, thread: int, threads: int) -> None:
-    """For few rows: segments are shared among threads by position, and merged later."""
+def _attend(op: Any, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int) -> None:
     groups, runs = op.groups, i64(op.runs)[0]
+    if op.stores_kv and not i64(op.runs)[1]:
+        # All keys and values are in their blocks before any token attends: several may belong to one sequence.
+        first, last = share(batch * groups, thread, threads)
+        for task in range(first, last):
+            b, g = task // groups, task % groups
+            if i64(positions)[b] >= 0:
+                _store_token(op, i64(positions)[b], b, g, scratch)
+        barrier(counter, threads)
+    if op.capacity == 0:  # for many rows: the segments of a run and a group are merged by the thread that computes them
+        heads, size, width = op.heads, op.size, op.size + 2
+        group_heads = heads // groups
+        for task in range(thread, runs * groups, threads):
+            n, g, after = task // groups, task % groups, task + threads
+            b, tokens, _, start, end = _run_of(op, positions, n)
+            for r in range(b, b + tokens):
+                for h in range(g * group_heads, g * group_heads + group_heads):
+                    clear_partial(op.partials + 4 * (r * heads + h) * width, size)
+            _attend_segments(op, positions, n, g, start, end, after // groups, after % groups, scratch)
+        return
+    # For few rows: segments are shared among threads by position, and merged later.
     total = 0
     for n in range(runs):
-        total += _reach(op, token_positions, n)[3] * groups
+        total += _reach(op, positions, n)[3] * groups
     first, last = share(total, thread, threads)
     done = 0
     for n in range(runs):
-        segment, end, start, positions = _reach(op, token_positions, n)
+        segment, end, start, length = _reach(op, positions, n)
         for g in range(groups):
-            low = _segment_after(start, segment, end, first - done, positions)
-            high = _segment_after(start, segment, end, last - done, positions)
-            done += positions
+            low = _segment_after(start, segment, end, first - done, length)
+            high = _segment_after(start, segment, end, last - done, length)
+            done += length
             if low < high:
-                after = (n, g + 1) if g + 1 < groups else (n + 1, 0)
-                _attend_segments(op, token_positions, n, g, low, high, after[0], after[1], scratch)
-
-
-@compiled
-def _attend_joined(op: Any, positions: int, scratch: int, thread: int, threads: int) -> None:
-    """For many rows: the segments of a run and a group are merged by the thread that computes them."""
-    heads, groups, size, width = op.heads, op.groups, op.size, op.size + 2
-    group_heads = heads // groups
-    for task in range(thread, i64(op.runs)[0] * groups, threads):
-        n, g, after = task // groups, task % groups, task + threads
-        b, tokens, _, start, end = _run_of(op, positions, n)
-        for r in range(b, b + tokens):
-            for h in range(g * group_heads, g * group_heads + group_heads):
-                clear_partial(op.partials + 4 * (r * heads + h) * width, size)
-        _attend_segments(op, positions, n, g, start, end, after // groups, after % groups, scratch)
-
-
-@compiled
-def _attend(op: Any, positions: int, batch: int, scratch: int, counter: int, thread: int, threads: int) -> None:
-    if op.stores_kv and not i64(op.runs)[1]:
-        _store_kv(op, positions, batch, scratch, thread, threads)
-        barrier(counter, threads)
-    if op.capacity == 0:
-        _attend_joined(op, positions, scratch, thread, threads)
-    else:
-        _attend_shared(op, positions, scratch, thread, threads)
+                next_run, next_group = (n, g + 1) if g + 1 < groups else (n + 1, 0)
+                _attend_segments(op, positions, n, g, low, high, next_run, next_group, scratch)
 
 
 @compiled
@@ -361,16 +330,6 @@ def route(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
 
 
 @compiled
-def is_idle(op: Any, batch: int, scratch: int) -> bool:
-    """Whether no row is routed to the expert."""
-    going = 0
-    for b in range(batch):
-        if f32(at(op.weights, scratch) + 4 * b * op.count)[op.expert] != 0:
-            going += 1
-    return going == 0
-
-
-@compiled
 def weigh(op: Any, batch: int, scratch: int, thread: int, threads: int) -> None:
     """sum += probability x the expert's output, one thread's share of the columns."""
     first, last = share_rows(op.width, thread, threads)
@@ -403,7 +362,11 @@ def execute_all(
     elif kind == Opcode.ROUTE:
         route(Route(row), batch, scratch, thread, threads)
     elif kind == Opcode.SKIP:
-        return Skip(row).instructions if is_idle(Skip(row), batch, scratch) else 0
+        skip = Skip(row)
+        for b in range(batch):
+            if f32(at(skip.weights, scratch) + 4 * b * skip.count)[skip.expert] != 0:
+                return 0  # a row is routed to the expert
+        return skip.instructions
     else:
         weigh(Weigh(row), batch, scratch, thread, threads)
     return 0

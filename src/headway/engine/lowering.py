@@ -1,8 +1,8 @@
-"""Lowering of mixers and feed-forwards to instructions: attention, recurrent networks, linear attention."""
+"""Lowering to instructions of recurrent mixers, linear attention and feed-forwards, and of blocks around any mixer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ from headway.engine.cache import BlockTables
 from headway.engine.instructions import Opcode
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed_weights import unpack
+from headway.layout import Layout
 from headway.nn.mixers.associative import Associative, LogDecay, Strength
+from headway.nn.mixers.attention import SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.delta import Delta, GatedDelta
 from headway.nn.mixers.dynamic_links import DynamicLinks
@@ -23,8 +25,11 @@ from headway.nn.mixers.gated import GRU, LSTM, Elman
 from headway.nn.mixers.linear_attention import LinearAttention
 from headway.nn.mixers.multiplicative import MLSTM, Multiplicative, SigmaPi
 from headway.nn.mixers.pointwise import Pointwise
+from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.models.stack import Stack
 from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import ACTIVATIONS, MLP, Gated
+from headway.nn.parts.positions import Rotary
 from headway.nn.parts.projection import Projection
 
 
@@ -94,6 +99,7 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
 # Recurrent networks. Their states are shared by all threads, so a barrier separates the last product that reads a
 # state from the cell that writes it. Products with equally many rows go to the same threads, row by row, and need no
 # barrier between them. Steps are never at position 0, because torch processes the prompts, so no state is reset here.
+_ELMAN = (cells.ELMAN_TANH, cells.ELMAN_LOGISTIC)
 MixerLowering = Callable[[Builder, Any, Slot], Slot]  # maps a mixer and its input to its output before the projection
 
 
@@ -102,7 +108,7 @@ def _elman(build: Builder, mixer: Elman, x: Slot) -> Slot:
     gates = build.project(x, mixer.input)
     build.project(h, mixer.hidden, gates, ADD)
     build.barrier()
-    return _squash(build, gates, h, mixer.config.activation == "logistic")
+    return _cell(build, _ELMAN[mixer.config.activation == "logistic"], gates, h)
 
 
 def _sigma_pi(build: Builder, mixer: SigmaPi, x: Slot) -> Slot:
@@ -110,7 +116,7 @@ def _sigma_pi(build: Builder, mixer: SigmaPi, x: Slot) -> Slot:
     products = _combine(build, cells.OUTER, h, x, build.private(h.width * x.width))
     gates = build.project(products, mixer.weigh)
     build.barrier()
-    return _squash(build, gates, h, mixer.activation is torch.sigmoid)
+    return _cell(build, _ELMAN[mixer.activation is torch.sigmoid], gates, h)
 
 
 def _lstm(build: Builder, mixer: LSTM, x: Slot) -> Slot:
@@ -124,18 +130,10 @@ def _lstm(build: Builder, mixer: LSTM, x: Slot) -> Slot:
     )
 
 
-def _multiplicative(build: Builder, mixer: Multiplicative, x: Slot) -> Slot:
+def _multiplicative(build: Builder, mixer: Multiplicative | MLSTM, x: Slot) -> Slot:
+    """A cell whose transition goes through factors weighted by the input."""
     h = build.state(mixer.cells)
-    return _squash(build, _factored(build, mixer, x, h), h, mixer.activation is torch.sigmoid)
-
-
-def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
-    h, c = build.state(mixer.cells), build.state(mixer.cells)
-    return _cell(build, cells.LSTM, _factored(build, mixer, x, h), h, c=c.address, forgets=True, scale=1.0)
-
-
-def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
-    """The gates of a cell whose transition goes through factors weighted by the input."""
+    c = build.state(mixer.cells) if isinstance(mixer, MLSTM) else None
     inputs = build.project(x, mixer.input)
     recurrent = build.project(h, mixer.factor)
     build.barrier()
@@ -143,23 +141,24 @@ def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -
     weighted = _combine(build, cells.PRODUCT, recurrent, inputs, build.private(mixer.factors))
     build.project(weighted, mixer.hidden, gates, ADD)
     build.barrier()
-    return gates
+    if isinstance(mixer, MLSTM):
+        assert c is not None
+        return _cell(build, cells.LSTM, gates, h, c=c.address, forgets=True, scale=1.0)
+    return _cell(build, _ELMAN[mixer.activation is torch.sigmoid], gates, h)
 
 
 def _gru(build: Builder, mixer: GRU, x: Slot) -> Slot:
     h = build.state(mixer.cells)
     gates = build.project(x, mixer.input)
-    if mixer.config.reset_after:
-        return _reset_after(build, gates, build.project(h, mixer.hidden), h)
-    return _reset_before(build, mixer, gates, h)
+    also = build.project(h, mixer.hidden) if mixer.config.reset_after else None
+    return _reset(build, mixer, gates, also, h)
 
 
-def _reset_after(build: Builder, gates: Slot, also: Slot, h: Slot) -> Slot:
-    build.barrier()
-    return _cell(build, cells.GRU_AFTER, gates, h, also)
-
-
-def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: Slot) -> Slot:
+def _reset(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, also: Slot | None, h: Slot) -> Slot:
+    """The new state. The reset gate acts after the state's product, which is `also`, or before it (None)."""
+    if also is not None:
+        build.barrier()
+        return _cell(build, cells.GRU_AFTER, gates, h, also)
     count = mixer.cells
     also = build.project(h, mixer.hidden, rows=(0, 2 * count))
     build.barrier()
@@ -181,7 +180,18 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Bl
     output = build.private(mixer.output_width)  # the state, the input (without a projection), and the context
     context = output.columns(mixer.output_width - width, width)
     if mixer.config.context == "additive":
-        _read(build, mixer, h, context, memory, layer)
+        query = build.project(h, mixer.query)
+        build.barrier()
+        capacity = segments_within(memory.tables.shape[1] * BLOCK)
+        partials = build.shared(capacity * (width + 2))
+        build.emit(
+            Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=width,
+            score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))),
+            tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
+            layer=layer, partials=partials.address, scores=build.private_bytes(4 * CHUNK + 4), capacity=capacity,
+        )  # fmt: skip
+        build.barrier()
+        build.merge(partials, 1, capacity, context, memory.lengths.ctypes.data)
         build.project(context, mixer.context, target, ADD)
     else:
         fixed = Slot(memory.fixed.ctypes.data, memory.fixed.strides[0], memory.fixed.shape[1])
@@ -189,27 +199,12 @@ def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Bl
         build.sum(fixed.columns(layer + width, target.width), target)
     if mixer.config.shows == "before":
         _combine(build, cells.COPY, h, None, output.columns(0, h.width))
-    new = _reset_before(build, mixer, gates, h) if also is None else _reset_after(build, gates, also, h)
+    new = _reset(build, mixer, gates, also, h)
     if mixer.config.shows == "after":
         _combine(build, cells.COPY, new, None, output.columns(0, h.width))
     if not mixer.config.out:
         _combine(build, cells.COPY, x, None, output.columns(h.width, x.width))
     return output
-
-
-def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory: BlockTables, layer: int) -> None:
-    query = build.project(h, mixer.query)
-    build.barrier()
-    capacity = segments_within(memory.tables.shape[1] * BLOCK)
-    partials = build.shared(capacity * (context.width + 2))
-    build.emit(
-        Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
-        score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
-        table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, partials=partials.address,
-        scores=build.private_bytes(4 * CHUNK + 4), capacity=capacity,
-    )  # fmt: skip
-    build.barrier()
-    build.merge(partials, 1, capacity, context, memory.lengths.ctypes.data)
 
 
 def _combine(build: Builder, operation: int, a: Slot, b: Slot | None, out: Slot, also: Slot | None = None) -> Slot:
@@ -220,10 +215,6 @@ def _combine(build: Builder, operation: int, a: Slot, b: Slot | None, out: Slot,
         width=a.width if operation == cells.OUTER else min(a.width, b.width), b_width=b.width,
     )  # fmt: skip
     return out
-
-
-def _squash(build: Builder, gates: Slot, h: Slot, logistic: bool) -> Slot:
-    return _cell(build, cells.ELMAN_LOGISTIC if logistic else cells.ELMAN_TANH, gates, h)
 
 
 def _cell(
@@ -262,7 +253,7 @@ RECURRENT: dict[type, MixerLowering] = {
     GRU: _gru,
     SigmaPi: _sigma_pi,
     Multiplicative: _multiplicative,
-    MLSTM: _mlstm,
+    MLSTM: _multiplicative,
 }
 
 # Linear attention and related mixers.
@@ -287,35 +278,20 @@ class _Rule(NamedTuple):
     ones: bool = False  # an extra value of 1, whose retrieved value divides the others
 
 
-def _linear_attention(mixer: LinearAttention) -> _Rule:
-    config = mixer.config
-    return _Rule(_FEATURES[config.features], config.nu, ones=config.normalise)
-
-
-def _fast_weights(mixer: FastWeightController) -> _Rule:
-    squash = operations.TANH if mixer.config.squash == "tanh" else operations.NONE
-    return _Rule(squash, squash=squash)
-
-
-def _delta(mixer: Delta) -> _Rule:
-    config = mixer.config
-    return _Rule(_FEATURES[config.features], config.nu, key_norm=_KEY_NORMS[config.key_norm], delta=True)
-
-
-def _gated_delta(mixer: GatedDelta) -> _Rule:
-    return _Rule(operations.SILU, squash=operations.SILU, key_norm=cells.BY_LENGTH, delta=True)
-
-
-_RULES: dict[type, Callable[[Any], _Rule]] = {
-    LinearAttention: _linear_attention,
-    FastWeightController: _fast_weights,
-    Delta: _delta,
-    GatedDelta: _gated_delta,
-}
+def _rule_of(mixer: Associative) -> _Rule:
+    if isinstance(mixer, LinearAttention):
+        return _Rule(_FEATURES[mixer.config.features], mixer.config.nu, ones=mixer.config.normalise)
+    if isinstance(mixer, FastWeightController):
+        squash = operations.TANH if mixer.config.squash == "tanh" else operations.NONE
+        return _Rule(squash, squash=squash)
+    if isinstance(mixer, Delta):
+        key_norm = _KEY_NORMS[mixer.config.key_norm]
+        return _Rule(_FEATURES[mixer.config.features], mixer.config.nu, key_norm=key_norm, delta=True)
+    return _Rule(operations.SILU, squash=operations.SILU, key_norm=cells.BY_LENGTH, delta=True)  # GatedDelta
 
 
 def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
-    rule, heads, size = _RULES[type(mixer)](mixer), mixer.heads, mixer.size
+    rule, heads, size = _rule_of(mixer), mixer.heads, mixer.size
     qkv = build.project(x, mixer.qkv)
     strength, decay, gate = (getattr(mixer, name, None) for name in ("strength", "decay", "gate"))
     controls = build.shared(heads * (2 + size))
@@ -364,6 +340,123 @@ def _links(build: Builder, mixer: DynamicLinks, x: Slot) -> Slot:
 
 
 LINEAR: dict[type, Callable[[Builder, Any, Slot], Slot]] = {
-    **dict.fromkeys(_RULES, _associative),
+    **dict.fromkeys((LinearAttention, FastWeightController, Delta, GatedDelta), _associative),
     DynamicLinks: _links,
 }
+
+Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection that is still to be applied
+
+
+def unread_by_blocks(stack: Stack) -> Iterator[nn.Parameter]:
+    """Parameters that no block of a stack reads: biases without attention that uses them, and positions, for which
+    attention has no instruction.
+    """
+    used = {block.mixer.config.bias for block in stack.blocks if isinstance(block.mixer, SelfAttention)}
+    for name, bias in stack.biases.items():
+        if name not in used:
+            yield from bias.parameters()
+    if stack.positions is not None:
+        yield from stack.positions.parameters()
+
+
+class BlockLowering:
+    """Lowers blocks over the residual stream `x`; subclasses lower mixers and cross-attention."""
+
+    def __init__(self, build: Builder, width: int) -> None:
+        self.build, self.x = build, build.lasting(width)
+        self.normed: dict[int, Slot] = {}  # by width
+        self._angles: dict[Any, dict[str, int]] = {}
+
+    def mix(self, block: Block, x: Slot) -> Inner:
+        raise NotImplementedError
+
+    def read(self, block: Block, x: Slot) -> Inner:
+        raise NotImplementedError
+
+    def block(self, block: Block) -> None:
+        if isinstance(block, ParallelBlock):
+            self._parallel(block)
+            return
+        self._branch(block.mix, lambda x: self.mix(block, x))
+        if block.cross is not None and block.read is not None:
+            self._branch(block.read, lambda x: self.read(block, x))
+        if block.feed_forward is not None and block.feed is not None:
+            self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
+
+    def _parallel(self, block: ParallelBlock) -> None:
+        first = self.norm(block.mix.before, self.x)
+        second, feed_output = first, None
+        if block.feed is not None and block.feed.before is not block.mix.before:
+            second = self.norm(block.feed.before, self.x, self.build.small(self.x.width))
+        mix_output = self.mix(block, first)
+        if block.feed is not None:
+            feed_output = feed_forward(self.build, block.feed_forward, second)
+        self._join(block.mix, *mix_output)
+        if block.feed is not None and feed_output is not None:
+            self._join(block.feed, *feed_output)
+
+    def _branch(self, branch: Branch, function: Callable[[Slot], Inner]) -> None:
+        self._join(branch, *function(self.norm(branch.before, self.x)))
+
+    def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
+        """x = last(x + gain x after(out(inner))). Without a residual x may change its width."""
+        gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
+        plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
+        if plain and isinstance(out, Projection):
+            self.build.project(inner, out, self.x, ADD)
+        else:
+            if isinstance(out, Projection):
+                inner = self.build.project(inner, out)
+                self.build.barrier()
+            y = self.norm(branch.after, inner, self.build.small(inner.width))
+            if y.width != self.x.width:
+                self.x = self.build.lasting(y.width)
+            self.build.sum(y, self.x, branch.residual, gain)
+        self.build.barrier()
+        if not isinstance(branch.last, nn.Identity):
+            self.norm(branch.last, self.x, self.x)
+            self.build.barrier()
+
+    def norm(self, norm: nn.Module, x: Slot, into: Slot | None = None) -> Slot:
+        """Normalised rows, in scratch unless `into` is given; an identity returns its input."""
+        if isinstance(norm, nn.Identity):
+            return x
+        if x.width not in self.normed:
+            self.normed[x.width] = self.build.small(x.width, lasting=True)
+        y = into or self.normed[x.width]
+        self.build.norm(norm, x, y)
+        return y
+
+    def qkv(self, mixer: SelfAttention, x: Slot) -> Slot:
+        """Queries, keys and values, normalised if one norm covers all heads."""
+        qkv = self.build.project(x, mixer.qkv)
+        self.build.barrier()
+        if isinstance(mixer.qk_norm, WideQKNorm):
+            width = mixer.heads * mixer.size
+            q, k = qkv.columns(0, width), qkv.columns(width, mixer.groups * mixer.size)
+            self.build.norm(mixer.qk_norm.q, q, q)
+            self.build.norm(mixer.qk_norm.k, k, k)
+            self.build.barrier()
+        return qkv
+
+    def head_norms(self, norms: tuple[nn.Module, nn.Module] | None) -> dict[str, Any]:
+        """Operands of attention for the norms of each head's queries and keys."""
+        if norms is None:
+            return {"norm": -1, "q_weight": 0, "q_bias": 0, "k_weight": 0, "k_bias": 0, "eps": 0.0}
+        (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(norm_parts, norms)
+        parts = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
+        return {"norm": kind, "eps": eps, **{name: self.build.constant(part) for name, part in parts.items()}}
+
+    def angles(self, rotary: Rotary | None, length: int) -> dict[str, int]:
+        """Operands of attention for rotary positions below `length`."""
+        if rotary is None:
+            return {"cos": 0, "sin": 0, "half": 0}
+        kind = (rotary.config, rotary.size)
+        if kind not in self._angles:
+            cos, sin = rotary.angles(Layout.full(1, length), torch.zeros(1))
+            self._angles[kind] = {
+                "cos": self.build.constant(cos),
+                "sin": self.build.constant(sin),
+                "half": cos.shape[-1],
+            }
+        return self._angles[kind]

@@ -49,7 +49,15 @@ class CompiledFunction:
         if kinds not in self._ready:
             with _LOADING:
                 if kinds not in self._ready:
-                    self._ready[kinds] = self._load(kinds)
+                    path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
+                    code = None if path is None else read_object(path)
+                    if code is None:
+                        from headway.engine.compiler import compile_object
+
+                        code = compile_object(self.function, kinds)
+                        if path is not None:
+                            write_object(path, code)
+                    self._ready[kinds] = load_object(code, kinds)
         return self._ready[kinds](*arguments)
 
     @property
@@ -61,17 +69,6 @@ class CompiledFunction:
     def _name(self) -> str:
         return f"{self.function.__module__}.{self.function.__name__}"
 
-    def _load(self, kinds: tuple[str, ...]) -> Callable[..., Any]:
-        path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
-        code = None if path is None else read_object(path)
-        if code is None:
-            from headway.engine.compiler import compile_object
-
-            code = compile_object(self.function, kinds)
-            if path is not None:
-                write_object(path, code)
-        return load_object(code, kinds)
-
     @cached_property
     def _dispatcher(self) -> Any:
         from headway.engine.compiler import dispatcher
@@ -80,7 +77,7 @@ class CompiledFunction:
 
     @property
     def _numba_type_(self) -> Any:
-        """Looked up by numba when a compiled function calls this one."""
+        """Looked up by numba when a compiled function calls this one. It does not keep the dispatcher alive."""
         return self._dispatcher._numba_type_
 
 

@@ -87,15 +87,6 @@ def release() -> None:
         _release()
 
 
-def _widen(tile: Value, buffer: Value) -> None:
-    """An int4 tile as bytes from 0 to 15."""
-    for line in range(LINES4):
-        both = (tile + line * LINE).load(_BYTES, align=1)
-        high = both.to(_WORDS).shift_unsigned(4).to(_BYTES)
-        for start, half in ((0, both), (LINES4, high)):
-            (buffer + (start + line) * LINE).store(half & 15, align=64)
-
-
 def _add_groups(
     sums: Value, count: Value, factors: Value, shifts: Value | None, scales: Value, groups: Value, outputs: list[Value]
 ) -> None:
@@ -141,7 +132,11 @@ def _products(kind: int, blocks: int) -> Any:
                     (tile + (AHEAD + line)).prefetch()
             if kind != INT8:
                 widened = buffer + _GROUPS_HELD * BLOCKS * TILE8 + (number & 1) * TILE8
-                _widen(tile, widened)
+                for line in range(LINES4):  # an int4 tile as bytes from 0 to 15
+                    both = (tile + line * LINE).load(_BYTES, align=1)
+                    high = both.to(_WORDS).shift_unsigned(4).to(_BYTES)
+                    for start, half in ((0, both), (LINES4, high)):
+                        (widened + (start + line) * LINE).store(half & 15, align=64)
             block_inputs, group_sums = inputs + group * GROUP, buffer + number * (BLOCKS * TILE8)
             load_register(_WEIGHTS, widened)
             for block in range(blocks):

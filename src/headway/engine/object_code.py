@@ -70,27 +70,17 @@ def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
     engine.add_object_file(binding.ObjectFileRef.from_data(code.object_file))
     engine.finalize_object()
     _ENGINES.append(engine)
-    address = engine.get_function_address(code.symbol)
-    _release_llvm_pages()
-    return _caller(address, _RESULTS[code.return_type], kinds)
-
-
-def _release_llvm_pages() -> None:
-    """Release the pages of LLVM's machine code, about 35 MB that importing it maps in but loaded code does not need.
-    They are file pages and come back if they run again.
-    """
+    address, return_type = engine.get_function_address(code.symbol), _RESULTS[code.return_type]
+    # Release the pages of LLVM's machine code, about 35 MB that importing it maps in but loaded code does not need.
+    # They are file pages and come back if they run again.
     maps = Path("/proc/self/maps")
     for line in maps.read_text(errors="replace").splitlines() if maps.exists() else ():
         span, rights, *_, path = line.split(maxsplit=5)
         if rights == "r-xp" and Path(path).name.startswith("libllvmlite"):
             first, last = (int(edge, 16) for edge in span.split("-"))
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
-def _caller(address: int, return_type: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
-    """Call by numba's convention: addresses of the result and an exception, then all arguments; an array is a null
-    owner and parent, its number of elements, their size, their address, its shape and its strides.
-    """
+    # Numba's convention: addresses of the result and an exception, then all arguments; an array is a null owner and
+    # parent, its number of elements, their size, their address, its shape and its strides.
     fields: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
     for kind in kinds:
         if len(kind) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -136,8 +135,15 @@ def quantise(model: nn.Module, dtype: Format) -> nn.Module:
     """
     if dtype == "fp32":
         return model
+    tables = {id(module.table) for module in model.modules() if isinstance(module, TokenEmbed)}
+    matrices = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if (isinstance(module, Projection) and name == "weight") or id(parameter) in tables
+    ]
     packed_parameters: dict[int, nn.Parameter] = {}
-    for module, name, weight in list(_matrices(model)):
+    for module, name, weight in matrices:
         if isinstance(weight, PackedTensor):
             raise UserError(f"the weights are already in int8 or int4; load the model again for {dtype}")
         if id(weight) not in packed_parameters:
@@ -163,14 +169,6 @@ def parameter_of(tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor, requires_grad=False)
 
 
-def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    tables = {id(m.table) for m in model.modules() if isinstance(m, TokenEmbed)}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if (isinstance(module, Projection) and name == "weight") or id(parameter) in tables:
-                yield module, name, parameter
-
-
 def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "... C"]:
     """Rows of a packed matrix."""
     rows = ids.reshape(-1).long().contiguous()
@@ -183,32 +181,20 @@ def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "...
     return out.view(*ids.shape, packed.columns)
 
 
-def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
-    packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
-    return _product(packed, rows, bias).view(*x.shape[:-1], packed.rows)
-
-
-def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
+def _linear(x: Float[Tensor, "... C"], weight: PackedTensor, bias: Tensor | None = None) -> Float[Tensor, "... R"]:
     """The product with inputs quantised to 8 bits, from the packed weights."""
+    packed, rows = weight.packed, x.reshape(-1, x.shape[-1]).float().contiguous()
     offset = None if bias is None else bias.detach().float().contiguous()
-    batch, groups = x.shape[0], -(-packed.columns // GROUP)
+    batch, groups = rows.shape[0], -(-packed.columns // GROUP)
     threads = _threads(batch * packed.rows * packed.columns)
     q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
     corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
     scratch = np.empty(SCRATCH_BYTES * threads.threads, np.uint8)
-    addresses = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
+    addresses = (rows.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
     start = 0 if offset is None else offset.data_ptr()
-    fields = (
-        packed.kind,
-        *packed.addresses,
-        start,
-        *addresses,
-        packed.rows,
-        packed.columns,
-        batch,
-    )
+    fields = (packed.kind, *packed.addresses, start, *addresses, packed.rows, packed.columns, batch)
     threads.run(lambda thread: packed_product(*fields, scratch.ctypes.data, threads.counter, thread, threads.threads))
-    return y
+    return y.view(*x.shape[:-1], packed.rows)
 
 
 def _threads(work: int) -> Any:
@@ -248,7 +234,18 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     """
     path = Path(directory) / QUANTISED
     tensors, header = read_tensors(path, "quantize the model again")
-    dtype = _check(header, path)
+    if header.get("format") != "headway-quantized":
+        raise UserError(
+            f"{path} has format {header.get('format')!r}, not 'headway-quantized'; quantize the model again"
+        )
+    if header.get("version") != VERSION or header.get("group") != str(GROUP):
+        raise UserError(
+            f"{path} has version {header.get('version')} with groups of {header.get('group')}, but this headway reads "
+            f"{VERSION} with {GROUP}; quantize the model again"
+        )
+    dtype: Any = header.get("weights")
+    if dtype not in get_args(Format) or dtype == "fp32":
+        raise UserError(f"{path} has weights in {dtype!r}, not in int8 or int4; quantize the model again")
     if wanted not in (None, dtype):
         raise UserError(f"{path} has weights in {dtype}, not {wanted}; quantize the original model to {wanted}")
     model = uninitialized_model(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
@@ -267,29 +264,20 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
             loaded[name] = tensors.pop(name)
             check_finite(f"{path}: {name!r}", loaded[name])
     check_tensors(expected, {**loaded, **tensors}, path)
-    _put(model, expected, loaded)
+    # Set each tensor wherever the model has its counterpart, so that ties are kept.
+    parameters = {id(expected[name]): parameter_of(tensor) for name, tensor in loaded.items()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, parameters[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if id(buffer) in parameters:
+                setattr(module, name, parameters[id(buffer)].data)
     return model.eval().requires_grad_(False)
 
 
 def _parameter_count(model: nn.Module) -> int:
     """The number of a model's parameters, tied ones once, as if none were packed."""
     return sum(tensor.numel() for _, tensor in named_tensors(model))
-
-
-def _check(header: dict[str, str], path: Path) -> Format:
-    if header.get("format") != "headway-quantized":
-        raise UserError(
-            f"{path} has format {header.get('format')!r}, not 'headway-quantized'; quantize the model again"
-        )
-    if header.get("version") != VERSION or header.get("group") != str(GROUP):
-        raise UserError(
-            f"{path} has version {header.get('version')} with groups of {header.get('group')}, but this headway reads "
-            f"{VERSION} with {GROUP}; quantize the model again"
-        )
-    dtype = header.get("weights")
-    if dtype not in get_args(Format) or dtype == "fp32":
-        raise UserError(f"{path} has weights in {dtype!r}, not in int8 or int4; quantize the model again")
-    return dtype  # type: ignore[return-value]
 
 
 def _packed(
@@ -318,14 +306,3 @@ def _packed(
     if not bool(torch.isfinite(scales).all()):
         raise UserError(f"{path}: {name!r} has a scale that is NaN or infinite; quantize the model again")
     return PackedTensor(PackedMatrix(CODES[dtype], codes, scales, rows, columns))
-
-
-def _put(model: nn.Module, targets: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Set each tensor wherever the model has its counterpart, so that ties are kept."""
-    parameters = {id(targets[name]): parameter_of(tensor) for name, tensor in loaded.items()}
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, parameters[id(parameter)])
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if id(buffer) in parameters:
-                setattr(module, name, parameters[id(buffer)].data)

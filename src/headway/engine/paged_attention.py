@@ -115,18 +115,6 @@ def _fp32_bytes(size: int) -> int:
 
 
 @compiled
-def _widen_blocks(near: int, far: int, ahead_near: int, ahead_far: int, size: int, scratch: int) -> tuple[int, int]:
-    """Widen a group's parts of the blocks of a chunk to fp32; return their addresses. Prefetches `ahead_near` and
-    `ahead_far`.
-    """
-    widen_all(near, 2 * size, scratch, ahead_near)
-    if far == near:
-        return scratch, scratch
-    widen_all(far, 2 * size, scratch + _fp32_bytes(size), ahead_far)
-    return scratch, scratch + _fp32_bytes(size)
-
-
-@compiled
 def segment_of(position: int) -> int:
     """The segment of a position."""
     return position // CHUNK if position < NEAR else NEAR // CHUNK + (position - NEAR) // FAR
@@ -224,7 +212,12 @@ def attend_segment(
         wanted, next_offset = (blocks + 16 * (n + 1), offset) if n + 1 < last else (follows, onwards)
         ahead_near, ahead_far = i64(wanted)[0] + next_offset, i64(wanted)[1] + next_offset
         if wide:
-            near, far = _widen_blocks(near, far, ahead_near, ahead_far, size, scratch + _softmax_bytes())
+            widened = widened_far = scratch + _softmax_bytes()
+            widen_all(near, 2 * size, widened, ahead_near)
+            if far != near:
+                widened_far = widened + _fp32_bytes(size)
+                widen_all(far, 2 * size, widened_far, ahead_far)
+            near, far = widened, widened_far
             ahead_near, ahead_far = near, far  # prefetched already
         rotation = rotations + 4 * padded_to_vectors(2 * half) * n if rotations != 0 else 0
         for start in range(0, queries, HEADS):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -26,7 +25,10 @@ class Pool:
         self.threads = threads
         self._meeting = new_barrier(threads)
         self._lock = threading.Lock()
-        self._start, self._done = ([_locked() for _ in range(threads - 1)] for _ in range(2))
+        # Locks that one thread takes and another releases: semaphores would run Python code at each step.
+        self._start, self._done = ([threading.Lock() for _ in range(threads - 1)] for _ in range(2))
+        for lock in (*self._start, *self._done):
+            lock.acquire()
         self._job: Callable[[int], None] = lambda thread: None
         for number in range(1, threads):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
@@ -39,13 +41,24 @@ class Pool:
         """Run `job(thread)` on every thread; return when all have finished. Ctrl-C waits until then, because a thread
         abandoned at a barrier would wait forever.
         """
-        with self._lock, _defer_interrupts():
-            self._job, self._meeting[:] = job, 0
-            for start in self._start:
-                start.release()
-            job(0)
-            for done in self._done:
-                done.acquire()
+        handler, interrupts = signal.getsignal(signal.SIGINT), list[tuple[int, FrameType | None]]()
+        # Otherwise an interrupt cannot arrive here.
+        defers = callable(handler) and threading.current_thread() is threading.main_thread()
+        with self._lock:
+            if defers:
+                signal.signal(signal.SIGINT, lambda number, frame: interrupts.append((number, frame)))
+            try:
+                self._job, self._meeting[:] = job, 0
+                for start in self._start:
+                    start.release()
+                job(0)
+                for done in self._done:
+                    done.acquire()
+            finally:
+                if defers:
+                    signal.signal(signal.SIGINT, handler)
+        if interrupts and callable(handler):
+            handler(*interrupts[0])
 
     def _work(self, number: int) -> None:
         start, done = self._start[number - 1], self._done[number - 1]
@@ -53,30 +66,6 @@ class Pool:
             start.acquire()
             self._job(number)
             done.release()
-
-
-def _locked() -> threading.Lock:
-    """A lock that one thread takes and another releases: a semaphore would run Python code at each step."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-@contextmanager
-def _defer_interrupts() -> Iterator[None]:
-    """Defer an interrupt to the end of the block."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield  # an interrupt cannot arrive here
-        return
-    interrupts: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if interrupts:
-        handler(*interrupts[0])
 
 
 _GROUPS = Path("/sys/fs/cgroup")  # control groups of Linux
@@ -111,20 +100,20 @@ def cpu_quota(groups: Path, membership: Path) -> float | None:
         # In a container the path may be the host's, while the file system starts at the container's group.
         for root in (groups / controllers, groups / "cpu") if controllers else (groups, groups / "unified"):
             folder = root / path.strip("/")
-            quotas += [_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(root)]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota(group: Path) -> float | None:
-    """Quota of one group, in cores."""
-    try:
-        if (group / "cpu.max").exists():
-            limit, period = (group / "cpu.max").read_text().split()
-        else:
-            limit, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return None if limit in ("max", "-1") else int(limit) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+            for group in (folder, *folder.parents):
+                if not group.is_relative_to(root):
+                    continue
+                try:
+                    if (group / "cpu.max").exists():
+                        limit, period = (group / "cpu.max").read_text().split()
+                    else:
+                        fields = (group / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+                        limit, period = (field.read_text().strip() for field in fields)
+                    if limit not in ("max", "-1"):
+                        quotas.append(int(limit) / int(period))
+                except (OSError, ValueError, ZeroDivisionError):
+                    continue
+    return min(quotas, default=None)
 
 
 _POOLS: dict[int, Pool] = {}

@@ -217,13 +217,18 @@ def _tile(
 
 
 @compiled
-def _sixteen(
-    kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
-    scratch: int, count: int, new: bool,
+def _tiles(
+    kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
+    xs: int, corr: int, out: int, scratch: int, count: int, new: bool,
 ) -> None:  # fmt: skip
-    """Products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. If they do not start a
-    tile, they come from two tiles.
+    """Products of rows from `row` on, this many tiles of a matrix of `rows` rows, [count, 16] at `out`, _APART bytes
+    apart. There is one tile, unless `_rows_at_once` allows several; if its rows do not start a tile of packed weights,
+    they come from two. Rows from `follows` on come next.
     """
+    if kind == FP32 and count > FEW:
+        here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
+        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, scratch + _PANELS, ahead)
+        return
     if kind == FP32:
         few_dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, count, out)
         return
@@ -241,19 +246,6 @@ def _sixteen(
             first_tile[i] = first_tile[i + shift]
         for i in range(TILE - shift, TILE):
             first_tile[i] = second_tile[i + shift - TILE] if after else np.float32(0)
-
-
-@compiled
-def _tiles(
-    kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
-    xs: int, corr: int, out: int, scratch: int, count: int, new: bool,
-) -> None:  # fmt: skip
-    """`_sixteen` for this many tiles, whose products are _APART bytes apart. Rows from `follows` on come next."""
-    if kind == FP32 and count > FEW:
-        here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
-        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, scratch + _PANELS, ahead)
-    else:
-        _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, scratch, count, new)
 
 
 @compiled

@@ -1,4 +1,6 @@
-"""Rows whose next token is to be sampled, in the call format of `sampling_kernels.py`."""
+"""Rows whose next token is to be sampled, in the call format of `sampling_kernels.py`, or whose most probable tokens
+beam search needs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from headway.engine.machine import announce_compilation
 from headway.engine.pool import Pool
-from headway.engine.sampling_kernels import CALL_FIELDS, GROUP, ROWS, sample_batch
+from headway.engine.sampling_kernels import CALL_FIELDS, GROUP, ROWS, find_top_k_share, sample_batch
 
 _SINGLE_THREAD_ROWS = 3  # up to this many rows, other threads would not save time
 
@@ -94,3 +96,29 @@ def scratch_of(threads: int, vocab_size: int) -> tuple[np.ndarray, int]:
         scratch = np.empty((threads, -(-size // 64) * 64), np.uint8)
         _thread_scratch.rooms = cached = scratch, scratch.ctypes.data
     return cached
+
+
+def find_top_k(logits: np.ndarray, count: int, suppressed: Sequence[int], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` most probable tokens of each row of float32 [R, C], in decreasing order and ties by id: int32 [R, N],
+    and their log probabilities over all tokens in nats: float32 [R, N].
+
+    Tokens in `suppressed` are excluded, and their logits are set to -inf. A row without a distribution has log
+    probabilities of NaN.
+    """
+    rows, vocab_size = logits.shape
+    outputs = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
+    addresses = [array.ctypes.data for array in outputs]
+    suppressed_ids = np.array(suppressed, np.int32)
+    scratch, at = scratch_of(pool.threads, vocab_size)
+    start, stride = logits.ctypes.data, logits.strides[0]
+
+    def job(thread: int) -> None:
+        thread_scratch = at + scratch.shape[1] * thread
+        find_top_k_share(
+            start, stride, rows, vocab_size, suppressed_ids.ctypes.data, len(suppressed_ids), count, thread,
+            pool.threads, thread_scratch, *addresses,
+        )  # fmt: skip
+
+    with announce_compilation(find_top_k_share):
+        pool.run(job)
+    return outputs

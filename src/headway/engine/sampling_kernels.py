@@ -211,22 +211,6 @@ def _pad(x: int, count: int) -> int:
 
 
 @compiled
-def _gather_range(x: int, tail: int, full_groups: int, groups: int, low: F32, high: F32, out: int) -> int:
-    """Gather the elements of a range, in place if `out` is x; return their number."""
-    gathered, count = f32(out), 0
-    above = _from_ordinal(_ordinal(high) + 1)
-    for group in range(groups):
-        here = _group(x, tail, full_groups, group)
-        values = f32(here)
-        bits = _at_least(here, low) & ~_at_least(here, above)
-        while bits:
-            gathered[count] = values[_first(bits)]
-            bits &= bits - 1
-            count += 1
-    return count
-
-
-@compiled
 def _threshold(
     x: int,
     tail: int,
@@ -266,7 +250,16 @@ def _threshold(
             high, over = middle - 1, amount
         probes += 1
         if groups > _FEW and (probes == 2 or probes % _COMPACT_EVERY == 0):
-            count = _gather_range(x, tail, full_groups, groups, _from_ordinal(low), _from_ordinal(high), scratch)
+            # Gather the elements between the bounds, in place if they are in scratch already.
+            gathered, count = f32(scratch), 0
+            least, above = _from_ordinal(low), _from_ordinal(high + 1)
+            for group in range(groups):
+                here = _group(x, tail, full_groups, group)
+                values, bits = f32(here), _at_least(here, least) & ~_at_least(here, above)
+                while bits:
+                    gathered[count] = values[_first(bits)]
+                    bits &= bits - 1
+                    count += 1
             groups = _pad(scratch, count)
             x, full_groups, before = scratch, groups, over
     return _from_ordinal(low)
@@ -368,17 +361,6 @@ def _mask(group: int, vocab_size: int, mask: int) -> int:
 
 
 @compiled
-def _copy_allowed(x: int, tail: int, full_groups: int, groups: int, mask: int, vocab_size: int, y: int) -> int:
-    """The elements of a row that the mask allows, with a padded tail; returns whether any are left."""
-    any_bits = 0
-    for group in range(groups):
-        bits = _mask(group, vocab_size, mask)
-        any_bits |= bits
-        _copy_bits(_group(x, tail, full_groups, group), bits, y + 4 * GROUP * group)
-    return any_bits
-
-
-@compiled
 def _weigh(x: int, tail: int, full_groups: int, groups: int, top: F32, factor: F32, weights: int, sums: int) -> float:
     """Unnormalised probabilities, with the sum of each group; returns the total."""
     group_sums, total = f64(sums), 0.0
@@ -387,28 +369,6 @@ def _weigh(x: int, tail: int, full_groups: int, groups: int, top: F32, factor: F
         group_sums[group] = _weigh_group(here, top, factor, weights + 4 * GROUP * group)
         total += group_sums[group]
     return total
-
-
-@compiled
-def _inverse_cdf(weights: int, groups: int, threshold: F32, sums: int, target: float) -> int:
-    """The first index up to which the weights of at least the threshold sum to more than `target`, which is below the
-    total; a weight of 0 is never sampled.
-    """
-    group_sums, reached, last, lane = f64(sums), 0.0, 0, 0
-    for group in range(groups):
-        if group_sums[group] > 0:
-            last = group
-            if reached + group_sums[group] > target:
-                break
-            reached += group_sums[group]
-    values = f32(weights + 4 * GROUP * last)
-    for n in range(GROUP):
-        if values[n] >= threshold and values[n] > 0:
-            lane = n
-            reached += values[n]
-            if reached > target:
-                break
-    return last * GROUP + lane
 
 
 @compiled
@@ -440,18 +400,24 @@ def _sample_token(
         for group in range(groups):
             group_sums[group] = _sum_above(weights + 4 * GROUP * group, threshold)
             total += group_sums[group]
-    index = _inverse_cdf(weights, groups, threshold, sums, floats[UNIFORM] * total)
-    return i32(indices)[index] if gathered else index
-
-
-@compiled
-def _argmax(x: int, tail: int, full_groups: int, groups: int, maxima: int, top: F32) -> int:
-    """The index of the largest element, the first of equal ones; 0 if there is none."""
-    best = f32(maxima)
+    # The first index up to which the weights sum to more than the target, which is below the total; a weight of 0 is
+    # never sampled.
+    group_sums, target, reached, last, lane = f64(sums), floats[UNIFORM] * total, 0.0, 0, 0
     for group in range(groups):
-        if best[group] >= top:
-            return group * GROUP + _first(_at_least(_group(x, tail, full_groups, group), top))
-    return 0
+        if group_sums[group] > 0:
+            last = group
+            if reached + group_sums[group] > target:
+                break
+            reached += group_sums[group]
+    values = f32(weights + 4 * GROUP * last)
+    for n in range(GROUP):
+        if values[n] >= threshold and values[n] > 0:
+            lane = n
+            reached += values[n]
+            if reached > target:
+                break
+    index = last * GROUP + lane
+    return i32(indices)[index] if gathered else index
 
 
 @compiled
@@ -490,14 +456,23 @@ def _sample_row(call_address: int, n: int, thread: int, threads: int) -> None:
         )  # fmt: skip
     here, top = x, first
     if row[MASK] or row[PENALISED_COUNT] or row[BIASED_COUNT]:
-        if not _copy_allowed(x, tail, full_groups, groups, row[MASK], vocab_size, copied):
+        any_bits = 0
+        for group in range(groups):
+            bits = _mask(group, vocab_size, row[MASK])
+            any_bits |= bits
+            _copy_bits(_group(x, tail, full_groups, group), bits, copied + 4 * GROUP * group)
+        if any_bits == 0:
             i64(call[CHOSEN])[n] = -1
             return
         _adjust(at, vocab_size, copied)
         here, full_groups = copied, groups
         top = _find_maxima(here, tail, full_groups, groups, maxima)
     if floats[TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
-        token = _argmax(here, tail, full_groups, groups, maxima, top)
+        token = 0  # the first of equal ones; 0 if there is none
+        for group in range(groups):
+            if f32(maxima)[group] >= top:
+                token = group * GROUP + _first(_at_least(_group(here, tail, full_groups, group), top))
+                break
     else:
         token = _sample_token(here, tail, full_groups, groups, vocab_size, maxima, top, at, scratch)
     i64(call[CHOSEN])[n] = token
@@ -521,3 +496,37 @@ def sample_batch(call_address: int, counter: int, thread: int, threads: int) -> 
     while n < count:
         _sample_row(call_address, n, thread, threads)
         n = claim_part(counter, 0, barriers, count)
+
+
+@compiled
+def find_top_k_share(
+    logits: int, stride: int, rows: int, vocab_size: int, suppressed: int, suppressed_count: int, count: int,
+    thread: int, threads: int, scratch: int, tokens_at: int, logprobs_at: int,
+) -> None:  # fmt: skip
+    """One thread's share of `sampling_batch.find_top_k`."""
+    groups, full_groups, suppressed_ids = -(-vocab_size // GROUP), vocab_size // GROUP, i32(suppressed)
+    tail, maxima = scratch, scratch + 4 * GROUP
+    best, copied = f32(maxima), f32(tail)
+    scratch = maxima + 4 * GROUP * -(-groups // GROUP)
+    for n in range(thread, rows, threads):
+        x, to, mass = logits + n * stride, 4 * n * count, 0.0
+        row_logits = f32(x)
+        _fill_tail(x, vocab_size, tail)
+        top = _find_maxima(x, tail, full_groups, groups, maxima)
+        for group in range(groups):
+            mass += _mass_of(_group(x, tail, full_groups, group), top, np.float32(1.0), 0)
+        largest = top
+        if suppressed_count:
+            for k in range(suppressed_count):
+                token = suppressed_ids[k]
+                row_logits[token] = np.float32(-np.inf)
+                if token >= full_groups * GROUP:
+                    copied[token - full_groups * GROUP] = np.float32(-np.inf)
+                best[token // GROUP] = _largest_of(_group(x, tail, full_groups, token // GROUP))
+            largest = np.float32(-np.inf)
+            for group in range(groups):
+                largest = max(largest, best[group])
+        log_mass = math.log(mass) + np.float64(top) - np.float64(largest)
+        _top_k(
+            x, tail, full_groups, groups, maxima, largest, log_mass, count, scratch, tokens_at + to, logprobs_at + to
+        )  # fmt: skip

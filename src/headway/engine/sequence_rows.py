@@ -54,14 +54,6 @@ class Row(_BlockHolder):
         self.store.share(self.blocks)
         return Row(self.store, list(self.blocks), self.memory, self.state.copy())
 
-    def copy_from(self, source: Row) -> None:
-        """Take over the sequence of another row; the encoder output stays."""
-        self.store.share(source.blocks)
-        self.store.release(self.blocks)
-        self.blocks = list(source.blocks)
-        self.state[:] = source.state
-        self._note()
-
     def adopt_prefix(self, blocks: Sequence[int]) -> None:
         """Make these shared blocks the row's first ones. Blocks that it already has there have the same content."""
         self.store.share(blocks)
@@ -137,9 +129,13 @@ class EngineDecoding(NamedTuple):
         return EngineDecoding(stack_states(chosen), self.positions[rows], memories)
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
-        """Make rows `target` copies of rows `source`."""
-        for row, copy in zip(target.tolist(), [self.rows[row].fork() for row in source.tolist()]):
-            self.rows[row].copy_from(copy)
+        """Make rows `target` copies of rows `source`; their encoder outputs stay."""
+        for number, source_row in zip(target.tolist(), [self.rows[row].fork() for row in source.tolist()]):
+            row = self.rows[number]
+            row.store.release(row.blocks)
+            row.blocks, source_row.blocks = source_row.blocks, []
+            row.state[:] = source_row.state
+            row._note()
 
     def at(self, positions: Int[Tensor, "B"]) -> EngineDecoding:
         return self._replace(positions=positions)

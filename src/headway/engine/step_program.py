@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,13 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
-from headway.engine.blocks import BlockLowering, Inner, unread_by_blocks
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, ParameterReads, Slot
 from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
-from headway.engine.instructions import WORDS, Opcode
+from headway.engine.instructions import Opcode
 from headway.engine.interpreter import SHARING, run_all_step, run_step
 from headway.engine.kv_kernels import block_bytes
-from headway.engine.lowering import LINEAR, RECURRENT, activation_code, lower_conditional, segments_within
+from headway.engine.lowering import (
+    LINEAR,
+    RECURRENT,
+    BlockLowering,
+    Inner,
+    activation_code,
+    lower_conditional,
+    segments_within,
+    unread_by_blocks,
+)
 from headway.engine.means import KeyMeans, rotations_by_chunk
 from headway.engine.operations import BLOCK, GATED
 from headway.engine.paged_attention import query_bytes, scratch_bytes
@@ -38,7 +45,7 @@ from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.experts import Experts
 from headway.nn.parts.feedforward import MLP, Gated
 from headway.nn.parts.norm import LayerNorm, RMSNorm
-from headway.nn.parts.positions import Learned, Rotary, Sinusoidal
+from headway.nn.parts.positions import Learned, Sinusoidal
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal
 
@@ -62,14 +69,6 @@ class StepProgram:
     state_offsets: np.ndarray  # those addresses, relative to the start of the states
     state_size: int  # floats per row
 
-    def write_logits(self, address: int) -> None:
-        """Set where the next run writes its logits, [rows, C]; the last instruction computes them."""
-        self.table[-1, WORDS[Opcode.MULTIPLY]["y"]] = address
-
-    def find_states(self, states: np.ndarray) -> None:
-        """Use these states, [B, N], in the next run."""
-        self.table[self.state_words] = self.state_offsets + states.ctypes.data
-
 
 def lower(
     model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, cache_dtype: int, means: KeyMeans,
@@ -80,23 +79,20 @@ def lower(
     """
     with ParameterReads() as reads:
         program = _Lowering(model, weights, rows, capacity, reach, cache_dtype, means).program(threads)
-    reads.check(model, _read_by_torch(model))
-    return program
-
-
-def _read_by_torch(model: Transformer) -> Iterator[nn.Parameter]:
-    """The parameters that are read before the first step, or not at all for the next token."""
+    # Parameters that torch reads before the first step, or that the next token does not need.
+    elsewhere = list(unread_by_blocks(model.stack))
     for module in model.modules():
         if isinstance(module, CrossAttention):
-            yield from module.kv.parameters()
+            elsewhere += module.kv.parameters()
         elif isinstance(module, ConditionalGRU):
-            yield from (module.keys if module.config.context == "additive" else module.context).parameters()
+            elsewhere += (module.keys if module.config.context == "additive" else module.context).parameters()
         if isinstance(module, Recurrence) and module.start is not None:
-            yield from module.start
-    yield from unread_by_blocks(model.stack)
+            elsewhere += module.start
     for name, head in model.heads.items():
         if name != "vocabulary":
-            yield from head.parameters()
+            elsewhere += head.parameters()
+    reads.check(model, elsewhere)
+    return program
 
 
 def check(model: Transformer) -> None:
@@ -122,7 +118,7 @@ class _Lowering(BlockLowering):
         self.cache_dtype, self.means = cache_dtype, means
         self.kv_tables = block_tables(blocks, rows, capacity, cache_dtype, self_block_bytes)
         self.memory_tables = block_tables(blocks, rows, reach, cache_dtype, memory_block_bytes)
-        self._by_chunk: dict[Any, int] = {}  # rotary angles
+        self._by_chunk: dict[Any, int] = {}  # rotary angles by chunk, which rotate the means of keys
         self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store starts
 
     def program(self, threads: int) -> StepProgram:
@@ -181,13 +177,24 @@ class _Lowering(BlockLowering):
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
-        pattern, mean, qkv = mixer.config.pattern, self.means.get(mixer), self.qkv(mixer, x)
+        pattern, mean, rotations = mixer.config.pattern, self.means.get(mixer), 0
         assert isinstance(pattern, Causal)  # ensured by `check`
+        qkv = self.qkv(mixer, x)
+        bias = None
+        if mixer._bias is not None:  # by distance, [H, capacity], as the last query sees them, from itself backwards
+            positions = torch.arange(self.capacity)[None]
+            bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
+        if mean is not None and mixer.rotary is not None:
+            kind = (mixer.rotary.config, mixer.rotary.size)
+            if kind not in self._by_chunk:
+                angles = mixer.rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
+                self._by_chunk[kind] = self.build.constant(rotations_by_chunk(*angles))
+            rotations = self._by_chunk[kind]
         norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
         return self._attend(
             mixer, qkv, self.kv_tables, self._next("own", self_block_bytes(block, self.cache_dtype)), norms,
-            stores_kv=True, bias=self._bias(mixer), window=pattern.window or 0, sinks=mixer.sinks,
-            mean=self.build.constant(mean), rotations=0 if mean is None else self._rotations(mixer.rotary),
+            stores_kv=True, bias=0 if bias is None else self.build.constant(bias[0, :, 0].flip(-1)),
+            window=pattern.window or 0, sinks=mixer.sinks, mean=self.build.constant(mean), rotations=rotations,
             cap=mixer.config.soft_cap or 0.0, **self.angles(mixer.rotary, self.capacity),
         ), mixer.out  # fmt: skip
 
@@ -230,24 +237,6 @@ class _Lowering(BlockLowering):
         build.merge(partials, heads, partial_capacity, out, lengths, window, sinks)
         return out
 
-    def _rotations(self, rotary: Rotary | None) -> int:
-        """Rotary angles by chunk, which rotate the means of keys."""
-        if rotary is None:
-            return 0
-        kind = (rotary.config, rotary.size)
-        if kind not in self._by_chunk:
-            angles = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-            self._by_chunk[kind] = self.build.constant(rotations_by_chunk(*angles))
-        return self._by_chunk[kind]
-
-    def _bias(self, mixer: SelfAttention) -> int:
-        """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
-        if mixer._bias is None:
-            return 0
-        positions = torch.arange(self.capacity)[None]
-        bias = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
-        return self.build.constant(bias[0, :, 0].flip(-1))
-
     def _next(self, which: str, size: int) -> int:
         """The byte of a block where a layer's keys start; reserves `size` bytes."""
         start = self._layers[which]
@@ -268,7 +257,7 @@ class _Lowering(BlockLowering):
         elif not isinstance(transform, nn.Identity):
             raise CannotLowerError(f"the head's {type(transform).__name__}")
         vocab_size, cap = head.weight.shape[0], head.config.soft_cap
-        logits = Slot(0, 4 * vocab_size, vocab_size)  # address set by `StepProgram.write_logits`
+        logits = Slot(0, 4 * vocab_size, vocab_size)  # address set before each run
         activation = code.NONE if cap is None else code.SOFT_CAP
         self.build.multiply(
             x, head.weight, head.bias, logits, activation=activation, cap=cap or 0.0, scale=head.config.scale

@@ -87,22 +87,6 @@ def signed(totals: list[Value], w: Value, xs: list[Value]) -> list[Value]:
     return [unsigned(total, size, x) for total, x in zip(totals, signed_xs)]
 
 
-def _four_bytes(address: Value) -> Value:
-    """The four bytes at an address, in all lanes."""
-    return address.load(I32, align=4).broadcast(SUMS).to(BYTES)
-
-
-def _lines(kind: int, tile: Value, line: Value, part: int) -> list[tuple[int, Value]]:
-    """One stored line of a tile as vectors of bytes, each with the line of inputs that it is multiplied with, relative
-    to `line`.
-    """
-    both = (tile + (line * LINE + 4 * LANES * part)).load(BYTES, align=1)
-    if kind == INT8:
-        return [(0, both)]
-    high = both.to(_WORDS).shift_unsigned(4).to(BYTES)
-    return [(0, both & 15), (LINES4, high & 15)]
-
-
 def _multiply_lines(
     kind: int, narrow: bool, totals: list[Value], lines: list[Value], fours: list[list[Value]]
 ) -> list[Value]:
@@ -154,12 +138,25 @@ def _emit(kind: int, count: int, args: tuple[Value, ...]) -> None:
                     # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
                     (tile + (line * LINE + AHEAD)).prefetch(STREAMED if kind == INT8 else 3)
                 for part in parts:
-                    line_vectors = [(line, *pair) for line in here for pair in _lines(kind, tile, line, part)]
+                    line_vectors, needed = [], []  # bytes, and the line of inputs that they are multiplied with
+                    for line in here:
+                        both = (tile + (line * LINE + 4 * LANES * part)).load(BYTES, align=1)
+                        needed.append((line, 0))
+                        if kind == INT8:
+                            line_vectors.append(both)
+                            continue
+                        high = both.to(_WORDS).shift_unsigned(4).to(BYTES)
+                        line_vectors += [both & 15, high & 15]
+                        needed.append((line, LINES4))
                     fours = [
-                        [_four_bytes(base + (line + ahead) * 4) for line, ahead, _ in line_vectors] for base in inputs
+                        [
+                            (base + (line + after) * 4).load(I32, align=4).broadcast(SUMS).to(BYTES)
+                            for line, after in needed
+                        ]
+                        for base in inputs
                     ]
                     now = [row[part].value for row in totals]
-                    after = _multiply_lines(kind, narrow, now, [line for *_, line in line_vectors], fours)
+                    after = _multiply_lines(kind, narrow, now, line_vectors, fours)
                     for row, total in zip(totals, after):
                         row[part].value = total
             for part in parts:

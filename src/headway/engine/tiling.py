@@ -23,14 +23,6 @@ def _code4(x: F32, inverse: F32) -> F32:
 
 
 @compiled
-def _scale8(x: int, count: int) -> F32:
-    weights, largest = f32(x), np.float32(0)
-    for c in range(count):
-        largest = max(largest, abs(weights[c]))
-    return largest / np.float32(127)
-
-
-@compiled
 def _scale4(x: int, count: int) -> F32:
     """Map the weight of largest magnitude to -8 or slightly beyond, with the least squared error."""
     weights, largest = f32(x), np.float32(0)
@@ -50,23 +42,6 @@ def _scale4(x: int, count: int) -> F32:
 
 
 @compiled
-def _put8(x: int, count: int, inverse: F32, tile: int, row: int) -> None:
-    weights, codes = f32(x), i8(tile + 4 * row)
-    for c in range(GROUP):
-        code = np.rint(weights[c] * inverse) if c < count else np.float32(0)
-        codes[c // 4 * LINE + c % 4] = np.int8(code)
-
-
-@compiled
-def _put4(x: int, count: int, inverse: F32, tile: int, row: int) -> None:
-    weights, codes = f32(x), u8(tile + 4 * row)
-    for c in range(GROUP // 2):
-        low = _code4(weights[c], inverse) if c < count else np.float32(0)
-        high = _code4(weights[c + GROUP // 2], inverse) if c + GROUP // 2 < count else np.float32(0)
-        codes[c // 4 * LINE + c % 4] = np.uint8(np.int32(low) + 8 + 16 * (np.int32(high) + 8))
-
-
-@compiled
 def pack_tiles(kind: int, w: int, rows: int, columns: int, codes: int, scales: int, thread: int, threads: int) -> None:
     """One thread's share of a matrix at `w`, as codes and scales, padded with zeros."""
     groups, size = (columns + GROUP - 1) // GROUP, TILE8 if kind == INT8 else TILE4
@@ -78,9 +53,20 @@ def pack_tiles(kind: int, w: int, rows: int, columns: int, codes: int, scales: i
                 row = t * TILE + r
                 count = min(GROUP, columns - g * GROUP) if row < rows else 0
                 x = w + 4 * (min(row, rows - 1) * columns + g * GROUP)
+                weights = f32(x)
                 if kind == INT8:
-                    row_scales[r] = _scale8(x, count)
-                    _put8(x, count, _inverse(row_scales[r]), tile, r)
+                    largest, codes8 = np.float32(0), i8(tile + 4 * r)
+                    for c in range(count):
+                        largest = max(largest, abs(weights[c]))
+                    row_scales[r] = largest / np.float32(127)
+                    inverse = _inverse(row_scales[r])
+                    for c in range(GROUP):
+                        code = np.rint(weights[c] * inverse) if c < count else np.float32(0)
+                        codes8[c // 4 * LINE + c % 4] = np.int8(code)
                 else:
-                    row_scales[r] = _scale4(x, count)
-                    _put4(x, count, _inverse(row_scales[r]), tile, r)
+                    row_scales[r], codes4 = _scale4(x, count), u8(tile + 4 * r)
+                    inverse = _inverse(row_scales[r])
+                    for c in range(GROUP // 2):
+                        low = _code4(weights[c], inverse) if c < count else np.float32(0)
+                        high = _code4(weights[c + GROUP // 2], inverse) if c + GROUP // 2 < count else np.float32(0)
+                        codes4[c // 4 * LINE + c % 4] = np.uint8(np.int32(low) + 8 + 16 * (np.int32(high) + 8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +42,6 @@ class StepTimeline:
 
     def __init__(self) -> None:
         self.steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # the table, [threads, N + 1] ticks, and seconds
-        self._started = 0.0
-
-    def new_ticks(self, threads: int, table: np.ndarray) -> np.ndarray:
-        """A new array for the ticks of the step that starts now."""
-        self._started = time.perf_counter()
-        return np.zeros((threads, len(table) + 1), np.int64)
-
-    def note(self, table: np.ndarray, ticks: np.ndarray) -> None:
-        self.steps.append((table.copy(), ticks, time.perf_counter() - self._started))
 
     def write(self, path: Path) -> None:
         """Write all steps as a trace for browsers (chrome://tracing, Perfetto): times in microseconds."""

@@ -45,11 +45,24 @@ def to_bf16(x: Value) -> Value:
     return x.is_nan().select(0x7FC00000, bits)
 
 
-def _silu(x: Value) -> Value:
+def _in_place(function: Callable[[Value], Value]) -> Any:
+    """A kernel that applies a function to the 16 floats at an address."""
+
+    @kernel
+    def apply(address: Int) -> None:
+        base = address.at(FLOATS)
+        base.store(function(base.load(align=4)), align=4)
+
+    return apply
+
+
+@_in_place
+def silu_sixteen(x: Value) -> Value:
     return x * sigmoid(x)
 
 
-def _gelu_tanh(x: Value) -> Value:
+@_in_place
+def gelu_tanh_sixteen(x: Value) -> Value:
     """0.5 x (1 + tanh(y)) is x sigmoid(2 y)."""
     inner = x * (x * x).multiply_add(2 * 0.044715 * 0.7978845608028654, 2 * 0.7978845608028654)
     return x * sigmoid(inner)
@@ -59,7 +72,8 @@ def _gelu_tanh(x: Value) -> Value:
 _TAIL, _TAIL_RATE = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592), 0.3275911
 
 
-def _gelu(x: Value) -> Value:
+@_in_place
+def gelu_sixteen(x: Value) -> Value:
     """max(x, 0) - |x| times the probability of a larger magnitude."""
     size = x.apply("fabs")
     z = size * 0.7071067811865476
@@ -68,27 +82,15 @@ def _gelu(x: Value) -> Value:
     return (x > 0.0).select(x, 0.0) - size * 0.5 * tail
 
 
-def _quick_gelu(x: Value) -> Value:
+@_in_place
+def quick_gelu_sixteen(x: Value) -> Value:
     return x * sigmoid(x * 1.702)
 
 
-def _relu_squared(x: Value) -> Value:
+@_in_place
+def relu_squared_sixteen(x: Value) -> Value:
     positive = (x <= 0.0).select(0.0, x)  # NaN stays NaN
     return positive * positive
-
-
-def _in_place(function: Callable[[Value], Value]) -> Any:
-    @kernel
-    def apply(address: Int) -> None:
-        base = address.at(FLOATS)
-        base.store(function(base.load(align=4)), align=4)
-
-    return apply
-
-
-silu_sixteen, gelu_tanh_sixteen = _in_place(_silu), _in_place(_gelu_tanh)
-gelu_sixteen, quick_gelu_sixteen = _in_place(_gelu), _in_place(_quick_gelu)
-relu_squared_sixteen = _in_place(_relu_squared)
 
 
 @kernel

@@ -223,7 +223,7 @@ class _Search:
         """
         beam, per_beam = self.config.beam, min(self.config.beam, logits.shape[-1])
         if self.pool is not None:
-            from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
+            from headway.engine.sampling_batch import find_top_k  # imports LLVM, which torch does not need
 
             ids, logprobs = find_top_k(logits.numpy(), per_beam, self.suppressed.tolist(), self.pool)
             values, tokens = torch.from_numpy(logprobs), torch.from_numpy(ids).long()
