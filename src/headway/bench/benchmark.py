@@ -429,7 +429,18 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
             if program.prepares:
                 note(f"preparing {program.title}")
                 _run_process(program.module, "prepare", replace(job, form=program.dtype))
-        runs, probes = _measure(contenders, job, request.repeats, note)
+        # The runs of each program by title, and those of the probe, in turns.
+        runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in contenders}
+        probes: list[dict[str, float]] = []
+        goal = GOALS.get(kind, "tokens_per_second")
+        for repeat in range(request.repeats):
+            if kind != "load":
+                probes.append(_run_process(_PROBE, "measure", job))
+            for program in contenders:
+                runs[program.title].append(_run_process(program.module, "measure", replace(job, form=program.dtype)))
+                value = runs[program.title][-1][goal]
+                progress = f"run {repeat + 1} of {request.repeats}: {program.title}"
+                note(f"{progress}, {value:,.4g} {goal.replace('_', ' ')}")
     return _build_report(request, shape, config, job, contenders, runs, probes)
 
 
@@ -456,23 +467,6 @@ def _requested_dtypes(request: BenchRequest) -> tuple[str, ...]:
         raise UserError(f"training needs fp32 weights, not {unsupported[0]}; remove --weights")
     has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
     return request.dtypes or (("fp32", "bf16") if has_bf16 else ("fp32",))
-
-
-def _measure(
-    contenders: Sequence[Contender], job: Job, repeats: int, note: Note
-) -> tuple[dict[str, list[dict[str, float]]], list[dict[str, float]]]:
-    """Run the probe and each program in turn; return the runs by title, and the probe's runs."""
-    runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in contenders}
-    probes: list[dict[str, float]] = []
-    for repeat in range(repeats):
-        if job.kind != "load":
-            probes.append(_run_process(_PROBE, "measure", job))
-        for program in contenders:
-            runs[program.title].append(_run_process(program.module, "measure", replace(job, form=program.dtype)))
-            goal = GOALS.get(job.kind, "tokens_per_second")
-            value = runs[program.title][-1][goal]
-            note(f"run {repeat + 1} of {repeats}: {program.title}, {value:,.4g} {goal.replace('_', ' ')}")
-    return runs, probes
 
 
 # Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set in HEADWAY_FORM. llama.cpp

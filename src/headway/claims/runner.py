@@ -50,8 +50,10 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
         file_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in variant)
         path = directory / "trials" / claim.name / f"{file_name}-{number}.json"
         key = {**stamp, "variant": variant, "seed": number}
-        trial = _load_trial(path, key)
-        if trial is None:
+        saved = read_json(path) if path.exists() else {}
+        if all(saved.get(name) == _finite(value) for name, value in key.items()):
+            trial = Trial(variant, number, saved["values"], saved["seconds"])
+        else:
             started = time.perf_counter()
             values = _finite(claim.measure(settings, variant, number))
             trial = Trial(variant, number, values, time.perf_counter() - started)
@@ -169,15 +171,6 @@ def _settings(claim: Claim, full: bool) -> Any:
 
 def _minutes(claim: Claim, full: bool) -> float:
     return claim.full_minutes or claim.minutes if full and claim.full is not None else claim.minutes
-
-
-def _load_trial(path: Path, key: Mapping[str, Any]) -> Trial | None:
-    if not path.exists():
-        return None
-    saved = read_json(path)
-    if any(saved.get(name) != _finite(value) for name, value in key.items()):
-        return None
-    return Trial(saved["variant"], saved["seed"], saved["values"], saved["seconds"])
 
 
 def _code_digest(claim: Claim) -> str:

@@ -58,7 +58,10 @@ def check_folder(path: Path) -> None:
 def check_kind(path: Path, status: os.stat_result) -> None:
     """Raise UserError for anything other than a regular file or folder."""
     if stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) == _JUNCTION:
-        target = _target(path)
+        try:
+            target = os.readlink(path)
+        except OSError:
+            target = "another location"
         raise UserError(f"{path} is a link to {target}, which must not be written to; replace the link with a copy")
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise UserError(f"{path} is a pipe, a socket or a device; remove it")
@@ -139,10 +142,3 @@ def _check_run_file(path: Path, status: os.stat_result) -> None:
         raise UserError(f"{path} is a folder; remove it")
     if status.st_nlink > 1:
         raise UserError(f"{path} is a hard link to another file; remove it")
-
-
-def _target(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return "another location"

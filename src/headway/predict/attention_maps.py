@@ -78,11 +78,20 @@ class Attention(NamedTuple):
         num_tokens = max(len(self.symbols), len(columns))
         if num_tokens > _MAX_TOKENS:
             raise UserError(f"{num_tokens} tokens are too many for a readable plot; use at most {_MAX_TOKENS}")
+        figure = _figure()
         if each:
-            return self._plot_heads(_figure(), layers)
+            heads = max(len(weights) for weights in layers.values())
+            figure.set_size_inches(_SMALL_SIDE * heads + 0.4, _SMALL_SIDE * len(layers) + 0.4)
+            grid = figure.subplots(len(layers), heads, squeeze=False)
+            for row, (number, weights) in zip(grid, layers.items()):
+                for index, axes in enumerate(row):
+                    axes.set_axis_off()
+                    if index < len(weights):
+                        _plot(axes, weights[index])
+                        axes.set_title(f"layer {number}, head {index + 1}", fontsize=7)
+            return figure
         selected = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
         size = [max(_MIN_SIDE, _TOKEN_SIZE * len(names)) + 1.2 for names in (columns, self.symbols)]
-        figure = _figure()
         figure.set_size_inches(size[0], size[1])
         axes = figure.subplots()
         weights = torch.stack(selected).mean(0)
@@ -94,18 +103,6 @@ class Attention(NamedTuple):
         layer_label = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
         head_label = "mean of heads" if head is None else f"head {head}"
         axes.set_title(f"{layer_label}, {head_label}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
-        return figure
-
-    def _plot_heads(self, figure: Figure, layers: dict[int, Float[Tensor, "H T S"]]) -> Figure:
-        heads = max(len(weights) for weights in layers.values())
-        figure.set_size_inches(_SMALL_SIDE * heads + 0.4, _SMALL_SIDE * len(layers) + 0.4)
-        grid = figure.subplots(len(layers), heads, squeeze=False)
-        for row, (number, weights) in zip(grid, layers.items()):
-            for index, axes in enumerate(row):
-                axes.set_axis_off()
-                if index < len(weights):
-                    _plot(axes, weights[index])
-                    axes.set_title(f"layer {number}, head {index + 1}", fontsize=7)
         return figure
 
 

@@ -13,7 +13,6 @@ from headway.layout import Layout
 from headway.nn.kernels.linear import is_deterministic
 from headway.nn.kernels.linear_scan import (
     CHUNK,
-    Decays,
     add_product_,
     chunk_size,
     cut,
@@ -146,7 +145,13 @@ class _Delta(torch.autograd.Function):
                 solved = torch.linalg.solve_triangular(pairs, both, upper=False, unitriangular=True)
                 errors, key_solution = solved.split((v.shape[-1], k.shape[-1]), -1)
                 errors, key_solution = errors.contiguous(), key_solution.contiguous()
-                _write(errors, key_solution, rescale(ws, decay and decay.leave), inside, decay)
+                # Chunk by chunk, subtract the state's predictions from the errors and write them into the next state.
+                keys = rescale(ws, decay and decay.leave).mT.flatten(1, 2)
+                flat, rows, solutions = (x.flatten(1, 2) for x in (inside, errors, key_solution))
+                for n in range(len(rows)):
+                    rows[n].baddbmm_(solutions[n], flat[n], alpha=-1)
+                    decayed = inside[n] if decay is None else inside[n] * decay.through[n]
+                    torch.baddbmm(decayed.flatten(0, 1), keys[n], rows[n], out=flat[n + 1])
                 scores = weigh_(qs @ ws.mT, decay)
                 write_span(out, span, add_product_(scores @ errors, rescale(qs, decay and decay.enter), inside[:-1]))
                 saved += [errors, key_solution]
@@ -169,10 +174,17 @@ class _Delta(torch.autograd.Function):
                 qs, ks, ws, dy = (cut(x[:, span], size) for x in (q, k, w, dout))
                 scores, pairs = weigh_(qs @ ws.mT, decay), weigh_(ks @ ws.mT, decay, -1)
                 derrors = scores.mT @ dy
-                after = _write_back(
-                    derrors, rescale(qs, enter).mT @ dy, key_solution, rescale(ws, leave), dstate, decay
-                )
-                dstate, dlater = after[0], after[1:]
+                # The gradient of the state before each chunk and after the last; it also completes that of the errors.
+                parts = rescale(qs, enter).mT @ dy
+                dstates = parts.new_empty(len(parts) + 1, *parts.shape[1:])
+                dstates[-1].copy_(dstate)
+                keys, solutions = rescale(ws, leave).flatten(1, 2), key_solution.mT.flatten(1, 2)
+                flat, rows = dstates.flatten(1, 2), derrors.flatten(1, 2)
+                for n in reversed(range(len(rows))):
+                    rows[n].baddbmm_(keys[n], flat[n + 1])
+                    decayed = dstates[n + 1] if decay is None else dstates[n + 1] * decay.through[n]
+                    torch.baddbmm((parts[n] + decayed).flatten(0, 1), solutions[n], rows[n], alpha=-1, out=flat[n])
+                dstate, dlater = dstates[0], dstates[1:]
                 dvs = torch.linalg.solve_triangular(pairs.mT, derrors, upper=True, unitriangular=True).contiguous()
                 dscores, dpairs = weigh_(dy @ errors.mT, decay), weigh_(dvs @ errors.mT, decay, -1).neg_()
                 dqs = add_product_(dscores @ ws, rescale(dy, enter), before)
@@ -184,39 +196,3 @@ class _Delta(torch.autograd.Function):
                     write_span(gained, span, (qs * dqs + ks * dks - ws * dws).sum(-1, keepdim=True))
         dlog = None if log_decay is None else log_decay_gradient(gained[..., 0], states[-1], dfinal)
         return dq, dk, dw, dv, dlog, dstate if ctx.needs_input_grad[5] else None, None, None
-
-
-def _write(
-    errors: Float[Tensor, "N B H C V"],
-    key_solution: Float[Tensor, "N B H C K"],
-    keys: Float[Tensor, "N B H C K"],
-    states: Float[Tensor, "M B H K V"],
-    decay: Decays | None,
-) -> None:
-    """Chunk by chunk, subtract the state's predictions from the errors and write them into the next state."""
-    flat, rows, key_solution, keys = (x.flatten(1, 2) for x in (states, errors, key_solution, keys.mT))
-    for n in range(len(rows)):
-        rows[n].baddbmm_(key_solution[n], flat[n], alpha=-1)
-        decayed = states[n] if decay is None else states[n] * decay.through[n]
-        torch.baddbmm(decayed.flatten(0, 1), keys[n], rows[n], out=flat[n + 1])
-
-
-def _write_back(
-    derrors: Float[Tensor, "N B H C V"],
-    dstates: Float[Tensor, "N B H K V"],
-    key_solution: Float[Tensor, "N B H C K"],
-    keys: Float[Tensor, "N B H C K"],
-    last: Float[Tensor, "B H K V"],
-    decay: Decays | None,
-) -> Float[Tensor, "M B H K V"]:
-    """The gradient of the state before each chunk and after the last; completes `derrors`, which has only the outputs'
-    part so far.
-    """
-    gradients = dstates.new_empty(len(dstates) + 1, *dstates.shape[1:])
-    gradients[-1].copy_(last)
-    flat, rows, keys, key_solution = (x.flatten(1, 2) for x in (gradients, derrors, keys, key_solution.mT))
-    for n in reversed(range(len(rows))):
-        rows[n].baddbmm_(keys[n], flat[n + 1])
-        decayed = gradients[n + 1] if decay is None else gradients[n + 1] * decay.through[n]
-        torch.baddbmm((dstates[n] + decayed).flatten(0, 1), key_solution[n], rows[n], alpha=-1, out=flat[n])
-    return gradients
