@@ -34,9 +34,9 @@ def load(
     """Load a model for inference: a run by its directory, or a published model by its folder, its GGUF file or its
     name on the hub, such as hf:owner/name.
 
-    device: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
-    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored, and "fp32"
-    converts them.
+    device: "auto" (the first CUDA GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps the int8 or int4 of a
+    folder that headway quantised and loads all others as fp32; "fp32" converts those, too.
     backend: the generation backend: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
     engine for all models that it supports.
     cache: the data type of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
@@ -92,7 +92,7 @@ def load(
 
 
 def find_device(name: str) -> torch.device:
-    """A torch device by name; `auto` is the first GPU, otherwise the CPU. Raises UserError if it is not available."""
+    """A torch device by name; `auto` is the first CUDA GPU, otherwise the CPU. Raises UserError if it is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

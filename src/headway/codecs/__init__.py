@@ -1,4 +1,4 @@
-"""Text <-> token ids: words, subwords, characters and bytes, each as one tokenizer.json."""
+"""Encoders of inputs: tokenizers of words, subwords, characters and bytes, image preprocessing, and chess boards."""
 
 from __future__ import annotations
 

@@ -136,12 +136,12 @@ class PieceTable:
 def read_pieces(path: Path) -> PieceTable:
     """The model in a .model or .spm file."""
     try:
-        return _parse_model(read_bytes(path))
+        return _parse_model(read_bytes(path), str(path))
     except (ValueError, TypeError, struct.error) as error:
-        raise UserError(f"{path} is not a sentencepiece model ({error}); download it again") from error
+        raise UserError(f"{path} is not a readable sentencepiece model ({error}); download it again") from error
 
 
-def _parse_model(data: bytes) -> PieceTable:
+def _parse_model(data: bytes, source: str) -> PieceTable:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -157,11 +157,15 @@ def _parse_model(data: bytes) -> PieceTable:
             (trainer if number == 2 else normalizer).update(read_fields(_check_field(value, bytes)))
     if not pieces:
         raise ValueError("it contains no pieces")
-    kind = _KINDS.get(_check_field(trainer.get(3, 1), int), "an unknown kind")
+    kind = _KINDS.get(_check_field(trainer.get(3, 1), int))
+    if kind is None:
+        raise ValueError("its model is of an unknown kind")
     if kind not in ("unigram", "bpe"):
-        raise ValueError(f"its model is {kind}, but only unigram and bpe are supported")
+        raise UserError(f"{source} is a sentencepiece model of kind {kind!r}; use one of kind unigram or bpe")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
-        raise ValueError("it puts spaces after words or omits them, which is not supported")
+        raise UserError(
+            f"{source} puts spaces after words or keeps them as they are, which is not supported; use another model"
+        )
     spellings, scores, types = zip(*pieces, strict=True)
     charsmap = _check_field(normalizer.get(2, b""), bytes)
     if charsmap:
@@ -335,7 +339,9 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
     if style == "t5":
         count = settings.get("extra_ids", 100)
         if not isinstance(count, int) or not 0 <= count <= _MAX_SENTINELS:
-            raise UserError(f"extra_ids in {path} is {count!r}; set it to the number of sentinels, such as 100")
+            raise UserError(
+                f"extra_ids is {count!r} in the settings next to {path}; set it to the number of sentinels, such as 100"
+            )
         names = [f"<extra_id_{i}>" for i in reversed(range(count))]
         missing = [name for name in names if tokenizer.token_to_id(name) is None]
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])

@@ -33,7 +33,7 @@ class Stepper(Protocol):
     def open(
         self, source: Any = None, layout: Layout | None = None, count: int | None = None, capacity: int = 0
     ) -> Any:
-        """Empty `rows`, one per source, or `count` without sources, for up to `capacity` tokens each."""
+        """Open a batch of empty rows: one per source, or `count` without sources, for up to `capacity` tokens each."""
         ...
 
     def compute(self, chunks: Sequence[RowChunk], sampling: SamplingBatch | None = None) -> Float[Tensor, "N C"]:
@@ -64,7 +64,7 @@ class RowBatch:
         return self._size - 1
 
     def open(self, stepper: Stepper, index: int) -> Any:
-        """The empty row with this index, also after it was closed."""
+        """Return the empty row with this index. Asked for again, the whole batch is opened anew."""
         if index not in self._rows:
             self._rows = dict(enumerate(stepper.open(*self._fields).rows))
         return self._rows.pop(index)
@@ -81,7 +81,7 @@ class TorchRow:
 
 
 class TorchBatch:
-    """Rows that torch computes together, because in general its sums depend on the shape of the batch."""
+    """Rows that torch computes together until all end: its sums depend on the batch, so none joins a running one."""
 
     def __init__(self, source: Any, layout: Layout | None, count: int, capacity: int) -> None:
         self.source, self.layout, self.capacity = source, layout, capacity

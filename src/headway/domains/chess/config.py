@@ -26,7 +26,7 @@ class GamesConfig(TaskConfig):
     games with illegal moves or without a result; `split` sets the held-out games.
     """
 
-    evals: float = 0.5  # weight of an engine's evaluation relative to the game's result
+    evals: float = 0.5  # share of the value target that is an engine's evaluation; the rest is the result
     skip_bad: bool = False  # skip games with illegal moves or without a result
     split: SplitConfig = SplitConfig(validation=0.02, test=0.02)  # held-out games
 

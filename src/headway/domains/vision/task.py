@@ -96,7 +96,7 @@ class VisionConfig(TaskConfig, TargetConfig):
             raise ConfigError(
                 f"task.teacher={self.teacher!r} can only teach classes, but {chosen.target.reason}; remove it"
             )
-        # a run that has started already has a teacher
+        # a run that has started has checked its teacher, so it is loaded when training needs it
         make_objective = partial(DistilledClassification, self, dataset, not (workspace / "recipe.json").exists())
         return target_task(dataset, self, "image", self.smoothing, workspace, make_objective)
 
@@ -209,7 +209,7 @@ class ImageDataset(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, predictions: Sequence[Prediction]) -> list[Picture]:
-        """Example images with predictions and attention maps, half of them wrong if predictions can be right or
+        """Example images with predictions and attention maps, up to half of them wrong if predictions can be right or
         wrong.
         """
         incorrect = [prediction for prediction in predictions if prediction.is_correct is False]
@@ -239,8 +239,8 @@ class ImageDataset(TargetSamples):
 
 
 class DistilledClassification(Classification[ImageDataset]):
-    """Cross-entropy of the labels; with a second token, averaged with that of the teacher's class (Touvron et al. 2021,
-    equation 3).
+    """Mean of two cross-entropies: the class token's with the labels and the distillation token's with the teacher's
+    classes (Touvron et al. 2021, equation 3).
     """
 
     def __init__(self, config: VisionConfig, images: ImageDataset, load_now: bool, *settings: Any) -> None:

@@ -32,7 +32,7 @@ class ScalingLaw:
     Repeated data are worth less in each epoch (Muennighoff et al. 2023, equation 5): after U unique targets and R
     further epochs, D' = U + U r (1 - exp(-R / r)), where r is `repeats`. Parameters beyond those that U targets can
     train lose value in the same way, with `excess`. The defaults use the papers' exponents, which also hold far below
-    the papers' model sizes, and the papers' ratio of `size` to `data`. With a seventh of both, the law fits within 0.03
+    the papers' model sizes, and about a seventh of the papers' `size` and `data`, which fits within 0.03
     for models with 0.3 to 1 million parameters trained on a 3 MB novel for two and four core-minutes
     (benchmarks/results/budget.json). The terms differ between datasets, so only differences between sizes matter here.
     """
@@ -81,7 +81,7 @@ _MIN_SLOPE = 0.02  # added to the slope, because a flat curve may become steeper
 class Descent:
     """How a domain's validation loss continues to fall: by a factor of f^p after a fraction f of the steps.
 
-    p is `middle` times the slope of the training loss at that point plus 0.02; in 80 % of runs the factor was between
+    p is `middle` times (slope of the training loss at that point + 0.02); in 80 % of runs the factor was between
     `low` and `high` instead of `middle`. A negative `low` allows rising losses. benchmarks/predictions.py fits all
     three.
     """
@@ -103,9 +103,9 @@ class Descent:
 
 
 def slope_of(training: Sequence[tuple[int, float]], step: int) -> float | None:
-    """The slope of the training loss before a step, as the exponent of a power law in the number of steps, computed
-    from the mean over the last quarter of the steps and the mean over the quarter before it. `training` has (step, mean
-    loss since the previous entry). None if either quarter has no loss above 0.
+    """The slope of the training loss before a step, as the exponent of a power law in the number of steps (positive
+    while the loss falls), from the means over the last quarter of the steps and the quarter before it. `training` has
+    (step, mean loss since the previous entry). None if either quarter has no loss above 0.
     """
     means = []
     for first, last in ((0.5 * step, 0.75 * step), (0.75 * step, step)):
@@ -205,7 +205,7 @@ class Scale:
 
 
 def held_out_shares(samples: int, limit: int = 1000) -> dict[str, float]:
-    """Held-out fractions for a number of samples: 5 %, at most `limit` samples, more if there are few."""
+    """Held-out fractions for a number of samples: 5 %, or up to 20 % to reach 100 samples, but at most `limit`."""
     fraction = min(max(0.05, min(0.2, 100 / max(1, samples))), limit / max(1, samples))
     return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
 

@@ -171,7 +171,7 @@ def linear_scan(
     state: Float[Tensor, "B H K V"] | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """S_t = a_t S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, with a_t = exp(log_decay), finite and at most 1.
+    """S_t = a_t S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, with a_t = exp(log_decay); log_decay is finite and at most 0.
 
     S is reset to zero where a document starts and does not change at padding; `state` is S before the first token.
     Chunks of `chunk` tokens are computed by matrix products, and only S passes from one to the next (Yang et al. 2023,

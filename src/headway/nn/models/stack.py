@@ -63,7 +63,7 @@ class StackOutput(NamedTuple):
 
 
 class CompiledStack(Protocol):
-    """Compiled code that computes whole documents instead of a stack's blocks (`headway.engine.encoder`)."""
+    """Compiled code for whole documents that replaces a stack's blocks and final norm (`headway.engine.encoder`)."""
 
     def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
         """Whether it supports these inputs."""
