@@ -138,7 +138,7 @@ def read_pieces(path: Path) -> PieceTable:
     try:
         return _parse_model(read_bytes(path), str(path))
     except (ValueError, TypeError, struct.error) as error:
-        raise UserError(f"{path} is not a readable sentencepiece model ({error}); download it again") from error
+        raise UserError(f"{path} is not a sentencepiece model that can be read ({error}); download it again") from error
 
 
 def _parse_model(data: bytes, source: str) -> PieceTable:

@@ -64,7 +64,7 @@ class RowBatch:
         return self._size - 1
 
     def open(self, stepper: Stepper, index: int) -> Any:
-        """Return the empty row with this index. Asked for again, the whole batch is opened anew."""
+        """Return the empty row with this index. If it was returned before, open the whole batch again."""
         if index not in self._rows:
             self._rows = dict(enumerate(stepper.open(*self._fields).rows))
         return self._rows.pop(index)
