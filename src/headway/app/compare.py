@@ -353,10 +353,11 @@ def _plan_size(
     """A generic recipe scaled to the minutes, planned with the first value of each setting. All variants share the
     plan, except for the compared settings.
     """
-    first = {key: values[0] for key, values in grid.items()}
-    recipe_of_first, scale = override(recipe, first), scale_of(recipe.name)
-    is_scaled = name == recipe.name and can_scale(recipe_of_first, scale, first)
-    if minutes is None or scale is None or not is_scaled:
+    first, scale = {key: values[0] for key, values in grid.items()}, scale_of(recipe.name)
+    if minutes is None or scale is None or name != recipe.name:
+        return recipe
+    recipe_of_first = override(recipe, first)
+    if not can_scale(recipe_of_first, scale, first):
         return recipe
     if threads is not None:
         torch.set_num_threads(threads)

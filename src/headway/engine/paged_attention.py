@@ -225,9 +225,7 @@ def attend_segment(
             if kind == INT8:
                 bases(first_query, count, size, rotation, half, products)
             if has_near:
-                scores(
-                    kind, count, first_query, query_stride, products, near, scratch, size, visible, ahead_near
-                )  # fmt: skip
+                scores(kind, count, first_query, query_stride, products, near, scratch, size, visible, ahead_near)
             if visible > BLOCK:
                 scores(
                     kind, count, first_query, query_stride, products, far, scratch + 4 * BLOCK, size,
