@@ -164,7 +164,9 @@ def tensor(storage: bytes = STORAGE, numbers: bytes = b"K\0K\2K\3\x86K\3K\1\x86"
     (HEAD + b"}(X\1\0\0\0au.", "has keys in its pickle"),
     (HEAD + b"}.", "contains 0 tensors"),
     (HEAD + b"K\5.", "does not contain a mapping"),
-    (HEAD + b"}", "contains a damaged pickle"),
+    (HEAD + b"}", "contains a pickle without an end"),
+    (HEAD + b"S'a\\d'\n.", "uses the pickle instruction STRING"),
+    (HEAD + b"\xff.", "uses the pickle instruction b'\\xff'"),
     (HEAD + b"}q\0X\5\0\0\0modelh\0s.", "contains 0 tensors"),  # a mapping that contains itself
     (HEAD + b"(q\0" + b"t" + b"\x86" * 3 + b".", "contains a damaged pickle"),
     (HEAD + b"N\x85q\0" + b"h\0h\0\x86q\0" * 200 + b"(Nh\0NNNtQ.", "refers to a value, which"),  # of 2 ** 200 parts

@@ -272,7 +272,7 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
         merge_adapter(model, broken(folder, tmp_path, bias="all"))
     lost = broken(folder, tmp_path)
     (lost / "adapter_model.safetensors").rename(lost / "adapter_model.bin")
-    with pytest.raises(UserError, match=r"adapter_model\.bin contains a damaged pickle"):
+    with pytest.raises(UserError, match=r"adapter_model\.bin was not written by torch\.save"):
         merge_adapter(model, lost)
     (lost / "adapter_model.bin").unlink()
     with pytest.raises(UserError, match=r"contains neither adapter_model\.safetensors nor adapter_model\.bin"):

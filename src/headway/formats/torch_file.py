@@ -14,7 +14,7 @@ import io
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,13 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {  # opcodes that push a value, fr
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda number: number),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda text: text),
     "GLOBAL": lambda words: _Name(*words.split(" ", 1)),
+}
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+_INSTRUCTIONS = {
+    *_CONSTANTS,
+    *("PROTO", "FRAME", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
+    *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
+    "STOP",
 }
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")  # of a checkpoint that has more than the weights
 
@@ -159,6 +166,8 @@ class TorchFile:
 
     def _read_legacy(self) -> tuple[Any, dict[str, int]]:
         stream = io.BytesIO(self._file.bytes(0, min(self.size, HEADER_LIMIT)))
+        if self._file.bytes(0, 1) != b"\x80":  # the protocol, with which every pickle of torch begins
+            raise self._error("was not written by torch.save")
         machine = _Interpreter(self._error)
         if machine.run(stream) != _MAGIC or machine.run(stream) != _PROTOCOL:
             raise self._error("was not written by torch.save")
@@ -216,35 +225,34 @@ class _Interpreter:
             return values
 
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
-                place: Any = argument
-                match opcode.name:
+            for name, argument in self._instructions(stream):
+                match name:
                     case "PROTO" | "FRAME":
                         pass
-                    case name if name in _CONSTANTS:
+                    case _ if name in _CONSTANTS:
                         stack.append(_CONSTANTS[name](argument))
                     case "MARK":
                         marks.append(len(stack))
                     case "TUPLE":
                         stack.append(tuple(since_mark()))
                     case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                        count = int(opcode.name[-1])
+                        count = int(name[-1])
                         stack[-count:] = [tuple(stack[-count:])]
                     case "APPEND" | "APPENDS":
-                        values = [stack.pop()] if opcode.name == "APPEND" else since_mark()
+                        values = [stack.pop()] if name == "APPEND" else since_mark()
                         self._of(stack[-1], list).extend(values)
                     case "SETITEM" | "SETITEMS":
-                        values = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else since_mark()
+                        values = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since_mark()
                         self._of(stack[-1], dict).update(self._pairs(values))
                     case "BINPUT" | "LONG_BINPUT":
-                        memo[place] = stack[-1]
+                        memo[argument] = stack[-1]
                     case "MEMOIZE":
                         memo[len(memo)] = stack[-1]
                     case "BINGET" | "LONG_BINGET":
-                        stack.append(memo[place])
+                        stack.append(memo[argument])
                     case "STACK_GLOBAL":
-                        name = self._of(stack.pop(), str)
-                        stack.append(_Name(self._of(stack.pop(), str), name))
+                        function = self._of(stack.pop(), str)
+                        stack.append(_Name(self._of(stack.pop(), str), function))
                     case "BINPERSID":
                         stack.append(self._storage(stack.pop()))
                     case "REDUCE":
@@ -255,11 +263,18 @@ class _Interpreter:
                         self._of(stack[-1], dict)
                     case "STOP":
                         return stack.pop()
-                    case _:
-                        raise self._error(f"uses the pickle instruction {opcode.name}, which no saved tensor needs")
         except (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError) as error:
             raise self._error(f"contains a damaged pickle ({str(error)[:100]})") from error
         raise self._error("contains a pickle without an end")
+
+    def _instructions(self, stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+        """Each instruction with its argument, which is read only if the instruction is known."""
+        while code := stream.read(1):
+            opcode = _OPCODES.get(code.decode("latin-1"))
+            if opcode is None or opcode.name not in _INSTRUCTIONS:
+                name = repr(code) if opcode is None else opcode.name
+                raise self._error(f"uses the pickle instruction {name}, which no saved tensor needs")
+            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
 
     def _of(self, value: Any, kind: type) -> Any:
         if type(value) is not kind:
