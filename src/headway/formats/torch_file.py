@@ -48,7 +48,7 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {  # opcodes that push a value, fr
     "EMPTY_DICT": lambda _: {},
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda number: number),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), lambda text: text),
-    "GLOBAL": lambda words: _Name(*words.split(" ", 1)),
+    "GLOBAL": lambda words: _Name(*words),
 }
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _INSTRUCTIONS = {
@@ -274,7 +274,10 @@ class _Interpreter:
             if opcode is None or opcode.name not in _INSTRUCTIONS:
                 name = repr(code) if opcode is None else opcode.name
                 raise self._error(f"uses the pickle instruction {name}, which no saved tensor needs")
-            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
+            if opcode.name == "GLOBAL":  # pickletools would interpret escapes in the names
+                yield opcode.name, [stream.readline().decode("utf-8").rstrip("\n") for _ in range(2)]
+            else:
+                yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
 
     def _of(self, value: Any, kind: type) -> Any:
         if type(value) is not kind:
