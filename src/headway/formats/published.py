@@ -80,6 +80,7 @@ def resolve_defaults(config: Any, width: int = 0) -> Any:
 _LOG = logger(__name__)
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_WEIGHT_FILES = ((WEIGHTS, INDEX, TensorFile), (TORCH_WEIGHTS, TORCH_INDEX, TorchFile))  # the first that exists is read
 PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
 _MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # from a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
@@ -98,7 +99,7 @@ def open_shards(directory: Path) -> Shards:
     """Open the tensors of a folder: checked in full, memory-mapped, and read on use. Safetensors come first; files of
     torch.save are read without running what they contain.
     """
-    for whole, index, opener in ((WEIGHTS, INDEX, TensorFile), (TORCH_WEIGHTS, TORCH_INDEX, TorchFile)):
+    for whole, index, opener in _WEIGHT_FILES:
         if (directory / whole).is_file():
             return Shards([directory / whole], str(directory), opener)
         if (directory / index).is_file():
@@ -195,7 +196,7 @@ def described_config(directory: Path) -> ModelConfig:
     """Return the configuration that a folder describes. Without files of weights, the heads are those of the class that
     config.json names.
     """
-    if any((directory / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)):
+    if any((directory / name).is_file() for whole, index, _ in _WEIGHT_FILES for name in (whole, index)):
         return published_config(directory)
     settings, family, _ = _read_family(directory, None)
     return with_embedding(read_config(family, settings, head_tensors(settings), _MAX_LAYERS), directory)

@@ -117,16 +117,16 @@ def packed(bits: int) -> Callable[[Mapping[str, Tensor]], Tensor]:
         if len(shape) != 2 or not 0 <= shape[1] <= parts["weight_packed"].shape[1] * (32 // bits):
             raise ValueError(f"weight_shape is {shape}")
         codes = unpacked(parts["weight_packed"], bits)[:, : shape[1]]
-        zeros: Tensor | int = 1 << (bits - 1)
-        if "weight_zero_point" in parts:
-            zeros = _by_group(unpacked(parts["weight_zero_point"].T, bits).T[: shape[0]], shape[1])
         if codes.shape[0] != shape[0]:
             raise ValueError(f"weight_shape is {shape}, but there are {codes.shape[0]} rows")
-        if "weight_g_idx" in parts:
-            group = parts["weight_g_idx"].long()
-            zeros = zeros if isinstance(zeros, int) else unpacked(parts["weight_zero_point"].T, bits).T[:, group]
-            return (codes - zeros) * parts["weight_scale"].float()[:, group]
-        return _scaled(codes - zeros, parts["weight_scale"])
+        group = parts["weight_g_idx"].long() if "weight_g_idx" in parts else None
+        zeros: Tensor | int = 1 << (bits - 1)
+        if "weight_zero_point" in parts:
+            by_group = unpacked(parts["weight_zero_point"].T, bits).T[: shape[0]]
+            zeros = _by_group(by_group, shape[1]) if group is None else by_group[:, group]
+        if group is None:
+            return _scaled(codes - zeros, parts["weight_scale"])
+        return (codes - zeros) * parts["weight_scale"].float()[:, group]
 
     return decode
 
