@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from headway.config import from_dict, to_dict
-from headway.data.episodes import AffineScale
+from headway.data.affine_scale import AffineScale
 from headway.errors import UserError, nearest
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile, write_tensors

@@ -271,9 +271,7 @@ class SplitExamples(Examples):
 
 
 class EpisodeExamples(SplitExamples):
-    """Windows over the steps of episodes in `splits`, in the units of a `codec`, which inference needs, too."""
-
-    codec: Any  # an ActingCodec
+    """Windows over the steps of episodes in `splits`."""
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from headway.data.episodes import AffineScale
+from headway.data.affine_scale import AffineScale
 from headway.environments.acting_codec import ActingCodec
 from headway.environments.factory import Spaces
 from headway.errors import ConfigError, UserError

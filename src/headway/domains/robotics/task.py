@@ -13,9 +13,10 @@ from torch import nn
 
 from headway.config_kinds import register
 from headway.data import SplitConfig, Splits, split_by_text
+from headway.data.affine_scale import AffineScale
 from headway.data.array_store import cache_root
 from headway.data.episode_files import read_demonstrations
-from headway.data.episodes import AffineScale, Episodes, numbers_text, step_indices
+from headway.data.episodes import Episodes, numbers_text, step_indices
 from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.policy import (
     PolicyRunner,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headway.data.episodes import AffineScale, Episodes, step_indices
+from headway.data.affine_scale import AffineScale
+from headway.data.episodes import Episodes, step_indices
 from headway.environments.acting_codec import ActingCodec
 from headway.environments.rollouts import EpisodeWatch, PlayedEpisodes, Player, play_episodes, sample_choices
 from headway.environments.vector_env import VectorEnv
