@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import headway as hw
-from headway.formats.families import families
 from headway.serve.app import ENDPOINTS
+from pages import families
 from pages.settings import GENERATED
 
 PRESET_HEAD = f"""# Presets
@@ -44,10 +42,13 @@ Commands and `hw.load` accept a run, or a published model in one of these format
 
 ## Families
 
-`model_type` in a model's `config.json` names its family.
+`model_type` in a model's `config.json` names its family. All families are read and, if the model has no parts that the family lacks, written.
 
-| family | model |
-|---|---|
+*Compiled* is what the [CPU engine](../explanation/engine.md) runs: generation with weights in fp32, int8 or int4, and encoders with int8 or int4; PyTorch runs the rest.
+The tests compare random models with transformers' or LeRobot's: outputs, gradients, generated tokens, and the exported folder.
+
+| family | models | compiled | test |
+|---|---|---|---|
 """
 
 HTTP_HEAD = f"""# HTTP API
@@ -61,52 +62,6 @@ HTTP_HEAD = f"""# HTTP API
 |---|---|---|
 """
 
-# Names of families as people write them.
-TITLES: Mapping[str, str] = {
-    "act": "ACT (action chunking with transformers, LeRobot)",
-    "bart": "BART",
-    "bert": "BERT, and sentence encoders made of it",
-    "clip": "CLIP",
-    "decision_transformer": "Decision Transformer",
-    "deit": "DeiT",
-    "diffusion": "Diffusion Policy (LeRobot)",
-    "distilbert": "DistilBERT",
-    "gemma": "Gemma 1",
-    "gemma2": "Gemma 2",
-    "gemma3_text": "Gemma 3 (text)",
-    "gpt2": "GPT-2",
-    "gpt_neox": "GPT-NeoX, Pythia",
-    "llama": "Llama, SmolLM2, TinyLlama",
-    "m2m_100": "M2M-100, NLLB (translation of up to 200 languages)",
-    "marian": "Marian (OPUS-MT)",
-    "mbart": "mBART",
-    "ministral": "Ministral",
-    "mistral": "Mistral",
-    "mixtral": "Mixtral",
-    "mpnet": "MPNet, and sentence encoders made of it",
-    "modernbert": "ModernBERT",
-    "mt5": "mT5",
-    "olmo2": "OLMo 2",
-    "olmo3": "OLMo 3",
-    "olmoe": "OLMoE",
-    "openai-gpt": "GPT-1",
-    "pegasus": "Pegasus",
-    "phi3": "Phi-3",
-    "qwen2": "Qwen 2, Qwen 2.5",
-    "qwen3": "Qwen 3",
-    "qwen3_moe": "Qwen 3 (mixtures of experts)",
-    "roberta": "RoBERTa",
-    "siglip": "SigLIP",
-    "smollm3": "SmolLM3",
-    "stablelm": "StableLM",
-    "starcoder2": "StarCoder 2",
-    "t5": "T5, Flan-T5, ByT5",
-    "umt5": "umT5",
-    "vit": "ViT",
-    "whisper": "Whisper",
-    "xlm-roberta": "XLM-RoBERTa",
-}
-
 
 def presets() -> str:
     """The page of presets."""
@@ -115,9 +70,8 @@ def presets() -> str:
 
 
 def formats() -> str:
-    """The page of families and formats. Raises KeyError for a family without a title here."""
-    rows = [f"| `{name}` | {TITLES[name]} |" for name in sorted(families())]
-    return FAMILY_HEAD.replace("f32|f16|q8_0", "f32\\|f16\\|q8_0") + "\n".join(rows) + "\n"
+    """The page of families and formats."""
+    return FAMILY_HEAD.replace("f32|f16|q8_0", "f32\\|f16\\|q8_0") + "\n".join(families.rows()) + "\n"
 
 
 def http() -> str:
