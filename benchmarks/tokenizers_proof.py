@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gettext
 import gzip
+import itertools
 import random
 import tempfile
 import unicodedata
@@ -28,6 +29,7 @@ import sentencepiece
 import tiktoken
 import tokenizers
 import transformers
+from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 
 from headway.codecs import TokenizerCodec, load_codec
@@ -40,7 +42,8 @@ CATALOGUES = Path("/usr/share/locale")
 PROGRAMS = ("libc", "gtk30", "gtk30-properties")
 EMOJI = "😀😂🥲👍👩👨🧑👧🎉🚀❤☎☀⚽🐈🏳🌈🇩🇪🇯🇵"
 JOINERS = ("\u200d", "\ufe0f", "🏻", "🏿", "", "", " ", "\u20e3")
-STRANGE = "\x00\x07\x1b\u00a0\u00ad\u0301\u0344\u061c\u115f\u200b\u200c\u200d\u200e\u2028\u2029\u2060\u3000\ufeff\ufffd\uffff\U000e0041"
+STRANGE = "\x00\x07\x1b\u00a0\u00ad\u0301\u0344\u061c\u115f\u200b\u200c\u200d\u200e\u2028\u2029\u2060"
+STRANGE += "\u3000\ufeff\ufffd\uffff\U000e0041"
 ENDS = ("", " ", "\n", "\r\n", "  \t", "!?", "...", "'s", " 1234567", " 3.14", "<s>", "</s>", "<|endoftext|>")
 
 
@@ -141,7 +144,7 @@ def merged_by_scores(codec: TokenizerCodec, path: Path) -> Reference:
             known = ids_of.get(letter.encode())
             ids += [byte + 3 for byte in letter.encode()] if known is None else [known]
         while True:
-            pairs = [(ids_of.get(pieces[a] + pieces[b]), i) for i, (a, b) in enumerate(zip(ids, ids[1:]))]
+            pairs = [(ids_of.get(pieces[a] + pieces[b]), i) for i, (a, b) in enumerate(itertools.pairwise(ids))]
             best = max(((scores[pair], -i, pair) for pair, i in pairs if pair is not None), default=None)
             if best is None:
                 return ids
@@ -156,7 +159,7 @@ def published() -> Iterator[tuple[str, Callable[[], tuple[TokenizerCodec, Refere
 
     def ranks(name: str) -> tuple[TokenizerCodec, Reference]:
         path = folder / f"{name}.tiktoken"
-        stored = tiktoken.load.load_tiktoken_bpe(str(path))
+        stored = load_tiktoken_bpe(str(path))
         for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
             setattr(openai_public, load, lambda *files, **options: stored)
         if name.startswith("whisper"):  # GPT-2's pattern, and special tokens that are not in the file
@@ -213,14 +216,15 @@ def published() -> Iterator[tuple[str, Callable[[], tuple[TokenizerCodec, Refere
     yield "whisper-tiny.en tokenizer.json (tokenizers)", whisper
 
 
-CLASSES = (
-    "AlbertTokenizer BarthezTokenizer BartTokenizer BertTokenizer BigBirdTokenizer BlenderbotTokenizer CamembertTokenizer "
-    "CLIPTokenizer CodeLlamaTokenizer CohereTokenizer DebertaTokenizer DebertaV2Tokenizer DistilBertTokenizer "
-    "ElectraTokenizer FNetTokenizer FunnelTokenizer GemmaTokenizer GPT2Tokenizer GPTNeoXTokenizer LayoutLMTokenizer "
-    "LEDTokenizer LlamaTokenizer MBart50Tokenizer MBartTokenizer MPNetTokenizer NllbTokenizer OpenAIGPTTokenizer "
-    "PegasusTokenizer Qwen2Tokenizer ReformerTokenizer RobertaTokenizer SplinterTokenizer T5Tokenizer "
-    "WhisperTokenizer XGLMTokenizer XLMRobertaTokenizer XLNetTokenizer"
-).split()
+CLASSES = """
+    AlbertTokenizer BarthezTokenizer BartTokenizer BertTokenizer BigBirdTokenizer BlenderbotTokenizer
+    CamembertTokenizer
+    CLIPTokenizer CodeLlamaTokenizer CohereTokenizer DebertaTokenizer DebertaV2Tokenizer DistilBertTokenizer
+    ElectraTokenizer FNetTokenizer FunnelTokenizer GemmaTokenizer GPT2Tokenizer GPTNeoXTokenizer LayoutLMTokenizer
+    LEDTokenizer LlamaTokenizer MBart50Tokenizer MBartTokenizer MPNetTokenizer NllbTokenizer OpenAIGPTTokenizer
+    PegasusTokenizer Qwen2Tokenizer ReformerTokenizer RobertaTokenizer SplinterTokenizer T5Tokenizer
+    WhisperTokenizer XGLMTokenizer XLMRobertaTokenizer XLNetTokenizer
+""".split()  # noqa: SIM905
 
 
 def trained(name: str, lines: list[str], folder: Path) -> Any:

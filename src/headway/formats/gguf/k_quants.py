@@ -103,15 +103,21 @@ def _affine(x: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """
     low = np.minimum(x.min(0), 0)
     span = x.max(0) - low
-    w, shifted = _weights(x), x - low
+    shifted = x - low
+    w = _weights(x)
     wx = w * x
-    sum_w, sum_x, sum_xx = w.sum(0), wx.sum(0), (wx * x).sum(0)
-    scale, minimum = span / top, -low
+    sum_w = w.sum(0)
+    sum_x = wx.sum(0)
+    sum_xx = (wx * x).sum(0)
+    scale = span / top
+    minimum = -low
     best = (w * np.square(np.minimum(np.rint(_divide(shifted, scale)), top) * scale - shifted)).sum(0)
     for offset in np.linspace(*_WIDE, dtype=np.float32):
         q = np.minimum(np.rint(_divide(shifted, span / (top + offset))), top)
         wq = w * q
-        sum_q, sum_qq, sum_xq = wq.sum(0), (wq * q).sum(0), (wx * q).sum(0)
+        sum_q = wq.sum(0)
+        sum_qq = (wq * q).sum(0)
+        sum_xq = (wx * q).sum(0)
         determinant = sum_w * sum_qq - np.square(sum_q)
         slope = (sum_w * sum_xq - sum_x * sum_q) / determinant
         offset_x = (sum_qq * sum_x - sum_q * sum_xq) / determinant
@@ -121,13 +127,15 @@ def _affine(x: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         error = sum_xx - slope * sum_xq - offset_x * sum_x
         better = (error < best) & (slope > 0)
         best = np.where(better, error, best)
-        scale, minimum = np.where(better, slope, scale), np.where(better, -offset_x, minimum)
+        scale = np.where(better, slope, scale)
+        minimum = np.where(better, -offset_x, minimum)
     return scale, minimum
 
 
 def _symmetric(x: np.ndarray, half: int) -> np.ndarray:
     """Return the scale [N] for which x [part, N] is about scale * code, codes from -half to half - 1."""
-    high, low = x.max(0), x.min(0)
+    high = x.max(0)
+    low = x.min(0)
     extreme = np.where(high > -low, high, low)
     w = _weights(x)
     wx = w * x
@@ -136,25 +144,31 @@ def _symmetric(x: np.ndarray, half: int) -> np.ndarray:
     best = (w * np.square(np.rint(_divide(x, scale)).clip(-half, half - 1) * scale - x)).sum(0)
     for offset in np.linspace(*_NARROW, dtype=np.float32):
         q = np.rint(_divide(x, -extreme / (half + offset))).clip(-half, half - 1)
-        sum_xq, sum_qq = (wx * q).sum(0), (w * q * q).sum(0)
-        slope = sum_xq / sum_qq
+        sum_xq = (wx * q).sum(0)
+        slope = sum_xq / (w * q * q).sum(0)
         error = sum_xx - slope * sum_xq
         better = error < best
-        best, scale = np.where(better, error, best), np.where(better, slope, scale)
+        best = np.where(better, error, best)
+        scale = np.where(better, slope, scale)
     return scale
 
 
 # How codes [B, numbers] are packed into columns of bytes, by format; the order is that of the file.
+def _joined(codes: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
+    """Bytes of codes from groups of `shape`, whose rows fill a byte from its lowest bits on."""
+    groups = codes.reshape(len(codes), -1, *shape)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return np.bitwise_or.reduce(groups << shifts, axis=2)
+
+
 def _nibbles(codes: np.ndarray, width: int) -> np.ndarray:
     """Four bits per code; a byte has codes that are `width` apart."""
-    pairs = (codes & 15).reshape(len(codes), -1, 2, width)
-    return pairs[:, :, 0] | pairs[:, :, 1] << 4
+    return _joined(codes & 15, 4, (2, width))
 
 
-def _quarters(codes: np.ndarray) -> np.ndarray:
-    """Two bits per code; a byte has codes that are 32 apart."""
-    groups = (codes & 3).reshape(len(codes), 2, 4, 32)
-    return groups[:, :, 0] | groups[:, :, 1] << 2 | groups[:, :, 2] << 4 | groups[:, :, 3] << 6
+def _quarters(codes: np.ndarray, width: int = 32) -> np.ndarray:
+    """Two bits per code; a byte has codes that are `width` apart."""
+    return _joined(codes & 3, 2, (4, width))
 
 
 def _high_bits(bits: np.ndarray) -> np.ndarray:
@@ -164,9 +178,10 @@ def _high_bits(bits: np.ndarray) -> np.ndarray:
 
 def _six_bits(scales: np.ndarray, minimums: np.ndarray) -> np.ndarray:
     """Eight scales and eight minimums of six bits in 12 bytes."""
-    s, m = scales.astype(np.uint8), minimums.astype(np.uint8)
-    high = (s[:, 4:] & 15) | (m[:, 4:] & 15) << 4
-    return np.concatenate([s[:, :4] | (s[:, 4:] >> 4) << 6, m[:, :4] | (m[:, 4:] >> 4) << 6, high], axis=1)
+    columns = [np.split(part.astype(np.uint8), 2, axis=1) for part in (scales, minimums)]
+    first = [low | high >> 4 << 6 for low, high in columns]
+    last = [high & 15 for _, high in columns]
+    return np.concatenate([*first, last[0] | last[1] << 4], axis=1)
 
 
 def _pack_q4_0(codes: np.ndarray, scale: RefinedScales) -> list[np.ndarray]:
@@ -186,8 +201,7 @@ def _pack_q2_k(codes: np.ndarray, scale: RefinedScales, minimum: RefinedScales) 
 
 def _pack_q3_k(codes: np.ndarray, scale: RefinedScales) -> list[np.ndarray]:
     steps = (scale.steps + 32).astype(np.uint8)
-    high = (steps >> 4).reshape(-1, 4, 4)
-    high = high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6
+    high = _quarters(steps >> 4, 4)
     return [_high_bits(codes >> 2), _quarters(codes), _nibbles(steps, 8), high, scale.whole]
 
 
@@ -205,12 +219,12 @@ def _pack_q6_k(codes: np.ndarray, scale: RefinedScales) -> list[np.ndarray]:
 
 
 FORMATS = {
-    "Q4_0": BlockFormat(32, 4, False, 0, _pack_q4_0),
-    "Q5_0": BlockFormat(32, 5, False, 0, _pack_q5_0),
-    "Q5_1": BlockFormat(32, 5, True, 0, _pack_q5_0),
-    "Q2_K": BlockFormat(16, 2, True, 15, _pack_q2_k),
-    "Q3_K": BlockFormat(16, 3, False, 32, _pack_q3_k),
-    "Q4_K": BlockFormat(32, 4, True, 63, _pack_q4_k),
-    "Q5_K": BlockFormat(32, 5, True, 63, _pack_q5_k),
-    "Q6_K": BlockFormat(16, 6, False, 128, _pack_q6_k),
+    "Q4_0": BlockFormat(part=32, bits=4, has_minimum=False, scales=0, pack=_pack_q4_0),
+    "Q5_0": BlockFormat(part=32, bits=5, has_minimum=False, scales=0, pack=_pack_q5_0),
+    "Q5_1": BlockFormat(part=32, bits=5, has_minimum=True, scales=0, pack=_pack_q5_0),
+    "Q2_K": BlockFormat(part=16, bits=2, has_minimum=True, scales=15, pack=_pack_q2_k),
+    "Q3_K": BlockFormat(part=16, bits=3, has_minimum=False, scales=32, pack=_pack_q3_k),
+    "Q4_K": BlockFormat(part=32, bits=4, has_minimum=True, scales=63, pack=_pack_q4_k),
+    "Q5_K": BlockFormat(part=32, bits=5, has_minimum=True, scales=63, pack=_pack_q5_k),
+    "Q6_K": BlockFormat(part=16, bits=6, has_minimum=False, scales=128, pack=_pack_q6_k),
 }

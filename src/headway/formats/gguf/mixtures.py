@@ -21,7 +21,7 @@ _UNQUANTIZED = re.compile(r"_norm\.|ffn_gate_inp\.|^position_embd\.|^token_types
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+?)(_exps)?\.weight")
 
 
-class Mixture(NamedTuple):
+class FormatMixture(NamedTuple):
     """What the choice of formats depends on: `groups` are query heads per key head."""
 
     precision: Precision
@@ -51,6 +51,7 @@ class Mixture(NamedTuple):
         needs_more = layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
         if tensor in ("attn_v", "attn_qkv", "attn_k") and self.experts == 8:
             return "Q8_0"
+        raised: dict[str, str] = {}
         if tensor in ("attn_v", "attn_qkv"):
             raised = {
                 "Q2_K": "Q4_K" if self.groups >= 4 else "Q3_K",
@@ -71,6 +72,4 @@ class Mixture(NamedTuple):
             raised = dict.fromkeys(("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M"), "Q5_K")
         elif tensor == "attn_output":
             raised = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}
-        else:
-            raised = {}
         return raised.get(self.precision, base)

@@ -32,7 +32,7 @@ from headway.formats.gguf.dialects import (
 )
 from headway.formats.gguf.file import GgufFile, gguf
 from headway.formats.gguf.k_quants import FORMATS, encode
-from headway.formats.gguf.mixtures import Mixture, Precision
+from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel, can_express, resolve_defaults
@@ -279,7 +279,7 @@ def save_gguf(
     sizes, factors = _sizes(dialect, family, config)
     mixer, experts = llama.attention(config.stack.blocks[0]), sizes.get("expert_count", 0)
     groups = mixer.heads // (mixer.kv_heads or mixer.heads)
-    mixture = Mixture(precision, len(config.stack.blocks), groups, experts, "output.weight" not in tensors)
+    mixture = FormatMixture(precision, len(config.stack.blocks), groups, experts, "output.weight" not in tensors)
     values = {
         "general.architecture": architecture,
         "general.type": "model",
@@ -376,7 +376,7 @@ def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, **{name: torch.stack([experts[i] for i in sorted(experts)]) for name, experts in stacks.items()}}
 
 
-def _write(draft: FileContents, path: Path, mixture: Mixture) -> None:
+def _write(draft: FileContents, path: Path, mixture: FormatMixture) -> None:
     package = gguf()
     with atomic_write(path, new=True) as draft_path:
         writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
