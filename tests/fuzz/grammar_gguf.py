@@ -49,7 +49,7 @@ def composed_architecture(values: Mapping[str, Any], tensors: Tensors, draw: ran
     return file_bytes({**changed, **below}, tensors, draw, odd, bytes(64))
 
 
-def composed_blocks(draw: random.Random) -> bytes:
+def composed_blocks(draw: random.Random, odd: float | None = None) -> bytes:
     """Tensors of every format with any bits, one of floats that the K-quants then encode."""
     tensors = {}
     for index in range(draw.choice((1, 2, 5))):
@@ -61,4 +61,5 @@ def composed_blocks(draw: random.Random) -> bytes:
     if draw.random() < 0.5:
         scale = 10.0 ** draw.uniform(-12, 12)
         payload = b"".join(struct.pack("<f", scale * draw.gauss(draw.choice((0, 0, 3)), 1)) for _ in range(64))
-    return file_bytes({"general.architecture": "x"}, tensors, draw, draw.choice((0.0, 0.1, 0.4)), payload)
+    odd = draw.choice((0.0, 0.1, 0.4)) if odd is None else odd
+    return file_bytes({"general.architecture": "x"}, tensors, draw, odd, payload)

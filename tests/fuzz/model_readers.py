@@ -157,8 +157,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 3},
     "qwen3_moe": {"num_local_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 8},
     "olmo3": {"rope_theta": 1e4},
-    "gemma2": {"query_pre_attn_scalar": 4, "tie_word_embeddings": True},
-    "gemma3_text": {"query_pre_attn_scalar": 4, "tie_word_embeddings": True},
+    "gemma2": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "phi3": {},
     "stablelm": {"partial_rotary_factor": 0.5},
     "starcoder2": {},
@@ -261,7 +261,7 @@ MODELS = {
     "gguf": Reader("model.gguf", gguf_seeds, damaged, read_gguf),
     "composed-gguf-architecture": Reader("b.gguf", architecture_seeds, damaged_architecture, load_gguf),
     "composed-gguf-blocks": Reader(
-        "c.gguf", lambda _: [composed_blocks(random.Random(0))], lambda _, draw: composed_blocks(draw), read_blocks
+        "c.gguf", lambda _: [composed_blocks(random.Random(0), 0.0)], lambda _, draw: composed_blocks(draw), read_blocks
     ),
     "llama2c": Reader("model.bin", llama2c_seeds, damaged, load_llama2c),
     "ctranslate2": Reader("model.bin", ctranslate2_seeds, damaged, read_ctranslate2),

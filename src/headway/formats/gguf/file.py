@@ -176,6 +176,8 @@ class GgufFile:
         kind = KINDS[entry.number]
         if kind.dtype is not None:
             return entry.file.tensor(entry.start, kind.dtype, entry.shape)
+        if not entry.size:
+            return torch.empty(entry.shape)
         row = entry.shape[-1] // kind.block * kind.size
         blocks = entry.file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
         with np.errstate(all="ignore"):  # a scale may be NaN
