@@ -27,7 +27,7 @@ Commands and `hw.load` accept a run, or a published model in one of these format
 | a run's folder | yes | `headway train` |
 | headway's own folder (`model.safetensors`, `recipe.json`) | yes | `headway import` |
 | transformers (`config.json` with safetensors or `pytorch_model.bin`) | yes | `headway export OUT` |
-| GGUF (f32, f16, bf16 and quantised blocks, in one file or several) | yes | `headway export OUT.gguf --dtype f32|f16|q8_0` |
+| GGUF (f32, f16, bf16 and quantised blocks, in one file or several) | yes | `headway export OUT.gguf --dtype FORMAT` |
 | quantised folders (int8, int4) | yes | `headway quantize` |
 | folders that others have quantised: AWQ, GPTQ, FP8, compressed-tensors, bitsandbytes, MLX | yes, as 32-bit floats | no |
 | PEFT adapters (LoRA, DoRA) | yes | `headway export` of a run with `--lora` merges them |
@@ -71,7 +71,7 @@ def presets() -> str:
 
 def formats() -> str:
     """The page of families and formats."""
-    return FAMILY_HEAD.replace("f32|f16|q8_0", "f32\\|f16\\|q8_0") + "\n".join(families.rows()) + "\n"
+    return FAMILY_HEAD + "\n".join(families.rows()) + "\n"
 
 
 def http() -> str:

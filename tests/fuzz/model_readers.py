@@ -10,14 +10,18 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from grammar_gguf import composed_architecture, composed_blocks
 from mutate import damaged, damaged_json
 from run import Reader
 
 from headway.codecs import train_codec
 from headway.formats.ctranslate2 import ModelBin
 from headway.formats.families import families, find_family
-from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
+from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
+from headway.formats.gguf.file import gguf
+from headway.formats.gguf.k_quants import FORMATS, encode
 from headway.formats.llama2c import load_llama2c
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import CONFIG, INDEX, open_shards, read_settings, read_special_tokens
@@ -148,6 +152,54 @@ def read_gguf(path: Path) -> None:
     load_gguf_codec(path)
 
 
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mixtral": {"num_local_experts": 3},
+    "qwen3_moe": {"num_local_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 8},
+    "olmo3": {"rope_theta": 1e4},
+    "gemma2": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "phi3": {},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "starcoder2": {},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 11, "n_positions": 16},
+}
+_CONTENTS: dict[bytes, tuple[dict[str, Any], dict[str, tuple[int, tuple[int, ...]]]]] = {}
+
+
+def architecture_seeds(folder: Path) -> list[bytes]:
+    for name, changes in ARCHITECTURES.items():
+        family = families()[name]
+        settings = {**family.defaults, **({} if name == "gpt2" else {**SMALL, "head_dim": 16}), **changes}
+        config = family.read(Settings(settings, name), ())
+        path = folder / f"{name}.gguf"
+        save_gguf(build(config), config, path)
+        file = GgufFile(path)
+        _CONTENTS[path.read_bytes()] = file.values, {name: (0, file.shape(name)) for name in file.names()}
+    return list(_CONTENTS)
+
+
+def damaged_architecture(seed: bytes, draw: random.Random) -> bytes:
+    return composed_architecture(*_CONTENTS[seed], draw)
+
+
+def read_blocks(path: Path) -> None:
+    """Decode all tensors, and encode finite ones in every format: no code may be far from its number."""
+    file = GgufFile(path)
+    for name in file.names():
+        tensor = file.get(name).float().numpy()
+        if tensor.ndim < 2 or tensor.shape[-1] % 256 or not np.isfinite(tensor).all() or not tensor.size:
+            continue
+        rows = tensor.reshape(-1, 256).clip(-1e4, 1e4)
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        for kind, block_format in FORMATS.items():
+            blocks = encode(rows, kind)
+            found = gguf().quants.dequantize(blocks, gguf().GGMLQuantizationType[kind])
+            step = largest * (2.5 / 2**block_format.bits + 0.02) + 1e-3
+            assert (np.abs(found - rows) <= step).all(), kind
+
+
 def llama2c_seeds(folder: Path) -> list[bytes]:
     width, hidden, depth, heads, kv, symbols, context = 8, 8, 1, 2, 1, 12, 16
     layer = 2 * width + 2 * width * width + 2 * width * kv * (width // heads) + 3 * width * hidden
@@ -207,6 +259,10 @@ MODELS = {
     "safetensors": Reader("model.safetensors", tensor_seeds, damaged_tensors, read_tensors),
     "index": Reader(INDEX, index_seeds, damaged_json, read_index),
     "gguf": Reader("model.gguf", gguf_seeds, damaged, read_gguf),
+    "composed-gguf-architecture": Reader("b.gguf", architecture_seeds, damaged_architecture, load_gguf),
+    "composed-gguf-blocks": Reader(
+        "c.gguf", lambda _: [composed_blocks(random.Random(0), 0.0)], lambda _, draw: composed_blocks(draw), read_blocks
+    ),
     "llama2c": Reader("model.bin", llama2c_seeds, damaged, load_llama2c),
     "ctranslate2": Reader("model.bin", ctranslate2_seeds, damaged, read_ctranslate2),
 }

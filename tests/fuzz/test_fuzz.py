@@ -15,7 +15,8 @@ COUNT = 300
 WHOLE = 100  # of folders that are written anew for each
 COMPOSED = 60
 NEEDS = {"gguf": ("gguf", "gguf"), "hdf5": ("h5py", "rl")}
-NEEDS |= {"composed-gguf": NEEDS["gguf"], "composed-parquet": ("pyarrow", "data")}
+NEEDS |= {f"composed-gguf{part}": NEEDS["gguf"] for part in ("", "-architecture", "-blocks")}
+NEEDS |= {"composed-parquet": ("pyarrow", "data")}
 NEEDS |= {
     "composed-epd": ("chess", "chess"),
     "composed-pgn": ("chess", "chess"),

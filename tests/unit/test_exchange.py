@@ -67,7 +67,7 @@ def test_numbers_of_a_gguf_file_are_of_no_other_format(
     pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
     assert cli.main(["export", "nowhere", str(tmp_path / "out"), "--dtype", "f16"]) == cli.USER_ERROR
     assert "--dtype f16 applies to gguf files only, but the format is hf; add --format gguf" in capsys.readouterr().err
-    for given, kind in ((), "F32"), (("--dtype", "f16"), "F16"):
+    for given, kind in ((), "F32"), (("--dtype", "f16"), "F16"), (("--dtype", "Q4_0"), "Q4_0"):
         place = tmp_path / f"{kind}.gguf"
         assert cli.main(["export", str(folder), str(place), "--format", "gguf", *given]) == cli.DONE
         assert GgufFile(place).kind("blk.0.attn_q.weight").name == kind

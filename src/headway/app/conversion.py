@@ -97,10 +97,11 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
     """Write a run or model to `out` in a format that other programs read, and return the name of its family or kind
     in that format.
 
-    "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16 or
-    q8_0; "onnx" is a graph for onnxruntime, where `out` is the file or a folder for model.onnx, with the tokenizer,
-    labels and image processor next to it. None chooses by the suffix of `out`: .gguf, .onnx, otherwise hf. Raises
-    UserError for a model that the format cannot represent, and if `out` already exists.
+    "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16,
+    q8_0, q4_k_m or another format of llama.cpp; "onnx" is a graph for onnxruntime, where `out` is the file or a folder
+    for model.onnx, with the tokenizer, labels and image processor next to it. None chooses by the suffix of `out`:
+    .gguf, .onnx, otherwise hf. Raises UserError for a model that the format cannot represent, and if `out` already
+    exists.
     """
     target_format = format_from_suffix(Path(out)) if format is None else format
     check_format(target_format, dtype)
@@ -123,9 +124,9 @@ def export_model(
 ) -> str:
     """Write a published format and return its name for the model's family.
 
-    "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None), f16 or
-    q8_0. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError for a model that the format
-    cannot represent.
+    "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None) or
+    another number format of llama.cpp. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError
+    for a model that the format cannot represent.
     """
     check_format(target_format, dtype)
     model, usage, codec = opened

@@ -62,6 +62,7 @@ from headway.codecs.vocabularies import (
     parse_ranks,
     read_byte_pairs,
     read_wordpiece,
+    with_word_ends,
 )
 from headway.errors import UserError
 from headway.io.helper import Helper, HelperError
@@ -318,7 +319,7 @@ def _read_tokenizer(
             style = next((style for name, style in markers.items() if tokenizer.token_to_id(name) is not None), "")
         return tokenizer, style, STYLE_TOKENS.get(style)
     if file.suffix == ".json":
-        return _read_json(file), style, None
+        return with_word_ends(_read_json(file)), style, None
     if file.suffix == ".spm":
         return read_marian(file.parent, side), "marian", STYLE_TOKENS["marian"]
     if file.suffix == ".tiktoken" or holds_ranks(read_bytes(file)):

@@ -337,7 +337,8 @@ def _block_special_spellings(tokenizer: Tokenizer) -> None:
     """Keep text from being encoded as special tokens that are also in the model's vocabulary.
 
     sentencepiece never matches these in a text, but `tokenizers` does in Unigram models, and in BPE models that keep
-    known words whole. Such text is split after its first character, so that no token can span it.
+    known words whole. Such text is split next to a known character, so that no token can span it. Unknown characters
+    on both sides would be fused otherwise.
     """
     added = tokenizer.get_added_tokens_decoder()
     names = [token.content for token in added.values() if token.special and len(token.content) > 1]
@@ -354,7 +355,9 @@ def _block_special_spellings(tokenizer: Tokenizer) -> None:
         )
     starts: dict[str, list[str]] = {}
     for name in spellable:
-        starts.setdefault(name[0], []).append(re.escape(name[1:]))
+        known = (i for i in range(1, len(name)) if any(map(tokenizer.model.token_to_id, name[i - 1 : i + 1])))
+        cut = next(known, 1)
+        starts.setdefault(name[:cut], []).append(re.escape(name[cut:]))
     pattern = "|".join(f"(?<={re.escape(first)})(?={'|'.join(suffixes)})" for first, suffixes in starts.items())
     steps = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
     split = pre_tokenizers.Split(Regex(pattern), "isolated")

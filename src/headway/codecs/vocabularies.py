@@ -120,12 +120,20 @@ def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
     words = pre_tokenizers.Split(Regex(CLIP), "removed", invert=True)
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytewise])  # type: ignore[assignment]
-    space = decoders.Replace(END_OF_WORD, _SPACE)
-    tokenizer.decoder = decoders.Sequence([space, decoders.ByteLevel(), decoders.Strip(" ", 0, 1)])
-    return tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    return with_word_ends(tokenizer)
 
 
 _SPACE = next(letter for letter, byte in BYTES.items() if byte == ord(" "))
+
+
+def with_word_ends(tokenizer: Tokenizer) -> Tokenizer:
+    """Decode end-of-word suffixes of byte-level tokens as spaces. Files of CLIP leave this to transformers' class."""
+    suffix = getattr(tokenizer.model, "end_of_word_suffix", None)
+    if suffix == END_OF_WORD and isinstance(tokenizer.decoder, decoders.ByteLevel):
+        space = decoders.Replace(END_OF_WORD, _SPACE)
+        tokenizer.decoder = decoders.Sequence([space, decoders.ByteLevel(), decoders.Strip(" ", 0, 1)])  # type: ignore[assignment]
+    return tokenizer
 
 
 def _gpt1(vocabulary: dict[str, int], merges: Merges, unknown: Any) -> Tokenizer:

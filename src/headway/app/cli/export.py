@@ -10,9 +10,10 @@ from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
 headway export runs/my-gpt2 out/
-headway export runs/my-llama my-llama.gguf --dtype q8_0
+headway export runs/my-llama my-llama.gguf --dtype q4_k_m
 headway export runs/photos photos/model.onnx                        # for onnxruntime
 """
+DTYPES = ("f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=["hf", "gguf", "onnx"],
         help="output format; hf is a folder for transformers (default: from OUT's suffix, or hf)",
     )
-    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="number format of the GGUF file (default: f32)")
+    parser.add_argument(
+        "--dtype", type=str.lower, choices=DTYPES, help="number format of the GGUF file, as in llama.cpp (default: f32)"
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -162,20 +162,30 @@ class GgufFile:
             counts[entry.number] += math.prod(entry.shape)
         return KINDS[counts.most_common(1)[0][0]] if counts else KINDS[0]
 
-    def get(self, name: str) -> Tensor:
-        """Return a tensor as stored, or dequantised to 32-bit floats."""
+    def _entry(self, name: str, item: int | None) -> BlockEntry:
+        """The entry of a tensor, or of one item along its first axis."""
         entry = self._entries[name]
+        if item is None:
+            return entry
+        size = entry.size // entry.shape[0]
+        return entry._replace(shape=entry.shape[1:], start=entry.start + item * size, size=size)
+
+    def get(self, name: str, item: int | None = None) -> Tensor:
+        """Return a tensor, or one item along its first axis, as stored or dequantised to 32-bit floats."""
+        entry = self._entry(name, item)
         kind = KINDS[entry.number]
         if kind.dtype is not None:
             return entry.file.tensor(entry.start, kind.dtype, entry.shape)
+        if not entry.size:
+            return torch.empty(entry.shape)
         row = entry.shape[-1] // kind.block * kind.size
         blocks = entry.file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
         with np.errstate(all="ignore"):  # a scale may be NaN
             array = quants().dequantize(blocks.numpy(), entry.number)
         return torch.from_numpy(array).view(entry.shape)
 
-    def done(self, name: str) -> None:
-        entry = self._entries[name]
+    def done(self, name: str, item: int | None = None) -> None:
+        entry = self._entry(name, item)
         entry.file.drop(entry.start, entry.size)
 
 

@@ -1,8 +1,7 @@
 """Read and write a model and its tokenizer as a .gguf file for llama.cpp and compatible programs.
 
-A file is read as if it were the folder it was made from: values become settings of a config.json, tensors get their
-published names, and the family does the rest. Changes that llama.cpp makes are undone here: interleaved rotary pairs
-(llama), norms with 1 added (gemma), and transposed linear layers (gpt2).
+A file is read as if it were the folder it was made from: values become settings of a config.json, which the family
+reads. `dialects.py` has the names of settings and tensors.
 """
 
 from __future__ import annotations
@@ -10,165 +9,41 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.errors import UserError, nearest
 from headway.formats.families import families, llama
+from headway.formats.gguf.dialects import (
+    DIALECTS,
+    FACTORS,
+    LONG_FACTORS,
+    SHORT_FACTORS,
+    WRITABLE_FAMILIES,
+    Dialect,
+    ExpertWeights,
+    find_dialect,
+)
 from headway.formats.gguf.file import GgufFile, gguf
+from headway.formats.gguf.k_quants import FORMATS, encode
+from headway.formats.gguf.mixtures import FormatMixture, Precision
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
-from headway.formats.llama2c import interleaved
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel, can_express, resolve_defaults
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, TensorRule
+from headway.formats.tensor_rules import Family, expect
 from headway.formats.usage import Usage
-from headway.formats.weights import RenamedWeights, fill, published_tensors
+from headway.formats.weights import fill, published_tensors
 from headway.io.durable import atomic_write
 from headway.nn.models import ModelConfig, TransformerConfig
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
-
-# Keys below the architecture's name, and the matching settings of a config.json.
-SIZES = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-GPT2_SIZES = {
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "block_count": "n_layer",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-PHI3_LAYER = {**LAYER, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-GEMMA2_LAYER = {
-    **LAYER,
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-GPT2_OUTER = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-}
-GPT2_LAYER = {
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-_BLOCK_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-_OUTER_NAME = re.compile(r"(\w+)\.(weight|bias)")
-# Factors of rotary frequencies, stored as tensors in GGUF and as settings in config.json.
-FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One architecture: the `family` it is read as, and its names.
-
-    `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms store their scale including the 1 that
-    the published tensor omits. `transposed`: layers whose published weight has its inputs in rows.
-    """
-
-    family: str
-    layers: str = "model.layers"
-    sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
-    outer: Mapping[str, str] = field(default_factory=lambda: OUTER)
-    layer: Mapping[str, str] = field(default_factory=lambda: LAYER)
-    rotary: bool = True
-    interleaved: bool = False
-    offset: bool = False
-    transposed: frozenset[str] = frozenset()
-
-    def published_name(self, name: str) -> str:
-        """Return the published name of a tensor; an unknown one keeps its name, which no rule matches."""
-        inner, outer = _BLOCK_NAME.fullmatch(name), _OUTER_NAME.fullmatch(name)
-        if inner and inner[2] in self.layer:
-            return f"{self.layers}.{inner[1]}.{self.layer[inner[2]]}.{inner[3]}"
-        if outer and outer[1] in self.outer:
-            return f"{self.outer[outer[1]]}.{outer[2]}"
-        return name
-
-    def stored_name(self, published: str) -> str:
-        """The reverse of `published_name`."""
-        stem, _, end = published.rpartition(".")
-        for stored, published_stem in self.outer.items():
-            if stem == published_stem:
-                return f"{stored}.{end}"
-        number, _, inner_name = stem.removeprefix(f"{self.layers}.").partition(".")
-        for stored, published_stem in self.layer.items():
-            if inner_name == published_stem:
-                return f"blk.{number}.{stored}.{end}"
-        raise UserError(
-            f"GGUF has no name for tensor {published!r} of family {self.family}; save it as a folder instead"
-        )
-
-
-DIALECTS = {
-    "llama": Dialect("llama", interleaved=True),
-    "qwen2": Dialect("qwen2"),
-    "qwen3": Dialect("qwen3"),
-    "phi3": Dialect("phi3", layer=PHI3_LAYER),
-    "gemma": Dialect("gemma", offset=True),
-    "gemma2": Dialect("gemma2", layer=GEMMA2_LAYER, offset=True),
-    "gemma3": Dialect("gemma3_text", layer=GEMMA2_LAYER, offset=True),
-    "gpt2": Dialect(
-        "gpt2",
-        rotary=False,
-        layers="transformer.h",
-        sizes=GPT2_SIZES,
-        outer=GPT2_OUTER,
-        layer=GPT2_LAYER,
-        transposed=frozenset(("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
-    ),
-}
-# Families that can be written, with their architecture: llama.cpp has Mistral's layers under Llama's name.
-WRITABLE_FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-
-
-def find_dialect(values: Mapping[str, Any], source: str) -> tuple[str, Dialect]:
-    """Return the architecture that a file names, and its dialect."""
-    name = values.get("general.architecture")
-    if not isinstance(name, str) or name not in DIALECTS:
-        known = ", ".join(sorted(DIALECTS))
-        hint = nearest(str(name), DIALECTS)
-        raise UserError(f"{source}: unknown architecture {str(name)[:80]!r}; {hint} (known: {known})")
-    return name, DIALECTS[name]
 
 
 class RotaryValues(NamedTuple):
@@ -176,10 +51,15 @@ class RotaryValues(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def rotary_values(rotary: RotaryConfig, head_size: int) -> RotaryValues:
+def rotary_values(rotary: RotaryConfig, head_size: int, dialect: Dialect) -> RotaryValues:
     """Return values and tensors that express `rotary`. UserError for a scaling that GGUF cannot store."""
-    values: dict[str, Any] = {"rope.freq_base": float(rotary.theta)}
-    scaling = rotary.scaling
+    scaled, scaling = Rotary(rotary, head_size), rotary.scaling
+    values: dict[str, Any] = {"rope.dimension_count": scaled.size, "rope.freq_base": float(rotary.theta)}
+    if isinstance(scaling, LongRopeScaling) and dialect.family == "phi3":
+        factors = {LONG_FACTORS: scaling.long, SHORT_FACTORS: scaling.short}
+        values |= {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": scaling.original}
+        values["rope.scaling.attn_factor"] = float(scaled.factor)
+        return RotaryValues(values, {name: torch.tensor(numbers) for name, numbers in factors.items()})
     if scaling is None:
         return RotaryValues(values, {})
     if isinstance(scaling, LinearScaling):
@@ -192,15 +72,17 @@ def rotary_values(rotary: RotaryConfig, head_size: int) -> RotaryValues:
     else:
         is_fixed = isinstance(scaling, Llama3Scaling)
     if is_fixed:
-        plain = Rotary(RotaryConfig(rotary.theta), head_size).frequencies
-        scaled = Rotary(rotary, head_size).frequencies
-        return RotaryValues(values, {FACTORS: (plain / scaled).to(torch.float32)})
+        plain = Rotary(replace(rotary, scaling=None), head_size).frequencies
+        return RotaryValues(values, {FACTORS: (plain / scaled.frequencies).to(torch.float32)})
     raise UserError(f"GGUF cannot store rotary positions scaled by {type(scaling).__name__}; export a folder instead")
 
 
 _MAX_FACTORS = 1 << 14  # at most half of a head's features
 # Gemma's largest models divide their scores by the width over the heads, the others by the size of a head.
 _WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}  # layers in the largest models
+# Bases of the rotary positions in layers with a window, if they have their own (None: by default the same).
+_LOCAL_BASES = {"gemma3_text": 10000.0, "olmo3": None}
+_MAX_LAYERS = 10_000
 
 
 class GgufContents(Protocol):
@@ -223,51 +105,55 @@ def read_values(file: GgufContents, architecture: str, dialect: Dialect) -> dict
     """Return the settings from the folder that a file was made from, including "model_type"."""
     prefix = f"{architecture}."
     values = {key.removeprefix(prefix): value for key, value in file.values.items() if key.startswith(prefix)}
-    if values.get("expert_count"):
-        raise UserError(f"{file.source} has {values['expert_count']} experts, which are not supported in GGUF")
+    names = file.names()
     settings: dict[str, Any] = {setting: values[key] for key, setting in dialect.sizes.items() if key in values}
-    settings["model_type"] = dialect.family
-    settings["tie_word_embeddings"] = "output.weight" not in file.names()
-    if "token_embd.weight" in file.names():
+    settings |= dialect.fixed
+    for setting, tensor in dialect.flags.items():
+        settings[setting] = (f"blk.0.{tensor.removeprefix('-')}" in names) != tensor.startswith("-")
+    family = next((variant for key, variant in dialect.variants.items() if values.get(key)), dialect.family)
+    settings |= {"model_type": family, "tie_word_embeddings": "output.weight" not in names}
+    if "token_embd.weight" in names:
         settings["vocab_size"] = file.shape("token_embd.weight")[0]
+    if "sliding_window" in settings:  # otherwise the family's default applies
+        settings["sliding_window"] = settings["sliding_window"] or None
+        if (pattern := values.get("attention.sliding_window_pattern")) is not None:
+            settings["layer_types"] = _layer_types(pattern, settings.get("num_hidden_layers"), file.source)
     if dialect.rotary:
         width, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
-        sizes = type(width) is int and type(heads) is int and heads > 0
-        derived: dict[str, Any] = {}
-        if "sliding_window" in settings:  # otherwise the family's default applies
-            derived["sliding_window"] = settings["sliding_window"] or None
-        if "head_dim" not in settings and sizes:
-            derived["head_dim"] = width // heads  # type: ignore[operator]
-        family = settings["model_type"]
-        if family == "llama":
-            derived["attention_bias"] = "blk.0.attn_q.bias" in file.names()
-            derived["mlp_bias"] = "blk.0.ffn_gate.bias" in file.names()
-            if derived.get("sliding_window") is not None:
-                derived["model_type"] = "mistral"
-        if family in _WIDE_SCORES and sizes:
-            wide = settings.get("num_hidden_layers") == _WIDE_SCORES[family]
-            derived["query_pre_attn_scalar"] = width // heads if wide else settings.get("head_dim", width // heads)  # type: ignore[operator]
-        settings |= derived
+        if type(width) is int and type(heads) is int and heads > 0:
+            settings.setdefault("head_dim", width // heads)
+            if family in _WIDE_SCORES:
+                wide = settings.get("num_hidden_layers") == _WIDE_SCORES[family]
+                settings["query_pre_attn_scalar"] = width // heads if wide else settings["head_dim"]
         settings |= _rotary(file, values, settings)
     settings |= {f"{role}_token_id": file.values.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
     return settings
 
 
+def _layer_types(pattern: Any, depth: Any, source: str) -> list[str]:
+    """Return the kinds of layers: whether each has a window, or after how many comes one without."""
+    if type(pattern) is int and type(depth) is int and pattern > 0 and 0 < depth <= _MAX_LAYERS:
+        pattern = [bool((i + 1) % pattern) for i in range(depth)]
+    if not isinstance(pattern, list) or not all(isinstance(item, (bool, int)) for item in pattern):
+        raise UserError(f"{source} has the window pattern {str(pattern)[:80]}; it should be a number or one per layer")
+    return [llama.SLIDING_ATTENTION if item else llama.FULL_ATTENTION for item in pattern]
+
+
 def _rotary(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return rope_parameters, and for Phi-3 the length it was first trained on."""
     base = values.get("rope.freq_base", 10000.0)
-    parameters = {"rope_theta": base, **_scaling(file, values, settings)}
-    size = settings.get("head_dim") or 0
-    rotated = values.get("rope.dimension_count", size)
-    if rotated != size and type(rotated) is int and type(size) is int and size > 0:
-        parameters["partial_rotary_factor"] = rotated / size
-    if settings["model_type"] == "gemma3_text":
-        local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 10000.0)}
-        return {"rope_parameters": {"full_attention": parameters, "sliding_attention": local}}
     original = values.get("rope.scaling.original_context_length")
-    return {"rope_parameters": parameters} | (
-        {} if original is None else {"original_max_position_embeddings": original}
-    )
+    trained = {} if original is None else {"original_max_position_embeddings": original}
+    parameters = {"rope_theta": base, **_scaling(file, values, settings), **trained}
+    size = settings.get("head_dim") or 0
+    rotated = values.get("rope.dimension_count")
+    if type(rotated) is int and type(size) is int and size > 0:
+        parameters["partial_rotary_factor"] = rotated / size
+    if settings["model_type"] in _LOCAL_BASES:
+        local = values.get("rope.freq_base_swa", _LOCAL_BASES[settings["model_type"]] or base)
+        kinds = {llama.FULL_ATTENTION: parameters, llama.SLIDING_ATTENTION: {"rope_theta": local}}
+        return {"rope_parameters": kinds}
+    return {"rope_parameters": parameters, **trained}
 
 
 def _scaling(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -293,31 +179,6 @@ def _factors(file: GgufContents, name: str) -> list[float]:
     return file.get(name).flatten().tolist()
 
 
-class TranslatedWeights:
-    """The tensors of a file under their published names and in their published layout (Weights)."""
-
-    def __init__(self, file: GgufFile, dialect: Dialect) -> None:
-        self.source = file.source
-        self._file, self._dialect = file, dialect
-        factors = (FACTORS, LONG_FACTORS, SHORT_FACTORS)  # read as settings
-        self._stored_names = {dialect.published_name(name): name for name in file.names() if name not in factors}
-
-    def names(self) -> Collection[str]:
-        return self._stored_names.keys()
-
-    def get(self, name: str) -> Tensor:
-        stored_name = self._stored_names[name]
-        tensor = self._file.get(stored_name)
-        if self._dialect.offset and stored_name.endswith("norm.weight"):
-            tensor = tensor - 1
-        inner = _BLOCK_NAME.fullmatch(stored_name)
-        is_transposed = inner is not None and inner[2] in self._dialect.transposed and inner[3] == "weight"
-        return tensor.T if is_transposed else tensor
-
-    def done(self, name: str) -> None:
-        self._file.done(self._stored_names[name])
-
-
 def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> PublishedModel:
     """Load the model in a .gguf file, in evaluation mode, with its weights in `dtype`; quantised ones are dequantised.
 
@@ -325,11 +186,12 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
     sequence to serve, as for `load_published`. `load_gguf_codec` returns its tokenizer.
     """
     file = GgufFile(Path(path))
-    dialect, family, settings, config, weights = _read(file, context)
+    dialect, family, settings, config = _read(file, context)
+    weights = ExpertWeights(file)
     table = "token_embd.weight"
     dtype = dtype or (file.kind(table).dtype if table in file.names() else None) or torch.float32
     model = uninitialized_model(config, file.size, file.source, dtype)
-    fill(model, rules_for(dialect, family.rules(config), config), weights, dtype)
+    fill(model, dialect.tensor_rules(family, config, weights.names()), weights, dtype)
     usage = Usage(family.name, dict(settings.values), **read_special_tokens(file.values, file.source))
     return PublishedModel(model.eval(), usage)
 
@@ -351,8 +213,7 @@ class _FileMetadata(NamedTuple):
     dialect: Dialect
     family: Family
     settings: Settings
-    config: ModelConfig
-    weights: RenamedWeights
+    config: Any
 
 
 def _read(file: GgufFile, context: int | None) -> _FileMetadata:
@@ -360,16 +221,7 @@ def _read(file: GgufFile, context: int | None) -> _FileMetadata:
     values = read_values(file, name, dialect)
     family = families()[values["model_type"]]
     settings = Settings({**family.defaults, **values}, file.source, context)
-    weights = RenamedWeights(TranslatedWeights(file, dialect), family)
-    return _FileMetadata(dialect, family, settings, read_config(family, settings, weights.names()), weights)
-
-
-def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[TensorRule]:
-    """Return a family's rules for the tensors as this architecture stores them."""
-    if not dialect.interleaved or not isinstance(config, TransformerConfig):
-        return rules
-    mixer = llama.attention(config.stack.blocks[0])
-    return interleaved(rules, mixer.heads, mixer.kv_heads or mixer.heads)
+    return _FileMetadata(dialect, family, settings, read_config(family, settings, file.names()))
 
 
 def load_gguf_codec(path: Path) -> TokenizerCodec | None:
@@ -378,10 +230,6 @@ def load_gguf_codec(path: Path) -> TokenizerCodec | None:
     return read_codec(file.values, file.source)
 
 
-Precision = Literal["F32", "F16", "Q8_0"]
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
-_WINDOWED = {"mistral"}  # families whose window is stored
-_Q8_BLOCK = 32  # numbers that share a scale in Q8_0
 _VERSION = 2  # version of the quantisation format
 _NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
@@ -414,46 +262,62 @@ def save_gguf(
 ) -> str:
     """Write `path`, with the tokenizer if there is one; return the name of the architecture.
 
-    If all layers have the same window, the context is limited to it, except for Mistral, whose window is stored.
-    Matrices are written in `precision` (Q8_0: rows of complete blocks of 32, other matrices in F16), vectors in F32.
+    If all layers have the same window, the context is limited to it, except for architectures whose window is stored.
+    `precision` is one of llama.cpp's number formats, or a mixture of them such as Q4_K_M; vectors are written in F32.
     Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
     usage = usage or Usage()
     family = _find_family(config, usage.family)
-    assert isinstance(config, TransformerConfig)
-    if family.name not in _WINDOWED:
-        config = _within_window(config)
     architecture = WRITABLE_FAMILIES[family.name]
     dialect = DIALECTS[architecture]
-    published = published_tensors(model, rules_for(dialect, family.rules(config), config))
-    tensors = {dialect.stored_name(name): tensor for name, tensor in published.items()}
-    mixer = llama.attention(config.stack.blocks[0])
-    head_size = mixer.head_size or config.width // mixer.heads
-    sizes = {f"{architecture}.{key}": value for key, value in _sizes(dialect, family.write(config)).items()}
-    rotary_settings, factors = rotary_values(llama.first_rotary(config), head_size)
+    assert isinstance(config, TransformerConfig)
+    if not dialect.windowed:
+        config = _within_window(config)
+    tensors = _stack_experts(published_tensors(model, dialect.tensor_rules(family, config)))
+    sizes, factors = _sizes(dialect, family, config)
+    mixer, experts = llama.attention(config.stack.blocks[0]), sizes.get("expert_count", 0)
+    groups = mixer.heads // (mixer.kv_heads or mixer.heads)
+    mixture = FormatMixture(precision, len(config.stack.blocks), groups, experts, "output.weight" not in tensors)
     values = {
         "general.architecture": architecture,
-        "general.file_type": _FILE_TYPES[precision],
+        "general.type": "model",
+        "general.file_type": gguf().LlamaFileType[f"{'ALL' if precision == 'F32' else 'MOSTLY'}_{precision}"].value,
         "general.quantization_version": _VERSION,
-        **sizes,
-        **{f"{architecture}.{key}": value for key, value in rotary_settings.items()},
+        **{f"{architecture}.{key}": value for key, value in sizes.items()},
         **(_NO_TOKENIZER if codec is None else write_codec(codec, config.vocab_size, usage)),
     }
     draft = FileContents(values, {**tensors, **factors}, str(path))
-    reread_values = read_values(draft, architecture, dialect)
-    known = families()[reread_values["model_type"]]
-    settings = Settings({**known.defaults, **reread_values}, draft.source, config.context)
-    read_back = known.read(settings, ())
-    resolved = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]  # type: ignore[arg-type]
-    if resolved[0] != resolved[1]:
+    if not _is_read_back(draft, dialect, config):
         raise UserError(
-            f"GGUF has no settings for some features of this {family.name} model (per-layer windows, some biases); "
-            "export it as a folder instead"
+            f"GGUF has no settings for some features of this {family.name} model (windows or positions of some layers, "
+            "some biases); export it as a folder instead"
         )
-    _write(draft, path, precision)
+    _write(draft, path, mixture)
     return architecture
+
+
+def _is_read_back(draft: FileContents, dialect: Dialect, config: TransformerConfig) -> bool:
+    """Whether the file describes the same model; rotary frequencies may be rounded."""
+    values = read_values(draft, draft.values["general.architecture"], dialect)
+    known = families()[values["model_type"]]
+    read_back: Any = known.read(Settings({**known.defaults, **values}, draft.source, config.context), ())
+    plain = [resolve_defaults(llama.with_mixers(candidate, rotary=None)) for candidate in (read_back, config)]
+    if plain[0] != plain[1]:
+        return False
+    for block, other in zip(read_back.stack.blocks, config.stack.blocks):
+        rotaries = llama.attention(block).rotary, llama.attention(other).rotary
+        if None in rotaries:
+            if rotaries != (None, None):
+                return False
+            continue
+        head_size = llama.attention(block).head_size or config.width // llama.attention(block).heads
+        found, wanted = (Rotary(expect(rotary, RotaryConfig), head_size) for rotary in rotaries)
+        same = found.size == wanted.size and torch.allclose(found.frequencies, wanted.frequencies, 1e-6, 0.0)
+        if not same or not math.isclose(found.factor, wanted.factor, rel_tol=1e-6):
+            return False
+    return True
 
 
 def _within_window(config: TransformerConfig) -> TransformerConfig:
@@ -480,18 +344,39 @@ def _find_family(config: ModelConfig, name: str) -> Family:
     )
 
 
-def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(dialect: Dialect, family: Family, config: TransformerConfig) -> RotaryValues:
+    """Return the values below the architecture's name, and the factors of rotary positions."""
+    settings, mixer = family.write(config), llama.attention(config.stack.blocks[0])
     values = {key: settings[setting] for key, setting in dialect.sizes.items() if settings.get(setting) is not None}
-    size = settings["head_dim"]
-    return {
-        **values,
-        "attention.value_length": size,
-        "rope.dimension_count": size,
-        "vocab_size": settings["vocab_size"],
-    }
+    size = mixer.head_size or config.width // mixer.heads
+    values |= {key: 0 for key in dialect.zeros if key not in values}
+    values |= {"attention.key_length": size, "attention.value_length": size, "vocab_size": config.vocab_size}
+    if not dialect.rotary:
+        return RotaryValues(values, {})
+    full, local = llama.first_rotary(config), None
+    if family.name in _LOCAL_BASES:  # the first layers with and without a window
+        for block, window in reversed(list(zip(config.stack.blocks, llama.windows_of(config)))):
+            rotary = expect(llama.attention(block).rotary, RotaryConfig)
+            full, local = (rotary, local) if window is None else (full, rotary)
+    rotary_settings, factors = rotary_values(full, size, dialect)
+    if local is not None and family.name == "gemma3_text":  # llama.cpp has one base for OLMo 3
+        rotary_settings["rope.freq_base_swa"] = float(local.theta)
+    return RotaryValues({**values, **rotary_settings}, factors)
 
 
-def _write(draft: FileContents, path: Path, precision: Precision) -> None:
+_EXPERT = re.compile(r"(.+_exps)\.(\d+)\.weight")
+
+
+def _stack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` with the experts of a layer as one tensor."""
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name in list(tensors):
+        if (match := _EXPERT.fullmatch(name)) is not None:
+            stacks.setdefault(f"{match[1]}.weight", {})[int(match[2])] = tensors.pop(name)
+    return {**tensors, **{name: torch.stack([experts[i] for i in sorted(experts)]) for name, experts in stacks.items()}}
+
+
+def _write(draft: FileContents, path: Path, mixture: FormatMixture) -> None:
     package = gguf()
     with atomic_write(path, new=True) as draft_path:
         writer = package.GGUFWriter(draft_path, draft.values["general.architecture"])
@@ -499,15 +384,16 @@ def _write(draft: FileContents, path: Path, precision: Precision) -> None:
             if key != "general.architecture":  # already written by the writer
                 _add(writer, key, value)
         for name, tensor in draft.tensors.items():
-            tensor = tensor.detach().float()
-            array = tensor.contiguous().numpy()
-            if precision == "F32" or tensor.dim() < 2:
-                writer.add_tensor(name, array)
-            elif precision == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK == 0:
-                kind = package.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, package.quants.quantize(array, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, tensor.to(torch.float16).numpy())
+            array = tensor.detach().float().contiguous().numpy()
+            kind = mixture.format_of(name, array.shape)
+            if kind in ("F32", "F16"):
+                writer.add_tensor(name, array if kind == "F32" else array.astype(np.float16))
+                continue
+            if not np.isfinite(array).all():
+                raise UserError(f"tensor {name} contains NaN or infinity, which {kind} cannot store; export as f32")
+            number = package.GGMLQuantizationType[kind]
+            blocks = encode(array, kind) if kind in FORMATS else package.quants.quantize(array, number)
+            writer.add_tensor(name, blocks, raw_dtype=number)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

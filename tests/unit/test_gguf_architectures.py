@@ -1,0 +1,295 @@
+"""Every architecture of GGUF both ways, against tensors that are named by the package gguf and changed as llama.cpp's
+converter changes them (conversion/*.py, 2026).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headway.errors import UserError
+from headway.formats.gguf import GgufFile, load_gguf, save_gguf
+from headway.formats.gguf.model import DIALECTS, WRITABLE_FAMILIES
+from headway.formats.published import load_published, save_published
+from headway.formats.usage import Usage
+
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
+T = pytest.importorskip("transformers")
+IDS = torch.randint(0, 48, (2, 20), generator=torch.Generator().manual_seed(1))
+SIZES: dict[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "head_dim": 16, "tie_word_embeddings": True}
+WINDOWED = {**GEMMA, "sliding_window": 6, "query_pre_attn_scalar": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 5e3, "short_factor": [1.0, 1.1], "long_factor": [1.0, 2.5]}
+LONG = {"original_max_position_embeddings": 32, "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e3, "original_max_position_embeddings": 16}
+DEFAULT = {"rope_type": "default", "rope_theta": 5e3}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+TWO_BASES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 9e3},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+}
+PARTIAL = {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5}
+# The class in transformers, and settings.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**GROUPED, "attention_bias": True}),
+    "llama, mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "sliding_window": None}),
+    "qwen2": ("Qwen2", {**GROUPED, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
+    "qwen3moe": (
+        "Qwen3Moe",
+        {**GROUPED, **EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    ),
+    "olmo2": ("Olmo2", {**GROUPED, "rope_parameters": {"rope_type": "default", "rope_theta": 1e3}}),
+    "olmo2, olmo3": (
+        "Olmo3",
+        {
+            **GROUPED,
+            "num_hidden_layers": 5,
+            "sliding_window": 6,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT},
+        },
+    ),
+    "olmoe": ("Olmoe", {**GROUPED, **EXPERTS}),
+    "phi3": ("Phi3", {**GROUPED, "rope_parameters": PARTIAL}),
+    "phi3, long": ("Phi3", {**GROUPED, **LONG, "sliding_window": 9}),
+    "gemma": ("Gemma", GEMMA),
+    "gemma2": ("Gemma2", {**WINDOWED, "num_hidden_layers": 4}),
+    "gemma3": (
+        "Gemma3",
+        {**WINDOWED, "num_hidden_layers": 7, "rope_parameters": TWO_BASES},
+    ),
+    "smollm3": ("SmolLM3", {**GROUPED, "num_hidden_layers": 5}),
+    "stablelm": ("StableLm", {**GROUPED, "use_qkv_bias": True, "rope_parameters": PARTIAL}),
+    "stablelm, parallel": ("StableLm", {**GROUPED, "use_parallel_residual": True, "rope_parameters": PARTIAL}),
+    "starcoder2": ("Starcoder2", {**GROUPED, "norm_epsilon": 1e-4, "sliding_window": None}),
+    "gptneox": ("GPTNeoX", {**SIZES, "rope_parameters": PARTIAL, "use_parallel_residual": False}),
+    "gptneox, parallel": ("GPTNeoX", {**SIZES, "rope_parameters": PARTIAL}),
+    "gpt2": ("GPT2", {"vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 72}),
+}  # fmt: skip
+
+
+def original(case: str) -> Any:
+    """A model of transformers with weights drawn by it, all of them noisy."""
+    name, settings = CASES[case]
+    config = getattr(T, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**settings)
+    torch.manual_seed(1)  # transformers draws from the global generator
+    model = getattr(T, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def permuted(tensor: Tensor, heads: int) -> Tensor:
+    """Rotary halves to adjacent pairs."""
+    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def converted(model: Any, architecture: str) -> dict[str, Tensor]:
+    """The tensors that llama.cpp's converter writes."""
+    config = model.config
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name in ("lm_head.weight", "embed_out.weight") and config.tie_word_embeddings:
+            continue
+        if name.endswith("experts.gate_up_proj"):  # transformers 5 stacks what files have apart
+            stem = name.removesuffix("gate_up_proj")
+            gate, up = tensor.chunk(2, dim=1)
+            parts = {f"{stem}gate_proj.weight": gate, f"{stem}up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            parts = {f"{name}.weight": tensor}
+        else:
+            parts = {name: tensor}
+        for part_name, part in parts.items():
+            stem, _, end = part_name.rpartition(".")
+            if architecture in ("llama", "smollm3") and stem.endswith(("q_proj", "k_proj")):
+                heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
+                part = permuted(part, heads)
+            if architecture.startswith("gemma") and part_name.endswith("norm.weight"):
+                part = part + 1
+            if architecture == "gpt2" and ".h." in part_name and part.dim() == 2:
+                part = part.T
+            if architecture == "gptneox" and "query_key_value" in stem:
+                part = part.unflatten(0, (config.num_attention_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+            tensors[f"{names.get_name(stem)}.{end}"] = part
+    return tensors
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def theirs(case: str) -> Any:
+    return original(case)
+
+
+@pytest.fixture(scope="module")
+def folder(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("folder")
+    theirs.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of transformers, opened and written as a file."""
+    model, usage = load_published(folder)
+    path = tmp_path_factory.mktemp("file") / "a.gguf"
+    save_gguf(model, model.config, path, usage=usage)  # type: ignore[arg-type]
+    return path
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model.logits(IDS) if hasattr(model, "logits") else model(IDS).logits
+
+
+def test_there_and_back(folder: Path, written: Path, theirs: Any) -> None:
+    found = load_gguf(written).model
+    ours = logits(load_published(folder).model)
+    assert torch.allclose(logits(found), ours, atol=1e-6, rtol=0)
+    assert torch.allclose(ours, logits(theirs), atol=2e-5)
+
+
+def test_tensors_are_those_of_the_converter(case: str, written: Path, theirs: Any) -> None:
+    file, wanted = GgufFile(written), converted(theirs, case.split(",")[0])
+    factors = {"rope_factors_long.weight", "rope_factors_short.weight"} if case == "phi3, long" else set()
+    assert set(file.names()) == wanted.keys() | factors
+    for name, tensor in wanted.items():
+        assert torch.equal(file.get(name), tensor.float()), name
+
+
+def test_a_file_becomes_a_folder(written: Path, tmp_path: Path, theirs: Any) -> None:
+    found, usage = load_gguf(written)
+    name = save_published(found, found.config, tmp_path, usage)  # type: ignore[arg-type]
+    assert name == theirs.config.model_type
+    assert torch.allclose(logits(load_published(tmp_path).model), logits(theirs), atol=2e-5)
+    again = T.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.allclose(logits(again), logits(theirs), atol=2e-5)
+
+
+# Values that llama.cpp reads, by case: those that the converter writes for it.
+VALUES: dict[str, dict[str, Any]] = {
+    "llama, mixtral": {"expert_count": 4, "expert_used_count": 2, "rope.dimension_count": 8, "vocab_size": 48},
+    "qwen3moe": {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24},
+    "olmoe": {"expert_count": 4, "expert_used_count": 2, "feed_forward_length": 64},
+    "olmo2, olmo3": {
+        "attention.sliding_window": 6,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16,
+    },
+    "phi3": {"attention.sliding_window": 0, "rope.dimension_count": 4},
+    "phi3, long": {
+        "attention.sliding_window": 9,
+        "rope.scaling.original_context_length": 32,
+        "rope.scaling.attn_factor": (1 + np.log(2) / np.log(32)) ** 0.5,
+        "context_length": 64,
+    },
+    "gemma": {"attention.key_length": 16, "attention.value_length": 16},
+    "gemma2": {"attention.sliding_window": 6, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3": {
+        "attention.sliding_window": 6,
+        "rope.freq_base": 9e3,
+        "rope.freq_base_swa": 70.0,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 8.0,
+    },
+    "stablelm": {"use_parallel_residual": False, "rope.dimension_count": 4, "attention.layer_norm_epsilon": 1e-5},
+    "stablelm, parallel": {"use_parallel_residual": True},
+    "starcoder2": {"attention.layer_norm_epsilon": 1e-4},
+    "gptneox": {"use_parallel_residual": False, "rope.dimension_count": 4, "rope.freq_base": 1e3},
+    "gptneox, parallel": {"use_parallel_residual": True},
+    "gpt2": {"context_length": 64, "embedding_length": 32, "block_count": 2, "feed_forward_length": 72},
+}
+COMMON = {"attention.head_count": 4, "embedding_length": 32}
+
+
+def test_values_are_those_of_the_converter(case: str, written: Path) -> None:
+    architecture, values = case.split(",")[0], GgufFile(written).values
+    assert values["general.architecture"] == architecture
+    for key, wanted in {**COMMON, **VALUES.get(case, {})}.items():
+        found = values[f"{architecture}.{key}"]
+        assert found == pytest.approx(wanted) if isinstance(wanted, float) else found == wanted, key
+
+
+def test_cases_are_complete() -> None:
+    assert {case.split(",")[0] for case in CASES} == DIALECTS.keys()
+    classes = {getattr(T, f"{name}{'Text' if name == 'Gemma3' else ''}Config") for name, _ in CASES.values()}
+    assert {each.model_type for each in classes} == WRITABLE_FAMILIES.keys() - {"mistral"}
+
+
+def changed(case: str, tmp_path: Path, **settings: Any) -> None:
+    name, values = CASES[case]
+    config = getattr(T, f"{name}Config")(**{**values, **settings})
+    model = getattr(T, f"{name}ForCausalLM")(config)
+    model.save_pretrained(tmp_path / "folder")
+    ours, usage = load_published(tmp_path / "folder")
+    save_gguf(ours, ours.config, tmp_path / "a.gguf", usage=usage or Usage())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("case_name", "settings"),
+    [
+        ("qwen3moe", {"norm_topk_prob": False}),
+        ("qwen3moe", {"mlp_only_layers": [1]}),
+        ("olmoe", {"norm_topk_prob": True}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"query_pre_attn_scalar": 7}),
+        ("starcoder2", {"use_bias": False}),
+        ("gptneox", {"attention_bias": False}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 0]}),
+        ("olmo2", {"attention_bias": True}),
+    ],
+)
+def test_what_llama_cpp_does_not_vary_is_refused(case_name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="GGUF has no settings for some features of this"):
+        changed(case_name, tmp_path, **settings)
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_experts_as_older_files_have_them(tmp_path: Path) -> None:
+    """One tensor per expert."""
+    model = original("llama, mixtral")
+    tensors = converted(model, "llama")
+    model.save_pretrained(tmp_path / "folder")
+    ours, usage = load_published(tmp_path / "folder")
+    save_gguf(ours, ours.config, tmp_path / "a.gguf", usage=usage)  # type: ignore[arg-type]
+    values = GgufFile(tmp_path / "a.gguf").values
+    writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
+    for key, value in values.items():
+        if key.startswith("llama."):
+            (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(key, value)
+    for name, tensor in tensors.items():
+        parts = {name: tensor}
+        if name.endswith("_exps.weight"):
+            parts = {name.replace("_exps.weight", f".{i}.weight"): expert for i, expert in enumerate(tensor)}
+        for part_name, part in parts.items():
+            writer.add_tensor(part_name, part.contiguous().numpy())
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    assert torch.allclose(logits(load_gguf(tmp_path / "b.gguf").model), logits(model), atol=2e-5)
