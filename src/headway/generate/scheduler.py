@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,7 +134,8 @@ class Scheduler:
             raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
         self._codec, self._slots, self._max_waiting = codec, slots, waiting
         self._guess_length, self._draft = guess_length if stepper.extends else None, draft
-        self._step_tokens = self._max_chunk = step_tokens
+        # Torch reads the complete prompts of a batch in its first step.
+        self._step_tokens = self._max_chunk = step_tokens if stepper.joins else sys.maxsize
         self._store: Blocks | None = None  # keys and values of the engine
         self._prefixes: PrefixCache | None = None
         if stepper.joins and not isinstance(stepper.config, EncoderDecoderConfig):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from headway.codecs.chat_spans import GUARD
-from headway.codecs.thinking_format import CHANNEL, MESSAGE, MESSAGE_ENDS, START, ThinkingFormat
+from headway.codecs.thinking_format import CHANNEL, CONSTRAIN, MESSAGE, MESSAGE_ENDS, START, ThinkingFormat
 from headway.errors import UserError
 from headway.generate.sampling import Rule, token_mask
 from headway.generate.sequences import ANSWER, BEFORE, THINKING, AnswerReader, partial_match_length
@@ -62,10 +62,12 @@ class MarkerReader:
         self.state, self.reasoning, self.recipient, self.pending = state, "", "", ""
         self._opening, self._closing = thinking.text_markers
         self._special, self._names = thinking.special_ids, thinking.spelled
+        self._expected = {BEFORE: thinking.opening, THINKING: thinking.closing}
         self._trims = state == THINKING  # at the start of the thinking, or of the answer after it
 
     def push(self, text: str, token: int | None = None, last: bool = False) -> str:
-        if name := self._names.get(-1 if token is None else token, ""):
+        name = self._names.get(-1 if token is None else token, "")
+        if name and name == self._expected.get(self.state):
             before, _, after = text.partition(name)
             text = f"{before}{GUARD}{name}{after}"
         self.pending += text
@@ -119,7 +121,7 @@ class ChannelReader:
             self.recipient = "" if recipient is None else recipient[1]
         elif name in (START, *MESSAGE_ENDS):
             self._header, self.recipient, self.state = "", "", ANSWER
-        elif name and self._header is None:  # a header whose start is missing
+        elif name in (CHANNEL, CONSTRAIN) and self._header is None:  # a header whose start is missing
             self._header, self.recipient = name, ""
         elif self._header is not None:
             self._header += name

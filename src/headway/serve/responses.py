@@ -99,10 +99,15 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     }
 
 
-class OutputText(msgspec.Struct):
-    """Text, and the log probabilities of its tokens if requested."""
+class ContentPart(msgspec.Struct):
+    """A part of an item: OutputText or ReasoningText."""
 
     text: str = ""
+
+
+class OutputText(ContentPart):
+    """Text, and the log probabilities of its tokens if requested."""
+
     logprobs: list[TokenLogprob] = []
     annotations: list[dict[str, Any]] = []
     type: Literal["output_text"] = "output_text"
@@ -117,10 +122,9 @@ class OutputMessage(msgspec.Struct, tag="message"):
     role: Literal["assistant"] = "assistant"
 
 
-class ReasoningText(msgspec.Struct):
+class ReasoningText(ContentPart):
     """The text of the thinking before an answer."""
 
-    text: str = ""
     type: Literal["reasoning_text"] = "reasoning_text"
 
 
@@ -213,7 +217,7 @@ class ResponseEvent(msgspec.Struct, kw_only=True):
     item: ReasoningItem | OutputMessage | FunctionCall | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    part: ReasoningText | OutputText | UnsetType = UNSET
+    part: ContentPart | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
@@ -247,6 +251,7 @@ async def _stream_events(body: ResponseBody, chat: ChatBody, context: Context) -
 
 
 _PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+_PARAMS["reasoning_effort"] = "reasoning.effort"
 
 
 @asynccontextmanager

@@ -218,6 +218,8 @@ def _parse_python(text: str) -> tuple[int | None, str]:
     depth, stop = 0, 0
     for match in _PYTHON_LEXEME.finditer(text):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
+        if match[0] in "'\"":  # a string that has not ended
+            break
         if depth <= 0:
             stop = match.end()
             break
@@ -289,7 +291,7 @@ def _parse_value(text: str, types: set[str]) -> Any:
 _MAX_START = 80  # characters that show whether a call starts
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_PYTHON_LEXEME = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[()\[\]{}]""", re.DOTALL)
+_PYTHON_LEXEME = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[()\[\]{}'"]""", re.DOTALL)
 _STRING, _STRUCTURE = re.compile(r'[\\"]'), re.compile(r'["{}\[\]]')
 
 

@@ -63,8 +63,8 @@ class Conversation:
     def encode_prompt(
         self, messages: Sequence[Message], limits: Limits, thinking_token_budget: int | None = None
     ) -> ChatPrompt:
-        """A conversation as ids; its oldest turns are dropped if they leave no room for an answer. With a budget of 0
-        the template is told not to let the model think.
+        """A conversation as ids; its oldest turns are dropped if they leave no room for an answer. A budget
+        of 0 sets the template's variables that turn thinking off.
 
         An answer gets at most half of the context. Raises UserError for messages that the template rejects.
         """
