@@ -13,7 +13,7 @@ from headway.codecs import TokenizerCodec, train_codec
 from headway.codecs.chat_template import ChatTemplate
 from headway.errors import UserError
 from headway.serve.tool_calls import ToolCall, ToolCallParser
-from headway.serve.tools import Toolbox, format_of, template_messages
+from headway.serve.tools import Toolbox, arranged_messages, format_of, template_messages
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
@@ -494,3 +494,32 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
     assert '"name": "clock"' in text
     with pytest.raises(UserError, match="message 0 has a call with arguments"):
         template_messages([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])
+
+
+def test_earlier_calls_are_arranged_as_templates_read_them() -> None:
+    def call(number: int) -> dict[str, Any]:
+        return {"id": f"{number}", "type": "function", "function": {"name": f"f{number}", "arguments": {"x": number}}}
+
+    question = {"role": "user", "content": "?"}
+    both = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call(1), call(2)]}
+    outputs = [{"role": "tool", "tool_call_id": f"{number}", "content": f"o{number}"} for number in (1, 2)]
+    answer = {"role": "assistant", "content": "!"}
+    messages = [question, both, *outputs, answer]
+    assert arranged_messages(messages, HERMES) == messages
+    [_, first, second, third, fourth, _] = arranged_messages(messages, f"{OSS}{{{{ message.thinking }}}}")
+    assert (first["tool_calls"], first["thinking"], third["tool_calls"]) == ([call(1)], "Hm.", [call(2)])
+    assert [second, fourth] == outputs
+    plain = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+    assert arranged_messages(plain, GLM4) == [
+        question,
+        {"role": "assistant", "content": '{"x": 1}', "metadata": "f1"},
+        {"role": "assistant", "content": '{"x": 2}', "metadata": "f2"},
+        {"role": "observation", "tool_call_id": "1", "content": "o1"},
+        {"role": "observation", "tool_call_id": "2", "content": "o2"},
+        answer,
+    ]
+    spoken = {**both, "content": "Let me see."}
+    assert "thinking" not in arranged_messages([spoken], f"{OSS}{{{{ message.thinking }}}}")[0]
+    # What follows no call stays where it is.
+    alone = [question, {"role": "tool", "content": "o"}, answer]
+    assert arranged_messages(alone, OSS) == alone

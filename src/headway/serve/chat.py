@@ -57,7 +57,7 @@ from headway.serve.generation import (
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events, ReadyModel
 from headway.serve.tool_calls import ToolCall
-from headway.serve.tools import Toolbox, template_messages
+from headway.serve.tools import Toolbox, arranged_messages, template_messages
 
 _RESERVED_TOKENS = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens
 _DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
@@ -172,6 +172,7 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
         n = num_samples(body, 1, context)
         sampling = sampling_of(body, ready.model.module.config.vocab_size)
         conversation = conversation_of(ready)
+        messages = arranged_messages(messages, conversation.template.text)
         limits = conversation.with_turn_end(limits_of(body, ready.model, context))
         rule = await rule_of(body, ready.model, limits.stop_ids)
         tools, budget = _tools(body, conversation), _budget(body, conversation, context)

@@ -10,6 +10,7 @@ from typing import Any
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import special_ids
+from headway.codecs.thinking_format import CHANNEL
 from headway.errors import UserError, nearest
 from headway.serve.call_formats import DEEPSEEK_MARK, FORMATS, MISTRAL, CallFormat
 from headway.serve.structured_outputs import RuleFactory, compile_format
@@ -191,6 +192,39 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             ]
         converted.append(message)
     return converted
+
+
+def arranged_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
+    """`template_messages` as templates with other conventions expect them.
+
+    gpt-oss reads one call per message, followed by its output, and earlier thinking as `thinking`. GLM 4 reads the name
+    of a call as `metadata`, and outputs with the role observation.
+    """
+    arranged: list[dict[str, Any]] = []
+    for message in messages:
+        message, calls = dict(message), message.get("tool_calls") or []
+        if "thinking" in template and message.get("reasoning_content") and not (calls and message["content"]):
+            message["thinking"] = message["reasoning_content"]
+        if CHANNEL in template and len(calls) > 1:
+            arranged.append({**message, "tool_calls": calls[:1]})
+            arranged += [{"role": message["role"], "content": "", "tool_calls": [call]} for call in calls[1:]]
+            continue
+        if CHANNEL in template and message["role"] == "tool":  # after its call
+            ids = [(earlier.get("tool_calls") or [{}])[0].get("id") for earlier in arranged]
+            position = max(
+                (i for i, call_id in enumerate(ids) if call_id == message.get("tool_call_id", "")), default=-1
+            )
+            arranged.insert(position + 1 if position >= 0 else len(arranged), message)
+            continue
+        if "<|observation|>" in template and "metadata" in template:
+            message |= {"role": "observation"} if message["role"] == "tool" else {}
+            for call in calls:
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                arranged.append({"role": message["role"], "content": arguments, "metadata": call["function"]["name"]})
+            if calls:
+                continue
+        arranged.append(message)
+    return arranged
 
 
 def _is_call(call: Any) -> bool:
