@@ -185,7 +185,7 @@ def test_log_probabilities_are_those_of_chats(client: TestClient) -> None:
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "set it to false"),
         ({"background": True}, "background", "background responses are not supported"),
         ({"truncation": "auto"}, "truncation", "shorten input"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "reasoning_effort is 'high', which the chat template does"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "reasoning_effort is 'high', which the chat"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "reasoning is not summarised"),
         ({"thinking_token_budget": -2}, None, "thinking_token_budget is -2"),
         ({"thinking_token_budget": 5}, None, "this model does not think"),

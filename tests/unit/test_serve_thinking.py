@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def codec() -> TokenizerCodec:
     return train_codec("byte", ["any"], special=(*MARKERS, *HARMONY[len(SPECIAL) :]))
 
 
-def read(reader: AnswerReader, pieces: list[tuple[str, int | None]]) -> tuple[str, str]:
+def read(reader: AnswerReader, pieces: Sequence[tuple[str, int | None]]) -> tuple[str, str]:
     """The answer and the thinking in the pieces of an output."""
     answer = thinking = ""
     for place, (text, token) in enumerate(pieces):
@@ -380,6 +380,7 @@ def test_messages_to_tools_are_calls(tmp_path: Path) -> None:
     """As gpt-oss writes them: a message on the channel commentary, to a function."""
     path = echo_model(tmp_path, 400, OSS, special=HARMONY)
     codec = hw.load(path, "cpu", backend="torch").codec
+    assert isinstance(codec, TokenizerCodec)
     thinking = thinking_format(codec, OSS)
     assert thinking is not None
     head = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions."
@@ -433,7 +434,8 @@ def test_local_models_think_within_a_budget(thinker: Path, capsys: pytest.Captur
 def test_torch_reads_long_prompts_whole(tmp_path: Path) -> None:
     model = hw.load(echo_model(tmp_path, 400), "cpu", backend="torch")
     scheduler = Scheduler(model.open_session().model, model.codec, step_tokens=128)
-    start = model.codec.token_id("<|assistant|>")
+    start = model.talk.codec.token_id("<|assistant|>")
+    assert start is not None
     scheduler.submit(Request([*[5] * 200, start], Sampling(0), Limits(3), n=2))
     found = [event for _ in range(4) for event in scheduler.step()]
     assert "".join(event.text for event in found) == "aabbcc"
@@ -473,3 +475,17 @@ def test_every_backend_gives_the_same_tokens(tmp_path: Path, temperature: float)
             assert all(re.fullmatch("[a-z]{3,9}[0-9]{2}", part[1]) for part in parts.values())
             assert all(0 < len(part[2]) <= 4 for part in parts.values()) or temperature
     assert all(each == found[0] for each in found)
+
+
+def test_gemmas_label_is_not_part_of_its_thinking() -> None:
+    codec = train_codec("byte", ["any"], special=(*SPECIAL, "<|channel>", "<channel|>"))
+    thinking = thinking_format(codec, TEMPLATE)
+    assert thinking is not None
+    opening, closing = (codec.token_id(name) for name in ("<|channel>", "<channel|>"))
+    for text, wanted in (("thought\nHm.", "Hm."), ("thorn", "thorn"), ("thou", "thou"), ("", "")):
+        for size in range(1, 6):
+            pieces = [(text[start : start + size], None) for start in range(0, len(text), size)]
+            found = read(answer_reader(thinking, "before"), [("", opening), *pieces, ("", closing), ("Yes.", None)])
+            assert found == ("Yes.", wanted)
+    assert thinking.state_after("<|channel>thought\n<channel|>") == "answer"
+    assert read(answer_reader(thinking, "thinking"), [("\nthought", None), ("", closing)]) == ("", "thought")

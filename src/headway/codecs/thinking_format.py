@@ -19,7 +19,9 @@ _MARKERS = (
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
     ("◁think▷", "◁/think▷"),  # Kimi-VL
+    ("<|channel>", "<channel|>"),  # Gemma 4
 )
+_LABELS = {"<|channel>": "thought"}  # text after the opening marker
 # Harmony (gpt-oss): an answer is a list of messages, each on a channel.
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 MESSAGE_ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -31,8 +33,10 @@ class ThinkingFormat:
     """The strings around a model's thinking.
 
     In `channels`, thinking is a message of its own, and so is an answer. `separator` is the white space that the chat
-    template writes between thinking and an answer. `special_ids` are the ids without text, `spelled` the names of the
-    tokens that have a meaning here. A marker that is a token is recognised by its id, any other by its text.
+    template writes between thinking and an answer. `label` is text after the opening marker that is not part of the
+    thinking, and `on_new_line` whether a line break may come before the marker. `special_ids` are the ids without text,
+    `spelled` the names of the tokens that have a meaning here. A marker that is a token is recognised by its id, any
+    other by its text.
     """
 
     codec: TokenizerCodec
@@ -40,6 +44,8 @@ class ThinkingFormat:
     closing: str
     separator: str = ""
     channels: bool = False
+    label: str = ""
+    on_new_line: bool = False
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -94,5 +100,7 @@ def thinking_format(codec: TokenizerCodec, template: str) -> ThinkingFormat | No
         if is_token or opening in template or closing in template:
             breaks = re.findall(rf"{re.escape(closing)}((?:\\n|\n){{0,4}})", template)
             separator = max(breaks, key=len, default="").replace("\\n", "\n")
-            return ThinkingFormat(codec, opening, closing, separator)
+            on_new_line = re.search(rf"(?:\\n|\n){re.escape(opening)}", template) is not None
+            label = _LABELS.get(opening, "")
+            return ThinkingFormat(codec, opening, closing, separator, label=label, on_new_line=on_new_line)
     return None

@@ -63,6 +63,7 @@ class MarkerReader:
         self._opening, self._closing = thinking.text_markers
         self._special, self._names = thinking.special_ids, thinking.spelled
         self._expected = {BEFORE: thinking.opening, THINKING: thinking.closing}
+        self._label = "" if state == THINKING else thinking.label  # the start of the thinking, until it is read
         self._trims = state == THINKING  # at the start of the thinking, or of the answer after it
 
     def push(self, text: str, token: int | None = None, last: bool = False) -> str:
@@ -80,8 +81,12 @@ class MarkerReader:
                 self.state = ANSWER
         if self._trims:
             self.pending = self.pending.lstrip()
-            self._trims = not self.pending
-        if self.state == THINKING:
+            if self.pending.startswith(self._label):
+                self.pending, self._label = self.pending.removeprefix(self._label).lstrip(), ""
+            elif last or not self._label.startswith(self.pending):
+                self._label = ""
+            self._trims = not self.pending or self._label != ""
+        if self.state == THINKING and not self._label:
             self._read_thinking(last)
         if self.state != ANSWER:
             return ""
@@ -164,7 +169,8 @@ class ThinkingRule:
         lead = header if thinking.channels else thinking.separator
         self._lead = thinking.ids(lead) if make_rule is not None else ()
         direct = thinking.ids(header.removeprefix(f"{START}assistant"))
-        self._paths = [thinking.ids(thinking.opening), *([direct] if direct else [])]
+        openings = [thinking.opening, *([f"\n{thinking.opening}"] if thinking.on_new_line else [])]
+        self._paths = [*map(thinking.ids, openings), *([direct] if direct else [])]
         self._rule_alive = not direct  # whether the tokens so far may be an answer without thinking
         self._allowed = np.zeros(0, np.int32)
         self._forced: list[int] = []

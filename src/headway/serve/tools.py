@@ -198,13 +198,21 @@ def arranged_messages(messages: Sequence[Mapping[str, Any]], template: str) -> l
     """`template_messages` as templates with other conventions expect them.
 
     gpt-oss reads one call per message, followed by its output, and earlier thinking as `thinking`. GLM 4 reads the name
-    of a call as `metadata`, and outputs with the role observation.
+    of a call as `metadata`, and outputs with the role observation. DeepSeek reads calls only without content, and some
+    of its templates read their arguments as a string.
     """
     arranged: list[dict[str, Any]] = []
     for message in messages:
         message, calls = dict(message), message.get("tool_calls") or []
         if "thinking" in template and message.get("reasoning_content") and not (calls and message["content"]):
             message["thinking"] = message["reasoning_content"]
+        if calls and not message["content"] and re.search(r"content'?\]? is (?:not )?none", template):
+            message["content"] = None
+        if calls and re.search(r"\['arguments'\] \+", template):
+            calls = message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": _to_json(call["function"]["arguments"])}}
+                for call in calls
+            ]
         if CHANNEL in template and len(calls) > 1:
             arranged.append({**message, "tool_calls": calls[:1]})
             arranged += [{"role": message["role"], "content": "", "tool_calls": [call]} for call in calls[1:]]
@@ -219,12 +227,17 @@ def arranged_messages(messages: Sequence[Mapping[str, Any]], template: str) -> l
         if "<|observation|>" in template and "metadata" in template:
             message |= {"role": "observation"} if message["role"] == "tool" else {}
             for call in calls:
-                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-                arranged.append({"role": message["role"], "content": arguments, "metadata": call["function"]["name"]})
+                function = call["function"]
+                content = _to_json(function["arguments"])
+                arranged.append({"role": message["role"], "content": content, "metadata": function["name"]})
             if calls:
                 continue
         arranged.append(message)
     return arranged
+
+
+def _to_json(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
 
 
 def _is_call(call: Any) -> bool:
