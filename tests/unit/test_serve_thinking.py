@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from headway.generate.sampling import token_mask
 from headway.generate.sequences import AnswerReader
 from headway.generate.thinking import ThinkingRule, answer_reader, thinking_rule
 from headway.serve.structured_outputs import rule_for
+from headway.serve.tools import Toolbox
 
 CHAT = "/v1/chat/completions"
 MARKERS = (*SPECIAL, "[THINK]", "[/THINK]")
@@ -489,3 +491,49 @@ def test_gemmas_label_is_not_part_of_its_thinking() -> None:
             assert found == ("Yes.", wanted)
     assert thinking.state_after("<|channel>thought\n<channel|>") == "answer"
     assert read(answer_reader(thinking, "thinking"), [("\nthought", None), ("", closing)]) == ("", "thought")
+
+
+def test_a_required_call_of_gpt_oss_comes_after_its_thinking(codec: TokenizerCodec) -> None:
+    """What a model that knows nothing generates, whose thinking is cut off."""
+    schema = {**CITY, "properties": {"city": {"enum": ["Ulm", "Bonn"]}}, "additionalProperties": False}
+    tools = Toolbox(
+        codec, OSS, [{"type": "function", "function": {"name": "weather", "parameters": schema}}], "required"
+    )
+    thinking, call_end = thinking_format(codec, OSS), codec.token_id("<|call|>")
+    assert thinking is not None
+    assert call_end is not None
+    make = tools.rule([call_end])
+    assert make is not None
+    mask, thoughtful = token_mask([call_end, codec.eos_id or 0], codec.vocab_size), 0
+    for seed in range(20):
+        draw = random.Random(seed)
+        rule = ThinkingRule(thinking, "before", make, 6, mask, make.token_texts, "<|start|>assistant")
+        reader, calls, stream = answer_reader(thinking, "before"), tools.reader(), codec.stream()
+        assert calls is not None
+        parts, thought, token = [], "", -1
+        while token != call_end:
+            options = allowed(rule, codec)
+            token = call_end if call_end in options else draw.choice(sorted(options))
+            rule.take(token)
+            if token != call_end:
+                text = reader.push(stream.push(token), token)
+                thought += reader.reasoning
+                parts += calls.push(text, token, reader.recipient)
+        parts += calls.flush()
+        [call] = [part for part in parts if not isinstance(part, str)]
+        assert not any(isinstance(part, str) for part in parts)
+        assert json.loads(call.arguments)["city"] in ("Ulm", "Bonn")
+        thoughtful += bool(thought)
+    assert thoughtful > 0
+
+
+def test_a_line_break_may_come_before_the_thinking(codec: TokenizerCodec) -> None:
+    plain = train_codec("byte", ["any"], special=SPECIAL)
+    thinking = thinking_format(plain, TEMPLATE + "{# \\n<think> #}")  # as GLM 4.5's
+    assert thinking is not None
+    make = rule_for(plain, {"type": "choice", "choice": ["yes"]}, [])
+    assert make is not None
+    rule = ThinkingRule(thinking, "before", make, 2, token_mask([], plain.vocab_size), make.token_texts)
+    first = {plain.encode(text)[0] for text in ("\n", "<", "y")}
+    assert allowed(rule, plain) == first
+    follow(rule, plain, plain.encode("\n<think>ab</think>yes"))

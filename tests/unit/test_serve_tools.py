@@ -418,6 +418,21 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
     assert not allowed_to_end(codec, tools, good[: len(good) - len(after) - 1])
 
 
+@pytest.mark.parametrize("template", NEW)
+def test_strict_tools_of_all_formats_are_held_to(codec: TokenizerCodec, template: str) -> None:
+    tool = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    tools = Toolbox(codec, template, [tool])
+    assert allowed_to_end(codec, tools, "It rains.")
+    free = Toolbox(
+        codec, template, [{"type": "function", "function": {**tool["function"], "strict": None}}], "required"
+    )
+    ids = next(ids for seed in range(50) if (ids := walk(codec, free, seed)) is not None)
+    call = codec.decode(ids)
+    assert "weather" in call
+    assert allowed_to_end(codec, tools, call)
+    assert not allowed_to_end(codec, Toolbox(codec, template, [tool], "required"), call.replace("weather", "wheather"))
+
+
 @pytest.mark.parametrize("template", [CODER, GLM45, FUNCTION_GEMMA])
 def test_plain_arguments_are_held_to_what_can_be_enforced(codec: TokenizerCodec, template: str) -> None:
     for member in ({"type": "string", "pattern": "a"}, {"type": "string", "format": "date"}, {"enum": ["a", 1]}):
