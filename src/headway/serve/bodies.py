@@ -125,7 +125,7 @@ class ChatBody(GenerationBody, kw_only=True):
     add_generation_prompt: bool | None = None  # whether to start an answer (default: unless the last message continues)
     continue_final_message: bool = False  # whether to continue the assistant's last message
     reasoning_effort: str | None = None  # for chat templates that use it; "none" is also thinking_token_budget 0
-    thinking_token_budget: int | None = None  # vLLM's: maximum tokens of thinking; 0 turns it off, -1 is no limit
+    thinking_token_budget: int | None = None  # vLLM's: maximum tokens of thinking; 0 turns it off, -1: no limit
     include_reasoning: bool = True  # vLLM's: whether the answer has reasoning_content
 
     NEUTRAL: ClassVar[Neutrals] = {
