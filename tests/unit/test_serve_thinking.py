@@ -305,6 +305,33 @@ def test_forms_and_tools_hold_the_answer_alone(server: TestClient) -> None:
         assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("clock", {})
 
 
+def test_thinking_about_a_call_is_no_call(tmp_path: Path) -> None:
+    path = echo_model(tmp_path, 900, HERMES, special=MARKERS)
+    codec = hw.load(path, "cpu", backend="torch").codec
+    assert isinstance(codec, TokenizerCodec)
+    thinking = thinking_format(codec, HERMES)
+    assert thinking is not None
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    ids = {
+        "thought": thinking.ids(f"[THINK]{call}[/THINK]No."),
+        "made": thinking.ids(f"[THINK]{call}[/THINK]\n\n{call}"),
+        "cut": thinking.ids(f"[THINK]{call}"),
+    }
+    with asking(*(ready(path, name, Says(codec, said)) for name, said in ids.items())) as client:
+        body = {"messages": [{"role": "user", "content": "?"}], "tools": [WEATHER]}
+        found = {name: client.post(CHAT, json={**body, "model": name}).json()["choices"][0] for name in ids}
+        assert {choice["message"]["reasoning_content"] for choice in found.values()} == {call}
+        assert [choice["finish_reason"] for choice in found.values()] == ["stop", "tool_calls", "stop"]
+        assert [choice["message"]["content"] for choice in found.values()] == ["No.", None, ""]
+
+
+def test_the_server_has_a_budget_of_its_own(thinker: Path) -> None:
+    with asking(ready(thinker, "thinks"), thinking_token_budget=2) as client:
+        assert heard(client) == [("Yes.", "wh", "stop")]
+        assert heard(client, thinking_token_budget=4) == [("Yes.", "why", "stop")]
+        assert heard(client, thinking_token_budget=-1) == [("Yes.", "why not", "stop")]
+
+
 def test_tokens_of_thinking_have_log_probabilities(server: TestClient) -> None:
     [choice] = ask(server, logprobs=True, top_logprobs=1, return_token_ids=True)["choices"]
     tokens = [token["token"] for token in choice["logprobs"]["content"]]

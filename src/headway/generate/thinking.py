@@ -229,9 +229,8 @@ class ThinkingRule:
         self._answering = not self._paths or len(self._paths) < len(paths)
 
     def _force_end(self) -> None:
-        """The next tokens are the closing marker, or the rest of it, and the start of an answer."""
-        length = partial_match_length(self._reader.pending, self._thinking.text_markers[1])
-        self._forced = [*self._thinking.ids(self._thinking.closing[length:]), *self._lead]
+        """The next tokens are the closing marker and the start of an answer."""
+        self._forced = [*self._thinking.ids(self._thinking.closing), *self._lead]
         self._answering = self._rule is not None
 
     def _forbid_overflow(self, mask: np.ndarray) -> None:
