@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,13 +23,23 @@ TEMPLATE = """\
 SPECIAL = ("<|user|>", "<|assistant|>", "<|stop|>", "<|endoftext|>")
 
 
-def echo_model(folder: Path, context: int = 48, template: str | None = TEMPLATE) -> Path:
-    """A model that says "abc" and ends its turn, whatever it is asked: each symbol has a place that tells the next."""
-    codec = train_codec("byte", ["any"], special=SPECIAL)
+def echo_model(
+    folder: Path,
+    context: int = 48,
+    template: str | None = TEMPLATE,
+    says: Sequence[str] = ("abc",),
+    special: Sequence[str] = SPECIAL,
+) -> Path:
+    """A model that says "abc" and ends its turn, whatever it is asked: each symbol has a place that tells the next. It
+    may say other texts and special symbols, none of them twice.
+    """
+    codec = train_codec("byte", ["any"], special=special)
+    parts = [[codec.token_id(part)] if part in special else codec.encode(part) for part in says]
+    said = [codec.token_id("<|assistant|>"), *(token for part in parts for token in part), codec.token_id("<|stop|>")]
     size = {"symbols": codec.vocab_size, "context": context}
-    config = override(modern_decoder(width=8, depth=1, heads=1, window=64, vocab_size=1), size)
+    width = max(8, -(-len(said) // 8) * 8)
+    config = override(modern_decoder(width=width, depth=1, heads=1, window=64, vocab_size=1), size)
     model = build(config)
-    said = [codec.token_id("<|assistant|>"), *codec.encode("abc"), codec.token_id("<|stop|>")]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -18,6 +18,7 @@ import headway as hw
 from headway.errors import UserError
 from headway.generate import Event
 from headway.generate.scheduler import FullError, Request
+from headway.generate.sequences import AnswerReader
 from headway.serve.app import create_app
 from headway.serve.batcher import Batcher
 from headway.serve.engine_loop import EngineLoop, Steps, open_engine_loop
@@ -64,6 +65,7 @@ class Script:
 
     def __init__(self, wait: float = 0.0, fails_at: int | None = None, spell: Callable[[int], str] = chr) -> None:
         self.under_way: dict[int, tuple[Request, int]] = {}
+        self.readers: dict[int, list[AnswerReader]] = {}
         self.cancelled: list[int] = []
         self.threads: set[int] = set()
         self.steps = self.given = 0
@@ -77,6 +79,7 @@ class Script:
             raise FullError("4 requests wait; ask later")
         self.given += 1
         self.under_way[self.given] = (request, 0)
+        self.readers[self.given] = [] if request.reader is None else [request.reader() for _ in range(request.n)]
         return self.given
 
     def cancel(self, ticket: int) -> None:
@@ -96,7 +99,13 @@ class Script:
                 text, reason = self._spell(request.prompt[place]), "stop" if last else None
                 top = [(request.prompt[place] + more, -1.0 - more) for more in range(request.top)]
                 token = request.prompt[place]
-                said.append(Event(copy, token, text, logprob=-1.0, top=top, reason=reason, ticket=ticket))
+                event = Event(copy, token, text, logprob=-1.0, top=top, reason=reason, ticket=ticket)
+                if readers := self.readers[ticket]:
+                    event.thinking = readers[copy].state == "thinking"
+                    event.text = readers[copy].push(text, token, last)
+                    event.reasoning = readers[copy].reasoning
+                    event.recipient = readers[copy].recipient
+                said.append(event)
             self.under_way[ticket] = (request, place + 1)
             if last:
                 del self.under_way[ticket]

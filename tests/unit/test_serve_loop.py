@@ -195,8 +195,6 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     alone.cancel(alone.submit(Request([7], limits=limits)))
     with pytest.raises(UserError, match="cannot continue an empty prompt"):
         alone.submit(Request([], limits=limits))
-    with pytest.raises(UserError, match="response formats and allowed tokens are not supported"):
-        alone.submit(Request([2], rule=lambda: None))  # type: ignore[arg-type,return-value]
     alone.submit(Request([8], limits=limits))
     with pytest.raises(FullError, match=r"the queue is full \(3 requests\)"):
         alone.submit(Request([9], limits=limits))

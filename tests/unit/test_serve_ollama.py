@@ -22,7 +22,6 @@ from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.serve.interfaces import ApiKey, ServerSettings
-from headway.serve.ollama import ReasoningSplitter
 
 ollama = pytest.importorskip("ollama", reason="the package ollama is in the extra test")
 
@@ -182,26 +181,6 @@ def test_thoughts_are_told_apart(client: Any) -> None:
     assert client.generate("thinks", text, think="low").response == "True" + text
     with pytest.raises(ollama.ResponseError, match="parrot is not a reasoning model; leave think out"):
         client.chat("parrot", said("x"), think=True)
-
-
-@pytest.mark.parametrize(
-    ("begun", "text", "wanted"),
-    [
-        (False, "  <think> a </think> b ", ("b ", "a")),
-        (False, "plain <think> a", ("plain <think> a", "")),
-        (False, " <th", (" <th", "")),
-        (True, "\na </thin> </think>\nb</think>", ("b</think>", "a </thin>")),
-        (True, "a </th", ("", "a </th")),
-        (False, "<think></think>b", ("b", "")),
-    ],
-)
-def test_thoughts_in_any_pieces(begun: bool, text: str, wanted: tuple[str, str]) -> None:
-    for size in range(1, len(text) + 1):
-        thoughts = ReasoningSplitter(True, begun)
-        pieces = [text[start : start + size] for start in range(0, len(text), size)]
-        found = [thoughts.split(piece, place + 1 == len(pieces)) for place, piece in enumerate(pieces)]
-        assert ("".join(part[0] for part in found), "".join(part[1] for part in found)) == wanted
-    assert ReasoningSplitter(False, False).split("<think>a</think>", False) == ("<think>a</think>", "")
 
 
 class City(BaseModel):

@@ -13,7 +13,7 @@ from headway.codecs import TokenizerCodec, train_codec
 from headway.codecs.chat_template import ChatTemplate
 from headway.errors import UserError
 from headway.serve.tool_calls import ToolCall, ToolCallParser
-from headway.serve.tools import Toolbox, format_of, template_messages
+from headway.serve.tools import Toolbox, arranged_messages, format_of, template_messages
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
@@ -39,6 +39,21 @@ V31 = (
     " + '<｜tool▁sep｜>' + tool['function']['arguments'] + '<｜tool▁call▁end｜>'}}{% endfor %}"
     "{{'<｜tool▁calls▁end｜>'}}"
 )
+# As the published templates write an earlier call.
+GLM45 = (
+    "{% if tools %}{{ tools }}{% endif %}{% for c in m.tool_calls %}{{ '\\n<tool_call>' + c.name }}"
+    "{% for k, v in c.arguments.items() %}<arg_key>{{ k }}</arg_key>\n<arg_value>{{ v }}</arg_value>{% endfor %}"
+    "</tool_call>{% endfor %}"
+)
+GLM4 = "{% if tools %}{{ tools }}{% endif %}{% if role == 'observation' %}<|observation|>{% endif %}{{ metadata }}"
+FUNCTION_GEMMA = "{% if tools %}{{ tools }}{% endif %}<start_function_call>call:{{ name }}<end_function_call>"
+GEMMA4 = "{% if tools %}{{ tools }}{% endif %}<|tool_call>call:{{ name }}<tool_call|>"
+GEMMA3 = "{% if tools %}Call them in ```tool_code blocks: {{ tools }}{% endif %}"
+GRANITE = "{% if tools %}{{ tools }}{% endif %}<|tool_call|>{{ calls | tojson }}"
+PHI4 = "{% if tools %}{{ tools }}{% endif %}<|tool_call|>{{ calls | tojson }}<|/tool_call|>"
+COMMAND = '{% if tools %}{{ tools }}{% endif %}Action: ```json [{"tool_name": 1}]```'
+COMMAND_A = '{% if tools %}{{ tools }}{% endif %}<|START_ACTION|>[{"tool_name": 1}]<|END_ACTION|>'
+OSS = "{% if tools %}{{ tools }}{% endif %}<|start|>assistant to=functions.x<|channel|>commentary json<|message|>"
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"type": "integer", "minimum": 1, "maximum": 5}},
@@ -91,6 +106,12 @@ LAST = '{"arguments": {"city": "Ulm"}, "name": "weather"}'
 FOR_DAYS = ("weather", {"city": "Ulm", "days": 3})
 BEGIN, END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 NEXT, FENCED = "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>clock\n```json\n{}\n```"
+GLM_CITY = "<arg_key>city</arg_key>\n<arg_value>{}</arg_value>\n"
+GLM_DAYS = "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n"
+GLM_TAGS = "a </arg_value> <arg_value> {\n"
+BRACES = "{city:<escape>Ulm<escape>,days:3}"
+NESTED = ("weather", {"city": [{"a": True, "b": ""}, -1500.0]})
+COHERE = '{"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Ulm"}}'
 TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
 
 
@@ -174,6 +195,42 @@ TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
         (V3, f"{BEGIN}function<｜tool▁sep｜>weather\n```json\n{ARGUED}\n```{NEXT}{FENCED}{END}", "", [TRAPS, NOW]),
         (V31, f"{BEGIN}weather<｜tool▁sep｜>{ARGUED}{NEXT}clock<｜tool▁sep｜>{{}}{END}", "", [TRAPS, NOW]),
         (V31, "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>[1]", None, []),
+        (GLM45, f"<tool_call>weather\n{GLM_CITY.format('Ulm')}</tool_call>", "", [ULM]),
+        (GLM45, f"So:\n<tool_call>weather\n{GLM_CITY.format('Ulm')}{GLM_DAYS}</tool_call>", "So:", [FOR_DAYS]),
+        (GLM45, f"<tool_call>clock\n</tool_call>\n<tool_call>weather{GLM_CITY.format('Ulm')}", "", [NOW, ULM]),
+        (GLM45, f"<tool_call>weather{GLM_CITY.format(GLM_TAGS)}</tool_call>", "", [("weather", {"city": GLM_TAGS})]),
+        (GLM45, "<tool_call>wheather\n</tool_call>", None, []),
+        (GLM45, "<tool_call>weather\nUlm</tool_call>", None, []),
+        (GLM4, 'weather\n{"city": "Ulm"}', "", [ULM]),
+        (GLM4, "\nclock\n{}", "", [NOW]),
+        (GLM4, "weather\nis fine", None, []),
+        (GLM4, "clocks are round", None, []),
+        (GLM4, 'the clock\n{"a": 1}', None, []),
+        (FUNCTION_GEMMA, f"<start_function_call>call:weather{BRACES}<end_function_call>", "", [FOR_DAYS]),
+        (FUNCTION_GEMMA, "<start_function_call>call:clock{}<end_function_call>", "", [NOW]),
+        (
+            FUNCTION_GEMMA,
+            "<start_function_call>call:weather{city:<escape>a}, {b<escape>}",
+            "",
+            [("weather", {"city": "a}, {b"})],
+        ),
+        (FUNCTION_GEMMA, "<start_function_call>call:weather{city:<escape>Ulm}<end_function_call>", None, []),
+        (FUNCTION_GEMMA, "<start_function_call>call:wheather{}<end_function_call>", None, []),
+        (GEMMA4, '<|tool_call>call:weather{city:<|"|>Ulm<|"|>,days:3}<tool_call|>', "", [FOR_DAYS]),
+        (GEMMA4, '<|tool_call>call:weather{city:[{a:true,b:<|"|><|"|>}, -1.5e3]}<tool_call|>', "", [NESTED]),
+        (GEMMA3, '```tool_code\nweather(city="Ulm", days=3)\n```', "", [FOR_DAYS]),
+        (GEMMA3, "Now.\n```tool_code\nweather(city=')\\'')\n```\nDone.", "Now.\nDone.", [("weather", {"city": ")'"})]),
+        (GEMMA3, "```tool_code\nweather(city=[{'a': true, 'b': ''}, -1.5e3])\n```", "", [NESTED]),
+        (GEMMA3, "```tool_code\nclock()\n```", "", [NOW]),
+        (GEMMA3, "```tool_code\nweather(city=open('x'))\n```", None, []),
+        (GEMMA3, "```tool_code\nweather('Ulm')\n```", None, []),
+        (GEMMA3, "```tool_code\nweather(**{'city': 1})\n```", None, []),
+        (GEMMA3, "```tool_code\nprint(1)\n```", None, []),
+        (GEMMA3, "```tool_code\nclock(" + "[" * 3000 + "]" * 3000 + ")\n```", None, []),
+        (GRANITE, f"<|tool_call|>[{CALL}, {CALL}]", "", [ULM, ULM]),
+        (PHI4, f"<|tool_call|>[{CALL}]<|/tool_call|>", "", [ULM]),
+        (COMMAND, f"Plan.\nAction: ```json\n[\n    {COHERE}\n]```", "Plan.", [ULM]),
+        (COMMAND_A, f"<|START_ACTION|>[\n    {COHERE}\n]<|END_ACTION|>", "", [ULM]),
     ],
 )
 def test_calls_are_read_in_any_pieces(
@@ -297,7 +354,10 @@ def walk(codec: TokenizerCodec, tools: Toolbox, seed: int) -> list[int] | None:
     return None
 
 
-@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, DEVSTRAL, SMALL, V3, V31])
+NEW = [CODER, GLM45, GLM4, FUNCTION_GEMMA, GEMMA4, GEMMA3, GRANITE, PHI4, COMMAND, COMMAND_A]
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, DEVSTRAL, SMALL, V3, V31, *NEW])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, choice: Any) -> None:
     """What a model that knows nothing writes is a call that is read, with arguments of their schema."""
@@ -358,10 +418,35 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
     assert not allowed_to_end(codec, tools, good[: len(good) - len(after) - 1])
 
 
-def test_plain_arguments_are_held_to_no_schema(codec: TokenizerCodec) -> None:
-    assert Toolbox(codec, CODER, TOOLS).rule() is None
-    with pytest.raises(UserError, match="without a schema"):
-        Toolbox(codec, CODER, TOOLS, "required").rule()
+@pytest.mark.parametrize("template", NEW)
+def test_strict_tools_of_all_formats_are_held_to(codec: TokenizerCodec, template: str) -> None:
+    tool = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    tools = Toolbox(codec, template, [tool])
+    assert allowed_to_end(codec, tools, "It rains.")
+    free = Toolbox(
+        codec, template, [{"type": "function", "function": {**tool["function"], "strict": None}}], "required"
+    )
+    ids = next(ids for seed in range(50) if (ids := walk(codec, free, seed)) is not None)
+    call = codec.decode(ids)
+    assert "weather" in call
+    assert allowed_to_end(codec, tools, call)
+    assert not allowed_to_end(codec, Toolbox(codec, template, [tool], "required"), call.replace("weather", "wheather"))
+
+
+@pytest.mark.parametrize("template", [CODER, GLM45, FUNCTION_GEMMA])
+def test_plain_arguments_are_held_to_what_can_be_enforced(codec: TokenizerCodec, template: str) -> None:
+    for member in ({"type": "string", "pattern": "a"}, {"type": "string", "format": "date"}, {"enum": ["a", 1]}):
+        tool = {
+            "type": "function",
+            "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": member}}},
+        }
+        with pytest.raises(UserError, match=r"'x', has .* cannot be enforced in this model's calls"):
+            Toolbox(codec, template, [tool], "required").rule()
+    odd = {"type": "object", "minProperties": 1}
+    with pytest.raises(UserError, match="has 'minProperties'"):
+        Toolbox(
+            codec, template, [{"type": "function", "function": {"name": "f", "parameters": odd}}], "required"
+        ).rule()
 
 
 def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
@@ -402,8 +487,6 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_the_tool(codec: Tokenizer
     [
         ("{{ messages }}", "does not support tools"),
         ("{{ tools }}", "in a format that is not supported"),
-        ("{{ tools }}<tool_call>x<arg_key>", "'<arg_key>'"),
-        ("{{ tools }}<|channel|>", "channel"),
     ],
 )
 def test_other_formats_are_refused_by_name(codec: TokenizerCodec, template: str, said: str) -> None:
@@ -426,3 +509,32 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
     assert '"name": "clock"' in text
     with pytest.raises(UserError, match="message 0 has a call with arguments"):
         template_messages([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])
+
+
+def test_earlier_calls_are_arranged_as_templates_read_them() -> None:
+    def call(number: int) -> dict[str, Any]:
+        return {"id": f"{number}", "type": "function", "function": {"name": f"f{number}", "arguments": {"x": number}}}
+
+    question = {"role": "user", "content": "?"}
+    both = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call(1), call(2)]}
+    outputs = [{"role": "tool", "tool_call_id": f"{number}", "content": f"o{number}"} for number in (1, 2)]
+    answer = {"role": "assistant", "content": "!"}
+    messages = [question, both, *outputs, answer]
+    assert arranged_messages(messages, HERMES) == messages
+    [_, first, second, third, fourth, _] = arranged_messages(messages, f"{OSS}{{{{ message.thinking }}}}")
+    assert (first["tool_calls"], first["thinking"], third["tool_calls"]) == ([call(1)], "Hm.", [call(2)])
+    assert [second, fourth] == outputs
+    plain = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+    assert arranged_messages(plain, GLM4) == [
+        question,
+        {"role": "assistant", "content": '{"x": 1}', "metadata": "f1"},
+        {"role": "assistant", "content": '{"x": 2}', "metadata": "f2"},
+        {"role": "observation", "tool_call_id": "1", "content": "o1"},
+        {"role": "observation", "tool_call_id": "2", "content": "o2"},
+        answer,
+    ]
+    spoken = {**both, "content": "Let me see."}
+    assert "thinking" not in arranged_messages([spoken], f"{OSS}{{{{ message.thinking }}}}")[0]
+    # What follows no call stays where it is.
+    alone = [question, {"role": "tool", "content": "o"}, answer]
+    assert arranged_messages(alone, OSS) == alone

@@ -92,11 +92,13 @@ class RemoteModel(RemoteVerbs):
         repetition_penalty: float = 1.0,
         stop: str | Texts = (),
         seed: int | None = None,
+        thinking_token_budget: int | None = None,
     ) -> Iterator[str]:
         """`chat`, streamed in chunks."""
         message_list = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         settings |= {"repetition_penalty": repetition_penalty, "stop": stop, "seed": seed}
+        settings["thinking_token_budget"] = thinking_token_budget
         fields = {"messages": message_list, **_sampling_fields(max_new_tokens, **settings), "stream": True}
         parse = lambda choice: choice["delta"].get("content", "")  # noqa: E731
         return self._server.stream("/v1/chat/completions", {"model": self.name, **fields}, parse)

@@ -71,9 +71,12 @@ class LocalVerbs:
         max_new_tokens: int = 200,
         temperature: float = 1.0,
         seed: int | None = None,
+        thinking_token_budget: int | None = None,
     ) -> str:
         """The reply to a conversation: messages with a `role` and a `content`, or a string for one user message. The
-        model's chat template formats the prompt.
+        model's chat template formats the prompt. The thinking before a reply is not part of it.
+
+        thinking_token_budget: maximum number of tokens that a model thinks before it answers; 0 turns thinking off.
 
         If the conversation is longer than the context, the oldest turns are dropped with a warning. Raises UserError
         for a model without a chat template, and for messages that the template rejects. `talk` takes all settings of
@@ -494,6 +497,7 @@ class LocalVerbs:
         max_new_tokens: int = 200,
         temperature: float = 1.0,
         seed: int | None = None,
+        thinking_token_budget: int | None = None,
     ) -> Iterator[str]:
         """`chat`, streamed in chunks; a chunk never ends within a character."""
         ...
@@ -548,9 +552,12 @@ class RemoteVerbs:
         max_new_tokens: int = 200,
         temperature: float = 1.0,
         seed: int | None = None,
+        thinking_token_budget: int | None = None,
     ) -> str:
         """The reply to a conversation: messages with a `role` and a `content`, or a string for one user message. The
-        model's chat template formats the prompt.
+        model's chat template formats the prompt. The thinking before a reply is not part of it.
+
+        thinking_token_budget: maximum number of tokens that a model thinks before it answers; 0 turns thinking off.
 
         If the conversation is longer than the context, the oldest turns are dropped with a warning. Raises UserError
         for a model without a chat template, and for messages that the template rejects. `talk` takes all settings of

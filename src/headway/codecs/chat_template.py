@@ -285,6 +285,13 @@ class ChatTemplate:
         text = self._render_guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
         return [token.id for token in locator.tokens(text)]
 
+    def answer_start(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """What the template writes after the conversation to start an answer; "" if it also changes the
+        conversation.
+        """
+        before, after = (self.render(messages, prompt, tools) for prompt in (False, True))
+        return after[len(before) :] if after.startswith(before) else ""
+
     def _render_guarded(
         self, guard: Guard, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, continued: bool
     ) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from headway.codecs import Codec
 from headway.generate.sampling import Sampler
 from headway.generate.score import TokenScore
-from headway.generate.sequences import Event, FinishReason, Ids, Limits, TextStream
+from headway.generate.sequences import THINKING, AnswerReader, Event, FinishReason, Ids, Limits, TextStream
 from headway.generate.speculation import Guesser, GuessLength
 from headway.generate.stepper import RowBatch
 
@@ -32,9 +32,10 @@ class Sample:
         context: int | None,
         prompt_top: int | None = None,
         generates: bool = True,
+        reader: AnswerReader | None = None,
     ) -> None:
         """`prompt_top` is how many of the most probable tokens to report per prompt token; None means the prompt is not
-        scored. If `generates` is False, the sample ends with its prompt.
+        scored. If `generates` is False, the sample ends with its prompt. `reader` separates thinking from the answer.
         """
         self.ticket = 0  # the request's ticket, once submitted
         self.number, self.owner, self.sampler = number, owner, sampler
@@ -51,7 +52,8 @@ class Sample:
         self.cached_tokens = len(prompt)  # prompt tokens that were cached every time it started
         self.followers: list[Sample] = []
         self.done = False
-        self._stop_ids, self._text = limits.all_stop_ids(codec), TextStream(codec, prompt, limits.stop)
+        self._reader = reader
+        self._stop_ids, self._text = limits.all_stop_ids(codec), TextStream(codec, prompt, limits.stop, reader)
 
     @property
     def age(self) -> tuple[int, int]:
@@ -85,13 +87,19 @@ class Sample:
             self.finish(event, "stop")
             return
         self.ids.append(event.id)
+        was_thinking = self._reader is not None and self._reader.state == THINKING
         event.text = self._text.push(event.id)
+        if self._reader is not None:
+            event.reasoning, event.recipient = self._reader.reasoning, self._reader.recipient
+            event.thinking = was_thinking and self._reader.state == THINKING
         if self._text.stopped or self.generated == self.limit:
             self.finish(event, "length")
 
     def finish(self, event: Event, reason: FinishReason) -> None:
         """End the sequence with this event, which gets the text that was held back."""
         event.text += self._text.finish()
+        if self._reader is not None and not self._text.stopped:
+            event.reasoning += self._reader.reasoning
         event.reason = "stop" if self._text.stopped else reason
         self.done = True
 

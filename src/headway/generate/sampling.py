@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
@@ -98,6 +99,20 @@ class Rule(Protocol):
     def take(self, token: int) -> None:
         """Advance past the sampled token, which was allowed; also called for an end token."""
         ...
+
+
+def bit_mask(mask: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
+    """One bit per token, lowest first, in int32."""
+    padded = np.zeros(-(-len(mask) // 32) * 32, bool)
+    padded[: len(mask)] = mask
+    return np.packbits(padded, bitorder="little").view(np.int32)
+
+
+def token_mask(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, "W"]:
+    """The bits of these tokens."""
+    mask = np.zeros(vocab_size, bool)
+    mask[[id for id in ids if id < vocab_size]] = True
+    return bit_mask(mask)
 
 
 class Tally:

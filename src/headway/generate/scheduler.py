@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from headway.generate.prompts import check_ids, check_not_nan, check_prompts, co
 from headway.generate.samples import FairQueue, Sample
 from headway.generate.sampling import Rule, Sampler, Sampling, row_keys
 from headway.generate.score import score_prompt
-from headway.generate.sequences import Event, Ids, Limits
+from headway.generate.sequences import AnswerReader, Event, Ids, Limits
 from headway.generate.speculation import CountedGuessLength, Draft, GuessLength, Lookup
 from headway.generate.stepper import RowBatch, Stepper, TorchStepper, stepper_of
 from headway.generate.torch_sampling import sample_rows
@@ -58,6 +59,7 @@ class Request:
     owner: str = ""  # one owner's requests share prefixes; time is shared fairly between owners
     prompt_top: int | None = None  # number of most probable tokens per prompt score; None: no scores
     generates: bool = True
+    reader: Callable[[], AnswerReader] | None = None  # makes one per sample, which separates thinking from the answer
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -132,7 +134,8 @@ class Scheduler:
             raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
         self._codec, self._slots, self._max_waiting = codec, slots, waiting
         self._guess_length, self._draft = guess_length if stepper.extends else None, draft
-        self._step_tokens = self._max_chunk = step_tokens
+        # Torch reads the complete prompts of a batch in its first step.
+        self._step_tokens = self._max_chunk = step_tokens if stepper.joins else sys.maxsize
         self._store: Blocks | None = None  # keys and values of the engine
         self._prefixes: PrefixCache | None = None
         if stepper.joins and not isinstance(stepper.config, EncoderDecoderConfig):
@@ -165,11 +168,6 @@ class Scheduler:
         request.sampling.check_vocab_size(vocab_size)
         if (top := max(request.top, request.prompt_top or 0)) > vocab_size:
             raise UserError(f"top is {top}, more than this model's {vocab_size} tokens; use a smaller number")
-        if request.rule is not None and not self._stepper.joins:
-            raise UserError(
-                "response formats and allowed tokens are not supported, because the compiled engine does not run this "
-                "model; remove them"
-            )
         prompt, context, samples = list(request.prompt), context_of(self._stepper), list[Sample]()
         for number, key in enumerate(keys or row_keys([prompt] * request.n)):
             sampler = Sampler(
@@ -177,7 +175,7 @@ class Scheduler:
             )
             sample = Sample(
                 number, request.owner, prompt, sampler, self._codec, request.limits, context, request.prompt_top,
-                request.generates,
+                request.generates, None if request.reader is None else request.reader(),
             )  # fmt: skip
             if number == 0 and self._store is not None and self._store.max_blocks is not None:
                 needed = self._store.most_blocks(len(prompt) + sample.limit - 1, self._step_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from headway.codecs import Codec
 from headway.errors import ConfigError, UserError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headway.generate.score import TokenScore
 
 Ids = Sequence[int]
+BEFORE, THINKING, ANSWER = "before", "thinking", "answer"  # states of an answer
 _PRIMING = 8  # prompt tokens that may affect how the first new token decodes (a space, half a character)
 
 
@@ -44,17 +45,44 @@ class Limits:
         return frozenset(self.stop_ids) if eos is None else frozenset((eos, *self.stop_ids))
 
 
+class AnswerReader(Protocol):
+    """Separates the parts of one answer. After each `push`, `reasoning` has the new part of the thinking, `recipient`
+    the tool that the new text is for ("" for the user), and `pending` the text that is held back.
+    """
+
+    state: str  # BEFORE anything is decided, THINKING or ANSWER
+    reasoning: str
+    recipient: str
+    pending: str
+
+    def push(self, text: str, token: int | None = None, last: bool = False) -> str:
+        """The new text of the answer after a token and the text that it completed; with `last`, nothing is held
+        back.
+        """
+        ...
+
+
+def partial_match_length(text: str, tag: str) -> int:
+    """The length of the longest suffix of `text` that is a proper prefix of `tag`."""
+    return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if text.endswith(tag[:n])), 0)
+
+
 class TextStream:
     """Decodes the text after a prompt as its tokens arrive; the text never contains a stop string.
 
     Text that may be the start of a stop string is held back until it turns out not to be.
     """
 
-    def __init__(self, codec: Codec | None, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
-        """Without a codec there is no text, and stop strings cannot be found."""
+    def __init__(
+        self, codec: Codec | None, prompt: Sequence[int], stop: tuple[str, ...], reader: AnswerReader | None = None
+    ) -> None:
+        """Without a codec there is no text, and stop strings cannot be found. With a `reader`, only the answer is
+        searched for them.
+        """
         if codec is None and stop:
             raise UserError(f"stop string {stop[0]!r} needs text, but there is no tokenizer; use stop_ids instead")
         self._decoder = None if codec is None else codec.stream()
+        self._reader = reader
         self._stop = stop
         self._pending = ""
         self.stopped = False
@@ -67,13 +95,18 @@ class TextStream:
         if self._decoder is None:
             return ""
         new_text = self._decoder.push(token)
+        if self._reader is not None:
+            new_text = self._reader.push(new_text, token)
+            if self._reader.recipient:
+                return new_text
         return self._release(new_text) if self._stop else new_text
 
     def finish(self) -> str:
         """The text that was still held back."""
         if self._decoder is None or self.stopped:
             return ""
-        text = self._release(self._decoder.flush())
+        text = self._decoder.flush()
+        text = self._release(text if self._reader is None else self._reader.push(text, last=True))
         pending, self._pending = self._pending, ""
         return text if self.stopped else text + pending
 
@@ -83,9 +116,7 @@ class TextStream:
         if matches:
             self.stopped, self._pending = True, ""
             return text[: min(matches)]
-        # Hold back the longest suffix that starts a stop string.
-        longest = min(len(text), max(map(len, self._stop), default=1) - 1)
-        held = next((n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        held = max((partial_match_length(text, stop) for stop in self._stop), default=0)
         self._pending = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -131,3 +162,6 @@ class Event:
     cached_tokens: int = 0  # prompt tokens that were cached every time this sequence started
     scores: Sequence[TokenScore] = ()  # for the prompt's tokens, starting with the second; only in the first event
     calls: Sequence[Any] = ()  # the parts of tool calls that the server finds in the text
+    reasoning: str = ""  # final text of the thinking, which is not part of `text`
+    thinking: bool = False  # whether its token is part of the thinking
+    recipient: str = ""  # the tool that the text is for, in models that address their messages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from headway.codecs import Codec
@@ -18,9 +18,9 @@ from headway.generate.prompts import (
     evaluation_mode,
     make_prompt,
 )
-from headway.generate.sampling import Sampling, row_keys
+from headway.generate.sampling import Rule, Sampling, row_keys
 from headway.generate.scheduler import Request, Scheduler
-from headway.generate.sequences import Completion, Event, FinishReason, Ids, Limits, TextStream
+from headway.generate.sequences import AnswerReader, Completion, Event, FinishReason, Ids, Limits, TextStream
 from headway.generate.speculation import TimedGuessLength
 from headway.generate.stepper import RowBatch, stepper_of
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
@@ -77,8 +77,13 @@ class Session:
         sampling: Sampling = _SAMPLING,
         limits: Limits = _LIMITS,
         sources: Sequence[Source] | None = None,
+        rule: Callable[[], Rule] | None = None,
+        reader: Callable[[], AnswerReader] | None = None,
     ) -> Iterator[Event]:
-        """Yield the steps of all sequences as they happen. Raises UserError here, before the first one."""
+        """Yield the steps of all sequences as they happen. Raises UserError here, before the first one.
+
+        `rule` makes the constraint on the tokens of each sequence, `reader` what separates thinking from its answer.
+        """
         check_prompts(self.model, prompts)
         sampling.check_vocab_size(self.model.config.vocab_size)
         if sources is not None:
@@ -95,11 +100,11 @@ class Session:
         elif isinstance(self.model.config, (EncoderDecoderConfig, CaptionerConfig)):
             raise UserError("this model needs a source; pass one per prompt")
         TextStream(self.codec, (), limits.stop)  # raises for stop strings without a codec
-        return self._events(prompts, sampling, limits, sources)
+        requests = [Request(prompt, sampling, limits, rule=rule, reader=reader) for prompt in prompts]
+        return self._events(requests, limits, sources)
 
-    def _events(
-        self, prompts: Sequence[Ids], sampling: Sampling, limits: Limits, sources: Sequence[Source] | None
-    ) -> Iterator[Event]:
+    def _events(self, requests: Sequence[Request], limits: Limits, sources: Sequence[Source] | None) -> Iterator[Event]:
+        prompts = [request.prompt for request in requests]
         stepper, context, device = stepper_of(self.model), context_of(self.model), device_of(self.model)
         guess_length = TimedGuessLength if len(prompts) == 1 else None
         scheduler = Scheduler(
@@ -119,7 +124,7 @@ class Session:
                 prompt = make_prompt([prompts[i] for i in chosen], chosen_sources, device)
                 batch = RowBatch(len(chosen), capacity, prompt.source, prompt.source_layout)
             for i in chosen:
-                ticket = scheduler.submit(Request(prompts[i], sampling, limits), [keys[i]], batch)
+                ticket = scheduler.submit(requests[i], [keys[i]], batch)
                 sequences[ticket] = i
         parts: dict[int, list[Event]] = {i: [] for i in order}
         started: dict[int, float] = {}

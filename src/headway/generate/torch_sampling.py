@@ -1,6 +1,6 @@
 """Samples the next token of sequences with torch, all rows in the same tensors, which suits an accelerator; or with
-compiled code (`compiled_sampling`), which samples the same tokens: always if the engine computed the logits, and on a
-CPU also for torch models with large vocabularies.
+compiled code (`compiled_sampling`), which samples the same tokens: always if the engine computed the logits or a rule
+restricts the tokens, and on a CPU also for torch models with large vocabularies.
 
 Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter.
 """
@@ -73,13 +73,14 @@ def sample_rows(
 ) -> list[Event]:
     """Sample the next token of each sequence from its row of the logits, which may cover only the first part of the
     vocabulary. `pool` contains the threads of the engine that computed the logits; they then also sample. Without it,
-    the samplers must have equal settings.
+    the samplers must have equal settings. Compiled code follows rules.
     """
-    if pool is not None or (logits.device.type == "cpu" and logits.shape[1] >= _LARGE_VOCAB):
+    follows_rules = any(sampler.rule is not None for sampler in samplers)
+    if pool is not None or follows_rules or (logits.device.type == "cpu" and logits.shape[1] >= _LARGE_VOCAB):
         from headway.generate.compiled_sampling import StepSampling  # imports LLVM, which torch does not need
 
         sampling = StepSampling(samplers, rows, logits.shape[1])
-        sampling.batch.run(logits.float(), pool)
+        sampling.batch.run(logits.float().cpu(), pool)
         return sampling.events()
     if len(rows) != len(logits) or any(row != index for index, row in enumerate(rows)):
         logits = logits[list(rows)]

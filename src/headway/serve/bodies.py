@@ -124,7 +124,9 @@ class ChatBody(GenerationBody, kw_only=True):
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # more variables for the chat template
     add_generation_prompt: bool | None = None  # whether to start an answer (default: unless the last message continues)
     continue_final_message: bool = False  # whether to continue the assistant's last message
-    reasoning_effort: str | None = None  # for chat templates that use it; "none" also turns enable_thinking off
+    reasoning_effort: str | None = None  # for chat templates that use it; "none" is also thinking_token_budget 0
+    thinking_token_budget: int | None = None  # vLLM's: maximum tokens of thinking; 0 turns it off, -1: no limit
+    include_reasoning: bool = True  # vLLM's: whether the answer has reasoning_content
 
     NEUTRAL: ClassVar[Neutrals] = {
         **GenerationBody.NEUTRAL,
@@ -136,7 +138,6 @@ class ChatBody(GenerationBody, kw_only=True):
         "functions": Neutral(([],), "functions are passed as tools; use tools"),
         "function_call": Neutral(("none", "auto"), "functions are passed as tools; use tool_choice"),
         "echo": Neutral((False,), "answers do not repeat messages; leave it out"),
-        "include_reasoning": Neutral((True,), "reasoning is part of the answer; leave it out"),
         "add_special_tokens": Neutral((False,), "the chat template adds special tokens; leave it out"),
         "chat_template": Neutral((), "the model's own chat template is used; leave it out"),
     }
@@ -167,12 +168,12 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | UnsetType = UNSET
     refusal: str | None = None
+    reasoning_content: str | None = None  # of an earlier answer; the chat template decides whether the model reads it
+    reasoning: str | None = None  # the same, as other servers name it
     NEUTRAL: ClassVar[Neutrals] = {  # what the openai package, LangChain, and litellm return with an answer
         "annotations": Neutral(([],), "messages are text only; leave it out"),
         "audio": Neutral((), "messages are text only; leave it out"),
         "function_call": Neutral((), "functions are passed as tools; use tool_calls"),
-        "reasoning": Neutral(("",), "reasoning is part of the content; leave it out"),
-        "reasoning_content": Neutral(("",), "reasoning is part of the content; leave it out"),
         "images": Neutral(([],), "messages are text only; leave it out"),
         "provider_specific_fields": Neutral(({},), "messages have no other fields; leave it out"),
     }
@@ -184,13 +185,22 @@ class PromptTokens(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokens(msgspec.Struct):
+    """How many tokens of the output are thinking, without the markers around it."""
+
+    reasoning_tokens: int
+
+
 class TokensUsed(msgspec.Struct):
-    """Token counts: the prompts (each counted once), the output, and their sum."""
+    """Token counts: the prompts (each counted once), the output, and their sum. Models that think have the last
+    field.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
+    completion_tokens_details: CompletionTokens | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -261,12 +271,13 @@ class CompletionAnswer(msgspec.Struct):
 
 
 class AnswerMessage(msgspec.Struct):
-    """The assistant's message and its tool calls."""
+    """The assistant's message, its tool calls, and the thinking before it."""
 
     content: str | None
     tool_calls: list[CalledTool] | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -315,6 +326,7 @@ class AnswerPart(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     tool_calls: list[CalledToolPart] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChatChoicePart(msgspec.Struct):

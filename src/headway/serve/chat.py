@@ -8,15 +8,20 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
+from headway.codecs.chat_template import ChatTemplate
+from headway.codecs.thinking_format import CHANNEL, MESSAGE, START, ThinkingFormat
 from headway.domains.chat.predictors import Conversation
 from headway.errors import UserError
 from headway.generate.scheduler import Request
 from headway.generate.score import TokenScore
+from headway.generate.sequences import ANSWER, BEFORE
+from headway.generate.thinking import answer_reader, check_budget, thinking_off, thinking_rule
 from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
@@ -52,7 +57,7 @@ from headway.serve.generation import (
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events, ReadyModel
 from headway.serve.tool_calls import ToolCall
-from headway.serve.tools import Toolbox, template_messages
+from headway.serve.tools import Toolbox, arranged_messages, template_messages
 
 _RESERVED_TOKENS = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens
 _DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
@@ -63,6 +68,7 @@ class _Answer:
     """An answer so far."""
 
     content: str = ""
+    reasoning: str = ""
     calls: list[CalledTool] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -71,10 +77,8 @@ class _Answer:
 
     def choice(self, index: int, with_logprobs: bool, with_ids: bool) -> ChatChoice:
         content = None if self.calls and not self.content else self.content
-        message, tokens = (
-            AnswerMessage(content, self.calls or UNSET),
-            ChatLogprobs(self.tokens) if with_logprobs else None,
-        )
+        message = AnswerMessage(content, self.calls or UNSET, reasoning_content=self.reasoning or UNSET)
+        tokens = ChatLogprobs(self.tokens) if with_logprobs else None
         return ChatChoice(index, message, tokens, self.reason, self.ids if with_ids else None)
 
 
@@ -88,6 +92,7 @@ async def create_chat_completion(body: ChatBody, context: Context) -> ChatAnswer
         async for event in stream:
             answer, token = answers[event.sequence], job.token_logprob(event)
             answer.content += event.text
+            answer.reasoning += event.reasoning if body.include_reasoning else ""
             calls = [call for call in event.calls if isinstance(call, ToolCall)]
             answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in calls]
             answer.tokens += [] if token is None else [token]
@@ -133,7 +138,10 @@ async def _stream_events(body: ChatBody, context: Context) -> AsyncGenerator[Cha
             logprobs = None if token is None else ChatLogprobs([token])
             ids = [id] if id is not None and body.return_token_ids else UNSET
             has_token = token is not None or ids is not UNSET
-            deltas = [AnswerPart(content=event.text)] if event.text or (has_token and not event.calls) else []
+            reasoning = event.reasoning if body.include_reasoning else ""
+            deltas = [AnswerPart(reasoning_content=reasoning)] if reasoning else []
+            if event.text or (has_token and not event.calls and not deltas):
+                deltas.append(AnswerPart(content=event.text))
             for call in event.calls:
                 num_calls[index] += isinstance(call, ToolCall)
                 if isinstance(call, ToolCall):
@@ -164,20 +172,23 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
         n = num_samples(body, 1, context)
         sampling = sampling_of(body, ready.model.module.config.vocab_size)
         conversation = conversation_of(ready)
+        messages = arranged_messages(messages, conversation.template.text)
         limits = conversation.with_turn_end(limits_of(body, ready.model, context))
         rule = await rule_of(body, ready.model, limits.stop_ids)
-        tools = _tools(body, conversation)
-        if tools is not None and (tools_rule := await asyncio.to_thread(tools.rule, limits.stop_ids)) is not None:
+        tools, budget = _tools(body, conversation), _budget(body, conversation, context)
+        tools_rule = None if tools is None else await asyncio.to_thread(tools.rule, limits.stop_ids)
+        if tools is not None and tools_rule is not None:
             if rule is not None and not tools.required:  # if tools are required, there is no text to format
                 raise StatusError(400, "a tool is strict and response_format is set; leave one of them out", "tools")
             rule = tools_rule
         context.headers |= {} if rule is None else rule.headers
-        restricted = restricted_rule(rule, body, ready.model, limits)
-        template = conversation.template.with_values(_template_values(body, conversation.template.text))
+        template = conversation.template.with_values(_template_values(body, budget, conversation.template.text))
         prompt_end = starts_answer(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
+        template_tools = tools and tools.template_tools
         try:
-            ids = await asyncio.to_thread(
-                template.prompt, conversation.codec, messages, tools and tools.template_tools, *prompt_end
+            ids = await asyncio.to_thread(template.prompt, conversation.codec, messages, template_tools, *prompt_end)
+            state = await asyncio.to_thread(
+                _answer_state, conversation, template, messages, template_tools, *prompt_end
             )
         except UserError as error:  # clients need not know the model's path
             line = str(error).replace(str(ready.model.directory), ready.name)
@@ -186,23 +197,63 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
         remaining = remaining_context(ids, ready.model, "messages")
         max_tokens = _max_tokens(body) or remaining or _DEFAULT_MAX_TOKENS
         limits = replace(limits, max_new_tokens=max_tokens if remaining is None else min(max_tokens, remaining))
+        make_rule, thinking, vocab_size = rule, conversation.thinking, ready.model.module.config.vocab_size
+        if thinking is not None:
+            texts, header = () if rule is None else rule.token_texts, _answer_header(thinking, rule is tools_rule)
+            stop_ids = limits.all_stop_ids(conversation.codec)
+            make_rule = thinking_rule(thinking, state, rule, budget, stop_ids, vocab_size, texts, header)
+        restricted = restricted_rule(make_rule, body, ready.model, limits)
         readers = [None if tools is None else tools.reader(body.stream) for _ in range(n)]
-        request = Request(ids, sampling, limits, n, restricted, body.top_logprobs or 0, context.owner, prompt_top(body))
+        reader = None if thinking is None else partial(answer_reader, thinking, state)
+        request = Request(
+            ids, sampling, limits, n, restricted, body.top_logprobs or 0, context.owner, prompt_top(body), reader=reader
+        )
         call_readers = [reader for reader in readers if reader is not None]
         yield GenerationJob(ready, [request], bool(body.logprobs), call_readers, body.return_tokens_as_token_ids)
 
 
-def _template_values(body: ChatBody, template: str) -> dict[str, bool | int | float | str]:
+def _template_values(body: ChatBody, budget: int | None, template: str) -> dict[str, bool | int | float | str]:
     """Additional variables of the chat template. StatusError 400 for a reasoning effort that it does not use."""
-    values, effort = dict(body.chat_template_kwargs or {}), body.reasoning_effort
-    if effort is None:
-        return values
-    if "reasoning_effort" in template:
+    values, effort = {**thinking_off(budget, template), **(body.chat_template_kwargs or {})}, body.reasoning_effort
+    if effort is not None and "reasoning_effort" in template:
         return {"reasoning_effort": effort, **values}
-    if effort != "none":
+    if effort not in (None, "none"):
         message = f"reasoning_effort is {effort[:40]!r}, which the chat template does not use; leave it out"
         raise StatusError(400, message, "reasoning_effort", "unsupported")
-    return {"enable_thinking": False, **values} if "enable_thinking" in template else values
+    return values
+
+
+def _budget(body: ChatBody, conversation: Conversation, context: Context) -> int | None:
+    """The maximum number of tokens of thinking; None for no limit. UserError for one that does not fit the model."""
+    budget = 0 if body.reasoning_effort == "none" else body.thinking_token_budget
+    if body.reasoning_effort == "none" and body.thinking_token_budget not in (None, 0):
+        message = "reasoning_effort is 'none' and thinking_token_budget is not 0; leave one of them out"
+        raise StatusError(400, message, "thinking_token_budget")
+    if budget is None and conversation.thinking is not None:
+        budget = context.settings.thinking_token_budget
+    return check_budget(budget, conversation.thinking)
+
+
+def _answer_state(
+    conversation: Conversation,
+    template: ChatTemplate,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[Any] | None,
+    starts: bool,
+    continues: bool,
+) -> str:
+    """Whether the prompt ends before the thinking of the answer, within it or after it."""
+    thinking = conversation.thinking
+    if thinking is not None and continues:
+        state = BEFORE if thinking.channels else thinking.state_after(str(messages[-1]["content"]))
+        return ANSWER if state == BEFORE else state
+    return conversation.answer_state(template, messages, tools) if starts or thinking is None else BEFORE
+
+
+def _answer_header(thinking: ThinkingFormat, is_call: bool) -> str:
+    """How an answer that follows a rule starts after the thinking."""
+    role = f"{START}assistant"
+    return "" if not thinking.channels else role if is_call else f"{role}{CHANNEL}final{MESSAGE}"
 
 
 def conversation_of(ready: ReadyModel) -> Conversation:
@@ -256,6 +307,8 @@ def messages_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             template_message["tool_call_id"] = message.tool_call_id
         if message.tool_calls:
             template_message["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        if reasoning := message.reasoning_content or message.reasoning:
+            template_message["reasoning_content"] = reasoning
         converted.append(template_message)
     return template_messages(converted)
 

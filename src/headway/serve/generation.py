@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Int
+from msgspec import UNSET
 
 from headway.app.model import Model
 from headway.codecs import TokenizerCodec
@@ -18,10 +19,12 @@ from headway.codecs.special_tokens import special_ids
 from headway.codecs.tokenizer import BYTES, decoder_steps
 from headway.errors import UserError
 from headway.generate import Event, Limits, Rule, Sampling
+from headway.generate.sampling import token_mask
 from headway.generate.scheduler import Request
 from headway.generate.score import TokenScore
 from headway.serve.bodies import (
     CompletionBody,
+    CompletionTokens,
     GenerationBody,
     PromptLogprobs,
     PromptToken,
@@ -34,7 +37,6 @@ from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, ReadyModel
 from headway.serve.metrics import PROMPT_TOKENS
 from headway.serve.structured_outputs import RuleFactory, rule_for
-from headway.serve.token_bytes import bit_mask
 from headway.serve.tool_calls import ToolCallParser
 
 _MAX_BIASES = 1024  # maximum tokens in logit_bias
@@ -190,15 +192,9 @@ def restricted_rule(
     if body.allowed_token_ids is None and not body.min_tokens:
         return rule
     vocab_size, stop_ids = model.module.config.vocab_size, limits.all_stop_ids(model.codec) if body.min_tokens else ()
-    allowed = None if body.allowed_token_ids is None else _token_mask(body.allowed_token_ids, vocab_size)
-    stop_mask = _token_mask(stop_ids, vocab_size)
+    allowed = None if body.allowed_token_ids is None else token_mask(body.allowed_token_ids, vocab_size)
+    stop_mask = token_mask(stop_ids, vocab_size)
     return lambda: RestrictedRule(None if rule is None else rule(), allowed, stop_mask, body.min_tokens)
-
-
-def _token_mask(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, "W"]:
-    mask = np.zeros(vocab_size, bool)
-    mask[[id for id in ids if id < vocab_size]] = True
-    return bit_mask(mask)
 
 
 class RestrictedRule:
@@ -276,6 +272,7 @@ async def stream_events(job: GenerationJob, context: Context) -> AsyncGenerator[
     first_indices = accumulate((request.n for request in job.requests[:-1]), initial=0)
     cached = dict.fromkeys(first_indices, 0)  # cached tokens per request, by the index of its first sequence
     context.log_fields.update(model=ready.name, prompt_tokens=prompt_tokens, cached_tokens=0, completion_tokens=0)
+    thinks, reasoning_tokens = any(request.reader is not None for request in job.requests), 0
     PROMPT_TOKENS.labels(ready.name).inc(prompt_tokens)
     if ready.loop is None:
         message = f"{ready.name} does not generate text; use it to {', '.join(ready.model.verbs) or 'do other tasks'}"
@@ -283,14 +280,18 @@ async def stream_events(job: GenerationJob, context: Context) -> AsyncGenerator[
     async with ready.loop.stream(job.requests) as generation, aclosing(generation.events()) as events:
         async for event in events:
             if job.readers:
-                reader = job.readers[event.sequence]
-                parts = [*reader.push(event.text, event.id), *(reader.flush() if event.reason is not None else [])]
+                reader, token = job.readers[event.sequence], None if event.thinking else event.id
+                parts = [*reader.push(event.text, token, event.recipient)]
+                parts += reader.flush() if event.reason is not None else []
                 event.text = "".join(part for part in parts if isinstance(part, str))
                 event.calls = [part for part in parts if not isinstance(part, str)]
                 if event.reason == "stop" and reader.calls and not reader.broken:
                     event.reason = "tool_calls"
             generated += event.id is not None
             context.log_fields["completion_tokens"] = generated
+            if thinks:
+                reasoning_tokens += event.thinking
+                context.log_fields["reasoning_tokens"] = reasoning_tokens
             if event.sequence in cached:
                 cached[event.sequence] = event.cached_tokens
                 context.log_fields["cached_tokens"] = sum(cached.values())
@@ -362,4 +363,11 @@ def token_usage(context: Context, pending: int = 0) -> TokensUsed:
         int(context.log_fields[f"{name}_tokens"]) for name in ("prompt", "cached", "completion")
     )
     completion_tokens -= pending
-    return TokensUsed(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, PromptTokens(cached_tokens))
+    reasoning_tokens = context.log_fields.get("reasoning_tokens")
+    return TokensUsed(
+        prompt_tokens,
+        completion_tokens,
+        prompt_tokens + completion_tokens,
+        PromptTokens(cached_tokens),
+        UNSET if reasoning_tokens is None else CompletionTokens(int(reasoning_tokens)),
+    )

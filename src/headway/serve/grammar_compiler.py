@@ -15,11 +15,11 @@ from typing import Any
 from llguidance import LLMatcher
 
 from headway.errors import UserError
+from headway.serve.call_formats import CallFormat, arguments_grammar, calls_grammar
 from headway.serve.ecma_regex import escape_literal, parse_pattern
 from headway.serve.schemas.documents import MAX_SCHEMA_LENGTH
 from headway.serve.schemas.grammar import Grammar, grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
-from headway.serve.tool_calls import CallFormat, calls_grammar
 
 _MAX_CHOICES = 1000
 _MAX_FIRST_SECONDS = 0.3  # CPU seconds to find the first token of an answer
@@ -63,15 +63,15 @@ def _grammar(response_format: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
             remedy = "leave it out; for JSON use json_schema"
             raise UserError(f"the lark grammar has {unsupported[0]!r}, which is not supported; {remedy}")
         return LLMatcher.grammar_from_lark(response_format["lark"]), []
+    call_format = CallFormat(**response_format["format"])
     tools = [
-        (tool["name"], grammar_of(tool["schema"], f"the tool {tool['name']!r:.80}", f"s{i}"))
+        (tool["name"], arguments_grammar(call_format, tool["schema"], f"the tool {tool['name']!r:.80}", f"s{i}"))
         for i, tool in enumerate(response_format["tools"])
     ]
     for name, schema_grammar in tools:
         if schema_grammar.shapes:
             problem = f"the tool {name!r:.80} requires unique items or keys"
             raise UserError(f"{problem}, which cannot be enforced in calls; leave uniqueItems and minProperties out")
-    call_format = CallFormat(**response_format["format"])
     rules = [(name, schema_grammar.start, schema_grammar.lines) for name, schema_grammar in tools]
     return calls_grammar(call_format, rules, response_format["required"], response_format["parallel"]), [
         schema_grammar for _, schema_grammar in tools

@@ -42,6 +42,7 @@ class ServerSettings:
     stalled_seconds: float = 30.0  # for which a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
     grace: float = 10.0  # seconds that running requests get when the server shuts down
+    thinking_token_budget: int | None = None  # of requests without one
     log: bool = True  # write one line of JSON to stdout per request
 
 

@@ -9,13 +9,17 @@ import json
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from headway import __version__
+from headway.codecs.thinking_format import thinking_format
+from headway.generate.thinking import answer_reader
 from headway.serve import chat, completions, embeddings
 from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, CompletionBody, TokenLogprob
 from headway.serve.generation import GenerationJob, stream_events, text_codec
@@ -50,7 +54,6 @@ from headway.serve.wire import JSON_LINES
 
 VERSION = "0.12.11"  # the Ollama version of this API: clients query it to decide which features to use
 _DEFAULT_MAX_TOKENS = 4096  # tokens per answer if neither the request nor the context limits it
-OPEN, CLOSE = "<think>", "</think>"  # around a model's reasoning
 
 
 async def answer_chat(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
@@ -238,6 +241,7 @@ def _chat_body(
         logprobs=bool(body.logprobs or body.top_logprobs),
         top_logprobs=body.top_logprobs,
         chat_template_kwargs=thinking_variables or None,
+        thinking_token_budget=0 if body.think is False else None,
         **settings,
     )
 
@@ -251,7 +255,7 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[ChatMessage]:
                 f"messages[{position}] has images, which text models do not accept; describe them with /v1/caption"
             )
             raise StatusError(400, problem, f"messages[{position}].images")
-        chat_message = ChatMessage(message.role, message.content)
+        chat_message = ChatMessage(message.role, message.content, reasoning_content=message.thinking)
         if message.tool_calls:
             ids = [call.id or f"call{position:02d}{index:03d}" for index, call in enumerate(message.tool_calls)]
             pending_ids = list(ids)
@@ -291,20 +295,16 @@ async def _stream_lines(
     body: TextBody, job_context: AbstractAsyncContextManager[GenerationJob], context: Context
 ) -> AsyncGenerator[OllamaLine, None]:
     started = time.perf_counter_ns()
-    async with job_context as job, aclosing(stream_events(job, context)) as stream:
+    async with job_context as job, aclosing(stream_events(_with_reader(job), context)) as stream:
         load_end = prompt_end = time.perf_counter_ns()
         template = job.ready.model.usage.template or ""
         if body.think and "think" not in template:
             raise StatusError(400, f"{body.model} is not a reasoning model; leave think out", "think")
-        thoughts = ReasoningSplitter(False, False)
-        if OPEN in template or CLOSE in template:
-            prompt = text_codec(job.ready.model).decode(list(job.requests[0].prompt[-8:]))
-            thoughts = ReasoningSplitter(True, prompt.rstrip().endswith(OPEN))
         reason = "stop"
         async for event in stream:
             if prompt_end == load_end:
                 prompt_end = time.perf_counter_ns()
-            text, thinking = thoughts.split(event.text, event.reason is not None)
+            text, thinking = event.text, event.reasoning
             reason = "length" if event.reason == "length" else "stop"
             token = job.token_logprob(event)
             calls, tokens = [], [] if token is None else [token]
@@ -327,6 +327,17 @@ async def _stream_lines(
         yield last
 
 
+def _with_reader(job: GenerationJob) -> GenerationJob:
+    """The job with a reader that separates thinking, also for a raw prompt."""
+    [request] = job.requests
+    template, codec = job.ready.model.usage.template, text_codec(job.ready.model)
+    thinking = None if request.reader is not None or template is None else thinking_format(codec, template)
+    if thinking is None:
+        return job
+    state = thinking.state_after(codec.decode(list(request.prompt[-8:])))
+    return job._replace(requests=[replace(request, reader=partial(answer_reader, thinking, state))])
+
+
 def _line(body: TextBody) -> OllamaLine:
     line = OllamaLine(model=body.model, created_at=_now())
     if isinstance(body, OllamaChatBody):
@@ -343,48 +354,6 @@ def _set_output(
     else:
         line.message = LineMessage(text, thinking or UNSET, calls or UNSET)
     line.logprobs = tokens or UNSET
-
-
-class ReasoningSplitter:
-    """Separates the reasoning, between <think> and </think> at the start of the output, from the answer."""
-
-    def __init__(self, thinks: bool, started: bool) -> None:
-        """`thinks`: the model reasons; `started`: its chat template has started the reasoning."""
-        self._buffer = ""
-        self._next_tag = "" if not thinks else CLOSE if started else OPEN  # the next tag to find
-        self._at_start = thinks and started  # at the start of the answer or of the reasoning
-
-    def split(self, text: str, last: bool) -> tuple[str, str]:
-        """The new parts of the answer and of the reasoning."""
-        self._buffer += text
-        answer = reasoning = ""
-        if self._next_tag == OPEN:
-            start = self._buffer.lstrip()
-            if start.startswith(OPEN):
-                self._buffer, self._next_tag, self._at_start = start[len(OPEN) :], CLOSE, True
-            elif last or not OPEN.startswith(start):
-                self._next_tag = ""
-        if self._at_start:
-            self._buffer = self._buffer.lstrip()
-            self._at_start = not self._buffer
-        if self._next_tag == CLOSE:
-            reasoning, tag, remainder = self._buffer.partition(CLOSE)
-            if tag:
-                reasoning, self._buffer, self._next_tag, self._at_start = (
-                    reasoning.rstrip(),
-                    remainder.lstrip(),
-                    "",
-                    not remainder.strip(),
-                )
-            else:
-                certain = reasoning
-                if not last:  # white space at the end, and the start of a closing tag, are held back
-                    tag = next((CLOSE[:n] for n in range(len(CLOSE) - 1, 0, -1) if reasoning.endswith(CLOSE[:n])), "")
-                    certain = reasoning.removesuffix(tag).rstrip()
-                reasoning, self._buffer = certain, reasoning[len(certain) :]
-        if not self._next_tag:
-            answer, self._buffer = self._buffer, ""
-        return answer, reasoning
 
 
 _INFILL_TOKENS = (

@@ -92,7 +92,7 @@ class MessageCall(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OllamaMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """A message of a conversation. Earlier reasoning of the assistant is ignored."""
+    """A message of a conversation. The chat template decides whether the model reads earlier `thinking`."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None

@@ -26,7 +26,6 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 _NOT_STORED = "the server stores no responses; leave it out, and send the earlier items in input"
-_REASONING = "reasoning is not separated from answers; leave it out, or use chat_template_kwargs"
 
 
 class ResponseText(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,10 +38,12 @@ class ResponseText(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Not supported, except for values without effect."""
+    """`effort` is reasoning_effort. Reasoning is returned in full, not summarised."""
 
+    effort: str | None = None
     NEUTRAL: ClassVar[Neutrals] = {
-        name: Neutral(("none",), _REASONING) for name in ("effort", "summary", "generate_summary")
+        name: Neutral(("none", "auto"), "reasoning is not summarised; leave it out")
+        for name in ("summary", "generate_summary")
     }
 
 
@@ -53,9 +54,9 @@ class EventOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`input` is a user message or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
-    `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user` and `metadata`
-    are repeated in the answer and have no other effect.
+    """`input` is a user message or items: messages, reasoning, function_call and function_call_output. `seed`, `stop`,
+    `top_k`, `min_p`, `repetition_penalty`, `chat_template_kwargs` and `thinking_token_budget` are those of
+    /v1/chat/completions. `user` and `metadata` are repeated in the answer and have no other effect.
     """
 
     input: str | list[dict[str, Any]]
@@ -77,6 +78,7 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    thinking_token_budget: int | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     reasoning: ReasoningOptions | None = None
@@ -97,10 +99,15 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     }
 
 
-class OutputText(msgspec.Struct):
-    """Text, and the log probabilities of its tokens if requested."""
+class ContentPart(msgspec.Struct):
+    """A part of an item: OutputText or ReasoningText."""
 
     text: str = ""
+
+
+class OutputText(ContentPart):
+    """Text, and the log probabilities of its tokens if requested."""
+
     logprobs: list[TokenLogprob] = []
     annotations: list[dict[str, Any]] = []
     type: Literal["output_text"] = "output_text"
@@ -113,6 +120,21 @@ class OutputMessage(msgspec.Struct, tag="message"):
     content: list[OutputText]
     status: Status = "in_progress"
     role: Literal["assistant"] = "assistant"
+
+
+class ReasoningText(ContentPart):
+    """The text of the thinking before an answer."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+class ReasoningItem(msgspec.Struct, tag="reasoning"):
+    """The thinking before an answer."""
+
+    id: str
+    content: list[ReasoningText]
+    status: Status = "in_progress"
+    summary: list[dict[str, Any]] = []
 
 
 class FunctionCall(msgspec.Struct, tag="function_call"):
@@ -133,7 +155,7 @@ class InputTokens(msgspec.Struct):
 
 
 class OutputTokens(msgspec.Struct):
-    """Reasoning tokens in the output, which are not counted separately."""
+    """How many tokens of the output are thinking."""
 
     reasoning_tokens: int = 0
 
@@ -160,7 +182,7 @@ class Response(msgspec.Struct, kw_only=True):
     id: str
     created_at: int
     model: str
-    output: list[OutputMessage | FunctionCall]
+    output: list[ReasoningItem | OutputMessage | FunctionCall]
     status: Status
     usage: ResponseUsage | None = None
     incomplete_details: IncompleteDetails | None = None
@@ -178,7 +200,7 @@ class Response(msgspec.Struct, kw_only=True):
     user: str | None
     error: None = None
     previous_response_id: None = None
-    reasoning: None = None
+    reasoning: dict[str, str] | None = None
     service_tier: Literal["default"] = "default"
     store: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"
@@ -192,10 +214,10 @@ class ResponseEvent(msgspec.Struct, kw_only=True):
     sequence_number: int
     response: Response | UnsetType = UNSET
     output_index: int | UnsetType = UNSET
-    item: OutputMessage | FunctionCall | UnsetType = UNSET
+    item: ReasoningItem | OutputMessage | FunctionCall | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    part: OutputText | UnsetType = UNSET
+    part: ContentPart | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
@@ -229,6 +251,7 @@ async def _stream_events(body: ResponseBody, chat: ChatBody, context: Context) -
 
 
 _PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+_PARAMS["reasoning_effort"] = "reasoning.effort"
 
 
 @asynccontextmanager
@@ -260,6 +283,7 @@ def _response(body: ResponseBody, job: GenerationJob, context: Context) -> Respo
         top_p=1.0 if body.top_p is None else body.top_p,
         top_logprobs=body.top_logprobs or 0,
         user=body.user,
+        reasoning={"effort": body.reasoning.effort} if body.reasoning and body.reasoning.effort else None,
     )
 
 
@@ -271,7 +295,7 @@ class _ResponseBuilder:
     def __init__(self, response: Response) -> None:
         self.response = response
         self._next_number = 0  # of the next event
-        self._item: OutputMessage | FunctionCall | None = None  # the item that may still grow
+        self._item: ReasoningItem | OutputMessage | FunctionCall | None = None  # the item that may still grow
         self._tokens: list[TokenLogprob] = []  # for the next text
         self._reason: FinishReason = "stop"
 
@@ -280,6 +304,8 @@ class _ResponseBuilder:
             yield self._make_event("response.created", response=self.response)
             yield self._make_event("response.in_progress", response=self.response)
         self._tokens += [] if token is None else [token]
+        if event.reasoning:
+            yield from self._add_reasoning(event.reasoning)
         if event.text:
             yield from self._add_text(event.text)
         for call in event.calls:
@@ -301,9 +327,11 @@ class _ResponseBuilder:
             yield from self._add_text("")
         yield from self._finish_item("incomplete" if cut else "completed")
         counts = token_usage(context)
+        details = counts.completion_tokens_details
+        reasoning_tokens = 0 if details is UNSET else details.reasoning_tokens
         cached = InputTokens(counts.prompt_tokens_details.cached_tokens)
         response.usage = ResponseUsage(
-            counts.prompt_tokens, counts.completion_tokens, counts.total_tokens, cached, OutputTokens()
+            counts.prompt_tokens, counts.completion_tokens, counts.total_tokens, cached, OutputTokens(reasoning_tokens)
         )
         response.status = "incomplete" if cut else "completed"
         if cut:
@@ -311,6 +339,18 @@ class _ResponseBuilder:
         else:
             response.completed_at = int(time.time())
         yield self._make_event(f"response.{response.status}", response=response)
+
+    def _add_reasoning(self, text: str) -> Iterator[ResponseEvent]:
+        self._tokens = []
+        item = self._item
+        if not isinstance(item, ReasoningItem):
+            yield from self._finish_item()
+            item = ReasoningItem(self._item_id("rs"), [])
+            yield from self._add_item(item)
+            item.content.append(ReasoningText())
+            yield self._make_event("response.content_part.added", **self._location(item), part=item.content[0])
+        item.content[0].text += text
+        yield self._make_event("response.reasoning_text.delta", **self._location(item), delta=text)
 
     def _add_text(self, text: str) -> Iterator[ResponseEvent]:
         if not isinstance(self._item, OutputMessage):
@@ -332,7 +372,7 @@ class _ResponseBuilder:
         location = {"item_id": item.id, "output_index": len(self.response.output) - 1}
         return self._make_event("response.function_call_arguments.delta", **location, delta=new_arguments.text)
 
-    def _add_item(self, item: OutputMessage | FunctionCall) -> Iterator[ResponseEvent]:
+    def _add_item(self, item: ReasoningItem | OutputMessage | FunctionCall) -> Iterator[ResponseEvent]:
         self._item = item
         self.response.output.append(item)
         yield self._make_event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
@@ -344,7 +384,11 @@ class _ResponseBuilder:
             return
         item.status = status
         index = len(self.response.output) - 1
-        if isinstance(item, OutputMessage):
+        if isinstance(item, ReasoningItem):
+            part, location = item.content[0], self._location(item)
+            yield self._make_event("response.reasoning_text.done", **location, text=part.text)
+            yield self._make_event("response.content_part.done", **location, part=part)
+        elif isinstance(item, OutputMessage):
             part, location = item.content[0], self._location(item)
             part.logprobs += self._tokens
             self._tokens = []
@@ -361,7 +405,7 @@ class _ResponseBuilder:
             yield self._make_event("response.function_call_arguments.done", output_index=index, **fields)
         yield self._make_event("response.output_item.done", output_index=index, item=item)
 
-    def _location(self, message: OutputMessage) -> dict[str, Any]:
+    def _location(self, message: ReasoningItem | OutputMessage) -> dict[str, Any]:
         return {"item_id": message.id, "output_index": len(self.response.output) - 1, "content_index": 0}
 
     def _item_id(self, kind: str) -> str:
@@ -373,7 +417,7 @@ class _ResponseBuilder:
 
 
 _LOGPROBS = "message.output_text.logprobs"
-# Output that clients may request; the second is for reasoning models and has no effect here.
+# Output that clients may request; the second has no effect, because reasoning is not encrypted.
 _SUPPORTED_INCLUDES = (_LOGPROBS, "reasoning.encrypted_content")
 
 
@@ -408,6 +452,8 @@ def chat_body(body: ResponseBody) -> ChatBody:
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls,
         chat_template_kwargs=body.chat_template_kwargs,
+        thinking_token_budget=body.thinking_token_budget,
+        reasoning_effort=body.reasoning and body.reasoning.effort,
     )
 
 
@@ -419,6 +465,7 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     messages = [ChatMessage("system", body.instructions)] if body.instructions else []
     calls: set[str] = set()
+    reasoning: str | None = None  # before the next answer or call
     for index, item in enumerate(items):
         param = f"input[{index}]"
         kind = item.get("type", "message")
@@ -433,12 +480,17 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
                 messages[-1].content = f"{messages[-1].content}\n\n{message.content}"
             else:
                 messages.append(message)
+            if role == "assistant":
+                message.reasoning_content, reasoning = reasoning, None
+        elif kind == "reasoning":
+            reasoning = _text_content(item.get("content") or item.get("summary") or "", f"{param}.content")
         elif kind == "function_call":
             function = CalledFunction(_string(item, "name", param), _string(item, "arguments", param))
             call = CalledTool(_string(item, "call_id", param), function)
             calls.add(call.id)
             if not messages or messages[-1].role != "assistant":
-                messages.append(ChatMessage("assistant"))
+                messages.append(ChatMessage("assistant", reasoning_content=reasoning))
+                reasoning = None
             messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
         elif kind == "function_call_output":
             id = _string(item, "call_id", param)
@@ -447,7 +499,7 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
                 raise StatusError(400, f"{problem}; send its function_call too", f"{param}.call_id")
             messages.append(ChatMessage("tool", _text_content(item.get("output"), f"{param}.output"), tool_call_id=id))
         else:
-            known = "message, function_call and function_call_output"
+            known = "message, reasoning, function_call and function_call_output"
             remedy = f"{_NOT_STORED}" if kind == "item_reference" else f"send items of type {known}"
             raise StatusError(400, f"{param} is of type {_shorten(kind)}, which is not supported; {remedy}", param)
     return messages
@@ -472,7 +524,7 @@ def _text_content(content: object, param: str) -> str:
     for index, part in enumerate(content):
         path = f"{param}[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("input_text", "output_text", "text"):
+        if kind not in ("input_text", "output_text", "text", "reasoning_text", "summary_text"):
             remedy = _REMEDIES.get(str(kind), "send input_text")
             raise StatusError(400, f"{path} is of type {_shorten(kind)}, but only text is supported; {remedy}", path)
         texts.append(_string(part, "text", path))

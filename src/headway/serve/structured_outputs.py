@@ -54,6 +54,7 @@ class RuleFactory:
         self._compiled = compiled
         self._token_bytes = token_bytes
         self.ignored = compiled.ignored
+        self.token_texts: list[bytes] = token_bytes.tokens
 
     @property
     def headers(self) -> dict[str, str]:

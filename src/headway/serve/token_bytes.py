@@ -10,7 +10,7 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
@@ -18,6 +18,7 @@ from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.special_tokens import special_ids
 from headway.codecs.tokenizer import BYTES, LINE_SPACE_STEPS, decoder_steps
 from headway.errors import UserError
+from headway.generate.sampling import bit_mask
 
 SPECIAL_PREFIX = b"\xff"  # before the name of a special token; this byte occurs in no text
 _INVALID_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that no text contains
@@ -66,13 +67,6 @@ class TokenBytes:
         in_strings = [i for i, token in enumerate(self.tokens) if b'"' in token]
         outside = [i for i, token in enumerate(self.tokens) if _END_PATTERN.search(token) or token.count(b'"') > 1]
         return np.array(in_strings, np.int64), np.array(outside, np.int64)
-
-
-def bit_mask(mask: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
-    """One bit per token, lowest first, in int32."""
-    padded = np.zeros(-(-len(mask) // 32) * 32, bool)
-    padded[: len(mask)] = mask
-    return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 class _TokenizerAdapter:

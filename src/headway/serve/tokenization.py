@@ -13,7 +13,7 @@ from headway.serve.chat import conversation_of, messages_of, starts_answer
 from headway.serve.generation import TokenFormatter, text_codec
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint
-from headway.serve.tools import Toolbox
+from headway.serve.tools import Toolbox, arranged_messages
 
 _MAX_IDS = 1 << 20  # ids per request
 
@@ -107,6 +107,7 @@ async def apply_template(body: ApplyTemplateBody, context: Context) -> ApplyTemp
     starts = starts_answer(body.add_generation_prompt, body.continue_final_message)
     async with context.served.using(body.model) as ready:
         conversation = conversation_of(ready)
+        messages = arranged_messages(messages, conversation.template.text)
         tools = (
             Toolbox(conversation.codec, conversation.template.text, body.tools).template_tools if body.tools else None
         )

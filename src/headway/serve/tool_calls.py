@@ -1,9 +1,9 @@
-"""Tool call formats in published models, and a parser for their output.
+"""A parser for the tool calls in the output of published models.
 
 Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral puts a list after [TOOL_CALLS], and
 Llama 3 puts an object with name and parameters at the start of an answer or after <|python_tag|>. Newer Mistral models
-and DeepSeek generate the name and then the arguments as JSON, separated by tags. Qwen3-Coder generates each argument as
-plain text between its own tags.
+and DeepSeek generate the name and then the arguments as JSON, separated by tags. Qwen3-Coder and GLM 4.5 generate each
+argument as plain text between its own tags. `call_formats.py` lists all of them.
 
 Models make mistakes. The parser also accepts:
 
@@ -15,7 +15,6 @@ Models make mistakes. The parser also accepts:
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -24,48 +23,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from headway.generate.sequences import partial_match_length
+from headway.serve.call_formats import MISTRAL, CallFormat
 from headway.serve.incremental_json import IncrementalObject, without_trailing_commas
 from headway.serve.tool_call_syntax import (
     ARGUMENTS,
     FUNCTION_TAG,
     MAX_HEAD_LENGTH,
     SPACE,
-    TAGGED_CALL,
     JsonScanner,
     end_of_tags,
     may_start,
     named_call_head,
     object_head,
-    parse_tagged_arguments,
-    partial_tag_length,
+    parse_arguments,
 )
-
-
-@dataclass(frozen=True)
-class CallFormat:
-    """The tags around a call, and the key of its arguments.
-
-    `opening` and `closing` are strings; if they are special tokens, which are not part of the text, `opening_token` and
-    `closing_token` are their ids. `listed` calls are in one list. `bare` calls may start an answer without a tag.
-    `named` calls are not JSON objects: after the strings of `prefix` comes the name, in some an id after `middle_id`,
-    then the arguments after `middle`, and `suffix`; those without a `middle` have Qwen3-Coder's format. `inner` has the
-    special tokens among these tags, by their strings. `around` surrounds all calls and has no meaning.
-    """
-
-    opening: str
-    closing: str
-    arguments: str
-    listed: bool = False
-    bare: bool = False
-    opening_token: int | None = None
-    closing_token: int | None = None
-    named: bool = False
-    prefix: Sequence[str] = ()
-    middle: str = ""
-    middle_id: str = ""
-    suffix: str = ""
-    around: Sequence[str] = ()
-    inner: Mapping[str, int] = field(default_factory=dict)
 
 
 class ToolCall(NamedTuple):
@@ -85,67 +57,13 @@ class Arguments(NamedTuple):
 Part = str | ToolCall | Arguments  # of an answer
 
 
-def calls_grammar(
-    call_format: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool
-) -> str:
-    """A lark grammar for answers that call only these tools (names, and rules for their arguments).
-
-    Unless a call is `required`, any text may come before it or instead of it.
-    """
-    opening, closing = (
-        _tag(call_format.opening, call_format.opening_token),
-        _tag(call_format.closing, call_format.closing_token),
-    )
-    lines = ["TEXT: /(.|\\n)*/"]
-    bodies = []
-    for i, (name, start, rules) in enumerate(tools):
-        lines += [f"arguments{i}: {start}", *rules]
-        if call_format.named:
-            parts = [*call_format.prefix, name, *([call_format.middle_id] if call_format.middle_id else [])]
-            tags = [_tag(part, call_format.inner.get(part)) for part in parts]
-            call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
-            middle = _tag(call_format.middle, call_format.inner.get(call_format.middle))
-            suffix = [_tag(call_format.suffix, None)] if call_format.suffix else []
-            bodies.append(" ".join([*tags, *call_id, middle, f"arguments{i}", *suffix]))
-            continue
-        before = json.dumps(f'{{"name": {json.dumps(name)}, "{call_format.arguments}": ')
-        bodies.append(f'{before} arguments{i} "}}"')
-    lines.append(f"object: {' | '.join(bodies)}")
-    if call_format.bare:
-        if required:
-            return "\n".join(["start: object", *lines])
-        return "\n".join(
-            [f"start: PLAIN | {opening}? object", "PLAIN: /[ \\n\\r\\t]*([^ \\n\\r\\t{](.|\\n)*)?/", *lines]
-        )
-    if call_format.listed:
-        more_calls = '(", " object)*' if parallel else ""
-        lines.append(f'list: {opening} " "? "[" object {more_calls} "]"')
-        return "\n".join([f"start: {'list' if required else 'TEXT | TEXT list'}", *lines])
-    if call_format.named:
-        lines.append(f"call: {opening} object {closing if call_format.closing else ''}")
-        return "\n".join([f"start: {'' if required else 'TEXT | TEXT '}call{'+' if parallel else ''}", *lines])
-    lines.append(f'call: {opening} "\\n" object "\\n" {closing}')
-    if required:
-        return "\n".join([f"start: call{' (NEXT call)*' if parallel else ''}", 'NEXT: "\\n"', *lines])
-    if call_format.opening_token is None:
-        lines += [f"head[lazy]: TEXT {opening}", f'after: head "\\n" object "\\n" {closing}']
-    else:
-        lines.append("after: TEXT call")
-    return "\n".join([f"start: {'after* rest' if parallel else 'rest | after'}", "rest: TEXT", *lines])
-
-
-def _tag(text: str, token_id: int | None) -> str:
-    return json.dumps(text) if token_id is None else f"<[{token_id}]>"
-
-
-MISTRAL = "[TOOL_CALLS]"
 _CALL_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
 
 # Before an object in the middle of text that is a quotation or part of other JSON rather than a call.
 _QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
 _OBJECT_STARTS = tuple(
-    f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type")
+    f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type", "tool_name", "tool_call_id")
 )  # possible starts of an object that is a call
 _LOOKAHEAD = 80  # characters that show whether a call begins
 
@@ -192,7 +110,8 @@ class ToolCallParser:
             listed = replace(call_format, listed=True, named=False)
             self._formats = {"[": listed, "{": replace(call_format, listed=False, named=False), "": named}
         self._current_format: CallFormat | None = None  # of the current call, once known
-        self._is_tagged = call_format.named and not call_format.middle
+        self._is_tagged = call_format.syntax == "coder"
+        self._recipient = ""
         self._tools = tools
         self._inner_tags = {token: text for text, token in call_format.inner.items()}
         self._parallel = parallel
@@ -217,8 +136,20 @@ class ToolCallParser:
         """Characters that may separate calls, in addition to white space."""
         return ";," if self._may_start_bare and self.calls else ""
 
-    def push(self, text: str, token: int | None = None) -> list[Part]:
-        """The parts that are certain after a token and the text that it completed, in order."""
+    def push(self, text: str, token: int | None = None, recipient: str = "") -> list[Part]:
+        """The parts that are certain after a token and the text that it completed, in order. In formats that address
+        messages, `recipient` is the tool that the text is for.
+        """
+        if not self._format.addressed:
+            return self._push(text, token)
+        parts: list[Part] = []
+        if recipient != self._recipient:
+            parts += self._push(self._format.closing) if self._recipient else []
+            parts += self._push(self._format.head(recipient)) if recipient else []
+            self._recipient = recipient
+        return [*parts, *(self._push(text) if recipient else [text] if text else [])]
+
+    def _push(self, text: str, token: int | None = None) -> list[Part]:
         parts: list[Part] = []
         if token is not None and token == self._format.opening_token and not self.full:
             if self._in_call:
@@ -300,7 +231,7 @@ class ToolCallParser:
         ):
             return None
         if call_format.named:
-            start = self._head_pattern(call_format).match(buffer) if call_format.middle else None
+            start = self._head_pattern(call_format).match(buffer) if call_format.syntax == "json" else None
             name = "" if start is None else start["name"]
             call_id = "" if start is None else start.groupdict().get("id") or ""
         else:
@@ -312,7 +243,7 @@ class ToolCallParser:
                 members = {} if start is None else msgspec.json.decode(start["members"] + '"":""}', type=dict[str, str])
             except (msgspec.MsgspecError, UnicodeError):
                 return None
-            name, call_id = members.get("name", ""), members.get("id", "")
+            name, call_id = members.get(call_format.name_key, ""), members.get("id", "")
         if start is None or name not in self._tools or buffer[start.end() : start.end() + 1] != "{":
             return None
         self._partial_calls.append(_PartialCall(name, start.end(), start.end()))
@@ -367,13 +298,15 @@ class ToolCallParser:
         if not start:
             return None
         if self._may_start_bare and not self.full:
-            if start[0] == "{":
+            if start[0] == "{" or self._starts_with_name(start):
                 self._start_call(len(buffer) - len(start))
                 return []
+            if call_format.named and any(f"{name}\n".startswith(start.rstrip(" \t\r")) for name in self._tools):
+                return None
             self._may_start_bare = False
         certain = len(buffer)
         if not self.full:
-            tags = [call_format.opening] if call_format.opening_token is None else []
+            tags = [call_format.opening] if call_format.opening_token is None and call_format.opening else []
             positions = {position: tag for tag in tags if (position := buffer.find(tag)) >= 0}
             if self._is_tagged:  # without its outer tag; its start is part of the call
                 tags.append(FUNCTION_TAG)
@@ -387,10 +320,15 @@ class ToolCallParser:
             if positions:
                 return self._start_call(min(positions), positions[min(positions)])
             if tags:
-                certain -= max(partial_tag_length(buffer, tag) for tag in (*tags, *call_format.around))
+                certain -= max(partial_match_length(buffer, tag) for tag in (*tags, *call_format.around))
         text = buffer[:certain].rstrip(SPACE)
         self._buffer = buffer[len(text) :]
         return [text] if text else None
+
+    def _starts_with_name(self, text: str) -> bool:
+        """Whether a text starts with a line that is a tool's name, in a format that needs no tag before it."""
+        name, line_break, _ = text.partition("\n")
+        return self._format.named and bool(line_break) and name.strip(SPACE) in self._tools
 
     def _parse_call(self) -> Sequence[Part] | None:
         call_format = self._call_format()
@@ -429,25 +367,21 @@ class ToolCallParser:
         """The call at the start of the buffer, and its end; an empty list if it is not a call; None if more input is
         needed. At the end of an answer the closing tag may be missing.
         """
-        buffer = self._buffer
+        buffer, ended = self._buffer, final or self._closed
         bare = self._is_tagged and not self._opening_tag.strip(SPACE) and call_format.opening_token is None
-        start = (self._head_pattern(call_format) if call_format.middle else TAGGED_CALL).match(buffer)
+        start = self._head_pattern(call_format).match(buffer)
         if start is None:
-            return ([], 0) if final or len(buffer) > MAX_HEAD_LENGTH or "{" in buffer else None
+            return ([], 0) if ended or len(buffer) > MAX_HEAD_LENGTH or "{" in buffer else None
         name, call_id = start["name"], start.groupdict().get("id")
         if name not in self._tools:
-            return [], 0
-        if call_format.middle:
+            return None if start.end() == len(buffer) and not call_format.middle and not ended else ([], 0)
+        if call_format.syntax == "json":
             stop = self._scanner.advance(buffer[start.end() :], "{", ('"', "}"))
             arguments = without_trailing_commas(buffer[start.end() :][:stop]) if stop else ""
         else:
-            is_complete = final or "</function>" in buffer
-            stop, arguments = (
-                parse_tagged_arguments(buffer[start.end() :], self._tools[name], bare, final)
-                if is_complete
-                else (None, "")
-            )
-        if not stop:
+            text, syntax, quote = buffer[start.end() :], call_format.syntax, call_format.quote
+            stop, arguments = parse_arguments(text, syntax, quote, self._tools[name], bare, ended)
+        if stop is None or not arguments:
             return None if stop is None and not final else ([], 0)
         closing = call_format.closing if call_format.closing_token is None else ""
         end = end_of_tags(buffer, start.end() + stop, [call_format.suffix, closing], final)
@@ -491,10 +425,16 @@ class ToolCallParser:
             items = msgspec.json.decode(without_trailing_commas(text), type=kind)
             calls: list[ToolCall] = []
             for item in items if isinstance(items, list) else [items]:
-                name = msgspec.json.decode(item["name"], type=str)
+                name = msgspec.json.decode(item[call_format.name_key], type=str)
                 [key] = [key for key in ARGUMENTS if key in item]
                 arguments = bytes(item[key]).decode()
-                if name not in self._tools or not set(item) <= {"name", key, "id", "type"}:
+                if name not in self._tools or not set(item) <= {
+                    call_format.name_key,
+                    key,
+                    "id",
+                    "type",
+                    "tool_call_id",
+                }:
                     return []
                 if arguments.startswith('"'):  # an object in a string
                     arguments = without_trailing_commas(msgspec.json.decode(arguments, type=str)).strip(SPACE)

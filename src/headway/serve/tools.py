@@ -10,33 +10,15 @@ from typing import Any
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.special_tokens import special_ids
+from headway.codecs.thinking_format import CHANNEL
 from headway.errors import UserError, nearest
+from headway.serve.call_formats import DEEPSEEK_MARK, FORMATS, MISTRAL, CallFormat
 from headway.serve.structured_outputs import RuleFactory, compile_format
-from headway.serve.tool_calls import MISTRAL, CallFormat, ToolCallParser
+from headway.serve.tool_calls import ToolCallParser
 
 _MAX_TOOLS = 128  # tools per request
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS, _NO_PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
-# Formats by a string in the chat template, in the order of the search: some templates contain two.
-_DEEPSEEK = CallFormat(
-    "<｜tool▁call▁begin｜>",
-    "<｜tool▁call▁end｜>",
-    "arguments",
-    named=True,
-    middle="<｜tool▁sep｜>",
-    around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-)
-_FENCED = replace(_DEEPSEEK, prefix=("function", "<｜tool▁sep｜>"), middle="\n```json\n", suffix="```")
-_FORMATS = {
-    "[ARGS]": CallFormat("[TOOL_CALLS]", "", "arguments", named=True, middle="[ARGS]", middle_id="[CALL_ID]"),
-    "[TOOL_CALLS]": CallFormat("[TOOL_CALLS]", "", "arguments", listed=True),
-    "<function=": CallFormat("<tool_call>", "</tool_call>", "arguments", named=True),
-    "<tool_call>": CallFormat("<tool_call>", "</tool_call>", "arguments"),
-    "<|python_tag|>": CallFormat("<|python_tag|>", "", "parameters", bare=True),
-    "```json": _FENCED,
-    "<｜tool▁sep｜>": _DEEPSEEK,
-}
-_UNSUPPORTED_TAGS = ("<arg_key>", "<|channel|>")  # tags in unsupported formats
 
 
 def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
@@ -44,30 +26,31 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
 
     UserError for a template without tools, or with an unsupported format.
     """
-    known = "Hermes, Qwen, Llama 3, Mistral and DeepSeek"
-    if "tools" not in template and _DEEPSEEK.middle not in template:
+    known = "Hermes, Qwen, Llama 3, Mistral, DeepSeek, gpt-oss, GLM 4, Gemma, Granite and Command R"
+    if "tools" not in template and DEEPSEEK_MARK not in template:
         raise UserError(
             f"the chat template does not support tools; use a model that was trained for them, such as {known}"
         )
-    unsupported = next((tag for tag in _UNSUPPORTED_TAGS if tag in template), None)
-    deepseek = _DEEPSEEK.middle in template
+    deepseek = DEEPSEEK_MARK in template
     call_format = next(
-        (candidate for tag, candidate in _FORMATS.items() if tag in template and deepseek == (candidate.around != ())),
+        (candidate for tag, candidate in FORMATS.items() if tag in template and deepseek == (candidate.around != ())),
         None,
     )
     if call_format is None and codec.token_id("<|python_tag|>") is not None and '"parameters"' in template:
-        call_format = _FORMATS["<|python_tag|>"]
-    if unsupported is not None or call_format is None:
-        reason = f"with {unsupported!r}" if unsupported else "in a format"
-        raise UserError(f"the chat template has tool calls {reason} that is not supported; use one of {known}")
+        call_format = FORMATS["<|python_tag|>"]
+    if call_format is None:
+        raise UserError(f"the chat template has tool calls in a format that is not supported; use one of {known}")
     if call_format.middle_id not in template:
         call_format = replace(call_format, middle_id="")
     special = special_ids(codec.tokenizer)
     tags = [call_format.opening, call_format.closing, *call_format.prefix, call_format.middle, call_format.middle_id]
+    tags += call_format.tags
     if call_format.opening == MISTRAL:  # Mistral models also generate the tags of newer ones
         tags += ["[ARGS]", "[CALL_ID]"]
     token_ids = {tag: token_id for tag in tags if (token_id := codec.token_id(tag or None)) in special}
     opening, closing = token_ids.pop(call_format.opening, None), token_ids.pop(call_format.closing, None)
+    if call_format.addressed:  # its parts are found by the recipient of a message
+        opening = closing = None
     return replace(call_format, opening_token=opening, closing_token=closing, inner=token_ids)
 
 
@@ -99,7 +82,10 @@ class Toolbox:
         self._call_format = format_of(codec, template) if names else None
         # Answers follow a grammar, so they contain no mistakes.
         self._constrained = self.required or any(function.get("strict") for function in self._offered.values())
-        self._parallel = parallel and not (self._call_format is not None and self._call_format.bare and self.required)
+        is_single = self._call_format is not None and (
+            self._call_format.addressed or (self._call_format.bare and self.required)
+        )
+        self._parallel = parallel and not is_single
         self.template_tools = [_complete_tool(tool, template) for tool in tools] if names else None
 
     def rule(self, stop_ids: Iterable[int] = ()) -> RuleFactory | None:
@@ -110,10 +96,6 @@ class Toolbox:
         """
         if self._call_format is None or not self._constrained:
             return None
-        if self._call_format.named and not self._call_format.middle:
-            raise UserError(
-                "this model generates arguments as plain text, without a schema; leave tool_choice and strict out"
-            )
         request = {
             "type": "calls",
             "format": asdict(self._call_format),
@@ -210,6 +192,52 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             ]
         converted.append(message)
     return converted
+
+
+def arranged_messages(messages: Sequence[Mapping[str, Any]], template: str) -> list[dict[str, Any]]:
+    """`template_messages` as templates with other conventions expect them.
+
+    gpt-oss reads one call per message, followed by its output, and earlier thinking as `thinking`. GLM 4 reads the name
+    of a call as `metadata`, and outputs with the role observation. DeepSeek reads calls only without content, and some
+    of its templates read their arguments as a string.
+    """
+    arranged: list[dict[str, Any]] = []
+    for message in messages:
+        message, calls = dict(message), message.get("tool_calls") or []
+        if "thinking" in template and message.get("reasoning_content") and not (calls and message["content"]):
+            message["thinking"] = message["reasoning_content"]
+        if calls and not message["content"] and re.search(r"content'?\]? is (?:not )?none", template):
+            message["content"] = None
+        if calls and re.search(r"\['arguments'\] \+", template):
+            calls = message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": _to_json(call["function"]["arguments"])}}
+                for call in calls
+            ]
+        if CHANNEL in template and len(calls) > 1:
+            arranged.append({**message, "tool_calls": calls[:1]})
+            arranged += [{"role": message["role"], "content": "", "tool_calls": [call]} for call in calls[1:]]
+            continue
+        if CHANNEL in template and message["role"] == "tool":  # after its call
+            ids = [(earlier.get("tool_calls") or [{}])[0].get("id") for earlier in arranged]
+            position = max(
+                (i for i, call_id in enumerate(ids) if call_id == message.get("tool_call_id", "")), default=-1
+            )
+            arranged.insert(position + 1 if position >= 0 else len(arranged), message)
+            continue
+        if "<|observation|>" in template and "metadata" in template:
+            message |= {"role": "observation"} if message["role"] == "tool" else {}
+            for call in calls:
+                function = call["function"]
+                content = _to_json(function["arguments"])
+                arranged.append({"role": message["role"], "content": content, "metadata": function["name"]})
+            if calls:
+                continue
+        arranged.append(message)
+    return arranged
+
+
+def _to_json(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
 
 
 def _is_call(call: Any) -> bool:

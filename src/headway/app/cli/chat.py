@@ -6,11 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headway.app.cli.generate import add_sampling, sampling_settings
-from headway.app.cli.options import load, torch_options, verb_options
+from headway.app.cli.options import add_verb, integer, load, torch_options, verb_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.generate import Event
 
 EXAMPLE = """
 headway chat runs/my-answers --system "Answer in one line." --temperature 0.7
@@ -29,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message at the start of the conversation")
     add_sampling(parser, tokens=200)
+    add_verb(parser, "chat", types={"thinking_token_budget": integer(-1)})
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -61,9 +66,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function that uses the model's chat template, here or on a server."""
+    from headway.generate.thinking import check_budget
+
     system_message: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
     sampling, limits = (None, None) if args.server is not None else sampling_settings(args)
     if args.server is None:  # a template may reject a system message
+        check_budget(args.thinking_token_budget, model.talk.thinking)
         model.talk.encode_prompt([*system_message, {"role": "user", "content": "?"}], limits)
     terminal.note(KEYS_HELP)
 
@@ -71,16 +79,34 @@ def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply
         messages = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
         messages = [*system_message, *messages[:-1]]  # the last turn has no answer yet
         if args.server is not None:
-            return model.chat_stream(messages, **verb_options(args, "stream"))
-        ids, dropped = model.talk.encode_prompt(messages, limits)
-        report_dropped(dropped, model, terminal)
-        return model.talk.stream_answer(ids, sampling, limits)
+            options = verb_options(args, "stream") | verb_options(args, "chat_stream")
+            return model.chat_stream(messages, **options)
+        prompt = model.talk.encode_prompt(messages, limits, args.thinking_token_budget)
+        report_dropped(prompt.dropped, model, terminal)
+        return answer(model.talk.stream_answer(prompt, sampling, limits, args.thinking_token_budget), terminal)
 
     return reply
 
 
+def answer(events: Iterator[Event], terminal: Terminal) -> Iterator[str]:
+    """The text of an answer; the thinking before it goes to stderr."""
+    thinking = False
+    for event in events:
+        if event.reasoning:
+            thinking = True
+            terminal.note(event.reasoning, end="")
+        if event.text:
+            if thinking:
+                terminal.note("\n")
+            thinking = False
+            yield event.text
+
+
 def dialogue_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """A reply function for a model without a chat template, which continues a dialogue."""
+    from headway.generate.thinking import check_budget
+
+    check_budget(args.thinking_token_budget, None)
     args.stop = [*args.stop, f"\n{USER.strip()}"]
     sampling, limits = sampling_settings(args)
     terminal.note(

@@ -66,6 +66,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help=timeout)
     grace = "seconds to wait at shutdown for running requests to finish (default: 10)"
     add("--grace", type=number(0), default=10.0, metavar="S", help=grace)
+    budget = "maximum tokens of thinking in requests without thinking_token_budget; 0 turns it off (default: no limit)"
+    add("--thinking-token-budget", type=integer(0), metavar="N", help=budget)
     add("--no-access-log", action="store_true", help="do not log each request on stdout")
     add_cache(parser)
     add(
@@ -128,6 +130,7 @@ def _serve(
         origins=tuple(args.cors),
         request_seconds=args.timeout,
         grace=args.grace,
+        thinking_token_budget=args.thinking_token_budget,
         log=not args.no_access_log,
     )
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)

@@ -37,9 +37,9 @@ class Terminal:
         if not self.json:
             print(_escape_controls(text), end=end, flush=True)
 
-    def note(self, text: str = "") -> None:
+    def note(self, text: str = "", end: str = "\n") -> None:
         """Print progress or a remark on stderr."""
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), end=end, file=sys.stderr, flush=True)
 
     def print_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print rows with equal keys as aligned columns under a header; numbers are right-aligned."""
