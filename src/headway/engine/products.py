@@ -182,7 +182,7 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
         x, out = f32(values + k * LINE), f32(y + k * stride)
         for i in range(row, row + width):
             left, right = 2 * i, 2 * i + 1
-            out[i] = gate(MAXOUT, x[left - 2 * row], x[right - 2 * row], bias, left, right)
+            out[i] = gate(MAXOUT, x[left - 2 * row], x[right - 2 * row], bias, left, right, np.float32(0))
 
 
 ROWS_AT_ONCE = BLOCKS * BLOCK_ROWS  # input rows that a tile is multiplied with before storing

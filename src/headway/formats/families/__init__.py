@@ -40,6 +40,7 @@ def text_part(settings: Settings) -> Settings:
     part = settings.part("text_config")
     outer = {name: value for name, value in settings.values.items() if name.endswith("_token_id")}
     outer["tie_word_embeddings"] = settings.get("tie_word_embeddings", bool, True)
+    outer["final_logit_softcapping"] = None  # which the classes of these models do not use
     return replace(part, values={"model_type": TEXT_PARTS[kind], **part.values, **outer})
 
 
