@@ -275,6 +275,7 @@ class Builder:
         """
         packed, wanted = (self.weights.matrix(part.matrix()) for part in (projection, reader))
         if self.wide and FP32 not in (packed.kind, wanted.kind):
+            x = self._quantise(x, packed)  # before y has its turn: the product before may still read the other buffer
             y: Slot = self._int8_slot(packed.rows, wanted.kind, self._pair)
         else:
             y = self.shared(packed.rows)
